@@ -1,0 +1,175 @@
+"""What an export leaves behind, as data: ``manifest.json`` and the artifacts it lists."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from md_export.errors import ArtifactError
+from md_export.files import sha256_of
+from md_export.recipe import Recipe
+from md_export.tensors import TensorSpec
+
+MANIFEST: Final = "manifest.json"
+GOLDEN_FOLDER: Final = "golden"
+SCHEMA: Final = 1
+_LARGEST_FILE: Final = 16 << 20
+_FORBID = ConfigDict(extra="forbid", strict=True)
+
+
+@dataclass(frozen=True)
+class RewriteRecord:
+    """How often a rewrite fired in one component; ``exact`` says that it only changes the form."""
+
+    name: str
+    fired: int
+    exact: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What rewrites that change the function did to the pictures, torch against torch on the golden cases."""
+
+    unet_snr_db: float
+    picture_psnr_db: float
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Worst figures of one artifact over all golden cases, against the golden outputs, in float64."""
+
+    snr_db: float
+    psnr_db: float
+    cosine: float
+    max_abs: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of the worker process that made the artifact: wall seconds and peak resident bytes."""
+
+    seconds: float
+    peak_resident_bytes: int
+
+
+@dataclass(frozen=True)
+class ArtifactEntry:
+    """One artifact; ``stored`` maps dtype names to bytes of weights found in the file itself."""
+
+    component: str
+    file: str
+    sha256: str
+    bytes: int
+    weights: str
+    activations: str
+    stored: dict[str, int]
+    ops: dict[str, int]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    rewrites: tuple[RewriteRecord, ...]
+    measured: Measured
+    parity: Parity | None = None
+
+
+@dataclass(frozen=True)
+class OneStep:
+    """What an app needs to run the artifacts: x0 = a·x_T + b·output at ``timestep``; decode x0 / scaling_factor."""
+
+    timestep: int
+    a: float
+    b: float
+    scaling_factor: float
+    prediction_type: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """``manifest.json``: everything that is known about the artifacts beside it."""
+
+    __pydantic_config__ = _FORBID
+
+    schema: int
+    md_export: str
+    target: str
+    recipe: Recipe
+    checkpoint_sha256: str
+    golden_sha256: str
+    tools: dict[str, str]
+    one_step: OneStep
+    artifacts: tuple[ArtifactEntry, ...]
+    picture_psnr_db: float | None = None
+    drift: Drift | None = field(default=None)
+
+
+_MANIFEST = TypeAdapter(Manifest)
+_ENTRY = TypeAdapter(ArtifactEntry)
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write ``folder/manifest.json``, keys in declaration order, one indent a level."""
+    text = _MANIFEST.dump_json(manifest, indent=2).decode()
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def manifest_to_dict(manifest: Manifest) -> dict[str, Any]:
+    """Plain JSON-ready form."""
+    plain: dict[str, Any] = json.loads(_MANIFEST.dump_json(manifest))
+    return plain
+
+
+def entry_to_dict(entry: ArtifactEntry) -> dict[str, Any]:
+    """Plain JSON-ready form of one entry; :func:`entry_from_dict` reads it back."""
+    plain: dict[str, Any] = json.loads(_ENTRY.dump_json(entry))
+    return plain
+
+
+def entry_from_dict(values: dict[str, Any]) -> ArtifactEntry:
+    """Read what :func:`entry_to_dict` wrote."""
+    return _ENTRY.validate_json(json.dumps(values), strict=True)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and validate ``folder/manifest.json``.
+
+    Raises:
+        ArtifactError: missing, unreadable, of another schema, or naming files outside ``folder``.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ArtifactError(f"{folder} holds no {MANIFEST}; point at a folder that md-export wrote")
+    if path.stat().st_size > _LARGEST_FILE:
+        raise ArtifactError(f"{path} is larger than {_LARGEST_FILE} bytes; export again")
+    try:
+        manifest = _MANIFEST.validate_json(path.read_bytes(), strict=True)
+    except (ValidationError, RecursionError, OSError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(f"{path} is not a manifest: {where}: {first['msg']}; export again") from error
+    if manifest.schema != SCHEMA:
+        raise ArtifactError(f"{path} has schema {manifest.schema}, this version reads {SCHEMA}; export again")
+    for entry in manifest.artifacts:
+        if Path(entry.file).name != entry.file or entry.file in ("", ".", ".."):
+            raise ArtifactError(f"{path}: artifact file {entry.file!r} is not a plain name; export again")
+    return manifest
+
+
+def artifact_path(folder: Path, entry: ArtifactEntry) -> Path:
+    """Where the artifact lies.
+
+    Raises:
+        ArtifactError: it is not there.
+    """
+    path = folder / entry.file
+    if not path.exists():
+        raise ArtifactError(f"{entry.component}: {path} is missing; export again")
+    return path
+
+
+def is_unchanged(folder: Path, entry: ArtifactEntry) -> bool:
+    """Whether the artifact's bytes are those that the manifest was written for."""
+    return sha256_of(artifact_path(folder, entry)) == entry.sha256

@@ -1,0 +1,17 @@
+"""Checkpoint folders: configs, strict keys, memory-mapped weights; nothing in them is ever executed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from md_export.checkpoint.build import build_on_meta
+from md_export.checkpoint.configs import read_model_config
+from md_export.checkpoint.folder import Checkpoint, open_checkpoint, open_layout
+from md_export.components import ModelConfig
+
+__all__ = ["Checkpoint", "build_on_meta", "open_checkpoint", "read_config"]
+
+
+def read_config(path: Path) -> ModelConfig:
+    """The configs of a checkpoint folder alone; weights and tokenizer need not be there."""
+    return read_model_config(open_layout(path))

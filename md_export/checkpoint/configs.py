@@ -1,0 +1,115 @@
+"""The config files of a checkpoint folder, checked field by field before anything is built from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from types import NoneType
+from typing import Any, Final, TypeVar
+
+from md_export.checkpoint.files import TABLE_LIMIT, Layout, read_json
+from md_export.components import ModelConfig, parse_config
+from md_export.components.schedule import ScheduleConfig
+from md_export.components.unet import MDUNetConfig
+from md_export.components.vae import VAEConfig
+from md_export.errors import CheckpointError, ConfigError
+
+ConfigT = TypeVar("ConfigT", MDUNetConfig, VAEConfig, ScheduleConfig)
+
+# Sizes that cost memory before a parameter is counted; several times what any known model of this kind uses.
+_LARGEST: Final[Mapping[str, int]] = {
+    "down_layers": 256,
+    "up_layers": 256,
+    "layers_per_block": 256,
+    "decoder_layers_per_block": 256,
+    "num_hidden_layers": 256,
+    "sample_size": 1024,
+    "max_position_embeddings": 1024,
+    "num_train_timesteps": 100_000,
+}
+_LEVELS: Final = 16
+_TEXT_SIZES: Final = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+)
+
+
+def read_model_config(layout: Layout) -> ModelConfig:
+    """All four configs of a checkpoint; raises :class:`CheckpointError` or :class:`ConfigError`, naming the file."""
+    text = read_json(layout.require("text_encoder/config.json"))
+    for field in _TEXT_SIZES:
+        if field in text:
+            _check_value(f"text_encoder/config.json: {field}", field, text[field], int)
+    unet = read_json(layout.require("unet/config.json"))
+    unet.pop("trained_substitutions", None)
+    config = ModelConfig(
+        text_encoder=text,
+        unet=_parse(MDUNetConfig, "unet", unet),
+        vae=_parse(VAEConfig, "vae", read_json(layout.require("vae/config.json"))),
+        schedule=_parse(ScheduleConfig, "scheduler", read_json(layout.require("scheduler/scheduler_config.json"))),
+    )
+    config.check()
+    return config
+
+
+def read_trained_substitutions(layout: Layout) -> tuple[str, ...]:
+    """``trained_substitutions`` of ``unet/config.json``: rewrites that the weights were trained to expect."""
+    names = read_json(layout.require("unet/config.json")).get("trained_substitutions", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"unet/config.json: trained_substitutions must be a list of rewrite names, not {names!r:.80}")
+    return tuple(names)
+
+
+def check_vocabulary(path: Path, config: ModelConfig) -> None:
+    """Raise :class:`CheckpointError` if ``vocab.json`` has an id that the text encoder has no row for."""
+    if not path.is_file():
+        return
+    ids = [value for value in read_json(path, TABLE_LIMIT).values() if isinstance(value, int)]
+    rows = int(config.text_encoder.get("vocab_size", 49408))
+    if not ids or max(ids) >= rows or min(ids) < 0:
+        span = f"{min(ids)} to {max(ids)}" if ids else "none"
+        raise CheckpointError(
+            f"{path} has token ids {span}, but text_encoder/config.json has vocab_size={rows}: "
+            "the tokenizer and the text encoder are not of the same model"
+        )
+
+
+def _parse(kind: type[ConfigT], folder: str, values: Mapping[str, Any]) -> ConfigT:
+    file = "scheduler/scheduler_config.json" if folder == "scheduler" else f"{folder}/config.json"
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if field.name in values:
+            _check_value(f"{file}: {field.name}", field.name, values[field.name], hints[field.name])
+    return parse_config(kind, folder, values)
+
+
+def _check_value(where: str, field: str, value: Any, hint: Any) -> None:
+    """Raise :class:`ConfigError` unless ``value`` is of the annotated type and, as a number, sensible."""
+    allowed = typing.get_args(hint) if NoneType in typing.get_args(hint) else (hint,)
+    if value is None and NoneType in allowed:
+        return
+    wanted = next(kind for kind in allowed if kind is not NoneType)
+    if typing.get_origin(wanted) is tuple:
+        if not isinstance(value, list) or not 0 < len(value) <= _LEVELS or not all(_is_size(item) for item in value):
+            raise ConfigError(f"{where} must be a list of 1 to {_LEVELS} whole numbers above 0, not {value!r:.80}")
+    elif wanted is int:
+        if not _is_size(value):
+            raise ConfigError(f"{where} must be a whole number above 0, not {value!r:.80}")
+        if value > _LARGEST.get(field, value):
+            raise CheckpointError(f"{where}={value} is absurd (at most {_LARGEST[field]} is read): correct the file")
+    elif wanted is float:
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value) or value <= 0:
+            raise ConfigError(f"{where} must be a finite number above 0, not {value!r:.80}")
+    elif not isinstance(value, wanted):
+        raise ConfigError(f"{where} must be {wanted.__name__}, not {value!r:.80}")
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -1,0 +1,107 @@
+"""Small files of an untrusted folder: where they lie, how much of them is read, what is said when they are wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from md_export.errors import CheckpointError
+
+# CLIP's own vocab.json is 0.9 MB, the index of a large sharded model 0.3 MB, a config.json 5 KB.
+CONFIG_LIMIT: Final = 1 << 20
+TABLE_LIMIT: Final = 32 << 20
+LFS_HEADER: Final = b"version https://git-lfs.github.com/spec/"
+_SHOWN_CHARACTERS: Final = 160
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A checkpoint folder and, for a sibling, the parent whose files it inherits."""
+
+    root: Path
+    parent: Path | None = None
+
+    @property
+    def tiers(self) -> tuple[Path, ...]:
+        """The folders that hold weights, the ones that override last."""
+        return (self.root,) if self.parent is None else (self.parent, self.root)
+
+    def find(self, relative: str) -> Path | None:
+        """The file ``relative``: the sibling's own, else the parent's, else ``None``."""
+        try:
+            return next((tier / relative for tier in reversed(self.tiers) if (tier / relative).is_file()), None)
+        except OSError as error:
+            unreadable(self.root / relative, error)
+
+    def require(self, relative: str) -> Path:
+        """Like :meth:`find`, but a missing file raises :class:`CheckpointError`."""
+        found = self.find(relative)
+        if found is None:
+            raise CheckpointError(
+                f"{self.root / relative} is missing: give a diffusers-style checkpoint folder that holds "
+                "text_encoder/, tokenizer/, unet/, vae/ and scheduler/"
+            )
+        return found
+
+
+def read_text(path: Path, limit: int) -> str:
+    """UTF-8 text of at most ``limit`` bytes; raises :class:`CheckpointError` beyond it or when unreadable."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        unreadable(path, error)
+    if len(content) > limit:
+        raise CheckpointError(f"{path} is larger than {limit:,} bytes, which no such file is: replace it")
+    if content.startswith(LFS_HEADER):
+        git_lfs_pointer(path)
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): replace it") from error
+
+
+def read_json(path: Path, limit: int = CONFIG_LIMIT) -> dict[str, Any]:
+    """The JSON object in ``path``; raises :class:`CheckpointError` for anything else, NaN and Infinity included."""
+    text = read_text(path, limit)
+    try:
+        values = json.loads(text, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise CheckpointError(
+            f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}; correct it there"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}; correct it") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} must hold a JSON object {{…}}, not {type(values).__name__}: replace it")
+    return values
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def unreadable(path: Path, error: OSError) -> NoReturn:
+    """Raise :class:`CheckpointError` for a file that the operating system does not hand out."""
+    raise CheckpointError(f"{path} cannot be read ({error.strerror or error}): check the path and its permissions")
+
+
+def git_lfs_pointer(path: Path) -> NoReturn:
+    """Raise :class:`CheckpointError` for a placeholder that ``git clone`` left behind."""
+    raise CheckpointError(f"{path} is a Git LFS placeholder, not the file itself: run `git lfs pull` in that clone")
+
+
+def shown(name: str) -> str:
+    """A name from an untrusted file, printable and short enough for a terminal."""
+    printable = name if name.isprintable() else name.encode("unicode_escape").decode("ascii")
+    return printable if len(printable) <= _SHOWN_CHARACTERS else printable[: _SHOWN_CHARACTERS - 1] + "…"
+
+
+def capped(lines: list[str], most: int = 20) -> Iterator[str]:
+    """The first ``most`` lines, then how many were left out."""
+    yield from lines[:most]
+    if len(lines) > most:
+        yield f"… and {len(lines) - most} more"

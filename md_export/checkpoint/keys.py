@@ -1,0 +1,113 @@
+"""Stored tensor names ↔ a component's own, and the one readable error when they do not fit."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from torch import Tensor
+
+from md_export.checkpoint.files import capped, shown
+from md_export.components import COMPONENTS, ENCODER, Component
+from md_export.errors import CheckpointError
+
+Shape = tuple[int, ...]
+
+# CLIP weights that last_hidden_state does not depend on.
+_TEXT_UNUSED: Final = frozenset({"embeddings.position_ids", "text_projection.weight"})
+# AutoencoderKL's attention before diffusers 0.17.
+_OLD_ATTENTION: Final[Mapping[str, str]] = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD_ATTENTION_KEY: Final = re.compile(r"(\.mid_block\.attentions\.0\.)(query|key|value|proj_attn)\.")
+
+
+def _text_encoder_key(name: str) -> str | None:
+    own = name.removeprefix("text_model.")
+    return None if own in _TEXT_UNUSED else own
+
+
+def _same(name: str) -> str | None:
+    return name
+
+
+def _vae_key(name: str) -> str | None:
+    return _OLD_ATTENTION_KEY.sub(lambda match: f"{match[1]}{_OLD_ATTENTION[match[2]]}.", name)
+
+
+_OWN_NAME: Final[Mapping[str, Callable[[str], str | None]]] = {"text_encoder": _text_encoder_key, "vae": _vae_key}
+
+
+def own_tensors(component: Component, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``stored`` under the component's names; tensors of other components in the same file are left out."""
+    rename = _OWN_NAME.get(component.folder, _same)
+    others = tuple(
+        prefix
+        for other in (*COMPONENTS.values(), ENCODER)
+        if other.folder == component.folder and other.name != component.name
+        for prefix in other.key_prefixes
+    )
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in stored.items():
+        own = rename(name)
+        if own is None or own.startswith(others):
+            continue
+        if own in tensors:
+            raise CheckpointError(
+                f"{component.name}: the weights hold {shown(own)} twice, under an old and a new name: remove one"
+            )
+        tensors[own] = tensor
+    return tensors
+
+
+@dataclass(frozen=True)
+class KeyDifference:
+    """What the files of one component lack, hold too much, or hold in another shape."""
+
+    component: Component
+    missing: tuple[tuple[str, Shape], ...]
+    extra: tuple[tuple[str, str | None], ...]
+    reshaped: tuple[tuple[str, Shape, Shape], ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.extra or self.reshaped)
+
+    def __str__(self) -> str:
+        config = f"{self.component.folder}/config.json"
+        lines = [
+            f"{self.component.name}: the weights do not fit {config} ({len(self.missing)} missing, "
+            f"{len(self.extra)} extra, {len(self.reshaped)} of another shape)"
+        ]
+        lines += _group("missing", [f"{name} {list(shape)}" for name, shape in self.missing])
+        lines += _group("extra", [_with_hint(name, hint) for name, hint in self.extra])
+        lines += _group(
+            "another shape",
+            [f"{shown(name)}: stored {list(is_)}, config says {list(should)}" for name, is_, should in self.reshaped],
+        )
+        return "\n".join(lines)
+
+
+def difference(component: Component, expected: Mapping[str, Shape], stored: Mapping[str, Shape]) -> KeyDifference:
+    """Compare names and shapes; both mappings use the component's own names."""
+    missing = tuple((name, shape) for name, shape in expected.items() if name not in stored)
+    extra = sorted(name for name in stored if name not in expected)
+    near = [name for name, _ in missing] or list(expected)
+    hints = [difflib.get_close_matches(name, near, n=1, cutoff=0.7) if len(name) < 200 else [] for name in extra[:20]]
+    hints += [[] for _ in extra[20:]]
+    return KeyDifference(
+        component,
+        missing,
+        tuple((name, hint[0] if hint else None) for name, hint in zip(extra, hints, strict=True)),
+        tuple(
+            (name, stored[name], shape) for name, shape in expected.items() if name in stored and stored[name] != shape
+        ),
+    )
+
+
+def _group(title: str, lines: list[str]) -> list[str]:
+    return [f"  {title}:", *(f"    {line}" for line in capped(lines))] if lines else []
+
+
+def _with_hint(name: str, hint: str | None) -> str:
+    return shown(name) if hint is None else f"{shown(name)} (did you mean {hint}?)"

@@ -1,0 +1,154 @@
+"""Weight files: which ones a folder holds, and their tensors, memory-mapped and never executed."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import struct
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from md_export.checkpoint.files import LFS_HEADER, TABLE_LIMIT, git_lfs_pointer, read_json, shown, unreadable
+from md_export.errors import CheckpointError
+
+_INDEX: Final = ".index.json"
+_SUFFIXES: Final = (".safetensors", ".safetensors" + _INDEX, ".bin", ".bin" + _INDEX)
+# transformers and diffusers name their files differently; ".fp16" is the hub's half-precision variant.
+_STEMS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
+    "text_encoder": {".safetensors": ("model", "model.fp16"), ".bin": ("pytorch_model", "pytorch_model.fp16")},
+}
+_DIFFUSERS_STEMS: Final[Mapping[str, tuple[str, ...]]] = {
+    ".safetensors": ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16"),
+    ".bin": ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16"),
+}
+# What torch's restricted unpickler was seen to raise on files with a few bytes changed.
+_DAMAGED: Final = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+)
+_DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class WeightSet:
+    """The weight files of one component folder; ``where`` maps tensor → file if an index says so."""
+
+    files: tuple[Path, ...]
+    index: Path | None = None
+    where: Mapping[str, str] | None = None
+
+    def read(self) -> dict[str, Tensor]:
+        """Every tensor by its stored name, memory-mapped, any float dtype."""
+        if self.where is None:
+            return _read(self.files[0])
+        tensors: dict[str, Tensor] = {}
+        for file in self.files:
+            found = _read(file)
+            for name in (name for name, shard in self.where.items() if shard == file.name):
+                if name not in found:
+                    raise CheckpointError(
+                        f"{self.index} places {shown(name)} in {file.name}, which does not hold it: "
+                        "the shards and the index are of different downloads, get them again"
+                    )
+                tensors[name] = found[name]
+        return tensors
+
+
+def weight_names(folder: str) -> tuple[str, ...]:
+    """File names under which the weights of ``folder`` are looked for, the first that exists wins."""
+    stems = _STEMS.get(folder, _DIFFUSERS_STEMS)
+    return tuple(stem + suffix for suffix in _SUFFIXES for stem in stems[suffix.removesuffix(_INDEX)])
+
+
+def find_weights(root: Path, folder: str) -> WeightSet | None:
+    """The weights of ``root/folder``, or ``None`` if it holds none."""
+    for name in weight_names(folder):
+        path = root / folder / name
+        if path.is_file():
+            return _sharded(path) if name.endswith(_INDEX) else WeightSet((path,))
+    return None
+
+
+def _sharded(index: Path) -> WeightSet:
+    where = read_json(index, TABLE_LIMIT).get("weight_map")
+    if not isinstance(where, dict) or not where or not all(isinstance(shard, str) for shard in where.values()):
+        raise CheckpointError(f"{index} holds no weight_map of tensor names to file names: replace it")
+    shards = sorted(set(where.values()))
+    for shard in shards:
+        # A plain name only: "../x", "/x" or "sub/x" would read outside the folder that was given.
+        if PurePosixPath(shard).name != shard or "\\" in shard or not shard.endswith((".safetensors", ".bin")):
+            raise CheckpointError(
+                f"{index} names the shard {shown(shard)!r}, which is not a file of its folder: refused"
+            )
+        if not (index.parent / shard).is_file():
+            raise CheckpointError(f"{index.parent / shard} is missing, though {index.name} names it: download it")
+    return WeightSet(tuple(index.parent / shard for shard in shards), index, where)
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        with file.open("rb") as handle:
+            if handle.read(len(LFS_HEADER)) == LFS_HEADER:
+                git_lfs_pointer(file)
+        tensors = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+    except OSError as error:
+        unreadable(file, error)
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES or tensor.layout != torch.strided or tensor.device.type != "cpu":
+            stored = str(tensor.dtype).removeprefix("torch.")
+            if tensor.dtype == torch.int64 and name.endswith("position_ids"):
+                continue
+            raise CheckpointError(
+                f"{file} stores {shown(name)} as {stored}; only float16, bfloat16, float32 and float64 weights are "
+                "read: give the checkpoint as it was before quantization"
+            )
+    return tensors
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(file, framework="pt", device="cpu") as handle:
+            return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a mapping)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{file} is truncated or damaged ({str(error).splitlines()[0]}): copy or download it again"
+        ) from error
+
+
+def _read_torch(file: Path) -> dict[str, Tensor]:
+    # torch maps its zip format only; its format of before 2020 is read into memory.
+    try:
+        content: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        if wanted is None:
+            raise CheckpointError(f"{file} is truncated or damaged: copy or download it again") from error
+        raise CheckpointError(
+            f"{file} wants to run code when it is loaded ({shown(wanted[1])}) and was refused: "
+            "ask its author for safetensors"
+        ) from error
+    except _DAMAGED as error:
+        raise CheckpointError(f"{file} is truncated or damaged: copy or download it again") from error
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
+    ):
+        raise CheckpointError(
+            f"{file} holds no flat table of names to tensors: save it again as torch.save(model.state_dict(), …)"
+        )
+    return content

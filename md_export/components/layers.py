@@ -1,0 +1,209 @@
+"""Building blocks shared by the UNet and the VAE: convolution blocks, attention, gated feed-forward.
+
+Module and parameter names are diffusers' names, so that a state dict in that layout loads as it is.
+All feature maps are ``[B, C, H, W]``, all token sequences ``[B, L, C]``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ACTIVATIONS: Final = ("gelu", "swish")
+ATTENTION_KINDS: Final = ("softmax", "relu")
+SEP_CONV_TIME: Final = ("scale_shift", "after_dw", "hidden")
+
+
+class Gelu(nn.Module):
+    """Exact (erf) GELU. A module of its own so that a rewrite can find and replace it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(x)
+
+
+class Swish(nn.Module):
+    """x·sigmoid(x), the paper's substitute for GELU (section 3.2)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(x)
+
+
+class Softmax(nn.Module):
+    """Softmax over the last axis of ``[B, heads, Lq, Lk]`` attention scores."""
+
+    def forward(self, scores: Tensor) -> Tensor:
+        return scores.softmax(dim=-1)
+
+
+class Relu(nn.Module):
+    """relu(scores)·scale / L over ``[B, heads, Lq, Lk]`` (Wortsman et al., arXiv 2309.08586).
+
+    ``scale`` comes from the checkpoint's config; L is the number of keys, read from the shape.
+    """
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, scores: Tensor) -> Tensor:
+        return F.relu(scores) * (self.scale / scores.shape[-1])
+
+
+def activation(name: str) -> nn.Module:
+    """The gate of the feed-forward: ``gelu`` or ``swish``."""
+    return {"gelu": Gelu, "swish": Swish}[name]()
+
+
+def attention_weights(kind: str, scale: float) -> nn.Module:
+    """How scores become weights: ``softmax``, or ``relu`` with its scale."""
+    return Softmax() if kind == "softmax" else Relu(scale)
+
+
+class TimestepEmbedding(nn.Module):
+    """Sinusoidal embedding followed by a two-layer MLP: ``[B]`` → ``[B, dim]``.
+
+    Sine and cosine are computed in float32 whatever the model's dtype: at t = 999 half precision
+    is off by up to 0.32 (cos first and no frequency shift, as in Stable Diffusion).
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, channels: int, dim: int) -> None:
+        super().__init__()
+        half = channels // 2
+        frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float64) / half)
+        self.register_buffer("frequencies", frequencies.float(), persistent=False)
+        self.linear_1 = nn.Linear(channels, dim)
+        self.linear_2 = nn.Linear(dim, dim)
+
+    def forward(self, timestep: Tensor) -> Tensor:
+        angles = timestep.float()[:, None] * self.frequencies.float()[None, :]
+        embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        hidden = F.silu(self.linear_1(embedding.to(self.linear_1.weight.dtype)))
+        out: Tensor = self.linear_2(hidden)
+        return out
+
+
+class ResnetBlock(nn.Module):
+    """Stable Diffusion's ResNet block, called FullConv in the paper; ``time_dim=None`` in the VAE."""
+
+    def __init__(self, c_in: int, c_out: int, groups: int, eps: float, time_dim: int | None) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, c_in, eps=eps)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.time_emb_proj = None if time_dim is None else nn.Linear(time_dim, c_out)
+        self.norm2 = nn.GroupNorm(groups, c_out, eps=eps)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.conv_shortcut = None if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
+
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        if self.time_emb_proj is not None and emb is not None:
+            h = h + self.time_emb_proj(F.silu(emb))[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h)))
+        out: Tensor = h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+        return out
+
+
+class SepConvBlock(nn.Module):
+    """Separable convolution (SPConv): depthwise 3×3 → GroupNorm → 1×1 up → swish → 1×1 down.
+
+    ``time`` says where the time embedding enters: ``scale_shift`` on the norm's output
+    (h·(1+s)+b), ``after_dw`` added before the norm, ``hidden`` added on the expanded channels.
+    """
+
+    def __init__(self, c_in: int, c_out: int, hidden: int, groups: int, eps: float, time_dim: int, time: str) -> None:
+        super().__init__()
+        self.time = time
+        self.conv_dw = nn.Conv2d(c_in, c_in, 3, padding=1, groups=c_in)
+        self.norm = nn.GroupNorm(groups, c_in, eps=eps)
+        self.conv_pw1 = nn.Conv2d(c_in, hidden, 1)
+        self.conv_pw2 = nn.Conv2d(hidden, c_out, 1)
+        time_out = {"scale_shift": 2 * c_in, "after_dw": c_in, "hidden": hidden}[time]
+        self.time_emb_proj = nn.Linear(time_dim, time_out)
+        self.conv_shortcut = None if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        shift = self.time_emb_proj(F.silu(emb))[:, :, None, None]
+        h = self.conv_dw(x)
+        if self.time == "after_dw":
+            h = h + shift
+        h = self.norm(h)
+        if self.time == "scale_shift":
+            scale, bias = shift.chunk(2, dim=1)
+            h = h * (1 + scale) + bias
+        h = self.conv_pw1(h)
+        if self.time == "hidden":
+            h = h + shift
+        h = self.conv_pw2(F.silu(h))
+        out: Tensor = h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+        return out
+
+
+class Attention(nn.Module):
+    """Multi-head attention; self-attention holds one ``to_kv`` that serves as both K and V (section 3.2).
+
+    ``context_dim=None`` makes it self-attention, else K and V are projected from ``[B, Lk, context_dim]``.
+    """
+
+    def __init__(self, dim: int, head_dim: int, context_dim: int | None, weights: nn.Module) -> None:
+        super().__init__()
+        self.heads, self.head_dim = dim // head_dim, head_dim
+        self.scale = head_dim**-0.5
+        self.to_q = nn.Linear(dim, dim, bias=False)
+        if context_dim is None:
+            self.to_kv = nn.Linear(dim, dim, bias=False)
+        else:
+            self.to_k = nn.Linear(context_dim, dim, bias=False)
+            self.to_v = nn.Linear(context_dim, dim, bias=False)
+        self.shares_kv = context_dim is None
+        self.weights = weights
+        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        return x.reshape(batch, length, self.heads, self.head_dim).transpose(1, 2)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        q = self._split_heads(self.to_q(x))
+        if context is None:
+            k = v = self._split_heads(self.to_kv(x))
+        else:
+            k, v = self._split_heads(self.to_k(context)), self._split_heads(self.to_v(context))
+        scores = torch.matmul(q * self.scale, k.transpose(-1, -2))
+        out = torch.matmul(self.weights(scores), v)
+        batch, _, length, _ = out.shape
+        merged: Tensor = self.to_out[0](out.transpose(1, 2).reshape(batch, length, -1))
+        return merged
+
+
+class GluProjection(nn.Module):
+    """``[…, C]`` → ``[…, inner]``: value · act(gate), halves in the order [value | gate] as in diffusers."""
+
+    def __init__(self, dim: int, inner: int, act: str) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim, 2 * inner)
+        self.act = activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        out: Tensor = value * self.act(gate)
+        return out
+
+
+class FeedForward(nn.Module):
+    """Gated feed-forward; ``net.1`` is the dropout slot of diffusers and holds nothing."""
+
+    def __init__(self, dim: int, expansion: int, act: str) -> None:
+        super().__init__()
+        inner = dim * expansion
+        self.net = nn.ModuleList([GluProjection(dim, inner, act), nn.Identity(), nn.Linear(inner, dim)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.net:
+            x = layer(x)
+        return x

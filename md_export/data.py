@@ -1,0 +1,18 @@
+"""Where the files that ship beside the code lie: in the wheel under ``_data``, in a checkout at its root."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).parent
+_ROOT = _PACKAGE / "_data" if (_PACKAGE / "_data").is_dir() else _PACKAGE.parent
+
+
+def nano_checkpoint() -> Path:
+    """The small trained checkpoint that every command uses when none is named."""
+    return _ROOT / "golden" / "nano"
+
+
+def builtin_recipe(target: str, precision: str) -> Path:
+    """The recipe that ``md-export <target> --<precision>`` stands for."""
+    return _ROOT / "recipes" / f"{target}-{precision}.toml"

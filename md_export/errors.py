@@ -1,0 +1,78 @@
+"""Every error a user can meet. Each says what is wrong and what to do next, in one line if it can.
+
+    MdExportError            exit 1
+    ├── UsageError           exit 2   flags or arguments that contradict each other
+    ├── ConfigError                   a config.json of the checkpoint
+    ├── CheckpointError               files, keys, shapes, values of a checkpoint
+    ├── RecipeError                   a recipe file: names file, table and field
+    ├── RewriteError                  a rewrite that is refused, or that never fired
+    ├── MissingExtraError             an optional dependency is not installed
+    ├── OutputError                   the output folder exists, is full, or is read-only
+    ├── ArtifactError                 a manifest or artifact that cannot be read or was altered
+    ├── GoldenError                   a golden folder that cannot be read or was altered
+    ├── ConversionError               a converter failed; carries its last lines
+    ├── RuntimeFault                  an artifact does not run in its runtime
+    └── ParityError          exit 3   an artifact does not compute what the checkpoint computes
+
+They become text in one place, :func:`md_export.cli.main`.
+"""
+
+from __future__ import annotations
+
+
+class MdExportError(Exception):
+    """Base of all errors of this package; the message is shown to the user as it is."""
+
+    exit_code = 1
+
+
+class UsageError(MdExportError):
+    """Flags or arguments that contradict each other."""
+
+    exit_code = 2
+
+
+class ConfigError(MdExportError):
+    """A ``config.json`` describes a component that cannot be built."""
+
+
+class CheckpointError(MdExportError):
+    """A checkpoint's files, keys, shapes or values are not what its configs promise."""
+
+
+class RecipeError(MdExportError):
+    """A recipe file has an unknown, missing or wrong field."""
+
+
+class RewriteError(MdExportError):
+    """A rewrite was refused because it would change the function, or it fired zero times."""
+
+
+class MissingExtraError(MdExportError):
+    """A target's own libraries are not installed."""
+
+
+class OutputError(MdExportError):
+    """The output cannot be written where the user asked."""
+
+
+class ArtifactError(MdExportError):
+    """A manifest or an artifact is missing, unreadable or altered."""
+
+
+class GoldenError(MdExportError):
+    """A golden folder is missing, unreadable or altered."""
+
+
+class ConversionError(MdExportError):
+    """A converter failed or crashed."""
+
+
+class RuntimeFault(MdExportError):
+    """An artifact could not be executed by its runtime."""
+
+
+class ParityError(MdExportError):
+    """At least one artifact falls short of its recipe's thresholds."""
+
+    exit_code = 3

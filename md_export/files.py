@@ -1,0 +1,73 @@
+"""Hashing and writing that never leaves a half-written result under its final name."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from md_export.errors import OutputError
+
+_CHUNK = 1 << 20
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's files with their relative names in sorted order."""
+    digest = hashlib.sha256()
+    if path.is_dir():
+        for file in sorted(item for item in path.rglob("*") if item.is_file()):
+            digest.update(f"{file.relative_to(path).as_posix()}\0{sha256_of(file)}\n".encode())
+        return digest.hexdigest()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def bytes_of(path: Path) -> int:
+    """Size of a file, or of all files in a folder."""
+    if path.is_dir():
+        return sum(item.stat().st_size for item in path.rglob("*") if item.is_file())
+    return path.stat().st_size
+
+
+def refuse_existing(out: Path) -> None:
+    """Raise :class:`OutputError` where ``out`` exists already."""
+    if out.exists() or out.is_symlink():
+        raise OutputError(f"{out} exists; nothing was changed. Remove it, or name another folder with -o")
+
+
+@contextmanager
+def staging(out: Path) -> Iterator[Path]:
+    """A temporary sibling of ``out`` that becomes ``out`` on success and is removed on any failure.
+
+    Raises:
+        OutputError: ``out`` exists, or its parent cannot be written.
+    """
+    refuse_existing(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    except OSError as error:
+        raise OutputError(f"{out.parent} cannot be written: {error.strerror}; choose another folder with -o") from error
+    try:
+        yield folder
+        refuse_existing(out)
+        folder.chmod(0o755)
+        folder.rename(out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise :class:`OutputError` where the disk that will hold ``folder`` has less than ``needed`` bytes free."""
+    existing = next(item for item in (folder, *folder.parents) if item.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise OutputError(
+            f"{existing} has {free / 1e6:.0f} MB free and this export needs about {needed / 1e6:.0f} MB; "
+            "free some space or choose another disk with -o"
+        )

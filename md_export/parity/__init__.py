@@ -1,0 +1,1 @@
+"""Golden cases, metrics and verdicts: does an artifact compute what the checkpoint computes?"""

@@ -1,0 +1,190 @@
+"""Every artifact on every golden case, and the whole chain to the picture, judged by the recipe's thresholds.
+
+A component is run on its golden inputs and compared with its golden outputs; the chain feeds each artifact
+what the artifacts before it made. Finite first, then shape and dtype, then the figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from md_export.artifact import (
+    GOLDEN_FOLDER,
+    ArtifactEntry,
+    Manifest,
+    Parity,
+    artifact_path,
+    is_unchanged,
+    read_manifest,
+)
+from md_export.errors import GoldenError, MdExportError
+from md_export.parity.golden import GoldenSet, read_golden
+from md_export.parity.metrics import compare, first_fault, worst
+from md_export.recipe import Tolerance
+from md_export.sampling import latent_from, only_output, picture_from
+from md_export.tensors import Array, Arrays
+from md_export.workers import execute
+
+
+@dataclass(frozen=True)
+class ComponentResult:
+    """One artifact's verdict; ``parity`` is None where a fault kept it from being computed."""
+
+    component: str
+    file: str
+    parity: Parity | None
+    tolerance: Tolerance
+    faults: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PictureResult:
+    """The chain's verdict: worst PSNR of the final picture over all cases, peak taken from the reference."""
+
+    psnr_db: float | None
+    least_psnr_db: float
+    faults: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """All verdicts of one export; ``picture`` is None where a component is missing from it."""
+
+    target: str
+    recipe: str
+    cases: int
+    components: tuple[ComponentResult, ...]
+    picture: PictureResult | None
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """One line for each thing that falls short, the component's name first."""
+        lines = [f"{item.component}: {fault}" for item in self.components for fault in item.faults]
+        picture = self.picture.faults if self.picture else ()
+        return (*lines, *(f"picture: {fault}" for fault in picture))
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing falls short."""
+        return not self.failures
+
+
+def verify(out: Path, golden_dir: Path | None = None, progress: Callable[[str], None] = lambda _: None) -> VerifyResult:
+    """Judge the export in ``out`` against ``golden_dir``, by default the golden cases that lie in ``out``.
+
+    Raises:
+        ArtifactError: the manifest is unreadable, or an artifact is missing.
+        GoldenError: the golden cases are unreadable, altered, or of another checkpoint.
+        MissingExtraError: the target's runtime is not installed.
+    """
+    manifest = read_manifest(out)
+    golden = read_golden(golden_dir or out / GOLDEN_FOLDER)
+    _check_belongs(manifest, golden, own=golden_dir is None)
+    chain: dict[str, list[Array]] = {}
+    results = []
+    for entry in manifest.artifacts:
+        progress(f"verify {manifest.target} {entry.component} on {len(golden.cases)} golden cases")
+        result, outputs = _judge_component(out, manifest, entry, golden, chain)
+        results.append(result)
+        chain[entry.component] = outputs
+    picture = _judge_picture(manifest, golden, chain) if len(manifest.artifacts) == len(_CHAIN) else None
+    return VerifyResult(manifest.target, manifest.recipe.name, len(golden.cases), tuple(results), picture)
+
+
+def _check_belongs(manifest: Manifest, golden: GoldenSet, own: bool) -> None:
+    if golden.index.checkpoint_sha256 != manifest.checkpoint_sha256:
+        raise GoldenError(
+            f"{golden.folder} holds golden cases of another checkpoint "
+            f"({golden.index.checkpoint_sha256[:12]}, the artifacts were made from {manifest.checkpoint_sha256[:12]}); "
+            "pass the right folder with --golden, or export again"
+        )
+    if own and golden.sha256 != manifest.golden_sha256:
+        raise GoldenError(f"{golden.folder / 'index.json'} was altered since the export; export again")
+
+
+def _judge_component(
+    out: Path, manifest: Manifest, entry: ArtifactEntry, golden: GoldenSet, chain: dict[str, list[Array]]
+) -> tuple[ComponentResult, list[Array]]:
+    path = artifact_path(out, entry)
+    tolerance = manifest.recipe.tolerances[entry.component]
+    faults = [] if is_unchanged(out, entry) else ["its bytes are not those of the manifest; it was altered"]
+    golden_inputs = [case.inputs(entry.component) for case in golden.cases]
+    try:
+        made = execute(manifest.target, path, [*golden_inputs, *_chain_inputs(manifest, entry, golden, chain)])
+        outputs = [only_output(item) for item in made]
+    except MdExportError as error:
+        return ComponentResult(entry.component, entry.file, None, tolerance, (*faults, str(error))), []
+    count = len(golden.cases)
+    pairs = [(outputs[i], case.output(entry.component), case.name) for i, case in enumerate(golden.cases)]
+    broken = [f"{name}: {fault}" for got, want, name in pairs if (fault := first_fault(got, want))]
+    if broken:
+        return ComponentResult(entry.component, entry.file, None, tolerance, (*faults, *broken)), []
+    parity = worst([compare(got, want) for got, want, _ in pairs])
+    faults += _shortfalls(parity, tolerance) + _precision_faults(entry)
+    return ComponentResult(entry.component, entry.file, parity, tolerance, tuple(faults)), outputs[count:]
+
+
+# Which component feeds which input of the next one in the chain.
+_CHAIN = ("text_encoder", "unet", "vae_decoder")
+
+
+def _chain_inputs(
+    manifest: Manifest, entry: ArtifactEntry, golden: GoldenSet, chain: dict[str, list[Array]]
+) -> list[Arrays]:
+    """The golden inputs with what the artifacts before this one made in place of the golden values."""
+    if entry.component == "text_encoder":
+        return [case.inputs("text_encoder") for case in golden.cases]
+    before = chain.get(_CHAIN[_CHAIN.index(entry.component) - 1], [])
+    batches: list[Arrays] = []
+    for case, value in zip(golden.cases, before, strict=False):
+        if entry.component == "unet":
+            batches.append({**case.inputs("unet"), "encoder_hidden_states": value})
+        else:
+            batches.append({"latent": latent_from(case.values.noise, value, manifest.one_step)})
+    return batches
+
+
+def _judge_picture(manifest: Manifest, golden: GoldenSet, chain: dict[str, list[Array]]) -> PictureResult:
+    least = manifest.recipe.picture_psnr_db
+    images = chain["vae_decoder"]
+    if not images:
+        return PictureResult(None, least, ("no picture, since a component before it failed",))
+    figures = []
+    for case, image in zip(golden.cases, images, strict=True):
+        picture = picture_from(image)
+        fault = first_fault(picture, case.values.picture)
+        if fault:
+            return PictureResult(None, least, (f"{case.name}: {fault}",))
+        figures.append(compare(picture, case.values.picture).psnr_db)
+    psnr = float(np.min(figures))
+    faults = () if psnr >= least else (f"PSNR {psnr:.1f} dB is below the recipe's {least:g} dB",)
+    return PictureResult(psnr, least, faults)
+
+
+def _shortfalls(parity: Parity, tolerance: Tolerance) -> list[str]:
+    """Each threshold that is not met. Written so that a NaN figure falls short."""
+    lines = []
+    for name, unit in (("snr_db", " dB"), ("psnr_db", " dB"), ("cosine", "")):
+        least, value = getattr(tolerance, name), getattr(parity, name)
+        if least is not None and not value >= least:
+            lines.append(f"{name.removesuffix('_db')} {value:.4g}{unit} is below the recipe's {least:g}{unit}")
+    if tolerance.max_abs is not None and not parity.max_abs <= tolerance.max_abs:
+        lines.append(f"max error {parity.max_abs:.4g} is above the recipe's {tolerance.max_abs:g}")
+    return lines
+
+
+_BYTES_OF = {"float32": 4, "float16": 2, "int8": 1}
+
+
+def _precision_faults(entry: ArtifactEntry) -> list[str]:
+    """An "int8" that is float inside: most weights must be stored in the requested type."""
+    counts = {dtype: size / _BYTES_OF.get(dtype, 1) for dtype, size in entry.stored.items()}
+    total = sum(counts.values())
+    share = counts.get(entry.weights, 0.0) / total if total else 0.0
+    if share > 0.5:
+        return []
+    return [f"{entry.weights} was requested, but only {share:.0%} of its weights are stored so"]

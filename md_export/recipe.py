@@ -1,0 +1,195 @@
+"""A shipping configuration as data: target, scheme, rewrites, thresholds, golden prompts.
+
+Recipes are TOML files (``recipes/README.md`` documents every field); a flag such as ``--fp16`` names one
+of them. Thresholds have no default in code: a recipe that lacks one is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from md_export.errors import RecipeError
+
+COMPONENT_NAMES: Final = ("text_encoder", "unet", "vae_decoder")
+_FORBID = ConfigDict(extra="forbid", strict=True)
+
+
+@dataclass(frozen=True)
+class QuantScheme:
+    """How one component is stored and computed.
+
+    Attributes:
+        weights: stored type of the weights.
+        activations: type in which activations are computed; ``int8_dynamic`` scales them per call,
+            ``int8_static`` by ranges calibrated on the golden prompts.
+        granularity: one scale per ``tensor`` or per output ``channel`` of an int8 weight.
+        keep_float: globs on module paths whose weights and activations stay in float.
+    """
+
+    __pydantic_config__ = _FORBID
+
+    weights: Literal["float32", "float16", "int8"]
+    activations: Literal["float32", "float16", "int8_dynamic", "int8_static"]
+    granularity: Literal["tensor", "channel"] = "channel"
+    keep_float: tuple[str, ...] = ()
+
+    def keeps_float(self, module_path: str) -> bool:
+        """Whether a glob of ``keep_float`` matches the module path (``up_blocks.0.resnets.1.conv_dw``)."""
+        return any(fnmatchcase(module_path, pattern) for pattern in self.keep_float)
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Least quality of one component's outputs against the golden ones, in float64."""
+
+    __pydantic_config__ = _FORBID
+
+    snr_db: float
+    psnr_db: float | None = None
+    cosine: float | None = None
+    max_abs: float | None = None
+
+
+@dataclass(frozen=True)
+class GoldenPlan:
+    """Prompts and seeds from which golden cases are made for a checkpoint that brings none."""
+
+    __pydantic_config__ = _FORBID
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One shipping configuration; ``schemes`` and ``tolerances`` hold one entry per component."""
+
+    __pydantic_config__ = _FORBID
+
+    name: str
+    target: str
+    components: tuple[Literal["text_encoder", "unet", "vae_decoder"], ...]
+    schemes: dict[str, QuantScheme]
+    tolerances: dict[str, Tolerance]
+    picture_psnr_db: float
+    golden: GoldenPlan
+    rewrites: tuple[str, ...] = ()
+    allow_drift: bool = False
+
+    def narrowed(self, components: tuple[str, ...]) -> Recipe:
+        """The same recipe for some of its components.
+
+        Raises:
+            RecipeError: a component that the recipe does not have.
+        """
+        for name in components:
+            if name not in self.components:
+                raise RecipeError(f"recipe {self.name} has no component {name!r}; it has {', '.join(self.components)}")
+        kept = tuple(name for name in self.components if name in components)
+        return dataclasses.replace(self, components=kept) if components else self
+
+
+_RECIPE = TypeAdapter(Recipe)
+_TABLES: Final = {"schemes": "scheme", "tolerances": "tolerance"}
+_LARGEST_FILE: Final = 1 << 20
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe file.
+
+    Raises:
+        RecipeError: unreadable TOML, or an unknown, missing or wrong field; names file, table and field.
+    """
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise RecipeError(f"{path}: larger than {_LARGEST_FILE} bytes; this is no recipe")
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from error
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise RecipeError(f"{path}: not valid TOML: {error}") from error
+    return recipe_from_dict(_spread(values, path), str(path))
+
+
+def recipe_from_dict(values: Mapping[str, Any], source: str) -> Recipe:
+    """Validate the spread-out form that :func:`recipe_to_dict` writes; ``source`` stands in error messages."""
+    try:
+        # Through JSON: strict mode then takes arrays for tuples and integers for floats, and nothing else.
+        return _RECIPE.validate_json(json.dumps(values))
+    except ValidationError as error:
+        findings = [_describe(source, dict(item)) for item in error.errors()]
+        raise RecipeError("; ".join(_without_repeats(findings))) from error
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{source}: a value has a type that no recipe field takes: {error}") from error
+
+
+def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
+    """Plain JSON-ready form; :func:`recipe_from_dict` reads it back."""
+    plain: dict[str, Any] = json.loads(_RECIPE.dump_json(recipe))
+    return plain
+
+
+def _spread(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Resolve ``[scheme]`` and ``[scheme.unet]`` into one entry per component."""
+    components = values.get("components", list(COMPONENT_NAMES))
+    names = [name for name in components if isinstance(name, str)] if isinstance(components, list) else []
+    spread = {key: value for key, value in values.items() if key not in _TABLES.values()}
+    spread["components"] = components
+    for field, table in _TABLES.items():
+        if field in values:
+            raise RecipeError(f"{path}: unknown field {field!r}; did you mean the table [{table}]?")
+        content = values.get(table, {})
+        if not isinstance(content, dict):
+            raise RecipeError(f"{path}: {table} must be a table: [{table}]")
+        shared = {key: value for key, value in content.items() if not isinstance(value, dict)}
+        if table == "tolerance" and "picture_psnr_db" in shared:
+            spread["picture_psnr_db"] = shared.pop("picture_psnr_db")
+        for key, value in content.items():
+            if isinstance(value, dict) and key not in COMPONENT_NAMES:
+                raise RecipeError(f"{path}: [{table}.{key}] names no component; use {', '.join(COMPONENT_NAMES)}")
+        spread[field] = {name: {**shared, **content.get(name, {})} for name in names}
+    return spread
+
+
+def _describe(source: str, item: Mapping[str, Any]) -> str:
+    """One pydantic finding as ``file: [table] field: what is wrong``."""
+    where = [str(part) for part in item["loc"]]
+    if where and where[0] in _TABLES:
+        where[0] = _TABLES[where[0]]
+    elif where == ["picture_psnr_db"]:
+        where = ["tolerance", "picture_psnr_db"]
+    table = f"[{'.'.join(where[:-1])}] " if len(where) > 1 else ""
+    field = where[-1] if where else "the file"
+    if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        near = get_close_matches(field, _known_fields(where[0]), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_known_fields(where[0]))}"
+        return f"{source}: {table}unknown field {field!r}; {hint}"
+    if item["type"] in ("missing", "missing_argument"):
+        return f"{source}: {table}{field} is missing"
+    return f"{source}: {table}{field}: {str(item['msg'])[0].lower()}{str(item['msg'])[1:]}"
+
+
+def _without_repeats(findings: list[str]) -> list[str]:
+    """A shared ``[scheme]`` field is wrong for every component alike: say it once."""
+    shared = [re.sub(rf"\[(\w+)\.({'|'.join(COMPONENT_NAMES)})\]", r"[\1]", text) for text in findings]
+    kept = [short if shared.count(short) > 1 else full for short, full in zip(shared, findings, strict=True)]
+    return list(dict.fromkeys(kept))
+
+
+def _known_fields(table: str) -> list[str]:
+    kinds: dict[str, Any] = {"scheme": QuantScheme, "tolerance": Tolerance, "golden": GoldenPlan}
+    if table in kinds:
+        return [field.name for field in dataclasses.fields(kinds[table])]
+    own = [field.name for field in dataclasses.fields(Recipe)]
+    return [_TABLES.get(name, name) for name in own if name != "picture_psnr_db"]

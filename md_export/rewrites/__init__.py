@@ -1,0 +1,98 @@
+"""Named torch → torch substitutions, applied in the order of the recipe.
+
+A rewrite that changes the function is refused unless the checkpoint declares that it was trained with it
+(its config uses the new form already, or ``trained_substitutions`` in unet/config.json lists it) or the user
+allows drift. A rewrite that fires nowhere is an error: the recipe promises something that is not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from torch import nn
+
+from md_export.artifact import RewriteRecord
+from md_export.errors import RewriteError
+from md_export.rewrites.gelu_to_swish import count_swish, gelu_to_swish
+from md_export.rewrites.softmax_to_relu import count_relu, softmax_to_relu
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """One substitution.
+
+    Attributes:
+        exact: it changes the form only; the function stays equal to float32 rounding.
+        components: where it may fire.
+        apply: rewrites a module in place and returns how often it fired.
+        present: how many places have the new form already.
+    """
+
+    name: str
+    exact: bool
+    components: tuple[str, ...]
+    apply: Callable[[nn.Module], int]
+    present: Callable[[nn.Module], int]
+
+
+REWRITES: Mapping[str, Rewrite] = {
+    rewrite.name: rewrite
+    for rewrite in (
+        Rewrite("gelu_to_swish", exact=False, components=("unet",), apply=gelu_to_swish, present=count_swish),
+        Rewrite("softmax_to_relu", exact=False, components=("unet",), apply=softmax_to_relu, present=count_relu),
+    )
+}
+
+
+def find_rewrite(name: str) -> Rewrite:
+    """Look a rewrite up.
+
+    Raises:
+        RewriteError: there is none of that name.
+    """
+    if name in REWRITES:
+        return REWRITES[name]
+    near = get_close_matches(name, REWRITES, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(REWRITES)}"
+    raise RewriteError(f"unknown rewrite {name!r}; {hint}")
+
+
+def apply_rewrites(
+    names: tuple[str, ...], component: str, module: nn.Module, trained: tuple[str, ...], allow_drift: bool
+) -> tuple[RewriteRecord, ...]:
+    """Apply the recipe's rewrites to one component, in place and in order.
+
+    Raises:
+        RewriteError: unknown name, refused, or fired zero times.
+    """
+    records = []
+    for name in names:
+        rewrite = find_rewrite(name)
+        if component in rewrite.components:
+            records.append(_apply(rewrite, component, module, trained, allow_drift))
+    return tuple(records)
+
+
+def _apply(
+    rewrite: Rewrite, component: str, module: nn.Module, trained: tuple[str, ...], allow_drift: bool
+) -> RewriteRecord:
+    present = rewrite.present(module)
+    fired = rewrite.apply(module)
+    if fired == 0 and present:
+        return RewriteRecord(rewrite.name, 0, rewrite.exact, "the checkpoint was trained so: already in place")
+    if fired == 0:
+        raise RewriteError(
+            f"{rewrite.name} fires nowhere in {component}: it has nothing to replace. Take it out of the recipe"
+        )
+    if rewrite.exact:
+        return RewriteRecord(rewrite.name, fired, True)
+    if rewrite.name in trained:
+        return RewriteRecord(rewrite.name, fired, False, "the checkpoint was trained with it")
+    if allow_drift:
+        return RewriteRecord(rewrite.name, fired, False, "drift allowed by the user")
+    raise RewriteError(
+        f"{rewrite.name} changes what {component} computes and the checkpoint was not trained with it. "
+        "Fine-tune it so, or pass --allow-drift to export anyway and have the drift measured"
+    )

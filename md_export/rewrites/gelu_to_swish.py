@@ -1,0 +1,24 @@
+"""gelu(x) → x·sigmoid(x) in every gated feed-forward.
+
+The paper (section 3.2) replaces GELU because its erf or tanh form is slow and, in half precision, unstable
+on phones. It changes the function: the checkpoint must have been fine-tuned with it.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from md_export.components.layers import Gelu, GluProjection, Swish
+
+
+def gelu_to_swish(module: nn.Module) -> int:
+    """Replace in place; returns the number of feed-forwards changed."""
+    gates = [layer for layer in module.modules() if isinstance(layer, GluProjection) and isinstance(layer.act, Gelu)]
+    for gate in gates:
+        gate.act = Swish()
+    return len(gates)
+
+
+def count_swish(module: nn.Module) -> int:
+    """Feed-forwards that use swish already."""
+    return sum(isinstance(layer, GluProjection) and isinstance(layer.act, Swish) for layer in module.modules())

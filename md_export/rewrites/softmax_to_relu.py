@@ -1,0 +1,24 @@
+"""softmax(scores) → relu(scores)/L in every self- and cross-attention, L the number of keys.
+
+The paper (section 3.2) reaches relu attention by a short fine-tune of a softmax model; without one the
+pictures drift. The scale of 1/L is Wortsman et al. (arXiv 2309.08586); the paper gives none.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from md_export.components.layers import Attention, Relu, Softmax
+
+
+def softmax_to_relu(module: nn.Module) -> int:
+    """Replace in place; returns the number of attentions changed."""
+    found = [layer for layer in module.modules() if isinstance(layer, Attention) and isinstance(layer.weights, Softmax)]
+    for attention in found:
+        attention.weights = Relu()
+    return len(found)
+
+
+def count_relu(module: nn.Module) -> int:
+    """Attentions that use relu already."""
+    return sum(isinstance(layer, Attention) and isinstance(layer.weights, Relu) for layer in module.modules())

@@ -1,0 +1,102 @@
+"""From a prompt to a picture in one UNet step; any runner may sit behind each component.
+
+tokenize → noise → text encoder → UNet → x0 → decoder → picture (section 2 of arXiv 2311.16567).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from md_export.artifact import OneStep
+from md_export.errors import CheckpointError
+from md_export.quiet import import_quietly
+from md_export.targets.contract import Runner
+from md_export.tensors import Array
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Every value on the way to one picture; arrays as the components' inputs and outputs, batch 1.
+
+    ``picture`` is ``[H, W, 3]`` float32 in [0, 1].
+    """
+
+    input_ids: Array
+    noise: Array
+    timestep: Array
+    encoder_hidden_states: Array
+    unet_output: Array
+    latent: Array
+    image: Array
+    picture: Array
+
+
+def tokenize(tokenizer_dir: Path, prompt: str, length: int) -> NDArray[np.int32]:
+    """CLIP BPE ids ``[1, length]``, cut and padded as CLIP does.
+
+    Raises:
+        CheckpointError: the folder holds no CLIP tokenizer.
+    """
+    encoded = _tokenizer(tokenizer_dir)(prompt, padding="max_length", max_length=length, truncation=True)
+    return np.asarray([encoded["input_ids"]], dtype=np.int32)
+
+
+@cache
+def _tokenizer(folder: Path) -> Any:
+    clip = import_quietly("transformers.models.clip.tokenization_clip")
+    # Built from file names instead of a folder, this class silently yields a vocabulary of two tokens.
+    try:
+        tokenizer = clip.CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder} holds no CLIP tokenizer (vocab.json, merges.txt, tokenizer_config.json): {error}"
+        ) from error
+    if len(tokenizer) < 3:
+        raise CheckpointError(f"{folder}: the tokenizer's vocabulary is empty; vocab.json and merges.txt are needed")
+    return tokenizer
+
+
+def draw_noise(seed: int, shape: tuple[int, ...]) -> Float32:
+    """x_T ~ N(0, I), the same for the same seed and torch version; golden cases store it."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    noise: Float32 = torch.randn(shape, generator=generator, dtype=torch.float32).numpy()
+    return noise
+
+
+def latent_from(noise: Array, unet_output: Array, step: OneStep) -> Float32:
+    """x0 / scaling factor, in float32: with ``epsilon`` the output's error is multiplied by 14.6 here."""
+    a, b = np.float32(step.a), np.float32(step.b)
+    x0 = a * noise.astype(np.float32) + b * unet_output.astype(np.float32)
+    return (x0 / np.float32(step.scaling_factor)).astype(np.float32)
+
+
+def picture_from(image: Array) -> Float32:
+    """Decoder output ``[1, 3, H, W]`` in [-1, 1] → ``[H, W, 3]`` in [0, 1]. NaN stays NaN."""
+    picture = np.clip(image.astype(np.float32)[0].transpose(1, 2, 0) / 2 + 0.5, 0.0, 1.0)
+    return np.ascontiguousarray(picture)
+
+
+def generate(runners: Mapping[str, Runner], input_ids: Array, noise: Array, step: OneStep) -> Generation:
+    """Run the three components one after the other."""
+    timestep = np.asarray([step.timestep], dtype=np.float32)
+    hidden = only_output(runners["text_encoder"].run({"input_ids": input_ids}))
+    output = only_output(runners["unet"].run({"sample": noise, "timestep": timestep, "encoder_hidden_states": hidden}))
+    latent = latent_from(noise, output, step)
+    image = only_output(runners["vae_decoder"].run({"latent": latent}))
+    return Generation(input_ids, noise, timestep, hidden, output, latent, image, picture_from(image))
+
+
+def only_output(outputs: Mapping[str, Array]) -> Array:
+    """The single output that every component has."""
+    (value,) = outputs.values()
+    return value

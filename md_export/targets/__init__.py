@@ -1,0 +1,87 @@
+"""The TARGETS table. A new target is a folder, one line here and one extra in pyproject.toml."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from md_export.errors import ArtifactError, MissingExtraError
+from md_export.targets.contract import TargetModule
+
+
+@dataclass(frozen=True)
+class Target:
+    """One artifact format.
+
+    Attributes:
+        name: command, folder and extra.
+        suffix: ending of an artifact's name.
+        requires: importable modules of the vendor.
+        distributions: packages whose versions the manifest records.
+        title: format and runtime in words.
+    """
+
+    name: str
+    suffix: str
+    requires: tuple[str, ...]
+    distributions: tuple[str, ...]
+    title: str
+
+    def require(self) -> None:
+        """Raise :class:`MissingExtraError` where a library of the vendor is not installed. Imports nothing."""
+        for module in self.requires:
+            if importlib.util.find_spec(module) is None:
+                raise MissingExtraError(
+                    f"the {self.name} target needs {module}, which is not installed: "
+                    f"pip install 'md-export[{self.name}]'"
+                )
+
+    def open(self) -> TargetModule:
+        """Import the target's folder.
+
+        Raises:
+            MissingExtraError: a library of the vendor is not installed.
+        """
+        self.require()
+        return cast(TargetModule, importlib.import_module(f"md_export.targets.{self.name}"))
+
+
+TARGETS: Mapping[str, Target] = {
+    target.name: target
+    for target in (
+        Target("coreml", ".mlpackage", ("coremltools",), ("coremltools",), "Core ML (iPhone Neural Engine)"),
+        Target(
+            "tflite",
+            ".tflite",
+            ("litert_torch", "ai_edge_litert", "ai_edge_quantizer"),
+            ("litert-torch", "ai-edge-litert", "ai-edge-quantizer", "litert-converter"),
+            "TFLite/LiteRT (Android GPU)",
+        ),
+        Target(
+            "onnx",
+            ".onnx",
+            ("onnx", "onnxscript", "onnxruntime"),
+            ("onnx", "onnxscript", "onnxruntime"),
+            "ONNX (onnxruntime)",
+        ),
+    )
+}
+
+
+def target_of(artifact: Path) -> Target:
+    """The target that an artifact's name belongs to.
+
+    Raises:
+        ArtifactError: the path does not exist or has an unknown suffix.
+    """
+    if not artifact.exists():
+        raise ArtifactError(f"{artifact} does not exist; name an artifact that md-export wrote")
+    for target in TARGETS.values():
+        if artifact.suffix == target.suffix:
+            return target
+    suffixes = ", ".join(target.suffix for target in TARGETS.values())
+    raise ArtifactError(f"{artifact.name} is no artifact of a known target; known endings: {suffixes}")

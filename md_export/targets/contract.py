@@ -1,0 +1,91 @@
+"""What every target agrees to: a job comes in, a saved artifact goes out, a runner executes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import nn
+
+from md_export.recipe import QuantScheme
+from md_export.tensors import Array, Arrays, TensorSpec
+
+
+@dataclass(frozen=True)
+class LoweringJob:
+    """One component to lower.
+
+    Attributes:
+        component: name in COMPONENTS.
+        module: rewritten torch module in eval mode, float32; positional inputs in the order of ``inputs``,
+            a single tensor out.
+        inputs: named inputs of the artifact, float32 or int32 at its surface whatever the scheme.
+        outputs: named outputs of the artifact, float32 at its surface.
+        example: one golden input per name, for tracing.
+        scheme: requested storage and arithmetic.
+        calibration: golden inputs of this component, each as the runner will get it.
+        workdir: scratch folder, removed afterwards.
+    """
+
+    component: str
+    module: nn.Module
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    example: Arrays
+    scheme: QuantScheme
+    calibration: tuple[Arrays, ...]
+    workdir: Path
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is found inside a saved artifact, read from its own bytes.
+
+    Attributes:
+        stored: bytes of stored weights by dtype (``float32``, ``float16``, ``int8``, …).
+        ops: number of ops by kind.
+    """
+
+    stored: dict[str, int]
+    ops: dict[str, int]
+
+
+class Runner(Protocol):
+    """An artifact loaded in its own runtime."""
+
+    def run(self, inputs: Arrays) -> dict[str, Array]:
+        """Execute once. Names, shapes and dtypes are the manifest's.
+
+        Raises:
+            RuntimeFault: the runtime refused the artifact or the inputs.
+        """
+        ...
+
+
+class TargetModule(Protocol):
+    """What ``targets/<name>/__init__.py`` must offer; :mod:`md_export.targets` imports it lazily."""
+
+    def lower(self, job: LoweringJob) -> object:
+        """Torch module → the vendor's float model. ConversionError where the converter fails."""
+        ...
+
+    def quantize(self, model: object, job: LoweringJob) -> object:
+        """Apply ``job.scheme``; returns the model as it is where the scheme needs nothing more."""
+        ...
+
+    def save(self, model: object, path: Path) -> None:
+        """Write the artifact at ``path`` (which does not exist), the same bytes for the same inputs."""
+        ...
+
+    def describe(self, path: Path) -> Description:
+        """Read ops and stored types from a saved artifact."""
+        ...
+
+    def load(self, path: Path, runtime: str | None = None) -> Runner:
+        """Open a saved artifact, ``runtime`` naming another than the target's own.
+
+        RuntimeFault where the file is no such artifact.
+        """
+        ...

@@ -1,0 +1,99 @@
+"""Reader of the weight file of an ML program (``weights/weight.bin``).
+
+Layout (MILBlob's storage format version 2, little-endian): a 64-byte header (``uint32`` number of blobs, ``uint32``
+version), then blobs. Each blob is a 64-byte record (``uint32`` 0xDEADBEEF, ``uint32`` element type, ``uint64`` bytes of
+data, ``uint64`` offset of the data in the file, ``uint64`` padding bits at the end of the data) and its data, both
+aligned to 64 bytes. A program refers to the record's offset.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from md_export.errors import RuntimeFault
+from md_export.targets.coreml.mil.dtypes import DTYPES, Dtype, unpack_bits
+
+SENTINEL = 0xDEADBEEF
+VERSION = 2
+_HEADER = struct.Struct("<II")
+_RECORD = struct.Struct("<IIQQQ")
+_RECORD_BYTES = 64
+
+# MILBlob's own numbering of element types, unrelated to the one in MIL.proto.
+BLOB_DTYPES = {
+    1: "fp16",
+    2: "fp32",
+    3: "uint8",
+    4: "int8",
+    6: "int16",
+    7: "uint16",
+    8: "int4",
+    9: "uint1",
+    10: "uint2",
+    11: "uint4",
+    12: "uint3",
+    13: "uint6",
+    14: "int32",
+    15: "uint32",
+}
+
+
+class BlobFile:
+    """A memory-mapped weight file; nothing is read before a blob is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with path.open("rb") as file:
+                # Copy-on-write: torch wants writable memory, the file must not change.
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except (OSError, ValueError) as error:
+            raise RuntimeFault(f"{path.name} cannot be opened: {error}; convert the model again") from error
+        self._bytes = np.frombuffer(self._map, np.uint8)
+        self._name = path.name
+        if len(self._bytes) < _RECORD_BYTES or self._unpack(_HEADER, 0)[1] != VERSION:
+            raise RuntimeFault(f"{path.name} is no weight file of version {VERSION}; convert the model again")
+
+    def read(self, offset: int, dtype: Dtype, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        """The blob whose record is at ``offset``, as an array of ``shape``.
+
+        Whole-byte types are a view of the mapping; sub-byte types are unpacked to int8 or uint8.
+
+        Raises:
+            RuntimeFault: no blob there, or one of another type or size than the program declares.
+        """
+        start, nbytes = self._locate(offset, dtype)
+        count = math.prod(shape)
+        if nbytes != math.ceil(count * dtype.bits / 8):
+            raise RuntimeFault(
+                f"{self._name}: the blob at {offset} has {nbytes} bytes, {dtype.name}{list(shape)} needs others"
+            )
+        raw = self._bytes[start : start + nbytes]
+        if dtype.bits < 8:
+            return unpack_bits(raw, dtype, count).reshape(shape)
+        return np.asarray(raw).view(dtype.stored).reshape(shape)
+
+    def _locate(self, offset: int, dtype: Dtype) -> tuple[int, int]:
+        if offset + _RECORD_BYTES > len(self._bytes):
+            raise RuntimeFault(f"{self._name} ends before the blob at {offset}; the package is truncated")
+        sentinel, code, nbytes, start, _ = self._unpack(_RECORD, offset)
+        if sentinel != SENTINEL:
+            raise RuntimeFault(
+                f"{self._name} has no blob at {offset}; the program and its weights do not belong together"
+            )
+        found = BLOB_DTYPES.get(code)
+        if found is None or DTYPES[found] != dtype:
+            raise RuntimeFault(
+                f"{self._name}: the blob at {offset} is {found or code}, the program declares {dtype.name}"
+            )
+        if start + nbytes > len(self._bytes):
+            raise RuntimeFault(f"{self._name} ends inside the blob at {offset}; the package is truncated")
+        return start, nbytes
+
+    def _unpack(self, layout: struct.Struct, offset: int) -> tuple[int, ...]:
+        return layout.unpack_from(self._map, offset)

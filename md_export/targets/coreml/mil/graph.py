@@ -1,0 +1,174 @@
+"""A function of an ML program as plain data, scheduled for execution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from md_export.errors import RuntimeFault
+from md_export.targets.coreml.mil.blob import BlobFile
+from md_export.targets.coreml.mil.dtypes import ValueType, parse_type
+from md_export.targets.coreml.mil.values import Value, decode
+
+# Spelling of an opset in a program → its number; CoreML5 came with iOS15.
+_OPSET_PREFIX = "CoreML"
+OLDEST_OPSET = 5
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A use of a named value."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A named value with its declared type."""
+
+    name: str
+    type: ValueType
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation; every argument is a tuple because some take several values."""
+
+    kind: str
+    args: dict[str, tuple[Ref | Value, ...]]
+    outputs: tuple[Declared, ...]
+
+    @property
+    def refs(self) -> Iterator[str]:
+        """Names of the values this op reads."""
+        return (item.name for group in self.args.values() for item in group if isinstance(item, Ref))
+
+    def __str__(self) -> str:
+        names = ", ".join(out.name for out in self.outputs) or "no output"
+        return f"{self.kind} → {names}"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A straight-line program.
+
+    Attributes:
+        opset: number of the function's opset, 5 (iOS15) to 8 (iOS18).
+        inputs: the function's parameters.
+        outputs: names of the results.
+        constants: the values of ``const`` ops; those in the weight file are views of the mapping.
+        ops: in execution order, each ``constexpr_*`` right before its first reader, so that few decompressed
+            weights are alive at a time.
+        dead_after: names nobody reads after the op of that position.
+        types: declared type of every name.
+    """
+
+    opset: int
+    inputs: tuple[Declared, ...]
+    outputs: tuple[str, ...]
+    constants: dict[str, Value]
+    ops: tuple[Op, ...]
+    dead_after: tuple[tuple[str, ...], ...]
+    types: dict[str, ValueType]
+
+
+def parse_function(function: Any, weights: Callable[[str], BlobFile]) -> Graph:
+    """A ``MIL_pb2.Function`` as a :class:`Graph`.
+
+    Args:
+        function: the message.
+        weights: opens a weight file by the name the program gives it.
+
+    Raises:
+        RuntimeFault: an unknown opset or element type, a constant that cannot be decoded.
+    """
+    block = function.block_specializations[function.opset]
+    inputs = tuple(_declared(item) for item in function.inputs)
+    types = {item.name: item.type for item in inputs}
+    constants: dict[str, Value] = {}
+    ops: list[Op] = []
+    for proto in block.operations:
+        outputs = tuple(_declared(item) for item in proto.outputs)
+        types.update((item.name, item.type) for item in outputs)
+        if proto.type == "const":
+            constants[outputs[0].name] = decode(proto.attributes["val"], weights)
+        else:
+            ops.append(Op(proto.type, _arguments(proto, weights), outputs))
+    results = tuple(block.outputs)
+    scheduled = tuple(_schedule(ops, results))
+    return Graph(
+        _opset(function.opset), inputs, results, constants, scheduled, _dead_after(scheduled, results, constants), types
+    )
+
+
+def _opset(name: str) -> int:
+    number = name.removeprefix(_OPSET_PREFIX)
+    if not number.isdigit() or int(number) < OLDEST_OPSET:
+        raise RuntimeFault(
+            f"the ML program uses opset {name!r}; this runtime knows CoreML{OLDEST_OPSET} (iOS15) and later"
+        )
+    return int(number)
+
+
+def _declared(proto: Any) -> Declared:
+    return Declared(proto.name, parse_type(proto.type))
+
+
+def _arguments(proto: Any, weights: Callable[[str], BlobFile]) -> dict[str, tuple[Ref | Value, ...]]:
+    if proto.blocks:
+        raise RuntimeFault(
+            f"op {proto.type} → {proto.outputs[0].name} has nested blocks: control flow is outside scope"
+        )
+    args: dict[str, tuple[Ref | Value, ...]] = {}
+    for name, argument in proto.inputs.items():
+        args[name] = tuple(
+            Ref(item.name) if item.WhichOneof("binding") == "name" else decode(item.value, weights)
+            for item in argument.arguments
+        )
+    # Up to iOS17 the constexpr ops carry their operands as attributes.
+    if proto.type.startswith("constexpr_"):
+        for name, value in proto.attributes.items():
+            if name != "name":
+                args[name] = (decode(value, weights),)
+    return args
+
+
+def _schedule(ops: Iterable[Op], results: tuple[str, ...]) -> Iterator[Op]:
+    waiting: dict[str, Op] = {}
+
+    def release(name: str) -> Iterator[Op]:
+        op = waiting.get(name)
+        if op is None:
+            return
+        for out in op.outputs:
+            waiting.pop(out.name, None)
+        for ref in op.refs:
+            yield from release(ref)
+        yield op
+
+    for op in ops:
+        if op.kind.startswith("constexpr_"):
+            waiting.update((out.name, op) for out in op.outputs)
+            continue
+        for ref in op.refs:
+            yield from release(ref)
+        yield op
+    for name in results:
+        yield from release(name)
+
+
+def _dead_after(
+    ops: tuple[Op, ...], results: tuple[str, ...], constants: dict[str, Value]
+) -> tuple[tuple[str, ...], ...]:
+    last: dict[str, int] = {}
+    for position, op in enumerate(ops):
+        for out in op.outputs:
+            last[out.name] = position
+        for name in op.refs:
+            last[name] = position
+    dead: list[list[str]] = [[] for _ in ops]
+    for name, position in last.items():
+        if name not in results and name not in constants:
+            dead[position].append(name)
+    return tuple(tuple(names) for names in dead)

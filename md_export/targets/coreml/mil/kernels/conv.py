@@ -1,0 +1,93 @@
+"""Convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from md_export.targets.coreml.mil.bind import Ints, Tensor
+from md_export.targets.coreml.mil.kernels.padding import window_pads
+
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+def conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    strides: Ints | None = None,
+    pad_type: str = "valid",
+    pad: Ints | None = None,
+    dilations: Ints | None = None,
+    groups: int = 1,
+) -> Tensor:
+    """x [N, C, *D] convolved with weight [O, C/groups, *K], D of one to three axes."""
+    rank = x.dim() - 2
+    strides = strides or (1,) * rank
+    dilations = dilations or (1,) * rank
+    pads = window_pads(pad_type, x.shape[2:], weight.shape[2:], strides, dilations, pad)
+    if all(before == after for before, after in pads):
+        return _CONV[rank](x, weight, bias, strides, [before for before, _ in pads], dilations, groups)
+    flat = [amount for pair in reversed(pads) for amount in pair]
+    return _CONV[rank](F.pad(x, flat), weight, bias, strides, 0, dilations, groups)
+
+
+def conv_transpose(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    pad: Ints | None = None,
+    output_shape: Ints | None = None,
+    pad_type: str = "valid",
+    strides: Ints | None = None,
+    dilations: Ints | None = None,
+    groups: int = 1,
+) -> Tensor:
+    """Gradient of a convolution: x [N, C, *D], weight [C, O/groups, *K].
+
+    The full result is computed, then cropped, or extended by zeros, to the size the padding or ``output_shape`` asks.
+    """
+    rank = x.dim() - 2
+    strides = strides or (1,) * rank
+    dilations = dilations or (1,) * rank
+    full = _TRANSPOSE[rank](x, weight, None, strides, 0, 0, groups, dilations)
+    wanted = _wanted(pad_type, x.shape[2:], full.shape[2:], strides, pad, output_shape)
+    for axis, (begin, size) in enumerate(wanted, start=2):
+        full = _window(full, axis, begin, size)
+    return full if bias is None else full + bias.reshape(-1, *[1] * rank)
+
+
+def _wanted(
+    pad_type: str,
+    given: Sequence[int],
+    full: Sequence[int],
+    strides: Ints,
+    pad: Ints | None,
+    output_shape: Ints | None,
+) -> list[tuple[int, int]]:
+    """First element and size of the result along every spatial axis of the full one."""
+    wanted = []
+    for i, size in enumerate(full):
+        before, after = (pad[2 * i], pad[2 * i + 1]) if pad_type == "custom" and pad else (0, 0)
+        target = size - before - after
+        if pad_type.startswith("same"):
+            target = given[i] * strides[i]
+        if output_shape:
+            target = output_shape[2 + i]
+        if pad_type != "custom":
+            surplus = max(size - target, 0)
+            before = surplus - surplus // 2 if pad_type == "same_lower" else surplus // 2
+        wanted.append((before, target))
+    return wanted
+
+
+def _window(x: Tensor, axis: int, begin: int, size: int) -> Tensor:
+    missing = begin + size - x.shape[axis]
+    if missing > 0:
+        zeros = [*x.shape]
+        zeros[axis] = missing
+        x = torch.cat([x, x.new_zeros(zeros)], axis)
+    return x.narrow(axis, begin, size)

@@ -1,0 +1,120 @@
+"""Resizing along a grid: every output position is a real position of the input, per axis."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from md_export.targets.coreml.mil.bind import Ints, Stored, Tensor
+
+
+def grid(size: int, target: int, mode: str) -> Tensor:
+    """Positions float32 [target] in [0, size − 1], by MIL's sampling modes."""
+    steps = torch.arange(target, dtype=torch.float32)
+    if mode == "ALIGN_CORNERS" and target == 1:
+        return torch.tensor([(size - 1) / 2])
+    if mode in ("STRICT_ALIGN_CORNERS", "ALIGN_CORNERS"):
+        points = steps * ((size - 1) / max(target - 1, 1))
+    elif mode == "DEFAULT":
+        points = steps * ((size - size / target) / max(target - 1, 1))
+    elif mode == "OFFSET_CORNERS":
+        delta = max(1, size - 1) / target
+        points = 0.5 * delta + steps * delta
+    elif mode == "UNALIGN_CORNERS":
+        points = (steps + 0.5) * (size / target) - 0.5
+    else:
+        raise ValueError(f"sampling mode {mode!r}")
+    return points.clamp(0, size - 1)
+
+
+def linear_along(x: Tensor, axis: int, points: Tensor) -> Tensor:
+    """x interpolated at real positions along one axis."""
+    low = points.floor().long()
+    high = (low + 1).clamp(max=x.shape[axis] - 1)
+    shape = [1] * x.dim()
+    shape[axis] = -1
+    weight = (points - low).reshape(shape)
+    below = x.index_select(axis, low)
+    return below + weight * (x.index_select(axis, high) - below)
+
+
+def _linear(x: Tensor, points: list[Tensor]) -> Tensor:
+    for offset, positions in enumerate(points):
+        x = linear_along(x, x.dim() - len(points) + offset, positions)
+    return x
+
+
+def _nearest(x: Tensor, targets: tuple[int, int]) -> Tensor:
+    for axis, target in zip((x.dim() - 2, x.dim() - 1), targets, strict=True):
+        positions = torch.arange(target) * x.shape[axis] // target
+        x = x.index_select(axis, positions)
+    return x
+
+
+def _scaled(x: Tensor, height: float, width: float) -> tuple[int, int]:
+    return math.floor(x.shape[-2] * height), math.floor(x.shape[-1] * width)
+
+
+def upsample_nearest_neighbor(x: Stored, scale_factor_height: float = 1, scale_factor_width: float = 1) -> Tensor:
+    """The last two axes enlarged; every output takes the input at ⌊position · size / target⌋."""
+    return _nearest(x, _scaled(x, scale_factor_height, scale_factor_width))
+
+
+def resize_nearest_neighbor(x: Stored, target_size_height: int, target_size_width: int) -> Tensor:
+    """The last two axes brought to a size; every output takes the input at ⌊position · size / target⌋."""
+    return _nearest(x, (target_size_height, target_size_width))
+
+
+def upsample_bilinear(
+    x: Tensor,
+    scale_factor_height: float = 1,
+    scale_factor_width: float = 1,
+    align_corners: bool = True,
+    half_pixel_centers: bool | None = None,
+) -> Tensor:
+    """The last two axes enlarged, bilinear; the scale is recomputed from the sizes."""
+    half = not align_corners if half_pixel_centers is None else half_pixel_centers
+    mode = "STRICT_ALIGN_CORNERS" if align_corners else "UNALIGN_CORNERS" if half else "DEFAULT"
+    height, width = _scaled(x, scale_factor_height, scale_factor_width)
+    return resize_bilinear(x, height, width, mode)
+
+
+def resize_bilinear(
+    x: Tensor, target_size_height: int = 1, target_size_width: int = 1, sampling_mode: str = "DEFAULT"
+) -> Tensor:
+    """The last two axes brought to a size, bilinear."""
+    targets = (target_size_height, target_size_width)
+    return _linear(x, [grid(s, t, sampling_mode) for s, t in zip(x.shape[-2:], targets, strict=True)])
+
+
+def resize(
+    x: Tensor, shape: Ints, resized_dims: int, interpolation_mode: str = "LINEAR", sampling_mode: str = "DEFAULT"
+) -> Tensor:
+    """The last ``resized_dims`` axes brought to the last sizes of ``shape``; 0 keeps a size."""
+    if resized_dims == 0:
+        return x.clone()
+    sizes = x.shape[-resized_dims:]
+    targets = [target or own for target, own in zip(shape[-resized_dims:], sizes, strict=True)]
+    points = [grid(s, t, sampling_mode) for s, t in zip(sizes, targets, strict=True)]
+    if interpolation_mode == "LINEAR":
+        result = _linear(x.float(), points)
+        return result if x.is_floating_point() else result.to(x.dtype)
+    if interpolation_mode != "NEAREST_NEIGHBOR":
+        raise ValueError(f"interpolation mode {interpolation_mode!r}")
+    for offset, positions in enumerate(points):
+        axis = x.dim() - resized_dims + offset
+        x = x.index_select(axis, nearest(positions, sampling_mode))
+    return x
+
+
+def nearest(points: Tensor, sampling_mode: str) -> Tensor:
+    """Integer positions for nearest-neighbour sampling: below in DEFAULT mode, else rounded half up."""
+    return (points if sampling_mode == "DEFAULT" else points + 0.5).floor().long()
+
+
+def crop(x: Stored, crop_height: Ints, crop_width: Ints) -> Tensor:
+    """x without these many rows and columns at either end."""
+    top, bottom = crop_height
+    left, right = crop_width
+    return x[..., top : x.shape[-2] - bottom, left : x.shape[-1] - right].clone()

@@ -1,0 +1,113 @@
+"""Reading and writing at computed positions.
+
+An index out of bounds is an error here, also where the op set leaves the behaviour undefined. ``validate_indices`` asks
+for the same check and changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from md_export.targets.coreml.mil.bind import Stored, Tensor
+
+_UPDATES: dict[str, Callable[..., Any]] = {
+    "add": np.add.at,
+    "sub": np.subtract.at,
+    "mul": np.multiply.at,
+    "div": np.true_divide.at,
+    "max": np.maximum.at,
+    "min": np.minimum.at,
+}
+
+
+def _positions(indices: Tensor, size: int) -> Tensor:
+    """Indices as int64 in [0, size); negative ones count from the end."""
+    indices = indices.long()
+    return torch.where(indices < 0, indices + size, indices)
+
+
+def _batched(x: Tensor, indices: Tensor, batch_dims: int) -> tuple[Tensor, Tensor]:
+    """Both with their ``batch_dims`` leading axes joined into one."""
+    batch = math.prod(x.shape[:batch_dims])
+    return x.reshape(batch, *x.shape[batch_dims:]), indices.reshape(batch, *indices.shape[batch_dims:])
+
+
+def gather(x: Stored, indices: Stored, axis: int = 0, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
+    """Slices of x along ``axis`` at ``indices``: shape x[:axis] + indices[batch_dims:] + x[axis + 1:]."""
+    del validate_indices
+    axis %= x.dim()
+    positions = _positions(indices, x.shape[axis])
+    shape = (*x.shape[:axis], *indices.shape[batch_dims:], *x.shape[axis + 1 :])
+    if batch_dims == 0:
+        return x.index_select(axis, positions.reshape(-1)).reshape(shape)
+    rows, picks = _batched(x, positions, batch_dims)
+    inner = axis - batch_dims
+    chosen = [row.index_select(inner, pick.reshape(-1)) for row, pick in zip(rows, picks, strict=True)]
+    return torch.stack(chosen).reshape(shape)
+
+
+def gather_along_axis(x: Stored, indices: Stored, axis: int = 0, validate_indices: bool = False) -> Tensor:
+    """Elements of x at ``indices`` along ``axis``; the result has the shape of ``indices``."""
+    del validate_indices
+    return torch.gather(x, axis, _positions(indices, x.shape[axis]))
+
+
+def gather_nd(x: Stored, indices: Stored, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
+    """Slices of x at the index tuples in the last axis of ``indices``."""
+    del validate_indices
+    shape = (*indices.shape[:-1], *x.shape[batch_dims + indices.shape[-1] :])
+    rows, tuples = _batched(x, indices, batch_dims)
+    return torch.stack([row[_tuples(row, pick)] for row, pick in zip(rows, tuples, strict=True)]).reshape(shape)
+
+
+def _tuples(x: Tensor, indices: Tensor) -> tuple[Tensor, ...]:
+    return tuple(_positions(indices[..., i], x.shape[i]) for i in range(indices.shape[-1]))
+
+
+def _scatter(data: Tensor, where: tuple[Any, ...], updates: Tensor, mode: str) -> Tensor:
+    result = data.numpy().copy()
+    values = updates.numpy()
+    if mode == "update":
+        result[where] = values
+    elif mode == "div" and not data.is_floating_point():
+        np.floor_divide.at(result, where, values)
+    elif mode in _UPDATES:
+        _UPDATES[mode](result, where, values)
+    else:
+        raise ValueError(f"scatter mode {mode!r}")
+    return torch.from_numpy(result)
+
+
+def scatter(
+    data: Tensor, indices: Stored, updates: Tensor, axis: int = 0, mode: str = "add", validate_indices: bool = False
+) -> Tensor:
+    """``data`` with slices along ``axis`` at ``indices`` combined with ``updates``."""
+    del validate_indices
+    axis %= data.dim()
+    where = (slice(None),) * axis + (_positions(indices, data.shape[axis]).numpy(),)
+    return _scatter(data, where, updates, mode)
+
+
+def scatter_along_axis(
+    data: Tensor, indices: Stored, updates: Tensor, axis: int = 0, mode: str = "add", validate_indices: bool = False
+) -> Tensor:
+    """``data`` with the elements at ``indices`` along ``axis`` combined with ``updates``."""
+    del validate_indices
+    axis %= data.dim()
+    where = list(np.indices(indices.shape, sparse=True))
+    where[axis] = _positions(indices, data.shape[axis]).numpy()
+    return _scatter(data, tuple(where), updates, mode)
+
+
+def scatter_nd(
+    data: Tensor, indices: Stored, updates: Tensor, mode: str = "add", validate_indices: bool = False
+) -> Tensor:
+    """``data`` with the slices at the index tuples in the last axis of ``indices`` combined with ``updates``."""
+    del validate_indices
+    where = tuple(index.numpy() for index in _tuples(data, indices))
+    return _scatter(data, where, updates, mode)

@@ -1,0 +1,88 @@
+"""Execute a saved package: with our own runtime anywhere, with Core ML itself on a Mac."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from md_export.errors import ArtifactError, RuntimeFault, UsageError
+from md_export.targets.coreml.package import read_spec
+from md_export.targets.coreml.surface import check, feature_specs
+from md_export.targets.coreml.vendor import VENDOR_ERRORS, ct, quiet
+from md_export.tensors import Array, Arrays, TensorSpec
+
+RUNTIMES: Final = ("mil", "coreml")
+Predict = Callable[[dict[str, Array]], Any]
+
+
+class PackageRunner:
+    """A package behind the contract's Runner: names, shapes and dtypes are checked both ways."""
+
+    def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], predict: Predict) -> None:
+        self.inputs = inputs
+        self.outputs = outputs
+        self._predict = predict
+
+    def run(self, inputs: Arrays) -> dict[str, Array]:
+        """Execute once; NCHW, float32 and int32 at the surface in every precision.
+
+        Raises:
+            RuntimeFault: inputs that are not the model's, or a runtime that fails or answers otherwise.
+        """
+        check(inputs, self.inputs, "input")
+        outputs = {name: np.asarray(array) for name, array in self._predict(dict(inputs)).items()}
+        check(outputs, self.outputs, "output")
+        return outputs
+
+
+def load(path: Path, runtime: str = "mil") -> PackageRunner:
+    """Open a saved package.
+
+    Args:
+        path: the ``.mlpackage`` folder.
+        runtime: ``mil``, our own executor, which stores each value in the type that the program declares;
+            ``coreml``, Apple's, on a Mac.
+
+    Raises:
+        RuntimeFault: no such package, or ``coreml`` anywhere but on a Mac.
+        UsageError: an unknown runtime.
+    """
+    try:
+        description = read_spec(path).description
+        inputs, outputs = feature_specs(description.input), feature_specs(description.output)
+    except ArtifactError as error:
+        raise RuntimeFault(str(error)) from error
+    openers: dict[str, Callable[[Path], Predict]] = {"mil": _open_mil, "coreml": _open_coreml}
+    if runtime not in openers:
+        raise UsageError(f"unknown Core ML runtime {runtime!r}; use one of {', '.join(RUNTIMES)}")
+    return PackageRunner(inputs, outputs, openers[runtime](path))
+
+
+def _open_mil(path: Path) -> Predict:
+    from md_export.targets.coreml import mil
+
+    program = mil.load(path, precision="storage")
+    predict: Predict = program.predict
+    return predict
+
+
+def _open_coreml(path: Path) -> Predict:
+    if sys.platform != "darwin":
+        raise RuntimeFault("Core ML itself runs on a Mac only; use --runtime mil here")
+    try:
+        with quiet():
+            model = ct.models.MLModel(str(path))
+    except VENDOR_ERRORS as error:
+        raise RuntimeFault(f"{path}: Core ML refuses the package: {error}") from error
+    return lambda inputs: _predict_coreml(model, inputs)
+
+
+def _predict_coreml(model: Any, inputs: dict[str, Array]) -> Any:
+    try:
+        return model.predict(inputs)
+    except VENDOR_ERRORS as error:
+        raise RuntimeFault(f"Core ML failed: {error}") from error

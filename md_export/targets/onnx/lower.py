@@ -1,0 +1,77 @@
+"""Torch module → ONNX graph in float32 or float16, static shapes, opset 18."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from md_export.errors import ConversionError
+from md_export.targets.contract import LoweringJob
+from md_export.targets.onnx.clean import clean
+from md_export.targets.onnx.half import half_copy
+from md_export.targets.onnx.quantize import check_scheme
+from md_export.targets.onnx.quiet import quiet
+
+# From 21 on the exporter emits GroupNormalization, which onnxruntime's CPU provider expands into more
+# and slower nodes and which mobile providers do not take.
+OPSET: Final = 18
+
+
+def lower(job: LoweringJob) -> ir.Model:
+    """Export the module; float16 weights where the scheme asks for them, else float32.
+
+    Returns:
+        A graph in memory that shares storage with the module, surface float32/int32 as in ``job``.
+
+    Raises:
+        ConversionError: the scheme is not supported, the exporter failed, or produced another surface than the job's.
+    """
+    check_scheme(job)
+    module = half_copy(job.module) if job.scheme.weights == "float16" else job.module
+    model = _export(module, job)
+    clean(model)
+    _check_surface(model, job)
+    return model
+
+
+def _export(module: nn.Module, job: LoweringJob) -> ir.Model:
+    args = tuple(torch.from_numpy(np.array(job.example[spec.name])) for spec in job.inputs)
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                module,
+                args,
+                input_names=[spec.name for spec in job.inputs],
+                output_names=[spec.name for spec in job.outputs],
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise ConversionError(f"{job.component}: torch.onnx could not export it: {_first_line(error)}") from error
+    if program is None:
+        raise ConversionError(f"{job.component}: torch.onnx returned no program")
+    return program.model
+
+
+def _first_line(error: BaseException) -> str:
+    # The exporter wraps the cause in pages of advice; the innermost exception says what happened.
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().partition("\n")[0]
+
+
+def _check_surface(model: ir.Model, job: LoweringJob) -> None:
+    expected = [(spec.name, spec.shape, spec.dtype) for spec in (*job.inputs, *job.outputs)]
+    found = [_signature(value) for value in (*model.graph.inputs, *model.graph.outputs)]
+    if found != expected:
+        raise ConversionError(f"{job.component}: the exported graph has inputs and outputs {found}, not {expected}")
+
+
+def _signature(value: ir.Value) -> tuple[str | None, tuple[object, ...], str]:
+    shape = () if value.shape is None else value.shape.numpy() if value.shape.is_static() else tuple(value.shape)
+    return value.name, tuple(shape), "" if value.dtype is None else value.dtype.numpy().name

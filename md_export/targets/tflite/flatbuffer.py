@@ -1,0 +1,119 @@
+"""Read a .tflite file's tables, without running it and without loading its weights."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ai_edge_litert import schema_py_generated as schema
+
+from md_export.errors import RuntimeFault
+from md_export.targets.tflite.names import module_of
+
+IDENTIFIER: Final = b"TFL3"
+# What flatbuffers' Python reader raises on offsets and lengths that lead out of the file.
+MALFORMED: Final = (struct.error, ValueError, IndexError, KeyError, TypeError, AttributeError)
+
+DTYPES: Final = {
+    schema.TensorType.FLOAT32: "float32",
+    schema.TensorType.FLOAT16: "float16",
+    schema.TensorType.INT32: "int32",
+    schema.TensorType.INT64: "int64",
+    schema.TensorType.INT8: "int8",
+    schema.TensorType.UINT8: "uint8",
+    schema.TensorType.INT16: "int16",
+    schema.TensorType.BOOL: "bool",
+}
+_OPERATORS: Final[dict[int, str]] = {
+    value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)
+}
+# Ops with a weight, and the operand that holds it.
+WEIGHTED: Final = {
+    "FULLY_CONNECTED": 1,
+    "CONV_2D": 1,
+    "DEPTHWISE_CONV_2D": 1,
+    "TRANSPOSE_CONV": 1,
+    "EMBEDDING_LOOKUP": 1,
+}
+
+
+@dataclass(frozen=True)
+class WeightedOp:
+    """One op with a stored weight.
+
+    Attributes:
+        operator: ``CONV_2D``, ….
+        module: path of the torch module that it computes.
+        output: name of its output tensor.
+        dtype: numpy dtype name in which the weight is stored.
+    """
+
+    operator: str
+    module: str
+    output: str
+    dtype: str
+
+
+def read_model(path: Path) -> Any:
+    """Parse and check ``path``; weights stay in the file (memory-mapped), whatever their size.
+
+    Returns:
+        the schema's ``ModelT``; :func:`stored_bytes` finds constants kept outside the tables.
+
+    Raises:
+        RuntimeFault: the file is missing, no .tflite file, truncated or corrupted.
+    """
+    try:
+        with path.open("rb") as file:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise RuntimeFault(f"{path.name}: cannot be read as a .tflite file: {error}") from error
+    if content[4:8] != IDENTIFIER:
+        raise RuntimeFault(f"{path.name}: no .tflite file (its identifier is not {IDENTIFIER.decode()})")
+    try:
+        return schema.ModelT.InitFromPackedBuf(content, 0)
+    except MALFORMED as error:
+        raise RuntimeFault(f"{path.name}: truncated or corrupted: {error}; export it again") from error
+
+
+def operator_name(model: Any, operator: Any) -> str:
+    """``CONV_2D``, …; ops above 127 are kept in the newer of the two code fields."""
+    code = model.operatorCodes[operator.opcodeIndex]
+    return _OPERATORS[max(code.builtinCode, code.deprecatedBuiltinCode)]
+
+
+def shape_of(tensor: Any) -> tuple[int, ...]:
+    """Static shape; ``()`` for a scalar, which the schema stores as nothing."""
+    return () if tensor.shape is None else tuple(int(size) for size in tensor.shape)
+
+
+def stored_bytes(model: Any, tensor: Any) -> int:
+    """Length of a constant, 0 for a tensor that is computed.
+
+    The quantizer moves large constants behind the tables and leaves an offset.
+    """
+    buffer = model.buffers[tensor.buffer]
+    return int(buffer.size) if buffer.offset else 0 if buffer.data is None else len(buffer.data)
+
+
+def weighted_ops(model: Any) -> list[WeightedOp]:
+    """Ops whose weight is a constant, seen through the DEQUANTIZE of a float16 or weight-only int8 one."""
+    return [op for graph in model.subgraphs for op in _weighted(model, graph)]
+
+
+def _weighted(model: Any, graph: Any) -> Iterator[WeightedOp]:
+    named = [(operator_name(model, operator), operator) for operator in graph.operators]
+    source = {operator.outputs[0]: operator.inputs[0] for name, operator in named if name == "DEQUANTIZE"}
+    for name, operator in named:
+        if name not in WEIGHTED:
+            continue
+        index = operator.inputs[WEIGHTED[name]]
+        weight = graph.tensors[source.get(index, index)]
+        output = graph.tensors[operator.outputs[0]].name.decode()
+        if stored_bytes(model, weight):
+            module = module_of(weight.name.decode(), output)
+            yield WeightedOp(name, module, output, DTYPES.get(weight.type, "other"))

@@ -1,0 +1,94 @@
+"""Torch module → float .tflite file by litert_torch, with the artifact's own input and output names."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from md_export.errors import ConversionError
+from md_export.targets.contract import LoweringJob
+from md_export.targets.tflite.flatbuffer import DTYPES, read_model, shape_of
+from md_export.targets.tflite.names import COMPONENT, module_paths_as_names
+from md_export.targets.tflite.quiet import quiet
+from md_export.tensors import TensorSpec
+
+SIGNATURE: Final = "main"
+
+
+@dataclass(frozen=True)
+class TfliteModel:
+    """A .tflite file in the job's scratch folder: full-size weights need not be held in memory twice."""
+
+    path: Path
+
+
+class _Named(nn.Module):
+    """The component with keyword inputs and a dict output, from which litert_torch takes the names."""
+
+    def __init__(self, job: LoweringJob) -> None:
+        super().__init__()
+        self.add_module(COMPONENT, job.module)
+        self.inputs = tuple(spec.name for spec in job.inputs)
+        self.output = job.outputs[0].name
+
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        return {self.output: getattr(self, COMPONENT)(*(inputs[name] for name in self.inputs))}
+
+
+def lower(job: LoweringJob) -> TfliteModel:
+    """Convert ``job.module`` to a float32 file in ``job.workdir``.
+
+    Tensors are named after the torch modules that compute them (see :mod:`.names`).
+
+    Raises:
+        ConversionError: litert_torch failed, or its file has other inputs or outputs than the job.
+    """
+    path = scratch_file(job.workdir)
+    with quiet():
+        _convert(job, path)
+    _check_surface(job, path)
+    return TfliteModel(path)
+
+
+def scratch_file(folder: Path) -> Path:
+    """A new empty file in ``folder``."""
+    handle, name = tempfile.mkstemp(suffix=".tflite", dir=folder)
+    os.close(handle)
+    return Path(name)
+
+
+def _convert(job: LoweringJob, path: Path) -> None:
+    import litert_torch
+    from litert_converter.mlir import ir  # type: ignore[import-untyped]  # ships no types
+
+    sample = {spec.name: torch.from_numpy(np.array(job.example[spec.name])) for spec in job.inputs}
+    try:
+        with module_paths_as_names(job.component):
+            signature = litert_torch.signature(SIGNATURE, _Named(job).eval(), sample_kwargs=sample)
+            signature.convert().export(str(path))
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ir.MLIRError) as error:
+        raise ConversionError(f"litert_torch cannot convert {job.component}: {error}") from error
+
+
+def _check_surface(job: LoweringJob, path: Path) -> None:
+    model = read_model(path)
+    signature = model.signatureDefs[0]
+    tensors = model.subgraphs[signature.subgraphIndex].tensors
+
+    def specs(entries: Any) -> set[TensorSpec]:
+        found = ((entry.name.decode(), tensors[entry.tensorIndex]) for entry in entries)
+        return {TensorSpec(name, shape_of(tensor), DTYPES[tensor.type]) for name, tensor in found}
+
+    for kind, wanted, got in (
+        ("inputs", set(job.inputs), specs(signature.inputs)),
+        ("outputs", set(job.outputs), specs(signature.outputs)),
+    ):
+        if wanted != got:
+            raise ConversionError(f"litert_torch gave {job.component} the {kind} {got} instead of {wanted}")

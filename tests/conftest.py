@@ -1,0 +1,99 @@
+"""Shared artifacts: converting is what takes time, so each export is made once a session and only when asked for."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from md_export.components import ModelConfig
+from md_export.components.unet import MDUNetConfig
+from md_export.components.vae import VAEConfig
+from md_export.data import builtin_recipe, nano_checkpoint
+from md_export.recipe import load_recipe
+
+Exported = Callable[[str, str], Path]
+
+
+@pytest.fixture(scope="session")
+def nano() -> Path:
+    return nano_checkpoint()
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory, nano: Path) -> Exported:
+    """``exported("coreml", "fp16")`` → an export of the nano checkpoint. Do not change it; see ``copy_of``."""
+    from md_export.pipeline import export
+
+    root = tmp_path_factory.mktemp("exports")
+
+    def get(target: str, precision: str) -> Path:
+        out = root / f"{target}-{precision}"
+        if not out.exists():
+            export(load_recipe(builtin_recipe(target, precision)), nano, out)
+        return out
+
+    return get
+
+
+@pytest.fixture
+def copy_of(tmp_path: Path, exported: Exported) -> Exported:
+    """As ``exported``, but a copy that a test may damage."""
+
+    def get(target: str, precision: str) -> Path:
+        return Path(shutil.copytree(exported(target, precision), tmp_path / f"{target}-{precision}"))
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def other_config() -> ModelConfig:
+    """Other widths, head size, expansion, activation and wiring than the nano checkpoint has."""
+    return ModelConfig(
+        text_encoder={
+            "vocab_size": 600,
+            "hidden_size": 48,
+            "intermediate_size": 96,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 77,
+            "bos_token_id": 598,
+            "eos_token_id": 599,
+        },
+        unet=MDUNetConfig(
+            sample_size=8,
+            block_out_channels=(16, 48, 64),
+            cross_attention_dim=48,
+            attention_head_dim=8,
+            norm_num_groups=4,
+            time_embed_dim=64,
+            ff_expansion=2,
+            ff_activation="gelu",
+            down_layers=1,
+            up_layers=1,
+            sep_conv_expansion=3,
+            sep_conv_expansion_of="out",
+            sep_conv_time="after_dw",
+            unified_inner=False,
+            separable_downsamplers=True,
+        ),
+        vae=VAEConfig(
+            block_out_channels=(8, 16, 16),
+            decoder_block_out_channels=(8, 16, 24),
+            decoder_layers_per_block=1,
+            norm_num_groups=4,
+            scaling_factor=0.5,
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def other_checkpoint(tmp_path_factory: pytest.TempPathFactory, other_config: ModelConfig) -> Path:
+    """A random checkpoint of ``other_config``."""
+    from md_export.init import write_checkpoint
+
+    out = tmp_path_factory.mktemp("checkpoints") / "other"
+    write_checkpoint(out, other_config, seed=7)
+    return out

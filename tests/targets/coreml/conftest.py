@@ -1,0 +1,144 @@
+"""Nano-shaped random components, and packages of them converted once per session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from md_export.components import COMPONENTS, MDUNetConfig, ModelConfig, VAEConfig
+from md_export.recipe import QuantScheme
+from md_export.targets import coreml
+from md_export.targets.contract import LoweringJob
+from md_export.tensors import Array
+
+TEXT = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 77,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+NANO = ModelConfig(
+    text_encoder=TEXT,
+    unet=MDUNetConfig(
+        sample_size=8,
+        block_out_channels=(32, 64, 96),
+        cross_attention_dim=32,
+        attention_head_dim=16,
+        norm_num_groups=8,
+        time_embed_dim=128,
+        down_layers=1,
+        up_layers=1,
+    ),
+    vae=VAEConfig(
+        block_out_channels=(16, 24, 48, 64),
+        norm_num_groups=8,
+        decoder_layers_per_block=1,
+        mid_block_add_attention=False,
+    ),
+)
+OTHER = ModelConfig(
+    text_encoder={**TEXT, "hidden_size": 48, "num_attention_heads": 3},
+    unet=MDUNetConfig(
+        sample_size=16,
+        block_out_channels=(24, 40, 80),
+        cross_attention_dim=48,
+        attention_head_dim=20,
+        norm_num_groups=4,
+        time_embed_dim=96,
+        ff_expansion=2,
+        ff_activation="gelu",
+        attention_kind="relu",
+        attention_relu_scale=1.5,
+        down_layers=1,
+        up_layers=1,
+    ),
+    vae=VAEConfig(
+        block_out_channels=(16, 24, 32), norm_num_groups=4, decoder_layers_per_block=1, mid_block_add_attention=True
+    ),
+)
+CONFIGS = {"nano": NANO, "other": OTHER}
+SCHEMES = {
+    "fp32": QuantScheme("float32", "float32"),
+    "fp16": QuantScheme("float16", "float16"),
+    "int8": QuantScheme("int8", "float16"),
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A random component with one input and the float32 output that torch gives for it."""
+
+    job: LoweringJob
+    expected: dict[str, Array]
+
+    def with_scheme(self, scheme: QuantScheme, workdir: Path) -> LoweringJob:
+        return replace(self.job, scheme=scheme, workdir=workdir)
+
+
+def random_inputs(component: str, config: ModelConfig) -> dict[str, Array]:
+    generator = np.random.default_rng(0)
+    arrays: dict[str, Array] = {}
+    for spec in COMPONENTS[component].inputs(config):
+        if spec.dtype == "int32":
+            arrays[spec.name] = generator.integers(0, TEXT["vocab_size"], spec.shape, dtype=np.int32)
+        elif spec.name == "timestep":
+            arrays[spec.name] = np.full(spec.shape, 999, np.float32)
+        else:
+            arrays[spec.name] = generator.standard_normal(spec.shape, dtype=np.float32)
+    return arrays
+
+
+def build_subject(component: str, config: ModelConfig) -> Subject:
+    entry = COMPONENTS[component]
+    torch.manual_seed(0)
+    module: nn.Module = entry.build(config).eval()
+    example = random_inputs(component, config)
+    inputs, outputs = entry.inputs(config), entry.outputs(config)
+    with torch.no_grad():
+        out = module(*(torch.from_numpy(example[spec.name]) for spec in inputs))
+    job = LoweringJob(component, module, inputs, outputs, example, SCHEMES["fp32"], (), Path())
+    return Subject(job, {outputs[0].name: out.numpy()})
+
+
+def export(job: LoweringJob, path: Path) -> Path:
+    job.workdir.mkdir(parents=True)
+    coreml.save(coreml.quantize(coreml.lower(job), job), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def subject() -> Callable[..., Subject]:
+    """``subject(component, config="nano")``, built once."""
+    torch.set_num_threads(1)
+    built: dict[tuple[str, str], Subject] = {}
+
+    def get(component: str, config: str = "nano") -> Subject:
+        if (component, config) not in built:
+            built[component, config] = build_subject(component, CONFIGS[config])
+        return built[component, config]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def package(subject: Callable[..., Subject], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``package(component, scheme, config="nano")``: the saved package, converted once."""
+    root = tmp_path_factory.mktemp("coreml")
+
+    def get(component: str, scheme: str, config: str = "nano") -> Path:
+        path = root / f"{config}_{component}_{scheme}.mlpackage"
+        if not path.exists():
+            export(subject(component, config).with_scheme(SCHEMES[scheme], root / path.stem), path)
+        return path
+
+    return get

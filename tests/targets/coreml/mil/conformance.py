@@ -1,0 +1,190 @@
+"""Run the op tests that ship in coremltools' wheel against our runtime of ML programs.
+
+    python tests/targets/coreml/mil/conformance.py                     everything in scope (hours)
+    python tests/targets/coreml/mil/conformance.py --shard 3/20        every 20th test, from the 3rd on
+    python tests/targets/coreml/mil/conformance.py --only conv --sabotage
+
+coremltools compares only on a Mac: elsewhere its comparison silently returns None. Here the Mac check is answered with
+yes, ``MLModel.predict`` is our runtime, and the comparison is our own, tighter one (coremltools allows 0.5 absolute in
+float16). ``--sabotage`` adds one percent to every floating-point output: what still passes then proves nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+# Loops, lists, random numbers and recurrent cells are outside the runtime's scope; test_utils tests no op.
+OUT_OF_SCOPE = ("test_recurrent", "test_random", "test_control_flow", "test_utils", "test_coreml_dialect")
+# What the runtime says about an op or a feature it does not have.
+UNIMPLEMENTED = ("this runtime has no op", "outside this runtime's scope", "this runtime takes multi-arrays only")
+COLUMNS = ("collected", "scope", "ran", "compared", "passed", "failed", "unimplemented", "skipped")
+
+# Our float16 tolerances, relative to the largest expected magnitude and to the element: inputs, every intermediate and
+# the output are rounded to 11 bits (4.9e-4), and a test's graph has a handful of ops.
+FP16_OF_PEAK = 2e-3
+FP16_RELATIVE = 4e-3
+
+
+class Suite:
+    """A pytest plugin that selects, compares and counts."""
+
+    def __init__(self, shard: tuple[int, int], only: str, sabotage: bool) -> None:
+        self.shard = shard
+        self.only = only
+        self.sabotage = sabotage
+        self.counts: dict[str, Counter[str]] = defaultdict(Counter)
+        self.compared: set[str] = set()
+        self.failures: list[tuple[str, str]] = []
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        index, of = self.shard
+        chosen = []
+        for item in items:
+            name = _file(item.nodeid)
+            if self.only not in item.nodeid:
+                continue
+            self.counts[name]["collected"] += 1
+            if any(part in name for part in OUT_OF_SCOPE):
+                self.counts[name]["scope"] += 1
+            else:
+                chosen.append(item)
+        items[:] = chosen[index::of]
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+        outcome = yield
+        report = outcome.get_result()
+        if call.when != "call" and report.outcome == "passed":
+            return
+        count = self.counts[_file(item.nodeid)]
+        count["ran"] += 1
+        if report.outcome == "failed" and call.excinfo is not None:
+            self._failed(item.nodeid, count, call.excinfo.value)
+        else:
+            count[report.outcome] += 1
+        count["compared"] += item.nodeid in self.compared
+
+    def _failed(self, nodeid: str, count: Counter[str], error: BaseException) -> None:
+        text = f"{type(error).__name__}: {error}"
+        kind = "unimplemented" if any(part in text for part in UNIMPLEMENTED) else "failed"
+        count[kind] += 1
+        self.failures.append((nodeid, f"{kind}: {' '.join(text.split())[:600]}"))
+
+    def compare(
+        self,
+        mlmodel: Any,
+        input_key_values: Any,
+        expected_outputs: Any,
+        dtype: str = "fp32",
+        atol: float = 1e-4,
+        rtol: float = 1e-5,
+        also_compare_shapes: bool = True,
+        state: Any = None,
+        allow_mismatch_ratio: float = 0.0,
+    ) -> Any:
+        """Stands in for ``coremltools.converters.mil.testing_utils.compare_backend``."""
+        from coremltools.converters.mil import testing_utils
+
+        outputs = testing_utils.run_core_ml_predict(mlmodel, input_key_values, state)
+        if self.sabotage:
+            outputs = {k: v * v.dtype.type(1.01) if v.dtype.kind == "f" else v for k, v in outputs.items()}
+        if also_compare_shapes and expected_outputs is not None:
+            testing_utils.compare_shapes(mlmodel, input_key_values, expected_outputs, pred=outputs)
+        for name, expected in (expected_outputs or {}).items():
+            found = testing_utils._get_coreml_out_from_dict(outputs, name)
+            assert_close(found, np.asarray(expected), dtype, atol, rtol, allow_mismatch_ratio)
+            self.compared.add(os.environ["PYTEST_CURRENT_TEST"].removesuffix(" (call)"))
+        return outputs
+
+
+def _file(nodeid: str) -> str:
+    return "/".join(nodeid.split("::")[0].split("/")[-2:])
+
+
+def assert_close(found: Any, expected: Any, dtype: str, atol: float, rtol: float, mismatch: float) -> None:
+    """Every element within tolerance, NaN only where NaN is expected; the test's own share of outliers is granted."""
+    if dtype == "fp16":
+        finite = np.abs(expected[np.isfinite(expected)]) if expected.dtype.kind == "f" else np.abs(expected)
+        atol = max(atol, FP16_OF_PEAK * float(finite.max(initial=0)))
+        rtol = max(rtol, FP16_RELATIVE)
+    found = found.reshape(expected.shape) if expected.shape == () else found
+    wrong = ~np.isclose(found, expected, atol=atol, rtol=rtol, equal_nan=True)
+    if wrong.sum() > mismatch * expected.size:
+        np.testing.assert_allclose(found, expected, atol=atol, rtol=rtol)
+
+
+def table(counts: dict[str, Counter[str]]) -> str:
+    """One line per file, and their sum."""
+    total: Counter[str] = Counter()
+    lines = ["file".ljust(36) + "".join(column.rjust(14) for column in COLUMNS)]
+    for name in sorted(counts):
+        total.update(counts[name])
+        lines.append(name.ljust(36) + "".join(str(counts[name][column]).rjust(14) for column in COLUMNS))
+    lines.append("total".ljust(36) + "".join(str(total[column]).rjust(14) for column in COLUMNS))
+    return "\n".join(lines)
+
+
+def run(suite: Suite) -> None:
+    """Patch coremltools and run pytest on its op tests."""
+    import coremltools
+    from coremltools.converters.mil import testing_utils
+    from coremltools.models import utils
+
+    from md_export.targets.coreml.mil import patch_predict
+
+    # The newest system that any of the tests asks for.
+    utils._macos_version = lambda: (15, 4)
+    testing_utils._IS_MACOS = True
+    testing_utils.compare_backend = suite.compare
+    folder = Path(coremltools.__file__).parent / "converters/mil/mil/ops/tests"
+    with patch_predict():
+        pytest.main(
+            [
+                "-q",
+                "-p",
+                "no:cacheprovider",
+                "--no-header",
+                "--tb=no",
+                "--disable-warnings",
+                "-c",
+                os.devnull,
+                str(folder),
+            ],
+            [suite],
+        )
+
+
+def main() -> int:
+    """Exit 1 if a test fails or nothing was compared."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shard", default="0/1", help="index/count")
+    parser.add_argument("--only", default="", help="part of a test's id")
+    parser.add_argument("--sabotage", action="store_true", help="add one percent to every floating-point output")
+    parser.add_argument("--json", type=Path, help="write counts and failures there")
+    options = parser.parse_args()
+    index, of = (int(part) for part in options.shard.split("/"))
+    # coremltools' own switches: no neural networks, float32 beside float16, older tests at every newer opset too.
+    os.environ["PYMIL_TEST_TARGETS"] = "mlprogram"
+    os.environ["INCLUDE_MIL_FP32_UNIT_TESTS"] = "1"
+    suite = Suite((index, of), options.only, options.sabotage)
+    run(suite)
+    for nodeid, text in suite.failures:
+        print(nodeid.split("/tests/")[-1], text, sep="\n    ")
+    print(table(suite.counts))
+    if options.json:
+        options.json.write_text(json.dumps({"counts": suite.counts, "failures": suite.failures}, indent=1))
+    failed = sum(count["failed"] for count in suite.counts.values())
+    return int(failed > 0 or not suite.compared)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

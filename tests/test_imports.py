@@ -1,0 +1,137 @@
+"""Who may import whom, and that asking for help loads nothing heavy."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from md_export import cli, errors
+from md_export.targets import TARGETS
+
+PACKAGE = Path(cli.__file__).parent
+HEAVY = ("torch", "numpy", "transformers", "coremltools", "litert_torch", "onnx", "onnxruntime", "pydantic", "PIL", "rich")
+
+# Module (longest prefix wins) → what of ours it may import. "lazy" rows are checked at module level only.
+DATA = ("errors", "tensors", "recipe", "files", "artifact")
+ALLOWED: dict[str, tuple[str, ...]] = {
+    "errors": (),
+    "tensors": (),
+    "quiet": (),
+    "data": (),
+    "files": ("errors",),
+    "npz": ("errors", "tensors"),
+    "recipe": ("errors",),
+    "artifact": ("errors", "files", "recipe", "tensors"),
+    "components": ("components", "errors", "quiet", "tensors"),
+    "checkpoint": ("checkpoint", "components", "errors"),
+    "arch": ("checkpoint", "components", "data", "errors"),
+    "init": ("arch", "checkpoint", "components", "errors"),
+    "inspection": ("components", "checkpoint", "errors"),
+    "rewrites": ("rewrites", "components.layers", "artifact", "errors"),
+    "targets.coreml.mil": ("targets.coreml.mil", "errors"),
+    "targets.coreml": ("targets.coreml", "targets.contract", *DATA),
+    "targets.tflite": ("targets.tflite", "targets.contract", *DATA),
+    "targets.onnx": ("targets.onnx", "targets.contract", *DATA),
+    "targets.contract": ("recipe", "tensors"),
+    "targets": ("targets.contract", "errors"),
+    "workers": ("errors", "tensors"),
+    "sampling": ("artifact", "errors", "quiet", "tensors", "targets.contract"),
+    "parity.metrics": ("artifact", "tensors"),
+    "parity": ("parity", "checkpoint", "components", "rewrites", "sampling", "targets", "workers", "__init__", *DATA),
+    "generation": ("components", "checkpoint", "parity", "sampling", "workers", *DATA),
+    "pipeline": ("checkpoint", "components", "parity", "rewrites", "targets", "workers", "__init__", *DATA),
+    "worker": ("errors",),
+    "report": ("report", "artifact", "parity", "inspection", "components"),
+    "cli": ("errors", "__init__"),
+    "__init__": ("pipeline", "parity", "recipe"),
+    "__main__": ("cli",),
+}
+ONLY_AT_THE_TOP = ("cli", "worker", "arch", "targets.coreml", "__init__")
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+def rule_for(name: str) -> str:
+    matches = [prefix for prefix in ALLOWED if name == prefix or name.startswith(prefix + ".")]
+    assert matches, f"{name} is not in the import table"
+    return max(matches, key=len)
+
+
+def own_imports(path: Path, top_only: bool) -> set[str]:
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_only else list(ast.walk(tree))
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "md_export":
+            inner = node.module.removeprefix("md_export").lstrip(".")
+            submodules = [a.name for a in node.names if (PACKAGE / inner.replace(".", "/") / f"{a.name}.py").exists()]
+            packages = [a.name for a in node.names if (PACKAGE / inner.replace(".", "/") / a.name / "__init__.py").exists()]
+            found |= {f"{inner}.{name}".lstrip(".") for name in submodules + packages} or {inner or "__init__"}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.removeprefix("md_export.") for a in node.names if a.name.startswith("md_export")}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=module_name)
+def test_import_table(path: Path) -> None:
+    if "_data" in path.parts:
+        pytest.skip("data, not code")
+    name = module_name(path)
+    rule = rule_for(name)
+    for imported in own_imports(path, top_only=rule in ONLY_AT_THE_TOP):
+        allowed = any(imported == item or imported.startswith(item + ".") for item in ALLOWED[rule])
+        assert allowed, f"{name} may not import {imported}; its row allows {', '.join(ALLOWED[rule]) or 'nothing'}"
+
+
+def test_the_table_can_fail(tmp_path: Path) -> None:
+    source = tmp_path / "x.py"
+    source.write_text("from md_export.pipeline import export\nfrom md_export.targets import onnx\n")
+    assert own_imports(source, top_only=True) == {"pipeline", "targets.onnx"}
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_help_imports_nothing_heavy(argument: str) -> None:
+    code = (
+        "import sys\nsys.argv = ['md-export', %r]\nfrom md_export.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print('LOADED', [name for name in %r if name in sys.modules])" % (argument, HEAVY)
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "LOADED []" in result.stdout
+
+
+@pytest.mark.parametrize("command", ["inspect", "init", "golden", "coreml", "tflite", "onnx", "run", "verify", "generate"])
+def test_help_of_each_command_is_light(command: str) -> None:
+    code = (
+        "import sys\nfrom md_export.cli import cli\n"
+        "cli.main([%r, '--help'], standalone_mode=False)\n"
+        "print('LOADED', [name for name in %r if name in sys.modules])" % (command, HEAVY)
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "LOADED []" in result.stdout
+
+
+def test_commands_are_the_targets() -> None:
+    assert tuple(cli.TARGET_TITLES) == tuple(TARGETS)
+
+
+def test_every_error_is_in_the_tree() -> None:
+    assert errors.__doc__ is not None
+    for name in vars(errors):
+        if isinstance(getattr(errors, name), type) and name != "MdExportError":
+            assert name in errors.__doc__
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_targets_keep_the_contract(target: str) -> None:
+    module = importlib.import_module(f"md_export.targets.{target}")
+    for function in ("lower", "quantize", "save", "load", "describe"):
+        assert callable(getattr(module, function))

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import typing
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from md_export.components import COMPONENTS
+from md_export.data import builtin_recipe
+from md_export.errors import RecipeError
+from md_export.recipe import COMPONENT_NAMES, Recipe, load_recipe, recipe_from_dict, recipe_to_dict
+from md_export.rewrites import REWRITES
+from md_export.targets import TARGETS
+
+GOOD = """
+name = "mine"
+target = "onnx"
+rewrites = ["gelu_to_swish"]
+
+[scheme]
+weights = "int8"
+activations = "int8_static"
+
+[scheme.vae_decoder]
+keep_float = ["decoder.conv_*"]
+
+[tolerance]
+snr_db = 20
+picture_psnr_db = 30
+
+[tolerance.unet]
+snr_db = 25.5
+cosine = 0.99
+
+[golden]
+prompts = ["a"]
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_every_flag_names_a_recipe(target: str, precision: str) -> None:
+    recipe = load_recipe(builtin_recipe(target, precision))
+    assert recipe.target == target
+    assert recipe.name == f"{target}-{precision}"
+    assert set(recipe.tolerances) == set(recipe.components) == set(COMPONENTS)
+    assert set(recipe.rewrites) <= set(REWRITES)
+
+
+@pytest.mark.parametrize(("precision", "least"), [("fp32", 90.0), ("fp16", 55.0), ("int8", 20.0)])
+def test_thresholds_hold_what_is_promised(precision: str, least: float) -> None:
+    for target in TARGETS:
+        recipe = load_recipe(builtin_recipe(target, precision))
+        assert all(item.snr_db >= least for item in recipe.tolerances.values())
+        assert recipe.picture_psnr_db >= 30
+
+
+def test_component_names_are_the_tables() -> None:
+    assert tuple(COMPONENTS) == COMPONENT_NAMES
+
+
+def test_shared_tables_spread_to_components(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, GOOD))
+    assert recipe.schemes["unet"].keep_float == ()
+    assert recipe.schemes["vae_decoder"].keeps_float("decoder.conv_in")
+    assert not recipe.schemes["vae_decoder"].keeps_float("decoder.mid_block.conv_in")
+    assert recipe.tolerances["unet"].snr_db == 25.5
+    assert recipe.tolerances["text_encoder"].snr_db == 20
+    assert recipe.picture_psnr_db == 30
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, GOOD))
+    assert recipe_from_dict(recipe_to_dict(recipe), "again") == recipe
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"int8"\n', '"int7"\n', "[scheme] weights"),
+        ("weights =", "weigths =", "did you mean 'weights'"),
+        ("snr_db = 20\n", "", "[tolerance] snr_db is missing"),
+        ("snr_db = 20\n", 'snr_db = "20"\n', "[tolerance] snr_db"),
+        ("picture_psnr_db = 30\n", "", "[tolerance] picture_psnr_db is missing"),
+        ("target =", "tarket =", "unknown field 'tarket'; did you mean 'target'?"),
+        ("[scheme.vae_decoder]", "[scheme.vae_decode]", "[scheme.vae_decode] names no component"),
+        ("[golden]", "[goldn]", "golden is missing"),
+        ("[tolerance.unet]\nsnr_db = 25.5", "[tolerance.unet]\nsnr_db = 25.5\nssim = 1", "[tolerance.unet] unknown field 'ssim'"),
+        ("[golden]", "[golden", "not valid TOML"),
+        ('rewrites = ["gelu_to_swish"]', "schemes = 1", "did you mean the table [scheme]"),
+        ('rewrites = ["gelu_to_swish"]', "rewrites = [2]", "rewrites"),
+        ('rewrites = ["gelu_to_swish"]', "components = 3", "components"),
+        ('rewrites = ["gelu_to_swish"]', 'components = ["unet", "vae"]', "components"),
+        ('rewrites = ["gelu_to_swish"]', "allow_drift = 1979-05-27", "recipe.toml"),
+    ],
+)
+def test_errors_name_file_table_and_field(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in GOOD
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, GOOD.replace(old, new, 1)))
+    assert message in str(caught.value)
+    assert "recipe.toml" in str(caught.value)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_recipe(tmp_path / "none.toml")
+
+
+def test_narrowing() -> None:
+    recipe = load_recipe(builtin_recipe("onnx", "fp32"))
+    assert recipe.narrowed(("unet",)).components == ("unet",)
+    assert recipe.narrowed(()) == recipe
+    with pytest.raises(RecipeError, match="vae_encoder"):
+        recipe.narrowed(("vae_encoder",))
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda s: st.lists(s) | st.dictionaries(st.text(), s)))
+def test_hostile_values_give_our_own_error(value: object) -> None:
+    with pytest.raises(RecipeError):
+        recipe_from_dict(typing.cast(dict[str, object], value), "hostile")
+
+
+def test_thresholds_have_no_default() -> None:
+    required = {name for name, field in Recipe.__dataclass_fields__.items() if field.default is field.default_factory}
+    assert {"tolerances", "picture_psnr_db"} <= required

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from md_export.artifact import OneStep
+from md_export.components.schedule import ScheduleConfig
+from md_export.errors import ConfigError
+from md_export.sampling import draw_noise, generate, latent_from, picture_from
+from md_export.tensors import Array, Arrays
+
+
+@pytest.mark.parametrize(
+    ("kind", "a", "b"),
+    [("epsilon", 14.64881, -14.61464), ("v_prediction", 0.068265, -0.997667), ("sample", 0.0, 1.0)],
+)
+def test_one_step_coefficients_of_stable_diffusions_schedule(kind: str, a: float, b: float) -> None:
+    schedule = ScheduleConfig(prediction_type=kind)
+    assert schedule.alpha_cumprod(999) == pytest.approx(0.0046601, abs=1e-7)
+    assert schedule.one_step() == pytest.approx((a, b), abs=2e-5)
+
+
+def test_unknown_schedule() -> None:
+    with pytest.raises(ConfigError, match="cosine"):
+        ScheduleConfig(beta_schedule="cosine")
+    with pytest.raises(ConfigError, match="flow"):
+        ScheduleConfig(prediction_type="flow")
+
+
+def test_noise_is_a_function_of_the_seed() -> None:
+    assert np.array_equal(draw_noise(3, (1, 8, 8, 8)), draw_noise(3, (1, 8, 8, 8)))
+    assert not np.array_equal(draw_noise(3, (1, 8, 8, 8)), draw_noise(4, (1, 8, 8, 8)))
+
+
+def test_latent_is_x0_over_the_scaling_factor() -> None:
+    step = OneStep(999, 2.0, -3.0, 0.5, "epsilon")
+    latent = latent_from(np.ones((1, 1), np.float32), np.full((1, 1), 0.25, np.float32), step)
+    assert latent.dtype == np.float32
+    assert latent.item() == pytest.approx((2.0 - 0.75) / 0.5)
+
+
+def test_picture_clamps_but_keeps_nan() -> None:
+    image = np.zeros((1, 3, 1, 2), np.float32)
+    image[0, 0] = [[-5.0, 5.0]]
+    image[0, 1, 0, 0] = np.nan
+    picture = picture_from(image)
+    assert picture.shape == (1, 2, 3)
+    assert picture[0, 0, 0] == 0.0
+    assert picture[0, 1, 0] == 1.0
+    assert np.isnan(picture[0, 0, 1])
+    assert picture[0, 1, 2] == 0.5
+
+
+class Fake:
+    def __init__(self, name: str, shape: tuple[int, ...]) -> None:
+        self.name, self.shape = name, shape
+        self.seen: dict[str, Array] = {}
+
+    def run(self, inputs: Arrays) -> dict[str, Array]:
+        self.seen = dict(inputs)
+        return {self.name: np.full(self.shape, 0.5, np.float32)}
+
+
+def test_generate_wires_the_components() -> None:
+    text, unet, decoder = Fake("h", (1, 77, 4)), Fake("o", (1, 8, 2, 2)), Fake("i", (1, 3, 16, 16))
+    noise = draw_noise(0, (1, 8, 2, 2))
+    step = OneStep(999, 0.0, 1.0, 0.25, "sample")
+    values = generate(
+        {"text_encoder": text, "unet": unet, "vae_decoder": decoder}, np.zeros((1, 77), np.int32), noise, step
+    )
+    assert unet.seen["timestep"].tolist() == [999.0]
+    assert np.array_equal(unet.seen["sample"], noise)
+    assert unet.seen["encoder_hidden_states"].shape == (1, 77, 4)
+    assert np.all(decoder.seen["latent"] == 2.0)
+    assert np.all(values.picture == 0.75)
