@@ -10,7 +10,7 @@ from typing import Any, Final
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from md_export.errors import ArtifactError
-from md_export.files import sha256_of
+from md_export.files import bytes_of, sha256_of, sha256_of_text
 from md_export.recipe import Recipe
 from md_export.tensors import TensorSpec
 
@@ -170,6 +170,22 @@ def artifact_path(folder: Path, entry: ArtifactEntry) -> Path:
     return path
 
 
+def sha256_of_artifact(path: Path) -> str:
+    """SHA-256 of a file or package, with the ``<name>.data`` file beside it that a large ONNX graph needs."""
+    own, data = sha256_of(path), _data_of(path)
+    return sha256_of_text(own + sha256_of(data)) if data.is_file() else own
+
+
+def bytes_of_artifact(path: Path) -> int:
+    """Size of what :func:`sha256_of_artifact` covers."""
+    data = _data_of(path)
+    return bytes_of(path) + (bytes_of(data) if data.is_file() else 0)
+
+
+def _data_of(path: Path) -> Path:
+    return path.with_name(path.name + ".data")
+
+
 def is_unchanged(folder: Path, entry: ArtifactEntry) -> bool:
     """Whether the artifact's bytes are those that the manifest was written for."""
-    return sha256_of(artifact_path(folder, entry)) == entry.sha256
+    return sha256_of_artifact(artifact_path(folder, entry)) == entry.sha256

@@ -63,7 +63,7 @@ def inspect(checkpoint: Path | None, arch: str | None, json_file: Path | None) -
         config, title = open_checkpoint(source).config, str(source)
     inspection = inspect_config(config)
     _write_json(json_file, inspection)
-    _print(*inspection_tables(inspection, title))
+    _print(*inspection_tables(inspection, title, arch))
 
 
 @cli.command()
@@ -173,7 +173,7 @@ def run(artifact: Path, inputs: Path, output: Path, runtime: str | None) -> None
     target = target_of(artifact)
     if runtime and target.name != "coreml":
         raise UsageError(f"--runtime is for Core ML packages; {artifact.name} has one runtime only")
-    (outputs,) = execute(target.name, artifact, [read_npz(inputs)], runtime)
+    (outputs,) = execute(target.name, artifact, [read_npz(inputs)], runtime).outputs
     write_npz(output, outputs)
     click.echo(
         f"{output}: " + ", ".join(f"{name} {list(value.shape)} {value.dtype}" for name, value in outputs.items())
@@ -207,14 +207,14 @@ def verify(out: Path, golden_dir: Path | None, json_file: Path | None) -> None:
 @click.option("-o", "--output", type=_path, required=True, help="The .png file to write.")
 def generate(prompt: str, artifacts: Path | None, checkpoint: Path | None, seed: int, output: Path) -> None:
     """Make a picture from PROMPT in one UNet step, by an export's artifacts or by torch."""
-    from md_export.generation import picture_of_artifacts, picture_of_checkpoint, write_png
+    from md_export.generation import pictures_of_artifacts, pictures_of_checkpoint, write_png
 
     if artifacts and checkpoint:
         raise UsageError("name --artifacts or --checkpoint, not both")
     if artifacts:
-        picture = picture_of_artifacts(artifacts, prompt, seed)
+        (picture,) = pictures_of_artifacts(artifacts, [(prompt, seed)])
     else:
-        picture = picture_of_checkpoint(_checkpoint_or_nano(checkpoint), prompt, seed)
+        (picture,) = pictures_of_checkpoint(_checkpoint_or_nano(checkpoint), [(prompt, seed)])
     write_png(output, picture)
     click.echo(f"{output}: {picture.shape[1]}×{picture.shape[0]}")
 

@@ -27,6 +27,11 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def sha256_of_text(text: str) -> str:
+    """SHA-256 of a string in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def bytes_of(path: Path) -> int:
     """Size of a file, or of all files in a folder."""
     if path.is_dir():

@@ -1,8 +1,8 @@
-"""A picture for a prompt, by torch or by exported artifacts."""
+"""Pictures for prompts, by torch or by exported artifacts."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,51 +14,55 @@ from md_export.components import COMPONENTS
 from md_export.components.runner import TorchRunner
 from md_export.errors import ArtifactError, OutputError
 from md_export.parity.prepare import one_step
-from md_export.sampling import Float32, draw_noise, generate, tokenize
-from md_export.tensors import Array, Arrays
+from md_export.parity.verify import latent_of
+from md_export.sampling import Float32, draw_noise, generate, only_output, picture_from, tokenize
+from md_export.tensors import Array, Arrays, select
 from md_export.workers import execute
 
-
-@dataclass(frozen=True)
-class ArtifactRunner:
-    """An artifact behind the runner interface, each call in a process of its own."""
-
-    target: str
-    path: Path
-
-    def run(self, inputs: Arrays) -> dict[str, Array]:
-        """Execute once."""
-        (outputs,) = execute(self.target, self.path, [inputs])
-        return outputs
+Request = tuple[str, int]
 
 
-def picture_of_artifacts(out: Path, prompt: str, seed: int) -> Float32:
-    """``[H, W, 3]`` in [0, 1], every component executed by its target's runtime.
+def pictures_of_artifacts(out: Path, requests: Sequence[Request]) -> list[Float32]:
+    """One ``[H, W, 3]`` picture in [0, 1] for each (prompt, seed), every component run by its target's runtime.
 
     Raises:
         ArtifactError: the export lacks a component.
+        RuntimeFault: an artifact does not run.
     """
     manifest = read_manifest(out)
     entries: dict[str, ArtifactEntry] = {entry.component: entry for entry in manifest.artifacts}
     for name in COMPONENTS:
         if name not in entries:
             raise ArtifactError(f"{out} has no {name}; a picture needs all of {', '.join(COMPONENTS)}: export them all")
-    runners = {name: ArtifactRunner(manifest.target, artifact_path(out, entries[name])) for name in COMPONENTS}
-    text_length = entries["text_encoder"].inputs[0].shape[1]
-    ids = tokenize(out / "tokenizer", prompt, text_length)
-    noise = draw_noise(seed, entries["unet"].inputs[0].shape)
-    picture = generate(runners, ids, noise, manifest.one_step).picture
-    return np.asarray(picture, dtype=np.float32)
+
+    def run(name: str, batches: list[Arrays]) -> list[Array]:
+        entry = entries[name]
+        chosen = [select(batch, entry.inputs) for batch in batches]
+        return [only_output(made) for made in execute(manifest.target, artifact_path(out, entry), chosen).outputs]
+
+    length, shape = entries["text_encoder"].inputs[0].shape[1], entries["unet"].inputs[0].shape
+    noises = [draw_noise(seed, shape) for _, seed in requests]
+    timestep = np.asarray([manifest.one_step.timestep], dtype=np.float32)
+    hidden = run("text_encoder", [{"input_ids": tokenize(out / "tokenizer", text, length)} for text, _ in requests])
+    inputs = zip(noises, hidden, strict=True)
+    outputs = run(
+        "unet", [{"sample": noise, "timestep": timestep, "encoder_hidden_states": text} for noise, text in inputs]
+    )
+    latents = [latent_of(manifest, noise, made) for noise, made in zip(noises, outputs, strict=True)]
+    return [picture_from(image) for image in run("vae_decoder", [{"latent": latent} for latent in latents])]
 
 
-def picture_of_checkpoint(checkpoint_dir: Path, prompt: str, seed: int) -> Float32:
-    """``[H, W, 3]`` in [0, 1], computed by torch in float32."""
+def pictures_of_checkpoint(checkpoint_dir: Path, requests: Sequence[Request]) -> list[Float32]:
+    """One ``[H, W, 3]`` picture in [0, 1] for each (prompt, seed), computed by torch in float32."""
     checkpoint = open_checkpoint(checkpoint_dir)
     config = checkpoint.config
     runners = {name: TorchRunner(name, checkpoint.module(name), config) for name in COMPONENTS}
-    ids = tokenize(checkpoint.tokenizer_dir, prompt, config.text_shape[1])
-    picture = generate(runners, ids, draw_noise(seed, config.latent_shape), one_step(config)).picture
-    return np.asarray(picture, dtype=np.float32)
+    pictures = []
+    for prompt, seed in requests:
+        ids = tokenize(checkpoint.tokenizer_dir, prompt, config.text_shape[1])
+        values = generate(runners, ids, draw_noise(seed, config.latent_shape), one_step(config))
+        pictures.append(np.asarray(values.picture, dtype=np.float32))
+    return pictures
 
 
 def write_png(path: Path, picture: Float32) -> None:
@@ -71,4 +75,9 @@ def write_png(path: Path, picture: Float32) -> None:
         raise OutputError("the picture holds NaN or Inf and was not written; run md-export verify on the artifacts")
     if not path.parent.is_dir():
         raise OutputError(f"{path.parent} does not exist; create it first")
-    Image.fromarray(np.round(picture * 255.0).astype(np.uint8)).save(path, format="PNG")
+    Image.fromarray(to_bytes(picture)).save(path, format="PNG")
+
+
+def to_bytes(picture: Float32) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """[0, 1] → 0…255, rounded."""
+    return np.round(picture * 255.0).astype(np.uint8)

@@ -86,7 +86,8 @@ def _write_files(folder: Path, config: ModelConfig, seed: int, dtype: torch.dtyp
 def _random_tensors(component: Component, config: ModelConfig, seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
     with torch.random.fork_rng(devices=[]):
         # A stream of its own for each component, so that one's size does not shift another's values.
-        torch.manual_seed((seed << 32) % (1 << 63) + zlib.crc32(component.name.encode()))
+        # Hashed, because the generator heeds the low 32 bits of a seed only.
+        torch.manual_seed(zlib.crc32(f"{seed}/{component.name}".encode()))
         module = component.build(config)
     return {name: tensor.to(dtype).contiguous() for name, tensor in module.state_dict().items()}
 

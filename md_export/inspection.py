@@ -126,11 +126,9 @@ def inspect_config(config: ModelConfig) -> Inspection:
 
 def _figures(component: Component, config: ModelConfig) -> ComponentFigures:
     module = build_on_meta(component, config).to("meta")
-    inputs = {
-        spec.name: torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device="meta")
-        for spec in component.inputs(config)
-    }
-    macs, padding = count_macs(module, inputs)
+    specs = component.inputs(config)
+    inputs = [torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device="meta") for spec in specs]
+    macs, padding = count_macs(module, *inputs)
     attentions = [layer for layer in module.modules() if isinstance(layer, Attention)]
     is_unet = component.name == "unet"
     return ComponentFigures(
@@ -144,7 +142,7 @@ def _figures(component: Component, config: ModelConfig) -> ComponentFigures:
     )
 
 
-def count_macs(module: nn.Module, inputs: dict[str, Tensor]) -> tuple[int, int]:
+def count_macs(module: nn.Module, *inputs: Tensor) -> tuple[int, int]:
     """(multiply-adds of one call, those among them whose factor is a convolution's zero padding)."""
     padding = 0
 
@@ -157,7 +155,7 @@ def count_macs(module: nn.Module, inputs: dict[str, Tensor]) -> tuple[int, int]:
     counter = FlopCounterMode(display=False)
     try:
         with torch.no_grad(), counter:
-            module(**inputs)
+            module(*inputs)
     finally:
         for hook in hooks:
             hook.remove()

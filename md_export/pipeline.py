@@ -3,37 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import resource
 import shutil
-import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from md_export import __version__
-from md_export.artifact import (
-    GOLDEN_FOLDER,
-    SCHEMA,
-    ArtifactEntry,
-    Manifest,
-    Measured,
-    entry_from_dict,
-    write_manifest,
-)
+from md_export.artifact import GOLDEN_FOLDER, SCHEMA, ArtifactEntry, Manifest, entry_from_dict, write_manifest
+from md_export.build import BuildStep
 from md_export.checkpoint import Checkpoint, open_checkpoint
-from md_export.components import COMPONENTS
 from md_export.errors import ConversionError, ParityError
-from md_export.files import bytes_of, refuse_existing, require_space, sha256_of, staging
+from md_export.files import refuse_existing, require_space, staging
 from md_export.parity.golden import read_golden
 from md_export.parity.prepare import one_step, prepare_golden
 from md_export.parity.verify import VerifyResult, verify
-from md_export.recipe import Recipe, recipe_from_dict, recipe_to_dict
-from md_export.rewrites import apply_rewrites, find_rewrite
+from md_export.recipe import Recipe
+from md_export.rewrites import find_rewrite
 from md_export.targets import TARGETS
-from md_export.targets.contract import LoweringJob
 from md_export.workers import call_worker
 
 Progress = Callable[[str], None]
@@ -76,64 +62,6 @@ def export(
     return manifest, result
 
 
-@dataclass(frozen=True)
-class BuildStep:
-    """What one worker needs to make one artifact."""
-
-    checkpoint: Path
-    component: str
-    recipe: Recipe
-    golden: Path
-    out: Path
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain form for the worker's request."""
-        paths = {name: str(getattr(self, name)) for name in ("checkpoint", "golden", "out")}
-        return {**paths, "component": self.component, "recipe": recipe_to_dict(self.recipe)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> BuildStep:
-        """Read what :meth:`to_dict` wrote."""
-        paths = {name: Path(values[name]) for name in ("checkpoint", "golden", "out")}
-        return cls(component=values["component"], recipe=recipe_from_dict(values["recipe"], "recipe"), **paths)
-
-
-def build_component(step: BuildStep) -> ArtifactEntry:
-    """Checkpoint → module → rewrites → lower → quantize → file; runs inside a worker process."""
-    started = time.perf_counter()
-    recipe, name = step.recipe, step.component
-    checkpoint, component = open_checkpoint(step.checkpoint), COMPONENTS[name]
-    target = TARGETS[recipe.target].open()
-    module = checkpoint.module(name)
-    records = apply_rewrites(recipe.rewrites, name, module, checkpoint.trained_substitutions, recipe.allow_drift)
-    calibration = tuple(case.inputs(name) for case in read_golden(step.golden).cases)
-    inputs, outputs = component.inputs(checkpoint.config), component.outputs(checkpoint.config)
-    scheme = recipe.schemes[name]
-    path = step.out / f"{name}{TARGETS[recipe.target].suffix}"
-    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
-        job = LoweringJob(name, module, inputs, outputs, calibration[0], scheme, calibration, Path(scratch))
-        target.save(target.quantize(target.lower(job), job), path)
-    found = target.describe(path)
-    return ArtifactEntry(
-        component=name,
-        file=path.name,
-        sha256=sha256_of(path),
-        bytes=bytes_of(path),
-        weights=scheme.weights,
-        activations=scheme.activations,
-        stored=found["weight_bytes"],
-        ops=found["operators"],
-        inputs=inputs,
-        outputs=outputs,
-        rewrites=records,
-        measured=Measured(round(time.perf_counter() - started, 2), _peak_resident_bytes()),
-    )
-
-
-def _peak_resident_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def _manifest(recipe: Recipe, checkpoint: Checkpoint, folder: Path, entries: tuple[ArtifactEntry, ...]) -> Manifest:
     tools = ("torch", "transformers", "numpy", *TARGETS[recipe.target].distributions)
     return Manifest(
@@ -159,7 +87,7 @@ def _with_parity(manifest: Manifest, result: VerifyResult) -> Manifest:
 def _reject(folder: Path, out: Path, result: VerifyResult) -> None:
     kept = out.with_name(f"{out.name}.rejected")
     shutil.rmtree(kept, ignore_errors=True)
-    shutil.copytree(folder, kept)
+    folder.rename(kept)
     raise ParityError(
         "the export does not compute what the checkpoint computes: "
         + "; ".join(result.failures)

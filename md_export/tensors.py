@@ -23,3 +23,8 @@ class TensorSpec:
     def zeros(self) -> Array:
         """An array of this shape and dtype, for tracing."""
         return np.zeros(self.shape, dtype=self.dtype)
+
+
+def select(arrays: Arrays, specs: tuple[TensorSpec, ...]) -> dict[str, Array]:
+    """The arrays that ``specs`` name, in their order."""
+    return {spec.name: arrays[spec.name] for spec in specs}

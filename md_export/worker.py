@@ -14,13 +14,15 @@ from md_export.errors import MdExportError
 def build(request: dict[str, Any]) -> dict[str, Any]:
     """Make one artifact; answers with its manifest entry."""
     from md_export.artifact import entry_to_dict
-    from md_export.pipeline import BuildStep, build_component
+    from md_export.build import BuildStep, build_component
 
     return entry_to_dict(build_component(BuildStep.from_dict(request)))
 
 
 def execute(request: dict[str, Any]) -> dict[str, Any]:
-    """Run one artifact on batches of inputs; the outputs go to the file that the request names."""
+    """Run one artifact on batches of inputs; outputs go to the named file, the answer is what it was found to hold."""
+    import dataclasses
+
     from md_export.targets import TARGETS
     from md_export.workers import load_batches, save_batches
 
@@ -28,7 +30,7 @@ def execute(request: dict[str, Any]) -> dict[str, Any]:
     options = {} if request["runtime"] is None else {"runtime": request["runtime"]}
     runner = target.load(Path(request["path"]), **options)
     save_batches([runner.run(batch) for batch in load_batches(Path(request["inputs"]))], Path(request["outputs"]))
-    return {}
+    return dataclasses.asdict(target.describe(Path(request["path"])))
 
 
 TASKS: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"build": build, "execute": execute}

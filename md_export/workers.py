@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 from md_export import errors
 from md_export.errors import MdExportError, RuntimeFault
+from md_export.targets.contract import Description
 from md_export.tensors import Array, Arrays
 
 
@@ -53,7 +55,15 @@ def call_worker(task: str, request: dict[str, Any], failure: type[MdExportError]
         raise failure(f"{what}: {_death(status)}{_tail(log)}")
 
 
-def execute(target: str, path: Path, batches: Sequence[Arrays], runtime: str | None = None) -> list[dict[str, Array]]:
+@dataclass(frozen=True)
+class Execution:
+    """One output dict for each set of inputs, and what the artifact was found to hold."""
+
+    outputs: list[dict[str, Array]]
+    found: Description
+
+
+def execute(target: str, path: Path, batches: Sequence[Arrays], runtime: str | None = None) -> Execution:
     """Run an artifact on each set of inputs, in its own runtime and a process of its own.
 
     Raises:
@@ -64,8 +74,9 @@ def execute(target: str, path: Path, batches: Sequence[Arrays], runtime: str | N
         given, made = Path(scratch) / "inputs.safetensors", Path(scratch) / "outputs.safetensors"
         save_batches(batches, given)
         request = {"target": target, "path": str(path), "inputs": str(given), "outputs": str(made)}
-        call_worker("execute", {**request, "runtime": runtime}, RuntimeFault, f"{path.name} in the {target} runtime")
-        return load_batches(made)
+        what = f"{path.name} in the {target} runtime"
+        answer = call_worker("execute", {**request, "runtime": runtime}, RuntimeFault, what)
+        return Execution(load_batches(made), Description(**answer))
 
 
 def save_batches(batches: Sequence[Arrays], path: Path) -> None:

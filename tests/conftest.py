@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,7 @@ from md_export.components.unet import MDUNetConfig
 from md_export.components.vae import VAEConfig
 from md_export.data import builtin_recipe, nano_checkpoint
 from md_export.recipe import load_recipe
-
-Exported = Callable[[str, str], Path]
+from support import Exported
 
 
 @pytest.fixture(scope="session")

@@ -93,7 +93,11 @@ def test_round_trip(tmp_path: Path) -> None:
         ("target =", "tarket =", "unknown field 'tarket'; did you mean 'target'?"),
         ("[scheme.vae_decoder]", "[scheme.vae_decode]", "[scheme.vae_decode] names no component"),
         ("[golden]", "[goldn]", "golden is missing"),
-        ("[tolerance.unet]\nsnr_db = 25.5", "[tolerance.unet]\nsnr_db = 25.5\nssim = 1", "[tolerance.unet] unknown field 'ssim'"),
+        (
+            "[tolerance.unet]\nsnr_db = 25.5",
+            "[tolerance.unet]\nsnr_db = 25.5\nssim = 1",
+            "[tolerance.unet] unknown field 'ssim'",
+        ),
         ("[golden]", "[golden", "not valid TOML"),
         ('rewrites = ["gelu_to_swish"]', "schemes = 1", "did you mean the table [scheme]"),
         ('rewrites = ["gelu_to_swish"]', "rewrites = [2]", "rewrites"),
@@ -123,7 +127,11 @@ def test_narrowing() -> None:
         recipe.narrowed(("vae_encoder",))
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda s: st.lists(s) | st.dictionaries(st.text(), s)))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(), lambda s: st.lists(s) | st.dictionaries(st.text(), s)
+    )
+)
 def test_hostile_values_give_our_own_error(value: object) -> None:
     with pytest.raises(RecipeError):
         recipe_from_dict(typing.cast(dict[str, object], value), "hostile")

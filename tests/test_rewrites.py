@@ -5,11 +5,14 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from md_export.artifact import OneStep
 from md_export.components import ModelConfig
 from md_export.components.layers import Attention, Gelu, Relu, Softmax, Swish
 from md_export.components.unet import MDUNet
 from md_export.errors import RewriteError
-from md_export.rewrites import REWRITES, apply_rewrites
+from md_export.rewrites import REWRITES, Consent, apply_rewrites
+
+STEP = OneStep(999, 0.068265, -0.997667, 1.0, "v_prediction")
 
 
 @pytest.fixture
@@ -32,10 +35,12 @@ def count(unet: MDUNet, kind: type) -> int:
     return sum(isinstance(module, kind) for module in unet.modules())
 
 
-@pytest.mark.parametrize(("name", "before", "after"), [("gelu_to_swish", Gelu, Swish), ("softmax_to_relu", Softmax, Relu)])
+@pytest.mark.parametrize(
+    ("name", "before", "after"), [("gelu_to_swish", Gelu, Swish), ("softmax_to_relu", Softmax, Relu)]
+)
 def test_replaces_every_place_and_reports_how_many(unet: MDUNet, name: str, before: type, after: type) -> None:
     places, reference = count(unet, before), run(unet)
-    (record,) = apply_rewrites((name,), "unet", unet, (), allow_drift=True)
+    (record,) = apply_rewrites((name,), "unet", unet, STEP, Consent(allow_drift=True))
     assert (record.fired, record.exact) == (places, False)
     assert (count(unet, before), count(unet, after)) == (0, places)
     assert not torch.allclose(run(unet), reference), "a rewrite that changes the function must change the output"
@@ -43,35 +48,35 @@ def test_replaces_every_place_and_reports_how_many(unet: MDUNet, name: str, befo
 
 def test_refused_without_training(unet: MDUNet) -> None:
     with pytest.raises(RewriteError, match="--allow-drift"):
-        apply_rewrites(("gelu_to_swish",), "unet", unet, (), allow_drift=False)
+        apply_rewrites(("gelu_to_swish",), "unet", unet, STEP, Consent())
 
 
 def test_accepted_where_the_checkpoint_was_trained_so(unet: MDUNet) -> None:
-    (record,) = apply_rewrites(("softmax_to_relu",), "unet", unet, ("softmax_to_relu",), allow_drift=False)
+    (record,) = apply_rewrites(("softmax_to_relu",), "unet", unet, STEP, Consent(trained=("softmax_to_relu",)))
     assert record.fired > 0
     assert "trained" in record.note
 
 
 def test_already_in_place_is_accepted_and_changes_nothing(unet: MDUNet) -> None:
-    apply_rewrites(("gelu_to_swish",), "unet", unet, (), allow_drift=True)
+    apply_rewrites(("gelu_to_swish",), "unet", unet, STEP, Consent(allow_drift=True))
     reference = run(unet)
-    (record,) = apply_rewrites(("gelu_to_swish",), "unet", unet, (), allow_drift=False)
+    (record,) = apply_rewrites(("gelu_to_swish",), "unet", unet, STEP, Consent())
     assert record.fired == 0
     assert torch.equal(run(unet), reference)
 
 
 def test_firing_nowhere_is_an_error() -> None:
     with pytest.raises(RewriteError, match="fires nowhere in unet"):
-        apply_rewrites(("gelu_to_swish",), "unet", torch.nn.Linear(2, 2), (), allow_drift=True)
+        apply_rewrites(("gelu_to_swish",), "unet", torch.nn.Linear(2, 2), STEP, Consent(allow_drift=True))
 
 
 def test_other_components_are_left_alone() -> None:
-    assert apply_rewrites(("gelu_to_swish",), "vae_decoder", torch.nn.Linear(2, 2), (), allow_drift=False) == ()
+    assert apply_rewrites(("gelu_to_swish",), "vae_decoder", torch.nn.Linear(2, 2), STEP, Consent()) == ()
 
 
 def test_unknown_name_gives_the_nearest(unet: MDUNet) -> None:
     with pytest.raises(RewriteError, match="did you mean gelu_to_swish"):
-        apply_rewrites(("gelu_to_swiss",), "unet", unet, (), allow_drift=True)
+        apply_rewrites(("gelu_to_swiss",), "unet", unet, STEP, Consent(allow_drift=True))
 
 
 @pytest.mark.parametrize("name", REWRITES)

@@ -66,8 +66,9 @@ def attention_weights(kind: str, scale: float) -> nn.Module:
 class TimestepEmbedding(nn.Module):
     """Sinusoidal embedding followed by a two-layer MLP: ``[B]`` → ``[B, dim]``.
 
-    Sine and cosine are computed in float32 whatever the model's dtype: at t = 999 half precision
-    is off by up to 0.32 (cos first and no frequency shift, as in Stable Diffusion).
+    Cosine first and no frequency shift, as in Stable Diffusion. Angle, sine and cosine are computed in
+    float32: at t = 999 half precision is off by up to 0.32. Whoever halves this module must leave
+    ``frequencies`` in float32.
     """
 
     frequencies: Tensor

@@ -78,14 +78,15 @@ class GoldenCase:
             "vae_decoder": {"latent": values.latent},
         }[component]
 
-    def output(self, component: str) -> Array:
-        """The component's golden output."""
+    def output(self, name: str) -> Array:
+        """The golden value of a component's output, by the name that its artifacts give it."""
         values = self.values
         return {
-            "text_encoder": values.encoder_hidden_states,
-            "unet": values.unet_output,
-            "vae_decoder": values.image,
-        }[component]
+            "last_hidden_state": values.encoder_hidden_states,
+            "out_sample": values.unet_output,
+            "latent": values.latent,
+            "image": values.image,
+        }[name]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from md_export.errors import GoldenError
 from md_export.parity.golden import INDEX, GoldenSet, GoldenSource, read_golden, write_golden
 from md_export.parity.metrics import compare
 from md_export.recipe import Recipe
-from md_export.rewrites import apply_rewrites
+from md_export.rewrites import Consent, apply_rewrites, find_rewrite
 
 Progress = Callable[[str], None]
 
@@ -33,17 +33,20 @@ def golden_source(checkpoint: Checkpoint, rewrites: tuple[str, ...] = (), allow_
         RewriteError: a rewrite is refused.
     """
     runners, applied = {}, []
+    step, consent = one_step(checkpoint.config), Consent(checkpoint.trained_substitutions, allow_drift)
+    # Golden cases show the function; rewrites that only change the form have no place in them.
+    changing = tuple(name for name in rewrites if not find_rewrite(name).exact)
     for name in COMPONENTS:
         module = checkpoint.module(name)
-        records = apply_rewrites(rewrites, name, module, checkpoint.trained_substitutions, allow_drift)
-        applied += [record.name for record in records if record.fired and not record.exact]
+        records = apply_rewrites(changing, name, module, step, consent)
+        applied += [record.name for record in records if record.fired]
         runners[name] = TorchRunner(name, module, checkpoint.config)
     return GoldenSource(
         runners=runners,
         tokenizer_dir=checkpoint.tokenizer_dir,
         text_length=checkpoint.config.text_shape[1],
         latent_shape=checkpoint.config.latent_shape,
-        one_step=one_step(checkpoint.config),
+        one_step=step,
         checkpoint_sha256=checkpoint.sha256(),
         rewrites=tuple(applied),
     )

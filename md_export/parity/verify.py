@@ -26,7 +26,8 @@ from md_export.parity.golden import GoldenSet, read_golden
 from md_export.parity.metrics import compare, first_fault, worst
 from md_export.recipe import Tolerance
 from md_export.sampling import latent_from, only_output, picture_from
-from md_export.tensors import Array, Arrays
+from md_export.targets.contract import Description
+from md_export.tensors import Array, Arrays, select
 from md_export.workers import execute
 
 
@@ -113,18 +114,19 @@ def _judge_component(
     tolerance = manifest.recipe.tolerances[entry.component]
     faults = [] if is_unchanged(out, entry) else ["its bytes are not those of the manifest; it was altered"]
     golden_inputs = [case.inputs(entry.component) for case in golden.cases]
+    batches = [*golden_inputs, *_chain_inputs(manifest, entry, golden, chain)]
     try:
-        made = execute(manifest.target, path, [*golden_inputs, *_chain_inputs(manifest, entry, golden, chain)])
-        outputs = [only_output(item) for item in made]
+        run = execute(manifest.target, path, [select(batch, entry.inputs) for batch in batches])
+        outputs = [only_output(item) for item in run.outputs]
     except MdExportError as error:
         return ComponentResult(entry.component, entry.file, None, tolerance, (*faults, str(error))), []
     count = len(golden.cases)
-    pairs = [(outputs[i], case.output(entry.component), case.name) for i, case in enumerate(golden.cases)]
+    pairs = [(outputs[i], case.output(entry.outputs[0].name), case.name) for i, case in enumerate(golden.cases)]
     broken = [f"{name}: {fault}" for got, want, name in pairs if (fault := first_fault(got, want))]
     if broken:
         return ComponentResult(entry.component, entry.file, None, tolerance, (*faults, *broken)), []
     parity = worst([compare(got, want) for got, want, _ in pairs])
-    faults += _shortfalls(parity, tolerance) + _precision_faults(entry)
+    faults += _shortfalls(parity, tolerance) + _stored_faults(entry, run.found)
     return ComponentResult(entry.component, entry.file, parity, tolerance, tuple(faults)), outputs[count:]
 
 
@@ -144,8 +146,15 @@ def _chain_inputs(
         if entry.component == "unet":
             batches.append({**case.inputs("unet"), "encoder_hidden_states": value})
         else:
-            batches.append({"latent": latent_from(case.values.noise, value, manifest.one_step)})
+            batches.append({"latent": latent_of(manifest, case.values.noise, value)})
     return batches
+
+
+def latent_of(manifest: Manifest, noise: Array, unet_output: Array) -> Array:
+    """What the decoder takes; an artifact whose graph ends in the latent has computed it already."""
+    (unet,) = [entry for entry in manifest.artifacts if entry.component == "unet"]
+    folded = unet.outputs[0].name == "latent"
+    return unet_output if folded else latent_from(noise, unet_output, manifest.one_step)
 
 
 def _judge_picture(manifest: Manifest, golden: GoldenSet, chain: dict[str, list[Array]]) -> PictureResult:
@@ -180,11 +189,12 @@ def _shortfalls(parity: Parity, tolerance: Tolerance) -> list[str]:
 _BYTES_OF = {"float32": 4, "float16": 2, "int8": 1}
 
 
-def _precision_faults(entry: ArtifactEntry) -> list[str]:
-    """An "int8" that is float inside: most weights must be stored in the requested type."""
-    counts = {dtype: size / _BYTES_OF.get(dtype, 1) for dtype, size in entry.stored.items()}
+def _stored_faults(entry: ArtifactEntry, found: Description) -> list[str]:
+    """What the file itself holds: no NaN that arithmetic might hide, and no "int8" that is float inside."""
+    faults = [f"NaN or Inf in the stored weight {name}" for name in found.not_finite[:3]]
+    counts = {dtype: size / _BYTES_OF.get(dtype, 1) for dtype, size in found.stored.items()}
     total = sum(counts.values())
     share = counts.get(entry.weights, 0.0) / total if total else 0.0
-    if share > 0.5:
-        return []
-    return [f"{entry.weights} was requested, but only {share:.0%} of its weights are stored so"]
+    if share <= 0.5:
+        faults.append(f"{entry.weights} was requested, but only {share:.0%} of its weights are stored so")
+    return faults

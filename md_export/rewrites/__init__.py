@@ -13,7 +13,7 @@ from difflib import get_close_matches
 
 from torch import nn
 
-from md_export.artifact import RewriteRecord
+from md_export.artifact import OneStep, RewriteRecord
 from md_export.errors import RewriteError
 from md_export.rewrites.gelu_to_swish import count_swish, gelu_to_swish
 from md_export.rewrites.softmax_to_relu import count_relu, softmax_to_relu
@@ -26,15 +26,19 @@ class Rewrite:
     Attributes:
         exact: it changes the form only; the function stays equal to float32 rounding.
         components: where it may fire.
-        apply: rewrites a module in place and returns how often it fired.
+        apply: rewrites a module in place, knowing the checkpoint's one-step constants, and returns how often it fired.
         present: how many places have the new form already.
+        drops: inputs that the rewritten module no longer takes.
+        output: the name of its output where that is no longer the component's own.
     """
 
     name: str
     exact: bool
     components: tuple[str, ...]
-    apply: Callable[[nn.Module], int]
+    apply: Callable[[nn.Module, OneStep], int]
     present: Callable[[nn.Module], int]
+    drops: tuple[str, ...] = ()
+    output: str | None = None
 
 
 REWRITES: Mapping[str, Rewrite] = {
@@ -59,27 +63,30 @@ def find_rewrite(name: str) -> Rewrite:
     raise RewriteError(f"unknown rewrite {name!r}; {hint}")
 
 
+@dataclass(frozen=True)
+class Consent:
+    """Which rewrites may change the function: those that the checkpoint was ``trained`` with, or all of them."""
+
+    trained: tuple[str, ...] = ()
+    allow_drift: bool = False
+
+
 def apply_rewrites(
-    names: tuple[str, ...], component: str, module: nn.Module, trained: tuple[str, ...], allow_drift: bool
+    names: tuple[str, ...], component: str, module: nn.Module, one_step: OneStep, consent: Consent
 ) -> tuple[RewriteRecord, ...]:
     """Apply the recipe's rewrites to one component, in place and in order.
 
     Raises:
         RewriteError: unknown name, refused, or fired zero times.
     """
-    records = []
-    for name in names:
-        rewrite = find_rewrite(name)
-        if component in rewrite.components:
-            records.append(_apply(rewrite, component, module, trained, allow_drift))
-    return tuple(records)
+    rewrites = [find_rewrite(name) for name in names]
+    concerned = [rewrite for rewrite in rewrites if component in rewrite.components]
+    return tuple(_apply(rewrite, component, module, one_step, consent) for rewrite in concerned)
 
 
-def _apply(
-    rewrite: Rewrite, component: str, module: nn.Module, trained: tuple[str, ...], allow_drift: bool
-) -> RewriteRecord:
+def _apply(rewrite: Rewrite, component: str, module: nn.Module, one_step: OneStep, consent: Consent) -> RewriteRecord:
     present = rewrite.present(module)
-    fired = rewrite.apply(module)
+    fired = rewrite.apply(module, one_step)
     if fired == 0 and present:
         return RewriteRecord(rewrite.name, 0, rewrite.exact, "the checkpoint was trained so: already in place")
     if fired == 0:
@@ -88,9 +95,9 @@ def _apply(
         )
     if rewrite.exact:
         return RewriteRecord(rewrite.name, fired, True)
-    if rewrite.name in trained:
+    if rewrite.name in consent.trained:
         return RewriteRecord(rewrite.name, fired, False, "the checkpoint was trained with it")
-    if allow_drift:
+    if consent.allow_drift:
         return RewriteRecord(rewrite.name, fired, False, "drift allowed by the user")
     raise RewriteError(
         f"{rewrite.name} changes what {component} computes and the checkpoint was not trained with it. "

@@ -7,10 +7,10 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from md_export.errors import ArtifactError, MissingExtraError
-from md_export.targets.contract import TargetModule
+from md_export.targets.contract import Description, LoweringJob, Runner, TargetModule
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,38 @@ class Target:
                 )
 
     def open(self) -> TargetModule:
-        """Import the target's folder.
+        """The target's functions; each imports its file, and the vendor's libraries with it, when first called.
 
         Raises:
             MissingExtraError: a library of the vendor is not installed.
         """
         self.require()
-        return cast(TargetModule, importlib.import_module(f"md_export.targets.{self.name}"))
+        return _Functions(f"md_export.targets.{self.name}")
+
+
+@dataclass(frozen=True)
+class _Functions:
+    """The contract's functions of one target's folder: ``lower`` in lower.py, ``load`` in run.py, and so on."""
+
+    package: str
+
+    def lower(self, job: LoweringJob) -> object:
+        return self._file("lower").lower(job)
+
+    def quantize(self, model: object, job: LoweringJob) -> object:
+        return self._file("quantize").quantize(model, job)
+
+    def save(self, model: object, path: Path) -> None:
+        self._file("save").save(model, path)
+
+    def describe(self, path: Path) -> Description:
+        return cast(Description, self._file("describe").describe(path))
+
+    def load(self, path: Path, runtime: str | None = None) -> Runner:
+        return cast(Runner, self._file("run").load(path, runtime))
+
+    def _file(self, name: str) -> Any:
+        return importlib.import_module(f"{self.package}.{name}")
 
 
 TARGETS: Mapping[str, Target] = {

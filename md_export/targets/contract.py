@@ -46,10 +46,16 @@ class Description:
     Attributes:
         stored: bytes of stored weights by dtype (``float32``, ``float16``, ``int8``, …).
         ops: number of ops by kind.
+        float_weights: weights of convolutions, linears and embeddings that are stored in float, by module path.
+        int8_weights: how many of those are stored in int8.
+        not_finite: stored weights that hold NaN or Inf, which integer arithmetic may hide from every output.
     """
 
     stored: dict[str, int]
     ops: dict[str, int]
+    float_weights: tuple[str, ...] = ()
+    int8_weights: int = 0
+    not_finite: tuple[str, ...] = ()
 
 
 class Runner(Protocol):

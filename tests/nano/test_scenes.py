@@ -79,7 +79,7 @@ def test_pictures_are_deterministic_smooth_and_in_range() -> None:
     scenes = [single("star", "red", "small", "top", "sky"), pair(("ring", "pink"), "above", ("cross", "red"), "gray")]
     pictures = draw(scenes)
     assert pictures.shape == (2, SIDE, SIDE, 3)
-    assert 0 <= pictures.min() and pictures.max() <= 1
+    assert pictures.min() >= 0 and pictures.max() <= 1
     assert np.array_equal(pictures, draw(scenes))
     cover = item_cover(scenes[0].items[0])
     assert ((cover > 0.05) & (cover < 0.95)).sum() > 20, "edges must be anti-aliased"

@@ -8,6 +8,7 @@ same peak memory. Form rewrites happen on the module before it comes here.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -39,7 +40,6 @@ def lower(job: LoweringJob) -> Lowered:
     modules = _weight_modules(program)
     package = job.workdir / f"{job.component}.float.mlpackage"
     with converting(job.component, "conversion"):
-        reset_names()
         ct.convert(
             program,
             inputs=[_tensor_type(spec, shape=spec.shape) for spec in job.inputs],
@@ -50,6 +50,7 @@ def lower(job: LoweringJob) -> Lowered:
             skip_model_load=True,
             package_dir=str(package),
         )
+    gc.collect()  # the converter's program holds the weights and is full of cycles
     _check_surface(job, read_spec(package))
     return Lowered(package, modules)
 
@@ -76,16 +77,6 @@ def _weight_modules(program: ExportedProgram) -> dict[str, str]:
     signature = program.graph_signature
     owned = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     return {placeholder: path.rpartition(".")[0] for placeholder, path in owned.items()}
-
-
-def reset_names() -> None:
-    """Start coremltools' counters of generated names at 0: they live as long as the process.
-
-    Without this the bytes of a package depend on what the process converted before.
-    """
-    from coremltools.converters.mil.mil.builder import Builder
-
-    Builder.name_count.clear()
 
 
 def _tensor_type(spec: TensorSpec, **shape: Sequence[int]) -> Any:

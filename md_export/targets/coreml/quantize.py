@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from md_export.errors import ConversionError
 from md_export.targets.contract import LoweringJob
-from md_export.targets.coreml.lower import DEPLOYMENT_TARGET, reset_names
+from md_export.targets.coreml.lower import DEPLOYMENT_TARGET
 from md_export.targets.coreml.package import WEIGHTS, Lowered, main_operations, read_spec
 from md_export.targets.coreml.vendor import converting, ct, cto
 
@@ -38,12 +38,12 @@ def quantize(model: Lowered, job: LoweringJob) -> Lowered:
     """
     if job.scheme.weights != "int8":
         return model
-    kept = _kept(model, job)
+    weights = float_weights(read_spec(model.package))
+    kept = _kept(weights, model, job)
     package = job.workdir / f"{job.component}.int8.mlpackage"
     with converting(job.component, "quantization"):
-        reset_names()
         ct.convert(
-            _quantized_program(model.package, _config(job.scheme.granularity, kept)),
+            _quantized_program(model.package, _config(job.scheme.granularity, weights - kept)),
             convert_to="mlprogram",
             minimum_deployment_target=ct.target[DEPLOYMENT_TARGET],
             compute_precision=ct.precision.FLOAT32,  # as it is: the program already has its casts
@@ -75,24 +75,26 @@ def _quantized_program(package: Path, config: Any) -> Any:
     return program
 
 
-def _config(granularity: str, kept: frozenset[str]) -> Any:
+def _config(granularity: str, names: frozenset[str]) -> Any:
+    """int8 for the constants of these names, nothing else.
+
+    Not by type of operation: equal constants of 100 elements and more are stored once, and where a norm
+    and a linear share a zero bias coremltools sees a conflict.
+    """
     int8 = cto.OpLinearQuantizerConfig(
         mode="linear_symmetric", dtype="int8", granularity=f"per_{granularity}", weight_threshold=0
     )
-    return cto.OptimizationConfig(
-        op_type_configs=dict.fromkeys(WEIGHT_INPUTS, int8), op_name_configs=dict.fromkeys(kept)
-    )
+    return cto.OptimizationConfig(op_name_configs=dict.fromkeys(names, int8))
 
 
-def _kept(model: Lowered, job: LoweringJob) -> frozenset[str]:
-    """Names of the constants that stay float."""
+def _kept(weights: frozenset[str], model: Lowered, job: LoweringJob) -> frozenset[str]:
+    """Those of the weights that ``keep_float`` names."""
     paths = [path for path, _ in job.module.named_modules()]
     for glob in job.scheme.keep_float:
         only = type(job.scheme)(job.scheme.weights, job.scheme.activations, keep_float=(glob,))
         if not any(only.keeps_float(path) for path in paths):
             raise ConversionError(f"{job.component}: keep_float glob {glob!r} matches no module; correct the recipe")
-    candidates = float_weights(read_spec(model.package))
-    return frozenset(name for name in candidates if job.scheme.keeps_float(_module(name, model.modules)))
+    return frozenset(name for name in weights if job.scheme.keeps_float(_module(name, model.modules)))
 
 
 def _module(constant: str, modules: Mapping[str, str]) -> str:

@@ -39,12 +39,12 @@ class PackageRunner:
         return outputs
 
 
-def load(path: Path, runtime: str = "mil") -> PackageRunner:
+def load(path: Path, runtime: str | None = None) -> PackageRunner:
     """Open a saved package.
 
     Args:
         path: the ``.mlpackage`` folder.
-        runtime: ``mil``, our own executor, which stores each value in the type that the program declares;
+        runtime: ``mil`` or None, our own executor, which stores each value in the type that the program declares;
             ``coreml``, Apple's, on a Mac.
 
     Raises:
@@ -57,9 +57,10 @@ def load(path: Path, runtime: str = "mil") -> PackageRunner:
     except ArtifactError as error:
         raise RuntimeFault(str(error)) from error
     openers: dict[str, Callable[[Path], Predict]] = {"mil": _open_mil, "coreml": _open_coreml}
-    if runtime not in openers:
-        raise UsageError(f"unknown Core ML runtime {runtime!r}; use one of {', '.join(RUNTIMES)}")
-    return PackageRunner(inputs, outputs, openers[runtime](path))
+    chosen = runtime or "mil"
+    if chosen not in openers:
+        raise UsageError(f"unknown Core ML runtime {chosen!r}; use one of {', '.join(RUNTIMES)}")
+    return PackageRunner(inputs, outputs, openers[chosen](path))
 
 
 def _open_mil(path: Path) -> Predict:

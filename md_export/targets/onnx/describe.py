@@ -4,37 +4,41 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+import numpy as np
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 
 from md_export.errors import RuntimeFault
+from md_export.targets.contract import Description
 
 # Which input of an operator is its weight.
 WEIGHT_INPUT: Final = {"Conv": 1, "Gemm": 1, "MatMul": 1, "Gather": 0}
 
 
-def describe(path: Path) -> dict[str, Any]:
+def describe(path: Path) -> Description:
     """Read a saved graph without running it.
 
-    Returns:
-        ``opset`` int; ``operators`` op type → count; ``weight_bytes`` numpy dtype name → stored bytes over
-        all initializers; ``float_nodes`` names of Conv, Gemm, MatMul and Gather nodes whose constant weight
-        is stored in float, and ``int8_nodes`` the number of those whose weight is stored in int8.
+    Weights are the constants of Conv, Gemm, MatMul and Gather, each under its node's name. QuantizeLinear
+    would turn a constant NaN into numbers, hence the look at the constants themselves.
 
     Raises:
-        RuntimeFault: the file is no ONNX model.
+        RuntimeFault: the file is no ONNX model, or its weights are not beside it.
     """
-    graph, opset = _read(path)
+    graph = _read(path)
     weights = _weight_dtypes(graph)
-    return {
-        "opset": opset,
-        "operators": dict(sorted(Counter(node.op_type for node in graph.node).items())),
-        "weight_bytes": _bytes_by_dtype(graph),
-        "float_nodes": [name for name, dtype in weights.items() if dtype.startswith("float")],
-        "int8_nodes": sum(dtype == "int8" for dtype in weights.values()),
-    }
+    try:
+        not_finite = [tensor.name for tensor in graph.initializer if not _finite(tensor, path.parent)]
+    except (onnx.checker.ValidationError, OSError) as error:
+        raise RuntimeFault(f"{path.name}: its weights cannot be read: {error}") from error
+    return Description(
+        stored=_bytes_by_dtype(graph),
+        ops=dict(sorted(Counter(node.op_type for node in graph.node).items())),
+        float_weights=tuple(name for name, dtype in weights.items() if dtype.startswith("float")),
+        int8_weights=sum(dtype == "int8" for dtype in weights.values()),
+        not_finite=tuple(not_finite),
+    )
 
 
 def _weight_dtypes(graph: onnx.GraphProto) -> dict[str, str]:
@@ -47,15 +51,20 @@ def _weight_dtypes(graph: onnx.GraphProto) -> dict[str, str]:
     return {name: dtypes[weight] for name, weight in weights.items() if weight in dtypes}
 
 
-def _read(path: Path) -> tuple[onnx.GraphProto, int]:
+def _read(path: Path) -> onnx.GraphProto:
     try:
         model = onnx.load(path, load_external_data=False)
     except (DecodeError, OSError) as error:
         raise RuntimeFault(f"{path.name} is no ONNX model: {error}") from error
-    versions = [item.version for item in model.opset_import if not item.domain]
-    if not versions:
+    if not any(item.version for item in model.opset_import if not item.domain):
         raise RuntimeFault(f"{path.name} is no ONNX model: it names no opset")
-    return model.graph, versions[0]
+    return model.graph
+
+
+def _finite(tensor: onnx.TensorProto, folder: Path) -> bool:
+    if not _dtype(tensor).startswith("float"):
+        return True
+    return bool(np.isfinite(onnx.numpy_helper.to_array(tensor, str(folder))).all())
 
 
 def _dtype(tensor: onnx.TensorProto) -> str:

@@ -18,7 +18,7 @@ def half_copy(module: nn.Module) -> nn.Module:
     already converted. Casts sit in hooks, not in a wrapper module, so that module paths stay the
     checkpoint's. Non-persistent buffers are tables that the modules compute (frequencies of the time
     embedding, causal mask); they stay float32 because at t = 999 a float16 frequency table turns the
-    angle by up to 0.2 rad.
+    angle by up to 0.24 rad.
 
     Raises:
         ConversionError: a parameter exceeds float16's range.

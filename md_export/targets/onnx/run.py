@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from md_export.errors import RuntimeFault
+from md_export.errors import RuntimeFault, UsageError
 from md_export.tensors import Array, Arrays, TensorSpec
 
 # onnxruntime's exceptions share no base class but Exception.
@@ -56,12 +56,15 @@ class OnnxRunner:
         return dict(zip(names, values, strict=True))
 
 
-def load(path: Path) -> OnnxRunner:
+def load(path: Path, runtime: str | None = None) -> OnnxRunner:
     """Open an ``.onnx`` file (its ``.data`` file, if any, beside it).
 
     Raises:
         RuntimeFault: onnxruntime refuses the file.
+        UsageError: another runtime is asked for.
     """
+    if runtime is not None:
+        raise UsageError(f"{path.name} runs in onnxruntime only; leave out the runtime {runtime!r}")
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     try:

@@ -6,17 +6,19 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from md_export.errors import RuntimeFault
-from md_export.targets.tflite.flatbuffer import DTYPES, MALFORMED, operator_name, read_model, stored_bytes, weighted_ops
+from md_export.targets.contract import Description
+from md_export.targets.tflite.flatbuffer import DTYPES, MALFORMED, data_of, operator_name, read_model, weighted_ops
 
 
-def describe(path: Path) -> dict[str, Any]:
+def describe(path: Path) -> Description:
     """Read a saved file without running it.
 
-    Returns:
-        ``operators`` name → count; ``weight_bytes`` numpy dtype name → bytes of all constants, each buffer
-        counted once; ``float_nodes`` module paths of weighted ops (fully connected, convolutions,
-        embedding) whose weight is stored in float32 or float16; ``int8_nodes`` how many store it in int8.
+    Weights are those of fully connected layers, convolutions and embeddings, by module path; each buffer is
+    counted once. NaN and Inf must be looked for here: arithmetic with dynamic int8 ranges turns a NaN into
+    finite values that may pass for a small error.
 
     Raises:
         RuntimeFault: the file is no .tflite file.
@@ -28,24 +30,32 @@ def describe(path: Path) -> dict[str, Any]:
         raise RuntimeFault(f"{path.name}: corrupted: {error}; export it again") from error
 
 
-def _describe(model: Any) -> dict[str, Any]:
+def _describe(model: Any) -> Description:
     weights = weighted_ops(model)
     operators = Counter(operator_name(model, operator) for graph in model.subgraphs for operator in graph.operators)
-    return {
-        "operators": dict(sorted(operators.items())),
-        "weight_bytes": _bytes_by_dtype(model),
-        "float_nodes": [op.module for op in weights if op.dtype.startswith("float")],
-        "int8_nodes": sum(op.dtype == "int8" for op in weights),
-    }
+    constants = _constants(model).values()
+    return Description(
+        stored=_bytes_by_dtype(model),
+        ops=dict(sorted(operators.items())),
+        float_weights=tuple(op.module for op in weights if op.dtype.startswith("float")),
+        int8_weights=sum(op.dtype == "int8" for op in weights),
+        not_finite=tuple(tensor.name.decode() for tensor in constants if not _finite(model, tensor)),
+    )
+
+
+def _constants(model: Any) -> dict[int, Any]:
+    """One tensor per buffer that holds anything."""
+    tensors = (tensor for graph in model.subgraphs for tensor in graph.tensors)
+    return {tensor.buffer: tensor for tensor in tensors if data_of(model, tensor).size}
 
 
 def _bytes_by_dtype(model: Any) -> dict[str, int]:
-    stored = {
-        tensor.buffer: (DTYPES.get(tensor.type, "other"), stored_bytes(model, tensor))
-        for graph in model.subgraphs
-        for tensor in graph.tensors
-    }
     totals: Counter[str] = Counter()
-    for dtype, count in stored.values():
-        totals[dtype] += count
-    return {dtype: count for dtype, count in sorted(totals.items()) if count}
+    for tensor in _constants(model).values():
+        totals[DTYPES.get(tensor.type, "other")] += data_of(model, tensor).size
+    return dict(sorted(totals.items()))
+
+
+def _finite(model: Any, tensor: Any) -> bool:
+    dtype = DTYPES.get(tensor.type, "other")
+    return not dtype.startswith("float") or bool(np.isfinite(data_of(model, tensor).view(dtype)).all())

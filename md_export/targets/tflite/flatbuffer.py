@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from ai_edge_litert import schema_py_generated as schema
+from numpy.typing import NDArray
 
 from md_export.errors import RuntimeFault
 from md_export.targets.tflite.names import module_of
@@ -59,10 +61,11 @@ class WeightedOp:
 
 
 def read_model(path: Path) -> Any:
-    """Parse and check ``path``; weights stay in the file (memory-mapped), whatever their size.
+    """Parse ``path``; weights stay in the file (memory-mapped), whatever their size.
 
     Returns:
-        the schema's ``ModelT``; :func:`stored_bytes` finds constants kept outside the tables.
+        the schema's ``ModelT``, every constant's bytes in its buffer's ``data``, also those that the
+        quantizer keeps behind the tables.
 
     Raises:
         RuntimeFault: the file is missing, no .tflite file, truncated or corrupted.
@@ -75,9 +78,13 @@ def read_model(path: Path) -> Any:
     if content[4:8] != IDENTIFIER:
         raise RuntimeFault(f"{path.name}: no .tflite file (its identifier is not {IDENTIFIER.decode()})")
     try:
-        return schema.ModelT.InitFromPackedBuf(content, 0)
+        model = schema.ModelT.InitFromPackedBuf(content, 0)
+        for buffer in model.buffers:
+            if buffer.offset:
+                buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
     except MALFORMED as error:
         raise RuntimeFault(f"{path.name}: truncated or corrupted: {error}; export it again") from error
+    return model
 
 
 def operator_name(model: Any, operator: Any) -> str:
@@ -91,13 +98,10 @@ def shape_of(tensor: Any) -> tuple[int, ...]:
     return () if tensor.shape is None else tuple(int(size) for size in tensor.shape)
 
 
-def stored_bytes(model: Any, tensor: Any) -> int:
-    """Length of a constant, 0 for a tensor that is computed.
-
-    The quantizer moves large constants behind the tables and leaves an offset.
-    """
-    buffer = model.buffers[tensor.buffer]
-    return int(buffer.size) if buffer.offset else 0 if buffer.data is None else len(buffer.data)
+def data_of(model: Any, tensor: Any) -> NDArray[np.uint8]:
+    """Raw bytes of a constant; empty for a tensor that is computed."""
+    data = model.buffers[tensor.buffer].data
+    return np.empty(0, np.uint8) if data is None else np.asarray(data, np.uint8)
 
 
 def weighted_ops(model: Any) -> list[WeightedOp]:
@@ -114,6 +118,6 @@ def _weighted(model: Any, graph: Any) -> Iterator[WeightedOp]:
         index = operator.inputs[WEIGHTED[name]]
         weight = graph.tensors[source.get(index, index)]
         output = graph.tensors[operator.outputs[0]].name.decode()
-        if stored_bytes(model, weight):
+        if data_of(model, weight).size:
             module = module_of(weight.name.decode(), output)
             yield WeightedOp(name, module, output, DTYPES.get(weight.type, "other"))

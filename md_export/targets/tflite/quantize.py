@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -112,8 +114,9 @@ def _quantize(source: Path, target: Path, method: _Method, job: LoweringJob) -> 
     if kept is not None:
         # The last rule that matches an op wins.
         quantizer.update_quantization_recipe(kept, TFLOperationName(_ALL_OPS), algorithm_key=AlgorithmName.NO_QUANTIZE)
-    ranges = _calibrate(source, quantizer, job) if method.calibrated else None
-    with chunked_by_channel():
+    # tqdm bars, which no argument turns off.
+    with redirect_stderr(io.StringIO()), chunked_by_channel():
+        ranges = _calibrate(source, quantizer, job) if method.calibrated else None
         quantizer.quantize(
             ranges, serialize_to_path=str(target), enable_progress_bar=False, enable_progress_report=False
         )

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from md_export.errors import RuntimeFault
+from md_export.errors import RuntimeFault, UsageError
 from md_export.tensors import Array, Arrays, TensorSpec
 
 THREADS: Final = 2
@@ -57,12 +57,15 @@ class TfliteRunner:
                 )
 
 
-def load(path: Path) -> TfliteRunner:
+def load(path: Path, runtime: str | None = None) -> TfliteRunner:
     """Open a .tflite file on the CPU; the runtime verifies its tables before it uses them.
 
     Raises:
         RuntimeFault: the file is missing or damaged, has no single signature, or an op is unknown.
+        UsageError: another runtime is asked for.
     """
+    if runtime is not None:
+        raise UsageError(f"{path.name} runs in LiteRT only; leave out the runtime {runtime!r}")
     from ai_edge_litert.interpreter import Interpreter
 
     try:

@@ -11,11 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from md_export.components import COMPONENTS, MDUNetConfig, ModelConfig, VAEConfig
+from md_export.components import COMPONENTS, ModelConfig
+from md_export.components.unet import MDUNetConfig
+from md_export.components.vae import VAEConfig
 from md_export.recipe import QuantScheme
-from md_export.targets import coreml
+from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
-from md_export.tensors import Array
+from md_export.tensors import Array, TensorSpec
+
+coreml = TARGETS["coreml"].open()
 
 TEXT = {
     "vocab_size": 100,
@@ -132,13 +136,39 @@ def subject() -> Callable[..., Subject]:
 
 @pytest.fixture(scope="session")
 def package(subject: Callable[..., Subject], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """``package(component, scheme, config="nano")``: the saved package, converted once."""
+    """``package(component, scheme, config="nano")``: the saved package; one conversion serves fp16 and int8."""
     root = tmp_path_factory.mktemp("coreml")
+    lowered: dict[tuple[str, str, str], object] = {}
 
     def get(component: str, scheme: str, config: str = "nano") -> Path:
         path = root / f"{config}_{component}_{scheme}.mlpackage"
         if not path.exists():
-            export(subject(component, config).with_scheme(SCHEMES[scheme], root / path.stem), path)
+            work = root / f"{config}_{component}"
+            work.mkdir(exist_ok=True)
+            job = subject(component, config).with_scheme(SCHEMES[scheme], work)
+            key = (component, config, job.scheme.activations)
+            if key not in lowered:
+                folder = path.with_suffix(".float")
+                folder.mkdir()
+                lowered[key] = coreml.lower(replace(job, workdir=folder))
+            coreml.save(coreml.quantize(lowered[key], job), path)
         return path
 
     return get
+
+
+@pytest.fixture
+def small_job(tmp_path: Path) -> Callable[..., LoweringJob]:
+    """``small_job(module, scheme=fp32, width=4, out_shape=None)``: one input ``x`` [1, width], one output ``y``."""
+
+    def build(
+        module: nn.Module,
+        scheme: QuantScheme = SCHEMES["fp32"],
+        width: int = 4,
+        out_shape: tuple[int, ...] | None = None,
+    ) -> LoweringJob:
+        given = TensorSpec("x", (1, width), "float32")
+        made = TensorSpec("y", out_shape or (1, width), "float32")
+        return LoweringJob("part", module.eval(), (given,), (made,), {"x": given.zeros()}, scheme, (), tmp_path)
+
+    return build

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,72 +13,70 @@ from torch import Tensor, nn
 
 from md_export.errors import ConversionError, OutputError, RuntimeFault, UsageError
 from md_export.recipe import QuantScheme
-from md_export.targets import coreml
+from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
-from md_export.tensors import TensorSpec
+
+coreml = TARGETS["coreml"].open()
 
 
 class Unsupported(nn.Module):
     """Uses an operation that Core ML has not."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.special.i0(x)
+        out: Tensor = torch.special.i0(x)
+        return out
 
 
-def small_job(module: nn.Module, workdir: Path, out_shape: tuple[int, ...] = (1, 4)) -> LoweringJob:
-    given, made = TensorSpec("x", (1, 4), "float32"), TensorSpec("y", out_shape, "float32")
-    scheme = QuantScheme("float32", "float32")
-    return LoweringJob("part", module.eval(), (given,), (made,), {"x": given.zeros()}, scheme, (), workdir)
-
-
-def test_an_operation_that_cannot_be_converted_is_named_with_its_component(tmp_path: Path) -> None:
+def test_an_operation_that_cannot_be_converted_is_named_with_its_component(
+    small_job: Callable[..., LoweringJob],
+) -> None:
     with pytest.raises(ConversionError, match=r"part: Core ML conversion failed.*i0"):
-        coreml.lower(small_job(Unsupported(), tmp_path))
+        coreml.lower(small_job(Unsupported()))
 
 
-def test_a_conversion_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    job = replace(small_job(nn.Linear(4, 4), tmp_path), scheme=QuantScheme("int8", "float32"))
+def test_a_conversion_prints_nothing(small_job: Callable[..., LoweringJob], capfd: pytest.CaptureFixture[str]) -> None:
+    job = small_job(nn.Linear(4, 4), QuantScheme("int8", "float32"))
     coreml.quantize(coreml.lower(job), job)
     assert capfd.readouterr() == ("", "")
 
 
-def test_names_of_the_job_win_over_those_of_forward(tmp_path: Path) -> None:
-    job = small_job(nn.Linear(4, 4), tmp_path)
+def test_names_of_the_job_win_over_those_of_forward(small_job: Callable[..., LoweringJob], tmp_path: Path) -> None:
+    job = small_job(nn.Linear(4, 4))
     coreml.save(coreml.lower(job), tmp_path / "a.mlpackage")
     assert set(coreml.load(tmp_path / "a.mlpackage").run({"x": np.ones((1, 4), np.float32)})) == {"y"}
 
 
-def test_outputs_that_are_not_the_jobs_are_refused(tmp_path: Path) -> None:
+def test_outputs_that_are_not_the_jobs_are_refused(small_job: Callable[..., LoweringJob]) -> None:
     with pytest.raises(ConversionError, match="a rewrite changed the module's inputs or outputs"):
-        coreml.lower(small_job(nn.Linear(4, 4), tmp_path, out_shape=(1, 5)))
+        coreml.lower(small_job(nn.Linear(4, 4), out_shape=(1, 5)))
 
 
-def test_a_scheme_that_core_ml_has_not_is_refused(tmp_path: Path) -> None:
-    job = replace(small_job(nn.Linear(4, 4), tmp_path), scheme=QuantScheme("int8", "int8_static"))
+def test_a_scheme_that_core_ml_has_not_is_refused(small_job: Callable[..., LoweringJob]) -> None:
+    job = small_job(nn.Linear(4, 4), QuantScheme("int8", "int8_static"))
     with pytest.raises(
         ConversionError, match="part: Core ML has no scheme weights=int8, activations=int8_static; choose"
     ):
         coreml.lower(job)
 
 
-def test_a_glob_that_matches_nothing_is_refused(tmp_path: Path) -> None:
+def test_a_glob_that_matches_nothing_is_refused(small_job: Callable[..., LoweringJob]) -> None:
     scheme = QuantScheme("int8", "float32", keep_float=("nothing.*",))
-    job = replace(small_job(nn.Linear(4, 4), tmp_path), scheme=scheme)
+    job = small_job(nn.Linear(4, 4), scheme)
     with pytest.raises(ConversionError, match=r"glob 'nothing\.\*' matches no module"):
         coreml.quantize(coreml.lower(job), job)
 
 
-def test_infinite_weights_are_not_passed_off_as_int8(tmp_path: Path) -> None:
+def test_infinite_weights_are_not_passed_off_as_int8(small_job: Callable[..., LoweringJob]) -> None:
     linear = nn.Linear(4, 4)
     nn.init.constant_(linear.weight, torch.inf)
-    job = replace(small_job(linear, tmp_path), scheme=QuantScheme("int8", "float32"))
+    job = small_job(linear, QuantScheme("int8", "float32"))
     with pytest.raises(ConversionError, match="1 weights stayed float although int8 was asked for"):
         coreml.quantize(coreml.lower(job), job)
 
 
-def test_an_existing_path_is_not_written_into(package: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_existing_path_is_not_written_into(small_job: Callable[..., LoweringJob], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    job = small_job(nn.Linear(4, 4), tmp_path)
+    job = small_job(nn.Linear(4, 4))
     with pytest.raises(OutputError, match="cannot be written"):
         coreml.save(coreml.lower(job), tmp_path / "file")
 

@@ -14,17 +14,23 @@ from typing import Any
 import coremltools as ct
 import pytest
 from coremltools.libmodelpackage import ModelPackage
+from torch import nn
 
 from md_export.errors import ArtifactError
 from md_export.recipe import QuantScheme
-from md_export.targets import coreml
+from md_export.targets import TARGETS
+from md_export.targets.contract import LoweringJob
 from md_export.targets.coreml.package import main_operations, read_spec
+from md_export.targets.coreml.surface import feature_specs
+
+coreml: Any = TARGETS["coreml"].open()
 
 ANOTHER_PROCESS = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from conftest import NANO, SCHEMES, build_subject, export
+
 out = Path(sys.argv[2])
 export(build_subject("text_encoder", NANO).with_scheme(SCHEMES["int8"], out / "work"), out / "text.mlpackage")
 """
@@ -47,7 +53,7 @@ def test_two_processes_write_the_same_bytes(package: Callable[..., Path], tmp_pa
     assert contents(tmp_path / "text.mlpackage") == here
 
 
-def test_other_weights_give_other_bytes(package: Callable[..., Path], subject: Callable[..., Any]) -> None:
+def test_other_contents_give_other_identifiers(package: Callable[..., Path]) -> None:
     manifests = [(package("vae_decoder", scheme) / "Manifest.json").read_text() for scheme in ("fp32", "fp16")]
     assert manifests[0] != manifests[1]
 
@@ -71,21 +77,21 @@ def test_coremltools_opens_the_package(scheme: str, package: Callable[..., Path]
 
 @pytest.mark.parametrize("scheme", ["fp32", "fp16", "int8"])
 def test_the_surface_is_the_jobs(scheme: str, package: Callable[..., Path], subject: Callable[..., Any]) -> None:
-    found = coreml.describe(package("unet", scheme))
+    description = read_spec(package("unet", scheme)).description
     job = subject("unet").job
-    assert found["inputs"] == job.inputs
-    assert found["outputs"] == job.outputs
+    assert feature_specs(description.input) == job.inputs
+    assert feature_specs(description.output) == job.outputs
 
 
 def test_describe_tells_the_stored_types(package: Callable[..., Path], subject: Callable[..., Any]) -> None:
     elements = sum(parameter.numel() for parameter in subject("unet").job.module.parameters())
     stored = {scheme: coreml.describe(package("unet", scheme)) for scheme in ("fp32", "fp16", "int8")}
-    assert set(stored["fp32"]["weight_bytes"]) == {"float32"}
+    assert set(stored["fp32"].stored) == {"float32"}
     # Only the 16 frequencies of the time embedding stay float32.
-    assert stored["fp16"]["weight_bytes"]["float32"] == 64
-    assert stored["int8"]["weight_bytes"]["int8"] > 0.95 * elements
-    assert stored["int8"]["float_weights"] == ()
-    assert len(stored["fp16"]["float_weights"]) == stored["int8"]["operators"]["constexpr_affine_dequantize"]
+    assert stored["fp16"].stored["float32"] == 64
+    assert stored["int8"].stored["int8"] > 0.95 * elements
+    assert stored["int8"].float_weights == ()
+    assert len(stored["fp16"].float_weights) == stored["int8"].ops["constexpr_affine_dequantize"]
 
 
 @pytest.mark.parametrize("scheme", ["fp16", "int8"])
@@ -112,8 +118,17 @@ def test_kept_modules_stay_float_and_the_rest_does_not(subject: Callable[..., An
     assert all("conv_out" in name or "resnets_0" in name for name in names)
 
 
+def test_a_zero_bias_shared_with_a_norm_is_no_obstacle(small_job: Callable[..., LoweringJob]) -> None:
+    # From 100 elements on coremltools stores equal constants once: norm and linear share their zeros.
+    module = nn.Sequential(nn.LayerNorm(128), nn.Linear(128, 128, bias=False))
+    job = small_job(module, QuantScheme("int8", "float16"), width=128)
+    stored = coreml.describe(coreml.quantize(coreml.lower(job), job).package).stored
+    assert stored["int8"] >= 128 * 128
+    assert stored["float16"] < 128 * 128
+
+
 def float_names(path: Path) -> tuple[str, ...]:
-    names: tuple[str, ...] = coreml.describe(path)["float_weights"]
+    names: tuple[str, ...] = coreml.describe(path).float_weights
     return names
 
 

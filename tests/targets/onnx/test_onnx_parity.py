@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,15 @@ import onnx
 import pytest
 import torch
 
-from md_export.targets import onnx as target
+from md_export.targets import TARGETS
+
+target = TARGETS["onnx"].open()
 
 COMPONENT_NAMES = ("text_encoder", "unet", "vae_decoder")
 # Decibels on random weights.
 LEAST = {"fp32": 90.0, "fp16": 55.0, "int8": 20.0}
+# Matrices without which the result is another one, even where random residual branches hardly count.
+FLIPPED = {"text_encoder": "encoder.layers.1.mlp.fc2", "unet": "conv_in", "vae_decoder": "decoder.conv_in"}
 STORED = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
 
 every_artifact = pytest.mark.parametrize(
@@ -48,9 +51,8 @@ def test_a_flipped_weight_block_fails(
     component: str, scheme: str, subject: Callable[..., Any], artifact: Callable[..., Path], tmp_path: Path
 ) -> None:
     def flip(arrays: dict[str, np.ndarray[Any, Any]]) -> str:
-        # The middle matrix in graph order: neither an unused token's row nor the first or last layer.
-        names = [n for n, a in arrays.items() if a.dtype == STORED[scheme] and a.ndim > 1 and "embedding" not in n]
-        name = names[len(names) // 2]
+        name = next(n for n, a in arrays.items() if n.startswith(f"{FLIPPED[component]}.weight") and a.ndim > 1)
+        assert arrays[name].dtype == STORED[scheme]
         arrays[name].reshape(-1)[:256] *= -1
         return name
 
@@ -58,40 +60,30 @@ def test_a_flipped_weight_block_fails(
 
 
 @every_artifact
-def test_a_nan_in_a_weight_reaches_the_output(
+def test_a_nan_in_a_weight_is_named_and_fails(
     component: str, scheme: str, subject: Callable[..., Any], artifact: Callable[..., Path], tmp_path: Path
 ) -> None:
+    """QuantizeLinear hides a NaN from the output, so ``describe`` has to find it."""
+    poisoned = []
+
     def poison(arrays: dict[str, np.ndarray[Any, Any]]) -> str:
-        name = next(n for n, a in arrays.items() if a.dtype in (np.float16, np.float32) and "norm" in n and a.size > 1)
-        arrays[name].reshape(-1)[:] = np.nan
+        name = next(n for n, a in arrays.items() if a.dtype == STORED["fp16" if scheme == "fp16" else "fp32"])
+        arrays[name].reshape(-1)[0] = np.nan
+        poisoned.append(name)
         return name
 
-    runner = target.load(damage(artifact(component, scheme), tmp_path / "x.onnx", poison))
-    (found,) = runner.run(subject(component).held_out).values()
-    assert not np.isfinite(found).all()
+    path = damage(artifact(component, scheme), tmp_path / "x.onnx", poison)
+    assert target.describe(artifact(component, scheme)).not_finite == ()
+    assert target.describe(path).not_finite == tuple(poisoned)
+    if scheme != "int8":
+        (found,) = target.load(path).run(subject(component).held_out).values()
+        assert not np.isfinite(found).all()
 
 
-def test_fp16_fails_where_the_time_embedding_is_half(
-    subject: Callable[..., Any], make: Callable[..., Path], artifact: Callable[..., Path], tmp_path: Path
-) -> None:
-    """What the float32 table is for: with a float16 one the same export falls below the threshold."""
-    unet = subject("unet")
-    whole = unet.job.module.time_embedding.frequencies
-    unet.job.module.time_embedding.frequencies = whole.half().float()
-    try:
-        job = replace(unet.job, scheme=replace(unet.job.scheme, weights="float16", activations="float16"))
-        path = make(replace(job, workdir=tmp_path), tmp_path / "half_table.onnx")
-    finally:
-        unet.job.module.time_embedding.frequencies = whole
-    assert unet.snr_db(path) < unet.snr_db(artifact("unet", "fp16")) - 3
-
-
-@pytest.mark.parametrize("scheme", LEAST)
-def test_other_widths_with_gelu_and_relu_attention(
-    scheme: str, subject: Callable[..., Any], artifact: Callable[..., Path]
-) -> None:
-    for component in COMPONENT_NAMES:
-        assert subject(component, "other").snr_db(artifact(component, scheme, "other")) >= LEAST[scheme], component
+def test_other_widths_with_gelu_and_relu_attention(subject: Callable[..., Any], artifact: Callable[..., Path]) -> None:
+    for component, scheme in (("text_encoder", "fp32"), ("unet", "int8"), ("vae_decoder", "fp16")):
+        found = subject(component, "other").snr_db(artifact(component, scheme, "other"))
+        assert found >= LEAST[scheme], component
 
 
 def test_exporting_leaves_the_module_as_it_was(subject: Callable[..., Any], artifact: Callable[..., Path]) -> None:

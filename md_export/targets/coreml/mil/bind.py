@@ -35,12 +35,42 @@ Strings = tuple[str, ...]
 Kernel = Callable[..., Any]
 Form = Callable[[tuple[Value, ...]], Any]
 
+# Beyond this many elements the C library takes a float32 copy from the system and gives it back every time; touching
+# fresh pages then costs more than converting.
+_LARGE = 1 << 22
+
+
+class Scratch:
+    """Reused memory for float32 copies of large float16 tensors, one at a time."""
+
+    def __init__(self) -> None:
+        self._buffer = torch.empty(0)
+        self._taken = False
+
+    def release(self, results: tuple[Any, ...]) -> tuple[Any, ...]:
+        """End of a call: the buffer is free again; a result that lives in it is copied out."""
+        home = self._buffer.untyped_storage().data_ptr()
+        used, self._taken = self._taken, False
+        if not used:
+            return results
+        return tuple(
+            r.clone() if isinstance(r, torch.Tensor) and r.untyped_storage().data_ptr() == home else r for r in results
+        )
+
+    def lift(self, value: torch.Tensor) -> torch.Tensor:
+        """``value``, as float32 if it is float16."""
+        if value.dtype != torch.float16:
+            return value
+        if value.numel() < _LARGE or self._taken:
+            return value.float()
+        if self._buffer.numel() < value.numel():
+            self._buffer = torch.empty(value.numel())
+        self._taken = True
+        return self._buffer[: value.numel()].view(value.shape).copy_(value)
+
 
 def _tensor(values: tuple[Value, ...]) -> torch.Tensor:
-    (value,) = values
-    if isinstance(value, str):
-        raise TypeError("a string where a tensor belongs")
-    return value.float() if value.dtype == torch.float16 else value
+    return _stored(values)  # Call lifts it
 
 
 def _stored(values: tuple[Value, ...]) -> torch.Tensor:
@@ -126,14 +156,15 @@ class Call:
     kernel: Kernel
     forms: dict[str, Form]
 
-    def __call__(self, value_of: Callable[[str], Value]) -> tuple[Any, ...]:
+    def __call__(self, value_of: Callable[[str], Value], scratch: Scratch) -> tuple[Any, ...]:
         """Run the kernel; ``value_of`` gives a named value."""
         kwargs = {}
         for name, form in self.forms.items():
             group = self.op.args[name]
-            kwargs[name] = form(tuple(value_of(item.name) if isinstance(item, Ref) else item for item in group))
+            given = form(tuple(value_of(item.name) if isinstance(item, Ref) else item for item in group))
+            kwargs[name] = scratch.lift(given) if form is _tensor else given
         result = self.kernel(**kwargs)
-        return result if isinstance(result, tuple) else (result,)
+        return scratch.release(result if isinstance(result, tuple) else (result,))
 
 
 def bind(op: Op, kernel: Kernel) -> Call:

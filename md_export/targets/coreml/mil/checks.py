@@ -9,7 +9,7 @@ import torch
 
 from md_export.errors import RuntimeFault
 from md_export.targets.coreml.mil.dtypes import TensorType, ValueType
-from md_export.targets.coreml.mil.graph import Declared, Op, Ref
+from md_export.targets.coreml.mil.graph import Declared, Op
 
 # Ops whose result's type comes from a parameter or from one operand among several, not from the inputs at large.
 _CHOOSE_THEIR_TYPE = frozenset({"cast", "quantize", "dequantize", "fill", "fill_like", "one_hot", "range_1d"})
@@ -27,10 +27,6 @@ def check_widths(op: Op, types: Mapping[str, ValueType]) -> None:
         return
     operands = [types.get(name) for name in op.refs]
     widths = {t.dtype.name for t in operands if isinstance(t, TensorType) and t.dtype.kind == "float"}
-    widths |= {_literal(item) for group in op.args.values() for item in group if not isinstance(item, Ref)} & {
-        "fp16",
-        "fp32",
-    }
     for out in op.outputs:
         declared = out.type
         if not isinstance(declared, TensorType) or declared.dtype.kind != "float" or not widths:
@@ -38,12 +34,6 @@ def check_widths(op: Op, types: Mapping[str, ValueType]) -> None:
         if declared.dtype.name not in widths:
             operands_text = ", ".join(sorted(widths))
             raise RuntimeFault(f"{op.kind} declares {out.name} as {declared}, its operands are {operands_text}")
-
-
-def _literal(item: Any) -> str:
-    if isinstance(item, torch.Tensor):
-        return {torch.float16: "fp16", torch.float32: "fp32"}.get(item.dtype, "")
-    return ""
 
 
 def check_output(op: Op, declared: Declared, result: Any) -> torch.Tensor:

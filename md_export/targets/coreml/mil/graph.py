@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from md_export.errors import RuntimeFault
-from md_export.targets.coreml.mil.blob import BlobFile
 from md_export.targets.coreml.mil.dtypes import ValueType, parse_type
-from md_export.targets.coreml.mil.values import Value, decode
+from md_export.targets.coreml.mil.values import Value
 
 # Spelling of an opset in a program → its number; CoreML5 came with iOS15.
 _OPSET_PREFIX = "CoreML"
@@ -73,12 +72,12 @@ class Graph:
     types: dict[str, ValueType]
 
 
-def parse_function(function: Any, weights: Callable[[str], BlobFile]) -> Graph:
+def parse_function(function: Any, read: Callable[[Any], Value]) -> Graph:
     """A ``MIL_pb2.Function`` as a :class:`Graph`.
 
     Args:
         function: the message.
-        weights: opens a weight file by the name the program gives it.
+        read: decodes a ``MIL_pb2.Value``.
 
     Raises:
         RuntimeFault: an unknown opset or element type, a constant that cannot be decoded.
@@ -92,9 +91,9 @@ def parse_function(function: Any, weights: Callable[[str], BlobFile]) -> Graph:
         outputs = tuple(_declared(item) for item in proto.outputs)
         types.update((item.name, item.type) for item in outputs)
         if proto.type == "const":
-            constants[outputs[0].name] = decode(proto.attributes["val"], weights)
+            constants[outputs[0].name] = read(proto.attributes["val"])
         else:
-            ops.append(Op(proto.type, _arguments(proto, weights), outputs))
+            ops.append(Op(proto.type, _arguments(proto, read), outputs))
     results = tuple(block.outputs)
     scheduled = tuple(_schedule(ops, results))
     return Graph(
@@ -115,7 +114,7 @@ def _declared(proto: Any) -> Declared:
     return Declared(proto.name, parse_type(proto.type))
 
 
-def _arguments(proto: Any, weights: Callable[[str], BlobFile]) -> dict[str, tuple[Ref | Value, ...]]:
+def _arguments(proto: Any, read: Callable[[Any], Value]) -> dict[str, tuple[Ref | Value, ...]]:
     if proto.blocks:
         raise RuntimeFault(
             f"op {proto.type} → {proto.outputs[0].name} has nested blocks: control flow is outside scope"
@@ -123,14 +122,13 @@ def _arguments(proto: Any, weights: Callable[[str], BlobFile]) -> dict[str, tupl
     args: dict[str, tuple[Ref | Value, ...]] = {}
     for name, argument in proto.inputs.items():
         args[name] = tuple(
-            Ref(item.name) if item.WhichOneof("binding") == "name" else decode(item.value, weights)
-            for item in argument.arguments
+            Ref(item.name) if item.WhichOneof("binding") == "name" else read(item.value) for item in argument.arguments
         )
     # Up to iOS17 the constexpr ops carry their operands as attributes.
     if proto.type.startswith("constexpr_"):
         for name, value in proto.attributes.items():
             if name != "name":
-                args[name] = (decode(value, weights),)
+                args[name] = (read(value),)
     return args
 
 

@@ -26,7 +26,7 @@ class Package:
             RuntimeFault: ``path`` is no ``.mlpackage`` with an ML program in it.
         """
         from coremltools.proto import Model_pb2
-        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+        from google.protobuf.message import DecodeError
 
         model = _root_model(path)
         self.spec: Any = Model_pb2.Model()

@@ -11,17 +11,20 @@ from typing import Any, Literal
 import torch
 
 from md_export.errors import RuntimeFault
-from md_export.targets.coreml.mil.bind import Call, bind
+from md_export.targets.coreml.mil.bind import Call, Scratch, bind
 from md_export.targets.coreml.mil.checks import check_output, check_widths
 from md_export.targets.coreml.mil.dtypes import OtherType, TensorType, to_carrier
 from md_export.targets.coreml.mil.features import Array, Feature, features
 from md_export.targets.coreml.mil.graph import Graph, Op, Ref, parse_function
 from md_export.targets.coreml.mil.package import Package
 from md_export.targets.coreml.mil.table import kernel_for
-from md_export.targets.coreml.mil.values import Value
+from md_export.targets.coreml.mil.values import Value, decode
 
 Precision = Literal["storage", "float32"]
 State = dict[str, torch.Tensor]
+
+# Elements of a constant up to which a second copy does not matter.
+_SMALL = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Program:
         self.inputs = inputs
         self.outputs = outputs
         self._widen = precision == "float32"
+        self._scratch = Scratch()
         self._calls = tuple(_call(op, graph) for op in graph.ops)
 
     def make_state(self) -> State:
@@ -104,23 +108,34 @@ class Program:
         live = self._bind_inputs(inputs, state)
         kept: dict[str, Array] = {}
         for call, dead in zip(self._calls, self.graph.dead_after, strict=True):
-            start = time.perf_counter()
-            results = self._run(call, live, state)
-            seconds = time.perf_counter() - start
-            for name, tensor in results.items():
-                live[name] = tensor
-                if name in keep:
-                    kept[name] = tensor.numpy().copy()
-                if observer:
-                    observer(Event(name, call.op.kind, tensor, seconds))
+            self._step(call, live, kept, keep, observer, state)
             for name in dead:
                 live.pop(name, None)
         return {feature.name: self._result(feature, live) for feature in self.outputs} | kept
 
+    def _step(
+        self,
+        call: Call,
+        live: dict[str, torch.Tensor],
+        kept: dict[str, Array],
+        keep: Collection[str],
+        observer: Observer | None,
+        state: State | None,
+    ) -> None:
+        start = time.perf_counter()
+        results = self._run(call, live, state)
+        seconds = time.perf_counter() - start
+        live.update(results)
+        for name, tensor in results.items():
+            if name in keep:
+                kept[name] = tensor.numpy().copy()
+            if observer:
+                observer(Event(name, call.op.kind, tensor, seconds))
+
     def _run(self, call: Call, live: dict[str, torch.Tensor], state: State | None) -> dict[str, torch.Tensor]:
         op = call.op
         try:
-            results = call(lambda name: live[name] if name in live else self.graph.constants[name])
+            results = call(lambda name: live[name] if name in live else self.graph.constants[name], self._scratch)
         except KeyError as error:
             raise RuntimeFault(f"{op} reads {error}, which nothing has computed") from error
         except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError, OverflowError) as error:
@@ -193,8 +208,20 @@ def load(path: Path | str, precision: Precision = "storage", function: str | Non
     if name not in functions:
         raise RuntimeFault(f"{path} has no function {name}; it has {', '.join(sorted(functions))}")
     surface = next((item for item in description.functions if item.name == name), description)
-    graph = parse_function(functions[name], package.weights)
+    graph = parse_function(functions[name], _reader(package, precision))
     return Program(graph, features(surface.input), features(surface.output), precision)
+
+
+def _reader(package: Package, precision: Precision) -> Callable[[Any], Value]:
+    """Decodes constants; for ``float32`` the small ones are widened too, so that they widen what they scale."""
+
+    def read(proto: Any) -> Value:
+        value = decode(proto, package.weights)
+        if precision == "float32" and isinstance(value, torch.Tensor) and value.dtype == torch.float16:
+            return value.float() if value.numel() <= _SMALL else value
+        return value
+
+    return read
 
 
 def _call(op: Op, graph: Graph) -> Call:

@@ -171,10 +171,16 @@ IOS16: dict[str, Kernel] = {
 IOS17: dict[str, Kernel] = {
     "crop_resize": sampling.crop_resize_ios17,
     "dequantize": comp.dequantize,
+    "gather": sg.gather_ios17,
+    "gather_along_axis": sg.gather_along_axis_ios17,
+    "gather_nd": sg.gather_nd_ios17,
     "non_maximum_suppression": nms.non_maximum_suppression_ios17,
     "quantize": comp.quantize,
     "reshape": move.reshape_ios17,
     "resize": resizing.resize,
+    "scatter": sg.scatter_ios17,
+    "scatter_along_axis": sg.scatter_along_axis_ios17,
+    "scatter_nd": sg.scatter_nd_ios17,
 }
 
 IOS18: dict[str, Kernel] = {

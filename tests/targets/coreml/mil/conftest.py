@@ -17,15 +17,15 @@ Edit = Callable[[Any], None]
 def conv_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A float16 iOS17 program: x [1, 4, 8, 8] → conv (16 channels) → relu → y, float32 at the surface."""
     import coremltools as ct
-    from coremltools.converters.mil import Builder as mb
+    from coremltools.converters.mil import Builder
 
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((16, 4, 3, 3)).astype(np.float32)
 
-    @mb.program(input_specs=[mb.TensorSpec((1, 4, 8, 8))], opset_version=ct.target.iOS17)
+    @Builder.program(input_specs=[Builder.TensorSpec((1, 4, 8, 8))], opset_version=ct.target.iOS17)  # type: ignore[untyped-decorator]
     def program(x: Any) -> Any:
-        h = mb.conv(x=x, weight=weight, pad_type="same", name="h")
-        return mb.relu(x=h, name="y")
+        h = Builder.conv(x=x, weight=weight, pad_type="same", name="h")
+        return Builder.relu(x=h, name="y")
 
     path = tmp_path_factory.mktemp("mil") / "conv.mlpackage"
     ct.convert(program, minimum_deployment_target=ct.target.iOS17).save(str(path))

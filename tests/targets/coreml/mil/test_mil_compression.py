@@ -34,10 +34,8 @@ def _same(found: torch.Tensor, expected: np.ndarray[Any, Any]) -> None:
 def test_affine_dequantize(axis: int) -> None:
     data = RNG.integers(-128, 128, (6, 4, 3), dtype=np.int8)
     zero = RNG.integers(-5, 5, data.shape[axis], dtype=np.int8)
-    scale = RNG.random(data.shape[axis]).astype(np.float16)
-    found = compression.affine_dequantize(
-        torch.from_numpy(data), torch.from_numpy(zero), torch.from_numpy(scale).float(), axis
-    )
+    scale = RNG.random((data.shape[axis],)).astype(np.float16)
+    found = compression.affine_dequantize(torch.from_numpy(data), torch.from_numpy(zero), torch.from_numpy(scale), axis)
     _same(found, _ios16("constexpr_affine_dequantize")(data, zero, scale, axis))
 
 
@@ -86,7 +84,8 @@ def test_lut_to_sparse(vector: int, axis: int | None) -> None:
     mask = (RNG.random((4, 6)) < 0.5).astype(np.uint8)
     indices = RNG.integers(0, 4, int(mask.sum()), dtype=np.uint8)
     lut = RNG.standard_normal((1, 1, 4, vector)).astype(np.float16)
-    found = compression.lut_to_sparse(*map(torch.from_numpy, (mask, indices, lut)), axis)
+    given = [torch.from_numpy(a) for a in (mask, indices, lut)]
+    found = compression.lut_to_sparse(given[0], given[1], given[2], axis)
     for one, other in zip(found, _ios18("constexpr_lut_to_sparse")(mask, indices, lut, axis), strict=True):
         _same(one, other)
 

@@ -103,7 +103,7 @@ def test_nan_and_overflow_are_not_hidden(conv_package: Path) -> None:
     spoiled = X.copy()
     spoiled[0, 0, 0, 0] = np.nan
     for precision in ("storage", "float32"):
-        y = mil.load(conv_package, precision).predict({"x": spoiled})["y"]  # type: ignore[arg-type]
+        y = mil.load(conv_package, precision).predict({"x": spoiled})["y"]
         assert np.isnan(y[0, :, 0, 0]).all()
         assert np.isfinite(y[0, :, 4, 4]).all()
     large = np.full_like(X, 3e4)
@@ -195,7 +195,7 @@ def test_weights_that_belong_to_another_program_are_refused(edited: Editor) -> N
             if value is not None and value.WhichOneof("value") == "blobFileValue":
                 value.blobFileValue.offset += 64
 
-    with pytest.raises(RuntimeFault, match="no blob at|ends before"):
+    with pytest.raises(RuntimeFault, match=r"no blob at|ends before"):
         mil.load(edited(change))
 
 

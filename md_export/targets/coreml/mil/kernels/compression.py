@@ -1,17 +1,21 @@
 """Compressed weights (``constexpr_*``) and affine quantization of activations.
 
-Arithmetic follows coremltools' own decompression: in float32, then rounded to the declared type.
+Arithmetic follows coremltools' own decompression: in float32, then rounded to the type of the scale, which is the
+declared one. Weights are decompressed some rows at a time, so that float32 and index copies stay small.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
 from md_export.targets.coreml.mil.bind import Ints, Stored, Tensor
 from md_export.targets.coreml.mil.dtypes import DTYPES, unpack_bits
 
+# Elements decompressed at a time.
+_CHUNK = 1 << 18
 _INTEGER_RANGE = {"int8": (-128, 127), "uint8": (0, 255)}
 
 
@@ -24,10 +28,33 @@ def _along(param: Tensor, rank: int, axis: int | None) -> Tensor:
     return param.reshape([-1 if i == axis % rank else 1 for i in range(rank)])
 
 
-def affine_dequantize(quantized_data: Stored, zero_point: Stored, scale: Tensor, axis: int) -> Tensor:
+def _by_rows(shape: Ints, dtype: torch.dtype, compute: Callable[[range], Tensor]) -> Tensor:
+    """A tensor of ``shape``, filled by ``compute`` for some rows (positions of axis 0) at a time."""
+    out = torch.empty(shape, dtype=dtype)
+    step = max(1, _CHUNK // max(1, math.prod(shape[1:])))
+    for start in range(0, shape[0], step):
+        rows = range(start, min(start + step, shape[0]))
+        out[rows.start : rows.stop] = compute(rows)
+    return out
+
+
+def _rows(param: Tensor, rows: range, size: int) -> Tensor:
+    """The part of ``param`` that serves these of ``size`` rows."""
+    if param.dim() == 0 or param.shape[0] == 1:
+        return param
+    return param[torch.arange(rows.start, rows.stop) // (size // param.shape[0])]
+
+
+def affine_dequantize(quantized_data: Stored, zero_point: Stored, scale: Stored, axis: int) -> Tensor:
     """scale · (data − zero_point), per tensor or along ``axis``."""
-    rank = quantized_data.dim()
-    return (quantized_data.float() - _along(zero_point, rank, axis).float()) * _along(scale, rank, axis)
+    size, rank = quantized_data.shape[0], quantized_data.dim()
+    offset, factor = _along(zero_point, rank, axis), _along(scale.float(), rank, axis)
+
+    def compute(rows: range) -> Tensor:
+        values = quantized_data[rows.start : rows.stop].float()
+        return values.sub_(_rows(offset, rows, size)).mul_(_rows(factor, rows, size))
+
+    return _by_rows(tuple(quantized_data.shape), scale.dtype, compute)
 
 
 def constexpr_cast(source_val: Stored, output_dtype: str) -> Tensor:
@@ -45,9 +72,9 @@ def _bits(packed: Tensor, name: str, count: int) -> Tensor:
 def lut_to_dense_ios16(indices: Stored, lut: Stored, shape: Ints) -> Tensor:
     """iOS16: packed indices [bytes] into one table [2^bits]."""
     name = f"uint{int(math.log2(lut.numel()))}"
-    count = math.prod(shape)
-    positions = indices if name == "uint8" else _bits(indices, name, count)
-    return lut[positions.long()].reshape(shape)
+    positions = indices if name == "uint8" else _bits(indices, name, math.prod(shape))
+    flat = positions.reshape(-1)
+    return _by_rows((flat.numel(),), lut.dtype, lambda rows: lut[flat[rows.start : rows.stop].long()]).reshape(shape)
 
 
 def sparse_to_dense_ios16(nonzero_data: Stored, mask: Stored, shape: Ints) -> Tensor:
@@ -63,21 +90,30 @@ def _blocks(param: Tensor, shape: torch.Size) -> Tensor:
     return param
 
 
-def blockwise_shift_scale(data: Stored, scale: Tensor, offset: Stored | None = None) -> Tensor:
+def blockwise_shift_scale(data: Stored, scale: Stored, offset: Stored | None = None) -> Tensor:
     """scale · (data − offset); every scale serves a block of data.shape / scale.shape elements."""
-    values = data.float()
-    if offset is not None:
-        values = values - _blocks(offset.float(), data.shape)
-    return values * _blocks(scale, data.shape)
+    size = data.shape[0]
+
+    def compute(rows: range) -> Tensor:
+        values = data[rows.start : rows.stop].to(torch.float32, copy=True)
+        if offset is not None:
+            values.sub_(_blocks(_rows(offset, rows, size), values.shape))
+        return values.mul_(_blocks(_rows(scale.float(), rows, size), values.shape))
+
+    return _by_rows(tuple(data.shape), scale.dtype, compute)
 
 
 def lut_to_dense(indices: Stored, lut: Stored, vector_axis: int | None = None) -> Tensor:
     """iOS18: indices [*K] into tables [*groups, 2^bits, vector]; a vector fills ``vector_axis``."""
-    rank = indices.dim()
-    vector = lut.shape[-1]
+    rank, vector = indices.dim(), lut.shape[-1]
     tables = lut.reshape(-1, *lut.shape[-2:])
     groups = torch.arange(tables.shape[0]).reshape(lut.shape[:rank])
-    dense = tables[_blocks(groups, indices.shape), indices.long()]
+
+    def compute(rows: range) -> Tensor:
+        chosen = indices[rows.start : rows.stop].long()
+        return tables[_blocks(_rows(groups, rows, indices.shape[0]), chosen.shape), chosen]
+
+    dense = _by_rows((*indices.shape, vector), lut.dtype, compute)
     if vector == 1:
         return dense.squeeze(-1)
     if vector_axis is None:
@@ -108,7 +144,7 @@ def lut_to_sparse(
 
 
 def sparse_blockwise_shift_scale(
-    data_mask: Stored, nonzero_data: Stored, scale: Tensor, offset: Stored | None = None
+    data_mask: Stored, nonzero_data: Stored, scale: Stored, offset: Stored | None = None
 ) -> tuple[Tensor, Tensor]:
     """Quantized values of a sparse tensor: the mask and the scaled values where it is set."""
     dense = blockwise_shift_scale(sparse_to_dense(nonzero_data, data_mask), scale, offset)

@@ -32,9 +32,9 @@ def _inside(positions: Tensor, size: int, mode: str) -> Tensor:
 
 
 def sample(x: Tensor, rows: Tensor, columns: Tensor, sampling: str, padding: str, value: float) -> Tensor:
-    """x [B, C, H, W] at real positions [B, *P] → [B, C, *P]."""
+    """x [B, C, H, W] at real positions [B, *P] → [B, C, *P]; the nearest of two equally near is the higher one."""
     if sampling == "nearest":
-        return _taps(x, torch.round(rows), torch.round(columns), padding, value)
+        return _taps(x, (rows + 0.5).floor(), (columns + 0.5).floor(), padding, value)
     if sampling != "bilinear":
         raise ValueError(f"sampling mode {sampling!r}")
     top, left = rows.floor(), columns.floor()

@@ -1,7 +1,7 @@
 """Reading and writing at computed positions.
 
-An index out of bounds is an error here, also where the op set leaves the behaviour undefined. ``validate_indices`` asks
-for the same check and changes nothing.
+An index out of bounds is an error here, also where the op set leaves the behaviour undefined (iOS17 and later without
+``validate_indices``). Negative indices count from the end up to iOS16; from iOS17 on they are out of bounds.
 """
 
 from __future__ import annotations
@@ -37,9 +37,14 @@ def _batched(x: Tensor, indices: Tensor, batch_dims: int) -> tuple[Tensor, Tenso
     return x.reshape(batch, *x.shape[batch_dims:]), indices.reshape(batch, *indices.shape[batch_dims:])
 
 
-def gather(x: Stored, indices: Stored, axis: int = 0, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
+def _not_negative(indices: Tensor) -> Tensor:
+    if indices.numel() and int(indices.min()) < 0:
+        raise IndexError(f"index {int(indices.min())} is negative, which iOS17 and later do not take")
+    return indices
+
+
+def gather(x: Stored, indices: Stored, axis: int = 0, batch_dims: int = 0) -> Tensor:
     """Slices of x along ``axis`` at ``indices``: shape x[:axis] + indices[batch_dims:] + x[axis + 1:]."""
-    del validate_indices
     axis %= x.dim()
     positions = _positions(indices, x.shape[axis])
     shape = (*x.shape[:axis], *indices.shape[batch_dims:], *x.shape[axis + 1 :])
@@ -51,15 +56,13 @@ def gather(x: Stored, indices: Stored, axis: int = 0, batch_dims: int = 0, valid
     return torch.stack(chosen).reshape(shape)
 
 
-def gather_along_axis(x: Stored, indices: Stored, axis: int = 0, validate_indices: bool = False) -> Tensor:
+def gather_along_axis(x: Stored, indices: Stored, axis: int = 0) -> Tensor:
     """Elements of x at ``indices`` along ``axis``; the result has the shape of ``indices``."""
-    del validate_indices
     return torch.gather(x, axis, _positions(indices, x.shape[axis]))
 
 
-def gather_nd(x: Stored, indices: Stored, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
+def gather_nd(x: Stored, indices: Stored, batch_dims: int = 0) -> Tensor:
     """Slices of x at the index tuples in the last axis of ``indices``."""
-    del validate_indices
     shape = (*indices.shape[:-1], *x.shape[batch_dims + indices.shape[-1] :])
     rows, tuples = _batched(x, indices, batch_dims)
     return torch.stack([row[_tuples(row, pick)] for row, pick in zip(rows, tuples, strict=True)]).reshape(shape)
@@ -83,31 +86,66 @@ def _scatter(data: Tensor, where: tuple[Any, ...], updates: Tensor, mode: str) -
     return torch.from_numpy(result)
 
 
-def scatter(
-    data: Tensor, indices: Stored, updates: Tensor, axis: int = 0, mode: str = "add", validate_indices: bool = False
-) -> Tensor:
+def scatter(data: Tensor, indices: Stored, updates: Tensor, axis: int = 0, mode: str = "add") -> Tensor:
     """``data`` with slices along ``axis`` at ``indices`` combined with ``updates``."""
-    del validate_indices
     axis %= data.dim()
     where = (slice(None),) * axis + (_positions(indices, data.shape[axis]).numpy(),)
     return _scatter(data, where, updates, mode)
 
 
-def scatter_along_axis(
-    data: Tensor, indices: Stored, updates: Tensor, axis: int = 0, mode: str = "add", validate_indices: bool = False
-) -> Tensor:
+def scatter_along_axis(data: Tensor, indices: Stored, updates: Tensor, axis: int = 0, mode: str = "add") -> Tensor:
     """``data`` with the elements at ``indices`` along ``axis`` combined with ``updates``."""
-    del validate_indices
     axis %= data.dim()
     where = list(np.indices(indices.shape, sparse=True))
     where[axis] = _positions(indices, data.shape[axis]).numpy()
     return _scatter(data, tuple(where), updates, mode)
 
 
-def scatter_nd(
-    data: Tensor, indices: Stored, updates: Tensor, mode: str = "add", validate_indices: bool = False
-) -> Tensor:
+def scatter_nd(data: Tensor, indices: Stored, updates: Tensor, mode: str = "add") -> Tensor:
     """``data`` with the slices at the index tuples in the last axis of ``indices`` combined with ``updates``."""
-    del validate_indices
     where = tuple(index.numpy() for index in _tuples(data, indices))
     return _scatter(data, where, updates, mode)
+
+
+def gather_ios17(
+    x: Stored, indices: Stored, axis: int = 0, batch_dims: int = 0, validate_indices: bool = False
+) -> Tensor:
+    """As :func:`gather`, but negative indices are refused."""
+    del validate_indices
+    return gather(x, _not_negative(indices), axis, batch_dims)
+
+
+def gather_along_axis_ios17(x: Stored, indices: Stored, axis: int = 0, validate_indices: bool = False) -> Tensor:
+    """As :func:`gather_along_axis`, but negative indices are refused."""
+    del validate_indices
+    return gather_along_axis(x, _not_negative(indices), axis)
+
+
+def gather_nd_ios17(x: Stored, indices: Stored, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
+    """As :func:`gather_nd`, but negative indices are refused."""
+    del validate_indices
+    return gather_nd(x, _not_negative(indices), batch_dims)
+
+
+def scatter_ios17(
+    data: Tensor, indices: Stored, updates: Tensor, axis: int = 0, mode: str = "add", validate_indices: bool = False
+) -> Tensor:
+    """As :func:`scatter`, but negative indices are refused."""
+    del validate_indices
+    return scatter(data, _not_negative(indices), updates, axis, mode)
+
+
+def scatter_along_axis_ios17(
+    data: Tensor, indices: Stored, updates: Tensor, axis: int = 0, mode: str = "add", validate_indices: bool = False
+) -> Tensor:
+    """As :func:`scatter_along_axis`, but negative indices are refused."""
+    del validate_indices
+    return scatter_along_axis(data, _not_negative(indices), updates, axis, mode)
+
+
+def scatter_nd_ios17(
+    data: Tensor, indices: Stored, updates: Tensor, mode: str = "add", validate_indices: bool = False
+) -> Tensor:
+    """As :func:`scatter_nd`, but negative indices are refused."""
+    del validate_indices
+    return scatter_nd(data, _not_negative(indices), updates, mode)

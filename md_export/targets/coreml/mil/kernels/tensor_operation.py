@@ -33,12 +33,12 @@ def cumsum(x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = Fa
     return total.flip(axis) if reverse else total
 
 
-def fill(shape: Ints, value: Stored) -> Tensor:
-    """A tensor of one repeated value."""
-    return value.reshape(-1)[0].expand(shape).clone()
+def fill(shape: Ints, value: Stored | None = None) -> Tensor:
+    """A tensor of one repeated value, 0.0 if not given."""
+    return (torch.zeros(()) if value is None else value.reshape(())).expand(shape).clone()
 
 
-def fill_like(ref_tensor: Stored, value: Stored) -> Tensor:
+def fill_like(ref_tensor: Stored, value: Stored | None = None) -> Tensor:
     """A tensor of one repeated value in the shape of another."""
     return fill(tuple(ref_tensor.shape), value)
 
@@ -48,10 +48,18 @@ def non_zero(x: Stored) -> Tensor:
     return torch.nonzero(x)
 
 
-def one_hot(indices: Stored, one_hot_vector_size: int, on_value: Stored, off_value: Stored, axis: int = -1) -> Tensor:
-    """``on_value`` at the position each index names along a new ``axis``, ``off_value`` elsewhere."""
+def one_hot(
+    indices: Stored,
+    one_hot_vector_size: int,
+    axis: int = -1,
+    on_value: Stored | None = None,
+    off_value: Stored | None = None,
+) -> Tensor:
+    """``on_value`` (1) at the position each index names along a new ``axis``, ``off_value`` (0) elsewhere."""
     hit = (torch.arange(one_hot_vector_size) == indices.long()[..., None]).movedim(-1, axis)
-    return torch.where(hit, on_value.reshape(()), off_value.reshape(()))
+    on = torch.ones((), dtype=torch.int32) if on_value is None else on_value.reshape(())
+    off = torch.zeros((), dtype=torch.int32) if off_value is None else off_value.reshape(())
+    return torch.where(hit, on, off)
 
 
 def pad(x: Stored, pad: Ints, mode: str = "constant", constant_val: float = 0.0) -> Tensor:

@@ -1,0 +1,50 @@
+# Every target starts from nothing but Python and make.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+DEMO := out/demo
+PROMPT ?= a large red circle on the left, white background
+
+.PHONY: demo test quick lint bench contact-sheet wheel-test clean
+
+demo: $(READY)
+	rm -rf $(DEMO) && mkdir -p $(DEMO)
+	$(BIN)/md-export coreml --fp16 -o $(DEMO)/coreml
+	$(BIN)/md-export tflite --int8 -o $(DEMO)/tflite
+	$(BIN)/md-export onnx --int8 -o $(DEMO)/onnx
+	$(BIN)/md-export generate "$(PROMPT)" -o $(DEMO)/torch.png
+	$(BIN)/md-export generate "$(PROMPT)" --artifacts $(DEMO)/coreml -o $(DEMO)/coreml.png
+	$(BIN)/md-export generate "$(PROMPT)" --artifacts $(DEMO)/tflite -o $(DEMO)/tflite.png
+	$(BIN)/md-export generate "$(PROMPT)" --artifacts $(DEMO)/onnx -o $(DEMO)/onnx.png
+	$(BIN)/md-export verify $(DEMO)/coreml
+	$(BIN)/md-export verify $(DEMO)/tflite
+	$(BIN)/md-export verify $(DEMO)/onnx
+	@echo "Pictures of \"$(PROMPT)\": $(DEMO)/{torch,coreml,tflite,onnx}.png"
+
+test: $(READY) lint
+	$(BIN)/pytest
+
+quick: $(READY)
+	$(BIN)/pytest -m "not slow"
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+# Slow, and run by hand: full-size conversions, quality of the nano checkpoint, pictures for the docs.
+bench: $(READY)
+	cd golden/nano && $(CURDIR)/$(BIN)/python -m training.evaluate
+	$(BIN)/python benchmarks/parity.py
+
+contact-sheet: $(READY)
+	$(BIN)/python benchmarks/contact_sheet.py docs/contact-sheet.png
+
+clean:
+	rm -rf .venv out dist build
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/pip install --quiet --editable ".[all]" --group dev
+	touch $@

@@ -1,0 +1,71 @@
+"""Every target and precision of the nano checkpoint in one table: bytes, parity, and what the pixel detector says.
+
+    python benchmarks/parity.py [captions]
+
+The detector judges pictures of held-out captions (golden/nano/training/detector.py): the share with shape, colour and
+place of every object right. Each picture is made by the exported artifacts in their own runtime.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from md_export.data import builtin_recipe, nano_checkpoint
+from md_export.generation import Request, pictures_of_artifacts, pictures_of_checkpoint
+from md_export.pipeline import export
+from md_export.recipe import load_recipe
+from md_export.targets import TARGETS
+
+sys.path.insert(0, str(nano_checkpoint()))
+from training.detector import judge
+from training.evaluate import held_out_scenes
+from training.scenes import Scene, caption
+
+HEADER = "| artifacts | bytes | text encoder dB | UNet dB | decoder dB | picture dB | detector |"
+
+
+def sample(count: int) -> list[Scene]:
+    """Held-out scenes, half with one object and half with two, the same every time."""
+    singles, pairs = held_out_scenes(count // 2)
+    chosen = np.random.default_rng(3).choice(len(singles), count - len(pairs), replace=False)
+    return [*(singles[i] for i in chosen), *pairs]
+
+
+def rows(scenes: list[Scene]) -> Iterator[str]:
+    """Markdown rows; SNR of the components is the worst over the golden cases, PSNR of the picture too."""
+    requests: list[Request] = [(caption(scene), seed) for seed, scene in enumerate(scenes)]
+
+    def detector(pictures: list[np.ndarray]) -> str:
+        right = [judge(picture, scene).right for picture, scene in zip(pictures, scenes, strict=True)]
+        return f"{sum(right)}/{len(right)}"
+
+    yield f"| torch float32 | - | - | - | - | - | {detector(pictures_of_checkpoint(nano_checkpoint(), requests))} |"
+    with tempfile.TemporaryDirectory() as scratch:
+        for target in TARGETS:
+            for precision in ("fp32", "fp16", "int8"):
+                out = Path(scratch) / f"{target}-{precision}"
+                manifest, _ = export(
+                    load_recipe(builtin_recipe(target, precision)), nano_checkpoint(), out, progress=lambda _: None
+                )
+                figures = [f"{entry.parity.snr_db:.1f}" for entry in manifest.artifacts if entry.parity]
+                size = sum(entry.bytes for entry in manifest.artifacts)
+                seen = detector(pictures_of_artifacts(out, requests))
+                cells = (f"{target} {precision}", f"{size:,}", *figures, f"{manifest.picture_psnr_db:.1f}", seen)
+                yield f"| {' | '.join(cells)} |"
+
+
+def main(count: int) -> None:
+    """Print the table."""
+    print(HEADER)
+    print("|---" + "|---:" * (HEADER.count("|") - 2) + "|")
+    for row in rows(sample(count)):
+        print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 200)

@@ -1,0 +1,1 @@
+"""How the nano checkpoint was made: scenes, tokenizer, latents, training, scoring."""

@@ -1,0 +1,59 @@
+"""Write a ``.mlpackage`` with the same bytes for the same model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any, Final
+
+from md_export.errors import OutputError
+from md_export.files import sha256_of
+from md_export.targets.coreml.package import AUTHOR, MODEL, WEIGHTS, Lowered, read_spec
+
+_MANIFEST: Final = "Manifest.json"
+_DATE: Final = "com.github.apple.coremltools.conversion_date"
+
+
+def save(model: Lowered, path: Path) -> None:
+    """Write the package at ``path``, the same bytes in every process.
+
+    coremltools stamps the day, draws random identifiers and leaves map entries in hash order: the
+    day is removed, identifiers are made from the content, maps are sorted.
+
+    Raises:
+        OutputError: the disk is full or the folder cannot be written.
+    """
+    spec = read_spec(model.package)
+    spec.description.metadata.userDefined.pop(_DATE, None)
+    try:
+        (path / WEIGHTS).parent.mkdir(parents=True)
+        (path / MODEL).write_bytes(spec.SerializeToString(deterministic=True))
+        if (model.package / WEIGHTS).exists():
+            shutil.copyfile(model.package / WEIGHTS, path / WEIGHTS)
+        (path / _MANIFEST).write_text(json.dumps(_manifest(path), indent=4, sort_keys=True) + "\n")
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}; choose another OUT") from error
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    items = (
+        ("model.mlmodel", "CoreML Model Specification", path / MODEL),
+        ("weights", "CoreML Model Weights", path / WEIGHTS),
+    )
+    entries: dict[str, Any] = {}
+    for name, description, file in items:
+        identifier = uuid.uuid5(uuid.NAMESPACE_OID, f"{name}:{_sha256_or_none(file)}")
+        entries[str(identifier)] = {
+            "author": AUTHOR,
+            "description": description,
+            "name": name,
+            "path": f"{AUTHOR}/{name}",
+        }
+    return {"fileFormatVersion": "1.0.0", "itemInfoEntries": entries, "rootModelIdentifier": next(iter(entries))}
+
+
+def _sha256_or_none(file: Path) -> str:
+    """A program without weights has no weight file."""
+    return sha256_of(file) if file.exists() else "none"

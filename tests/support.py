@@ -1,0 +1,10 @@
+"""What test modules share besides fixtures. Imported as ``support``: a ``tests`` package may be installed already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+Exported = Callable[[str, str], Path]
+# One precision a target, for properties that do not depend on the precision.
+ONE_EACH = [("coreml", "fp16"), ("tflite", "int8"), ("onnx", "int8")]

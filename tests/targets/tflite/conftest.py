@@ -1,0 +1,160 @@
+"""Random components of small widths: each lowered once per session, quantized from that in every precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from md_export.components import COMPONENTS, ModelConfig
+from md_export.components.unet import MDUNetConfig
+from md_export.components.vae import VAEConfig
+from md_export.parity.metrics import compare, first_fault
+from md_export.recipe import QuantScheme
+from md_export.targets import TARGETS
+from md_export.targets.contract import LoweringJob
+from md_export.tensors import Array, Arrays
+
+target = TARGETS["tflite"].open()
+
+VOCABULARY = 100
+NANO = ModelConfig(
+    text_encoder={
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 77,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    unet=MDUNetConfig(
+        sample_size=8,
+        block_out_channels=(32, 64, 96),
+        cross_attention_dim=32,
+        attention_head_dim=16,
+        norm_num_groups=8,
+        time_embed_dim=128,
+        down_layers=1,
+        up_layers=1,
+    ),
+    vae=VAEConfig(
+        block_out_channels=(16, 24, 48, 64),
+        norm_num_groups=8,
+        decoder_layers_per_block=1,
+        mid_block_add_attention=False,
+    ),
+)
+OTHER = ModelConfig(
+    text_encoder={**NANO.text_encoder, "hidden_size": 48, "num_attention_heads": 3},
+    unet=MDUNetConfig(
+        sample_size=16,
+        block_out_channels=(24, 40, 80),
+        cross_attention_dim=48,
+        attention_head_dim=20,
+        norm_num_groups=4,
+        time_embed_dim=96,
+        ff_expansion=2,
+        ff_activation="gelu",
+        attention_kind="relu",
+        attention_relu_scale=1.5,
+        down_layers=1,
+        up_layers=1,
+        sep_conv_time="hidden",
+        unified_inner=False,
+    ),
+    vae=VAEConfig(block_out_channels=(16, 24, 32), norm_num_groups=4, decoder_layers_per_block=1),
+)
+CONFIGS = {"nano": NANO, "other": OTHER}
+SCHEMES = {
+    "fp32": QuantScheme("float32", "float32"),
+    "fp16": QuantScheme("float16", "float32"),
+    "int8": QuantScheme("int8", "int8_dynamic"),
+    "int8_weights": QuantScheme("int8", "float32"),
+    "int8_static": QuantScheme("int8", "int8_static"),
+}
+CASES = 4
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A lowered random component, and an input it was not calibrated on with torch's answer."""
+
+    job: LoweringJob
+    lowered: object
+    held_out: Arrays
+    expected: Array
+
+    def export(self, scheme: QuantScheme, path: Path) -> Path:
+        target.save(target.quantize(self.lowered, replace(self.job, scheme=scheme)), path)
+        return path
+
+    def snr_db(self, path: Path) -> float:
+        """Decibels of a saved file against torch; anything not finite or misshapen fails the test."""
+        outputs = target.load(path).run(self.held_out)
+        assert list(outputs) == [self.job.outputs[0].name]
+        (found,) = outputs.values()
+        assert first_fault(found, self.expected) is None
+        return compare(found, self.expected).snr_db
+
+
+def random_inputs(component: str, config: ModelConfig, seed: int) -> dict[str, Array]:
+    generator = np.random.default_rng(seed)
+    arrays: dict[str, Array] = {}
+    for spec in COMPONENTS[component].inputs(config):
+        if spec.dtype == "int32":
+            arrays[spec.name] = generator.integers(0, VOCABULARY, spec.shape, dtype=np.int32)
+        elif spec.name == "timestep":
+            arrays[spec.name] = np.full(spec.shape, 999, np.float32)
+        else:
+            arrays[spec.name] = generator.standard_normal(spec.shape, dtype=np.float32)
+    return arrays
+
+
+def build_subject(component: str, config: ModelConfig, workdir: Path) -> Subject:
+    entry = COMPONENTS[component]
+    torch.manual_seed(0)
+    module = entry.build(config).eval()
+    for name, parameter in module.named_parameters():
+        # A bias of zeros, as transformers starts with, is dropped by the converter.
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.02)
+    calibration = tuple(random_inputs(component, config, seed) for seed in range(CASES))
+    held_out = random_inputs(component, config, CASES)
+    inputs, outputs = entry.inputs(config), entry.outputs(config)
+    with torch.no_grad():
+        expected = module(*(torch.from_numpy(held_out[spec.name]) for spec in inputs)).numpy()
+    job = LoweringJob(component, module, inputs, outputs, calibration[0], SCHEMES["fp32"], calibration, workdir)
+    return Subject(job, target.lower(job), held_out, expected)
+
+
+@pytest.fixture(scope="session")
+def subject(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Subject]:
+    """``subject(component, config="nano")``, built and lowered once."""
+    torch.set_num_threads(1)
+    built: dict[tuple[str, str], Subject] = {}
+
+    def get(component: str, config: str = "nano") -> Subject:
+        key = (component, config)
+        if key not in built:
+            built[key] = build_subject(component, CONFIGS[config], tmp_path_factory.mktemp("scratch"))
+        return built[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def artifact(subject: Callable[..., Subject], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``artifact(component, scheme, config="nano")``: the saved file, made once; do not change it."""
+    root = tmp_path_factory.mktemp("tflite")
+
+    def get(component: str, scheme: str, config: str = "nano") -> Path:
+        path = root / f"{config}_{component}_{scheme}.tflite"
+        return path if path.exists() else subject(component, config).export(SCHEMES[scheme], path)
+
+    return get

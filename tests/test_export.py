@@ -1,0 +1,149 @@
+"""The road itself: the nano checkpoint through every target and precision, executed and judged."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from md_export.artifact import read_manifest
+from md_export.checkpoint import open_checkpoint
+from md_export.data import builtin_recipe
+from md_export.errors import GoldenError, OutputError, ParityError, RewriteError
+from md_export.files import sha256_of
+from md_export.generation import pictures_of_artifacts, pictures_of_checkpoint
+from md_export.parity.metrics import compare
+from md_export.pipeline import export
+from md_export.recipe import Recipe, load_recipe
+from md_export.targets import TARGETS
+from support import ONE_EACH, Exported
+
+ALL = [(target, precision) for target in TARGETS for precision in ("fp32", "fp16", "int8")]
+
+
+@pytest.mark.parametrize(("target", "precision"), ALL)
+def test_export_is_verified_and_described(exported: Exported, nano: Path, target: str, precision: str) -> None:
+    out = exported(target, precision)
+    manifest = read_manifest(out)
+    assert manifest.checkpoint_sha256 == open_checkpoint(nano).sha256()
+    assert [entry.component for entry in manifest.artifacts] == ["text_encoder", "unet", "vae_decoder"]
+    assert (out / "tokenizer" / "vocab.json").is_file()
+    for entry in manifest.artifacts:
+        assert entry.parity is not None
+        assert entry.parity.snr_db >= manifest.recipe.tolerances[entry.component].snr_db
+        assert entry.sha256 == sha256_of(out / entry.file)
+        assert entry.measured.seconds > 0
+        assert entry.measured.peak_resident_bytes > 1e7
+        assert entry.inputs
+        assert entry.outputs
+    assert manifest.picture_psnr_db is not None
+    assert manifest.picture_psnr_db >= manifest.recipe.picture_psnr_db
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_lower_precision_is_smaller(exported: Exported, target: str) -> None:
+    sizes = {p: [e.bytes for e in read_manifest(exported(target, p)).artifacts] for p in ("fp32", "fp16", "int8")}
+    for whole, half, quarter in zip(sizes["fp32"], sizes["fp16"], sizes["int8"], strict=True):
+        assert whole > 1.5 * half
+        assert half > 1.3 * quarter
+
+
+@pytest.mark.parametrize(("target", "precision"), ONE_EACH)
+def test_same_checkpoint_same_bytes(
+    exported: Exported, nano: Path, tmp_path: Path, target: str, precision: str
+) -> None:
+    first = exported(target, precision)
+    again = tmp_path / "again"
+    export(load_recipe(builtin_recipe(target, precision)), nano, again)
+    names = [entry.file for entry in read_manifest(first).artifacts]
+    assert [sha256_of(again / name) for name in names] == [sha256_of(first / name) for name in names]
+    assert undated(again) == undated(first)
+
+
+def undated(out: Path) -> dict[str, object]:
+    """The manifest without what was measured while it was made."""
+    manifest: dict[str, object] = json.loads((out / "manifest.json").read_text())
+    entries = manifest["artifacts"]
+    assert isinstance(entries, list)
+    for entry in entries:
+        del entry["measured"]
+    return manifest
+
+
+@pytest.mark.parametrize(("target", "precision"), ONE_EACH)
+def test_other_widths_need_no_code(other_checkpoint: Path, tmp_path: Path, target: str, precision: str) -> None:
+    recipe = load_recipe(builtin_recipe(target, precision))
+    manifest, result = export(recipe, other_checkpoint, tmp_path / "out")
+    assert result.passed
+    assert manifest.artifacts[1].inputs[2].shape == (1, 77, 48)
+
+
+@pytest.mark.parametrize(("target", "precision"), ONE_EACH)
+def test_artifacts_make_the_picture_that_torch_makes(
+    exported: Exported, nano: Path, target: str, precision: str
+) -> None:
+    out = exported(target, precision)
+    requests = [
+        ("a small blue star at the top, night background", 3),
+        ("a large red circle on the left, white background", 4),
+    ]
+    made, wanted = pictures_of_artifacts(out, requests), pictures_of_checkpoint(nano, requests)
+    least = read_manifest(out).recipe.picture_psnr_db
+    assert all(compare(got, want).psnr_db >= least for got, want in zip(made, wanted, strict=True))
+    assert compare(made[0], wanted[1]).psnr_db < 20, "the figure must tell pictures apart"
+
+
+def test_one_component_alone(nano: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(builtin_recipe("onnx", "fp32")).narrowed(("vae_decoder",))
+    manifest, result = export(recipe, nano, tmp_path / "out")
+    assert [entry.component for entry in manifest.artifacts] == ["vae_decoder"]
+    assert result.passed
+    assert result.picture is None
+
+
+def test_existing_output_is_refused_before_any_work(nano: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="exists"):
+        export(load_recipe(builtin_recipe("onnx", "fp32")), nano, tmp_path)
+
+
+def test_what_falls_short_is_kept_apart(nano: Path, tmp_path: Path) -> None:
+    text = builtin_recipe("onnx", "fp32").read_text().replace("snr_db = 90.0", "snr_db = 300.0")
+    (tmp_path / "strict.toml").write_text(text)
+    recipe = load_recipe(tmp_path / "strict.toml").narrowed(("vae_decoder",))
+    with pytest.raises(ParityError, match="vae_decoder: snr"):
+        export(recipe, nano, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert read_manifest(tmp_path / "out.rejected").artifacts[0].component == "vae_decoder"
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["out.rejected", "strict.toml"]
+
+
+def test_substitution_without_training_is_refused(nano: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(builtin_recipe("onnx", "fp32")).narrowed(("unet",))
+    gelu = nano / "siblings" / "gelu"
+    with pytest.raises(RewriteError, match="--allow-drift"):
+        export(replace_rewrites(recipe, False), gelu, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_allowed_drift_is_measured_and_written(nano: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(builtin_recipe("onnx", "fp32")).narrowed(("unet",))
+    manifest, result = export(replace_rewrites(recipe, True), nano / "siblings" / "gelu", tmp_path / "out")
+    assert result.passed, "the artifact computes the rewritten model"
+    (record,) = manifest.artifacts[0].rewrites
+    assert record.fired > 0
+    assert not record.exact
+    assert manifest.drift is not None
+    assert np.isfinite(manifest.drift.unet_snr_db)
+    assert manifest.drift.unet_snr_db < 60
+
+
+def replace_rewrites(recipe: Recipe, allow_drift: bool) -> Recipe:
+    return dataclasses.replace(recipe, rewrites=("gelu_to_swish",), allow_drift=allow_drift)
+
+
+def test_goldens_of_another_checkpoint_are_refused(nano: Path, other_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(GoldenError, match="another checkpoint"):
+        export(load_recipe(builtin_recipe("onnx", "fp32")), other_checkpoint, tmp_path / "out", nano / "golden")
