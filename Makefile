@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 DEMO := out/demo
+# Waiting threads must not spin: on a busy machine they would make small graphs ten times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
 PROMPT ?= a large red circle on the left, white background
 
 .PHONY: demo test quick lint bench contact-sheet wheel-test clean
@@ -22,7 +24,7 @@ demo: $(READY)
 	@echo "Pictures of \"$(PROMPT)\": $(DEMO)/{torch,coreml,tflite,onnx}.png"
 
 test: $(READY) lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist worksteal
 
 quick: $(READY)
 	$(BIN)/pytest -m "not slow"

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from md_export.errors import OutputError
 
 Array = NDArray[np.generic]
 Arrays = Mapping[str, Array]
@@ -23,6 +28,18 @@ class TensorSpec:
     def zeros(self) -> Array:
         """An array of this shape and dtype, for tracing."""
         return np.zeros(self.shape, dtype=self.dtype)
+
+
+def save_tensors(arrays: Arrays, path: Path) -> None:
+    """Write named arrays as safetensors.
+
+    Raises:
+        OutputError: the file could not be written whole.
+    """
+    try:
+        save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, path)
+    except (SafetensorError, OSError) as error:
+        raise OutputError(f"{path.name} could not be written: {error}; nothing was kept. Is the disk full?") from error
 
 
 def select(arrays: Arrays, specs: tuple[TensorSpec, ...]) -> dict[str, Array]:

@@ -17,13 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from md_export import errors
 from md_export.errors import MdExportError, RuntimeFault
 from md_export.targets.contract import Description
-from md_export.tensors import Array, Arrays
+from md_export.tensors import Array, Arrays, save_tensors
+
+# Passive: threads that spin between a graph's many small ops make it ten times slower on a busy machine.
+_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def call_worker(task: str, request: dict[str, Any], failure: type[MdExportError], what: str) -> dict[str, Any]:
@@ -43,7 +45,7 @@ def call_worker(task: str, request: dict[str, Any], failure: type[MdExportError]
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false"},
+                env={**_ENVIRONMENT, **os.environ, "PYTHONHASHSEED": "0"},
                 check=False,
             ).returncode
         answer = folder / "answer.json"
@@ -81,12 +83,9 @@ def execute(target: str, path: Path, batches: Sequence[Arrays], runtime: str | N
 
 def save_batches(batches: Sequence[Arrays], path: Path) -> None:
     """Write sets of named arrays into one safetensors file, keys ``index/name``."""
-    flat = {
-        f"{index}/{name}": np.ascontiguousarray(value)
-        for index, batch in enumerate(batches)
-        for name, value in batch.items()
-    }
-    save_file(flat, path)
+    save_tensors(
+        {f"{index}/{name}": value for index, batch in enumerate(batches) for name, value in batch.items()}, path
+    )
 
 
 def load_batches(path: Path) -> list[dict[str, Array]]:

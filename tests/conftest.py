@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from md_export.components import ModelConfig
 from md_export.components.unet import MDUNetConfig
@@ -25,12 +27,16 @@ def exported(tmp_path_factory: pytest.TempPathFactory, nano: Path) -> Exported:
     """``exported("coreml", "fp16")`` → an export of the nano checkpoint. Do not change it; see ``copy_of``."""
     from md_export.pipeline import export
 
-    root = tmp_path_factory.mktemp("exports")
+    # The workers of a parallel run share one folder above their own.
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exports"
+    root.mkdir(exist_ok=True)
 
     def get(target: str, precision: str) -> Path:
         out = root / f"{target}-{precision}"
-        if not out.exists():
-            export(load_recipe(builtin_recipe(target, precision)), nano, out)
+        with FileLock(root / f"{out.name}.lock"):
+            if not out.exists():
+                export(load_recipe(builtin_recipe(target, precision)), nano, out)
         return out
 
     return get

@@ -31,7 +31,7 @@ HEAVY = (
 DATA = ("errors", "tensors", "recipe", "files", "artifact")
 ALLOWED: dict[str, tuple[str, ...]] = {
     "errors": (),
-    "tensors": (),
+    "tensors": ("errors",),
     "quiet": (),
     "data": (),
     "files": ("errors",),
@@ -43,7 +43,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "arch": ("checkpoint", "components", "data", "errors"),
     "init": ("arch", "checkpoint", "components", "errors", "files"),
     "inspection": ("components", "checkpoint", "errors"),
-    "rewrites": ("rewrites", "components.layers", "artifact", "errors"),
+    "rewrites": ("rewrites", "components", "artifact", "errors"),
     "targets.coreml.mil": ("targets.coreml.mil", "errors"),
     "targets.coreml": ("targets.coreml", "targets.contract", *DATA),
     "targets.tflite": ("targets.tflite", "targets.contract", *DATA),

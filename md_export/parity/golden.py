@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from md_export import __version__
 from md_export.artifact import OneStep
@@ -24,7 +24,7 @@ from md_export.errors import GoldenError
 from md_export.files import sha256_of
 from md_export.sampling import Generation, draw_noise, generate, tokenize
 from md_export.targets.contract import Runner
-from md_export.tensors import Array, Arrays
+from md_export.tensors import Array, Arrays, save_tensors
 
 INDEX: Final = "index.json"
 SCHEMA: Final = 1
@@ -138,7 +138,7 @@ def write_golden(
         _check_finite(values, prompt)
         name = f"case-{number:03d}"
         path = folder / f"{name}.safetensors"
-        save_file({key: np.ascontiguousarray(value) for key, value in _arrays(values).items()}, path)
+        save_tensors(_arrays(values), path)
         path.chmod(0o644)  # safetensors makes files that only their owner can read
         files.append(GoldenFile(name, prompt, seed, path.name, sha256_of(path)))
     index = GoldenIndex(SCHEMA, source.checkpoint_sha256, source.rewrites, source.one_step, _versions(), tuple(files))

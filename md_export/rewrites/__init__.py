@@ -15,8 +15,14 @@ from torch import nn
 
 from md_export.artifact import OneStep, RewriteRecord
 from md_export.errors import RewriteError
+from md_export.rewrites.fold_attention_scale import count_unscaled, fold_attention_scale
+from md_export.rewrites.fold_timestep import count_one_step, fold_timestep
+from md_export.rewrites.fold_x0 import count_latent, fold_x0
 from md_export.rewrites.gelu_to_swish import count_swish, gelu_to_swish
+from md_export.rewrites.group_norm_to_instance_norm import count_instance_norm, group_norm_to_instance_norm
+from md_export.rewrites.linear_to_conv2d import count_conv2d, linear_to_conv2d
 from md_export.rewrites.softmax_to_relu import count_relu, softmax_to_relu
+from md_export.rewrites.split_attention_heads import count_split, split_attention_heads
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,18 @@ REWRITES: Mapping[str, Rewrite] = {
     for rewrite in (
         Rewrite("gelu_to_swish", exact=False, components=("unet",), apply=gelu_to_swish, present=count_swish),
         Rewrite("softmax_to_relu", exact=False, components=("unet",), apply=softmax_to_relu, present=count_relu),
+        Rewrite("linear_to_conv2d", True, ("text_encoder", "unet", "vae_decoder"), linear_to_conv2d, count_conv2d),
+        Rewrite(
+            "group_norm_to_instance_norm",
+            True,
+            ("unet", "vae_decoder"),
+            group_norm_to_instance_norm,
+            count_instance_norm,
+        ),
+        Rewrite("fold_attention_scale", True, ("text_encoder", "unet"), fold_attention_scale, count_unscaled),
+        Rewrite("split_attention_heads", True, ("unet",), split_attention_heads, count_split),
+        Rewrite("fold_timestep", True, ("unet",), fold_timestep, count_one_step, drops=("timestep",)),
+        Rewrite("fold_x0", True, ("unet",), fold_x0, count_latent, output="latent"),
     )
 }
 

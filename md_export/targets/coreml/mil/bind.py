@@ -7,6 +7,7 @@ A kernel is a plain function. The annotation of a parameter says in which form i
     Tensors   several values, each as for Stored
     int, float, bool, str          the element of a one-element constant
     Ints, Floats, Bools            the elements of a rank-1 constant
+    Result    no argument of the op: the declared type of its first output
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import torch
 
 from md_export.errors import RuntimeFault
+from md_export.targets.coreml.mil.dtypes import ValueType
 from md_export.targets.coreml.mil.graph import Op, Ref
 from md_export.targets.coreml.mil.values import Value
 
@@ -30,7 +32,8 @@ Tensors = Annotated[tuple[torch.Tensor, ...], "tensors"]
 Ints = tuple[int, ...]
 Floats = tuple[float, ...]
 Bools = tuple[bool, ...]
-Strings = tuple[str, ...]
+
+Result = Annotated[ValueType, "result"]
 
 Kernel = Callable[..., Any]
 Form = Callable[[tuple[Value, ...]], Any]
@@ -117,10 +120,11 @@ FORMS: dict[Any, Form] = {
 
 @dataclass(frozen=True)
 class Signature:
-    """What a kernel takes: the form of every parameter, and the names it cannot do without."""
+    """What a kernel takes: each argument's form, the names it cannot do without, who gets the result's type."""
 
     forms: dict[str, Form]
     required: frozenset[str]
+    result: str | None
 
 
 @cache
@@ -129,11 +133,15 @@ def signature(kernel: Kernel) -> Signature:
     hints = get_type_hints(kernel, include_extras=True)
     forms = {}
     required = set()
+    result = None
     for name, parameter in inspect.signature(kernel).parameters.items():
+        if hints[name] == Result:
+            result = name
+            continue
         forms[name] = FORMS[_without_none(hints[name])]
         if parameter.default is inspect.Parameter.empty:
             required.add(name)
-    return Signature(forms, frozenset(required))
+    return Signature(forms, frozenset(required), result)
 
 
 def _without_none(hint: Any) -> Any:
@@ -150,15 +158,17 @@ class Call:
         op: the op.
         kernel: what computes it.
         forms: form of each argument the op has.
+        fixed: what the kernel gets besides.
     """
 
     op: Op
     kernel: Kernel
     forms: dict[str, Form]
+    fixed: dict[str, Any]
 
     def __call__(self, value_of: Callable[[str], Value], scratch: Scratch) -> tuple[Any, ...]:
         """Run the kernel; ``value_of`` gives a named value."""
-        kwargs = {}
+        kwargs = dict(self.fixed)
         for name, form in self.forms.items():
             group = self.op.args[name]
             given = form(tuple(value_of(item.name) if isinstance(item, Ref) else item for item in group))
@@ -180,4 +190,5 @@ def bind(op: Op, kernel: Kernel) -> Call:
     missing = sorted(takes.required - set(op.args))
     if missing:
         raise RuntimeFault(f"{op}: the program gives no {', '.join(missing)}")
-    return Call(op, kernel, {name: takes.forms[name] for name in op.args})
+    fixed = {takes.result: op.outputs[0].type} if takes.result else {}
+    return Call(op, kernel, {name: takes.forms[name] for name in op.args}, fixed)

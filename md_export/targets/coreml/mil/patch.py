@@ -8,7 +8,8 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from md_export.errors import RuntimeFault
-from md_export.targets.coreml.mil.program import Precision, Program, State, load
+from md_export.targets.coreml.mil.loading import load
+from md_export.targets.coreml.mil.program import Precision, Program, State
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,17 +13,13 @@ from md_export.errors import RuntimeFault
 from md_export.targets.coreml.mil.bind import Call, Scratch, bind
 from md_export.targets.coreml.mil.checks import check_output, check_widths
 from md_export.targets.coreml.mil.dtypes import OtherType, TensorType, to_carrier
-from md_export.targets.coreml.mil.features import Array, Feature, features
-from md_export.targets.coreml.mil.graph import Graph, Op, Ref, parse_function
-from md_export.targets.coreml.mil.package import Package
+from md_export.targets.coreml.mil.features import Array, Feature
+from md_export.targets.coreml.mil.graph import Graph, Op, Ref
 from md_export.targets.coreml.mil.table import kernel_for
-from md_export.targets.coreml.mil.values import Value, decode
+from md_export.targets.coreml.mil.values import Value
 
 Precision = Literal["storage", "float32"]
 State = dict[str, torch.Tensor]
-
-# Elements of a constant up to which a second copy does not matter.
-_SMALL = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -135,10 +130,8 @@ class Program:
     def _run(self, call: Call, live: dict[str, torch.Tensor], state: State | None) -> dict[str, torch.Tensor]:
         op = call.op
         try:
-            results = call(lambda name: live[name] if name in live else self.graph.constants[name], self._scratch)
-        except KeyError as error:
-            raise RuntimeFault(f"{op} reads {error}, which nothing has computed") from error
-        except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError, OverflowError) as error:
+            results = call(lambda name: self._value(name, live), self._scratch)
+        except (RuntimeError, ValueError, LookupError, TypeError, ArithmeticError) as error:
             raise RuntimeFault(f"{op} failed: {error}") from error
         if op.kind == "write_state":
             _write_state(op, results[0], live, state)
@@ -149,6 +142,12 @@ class Program:
             out.name: check_output(op, out, result).to(self._carrier(out.type))
             for out, result in zip(op.outputs, results, strict=True)
         }
+
+    def _value(self, name: str, live: dict[str, torch.Tensor]) -> Value:
+        value = live[name] if name in live else self.graph.constants.get(name)
+        if value is None:
+            raise RuntimeFault(f"the program reads {name}, which nothing has computed; convert the model again")
+        return value
 
     def _carrier(self, declared: Any) -> torch.dtype:
         carrier: torch.dtype = declared.dtype.carrier
@@ -183,45 +182,10 @@ class Program:
         return live
 
     def _result(self, feature: Feature, live: dict[str, torch.Tensor]) -> Array:
-        value: Value = live[feature.name] if feature.name in live else self.graph.constants[feature.name]
+        value = self._value(feature.name, live)
         if isinstance(value, str):
             raise RuntimeFault(f"output {feature.name} is a string; this runtime gives arrays only")
         return value.numpy().astype(feature.dtype).reshape(tuple(value.shape) or (1,))
-
-
-def load(path: Path | str, precision: Precision = "storage", function: str | None = None) -> Program:
-    """Open a saved ``.mlpackage``; the weights stay mapped, not read.
-
-    Args:
-        path: the package.
-        precision: ``storage`` rounds every op's result to its declared type and accumulates in float32;
-            ``float32`` keeps what is declared float16 in float32.
-        function: of a package with several; its default function if not given.
-
-    Raises:
-        RuntimeFault: no such package, or a program with something this runtime does not know; says which op.
-    """
-    package = Package(Path(path))
-    description = package.spec.description
-    name = function or description.defaultFunctionName or "main"
-    functions = package.spec.mlProgram.functions
-    if name not in functions:
-        raise RuntimeFault(f"{path} has no function {name}; it has {', '.join(sorted(functions))}")
-    surface = next((item for item in description.functions if item.name == name), description)
-    graph = parse_function(functions[name], _reader(package, precision))
-    return Program(graph, features(surface.input), features(surface.output), precision)
-
-
-def _reader(package: Package, precision: Precision) -> Callable[[Any], Value]:
-    """Decodes constants; for ``float32`` the small ones are widened too, so that they widen what they scale."""
-
-    def read(proto: Any) -> Value:
-        value = decode(proto, package.weights)
-        if precision == "float32" and isinstance(value, torch.Tensor) and value.dtype == torch.float16:
-            return value.float() if value.numel() <= _SMALL else value
-        return value
-
-    return read
 
 
 def _call(op: Op, graph: Graph) -> Call:

@@ -229,3 +229,35 @@ def test_intermediates_die_at_their_last_use(conv_package: Path) -> None:
     kinds = [op.kind for op in graph.ops]
     assert graph.dead_after[kinds.index("relu")] == (graph.ops[kinds.index("conv")].outputs[0].name,)
     assert graph.dead_after[-1] == (graph.ops[-2].outputs[0].name,)
+
+
+def test_a_value_nobody_computed_is_named(edited: Editor) -> None:
+    def change(spec: Any) -> None:
+        _operation(spec, "relu").inputs["x"].arguments[0].name = "phantom"
+
+    with pytest.raises(RuntimeFault, match="reads phantom"):
+        mil.load(edited(change)).predict({"x": X})
+
+
+def test_a_state_lives_from_prediction_to_prediction(tmp_path: Path) -> None:
+    import coremltools as ct
+    from coremltools.converters.mil import Builder
+
+    specs = [Builder.TensorSpec((2,)), Builder.StateTensorSpec((2,), dtype=ct.converters.mil.mil.types.fp16)]
+
+    @Builder.program(input_specs=specs, opset_version=ct.target.iOS18)  # type: ignore[untyped-decorator]
+    def program(x: Any, total: Any) -> Any:
+        added = Builder.add(x=Builder.read_state(input=total), y=Builder.cast(x=x, dtype="fp16"))
+        return Builder.coreml_update_state(state=total, value=added)
+
+    path = tmp_path / "stateful.mlpackage"
+    ct.convert(program, minimum_deployment_target=ct.target.iOS18).save(str(path))
+    loaded = mil.load(path)
+    (output,) = (feature.name for feature in loaded.outputs)
+    state = loaded.make_state()
+    x = np.array([1.0, 2.0], np.float32)
+    assert loaded.predict({"x": x}, state=state)[output].tolist() == [1.0, 2.0]
+    assert loaded.predict({"x": x}, state=state)[output].tolist() == [2.0, 4.0]
+    assert loaded.predict({"x": x}, state=loaded.make_state())[output].tolist() == [1.0, 2.0]
+    with pytest.raises(RuntimeFault, match="make_state"):
+        loaded.predict({"x": x})

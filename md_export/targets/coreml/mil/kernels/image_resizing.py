@@ -104,13 +104,16 @@ def resize(
         raise ValueError(f"interpolation mode {interpolation_mode!r}")
     for offset, positions in enumerate(points):
         axis = x.dim() - resized_dims + offset
-        x = x.index_select(axis, nearest(positions, sampling_mode))
+        x = x.index_select(axis, nearest(positions))
     return x
 
 
-def nearest(points: Tensor, sampling_mode: str) -> Tensor:
-    """Integer positions for nearest-neighbour sampling: below in DEFAULT mode, else rounded half up."""
-    return (points if sampling_mode == "DEFAULT" else points + 0.5).floor().long()
+def nearest(points: Tensor) -> Tensor:
+    """The nearest integer position, the higher of two equally near ones.
+
+    coremltools' own test of ``resize`` wants 2/3 → 1; what Core ML does at one half is not documented.
+    """
+    return (points + 0.5).floor().long()
 
 
 def crop(x: Stored, crop_height: Ints, crop_width: Ints) -> Tensor:

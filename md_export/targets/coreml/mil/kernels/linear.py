@@ -5,19 +5,26 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from md_export.targets.coreml.mil.bind import Tensor, Tensors
+from md_export.targets.coreml.mil.bind import Result, Tensor, Tensors
+from md_export.targets.coreml.mil.dtypes import TensorType
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [*, I] · weightᵀ [I, O] + bias."""
+    # Since iOS17 the constants may be of another type than x.
+    weight = weight.to(x.dtype)
+    bias = None if bias is None else bias.to(x.dtype)
     if x.is_floating_point():
-        return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+        return F.linear(x, weight, bias)
     product = x @ weight.T
     return product if bias is None else product + bias
 
 
-def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
-    """Batched x · y; a transposition has no effect on a vector."""
+def matmul(x: Tensor, y: Tensor, result: Result, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
+    """Batched x · y; a transposition has no effect on a vector; a constant of another type is cast to the result's."""
+    if x.dtype != y.dtype and isinstance(result, TensorType):
+        common = torch.float32 if result.dtype.kind == "float" else torch.int32
+        x, y = x.to(common), y.to(common)
     if transpose_x and x.dim() > 1:
         x = x.transpose(-1, -2)
     if transpose_y and y.dim() > 1:

@@ -1,0 +1,82 @@
+"""Token linears → 1×1 convolutions, everything between them on ``[B, C, 1, S]``.
+
+    linear(x: [B, S, C])      →  conv2d(x: [B, C, 1, S]), weight [out, in, 1, 1] a view of [out, in]
+    layer_norm over C         →  channel layer norm (channel_layer_norm.py)
+    [B, S, C] → heads by reshape and transpose  →  [B, C, 1, S] → [B, h, d, S] by reshape alone
+    flatten, transpose, reshape around a stack  →  reshape [B, C, H, W] ↔ [B, C, 1, H·W]
+
+The function is the same but for the order of float32 sums. Inputs and outputs of the component keep their
+shapes: the text costs one transpose. Linears on vectors, as in the time embedding, stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from torch import nn
+
+from md_export.artifact import OneStep
+from md_export.components.layers import Attention, GluProjection
+from md_export.components.text_encoder import TextEncoder
+from md_export.components.unet import TransformerStack
+from md_export.components.vae import SpatialAttention
+from md_export.rewrites.channel_first import (
+    ChannelFirstAttention,
+    ChannelFirstClipAttention,
+    ChannelFirstGlu,
+    ChannelFirstSpatialAttention,
+    ChannelFirstStack,
+    ChannelFirstTextEncoder,
+)
+from md_export.rewrites.channel_layer_norm import to_channel_layer_norm
+
+# Where token linears are; TextEncoder is what surrounds transformers' own layers.
+_ROOTS: Final = (TransformerStack, SpatialAttention, TextEncoder)
+_SUBSTITUTES: Final[Mapping[type[nn.Module], type[nn.Module]]] = {
+    TransformerStack: ChannelFirstStack,
+    Attention: ChannelFirstAttention,
+    GluProjection: ChannelFirstGlu,
+    SpatialAttention: ChannelFirstSpatialAttention,
+    TextEncoder: ChannelFirstTextEncoder,
+}
+
+
+def linear_to_conv2d(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG001 (the table's signature)
+    """Rewrite in place; returns the number of linears that became convolutions."""
+    roots = [layer for layer in module.modules() if type(layer) in _ROOTS]
+    return sum(_rewrite(root) for root in roots)
+
+
+def count_conv2d(module: nn.Module) -> int:
+    """1×1 convolutions; a component without token linears, such as the lite decoder, has all it needs."""
+    return sum(isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) for layer in module.modules())
+
+
+def _rewrite(parent: nn.Module) -> int:
+    """Substitute ``parent`` and all below it; returns the number of linears among its descendants."""
+    parent.__class__ = _SUBSTITUTES.get(type(parent), type(parent))
+    fired = 0
+    for name, child in list(parent.named_children()):
+        substitute = _substitute(name, child)
+        setattr(parent, name, substitute)
+        fired += int(substitute is not child and isinstance(child, nn.Linear)) + _rewrite(substitute)
+    return fired
+
+
+def _substitute(name: str, child: nn.Module) -> nn.Module:
+    if isinstance(child, nn.Linear):
+        return _conv(child)
+    if name == "self_attn":  # transformers' CLIPAttention
+        return ChannelFirstClipAttention(child)
+    if type(child) is nn.LayerNorm:
+        to_channel_layer_norm(child)
+    return child
+
+
+def _conv(linear: nn.Linear) -> nn.Conv2d:
+    """The same weight and bias, not copied."""
+    conv = nn.Conv2d(linear.in_features, linear.out_features, 1, bias=linear.bias is not None, device="meta")
+    conv.weight = nn.Parameter(linear.weight.detach()[:, :, None, None], requires_grad=linear.weight.requires_grad)
+    conv.bias = linear.bias
+    return conv.train(linear.training)

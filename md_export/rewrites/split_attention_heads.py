@@ -1,0 +1,72 @@
+"""Multi-head attention → one pair of einsums per head, Apple's ``split_einsum``.
+
+    [B, h, d, S] batched products  →  for each head: bchq,bkhc→bkhq, weights over k, bkhq,bchk→bchq; concatenated
+
+Works on what linear_to_conv2d leaves. It multiplies ops (four slices, two einsums and a softmax a head).
+"""
+
+# Principle: chunks small enough for the Neural Engine's cache, one head at a time, in einsums that Core ML maps to
+# its hardware without transposes (ml-stable-diffusion, python_coreml_stable_diffusion/attention.py, split_einsum).
+# Whether it pays depends on device and OS, hence a choice of the recipe.
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from md_export.artifact import OneStep
+from md_export.components.layers import Attention, Relu, Softmax
+from md_export.errors import RewriteError
+from md_export.rewrites.channel_first import ChannelFirstAttention
+
+
+class SplitHeadAttention(ChannelFirstAttention):
+    """Attention head by head."""
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """``x: [B, C, 1, S]``, ``context: [B, D, 1, L]`` → ``[B, C, 1, S]``."""
+        q = self.to_q(x)
+        if context is None:
+            k = v = self.to_kv(x)
+        else:
+            k, v = self.to_k(context), self.to_v(context)
+        keys = k.transpose(1, 3).split(self.head_dim, dim=3)
+        values = v.split(self.head_dim, dim=1)
+        heads = [
+            torch.einsum("bkhq,bchk->bchq", self._weigh(torch.einsum("bchq,bkhc->bkhq", query, key)), value)
+            for query, key, value in zip(q.split(self.head_dim, dim=1), keys, values, strict=True)
+        ]
+        out: Tensor = self.to_out[0](torch.cat(heads, dim=1))
+        return out
+
+    def _weigh(self, scores: Tensor) -> Tensor:
+        """Scores ``[B, Lk, 1, Lq]`` → weights; the original modules have the keys last, these have them first."""
+        scores = scores if self.scale == 1.0 else scores * self.scale
+        if isinstance(self.weights, Softmax):
+            return scores.softmax(dim=1)
+        assert isinstance(self.weights, Relu)  # noqa: S101 (checked when the class was changed)
+        return F.relu(scores) * (self.weights.scale / scores.shape[1])
+
+
+def split_attention_heads(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG001 (the table's signature)
+    """Change in place; returns the number of attentions changed.
+
+    Raises:
+        RewriteError: linear_to_conv2d did not run before, or attention weights that are neither softmax nor relu.
+    """
+    found = [layer for layer in module.modules() if isinstance(layer, Attention)]
+    for attention in found:
+        if not isinstance(attention, ChannelFirstAttention):
+            raise RewriteError("split_attention_heads needs [B, C, 1, S]: put linear_to_conv2d before it in the recipe")
+        if not isinstance(attention.weights, (Softmax, Relu)):
+            raise RewriteError(f"split_attention_heads knows softmax and relu, not {type(attention.weights).__name__}")
+    whole = [layer for layer in found if type(layer) is ChannelFirstAttention]
+    for attention in whole:
+        attention.__class__ = SplitHeadAttention
+    return len(whole)
+
+
+def count_split(module: nn.Module) -> int:
+    """Attentions that are split already."""
+    return sum(isinstance(layer, SplitHeadAttention) for layer in module.modules())
