@@ -106,7 +106,8 @@ def _apply(rewrite: Rewrite, component: str, module: nn.Module, one_step: OneSte
     present = rewrite.present(module)
     fired = rewrite.apply(module, one_step)
     if fired == 0 and present:
-        return RewriteRecord(rewrite.name, 0, rewrite.exact, "the checkpoint was trained so: already in place")
+        note = "nothing left to change" if rewrite.exact else "the checkpoint was trained so: already in place"
+        return RewriteRecord(rewrite.name, 0, rewrite.exact, note)
     if fired == 0:
         raise RewriteError(
             f"{rewrite.name} fires nowhere in {component}: it has nothing to replace. Take it out of the recipe"

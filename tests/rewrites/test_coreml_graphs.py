@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
+from md_export.artifact import OneStep
+from md_export.rewrites.channel_layer_norm import to_channel_layer_norm
+from md_export.tensors import TensorSpec
 from rewrites.forms import Graph, Subject, convert
+from rewrites.test_linear_to_conv2d import AFFINES
 
 OURS = ("linear_to_conv2d", "group_norm_to_instance_norm", "fold_timestep", "fold_attention_scale")
 FORMS: dict[str, tuple[str, ...]] = {
@@ -83,3 +89,20 @@ def test_split_heads_are_einsums(graph: Graphs) -> None:
     assert apple.kinds["einsum"] == 2 * apple.kinds["softmax"]
     assert "matmul" not in apple.kinds
     assert apple.snr_db >= graph("unet", "naive").snr_db - 0.5
+
+
+@pytest.mark.parametrize("affine", AFFINES)
+def test_layer_norm_is_fused_whatever_its_affine(step: OneStep, tmp_path: Path, affine: str) -> None:
+    """coremltools drops factors of 1 and terms of 0, and then no longer sees its pattern."""
+    norm = nn.LayerNorm(4, eps=1e-5).requires_grad_(False).eval()
+    norm.load_state_dict({key: torch.tensor(v) for key, v in zip(("weight", "bias"), AFFINES[affine], strict=True)})
+    x = torch.randn(1, 4, 1, 9, generator=torch.Generator().manual_seed(0))
+    expected = norm(x.transpose(1, 3)).transpose(1, 3).numpy()
+    to_channel_layer_norm(norm)
+    # Clips that clip nothing, so that the norm is neither first nor last.
+    module = nn.Sequential(nn.Hardtanh(-9.0, 9.0), norm, nn.Hardtanh(-9.0, 9.0))
+    spec = TensorSpec("x", (1, 4, 1, 9), "float32")
+    case = Subject("norm", module, (spec,), (TensorSpec("y", spec.shape, "float32"),), {"x": x.numpy()}, expected, step)
+    graph = convert(case, (), tmp_path)
+    assert graph.kinds == {"cast": 2, "clip": 2, "layer_norm": 1}
+    assert graph.snr_db >= 55

@@ -50,19 +50,19 @@ def test_same_function(
     assert case.snr_db(dropped(names)) >= EXACT_DB
 
 
-def linears(module: nn.Module, name: str) -> list[nn.Module]:
-    return [child for path, child in module.named_modules() if path.split(".")[-1] == name]
+def parameters(module: nn.Module, *names: str) -> list[nn.Parameter]:
+    return [value for path, value in module.named_parameters() if path.rpartition(".")[0].rpartition(".")[2] in names]
 
 
 def roll_channels(module: nn.Module) -> None:
     """One attention's query channels moved by one: a head gets a neighbour's channel."""
-    (query, *_) = linears(module, "to_q") + linears(module, "q_proj")
-    query.weight = nn.Parameter(query.weight.roll(1, 0), requires_grad=False)
+    (query, *_) = parameters(module, "to_q", "q_proj")
+    query.copy_(query.roll(1, 0))
 
 
 def swap_glu(module: nn.Module) -> None:
-    (projection, *_) = [layer for path, layer in module.named_modules() if path.endswith("ff.net.0.proj")]
-    projection.weight = nn.Parameter(projection.weight.roll(projection.weight.shape[0] // 2, 0), requires_grad=False)
+    (projection, *_) = parameters(module, "proj")
+    projection.copy_(projection.roll(len(projection) // 2, 0))
 
 
 def other_groups(module: nn.Module) -> None:
