@@ -7,7 +7,7 @@ is -14.6 at Stable Diffusion's schedule and multiplies the rounding of a half-pr
 """
 
 # Principle: one call and one buffer less between two models. The combine is two constants and one add; in fp16 it
-# should stay float32 (shared figures: SNR of x0 is that of the output less 20·log10|b|).
+# should stay float32: where a·sample and b·out nearly cancel, x0 loses 20·log10|b| dB against the output.
 
 from __future__ import annotations
 
