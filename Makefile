@@ -7,7 +7,7 @@ DEMO := out/demo
 export OMP_WAIT_POLICY ?= PASSIVE
 PROMPT ?= a large red circle on the left, white background
 
-.PHONY: demo test quick lint bench contact-sheet wheel-test clean
+.PHONY: demo test quick lint bench contact-sheet mil-conformance clean
 
 demo: $(READY)
 	rm -rf $(DEMO) && mkdir -p $(DEMO)
@@ -38,6 +38,10 @@ lint: $(READY)
 bench: $(READY)
 	cd golden/nano && $(CURDIR)/$(BIN)/python -m training.evaluate
 	$(BIN)/python benchmarks/parity.py
+
+# The op tests that ship inside coremltools, against our runtime of ML programs; hours. Shard with ARGS="--shard 1/16".
+mil-conformance: $(READY)
+	$(BIN)/python tests/targets/coreml/mil/conformance.py $(ARGS)
 
 contact-sheet: $(READY)
 	$(BIN)/python benchmarks/contact_sheet.py docs/contact-sheet.png

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -38,11 +39,34 @@ def rehash(out: Path) -> None:
     write_manifest(dataclasses.replace(manifest, artifacts=entries), out)
 
 
-def put_nan(path: Path, original: np.ndarray) -> None:
-    """Replace the first value of a stored float weight, found by its bytes, with NaN."""
-    content = path.read_bytes()
-    needle = original.tobytes()
-    assert content.count(needle[:64]) == 1, "the weight is not stored as it is in this file"
-    broken = original.copy().ravel()
-    broken[0] = np.nan
-    path.write_bytes(content.replace(needle[:64], broken.tobytes()[:64]))
+def put_nan(path: Path) -> None:
+    """Overwrite the first value of one stored float weight with NaN; the rest of the file stays as it is."""
+    content = bytearray(path.read_bytes())
+    start, nan = {".bin": _in_weight_bin, ".tflite": _in_tflite, ".onnx": _in_onnx}[path.suffix](path, bytes(content))
+    content[start : start + len(nan)] = nan
+    path.write_bytes(content)
+
+
+def _in_weight_bin(path: Path, content: bytes) -> tuple[int, bytes]:
+    """The first float16 record of Core ML's weight file: sentinel, type 1, size, offset."""
+    for place in range(64, len(content) - 24, 64):
+        sentinel, kind, _, offset = struct.unpack_from("<IIQQ", content, place)
+        if (sentinel, kind) == (0xDEADBEEF, 1):
+            return offset, np.float16(np.nan).tobytes()
+    raise AssertionError(f"{path} holds no float16 weight")
+
+
+def _in_tflite(path: Path, content: bytes) -> tuple[int, bytes]:
+    from md_export.targets.tflite.flatbuffer import DTYPES, data_of, read_model
+
+    model = read_model(path)
+    floats = [t for graph in model.subgraphs for t in graph.tensors if DTYPES.get(t.type) == "float32"]
+    raw = max((data_of(model, tensor).tobytes() for tensor in floats), key=len)
+    return content.index(raw), np.float32(np.nan).tobytes()
+
+
+def _in_onnx(path: Path, content: bytes) -> tuple[int, bytes]:
+    import onnx
+
+    raw = max((t.raw_data for t in onnx.load(path).graph.initializer if t.data_type == onnx.TensorProto.FLOAT), key=len)
+    return content.index(raw), np.float32(np.nan).tobytes()

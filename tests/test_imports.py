@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import md_export
 from md_export import cli, errors
 from md_export.targets import TARGETS
 
@@ -133,6 +134,14 @@ def test_help_of_each_command_is_light(command: str) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "LOADED []" in result.stdout
+
+
+def test_public_names() -> None:
+    names = [name for name in dir(md_export) if not name.startswith("_")]
+    assert names == ["export", "load_recipe", "open_checkpoint", "pictures_of_artifacts", "verify"]
+    assert all(callable(getattr(md_export, name)) for name in names)
+    with pytest.raises(AttributeError, match="public names"):
+        md_export.lower  # noqa: B018
 
 
 def test_commands_are_the_targets() -> None:
