@@ -38,6 +38,7 @@ lint: $(READY)
 bench: $(READY)
 	cd golden/nano && $(CURDIR)/$(BIN)/python -m training.evaluate
 	$(BIN)/python benchmarks/parity.py
+	$(BIN)/python benchmarks/coreml_forms.py --full
 
 # The op tests that ship inside coremltools, against our runtime of ML programs; hours. Shard with ARGS="--shard 1/16".
 mil-conformance: $(READY)

@@ -28,8 +28,9 @@ coreml: Any = TARGETS["coreml"].open()
 ANOTHER_PROCESS = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from conftest import NANO, SCHEMES, build_subject, export
+sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parents[1])]
+from conftest import SCHEMES, build_subject, export
+from small_models import NANO
 
 out = Path(sys.argv[2])
 export(build_subject("text_encoder", NANO).with_scheme(SCHEMES["int8"], out / "work"), out / "text.mlpackage")

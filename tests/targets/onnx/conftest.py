@@ -11,66 +11,15 @@ import pytest
 import torch
 
 from md_export.components import COMPONENTS, ModelConfig
-from md_export.components.unet import MDUNetConfig
-from md_export.components.vae import VAEConfig
 from md_export.parity.metrics import compare, first_fault
 from md_export.recipe import QuantScheme
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
 from md_export.tensors import Array, Arrays
+from small_models import CONFIGS, VOCABULARY
 
 target = TARGETS["onnx"].open()
 
-VOCABULARY = 100
-NANO = ModelConfig(
-    text_encoder={
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 77,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    },
-    unet=MDUNetConfig(
-        sample_size=8,
-        block_out_channels=(32, 64, 96),
-        cross_attention_dim=32,
-        attention_head_dim=16,
-        norm_num_groups=8,
-        time_embed_dim=128,
-        down_layers=1,
-        up_layers=1,
-    ),
-    vae=VAEConfig(
-        block_out_channels=(16, 24, 48, 64),
-        norm_num_groups=8,
-        decoder_layers_per_block=1,
-        mid_block_add_attention=False,
-    ),
-)
-OTHER = ModelConfig(
-    text_encoder={**NANO.text_encoder, "hidden_size": 48, "num_attention_heads": 3},
-    unet=MDUNetConfig(
-        sample_size=16,
-        block_out_channels=(24, 40, 80),
-        cross_attention_dim=48,
-        attention_head_dim=20,
-        norm_num_groups=4,
-        time_embed_dim=96,
-        ff_expansion=2,
-        ff_activation="gelu",
-        attention_kind="relu",
-        attention_relu_scale=1.5,
-        down_layers=1,
-        up_layers=1,
-        sep_conv_time="hidden",
-        unified_inner=False,
-    ),
-    vae=VAEConfig(block_out_channels=(16, 24, 32), norm_num_groups=4, decoder_layers_per_block=1),
-)
-CONFIGS = {"nano": NANO, "other": OTHER}
 SCHEMES = {
     "fp32": QuantScheme("float32", "float32"),
     "fp16": QuantScheme("float16", "float16"),

@@ -25,11 +25,12 @@ target = TARGETS["onnx"].open()
 EXPORT = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parents[1])]
 import conftest
+from small_models import NANO
 
 work = Path(sys.argv[2])
-decoder = conftest.build_subject("vae_decoder", conftest.NANO)
+decoder = conftest.build_subject("vae_decoder", NANO)
 conftest.export(decoder.with_scheme(conftest.SCHEMES["int8"], work), work / "x.onnx")
 """
 
