@@ -80,7 +80,7 @@ def build_component(step: BuildStep) -> ArtifactEntry:
         inputs=inputs,
         outputs=outputs,
         rewrites=records,
-        measured=Measured(round(time.perf_counter() - started, 2), _peak_resident_bytes()),
+        measured=Measured(round(time.perf_counter() - started, 2), peak_resident_bytes()),
     )
 
 
@@ -96,5 +96,10 @@ def surface(
     return tuple(spec for spec in component.inputs(config) if spec.name not in dropped), (output,)
 
 
-def _peak_resident_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak_resident_bytes() -> int:
+    """Of this process. Linux' ``ru_maxrss`` survives exec and would report the parent's peak, hence VmHWM."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(fields["VmHWM"].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on a Mac

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +96,15 @@ def test_artifacts_make_the_picture_that_torch_makes(
     least = read_manifest(out).recipe.picture_psnr_db
     assert all(compare(got, want).psnr_db >= least for got, want in zip(made, wanted, strict=True))
     assert compare(made[0], wanted[1]).psnr_db < 20, "the figure must tell pictures apart"
+
+
+def test_the_peak_is_the_workers_own() -> None:
+    """A child starts with its parent's high-water mark in ru_maxrss; the manifest must not report that."""
+    ballast = np.ones(100_000_000)
+    code = "from md_export.build import peak_resident_bytes as peak; print(peak())"
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ballast.nbytes == 800_000_000
+    assert 5e7 < int(made.stdout) < 8e8
 
 
 def test_one_component_alone(nano: Path, tmp_path: Path) -> None:
