@@ -152,6 +152,12 @@ def read_manifest(folder: Path) -> Manifest:
         raise ArtifactError(f"{path} is not a manifest: {where}: {first['msg']}; export again") from error
     if manifest.schema != SCHEMA:
         raise ArtifactError(f"{path} has schema {manifest.schema}, this version reads {SCHEMA}; export again")
+    listed = [entry.component for entry in manifest.artifacts]
+    if listed != list(manifest.recipe.components):
+        raise ArtifactError(
+            f"{path} lists {', '.join(listed) or 'no artifact'}, but its recipe has "
+            f"{', '.join(manifest.recipe.components)}; it was edited, export again"
+        )
     for entry in manifest.artifacts:
         if Path(entry.file).name != entry.file or entry.file in ("", ".", ".."):
             raise ArtifactError(f"{path}: artifact file {entry.file!r} is not a plain name; export again")

@@ -22,6 +22,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from md_export.errors import RecipeError
 
 COMPONENT_NAMES: Final = ("text_encoder", "unet", "vae_decoder")
+_TABLES: Final = {"schemes": "scheme", "tolerances": "tolerance"}
 _FORBID = ConfigDict(extra="forbid", strict=True)
 
 
@@ -87,6 +88,12 @@ class Recipe:
     rewrites: tuple[str, ...] = ()
     allow_drift: bool = False
 
+    def __post_init__(self) -> None:
+        for name in self.components:
+            for field, table in _TABLES.items():
+                if name not in getattr(self, field):
+                    raise RecipeError(f"recipe {self.name}: [{table}.{name}] is missing")
+
     def narrowed(self, components: tuple[str, ...]) -> Recipe:
         """The same recipe for some of its components.
 
@@ -101,7 +108,6 @@ class Recipe:
 
 
 _RECIPE = TypeAdapter(Recipe)
-_TABLES: Final = {"schemes": "scheme", "tolerances": "tolerance"}
 _LARGEST_FILE: Final = 1 << 20
 
 

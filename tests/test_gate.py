@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from md_export.artifact import ArtifactEntry, read_manifest, write_manifest
-from md_export.errors import ArtifactError, GoldenError
+from md_export.errors import ArtifactError, GoldenError, RecipeError
 from md_export.parity.verify import verify
 from md_export.recipe import Tolerance
+from md_export.tensors import TensorSpec
 from mutations import flip_block, put_nan, rehash, weight_file
 from support import ONE_EACH, Exported
 
@@ -128,6 +129,35 @@ def test_edited_manifest(copy_of: Exported, change: dict[str, object], message: 
     out = copy_of("onnx", "int8")
     change_entry(out, "unet", **change)
     with pytest.raises(ArtifactError, match=message):
+        verify(out)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"outputs": ()}, {"outputs": (TensorSpec("x", (1,), "float32"),)}, {"inputs": (TensorSpec("x", (1,), "int32"),)}],
+)
+def test_edited_names_are_a_fault_of_the_component(copy_of: Exported, change: dict[str, object]) -> None:
+    out = copy_of("onnx", "int8")
+    change_entry(out, "unet", **change)
+    assert any(line.startswith("unet: the manifest's inputs and outputs") for line in verify(out).failures)
+
+
+def test_a_component_struck_from_the_manifest(copy_of: Exported) -> None:
+    """Without it the picture would go unjudged."""
+    out = copy_of("onnx", "int8")
+    manifest = read_manifest(out)
+    write_manifest(dataclasses.replace(manifest, artifacts=manifest.artifacts[:2]), out)
+    with pytest.raises(ArtifactError, match="its recipe has text_encoder, unet, vae_decoder"):
+        verify(out)
+
+
+def test_thresholds_struck_from_the_manifest(copy_of: Exported) -> None:
+    out = copy_of("onnx", "int8")
+    path = out / "manifest.json"
+    values = json.loads(path.read_text())
+    del values["recipe"]["tolerances"]["unet"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(RecipeError, match=r"\[tolerance.unet\] is missing"):
         verify(out)
 
 

@@ -79,7 +79,7 @@ class GoldenCase:
         }[component]
 
     def output(self, name: str) -> Array:
-        """The golden value of a component's output, by the name that its artifacts give it."""
+        """The golden value of a component's output, by the name that its artifacts give it; KeyError for another."""
         values = self.values
         return {
             "last_hidden_state": values.encoder_hidden_states,

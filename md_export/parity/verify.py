@@ -116,12 +116,19 @@ def _judge_component(
     golden_inputs = [case.inputs(entry.component) for case in golden.cases]
     batches = [*golden_inputs, *_chain_inputs(manifest, entry, golden, chain)]
     try:
-        run = execute(manifest.target, path, [select(batch, entry.inputs) for batch in batches])
+        chosen = [select(batch, entry.inputs) for batch in batches]
+        (made,) = entry.outputs
+        wanted = [case.output(made.name) for case in golden.cases]
+    except (KeyError, ValueError) as error:
+        edited = f"the manifest's inputs and outputs are not this component's ({error}); it was edited"
+        return ComponentResult(entry.component, entry.file, None, tolerance, (*faults, edited)), []
+    try:
+        run = execute(manifest.target, path, chosen)
         outputs = [only_output(item) for item in run.outputs]
     except MdExportError as error:
         return ComponentResult(entry.component, entry.file, None, tolerance, (*faults, str(error))), []
     count = len(golden.cases)
-    pairs = [(outputs[i], case.output(entry.outputs[0].name), case.name) for i, case in enumerate(golden.cases)]
+    pairs = [(outputs[i], want, golden.cases[i].name) for i, want in enumerate(wanted)]
     broken = [f"{name}: {fault}" for got, want, name in pairs if (fault := first_fault(got, want))]
     if broken:
         return ComponentResult(entry.component, entry.file, None, tolerance, (*faults, *broken)), []
