@@ -37,7 +37,7 @@ def save_tensors(arrays: Arrays, path: Path) -> None:
         OutputError: the file could not be written whole.
     """
     try:
-        save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, path)
+        save_file({name: np.asarray(value, order="C") for name, value in arrays.items()}, path)
     except (SafetensorError, OSError) as error:
         raise OutputError(f"{path.name} could not be written: {error}; nothing was kept. Is the disk full?") from error
 
