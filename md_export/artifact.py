@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -103,7 +103,7 @@ class Manifest:
     one_step: OneStep
     artifacts: tuple[ArtifactEntry, ...]
     picture_psnr_db: float | None = None
-    drift: Drift | None = field(default=None)
+    drift: Drift | None = None
 
 
 _MANIFEST = TypeAdapter(Manifest)

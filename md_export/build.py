@@ -55,8 +55,8 @@ def build_component(step: BuildStep) -> ArtifactEntry:
     consent = Consent(checkpoint.trained_substitutions, recipe.allow_drift)
     records = apply_rewrites(recipe.rewrites, name, module, one_step(checkpoint.config), consent)
     cases = read_golden(step.golden).cases
-    # Every other case, so that half of those that judge an int8 artifact were not calibrated on.
     inputs, outputs = surface(component, checkpoint.config, records)
+    # Every other case, so that half of those that judge an int8 artifact were not calibrated on.
     calibration = tuple(select(case.inputs(name), inputs) for case in cases[::2])
     scheme = recipe.schemes[name]
     path = step.out / f"{name}{TARGETS[recipe.target].suffix}"

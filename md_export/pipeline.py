@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from md_export import __version__
-from md_export.artifact import GOLDEN_FOLDER, SCHEMA, ArtifactEntry, Manifest, entry_from_dict, write_manifest
+from md_export.artifact import GOLDEN_FOLDER, SCHEMA, ArtifactEntry, Drift, Manifest, entry_from_dict, write_manifest
 from md_export.build import BuildStep
 from md_export.checkpoint import Checkpoint, open_checkpoint
 from md_export.errors import ConversionError, ParityError
@@ -52,17 +52,19 @@ def export(
             answer = call_worker("build", step.to_dict(), ConversionError, f"{recipe.target} {component}")
             entries.append(entry_from_dict(answer))
         shutil.copytree(checkpoint.tokenizer_dir, folder / "tokenizer")
-        manifest = _manifest(recipe, checkpoint, folder, tuple(entries))
-        write_manifest(dataclasses.replace(manifest, drift=drift), folder)
+        manifest = _manifest(recipe, checkpoint, folder, tuple(entries), drift)
+        write_manifest(manifest, folder)
         result = verify(folder, progress=progress)
-        manifest = _with_parity(dataclasses.replace(manifest, drift=drift), result)
+        manifest = _with_parity(manifest, result)
         write_manifest(manifest, folder)
         if not result.passed:
             _reject(folder, out, result)
     return manifest, result
 
 
-def _manifest(recipe: Recipe, checkpoint: Checkpoint, folder: Path, entries: tuple[ArtifactEntry, ...]) -> Manifest:
+def _manifest(
+    recipe: Recipe, checkpoint: Checkpoint, folder: Path, entries: tuple[ArtifactEntry, ...], drift: Drift | None
+) -> Manifest:
     tools = ("torch", "transformers", "numpy", *TARGETS[recipe.target].distributions)
     return Manifest(
         schema=SCHEMA,
@@ -74,6 +76,7 @@ def _manifest(recipe: Recipe, checkpoint: Checkpoint, folder: Path, entries: tup
         tools={name: version(name) for name in tools},
         one_step=one_step(checkpoint.config),
         artifacts=entries,
+        drift=drift,
     )
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from md_export.components import ModelConfig
+import numpy as np
+
+from md_export.components import COMPONENTS, ModelConfig
 from md_export.components.unet import MDUNetConfig
 from md_export.components.vae import VAEConfig
+from md_export.tensors import Array
 
 VOCABULARY = 100
 NANO = ModelConfig(
@@ -56,3 +59,17 @@ OTHER = ModelConfig(
     vae=VAEConfig(block_out_channels=(16, 24, 32), norm_num_groups=4, decoder_layers_per_block=1),
 )
 CONFIGS = {"nano": NANO, "other": OTHER}
+
+
+def random_inputs(component: str, config: ModelConfig, seed: int) -> dict[str, Array]:
+    """Token ids, the last timestep, and standard normal values for everything else."""
+    generator = np.random.default_rng(seed)
+    arrays: dict[str, Array] = {}
+    for spec in COMPONENTS[component].inputs(config):
+        if spec.dtype == "int32":
+            arrays[spec.name] = generator.integers(0, VOCABULARY, spec.shape, dtype=np.int32)
+        elif spec.name == "timestep":
+            arrays[spec.name] = np.full(spec.shape, 999, np.float32)
+        else:
+            arrays[spec.name] = generator.standard_normal(spec.shape, dtype=np.float32)
+    return arrays

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,7 +15,7 @@ from md_export.recipe import QuantScheme
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
 from md_export.tensors import Array, TensorSpec
-from small_models import CONFIGS, VOCABULARY
+from small_models import CONFIGS, random_inputs
 
 coreml = TARGETS["coreml"].open()
 
@@ -38,24 +37,11 @@ class Subject:
         return replace(self.job, scheme=scheme, workdir=workdir)
 
 
-def random_inputs(component: str, config: ModelConfig) -> dict[str, Array]:
-    generator = np.random.default_rng(0)
-    arrays: dict[str, Array] = {}
-    for spec in COMPONENTS[component].inputs(config):
-        if spec.dtype == "int32":
-            arrays[spec.name] = generator.integers(0, VOCABULARY, spec.shape, dtype=np.int32)
-        elif spec.name == "timestep":
-            arrays[spec.name] = np.full(spec.shape, 999, np.float32)
-        else:
-            arrays[spec.name] = generator.standard_normal(spec.shape, dtype=np.float32)
-    return arrays
-
-
 def build_subject(component: str, config: ModelConfig) -> Subject:
     entry = COMPONENTS[component]
     torch.manual_seed(0)
     module: nn.Module = entry.build(config).eval()
-    example = random_inputs(component, config)
+    example = random_inputs(component, config, seed=0)
     inputs, outputs = entry.inputs(config), entry.outputs(config)
     with torch.no_grad():
         out = module(*(torch.from_numpy(example[spec.name]) for spec in inputs))

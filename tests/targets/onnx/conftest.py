@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -16,7 +15,7 @@ from md_export.recipe import QuantScheme
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
 from md_export.tensors import Array, Arrays
-from small_models import CONFIGS, VOCABULARY
+from small_models import CONFIGS, random_inputs
 
 target = TARGETS["onnx"].open()
 
@@ -48,19 +47,6 @@ class Subject:
         (found,) = outputs.values()
         assert first_fault(found, self.expected) is None
         return compare(found, self.expected).snr_db
-
-
-def random_inputs(component: str, config: ModelConfig, seed: int) -> dict[str, Array]:
-    generator = np.random.default_rng(seed)
-    arrays: dict[str, Array] = {}
-    for spec in COMPONENTS[component].inputs(config):
-        if spec.dtype == "int32":
-            arrays[spec.name] = generator.integers(0, VOCABULARY, spec.shape, dtype=np.int32)
-        elif spec.name == "timestep":
-            arrays[spec.name] = np.full(spec.shape, 999, np.float32)
-        else:
-            arrays[spec.name] = generator.standard_normal(spec.shape, dtype=np.float32)
-    return arrays
 
 
 def build_subject(component: str, config: ModelConfig) -> Subject:
