@@ -61,7 +61,17 @@ def build_component(step: BuildStep) -> ArtifactEntry:
     scheme = recipe.schemes[name]
     path = step.out / f"{name}{TARGETS[recipe.target].suffix}"
     with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
-        job = LoweringJob(name, module, inputs, outputs, calibration[0], scheme, calibration, Path(scratch))
+        job = LoweringJob(
+            name,
+            module,
+            inputs,
+            outputs,
+            calibration[0],
+            scheme,
+            calibration,
+            Path(scratch),
+            recipe.deployment_target,
+        )
         target.save(target.quantize(target.lower(job), job), path)
     found = target.describe(path)
     if found.not_finite:

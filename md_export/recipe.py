@@ -74,7 +74,15 @@ class GoldenPlan:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One shipping configuration; ``schemes`` and ``tolerances`` hold one entry per component."""
+    """One shipping configuration.
+
+    Attributes:
+        schemes, tolerances: one entry per component.
+        rewrites: names from REWRITES, applied in this order.
+        allow_drift: take rewrites that the checkpoint was not trained with.
+        deployment_target: oldest system that must load a Core ML package; iOS17 where a recipe names none.
+        layout: whose names and shapes a Core ML package's surface has; our own where a recipe names none.
+    """
 
     __pydantic_config__ = _FORBID
 
@@ -87,8 +95,13 @@ class Recipe:
     golden: GoldenPlan
     rewrites: tuple[str, ...] = ()
     allow_drift: bool = False
+    deployment_target: Literal["iOS17", "iOS18"] | None = None
+    layout: Literal["swift"] | None = None
 
     def __post_init__(self) -> None:
+        for field in ("deployment_target", "layout"):
+            if getattr(self, field) and self.target != "coreml":
+                raise RecipeError(f"recipe {self.name}: {field} is for the target coreml; leave it out")
         for name in self.components:
             for field, table in _TABLES.items():
                 if name not in getattr(self, field):

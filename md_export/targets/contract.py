@@ -27,6 +27,7 @@ class LoweringJob:
         scheme: requested storage and arithmetic.
         calibration: golden inputs of this component, each as the runner will get it.
         workdir: scratch folder, removed afterwards.
+        deployment_target: oldest system that must load a Core ML package; None for the target's own choice.
     """
 
     component: str
@@ -37,6 +38,7 @@ class LoweringJob:
     scheme: QuantScheme
     calibration: tuple[Arrays, ...]
     workdir: Path
+    deployment_target: str | None = None
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from md_export.targets.coreml.surface import feature_specs
 from md_export.targets.coreml.vendor import converting, ct
 from md_export.tensors import TensorSpec
 
+# Oldest system that must load a package whose recipe names none.
 DEPLOYMENT_TARGET: Final = "iOS17"
 
 
@@ -45,7 +46,7 @@ def lower(job: LoweringJob) -> Lowered:
             inputs=[_tensor_type(spec, shape=spec.shape) for spec in job.inputs],
             outputs=[_tensor_type(spec) for spec in job.outputs],
             convert_to="mlprogram",
-            minimum_deployment_target=ct.target[DEPLOYMENT_TARGET],
+            minimum_deployment_target=deployment_target(job),
             compute_precision=precision,
             skip_model_load=True,
             package_dir=str(package),
@@ -53,6 +54,11 @@ def lower(job: LoweringJob) -> Lowered:
     gc.collect()  # the converter's program holds the weights and is full of cycles
     _check_surface(job, read_spec(package))
     return Lowered(package, modules)
+
+
+def deployment_target(job: LoweringJob) -> Any:
+    """coremltools' enum of the job's oldest system."""
+    return ct.target[job.deployment_target or DEPLOYMENT_TARGET]
 
 
 def _export(job: LoweringJob) -> ExportedProgram:

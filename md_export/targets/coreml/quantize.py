@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from md_export.errors import ConversionError
 from md_export.targets.contract import LoweringJob
-from md_export.targets.coreml.lower import DEPLOYMENT_TARGET
+from md_export.targets.coreml.lower import deployment_target
 from md_export.targets.coreml.package import WEIGHTS, Lowered, main_operations, read_spec
 from md_export.targets.coreml.vendor import converting, ct, cto
 
@@ -45,7 +45,7 @@ def quantize(model: Lowered, job: LoweringJob) -> Lowered:
         ct.convert(
             _quantized_program(model.package, _config(job.scheme.granularity, weights - kept)),
             convert_to="mlprogram",
-            minimum_deployment_target=ct.target[DEPLOYMENT_TARGET],
+            minimum_deployment_target=deployment_target(job),
             compute_precision=ct.precision.FLOAT32,  # as it is: the program already has its casts
             pass_pipeline=ct.PassPipeline.EMPTY,
             skip_model_load=True,
