@@ -36,15 +36,23 @@ def sample(count: int) -> list[Scene]:
     return [*(singles[i] for i in chosen), *pairs]
 
 
-def rows(scenes: list[Scene]) -> Iterator[str]:
-    """Markdown rows; SNR of the components is the worst over the golden cases, PSNR of the picture too."""
-    requests: list[Request] = [(caption(scene), seed) for seed, scene in enumerate(scenes)]
+class Detector:
+    """The pixel detector on some scenes; ``requests`` ask for their pictures."""
 
-    def detector(pictures: list[np.ndarray]) -> str:
-        right = [judge(picture, scene).right for picture, scene in zip(pictures, scenes, strict=True)]
+    def __init__(self, scenes: list[Scene]) -> None:
+        self._scenes = scenes
+        self.requests: list[Request] = [(caption(scene), seed) for seed, scene in enumerate(scenes)]
+
+    def score(self, pictures: list[np.ndarray]) -> str:
+        """How many of the pictures are right."""
+        right = [judge(picture, scene).right for picture, scene in zip(pictures, self._scenes, strict=True)]
         return f"{sum(right)}/{len(right)}"
 
-    yield f"| torch float32 | - | - | - | - | - | {detector(pictures_of_checkpoint(nano_checkpoint(), requests))} |"
+
+def rows(detector: Detector) -> Iterator[str]:
+    """Markdown rows; SNR of the components is the worst over the golden cases, PSNR of the picture too."""
+    whole = detector.score(pictures_of_checkpoint(nano_checkpoint(), detector.requests))
+    yield f"| torch float32 | - | - | - | - | - | {whole} |"
     with tempfile.TemporaryDirectory() as scratch:
         for target in TARGETS:
             for precision in ("fp32", "fp16", "int8"):
@@ -54,7 +62,7 @@ def rows(scenes: list[Scene]) -> Iterator[str]:
                 )
                 figures = [f"{entry.parity.snr_db:.1f}" for entry in manifest.artifacts if entry.parity]
                 size = sum(entry.bytes for entry in manifest.artifacts)
-                seen = detector(pictures_of_artifacts(out, requests))
+                seen = detector.score(pictures_of_artifacts(out, detector.requests))
                 cells = (f"{target} {precision}", f"{size:,}", *figures, f"{manifest.picture_psnr_db:.1f}", seen)
                 yield f"| {' | '.join(cells)} |"
 
@@ -63,7 +71,7 @@ def main(count: int) -> None:
     """Print the table."""
     print(HEADER)
     print("|---" + "|---:" * (HEADER.count("|") - 2) + "|")
-    for row in rows(sample(count)):
+    for row in rows(Detector(sample(count))):
         print(row, flush=True)
 
 

@@ -13,41 +13,17 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from md_export.errors import RecipeError
+from md_export.scheme import QuantScheme as QuantScheme
 
 COMPONENT_NAMES: Final = ("text_encoder", "unet", "vae_decoder")
 _TABLES: Final = {"schemes": "scheme", "tolerances": "tolerance"}
 _FORBID = ConfigDict(extra="forbid", strict=True)
-
-
-@dataclass(frozen=True)
-class QuantScheme:
-    """How one component is stored and computed.
-
-    Attributes:
-        weights: stored type of the weights.
-        activations: type in which activations are computed; ``int8_dynamic`` scales them per call,
-            ``int8_static`` by ranges calibrated on the golden prompts.
-        granularity: one scale per ``tensor`` or per output ``channel`` of an int8 weight.
-        keep_float: globs on module paths whose weights and activations stay in float.
-    """
-
-    __pydantic_config__ = _FORBID
-
-    weights: Literal["float32", "float16", "int8"]
-    activations: Literal["float32", "float16", "int8_dynamic", "int8_static"]
-    granularity: Literal["tensor", "channel"] = "channel"
-    keep_float: tuple[str, ...] = ()
-
-    def keeps_float(self, module_path: str) -> bool:
-        """Whether a glob of ``keep_float`` matches the module path (``up_blocks.0.resnets.1.conv_dw``)."""
-        return any(fnmatchcase(module_path, pattern) for pattern in self.keep_float)
 
 
 @dataclass(frozen=True)
@@ -149,6 +125,8 @@ def recipe_from_dict(values: Mapping[str, Any], source: str) -> Recipe:
     except ValidationError as error:
         findings = [_describe(source, dict(item)) for item in error.errors()]
         raise RecipeError("; ".join(_without_repeats(findings))) from error
+    except RecipeError as error:
+        raise RecipeError(f"{source}: {error}") from error
     except (TypeError, ValueError) as error:
         raise RecipeError(f"{source}: a value has a type that no recipe field takes: {error}") from error
 

@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from md_export.components import COMPONENTS
-from md_export.data import builtin_recipe
+from md_export.data import builtin_recipe, builtin_recipes, recipe_file
 from md_export.errors import RecipeError
 from md_export.recipe import COMPONENT_NAMES, Recipe, load_recipe, recipe_from_dict, recipe_to_dict
 from md_export.rewrites import REWRITES
+from md_export.scheme import QuantScheme, Weights, stored_type
 from md_export.targets import TARGETS
 
 GOOD = """
@@ -61,6 +62,71 @@ def test_thresholds_hold_what_is_promised(precision: str, least: float) -> None:
         recipe = load_recipe(builtin_recipe(target, precision))
         assert all(item.snr_db >= least for item in recipe.tolerances.values())
         assert recipe.picture_psnr_db >= 30
+
+
+COMPRESSED = ("int4", "palette8", "palette6", "palette4", "w8a8", "sparse-int8")
+
+
+@pytest.mark.parametrize("scheme", COMPRESSED)
+def test_compressed_recipes_are_core_mls_and_judge(scheme: str) -> None:
+    recipe = load_recipe(builtin_recipe("coreml", scheme))
+    assert (recipe.name, recipe.target) == (f"coreml-{scheme}", "coreml")
+    assert set(recipe.tolerances) == set(recipe.components) == set(COMPONENTS)
+    assert min(item.snr_db for item in recipe.tolerances.values()) >= 9
+    assert recipe.tolerances["text_encoder"].snr_db >= 20
+    assert recipe.picture_psnr_db >= 26
+
+
+def test_a_recipe_that_ships_is_found_by_name(tmp_path: Path) -> None:
+    assert recipe_file(Path("coreml-palette6")) == builtin_recipe("coreml", "palette6")
+    assert recipe_file(tmp_path / "mine.toml") == tmp_path / "mine.toml"
+    assert recipe_file(Path("coreml-palette7")) == Path("coreml-palette7")
+    assert {f"coreml-{scheme}" for scheme in COMPRESSED} < set(builtin_recipes())
+
+
+SCHEME = '[scheme]\nweights = "int8"\nactivations = "int8_static"\n'
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ('weights = "palette4"', "[scheme] granularity: a palette's table is for"),
+        ('weights = "palette4"\ngranularity = "block"\nblock_size = 32', "[scheme] granularity: a palette's table"),
+        ('weights = "palette5"', "[scheme] weights"),
+        ('weights = "int4"\nblock_size = 32', '[scheme] block_size: goes with granularity = "block"'),
+        ('weights = "int4"\ngranularity = "block"', '[scheme] block_size: goes with granularity = "block"'),
+        ('weights = "int4"\ngranularity = "block"\nblock_size = 1', "[scheme] block_size: 1 is too few"),
+        ('weights = "palette4"\ngranularity = "tensor"\ngroup_size = 16', "[scheme] group_size: goes with"),
+        ('weights = "int8"\ngranularity = "group"\ngroup_size = 16', '[scheme] granularity: "group" is for palettes'),
+        ('weights = "float16"\ngranularity = "block"\nblock_size = 8', '[scheme] granularity: "block" is for int8'),
+        ('weights = "int8"\nsparsity = 1.0', "[scheme] sparsity: 1 is no share"),
+        ('weights = "int8"\nsparsity = 0.0', "[scheme] sparsity: 0 is no share"),
+        ('weights = "int8"\nsparsity = "half"', "[scheme] sparsity"),
+    ],
+)
+def test_schemes_that_contradict_themselves_name_the_field(tmp_path: Path, lines: str, message: str) -> None:
+    changed = GOOD.replace(SCHEME, f'[scheme]\n{lines}\nactivations = "int8_static"\n', 1)
+    assert changed != GOOD
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, changed))
+    assert message in str(caught.value)
+    assert "recipe.toml" in str(caught.value)
+
+
+def test_what_goes_beyond_a_scale_per_channel_is_told_in_a_recipes_words() -> None:
+    assert QuantScheme("int8", "float16").refinements == ()
+    blocks = QuantScheme("int4", "float16", "block", block_size=32, sparsity=0.5)
+    assert blocks.refinements == ("block_size = 32", "sparsity = 0.5")
+
+
+@pytest.mark.parametrize(
+    ("weights", "bits", "stored"),
+    [("palette6", 6, "uint6"), ("palette8", 8, "uint8"), ("int4", None, "int4"), ("float16", None, "float16")],
+)
+def test_palettes_are_stored_as_indices(weights: Weights, bits: int | None, stored: str) -> None:
+    granularity: typing.Literal["tensor"] = "tensor"
+    assert QuantScheme(weights, "float16", granularity).palette_bits == bits
+    assert stored_type(weights) == stored
 
 
 def test_component_names_are_the_tables() -> None:

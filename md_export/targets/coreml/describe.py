@@ -6,6 +6,7 @@ import collections
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -13,27 +14,48 @@ import numpy as np
 
 from md_export.errors import ArtifactError
 from md_export.targets.contract import Description
+from md_export.targets.coreml.modules import KEY
 from md_export.targets.coreml.package import WEIGHTS, main_operations, read_spec
-from md_export.targets.coreml.quantize import float_weights
+from md_export.targets.coreml.weights import float_weights
+from md_export.targets.notes import notes_among
 
 # Record of MILBlob's storage format: sentinel, element type, bytes, offset of the data.
 _RECORD: Final = struct.Struct("<IIQQ")
 _SENTINEL: Final = 0xDEADBEEF
-_STORED: Final = {1: "float16", 2: "float32", 3: "uint8", 4: "int8", 6: "int16", 7: "uint16", 14: "int32", 15: "uint32"}
+_STORED: Final = {
+    1: "float16",
+    2: "float32",
+    3: "uint8",
+    4: "int8",
+    6: "int16",
+    7: "uint16",
+    8: "int4",
+    9: "uint1",
+    10: "uint2",
+    11: "uint4",
+    12: "uint3",
+    13: "uint6",
+    14: "int32",
+    15: "uint32",
+}
+# What constexpr_lut_to_dense and constexpr_sparse_to_dense call them.
+_PACKED: Final = ("indices", "mask")
+_MULTIPLIES: Final = ("conv", "linear")
 
 
 def describe(path: Path) -> Description:
     """Read a package without running it.
 
-    Types come from the weight file's own records, not from what the program declares about them. Constants
-    are not counted as operations; weights are the constants of rank ≥ 2 of a convolution, linear, matmul or gather.
+    Types come from the weight file's own records, not from what the program declares about them; where a system
+    before iOS 18 has indices or a mask packed into bytes, from how many bytes they take. Constants are not
+    counted as operations; weights are the constants of rank ≥ 2 of a convolution, linear, matmul or gather.
 
     Raises:
         ArtifactError: no readable package, or a weight file that does not belong to the program.
     """
     spec = read_spec(path)
-    operations = main_operations(spec)
-    blobs = _blobs(path / WEIGHTS, {offset: op.outputs[0].name for op in operations for offset in _offsets(op)})
+    operations, pairs = main_operations(spec), spec.description.metadata.userDefined
+    blobs = _blobs(path / WEIGHTS, dict(use for op in operations for use in _uses(op)))
     stored: collections.Counter[str] = collections.Counter()
     for blob in blobs:
         stored[blob.dtype] += blob.size
@@ -44,7 +66,29 @@ def describe(path: Path) -> Description:
         float_weights=tuple(sorted(float_weights(spec))),
         int8_weights=sum(blob.dtype == "int8" for blob in blobs),
         not_finite=tuple(blob.name for blob in blobs if not blob.finite),
+        int8_inputs=_int8_inputs(operations),
+        notes=notes_among({name: value for name, value in pairs.items() if name != KEY}),
     )
+
+
+def _int8_inputs(operations: Any) -> float:
+    """Share of the convolutions and linears whose input was just dequantized."""
+    made_by = {op.outputs[0].name: op.type for op in operations if op.outputs}
+    inputs = [op.inputs["x"].arguments[0].name for op in operations if op.type in _MULTIPLIES]
+    taking = [name for name in inputs if made_by.get(name) == "dequantize"]
+    return len(taking) / max(1, len(inputs))
+
+
+@dataclass(frozen=True)
+class _Use:
+    """A record of the weight file as an operation takes it.
+
+    Attributes:
+        packed: elements that lie in its bytes, where those are indices into a palette or a mask.
+    """
+
+    name: str
+    packed: int | None
 
 
 @dataclass(frozen=True)
@@ -57,32 +101,39 @@ class _Blob:
     finite: bool
 
 
-def _offsets(op: Any) -> Iterable[int]:
-    bound = (argument.value for value in op.inputs.values() for argument in value.arguments)
-    for value in (*op.attributes.values(), *bound):
+def _uses(op: Any) -> Iterable[tuple[int, _Use]]:
+    bound = [(role, argument.value) for role, value in op.inputs.items() for argument in value.arguments]
+    for role, value in (*op.attributes.items(), *bound):
         if value.WhichOneof("value") == "blobFileValue":
-            yield int(value.blobFileValue.offset)
+            packed = _elements(op.outputs[0]) if role in _PACKED and op.type.startswith("constexpr_") else None
+            yield int(value.blobFileValue.offset), _Use(op.outputs[0].name, packed)
 
 
-def _blobs(file: Path, names: dict[int, str]) -> list[_Blob]:
-    if not names:
+def _elements(value: Any) -> int:
+    return prod(dimension.constant.size for dimension in value.type.tensorType.dimensions)
+
+
+def _blobs(file: Path, uses: dict[int, _Use]) -> list[_Blob]:
+    if not uses:
         return []
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
-            return [_blob(stream, offset, size, name) for offset, name in sorted(names.items())]
+            return [_blob(stream, offset, size, use) for offset, use in sorted(uses.items())]
     except OSError as error:
         raise ArtifactError(f"{file} cannot be read: {error.strerror or error}; export the package again") from error
 
 
-def _blob(stream: BinaryIO, offset: int, size: int, name: str) -> _Blob:
+def _blob(stream: BinaryIO, offset: int, size: int, use: _Use) -> _Blob:
     stream.seek(offset)
     raw = stream.read(_RECORD.size)
     sentinel, code, count, start = _RECORD.unpack(raw) if len(raw) == _RECORD.size else (0, 0, 0, 0)
     if sentinel != _SENTINEL or code not in _STORED or start + count > size:
         raise ArtifactError(f"weight.bin holds no weight at byte {offset}; the package was altered, export it again")
     dtype = _STORED[code]
+    if dtype == "uint8" and use.packed:
+        dtype = f"uint{8 * count // use.packed}"
     if not dtype.startswith("float"):
-        return _Blob(name, dtype, count, finite=True)
+        return _Blob(use.name, dtype, count, finite=True)
     stream.seek(start)
-    return _Blob(name, dtype, count, bool(np.isfinite(np.frombuffer(stream.read(count), dtype)).all()))
+    return _Blob(use.name, dtype, count, bool(np.isfinite(np.frombuffer(stream.read(count), dtype)).all()))

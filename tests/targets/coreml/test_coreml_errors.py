@@ -52,9 +52,9 @@ def test_outputs_that_are_not_the_jobs_are_refused(small_job: Callable[..., Lowe
 
 
 def test_a_scheme_that_core_ml_has_not_is_refused(small_job: Callable[..., LoweringJob]) -> None:
-    job = small_job(nn.Linear(4, 4), QuantScheme("int8", "int8_static"))
+    job = small_job(nn.Linear(4, 4), QuantScheme("int8", "int8_dynamic"))
     with pytest.raises(
-        ConversionError, match="part: Core ML has no scheme weights=int8, activations=int8_static; choose"
+        ConversionError, match="part: Core ML has no scheme weights=int8, activations=int8_dynamic; choose"
     ):
         coreml.lower(job)
 

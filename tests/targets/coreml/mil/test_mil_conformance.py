@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from conformance_table import merge, page
 
 TOOL = Path(__file__).with_name("conformance.py")

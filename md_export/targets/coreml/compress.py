@@ -1,0 +1,138 @@
+"""Weights of a program as integers, palettes or sparse data, by coremltools' own passes on the program as it is.
+
+The public functions of ``coremltools.optimize.coreml`` run these passes and then every graph pass of a conversion once
+more: ten times slower, and they wrap the indices of a gather a second time.
+
+Constants are chosen by name, not by type of operation: equal constants of 100 elements and more are stored once, and
+where a norm and a linear share a zero bias coremltools sees a conflict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from math import prod
+from typing import Any, Final
+
+from md_export.scheme import QuantScheme
+from md_export.targets.coreml.kmeans import palettize
+from md_export.targets.coreml.vendor import cto
+
+# weight_threshold: coremltools would leave weights of up to 2048 elements as they are.
+_ALL_SIZES: Final[Mapping[str, int]] = {"weight_threshold": 0}
+
+
+def compress(program: Any, scheme: QuantScheme, names: Iterable[str]) -> frozenset[str]:
+    """Store the weights of these names as the scheme says; all else is untouched.
+
+    Where a block or group does not divide a weight's channels, the largest divisor above half of it is taken, and
+    else the whole axis. A weight that a palette would not make smaller stays as it is.
+
+    Returns:
+        Names of the weights that stay because a palette would not make them smaller.
+    """
+    from coremltools.optimize.coreml import _quantization_passes as passes
+
+    weights = {op.name: op for op in _operations(program) if op.name in set(names)}
+    small = frozenset(name for name, op in weights.items() if not _pays(op, scheme))
+    configs = {name: _config(op, scheme) for name, op in weights.items() if name not in small}
+    sparse = scheme.sparsity is not None
+    if sparse:
+        pruned = cto.OpMagnitudePrunerConfig(target_sparsity=scheme.sparsity, **_ALL_SIZES)
+        _apply(passes.prune_weights, program, dict.fromkeys(configs, pruned))
+        configs = _moved(configs, program, "_sparsified", "nonzero_data")
+    if scheme.palette_bits:
+        _apply(passes.palettize_weights, program, configs, joint=sparse)
+        if scheme.activations == "int8_static":
+            _apply(passes.linear_quantize_weights, program, _tables(program), joint=True)
+    elif scheme.weights.startswith("int"):
+        _apply(passes.linear_quantize_weights, program, configs, joint=sparse)
+    return small
+
+
+def _operations(program: Any) -> list[Any]:
+    return list(program.functions["main"].operations)
+
+
+def _apply(kind: Callable[[Any], Any], program: Any, configs: Mapping[str, Any], joint: bool = False) -> None:
+    step = kind(cto.OptimizationConfig(op_name_configs=dict(configs)))
+    step.joint_compression = joint
+    step.apply(program)
+
+
+def _moved(configs: Mapping[str, Any], program: Any, suffix: str, key: str) -> dict[str, Any]:
+    """The configurations under the names of the constants that hold the data of the weights after a pass."""
+    made = {op.name: op for op in _operations(program) if op.name.endswith(suffix)}
+    return {made[name + suffix].inputs[key].op.name: config for name, config in configs.items()}
+
+
+def _tables(program: Any) -> dict[str, Any]:
+    """int8 for the tables of all palettes: only then does the Neural Engine multiply int8 by int8.
+
+    coremltools takes one scale per tensor here and no other.
+    """
+    config = cto.OpLinearQuantizerConfig(dtype="int8", granularity="per_tensor", **_ALL_SIZES)
+    palettes = [
+        op for op in _operations(program) if op.op_type in ("constexpr_lut_to_dense", "constexpr_lut_to_sparse")
+    ]
+    return {op.inputs["lut"].op.name: config for op in palettes}
+
+
+def _config(op: Any, scheme: QuantScheme) -> Any:
+    return _palette_config(op, scheme) if scheme.palette_bits else _linear_config(op, scheme)
+
+
+def _linear_config(op: Any, scheme: QuantScheme) -> Any:
+    """Symmetric: the Neural Engine wants no zero points."""
+    if not scheme.weights.startswith("int"):
+        return None  # pruned only
+    if scheme.block_size is None:
+        return cto.OpLinearQuantizerConfig(dtype=scheme.weights, granularity=f"per_{scheme.granularity}", **_ALL_SIZES)
+    given, made = _axes(op)
+    blocks = [0] * len(op.outputs[0].shape)
+    blocks[given], blocks[made] = fitting(op.outputs[0].shape[given], scheme.block_size), 1
+    return cto.OpLinearQuantizerConfig(
+        dtype=scheme.weights, granularity="per_block", block_size=tuple(blocks), **_ALL_SIZES
+    )
+
+
+def _palette_config(op: Any, scheme: QuantScheme) -> Any:
+    function = partial(palettize, entries=2 ** (scheme.palette_bits or 0), skip_zeros=scheme.sparsity is not None)
+    group = _group(op, scheme)
+    if not group:
+        return cto.OpPalettizerConfig(mode="custom", lut_function=function, **_ALL_SIZES)
+    return cto.OpPalettizerConfig(
+        mode="custom",
+        lut_function=function,
+        granularity="per_grouped_channel",
+        group_size=group,
+        channel_axis=_axes(op)[1],
+        **_ALL_SIZES,
+    )
+
+
+def _pays(op: Any, scheme: QuantScheme) -> bool:
+    """Whether indices and tables together are smaller than the values, both in bits."""
+    if not scheme.palette_bits:
+        return True
+    shape, group = op.outputs[0].shape, _group(op, scheme)
+    tables = shape[_axes(op)[1]] // group if group else 1
+    kept, width = prod(shape) * (1 - (scheme.sparsity or 0)), 8 * op.outputs[0].val.itemsize
+    return bool(kept * scheme.palette_bits + tables * 2**scheme.palette_bits * width < kept * width)
+
+
+def _group(op: Any, scheme: QuantScheme) -> int:
+    return fitting(op.outputs[0].shape[_axes(op)[1]], scheme.group_size) if scheme.group_size else 0
+
+
+def fitting(channels: int, wanted: int) -> int:
+    """The largest divisor of ``channels`` in (wanted / 2, wanted]; 0, which stands for the whole axis, if none is."""
+    return next((size for size in range(wanted, wanted // 2, -1) if channels % size == 0), 0)
+
+
+def _axes(op: Any) -> tuple[int, int]:
+    """Axes of the input and output channels of a weight, as its consumers read it."""
+    from coremltools.optimize._utils import select_input_output_channel_axis
+
+    given, made = select_input_output_channel_axis(op)
+    return (1 if given is None else given), (0 if made is None else made)

@@ -1,0 +1,35 @@
+"""The trained checkpoint, compressed: what the recipes promise, and that the gate looks inside."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from md_export.artifact import read_manifest
+from md_export.parity.verify import verify
+from mutations import flip_block, rehash, weight_file
+from support import Exported
+
+pytestmark = pytest.mark.slow
+
+
+def test_palettes_hold_what_was_asked_for_and_nothing_else_passes(exported: Exported, copy_of: Exported) -> None:
+    entries = read_manifest(exported("coreml", "palette6")).artifacts
+    assert all(entry.stored["uint6"] > 4 * entry.stored["float16"] for entry in entries)
+    out = copy_of("coreml", "palette6")
+    shutil.rmtree(out / "unet.mlpackage")
+    shutil.copytree(exported("coreml", "fp16") / "unet.mlpackage", out / "unet.mlpackage")
+    rehash(out)
+    failures = verify(out).failures
+    assert failures == ("unet: palette6 was requested, but only 0% of its weights are stored so",)
+
+
+def test_w8a8_computes_in_int8_and_a_damaged_weight_is_noticed(copy_of: Exported) -> None:
+    out = copy_of("coreml", "w8a8")
+    (unet,) = [entry for entry in read_manifest(out).artifacts if entry.component == "unet"]
+    assert unet.ops["quantize"] > 0.5 * unet.ops["conv"]
+    path = weight_file(out, "unet")
+    flip_block(path, size=path.stat().st_size // 3)
+    rehash(out)
+    assert any(line.startswith("unet: snr") for line in verify(out).failures)
