@@ -6,7 +6,7 @@ import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import click
 
@@ -28,6 +28,14 @@ _path = click.Path(path_type=Path)
 _json_option = click.option("--json", "json_file", type=_path, help="Also write the result as JSON ('-': stdout).")
 
 
+# LiteRT's engine for the GPU, in software: minutes for a full-size graph.
+GPU_LIMIT_S: Final = 600.0
+_gpu_option = click.option("--gpu", is_flag=True, help="For TFLite: on LiteRT's GPU engine, by Vulkan in software.")
+_limit_option = click.option(
+    "--limit", "limit_s", type=float, help=f"With --gpu: seconds for one artifact.  [default: {GPU_LIMIT_S:g}]"
+)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="md-export")
 def cli() -> None:
@@ -40,18 +48,25 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("checkpoint", type=_path, required=False)
+@click.argument("checkpoint", metavar="[CHECKPOINT|ARTIFACT]", type=_path, required=False)
 @click.option(
     "--arch", type=click.Choice(ARCHS), help="A named architecture instead of a checkpoint; needs no weights."
 )
 @_json_option
 def inspect(checkpoint: Path | None, arch: str | None, json_file: Path | None) -> None:
-    """Count parameters, multiply-adds and blocks of each component, beside the paper's numbers."""
+    """Count parameters, multiply-adds and blocks of each component, beside the paper's numbers.
+
+    Of an ARTIFACT: what it tells an app, its weights by stored type, and its operations.
+    """
     from md_export.inspection import inspect_config
     from md_export.report.inspection import inspection_tables
+    from md_export.targets import TARGETS
 
     if checkpoint and arch:
         raise UsageError("name a CHECKPOINT or an --arch, not both")
+    if checkpoint and checkpoint.suffix in {target.suffix for target in TARGETS.values()}:
+        _inspect_artifact(checkpoint, json_file)
+        return
     if arch:
         from md_export.arch import arch_config
 
@@ -114,11 +129,12 @@ def _export_command(target: str) -> Callable[..., None]:
         golden_dir: Path | None,
         output: Path,
         json_file: Path | None,
+        layout: Literal["swift"] | None = None,
     ) -> None:
         from md_export.pipeline import export
         from md_export.report.tables import artifact_table, parity_table
 
-        recipe = _recipe(target, precision, recipe_file, components, rewrites, allow_drift)
+        recipe = _recipe(target, precision, recipe_file, components, rewrites, allow_drift, layout)
         with _progress(2 * len(recipe.components)) as report:
             manifest, result = export(recipe, _checkpoint_or_nano(checkpoint), output, golden_dir, report)
         _write_json(json_file, manifest)
@@ -137,6 +153,11 @@ def _export_command(target: str) -> Callable[..., None]:
     return command
 
 
+_OWN_OPTIONS: Final = {
+    "coreml": (
+        click.option("--layout", type=click.Choice(["swift"]), help="Names and shapes as Apple's Swift package reads."),
+    ),
+}
 for _target in TARGET_TITLES:
     _command: Any = _export_command(_target)
     for _option in (
@@ -146,12 +167,13 @@ for _target in TARGET_TITLES:
         click.option("--allow-drift", is_flag=True, help="Apply rewrites that the checkpoint was not trained with."),
         click.option("--rewrite", "rewrites", multiple=True, help="Apply a named rewrite; may be given several times."),
         click.option("--component", "components", type=click.Choice(COMPONENTS), multiple=True, help="Only this one."),
-        click.option("--recipe", "recipe_file", type=_path, help="A recipe file in place of a precision flag."),
+        click.option("--recipe", "recipe_file", type=_path, help="A recipe's file or name instead of a flag."),
         *(
             click.option(f"--{name}", "precision", flag_value=name, help=f"The recipe {_target}-{name}.")
             for name in PRECISIONS
         ),
         click.argument("checkpoint", type=_path, required=False),
+        *_OWN_OPTIONS.get(_target, ()),
     ):
         _command = _option(_command)
     cli.command(name=_target)(_command)
@@ -164,7 +186,9 @@ for _target in TARGET_TITLES:
 @click.option(
     "--runtime", type=click.Choice(["mil", "coreml"]), help="For a Core ML package: ours, or Apple's on a Mac."
 )
-def run(artifact: Path, inputs: Path, output: Path, runtime: str | None) -> None:
+@_gpu_option
+@_limit_option
+def run(artifact: Path, inputs: Path, output: Path, runtime: str | None, gpu: bool, limit_s: float | None) -> None:
     """Execute any artifact in its own runtime; a Core ML package runs on Linux too."""
     from md_export.npz import read_npz, write_npz
     from md_export.targets import target_of
@@ -173,7 +197,15 @@ def run(artifact: Path, inputs: Path, output: Path, runtime: str | None) -> None
     target = target_of(artifact)
     if runtime and target.name != "coreml":
         raise UsageError(f"--runtime is for Core ML packages; {artifact.name} has one runtime only")
-    (outputs,) = execute(target.name, artifact, [read_npz(inputs)], runtime).outputs
+    limit_s = _gpu_limit(gpu, limit_s, target.name)
+    if gpu:
+        target.require()
+        from md_export.parity.gpu import run_on_gpu
+
+        outputs, note = run_on_gpu(artifact, read_npz(inputs), limit_s)
+        click.echo(note, err=True)
+    else:
+        (outputs,) = execute(target.name, artifact, [read_npz(inputs)], runtime).outputs
     write_npz(output, outputs)
     click.echo(
         f"{output}: " + ", ".join(f"{name} {list(value.shape)} {value.dtype}" for name, value in outputs.items())
@@ -183,13 +215,23 @@ def run(artifact: Path, inputs: Path, output: Path, runtime: str | None) -> None
 @cli.command()
 @click.argument("out", type=_path)
 @click.option("--golden", "golden_dir", type=_path, help="Golden cases; by default those that lie in OUT.")
+@_gpu_option
+@_limit_option
 @_json_option
-def verify(out: Path, golden_dir: Path | None, json_file: Path | None) -> None:
-    """Run every artifact of an export on every golden case, and the chain to the picture; exit 3 if one falls short."""
+def verify(out: Path, golden_dir: Path | None, gpu: bool, limit_s: float | None, json_file: Path | None) -> None:
+    """Run every artifact of an export on every golden case, and the chain to the picture; exit 3 if one falls short.
+
+    With --gpu: is all of a TFLite graph on the GPU, and right there? Each op that is not is named with its module.
+    """
+    from md_export.artifact import read_manifest
     from md_export.errors import ParityError
     from md_export.parity.verify import verify as judge
     from md_export.report.tables import parity_table
 
+    limit_s = _gpu_limit(gpu, limit_s, read_manifest(out).target)
+    if gpu:
+        _verify_on_gpu(out, golden_dir, limit_s, json_file)
+        return
     with _progress(len(COMPONENTS)) as report:
         result = judge(out, golden_dir, report)
     _write_json(json_file, result)
@@ -197,6 +239,71 @@ def verify(out: Path, golden_dir: Path | None, json_file: Path | None) -> None:
     if not result.passed:
         raise ParityError("; ".join(result.failures))
     click.echo(f"{out}: verified")
+
+
+@cli.command()
+@click.argument("path", type=_path, required=False)
+@click.option("--os", "system", help="Whose rules to apply, iOS18 for instance. Default: the oldest that loads it.")
+@click.option("--inputs", type=_path, help="An .npz file for one package: activations for the float16 hazards.")
+@click.option("--rules", "show_rules", is_flag=True, help="Print the rules and their sources.")
+@_json_option
+def lint(path: Path | None, system: str | None, inputs: Path | None, show_rules: bool, json_file: Path | None) -> None:
+    """Advise on a Core ML package, or on each of an export with its golden inputs: what the Neural Engine may refuse
+    or pay for, and which values float16 cannot hold. Advice is no failure: exit 0."""
+    from md_export.report.lint import lint_tables, rule_table, source_lines
+
+    if show_rules == (path is not None):
+        raise UsageError("name a package or an export, or ask for --rules")
+    if path is None:
+        from md_export.targets.coreml.rules import load_rules
+
+        file = load_rules()
+        _write_json(json_file, file)
+        _print(rule_table(file.rule, file.hazard, file.version), *source_lines((*file.rule, *file.hazard)))
+        return
+    from md_export.linting import lint as advise
+
+    with _progress(len(COMPONENTS)) as tell:
+        reports = advise(path, system, inputs, tell)
+    _write_json(json_file, reports)
+    _print(*lint_tables(reports))
+
+
+@cli.command()
+@click.argument("outs", metavar="OUT...", type=_path, nargs=-1, required=True)
+@click.option("-o", "--output", type=_path, help="The .html file to write.")
+@click.option("--junit", type=_path, help="Also write JUnit XML, for a CI system.")
+@click.option("--markdown", type=_path, help="Also write Markdown, for a pull request's comment.")
+@_json_option
+def report(
+    outs: tuple[Path, ...], output: Path | None, junit: Path | None, markdown: Path | None, json_file: Path | None
+) -> None:
+    """Verify exports and write what was found as one page that opens without a network; exit 3 as verify does."""
+    from md_export.artifact import read_manifest
+    from md_export.errors import ParityError
+    from md_export.parity.verify import judge
+
+    if not (output or junit or markdown or json_file):
+        raise UsageError("say what to write: -o report.html, --junit, --markdown or --json")
+    with _progress(len(COMPONENTS) * len(outs)) as tell:
+        exports = [(out.resolve().name, read_manifest(out), judge(out, progress=tell)) for out in outs]
+    results = [(name, verification.result) for name, _, verification in exports]
+    if output:
+        from md_export.report.html import html_page
+
+        output.write_text(html_page(exports), encoding="utf-8")
+    if junit:
+        from md_export.report.junit import junit_xml
+
+        junit.write_text(junit_xml(results), encoding="utf-8")
+    if markdown:
+        from md_export.report.markdown import markdown_page
+
+        markdown.write_text(markdown_page(results), encoding="utf-8")
+    _write_json(json_file, [result for _, result in results])
+    failures = [f"{name}: {failure}" for name, result in results for failure in result.failures]
+    if failures:
+        raise ParityError("; ".join(failures))
 
 
 @cli.command()
@@ -219,6 +326,40 @@ def generate(prompt: str, artifacts: Path | None, checkpoint: Path | None, seed:
     click.echo(f"{output}: {picture.shape[1]}×{picture.shape[0]}")
 
 
+def _inspect_artifact(artifact: Path, json_file: Path | None) -> None:
+    from md_export.report.description import description_tables
+    from md_export.targets import target_of
+
+    found = target_of(artifact).open().describe(artifact)
+    _write_json(json_file, found)
+    _print(*description_tables(found, artifact.name))
+
+
+def _gpu_limit(gpu: bool, limit_s: float | None, target: str) -> float:
+    if limit_s is not None and not gpu:
+        raise UsageError("--limit is for --gpu; leave it out")
+    if gpu and target != "tflite":
+        raise UsageError(f"--gpu is LiteRT's engine, which runs TFLite files, not {target}; leave it out")
+    return GPU_LIMIT_S if limit_s is None else limit_s
+
+
+def _verify_on_gpu(out: Path, golden_dir: Path | None, limit_s: float, json_file: Path | None) -> None:
+    from md_export.errors import ParityError
+    from md_export.targets import TARGETS
+
+    TARGETS["tflite"].require()
+    from md_export.parity.gpu import verify_on_gpu
+    from md_export.report.gpu import gpu_tables
+
+    with _progress(len(COMPONENTS)) as report:
+        result = verify_on_gpu(out, golden_dir, limit_s, report)
+    _write_json(json_file, result)
+    _print(*gpu_tables(result))
+    if result.failures:
+        raise ParityError("; ".join(result.failures))
+    click.echo(f"{out}: all on the GPU, and right there")
+
+
 def _recipe(
     target: str,
     precision: str | None,
@@ -226,19 +367,23 @@ def _recipe(
     components: tuple[str, ...],
     rewrites: tuple[str, ...],
     allow_drift: bool,
+    layout: Literal["swift"] | None,
 ) -> Any:
     """The recipe that the flags stand for."""
     import dataclasses
 
-    from md_export.data import builtin_recipe
+    from md_export.data import builtin_recipe, builtin_recipes, recipe_file
     from md_export.recipe import load_recipe
 
     if file and precision:
         raise UsageError(f"--{precision} names a recipe, and --recipe names another; give one of them")
-    recipe = load_recipe(file or builtin_recipe(target, precision or DEFAULT_PRECISION))
+    source = recipe_file(file) if file else builtin_recipe(target, precision or DEFAULT_PRECISION)
+    if not source.suffix and not source.exists():
+        raise UsageError(f"no recipe {file}; name a .toml file or one of {', '.join(builtin_recipes())}")
+    recipe = load_recipe(source)
     if recipe.target != target:
         raise UsageError(f"{file} is for {recipe.target}; run: md-export {recipe.target} --recipe {file}")
-    recipe = dataclasses.replace(recipe, rewrites=(*recipe.rewrites, *rewrites))
+    recipe = dataclasses.replace(recipe, rewrites=(*recipe.rewrites, *rewrites), layout=layout or recipe.layout)
     return dataclasses.replace(recipe, allow_drift=recipe.allow_drift or allow_drift).narrowed(components)
 
 
@@ -261,7 +406,7 @@ def _print(*tables: Any) -> None:
     from md_export.report.tables import console
 
     for table in tables:
-        console().print(table)
+        console().print(table, soft_wrap=isinstance(table, str))
 
 
 def _write_json(file: Path | None, result: Any) -> None:

@@ -20,20 +20,66 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def execute(request: dict[str, Any]) -> dict[str, Any]:
-    """Run one artifact on batches of inputs; outputs go to the named file, the answer is what it was found to hold."""
+    """Run one artifact on batches of inputs; outputs go to the named file, the answer is what was found inside."""
     import dataclasses
 
     from md_export.targets import TARGETS
+    from md_export.targets.contract import WatchedRunner
     from md_export.workers import load_batches, save_batches
 
     target = TARGETS[request["target"]].open()
     options = {} if request["runtime"] is None else {"runtime": request["runtime"]}
     runner = target.load(Path(request["path"]), **options)
     save_batches([runner.run(batch) for batch in load_batches(Path(request["inputs"]))], Path(request["outputs"]))
-    return dataclasses.asdict(target.describe(Path(request["path"])))
+    hazards = runner.hazards() if isinstance(runner, WatchedRunner) else ()
+    return {"found": dataclasses.asdict(target.describe(Path(request["path"]))), "hazards": list(hazards)}
 
 
-TASKS: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"build": build, "execute": execute}
+def lint(request: dict[str, Any]) -> dict[str, Any]:
+    """Advise on one artifact; with inputs, run it and answer with float16 hazards too."""
+    import dataclasses
+
+    from md_export.targets import TARGETS
+    from md_export.workers import load_batches
+
+    target = TARGETS[request["target"]].open()
+    batches = load_batches(Path(request["inputs"])) if request["inputs"] else []
+    return dataclasses.asdict(target.lint(Path(request["path"]), request["system"], batches))
+
+
+def contract(request: dict[str, Any]) -> dict[str, Any]:
+    """Hold an export in the Swift layout against what Apple's Swift package reads; answers with the faults."""
+    from md_export.swift.contract import faults
+
+    return {"faults": faults(Path(request["folder"]), tuple(request["packages"]))}
+
+
+def execute_on_gpu(request: dict[str, Any]) -> dict[str, Any]:
+    """Run a .tflite file, or its first ops beside XNNPACK's answer, on LiteRT's GPU engine."""
+    from md_export.targets.tflite.gpu.engine import run_on_gpu
+    from md_export.targets.tflite.gpu.prefix import write_prefix
+    from md_export.targets.tflite.run import load
+    from md_export.workers import load_batches, save_batches
+
+    path, batches = Path(request["path"]), load_batches(Path(request["inputs"]))
+    if request["ops"] is not None:
+        prefix = Path(request["outputs"]).with_name(path.name)
+        if not write_prefix(path, request["ops"], prefix):
+            return {"nothing": True}
+        path, runner = prefix, load(prefix)
+        save_batches([runner.run(batch) for batch in batches], Path(request["reference"]))
+    run = run_on_gpu(path, batches)
+    save_batches(run.outputs, Path(request["outputs"]))
+    return {"resident": run.resident, "compile_seconds": run.compile_seconds, "run_seconds": run.run_seconds}
+
+
+TASKS: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "build": build,
+    "execute": execute,
+    "execute_on_gpu": execute_on_gpu,
+    "lint": lint,
+    "contract": contract,
+}
 
 
 def main(task: str, folder: Path) -> None:

@@ -29,7 +29,7 @@ HEAVY = (
 )
 
 # Module (longest prefix wins) → what of ours it may import. "lazy" rows are checked at module level only.
-DATA = ("errors", "tensors", "recipe", "files", "artifact")
+DATA = ("errors", "tensors", "recipe", "scheme", "files", "artifact")
 ALLOWED: dict[str, tuple[str, ...]] = {
     "errors": (),
     "tensors": ("errors",),
@@ -37,7 +37,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "data": (),
     "files": ("errors",),
     "npz": ("errors", "tensors"),
-    "recipe": ("errors",),
+    "scheme": ("errors",),
+    "recipe": ("errors", "scheme"),
     "artifact": ("errors", "files", "recipe", "tensors"),
     "components": ("components", "errors", "quiet", "tensors"),
     "checkpoint": ("checkpoint", "components", "errors"),
@@ -46,20 +47,60 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "inspection": ("components", "checkpoint", "errors"),
     "rewrites": ("rewrites", "components", "artifact", "errors"),
     "targets.coreml.mil": ("targets.coreml.mil", "errors"),
-    "targets.coreml": ("targets.coreml", "targets.contract", *DATA),
-    "targets.tflite": ("targets.tflite", "targets.contract", *DATA),
-    "targets.onnx": ("targets.onnx", "targets.contract", *DATA),
-    "targets.contract": ("recipe", "tensors"),
-    "targets": ("targets.contract", "errors"),
+    "targets.coreml": ("targets.coreml", "targets.advice", "targets.contract", "targets.notes", *DATA),
+    "targets.tflite": ("targets.tflite", "targets.contract", "targets.notes", *DATA),
+    "targets.onnx": ("targets.onnx", "targets.contract", "targets.notes", *DATA),
+    "targets.notes": (),
+    "targets.advice": (),
+    "targets.contract": ("recipe", "targets.advice", "tensors"),
+    "targets": ("targets.advice", "targets.contract", "errors", "tensors"),
+    "linting": ("layouts", "npz", "parity", "targets", "workers", *DATA),
     "workers": ("errors", "tensors", "targets.contract"),
     "sampling": ("artifact", "errors", "quiet", "tensors", "targets.contract"),
     "parity.metrics": ("artifact", "tensors"),
-    "parity": ("parity", "checkpoint", "components", "rewrites", "sampling", "targets", "workers", "__init__", *DATA),
-    "generation": ("components", "checkpoint", "parity", "sampling", "workers", *DATA),
-    "build": ("checkpoint", "components", "parity", "rewrites", "targets", *DATA),
-    "pipeline": ("build", "checkpoint", "components", "parity", "rewrites", "targets", "workers", "__init__", *DATA),
+    "parity": (
+        "parity",
+        "checkpoint",
+        "components",
+        "layouts",
+        "rewrites",
+        "sampling",
+        "targets",
+        "workers",
+        "__init__",
+        *DATA,
+    ),
+    "layouts": ("errors", "recipe", "rewrites", "tensors"),
+    "swift": ("swift", "checkpoint", "components", "parity", "sampling", "targets", "workers", *DATA),
+    "generation": ("components", "checkpoint", "layouts", "parity", "sampling", "workers", *DATA),
+    "notes": ("checkpoint", "parity", "sampling", "__init__"),
+    "build": ("checkpoint", "components", "layouts", "parity", "rewrites", "targets", *DATA),
+    "pipeline": (
+        "build",
+        "checkpoint",
+        "components",
+        "layouts",
+        "notes",
+        "parity",
+        "rewrites",
+        "swift",
+        "targets",
+        "workers",
+        "__init__",
+        *DATA,
+    ),
     "worker": ("errors",),
-    "report": ("report", "artifact", "parity", "inspection", "components"),
+    "report": (
+        "report",
+        "artifact",
+        "parity",
+        "inspection",
+        "components",
+        "sampling",
+        "targets.advice",
+        "targets.contract",
+        "__init__",
+    ),
     "cli": ("errors", "__init__"),
     "__init__": ("pipeline", "parity", "recipe"),
     "__main__": ("cli",),
@@ -124,7 +165,7 @@ def test_help_imports_nothing_heavy(argument: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["inspect", "init", "golden", "coreml", "tflite", "onnx", "run", "verify", "generate"]
+    "command", ["inspect", "init", "golden", "coreml", "tflite", "onnx", "run", "verify", "lint", "generate", "report"]
 )
 def test_help_of_each_command_is_light(command: str) -> None:
     code = (

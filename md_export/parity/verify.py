@@ -22,11 +22,12 @@ from md_export.artifact import (
     read_manifest,
 )
 from md_export.errors import GoldenError, MdExportError
+from md_export.layouts import layout_of
+from md_export.parity.contents import note_faults, stored_faults
 from md_export.parity.golden import GoldenSet, read_golden
 from md_export.parity.metrics import compare, first_fault, worst
 from md_export.recipe import Tolerance
-from md_export.sampling import latent_from, only_output, picture_from
-from md_export.targets.contract import Description
+from md_export.sampling import Float32, latent_from, only_output, picture_from
 from md_export.tensors import Array, Arrays, select
 from md_export.workers import execute
 
@@ -74,7 +75,25 @@ class VerifyResult:
         return not self.failures
 
 
+@dataclass(frozen=True)
+class Verification:
+    """A verdict and what it was reached on.
+
+    Attributes:
+        pictures: the artifacts', ``[H, W, 3]`` in [0, 1], one per golden case; none where the chain broke off.
+    """
+
+    result: VerifyResult
+    golden: GoldenSet
+    pictures: tuple[Float32, ...]
+
+
 def verify(out: Path, golden_dir: Path | None = None, progress: Callable[[str], None] = lambda _: None) -> VerifyResult:
+    """The verdict of :func:`judge` alone."""
+    return judge(out, golden_dir, progress).result
+
+
+def judge(out: Path, golden_dir: Path | None = None, progress: Callable[[str], None] = lambda _: None) -> Verification:
     """Judge the export in ``out`` against ``golden_dir``, by default the golden cases that lie in ``out``.
 
     Raises:
@@ -84,19 +103,23 @@ def verify(out: Path, golden_dir: Path | None = None, progress: Callable[[str], 
     """
     manifest = read_manifest(out)
     golden = read_golden(golden_dir or out / GOLDEN_FOLDER)
-    _check_belongs(manifest, golden, own=golden_dir is None)
+    check_belongs(manifest, golden, own=golden_dir is None)
     chain: dict[str, list[Array]] = {}
     results = []
     for entry in manifest.artifacts:
         progress(f"verify {manifest.target} {entry.component} on {len(golden.cases)} golden cases")
-        result, outputs = _judge_component(out, manifest, entry, golden, chain)
-        results.append(result)
+        verdict, outputs = _judge_component(out, manifest, entry, golden, chain)
+        results.append(verdict)
         chain[entry.component] = outputs
-    picture = _judge_picture(manifest, golden, chain) if len(manifest.artifacts) == len(_CHAIN) else None
-    return VerifyResult(manifest.target, manifest.recipe.name, len(golden.cases), tuple(results), picture)
+    whole = len(manifest.artifacts) == len(_CHAIN)
+    pictures = tuple(picture_from(image) for image in chain["vae_decoder"]) if whole else ()
+    picture = _judge_picture(manifest, golden, pictures) if whole else None
+    result = VerifyResult(manifest.target, manifest.recipe.name, len(golden.cases), tuple(results), picture)
+    return Verification(result, golden, pictures)
 
 
-def _check_belongs(manifest: Manifest, golden: GoldenSet, own: bool) -> None:
+def check_belongs(manifest: Manifest, golden: GoldenSet, own: bool) -> None:
+    """Raise :class:`GoldenError` where the golden cases are of another checkpoint, or are ``own`` and were altered."""
     if golden.index.checkpoint_sha256 != manifest.checkpoint_sha256:
         raise GoldenError(
             f"{golden.folder} holds golden cases of another checkpoint "
@@ -116,15 +139,17 @@ def _judge_component(
     golden_inputs = [case.inputs(entry.component) for case in golden.cases]
     batches = [*golden_inputs, *_chain_inputs(manifest, entry, golden, chain)]
     try:
-        chosen = [select(batch, entry.inputs) for batch in batches]
+        layout = layout_of(manifest.recipe)
+        chosen = [select(layout.pack(entry.component, batch), entry.inputs) for batch in batches]
         (made,) = entry.outputs
-        wanted = [case.output(made.name) for case in golden.cases]
+        wanted = [case.output(layout.output_of(entry.component, made.name)) for case in golden.cases]
     except (KeyError, ValueError) as error:
         edited = f"the manifest's inputs and outputs are not this component's ({error}); it was edited"
         return ComponentResult(entry.component, entry.file, None, tolerance, (*faults, edited)), []
     try:
         run = execute(manifest.target, path, chosen)
         outputs = [only_output(item) for item in run.outputs]
+        faults += [*run.hazards, *note_faults(manifest, entry, run.found.notes)]
     except MdExportError as error:
         return ComponentResult(entry.component, entry.file, None, tolerance, (*faults, str(error))), []
     count = len(golden.cases)
@@ -133,7 +158,7 @@ def _judge_component(
     if broken:
         return ComponentResult(entry.component, entry.file, None, tolerance, (*faults, *broken)), []
     parity = worst([compare(got, want) for got, want, _ in pairs])
-    faults += _shortfalls(parity, tolerance) + _stored_faults(entry, run.found)
+    faults += shortfalls(parity, tolerance) + stored_faults(entry, manifest.recipe.schemes[entry.component], run.found)
     return ComponentResult(entry.component, entry.file, parity, tolerance, tuple(faults)), outputs[count:]
 
 
@@ -164,14 +189,12 @@ def latent_of(manifest: Manifest, noise: Array, unet_output: Array) -> Array:
     return unet_output if folded else latent_from(noise, unet_output, manifest.one_step)
 
 
-def _judge_picture(manifest: Manifest, golden: GoldenSet, chain: dict[str, list[Array]]) -> PictureResult:
+def _judge_picture(manifest: Manifest, golden: GoldenSet, pictures: tuple[Float32, ...]) -> PictureResult:
     least = manifest.recipe.picture_psnr_db
-    images = chain["vae_decoder"]
-    if not images:
+    if not pictures:
         return PictureResult(None, least, ("no picture, since a component before it failed",))
     figures = []
-    for case, image in zip(golden.cases, images, strict=True):
-        picture = picture_from(image)
+    for case, picture in zip(golden.cases, pictures, strict=True):
         fault = first_fault(picture, case.values.picture)
         if fault:
             return PictureResult(None, least, (f"{case.name}: {fault}",))
@@ -181,7 +204,7 @@ def _judge_picture(manifest: Manifest, golden: GoldenSet, chain: dict[str, list[
     return PictureResult(psnr, least, faults)
 
 
-def _shortfalls(parity: Parity, tolerance: Tolerance) -> list[str]:
+def shortfalls(parity: Parity, tolerance: Tolerance) -> list[str]:
     """Each threshold that is not met. Written so that a NaN figure falls short."""
     lines = []
     for name, unit in (("snr_db", " dB"), ("psnr_db", " dB"), ("cosine", "")):
@@ -191,17 +214,3 @@ def _shortfalls(parity: Parity, tolerance: Tolerance) -> list[str]:
     if tolerance.max_abs is not None and not parity.max_abs <= tolerance.max_abs:
         lines.append(f"max error {parity.max_abs:.4g} is above the recipe's {tolerance.max_abs:g}")
     return lines
-
-
-_BYTES_OF = {"float32": 4, "float16": 2, "int8": 1}
-
-
-def _stored_faults(entry: ArtifactEntry, found: Description) -> list[str]:
-    """What the file itself holds: no NaN that arithmetic might hide, and no "int8" that is float inside."""
-    faults = [f"NaN or Inf in the stored weight {name}" for name in found.not_finite[:3]]
-    counts = {dtype: size / _BYTES_OF.get(dtype, 1) for dtype, size in found.stored.items()}
-    total = sum(counts.values())
-    share = counts.get(entry.weights, 0.0) / total if total else 0.0
-    if share <= 0.5:
-        faults.append(f"{entry.weights} was requested, but only {share:.0%} of its weights are stored so")
-    return faults

@@ -1,15 +1,26 @@
-"""Results in, terminal tables out."""
+"""Results in, tables out: as cells of plain text, and drawn for a terminal."""
 
 from __future__ import annotations
 
 import sys
+from typing import Final, NamedTuple
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from md_export.artifact import Manifest
+from md_export.artifact import ArtifactEntry, Manifest
 from md_export.parity.metrics import EXACT_DB
 from md_export.parity.verify import ComponentResult, VerifyResult
+
+_FAIL: Final = "FAIL"
+
+
+class Cells(NamedTuple):
+    """A table as text."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
 
 
 def console() -> Console:
@@ -19,40 +30,59 @@ def console() -> Console:
 
 def parity_table(result: VerifyResult) -> Table:
     """One row per component and one for the picture, each figure beside the recipe's threshold."""
+    head, rows = parity_cells(result)
     table = Table(title=f"{result.recipe}: parity on {result.cases} golden cases (worst case of each figure)")
-    for name in ("component", "SNR dB", "at least", "PSNR dB", "cosine", "max error", "verdict"):
+    for name in head:
         table.add_column(name, justify="left" if name in ("component", "verdict") else "right")
-    for item in result.components:
-        table.add_row(*_component_row(item))
-    if result.picture:
-        figure = "-" if result.picture.psnr_db is None else decibel(result.picture.psnr_db)
-        least, verdict = f"{result.picture.least_psnr_db:g} (PSNR)", _verdict(result.picture.faults)
-        table.add_row("picture", "-", least, figure, "-", "-", verdict)
-    else:
-        table.add_row("picture", "-", "-", "-", "-", "-", "not judged: the export lacks a component")
+    for *cells, verdict in rows:
+        colour = "red" if verdict.startswith(_FAIL) else "green"
+        table.add_row(*map(escape, cells), f"[{colour}]{escape(verdict)}[/]")
     return table
 
 
 def artifact_table(manifest: Manifest) -> Table:
     """One row per artifact: bytes, stored types, time and memory of the worker that made it."""
+    head, rows = artifact_cells(manifest)
     table = Table(title=f"{manifest.recipe.name}: artifacts")
-    for name in ("file", "KB", "weights stored as", "ops", "seconds", "peak MB", "rewrites"):
+    for name in head:
         table.add_column(name, justify="left" if name in ("file", "weights stored as", "rewrites") else "right")
-    for entry in manifest.artifacts:
-        total = sum(entry.stored.values()) or 1
-        shares = ", ".join(f"{dtype} {size / total:.0%}" for dtype, size in sorted(entry.stored.items()))
-        rewrites = ", ".join(f"{record.name} ×{record.fired}" for record in entry.rewrites) or "-"
-        measured = entry.measured
-        table.add_row(
-            entry.file,
-            f"{entry.bytes / 1e3:,.0f}",
-            shares,
-            str(sum(entry.ops.values())),
-            f"{measured.seconds:.1f}",
-            f"{measured.peak_resident_bytes / 1e6:,.0f}",
-            rewrites,
-        )
+    for row in rows:
+        table.add_row(*map(escape, row))
     return table
+
+
+def parity_cells(result: VerifyResult) -> Cells:
+    """The parity table as plain text."""
+    rows = [_component_row(item) for item in result.components]
+    if result.picture:
+        figure = "-" if result.picture.psnr_db is None else decibel(result.picture.psnr_db)
+        least, verdict = f"{result.picture.least_psnr_db:g} (PSNR)", _verdict(result.picture.faults)
+        rows.append(("picture", "-", least, figure, "-", "-", verdict))
+    else:
+        rows.append(("picture", "-", "-", "-", "-", "-", "not judged: the export lacks a component"))
+    return Cells(("component", "SNR dB", "at least", "PSNR dB", "cosine", "max error", "verdict"), tuple(rows))
+
+
+def artifact_cells(manifest: Manifest) -> Cells:
+    """The artifact table as plain text."""
+    head = ("file", "KB", "weights stored as", "ops", "seconds", "peak MB", "rewrites")
+    return Cells(head, tuple(_artifact_row(entry) for entry in manifest.artifacts))
+
+
+def _artifact_row(entry: ArtifactEntry) -> tuple[str, ...]:
+    total = sum(entry.stored.values()) or 1
+    shares = ", ".join(f"{dtype} {size / total:.0%}" for dtype, size in sorted(entry.stored.items()))
+    rewrites = ", ".join(f"{record.name} ×{record.fired}" for record in entry.rewrites) or "-"
+    measured = entry.measured
+    return (
+        entry.file,
+        f"{entry.bytes / 1e3:,.0f}",
+        shares,
+        str(sum(entry.ops.values())),
+        f"{measured.seconds:.1f}",
+        f"{measured.peak_resident_bytes / 1e6:,.0f}",
+        rewrites,
+    )
 
 
 def decibel(value: float) -> str:
@@ -70,4 +100,4 @@ def _component_row(item: ComponentResult) -> tuple[str, ...]:
 
 
 def _verdict(faults: tuple[str, ...]) -> str:
-    return "[red]FAIL[/]: " + "; ".join(faults) if faults else "[green]ok[/]"
+    return f"{_FAIL}: " + "; ".join(faults) if faults else "ok"

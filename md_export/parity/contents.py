@@ -1,0 +1,52 @@
+"""What verify finds inside an artifact, whatever its outputs look like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from string import ascii_letters
+
+from md_export.artifact import ArtifactEntry, Manifest
+from md_export.scheme import QuantScheme, stored_type
+from md_export.targets.contract import Description
+
+
+def note_faults(manifest: Manifest, entry: ArtifactEntry, notes: Mapping[str, str]) -> list[str]:
+    """What the artifact itself says of its origin, which hashes made anew cannot hide."""
+    made_from, component = notes.get("checkpoint_sha256"), notes.get("component")
+    if made_from is None or component is None:
+        return ["it does not say which checkpoint and component it was made from; export again"]
+    faults = []
+    if made_from != manifest.checkpoint_sha256:
+        faults.append(
+            f"it was made from another checkpoint ({made_from[:12]}, the manifest's is "
+            f"{manifest.checkpoint_sha256[:12]}); export again"
+        )
+    if component != entry.component:
+        faults.append(f"it says that it is {component!r:.40}; export again")
+    return faults
+
+
+# Of what a sparse weight keeps, so much may be more than was asked for: equal magnitudes, biases beside it.
+_SPARSITY_SLACK = 0.1
+
+
+def stored_faults(entry: ArtifactEntry, scheme: QuantScheme, found: Description) -> list[str]:
+    """What the file itself holds: no NaN that arithmetic might hide, and no "int8" that is float inside."""
+    faults = [f"NaN or Inf in the stored weight {name}" for name in found.not_finite[:3]]
+    counts = {dtype: 8 * size / _bits(dtype) for dtype, size in found.stored.items()}
+    masks = counts.pop("uint1", 0.0)
+    total, wanted = sum(counts.values()), counts.get(stored_type(entry.weights), 0.0)
+    share = wanted / total if total else 0.0
+    if share <= 0.5:
+        faults.append(f"{entry.weights} was requested, but only {share:.0%} of its weights are stored so")
+    if scheme.sparsity is not None and not wanted <= masks * (1 - scheme.sparsity + _SPARSITY_SLACK):
+        faults.append(f"a sparsity of {scheme.sparsity:g} was requested, but the weights are not stored so sparsely")
+    if entry.activations == "int8_static" and found.int8_inputs is not None and found.int8_inputs <= 0.5:
+        faults.append(f"int8 activations were requested, but only {found.int8_inputs:.0%} of the operations take them")
+    return faults
+
+
+def _bits(dtype: str) -> int:
+    """Of one element; ``float16`` → 16, ``uint4`` → 4; 8 for ``bool``."""
+    digits = dtype.lstrip(ascii_letters)
+    return int(digits) if digits else 8

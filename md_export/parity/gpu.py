@@ -1,0 +1,190 @@
+"""Every TFLite artifact of an export on LiteRT's GPU engine: is all of it on the GPU, and is it right there?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from md_export.artifact import (
+    GOLDEN_FOLDER,
+    ArtifactEntry,
+    Manifest,
+    Parity,
+    artifact_path,
+    is_unchanged,
+    read_manifest,
+)
+from md_export.errors import ArtifactError, RuntimeFault
+from md_export.parity.golden import GoldenSet, read_golden
+from md_export.parity.gpu_locate import Search, first_bad_op, words_of
+from md_export.parity.metrics import compare, first_fault, worst
+from md_export.parity.verify import check_belongs, shortfalls
+from md_export.recipe import Tolerance
+from md_export.sampling import only_output
+from md_export.targets.tflite.gpu.graph import graph_ops
+from md_export.targets.tflite.gpu.log import EngineLog, read_log
+from md_export.targets.tflite.gpu.residency import OpFinding, refused_ops
+from md_export.tensors import Array, Arrays, select
+from md_export.workers import GpuExecution, execute_on_gpu
+
+# Findings that a one-line fault spells out; a table has them all.
+_SPELLED_OUT = 3
+# Where no op is to blame, for an engine that is wrong and for one that fails.
+_NOBODY = (
+    "XNNPACK computes the same: it is the file that falls short",
+    "no op is to blame: XNNPACK does not run it either, or a second attempt did not fail",
+)
+
+
+@dataclass(frozen=True)
+class GpuComponent:
+    """One artifact's verdict.
+
+    Attributes:
+        adapter: device on which the engine ran.
+        resident: every op runs on the GPU; None where the engine failed.
+        ops, on_cpu: ops of the graph, and those that the engine left to the CPU.
+        findings: the ops to blame.
+        parity: against the golden outputs; None where a fault kept it from being computed.
+        compile_seconds, run_seconds: of the compilation, and of one execution on the average.
+    """
+
+    component: str
+    file: str
+    tolerance: Tolerance
+    faults: tuple[str, ...]
+    adapter: str
+    resident: bool | None = None
+    ops: int = 0
+    on_cpu: int = 0
+    findings: tuple[OpFinding, ...] = ()
+    parity: Parity | None = None
+    compile_seconds: float = 0.0
+    run_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class GpuResult:
+    """All verdicts of one export."""
+
+    recipe: str
+    cases: int
+    components: tuple[GpuComponent, ...]
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """One line for each thing that falls short, the component's name first."""
+        return tuple(f"{item.component}: {fault}" for item in self.components for fault in item.faults)
+
+
+def verify_on_gpu(
+    out: Path, golden_dir: Path | None, limit_s: float, progress: Callable[[str], None] = lambda _: None
+) -> GpuResult:
+    """Judge a TFLite export in ``out`` as the GPU engine executes it, each attempt stopped after ``limit_s`` seconds.
+
+    Raises:
+        ArtifactError: the manifest is unreadable, or an artifact is missing.
+        GoldenError: the golden cases are unreadable, altered, or of another checkpoint.
+        MissingExtraError: there is no Vulkan driver.
+    """
+    manifest = read_manifest(out)
+    golden = read_golden(golden_dir or out / GOLDEN_FOLDER)
+    check_belongs(manifest, golden, own=golden_dir is None)
+    components = []
+    for entry in manifest.artifacts:
+        progress(f"verify {entry.component} on the GPU engine with {len(golden.cases)} golden cases")
+        components.append(_judge(out, manifest, entry, golden, limit_s, progress))
+    return GpuResult(manifest.recipe.name, len(golden.cases), tuple(components))
+
+
+def _judge(
+    out: Path,
+    manifest: Manifest,
+    entry: ArtifactEntry,
+    golden: GoldenSet,
+    limit_s: float,
+    progress: Callable[[str], None],
+) -> GpuComponent:
+    path, tolerance = artifact_path(out, entry), manifest.recipe.tolerances[entry.component]
+    faults = [] if is_unchanged(out, entry) else ["its bytes are not those of the manifest; it was altered"]
+    inputs, wanted = _cases(entry, golden)
+    run = execute_on_gpu(path, inputs, limit_s)
+    log = read_log(run.log)
+    try:
+        ops = graph_ops(path)
+    except RuntimeFault as error:
+        return GpuComponent(entry.component, entry.file, tolerance, (*faults, str(error)), log.adapter)
+    findings = refused_ops(log.refusals, ops)
+    parity, wrong = _figures(run, wanted, tolerance)
+    faults += _refusal_faults(run, log, len(ops), findings) + wrong
+    if (run.failure or wrong) and not run.timed_out:
+        search = Search(path, inputs[0], tolerance.snr_db, limit_s, failing=run.failure is not None)
+        culprit = first_bad_op(search, progress)
+        findings += (culprit,) if culprit else ()
+        faults.append(f"to blame first: {culprit}" if culprit else _NOBODY[search.failing])
+    return GpuComponent(
+        entry.component,
+        entry.file,
+        tolerance,
+        tuple(faults),
+        log.adapter,
+        resident=None if run.failure else run.resident,
+        ops=len(ops),
+        on_cpu=log.on_cpu,
+        findings=findings,
+        parity=parity,
+        compile_seconds=run.compile_seconds,
+        run_seconds=run.run_seconds / len(inputs),
+    )
+
+
+def _cases(entry: ArtifactEntry, golden: GoldenSet) -> tuple[list[Arrays], list[Array]]:
+    """Golden inputs of a component, and what it must make of them."""
+    try:
+        inputs: list[Arrays] = [select(case.inputs(entry.component), entry.inputs) for case in golden.cases]
+        (made,) = entry.outputs
+        return inputs, [case.output(made.name) for case in golden.cases]
+    except (KeyError, ValueError) as error:
+        raise ArtifactError(
+            f"{entry.component}: the manifest's inputs and outputs are not this component's ({error}); it was edited"
+        ) from error
+
+
+def _refusal_faults(run: GpuExecution, log: EngineLog, count: int, findings: tuple[OpFinding, ...]) -> list[str]:
+    if run.failure:
+        return [f"{run.failure}; give it more with --limit" if run.timed_out else run.failure]
+    if run.resident:
+        return []
+    named = [str(finding) for finding in findings[:_SPELLED_OUT]]
+    more = len(findings) - len(named)
+    which = "; ".join([*named, f"and {more} more"] if more else named)
+    return [f"{log.on_cpu} of {count} ops are left to the CPU, because of {len(findings)}: {which}"]
+
+
+def _figures(run: GpuExecution, wanted: list[Array], tolerance: Tolerance) -> tuple[Parity | None, list[str]]:
+    """Worst figures over all cases, and what is wrong with the numbers."""
+    pairs = [(only_output(outputs), want) for outputs, want in zip(run.outputs, wanted, strict=False)]
+    if not pairs:
+        return None, []
+    broken = [f"case {number}: {fault}" for number, pair in enumerate(pairs) if (fault := first_fault(*pair))]
+    if broken:
+        return None, broken
+    parity = worst([compare(got, want) for got, want in pairs])
+    where = "all on the GPU, but wrong" if run.resident else "and wrong"
+    return parity, [f"{where}: {line}" for line in shortfalls(parity, tolerance)]
+
+
+def run_on_gpu(path: Path, inputs: Arrays, limit_s: float) -> tuple[dict[str, Array], str]:
+    """Execute one .tflite file once, and say how much of it ran on the GPU.
+
+    Raises:
+        MissingExtraError: there is no Vulkan driver.
+        RuntimeFault: the engine failed, crashed or took more than ``limit_s`` seconds.
+    """
+    run = execute_on_gpu(path, [inputs], limit_s)
+    if run.failure:
+        raise RuntimeFault(f"{path.name}: {run.failure}: {words_of(run)}")
+    log, count = read_log(run.log), len(graph_ops(path))
+    (outputs,) = run.outputs
+    return outputs, f"{count - log.on_cpu} of {count} ops on the GPU ({log.adapter}), {log.on_cpu} on the CPU"
