@@ -13,6 +13,7 @@ from md_export.checkpoint import open_checkpoint
 from md_export.components import COMPONENTS
 from md_export.components.runner import TorchRunner
 from md_export.errors import ArtifactError, OutputError
+from md_export.layouts import layout_of
 from md_export.parity.prepare import one_step
 from md_export.parity.verify import latent_of
 from md_export.sampling import Float32, draw_noise, generate, only_output, picture_from, tokenize
@@ -30,6 +31,7 @@ def pictures_of_artifacts(out: Path, requests: Sequence[Request]) -> list[Float3
         RuntimeFault: an artifact does not run.
     """
     manifest = read_manifest(out)
+    layout = layout_of(manifest.recipe)
     entries: dict[str, ArtifactEntry] = {entry.component: entry for entry in manifest.artifacts}
     for name in COMPONENTS:
         if name not in entries:
@@ -37,7 +39,7 @@ def pictures_of_artifacts(out: Path, requests: Sequence[Request]) -> list[Float3
 
     def run(name: str, batches: list[Arrays]) -> list[Array]:
         entry = entries[name]
-        chosen = [select(batch, entry.inputs) for batch in batches]
+        chosen = [select(layout.pack(name, batch), entry.inputs) for batch in batches]
         return [only_output(made) for made in execute(manifest.target, artifact_path(out, entry), chosen).outputs]
 
     length, shape = entries["text_encoder"].inputs[0].shape[1], entries["unet"].inputs[0].shape

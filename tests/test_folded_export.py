@@ -1,0 +1,41 @@
+"""A recipe that fixes the one step: no ``timestep`` goes in, the decoder's latent comes out, the picture stays."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from md_export.artifact import read_manifest, write_manifest
+from md_export.data import builtin_recipe
+from md_export.parity.verify import verify
+from md_export.pipeline import export
+from md_export.recipe import load_recipe
+from support import Exported
+
+
+@pytest.mark.slow
+def test_one_step_folded_into_the_unet(exported: Exported, nano: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(builtin_recipe("coreml", "fp16"))
+    recipe = replace(recipe, rewrites=(*recipe.rewrites, "fold_timestep", "fold_x0"))
+    alone, result = export(recipe.narrowed(("unet",)), nano, tmp_path / "unet")
+    assert result.passed
+    (unet,) = alone.artifacts
+    assert [spec.name for spec in unet.inputs] == ["sample", "encoder_hidden_states"]
+    assert [spec.name for spec in unet.outputs] == ["latent"]
+    assert not {"sin", "cos"} & set(unet.ops)
+    assert verify(between_the_others(exported, alone_in=tmp_path / "unet", out=tmp_path / "whole")).failures == ()
+
+
+def between_the_others(exported: Exported, alone_in: Path, out: Path) -> Path:
+    """The folded UNet in place of the plain one of a whole export, so that the chain runs through it."""
+    shutil.copytree(exported("coreml", "fp16"), out)
+    shutil.rmtree(out / "unet.mlpackage")
+    shutil.copytree(alone_in / "unet.mlpackage", out / "unet.mlpackage")
+    alone, whole = read_manifest(alone_in), read_manifest(out)
+    text, _, decoder = whole.artifacts
+    recipe = replace(whole.recipe, rewrites=alone.recipe.rewrites)
+    write_manifest(replace(whole, recipe=recipe, artifacts=(text, *alone.artifacts, decoder)), out)
+    return out
