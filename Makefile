@@ -7,7 +7,7 @@ DEMO := out/demo
 export OMP_WAIT_POLICY ?= PASSIVE
 PROMPT ?= a large red circle on the left, white background
 
-.PHONY: demo test quick lint bench contact-sheet mil-conformance clean
+.PHONY: demo test quick lint bench gpu-driver contact-sheet mil-conformance clean
 
 demo: $(READY)
 	rm -rf $(DEMO) && mkdir -p $(DEMO)
@@ -38,11 +38,15 @@ lint: $(READY)
 bench: $(READY)
 	cd golden/nano && $(CURDIR)/$(BIN)/python -m training.evaluate
 	$(BIN)/python benchmarks/parity.py
-	$(BIN)/python benchmarks/coreml_forms.py --full
+	$(BIN)/python benchmarks/coreml.py
 
 # The op tests that ship inside coremltools, against our runtime of ML programs; hours. Shard with ARGS="--shard 1/16".
 mil-conformance: $(READY)
 	$(BIN)/python tests/targets/coreml/mil/conformance.py $(ARGS)
+
+# A Vulkan driver in software for `md-export verify --gpu`, out of Debian's Chromium; root where apt's lists are stale.
+gpu-driver:
+	.ci/gpu-driver
 
 contact-sheet: $(READY)
 	$(BIN)/python benchmarks/contact_sheet.py docs/contact-sheet.png

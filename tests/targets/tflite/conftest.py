@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from planted import write_export
 
 from md_export.components import COMPONENTS, ModelConfig
 from md_export.parity.metrics import compare, first_fault
@@ -91,5 +92,20 @@ def artifact(subject: Callable[..., Subject], tmp_path_factory: pytest.TempPathF
     def get(component: str, scheme: str, config: str = "nano") -> Path:
         path = root / f"{config}_{component}_{scheme}.tflite"
         return path if path.exists() else subject(component, config).export(SCHEMES[scheme], path)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def planted(tmp_path_factory: pytest.TempPathFactory, nano: Path) -> Callable[[str], Path]:
+    """``planted("rank5")`` → an export with one decoder, converted once. Do not change it."""
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("planted")
+
+    def get(plant: str) -> Path:
+        out = root / plant
+        if not out.exists():
+            write_export(plant, out, nano / "tokenizer")
+        return out
 
     return get

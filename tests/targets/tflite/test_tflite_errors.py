@@ -49,10 +49,19 @@ def test_outputs_that_are_not_the_jobs_are_a_conversion_error(tmp_path: Path) ->
         target.lower(tiny_job(Double(), TensorSpec("y", (1, 5), "float32"), tmp_path))
 
 
-def test_an_unknown_scheme_names_the_known_ones(subject: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "message"),
+    [
+        (QuantScheme("float16", "int8_static"), "int8 weights with int8_dynamic activations"),
+        (QuantScheme("palette4", "float32", "tensor"), "int8 weights with int8_dynamic activations"),
+        (QuantScheme("int8", "float32", sparsity=0.5), "tflite has no sparsity = 0.5; it stores int8"),
+        (QuantScheme("int8", "float32", "block", block_size=32), "tflite has no block_size = 32; it stores int8"),
+    ],
+)
+def test_an_unknown_scheme_names_the_known_ones(scheme: QuantScheme, message: str, subject: Callable[..., Any]) -> None:
     text = subject("text_encoder")
-    with pytest.raises(ConversionError, match="int8 weights with int8_dynamic activations"):
-        target.quantize(text.lowered, replace(text.job, scheme=QuantScheme("float16", "int8_static")))
+    with pytest.raises(ConversionError, match=message):
+        target.quantize(text.lowered, replace(text.job, scheme=scheme))
 
 
 def test_static_ranges_need_calibration_inputs(subject: Callable[..., Any]) -> None:
@@ -112,19 +121,38 @@ def test_random_damage_to_the_tables_is_an_error_or_a_result(artifact: Callable[
     assert refused
 
 
-def test_a_convolution_weight_over_32_mib_is_quantized() -> None:
-    from ai_edge_quantizer.algorithms.uniform_quantize import uniform_quantize_tensor as vendor
+def large_weight(shape: tuple[int, int, int, int]) -> tuple[np.ndarray[Any, Any], Any]:
+    """A convolution's weight over 32 MiB, and its parameters for int8 per output channel."""
     from ai_edge_quantizer.qtyping import UniformQuantParams
 
-    weight = np.random.default_rng(0).standard_normal((1024, 3, 3, 960), dtype=np.float32)
+    weight = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     scale = np.abs(weight).max(axis=(1, 2, 3), keepdims=True) / 127
-    params = UniformQuantParams(8, 0, scale, np.zeros_like(scale, dtype=np.int32), symmetric=True)
-    with pytest.raises(ValueError, match="axis remapping"):
+    return weight, UniformQuantParams(8, 0, scale, np.zeros_like(scale, dtype=np.int32), symmetric=True)
+
+
+def test_the_quantizer_still_needs_our_work_around() -> None:
+    """ai_edge_quantizer 0.10.0; see large_weights.py."""
+    from ai_edge_quantizer.algorithms.uniform_quantize import uniform_quantize_tensor as vendor
+
+    weight, params = large_weight((1024, 3, 3, 960))
+    try:
         vendor.uniform_quantize(weight, params)
+    except ValueError as error:
+        assert "axis remapping" in str(error)
+    else:
+        pytest.fail("ai_edge_quantizer is mended: remove md_export/targets/tflite/large_weights.py and its uses")
+
+
+# A 3×3 convolution, and a token linear written as one of 1×1.
+@pytest.mark.parametrize("shape", [(1024, 3, 3, 960), (4096, 1, 1, 2560)])
+def test_a_convolution_weight_over_32_mib_is_quantized(shape: tuple[int, int, int, int]) -> None:
+    from ai_edge_quantizer.algorithms.uniform_quantize import uniform_quantize_tensor as vendor
+
+    weight, params = large_weight(shape)
     with chunked_by_channel():
         quantized = vendor.uniform_quantize(weight, params)
     assert quantized.dtype == np.int8
-    assert np.array_equal(quantized, np.rint(weight / scale).astype(np.int8))
+    assert np.array_equal(quantized, np.rint(weight / params.scale).astype(np.int8))
 
 
 def test_a_depthwise_weight_becomes_a_matrix_by_its_last_axis() -> None:

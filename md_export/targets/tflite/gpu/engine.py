@@ -1,0 +1,104 @@
+"""Compile a saved .tflite file for the GPU by LiteRT's engine and execute it.
+
+The engine can abort the process it runs in, and tells on standard error alone which ops it leaves to the CPU:
+:func:`md_export.workers.execute_on_gpu` keeps it in a process of its own and reads that.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from md_export.errors import RuntimeFault
+from md_export.targets.tflite.gpu.driver import find_driver, load_driver
+from md_export.tensors import Array, Arrays
+
+# From the message with which a compilation for the GPU alone refuses a graph that it could take in part.
+_PARTLY: Final = "Some ops are not accelerated"
+
+
+@dataclass(frozen=True)
+class GpuRun:
+    """What the engine made of a file.
+
+    Attributes:
+        outputs: one dict for each set of inputs.
+        resident: every op runs on the GPU; else the engine's CPU took part in ``outputs``.
+        compile_seconds: of the compilation that was executed.
+        run_seconds: of all executions together.
+    """
+
+    outputs: list[dict[str, Array]]
+    resident: bool
+    compile_seconds: float
+    run_seconds: float
+
+
+def run_on_gpu(path: Path, batches: Sequence[Arrays]) -> GpuRun:
+    """Execute a file with one signature on each set of named inputs; shapes and dtypes must be the file's.
+
+    Raises:
+        MissingExtraError: there is no Vulkan driver.
+        RuntimeFault: the engine cannot compile or execute the file.
+    """
+    load_driver(find_driver())
+    started = time.perf_counter()
+    try:
+        model, resident = _compile(path)
+        compiled = time.perf_counter()
+        outputs = [_execute(model, batch) for batch in batches]
+    except (RuntimeError, ValueError) as error:
+        raise RuntimeFault(f"the GPU engine failed: {_last_line(error)}") from error
+    return GpuRun(outputs, resident, compiled - started, time.perf_counter() - compiled)
+
+
+def _compile(path: Path) -> tuple[Any, bool]:
+    """The compiled file and whether all of it is on the GPU.
+
+    Asked for GPU and CPU together, ``is_fully_accelerated`` counts XNNPACK as an accelerator and is always
+    true; so the GPU is asked alone first.
+    """
+    from ai_edge_litert.compiled_model import CompiledModel
+    from ai_edge_litert.hardware_accelerator import HardwareAccelerator
+
+    try:
+        model = CompiledModel.from_file(str(path), hardware_accel=HardwareAccelerator.GPU)
+        return model, model.is_fully_accelerated()
+    except RuntimeError as error:
+        if _PARTLY not in str(error):
+            raise
+    both = HardwareAccelerator.GPU | HardwareAccelerator.CPU
+    return CompiledModel.from_file(str(path), hardware_accel=both), False
+
+
+def _execute(model: Any, batch: Arrays) -> dict[str, Array]:
+    (signature,) = model.get_signature_list()
+    wanted, made = model.get_input_tensor_details(signature), model.get_output_tensor_details(signature)
+    if set(batch) != set(wanted):
+        raise RuntimeFault(f"the file takes the inputs {sorted(wanted)}, not {sorted(batch)}")
+    inputs = {name: model.create_input_buffer_by_name(signature, name) for name in wanted}
+    outputs = {name: model.create_output_buffer_by_name(signature, name) for name in made}
+    for name, buffer in inputs.items():
+        shape, dtype = tuple(batch[name].shape), str(batch[name].dtype)
+        if (list(shape), dtype) != (wanted[name]["shape"], wanted[name]["dtype"]):
+            raise RuntimeFault(
+                f"input {name} must be {wanted[name]['dtype']} {wanted[name]['shape']}, not {dtype} {list(shape)}"
+            )
+        buffer.write(np.ascontiguousarray(batch[name]))
+    model.run_by_name(signature, inputs, outputs)
+    return {name: _read(buffer, made[name]) for name, buffer in outputs.items()}
+
+
+def _read(buffer: Any, detail: dict[str, Any]) -> Array:
+    shape, dtype = tuple(detail["shape"]), np.dtype(detail["dtype"])
+    values: Array = buffer.read(int(np.prod(shape)), dtype)
+    return values.reshape(shape).copy()
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1].removeprefix("└ ")

@@ -1,0 +1,71 @@
+"""The ops of a .tflite file in the order of execution, each with the torch module that it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from md_export.targets.tflite.flatbuffer import operator_name, read_model, shape_of, weighted_ops
+from md_export.targets.tflite.names import END, modules_in
+
+# Of a tensor that the GPU engine takes.
+LARGEST_RANK: Final = 4
+
+
+@dataclass(frozen=True)
+class GraphOp:
+    """One op.
+
+    Attributes:
+        operator: ``CONV_2D``, ….
+        module: path of the torch module; empty where no tensor of the op carries one.
+        inputs, outputs: tensor names.
+        shapes: of its inputs and outputs.
+        shape: of its first output.
+    """
+
+    operator: str
+    module: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    shape: tuple[int, ...]
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of a tensor that it reads or writes."""
+        return max(len(shape) for shape in self.shapes)
+
+
+def graph_ops(path: Path) -> list[GraphOp]:
+    """Read the first graph of a file.
+
+    Raises:
+        RuntimeFault: the file is no .tflite file.
+    """
+    model = read_model(path)
+    graph = model.subgraphs[0]
+    weighted = {op.output: op.module for op in weighted_ops(model)}
+    return [_op(operator_name(model, operator), graph.tensors, operator, weighted) for operator in graph.operators]
+
+
+def _op(name: str, tensors: Any, operator: Any, weighted: Mapping[str, str]) -> GraphOp:
+    inputs = [tensors[index] for index in operator.inputs if index >= 0]
+    outputs = [tensors[index] for index in operator.outputs]
+    read, made = ([tensor.name.decode() for tensor in side] for side in (inputs, outputs))
+    return GraphOp(
+        operator=name,
+        module=weighted.get(made[0]) or _module(made[0], *read),
+        inputs=tuple(read),
+        outputs=tuple(made),
+        shapes=tuple(shape_of(tensor) for tensor in (*inputs, *outputs)),
+        shape=shape_of(outputs[0]),
+    )
+
+
+def _module(output: str, *inputs: str) -> str:
+    """From the output's name, else from an input's: what a graph returns is named after the artifact's output."""
+    named = [name for name in (output, *inputs) if END in name]
+    return modules_in(named[0])[0] if named else ""

@@ -1,0 +1,173 @@
+"""Small decoders, one of which fits the GPU and the others of which hold one thing in ``middle`` that does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from md_export import __version__
+from md_export.artifact import (
+    GOLDEN_FOLDER,
+    ArtifactEntry,
+    Manifest,
+    Measured,
+    OneStep,
+    bytes_of_artifact,
+    sha256_of_artifact,
+    write_manifest,
+)
+from md_export.data import builtin_recipe
+from md_export.parity.golden import GoldenSource, read_golden, write_golden
+from md_export.recipe import QuantScheme, load_recipe
+from md_export.targets import TARGETS
+from md_export.targets.contract import LoweringJob
+from md_export.tensors import Array, Arrays, TensorSpec
+
+COMPONENT = "vae_decoder"
+# 77 places in 12 channels, so that a decoder can hold the text encoder's attention.
+LATENT = (1, 12, 7, 11)
+STEP = OneStep(timestep=999, a=0.07, b=1.0, scaling_factor=1.0, prediction_type="epsilon")
+
+
+class Smooth(nn.Module):
+    """Fits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x)
+
+
+class Spread(nn.Module):
+    """One map written out for six channels: BROADCAST_TO."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(2)
+        return torch.cat([flat[:, :6], torch.tanh(flat.mean(1, keepdim=True)).expand(1, 6, 77)], 1).reshape(x.shape)
+
+
+class Folded(nn.Module):
+    """Channels in pairs, exchanged: tensors of rank 5."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        pairs = x.reshape(batch, channels // 2, 2, height, width)
+        return pairs.transpose(1, 2).reshape(x.shape)
+
+
+class Masked(nn.Module):
+    """Causal attention of 12 heads with tensors of rank 4, as transformers' CLIP has it."""
+
+    mask: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(12, 48) for _ in range(3))
+        self.out = nn.Linear(48, 12)
+        self.register_buffer("mask", torch.full((77, 77), -1e4).triu(1)[None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        query, key, value = (self.heads(layer(tokens)) for layer in (self.query, self.key, self.value))
+        weights = (query @ key.transpose(2, 3) * 0.5 + self.mask).softmax(-1)
+        mixed = (weights @ value).transpose(1, 2).reshape(1, 77, 48)
+        out: Tensor = self.out(mixed)
+        return out.transpose(1, 2).reshape(x.shape)
+
+    def heads(self, tokens: Tensor) -> Tensor:
+        return tokens.reshape(1, 77, 12, 4).transpose(1, 2)
+
+
+class Squared(nn.Module):
+    """A product of a tensor with itself at rank 4, which makes the engine abort."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.einsum("bchw,bckw->bchk", x, x).mean(-1, keepdim=True)
+
+
+MIDDLES: Mapping[str, Callable[[], nn.Module]] = {
+    "resident": Smooth,
+    "broadcast": Spread,
+    "rank5": Folded,
+    "masked": Masked,
+    "crash": Squared,
+}
+
+
+class Decoder(nn.Module):
+    """Latent ``[1, 12, 7, 11]`` → image ``[1, 3, 7, 11]``."""
+
+    def __init__(self, middle: nn.Module) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(12, 12, 3, padding=1)
+        self.middle = middle
+        self.conv_out = nn.Conv2d(12, 3, 3, padding=1)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        image: Tensor = self.conv_out(self.middle(self.conv_in(latent)))
+        return image
+
+
+class Answer:
+    """A runner that computes its one output from its first input."""
+
+    def __init__(self, name: str, function: Callable[[Tensor], Tensor]) -> None:
+        self.name, self.function = name, function
+
+    def run(self, inputs: Arrays) -> dict[str, Array]:
+        first = torch.from_numpy(next(iter(inputs.values())))
+        with torch.no_grad():
+            return {self.name: self.function(first).numpy()}
+
+
+def write_export(plant: str, out: Path, tokenizer: Path) -> None:
+    """An export folder with one component, the decoder that holds ``plant``, and one golden case by torch."""
+    torch.manual_seed(0)
+    module = Decoder(MIDDLES[plant]()).eval()
+    (out / GOLDEN_FOLDER).mkdir(parents=True)
+    runners = {
+        "text_encoder": Answer("last_hidden_state", lambda _: torch.zeros(1, 77, 1)),
+        "unet": Answer("out_sample", torch.zeros_like),
+        COMPONENT: Answer("image", module),
+    }
+    source = GoldenSource(runners, tokenizer, 77, LATENT, STEP, "planted")
+    write_golden(source, [("a", 0)], out / GOLDEN_FOLDER)
+    write_manifest(_manifest(_convert(module, out), out), out)
+
+
+def _convert(module: nn.Module, out: Path) -> ArtifactEntry:
+    (case,) = read_golden(out / GOLDEN_FOLDER).cases
+    inputs, outputs = TensorSpec("latent", LATENT, "float32"), TensorSpec("image", case.values.image.shape, "float32")
+    scheme = QuantScheme("float32", "float32")
+    job = LoweringJob(COMPONENT, module, (inputs,), (outputs,), case.inputs(COMPONENT), scheme, (), out)
+    target, path = TARGETS["tflite"].open(), out / f"{COMPONENT}.tflite"
+    target.save(target.lower(job), path)
+    return ArtifactEntry(
+        component=COMPONENT,
+        file=path.name,
+        sha256=sha256_of_artifact(path),
+        bytes=bytes_of_artifact(path),
+        weights=scheme.weights,
+        activations=scheme.activations,
+        stored={},
+        ops={},
+        inputs=(inputs,),
+        outputs=(outputs,),
+        rewrites=(),
+        measured=Measured(0.0, 0),
+    )
+
+
+def _manifest(entry: ArtifactEntry, out: Path) -> Manifest:
+    return Manifest(
+        schema=1,
+        md_export=__version__,
+        target="tflite",
+        recipe=load_recipe(builtin_recipe("tflite", "fp32")).narrowed((COMPONENT,)),
+        checkpoint_sha256="planted",
+        golden_sha256=read_golden(out / GOLDEN_FOLDER).sha256,
+        tools={},
+        one_step=STEP,
+        artifacts=(entry,),
+    )

@@ -1,0 +1,128 @@
+"""What does not fit LiteRT's GPU engine, or is wrong on it, is caught there and named with its module."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from md_export.artifact import GOLDEN_FOLDER
+from md_export.errors import RuntimeFault
+from md_export.parity.golden import read_golden
+from md_export.parity.gpu import GpuComponent, run_on_gpu, verify_on_gpu
+from md_export.parity.gpu_locate import Search, first_bad_op
+from md_export.parity.metrics import compare
+from planted import COMPONENT
+from support import Exported
+
+pytestmark = pytest.mark.usefixtures("gpu_driver")
+LIMIT_S = 120.0
+ARTIFACT = f"{COMPONENT}.tflite"
+
+
+@pytest.fixture(scope="session")
+def verdict(planted: Callable[[str], Path]) -> Callable[[str], GpuComponent]:
+    """``verdict("rank5")`` → what ``verify --gpu`` found, computed once."""
+    found: dict[str, GpuComponent] = {}
+
+    def get(plant: str) -> GpuComponent:
+        if plant not in found:
+            (found[plant],) = verify_on_gpu(planted(plant), None, LIMIT_S).components
+        return found[plant]
+
+    return get
+
+
+def test_a_graph_that_fits_passes(verdict: Callable[[str], GpuComponent]) -> None:
+    result = verdict("resident")
+    assert result.faults == ()
+    assert (result.resident, result.on_cpu, result.findings) == (True, 0, ())
+    assert result.parity is not None
+    assert result.parity.snr_db >= 90
+    assert result.adapter != "no adapter"
+
+
+@pytest.mark.parametrize(("plant", "operators"), [("broadcast", {"BROADCAST_TO"}), ("rank5", {"RESHAPE", "TRANSPOSE"})])
+def test_ops_left_to_the_cpu_are_named(verdict: Callable[[str], GpuComponent], plant: str, operators: set[str]) -> None:
+    """The numbers are right all the same: the engine's CPU takes part in them."""
+    result = verdict(plant)
+    assert result.resident is False
+    assert {finding.operator for finding in result.findings} == operators
+    assert {finding.module for finding in result.findings} == {"middle"}
+    assert all(finding.certain for finding in result.findings)
+    assert len(result.findings) <= result.on_cpu < result.ops
+    assert result.parity is not None
+    assert result.parity.snr_db >= 90
+    (fault,) = result.faults
+    assert "left to the CPU" in fault
+    assert "of middle" in fault
+
+
+def test_a_resident_graph_that_is_wrong(verdict: Callable[[str], GpuComponent]) -> None:
+    result = verdict("masked")
+    assert (result.resident, result.on_cpu) == (True, 0)
+    (finding,) = result.findings
+    assert finding.module == "middle"
+    assert finding.operator in ("ADD", "SOFTMAX")
+    assert "rank 3" in finding.advice
+    wrong, blame = result.faults
+    assert "all on the GPU, but wrong: snr" in wrong
+    assert "to blame first" in blame
+
+
+def test_a_crash_is_a_result(verdict: Callable[[str], GpuComponent]) -> None:
+    result = verdict("crash")
+    assert result.resident is None
+    (finding,) = result.findings
+    assert (finding.operator, finding.module) == ("BATCH_MATMUL", "middle")
+    assert "already a consumer" in finding.reason
+    assert "the process" in result.faults[0]
+
+
+def test_the_time_limit_is_a_result(planted: Callable[[str], Path]) -> None:
+    (result,) = verify_on_gpu(planted("resident"), None, 0.01).components
+    assert result.resident is None
+    assert result.faults == ("the process was stopped at the time limit of 0.01 s; give it more with --limit",)
+
+
+def test_a_file_that_is_wrong_itself(planted: Callable[[str], Path]) -> None:
+    """Judged by another decoder's golden cases: the engine is not to blame."""
+    (result,) = verify_on_gpu(planted("resident"), planted("masked") / GOLDEN_FOLDER, LIMIT_S).components
+    assert result.resident is True
+    assert result.faults[-1] == "XNNPACK computes the same: it is the file that falls short"
+
+
+def test_no_op_is_blamed_where_none_is_wrong(planted: Callable[[str], Path]) -> None:
+    out = planted("resident")
+    (case,) = read_golden(out / GOLDEN_FOLDER).cases
+    search = Search(out / ARTIFACT, case.inputs(COMPONENT), 90.0, LIMIT_S, failing=False)
+    assert first_bad_op(search, lambda _: None) is None
+    assert first_bad_op(dataclasses.replace(search, failing=True), lambda _: None) is None
+    other = {"latent": np.zeros(2, np.float32)}
+    assert first_bad_op(dataclasses.replace(search, failing=True, inputs=other), lambda _: None) is None
+
+
+def test_run_on_gpu(planted: Callable[[str], Path]) -> None:
+    out = planted("rank5")
+    (case,) = read_golden(out / GOLDEN_FOLDER).cases
+    made, note = run_on_gpu(out / ARTIFACT, case.inputs(COMPONENT), LIMIT_S)
+    assert compare(made["image"], case.values.image).snr_db >= 90
+    assert "on the CPU" in note
+    with pytest.raises(RuntimeFault, match=r"input latent must be float32 \[1, 12, 7, 11\], not float32 \[2\]"):
+        run_on_gpu(out / ARTIFACT, {"latent": np.zeros(2, np.float32)}, LIMIT_S)
+    with pytest.raises(RuntimeFault, match=r"takes the inputs \['latent'\], not \['x'\]"):
+        run_on_gpu(out / ARTIFACT, {"x": np.zeros(2, np.float32)}, LIMIT_S)
+
+
+@pytest.mark.slow
+def test_the_nano_export_fits(exported: Exported) -> None:
+    result = verify_on_gpu(exported("tflite", "int8"), None, 600.0)
+    assert result.failures == ()
+    assert [(item.component, item.resident) for item in result.components] == [
+        ("text_encoder", True),
+        ("unet", True),
+        ("vae_decoder", True),
+    ]
