@@ -14,6 +14,7 @@ from md_export.artifact import ArtifactEntry, Measured, RewriteRecord, bytes_of_
 from md_export.checkpoint import open_checkpoint
 from md_export.components import COMPONENTS, Component, ModelConfig
 from md_export.errors import ConversionError
+from md_export.layouts import layout_of
 from md_export.parity.golden import read_golden
 from md_export.parity.prepare import one_step
 from md_export.recipe import Recipe, recipe_from_dict, recipe_to_dict
@@ -25,24 +26,31 @@ from md_export.tensors import TensorSpec, select
 
 @dataclass(frozen=True)
 class BuildStep:
-    """What one worker needs to make one artifact."""
+    """What one worker needs to make one artifact; ``notes`` are those that all components share."""
 
     checkpoint: Path
     component: str
     recipe: Recipe
     golden: Path
     out: Path
+    notes: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain form for the worker's request."""
         paths = {name: str(getattr(self, name)) for name in ("checkpoint", "golden", "out")}
-        return {**paths, "component": self.component, "recipe": recipe_to_dict(self.recipe)}
+        return {
+            **paths,
+            "component": self.component,
+            "recipe": recipe_to_dict(self.recipe),
+            "notes": self.notes,
+        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> BuildStep:
         """Read what :meth:`to_dict` wrote."""
         paths = {name: Path(values[name]) for name in ("checkpoint", "golden", "out")}
-        return cls(component=values["component"], recipe=recipe_from_dict(values["recipe"], "recipe"), **paths)
+        recipe = recipe_from_dict(values["recipe"], "recipe")
+        return cls(component=values["component"], recipe=recipe, notes=values["notes"], **paths)
 
 
 def build_component(step: BuildStep) -> ArtifactEntry:
@@ -55,11 +63,14 @@ def build_component(step: BuildStep) -> ArtifactEntry:
     consent = Consent(checkpoint.trained_substitutions, recipe.allow_drift)
     records = apply_rewrites(recipe.rewrites, name, module, one_step(checkpoint.config), consent)
     cases = read_golden(step.golden).cases
-    inputs, outputs = surface(component, checkpoint.config, records)
+    given, made = surface(component, checkpoint.config, records)
+    layout = layout_of(recipe)
+    layout.adapt(name, module, given)
+    inputs, outputs = layout.inputs(name, given), layout.outputs(name, made)
     # Every other case, so that half of those that judge an int8 artifact were not calibrated on.
-    calibration = tuple(select(case.inputs(name), inputs) for case in cases[::2])
+    calibration = tuple(select(layout.pack(name, case.inputs(name)), inputs) for case in cases[::2])
     scheme = recipe.schemes[name]
-    path = step.out / f"{name}{TARGETS[recipe.target].suffix}"
+    path = step.out / f"{layout.file(name)}{TARGETS[recipe.target].suffix}"
     with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
         job = LoweringJob(
             name,
@@ -71,6 +82,7 @@ def build_component(step: BuildStep) -> ArtifactEntry:
             calibration,
             Path(scratch),
             recipe.deployment_target,
+            {**step.notes, **own_notes(name, inputs, outputs)},
         )
         target.save(target.quantize(target.lower(job), job), path)
     found = target.describe(path)
@@ -92,6 +104,12 @@ def build_component(step: BuildStep) -> ArtifactEntry:
         rewrites=records,
         measured=Measured(round(time.perf_counter() - started, 2), peak_resident_bytes()),
     )
+
+
+def own_notes(name: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> dict[str, str]:
+    """Which component it is, and the names that its artifact takes and gives, joined by commas."""
+    joined = {"inputs": inputs, "outputs": outputs}
+    return {"component": name} | {key: ",".join(spec.name for spec in specs) for key, specs in joined.items()}
 
 
 def surface(

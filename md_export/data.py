@@ -16,3 +16,14 @@ def nano_checkpoint() -> Path:
 def builtin_recipe(target: str, precision: str) -> Path:
     """The recipe that ``md-export <target> --<precision>`` stands for."""
     return _ROOT / "recipes" / f"{target}-{precision}.toml"
+
+
+def builtin_recipes() -> tuple[str, ...]:
+    """Names of the recipes that ship."""
+    return tuple(sorted(file.stem for file in (_ROOT / "recipes").glob("*.toml")))
+
+
+def recipe_file(given: Path) -> Path:
+    """The file that ``--recipe`` means: a path, or the name of a recipe that ships where no such file is here."""
+    builtin = _ROOT / "recipes" / f"{given}.toml"
+    return builtin if not given.exists() and str(given) in builtin_recipes() else given

@@ -14,11 +14,14 @@ from md_export.build import BuildStep
 from md_export.checkpoint import Checkpoint, open_checkpoint
 from md_export.errors import ConversionError, ParityError
 from md_export.files import refuse_existing, require_space, staging
+from md_export.layouts import layout_of
+from md_export.notes import notes_of
 from md_export.parity.golden import read_golden
 from md_export.parity.prepare import one_step, prepare_golden
 from md_export.parity.verify import VerifyResult, verify
 from md_export.recipe import Recipe
 from md_export.rewrites import find_rewrite
+from md_export.swift.bundle import check_bundle, write_bundle
 from md_export.targets import TARGETS
 from md_export.workers import call_worker
 
@@ -39,18 +42,23 @@ def export(
     target.require()
     for name in recipe.rewrites:
         find_rewrite(name)
+    layout_of(recipe)
     refuse_existing(out)
     checkpoint = open_checkpoint(checkpoint_dir)
     checkpoint.check()
     require_space(out, 3 * sum(checkpoint.component_bytes(name) for name in recipe.components))
     with staging(out) as folder:
         drift = prepare_golden(recipe, checkpoint, golden_dir, folder / GOLDEN_FOLDER, progress)
-        entries = []
+        if recipe.layout == "swift":
+            write_bundle(checkpoint, folder)
+        entries, notes = [], notes_of(checkpoint)
         for component in recipe.components:
             progress(f"{recipe.target}: {component} → {recipe.schemes[component].weights}")
-            step = BuildStep(checkpoint.root, component, recipe, folder / GOLDEN_FOLDER, folder)
+            step = BuildStep(checkpoint.root, component, recipe, folder / GOLDEN_FOLDER, folder, notes)
             answer = call_worker("build", step.to_dict(), ConversionError, f"{recipe.target} {component}")
             entries.append(entry_from_dict(answer))
+        if recipe.layout == "swift":
+            check_bundle(folder, tuple(entry.file for entry in entries))
         shutil.copytree(checkpoint.tokenizer_dir, folder / "tokenizer")
         manifest = _manifest(recipe, checkpoint, folder, tuple(entries), drift)
         write_manifest(manifest, folder)

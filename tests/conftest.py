@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from md_export.components import ModelConfig
 from md_export.components.unet import MDUNetConfig
 from md_export.components.vae import VAEConfig
 from md_export.data import builtin_recipe, nano_checkpoint
+from md_export.errors import MissingExtraError
 from md_export.recipe import load_recipe
 from support import Exported
 
@@ -24,7 +26,10 @@ def nano() -> Path:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory, nano: Path) -> Exported:
-    """``exported("coreml", "fp16")`` → an export of the nano checkpoint. Do not change it; see ``copy_of``."""
+    """``exported("coreml", "fp16")`` → an export of the nano checkpoint. Do not change it; see ``copy_of``.
+
+    ``fp16+swift`` is the same in that layout.
+    """
     from md_export.pipeline import export
 
     # The workers of a parallel run share one folder above their own.
@@ -36,10 +41,18 @@ def exported(tmp_path_factory: pytest.TempPathFactory, nano: Path) -> Exported:
         out = root / f"{target}-{precision}"
         with FileLock(root / f"{out.name}.lock"):
             if not out.exists():
-                export(load_recipe(builtin_recipe(target, precision)), nano, out)
+                name, _, layout = precision.partition("+")
+                recipe = load_recipe(builtin_recipe(target, name))
+                export(replace(recipe, layout="swift") if layout else recipe, nano, out)
         return out
 
     return get
+
+
+@pytest.fixture(scope="session")
+def swift(exported: Exported) -> Path:
+    """The nano checkpoint in the layout of Apple's Swift package."""
+    return exported("coreml", "fp16+swift")
 
 
 @pytest.fixture
@@ -101,3 +114,16 @@ def other_checkpoint(tmp_path_factory: pytest.TempPathFactory, other_config: Mod
     out = tmp_path_factory.mktemp("checkpoints") / "other"
     write_checkpoint(out, other_config, seed=7)
     return out
+
+
+@pytest.fixture(scope="session")
+def gpu_driver() -> None:
+    """Skips where LiteRT's GPU engine cannot run; in CI, which installs a driver, that is a failure."""
+    from md_export.targets.tflite.gpu.driver import find_driver
+
+    try:
+        find_driver()
+    except MissingExtraError as error:
+        if os.environ.get("MD_EXPORT_REQUIRE_GPU"):
+            pytest.fail(str(error))
+        pytest.skip(str(error))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,12 +42,40 @@ def rehash(out: Path) -> None:
     write_manifest(dataclasses.replace(manifest, artifacts=entries), out)
 
 
+def edit_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change a JSON object in place."""
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def claim_another_checkpoint(out: Path, component: str) -> None:
+    """Make an artifact's own notes name a checkpoint that differs from the manifest's; its weights stay as they are."""
+    manifest = read_manifest(out)
+    path = out / next(item.file for item in manifest.artifacts if item.component == component)
+    mine, other = manifest.checkpoint_sha256.encode(), b"0" * 64
+    files = [file for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
+    holding = [file for file in files if mine in file.read_bytes()]
+    assert holding, f"{path} does not hold the checkpoint's hash"
+    for file in holding:
+        file.write_bytes(file.read_bytes().replace(mine, other))
+
+
 def put_nan(path: Path) -> None:
     """Overwrite the first value of one stored float weight with NaN; the rest of the file stays as it is."""
     content = bytearray(path.read_bytes())
     start, nan = {".bin": _in_weight_bin, ".tflite": _in_tflite, ".onnx": _in_onnx}[path.suffix](path, bytes(content))
     content[start : start + len(nan)] = nan
     path.write_bytes(content)
+
+
+def deepen_mask(path: Path) -> None:
+    """Set the causal mask of a float16 ``weight.bin`` from -10000 to -65504: still finite, until scores are added."""
+    values = np.fromfile(path, np.uint16)
+    masked = values == np.float16(-10000).view(np.uint16)
+    assert masked.sum() == 77 * 76 / 2
+    values[masked] = np.float16(-65504).view(np.uint16)
+    values.tofile(path)
 
 
 def _in_weight_bin(path: Path, content: bytes) -> tuple[int, bytes]:

@@ -76,6 +76,12 @@ def test_recipe_of_another_target(tmp_path: Path) -> None:
     fails(result, 2, "md-export coreml --recipe")
 
 
+def test_a_recipe_that_ships_goes_by_its_name(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    fails(md_export("onnx", "--recipe", "coreml-palette6", "-o", out), 2, "md-export coreml --recipe coreml-palette6")
+    fails(md_export("coreml", "--recipe", "coreml-palette7", "-o", out), 2, "no recipe coreml-palette7", "coreml-int4")
+
+
 def test_output_that_exists(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("precious")
     fails(md_export("onnx", "-o", tmp_path), 1, "exists", "-o")

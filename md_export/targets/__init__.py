@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from md_export.errors import ArtifactError, MissingExtraError
+from md_export.targets.advice import LintReport
 from md_export.targets.contract import Description, LoweringJob, Runner, TargetModule
+from md_export.tensors import Arrays
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Target:
         requires: importable modules of the vendor.
         distributions: packages whose versions the manifest records.
         title: format and runtime in words.
+        lints: whether it can advise on a saved artifact.
     """
 
     name: str
@@ -30,6 +33,7 @@ class Target:
     requires: tuple[str, ...]
     distributions: tuple[str, ...]
     title: str
+    lints: bool = False
 
     def require(self) -> None:
         """Raise :class:`MissingExtraError` where a library of the vendor is not installed. Imports nothing."""
@@ -71,6 +75,9 @@ class _Functions:
     def load(self, path: Path, runtime: str | None = None) -> Runner:
         return cast(Runner, self._file("run").load(path, runtime))
 
+    def lint(self, path: Path, system: str | None = None, batches: Sequence[Arrays] = ()) -> LintReport:
+        return cast(LintReport, self._file("lint").lint(path, system, batches))
+
     def _file(self, name: str) -> Any:
         return importlib.import_module(f"{self.package}.{name}")
 
@@ -78,7 +85,9 @@ class _Functions:
 TARGETS: Mapping[str, Target] = {
     target.name: target
     for target in (
-        Target("coreml", ".mlpackage", ("coremltools",), ("coremltools",), "Core ML (iPhone Neural Engine)"),
+        Target(
+            "coreml", ".mlpackage", ("coremltools",), ("coremltools",), "Core ML (iPhone Neural Engine)", lints=True
+        ),
         Target(
             "tflite",
             ".tflite",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import nn
 
 from md_export.recipe import QuantScheme
+from md_export.targets.advice import LintReport
 from md_export.tensors import Array, Arrays, TensorSpec
 
 
@@ -28,6 +30,7 @@ class LoweringJob:
         calibration: golden inputs of this component, each as the runner will get it.
         workdir: scratch folder, removed afterwards.
         deployment_target: oldest system that must load a Core ML package; None for the target's own choice.
+        notes: what an app must know; :func:`describe` reads it back from the artifact's own metadata.
     """
 
     component: str
@@ -39,6 +42,7 @@ class LoweringJob:
     calibration: tuple[Arrays, ...]
     workdir: Path
     deployment_target: str | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,9 @@ class Description:
         float_weights: weights of convolutions, linears and embeddings that are stored in float, by module path.
         int8_weights: how many of those are stored in int8.
         not_finite: stored weights that hold NaN or Inf, which integer arithmetic may hide from every output.
+        int8_inputs: share of the convolutions and linears that take int8 activations; None where the target does not
+            tell.
+        notes: the job's, as they are written in the artifact; empty where it has none.
     """
 
     stored: dict[str, int]
@@ -58,6 +65,8 @@ class Description:
     float_weights: tuple[str, ...] = ()
     int8_weights: int = 0
     not_finite: tuple[str, ...] = ()
+    int8_inputs: float | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 class Runner(Protocol):
@@ -69,6 +78,15 @@ class Runner(Protocol):
         Raises:
             RuntimeFault: the runtime refused the artifact or the inputs.
         """
+        ...
+
+
+@runtime_checkable
+class WatchedRunner(Runner, Protocol):
+    """A runner that sees inside the artifact."""
+
+    def hazards(self) -> tuple[str, ...]:
+        """What went wrong in the runs so far although the outputs may look right: one line each."""
         ...
 
 
@@ -95,5 +113,12 @@ class TargetModule(Protocol):
         """Open a saved artifact, ``runtime`` naming another than the target's own.
 
         RuntimeFault where the file is no such artifact.
+        """
+        ...
+
+    def lint(self, path: Path, system: str | None = None, batches: Sequence[Arrays] = ()) -> LintReport:
+        """Advice on a saved artifact for a system, with float16 hazards where inputs are given; Core ML only so far.
+
+        ArtifactError where the file is no such artifact.
         """
         ...

@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 
 from md_export.errors import ConversionError
 from md_export.targets.contract import LoweringJob
+from md_export.targets.coreml.modules import number_nodes, operation_modules
 from md_export.targets.coreml.package import Lowered, read_spec
 from md_export.targets.coreml.precision import compute_precision
 from md_export.targets.coreml.surface import feature_specs
@@ -29,19 +30,19 @@ DEPLOYMENT_TARGET: Final = "iOS17"
 
 
 def lower(job: LoweringJob) -> Lowered:
-    """Convert ``job.module`` in float32 or float16 arithmetic; int8 weights come with :func:`quantize`.
+    """Convert ``job.module`` in float32 or float16 arithmetic; what is smaller comes with :func:`quantize`.
 
     Raises:
         ConversionError: the scheme is none of Core ML's, an operation cannot be converted, or the
             program's inputs and outputs are not the job's.
     """
-    precision = compute_precision(job.component, job.scheme)
+    precision = compute_precision(job)
     with converting(job.component, "tracing"):
         program = _export(job)
-    modules = _weight_modules(program)
+    paths = number_nodes(program)
     package = job.workdir / f"{job.component}.float.mlpackage"
     with converting(job.component, "conversion"):
-        ct.convert(
+        model = ct.convert(
             program,
             inputs=[_tensor_type(spec, shape=spec.shape) for spec in job.inputs],
             outputs=[_tensor_type(spec) for spec in job.outputs],
@@ -51,9 +52,11 @@ def lower(job: LoweringJob) -> Lowered:
             skip_model_load=True,
             package_dir=str(package),
         )
+        modules = operation_modules(model, paths) | _weight_modules(program)
+    del model
     gc.collect()  # the converter's program holds the weights and is full of cycles
     _check_surface(job, read_spec(package))
-    return Lowered(package, modules)
+    return Lowered(package, modules, job.notes)
 
 
 def deployment_target(job: LoweringJob) -> Any:

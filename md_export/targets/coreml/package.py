@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,11 +23,14 @@ class Lowered:
 
     Attributes:
         package: coremltools' own ``.mlpackage`` in the job's workdir.
-        modules: constant's name in the program → path of the torch module that owns the weight.
+        modules: name of a value in the program → path of the torch module that it came from: the owner of a
+            weight, the caller of an operation.
+        notes: the job's, for the saved package.
     """
 
     package: Path
     modules: dict[str, str]
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_spec(package: Path) -> Any:

@@ -10,6 +10,8 @@ from typing import Any, Final
 import numpy as np
 
 from md_export.errors import ArtifactError, RuntimeFault, UsageError
+from md_export.targets.coreml import mil
+from md_export.targets.coreml.hazard import OverflowWatch
 from md_export.targets.coreml.package import read_spec
 from md_export.targets.coreml.surface import check, feature_specs
 from md_export.targets.coreml.vendor import VENDOR_ERRORS, ct, quiet
@@ -22,10 +24,17 @@ Predict = Callable[[dict[str, Array]], Any]
 class PackageRunner:
     """A package behind the contract's Runner: names, shapes and dtypes are checked both ways."""
 
-    def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], predict: Predict) -> None:
+    def __init__(
+        self,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        predict: Predict,
+        watch: OverflowWatch | None = None,
+    ) -> None:
         self.inputs = inputs
         self.outputs = outputs
         self._predict = predict
+        self._watch = watch
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
         """Execute once; NCHW, float32 and int32 at the surface in every precision.
@@ -37,6 +46,14 @@ class PackageRunner:
         outputs = {name: np.asarray(array) for name, array in self._predict(dict(inputs)).items()}
         check(outputs, self.outputs, "output")
         return outputs
+
+    def hazards(self) -> tuple[str, ...]:
+        """Operations whose values float16 could not hold in the runs so far; Core ML itself does not tell.
+
+        Raises:
+            RuntimeFault: our runtime fails when it repeats such a run in float32.
+        """
+        return self._watch.hazards() if self._watch else ()
 
 
 def load(path: Path, runtime: str | None = None) -> PackageRunner:
@@ -56,22 +73,24 @@ def load(path: Path, runtime: str | None = None) -> PackageRunner:
         inputs, outputs = feature_specs(description.input), feature_specs(description.output)
     except ArtifactError as error:
         raise RuntimeFault(str(error)) from error
-    openers: dict[str, Callable[[Path], Predict]] = {"mil": _open_mil, "coreml": _open_coreml}
+    openers: dict[str, Callable[[Path], tuple[Predict, OverflowWatch | None]]] = {
+        "mil": _open_mil,
+        "coreml": _open_coreml,
+    }
     chosen = runtime or "mil"
     if chosen not in openers:
         raise UsageError(f"unknown Core ML runtime {chosen!r}; use one of {', '.join(RUNTIMES)}")
-    return PackageRunner(inputs, outputs, openers[chosen](path))
+    predict, watch = openers[chosen](path)
+    return PackageRunner(inputs, outputs, predict, watch)
 
 
-def _open_mil(path: Path) -> Predict:
-    from md_export.targets.coreml import mil
-
+def _open_mil(path: Path) -> tuple[Predict, OverflowWatch]:
     program = mil.load(path, precision="storage")
-    predict: Predict = program.predict
-    return predict
+    watch = OverflowWatch(path, program.graph)
+    return lambda inputs: program.predict(inputs, observer=watch.begin(inputs)), watch
 
 
-def _open_coreml(path: Path) -> Predict:
+def _open_coreml(path: Path) -> tuple[Predict, None]:
     if sys.platform != "darwin":
         raise RuntimeFault("Core ML itself runs on a Mac only; use --runtime mil here")
     try:
@@ -79,7 +98,7 @@ def _open_coreml(path: Path) -> Predict:
             model = ct.models.MLModel(str(path))
     except VENDOR_ERRORS as error:
         raise RuntimeFault(f"{path}: Core ML refuses the package: {error}") from error
-    return lambda inputs: _predict_coreml(model, inputs)
+    return lambda inputs: _predict_coreml(model, inputs), None
 
 
 def _predict_coreml(model: Any, inputs: dict[str, Array]) -> Any:

@@ -10,7 +10,9 @@ from typing import Any, Final
 
 from md_export.errors import OutputError
 from md_export.files import sha256_of
+from md_export.targets.coreml.modules import write_modules
 from md_export.targets.coreml.package import AUTHOR, MODEL, WEIGHTS, Lowered, read_spec
+from md_export.targets.notes import labelled
 
 _MANIFEST: Final = "Manifest.json"
 _DATE: Final = "com.github.apple.coremltools.conversion_date"
@@ -20,13 +22,16 @@ def save(model: Lowered, path: Path) -> None:
     """Write the package at ``path``, the same bytes in every process.
 
     coremltools stamps the day, draws random identifiers and leaves map entries in hash order: the
-    day is removed, identifiers are made from the content, maps are sorted.
+    day is removed, identifiers are made from the content, maps are sorted. The metadata say which torch
+    module each operation came from, and the job's notes.
 
     Raises:
         OutputError: the disk is full or the folder cannot be written.
     """
     spec = read_spec(model.package)
     spec.description.metadata.userDefined.pop(_DATE, None)
+    write_modules(spec, model.modules)
+    spec.description.metadata.userDefined.update(labelled(model.notes))
     try:
         (path / WEIGHTS).parent.mkdir(parents=True)
         (path / MODEL).write_bytes(spec.SerializeToString(deterministic=True))

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 
 from md_export.errors import RuntimeFault
 from md_export.targets.contract import Description
+from md_export.targets.notes import notes_among
 
 # Which input of an operator is its weight.
 WEIGHT_INPUT: Final = {"Conv": 1, "Gemm": 1, "MatMul": 1, "Gather": 0}
@@ -26,7 +27,8 @@ def describe(path: Path) -> Description:
     Raises:
         RuntimeFault: the file is no ONNX model, or its weights are not beside it.
     """
-    graph = _read(path)
+    model = _read(path)
+    graph = model.graph
     weights = _weight_dtypes(graph)
     try:
         not_finite = [tensor.name for tensor in graph.initializer if not _finite(tensor, path.parent)]
@@ -38,6 +40,7 @@ def describe(path: Path) -> Description:
         float_weights=tuple(name for name, dtype in weights.items() if dtype.startswith("float")),
         int8_weights=sum(dtype == "int8" for dtype in weights.values()),
         not_finite=tuple(not_finite),
+        notes=notes_among({pair.key: pair.value for pair in model.metadata_props}),
     )
 
 
@@ -51,14 +54,14 @@ def _weight_dtypes(graph: onnx.GraphProto) -> dict[str, str]:
     return {name: dtypes[weight] for name, weight in weights.items() if weight in dtypes}
 
 
-def _read(path: Path) -> onnx.GraphProto:
+def _read(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(path, load_external_data=False)
     except (DecodeError, OSError) as error:
         raise RuntimeFault(f"{path.name} is no ONNX model: {error}") from error
     if not any(item.version for item in model.opset_import if not item.domain):
         raise RuntimeFault(f"{path.name} is no ONNX model: it names no opset")
-    return model.graph
+    return model
 
 
 def _finite(tensor: onnx.TensorProto, folder: Path) -> bool:

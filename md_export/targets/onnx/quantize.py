@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from md_export.errors import ConversionError
 from md_export.targets.contract import LoweringJob
+from md_export.targets.notes import labelled
 from md_export.targets.onnx.clean import module_path, strip
 from md_export.targets.onnx.embedding import is_table_lookup, quantize_table
 from md_export.targets.onnx.qdq import QUANTIZED_OPS, quantize_static
@@ -28,6 +29,11 @@ def check_scheme(job: LoweringJob) -> None:
         raise ConversionError(
             f"{job.component}: the onnx target has no weights/activations {'/'.join(asked)}; use one of {known}"
         )
+    if job.scheme.refinements:
+        raise ConversionError(
+            f"{job.component}: the onnx target has no {job.scheme.refinements[0]}; "
+            "it stores int8 with a scale per tensor or channel"
+        )
     if job.scheme.weights == "int8" and not job.calibration:
         raise ConversionError(f"{job.component}: int8_static needs calibration inputs; add prompts to the golden plan")
 
@@ -36,7 +42,8 @@ def quantize(model: object, job: LoweringJob) -> ir.Model:
     """Quantize what :func:`lower` returned.
 
     Conv, Gemm and MatMul with a constant weight take uint8 activations and int8 weights; products of two
-    activations (attention) stay float. Embedding tables are stored in int8 with one scale per row.
+    activations (attention) stay float. Embedding tables are stored in int8 with one scale per row. The job's notes
+    are added here, after whatever strips an exporter's.
 
     Raises:
         ConversionError: the scheme is not supported, a ``keep_float`` glob matches nothing, or
@@ -44,8 +51,12 @@ def quantize(model: object, job: LoweringJob) -> ir.Model:
     """
     check_scheme(job)
     lowered = cast(ir.Model, model)
-    if job.scheme.weights != "int8":
-        return lowered
+    quantized = _quantized(lowered, job) if job.scheme.weights == "int8" else lowered
+    quantized.metadata_props.update(labelled(job.notes))
+    return quantized
+
+
+def _quantized(lowered: ir.Model, job: LoweringJob) -> ir.Model:
     kept = _kept_float(lowered, job)
     quantized = quantize_static(lowered, job, exclude=kept)
     for node in list(quantized.graph):

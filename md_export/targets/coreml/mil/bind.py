@@ -3,6 +3,8 @@
 A kernel is a plain function. The annotation of a parameter says in which form it wants the argument:
 
     Tensor    floating-point values as float32, whatever they are stored as
+    Native    as for Tensor, but still float16 where all floating-point arguments of the op are: for kernels whose
+              float16 computes in float32 and rounds once, without float32 copies in memory
     Stored    as it lies in memory, for kernels that only move elements
     Tensors   several values, each as for Stored
     int, float, bool, str          the element of a one-element constant
@@ -27,6 +29,7 @@ from md_export.targets.coreml.mil.graph import Op, Ref
 from md_export.targets.coreml.mil.values import Value
 
 Tensor = torch.Tensor
+Native = Annotated[torch.Tensor, "native"]
 Stored = Annotated[torch.Tensor, "stored"]
 Tensors = Annotated[tuple[torch.Tensor, ...], "tensors"]
 Ints = tuple[int, ...]
@@ -38,42 +41,56 @@ Result = Annotated[ValueType, "result"]
 Kernel = Callable[..., Any]
 Form = Callable[[tuple[Value, ...]], Any]
 
-# Beyond this many elements the C library takes a float32 copy from the system and gives it back every time; touching
-# fresh pages then costs more than converting.
-_LARGE = 1 << 22
+# From this many elements on the C library takes a float32 copy from the system and gives it back every time; touching
+# fresh pages then costs more than converting. Above the second, memory counts more than time.
+_LARGE, _HUGE = 1 << 15, 1 << 24
 
 
 class Scratch:
-    """Reused memory for float32 copies of large float16 tensors, one at a time."""
+    """Reused memory for float32 copies of large float16 tensors: one buffer for each of a call's operands.
 
-    def __init__(self) -> None:
-        self._buffer = torch.empty(0)
-        self._taken = False
+    Attributes:
+        keeps_half: whether Native arguments may stay float16.
+    """
+
+    def __init__(self, keeps_half: bool = True) -> None:
+        self.keeps_half = keeps_half
+        self._buffers: list[torch.Tensor] = []
+        self._taken = 0
 
     def release(self, results: tuple[Any, ...]) -> tuple[Any, ...]:
-        """End of a call: the buffer is free again; a result that lives in it is copied out."""
-        home = self._buffer.untyped_storage().data_ptr()
-        used, self._taken = self._taken, False
-        if not used:
+        """End of a call: the buffers are free again; a result that lives in one is copied out."""
+        homes = {buffer.untyped_storage().data_ptr() for buffer in self._buffers[: self._taken]}
+        self._taken = 0
+        if not homes:
             return results
         return tuple(
-            r.clone() if isinstance(r, torch.Tensor) and r.untyped_storage().data_ptr() == home else r for r in results
+            r.clone() if isinstance(r, torch.Tensor) and r.untyped_storage().data_ptr() in homes else r for r in results
         )
 
     def lift(self, value: torch.Tensor) -> torch.Tensor:
         """``value``, as float32 if it is float16."""
         if value.dtype != torch.float16:
             return value
-        if value.numel() < _LARGE or self._taken:
+        if not _LARGE <= value.numel() <= _HUGE:
             return value.float()
-        if self._buffer.numel() < value.numel():
-            self._buffer = torch.empty(value.numel())
-        self._taken = True
-        return self._buffer[: value.numel()].view(value.shape).copy_(value)
+        return self._take(value.numel()).view(value.shape).copy_(value)
+
+    def _take(self, count: int) -> torch.Tensor:
+        if self._taken == len(self._buffers):
+            self._buffers.append(torch.empty(0))
+        if self._buffers[self._taken].numel() < count:
+            self._buffers[self._taken] = torch.empty(count)
+        self._taken += 1
+        return self._buffers[self._taken - 1][:count]
 
 
 def _tensor(values: tuple[Value, ...]) -> torch.Tensor:
     return _stored(values)  # Call lifts it
+
+
+def _native(values: tuple[Value, ...]) -> torch.Tensor:
+    return _stored(values)  # Call lifts it where some other argument is wider
 
 
 def _stored(values: tuple[Value, ...]) -> torch.Tensor:
@@ -106,6 +123,7 @@ def _elements(of: Callable[[Any], Any]) -> Form:
 
 FORMS: dict[Any, Form] = {
     Tensor: _tensor,
+    Native: _native,
     Stored: _stored,
     Tensors: _tensors,
     int: _scalar(int),
@@ -171,8 +189,12 @@ class Call:
         kwargs = dict(self.fixed)
         for name, form in self.forms.items():
             group = self.op.args[name]
-            given = form(tuple(value_of(item.name) if isinstance(item, Ref) else item for item in group))
-            kwargs[name] = scratch.lift(given) if form is _tensor else given
+            kwargs[name] = form(tuple(value_of(item.name) if isinstance(item, Ref) else item for item in group))
+        lifted = [name for name, form in self.forms.items() if form is _tensor]
+        native = [name for name, form in self.forms.items() if form is _native]
+        if not (scratch.keeps_half and all(kwargs[name].dtype == torch.float16 for name in lifted + native)):
+            lifted += native
+        kwargs.update((name, scratch.lift(kwargs[name])) for name in lifted)
         result = self.kernel(**kwargs)
         return scratch.release(result if isinstance(result, tuple) else (result,))
 

@@ -64,7 +64,7 @@ class Program:
         self.inputs = inputs
         self.outputs = outputs
         self._widen = precision == "float32"
-        self._scratch = Scratch()
+        self._scratch = Scratch(keeps_half=not self._widen)
         self._calls = tuple(_call(op, graph) for op in graph.ops)
 
     def make_state(self) -> State:

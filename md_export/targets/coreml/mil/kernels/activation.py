@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from md_export.targets.coreml.mil.bind import Tensor
+from md_export.targets.coreml.mil.bind import Native, Tensor
 
 
 def _per_channel(values: Tensor, rank: int) -> Tensor:
@@ -48,7 +48,7 @@ def prelu(x: Tensor, alpha: Tensor) -> Tensor:
     return torch.where(x > 0, x, _per_channel(alpha, x.dim()) * x)
 
 
-def relu(x: Tensor) -> Tensor:
+def relu(x: Native) -> Tensor:
     """max(x, 0)."""
     return torch.relu(x)
 
@@ -63,7 +63,7 @@ def scaled_tanh(x: Tensor, alpha: float, beta: float) -> Tensor:
     return alpha * torch.tanh(beta * x)
 
 
-def sigmoid(x: Tensor) -> Tensor:
+def sigmoid(x: Native) -> Tensor:
     """1 / (1 + e⁻ˣ)."""
     return torch.sigmoid(x)
 
@@ -73,12 +73,12 @@ def sigmoid_hard(x: Tensor, alpha: float, beta: float) -> Tensor:
     return (alpha * x + beta).clamp(0, 1)
 
 
-def silu(x: Tensor) -> Tensor:
+def silu(x: Native) -> Tensor:
     """x · sigmoid(x)."""
     return F.silu(x)
 
 
-def softmax(x: Tensor, axis: int = -1) -> Tensor:
+def softmax(x: Native, axis: int = -1) -> Tensor:
     """eˣ over its sum along ``axis``."""
     return torch.softmax(x, axis)
 

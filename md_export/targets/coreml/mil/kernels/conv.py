@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 
-from md_export.targets.coreml.mil.bind import Ints, Tensor
+from md_export.targets.coreml.mil.bind import Ints, Native, Tensor
 from md_export.targets.coreml.mil.kernels.padding import window_pads
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+# Elements computed at a time: their float32 copies stay in the processor's cache.
+_BAND = 1 << 20
 _TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
 def conv(
-    x: Tensor,
+    x: Native,
     weight: Tensor,
     bias: Tensor | None = None,
     strides: Ints | None = None,
@@ -29,10 +32,52 @@ def conv(
     strides = strides or (1,) * rank
     dilations = dilations or (1,) * rank
     pads = window_pads(pad_type, x.shape[2:], weight.shape[2:], strides, dilations, pad)
-    if all(before == after for before, after in pads):
-        return _CONV[rank](x, weight, bias, strides, [before for before, _ in pads], dilations, groups)
-    flat = [amount for pair in reversed(pads) for amount in pair]
-    return _CONV[rank](F.pad(x, flat), weight, bias, strides, 0, dilations, groups)
+
+    def padded(part: Tensor, pads: list[tuple[int, int]]) -> Tensor:
+        if all(before == after for before, after in pads):
+            return _CONV[rank](part, weight, bias, strides, [before for before, _ in pads], dilations, groups)
+        flat = [amount for pair in reversed(pads) for amount in pair]
+        return _CONV[rank](F.pad(part, flat), weight, bias, strides, 0, dilations, groups)
+
+    if x.dtype != torch.float16:
+        return padded(x, pads)
+    reach = dilations[0] * (weight.shape[2] - 1) + 1
+    return _in_bands(x, weight.shape[0], padded, pads, strides[0], reach)
+
+
+def _in_bands(
+    x: Tensor,
+    channels: int,
+    convolved: Callable[[Tensor, list[tuple[int, int]]], Tensor],
+    pads: list[tuple[int, int]],
+    stride: int,
+    reach: int,
+) -> Tensor:
+    """Some rows of the first spatial axis at a time, each band rounded to x's type when it is done.
+
+    Args:
+        x: float16 [N, C, *D].
+        channels: of the result.
+        convolved: convolves a float32 part of x under the pads given.
+        pads: before and after every spatial axis.
+        stride, reach: of the window along the first of them, dilation included.
+    """
+    (before, after), size = pads[0], x.shape[2]
+    count = (size + before + after - reach) // stride + 1
+    row = max(channels, x.shape[1] * stride) * x.shape[0] * math.prod(x.shape[3:])
+    step = max(1, _BAND // max(1, row))
+    if step >= count:
+        return convolved(x.float(), pads)
+    out = torch.empty(0)
+    for start in range(0, count, step):
+        stop = min(start + step, count)
+        first, last = start * stride - before, (stop - 1) * stride - before + reach
+        outer = (max(0, -first), max(0, last - size))
+        band = convolved(x[:, :, max(0, first) : min(size, last)].float(), [outer, *pads[1:]])
+        if not start:
+            out = x.new_empty((*band.shape[:2], count, *band.shape[3:]))
+        out[:, :, start:stop] = band
+    return out
 
 
 def conv_transpose(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from md_export.targets.coreml.mil.bind import Stored, Tensor
+from md_export.targets.coreml.mil.bind import Native, Stored, Tensor
 
 
-def add(x: Tensor, y: Tensor) -> Tensor:
+def add(x: Native, y: Native) -> Tensor:
     """x + y."""
     return x + y
 
@@ -72,7 +72,7 @@ def mod(x: Tensor, y: Tensor) -> Tensor:
     return torch.remainder(x, y)
 
 
-def mul(x: Tensor, y: Tensor) -> Tensor:
+def mul(x: Native, y: Native) -> Tensor:
     """x · y."""
     return x * y
 
@@ -101,6 +101,6 @@ def select(cond: Stored, a: Stored, b: Stored) -> Tensor:
     return torch.where(cond.bool(), a, b)
 
 
-def sub(x: Tensor, y: Tensor) -> Tensor:
+def sub(x: Native, y: Native) -> Tensor:
     """x − y."""
     return x - y

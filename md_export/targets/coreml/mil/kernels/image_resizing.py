@@ -46,6 +46,11 @@ def _linear(x: Tensor, points: list[Tensor]) -> Tensor:
 
 
 def _nearest(x: Tensor, targets: tuple[int, int]) -> Tensor:
+    height, width = x.shape[-2:]
+    if not (targets[0] % height or targets[1] % width):  # whole factors: one pass instead of two gathers
+        factors = targets[0] // height, targets[1] // width
+        blocks = x[..., :, None, :, None].expand(*x.shape[:-1], factors[0], width, factors[1])
+        return blocks.reshape(*x.shape[:-2], *targets)
     for axis, target in zip((x.dim() - 2, x.dim() - 1), targets, strict=True):
         positions = torch.arange(target) * x.shape[axis] // target
         x = x.index_select(axis, positions)

@@ -7,7 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from md_export.targets.coreml.mil.bind import Ints, Tensor
+from md_export.targets.coreml.mil.bind import Ints, Native, Tensor
 
 
 def _affine(x: Tensor, gamma: Tensor | None, beta: Tensor | None, shape: tuple[int, ...]) -> Tensor:
@@ -22,7 +22,7 @@ def _standardize(x: Tensor, axes: tuple[int, ...], epsilon: float) -> Tensor:
 
 
 def batch_norm(
-    x: Tensor,
+    x: Native,
     mean: Tensor,
     variance: Tensor,
     gamma: Tensor | None = None,
@@ -30,13 +30,17 @@ def batch_norm(
     epsilon: float = 1e-5,
 ) -> Tensor:
     """gamma · (x − mean) / √(variance + epsilon) + beta per channel (axis 1)."""
+    if x.dtype == torch.float16:
+        return torch.batch_norm(x, gamma, beta, mean, variance, False, 0.0, epsilon, False)
     shape = (-1,) + (1,) * (x.dim() - 2)
     scaled = (x - mean.reshape(shape)) * torch.rsqrt(variance + epsilon).reshape(shape)
     return _affine(scaled, gamma, beta, shape)
 
 
-def instance_norm(x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None, epsilon: float = 1e-5) -> Tensor:
+def instance_norm(x: Native, gamma: Tensor | None = None, beta: Tensor | None = None, epsilon: float = 1e-5) -> Tensor:
     """Zero mean and unit variance per sample and channel over the spatial axes, then the affine map."""
+    if x.dtype == torch.float16:
+        return torch.group_norm(x, x.shape[1], gamma, beta, epsilon, False)  # a group for every channel
     return _affine(_standardize(x, tuple(range(2, x.dim())), epsilon), gamma, beta, (-1,) + (1,) * (x.dim() - 2))
 
 

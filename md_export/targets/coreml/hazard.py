@@ -1,0 +1,186 @@
+"""Float16 hazards: what real activations do to every value that a package declares float16.
+
+Our runtime keeps such values in float32 on request, so that one past 65504 is a large number and not infinity.
+What happens inside an operation, a sum of squares in a norm for instance, is not seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from md_export.targets.advice import Hazard, HazardRule
+from md_export.targets.coreml import mil
+from md_export.targets.coreml.mil.dtypes import TensorType
+from md_export.targets.coreml.mil.graph import Graph
+from md_export.targets.coreml.modules import read_modules
+from md_export.targets.coreml.package import read_spec
+from md_export.tensors import Arrays
+
+# IEEE 754 binary16: half a step above the largest number, 65504, rounding to nearest gives infinity; half of the
+# smallest subnormal, 2^-24, gives zero; below 2^-14 numbers lose bits.
+OVERFLOWS_AT: Final = 65520.0
+FLUSHED_TO: Final = 2.0**-25
+SUBNORMAL_BELOW: Final = 2.0**-14
+_NAMED: Final = 3
+
+
+@dataclass
+class _Extremes:
+    """Running figures of one value."""
+
+    kind: str
+    largest: float = 0.0
+    smallest: float = float("inf")
+    overflows: int = 0
+    not_finite: int = 0
+    flushed: int = 0
+    subnormal: int = 0
+    count: int = 0
+
+    def add(self, tensor: torch.Tensor) -> None:
+        """Count one more occurrence, float32. What is infinite or NaN here is so by itself, not for float16."""
+        sizes = tensor.abs().reshape(-1)
+        finite = sizes.isfinite()
+        self.not_finite += int((~finite).sum())
+        sizes = sizes[finite]
+        if not sizes.numel():
+            return
+        self.count += sizes.numel()
+        self.largest = max(self.largest, float(sizes.max()))
+        self.overflows += int((sizes >= OVERFLOWS_AT).sum())
+        small = sizes[(sizes < SUBNORMAL_BELOW) & (sizes > 0)]
+        flushed = int((small <= FLUSHED_TO).sum())
+        self.flushed += flushed
+        self.subnormal += small.numel() - flushed
+        nonzero = small if small.numel() else sizes[sizes > 0]
+        if nonzero.numel():
+            self.smallest = min(self.smallest, float(nonzero.min()))
+
+
+def measure(path: Path, batches: Sequence[Arrays], only: Collection[str] | None = None) -> tuple[Hazard, ...]:
+    """Run a package in float32 and measure the values that it declares float16, in order of execution.
+
+    Args:
+        path: the ``.mlpackage``.
+        batches: sets of inputs; figures are over all of them.
+        only: names to measure; all if None.
+
+    Raises:
+        RuntimeFault: the package does not run on these inputs.
+    """
+    program = mil.load(path, precision="float32")
+    wanted = {name for name in _halves(program.graph) if only is None or name in only}
+    seen: dict[str, _Extremes] = {}
+
+    def observe(event: mil.Event) -> None:
+        if event.name in wanted:
+            seen.setdefault(event.name, _Extremes(event.kind)).add(event.tensor.float())
+
+    for batch in batches:
+        program.predict(batch, observer=observe)
+    modules = read_modules(read_spec(path))
+    return tuple(
+        Hazard(
+            name=name,
+            kind=item.kind,
+            module=modules.get(name, ""),
+            largest=item.largest,
+            smallest=0.0 if item.smallest == float("inf") else item.smallest,
+            overflows=item.overflows,
+            not_finite=item.not_finite,
+            flushed=item.flushed,
+            subnormal=item.subnormal,
+            count=item.count,
+        )
+        for name, item in seen.items()
+    )
+
+
+def _halves(graph: Graph) -> Iterator[str]:
+    """Outputs declared float16, but for decompressed weights."""
+    for op in graph.ops:
+        if not op.kind.startswith("constexpr_"):
+            for output in op.outputs:
+                if isinstance(output.type, TensorType) and output.type.dtype.name == "fp16":
+                    yield output.name
+
+
+def judged(hazards: Sequence[Hazard], rules: Sequence[HazardRule]) -> tuple[Hazard, ...]:
+    """With the ids of the rules that fit each."""
+    return tuple(
+        dataclasses.replace(hazard, rules=tuple(rule.id for rule in rules if _fits(hazard, rule))) for hazard in hazards
+    )
+
+
+def _fits(hazard: Hazard, rule: HazardRule) -> bool:
+    if rule.overflows_over is not None:
+        return hazard.overflows > rule.overflows_over
+    if rule.largest_over is not None:
+        return hazard.largest > rule.largest_over
+    # A value that is zero throughout loses nothing.
+    return rule.largest_below is not None and 0.0 < hazard.largest < rule.largest_below
+
+
+class OverflowWatch:
+    """Observer of runs in storage precision: remembers where float16 values became infinite or NaN.
+
+    Costs one pass over each float16 value. Only where one was met is that set of inputs run again in float32, to
+    tell an overflow from an infinity that was meant and to give the magnitude.
+    """
+
+    def __init__(self, path: Path, graph: Graph) -> None:
+        self._path = path
+        self._reads = {output.name: frozenset(op.refs) for op in graph.ops for output in op.outputs}
+        self._met: list[tuple[Arrays, dict[str, int]]] = []
+
+    def begin(self, batch: Arrays) -> mil.Observer:
+        """The observer for one run."""
+        broken: set[str] = set()
+        origins: dict[str, int] = {}
+
+        def observe(event: mil.Event) -> None:
+            if event.tensor.dtype != torch.float16 or _is_finite(event.tensor):
+                return
+            if not broken:
+                self._met.append((batch, origins))
+            if not broken & self._reads[event.name]:
+                origins[event.name] = int((~event.tensor.isfinite()).sum())
+            broken.add(event.name)
+
+        return observe
+
+    def hazards(self) -> tuple[str, ...]:
+        """One line for each of the first operations that float16 cannot hold, in order of execution."""
+        if not self._met:
+            return ()
+        names = {name for _, origins in self._met for name in origins}
+        lines = []
+        for hazard in measure(self._path, [batch for batch, _ in self._met], names):
+            if hazard.overflows or not hazard.not_finite:
+                lost = sum(origins.get(hazard.name, 0) for _, origins in self._met)
+                lines.append(describe_overflow(hazard, lost))
+        return tuple(lines[:_NAMED])
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Far cheaper than ``isfinite().all()`` on half tensors; NaN fails both comparisons."""
+    if not tensor.numel():
+        return True
+    low, high = tensor.aminmax()
+    return low.item() > -math.inf and high.item() < math.inf
+
+
+def describe_overflow(hazard: Hazard, lost: int) -> str:
+    """One line that names operation, torch module and magnitude; ``lost``: values that became infinite."""
+    where = f"module {hazard.module}, {hazard.kind} {hazard.name}" if hazard.module else f"{hazard.kind} {hazard.name}"
+    return (
+        f"float16 overflow in {where}: magnitudes up to {hazard.largest:.4g}, float16 ends at 65504; {lost} values "
+        "became infinite. Scale that module's weights down and what follows up, or export with --fp32"
+    )
