@@ -1,0 +1,54 @@
+"""The command line: parse → one call → print. Everything heavy is imported inside the bodies."""
+
+from __future__ import annotations
+
+import errno
+import sys
+
+import click
+
+from md_export import __version__
+from md_export.cli.artifacts import generate, lint, report, run, verify
+from md_export.cli.checkpoints import golden, init, inspect
+from md_export.cli.exports import EXPORTS
+from md_export.errors import MdExportError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="md-export")
+def cli() -> None:
+    """Lower MobileDiffusion checkpoints to Core ML, TFLite and ONNX, and prove every artifact without a phone.
+
+    Shell completion: _MD_EXPORT_COMPLETE=bash_source md-export (or zsh_source, fish_source).
+
+    Exit codes: 0 ok, 1 error, 2 usage, 3 parity failed.
+    """
+
+
+for _command in (inspect, init, golden, *EXPORTS, run, verify, lint, report, generate):
+    cli.add_command(_command)
+
+
+def main() -> None:
+    """Entry point. The only place where errors become text and exit codes."""
+    try:
+        cli.main(prog_name="md-export", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; nothing was written", err=True)
+        sys.exit(130)
+    except MdExportError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        click.echo(f"error: {_os_error(error)}", err=True)
+        sys.exit(1)
+
+
+def _os_error(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "no space left on the disk; nothing was kept. Free some space, or choose another disk with -o"
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}; nothing was kept"

@@ -1,0 +1,190 @@
+"""Commands on artifacts and exports: run, verify, lint, report, generate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import click
+
+from md_export.cli.shared import COMPONENTS, PATH, checkpoint_or_nano, json_option, print_tables, progress, write_json
+from md_export.errors import UsageError
+
+# LiteRT's engine for the GPU, in software: minutes for a full-size graph.
+GPU_LIMIT_S: Final = 600.0
+gpu_option = click.option("--gpu", is_flag=True, help="For TFLite: on LiteRT's GPU engine, by Vulkan in software.")
+limit_option = click.option(
+    "--limit", "limit_s", type=float, help=f"With --gpu: seconds for one artifact.  [default: {GPU_LIMIT_S:g}]"
+)
+
+
+@click.command()
+@click.argument("artifact", type=PATH)
+@click.option("--inputs", type=PATH, required=True, help="An .npz file with one array per input.")
+@click.option("-o", "--output", type=PATH, required=True, help="The .npz file to write.")
+@click.option(
+    "--runtime", type=click.Choice(["mil", "coreml"]), help="For a Core ML package: ours, or Apple's on a Mac."
+)
+@gpu_option
+@limit_option
+def run(artifact: Path, inputs: Path, output: Path, runtime: str | None, gpu: bool, limit_s: float | None) -> None:
+    """Execute any artifact in its own runtime; a Core ML package runs on Linux too."""
+    from md_export.npz import read_npz, write_npz
+    from md_export.targets import target_of
+    from md_export.workers import execute
+
+    target = target_of(artifact)
+    if runtime and target.name != "coreml":
+        raise UsageError(f"--runtime is for Core ML packages; {artifact.name} has one runtime only")
+    limit_s = _gpu_limit(gpu, limit_s, target.name)
+    if gpu:
+        target.require()
+        from md_export.parity.gpu import run_on_gpu
+
+        outputs, note = run_on_gpu(artifact, read_npz(inputs), limit_s)
+        click.echo(note, err=True)
+    else:
+        (outputs,) = execute(target.name, artifact, [read_npz(inputs)], runtime).outputs
+    write_npz(output, outputs)
+    click.echo(
+        f"{output}: " + ", ".join(f"{name} {list(value.shape)} {value.dtype}" for name, value in outputs.items())
+    )
+
+
+@click.command()
+@click.argument("out", type=PATH)
+@click.option("--golden", "golden_dir", type=PATH, help="Golden cases; by default those that lie in OUT.")
+@gpu_option
+@limit_option
+@json_option
+def verify(out: Path, golden_dir: Path | None, gpu: bool, limit_s: float | None, json_file: Path | None) -> None:
+    """Run every artifact of an export on every golden case, and the chain to the picture; exit 3 if one falls short.
+
+    With --gpu: is all of a TFLite graph on the GPU, and right there? Each op that is not is named with its module.
+    """
+    from md_export.artifact import read_manifest
+    from md_export.errors import ParityError
+    from md_export.parity.verify import verify as judge
+    from md_export.report.tables import parity_table
+
+    limit_s = _gpu_limit(gpu, limit_s, read_manifest(out).target)
+    if gpu:
+        _verify_on_gpu(out, golden_dir, limit_s, json_file)
+        return
+    with progress(len(COMPONENTS)) as report:
+        result = judge(out, golden_dir, report)
+    write_json(json_file, result)
+    print_tables(parity_table(result))
+    if not result.passed:
+        raise ParityError("; ".join(result.failures))
+    click.echo(f"{out}: verified")
+
+
+def _gpu_limit(gpu: bool, limit_s: float | None, target: str) -> float:
+    if limit_s is not None and not gpu:
+        raise UsageError("--limit is for --gpu; leave it out")
+    if gpu and target != "tflite":
+        raise UsageError(f"--gpu is LiteRT's engine, which runs TFLite files, not {target}; leave it out")
+    return GPU_LIMIT_S if limit_s is None else limit_s
+
+
+def _verify_on_gpu(out: Path, golden_dir: Path | None, limit_s: float, json_file: Path | None) -> None:
+    from md_export.errors import ParityError
+    from md_export.targets import TARGETS
+
+    TARGETS["tflite"].require()
+    from md_export.parity.gpu import verify_on_gpu
+    from md_export.report.gpu import gpu_tables
+
+    with progress(len(COMPONENTS)) as report:
+        result = verify_on_gpu(out, golden_dir, limit_s, report)
+    write_json(json_file, result)
+    print_tables(*gpu_tables(result))
+    if result.failures:
+        raise ParityError("; ".join(result.failures))
+    click.echo(f"{out}: all on the GPU, and right there")
+
+
+@click.command()
+@click.argument("path", type=PATH, required=False)
+@click.option("--os", "system", help="Whose rules to apply, iOS18 for instance. Default: the oldest that loads it.")
+@click.option("--inputs", type=PATH, help="An .npz file for one package: activations for the float16 hazards.")
+@click.option("--rules", "show_rules", is_flag=True, help="Print the rules and their sources.")
+@json_option
+def lint(path: Path | None, system: str | None, inputs: Path | None, show_rules: bool, json_file: Path | None) -> None:
+    """Advise on a Core ML package, or on each of an export with its golden inputs: what the Neural Engine may refuse
+    or pay for, and which values float16 cannot hold. Advice is no failure: exit 0."""
+    from md_export.report.lint import lint_tables, rule_table, source_lines
+
+    if show_rules == (path is not None):
+        raise UsageError("name a package or an export, or ask for --rules")
+    if path is None:
+        from md_export.targets.coreml.rules import load_rules
+
+        file = load_rules()
+        write_json(json_file, file)
+        print_tables(rule_table(file.rule, file.hazard, file.version), *source_lines((*file.rule, *file.hazard)))
+        return
+    from md_export.linting import lint as advise
+
+    with progress(len(COMPONENTS)) as tell:
+        reports = advise(path, system, inputs, tell)
+    write_json(json_file, reports)
+    print_tables(*lint_tables(reports))
+
+
+@click.command()
+@click.argument("outs", metavar="OUT...", type=PATH, nargs=-1, required=True)
+@click.option("-o", "--output", type=PATH, help="The .html file to write.")
+@click.option("--junit", type=PATH, help="Also write JUnit XML, for a CI system.")
+@click.option("--markdown", type=PATH, help="Also write Markdown, for a pull request's comment.")
+@json_option
+def report(
+    outs: tuple[Path, ...], output: Path | None, junit: Path | None, markdown: Path | None, json_file: Path | None
+) -> None:
+    """Verify exports and write what was found as one page that opens without a network; exit 3 as verify does."""
+    from md_export.artifact import read_manifest
+    from md_export.errors import ParityError
+    from md_export.parity.verify import judge
+
+    if not (output or junit or markdown or json_file):
+        raise UsageError("say what to write: -o report.html, --junit, --markdown or --json")
+    with progress(len(COMPONENTS) * len(outs)) as tell:
+        exports = [(out.resolve().name, read_manifest(out), judge(out, progress=tell)) for out in outs]
+    results = [(name, verification.result) for name, _, verification in exports]
+    if output:
+        from md_export.report.html import html_page
+
+        output.write_text(html_page(exports), encoding="utf-8")
+    if junit:
+        from md_export.report.junit import junit_xml
+
+        junit.write_text(junit_xml(results), encoding="utf-8")
+    if markdown:
+        from md_export.report.markdown import markdown_page
+
+        markdown.write_text(markdown_page(results), encoding="utf-8")
+    write_json(json_file, [result for _, result in results])
+    failures = [f"{name}: {failure}" for name, result in results for failure in result.failures]
+    if failures:
+        raise ParityError("; ".join(failures))
+
+
+@click.command()
+@click.argument("prompt")
+@click.option("--artifacts", type=PATH, help="An export: the picture is made by its artifacts.")
+@click.option("--checkpoint", type=PATH, help="A checkpoint: the picture is made by torch. Default: the nano one.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("-o", "--output", type=PATH, required=True, help="The .png file to write.")
+def generate(prompt: str, artifacts: Path | None, checkpoint: Path | None, seed: int, output: Path) -> None:
+    """Make a picture from PROMPT in one UNet step, by an export's artifacts or by torch."""
+    from md_export.generation import pictures_of_artifacts, pictures_of_checkpoint, write_png
+
+    if artifacts and checkpoint:
+        raise UsageError("name --artifacts or --checkpoint, not both")
+    if artifacts:
+        (picture,) = pictures_of_artifacts(artifacts, [(prompt, seed)])
+    else:
+        (picture,) = pictures_of_checkpoint(checkpoint_or_nano(checkpoint), [(prompt, seed)])
+    write_png(output, picture)
+    click.echo(f"{output}: {picture.shape[1]}×{picture.shape[0]}")

@@ -1,0 +1,115 @@
+"""One export command for each target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import click
+
+from md_export.cli.shared import COMPONENTS, PATH, checkpoint_or_nano, json_option, print_tables, progress, write_json
+from md_export.errors import UsageError
+
+PRECISIONS: Final = ("fp32", "fp16", "int8")
+# Each command is a target's name; a test holds this against the TARGETS table.
+TARGET_TITLES: Final = {
+    "coreml": "Core ML packages for the iPhone Neural Engine",
+    "tflite": "TFLite (LiteRT) files for the Android GPU",
+    "onnx": "ONNX files for onnxruntime",
+}
+DEFAULT_PRECISION: Final = "fp16"
+_OWN_OPTIONS: Final = {
+    "coreml": (
+        click.option("--layout", type=click.Choice(["swift"]), help="Names and shapes as Apple's Swift package reads."),
+    ),
+}
+
+
+def _export_command(target: str) -> Callable[..., None]:
+    def command(
+        checkpoint: Path | None,
+        precision: str | None,
+        recipe_file: Path | None,
+        components: tuple[str, ...],
+        rewrites: tuple[str, ...],
+        allow_drift: bool,
+        golden_dir: Path | None,
+        output: Path,
+        json_file: Path | None,
+        layout: Literal["swift"] | None = None,
+    ) -> None:
+        from md_export.pipeline import export
+        from md_export.report.tables import artifact_table, parity_table
+
+        recipe = _recipe(target, precision, recipe_file, components, rewrites, allow_drift, layout)
+        with progress(2 * len(recipe.components)) as report:
+            manifest, result = export(recipe, checkpoint_or_nano(checkpoint), output, golden_dir, report)
+        write_json(json_file, manifest)
+        print_tables(artifact_table(manifest), parity_table(result))
+        if manifest.drift:
+            drift = manifest.drift
+            click.echo(
+                f"drift against the checkpoint as it is: UNet output {drift.unet_snr_db:.1f} dB SNR, "
+                f"picture {drift.picture_psnr_db:.1f} dB PSNR"
+            )
+        click.echo(f"{output}: verified")
+
+    command.__doc__ = (
+        f"Export CHECKPOINT to {TARGET_TITLES[target]}, verified. Without CHECKPOINT the nano one that ships is used."
+    )
+    return command
+
+
+def _recipe(
+    target: str,
+    precision: str | None,
+    file: Path | None,
+    components: tuple[str, ...],
+    rewrites: tuple[str, ...],
+    allow_drift: bool,
+    layout: Literal["swift"] | None,
+) -> Any:
+    """The recipe that the flags stand for."""
+    import dataclasses
+
+    from md_export.data import builtin_recipe, builtin_recipes, recipe_file
+    from md_export.recipe import load_recipe
+
+    if file and precision:
+        raise UsageError(f"--{precision} names a recipe, and --recipe names another; give one of them")
+    source = recipe_file(file) if file else builtin_recipe(target, precision or DEFAULT_PRECISION)
+    if not source.suffix and not source.exists():
+        raise UsageError(f"no recipe {file}; name a .toml file or one of {', '.join(builtin_recipes())}")
+    recipe = load_recipe(source)
+    if recipe.target != target:
+        raise UsageError(f"{file} is for {recipe.target}; run: md-export {recipe.target} --recipe {file}")
+    recipe = dataclasses.replace(recipe, rewrites=(*recipe.rewrites, *rewrites), layout=layout or recipe.layout)
+    return dataclasses.replace(recipe, allow_drift=recipe.allow_drift or allow_drift).narrowed(components)
+
+
+def _options(target: str) -> Iterator[Callable[[Any], Any]]:
+    """Last one first, as decorators are read."""
+    yield json_option
+    yield click.option("-o", "--output", type=PATH, required=True, help="Folder to write; must not exist.")
+    yield click.option("--golden", "golden_dir", type=PATH, help="Golden cases to calibrate on and to be judged by.")
+    yield click.option("--allow-drift", is_flag=True, help="Apply rewrites that the checkpoint was not trained with.")
+    yield click.option(
+        "--rewrite", "rewrites", multiple=True, help="Apply a named rewrite; may be given several times."
+    )
+    yield click.option("--component", "components", type=click.Choice(COMPONENTS), multiple=True, help="Only this one.")
+    yield click.option("--recipe", "recipe_file", type=PATH, help="A recipe's file or name instead of a flag.")
+    for name in PRECISIONS:
+        yield click.option(f"--{name}", "precision", flag_value=name, help=f"The recipe {target}-{name}.")
+    yield click.argument("checkpoint", type=PATH, required=False)
+    yield from _OWN_OPTIONS.get(target, ())
+
+
+def _command(target: str) -> click.Command:
+    function = _export_command(target)
+    for option in _options(target):
+        function = option(function)
+    return click.command(name=target)(function)
+
+
+EXPORTS: Final = tuple(_command(target) for target in TARGET_TITLES)

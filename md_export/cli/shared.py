@@ -1,0 +1,51 @@
+"""What commands share: options, names, and how results reach the terminal. Heavy imports are inside the bodies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+COMPONENTS: Final = ("text_encoder", "unet", "vae_decoder")
+
+PATH = click.Path(path_type=Path)
+json_option = click.option("--json", "json_file", type=PATH, help="Also write the result as JSON ('-': stdout).")
+
+
+def checkpoint_or_nano(checkpoint: Path | None) -> Path:
+    """The checkpoint that was named, else the one that ships, and a line that says so."""
+    if checkpoint is not None:
+        return checkpoint
+    from md_export.data import nano_checkpoint
+
+    click.echo("no checkpoint named: using the nano checkpoint that ships with md-export", err=True)
+    return nano_checkpoint()
+
+
+def progress(steps: int) -> Any:
+    """A context manager that yields ``report(text)``; see :mod:`md_export.report.progress`."""
+    from md_export.report.progress import progress_to_stderr
+
+    return progress_to_stderr(steps)
+
+
+def print_tables(*tables: Any) -> None:
+    """Tables and lines to standard output."""
+    from md_export.report.tables import console
+
+    for table in tables:
+        console().print(table, soft_wrap=isinstance(table, str))
+
+
+def write_json(file: Path | None, result: Any) -> None:
+    """A result as JSON to a file, or to standard output for ``-``."""
+    if file is None:
+        return
+    from pydantic import TypeAdapter
+
+    text = TypeAdapter(type(result)).dump_json(result, indent=2).decode()
+    if str(file) == "-":
+        click.echo(text)
+    else:
+        file.write_text(text + "\n", encoding="utf-8")
