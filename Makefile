@@ -18,10 +18,8 @@ demo: $(READY)
 	$(BIN)/md-export generate "$(PROMPT)" --artifacts $(DEMO)/coreml -o $(DEMO)/coreml.png
 	$(BIN)/md-export generate "$(PROMPT)" --artifacts $(DEMO)/tflite -o $(DEMO)/tflite.png
 	$(BIN)/md-export generate "$(PROMPT)" --artifacts $(DEMO)/onnx -o $(DEMO)/onnx.png
-	$(BIN)/md-export verify $(DEMO)/coreml
-	$(BIN)/md-export verify $(DEMO)/tflite
-	$(BIN)/md-export verify $(DEMO)/onnx
-	@echo "Pictures of \"$(PROMPT)\": $(DEMO)/{torch,coreml,tflite,onnx}.png"
+	$(BIN)/md-export report $(DEMO)/coreml $(DEMO)/tflite $(DEMO)/onnx -o $(DEMO)/report.html
+	@echo "Pictures of \"$(PROMPT)\": $(DEMO)/{torch,coreml,tflite,onnx}.png; all golden cases: $(DEMO)/report.html"
 
 test: $(READY) lint
 	$(BIN)/pytest --numprocesses 2 --dist worksteal

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mutations import flip_block, weight_file
 from support import Exported
 
 
@@ -162,10 +163,31 @@ def test_full_disk(tmp_path: Path) -> None:
 
 
 def test_inspect_md_meets_the_paper() -> None:
-    result = md_export("inspect", "--arch", "md", "--json", "-")
+    result = md_export("inspect", "--arch", "md")
     assert result.returncode == 0
     assert "386" in result.stdout
-    assert "convention" in result.stdout.lower() or "padding" in result.stdout.lower()
+    assert "padding" in result.stdout.lower()
+
+
+def test_json_on_standard_output_is_alone_there() -> None:
+    result = md_export("inspect", "--arch", "nano", "--json", "-")
+    assert result.returncode == 0
+    assert {item["name"] for item in json.loads(result.stdout)["components"]} >= {"unet"}
+    assert "GMAC" in result.stderr
+
+
+def test_report_writes_every_form_and_exits_as_verify(copy_of: Exported, tmp_path: Path) -> None:
+    out, page = copy_of("onnx", "int8"), tmp_path / "report.html"
+    options = ("--junit", tmp_path / "j.xml", "--markdown", tmp_path / "m.md", "--json", tmp_path / "r.json")
+    result = md_export("report", out, "-o", page, *options)
+    assert result.returncode == 0, result.stderr
+    assert page.read_text().count('alt="by the artifacts"') == 12
+    assert 'failures="0"' in (tmp_path / "j.xml").read_text()
+    assert "verified" in (tmp_path / "m.md").read_text()
+    flip_block(weight_file(out, "unet"))
+    fails(md_export("report", out, "-o", page), 3, "unet")
+    assert "falls short" in page.read_text()
+    fails(md_export("report", out), 2, "--junit")
 
 
 def test_run_executes_an_artifact(exported: Exported, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Final
 
 import click
 
-from md_export.cli.shared import COMPONENTS, PATH, checkpoint_or_nano, json_option, print_tables, progress, write_json
+from md_export.cli.shared import COMPONENTS, PATH, checkpoint_or_nano, json_option, progress, say, show
 from md_export.errors import UsageError
 
 # LiteRT's engine for the GPU, in software: minutes for a full-size graph.
@@ -73,11 +73,10 @@ def verify(out: Path, golden_dir: Path | None, gpu: bool, limit_s: float | None,
         return
     with progress(len(COMPONENTS)) as report:
         result = judge(out, golden_dir, report)
-    write_json(json_file, result)
-    print_tables(parity_table(result))
+    show(json_file, result, parity_table(result))
     if not result.passed:
         raise ParityError("; ".join(result.failures))
-    click.echo(f"{out}: verified")
+    say(json_file, f"{out}: verified")
 
 
 def _gpu_limit(gpu: bool, limit_s: float | None, target: str) -> float:
@@ -98,11 +97,10 @@ def _verify_on_gpu(out: Path, golden_dir: Path | None, limit_s: float, json_file
 
     with progress(len(COMPONENTS)) as report:
         result = verify_on_gpu(out, golden_dir, limit_s, report)
-    write_json(json_file, result)
-    print_tables(*gpu_tables(result))
+    show(json_file, result, *gpu_tables(result))
     if result.failures:
         raise ParityError("; ".join(result.failures))
-    click.echo(f"{out}: all on the GPU, and right there")
+    say(json_file, f"{out}: all on the GPU, and right there")
 
 
 @click.command()
@@ -122,15 +120,15 @@ def lint(path: Path | None, system: str | None, inputs: Path | None, show_rules:
         from md_export.targets.coreml.rules import load_rules
 
         file = load_rules()
-        write_json(json_file, file)
-        print_tables(rule_table(file.rule, file.hazard, file.version), *source_lines((*file.rule, *file.hazard)))
+        show(
+            json_file, file, rule_table(file.rule, file.hazard, file.version), *source_lines((*file.rule, *file.hazard))
+        )
         return
     from md_export.linting import lint as advise
 
     with progress(len(COMPONENTS)) as tell:
         reports = advise(path, system, inputs, tell)
-    write_json(json_file, reports)
-    print_tables(*lint_tables(reports))
+    show(json_file, reports, *lint_tables(reports))
 
 
 @click.command()
@@ -146,6 +144,7 @@ def report(
     from md_export.artifact import read_manifest
     from md_export.errors import ParityError
     from md_export.parity.verify import judge
+    from md_export.report.tables import parity_table
 
     if not (output or junit or markdown or json_file):
         raise UsageError("say what to write: -o report.html, --junit, --markdown or --json")
@@ -164,7 +163,7 @@ def report(
         from md_export.report.markdown import markdown_page
 
         markdown.write_text(markdown_page(results), encoding="utf-8")
-    write_json(json_file, [result for _, result in results])
+    show(json_file, [result for _, result in results], *(parity_table(result) for _, result in results))
     failures = [f"{name}: {failure}" for name, result in results for failure in result.failures]
     if failures:
         raise ParityError("; ".join(failures))

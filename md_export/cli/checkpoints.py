@@ -7,7 +7,7 @@ from typing import Final
 
 import click
 
-from md_export.cli.shared import PATH, checkpoint_or_nano, json_option, print_tables, progress, write_json
+from md_export.cli.shared import PATH, checkpoint_or_nano, json_option, progress, show
 from md_export.errors import UsageError
 
 ARCHS: Final = ("md", "md-lite", "nano")
@@ -43,8 +43,7 @@ def inspect(checkpoint: Path | None, arch: str | None, json_file: Path | None) -
         source = checkpoint_or_nano(checkpoint)
         config, title = open_checkpoint(source).config, str(source)
     inspection = inspect_config(config)
-    write_json(json_file, inspection)
-    print_tables(*inspection_tables(inspection, title, arch))
+    show(json_file, inspection, *inspection_tables(inspection, title, arch))
 
 
 def _inspect_artifact(artifact: Path, json_file: Path | None) -> None:
@@ -52,8 +51,7 @@ def _inspect_artifact(artifact: Path, json_file: Path | None) -> None:
     from md_export.targets import target_of
 
     found = target_of(artifact).open().describe(artifact)
-    write_json(json_file, found)
-    print_tables(*description_tables(found, artifact.name))
+    show(json_file, found, *description_tables(found, artifact.name))
 
 
 @click.command()

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 import click
 
-from md_export.cli.shared import COMPONENTS, PATH, checkpoint_or_nano, json_option, print_tables, progress, write_json
+from md_export.cli.shared import COMPONENTS, PATH, checkpoint_or_nano, json_option, progress, say, show
 from md_export.errors import UsageError
 
 PRECISIONS: Final = ("fp32", "fp16", "int8")
@@ -45,15 +45,15 @@ def _export_command(target: str) -> Callable[..., None]:
         recipe = _recipe(target, precision, recipe_file, components, rewrites, allow_drift, layout)
         with progress(2 * len(recipe.components)) as report:
             manifest, result = export(recipe, checkpoint_or_nano(checkpoint), output, golden_dir, report)
-        write_json(json_file, manifest)
-        print_tables(artifact_table(manifest), parity_table(result))
+        show(json_file, manifest, artifact_table(manifest), parity_table(result))
         if manifest.drift:
             drift = manifest.drift
-            click.echo(
+            say(
+                json_file,
                 f"drift against the checkpoint as it is: UNet output {drift.unet_snr_db:.1f} dB SNR, "
-                f"picture {drift.picture_psnr_db:.1f} dB PSNR"
+                f"picture {drift.picture_psnr_db:.1f} dB PSNR",
             )
-        click.echo(f"{output}: verified")
+        say(json_file, f"{output}: verified")
 
     command.__doc__ = (
         f"Export CHECKPOINT to {TARGET_TITLES[target]}, verified. Without CHECKPOINT the nano one that ships is used."

@@ -30,22 +30,31 @@ def progress(steps: int) -> Any:
     return progress_to_stderr(steps)
 
 
-def print_tables(*tables: Any) -> None:
-    """Tables and lines to standard output."""
+def show(json_file: Path | None, result: Any, *tables: Any) -> None:
+    """A result as tables, and as JSON where it was asked for; ``-`` gives standard output to the JSON alone."""
     from md_export.report.tables import console
 
+    if json_file is not None:
+        _write_json(json_file, result)
+    terminal = console(stderr=_takes_stdout(json_file))
     for table in tables:
-        console().print(table, soft_wrap=isinstance(table, str))
+        terminal.print(table, soft_wrap=isinstance(table, str))
 
 
-def write_json(file: Path | None, result: Any) -> None:
-    """A result as JSON to a file, or to standard output for ``-``."""
-    if file is None:
-        return
+def say(json_file: Path | None, text: str) -> None:
+    """A line where the tables go."""
+    click.echo(text, err=_takes_stdout(json_file))
+
+
+def _takes_stdout(json_file: Path | None) -> bool:
+    return str(json_file) == "-"
+
+
+def _write_json(file: Path, result: Any) -> None:
     from pydantic import TypeAdapter
 
     text = TypeAdapter(type(result)).dump_json(result, indent=2).decode()
-    if str(file) == "-":
+    if _takes_stdout(file):
         click.echo(text)
     else:
         file.write_text(text + "\n", encoding="utf-8")

@@ -23,9 +23,10 @@ class Cells(NamedTuple):
     rows: tuple[tuple[str, ...], ...]
 
 
-def console() -> Console:
-    """Standard output; wide enough for a table where it is not a terminal."""
-    return Console() if sys.stdout.isatty() else Console(width=140)
+def console(stderr: bool = False) -> Console:
+    """Standard output or error; wide enough for a table where it is not a terminal."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr) if stream.isatty() else Console(width=140, stderr=stderr)
 
 
 def parity_table(result: VerifyResult) -> Table:

@@ -16,6 +16,7 @@ from torch import nn
 from md_export.artifact import OneStep, RewriteRecord
 from md_export.errors import RewriteError
 from md_export.rewrites.fold_attention_scale import count_unscaled, fold_attention_scale
+from md_export.rewrites.fold_norm_affine import count_plain_norms, fold_norm_affine
 from md_export.rewrites.fold_timestep import count_one_step, fold_timestep
 from md_export.rewrites.fold_x0 import count_latent, fold_x0
 from md_export.rewrites.gelu_to_swish import count_swish, gelu_to_swish
@@ -23,6 +24,10 @@ from md_export.rewrites.group_norm_to_instance_norm import count_instance_norm, 
 from md_export.rewrites.linear_to_conv2d import count_conv2d, linear_to_conv2d
 from md_export.rewrites.softmax_to_relu import count_relu, softmax_to_relu
 from md_export.rewrites.split_attention_heads import count_split, split_attention_heads
+from md_export.rewrites.staged_group_norm import count_staged, staged_group_norm
+from md_export.rewrites.tokens_to_maps import count_maps, tokens_to_maps
+from md_export.rewrites.upsample_to_four_convs import count_four_convs, upsample_to_four_convs
+from md_export.rewrites.vector_linear_to_conv2d import count_vector_conv2d, vector_linear_to_conv2d
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,11 @@ REWRITES: Mapping[str, Rewrite] = {
         Rewrite("fold_attention_scale", True, ("text_encoder", "unet"), fold_attention_scale, count_unscaled),
         Rewrite("split_attention_heads", True, ("unet",), split_attention_heads, count_split),
         Rewrite("fold_timestep", True, ("unet",), fold_timestep, count_one_step, drops=("timestep",)),
+        Rewrite("tokens_to_maps", True, ("text_encoder", "unet", "vae_decoder"), tokens_to_maps, count_maps),
+        Rewrite("vector_linear_to_conv2d", True, ("unet",), vector_linear_to_conv2d, count_vector_conv2d),
+        Rewrite("staged_group_norm", True, ("unet", "vae_decoder"), staged_group_norm, count_staged),
+        Rewrite("fold_norm_affine", True, ("text_encoder", "unet", "vae_decoder"), fold_norm_affine, count_plain_norms),
+        Rewrite("upsample_to_four_convs", True, ("unet", "vae_decoder"), upsample_to_four_convs, count_four_convs),
         Rewrite("fold_x0", True, ("unet",), fold_x0, count_latent, output="latent"),
     )
 }

@@ -6,8 +6,8 @@ For one-step generation only; ``a``, ``b`` follow from the checkpoint's schedule
 is -14.6 at Stable Diffusion's schedule and multiplies the rounding of a half-precision output by as much.
 """
 
-# Principle: one call and one buffer less between two models. The combine is two constants and one add; in fp16 it
-# should stay float32: where a·sample and b·out nearly cancel, x0 loses 20·log10|b| dB against the output.
+# Principle: one call and one buffer less between two models. Where a·sample and b·out nearly cancel, x0 loses
+# 20·log10|b| dB against the output; a float16 Core ML program keeps this sum in float32 (its precision.py).
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ class X0Combine(nn.Module):
 
     def __init__(self, one_step: OneStep) -> None:
         super().__init__()
-        self.of_sample = one_step.a / one_step.scaling_factor
-        self.of_out = one_step.b / one_step.scaling_factor
+        self.of_sample = one_step.a / one_step.b
+        self.of_sum = one_step.b / one_step.scaling_factor
 
     def forward(self, sample: Tensor, out: Tensor) -> Tensor:
         """float32 where the module is."""
-        return sample * self.of_sample + out * self.of_out
+        # Not a·sample + b·out: coremltools would multiply b into the last convolution, a new and nameless weight.
+        return (sample * self.of_sample + out) * self.of_sum
 
 
 class LatentUNet(MDUNet):

@@ -30,6 +30,7 @@ from md_export.rewrites.channel_first import (
     ChannelFirstTextEncoder,
 )
 from md_export.rewrites.channel_layer_norm import to_channel_layer_norm
+from md_export.rewrites.conv1x1 import as_conv2d
 
 # Where token linears are; TextEncoder is what surrounds transformers' own layers.
 _ROOTS: Final = (TransformerStack, SpatialAttention, TextEncoder)
@@ -66,17 +67,9 @@ def _rewrite(parent: nn.Module) -> int:
 
 def _substitute(name: str, child: nn.Module) -> nn.Module:
     if isinstance(child, nn.Linear):
-        return _conv(child)
+        return as_conv2d(child)
     if name == "self_attn":  # transformers' CLIPAttention
         return ChannelFirstClipAttention(child)
     if type(child) is nn.LayerNorm:
         to_channel_layer_norm(child)
     return child
-
-
-def _conv(linear: nn.Linear) -> nn.Conv2d:
-    """The same weight and bias, not copied."""
-    conv = nn.Conv2d(linear.in_features, linear.out_features, 1, bias=linear.bias is not None, device="meta")
-    conv.weight = nn.Parameter(linear.weight.detach()[:, :, None, None], requires_grad=linear.weight.requires_grad)
-    conv.bias = linear.bias
-    return conv.train(linear.training)

@@ -16,6 +16,8 @@ from md_export.rewrites.channel_first import ChannelFirstClipAttention
 from rewrites.forms import EXACT_DB, Subject
 
 MODELS = ("nano", "other")
+TFLITE = ("tokens_to_maps", "staged_group_norm", "fold_norm_affine", "upsample_to_four_convs")
+TFLITE_UNET = (*TFLITE, "vector_linear_to_conv2d", "fold_attention_scale")
 ALL_UNET = ("linear_to_conv2d", "group_norm_to_instance_norm", "fold_timestep", "fold_attention_scale")
 CASES = [
     ("text_encoder", ("linear_to_conv2d",)),
@@ -30,6 +32,15 @@ CASES = [
     ("unet", ALL_UNET),
     ("unet", tuple(reversed(ALL_UNET))),
     ("vae_decoder", ("group_norm_to_instance_norm",)),
+    ("text_encoder", ("tokens_to_maps",)),
+    ("text_encoder", ("fold_norm_affine",)),
+    ("text_encoder", ("fold_attention_scale", "fold_norm_affine", "tokens_to_maps")),
+    ("text_encoder", ("tokens_to_maps", "fold_norm_affine", "fold_attention_scale")),
+    *(("unet", (name,)) for name in TFLITE),
+    ("unet", TFLITE_UNET),
+    ("unet", ("fold_timestep", *reversed(TFLITE))),
+    ("unet", (*TFLITE_UNET, "fold_timestep")),
+    ("vae_decoder", ("staged_group_norm", "upsample_to_four_convs")),
 ]
 IDS = [f"{component}-{'+'.join(names)}" for component, names in CASES]
 
@@ -87,6 +98,10 @@ def scale_twice(module: nn.Module) -> None:
         ("unet", ("linear_to_conv2d", "split_attention_heads"), roll_channels),
         ("unet", ("group_norm_to_instance_norm",), other_groups),
         ("vae_decoder", ("group_norm_to_instance_norm",), other_groups),
+        ("text_encoder", ("tokens_to_maps",), roll_channels),
+        ("text_encoder", ("tokens_to_maps", "fold_norm_affine", "fold_attention_scale"), roll_channels),
+        ("unet", TFLITE_UNET, roll_channels),
+        ("unet", TFLITE_UNET, swap_glu),
     ],
 )
 def test_the_measure_sees_small_damage(

@@ -79,7 +79,7 @@ def test_x0(subject: Callable[[str, str], Subject], step: OneStep, model: str, n
     dropped = ("timestep",) if len(names) == 2 else ()
     # b = -14.6 multiplies the rounding of the output, a·sample the signal.
     assert compare(case.run(dropped), expected).snr_db >= EXACT_DB
-    case.module.x0.of_out *= 1.001  # type: ignore[union-attr, operator]
+    case.module.x0.of_sum *= 1.001  # type: ignore[union-attr, operator]
     assert compare(case.run(dropped), expected).snr_db < EXACT_DB - 20
 
 

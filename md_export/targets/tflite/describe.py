@@ -11,6 +11,7 @@ import numpy as np
 from md_export.errors import RuntimeFault
 from md_export.targets.contract import Description
 from md_export.targets.tflite.flatbuffer import DTYPES, MALFORMED, data_of, operator_name, read_model, weighted_ops
+from md_export.targets.tflite.notes import read_notes
 
 
 def describe(path: Path) -> Description:
@@ -40,6 +41,7 @@ def _describe(model: Any) -> Description:
         float_weights=tuple(op.module for op in weights if op.dtype.startswith("float")),
         int8_weights=sum(op.dtype == "int8" for op in weights),
         not_finite=tuple(tensor.name.decode() for tensor in constants if not _finite(model, tensor)),
+        notes=read_notes(model),
     )
 
 

@@ -16,6 +16,7 @@ from md_export.errors import ConversionError
 from md_export.targets.contract import LoweringJob
 from md_export.targets.tflite.flatbuffer import DTYPES, read_model, shape_of
 from md_export.targets.tflite.names import COMPONENT, module_paths_as_names
+from md_export.targets.tflite.notes import attach_notes
 from md_export.targets.tflite.quiet import quiet
 from md_export.tensors import TensorSpec
 
@@ -72,7 +73,9 @@ def _convert(job: LoweringJob, path: Path) -> None:
     try:
         with module_paths_as_names(job.component):
             signature = litert_torch.signature(SIGNATURE, _Named(job).eval(), sample_kwargs=sample)
-            signature.convert().export(str(path))
+            converted = signature.convert()
+            attach_notes(converted, job.notes)
+            converted.export(str(path))
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ir.MLIRError) as error:
         raise ConversionError(f"litert_torch cannot convert {job.component}: {error}") from error
 

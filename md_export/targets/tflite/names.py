@@ -16,7 +16,7 @@ from typing import Any, Final
 # Attribute under which the lowered wrapper holds the component.
 COMPONENT: Final = "component"
 # The exporter appends a counter to names that repeat and joins the names of fused ops; both after this.
-_END: Final = ";"
+END: Final = ";"
 _ANONYMOUS: Final = "arith."
 
 
@@ -32,7 +32,7 @@ def module_paths_as_names(root: str) -> Iterator[None]:
         if not stack:
             return None
         path, _ = list(stack.values())[-1]
-        return (path.removeprefix(COMPONENT).removeprefix(".") or root) + _END
+        return (path.removeprefix(COMPONENT).removeprefix(".") or root) + END
 
     debuginfo.build_mlir_debuginfo = path_of
     try:
@@ -47,9 +47,13 @@ def module_of(weight: str, output: str) -> str:
     An op that was fused with its neighbours, or a constant that was shared, has the names of all of
     them: the weight's own module comes last. The exporter renames an embedding table.
     """
-    parts = (output if weight.startswith(_ANONYMOUS) else weight).split(_END)
-    paths = [part for part in parts if part and not part.isdigit()]
+    paths = modules_in(output if weight.startswith(_ANONYMOUS) else weight)
     return paths[-1] if paths else output
+
+
+def modules_in(tensor: str) -> list[str]:
+    """What a tensor's name joins: module paths, or a name that the exporter chose."""
+    return [part for part in tensor.split(END) if part and not part.isdigit()]
 
 
 def exactly(outputs: Iterable[str]) -> str | None:
@@ -58,4 +62,4 @@ def exactly(outputs: Iterable[str]) -> str | None:
     A scope is the op's output tensor name followed by a semicolon.
     """
     escaped = sorted(re.escape(name) for name in outputs)
-    return f"^(?:{'|'.join(escaped)}){_END}$" if escaped else None
+    return f"^(?:{'|'.join(escaped)}){END}$" if escaped else None

@@ -50,7 +50,11 @@ def _float16(quantizer: Any, regex: str, operation: Any, granularity: Any) -> No
 
 
 def _int8_weight_only(quantizer: Any, regex: str, operation: Any, granularity: Any) -> None:
-    quantizer.add_weight_only_config(regex, operation, num_bits=8, granularity=granularity)
+    if operation == "EMBEDDING_LOOKUP":
+        # Else a DEQUANTIZE of the whole table at every call, with which LiteRT's GPU engine aborts.
+        _int8_dynamic(quantizer, regex, operation, granularity)
+    else:
+        quantizer.add_weight_only_config(regex, operation, num_bits=8, granularity=granularity)
 
 
 def _int8_dynamic(quantizer: Any, regex: str, operation: Any, granularity: Any) -> None:
@@ -84,6 +88,10 @@ def quantize(model: object, job: LoweringJob) -> TfliteModel:
     """
     lowered = cast(TfliteModel, model)
     scheme = job.scheme
+    if scheme.refinements:
+        raise ConversionError(
+            f"{job.component}: tflite has no {scheme.refinements[0]}; it stores int8 with a scale per tensor or channel"
+        )
     if (scheme.weights, scheme.activations) == ("float32", "float32"):
         return lowered
     method = METHODS.get((scheme.weights, scheme.activations))

@@ -1,0 +1,90 @@
+"""A norm's gamma and beta → into the linears or 1×1 convolutions that alone read it.
+
+    W·(gamma·z + beta) + b  →  (W·diag(gamma))·z + (W·beta + b)
+
+One multiplication and one addition of a whole activation less at each norm. Norms before an activation or a
+3×3 convolution stay: silu is not linear, and zero padding is not beta.
+"""
+
+# Principle: constants belong into weights; elementwise ops are bandwidth. A linear without a bias gets one where
+# beta is not zero: the runtimes add it inside the product.
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from md_export.artifact import OneStep
+from md_export.components.layers import SepConvBlock
+from md_export.components.unet import TransformerBlock, TransformerStack
+from md_export.components.vae import SpatialAttention
+from md_export.errors import RewriteError
+from md_export.rewrites.channel_layer_norm import ChannelLayerNorm
+from md_export.rewrites.fold_timestep import TimelessSepConvBlock
+
+# A norm, and every layer that reads it.
+Reading = tuple[Any, list[Any]]
+
+
+@torch.no_grad()
+def fold_norm_affine(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG001 (the table's signature)
+    """Change in place; returns the number of norms changed.
+
+    After fold_timestep it finds the norms of separable convolutions, too, where the time embedding was in between.
+
+    Raises:
+        RewriteError: a norm has been rewritten to a form that holds its affine elsewhere.
+    """
+    fired = 0
+    for norm, readers in _readings(module):
+        if isinstance(norm, ChannelLayerNorm) and norm.scale is not None:
+            raise RewriteError("fold_norm_affine comes before linear_to_conv2d: exchange them in the recipe")
+        if norm.weight is not None:
+            for reader in readers:
+                _fold(norm.weight, norm.bias, reader)
+            norm.weight = norm.bias = None
+            fired += 1
+    return fired
+
+
+def count_plain_norms(module: nn.Module) -> int:
+    """Norms that are read by linears alone and have no affine; a component without one has all it needs."""
+    readings = _readings(module)
+    return sum(norm.weight is None for norm, _ in readings) or int(not readings)
+
+
+def _readings(module: nn.Module) -> list[Reading]:
+    return [reading for layer in module.modules() for reading in _of(layer)]
+
+
+def _of(module: nn.Module) -> list[Reading]:
+    layer = cast(Any, module)
+    if isinstance(module, TransformerStack):
+        return [(layer.norm, [layer.proj_in])]
+    if isinstance(module, TransformerBlock):
+        cross = [(layer.norm2, [layer.attn2.to_q]), (layer.norm3, [layer.ff.net[0].proj])]
+        own = [] if layer.attn1 is None else [(layer.norm1, [layer.attn1.to_q, layer.attn1.to_kv])]
+        return own + cross
+    if isinstance(module, SpatialAttention):
+        return [(layer.group_norm, [layer.to_q, layer.to_k, layer.to_v])]
+    if isinstance(module, SepConvBlock):
+        # The time embedding scales and shifts between norm and convolution.
+        plain = isinstance(module, TimelessSepConvBlock) or layer.time != "scale_shift"
+        return [(layer.norm, [layer.conv_pw1])] if plain else []
+    if hasattr(module, "layer_norm1") and hasattr(module, "self_attn"):  # transformers' CLIPEncoderLayer
+        attention = layer.self_attn
+        first = (layer.layer_norm1, [attention.q_proj, attention.k_proj, attention.v_proj])
+        return [first, (layer.layer_norm2, [layer.mlp.fc1])]
+    return []
+
+
+def _fold(gamma: Tensor, beta: Tensor, reader: nn.Linear | nn.Conv2d) -> None:
+    # New tensors: the checkpoint's may be mapped from its file.
+    weight = reader.weight
+    matrix = weight.reshape(weight.shape[0], -1)
+    if bool(beta.any()):
+        shift = matrix @ beta
+        reader.bias = nn.Parameter(shift if reader.bias is None else reader.bias + shift, requires_grad=False)
+    reader.weight = nn.Parameter((matrix * gamma).reshape(weight.shape), requires_grad=False)

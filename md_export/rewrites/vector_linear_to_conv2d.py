@@ -1,0 +1,43 @@
+"""Linears on vectors, those of the time embedding → 1×1 convolutions on maps of one pixel.
+
+    linear(x: [B, C])  →  conv2d(x: [B, C, 1, 1]), weight [out, in, 1, 1] a view of [out, in]
+
+The same function; the time embedding keeps its shape ``[B, dim]``.
+"""
+
+# Principle: LiteRT's GPU engine runs an int8 convolution, but fails on int8 FULLY_CONNECTED ("Failed to initialize
+# kernel").
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from md_export.artifact import OneStep
+from md_export.components.layers import ResnetBlock, SepConvBlock, TimestepEmbedding
+from md_export.rewrites.conv1x1 import as_conv2d
+from md_export.rewrites.fold_timestep import count_one_step
+
+
+class VectorConv2d(nn.Conv2d):
+    """A 1×1 convolution that takes and gives vectors."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, in]`` → ``[B, out]``."""
+        return super().forward(x[:, :, None, None])[:, :, 0, 0]
+
+
+def vector_linear_to_conv2d(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG001 (the table's signature)
+    """Change in place, before or after fold_timestep; returns the number of linears changed."""
+    parents = [layer for layer in module.modules() if isinstance(layer, (TimestepEmbedding, ResnetBlock, SepConvBlock))]
+    found = [(parent, name, child) for parent in parents for name, child in parent.named_children()]
+    linears = [(parent, name, child) for parent, name, child in found if isinstance(child, nn.Linear)]
+    for parent, name, child in linears:
+        conv = as_conv2d(child)
+        conv.__class__ = VectorConv2d
+        setattr(parent, name, conv)
+    return len(linears)
+
+
+def count_vector_conv2d(module: nn.Module) -> int:
+    """Linears that have the form already, or have been folded away with the timestep."""
+    return count_one_step(module) + sum(isinstance(layer, VectorConv2d) for layer in module.modules())

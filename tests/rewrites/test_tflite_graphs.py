@@ -1,0 +1,109 @@
+"""What litert_torch makes of rewritten modules: only ops that LiteRT's GPU engine takes, at rank 4, and it is right.
+
+On pieces of the components. The affines of fresh norms convert differently from those of trained ones: the UNet's
+norms are fresh here, all others are as if trained.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from md_export.artifact import OneStep
+from md_export.components import ModelConfig
+from md_export.data import builtin_recipe
+from md_export.recipe import load_recipe
+from md_export.targets.tflite.flatbuffer import operator_name, read_model, shape_of, weighted_ops
+from md_export.workers import execute_on_gpu
+from rewrites.forms import EXACT_DB
+from rewrites.tflite_pieces import PIECES, SCHEMES, Piece, lower_piece, target
+
+FORMS = load_recipe(builtin_recipe("tflite", "int8")).rewrites
+# Decibels on random weights, which quantize worse than trained ones.
+LEAST = {"fp32": 90.0, "fp16": 55.0, "int8": 20.0, "int8_weights": 25.0, "int8_static": 15.0}
+# All precisions where the embedding table is, whose type decides; float and int8 elsewhere.
+ON_GPU = [("text", precision) for precision in SCHEMES] + [(n, p) for n in ("unet", "vae") for p in ("fp32", "int8")]
+
+Pieces = Callable[[str], Piece]
+
+
+@pytest.fixture(scope="module")
+def piece(other_config: ModelConfig, step: OneStep, tmp_path_factory: pytest.TempPathFactory) -> Pieces:
+    """``piece(name)``, rewritten as the recipes do and lowered once."""
+    made: dict[str, Piece] = {}
+
+    def get(name: str) -> Piece:
+        if name not in made:
+            workdir = tmp_path_factory.mktemp("pieces")
+            made[name] = lower_piece(name, FORMS, name == "unet", other_config, step, workdir)
+        return made[name]
+
+    return get
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Ops by kind, kinds that hold a weight, ranks of what the ops return."""
+
+    kinds: collections.Counter[str]
+    weighted: set[str]
+    ranks: set[int]
+
+
+def graph_of(path: Path) -> Graph:
+    model = read_model(path)
+    (graph,) = model.subgraphs
+    kinds = collections.Counter(operator_name(model, operator) for operator in graph.operators)
+    ranks = {len(shape_of(graph.tensors[index])) for op in graph.operators for index in op.outputs}
+    return Graph(kinds, {op.operator for op in weighted_ops(model)}, ranks)
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_only_what_the_engine_takes(piece: Pieces, name: str, tmp_path: Path) -> None:
+    graph = graph_of(piece(name).save("int8", tmp_path / "x.tflite"))
+    assert not {"BROADCAST_TO", "RESIZE_NEAREST_NEIGHBOR"} & set(graph.kinds)
+    assert "FULLY_CONNECTED" not in graph.weighted
+    assert max(graph.ranks) <= 4
+    # One for each of query, key, value and result, and those at the surface; a single head needs none.
+    assert graph.kinds["TRANSPOSE"] == {"unet": 8 + 2, "text": 4, "vae": 2}[name]
+
+
+def test_naive_has_what_the_rewrites_remove(other_config: ModelConfig, step: OneStep, tmp_path: Path) -> None:
+    """The counters above can see."""
+    naive = lower_piece("vae", (), True, other_config, step, tmp_path)
+    graph = graph_of(naive.save("int8", tmp_path / "x.tflite"))
+    assert {"BROADCAST_TO", "RESIZE_NEAREST_NEIGHBOR"} <= set(graph.kinds)
+    assert "FULLY_CONNECTED" in graph.weighted
+    assert graph.kinds["TRANSPOSE"] > 2
+
+
+@pytest.mark.parametrize("name", PIECES)
+@pytest.mark.parametrize("precision", SCHEMES)
+def test_same_function_on_the_cpu(piece: Pieces, name: str, precision: str, tmp_path: Path) -> None:
+    case = piece(name)
+    (found,) = target.load(case.save(precision, tmp_path / "x.tflite")).run(case.arrays).values()
+    assert case.snr_db(found) >= {**LEAST, "fp32": EXACT_DB}[precision]
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_int8_means_the_norms_stay_float(piece: Pieces, name: str, tmp_path: Path) -> None:
+    """Their constant convolutions too: int8 means would be the floor of the whole network's error."""
+    case = piece(name)
+    described = target.describe(case.save("int8", tmp_path / "x.tflite"))
+    norms = {path for path, layer in case.job.module.named_modules() if isinstance(layer, nn.GroupNorm)}
+    assert set(described.float_weights) == norms
+
+
+@pytest.mark.parametrize(("name", "precision"), ON_GPU)
+@pytest.mark.usefixtures("gpu_driver")
+def test_resident_and_right_on_the_gpu_engine(piece: Pieces, name: str, precision: str, tmp_path: Path) -> None:
+    case = piece(name)
+    run = execute_on_gpu(case.save(precision, tmp_path / "x.tflite"), [case.arrays], limit_s=120)
+    assert run.failure is None
+    assert run.resident
+    assert case.snr_db(run.outputs[0]["out"]) >= LEAST[precision]

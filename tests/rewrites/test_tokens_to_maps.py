@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from md_export.artifact import OneStep
+from md_export.components.layers import Attention, Softmax
+from md_export.components.vae import SpatialAttention
+from md_export.errors import RewriteError
+from md_export.parity.metrics import compare
+from md_export.rewrites.token_maps import MapLayerNorm
+from md_export.rewrites.tokens_to_maps import tokens_to_maps
+from rewrites.forms import EXACT_DB, Subject
+
+
+@pytest.mark.parametrize("component", ["text_encoder", "unet"])
+def test_every_token_linear_becomes_a_convolution(subject: Callable[[str, str], Subject], component: str) -> None:
+    case = subject("nano", component)
+    before = {path: layer for path, layer in case.module.named_modules() if isinstance(layer, nn.Linear)}
+    (record,) = case.rewrite("tokens_to_maps")
+    left = [path for path, layer in case.module.named_modules() if isinstance(layer, nn.Linear)]
+    assert record.fired == len(before) - len(left) > 0
+    assert all("time_emb" in path for path in left)
+    norms = [layer for layer in case.module.modules() if isinstance(layer, nn.LayerNorm)]
+    assert norms
+    assert all(isinstance(norm, MapLayerNorm) for norm in norms)
+    convs = {path: layer for path, layer in case.module.named_modules() if path in before and path not in left}
+    assert all(conv.weight.data_ptr() == before[path].weight.data_ptr() for path, conv in convs.items())
+
+
+def ranks(module: nn.Module, kind: type[nn.Module]) -> list[int]:
+    """Of what modules of one kind get as their first argument; appended to as the module runs."""
+    seen: list[int] = []
+    for layer in module.modules():
+        if isinstance(layer, kind):
+            layer.register_forward_pre_hook(lambda _, given: seen.append(given[0].dim()))
+    return seen
+
+
+def test_scores_have_rank_3(subject: Callable[[str, str], Subject]) -> None:
+    case = subject("nano", "unet")
+    seen = ranks(case.module, Softmax)
+    case.run()
+    assert set(seen) == {4}
+    case.rewrite("tokens_to_maps")
+    seen.clear()
+    case.run()
+    assert set(seen) == {3}
+
+
+@pytest.mark.parametrize("context_dim", [None, 16])
+def test_a_batch_of_two(step: OneStep, context_dim: int | None) -> None:
+    """Artifacts have a batch of one, for which the heads take another way."""
+    torch.manual_seed(0)
+    attention = Attention(24, 8, context_dim, Softmax()).eval().requires_grad_(False)
+    tokens, text = torch.randn(2, 15, 24), None if context_dim is None else torch.randn(2, 7, context_dim)
+    expected = attention(tokens, text).transpose(1, 2).reshape(2, 24, 3, 5)
+    wrapper = SpatialAttention(24, 4, 1e-6)  # a root, below which everything is rewritten
+    wrapper.inner = attention
+    tokens_to_maps(wrapper, step)
+    maps = None if text is None else text[:, None].permute(0, 3, 1, 2)
+    found = attention(tokens.transpose(1, 2).reshape(2, 24, 3, 5), maps)
+    assert compare(found.numpy(), expected.numpy()).snr_db >= EXACT_DB
+
+
+def test_attention_of_the_vae(step: OneStep) -> None:
+    torch.manual_seed(0)
+    attention = SpatialAttention(24, 4, 1e-6).eval().requires_grad_(False)
+    x = torch.randn(1, 24, 6, 10)
+    expected = attention(x).numpy()
+    assert tokens_to_maps(attention, step) == 4
+    assert compare(attention(x).numpy(), expected).snr_db >= EXACT_DB
+    attention.to_k.weight.mul_(1.01)
+    assert compare(attention(x).numpy(), expected).snr_db < EXACT_DB - 20
+
+
+def test_a_decoder_without_attention_passes(subject: Callable[[str, str], Subject]) -> None:
+    (record,) = subject("nano", "vae_decoder").rewrite("tokens_to_maps")
+    assert (record.fired, bool(record.note)) == (0, True)
+
+
+def test_a_second_time_it_is_in_place_already(subject: Callable[[str, str], Subject]) -> None:
+    case = subject("nano", "unet")
+    case.rewrite("tokens_to_maps")
+    (record,) = case.rewrite("tokens_to_maps")
+    assert (record.fired, bool(record.note)) == (0, True)
+
+
+@pytest.mark.parametrize("component", ["text_encoder", "unet"])
+def test_another_form_is_no_silent_success(subject: Callable[[str, str], Subject], component: str) -> None:
+    with pytest.raises(RewriteError, match="fires nowhere"):
+        subject("nano", component).rewrite("linear_to_conv2d", "tokens_to_maps")
