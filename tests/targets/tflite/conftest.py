@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from planted import write_export
 
 from md_export.components import COMPONENTS, ModelConfig
 from md_export.parity.metrics import compare, first_fault
@@ -16,6 +15,7 @@ from md_export.recipe import QuantScheme
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
 from md_export.tensors import Array, Arrays
+from planted import write_export
 from small_models import CONFIGS, random_inputs
 
 target = TARGETS["tflite"].open()
