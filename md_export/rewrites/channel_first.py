@@ -11,15 +11,15 @@ module paths and parameters stay what they were.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from md_export.components.layers import Attention, GluProjection
+from md_export.components.layers import Attention
 from md_export.components.text_encoder import TextEncoder
 from md_export.components.unet import TransformerStack
 from md_export.components.vae import SpatialAttention
+from md_export.rewrites.token_forms import ClipProjections
 
 # Scores [B, heads, Lq, Lk] → weights of the same shape.
 Weigh = Callable[[Tensor], Tensor]
@@ -67,16 +67,6 @@ class ChannelFirstAttention(Attention):
         return out
 
 
-class ChannelFirstGlu(GluProjection):
-    """The gated projection; halves [value | gate] of the channels."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, C, 1, S]`` → ``[B, inner, 1, S]``."""
-        value, gate = self.proj(x).chunk(2, dim=1)
-        out: Tensor = value * self.act(gate)
-        return out
-
-
 class ChannelFirstStack(TransformerStack):
     """The stack, ``[B, C, 1, H·W]`` inside.
 
@@ -108,20 +98,8 @@ class ChannelFirstSpatialAttention(SpatialAttention):
         return merged
 
 
-class ChannelFirstClipAttention(nn.Module):
-    """transformers' ``CLIPAttention`` on ``[B, C, 1, L]``, holding its four projections under their names.
-
-    No subclass: transformers takes ten seconds to import.
-    """
-
-    def __init__(self, clip: Any) -> None:
-        super().__init__()
-        self.heads = int(clip.num_heads)
-        self.scale = float(clip.scale)
-        self.k_proj: nn.Module = clip.k_proj
-        self.v_proj: nn.Module = clip.v_proj
-        self.q_proj: nn.Module = clip.q_proj
-        self.out_proj: nn.Module = clip.out_proj
+class ChannelFirstClipAttention(ClipProjections):
+    """CLIP's attention on ``[B, C, 1, L]``."""
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> tuple[Tensor, None]:
         """As CLIPAttention: output and weights, the latter not kept; the mask is added to the scores."""

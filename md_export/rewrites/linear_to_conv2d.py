@@ -11,7 +11,6 @@ shapes: the text costs one transpose. Linears on vectors, as in the time embeddi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Final
 
 from torch import nn
@@ -24,52 +23,31 @@ from md_export.components.vae import SpatialAttention
 from md_export.rewrites.channel_first import (
     ChannelFirstAttention,
     ChannelFirstClipAttention,
-    ChannelFirstGlu,
     ChannelFirstSpatialAttention,
     ChannelFirstStack,
     ChannelFirstTextEncoder,
 )
 from md_export.rewrites.channel_layer_norm import to_channel_layer_norm
-from md_export.rewrites.conv1x1 import as_conv2d
+from md_export.rewrites.token_forms import ChannelGlu, TokenForm
 
-# Where token linears are; TextEncoder is what surrounds transformers' own layers.
-_ROOTS: Final = (TransformerStack, SpatialAttention, TextEncoder)
-_SUBSTITUTES: Final[Mapping[type[nn.Module], type[nn.Module]]] = {
-    TransformerStack: ChannelFirstStack,
-    Attention: ChannelFirstAttention,
-    GluProjection: ChannelFirstGlu,
-    SpatialAttention: ChannelFirstSpatialAttention,
-    TextEncoder: ChannelFirstTextEncoder,
-}
+_FORM: Final = TokenForm(
+    {
+        TransformerStack: ChannelFirstStack,
+        Attention: ChannelFirstAttention,
+        GluProjection: ChannelGlu,
+        SpatialAttention: ChannelFirstSpatialAttention,
+        TextEncoder: ChannelFirstTextEncoder,
+    },
+    ChannelFirstClipAttention,
+    to_channel_layer_norm,
+)
 
 
 def linear_to_conv2d(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG001 (the table's signature)
     """Rewrite in place; returns the number of linears that became convolutions."""
-    roots = [layer for layer in module.modules() if type(layer) in _ROOTS]
-    return sum(_rewrite(root) for root in roots)
+    return _FORM.apply(module)
 
 
 def count_conv2d(module: nn.Module) -> int:
     """1×1 convolutions; a component without token linears, such as the lite decoder, has all it needs."""
     return sum(isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) for layer in module.modules())
-
-
-def _rewrite(parent: nn.Module) -> int:
-    """Substitute ``parent`` and all below it; returns the number of linears among its descendants."""
-    parent.__class__ = _SUBSTITUTES.get(type(parent), type(parent))
-    fired = 0
-    for name, child in list(parent.named_children()):
-        substitute = _substitute(name, child)
-        setattr(parent, name, substitute)
-        fired += int(substitute is not child and isinstance(child, nn.Linear)) + _rewrite(substitute)
-    return fired
-
-
-def _substitute(name: str, child: nn.Module) -> nn.Module:
-    if isinstance(child, nn.Linear):
-        return as_conv2d(child)
-    if name == "self_attn":  # transformers' CLIPAttention
-        return ChannelFirstClipAttention(child)
-    if type(child) is nn.LayerNorm:
-        to_channel_layer_norm(child)
-    return child

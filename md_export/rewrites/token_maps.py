@@ -11,15 +11,14 @@ module paths and parameters stay what they were. Text is a map of height 1.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from md_export.components.layers import Attention, GluProjection
+from md_export.components.layers import Attention
 from md_export.components.text_encoder import TextEncoder
 from md_export.components.unet import TransformerStack
 from md_export.components.vae import SpatialAttention
+from md_export.rewrites.token_forms import ClipProjections
 
 
 def to_map(tokens: Tensor) -> Tensor:
@@ -57,6 +56,11 @@ class MapLayerNorm(nn.LayerNorm):
         return out * self.weight[None, :, None, None] + self.bias[None, :, None, None]
 
 
+def to_map_layer_norm(norm: nn.LayerNorm) -> None:
+    """Make a LayerNorm over tokens one over the channels of a map, in place."""
+    norm.__class__ = MapLayerNorm
+
+
 class MapAttention(Attention):
     """Multi-head attention between maps."""
 
@@ -70,16 +74,6 @@ class MapAttention(Attention):
             k, v = (to_heads(project(context), self.heads) for project in (self.to_k, self.to_v))
         attended = torch.matmul(self.weights(torch.matmul(q, k.transpose(1, 2))), v)
         out: Tensor = self.to_out[0](from_heads(attended, x.shape))
-        return out
-
-
-class MapGlu(GluProjection):
-    """The gated projection; halves [value | gate] of the channels."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, C, H, W]`` → ``[B, inner, H, W]``."""
-        value, gate = self.proj(x).chunk(2, dim=1)
-        out: Tensor = value * self.act(gate)
         return out
 
 
@@ -108,20 +102,8 @@ class MapSpatialAttention(SpatialAttention):
         return out
 
 
-class MapClipAttention(nn.Module):
-    """transformers' ``CLIPAttention`` on ``[B, C, 1, L]``, holding its four projections under their names.
-
-    No subclass: transformers takes ten seconds to import.
-    """
-
-    def __init__(self, clip: Any) -> None:
-        super().__init__()
-        self.heads = int(clip.num_heads)
-        self.scale = float(clip.scale)
-        self.k_proj: nn.Module = clip.k_proj
-        self.v_proj: nn.Module = clip.v_proj
-        self.q_proj: nn.Module = clip.q_proj
-        self.out_proj: nn.Module = clip.out_proj
+class MapClipAttention(ClipProjections):
+    """CLIP's attention on ``[B, C, 1, L]``."""
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> tuple[Tensor, None]:
         """As CLIPAttention: output and weights, the latter not kept; ``attention_mask: [1, 1, L, L]`` is added."""
