@@ -3,41 +3,24 @@
 from __future__ import annotations
 
 import collections
-import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import numpy as np
 
-from md_export.errors import ArtifactError
+from md_export.errors import ArtifactError, RuntimeFault
 from md_export.targets.contract import Description
+from md_export.targets.coreml.mil.blob import BlobFile
 from md_export.targets.coreml.modules import KEY
 from md_export.targets.coreml.package import WEIGHTS, main_operations, read_spec
 from md_export.targets.coreml.weights import float_weights
 from md_export.targets.notes import notes_among
 
-# Record of MILBlob's storage format: sentinel, element type, bytes, offset of the data.
-_RECORD: Final = struct.Struct("<IIQQ")
-_SENTINEL: Final = 0xDEADBEEF
-_STORED: Final = {
-    1: "float16",
-    2: "float32",
-    3: "uint8",
-    4: "int8",
-    6: "int16",
-    7: "uint16",
-    8: "int4",
-    9: "uint1",
-    10: "uint2",
-    11: "uint4",
-    12: "uint3",
-    13: "uint6",
-    14: "int32",
-    15: "uint32",
-}
+# numpy's names, as in recipes, of types that MIL calls otherwise.
+_NAMES: Final = {"fp16": "float16", "fp32": "float32"}
 # What constexpr_lut_to_dense and constexpr_sparse_to_dense call them.
 _PACKED: Final = ("indices", "mask")
 _MULTIPLIES: Final = ("conv", "linear")
@@ -117,23 +100,21 @@ def _blobs(file: Path, uses: dict[int, _Use]) -> list[_Blob]:
     if not uses:
         return []
     try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            return [_blob(stream, offset, size, use) for offset, use in sorted(uses.items())]
-    except OSError as error:
-        raise ArtifactError(f"{file} cannot be read: {error.strerror or error}; export the package again") from error
+        weights = BlobFile(file)
+    except RuntimeFault as error:
+        raise ArtifactError(str(error)) from error
+    return [_blob(weights, offset, use) for offset, use in sorted(uses.items())]
 
 
-def _blob(stream: BinaryIO, offset: int, size: int, use: _Use) -> _Blob:
-    stream.seek(offset)
-    raw = stream.read(_RECORD.size)
-    sentinel, code, count, start = _RECORD.unpack(raw) if len(raw) == _RECORD.size else (0, 0, 0, 0)
-    if sentinel != _SENTINEL or code not in _STORED or start + count > size:
-        raise ArtifactError(f"weight.bin holds no weight at byte {offset}; the package was altered, export it again")
-    dtype = _STORED[code]
+def _blob(weights: BlobFile, offset: int, use: _Use) -> _Blob:
+    try:
+        record = weights.record(offset)
+    except RuntimeFault as error:
+        raise ArtifactError(
+            f"weight.bin holds no weight at byte {offset}; the package was altered, export it again"
+        ) from error
+    dtype = _NAMES.get(record.dtype, record.dtype)
     if dtype == "uint8" and use.packed:
-        dtype = f"uint{8 * count // use.packed}"
-    if not dtype.startswith("float"):
-        return _Blob(use.name, dtype, count, finite=True)
-    stream.seek(start)
-    return _Blob(use.name, dtype, count, bool(np.isfinite(np.frombuffer(stream.read(count), dtype)).all()))
+        dtype = f"uint{8 * record.nbytes // use.packed}"
+    finite = not dtype.startswith("float") or bool(np.isfinite(weights.raw(record).view(dtype)).all())
+    return _Blob(use.name, dtype, record.nbytes, finite)

@@ -12,12 +12,12 @@ import math
 import mmap
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from md_export.errors import RuntimeFault
-from md_export.targets.coreml.mil.dtypes import DTYPES, Dtype, unpack_bits
+from md_export.targets.coreml.mil.dtypes import Dtype, unpack_bits
 
 SENTINEL = 0xDEADBEEF
 VERSION = 2
@@ -44,6 +44,14 @@ BLOB_DTYPES = {
 }
 
 
+class Record(NamedTuple):
+    """What the file says of a blob: MIL's name of its element type, where its data start, and how many bytes they are."""
+
+    dtype: str
+    start: int
+    nbytes: int
+
+
 class BlobFile:
     """A memory-mapped weight file; nothing is read before a blob is asked for."""
 
@@ -67,18 +75,26 @@ class BlobFile:
         Raises:
             RuntimeFault: no blob there, or one of another type or size than the program declares.
         """
-        start, nbytes = self._locate(offset, dtype)
-        count = math.prod(shape)
-        if nbytes != math.ceil(count * dtype.bits / 8):
+        record, count = self.record(offset), math.prod(shape)
+        if record.dtype != dtype.name:
             raise RuntimeFault(
-                f"{self._name}: the blob at {offset} has {nbytes} bytes, {dtype.name}{list(shape)} needs others"
+                f"{self._name}: the blob at {offset} is {record.dtype}, the program declares {dtype.name}"
             )
-        raw = self._bytes[start : start + nbytes]
+        if record.nbytes != math.ceil(count * dtype.bits / 8):
+            raise RuntimeFault(
+                f"{self._name}: the blob at {offset} has {record.nbytes} bytes, {dtype.name}{list(shape)} needs others"
+            )
+        raw = self.raw(record)
         if dtype.bits < 8:
             return unpack_bits(raw, dtype, count).reshape(shape)
         return np.asarray(raw).view(dtype.stored).reshape(shape)
 
-    def _locate(self, offset: int, dtype: Dtype) -> tuple[int, int]:
+    def record(self, offset: int) -> Record:
+        """The record at ``offset``.
+
+        Raises:
+            RuntimeFault: none is there, its type is unknown, or its data end outside the file.
+        """
         if offset + _RECORD_BYTES > len(self._bytes):
             raise RuntimeFault(f"{self._name} ends before the blob at {offset}; the package is truncated")
         sentinel, code, nbytes, start, _ = self._unpack(_RECORD, offset)
@@ -86,14 +102,15 @@ class BlobFile:
             raise RuntimeFault(
                 f"{self._name} has no blob at {offset}; the program and its weights do not belong together"
             )
-        found = BLOB_DTYPES.get(code)
-        if found is None or DTYPES[found] != dtype:
-            raise RuntimeFault(
-                f"{self._name}: the blob at {offset} is {found or code}, the program declares {dtype.name}"
-            )
         if start + nbytes > len(self._bytes):
             raise RuntimeFault(f"{self._name} ends inside the blob at {offset}; the package is truncated")
-        return start, nbytes
+        if code not in BLOB_DTYPES:
+            raise RuntimeFault(f"{self._name}: the blob at {offset} is of unknown type {code}; convert the model again")
+        return Record(BLOB_DTYPES[code], start, nbytes)
+
+    def raw(self, record: Record) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """A blob's bytes, a view of the mapping."""
+        return self._bytes[record.start : record.start + record.nbytes]
 
     def _unpack(self, layout: struct.Struct, offset: int) -> tuple[int, ...]:
         return layout.unpack_from(self._map, offset)
