@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from md_export.artifact import OneStep, RewriteRecord
+from md_export.components.vae import SpatialAttention
 from md_export.parity.metrics import compare
 from md_export.recipe import QuantScheme
 from md_export.rewrites import REWRITES, Consent, apply_rewrites
@@ -22,6 +24,44 @@ from md_export.tensors import Array, TensorSpec
 # Float32 rounding through a whole component; the nearest mutation of these tests stays 20 dB below.
 EXACT_DB: Final = 110.0
 FLOAT16: Final = QuantScheme("float16", "float16")
+
+
+NORM_SHAPES: Final = [(1, 12, 5, 7), (2, 12, 1, 64), (1, 12, 1, 1)]
+Apply = Callable[[nn.Module, OneStep], int]
+
+
+def norm_of(affine: bool) -> nn.GroupNorm:
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(3, 12, eps=1e-5, affine=affine).requires_grad_(False)
+    if affine:
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    return norm
+
+
+def check_norm(rewrite: Apply, step: OneStep, affine: bool, shape: tuple[int, ...]) -> None:
+    """The rewritten GroupNorm is the same, and its eps is the norm's own."""
+    norm = norm_of(affine)
+    # So quiet that eps matters, and off centre.
+    x = torch.randn(shape) * 3e-3 + 0.5
+    expected = norm(x).numpy()
+    assert rewrite(norm, step) == 1
+    # The offset costs float32 some 7 of its 24 bits, in either form.
+    assert compare(norm(x).numpy(), expected).snr_db >= EXACT_DB - 20
+    norm.eps = 2e-5
+    assert compare(norm(x).numpy(), expected).snr_db < EXACT_DB - 60
+
+
+def check_vae_attention(rewrite: Apply, step: OneStep) -> None:
+    """The VAE's attention over pixels, rewritten, is the same, and its weights are in use."""
+    torch.manual_seed(0)
+    attention = SpatialAttention(24, 4, 1e-6).eval().requires_grad_(False)
+    x = torch.randn(1, 24, 6, 10)
+    expected = attention(x).numpy()
+    assert rewrite(attention, step) == 4
+    assert compare(attention(x).numpy(), expected).snr_db >= EXACT_DB
+    attention.to_k.weight.mul_(1.01)
+    assert compare(attention(x).numpy(), expected).snr_db < EXACT_DB - 20
 
 
 @dataclass(frozen=True)

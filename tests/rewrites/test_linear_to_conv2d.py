@@ -7,11 +7,10 @@ import torch
 from torch import nn
 
 from md_export.artifact import OneStep
-from md_export.components.vae import SpatialAttention
 from md_export.parity.metrics import compare
 from md_export.rewrites.channel_layer_norm import ChannelLayerNorm, to_channel_layer_norm
 from md_export.rewrites.linear_to_conv2d import count_conv2d, linear_to_conv2d
-from rewrites.forms import EXACT_DB, Subject
+from rewrites.forms import EXACT_DB, Subject, check_vae_attention
 
 
 @pytest.mark.parametrize("component", ["text_encoder", "unet"])
@@ -52,14 +51,7 @@ def test_a_decoder_without_attention_passes(subject: Callable[[str, str], Subjec
 
 
 def test_attention_of_the_vae(step: OneStep) -> None:
-    torch.manual_seed(0)
-    attention = SpatialAttention(24, 4, 1e-6).eval().requires_grad_(False)
-    x = torch.randn(1, 24, 6, 10)
-    expected = attention(x).numpy()
-    assert linear_to_conv2d(attention, step) == 4
-    assert compare(attention(x).numpy(), expected).snr_db >= EXACT_DB
-    attention.to_k.weight.mul_(1.01)
-    assert compare(attention(x).numpy(), expected).snr_db < EXACT_DB - 20
+    check_vae_attention(linear_to_conv2d, step)
 
 
 AFFINES = {

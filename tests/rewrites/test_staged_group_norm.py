@@ -10,22 +10,13 @@ from md_export.artifact import OneStep
 from md_export.errors import RewriteError
 from md_export.parity.metrics import compare
 from md_export.rewrites.staged_group_norm import StagedGroupNorm, staged_group_norm
-from rewrites.forms import EXACT_DB, Subject
-from rewrites.test_group_norm_to_instance_norm import norm_of
+from rewrites.forms import EXACT_DB, NORM_SHAPES, Subject, check_norm, norm_of
 
 
 @pytest.mark.parametrize("affine", [True, False])
-@pytest.mark.parametrize("shape", [(1, 12, 5, 7), (2, 12, 1, 64), (1, 12, 1, 1)])
+@pytest.mark.parametrize("shape", NORM_SHAPES)
 def test_same_norm(step: OneStep, affine: bool, shape: tuple[int, ...]) -> None:
-    norm = norm_of(affine)
-    # So quiet that eps matters, and off centre.
-    x = torch.randn(shape) * 3e-3 + 0.5
-    expected = norm(x).numpy()
-    assert staged_group_norm(norm, step) == 1
-    # The offset costs float32 some 7 of its 24 bits, in either form.
-    assert compare(norm(x).numpy(), expected).snr_db >= EXACT_DB - 20
-    norm.eps = 2e-5
-    assert compare(norm(x).numpy(), expected).snr_db < EXACT_DB - 60
+    check_norm(staged_group_norm, step, affine, shape)
 
 
 def test_groups_are_those_of_group_norm(step: OneStep) -> None:

@@ -13,7 +13,7 @@ from md_export.errors import RewriteError
 from md_export.parity.metrics import compare
 from md_export.rewrites.token_maps import MapLayerNorm
 from md_export.rewrites.tokens_to_maps import tokens_to_maps
-from rewrites.forms import EXACT_DB, Subject
+from rewrites.forms import EXACT_DB, Subject, check_vae_attention
 
 
 @pytest.mark.parametrize("component", ["text_encoder", "unet"])
@@ -67,14 +67,7 @@ def test_a_batch_of_two(step: OneStep, context_dim: int | None) -> None:
 
 
 def test_attention_of_the_vae(step: OneStep) -> None:
-    torch.manual_seed(0)
-    attention = SpatialAttention(24, 4, 1e-6).eval().requires_grad_(False)
-    x = torch.randn(1, 24, 6, 10)
-    expected = attention(x).numpy()
-    assert tokens_to_maps(attention, step) == 4
-    assert compare(attention(x).numpy(), expected).snr_db >= EXACT_DB
-    attention.to_k.weight.mul_(1.01)
-    assert compare(attention(x).numpy(), expected).snr_db < EXACT_DB - 20
+    check_vae_attention(tokens_to_maps, step)
 
 
 def test_a_decoder_without_attention_passes(subject: Callable[[str, str], Subject]) -> None:
