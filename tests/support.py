@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from md_export.artifact import Manifest
 from md_export.parity.verify import Verification
 
 Exported = Callable[[str, str], Path]
 # One precision a target, for properties that do not depend on the precision.
 ONE_EACH = [("coreml", "fp16"), ("tflite", "int8"), ("onnx", "int8")]
-# A name, what was exported, and what was found.
-Judged = tuple[str, Manifest, Verification]
+# A name, and what was found.
+Judged = tuple[str, Verification]
 HOSTILE_PROMPT = '<script>alert("x")</script> | a cat'

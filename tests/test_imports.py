@@ -93,6 +93,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "worker": ("errors",),
     "report": (
         "report",
+        "generation",
         "artifact",
         "parity",
         "inspection",

@@ -141,7 +141,6 @@ def report(
     outs: tuple[Path, ...], output: Path | None, junit: Path | None, markdown: Path | None, json_file: Path | None
 ) -> None:
     """Verify exports and write what was found as one page that opens without a network; exit 3 as verify does."""
-    from md_export.artifact import read_manifest
     from md_export.errors import ParityError
     from md_export.parity.verify import judge
     from md_export.report.tables import parity_table
@@ -149,8 +148,8 @@ def report(
     if not (output or junit or markdown or json_file):
         raise UsageError("say what to write: -o report.html, --junit, --markdown or --json")
     with progress(len(COMPONENTS) * len(outs)) as tell:
-        exports = [(out.resolve().name, read_manifest(out), judge(out, progress=tell)) for out in outs]
-    results = [(name, verification.result) for name, _, verification in exports]
+        exports = [(out.resolve().name, judge(out, progress=tell)) for out in outs]
+    results = [(name, verification.result) for name, verification in exports]
     if output:
         from md_export.report.html import html_page
 

@@ -6,20 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from md_export.artifact import (
-    GOLDEN_FOLDER,
-    ArtifactEntry,
-    Manifest,
-    Parity,
-    artifact_path,
-    is_unchanged,
-    read_manifest,
-)
+from md_export.artifact import GOLDEN_FOLDER, ArtifactEntry, Manifest, Parity, artifact_path, read_manifest
 from md_export.errors import ArtifactError, RuntimeFault
 from md_export.parity.golden import GoldenSet, read_golden
 from md_export.parity.gpu_locate import Search, first_bad_op, words_of
-from md_export.parity.metrics import compare, first_fault, worst
-from md_export.parity.verify import check_belongs, shortfalls
+from md_export.parity.verify import altered_faults, check_belongs, shortfalls, worst_parity
 from md_export.recipe import Tolerance
 from md_export.sampling import only_output
 from md_export.targets.tflite.gpu.graph import graph_ops
@@ -107,7 +98,7 @@ def _judge(
     progress: Callable[[str], None],
 ) -> GpuComponent:
     path, tolerance = artifact_path(out, entry), manifest.recipe.tolerances[entry.component]
-    faults = [] if is_unchanged(out, entry) else ["its bytes are not those of the manifest; it was altered"]
+    faults = altered_faults(out, entry)
     inputs, wanted = _cases(entry, golden)
     run = execute_on_gpu(path, inputs, limit_s)
     log = read_log(run.log)
@@ -164,13 +155,12 @@ def _refusal_faults(run: GpuExecution, log: EngineLog, count: int, findings: tup
 
 def _figures(run: GpuExecution, wanted: list[Array], tolerance: Tolerance) -> tuple[Parity | None, list[str]]:
     """Worst figures over all cases, and what is wrong with the numbers."""
-    pairs = [(only_output(outputs), want) for outputs, want in zip(run.outputs, wanted, strict=False)]
-    if not pairs:
+    if not run.outputs:
         return None, []
-    broken = [f"case {number}: {fault}" for number, pair in enumerate(pairs) if (fault := first_fault(*pair))]
-    if broken:
+    made = [only_output(outputs) for outputs in run.outputs]
+    parity, broken = worst_parity(made, wanted, [f"case {number}" for number in range(len(wanted))])
+    if parity is None:
         return None, broken
-    parity = worst([compare(got, want) for got, want in pairs])
     where = "all on the GPU, but wrong" if run.resident else "and wrong"
     return parity, [f"{where}: {line}" for line in shortfalls(parity, tolerance)]
 

@@ -6,7 +6,7 @@ what the artifacts before it made. Finite first, then shape and dtype, then the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,6 +83,7 @@ class Verification:
         pictures: the artifacts', ``[H, W, 3]`` in [0, 1], one per golden case; none where the chain broke off.
     """
 
+    manifest: Manifest
     result: VerifyResult
     golden: GoldenSet
     pictures: tuple[Float32, ...]
@@ -115,7 +116,7 @@ def judge(out: Path, golden_dir: Path | None = None, progress: Callable[[str], N
     pictures = tuple(picture_from(image) for image in chain["vae_decoder"]) if whole else ()
     picture = _judge_picture(manifest, golden, pictures) if whole else None
     result = VerifyResult(manifest.target, manifest.recipe.name, len(golden.cases), tuple(results), picture)
-    return Verification(result, golden, pictures)
+    return Verification(manifest, result, golden, pictures)
 
 
 def check_belongs(manifest: Manifest, golden: GoldenSet, own: bool) -> None:
@@ -135,7 +136,7 @@ def _judge_component(
 ) -> tuple[ComponentResult, list[Array]]:
     path = artifact_path(out, entry)
     tolerance = manifest.recipe.tolerances[entry.component]
-    faults = [] if is_unchanged(out, entry) else ["its bytes are not those of the manifest; it was altered"]
+    faults = altered_faults(out, entry)
     golden_inputs = [case.inputs(entry.component) for case in golden.cases]
     batches = [*golden_inputs, *_chain_inputs(manifest, entry, golden, chain)]
     try:
@@ -153,13 +154,23 @@ def _judge_component(
     except MdExportError as error:
         return ComponentResult(entry.component, entry.file, None, tolerance, (*faults, str(error))), []
     count = len(golden.cases)
-    pairs = [(outputs[i], want, golden.cases[i].name) for i, want in enumerate(wanted)]
-    broken = [f"{name}: {fault}" for got, want, name in pairs if (fault := first_fault(got, want))]
-    if broken:
+    parity, broken = worst_parity(outputs[:count], wanted, [case.name for case in golden.cases])
+    if parity is None:
         return ComponentResult(entry.component, entry.file, None, tolerance, (*faults, *broken)), []
-    parity = worst([compare(got, want) for got, want, _ in pairs])
     faults += shortfalls(parity, tolerance) + stored_faults(entry, manifest.recipe.schemes[entry.component], run.found)
     return ComponentResult(entry.component, entry.file, parity, tolerance, tuple(faults)), outputs[count:]
+
+
+def altered_faults(out: Path, entry: ArtifactEntry) -> list[str]:
+    """Whether the artifact is the one that the manifest was written for."""
+    return [] if is_unchanged(out, entry) else ["its bytes are not those of the manifest; it was altered"]
+
+
+def worst_parity(made: list[Array], wanted: list[Array], names: Sequence[str]) -> tuple[Parity | None, list[str]]:
+    """Worst figures over all cases; None, and what is wrong with each, where one cannot be compared at all."""
+    cases = list(zip(made, wanted, names, strict=True))
+    broken = [f"{name}: {fault}" for got, want, name in cases if (fault := first_fault(got, want))]
+    return (None, broken) if broken else (worst([compare(got, want) for got, want, _ in cases]), [])
 
 
 # Which component feeds which input of the next one in the chain.

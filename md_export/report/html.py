@@ -15,6 +15,7 @@ from PIL import Image
 
 from md_export import __version__
 from md_export.artifact import Manifest, manifest_to_dict
+from md_export.generation import to_bytes
 from md_export.parity.metrics import compare
 from md_export.parity.verify import Verification, VerifyResult
 from md_export.report.plots import Bar, bars, stacked
@@ -58,8 +59,8 @@ class Chapter:
     manifest: str
 
 
-def html_page(exports: Sequence[tuple[str, Manifest, Verification]]) -> str:
-    """A page with one chapter per (name, manifest, verification)."""
+def html_page(exports: Sequence[tuple[str, Verification]]) -> str:
+    """A page with one chapter per (name, verification)."""
     environment = Environment(
         loader=PackageLoader("md_export.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -68,8 +69,8 @@ def html_page(exports: Sequence[tuple[str, Manifest, Verification]]) -> str:
     return template.render(title="md-export report", chapters=chapters, version=__version__)
 
 
-def _chapter(name: str, manifest: Manifest, verification: Verification) -> Chapter:
-    result = verification.result
+def _chapter(name: str, verification: Verification) -> Chapter:
+    manifest, result = verification.manifest, verification.result
     picture = result.picture
     return Chapter(
         name=name,
@@ -121,5 +122,5 @@ def _gain(largest: float) -> int:
 def data_uri(picture: Float32) -> str:
     """A ``[H, W, 3]`` picture in [0, 1] as an inline PNG."""
     buffer = io.BytesIO()
-    Image.fromarray(np.round(picture * 255.0).astype(np.uint8)).save(buffer, format="PNG")
+    Image.fromarray(to_bytes(picture)).save(buffer, format="PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -57,4 +57,4 @@ def judged(nano: Path) -> Judged:
     )
     verdict = VerifyResult("onnx", "onnx-int8", len(cases), results, PictureResult(36.1, 30.0, ()))
     pictures = tuple(np.clip(np.asarray(case.values.picture, np.float32) + 0.015, 0, 1) for case in cases)
-    return "my-export", manifest, Verification(verdict, golden, pictures)
+    return "my-export", Verification(manifest, verdict, golden, pictures)

@@ -16,19 +16,19 @@ def _passing(result: VerifyResult) -> VerifyResult:
 
 
 def test_markdown_puts_what_falls_short_first(judged: Judged) -> None:
-    result = judged[2].result
+    result = judged[1].result
     text = markdown_page([("good", _passing(result)), ("bad", result)])
     assert text.index("### bad: **falls short**") < text.index("### good: verified")
     assert "| unet | 12.5 | 20 | 50.0 | 0.999000 | 1.00e-02 | FAIL: snr 12.5 dB is below the recipe's 20 dB |" in text
 
 
 def test_markdown_is_not_broken_by_names(judged: Judged) -> None:
-    text = markdown_page([("a|b<img>", judged[2].result)])
+    text = markdown_page([("a|b<img>", judged[1].result)])
     assert "a\\|b&lt;img>" in text
 
 
 def test_junit_has_a_case_per_component_and_the_fault_in_its_failure(judged: Judged) -> None:
-    result = judged[2].result
+    result = judged[1].result
     root = ElementTree.fromstring(junit_xml([("x\x00y", result), ("good", _passing(result))]))  # noqa: S314
     bad, good = root
     assert (bad.get("tests"), bad.get("failures"), good.get("failures")) == ("4", "1", "0")

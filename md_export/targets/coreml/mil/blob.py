@@ -45,7 +45,7 @@ BLOB_DTYPES = {
 
 
 class Record(NamedTuple):
-    """What the file says of a blob: MIL's name of its element type, where its data start, and how many bytes they are."""
+    """What the file says of a blob: MIL's name of its element type, where its data start, and their number of bytes."""
 
     dtype: str
     start: int
