@@ -18,13 +18,14 @@ from torch import nn
 
 from md_export.arch import arch_config
 from md_export.artifact import Parity, bytes_of_artifact
-from md_export.build import peak_resident_bytes, surface
+from md_export.build import peak_resident_bytes
 from md_export.components import COMPONENTS, ModelConfig
 from md_export.components.runner import TorchRunner
 from md_export.components.unet import MDUNetConfig
 from md_export.data import builtin_recipe
 from md_export.parity.metrics import compare
 from md_export.parity.prepare import one_step
+from md_export.parity.rewritten import surface
 from md_export.recipe import Recipe, load_recipe
 from md_export.rewrites import Consent, apply_rewrites
 from md_export.targets.contract import LoweringJob

@@ -1,6 +1,8 @@
 """Every target and precision of the nano checkpoint in one table: bytes, parity, and what the pixel detector says.
 
-    python benchmarks/parity.py [captions]
+    python benchmarks/parity.py [CAPTIONS [RECIPE ...]]
+
+By default 200 captions and the recipes fp32, fp16 and int8 of every target.
 
 The detector judges pictures of held-out captions (golden/nano/training/detector.py): the share with shape, colour and
 place of every object right. Each picture is made by the exported artifacts in their own runtime.
@@ -49,31 +51,31 @@ class Detector:
         return f"{sum(right)}/{len(right)}"
 
 
-def rows(detector: Detector) -> Iterator[str]:
+def rows(detector: Detector, names: list[str]) -> Iterator[str]:
     """Markdown rows; SNR of the components is the worst over the golden cases, PSNR of the picture too."""
     whole = detector.score(pictures_of_checkpoint(nano_checkpoint(), detector.requests))
     yield f"| torch float32 | - | - | - | - | - | {whole} |"
     with tempfile.TemporaryDirectory() as scratch:
-        for target in TARGETS:
-            for precision in ("fp32", "fp16", "int8"):
-                out = Path(scratch) / f"{target}-{precision}"
-                manifest, _ = export(
-                    load_recipe(builtin_recipe(target, precision)), nano_checkpoint(), out, progress=lambda _: None
-                )
-                figures = [f"{entry.parity.snr_db:.1f}" for entry in manifest.artifacts if entry.parity]
-                size = sum(entry.bytes for entry in manifest.artifacts)
-                seen = detector.score(pictures_of_artifacts(out, detector.requests))
-                cells = (f"{target} {precision}", f"{size:,}", *figures, f"{manifest.picture_psnr_db:.1f}", seen)
-                yield f"| {' | '.join(cells)} |"
+        for name in names:
+            out = Path(scratch) / name
+            manifest, _ = export(
+                load_recipe(builtin_recipe(*name.split("-", 1))), nano_checkpoint(), out, progress=lambda _: None
+            )
+            figures = [f"{entry.parity.snr_db:.1f}" for entry in manifest.artifacts if entry.parity]
+            size = sum(entry.bytes for entry in manifest.artifacts)
+            seen = detector.score(pictures_of_artifacts(out, detector.requests))
+            cells = (name.replace("-", " ", 1), f"{size:,}", *figures, f"{manifest.picture_psnr_db:.1f}", seen)
+            yield f"| {' | '.join(cells)} |"
 
 
-def main(count: int) -> None:
+def main(count: int, names: list[str]) -> None:
     """Print the table."""
     print(HEADER)
     print("|---" + "|---:" * (HEADER.count("|") - 2) + "|")
-    for row in rows(Detector(sample(count))):
+    for row in rows(Detector(sample(count)), names):
         print(row, flush=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 200)
+    usual = [f"{target}-{precision}" for target in TARGETS for precision in ("fp32", "fp16", "int8")]
+    main(int((sys.argv[1:] or ["200"])[0]), sys.argv[2:] or usual)

@@ -7,6 +7,7 @@ All feature maps are ``[B, C, H, W]``, all token sequences ``[B, L, C]``.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Final
 
 import torch
@@ -165,16 +166,20 @@ class Attention(nn.Module):
         self.weights = weights
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
 
+    def keys_values(self, source: Tensor, form: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """K and V of ``source``, each passed through ``form``; one tensor where they share a projection."""
+        if self.shares_kv:
+            both = form(self.to_kv(source))
+            return both, both
+        return form(self.to_k(source)), form(self.to_v(source))
+
     def _split_heads(self, x: Tensor) -> Tensor:
         batch, length, _ = x.shape
         return x.reshape(batch, length, self.heads, self.head_dim).transpose(1, 2)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         q = self._split_heads(self.to_q(x))
-        if context is None:
-            k = v = self._split_heads(self.to_kv(x))
-        else:
-            k, v = self._split_heads(self.to_k(context)), self._split_heads(self.to_v(context))
+        k, v = self.keys_values(x if context is None else context, self._split_heads)
         scores = torch.matmul(q * self.scale, k.transpose(-1, -2))
         out = torch.matmul(self.weights(scores), v)
         batch, _, length, _ = out.shape

@@ -17,7 +17,11 @@ def gpu_tables(result: GpuResult) -> tuple[Table, ...]:
 
 def _residency(result: GpuResult) -> Table:
     adapters = ", ".join(sorted({item.adapter for item in result.components}))
-    table = Table(title=f"{result.recipe}: LiteRT's GPU engine on {adapters}, {result.cases} golden cases")
+    table = Table(
+        title=f"{result.recipe}: LiteRT's GPU engine on {adapters}, {result.cases} golden cases",
+        caption="measured: residency, and values in float32. What float16 arithmetic on a phone may lose or overflow "
+        "is bounded by `md-export lint`",
+    )
     for name in ("component", "ops", "on the CPU", "SNR dB", "at least", "compile s", "run s", "verdict"):
         table.add_column(name, justify="left" if name in ("component", "verdict") else "right")
     for item in result.components:

@@ -15,6 +15,7 @@ from torch import nn
 
 from md_export.artifact import OneStep, RewriteRecord
 from md_export.errors import RewriteError
+from md_export.rewrites.adopt import adopt
 from md_export.rewrites.fold_attention_scale import count_unscaled, fold_attention_scale
 from md_export.rewrites.fold_norm_affine import count_plain_norms, fold_norm_affine
 from md_export.rewrites.fold_timestep import count_one_step, fold_timestep
@@ -104,11 +105,15 @@ def apply_rewrites(
 ) -> tuple[RewriteRecord, ...]:
     """Apply the recipe's rewrites to one component, in place and in order.
 
+    Layers of diffusers and transformers become ours first (see :mod:`.adopt`).
+
     Raises:
-        RewriteError: unknown name, refused, or fired zero times.
+        RewriteError: unknown name, refused, fired zero times, or a layer of another library that ours do not replace.
     """
     rewrites = [find_rewrite(name) for name in names]
     concerned = [rewrite for rewrite in rewrites if component in rewrite.components]
+    if concerned:
+        adopt(module)
     return tuple(_apply(rewrite, component, module, one_step, consent) for rewrite in concerned)
 
 

@@ -59,10 +59,7 @@ class ChannelFirstAttention(Attention):
         q = split_heads(self.to_q(x), self.heads)
         # After the reshape: right behind the convolution, coremltools would make a new, nameless weight of it.
         q = q if self.scale == 1.0 else q * self.scale
-        if context is None:
-            k = v = split_heads(self.to_kv(x), self.heads)
-        else:
-            k, v = (split_heads(project(context), self.heads) for project in (self.to_k, self.to_v))
+        k, v = self.keys_values(x if context is None else context, lambda source: split_heads(source, self.heads))
         out: Tensor = self.to_out[0](attend(q, k, v, self.weights))
         return out
 

@@ -1,4 +1,4 @@
-"""A linear layer as the 1×1 convolution that it is."""
+"""A linear layer as the 1×1 convolution that it is, and back."""
 
 from __future__ import annotations
 
@@ -11,3 +11,11 @@ def as_conv2d(linear: nn.Linear) -> nn.Conv2d:
     conv.weight = nn.Parameter(linear.weight.detach()[:, :, None, None], requires_grad=linear.weight.requires_grad)
     conv.bias = linear.bias
     return conv.train(linear.training)
+
+
+def as_linear(conv: nn.Conv2d) -> nn.Linear:
+    """The inverse of :func:`as_conv2d`, not copied either; ``conv`` is 1×1."""
+    linear = nn.Linear(conv.in_channels, conv.out_channels, bias=conv.bias is not None, device="meta")
+    linear.weight = nn.Parameter(conv.weight.detach()[:, :, 0, 0], requires_grad=conv.weight.requires_grad)
+    linear.bias = conv.bias  # type: ignore[assignment]  # None where there is none
+    return linear.train(conv.training)

@@ -65,8 +65,7 @@ def _of(module: nn.Module) -> list[Reading]:
         return [(layer.norm, [layer.proj_in])]
     if isinstance(module, TransformerBlock):
         cross = [(layer.norm2, [layer.attn2.to_q]), (layer.norm3, [layer.ff.net[0].proj])]
-        own = [] if layer.attn1 is None else [(layer.norm1, [layer.attn1.to_q, layer.attn1.to_kv])]
-        return own + cross
+        return cross if layer.attn1 is None else [(layer.norm1, _projections(layer.attn1)), *cross]
     if isinstance(module, SpatialAttention):
         return [(layer.group_norm, [layer.to_q, layer.to_k, layer.to_v])]
     if isinstance(module, SepConvBlock):
@@ -78,6 +77,12 @@ def _of(module: nn.Module) -> list[Reading]:
         first = (layer.layer_norm1, [attention.q_proj, attention.k_proj, attention.v_proj])
         return [first, (layer.layer_norm2, [layer.mlp.fc1])]
     return []
+
+
+def _projections(attention: Any) -> list[Any]:
+    """Every layer that reads the input of a self-attention."""
+    keys_values = [attention.to_kv] if attention.shares_kv else [attention.to_k, attention.to_v]
+    return [attention.to_q, *keys_values]
 
 
 def _fold(gamma: Tensor, beta: Tensor, reader: nn.Linear | nn.Conv2d) -> None:

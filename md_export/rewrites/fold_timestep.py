@@ -23,6 +23,8 @@ from md_export.artifact import OneStep
 from md_export.components.layers import ResnetBlock, SepConvBlock
 from md_export.components.unet import MDUNet
 from md_export.errors import RewriteError
+from md_export.rewrites.fixed_time import embed, forget_timestep, is_fixed
+from md_export.rewrites.foreign import UNET, type_name
 
 
 class TimelessSepConvBlock(SepConvBlock):
@@ -53,16 +55,15 @@ def fold_timestep(module: nn.Module, one_step: OneStep) -> int:
     Raises:
         RewriteError: another rewrite changed the UNet's inputs or outputs before.
     """
+    if type_name(module) == UNET and not is_fixed(module):
+        fired = _fold_all(module, embed(module, one_step.timestep))
+        forget_timestep(module)
+        return fired
     if not isinstance(module, MDUNet) or isinstance(module, OneStepUNet):
         return 0
     if type(module) is not MDUNet:
         raise RewriteError("fold_timestep comes before fold_x0: exchange them in the recipe")
-    hidden = F.silu(module.time_embedding(torch.tensor([float(one_step.timestep)])))
-    fired = 0
-    for block in module.modules():
-        if isinstance(block, (ResnetBlock, SepConvBlock)) and block.time_emb_proj is not None:
-            _fold(block, block.time_emb_proj(hidden)[0])
-            fired += 1
+    fired = _fold_all(module, module.time_embedding(torch.tensor([float(one_step.timestep)])))
     module.time_embedding = cast(nn.Module, nn.Identity())  # type: ignore[assignment]
     module.register_buffer("nothing", torch.zeros(1), persistent=False)
     module.__class__ = OneStepUNet
@@ -71,7 +72,18 @@ def fold_timestep(module: nn.Module, one_step: OneStep) -> int:
 
 def count_one_step(module: nn.Module) -> int:
     """1 where the timestep is folded already."""
-    return int(isinstance(module, OneStepUNet))
+    return int(isinstance(module, OneStepUNet) or is_fixed(module))
+
+
+def _fold_all(unet: nn.Module, embedding: Tensor) -> int:
+    """Into each block that reads the time ``embedding``, ``[1, dim]``."""
+    hidden = F.silu(embedding)
+    fired = 0
+    for block in unet.modules():
+        if isinstance(block, (ResnetBlock, SepConvBlock)) and block.time_emb_proj is not None:
+            _fold(block, block.time_emb_proj(hidden)[0])
+            fired += 1
+    return fired
 
 
 def _fold(block: ResnetBlock | SepConvBlock, shift: Tensor) -> None:

@@ -11,6 +11,8 @@ Works on what linear_to_conv2d leaves. It multiplies ops (four slices, two einsu
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,10 +29,9 @@ class SplitHeadAttention(ChannelFirstAttention):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """``x: [B, C, 1, S]``, ``context: [B, D, 1, L]`` → ``[B, C, 1, S]``."""
         q = self.to_q(x)
-        if context is None:
-            k = v = self.to_kv(x)
-        else:
-            k, v = self.to_k(context), self.to_v(context)
+        k: Any
+        v: Any
+        k, v = self.keys_values(x if context is None else context, lambda source: source)
         keys = k.transpose(1, 3).split(self.head_dim, dim=3)
         values = v.split(self.head_dim, dim=1)
         heads = [

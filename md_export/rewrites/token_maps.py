@@ -68,10 +68,7 @@ class MapAttention(Attention):
         """``x: [B, C, H, W]``, ``context: [B, D, 1, L]`` → ``[B, C, H, W]``."""
         q = to_heads(self.to_q(x), self.heads)
         q = q if self.scale == 1.0 else q * self.scale
-        if context is None:
-            k = v = to_heads(self.to_kv(x), self.heads)
-        else:
-            k, v = (to_heads(project(context), self.heads) for project in (self.to_k, self.to_v))
+        k, v = self.keys_values(x if context is None else context, lambda source: to_heads(source, self.heads))
         attended = torch.matmul(self.weights(torch.matmul(q, k.transpose(1, 2))), v)
         out: Tensor = self.to_out[0](from_heads(attended, x.shape))
         return out

@@ -16,6 +16,7 @@ from md_export.artifact import OneStep
 from md_export.components.layers import ResnetBlock, SepConvBlock, TimestepEmbedding
 from md_export.rewrites.conv1x1 import as_conv2d
 from md_export.rewrites.fold_timestep import count_one_step
+from md_export.rewrites.foreign import TIMESTEP_EMBEDDING, type_name
 
 
 class VectorConv2d(nn.Conv2d):
@@ -28,7 +29,7 @@ class VectorConv2d(nn.Conv2d):
 
 def vector_linear_to_conv2d(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG001 (the table's signature)
     """Change in place, before or after fold_timestep; returns the number of linears changed."""
-    parents = [layer for layer in module.modules() if isinstance(layer, (TimestepEmbedding, ResnetBlock, SepConvBlock))]
+    parents = [layer for layer in module.modules() if _sees_vectors(layer)]
     found = [(parent, name, child) for parent in parents for name, child in parent.named_children()]
     linears = [(parent, name, child) for parent, name, child in found if isinstance(child, nn.Linear)]
     for parent, name, child in linears:
@@ -36,6 +37,11 @@ def vector_linear_to_conv2d(module: nn.Module, one_step: OneStep) -> int:  # noq
         conv.__class__ = VectorConv2d
         setattr(parent, name, conv)
     return len(linears)
+
+
+def _sees_vectors(layer: nn.Module) -> bool:
+    ours = isinstance(layer, (TimestepEmbedding, ResnetBlock, SepConvBlock))
+    return ours or type_name(layer) == TIMESTEP_EMBEDDING
 
 
 def count_vector_conv2d(module: nn.Module) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 
 from md_export.errors import RuntimeFault
 from md_export.targets.tflite.gpu.driver import find_driver, load_driver
+from md_export.targets.tflite.gpu.threads import wait_for_threads
 from md_export.tensors import Array, Arrays
 
 # From the message with which a compilation for the GPU alone refuses a graph that it could take in part.
@@ -91,6 +92,7 @@ def _execute(model: Any, batch: Arrays) -> dict[str, Array]:
             )
         buffer.write(np.ascontiguousarray(batch[name]))
     model.run_by_name(signature, inputs, outputs)
+    wait_for_threads()
     return {name: _read(buffer, made[name]) for name, buffer in outputs.items()}
 
 

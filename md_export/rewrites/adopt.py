@@ -1,0 +1,181 @@
+"""Stable Diffusion's modules as ours: layers of diffusers and transformers → our layers with the same parameters.
+
+    Transformer2DModel, BasicTransformerBlock, Attention, GEGLU  →  TransformerStack, TransformerBlock, Attention, …
+    Attention with a norm and a residual (AutoencoderKL)         →  SpatialAttention
+    ResnetBlock2D, Upsample2D                                    →  ResnetBlock, Upsample
+    CLIPTextModel                                                →  TextEncoder
+
+Rewrites match on our types, and so they need no second version. UNet2DConditionModel and AutoencoderKL stay what they
+are and run what diffusers wrote around these layers. Paths in the state dict are the checkpoint's.
+"""
+
+# Layers that compute something else than ours (an adapter's attention, another norm) are refused, not left alone:
+# a form that goes half through a model fails far from its cause.
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from md_export.components.layers import Attention, Gelu, GluProjection, ResnetBlock, Softmax
+from md_export.components.text_encoder import MASKED, TextEncoder
+from md_export.components.unet import TransformerBlock, TransformerStack, Upsample
+from md_export.components.vae import SpatialAttention
+from md_export.errors import RewriteError
+from md_export.rewrites.conv1x1 import as_linear
+from md_export.rewrites.foreign import Adoption, TypeName, type_name
+
+# Processors that differ in how they compute the same attention.
+_SAME_ATTENTION: Final = frozenset(
+    {"AttnProcessor", "AttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor"}
+)
+_PLAIN_ATTENTION: Final = {
+    "processor.__class__.__name__": _SAME_ATTENTION,
+    "to_q": nn.Linear,
+    "to_k": nn.Linear,
+    "to_v": nn.Linear,
+    "rescale_output_factor": 1.0,
+    "fused_projections": False,
+    **dict.fromkeys(("spatial_norm", "norm_q", "norm_k", "norm_cross", "added_kv_proj_dim")),
+}
+
+
+def _as_stack(layer: Any) -> None:
+    for name in ("proj_in", "proj_out"):
+        projection = getattr(layer, name)
+        if isinstance(projection, nn.Conv2d):  # Stable Diffusion 1
+            setattr(layer, name, as_linear(projection))
+
+
+def _as_attention(layer: Any) -> None:
+    layer.head_dim = layer.inner_dim // layer.heads
+    layer.shares_kv = False
+    layer.weights = Softmax()
+
+
+def _as_glu(layer: Any) -> None:
+    layer.act = Gelu()
+
+
+def _as_text_encoder(layer: Any) -> None:
+    layer.length = int(layer.config.max_position_embeddings)
+    # The mask is given: of the implementations, this one takes it as it is.
+    layer.config._attn_implementation = "eager"
+    mask = torch.full((layer.length, layer.length), MASKED).triu(1)[None, None]
+    layer.register_buffer("mask", mask, persistent=False)
+
+
+def _in_tuple(out: Tensor) -> tuple[Tensor]:
+    return (out,)
+
+
+# What a type may become; of several the one that fits.
+_ADOPTIONS: Final[Mapping[TypeName, tuple[Adoption, ...]]] = {
+    ("diffusers.models.transformers.transformer_2d", "Transformer2DModel"): (
+        Adoption(
+            TransformerStack,
+            {"is_input_continuous": True, "norm": nn.GroupNorm},
+            _as_stack,
+            takes=("hidden_states", "encoder_hidden_states"),
+            ignores=("return_dict",),
+            answer=_in_tuple,
+        ),
+    ),
+    ("diffusers.models.attention", "BasicTransformerBlock"): (
+        Adoption(
+            TransformerBlock,
+            {
+                "norm_type": "layer_norm",
+                "only_cross_attention": False,
+                "double_self_attention": False,
+                "attn2": nn.Module,
+                "pos_embed": None,
+                "fuser": None,
+            },
+        ),
+    ),
+    ("diffusers.models.attention_processor", "Attention"): (
+        Adoption(Attention, {**_PLAIN_ATTENTION, "residual_connection": False, "group_norm": None}, _as_attention),
+        Adoption(
+            SpatialAttention,
+            {**_PLAIN_ATTENTION, "residual_connection": True, "group_norm": nn.GroupNorm, "heads": 1},
+            takes=("hidden_states",),
+            ignores=("temb",),
+        ),
+    ),
+    ("diffusers.models.activations", "GEGLU"): (Adoption(GluProjection, prepare=_as_glu),),
+    ("diffusers.models.resnet", "ResnetBlock2D"): (
+        Adoption(
+            ResnetBlock,
+            {
+                "time_embedding_norm": frozenset({"default", "group"}),  # the latter where no time is embedded
+                "skip_time_act": False,
+                "nonlinearity": nn.SiLU,
+                "output_scale_factor": 1.0,
+                "upsample": None,
+                "downsample": None,
+            },
+            takes=("input_tensor", "temb"),
+        ),
+    ),
+    ("diffusers.models.upsampling", "Upsample2D"): (
+        Adoption(
+            Upsample,
+            {
+                "use_conv": True,
+                "use_conv_transpose": False,
+                "interpolate": True,
+                "norm": None,
+                "conv.kernel_size": (3, 3),
+                "conv.padding": (1, 1),
+            },
+            takes=("hidden_states",),
+        ),
+    ),
+    ("transformers.models.clip.modeling_clip", "CLIPTextModel"): (
+        Adoption(
+            TextEncoder,
+            {"embeddings": nn.Module, "final_layer_norm": nn.LayerNorm},
+            _as_text_encoder,
+            takes=("input_ids",),
+        ),
+    ),
+}
+
+
+def adopt(module: nn.Module) -> int:
+    """Make the layers of ``module`` ours, in place; returns how many became so.
+
+    Raises:
+        RewriteError: a layer computes what ours do not, or a LoRA has not been fused.
+    """
+    found = [(path, layer) for path, layer in module.named_modules() if type_name(layer) in _ADOPTIONS]
+    if found:
+        _refuse_adapters(module)
+    chosen = [_choose(path, layer) for path, layer in found]  # a refusal leaves the whole module as it was
+    for (path, layer), adoption in zip(found, chosen, strict=True):
+        adoption.apply(layer, path or type_name(layer)[1])
+    return len(found)
+
+
+def _refuse_adapters(module: nn.Module) -> None:
+    for path, layer in module.named_modules():
+        if type_name(layer)[0].startswith("peft.") or getattr(layer, "lora_layer", None) is not None:
+            raise RewriteError(
+                f"{path} holds a LoRA beside its weight: call fuse_lora() and unload_lora_weights() before rewriting"
+            )
+
+
+def _choose(path: str, layer: nn.Module) -> Adoption:
+    choices = _ADOPTIONS[type_name(layer)]
+    best = min(choices, key=lambda choice: len(choice.obstacles(layer)))
+    if obstacles := best.obstacles(layer):
+        library, name = type_name(layer)[0].split(".")[0], type_name(layer)[1]
+        raise RewriteError(
+            f"{path or 'the module'}, {library}' {name}, has {', '.join(obstacles)}, which no rewrite knows. "
+            "Export this component without rewrites"
+        )
+    return best
