@@ -94,7 +94,9 @@ def on_gpu(subject: Subject, path: Path, expected: Path | None) -> str:
         return "no driver"
     if run.failure:
         return f"fails: {run.failure}"
-    verdict = "all ops" if run.resident else f"{read_log(run.log).on_cpu} ops left to the CPU"
+    log = read_log(run.log)
+    verdict = "all ops" if run.resident else f"{log.on_cpu} ops left to the CPU"
+    verdict = "; ".join((verdict, *log.invalid[:1]))
     if expected is None:
         return f"{verdict}, {run.compile_seconds:,.0f} s"
     (output,) = run.outputs[0].values()

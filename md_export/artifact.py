@@ -10,7 +10,7 @@ from typing import Any, Final
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from md_export.errors import ArtifactError
-from md_export.files import bytes_of, sha256_of, sha256_of_text
+from md_export.files import bytes_of, is_plain_name, sha256_of, sha256_of_text
 from md_export.recipe import Recipe
 from md_export.tensors import TensorSpec
 
@@ -18,7 +18,7 @@ MANIFEST: Final = "manifest.json"
 GOLDEN_FOLDER: Final = "golden"
 SCHEMA: Final = 1
 _LARGEST_FILE: Final = 16 << 20
-_FORBID = ConfigDict(extra="forbid", strict=True)
+_FORBID = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class ArtifactEntry:
-    """One artifact; ``stored`` maps dtype names to bytes of weights found in the file itself."""
+    """One artifact; ``stored`` maps dtype names to bytes of weights found in the file itself.
+
+    ``rewritten_snr_db`` is of the rewritten torch module against the first golden case, before it was lowered.
+    """
 
     component: str
     file: str
@@ -74,6 +77,7 @@ class ArtifactEntry:
     rewrites: tuple[RewriteRecord, ...]
     measured: Measured
     parity: Parity | None = None
+    rewritten_snr_db: float | None = None
 
 
 @dataclass(frozen=True)
@@ -145,13 +149,31 @@ def read_manifest(folder: Path) -> Manifest:
     if path.stat().st_size > _LARGEST_FILE:
         raise ArtifactError(f"{path} is larger than {_LARGEST_FILE} bytes; export again")
     try:
-        manifest = _MANIFEST.validate_json(path.read_bytes(), strict=True)
-    except (ValidationError, RecursionError, OSError) as error:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}; export again") from error
+    return manifest_from_bytes(content, path)
+
+
+def manifest_from_bytes(content: bytes, path: Path) -> Manifest:
+    """Validate a manifest's content; ``path`` stands in error messages.
+
+    Raises:
+        ArtifactError: as :func:`read_manifest`.
+    """
+    try:
+        manifest = _MANIFEST.validate_json(content, strict=True)
+    except (ValidationError, RecursionError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
         where = ".".join(str(part) for part in first["loc"])
         raise ArtifactError(f"{path} is not a manifest: {where}: {first['msg']}; export again") from error
     if manifest.schema != SCHEMA:
         raise ArtifactError(f"{path} has schema {manifest.schema}, this version reads {SCHEMA}; export again")
+    if manifest.target != manifest.recipe.target:
+        raise ArtifactError(
+            f"{path} is of {manifest.target!r:.40}, its recipe of {manifest.recipe.target!r:.40}; it was edited, "
+            "export again"
+        )
     listed = [entry.component for entry in manifest.artifacts]
     if listed != list(manifest.recipe.components):
         raise ArtifactError(
@@ -159,8 +181,8 @@ def read_manifest(folder: Path) -> Manifest:
             f"{', '.join(manifest.recipe.components)}; it was edited, export again"
         )
     for entry in manifest.artifacts:
-        if Path(entry.file).name != entry.file or entry.file in ("", ".", ".."):
-            raise ArtifactError(f"{path}: artifact file {entry.file!r} is not a plain name; export again")
+        if not is_plain_name(entry.file):
+            raise ArtifactError(f"{path}: artifact file {entry.file!r:.80} is not a plain name; export again")
     return manifest
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import resource
 import tempfile
 import time
@@ -10,18 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from md_export.artifact import ArtifactEntry, Measured, RewriteRecord, bytes_of_artifact, sha256_of_artifact
+from md_export.artifact import ArtifactEntry, Measured, bytes_of_artifact, sha256_of_artifact
 from md_export.checkpoint import open_checkpoint
-from md_export.components import COMPONENTS, Component, ModelConfig
 from md_export.errors import ConversionError
 from md_export.layouts import layout_of
 from md_export.parity.golden import read_golden
-from md_export.parity.prepare import one_step
+from md_export.parity.rewritten import rewritten
 from md_export.recipe import Recipe, recipe_from_dict, recipe_to_dict
-from md_export.rewrites import REWRITES, Consent, apply_rewrites
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
-from md_export.tensors import TensorSpec, select
+from md_export.tensors import TensorSpec
 
 
 @dataclass(frozen=True)
@@ -57,24 +54,19 @@ def build_component(step: BuildStep) -> ArtifactEntry:
     """Checkpoint → module → rewrites → lower → quantize → file; runs inside a worker process."""
     started = time.perf_counter()
     recipe, name = step.recipe, step.component
-    checkpoint, component = open_checkpoint(step.checkpoint), COMPONENTS[name]
+    checkpoint = open_checkpoint(step.checkpoint)
     target = TARGETS[recipe.target].open()
-    module = checkpoint.module(name)
-    consent = Consent(checkpoint.trained_substitutions, recipe.allow_drift)
-    records = apply_rewrites(recipe.rewrites, name, module, one_step(checkpoint.config), consent)
+    part = rewritten(checkpoint, name, recipe)
     cases = read_golden(step.golden).cases
-    given, made = surface(component, checkpoint.config, records)
-    layout = layout_of(recipe)
-    layout.adapt(name, module, given)
-    inputs, outputs = layout.inputs(name, given), layout.outputs(name, made)
+    snr_db = part.snr_db(cases[0])
     # Every other case, so that half of those that judge an int8 artifact were not calibrated on.
-    calibration = tuple(select(layout.pack(name, case.inputs(name)), inputs) for case in cases[::2])
-    scheme = recipe.schemes[name]
-    path = step.out / f"{layout.file(name)}{TARGETS[recipe.target].suffix}"
+    calibration = tuple(part.inputs_of(case) for case in cases[::2])
+    inputs, outputs, scheme = part.inputs, part.outputs, recipe.schemes[name]
+    path = step.out / f"{layout_of(recipe).file(name)}{TARGETS[recipe.target].suffix}"
     with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
         job = LoweringJob(
             name,
-            module,
+            part.module,
             inputs,
             outputs,
             calibration[0],
@@ -101,8 +93,9 @@ def build_component(step: BuildStep) -> ArtifactEntry:
         ops=found.ops,
         inputs=inputs,
         outputs=outputs,
-        rewrites=records,
+        rewrites=part.records,
         measured=Measured(round(time.perf_counter() - started, 2), peak_resident_bytes()),
+        rewritten_snr_db=snr_db,
     )
 
 
@@ -110,18 +103,6 @@ def own_notes(name: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSp
     """Which component it is, and the names that its artifact takes and gives, joined by commas."""
     joined = {"inputs": inputs, "outputs": outputs}
     return {"component": name} | {key: ",".join(spec.name for spec in specs) for key, specs in joined.items()}
-
-
-def surface(
-    component: Component, config: ModelConfig, records: tuple[RewriteRecord, ...]
-) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Inputs and outputs of a rewritten component: a rewrite may fold an input away or rename the output."""
-    rewrites = [REWRITES[record.name] for record in records if record.fired]
-    dropped = {name for rewrite in rewrites for name in rewrite.drops}
-    (output,) = component.outputs(config)
-    for rewrite in rewrites:
-        output = dataclasses.replace(output, name=rewrite.output or output.name)
-    return tuple(spec for spec in component.inputs(config) if spec.name not in dropped), (output,)
 
 
 def peak_resident_bytes() -> int:

@@ -13,6 +13,7 @@
     ├── ConversionError               a converter failed; carries its last lines
     ├── RuntimeFault                  an artifact does not run in its runtime
     └── ParityError          exit 3   an artifact does not compute what the checkpoint computes
+        └── RegressionError           an export is worse than an older one by more than its recipe allows
 
 They become text in one place, :func:`md_export.cli.main`.
 """
@@ -76,3 +77,7 @@ class ParityError(MdExportError):
     """At least one artifact falls short of its recipe's thresholds."""
 
     exit_code = 3
+
+
+class RegressionError(ParityError):
+    """An export is worse than an older one by more than its recipe's budget."""

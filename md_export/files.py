@@ -12,6 +12,8 @@ from pathlib import Path
 from md_export.errors import OutputError
 
 _CHUNK = 1 << 20
+# Bytes, of common file systems.
+_LONGEST_NAME = 255
 
 
 def sha256_of(path: Path) -> str:
@@ -37,6 +39,15 @@ def bytes_of(path: Path) -> int:
     if path.is_dir():
         return sum(item.stat().st_size for item in path.rglob("*") if item.is_file())
     return path.stat().st_size
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a name that somebody else wrote means a file of the folder it is looked up in, on any system."""
+    return (
+        name not in ("", ".", "..")
+        and not set(name) & set("/\\\0")
+        and len(name.encode(errors="replace")) <= _LONGEST_NAME
+    )
 
 
 def refuse_existing(out: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 from collections.abc import Callable, Sequence
@@ -17,10 +18,13 @@ from md_export.npz import read_npz
 from md_export.parity.golden import INDEX, read_golden
 from md_export.targets import TARGETS, Target, target_of
 from md_export.targets.advice import LintReport
+from md_export.targets.bounds import judged
 from md_export.tensors import Arrays, select
 from md_export.workers import call_worker, save_batches
 
 _REPORT: Final = TypeAdapter(LintReport)
+# Of the recipes that store weights in float16: what float16 arithmetic may cost where nothing stricter can be met.
+FLOAT16_BUDGET_DB: Final = 55.0
 
 
 def lint(
@@ -29,7 +33,7 @@ def lint(
     inputs: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[LintReport, ...]:
-    """Judge a package by published rules, and its activations by what float16 holds.
+    """Judge a package by known rules, and its activations by what float16 holds.
 
     Args:
         path: a package of any tool, or a folder that md-export wrote; its golden cases are the inputs then.
@@ -43,15 +47,40 @@ def lint(
         RuntimeFault: a package that does not run on the inputs.
     """
     if not (path / MANIFEST).is_file():
-        return (_lint_one(target_of(path), path, system, [read_npz(inputs)] if inputs else []),)
+        report = _lint_one(target_of(path), path, system, [read_npz(inputs)] if inputs else [])
+        return (within(report, FLOAT16_BUDGET_DB),)
     if inputs:
         raise UsageError(f"{path} is an export and brings its golden cases; --inputs is for one package")
     manifest, reports = read_manifest(path), []
     for entry in manifest.artifacts:
         progress(f"lint {entry.component}")
         batches = _golden_inputs(path, manifest, entry)
-        reports.append(_lint_one(TARGETS[manifest.target], artifact_path(path, entry), system, batches))
+        report = _lint_one(TARGETS[manifest.target], artifact_path(path, entry), system, batches)
+        reports.append(within(report, budget_of(manifest, entry)))
     return tuple(reports)
+
+
+def budget_of(manifest: Manifest, entry: ArtifactEntry) -> float:
+    """What an op may lose: the recipe's tolerance, but of a float32 recipe what float16 arithmetic can meet at all."""
+    return min(manifest.recipe.tolerances[entry.component].snr_db, FLOAT16_BUDGET_DB)
+
+
+def within(report: LintReport, budget_db: float) -> LintReport:
+    """With its bounds, if it has any, held against a budget."""
+    if report.bounds is None:
+        return report
+    return dataclasses.replace(report, bounds=judged(report.bounds, budget_db), budget_db=budget_db)
+
+
+def lint_with(path: Path, batches: Sequence[Arrays], budget_db: float) -> LintReport:
+    """Judge one artifact on these inputs.
+
+    Raises:
+        ArtifactError: no readable artifact.
+        UsageError: a target without rules.
+        RuntimeFault: it does not run on the inputs.
+    """
+    return within(_lint_one(target_of(path), path, None, batches), budget_db)
 
 
 def _lint_one(target: Target, path: Path, system: str | None, batches: Sequence[Arrays]) -> LintReport:

@@ -17,6 +17,7 @@ from md_export.files import refuse_existing, require_space, staging
 from md_export.layouts import layout_of
 from md_export.notes import notes_of
 from md_export.parity.golden import read_golden
+from md_export.parity.hops import explain
 from md_export.parity.prepare import one_step, prepare_golden
 from md_export.parity.verify import VerifyResult, verify
 from md_export.recipe import Recipe
@@ -66,7 +67,7 @@ def export(
         manifest = _with_parity(manifest, result)
         write_manifest(manifest, folder)
         if not result.passed:
-            _reject(folder, out, result)
+            _reject(folder, out, result, explain(folder, result, checkpoint.root, progress))
     return manifest, result
 
 
@@ -95,12 +96,12 @@ def _with_parity(manifest: Manifest, result: VerifyResult) -> Manifest:
     return dataclasses.replace(manifest, artifacts=entries, picture_psnr_db=picture)
 
 
-def _reject(folder: Path, out: Path, result: VerifyResult) -> None:
+def _reject(folder: Path, out: Path, result: VerifyResult, hops: list[str]) -> None:
     kept = out.with_name(f"{out.name}.rejected")
     shutil.rmtree(kept, ignore_errors=True)
     folder.rename(kept)
     raise ParityError(
         "the export does not compute what the checkpoint computes: "
-        + "; ".join(result.failures)
+        + "; ".join([*hops, *result.failures])
         + f". {out} was not written; the rejected artifacts are in {kept}"
     )

@@ -18,12 +18,14 @@ from typing import Any, Final, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from md_export.budget import Regression
 from md_export.errors import RecipeError
 from md_export.scheme import QuantScheme as QuantScheme
 
 COMPONENT_NAMES: Final = ("text_encoder", "unet", "vae_decoder")
 _TABLES: Final = {"schemes": "scheme", "tolerances": "tolerance"}
-_FORBID = ConfigDict(extra="forbid", strict=True)
+# A threshold of NaN or -Infinity would be none.
+_FORBID = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Recipe:
         allow_drift: take rewrites that the checkpoint was not trained with.
         deployment_target: oldest system that must load a Core ML package; iOS17 where a recipe names none.
         layout: whose names and shapes a Core ML package's surface has; our own where a recipe names none.
+        regression: how much worse than an older export one may be; comparing needs it.
     """
 
     __pydantic_config__ = _FORBID
@@ -73,11 +76,14 @@ class Recipe:
     allow_drift: bool = False
     deployment_target: Literal["iOS17", "iOS18"] | None = None
     layout: Literal["swift"] | None = None
+    regression: Regression | None = None
 
     def __post_init__(self) -> None:
         for field in ("deployment_target", "layout"):
             if getattr(self, field) and self.target != "coreml":
                 raise RecipeError(f"recipe {self.name}: {field} is for the target coreml; leave it out")
+        if len(set(self.components)) < len(self.components):
+            raise RecipeError(f"recipe {self.name}: components names one twice: {', '.join(self.components)}")
         for name in self.components:
             for field, table in _TABLES.items():
                 if name not in getattr(self, field):
@@ -109,8 +115,21 @@ def load_recipe(path: Path) -> Recipe:
     try:
         if path.stat().st_size > _LARGEST_FILE:
             raise RecipeError(f"{path}: larger than {_LARGEST_FILE} bytes; this is no recipe")
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from error
+    return recipe_from_toml(content, path)
+
+
+def recipe_from_toml(content: bytes, path: Path) -> Recipe:
+    """Validate a recipe file's content; ``path`` stands in error messages.
+
+    Raises:
+        RecipeError: as :func:`load_recipe`.
+    """
+    try:
+        values = tomllib.loads(content.decode())
+    except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: cannot be read: {error}") from error
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise RecipeError(f"{path}: not valid TOML: {error}") from error
@@ -127,7 +146,7 @@ def recipe_from_dict(values: Mapping[str, Any], source: str) -> Recipe:
         raise RecipeError("; ".join(_without_repeats(findings))) from error
     except RecipeError as error:
         raise RecipeError(f"{source}: {error}") from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise RecipeError(f"{source}: a value has a type that no recipe field takes: {error}") from error
 
 
@@ -185,7 +204,12 @@ def _without_repeats(findings: list[str]) -> list[str]:
 
 
 def _known_fields(table: str) -> list[str]:
-    kinds: dict[str, Any] = {"scheme": QuantScheme, "tolerance": Tolerance, "golden": GoldenPlan}
+    kinds: dict[str, Any] = {
+        "scheme": QuantScheme,
+        "tolerance": Tolerance,
+        "golden": GoldenPlan,
+        "regression": Regression,
+    }
     if table in kinds:
         return [field.name for field in dataclasses.fields(kinds[table])]
     own = [field.name for field in dataclasses.fields(Recipe)]

@@ -47,6 +47,41 @@ def lint(request: dict[str, Any]) -> dict[str, Any]:
     return dataclasses.asdict(target.lint(Path(request["path"]), request["system"], batches))
 
 
+def audit(request: dict[str, Any]) -> dict[str, Any]:
+    """Hold every weight that one artifact stores against the checkpoint; answers with what was found."""
+    import dataclasses
+
+    from md_export.parity.audit import audit_in_worker
+
+    found = audit_in_worker(Path(request["out"]), Path(request["checkpoint"]), request["component"])
+    return dataclasses.asdict(found)
+
+
+def self_test(request: dict[str, Any]) -> dict[str, Any]:
+    """Damage copies of an export and see which check of the gate notices; answers with one row for each try."""
+    from md_export.parity.selftest.command import rows_in_worker
+
+    return {"rows": rows_in_worker(Path(request["out"]), Path(request["checkpoint"]))}
+
+
+def attribute(request: dict[str, Any]) -> dict[str, Any]:
+    """Follow one artifact module by module; answers with what was found, without hops."""
+    import dataclasses
+
+    from md_export.parity.blame import blame_in_worker
+
+    found = blame_in_worker(Path(request["out"]), request["component"], Path(request["checkpoint"]))
+    return dataclasses.asdict(found)
+
+
+def rewritten(request: dict[str, Any]) -> dict[str, Any]:
+    """Hold a component's torch module, rewritten as it was lowered, against the golden outputs of some cases."""
+    from md_export.parity.blame import rewritten_in_worker
+
+    folders = Path(request["out"]), Path(request["checkpoint"])
+    return {"snr_db": rewritten_in_worker(folders[0], request["component"], folders[1], request["cases"])}
+
+
 def contract(request: dict[str, Any]) -> dict[str, Any]:
     """Hold an export in the Swift layout against what Apple's Swift package reads; answers with the faults."""
     from md_export.swift.contract import faults
@@ -74,11 +109,15 @@ def execute_on_gpu(request: dict[str, Any]) -> dict[str, Any]:
 
 
 TASKS: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "attribute": attribute,
+    "audit": audit,
     "build": build,
     "execute": execute,
     "execute_on_gpu": execute_on_gpu,
     "lint": lint,
+    "self_test": self_test,
     "contract": contract,
+    "rewritten": rewritten,
 }
 
 

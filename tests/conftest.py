@@ -4,19 +4,37 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
+from forks import FORKS
+from md_export import workers
 from md_export.components import ModelConfig
 from md_export.components.unet import MDUNetConfig
 from md_export.components.vae import VAEConfig
 from md_export.data import builtin_recipe, nano_checkpoint
 from md_export.errors import MissingExtraError
 from md_export.recipe import load_recipe
-from support import Exported
+from support import Exported, made_once
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_workers() -> Iterator[None]:
+    """Workers are forks, except where ``spawned`` is asked for."""
+    vars(workers)["subprocess"] = FORKS
+    yield
+    vars(workers)["subprocess"] = subprocess
+    FORKS.close()
+
+
+@pytest.fixture
+def spawned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes as users have them, interpreter and imports included."""
+    monkeypatch.setattr(workers, "subprocess", subprocess)
 
 
 @pytest.fixture(scope="session")
@@ -32,21 +50,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory, nano: Path) -> Exported:
     """
     from md_export.pipeline import export
 
-    # The workers of a parallel run share one folder above their own.
-    base = tmp_path_factory.getbasetemp()
-    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exports"
-    root.mkdir(exist_ok=True)
+    def make(target: str, precision: str, out: Path) -> None:
+        name, _, layout = precision.partition("+")
+        recipe = load_recipe(builtin_recipe(target, name))
+        export(replace(recipe, layout="swift") if layout else recipe, nano, out)
 
-    def get(target: str, precision: str) -> Path:
-        out = root / f"{target}-{precision}"
-        with FileLock(root / f"{out.name}.lock"):
-            if not out.exists():
-                name, _, layout = precision.partition("+")
-                recipe = load_recipe(builtin_recipe(target, name))
-                export(replace(recipe, layout="swift") if layout else recipe, nano, out)
-        return out
-
-    return get
+    return made_once(tmp_path_factory, "exports", make)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Small decoders, one of which fits the GPU and the others of which hold one thing in ``middle`` that does not."""
+"""Small decoders, one of which is right everywhere; each other holds one thing in ``middle`` that is not."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from md_export import __version__
@@ -56,6 +57,20 @@ class Folded(nn.Module):
         return pairs.transpose(1, 2).reshape(x.shape)
 
 
+class Wide(nn.Module):
+    """A 3×3 convolution over 960 channels of a map that is not small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grow = nn.Conv2d(12, 960, 1)
+        self.conv = nn.Conv2d(960, 128, 3, padding=1)
+        self.shrink = nn.Conv2d(128, 12, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        large = self.conv(self.grow(F.interpolate(x, scale_factor=4.0, mode="nearest")))
+        return F.avg_pool2d(self.shrink(large), 4)
+
+
 class Masked(nn.Module):
     """Causal attention of 12 heads with tensors of rank 4, as transformers' CLIP has it."""
 
@@ -86,12 +101,27 @@ class Squared(nn.Module):
         return x + torch.einsum("bchw,bckw->bchk", x, x).mean(-1, keepdim=True)
 
 
+class Cornered(nn.Module):
+    """A 2×2 convolution, padded below and on the right, of a map of 2×2: LiteRT's own CONV_2D forgets the padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(12, 12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        small = x[:, :, :2, :2].permute(0, 2, 3, 1)
+        padded = F.pad(small, (0, 0, 0, 1, 0, 1)).permute(0, 3, 1, 2)
+        return x + F.pad(self.conv(padded), (0, x.shape[3] - 2, 0, x.shape[2] - 2))
+
+
 MIDDLES: Mapping[str, Callable[[], nn.Module]] = {
     "resident": Smooth,
     "broadcast": Spread,
     "rank5": Folded,
     "masked": Masked,
     "crash": Squared,
+    "wide": Wide,
+    "cornered": Cornered,
 }
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
+from filelock import FileLock
 
 from md_export.parity.verify import Verification
 
@@ -13,3 +17,21 @@ ONE_EACH = [("coreml", "fp16"), ("tflite", "int8"), ("onnx", "int8")]
 # A name, and what was found.
 Judged = tuple[str, Verification]
 HOSTILE_PROMPT = '<script>alert("x")</script> | a cat'
+
+
+def made_once(
+    tmp_path_factory: pytest.TempPathFactory, folder: str, make: Callable[[str, str, Path], object]
+) -> Exported:
+    """Calls ``make`` for what nobody asked for yet. The workers of a parallel run share a folder above their own."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / folder
+    root.mkdir(exist_ok=True)
+
+    def get(target: str, precision: str) -> Path:
+        out = root / f"{target}-{precision}"
+        with FileLock(root / f"{out.name}.lock"):
+            if not out.exists():
+                make(target, precision, out)
+        return out
+
+    return get

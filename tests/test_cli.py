@@ -13,17 +13,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from forks import FORKS
 from mutations import flip_block, weight_file
 from support import Exported
 
 
 def md_export(
-    *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None
+    *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None, fresh: bool = False
 ) -> subprocess.CompletedProcess[str]:
+    """In a fork; in a new process where ``fresh`` or with an environment of its own. One of each command is fresh."""
     command = [sys.executable, "-c", "from md_export.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **(env or {})}, check=False
-    )
+    run = subprocess.run if fresh or env else FORKS.run
+    return run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **(env or {})}, check=False)
 
 
 def fails(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
@@ -163,7 +164,7 @@ def test_full_disk(tmp_path: Path) -> None:
 
 
 def test_inspect_md_meets_the_paper() -> None:
-    result = md_export("inspect", "--arch", "md")
+    result = md_export("inspect", "--arch", "md", fresh=True)
     assert result.returncode == 0
     assert "386" in result.stdout
     assert "padding" in result.stdout.lower()
@@ -179,7 +180,7 @@ def test_json_on_standard_output_is_alone_there() -> None:
 def test_report_writes_every_form_and_exits_as_verify(copy_of: Exported, tmp_path: Path) -> None:
     out, page = copy_of("onnx", "int8"), tmp_path / "report.html"
     options = ("--junit", tmp_path / "j.xml", "--markdown", tmp_path / "m.md", "--json", tmp_path / "r.json")
-    result = md_export("report", out, "-o", page, *options)
+    result = md_export("report", out, "-o", page, *options, fresh=True)
     assert result.returncode == 0, result.stderr
     assert page.read_text().count('alt="by the artifacts"') == 12
     assert 'failures="0"' in (tmp_path / "j.xml").read_text()
@@ -193,7 +194,8 @@ def test_report_writes_every_form_and_exits_as_verify(copy_of: Exported, tmp_pat
 def test_run_executes_an_artifact(exported: Exported, tmp_path: Path) -> None:
     out = exported("coreml", "fp16")
     np.savez(tmp_path / "x.npz", input_ids=np.zeros((1, 77), np.int32))
-    result = md_export("run", out / "text_encoder.mlpackage", "--inputs", tmp_path / "x.npz", "-o", tmp_path / "y.npz")
+    files = ("--inputs", tmp_path / "x.npz", "-o", tmp_path / "y.npz")
+    result = md_export("run", out / "text_encoder.mlpackage", *files, fresh=True)
     assert result.returncode == 0, result.stderr
     with np.load(tmp_path / "y.npz") as made:
         assert made["last_hidden_state"].dtype == np.float32
@@ -219,7 +221,7 @@ def test_verify_exits_3_and_names_the_component(copy_of: Exported, tmp_path: Pat
 
     out = copy_of("onnx", "int8")
     flip_block(weight_file(out, "unet"))
-    result = md_export("verify", out, "--json", tmp_path / "verdict.json")
+    result = md_export("verify", out, "--json", tmp_path / "verdict.json", fresh=True)
     fails(result, 3, "unet:", "altered")
     verdict = json.loads((tmp_path / "verdict.json").read_text())
     assert verdict["components"][1]["faults"]
@@ -230,7 +232,8 @@ def test_verify_of_no_export(tmp_path: Path) -> None:
 
 
 def test_generate_writes_a_picture(tmp_path: Path) -> None:
-    result = md_export("generate", "a large red circle on the left, white background", "-o", tmp_path / "a.png")
+    prompt = "a large red circle on the left, white background"
+    result = md_export("generate", prompt, "-o", tmp_path / "a.png", fresh=True)
     assert result.returncode == 0, result.stderr
     assert "nano checkpoint" in result.stderr
     picture = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)

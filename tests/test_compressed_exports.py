@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 
 from md_export.artifact import read_manifest
+from md_export.parity.faults import Check
+from md_export.parity.selftest.command import auditor
+from md_export.parity.selftest.run import try_all
+from md_export.parity.selftest.table import MUTATIONS
 from md_export.parity.verify import verify
 from mutations import flip_block, rehash, weight_file
 from support import Exported
@@ -23,6 +28,13 @@ def test_palettes_hold_what_was_asked_for_and_nothing_else_passes(exported: Expo
     rehash(out)
     failures = verify(out).failures
     assert failures == ("unet: palette6 was requested, but only 0% of its weights are stored so",)
+
+
+def test_a_moved_palette_entry_is_noticed(exported: Exported, nano: Path) -> None:
+    moved = [mutation for mutation in MUTATIONS if mutation.name == "a palette entry moved"]
+    _, as_it_is, agreed, _ = try_all(exported("coreml", "palette6"), auditor(nano), moved)
+    assert (as_it_is.verdict, agreed.verdict) == ("rejected", "rejected")
+    assert agreed.caught_by == (Check.AUDIT,)
 
 
 def test_w8a8_computes_in_int8_and_a_damaged_weight_is_noticed(copy_of: Exported) -> None:

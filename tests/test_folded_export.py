@@ -17,7 +17,7 @@ from support import Exported
 
 
 @pytest.mark.slow
-def test_one_step_folded_into_the_unet(exported: Exported, nano: Path, tmp_path: Path) -> None:
+def test_one_step_folded_into_the_unet(copy_of: Exported, nano: Path, tmp_path: Path) -> None:
     recipe = load_recipe(builtin_recipe("coreml", "fp16"))
     recipe = replace(recipe, rewrites=(*recipe.rewrites, "fold_timestep", "fold_x0"))
     alone, result = export(recipe.narrowed(("unet",)), nano, tmp_path / "unet")
@@ -26,12 +26,11 @@ def test_one_step_folded_into_the_unet(exported: Exported, nano: Path, tmp_path:
     assert [spec.name for spec in unet.inputs] == ["sample", "encoder_hidden_states"]
     assert [spec.name for spec in unet.outputs] == ["latent"]
     assert not {"sin", "cos"} & set(unet.ops)
-    assert verify(between_the_others(exported, alone_in=tmp_path / "unet", out=tmp_path / "whole")).failures == ()
+    assert verify(between_the_others(copy_of("coreml", "fp16"), alone_in=tmp_path / "unet")).failures == ()
 
 
-def between_the_others(exported: Exported, alone_in: Path, out: Path) -> Path:
-    """The folded UNet in place of the plain one of a whole export, so that the chain runs through it."""
-    shutil.copytree(exported("coreml", "fp16"), out)
+def between_the_others(out: Path, alone_in: Path) -> Path:
+    """The folded UNet in place of the plain one of a whole export, ``out``, so that the chain runs through it."""
     shutil.rmtree(out / "unet.mlpackage")
     shutil.copytree(alone_in / "unet.mlpackage", out / "unet.mlpackage")
     alone, whole = read_manifest(alone_in), read_manifest(out)

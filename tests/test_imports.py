@@ -21,6 +21,7 @@ HEAVY = (
     "numpy",
     "transformers",
     "coremltools",
+    "diffusers",
     "litert_torch",
     "onnx",
     "onnxruntime",
@@ -30,7 +31,7 @@ HEAVY = (
 )
 
 # Module (longest prefix wins) → what of ours it may import. "lazy" rows are checked at module level only.
-DATA = ("errors", "tensors", "recipe", "scheme", "files", "artifact")
+DATA = ("errors", "tensors", "recipe", "scheme", "budget", "files", "artifact")
 ALLOWED: dict[str, tuple[str, ...]] = {
     "errors": (),
     "tensors": ("errors",),
@@ -39,7 +40,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "files": ("errors",),
     "npz": ("errors", "tensors"),
     "scheme": ("errors",),
-    "recipe": ("errors", "scheme"),
+    "budget": (),
+    "recipe": ("budget", "errors", "scheme"),
     "artifact": ("errors", "files", "recipe", "tensors"),
     "components": ("components", "errors", "quiet", "tensors"),
     "checkpoint": ("checkpoint", "components", "errors"),
@@ -48,17 +50,46 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "inspection": ("components", "checkpoint", "errors"),
     "rewrites": ("rewrites", "components", "artifact", "errors"),
     "targets.coreml.mil": ("targets.coreml.mil", "errors"),
-    "targets.coreml": ("targets.coreml", "targets.advice", "targets.contract", "targets.notes", *DATA),
-    "targets.tflite": ("targets.tflite", "targets.contract", "targets.notes", *DATA),
-    "targets.onnx": ("targets.onnx", "targets.contract", "targets.notes", *DATA),
+    "targets.coreml": (
+        "targets.coreml",
+        "targets.advice",
+        "targets.contract",
+        "targets.editing",
+        "targets.notes",
+        "targets.stored",
+        *DATA,
+    ),
+    "targets.tflite": (
+        "targets.tflite",
+        "targets.advice",
+        "targets.bounds",
+        "targets.contract",
+        "targets.editing",
+        "targets.notes",
+        "targets.stored",
+        *DATA,
+    ),
+    "targets.onnx": ("targets.onnx", "targets.contract", "targets.editing", "targets.notes", "targets.stored", *DATA),
+    "targets.editing": (),
     "targets.notes": (),
-    "targets.advice": (),
-    "targets.contract": ("recipe", "targets.advice", "tensors"),
-    "targets": ("targets.advice", "targets.contract", "errors", "tensors"),
+    "targets.stored": (),
+    "targets.advice": ("targets.bounds",),
+    "targets.bounds": (),
+    "targets.contract": ("recipe", "scheme", "targets.advice", "targets.stored", "targets.editing", "tensors"),
+    "targets": (
+        "targets.advice",
+        "targets.contract",
+        "targets.stored",
+        "scheme",
+        "targets.editing",
+        "errors",
+        "tensors",
+    ),
     "linting": ("layouts", "npz", "parity", "targets", "workers", *DATA),
     "workers": ("errors", "tensors", "targets.contract"),
     "sampling": ("artifact", "errors", "quiet", "tensors", "targets.contract"),
-    "parity.metrics": ("artifact", "tensors"),
+    "parity.metrics": ("artifact", "parity.faults", "tensors"),
+    "parity.hops": ("build", "layouts", "parity", "sampling", "targets", "workers", *DATA),
     "parity": (
         "parity",
         "checkpoint",
@@ -71,6 +102,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "__init__",
         *DATA,
     ),
+    "parity.snapshot": ("linting", "parity", "targets", *DATA),
+    "parity.insight": ("checkpoint", "linting", "parity", "targets", *DATA),
+    "parity.gpu_bounds": ("linting", "targets.bounds", "tensors"),
     "layouts": ("errors", "recipe", "rewrites", "tensors"),
     "swift": ("swift", "checkpoint", "components", "parity", "sampling", "targets", "workers", *DATA),
     "generation": ("components", "checkpoint", "layouts", "parity", "sampling", "workers", *DATA),
@@ -100,6 +134,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "components",
         "sampling",
         "targets.advice",
+        "targets.bounds",
         "targets.contract",
         "__init__",
     ),
@@ -167,7 +202,8 @@ def test_help_imports_nothing_heavy(argument: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["inspect", "init", "golden", "coreml", "tflite", "onnx", "run", "verify", "lint", "generate", "report"]
+    "command",
+    ["inspect", "init", "golden", "coreml", "tflite", "onnx", "run", "verify", "audit", "lint", "generate", "report"],
 )
 def test_help_of_each_command_is_light(command: str) -> None:
     code = (
@@ -201,5 +237,6 @@ def test_every_error_is_in_the_tree() -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_targets_keep_the_contract(target: str) -> None:
     files = {"lower": "lower", "quantize": "quantize", "save": "save", "describe": "describe", "load": "run"}
+    files |= {"steps": "inside", "values": "inside", "edit": "edit", "store_as_float": "edit"}
     for function, file in files.items():
         assert callable(getattr(importlib.import_module(f"md_export.targets.{target}.{file}"), function))

@@ -93,7 +93,7 @@ def test_an_untouched_export_has_no_hazard(exported: Exported) -> None:
 
 def test_lint_prints_and_exits_0(exported: Exported, tmp_path: Path) -> None:
     package = exported("coreml", "fp16") / "vae_decoder.mlpackage"
-    result = md_export("lint", package, "--os", "iOS18", "--json", tmp_path / "lint.json")
+    result = md_export("lint", package, "--os", "iOS18", "--json", tmp_path / "lint.json", fresh=True)
     assert result.returncode == 0, result.stderr
     for words in ("likely", "unlikely", "what to do", "decoder.conv_in", "https://", "only a device can tell"):
         assert words in result.stdout

@@ -10,6 +10,8 @@ import pytest
 from md_export.errors import ConversionError, RuntimeFault
 from md_export.workers import call_worker, execute, load_batches, save_batches
 
+pytestmark = pytest.mark.usefixtures("spawned")
+
 
 @pytest.mark.parametrize(
     ("number", "message"),

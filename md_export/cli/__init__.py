@@ -8,9 +8,13 @@ import sys
 import click
 
 from md_export import __version__
-from md_export.cli.artifacts import generate, lint, report, run, verify
+from md_export.cli.artifacts import generate, lint, run, verify
+from md_export.cli.attribute import attribute
+from md_export.cli.audit import audit
 from md_export.cli.checkpoints import golden, init, inspect
+from md_export.cli.compare import compare
 from md_export.cli.exports import EXPORTS
+from md_export.cli.report import report
 from md_export.errors import MdExportError
 
 
@@ -25,7 +29,7 @@ def cli() -> None:
     """
 
 
-for _command in (inspect, init, golden, *EXPORTS, run, verify, lint, report, generate):
+for _command in (inspect, init, golden, *EXPORTS, run, verify, audit, attribute, lint, report, compare, generate):
     cli.add_command(_command)
 
 

@@ -1,4 +1,4 @@
-"""Commands on artifacts and exports: run, verify, lint, report, generate."""
+"""Commands on artifacts and exports: run, verify, lint, generate."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Final
 
 import click
 
+from md_export.cli.runtimes import check_runtime, library_option, runtime_option, verify_in_library
+from md_export.cli.selftest import check_self_test, checkpoint_option, run_self_test, self_test_option
 from md_export.cli.shared import COMPONENTS, PATH, checkpoint_or_nano, json_option, progress, say, show
 from md_export.errors import UsageError
 
@@ -22,9 +24,7 @@ limit_option = click.option(
 @click.argument("artifact", type=PATH)
 @click.option("--inputs", type=PATH, required=True, help="An .npz file with one array per input.")
 @click.option("-o", "--output", type=PATH, required=True, help="The .npz file to write.")
-@click.option(
-    "--runtime", type=click.Choice(["mil", "coreml"]), help="For a Core ML package: ours, or Apple's on a Mac."
-)
+@runtime_option
 @gpu_option
 @limit_option
 def run(artifact: Path, inputs: Path, output: Path, runtime: str | None, gpu: bool, limit_s: float | None) -> None:
@@ -34,9 +34,8 @@ def run(artifact: Path, inputs: Path, output: Path, runtime: str | None, gpu: bo
     from md_export.workers import execute
 
     target = target_of(artifact)
-    if runtime and target.name != "coreml":
-        raise UsageError(f"--runtime is for Core ML packages; {artifact.name} has one runtime only")
-    limit_s = _gpu_limit(gpu, limit_s, target.name)
+    check_runtime(runtime, gpu, target.name)
+    limit_s = gpu_limit(gpu, limit_s, target.name)
     if gpu:
         target.require()
         from md_export.parity.gpu import run_on_gpu
@@ -56,20 +55,45 @@ def run(artifact: Path, inputs: Path, output: Path, runtime: str | None, gpu: bo
 @click.option("--golden", "golden_dir", type=PATH, help="Golden cases; by default those that lie in OUT.")
 @gpu_option
 @limit_option
+@library_option
+@self_test_option
+@checkpoint_option
 @json_option
-def verify(out: Path, golden_dir: Path | None, gpu: bool, limit_s: float | None, json_file: Path | None) -> None:
+def verify(
+    out: Path,
+    golden_dir: Path | None,
+    gpu: bool,
+    limit_s: float | None,
+    library: str | None,
+    self_test: bool,
+    checkpoint: Path | None,
+    json_file: Path | None,
+) -> None:
     """Run every artifact of an export on every golden case, and the chain to the picture; exit 3 if one falls short.
 
     With --gpu: is all of a TFLite graph on the GPU, and right there? Each op that is not is named with its module.
+
+    With --runtime: is a TFLite file right in an older library, and without XNNPACK? Each op that is not is named.
+
+    With --self-test: would all this notice? Each way to damage an export is tried, and must be noticed.
     """
     from md_export.artifact import read_manifest
     from md_export.errors import ParityError
     from md_export.parity.verify import verify as judge
     from md_export.report.tables import parity_table
 
-    limit_s = _gpu_limit(gpu, limit_s, read_manifest(out).target)
+    target = read_manifest(out).target
+    limit_s = gpu_limit(gpu, limit_s, target)
+    check_runtime(library, gpu, target)
+    check_self_test(self_test, checkpoint, {"--golden": golden_dir, "--gpu": gpu, "--runtime": library})
+    if self_test:
+        run_self_test(out, checkpoint, json_file)
+        return
     if gpu:
         _verify_on_gpu(out, golden_dir, limit_s, json_file)
+        return
+    if library:
+        verify_in_library(out, golden_dir, library, json_file)
         return
     with progress(len(COMPONENTS)) as report:
         result = judge(out, golden_dir, report)
@@ -79,7 +103,8 @@ def verify(out: Path, golden_dir: Path | None, gpu: bool, limit_s: float | None,
     say(json_file, f"{out}: verified")
 
 
-def _gpu_limit(gpu: bool, limit_s: float | None, target: str) -> float:
+def gpu_limit(gpu: bool, limit_s: float | None, target: str) -> float:
+    """Seconds for one artifact; UsageError where the flags make no sense for the target."""
     if limit_s is not None and not gpu:
         raise UsageError("--limit is for --gpu; leave it out")
     if gpu and target != "tflite":
@@ -105,13 +130,13 @@ def _verify_on_gpu(out: Path, golden_dir: Path | None, limit_s: float, json_file
 
 @click.command()
 @click.argument("path", type=PATH, required=False)
-@click.option("--os", "system", help="Whose rules to apply, iOS18 for instance. Default: the oldest that loads it.")
-@click.option("--inputs", type=PATH, help="An .npz file for one package: activations for the float16 hazards.")
-@click.option("--rules", "show_rules", is_flag=True, help="Print the rules and their sources.")
+@click.option("--os", "system", help="For Core ML: whose rules, iOS18 for instance. Default: the oldest that loads it.")
+@click.option("--inputs", type=PATH, help="An .npz file for one package: what float16 does to its activations.")
+@click.option("--rules", "show_rules", is_flag=True, help="Print the rules for Core ML and their sources.")
 @json_option
 def lint(path: Path | None, system: str | None, inputs: Path | None, show_rules: bool, json_file: Path | None) -> None:
-    """Advise on a Core ML package, or on each of an export with its golden inputs: what the Neural Engine may refuse
-    or pay for, and which values float16 cannot hold. Advice is no failure: exit 0."""
+    """Advise on a Core ML package or a TFLite file, or on each of an export with its golden inputs: what the Neural
+    Engine or LiteRT's GPU engine may refuse, and what float16 may do to its values. Advice is no failure: exit 0."""
     from md_export.report.lint import lint_tables, rule_table, source_lines
 
     if show_rules == (path is not None):
@@ -129,43 +154,6 @@ def lint(path: Path | None, system: str | None, inputs: Path | None, show_rules:
     with progress(len(COMPONENTS)) as tell:
         reports = advise(path, system, inputs, tell)
     show(json_file, reports, *lint_tables(reports))
-
-
-@click.command()
-@click.argument("outs", metavar="OUT...", type=PATH, nargs=-1, required=True)
-@click.option("-o", "--output", type=PATH, help="The .html file to write.")
-@click.option("--junit", type=PATH, help="Also write JUnit XML, for a CI system.")
-@click.option("--markdown", type=PATH, help="Also write Markdown, for a pull request's comment.")
-@json_option
-def report(
-    outs: tuple[Path, ...], output: Path | None, junit: Path | None, markdown: Path | None, json_file: Path | None
-) -> None:
-    """Verify exports and write what was found as one page that opens without a network; exit 3 as verify does."""
-    from md_export.errors import ParityError
-    from md_export.parity.verify import judge
-    from md_export.report.tables import parity_table
-
-    if not (output or junit or markdown or json_file):
-        raise UsageError("say what to write: -o report.html, --junit, --markdown or --json")
-    with progress(len(COMPONENTS) * len(outs)) as tell:
-        exports = [(out.resolve().name, judge(out, progress=tell)) for out in outs]
-    results = [(name, verification.result) for name, verification in exports]
-    if output:
-        from md_export.report.html import html_page
-
-        output.write_text(html_page(exports), encoding="utf-8")
-    if junit:
-        from md_export.report.junit import junit_xml
-
-        junit.write_text(junit_xml(results), encoding="utf-8")
-    if markdown:
-        from md_export.report.markdown import markdown_page
-
-        markdown.write_text(markdown_page(results), encoding="utf-8")
-    show(json_file, [result for _, result in results], *(parity_table(result) for _, result in results))
-    failures = [f"{name}: {failure}" for name, result in results for failure in result.failures]
-    if failures:
-        raise ParityError("; ".join(failures))
 
 
 @click.command()

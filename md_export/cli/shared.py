@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,6 +12,9 @@ COMPONENTS: Final = ("text_encoder", "unet", "vae_decoder")
 
 PATH = click.Path(path_type=Path)
 json_option = click.option("--json", "json_file", type=PATH, help="Also write the result as JSON ('-': stdout).")
+annotate_option = click.option(
+    "--annotate", metavar="FILE", help="Also print each failure as an error that GitHub shows at FILE, the recipe say."
+)
 
 
 def checkpoint_or_nano(checkpoint: Path | None) -> Path:
@@ -44,6 +48,14 @@ def show(json_file: Path | None, result: Any, *tables: Any) -> None:
 def say(json_file: Path | None, text: str) -> None:
     """A line where the tables go."""
     click.echo(text, err=_takes_stdout(json_file))
+
+
+def say_annotations(json_file: Path | None, file: str | None, title: str, failures: Iterable[str]) -> None:
+    """Failures as annotations of ``file``, where one was named."""
+    from md_export.report.annotations import error_annotations
+
+    for line in error_annotations(title, failures, file) if file else ():
+        say(json_file, line)
 
 
 def _takes_stdout(json_file: Path | None) -> bool:

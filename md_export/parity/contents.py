@@ -3,36 +3,76 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from string import ascii_letters
 
-from md_export.artifact import ArtifactEntry, Manifest
+from md_export.artifact import ArtifactEntry, Manifest, artifact_path, bytes_of_artifact
+from md_export.parity.faults import Check, Fault
 from md_export.scheme import QuantScheme, stored_type
 from md_export.targets.contract import Description
+from md_export.tensors import Array, Arrays
 
 
-def note_faults(manifest: Manifest, entry: ArtifactEntry, notes: Mapping[str, str]) -> list[str]:
+def note_faults(manifest: Manifest, entry: ArtifactEntry, notes: Mapping[str, str]) -> list[Fault]:
     """What the artifact itself says of its origin, which hashes made anew cannot hide."""
     made_from, component = notes.get("checkpoint_sha256"), notes.get("component")
     if made_from is None or component is None:
-        return ["it does not say which checkpoint and component it was made from; export again"]
-    faults = []
+        lines = ["it does not say which checkpoint and component it was made from; export again"]
+        return [Fault(Check.ORIGIN, line) for line in lines]
+    lines = []
     if made_from != manifest.checkpoint_sha256:
-        faults.append(
+        lines.append(
             f"it was made from another checkpoint ({made_from[:12]}, the manifest's is "
             f"{manifest.checkpoint_sha256[:12]}); export again"
         )
     if component != entry.component:
-        faults.append(f"it says that it is {component!r:.40}; export again")
-    return faults
+        lines.append(f"it says that it is {component!r:.40}; export again")
+    return [Fault(Check.ORIGIN, line) for line in lines]
+
+
+def surface_faults(entry: ArtifactEntry, given: Arrays, wanted: Array) -> list[Fault]:
+    """Whether an app that reads shapes and dtypes from the manifest would be told the truth; ``wanted``: the output."""
+    (made,) = entry.outputs
+    values = [(spec, given[spec.name]) for spec in entry.inputs] + [(made, wanted)]
+    return [
+        Fault(
+            Check.SURFACE,
+            f"the manifest says {spec.name} {spec.dtype}{list(spec.shape)}, it is {value.dtype}{list(value.shape)}; "
+            "it was edited, export again",
+        )
+        for spec, value in values
+        if (spec.shape, spec.dtype) != (value.shape, str(value.dtype))
+    ]
+
+
+def claim_faults(out: Path, entry: ArtifactEntry, scheme: QuantScheme, found: Description) -> list[Fault]:
+    """What the manifest says of the artifact that the artifact itself, or the recipe beside it, contradicts."""
+    pairs = (
+        ("bytes", entry.bytes, bytes_of_artifact(artifact_path(out, entry))),
+        ("stored bytes", entry.stored, found.stored),
+        ("operations", entry.ops, found.ops),
+        ("weights", entry.weights, scheme.weights),
+        ("activations", entry.activations, scheme.activations),
+    )
+    return [
+        Fault(Check.CLAIMS, f"the manifest's {name} are {said!s:.60}, not {true!s:.60}; it was edited, export again")
+        for name, said, true in pairs
+        if said != true
+    ]
 
 
 # Of what a sparse weight keeps, so much may be more than was asked for: equal magnitudes, biases beside it.
 _SPARSITY_SLACK = 0.1
 
 
-def stored_faults(entry: ArtifactEntry, scheme: QuantScheme, found: Description) -> list[str]:
+def stored_faults(entry: ArtifactEntry, scheme: QuantScheme, found: Description) -> list[Fault]:
     """What the file itself holds: no NaN that arithmetic might hide, and no "int8" that is float inside."""
-    faults = [f"NaN or Inf in the stored weight {name}" for name in found.not_finite[:3]]
+    faults = [Fault(Check.CONSTANTS, f"NaN or Inf in the stored weight {name}") for name in found.not_finite[:3]]
+    return faults + [Fault(Check.STORED, line) for line in _type_faults(entry, scheme, found)]
+
+
+def _type_faults(entry: ArtifactEntry, scheme: QuantScheme, found: Description) -> list[str]:
+    faults = []
     counts = {dtype: 8 * size / _bits(dtype) for dtype, size in found.stored.items()}
     masks = counts.pop("uint1", 0.0)
     total, wanted = sum(counts.values()), counts.get(stored_type(entry.weights), 0.0)

@@ -16,12 +16,12 @@ from typing import Final
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load
 
 from md_export import __version__
 from md_export.artifact import OneStep
 from md_export.errors import GoldenError
-from md_export.files import sha256_of
+from md_export.files import is_plain_name, sha256_of
 from md_export.sampling import Generation, draw_noise, generate, tokenize
 from md_export.targets.contract import Runner
 from md_export.tensors import Array, Arrays, save_tensors
@@ -46,7 +46,7 @@ class GoldenFile:
 class GoldenIndex:
     """``index.json``; ``rewrites`` names the substitutions that were in force when the cases were made."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     schema: int
     checkpoint_sha256: str
@@ -163,8 +163,21 @@ def _read_index(folder: Path) -> GoldenIndex:
     if path.stat().st_size > _LARGEST_INDEX:
         raise GoldenError(f"{path} is larger than {_LARGEST_INDEX} bytes; make the golden cases again")
     try:
-        index = _INDEX.validate_json(path.read_bytes(), strict=True)
-    except (ValidationError, RecursionError, OSError) as error:
+        content = path.read_bytes()
+    except OSError as error:
+        raise GoldenError(f"{path} cannot be read: {error.strerror}; make the golden cases again") from error
+    return index_from_bytes(content, path)
+
+
+def index_from_bytes(content: bytes, path: Path) -> GoldenIndex:
+    """Validate an index's content; ``path`` stands in error messages.
+
+    Raises:
+        GoldenError: as :func:`read_golden`.
+    """
+    try:
+        index = _INDEX.validate_json(content, strict=True)
+    except (ValidationError, RecursionError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
         where = ".".join(str(part) for part in first["loc"])
         raise GoldenError(f"{path} is no golden index: {where}: {first['msg']}") from error
@@ -176,20 +189,53 @@ def _read_index(folder: Path) -> GoldenIndex:
 
 
 def _read_case(folder: Path, item: GoldenFile) -> GoldenCase:
+    if not is_plain_name(item.file):
+        raise GoldenError(f"{folder / INDEX}: file {item.file!r:.80} is not a plain name")
     path = folder / item.file
-    if Path(item.file).name != item.file:
-        raise GoldenError(f"{folder / INDEX}: file {item.file!r} is not a plain name")
     if not path.is_file():
         raise GoldenError(f"{path} is listed in {INDEX} but missing")
     if sha256_of(path) != item.sha256:
         raise GoldenError(f"{path} was altered: its SHA-256 is not the one in {INDEX}; make the golden cases again")
     try:
-        arrays = load_file(path)
-        values = Generation(**arrays)
-    except (SafetensorError, TypeError, OSError) as error:
-        raise GoldenError(f"{path} does not hold the tensors of a golden case: {error}") from error
+        content = path.read_bytes()
+    except OSError as error:
+        raise GoldenError(f"{path} cannot be read: {error.strerror}; make the golden cases again") from error
+    values = values_from_bytes(content, path)
     _check_finite(values, item.prompt)
     return GoldenCase(item.name, item.prompt, item.seed, values)
+
+
+# Rank of each tensor of a golden case, batch included where it has one.
+_RANKS: Final = {
+    "input_ids": 2,
+    "noise": 4,
+    "timestep": 1,
+    "encoder_hidden_states": 3,
+    "unet_output": 4,
+    "latent": 4,
+    "image": 4,
+    "picture": 3,
+}
+
+
+def values_from_bytes(content: bytes, path: Path) -> Generation:
+    """Read a golden file's content; ``path`` stands in error messages. Values may be NaN or Inf.
+
+    Raises:
+        GoldenError: no safetensors file, or not the tensors of a golden case.
+    """
+    try:
+        values = Generation(**load(content))
+    except (SafetensorError, TypeError, KeyError, ValueError) as error:
+        raise GoldenError(f"{path} does not hold the tensors of a golden case: {error}") from error
+    for name, array in _arrays(values).items():
+        dtype = "int32" if name == "input_ids" else "float32"
+        if (array.ndim, str(array.dtype)) != (_RANKS[name], dtype) or not array.size:
+            raise GoldenError(
+                f"{path} does not hold the tensors of a golden case: {name} is {array.dtype}{list(array.shape)}, "
+                f"not {dtype} of rank {_RANKS[name]}; make the golden cases again"
+            )
+    return values
 
 
 def _check_finite(values: Generation, prompt: str) -> None:

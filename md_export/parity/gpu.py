@@ -98,8 +98,8 @@ def _judge(
     progress: Callable[[str], None],
 ) -> GpuComponent:
     path, tolerance = artifact_path(out, entry), manifest.recipe.tolerances[entry.component]
-    faults = altered_faults(out, entry)
-    inputs, wanted = _cases(entry, golden)
+    faults: list[str] = [*altered_faults(out, entry)]
+    inputs, wanted = golden_cases(entry, golden)
     run = execute_on_gpu(path, inputs, limit_s)
     log = read_log(run.log)
     try:
@@ -130,7 +130,7 @@ def _judge(
     )
 
 
-def _cases(entry: ArtifactEntry, golden: GoldenSet) -> tuple[list[Arrays], list[Array]]:
+def golden_cases(entry: ArtifactEntry, golden: GoldenSet) -> tuple[list[Arrays], list[Array]]:
     """Golden inputs of a component, and what it must make of them."""
     try:
         inputs: list[Arrays] = [select(case.inputs(entry.component), entry.inputs) for case in golden.cases]
@@ -146,7 +146,7 @@ def _refusal_faults(run: GpuExecution, log: EngineLog, count: int, findings: tup
     if run.failure:
         return [f"{run.failure}; give it more with --limit" if run.timed_out else run.failure]
     if run.resident:
-        return []
+        return [f"the device refuses what the engine asks of it: {text}" for text in log.invalid[:1]]
     named = [str(finding) for finding in findings[:_SPELLED_OUT]]
     more = len(findings) - len(named)
     which = "; ".join([*named, f"and {more} more"] if more else named)
@@ -160,7 +160,7 @@ def _figures(run: GpuExecution, wanted: list[Array], tolerance: Tolerance) -> tu
     made = [only_output(outputs) for outputs in run.outputs]
     parity, broken = worst_parity(made, wanted, [f"case {number}" for number in range(len(wanted))])
     if parity is None:
-        return None, broken
+        return None, [*broken]
     where = "all on the GPU, but wrong" if run.resident else "and wrong"
     return parity, [f"{where}: {line}" for line in shortfalls(parity, tolerance)]
 

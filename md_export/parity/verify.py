@@ -23,18 +23,26 @@ from md_export.artifact import (
 )
 from md_export.errors import GoldenError, MdExportError
 from md_export.layouts import layout_of
-from md_export.parity.contents import note_faults, stored_faults
+from md_export.parity.contents import claim_faults, note_faults, stored_faults, surface_faults
+from md_export.parity.faults import Check, Fault
 from md_export.parity.golden import GoldenSet, read_golden
 from md_export.parity.metrics import compare, first_fault, worst
 from md_export.recipe import Tolerance
 from md_export.sampling import Float32, latent_from, only_output, picture_from
+from md_export.targets import target_named
 from md_export.tensors import Array, Arrays, select
-from md_export.workers import execute
+from md_export.workers import Execution, execute
+
+# Runs an artifact of a target on batches, as :func:`md_export.workers.execute` does.
+Execute = Callable[[str, Path, Sequence[Arrays]], Execution]
 
 
 @dataclass(frozen=True)
 class ComponentResult:
-    """One artifact's verdict; ``parity`` is None where a fault kept it from being computed."""
+    """One artifact's verdict; ``parity`` is None where a fault kept it from being computed.
+
+    ``faults`` of a judged export are :class:`Fault`, which know their check.
+    """
 
     component: str
     file: str
@@ -70,6 +78,12 @@ class VerifyResult:
         return (*lines, *(f"picture: {fault}" for fault in picture))
 
     @property
+    def faults(self) -> tuple[Fault, ...]:
+        """All faults in order, each of which knows its check."""
+        texts = [fault for item in (*self.components, self.picture) if item for fault in item.faults]
+        return tuple(fault for fault in texts if isinstance(fault, Fault))
+
+    @property
     def passed(self) -> bool:
         """Whether nothing falls short."""
         return not self.failures
@@ -94,8 +108,15 @@ def verify(out: Path, golden_dir: Path | None = None, progress: Callable[[str], 
     return judge(out, golden_dir, progress).result
 
 
-def judge(out: Path, golden_dir: Path | None = None, progress: Callable[[str], None] = lambda _: None) -> Verification:
+def judge(
+    out: Path,
+    golden_dir: Path | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+    execute: Execute = execute,
+) -> Verification:
     """Judge the export in ``out`` against ``golden_dir``, by default the golden cases that lie in ``out``.
+
+    ``execute`` runs an artifact; by default in a process of its own.
 
     Raises:
         ArtifactError: the manifest is unreadable, or an artifact is missing.
@@ -103,13 +124,14 @@ def judge(out: Path, golden_dir: Path | None = None, progress: Callable[[str], N
         MissingExtraError: the target's runtime is not installed.
     """
     manifest = read_manifest(out)
+    target_named(manifest.target).require()
     golden = read_golden(golden_dir or out / GOLDEN_FOLDER)
     check_belongs(manifest, golden, own=golden_dir is None)
     chain: dict[str, list[Array]] = {}
     results = []
     for entry in manifest.artifacts:
         progress(f"verify {manifest.target} {entry.component} on {len(golden.cases)} golden cases")
-        verdict, outputs = _judge_component(out, manifest, entry, golden, chain)
+        verdict, outputs = _judge_component(out, manifest, entry, golden, chain, execute)
         results.append(verdict)
         chain[entry.component] = outputs
     whole = len(manifest.artifacts) == len(_CHAIN)
@@ -127,15 +149,25 @@ def check_belongs(manifest: Manifest, golden: GoldenSet, own: bool) -> None:
             f"({golden.index.checkpoint_sha256[:12]}, the artifacts were made from {manifest.checkpoint_sha256[:12]}); "
             "pass the right folder with --golden, or export again"
         )
+    if golden.index.one_step != manifest.one_step:
+        raise GoldenError(
+            f"{golden.folder} was made with other one-step constants than the manifest's; one of the two was edited, "
+            "export again"
+        )
     if own and golden.sha256 != manifest.golden_sha256:
         raise GoldenError(f"{golden.folder / 'index.json'} was altered since the export; export again")
 
 
 def _judge_component(
-    out: Path, manifest: Manifest, entry: ArtifactEntry, golden: GoldenSet, chain: dict[str, list[Array]]
+    out: Path,
+    manifest: Manifest,
+    entry: ArtifactEntry,
+    golden: GoldenSet,
+    chain: dict[str, list[Array]],
+    execute: Execute,
 ) -> tuple[ComponentResult, list[Array]]:
     path = artifact_path(out, entry)
-    tolerance = manifest.recipe.tolerances[entry.component]
+    tolerance, scheme = manifest.recipe.tolerances[entry.component], manifest.recipe.schemes[entry.component]
     faults = altered_faults(out, entry)
     golden_inputs = [case.inputs(entry.component) for case in golden.cases]
     batches = [*golden_inputs, *_chain_inputs(manifest, entry, golden, chain)]
@@ -146,30 +178,34 @@ def _judge_component(
         wanted = [case.output(layout.output_of(entry.component, made.name)) for case in golden.cases]
     except (KeyError, ValueError) as error:
         edited = f"the manifest's inputs and outputs are not this component's ({error}); it was edited"
-        return ComponentResult(entry.component, entry.file, None, tolerance, (*faults, edited)), []
+        fault = Fault(Check.SURFACE, edited)
+        return ComponentResult(entry.component, entry.file, None, tolerance, (*faults, fault)), []
+    faults += surface_faults(entry, chosen[0], wanted[0])
     try:
         run = execute(manifest.target, path, chosen)
         outputs = [only_output(item) for item in run.outputs]
-        faults += [*run.hazards, *note_faults(manifest, entry, run.found.notes)]
+        faults += [Fault(Check.OVERFLOW, line) for line in run.hazards]
+        faults += note_faults(manifest, entry, run.found.notes) + claim_faults(out, entry, scheme, run.found)
     except MdExportError as error:
-        return ComponentResult(entry.component, entry.file, None, tolerance, (*faults, str(error))), []
+        failed = Fault(Check.EXECUTION, str(error))
+        return ComponentResult(entry.component, entry.file, None, tolerance, (*faults, failed)), []
     count = len(golden.cases)
     parity, broken = worst_parity(outputs[:count], wanted, [case.name for case in golden.cases])
-    if parity is None:
-        return ComponentResult(entry.component, entry.file, None, tolerance, (*faults, *broken)), []
-    faults += shortfalls(parity, tolerance) + stored_faults(entry, manifest.recipe.schemes[entry.component], run.found)
-    return ComponentResult(entry.component, entry.file, parity, tolerance, tuple(faults)), outputs[count:]
+    faults += (shortfalls(parity, tolerance) if parity else broken) + stored_faults(entry, scheme, run.found)
+    chained = outputs[count:] if parity else []
+    return ComponentResult(entry.component, entry.file, parity, tolerance, tuple(faults)), chained
 
 
-def altered_faults(out: Path, entry: ArtifactEntry) -> list[str]:
+def altered_faults(out: Path, entry: ArtifactEntry) -> list[Fault]:
     """Whether the artifact is the one that the manifest was written for."""
-    return [] if is_unchanged(out, entry) else ["its bytes are not those of the manifest; it was altered"]
+    text = "its bytes are not those of the manifest; it was altered"
+    return [] if is_unchanged(out, entry) else [Fault(Check.BYTES, text)]
 
 
-def worst_parity(made: list[Array], wanted: list[Array], names: Sequence[str]) -> tuple[Parity | None, list[str]]:
+def worst_parity(made: list[Array], wanted: list[Array], names: Sequence[str]) -> tuple[Parity | None, list[Fault]]:
     """Worst figures over all cases; None, and what is wrong with each, where one cannot be compared at all."""
     cases = list(zip(made, wanted, names, strict=True))
-    broken = [f"{name}: {fault}" for got, want, name in cases if (fault := first_fault(got, want))]
+    broken = [fault.of(name) for got, want, name in cases if (fault := first_fault(got, want))]
     return (None, broken) if broken else (worst([compare(got, want) for got, want, _ in cases]), [])
 
 
@@ -203,19 +239,20 @@ def latent_of(manifest: Manifest, noise: Array, unet_output: Array) -> Array:
 def _judge_picture(manifest: Manifest, golden: GoldenSet, pictures: tuple[Float32, ...]) -> PictureResult:
     least = manifest.recipe.picture_psnr_db
     if not pictures:
-        return PictureResult(None, least, ("no picture, since a component before it failed",))
+        return PictureResult(None, least, (Fault(Check.PICTURE, "no picture, since a component before it failed"),))
     figures = []
     for case, picture in zip(golden.cases, pictures, strict=True):
         fault = first_fault(picture, case.values.picture)
         if fault:
-            return PictureResult(None, least, (f"{case.name}: {fault}",))
+            return PictureResult(None, least, (Fault(Check.PICTURE, f"{case.name}: {fault}"),))
         figures.append(compare(picture, case.values.picture).psnr_db)
     psnr = float(np.min(figures))
-    faults = () if psnr >= least else (f"PSNR {psnr:.1f} dB is below the recipe's {least:g} dB",)
-    return PictureResult(psnr, least, faults)
+    if psnr >= least:
+        return PictureResult(psnr, least, ())
+    return PictureResult(psnr, least, (Fault(Check.PICTURE, f"PSNR {psnr:.1f} dB is below the recipe's {least:g} dB"),))
 
 
-def shortfalls(parity: Parity, tolerance: Tolerance) -> list[str]:
+def shortfalls(parity: Parity, tolerance: Tolerance) -> list[Fault]:
     """Each threshold that is not met. Written so that a NaN figure falls short."""
     lines = []
     for name, unit in (("snr_db", " dB"), ("psnr_db", " dB"), ("cosine", "")):
@@ -224,4 +261,4 @@ def shortfalls(parity: Parity, tolerance: Tolerance) -> list[str]:
             lines.append(f"{name.removesuffix('_db')} {value:.4g}{unit} is below the recipe's {least:g}{unit}")
     if tolerance.max_abs is not None and not parity.max_abs <= tolerance.max_abs:
         lines.append(f"max error {parity.max_abs:.4g} is above the recipe's {tolerance.max_abs:g}")
-    return lines
+    return [Fault(Check.FIGURES, line) for line in lines]

@@ -16,8 +16,10 @@ from PIL import Image
 from md_export import __version__
 from md_export.artifact import Manifest, manifest_to_dict
 from md_export.generation import to_bytes
+from md_export.parity.insight import Insight
 from md_export.parity.metrics import compare
 from md_export.parity.verify import Verification, VerifyResult
+from md_export.report.inside import Part, lint_cells, module_parts, weight_parts
 from md_export.report.plots import Bar, bars, stacked
 from md_export.report.tables import Cells, artifact_cells, decibel, parity_cells
 from md_export.sampling import Float32
@@ -56,11 +58,16 @@ class Chapter:
     plots: tuple[str, ...]
     op_plots: tuple[str, ...]
     pictures: tuple[Shown, ...]
+    explained: bool
+    unexplained: tuple[str, ...]
+    modules: tuple[Part, ...]
+    weights: tuple[Part, ...]
+    lint: Cells
     manifest: str
 
 
-def html_page(exports: Sequence[tuple[str, Verification]]) -> str:
-    """A page with one chapter per (name, verification)."""
+def html_page(exports: Sequence[tuple[str, Verification, Insight]]) -> str:
+    """A page with one chapter per (name, verification, what explains it)."""
     environment = Environment(
         loader=PackageLoader("md_export.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -69,7 +76,7 @@ def html_page(exports: Sequence[tuple[str, Verification]]) -> str:
     return template.render(title="md-export report", chapters=chapters, version=__version__)
 
 
-def _chapter(name: str, verification: Verification) -> Chapter:
+def _chapter(name: str, verification: Verification, found: Insight) -> Chapter:
     manifest, result = verification.manifest, verification.result
     picture = result.picture
     return Chapter(
@@ -85,6 +92,11 @@ def _chapter(name: str, verification: Verification) -> Chapter:
         plots=tuple(_plots(manifest, result)),
         op_plots=tuple(_op_plots(manifest)),
         pictures=tuple(_shown(verification)),
+        explained=found.explained,
+        unexplained=tuple(found.failures),
+        modules=tuple(module_parts(found)),
+        weights=tuple(weight_parts(found)),
+        lint=lint_cells(found.lint),
         manifest=json.dumps(manifest_to_dict(manifest), indent=1),
     )
 

@@ -8,22 +8,26 @@ from typing import Final
 from rich.markup import escape
 from rich.table import Table
 
+from md_export.report.lint_bounds import bound_tables
 from md_export.targets.advice import Hazard, HazardRule, LintReport, Rule
 
 _WORST: Final = 10
-CAUTION: Final = "Advice from published sources. Where an operation really runs, only a device can tell."
+CAUTION: Final = "Advice from known rules. Where an operation really runs, only a device can tell."
 
 
 def lint_tables(reports: Iterable[LintReport]) -> Iterator[Table | str]:
-    """A summary of all packages; for each its rules, worst operations and float16 hazards; the sources."""
+    """A summary of all packages; for each its rules, worst operations and what float16 does to it; the sources."""
     reports = tuple(reports)
     yield _summary(reports)
     for report in reports:
         yield _rules(report)
-        yield _worst(report)
+        if report.worst():
+            yield _worst(report)
         if report.hazards is not None:
             yield _hazards(report)
             yield from _findings(report)
+        if report.bounds is not None:
+            yield from bound_tables(report)
     yield from _sources(reports)
     yield CAUTION
 
@@ -58,7 +62,8 @@ def _table(title: str, names: Iterable[str], right: Iterable[str] = ()) -> Table
 
 def _summary(reports: tuple[LintReport, ...]) -> Table:
     counts = ("operations", "likely", "unknown", "unlikely", "layout KB")
-    title = "Neural Engine: verdicts by rule, not by measurement"
+    engines = " and ".join(sorted({report.engine for report in reports}))
+    title = f"{engines}: verdicts by rule, not by measurement"
     table = _table(title, ("package", "for", *counts, "remarks"), counts)
     for report in reports:
         verdicts = (str(report.count(verdict)) for verdict in ("likely", "unknown", "unlikely"))

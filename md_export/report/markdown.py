@@ -15,10 +15,15 @@ def markdown_page(results: Sequence[tuple[str, VerifyResult]]) -> str:
 
 
 def _section(name: str, result: VerifyResult) -> Iterator[str]:
-    yield f"### {_safe(name)}: {'verified' if result.passed else '**falls short**'}"
+    yield heading(name, result.passed, "verified", "falls short")
     yield ""
     yield from markdown_table(parity_cells(result))
     yield ""
+
+
+def heading(name: str, passed: bool, good: str, bad: str) -> str:
+    """A heading that ends in the verdict."""
+    return f"### {safe(name)}: {good if passed else f'**{bad}**'}"
 
 
 def markdown_table(cells: Cells) -> Iterator[str]:
@@ -26,8 +31,9 @@ def markdown_table(cells: Cells) -> Iterator[str]:
     yield f"| {' | '.join(cells.head)} |"
     yield "|---" + "|---:" * (len(cells.head) - 1) + "|"
     for row in cells.rows:
-        yield f"| {' | '.join(map(_safe, row))} |"
+        yield f"| {' | '.join(map(safe, row))} |"
 
 
-def _safe(text: str) -> str:
+def safe(text: str) -> str:
+    """Text that ends no cell, starts no element and stays on its line."""
     return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

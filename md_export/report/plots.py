@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,6 +14,12 @@ _FILL, _BAD = "#4c8dd6", "#d6554c"
 # Of stacked parts: none is the red that means a failure.
 _PARTS: Final = ("#4c8dd6", "#e0a33e", "#58b09c", "#9b7fd1", "#8a8f98", "#c2c94c", "#7fb8e6", "#b98b5e")
 _LARGEST_SHOWN: Final = 140.0
+_LEAST_SHOWN: Final = -20.0
+_MOST_TICKS: Final = 14
+_LINE: Final[Mapping[str, Any]] = {"linewidth": 1.2}
+_DOTS: Final[Mapping[str, Any]] = {"marker": "o", "markersize": 2.5, "linestyle": "none"}
+# Places along an axis, and what begins there.
+Ticks = Sequence[tuple[int, str]]
 
 
 @dataclass(frozen=True)
@@ -60,11 +66,58 @@ def stacked(title: str, unit: str, rows: Mapping[str, Mapping[str, float]]) -> s
     return _svg(figure)
 
 
+def course(
+    title: str,
+    unit: str,
+    series: Mapping[str, Sequence[float]],
+    ticks: Ticks,
+    limit: float | None = None,
+    log: bool = False,
+    dots: Collection[str] = (),
+) -> str:
+    """Values along a network, one after the other; ``limit`` is a dashed line, series named in ``dots`` are not joined.
+
+    NaN leaves a gap.
+    """
+    figure, axes = _figure(title, 8)
+    for colour, (label, values) in zip(itertools.cycle(_PARTS), series.items(), strict=False):
+        style = _DOTS if label in dots else _LINE
+        axes.plot([_shown(value, unit) for value in values], color=colour, label=label, **style)
+    if limit is not None:
+        axes.axhline(limit, color=_INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    if log:
+        axes.set_yscale("log")
+    kept = _spaced(ticks, max((len(values) for values in series.values()), default=1))
+    axes.set_xticks([place for place, _ in kept], [name for _, name in kept], rotation=40, ha="right", fontsize=7)
+    axes.set_ylabel(unit, fontsize=8)
+    axes.yaxis.label.set_color(_INK)
+    if len(series) > 1:
+        corner = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "ncols": len(series)}
+        axes.legend(frameon=False, labelcolor=_INK, fontsize=8, handletextpad=0.3, columnspacing=1.0, **corner)
+    return _svg(figure)
+
+
+def _shown(value: float, unit: str) -> float:
+    """Exact and not finite have no place on an axis of dB; zero and infinity none on one of magnitudes."""
+    if unit == "dB":
+        return min(max(value, _LEAST_SHOWN), _LARGEST_SHOWN)
+    return value if 0.0 < value < float("inf") else float("nan")
+
+
+def _spaced(ticks: Ticks, count: int) -> Ticks:
+    """Those that leave room for their names."""
+    kept: list[tuple[int, str]] = []
+    for place, name in ticks:
+        if not kept or place - kept[-1][0] >= count / _MOST_TICKS:
+            kept.append((place, name))
+    return kept
+
+
 def _figure(title: str, rows: int) -> tuple[Any, Any]:
     # Not pyplot: it keeps every figure alive and looks for a display.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 0.9 + 0.26 * max(rows, 1)), layout="constrained")
+    figure = Figure(figsize=(5.2, 0.9 + 0.26 * max(rows, 1)), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, color=_INK, fontsize=10, loc="left")
     axes.patch.set_alpha(0.0)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from md_export.errors import ArtifactError, MissingExtraError
+from md_export.scheme import QuantScheme
 from md_export.targets.advice import LintReport
-from md_export.targets.contract import Description, LoweringJob, Runner, TargetModule
-from md_export.tensors import Arrays
+from md_export.targets.contract import Description, LoweringJob, Runner, Step, TargetModule
+from md_export.targets.editing import Constant
+from md_export.targets.stored import StoredWeight
+from md_export.tensors import Array, Arrays
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Target:
         distributions: packages whose versions the manifest records.
         title: format and runtime in words.
         lints: whether it can advise on a saved artifact.
+        as_written: name of the runtime that executes a graph as it is written, where its own optimizes it first.
     """
 
     name: str
@@ -34,6 +39,7 @@ class Target:
     distributions: tuple[str, ...]
     title: str
     lints: bool = False
+    as_written: str | None = None
 
     def require(self) -> None:
         """Raise :class:`MissingExtraError` where a library of the vendor is not installed. Imports nothing."""
@@ -78,6 +84,21 @@ class _Functions:
     def lint(self, path: Path, system: str | None = None, batches: Sequence[Arrays] = ()) -> LintReport:
         return cast(LintReport, self._file("lint").lint(path, system, batches))
 
+    def edit(self, path: Path) -> AbstractContextManager[list[Constant]]:
+        return cast(AbstractContextManager[list[Constant]], self._file("edit").edit(path))
+
+    def store_as_float(self, path: Path) -> bool:
+        return cast(bool, self._file("edit").store_as_float(path))
+
+    def steps(self, path: Path) -> tuple[Step, ...]:
+        return cast(tuple[Step, ...], self._file("inside").steps(path))
+
+    def values(self, path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Array]:
+        return cast(dict[str, Array], self._file("inside").values(path, inputs, names))
+
+    def stored_weights(self, path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:
+        return cast(Iterator[StoredWeight], self._file("stored").stored_weights(path, scheme))
+
     def _file(self, name: str) -> Any:
         return importlib.import_module(f"{self.package}.{name}")
 
@@ -94,6 +115,7 @@ TARGETS: Mapping[str, Target] = {
             ("litert_torch", "ai_edge_litert", "ai_edge_quantizer"),
             ("litert-torch", "ai-edge-litert", "ai-edge-quantizer", "litert-converter"),
             "TFLite/LiteRT (Android GPU)",
+            lints=True,
         ),
         Target(
             "onnx",
@@ -101,9 +123,21 @@ TARGETS: Mapping[str, Target] = {
             ("onnx", "onnxscript", "onnxruntime"),
             ("onnx", "onnxscript", "onnxruntime"),
             "ONNX (onnxruntime)",
+            as_written="unoptimized",
         ),
     )
 }
+
+
+def target_named(name: str) -> Target:
+    """The target that a manifest names.
+
+    Raises:
+        ArtifactError: there is none of that name.
+    """
+    if name not in TARGETS:
+        raise ArtifactError(f"the manifest is of an unknown target {name!r:.40}; known: {', '.join(TARGETS)}")
+    return TARGETS[name]
 
 
 def target_of(artifact: Path) -> Target:

@@ -10,8 +10,10 @@ from typing import Literal
 
 from pydantic import ConfigDict
 
+from md_export.targets.bounds import Float16Bound
+
 Verdict = Literal["likely", "unknown", "unlikely"]
-Confidence = Literal["documented", "guidance", "community"]
+Confidence = Literal["documented", "guidance", "community", "measured"]
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
 
@@ -24,8 +26,8 @@ class Rule:
         title: what is so.
         verdict: for an operation that the rule fits; ``costly`` is a remark that leaves the verdict as it is.
         confidence: ``documented`` by Core ML's own manuals or sources, ``guidance`` from the vendor for a neighbouring
-            stack, or observations of the ``community``.
-        source: address of the page that says so.
+            stack, observations of the ``community``, or ``measured`` by md-export's own tests.
+        source: address of the page that says so, or where md-export's manual does.
         advice: what to do about it.
         helps: rewrites of md-export that do it.
         since, until: first and last system that the rule speaks of; None for no limit.
@@ -129,6 +131,12 @@ class LintReport:
         remarks: ids of rules that fit the artifact as a whole.
         hazard_rules: all of the file.
         hazards: one entry per float16 value, or None where no inputs were given.
+        bounds: where no runtime here computes in float16: one entry per op, or None where no inputs were given.
+        cases: sets of inputs that ``bounds`` were measured on.
+        emulated_db: outputs in float32 over what rounding every value inside to float16 makes of them, sums in
+            float32; -999 where that is not finite. It is measured, on all of the artifact at once.
+        budget_db: what the rules of ``bounds`` hold their figures against; None where they were not judged.
+        engine: that the verdicts speak of.
     """
 
     file: str
@@ -140,6 +148,11 @@ class LintReport:
     remarks: tuple[str, ...]
     hazard_rules: tuple[HazardRule, ...]
     hazards: tuple[Hazard, ...] | None = None
+    bounds: tuple[Float16Bound, ...] | None = None
+    cases: int = 0
+    emulated_db: float | None = None
+    budget_db: float | None = None
+    engine: str = "Neural Engine"
 
     def count(self, verdict: Verdict) -> int:
         """Operations with this verdict."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 
 from md_export.recipe import QuantScheme
 from md_export.targets.advice import LintReport
+from md_export.targets.editing import Constant
+from md_export.targets.stored import StoredWeight
 from md_export.tensors import Array, Arrays, TensorSpec
 
 
@@ -69,6 +72,23 @@ class Description:
     notes: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Step:
+    """One operation of a saved artifact.
+
+    Attributes:
+        kind: the format's name for it.
+        modules: paths of the torch modules that it computes, the one whose value it gives first; several where
+            the converter made one operation of many, none where the artifact does not tell.
+        inputs, outputs: names of values; constants among the inputs.
+    """
+
+    kind: str
+    modules: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
 class Runner(Protocol):
     """An artifact loaded in its own runtime."""
 
@@ -117,8 +137,34 @@ class TargetModule(Protocol):
         ...
 
     def lint(self, path: Path, system: str | None = None, batches: Sequence[Arrays] = ()) -> LintReport:
-        """Advice on a saved artifact for a system, with float16 hazards where inputs are given; Core ML only so far.
+        """Advice on a saved artifact for a system, with float16 hazards where inputs are given.
 
         ArtifactError where the file is no such artifact.
+        """
+        ...
+
+    def edit(self, path: Path) -> AbstractContextManager[list[Constant]]:
+        """Open the constants of a saved artifact for change, in order of use; saved at the end. For the self-test."""
+        ...
+
+    def store_as_float(self, path: Path) -> bool:
+        """Rewrite compressed weights of a saved artifact as float ones; False where none is. For the self-test."""
+        ...
+
+    def steps(self, path: Path) -> tuple[Step, ...]:
+        """The operations of a saved artifact, in order of execution. RuntimeFault where it cannot be read."""
+        ...
+
+    def values(self, path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Array]:
+        """Execute a saved artifact once and keep the named values, in float32 and in the artifact's own layout.
+
+        RuntimeFault where the runtime refuses the artifact or its inputs.
+        """
+        ...
+
+    def stored_weights(self, path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:
+        """Every constant of a saved artifact, decoded, one at a time; ``scheme`` says which were promised to be small.
+
+        RuntimeFault or ArtifactError where it cannot be read.
         """
         ...

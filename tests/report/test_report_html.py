@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from explained import insight
+from md_export.parity.insight import Insight
 from md_export.report.html import data_uri, html_page
 from support import HOSTILE_PROMPT, Judged
 
 
 @pytest.fixture(scope="module")
 def page(judged: Judged) -> str:
-    return html_page([judged])
+    return html_page([(*judged, insight())])
 
 
 def test_it_says_what_falls_short(page: str) -> None:
@@ -52,7 +54,41 @@ def test_a_bar_that_falls_short_is_red_and_only_that(page: str) -> None:
 
 
 def test_the_same_verdict_gives_the_same_bytes(page: str, judged: Judged) -> None:
-    assert html_page([judged]) == page
+    assert html_page([(*judged, insight())]) == page
+
+
+def test_modules_weights_and_lint_are_explained(page: str) -> None:
+    assert "first to diverge: down_blocks.1.conv (Conv2d), 11.5 dB on its own input" in page
+    assert "keep_float = [&#34;down_blocks.1.conv&#34;]" in page
+    assert "<td>down_blocks.1.conv</td><td>Conv2d</td><td>11.5</td><td>9.5</td><td>12.5</td>" in page
+    assert "<td>quantized</td><td>int8 weights</td><td>12.6</td><td>20</td>" in page
+    assert "<td>down_blocks.1.conv.weight</td><td>int8</td><td>2,048</td><td>31.5</td>" in page
+    assert "conv_out.bias is nowhere in the artifact" in page
+    assert "<td>rank-5</td><td>unlikely</td><td>1</td><td>tensors of &lt;five&gt; axes</td>" in page
+    assert "<td>conv</td>" not in page, "a rule that speaks for an operation is no finding"
+    assert "could not be looked into: vae_decoder: it does &lt;not&gt; run" in page
+    assert "--checkpoint" not in page
+
+
+def test_without_a_checkpoint_it_says_what_would_explain(judged: Judged) -> None:
+    page = html_page([(*judged, Insight())])
+    assert "With <code>--checkpoint DIR</code>" in page
+    assert "first to diverge" not in page
+    assert "Lint" not in page
+
+
+def test_plots_run_along_the_leaves_with_blocks_as_ticks(page: str) -> None:
+    titles = ("unet: module errors", "unet: largest activations", "unet: weight errors")
+    plots = [next(svg for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL) if title in svg) for title in titles]
+    assert all("down_blocks.0" in svg and "down_blocks.1" in svg for svg in plots)
+    errors, activations, stored = plots
+    assert "against torch" in errors
+    assert "on its own input" in errors
+    lines = [path for path in re.findall(r'<path d="([^"]+)" clip-path', errors) if path.count("L") > 1]
+    assert [path.count("L") for path in lines] == [2], "three leaves; blocks and the component itself are left out"
+    assert "magnitude" in activations
+    assert "int8" in stored
+    assert "float32" in stored
 
 
 @pytest.mark.slow

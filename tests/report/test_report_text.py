@@ -27,6 +27,35 @@ def test_markdown_is_not_broken_by_names(judged: Judged) -> None:
     assert "a\\|b&lt;img>" in text
 
 
+# Of junit-10.xsd in Jenkins' xUnit plugin: attributes that an element must have, those that it may have, its children.
+SCHEMA: dict[str, tuple[set[str], set[str], set[str]]] = {
+    "testsuites": (set(), {"name", "time", "tests", "failures", "errors"}, {"testsuite"}),
+    "testsuite": ({"name", "tests", "failures", "errors"}, {"group", "time", "skipped", "timestamp"}, {"testcase"}),
+    "testcase": ({"name"}, {"classname", "time", "group"}, {"failure", "error", "skipped"}),
+    "failure": (set(), {"type", "message"}, set()),
+}
+
+
+def misfits(element: ElementTree.Element) -> list[str]:
+    required, optional, children = SCHEMA[element.tag]
+    given = set(element.attrib)
+    wrong = [f"{element.tag} lacks {name}" for name in required - given]
+    wrong += [f"{element.tag} has {name}" for name in given - required - optional]
+    wrong += [f"{element.tag} holds {child.tag}" for child in element if child.tag not in children]
+    return wrong + [line for child in element if child.tag in SCHEMA for line in misfits(child)]
+
+
+def test_junit_fits_the_schema_of_jenkins(judged: Judged) -> None:
+    root = ElementTree.fromstring(junit_xml([("my-export", judged[1].result)]))  # noqa: S314
+    assert misfits(root) == []
+    (suite,) = root
+    assert (suite.get("tests"), suite.get("failures")) == (str(len(suite)), str(len(list(suite.iter("failure")))))
+    del root[0].attrib["errors"]
+    root[0].set("color", "red")
+    ElementTree.SubElement(root[0][0], "testsuite")
+    assert misfits(root)[:3] == ["testsuite lacks errors", "testsuite has color", "testcase holds testsuite"]
+
+
 def test_junit_has_a_case_per_component_and_the_fault_in_its_failure(judged: Judged) -> None:
     result = judged[1].result
     root = ElementTree.fromstring(junit_xml([("x\x00y", result), ("good", _passing(result))]))  # noqa: S314

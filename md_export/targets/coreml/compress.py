@@ -14,6 +14,8 @@ from functools import partial
 from math import prod
 from typing import Any, Final
 
+import numpy as np
+
 from md_export.scheme import QuantScheme
 from md_export.targets.coreml.kmeans import palettize
 from md_export.targets.coreml.vendor import cto
@@ -38,8 +40,7 @@ def compress(program: Any, scheme: QuantScheme, names: Iterable[str]) -> frozens
     configs = {name: _config(op, scheme) for name, op in weights.items() if name not in small}
     sparse = scheme.sparsity is not None
     if sparse:
-        pruned = cto.OpMagnitudePrunerConfig(target_sparsity=scheme.sparsity, **_ALL_SIZES)
-        _apply(passes.prune_weights, program, dict.fromkeys(configs, pruned))
+        _apply(passes.prune_weights, program, {name: _pruner(weights[name], scheme) for name in configs})
         configs = _moved(configs, program, "_sparsified", "nonzero_data")
     if scheme.palette_bits:
         _apply(passes.palettize_weights, program, configs, joint=sparse)
@@ -58,6 +59,13 @@ def _apply(kind: Callable[[Any], Any], program: Any, configs: Mapping[str, Any],
     step = kind(cto.OptimizationConfig(op_name_configs=dict(configs)))
     step.joint_compression = joint
     step.apply(program)
+
+
+def _pruner(op: Any, scheme: QuantScheme) -> Any:
+    """By a threshold of our own: coremltools 9.0 takes the percentile in float16, which is NaN for more than 65504
+    elements, and leaves the weight whole."""
+    threshold = float(np.percentile(np.abs(op.outputs[0].val.astype(np.float32)), 100 * (scheme.sparsity or 0)))
+    return cto.OpThresholdPrunerConfig(threshold=threshold, minimum_sparsity_percentile=0.0, **_ALL_SIZES)
 
 
 def _moved(configs: Mapping[str, Any], program: Any, suffix: str, key: str) -> dict[str, Any]:
@@ -112,12 +120,23 @@ def _palette_config(op: Any, scheme: QuantScheme) -> Any:
 
 
 def _pays(op: Any, scheme: QuantScheme) -> bool:
-    """Whether indices and tables together are smaller than the values, both in bits."""
+    return pays(tuple(op.outputs[0].shape), _axes(op)[1], op.outputs[0].val.itemsize, scheme)
+
+
+def pays(shape: tuple[int, ...], made: int, itemsize: int, scheme: QuantScheme) -> bool:
+    """Whether indices and tables together are smaller than the values, both in bits.
+
+    Args:
+        shape: of the weight.
+        made: axis of its output channels.
+        itemsize: bytes of a value.
+        scheme: everything but a palette pays.
+    """
     if not scheme.palette_bits:
         return True
-    shape, group = op.outputs[0].shape, _group(op, scheme)
-    tables = shape[_axes(op)[1]] // group if group else 1
-    kept, width = prod(shape) * (1 - (scheme.sparsity or 0)), 8 * op.outputs[0].val.itemsize
+    group = fitting(shape[made], scheme.group_size) if scheme.group_size else 0
+    tables = shape[made] // group if group else 1
+    kept, width = prod(shape) * (1 - (scheme.sparsity or 0)), 8 * itemsize
     return bool(kept * scheme.palette_bits + tables * 2**scheme.palette_bits * width < kept * width)
 
 

@@ -27,7 +27,7 @@ def describe(path: Path) -> Description:
     Raises:
         RuntimeFault: the file is no ONNX model, or its weights are not beside it.
     """
-    model = _read(path)
+    model = read_graph(path)
     graph = model.graph
     weights = _weight_dtypes(graph)
     try:
@@ -54,7 +54,12 @@ def _weight_dtypes(graph: onnx.GraphProto) -> dict[str, str]:
     return {name: dtypes[weight] for name, weight in weights.items() if weight in dtypes}
 
 
-def _read(path: Path) -> onnx.ModelProto:
+def read_graph(path: Path) -> onnx.ModelProto:
+    """Parse a file; weights that lie beside it stay there.
+
+    Raises:
+        RuntimeFault: the file is no ONNX model.
+    """
     try:
         model = onnx.load(path, load_external_data=False)
     except (DecodeError, OSError) as error:

@@ -28,6 +28,7 @@ ORT_ERRORS: Final = tuple(
     )
 )
 _ERRORS_ONLY = 3
+UNOPTIMIZED: Final = "unoptimized"
 _DTYPES: Final = {"tensor(float)": "float32", "tensor(int32)": "int32"}
 
 
@@ -59,14 +60,17 @@ class OnnxRunner:
 def load(path: Path, runtime: str | None = None) -> OnnxRunner:
     """Open an ``.onnx`` file (its ``.data`` file, if any, beside it).
 
+    Args:
+        path: the file.
+        runtime: :data:`UNOPTIMIZED` for onnxruntime without its own changes to the graph.
+
     Raises:
         RuntimeFault: onnxruntime refuses the file.
         UsageError: another runtime is asked for.
     """
-    if runtime is not None:
+    if runtime not in (None, UNOPTIMIZED):
         raise UsageError(f"{path.name} runs in onnxruntime only; leave out the runtime {runtime!r}")
-    options = ort.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
+    options = session_options(optimized=runtime is None)
     try:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except ORT_ERRORS as error:
@@ -74,6 +78,15 @@ def load(path: Path, runtime: str | None = None) -> OnnxRunner:
             f"{path.name} is no model that onnxruntime can run; export it again: {_line(error)}"
         ) from error
     return OnnxRunner(session, path.name)
+
+
+def session_options(optimized: bool) -> ort.SessionOptions:
+    """Errors only; without ``optimized`` the graph is executed node by node as it is written."""
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    if not optimized:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
 
 
 def _spec(node: ort.NodeArg, name: str) -> TensorSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,15 @@ import numpy as np
 
 from md_export.errors import RuntimeFault
 from md_export.targets.contract import Description
-from md_export.targets.tflite.flatbuffer import DTYPES, MALFORMED, data_of, operator_name, read_model, weighted_ops
+from md_export.targets.tflite.flatbuffer import (
+    DTYPES,
+    MALFORMED,
+    WeightedOp,
+    data_of,
+    operator_name,
+    read_model,
+    weighted_ops,
+)
 from md_export.targets.tflite.notes import read_notes
 
 
@@ -40,9 +49,16 @@ def _describe(model: Any) -> Description:
         ops=dict(sorted(operators.items())),
         float_weights=tuple(op.module for op in weights if op.dtype.startswith("float")),
         int8_weights=sum(op.dtype == "int8" for op in weights),
+        int8_inputs=_int8_inputs(weights),
         not_finite=tuple(tensor.name.decode() for tensor in constants if not _finite(model, tensor)),
         notes=read_notes(model),
     )
+
+
+def _int8_inputs(weights: Sequence[WeightedOp]) -> float:
+    """Share of the convolutions and linears with int8 weights that take int8 values: norms are float ones."""
+    taking = [op.takes for op in weights if op.dtype == "int8" and op.operator != "EMBEDDING_LOOKUP"]
+    return taking.count("int8") / max(1, len(taking))
 
 
 def _constants(model: Any) -> dict[int, Any]:

@@ -41,6 +41,8 @@ WEIGHTED: Final = {
     "TRANSPOSE_CONV": 1,
     "EMBEDDING_LOOKUP": 1,
 }
+# The operand that holds the values, where it is not the first.
+_VALUES: Final = {"TRANSPOSE_CONV": 2}
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,14 @@ class WeightedOp:
         module: path of the torch module that it computes.
         output: name of its output tensor.
         dtype: numpy dtype name in which the weight is stored.
+        takes: that of the values which it is applied to.
     """
 
     operator: str
     module: str
     output: str
     dtype: str
+    takes: str
 
 
 def read_model(path: Path) -> Any:
@@ -120,4 +124,5 @@ def _weighted(model: Any, graph: Any) -> Iterator[WeightedOp]:
         output = graph.tensors[operator.outputs[0]].name.decode()
         if data_of(model, weight).size:
             module = module_of(weight.name.decode(), output)
-            yield WeightedOp(name, module, output, DTYPES.get(weight.type, "other"))
+            value = graph.tensors[operator.inputs[_VALUES.get(name, 0)]]
+            yield WeightedOp(name, module, output, DTYPES.get(weight.type, "other"), DTYPES.get(value.type, "other"))

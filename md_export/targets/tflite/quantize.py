@@ -22,6 +22,7 @@ from md_export.targets.tflite.quiet import quiet
 
 _DENSE: Final = ("FULLY_CONNECTED", "CONV_2D", "CONV_2D_TRANSPOSE")
 _MATRICES: Final = (*_DENSE, "DEPTHWISE_CONV_2D")
+_EMBEDDING: Final = "EMBEDDING_LOOKUP"
 _ALL_OPS: Final = "*"
 _NORMS: Final = (nn.GroupNorm, nn.LayerNorm)
 
@@ -50,7 +51,7 @@ def _float16(quantizer: Any, regex: str, operation: Any, granularity: Any) -> No
 
 
 def _int8_weight_only(quantizer: Any, regex: str, operation: Any, granularity: Any) -> None:
-    if operation == "EMBEDDING_LOOKUP":
+    if operation == _EMBEDDING:
         # Else a DEQUANTIZE of the whole table at every call, with which LiteRT's GPU engine aborts.
         _int8_dynamic(quantizer, regex, operation, granularity)
     else:
@@ -62,19 +63,23 @@ def _int8_dynamic(quantizer: Any, regex: str, operation: Any, granularity: Any) 
 
 
 def _int8_static(quantizer: Any, regex: str, operation: Any, granularity: Any) -> None:
-    quantizer.add_static_config(
-        regex, operation, activation_num_bits=8, weight_num_bits=8, weight_granularity=granularity
-    )
+    if operation == _EMBEDDING:
+        # Else its output is int8, too.
+        _int8_dynamic(quantizer, regex, operation, granularity)
+    else:
+        quantizer.add_static_config(
+            regex, operation, activation_num_bits=8, weight_num_bits=8, weight_granularity=granularity
+        )
 
 
-# The Android GPU runs no float16 embedding table, so float16 leaves it in float32; int8_static does too,
-# as it would make the embedding's output int8. XNNPACK has no depthwise convolution with dynamic ranges,
-# and the kernel that stands in is several times slower than float and wrong with one scale per tensor.
+# The Android GPU runs no float16 embedding table, so float16 leaves it in float32. XNNPACK has no depthwise
+# convolution with dynamic ranges, and the kernel that stands in is several times slower than float and wrong with
+# one scale per tensor.
 METHODS: Final[Mapping[tuple[str, str], _Method]] = {
     ("float16", "float32"): _Method(_MATRICES, _float16),
-    ("int8", "float32"): _Method((*_MATRICES, "EMBEDDING_LOOKUP"), _int8_weight_only),
-    ("int8", "int8_dynamic"): _Method((*_DENSE, "EMBEDDING_LOOKUP"), _int8_dynamic),
-    ("int8", "int8_static"): _Method(_MATRICES, _int8_static, calibrated=True),
+    ("int8", "float32"): _Method((*_MATRICES, _EMBEDDING), _int8_weight_only),
+    ("int8", "int8_dynamic"): _Method((*_DENSE, _EMBEDDING), _int8_dynamic),
+    ("int8", "int8_static"): _Method((*_MATRICES, _EMBEDDING), _int8_static, calibrated=True),
 }
 
 

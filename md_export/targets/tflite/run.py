@@ -1,17 +1,17 @@
-"""Execute a saved .tflite file by LiteRT's interpreter with XNNPACK."""
+"""Execute a saved .tflite file: by LiteRT's interpreter with XNNPACK, or by another runtime of the same format."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from md_export.errors import RuntimeFault, UsageError
+from md_export.targets.tflite.runtimes import OWN, RUNTIMES
+from md_export.targets.tflite.runtimes import THREADS as THREADS
 from md_export.tensors import Array, Arrays, TensorSpec
-
-THREADS: Final = 2
 
 
 class TfliteRunner:
@@ -41,7 +41,7 @@ class TfliteRunner:
         try:
             outputs = self._signature(**{name: np.ascontiguousarray(value) for name, value in inputs.items()})
         except (RuntimeError, ValueError) as error:
-            raise RuntimeFault(f"{self._path.name}: LiteRT failed: {error}") from error
+            raise RuntimeFault(f"{self._path.name}: an op failed: {error}") from error
         return {spec.name: outputs[spec.name] for spec in self.outputs}
 
     def _check(self, inputs: Arrays) -> None:
@@ -60,19 +60,23 @@ class TfliteRunner:
 def load(path: Path, runtime: str | None = None) -> TfliteRunner:
     """Open a .tflite file on the CPU; the runtime verifies its tables before it uses them.
 
+    Args:
+        path: the file.
+        runtime: a name from RUNTIMES; by default LiteRT with XNNPACK.
+
     Raises:
         RuntimeFault: the file is missing or damaged, has no single signature, or an op is unknown.
-        UsageError: another runtime is asked for.
+        MissingExtraError: the runtime is not installed.
+        UsageError: there is no such runtime.
     """
-    if runtime is not None:
-        raise UsageError(f"{path.name} runs in LiteRT only; leave out the runtime {runtime!r}")
-    from ai_edge_litert.interpreter import Interpreter
-
+    chosen = RUNTIMES.get(runtime or OWN)
+    if chosen is None:
+        raise UsageError(f"{path.name} runs in {', '.join(RUNTIMES)}, not in {runtime!r}")
     try:
-        interpreter = Interpreter(model_path=str(path), num_threads=THREADS)
+        interpreter = chosen.interpreter(path)
         interpreter.allocate_tensors()
     except (RuntimeError, ValueError) as error:
-        raise RuntimeFault(f"{path.name} cannot be loaded by LiteRT: {error}; export it again") from error
+        raise RuntimeFault(f"{path.name} cannot be loaded by {chosen.name}: {error}; export it again") from error
     signatures = list(interpreter.get_signature_list())
     if len(signatures) != 1:
         raise RuntimeFault(f"{path.name} has {len(signatures)} signatures; exactly one can be run")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +17,14 @@ from torch import nn
 from md_export.artifact import ArtifactEntry, Measured
 from md_export.errors import ConversionError
 from md_export.parity.contents import stored_faults
+from md_export.parity.ledger import ComponentAudit, Ledger
+from md_export.parity.reference import reference_of
 from md_export.scheme import QuantScheme
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
 from md_export.targets.coreml import mil
 from md_export.targets.coreml.compress import fitting
+from md_export.targets.coreml.edit import edit
 from md_export.targets.coreml.mil.graph import Ref
 
 coreml: Any = TARGETS["coreml"].open()
@@ -65,6 +70,8 @@ CASES = {
     ),
 }
 Make = Callable[..., Path]
+# Operands that hold what is left of a weight, by name's end.
+MAIN = (".quantized_data", ".data", ".indices", ".nonzero_data", ".indices_nonzero_data")
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +153,14 @@ def test_sparse_weights_hold_as_many_values_as_asked_for(make: Make) -> None:
     assert stored["int8"] / (8 * stored["uint1"]) == pytest.approx(0.9, abs=0.01)
 
 
+def test_a_large_weight_is_sparse_too(small_job: Callable[..., LoweringJob], tmp_path: Path) -> None:
+    """More elements than float16 can count, with which coremltools' own percentile is NaN."""
+    job = small_job(nn.Linear(300, 300), QuantScheme("float16", "float16", sparsity=0.5), width=300, out_shape=(1, 300))
+    coreml.save(coreml.quantize(coreml.lower(job), job), tmp_path / "x.mlpackage")
+    (weight,) = [item for item in coreml.stored_weights(tmp_path / "x.mlpackage", job.scheme) if item.values.ndim == 2]
+    assert weight.kept.mean() == pytest.approx(0.5, abs=0.01)
+
+
 def test_the_same_scheme_gives_the_same_bytes(subject: Callable[..., Any], tmp_path: Path) -> None:
     files = []
     for run in ("a", "b"):
@@ -169,13 +184,67 @@ def test_tables_are_int8_where_activations_are(make: Make) -> None:
     assert "int8" not in coreml.describe(make(*CASES["palette4 groups"][:2])).stored
 
 
+def audited(path: Path, scheme: QuantScheme, module: nn.Module) -> ComponentAudit:
+    ledger = Ledger(reference_of("vae_decoder", module), scheme)
+    for weight in coreml.stored_weights(path, scheme):
+        ledger.add(weight)
+    return ledger.close(entry_of(path, scheme))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_stored_weights_are_the_modules_within_the_schemes_rounding(
+    case: str, make: Make, subject: Callable[..., Any]
+) -> None:
+    scheme, system = CASES[case][:2]
+    found = audited(make(scheme, system), scheme, subject("vae_decoder").job.module)
+    assert found.faults == ()
+    assert found.as_requested == found.promised > 0
+    # Each byte once; the file has headers besides, and the program small constants of its own.
+    held = {dtype: size for dtype, size in coreml.describe(make(scheme, system)).stored.items() if dtype != "float16"}
+    assert {dtype: found.stored[dtype] for dtype in held} == pytest.approx(held, rel=0.1)
+    # The rest are sizes, axes and pads.
+    assert all(constant.dtype in ("int32", "bool") or constant.bytes < 64 for constant in found.unmatched)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_damaged_weight_is_not_within_it(case: str, make: Make, subject: Callable[..., Any], tmp_path: Path) -> None:
+    scheme, system = CASES[case][:2]
+    path = shutil.copytree(make(scheme, system), tmp_path / "x.mlpackage")
+    with edit(path) as constants:
+        weight = max((item for item in constants if item.name.endswith(MAIN)), key=lambda item: item.values.nbytes)
+        block = weight.values.reshape(-1).view(np.uint8)[:64]
+        block[...] = np.invert(block)
+    found = audited(path, scheme, subject("vae_decoder").job.module)
+    assert len(found.faults) == 1
+    assert re.search(r"values are off|holds NaN", found.faults[0])
+
+
+@pytest.mark.parametrize(("case", "least"), [("palette6", 0.25), ("palette4 groups", 0.25), ("palette4", 0.25)])
+def test_a_moved_palette_entry_is_not_the_mean(
+    case: str, least: float, make: Make, subject: Callable[..., Any], tmp_path: Path
+) -> None:
+    """By a quarter of the distance to the next one, which every member of it follows."""
+    scheme, system = CASES[case][:2]
+    path = shutil.copytree(make(scheme, system), tmp_path / "x.mlpackage")
+    with edit(path) as constants:
+        table = max((item for item in constants if item.role == "palette"), key=lambda item: item.values.nbytes)
+        entries = table.values.reshape(-1)[: 2**4 if scheme.group_size else None]
+        middle = len(entries) // 2
+        entries[middle] += least * (entries[middle + 1] - entries[middle])
+    (fault,) = audited(path, scheme, subject("vae_decoder").job.module).faults
+    assert "values are off" in fault or "1 palette entries are not the mean" in fault
+
+
 def faults(path: Path, scheme: QuantScheme) -> str:
     """What ``verify`` says of a package that is listed as of this scheme."""
+    return "; ".join(stored_faults(entry_of(path, scheme), scheme, coreml.describe(path)))
+
+
+def entry_of(path: Path, scheme: QuantScheme) -> ArtifactEntry:
     found, done = coreml.describe(path), Measured(0, 0)
-    entry = ArtifactEntry(
+    return ArtifactEntry(
         "vae_decoder", path.name, "", 0, scheme.weights, scheme.activations, found.stored, found.ops, (), (), (), done
     )
-    return "; ".join(stored_faults(entry, scheme, found))
 
 
 @pytest.mark.parametrize("case", CASES)

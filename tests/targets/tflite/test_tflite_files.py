@@ -54,6 +54,17 @@ def test_int8_holds_no_float_weight_but_the_depthwise_ones(
     assert described.int8_weights == len(modules) - len(depthwise)
 
 
+@pytest.mark.parametrize(("scheme", "share"), [("int8_static", 1.0), ("int8_weights", 0.0), ("int8", 0.0)])
+def test_which_ops_take_int8_values_is_read_from_the_file(
+    scheme: str, share: float, subject: Callable[..., Any], artifact: Callable[..., Path]
+) -> None:
+    described = target.describe(artifact("text_encoder", scheme))
+    assert described.int8_inputs == share
+    # The embedding too, whose output stays float: the GPU engine takes no DEQUANTIZE of a whole table.
+    assert described.int8_weights == len(weighted(subject("text_encoder").job.module))
+    assert described.ops["EMBEDDING_LOOKUP"] == 1
+
+
 def test_fp16_halves_the_weights_and_leaves_the_embedding(
     subject: Callable[..., Any], artifact: Callable[..., Path]
 ) -> None:

@@ -73,6 +73,20 @@ def test_a_resident_graph_that_is_wrong(verdict: Callable[[str], GpuComponent]) 
     assert "to blame first" in blame
 
 
+def test_a_convolution_over_too_many_channels(verdict: Callable[[str], GpuComponent]) -> None:
+    """The engine reports success and answers with zeros."""
+    result = verdict("wide")
+    assert (result.resident, result.on_cpu) == (True, 0)
+    (finding,) = result.findings
+    assert (finding.operator, finding.module) == ("CONV_2D", "middle.conv")
+    assert "split_wide_conv2d" in finding.advice
+    refused, wrong, blame = result.faults
+    assert "the device refuses" in refused
+    assert "exceeded maximum texture size" in refused
+    assert "all on the GPU, but wrong: snr" in wrong
+    assert "to blame first" in blame
+
+
 def test_a_crash_is_a_result(verdict: Callable[[str], GpuComponent]) -> None:
     result = verdict("crash")
     assert result.resident is None

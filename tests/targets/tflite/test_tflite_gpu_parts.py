@@ -52,6 +52,13 @@ def test_the_engines_log() -> None:
     )
 
 
+def test_what_the_device_refused() -> None:
+    first = "E0000 00:00:1 2 environment.cc:105] Validation error: Texture size (width:160, height:8640) is too large"
+    then = "E0000 00:00:1 2 environment.cc:105] Validation error: [Invalid Texture] is invalid due to a previous error"
+    assert read_log(f"{first}\n{first}\n{then}\n").invalid == ("Texture size (width:160, height:8640) is too large",)
+    assert read_log(LOG).invalid == ()
+
+
 def test_a_log_that_says_nothing() -> None:
     log = read_log("")
     assert (log.adapter, log.refusals, log.on_cpu, log.trouble) == ("no adapter", (), 0, ())

@@ -41,6 +41,7 @@ _TABLE: Final = (
         "a 1×1 convolution: rewrite tokens_to_maps for linears on tokens, vector_linear_to_conv2d for others",
         ("FULLY_CONNECTED",),
     ),
+    _Advice("fewer input channels at a time: rewrite split_wide_conv2d", ("CONV_2D",), when=lambda op: op.is_wide),
     _Advice("an embedding table in float32 or int8: keep_float", ("EMBEDDING_LOOKUP", "GATHER", "DEQUANTIZE")),
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from md_export.targets.tflite.names import END, modules_in
 
 # Of a tensor that the GPU engine takes.
 LARGEST_RANK: Final = 4
+# Rows of a texture, each with one input value of a convolution, that WebGPU guarantees and many phones have.
+LARGEST_TEXTURE: Final = 8192
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,12 @@ class GraphOp:
     def rank(self) -> int:
         """The largest rank of a tensor that it reads or writes."""
         return max(len(shape) for shape in self.shapes)
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether it is a convolution whose weight ``[out, H, W, in]`` has more input values than a texture rows."""
+        weight = self.shapes[1] if self.operator == "CONV_2D" and len(self.shapes) > 2 else ()
+        return math.prod(weight[1:]) > LARGEST_TEXTURE
 
 
 def graph_ops(path: Path) -> list[GraphOp]:

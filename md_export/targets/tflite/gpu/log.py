@@ -14,6 +14,7 @@ _ADAPTER: Final = re.compile(r"Selected adapter: ([^,]+)")
 # absl's fatal and error lines, and TensorFlow Lite's own.
 _TROUBLE: Final = re.compile(r"^(?:[EF]\d{4} \S+\s+\d+ \S+\] |ERROR: )(?P<text>.+)$")
 _PREAMBLE: Final = re.compile(r"^Failed to create \S+: ")
+_INVALID: Final = "Validation error: "
 # Of one message; some list all arguments of a kernel.
 _LONGEST: Final = 120
 # Said after a failure whatever its cause.
@@ -43,6 +44,13 @@ class EngineLog:
     refusals: tuple[Refusal, ...]
     on_cpu: int
     trouble: tuple[str, ...]
+
+    @property
+    def invalid(self) -> tuple[str, ...]:
+        """What the device refused, although the engine may report success and answer with zeros then."""
+        first = (line.removeprefix(_INVALID) for line in self.trouble if line.startswith(_INVALID))
+        # What follows from an earlier refusal begins with a bracket.
+        return tuple(line for line in first if not line.startswith("["))
 
 
 def read_log(text: str) -> EngineLog:

@@ -2,6 +2,7 @@
 
     python tests/targets/coreml/mil/conformance.py                     everything in scope (hours)
     python tests/targets/coreml/mil/conformance.py --shard 3/20        every 20th test, from the 3rd on
+    python tests/targets/coreml/mil/conformance.py --each 3            three cases of every test
     python tests/targets/coreml/mil/conformance.py iOS14/test_conv.py --sabotage
     python tests/conformance_table.py *.json        the shards' --json files as one Markdown table
 
@@ -17,6 +18,7 @@ import argparse
 import json
 import os
 import sys
+import zlib
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -72,8 +74,9 @@ FP32_OF_PEAK = 1e-4
 class Suite:
     """A pytest plugin that selects, compares and counts."""
 
-    def __init__(self, shard: tuple[int, int], only: str, sabotage: bool) -> None:
+    def __init__(self, shard: tuple[int, int], each: int | None, only: str, sabotage: bool) -> None:
         self.shard = shard
+        self.each = each
         self.only = only
         self.sabotage = sabotage
         self.counts: dict[str, Counter[str]] = defaultdict(Counter)
@@ -93,7 +96,7 @@ class Suite:
                 self.counts[name]["scope"] += 1
             else:
                 chosen.append(item)
-        items[:] = chosen[index::of]
+        items[:] = (few_of_each(chosen, self.each) if self.each else chosen)[index::of]
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
@@ -154,6 +157,15 @@ class Suite:
         return outputs
 
 
+def few_of_each(items: list[pytest.Item], count: int) -> list[pytest.Item]:
+    """``count`` of each test's parameter sets. Evenly spaced ones would often have the last parameter in common."""
+    groups: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        groups[item.nodeid.split("[")[0]].append(item)
+    by_hash = (sorted(group, key=lambda item: zlib.crc32(item.name.encode())) for group in groups.values())
+    return [item for group in by_hash for item in group[:count]]
+
+
 def _file(nodeid: str) -> str:
     return "/".join(nodeid.split("::")[0].split("/")[-2:])
 
@@ -207,6 +219,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("files", nargs="*", help="iOS14/test_conv.py and so on; all if not given")
     parser.add_argument("--shard", default="0/1", help="index/count")
+    parser.add_argument("--each", type=int, metavar="N", help="N of each test's parameter sets; all if not given")
     parser.add_argument("--only", default="", help="part of a test's id")
     parser.add_argument("--sabotage", action="store_true", help="add one percent to every floating-point output")
     parser.add_argument("--json", type=Path, help="write counts and failures there")
@@ -218,7 +231,7 @@ def main() -> int:
     os.environ["INCLUDE_MIL_FP32_UNIT_TESTS"] = "1"
     if options.all_opsets:
         os.environ["RUN_BACKWARD_COMPATIBILITY"] = "1"
-    suite = Suite((index, of), options.only, options.sabotage)
+    suite = Suite((index, of), options.each, options.only, options.sabotage)
     run(suite, options.files)
     for nodeid, text in suite.failures:
         print(nodeid.split("/tests/")[-1], text, sep="\n    ")

@@ -29,15 +29,15 @@ def _suite(report: Path, *options: str) -> tuple[int, dict[str, int], list[Any]]
     return code, total, found["failures"]
 
 
-# Two twelfths of the suite: with make mil-conformance for all of it, docs/mil.md has the table.
+# Every test of the suite with two of its parameter sets; make mil-conformance runs all, docs/mil.md has the table.
 @pytest.mark.slow
-@pytest.mark.parametrize("shard", ["0/12", "6/12"])
+@pytest.mark.parametrize("shard", ["0/2", "1/2"])
 def test_a_slice_of_the_suite_passes(shard: str, tmp_path: Path) -> None:
-    code, total, failures = _suite(tmp_path / "slice.json", "--shard", shard)
+    code, total, failures = _suite(tmp_path / "slice.json", "--each", "2", "--shard", shard)
     granted = ("known: ", "unimplemented: RuntimeFault: only ML programs can be executed, not neural networks")
     assert [text for _, text in failures if not text.startswith(granted)] == []
     assert code == 0
-    assert total["compared"] >= 700
+    assert total["compared"] >= 180
 
 
 @pytest.mark.slow

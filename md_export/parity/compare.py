@@ -1,0 +1,142 @@
+"""Two exports of one target, figure by figure: what got worse, and is it more than the newer recipe allows?
+
+Both are executed and read again: a manifest's word is not enough to pass, and pictures are in no manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from md_export.artifact import GOLDEN_FOLDER, Manifest, read_manifest
+from md_export.budget import Regression
+from md_export.errors import ArtifactError, RecipeError, UsageError
+from md_export.parity.changes import Change, changes_of
+from md_export.parity.metrics import compare as figures_of
+from md_export.parity.metrics import first_fault
+from md_export.parity.snapshot import Counts, Snapshot, snapshot
+from md_export.parity.verify import Verification
+from md_export.sampling import Float32
+
+
+@dataclass(frozen=True)
+class Recount:
+    """A stored type, kind of operation or rule of lint that one component has more or less of than before."""
+
+    component: str
+    what: Literal["stored bytes", "ops", "lint"]
+    kind: str
+    old: int
+    new: int
+
+
+@dataclass(frozen=True)
+class ExportComparison:
+    """All that differs between two exports.
+
+    Attributes:
+        old, new: names of their recipes.
+        same_checkpoint: both were then judged on the newer one's golden cases, otherwise each on its own.
+        changes: every figure, changed or not.
+        recounts: what changed inside.
+        picture_psnr_db: worst PSNR of the new pictures against the old ones, and over how many ``pictures`` of the same
+            prompt and seed; None where there are none.
+        faults: what verification finds wrong with the new export alone.
+    """
+
+    target: str
+    old: str
+    new: str
+    same_checkpoint: bool
+    changes: tuple[Change, ...]
+    recounts: tuple[Recount, ...]
+    picture_psnr_db: float | None
+    pictures: int
+    faults: tuple[str, ...]
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """One line for each thing that is too much worse, or that falls short on its own, the component first."""
+        return (*self.faults, *(f"{item.component}: {item.fault}" for item in self.changes if item.fault))
+
+
+def compare_exports(
+    old: Path, new: Path, gpu_limit_s: float | None = None, progress: Callable[[str], None] = lambda _: None
+) -> ExportComparison:
+    """Hold the export in ``new`` against the one in ``old``, by the budget of the new one's recipe.
+
+    Raises:
+        UsageError: exports of two targets, or of other components.
+        RecipeError: the new export's recipe has no ``[regression]``.
+        ArtifactError: an export cannot be read, or ``old`` does not pass verification itself.
+        GoldenError: the golden cases of one are unreadable or altered.
+    """
+    before, after = read_manifest(old), read_manifest(new)
+    budget = _budget(before, after)
+    # On one yardstick where there is one.
+    golden = new / GOLDEN_FOLDER if before.checkpoint_sha256 == after.checkpoint_sha256 else None
+    first = snapshot(old, before, golden, gpu_limit_s, progress)
+    if first.verification.result.failures:
+        reasons = "; ".join(first.verification.result.failures)
+        raise ArtifactError(f"{old} falls short itself and is no baseline: {reasons}; name an export that verifies")
+    return compare_snapshots(first, snapshot(new, after, None, gpu_limit_s, progress), budget)
+
+
+def _budget(before: Manifest, after: Manifest) -> Regression:
+    if before.target != after.target:
+        raise UsageError(f"OLD is for {before.target}, NEW for {after.target}; compare two exports of one target")
+    if before.recipe.components != after.recipe.components:
+        names = (", ".join(recipe.components) for recipe in (before.recipe, after.recipe))
+        raise UsageError(f"OLD and NEW have other components ({' and '.join(names)}); compare exports of the same ones")
+    if after.recipe.regression is None:
+        raise RecipeError(
+            f"recipe {after.recipe.name} of NEW has no [regression] table to compare by; add one and export again"
+        )
+    return after.recipe.regression
+
+
+def compare_snapshots(old: Snapshot, new: Snapshot, budget: Regression) -> ExportComparison:
+    """The comparison itself; both snapshots are of the same target and components."""
+    before, after = old.verification.manifest, new.verification.manifest
+    psnr, count = _picture_against_picture(old.verification, new.verification)
+    recounts = (
+        *_recounts("stored bytes", old.stored, new.stored),
+        *_recounts("ops", old.ops, new.ops),
+        *_recounts("lint", old.lint or {}, new.lint or {}),
+    )
+    return ExportComparison(
+        target=after.target,
+        old=before.recipe.name,
+        new=after.recipe.name,
+        same_checkpoint=before.checkpoint_sha256 == after.checkpoint_sha256,
+        changes=tuple(changes_of(old, new, budget)),
+        recounts=recounts,
+        picture_psnr_db=psnr,
+        pictures=count,
+        faults=new.verification.result.failures,
+    )
+
+
+def _recounts(what: Literal["stored bytes", "ops", "lint"], old: Counts, new: Counts) -> Iterator[Recount]:
+    for component, after in new.items():
+        before = old[component]
+        for kind in sorted({*before, *after}):
+            if before.get(kind, 0) != after.get(kind, 0):
+                yield Recount(component, what, kind, before.get(kind, 0), after.get(kind, 0))
+
+
+def _picture_against_picture(old: Verification, new: Verification) -> tuple[float | None, int]:
+    """Worst PSNR over the cases that both have, and their number."""
+    before, after = _pictures(old), _pictures(new)
+    shared = [key for key in after if key in before and first_fault(after[key], before[key]) is None]
+    if not shared:
+        return None, 0
+    return min(figures_of(after[key], before[key]).psnr_db for key in shared), len(shared)
+
+
+def _pictures(verification: Verification) -> dict[tuple[str, int], Float32]:
+    # strict=False: there is no picture at all where the chain broke off.
+    pairs = zip(verification.golden.cases, verification.pictures, strict=False)
+    return {(case.prompt, case.seed): picture for case, picture in pairs}

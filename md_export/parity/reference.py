@@ -1,0 +1,141 @@
+"""What an artifact should store: the parameters of a component after the recipe's rewrites, by module path.
+
+A converter folds some constants further; those folds are listed in :func:`_derived`, each from one module alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from md_export.checkpoint import Checkpoint
+from md_export.checkpoint.build import build_on_meta, component_named
+from md_export.parity.rewritten import rewritten
+from md_export.recipe import Recipe
+from md_export.rewrites.staged_group_norm import StagedGroupNorm
+from md_export.targets.stored import Float32, Role, squeezed
+
+_ROLES: Final[dict[str, Role]] = {
+    "weight": "weight",
+    "scale": "weight",
+    "phases": "weight",
+    "up": "weight",
+    "down": "weight",
+    "bias": "bias",
+    "shift": "bias",
+    "mask": "bias",
+}
+# A buffer that stands in a rewritten module for a parameter of it.
+_STANDS_FOR: Final = {"scale": "weight", "shift": "bias", "phases": "weight"}
+_NORMS: Final = (nn.GroupNorm, nn.LayerNorm)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One tensor that an artifact may store.
+
+    Attributes:
+        name: path in the rewritten module; ``conv.phases[1]`` for a part, ``norm.up·weight`` for a product.
+        module: path of the module that owns it.
+        proves: parameters of the rewritten module that it stands for.
+        is_parameter: it is one itself, and no table.
+    """
+
+    name: str
+    module: str
+    role: Role
+    values: Float32
+    proves: tuple[str, ...]
+    is_parameter: bool = False
+
+
+@dataclass(frozen=True)
+class Reference:
+    """All that one component's artifact may store.
+
+    Attributes:
+        parameters: of the rewritten module; those that do nothing (a bias of zeros, a norm's factor of ones) left out.
+        folded: tensors of the checkpoint that the rewrites put into others.
+        norms: paths of modules that a target may keep in float on its own.
+    """
+
+    component: str
+    wanted: tuple[Wanted, ...]
+    parameters: frozenset[str]
+    folded: frozenset[str]
+    norms: frozenset[str]
+
+    @cached_property
+    def by_shape(self) -> dict[tuple[int, ...], list[Wanted]]:
+        """Tensors by shape, axes of length 1 left out."""
+        found: dict[tuple[int, ...], list[Wanted]] = defaultdict(list)
+        for item in self.wanted:
+            found[squeezed(item.values.shape)].append(item)
+        return found
+
+
+def prepare_reference(checkpoint: Checkpoint, recipe: Recipe, component: str) -> Reference:
+    """The component's module as the exporter saw it; memory-mapped float32 weights are not copied.
+
+    Raises:
+        CheckpointError: weights that cannot be read.
+        RewriteError: the recipe's rewrites do not apply to this checkpoint.
+    """
+    before = build_on_meta(component_named(component), checkpoint.config).state_dict()
+    return reference_of(component, rewritten(checkpoint, component, recipe).module, frozenset(before))
+
+
+def reference_of(component: str, module: nn.Module, before: frozenset[str] = frozenset()) -> Reference:
+    """All that an artifact of ``module`` may store; ``before``: names of the tensors that it had before rewrites."""
+    layers = dict(module.named_modules())
+    with torch.no_grad():
+        return Reference(
+            component=component,
+            wanted=tuple(item for path, layer in layers.items() for item in _of(path, layer)),
+            parameters=frozenset(name for path, layer in layers.items() for name in _needed(path, layer)),
+            folded=before - frozenset(module.state_dict()),
+            norms=frozenset(path for path, layer in layers.items() if isinstance(layer, _NORMS)),
+        )
+
+
+def _of(path: str, layer: nn.Module) -> Iterator[Wanted]:
+    parameters = dict(layer.named_parameters(recurse=False))
+    for name, value in [*parameters.items(), *layer.named_buffers(recurse=False)]:
+        role, stands_for = _ROLES.get(name, ""), (_join(path, _STANDS_FOR.get(name, name)),)
+        for label, part in _parts(name, value):
+            yield Wanted(_join(path, label), path, role, _numpy(part), stands_for, name in parameters)
+    yield from _derived(path, layer)
+
+
+def _parts(name: str, value: Tensor) -> list[tuple[str, Tensor]]:
+    """The four convolutions of an upsampler are four weights in a file."""
+    return [(f"{name}[{index}]", part) for index, part in enumerate(value)] if name == "phases" else [(name, value)]
+
+
+def _derived(path: str, layer: Any) -> Iterator[Wanted]:
+    if isinstance(layer, StagedGroupNorm) and layer.weight is not None:
+        product = layer.up * layer.weight[:, None, None, None]
+        yield Wanted(_join(path, "up·weight"), path, "weight", _numpy(product), (_join(path, "weight"),))
+
+
+def _needed(path: str, layer: nn.Module) -> Iterator[str]:
+    """Parameters that change what the layer computes; a converter leaves the others out."""
+    neutral = {"bias": 0.0, **({"weight": 1.0} if isinstance(layer, _NORMS) else {})}
+    for name, value in layer.named_parameters(recurse=False):
+        if name not in neutral or bool((value != neutral[name]).any()):
+            yield _join(path, name)
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _numpy(value: Tensor) -> Float32:
+    array: Float32 = value.detach().to(torch.float32).numpy()
+    return array

@@ -1,0 +1,84 @@
+"""The torch module that an artifact is made from: the checkpoint's, with the recipe's rewrites and layout."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from md_export.artifact import RewriteRecord
+from md_export.checkpoint import Checkpoint
+from md_export.components import COMPONENTS, Component, ModelConfig
+from md_export.layouts import layout_of
+from md_export.parity.golden import GoldenCase
+from md_export.parity.metrics import compare
+from md_export.parity.prepare import one_step
+from md_export.recipe import Recipe
+from md_export.rewrites import REWRITES, Consent, apply_rewrites
+from md_export.tensors import Array, Arrays, TensorSpec, select
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """One component as it is lowered.
+
+    Attributes:
+        module: eval mode, float32; positional inputs in the order of ``inputs``, a single tensor out.
+        inputs, outputs: what an artifact made of it takes and gives.
+        records: the rewrites that were applied.
+    """
+
+    component: str
+    recipe: Recipe
+    module: nn.Module
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    records: tuple[RewriteRecord, ...]
+
+    def inputs_of(self, case: GoldenCase) -> Arrays:
+        """A golden case's inputs as the artifact takes them."""
+        return select(layout_of(self.recipe).pack(self.component, case.inputs(self.component)), self.inputs)
+
+    def output_of(self, case: GoldenCase) -> Array:
+        """What the golden case says that must come out."""
+        (made,) = self.outputs
+        return case.output(layout_of(self.recipe).output_of(self.component, made.name))
+
+    def run(self, inputs: Arrays) -> Array:
+        """Execute the torch module once."""
+        with torch.no_grad():
+            value: Array = self.module(*(torch.from_numpy(inputs[spec.name]) for spec in self.inputs)).numpy()
+        return value
+
+    def snr_db(self, case: GoldenCase) -> float:
+        """Of the torch module against the golden output."""
+        return compare(self.run(self.inputs_of(case)), self.output_of(case)).snr_db
+
+
+def rewritten(checkpoint: Checkpoint, name: str, recipe: Recipe) -> Rewritten:
+    """Build one component of ``checkpoint`` as ``recipe`` wants it.
+
+    Raises:
+        RewriteError: a rewrite is refused, or fires nowhere.
+    """
+    module = checkpoint.module(name)
+    consent = Consent(checkpoint.trained_substitutions, recipe.allow_drift)
+    records = apply_rewrites(recipe.rewrites, name, module, one_step(checkpoint.config), consent)
+    given, made = surface(COMPONENTS[name], checkpoint.config, records)
+    layout = layout_of(recipe)
+    layout.adapt(name, module, given)
+    return Rewritten(name, recipe, module, layout.inputs(name, given), layout.outputs(name, made), records)
+
+
+def surface(
+    component: Component, config: ModelConfig, records: tuple[RewriteRecord, ...]
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Inputs and outputs of a rewritten component: a rewrite may fold an input away or rename the output."""
+    rewrites = [REWRITES[record.name] for record in records if record.fired]
+    dropped = {name for rewrite in rewrites for name in rewrite.drops}
+    (output,) = component.outputs(config)
+    for rewrite in rewrites:
+        output = dataclasses.replace(output, name=rewrite.output or output.name)
+    return tuple(spec for spec in component.inputs(config) if spec.name not in dropped), (output,)

@@ -1,0 +1,111 @@
+"""The gate as the self-test runs it: the same checks, with every artifact in this process and each answer kept."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from md_export import workers
+from md_export.artifact import GOLDEN_FOLDER, read_manifest, sha256_of_artifact
+from md_export.errors import ArtifactError, GoldenError, MdExportError, RecipeError, RuntimeFault
+from md_export.parity.faults import Check, Fault
+from md_export.parity.golden import read_golden
+from md_export.parity.verify import Execute, check_belongs, judge
+from md_export.targets import TARGETS
+from md_export.targets.contract import Description, Runner, WatchedRunner
+from md_export.tensors import Array, Arrays
+from md_export.workers import Execution
+
+# Loaded artifacts: those of an export, of which one is damaged.
+_RUNNERS: Final = 3
+
+
+class Bench:
+    """Runs artifacts in this process; the same bytes on the same inputs are run once."""
+
+    def __init__(self) -> None:
+        self._runners: OrderedDict[str, Runner] = OrderedDict()
+        self._answers: dict[tuple[str, str], tuple[dict[str, Array], tuple[str, ...]]] = {}
+        self._apart: dict[tuple[str, str], Execution | RuntimeFault] = {}
+        self._found: dict[str, Description] = {}
+
+    def execute(self, target: str, path: Path, batches: Sequence[Arrays]) -> Execution:
+        """As :func:`md_export.workers.execute`, but here."""
+        content = sha256_of_artifact(path)
+        made = [self._run(target, path, content, batch) for batch in batches]
+        if content not in self._found:
+            self._found[content] = TARGETS[target].open().describe(path)
+        hazards = dict.fromkeys(line for _, lines in made for line in lines)
+        return Execution([outputs for outputs, _ in made], self._found[content], tuple(hazards))
+
+    def execute_apart(self, target: str, path: Path, batches: Sequence[Arrays]) -> Execution:
+        """As :meth:`execute`, in a process of its own: these bytes may crash a runtime. Failures are kept too."""
+        key = sha256_of_artifact(path), ",".join(map(_digest, batches))
+        if key not in self._apart:
+            try:
+                self._apart[key] = workers.execute(target, path, batches)
+            except RuntimeFault as error:
+                self._apart[key] = error
+        ended = self._apart[key]
+        if isinstance(ended, RuntimeFault):
+            raise ended
+        return ended
+
+    def _run(self, target: str, path: Path, content: str, batch: Arrays) -> tuple[dict[str, Array], tuple[str, ...]]:
+        key = content, _digest(batch)
+        if key not in self._answers:
+            runner = self._runners.pop(content, None) or TARGETS[target].open().load(path)
+            outputs = runner.run(batch)
+            hazards = runner.hazards() if isinstance(runner, WatchedRunner) else ()
+            # A watched runner remembers what it has met, which must not be told of the next run.
+            if not hazards and all(np.isfinite(value).all() for value in outputs.values()):
+                self._runners[content] = runner
+            while len(self._runners) > _RUNNERS:
+                self._runners.popitem(last=False)
+            self._answers[key] = outputs, hazards
+        return self._answers[key]
+
+
+def _digest(batch: Arrays) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(batch.items()):
+        digest.update(f"{name} {value.dtype} {value.shape}\n".encode() + np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
+
+
+def by_name(file: str, special: Execute, execute: Execute) -> Execute:
+    """The artifact called ``file`` by ``special``, the others by ``execute``."""
+
+    def run(target: str, path: Path, batches: Sequence[Arrays]) -> Execution:
+        return (special if path.name == file else execute)(target, path, batches)
+
+    return run
+
+
+def examine(out: Path, execute: Execute, audit: Callable[[], Sequence[str]]) -> tuple[Fault, ...]:
+    """Everything that the gate finds wrong with an export, the audit of the damaged component included."""
+    try:
+        manifest = read_manifest(out)
+    except (ArtifactError, RecipeError) as error:
+        return (Fault(Check.MANIFEST, str(error)),)
+    try:
+        golden = read_golden(out / GOLDEN_FOLDER)
+    except GoldenError as error:
+        return (Fault(Check.GOLDEN, str(error)),)
+    try:
+        check_belongs(manifest, golden, own=True)
+    except GoldenError as error:
+        return (Fault(Check.BELONGING, str(error)),)
+    return (*judge(out, execute=execute).result.faults, *_audited(audit))
+
+
+def _audited(audit: Callable[[], Sequence[str]]) -> list[Fault]:
+    try:
+        return [Fault(Check.AUDIT, line) for line in audit()]
+    except MdExportError as error:
+        return [Fault(Check.AUDIT, str(error))]

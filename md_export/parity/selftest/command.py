@@ -1,0 +1,90 @@
+"""The self-test of an export: all mutations in one worker process, stored weights audited against the checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from md_export.artifact import MANIFEST, read_manifest
+from md_export.checkpoint import open_checkpoint
+from md_export.errors import CheckpointError, RuntimeFault
+from md_export.parity.audit import audit_component
+from md_export.parity.reference import Reference, prepare_reference
+from md_export.parity.selftest.run import Audit, Row, try_all
+from md_export.targets import TARGETS
+from md_export.workers import call_worker
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """What was tried on copies of one export."""
+
+    target: str
+    recipe: str
+    seconds: float
+    rows: tuple[Row, ...]
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """One line for each mutation that the gate let pass, or noticed by accident."""
+        return tuple(_failure(row) for row in self.rows if not row.passed)
+
+
+def _failure(row: Row) -> str:
+    if not row.expected:
+        return f"{row.mutation}: {', '.join(row.caught_by)} found: {row.said}"
+    where = f"{row.of}, {row.hashes}"
+    noticed = f"only {', '.join(row.caught_by)} noticed" if row.caught_by else "nothing noticed"
+    return f"{row.mutation} ({where}): {row.expected} was to notice, {noticed}"
+
+
+_ROWS = TypeAdapter(tuple[Row, ...])
+
+
+def self_test(out: Path, checkpoint_dir: Path, progress: Callable[[str], None] = lambda _: None) -> SelfTest:
+    """Damage copies of the export in ``out`` in every way of the table; ``out`` itself is only read.
+
+    Raises:
+        ArtifactError: the manifest is unreadable.
+        CheckpointError: ``checkpoint_dir`` is not what the export was made from.
+        MissingExtraError: the target's libraries are not installed.
+        RuntimeFault: the worker died.
+    """
+    started = time.perf_counter()
+    manifest = read_manifest(out)
+    TARGETS[manifest.target].require()
+    if open_checkpoint(checkpoint_dir).sha256() != manifest.checkpoint_sha256:
+        raise CheckpointError(
+            f"{checkpoint_dir} is not the checkpoint that {out / MANIFEST} was written for "
+            f"({manifest.checkpoint_sha256[:12]}); name that one with --checkpoint"
+        )
+    progress(f"self-test of the gate on copies of {out}")
+    request = {"out": str(out), "checkpoint": str(checkpoint_dir)}
+    answer = call_worker("self_test", request, RuntimeFault, f"self-test on {out}")
+    seconds = round(time.perf_counter() - started, 1)
+    return SelfTest(manifest.target, manifest.recipe.name, seconds, _ROWS.validate_python(answer["rows"]))
+
+
+def rows_in_worker(out: Path, checkpoint_dir: Path) -> list[dict[str, Any]]:
+    """What :func:`self_test` does inside its worker process."""
+    return [asdict(row) for row in try_all(out, auditor(checkpoint_dir))]
+
+
+def auditor(checkpoint_dir: Path) -> Audit:
+    """An audit in this process; what the checkpoint asks of a component is worked out once."""
+    checkpoint = open_checkpoint(checkpoint_dir)
+    references: dict[str, Reference] = {}
+
+    def audit(out: Path, component: str) -> Sequence[str]:
+        manifest = read_manifest(out)
+        (entry,) = [item for item in manifest.artifacts if item.component == component]
+        if component not in references:
+            references[component] = prepare_reference(checkpoint, manifest.recipe, component)
+        return audit_component(out, manifest, entry, references[component]).faults
+
+    return audit

@@ -1,0 +1,104 @@
+"""What every op of a .tflite graph reads and writes on real inputs, as XNNPACK computes it in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Final
+
+from md_export.errors import RuntimeFault
+from md_export.targets.tflite.flatbuffer import data_of, operator_name, read_model, shape_of
+from md_export.targets.tflite.gpu.graph import GraphOp, graph_ops
+from md_export.targets.tflite.half.constants import decoded
+from md_export.targets.tflite.inside import values
+from md_export.tensors import Array, Arrays
+
+# Values kept at once, in bytes; a graph with more is executed several times.
+_KEPT: Final = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class OpValues:
+    """One op of one run.
+
+    Attributes:
+        op: its names, shapes and torch module.
+        options: the format's own parameters of that kind of op: stride, padding, ….
+        inputs: what it reads, constants included; None where an optional input is absent.
+        output: what its first output holds. What is stored in integers with a scale is given as the numbers meant.
+    """
+
+    op: GraphOp
+    options: Any
+    inputs: tuple[Array | None, ...]
+    output: Array
+
+    def read(self, place: int) -> Array:
+        """An input that the file must have.
+
+        Raises:
+            RuntimeFault: it has not.
+        """
+        found = self.inputs[place] if place < len(self.inputs) else None
+        if found is None:
+            raise RuntimeFault(f"{self.op.operator} {self.op.outputs[0]} lacks input {place}; export it again")
+        return found
+
+
+class Recorder:
+    """A file whose ops can be watched."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises RuntimeFault: no .tflite file."""
+        self._path, self._model = path, read_model(path)
+        self._graph = self._model.subgraphs[0]
+        self._ops = graph_ops(path)
+        self._constants = {index: tensor for index, tensor in enumerate(self._graph.tensors) if self._stored(tensor)}
+        for operator in self._graph.operators:
+            # A weight in float16 or int8 that is made float32 before it is used.
+            source = int(operator.inputs[0])
+            if operator_name(self._model, operator) == "DEQUANTIZE" and source in self._constants:
+                self._constants[int(operator.outputs[0])] = self._constants[source]
+
+    def run(self, inputs: Arrays) -> Iterator[OpValues]:
+        """Execute, and give each op with what it read and wrote, in order.
+
+        Raises:
+            RuntimeFault: the inputs are not the file's, or an op failed.
+        """
+        pairs = list(zip(self._ops, self._graph.operators, strict=True))
+        for part in self._parts(pairs):
+            wanted = sorted({index for _, operator in part for index in self._computed(operator)})
+            found = values(self._path, inputs, [str(index) for index in wanted])
+            for op, operator in part:
+                read = tuple(self._value(int(index), found) for index in operator.inputs)
+                output = self._value(int(operator.outputs[0]), found)
+                if output is not None:
+                    yield OpValues(op, operator.builtinOptions, read, output)
+
+    def _stored(self, tensor: Any) -> bool:
+        return bool(data_of(self._model, tensor).size)
+
+    def _computed(self, operator: Any) -> set[int]:
+        used = {int(index) for index in (*operator.inputs, operator.outputs[0])}
+        return used - set(self._constants) - {-1}
+
+    def _parts(self, pairs: Sequence[tuple[GraphOp, Any]]) -> Iterator[list[tuple[GraphOp, Any]]]:
+        """Runs of ops whose values fit the memory."""
+        part: list[tuple[GraphOp, Any]] = []
+        size = 0
+        for pair in pairs:
+            need = sum(4 * prod(shape_of(self._graph.tensors[index])) for index in self._computed(pair[1]))
+            if part and size + need > _KEPT:
+                yield part
+                part, size = [], 0
+            part.append(pair)
+            size += need
+        yield part
+
+    def _value(self, index: int, found: dict[str, Array]) -> Array | None:
+        if index < 0:
+            return None
+        return decoded(self._model, self._constants[index]) if index in self._constants else found[str(index)]

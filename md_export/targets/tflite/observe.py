@@ -1,0 +1,112 @@
+"""The values inside a .tflite file, in any runtime that executes it: files with one output for each computed tensor.
+
+A runtime that keeps its tensors may not be the one that an app gets: with XNNPACK there are none to keep. What
+a graph returns it must compute, so :func:`write_observed` makes every tensor an output. :func:`write_alone`
+makes each of them an input, too, for the ops that read it: then every op is executed on values that are given,
+and what differs between two runtimes is the op's own doing.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from md_export.targets.tflite.flatbuffer import read_model
+from md_export.targets.tflite.gpu.graph import GraphOp, graph_ops
+from md_export.targets.tflite.rewire import signature_entry, write_rewired
+from md_export.tensors import Array
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A tensor that a graph computes from its inputs.
+
+    Attributes:
+        key: its name among the outputs of both files, and among the inputs of the second.
+        op: what computes it.
+        zero_point: what an int8 tensor stores for 0; 0 for a float tensor.
+    """
+
+    key: str
+    op: GraphOp
+    zero_point: int
+
+    def centred(self, value: Array) -> Array:
+        """Its value without the offset, in float64 where there is one; steps of one instead of its scale."""
+        return value.astype(np.float64) - self.zero_point if self.zero_point else value
+
+
+def observed(source: Path) -> tuple[Observed, ...]:
+    """Every tensor that the two files give, in the order of execution.
+
+    Raises:
+        RuntimeFault: ``source`` is no .tflite file.
+    """
+    graph = read_model(source).subgraphs[0]
+    computed = _computed(graph)
+    pairs = zip(graph.operators, graph_ops(source), strict=True)
+    return tuple(
+        Observed(_key(index), op, _zero_point(graph.tensors[index]))
+        for operator, op in pairs
+        for index in operator.outputs
+        if index in computed
+    )
+
+
+def write_observed(source: Path, path: Path) -> None:
+    """Write ``path``: ``source`` with every tensor that it computes as an output."""
+    model = read_model(source)
+    _give_all(model)
+    write_rewired(model, path)
+
+
+def write_alone(source: Path, path: Path) -> tuple[str, ...]:
+    """Write ``path``: every op of ``source``, each reading given values in place of computed ones.
+
+    Returns:
+        the names of the inputs that it takes besides those of ``source``: outputs of :func:`write_observed`.
+    """
+    model = read_model(source)
+    graph, signature = model.subgraphs[0], model.signatureDefs[0]
+    given: dict[int, int] = {}
+    for tensor in _give_all(model):
+        graph.tensors.append(copy.copy(graph.tensors[tensor]))
+        given[tensor] = len(graph.tensors) - 1
+    read = sorted({int(index) for operator in graph.operators for index in operator.inputs} & set(given))
+    for operator in graph.operators:
+        operator.inputs = [given.get(int(index), int(index)) for index in operator.inputs]
+    graph.inputs = [*map(int, graph.inputs), *(given[tensor] for tensor in read)]
+    signature.inputs += [signature_entry(_key(tensor), given[tensor]) for tensor in read]
+    write_rewired(model, path)
+    return tuple(map(_key, read))
+
+
+def _give_all(model: Any) -> list[int]:
+    graph, computed = model.subgraphs[0], _computed(model.subgraphs[0])
+    graph.outputs = [int(index) for operator in graph.operators for index in operator.outputs if index in computed]
+    model.signatureDefs[0].outputs = [signature_entry(_key(index), index) for index in graph.outputs]
+    return list(graph.outputs)
+
+
+def _computed(graph: Any) -> set[int]:
+    """Tensors that depend on the graph's inputs: a weight that is dequantized at every call does not."""
+    found = {int(index) for index in graph.inputs}
+    inputs = set(found)
+    for operator in graph.operators:
+        if found.intersection(int(index) for index in operator.inputs):
+            found.update(int(index) for index in operator.outputs)
+    return found - inputs
+
+
+def _key(tensor: int) -> str:
+    return f"tensor_{tensor}"
+
+
+def _zero_point(tensor: Any) -> int:
+    quantized = tensor.quantization
+    points = None if quantized is None else quantized.zeroPoint
+    return 0 if points is None or len(points) != 1 else int(points[0])

@@ -1,0 +1,179 @@
+"""``md-export lint`` on TFLite files: what the engine refuses, and float16 bounds on golden inputs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from md_export.artifact import GOLDEN_FOLDER, read_manifest
+from md_export.errors import ArtifactError, RuntimeFault, UsageError
+from md_export.linting import budget_of, lint
+from md_export.npz import write_npz
+from md_export.parity.golden import read_golden
+from md_export.parity.gpu_bounds import float16_outlook
+from md_export.targets.advice import LintReport
+from md_export.targets.tflite.gpu.graph import GraphOp, graph_ops
+from md_export.targets.tflite.gpu.rules import RULES, EngineRule
+from md_export.targets.tflite.half.activations import Recorder
+from md_export.targets.tflite.half.constants import write_float_weights
+from md_export.targets.tflite.half.terms import terms_of
+from md_export.tensors import Arrays
+from planted import COMPONENT
+from support import Exported
+from test_cli import fails, md_export
+
+DECODER = "vae_decoder"
+
+
+def op(
+    kind: str, shape: tuple[int, ...] = (1, 4, 4, 8), inputs: tuple[str, ...] = ("a", "b"), *others: tuple[int, ...]
+) -> GraphOp:
+    return GraphOp(kind, "module", inputs, ("out",), (*others, shape), shape)
+
+
+FITTING = {
+    "broadcast-to": (op("BROADCAST_TO"), ""),
+    "rank-over-4": (op("RESHAPE", (1, 2, 3, 4, 5)), ""),
+    "same-tensor-twice": (op("BATCH_MATMUL", inputs=("a", "a")), ""),
+    "masked-attention-rank-4": (op("ADD", (1, 12, 77, 77), ("a", "b"), (1, 12, 77, 77), (1, 1, 77, 77)), ""),
+    "int8-fully-connected": (op("FULLY_CONNECTED"), "int8"),
+    "float16-embedding": (op("EMBEDDING_LOOKUP"), "float16"),
+    "wide-convolution": (op("CONV_2D", (1, 32, 32, 640), ("a", "b"), (1, 32, 32, 960), (640, 3, 3, 960)), "int8"),
+    "taken": (op("CONV_2D"), "int8"),
+}
+
+
+HEALTHY = [
+    (op("MUL", inputs=("a", "a")), ""),
+    (op("ADD", (1, 8, 8, 3), ("a", "b"), (1, 8, 8, 3), (1, 1, 1, 3)), ""),
+    (op("FULLY_CONNECTED"), "float32"),
+    (op("EMBEDDING_LOOKUP"), "int8"),
+    (op("CONV_2D"), "int8"),
+    (op("CONV_2D", (1, 32, 32, 640), ("a", "b"), (1, 32, 32, 910), (640, 3, 3, 910)), "int8"),
+]
+
+
+@pytest.mark.parametrize("item", RULES, ids=lambda item: item.rule.id)
+def test_each_rule_fits_what_it_speaks_of(item: EngineRule) -> None:
+    assert item.fits(*FITTING[item.rule.id])
+    assert item.rule.verdict == "likely" or not any(item.fits(*one) for one in HEALTHY)
+
+
+@pytest.mark.parametrize(
+    ("plant", "rule"),
+    [
+        ("broadcast", "broadcast-to"),
+        ("rank5", "rank-over-4"),
+        ("masked", "masked-attention-rank-4"),
+        ("wide", "wide-convolution"),
+    ],
+)
+def test_what_the_engine_does_not_do_is_found_in_a_file(planted: Callable[[str], Path], plant: str, rule: str) -> None:
+    (report,) = lint(planted(plant) / f"{COMPONENT}.tflite")
+    found = [item for item in report.ops if rule in item.rules]
+    assert {item.module.split(".")[0] for item in found} == {"middle"}
+    assert {item.verdict for item in found} == {"unlikely"}
+    assert report.bounds is None
+
+
+@pytest.fixture(scope="module")
+def inputs(exported: Exported) -> Arrays:
+    return read_golden(exported("tflite", "int8") / GOLDEN_FOLDER).cases[0].inputs(DECODER)
+
+
+@pytest.fixture(scope="module")
+def report(exported: Exported, inputs: Arrays, tmp_path_factory: pytest.TempPathFactory) -> LintReport:
+    """Of one decoder and one golden case."""
+    file = tmp_path_factory.mktemp("inputs") / "x.npz"
+    write_npz(file, inputs)
+    (found,) = lint(exported("tflite", "int8") / f"{DECODER}.tflite", inputs=file)
+    return found
+
+
+def test_every_op_of_an_export_is_bounded(exported: Exported, report: LintReport) -> None:
+    ops = graph_ops(exported("tflite", "int8") / f"{DECODER}.tflite")
+    assert report.bounds is not None
+    assert [bound.name for bound in report.bounds] == [item.outputs[0] for item in ops]
+    assert {item.verdict for item in report.ops} == {"likely"}
+    kinds = {"CONV_2D", "MEAN", "MUL", "ADD", "SUB", "RSQRT", "LOGISTIC"}
+    assert {bound.kind for bound in report.bounds if bound.default} == kinds
+    for bound in report.bounds:
+        assert bound.default is None or bound.default.worst <= bound.default.probable <= bound.default.expected + 20
+        assert not {"overflow", "sum-overflow", "long-sum", "loses"} & set(bound.rules), bound
+
+
+def test_float32_sums_keep_the_budget_that_the_default_does_not(report: LintReport) -> None:
+    """The finding about our own decoder, and the reason for what docs/android.md tells an app to ask for."""
+    assert report.emulated_db is not None
+    assert report.emulated_db >= 55
+    below = [bound for bound in report.bounds or () if "loses-by-default" in bound.rules]
+    assert {bound.kind for bound in below} == {"CONV_2D"}
+    assert all(bound.module.startswith("decoder.") for bound in below)
+
+
+def test_terms_of_real_activations_are_those_that_the_runtime_adds(
+    exported: Exported, inputs: Arrays, tmp_path: Path
+) -> None:
+    """With int8 weights as the numbers that they stand for."""
+    path = tmp_path / "floats.tflite"
+    assert write_float_weights(exported("tflite", "int8") / f"{DECODER}.tflite", path)
+    assert not write_float_weights(path, tmp_path / "again.tflite")
+    for values in Recorder(path).run(inputs):
+        terms = terms_of(values)
+        if terms is not None and values.op.operator in ("CONV_2D", "MEAN", "ADD", "SUB"):
+            slack = 1e-4 * terms.sizes + 1e-6
+            assert (terms.sizes + slack >= terms.values.abs()).all()
+            assert (terms.squares <= terms.sizes.square() + slack).all()
+
+
+def test_the_outlook_for_verify(exported: Exported, inputs: Arrays) -> None:
+    out = exported("tflite", "int8")
+    manifest = read_manifest(out)
+    entry = next(item for item in manifest.artifacts if item.component == DECODER)
+    assert budget_of(manifest, entry) == entry_tolerance(out)
+    outlook = float16_outlook(out / entry.file, [inputs], 55.0)
+    assert outlook.overflows == ()
+    assert outlook.below_with_float32_sums == 0 < outlook.below_by_default < outlook.ops
+    for words in ("bounded, not measured", "no overflow", "CONV_2D of decoder.", "with float32 sums"):
+        assert words in str(outlook)
+
+
+def entry_tolerance(out: Path) -> float:
+    return read_manifest(out).recipe.tolerances[DECODER].snr_db
+
+
+def test_lint_prints_what_was_measured_and_what_was_bounded(exported: Exported, inputs: Arrays, tmp_path: Path) -> None:
+    write_npz(tmp_path / "x.npz", inputs)
+    path = exported("tflite", "int8") / f"{DECODER}.tflite"
+    result = md_export("lint", path, "--inputs", tmp_path / "x.npz", "--json", tmp_path / "lint.json")
+    assert result.returncode == 0, result.stderr
+    for words in ("LiteRT's GPU engine", "Bounded", "Measured", "FP16_WITH_FP32_ACCUM", "emulated as a whole"):
+        assert words in result.stdout
+    (values,) = json.loads((tmp_path / "lint.json").read_text())
+    assert values["budget_db"] == 55.0
+    assert values["cases"] == 1
+    assert {"default", "float32_sums", "partial_sum", "advice", "module"} <= set(values["bounds"][1])
+
+
+def test_what_cannot_be_linted(exported: Exported, tmp_path: Path) -> None:
+    path = exported("tflite", "int8") / f"{DECODER}.tflite"
+    fails(md_export("lint", path, "--os", "iOS18"), 2, "--os chooses rules for Core ML packages; leave it out")
+    (tmp_path / "x.tflite").write_bytes(b"no file at all, but long enough")
+    with pytest.raises(ArtifactError, match=r"no \.tflite file"):
+        lint(tmp_path / "x.tflite")
+    noise = np.random.default_rng(0)
+    content = bytearray(path.read_bytes())
+    for place in noise.integers(8, 4000, 200):
+        content[place] = noise.integers(256)
+    (tmp_path / "x.tflite").write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"x\.tflite: .*corrupted"):
+        lint(tmp_path / "x.tflite")
+    np.savez(tmp_path / "x.npz", other=np.zeros(3, np.float32))
+    with pytest.raises(RuntimeFault, match=r"vae_decoder\.tflite"):
+        lint(path, inputs=tmp_path / "x.npz")
+    with pytest.raises(UsageError, match="golden cases"):
+        lint(exported("tflite", "int8"), inputs=tmp_path / "x.npz")
