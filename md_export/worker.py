@@ -51,7 +51,7 @@ def audit(request: dict[str, Any]) -> dict[str, Any]:
     """Hold every weight that one artifact stores against the checkpoint; answers with what was found."""
     import dataclasses
 
-    from md_export.parity.audit import audit_in_worker
+    from md_export.parity.stored.audit import audit_in_worker
 
     found = audit_in_worker(Path(request["out"]), Path(request["checkpoint"]), request["component"])
     return dataclasses.asdict(found)
@@ -68,7 +68,7 @@ def attribute(request: dict[str, Any]) -> dict[str, Any]:
     """Follow one artifact module by module; answers with what was found, without hops."""
     import dataclasses
 
-    from md_export.parity.blame import blame_in_worker
+    from md_export.parity.modules.blame import blame_in_worker
 
     found = blame_in_worker(Path(request["out"]), request["component"], Path(request["checkpoint"]))
     return dataclasses.asdict(found)
@@ -76,7 +76,7 @@ def attribute(request: dict[str, Any]) -> dict[str, Any]:
 
 def rewritten(request: dict[str, Any]) -> dict[str, Any]:
     """Hold a component's torch module, rewritten as it was lowered, against the golden outputs of some cases."""
-    from md_export.parity.blame import rewritten_in_worker
+    from md_export.parity.modules.blame import rewritten_in_worker
 
     folders = Path(request["out"]), Path(request["checkpoint"])
     return {"snr_db": rewritten_in_worker(folders[0], request["component"], folders[1], request["cases"])}

@@ -16,9 +16,9 @@ from md_export.artifact import ArtifactEntry, Manifest, read_manifest
 from md_export.checkpoint import open_checkpoint
 from md_export.data import nano_checkpoint
 from md_export.errors import ArtifactError, RuntimeFault
-from md_export.parity.audit import audit, audit_component
-from md_export.parity.ledger import ComponentAudit
-from md_export.parity.reference import Reference, prepare_reference
+from md_export.parity.stored.audit import audit, audit_component
+from md_export.parity.stored.ledger import ComponentAudit
+from md_export.parity.stored.reference import Reference, prepare_reference
 from md_export.recipe import Recipe
 from mutations import deepen_mask, edit_json, flip_block, rehash, weight_file
 from support import ONE_EACH, Exported

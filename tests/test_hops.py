@@ -16,9 +16,9 @@ from md_export import workers
 from md_export.artifact import OneStep, read_manifest
 from md_export.data import builtin_recipe
 from md_export.errors import ConversionError, MdExportError, ParityError
-from md_export.parity.attribute import entry_of
 from md_export.parity.golden import read_golden
 from md_export.parity.hops import failing_hop, hops_of, measure, verdict
+from md_export.parity.modules.attribute import entry_of
 from md_export.pipeline import export
 from md_export.recipe import Recipe, load_recipe
 from md_export.rewrites import REWRITES, Rewrite

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from md_export.parity.rounding import misfit
+from md_export.parity.stored.rounding import misfit
 from md_export.targets.stored import Float32, Grid, Palette, StoredWeight, along
 
 # Below 1e-30 a scale would be subnormal, and steps of it inexact.

@@ -8,10 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from md_export.parity.boundary import arrangements, outputs_by_module
-from md_export.parity.locate import Located, Search
 from md_export.parity.metrics import EXACT_DB
-from md_export.parity.walk import Walker
+from md_export.parity.modules.boundary import arrangements, outputs_by_module
+from md_export.parity.modules.locate import Located, Search
+from md_export.parity.modules.walk import Walker
 from md_export.targets.contract import Step
 
 LEAST = 40.0

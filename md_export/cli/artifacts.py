@@ -38,7 +38,7 @@ def run(artifact: Path, inputs: Path, output: Path, runtime: str | None, gpu: bo
     limit_s = gpu_limit(gpu, limit_s, target.name)
     if gpu:
         target.require()
-        from md_export.parity.gpu import run_on_gpu
+        from md_export.parity.gpu.verify import run_on_gpu
 
         outputs, note = run_on_gpu(artifact, read_npz(inputs), limit_s)
         click.echo(note, err=True)
@@ -117,7 +117,7 @@ def _verify_on_gpu(out: Path, golden_dir: Path | None, limit_s: float, json_file
     from md_export.targets import TARGETS
 
     TARGETS["tflite"].require()
-    from md_export.parity.gpu import verify_on_gpu
+    from md_export.parity.gpu.verify import verify_on_gpu
     from md_export.report.gpu import gpu_tables
 
     with progress(len(COMPONENTS)) as report:

@@ -20,7 +20,7 @@ def attribute(artifact: Path, checkpoint: Path | None, lower_again: bool, json_f
     Names the hop and the first module that diverge, the ten worst, and what to change in the recipe. CHECKPOINT is
     the one that the export was made from; by default the nano one. Advice is no failure: exit 0.
     """
-    from md_export.parity.attribute import attribute as follow
+    from md_export.parity.modules.attribute import attribute as follow
     from md_export.report.attribute import attribution_tables
 
     with progress(2) as tell:

@@ -19,7 +19,7 @@ def audit(out: Path, checkpoint: Path | None, json_file: Path | None) -> None:
     Exit 3 if a weight is further off than its scheme rounds, is nowhere, or is stored otherwise than requested.
     """
     from md_export.errors import ParityError
-    from md_export.parity.audit import audit as hold
+    from md_export.parity.stored.audit import audit as hold
     from md_export.report.audit import audit_table, unmatched_table
 
     with progress(len(COMPONENTS)) as report:

@@ -36,7 +36,7 @@ def compare(
     """
     from md_export.artifact import read_manifest
     from md_export.errors import RegressionError
-    from md_export.parity.compare import compare_exports
+    from md_export.parity.regression.compare import compare_exports
     from md_export.report.compare import comparison_junit, comparison_markdown, comparison_tables
 
     limit = gpu_limit(gpu, limit_s, read_manifest(new).target)

@@ -48,7 +48,7 @@ def verify_in_library(out: Path, golden_dir: Path | None, library: str, json_fil
     from md_export.targets import TARGETS
 
     TARGETS["tflite"].require()
-    from md_export.parity.runtimes import verify_in_runtimes
+    from md_export.parity.runtimes.verify import verify_in_runtimes
     from md_export.report.runtimes import runtimes_tables
 
     with progress(len(COMPONENTS) * len(RUNTIMES["tflite"]) // len(LIBRARIES)) as report:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.markup import escape
 from rich.table import Table
 
-from md_export.parity.attribute import Attribution, ModuleError
 from md_export.parity.metrics import EXACT_DB
+from md_export.parity.modules.attribute import Attribution, ModuleError
 
 
 def attribution_tables(found: Attribution) -> tuple[Table | str, ...]:

@@ -7,8 +7,8 @@ from typing import Final
 from rich.markup import escape
 from rich.table import Table
 
-from md_export.parity.audit import AuditResult
-from md_export.parity.ledger import ComponentAudit
+from md_export.parity.stored.audit import AuditResult
+from md_export.parity.stored.ledger import ComponentAudit
 
 # Constants that match nothing are mostly sizes, axes and scales of activations; those are summed.
 _SHOWN_BYTES: Final = 64

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from rich.markup import escape
 from rich.table import Table
 
-from md_export.parity.changes import Change
-from md_export.parity.compare import ExportComparison
 from md_export.parity.metrics import EXACT_DB
+from md_export.parity.regression.changes import Change
+from md_export.parity.regression.compare import ExportComparison
 from md_export.report.junit import Suite, junit_of
 from md_export.report.markdown import heading, markdown_table, safe
 from md_export.report.tables import Cells

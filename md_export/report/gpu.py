@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.markup import escape
 from rich.table import Table
 
-from md_export.parity.gpu import GpuComponent, GpuResult
+from md_export.parity.gpu.verify import GpuComponent, GpuResult
 from md_export.report.tables import decibel
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from md_export.parity.attribute import Attribution, ModuleError
 from md_export.parity.insight import Insight
-from md_export.parity.ledger import ComponentAudit, WeightError
+from md_export.parity.modules.attribute import Attribution, ModuleError
+from md_export.parity.stored.ledger import ComponentAudit, WeightError
 from md_export.report.attribute import decibel, name_of, verdict_line
 from md_export.report.plots import Ticks, course
 from md_export.report.tables import Cells

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.markup import escape
 from rich.table import Table
 
-from md_export.parity.runtimes import RuntimesResult
+from md_export.parity.runtimes.verify import RuntimesResult
 from md_export.report.tables import decibel
 
 

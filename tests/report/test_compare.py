@@ -10,8 +10,8 @@ import pytest
 
 from md_export.artifact import Parity
 from md_export.budget import Regression
-from md_export.parity.compare import ExportComparison, compare_snapshots
-from md_export.parity.snapshot import Snapshot
+from md_export.parity.regression.compare import ExportComparison, compare_snapshots
+from md_export.parity.regression.snapshot import Snapshot
 from md_export.report.annotations import error_annotations
 from md_export.report.compare import comparison_junit, comparison_markdown, comparison_tables
 from md_export.report.tables import console

@@ -13,9 +13,9 @@ from pydantic import TypeAdapter
 from md_export.artifact import MANIFEST, read_manifest
 from md_export.checkpoint import open_checkpoint
 from md_export.errors import CheckpointError, RuntimeFault
-from md_export.parity.audit import audit_component
-from md_export.parity.reference import Reference, prepare_reference
 from md_export.parity.selftest.run import Audit, Row, try_all
+from md_export.parity.stored.audit import audit_component
+from md_export.parity.stored.reference import Reference, prepare_reference
 from md_export.targets import TARGETS
 from md_export.workers import call_worker
 

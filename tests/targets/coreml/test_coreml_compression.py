@@ -17,8 +17,8 @@ from torch import nn
 from md_export.artifact import ArtifactEntry, Measured
 from md_export.errors import ConversionError
 from md_export.parity.contents import stored_faults
-from md_export.parity.ledger import ComponentAudit, Ledger
-from md_export.parity.reference import reference_of
+from md_export.parity.stored.ledger import ComponentAudit, Ledger
+from md_export.parity.stored.reference import reference_of
 from md_export.scheme import QuantScheme
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob

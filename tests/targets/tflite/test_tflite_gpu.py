@@ -12,8 +12,8 @@ import pytest
 from md_export.artifact import GOLDEN_FOLDER
 from md_export.errors import RuntimeFault
 from md_export.parity.golden import read_golden
-from md_export.parity.gpu import GpuComponent, run_on_gpu, verify_on_gpu
-from md_export.parity.gpu_locate import Search, first_bad_op
+from md_export.parity.gpu.locate import Search, first_bad_op
+from md_export.parity.gpu.verify import GpuComponent, run_on_gpu, verify_on_gpu
 from md_export.parity.metrics import compare
 from planted import COMPONENT
 from support import Exported

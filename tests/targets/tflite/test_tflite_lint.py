@@ -14,7 +14,7 @@ from md_export.errors import ArtifactError, RuntimeFault, UsageError
 from md_export.linting import budget_of, lint
 from md_export.npz import write_npz
 from md_export.parity.golden import read_golden
-from md_export.parity.gpu_bounds import float16_outlook
+from md_export.parity.gpu.bounds import float16_outlook
 from md_export.targets.advice import LintReport
 from md_export.targets.tflite.gpu.graph import GraphOp, graph_ops
 from md_export.targets.tflite.gpu.rules import RULES, EngineRule

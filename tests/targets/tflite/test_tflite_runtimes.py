@@ -19,8 +19,8 @@ from md_export.errors import MissingExtraError, UsageError
 from md_export.npz import write_npz
 from md_export.parity.golden import read_golden
 from md_export.parity.metrics import EXACT_DB
-from md_export.parity.runtimes import RuntimesResult, verify_in_runtimes
-from md_export.parity.runtimes_locate import agreement, disagreements
+from md_export.parity.runtimes.locate import agreement, disagreements
+from md_export.parity.runtimes.verify import RuntimesResult, verify_in_runtimes
 from md_export.recipe import Tolerance
 from md_export.targets.tflite import runtimes
 from md_export.targets.tflite.observe import observed

@@ -8,9 +8,9 @@ from math import prod
 from typing import Final
 
 from md_export.artifact import ArtifactEntry
-from md_export.parity.matching import Mismatch, match
 from md_export.parity.metrics import snr_db
-from md_export.parity.reference import Reference, Wanted
+from md_export.parity.stored.matching import Mismatch, match
+from md_export.parity.stored.reference import Reference, Wanted
 from md_export.scheme import QuantScheme, stored_type
 from md_export.targets.stored import StoredWeight, squeezed
 

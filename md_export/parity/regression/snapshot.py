@@ -9,7 +9,7 @@ from pathlib import Path
 
 from md_export.artifact import Manifest, artifact_path, bytes_of_artifact
 from md_export.linting import lint
-from md_export.parity.gpu import verify_on_gpu
+from md_export.parity.gpu.verify import verify_on_gpu
 from md_export.parity.verify import Verification, judge
 from md_export.targets import TARGETS
 from md_export.targets.advice import LintReport

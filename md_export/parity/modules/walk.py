@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from md_export.parity.boundary import arrangements, outputs_by_module
-from md_export.parity.follow import follow, outputs_of
 from md_export.parity.metrics import EXACT_DB, snr_db
+from md_export.parity.modules.boundary import arrangements, outputs_by_module
+from md_export.parity.modules.follow import follow, outputs_of
 from md_export.targets.contract import Step
 from md_export.tensors import Arrays
 

@@ -6,11 +6,11 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Final
 
 from md_export.artifact import ArtifactEntry, Manifest
-from md_export.parity.locate import SOMETHING_ELSE_DB
+from md_export.parity.modules.locate import SOMETHING_ELSE_DB
 from md_export.scheme import QuantScheme
 
 if TYPE_CHECKING:
-    from md_export.parity.attribute import ModuleError
+    from md_export.parity.modules.attribute import ModuleError
 
 _MORE_BITS: Final = {
     "palette2": "palette4",

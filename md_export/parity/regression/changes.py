@@ -8,7 +8,7 @@ from typing import Literal
 
 from md_export.budget import Regression
 from md_export.parity.metrics import EXACT_DB
-from md_export.parity.snapshot import Snapshot
+from md_export.parity.regression.snapshot import Snapshot
 
 Figure = Literal["SNR dB", "PSNR dB", "bytes", "ops", "lint findings", "ops on the CPU"]
 

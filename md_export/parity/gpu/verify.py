@@ -9,7 +9,7 @@ from pathlib import Path
 from md_export.artifact import GOLDEN_FOLDER, ArtifactEntry, Manifest, Parity, artifact_path, read_manifest
 from md_export.errors import ArtifactError, RuntimeFault
 from md_export.parity.golden import GoldenSet, read_golden
-from md_export.parity.gpu_locate import Search, first_bad_op, words_of
+from md_export.parity.gpu.locate import Search, first_bad_op, words_of
 from md_export.parity.verify import altered_faults, check_belongs, shortfalls, worst_parity
 from md_export.recipe import Tolerance
 from md_export.sampling import only_output

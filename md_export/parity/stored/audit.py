@@ -16,8 +16,8 @@ from pydantic import TypeAdapter
 from md_export.artifact import ArtifactEntry, Manifest, artifact_path, read_manifest
 from md_export.checkpoint import Checkpoint, open_checkpoint
 from md_export.errors import ArtifactError
-from md_export.parity.ledger import ComponentAudit, Ledger
-from md_export.parity.reference import Reference, prepare_reference
+from md_export.parity.stored.ledger import ComponentAudit, Ledger
+from md_export.parity.stored.reference import Reference, prepare_reference
 from md_export.targets import TARGETS
 from md_export.workers import call_worker
 

@@ -15,8 +15,8 @@ import numpy as np
 from md_export.artifact import GOLDEN_FOLDER, ArtifactEntry, Manifest, Parity, artifact_path, read_manifest
 from md_export.errors import RuntimeFault
 from md_export.parity.golden import GoldenSet, read_golden
-from md_export.parity.gpu import golden_cases
-from md_export.parity.runtimes_locate import OpDisagreement, agreement, disagreements
+from md_export.parity.gpu.verify import golden_cases
+from md_export.parity.runtimes.locate import OpDisagreement, agreement, disagreements
 from md_export.parity.verify import altered_faults, check_belongs, shortfalls, worst_parity
 from md_export.recipe import Tolerance
 from md_export.sampling import only_output

@@ -13,10 +13,10 @@ from typing import Literal
 from md_export.artifact import GOLDEN_FOLDER, Manifest, read_manifest
 from md_export.budget import Regression
 from md_export.errors import ArtifactError, RecipeError, UsageError
-from md_export.parity.changes import Change, changes_of
 from md_export.parity.metrics import compare as figures_of
 from md_export.parity.metrics import first_fault
-from md_export.parity.snapshot import Counts, Snapshot, snapshot
+from md_export.parity.regression.changes import Change, changes_of
+from md_export.parity.regression.snapshot import Counts, Snapshot, snapshot
 from md_export.parity.verify import Verification
 from md_export.sampling import Float32
 

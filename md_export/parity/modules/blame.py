@@ -12,14 +12,14 @@ import torch
 from md_export.artifact import GOLDEN_FOLDER, ArtifactEntry, Manifest, artifact_path, is_unchanged, read_manifest
 from md_export.checkpoint import open_checkpoint
 from md_export.errors import ArtifactError, RuntimeFault
-from md_export.parity.attribute import Attribution, ModuleError
 from md_export.parity.golden import GoldenCase, read_golden
-from md_export.parity.locate import Located, Search
 from md_export.parity.metrics import snr_db
-from md_export.parity.remedies import remedies
+from md_export.parity.modules.attribute import Attribution, ModuleError
+from md_export.parity.modules.locate import Located, Search
+from md_export.parity.modules.remedies import remedies
+from md_export.parity.modules.walk import Walker
 from md_export.parity.rewritten import Rewritten, rewritten
 from md_export.parity.verify import check_belongs
-from md_export.parity.walk import Walker
 from md_export.targets import TARGETS
 from md_export.targets.contract import TargetModule
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from md_export.parity.reference import Reference, Wanted
-from md_export.parity.rounding import Misfit, misfit
+from md_export.parity.stored.reference import Reference, Wanted
+from md_export.parity.stored.rounding import Misfit, misfit
 from md_export.targets.stored import StoredWeight, Use, squeezed
 
 

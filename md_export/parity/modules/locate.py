@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from md_export.parity.walk import Seen, Walker
+from md_export.parity.modules.walk import Seen, Walker
 from md_export.targets.contract import Step
 from md_export.tensors import Arrays
 

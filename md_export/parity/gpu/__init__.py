@@ -1,0 +1,1 @@
+"""TFLite artifacts on LiteRT's GPU engine."""

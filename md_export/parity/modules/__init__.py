@@ -1,0 +1,1 @@
+"""Attribution: which torch module does an artifact compute wrongly?"""

@@ -1,0 +1,1 @@
+"""An export against an older one."""

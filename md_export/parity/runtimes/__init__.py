@@ -1,0 +1,1 @@
+"""TFLite artifacts in other runtimes and kernels."""

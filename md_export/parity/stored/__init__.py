@@ -1,0 +1,1 @@
+"""The stored-weight audit: every weight in an artifact against the checkpoint."""
