@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any, Final
 
 import numpy as np
 import torch
 
-from md_export.targets.coreml.decompress import DECODERS, Argument, plain
 from md_export.targets.coreml.mil.blob import BlobFile
 from md_export.targets.coreml.mil.dtypes import TensorType, parse_type
 from md_export.targets.coreml.mil.values import decode
@@ -21,6 +20,22 @@ _CONSTEXPR: Final = "constexpr_"
 _NAMES: Final = {"fp16": "float16", "fp32": "float32", "fp64": "float64"}
 
 
+@dataclass(frozen=True)
+class Argument:
+    """A constant operand: its values, the name of its type in the file, its bytes there, and whether it is float16."""
+
+    values: torch.Tensor
+    dtype: str
+    nbytes: int
+    half: bool = False
+
+
+def plain(name: str, argument: Argument) -> StoredWeight:
+    """A constant that is stored as it is."""
+    values = argument.values.to(torch.float32).numpy()
+    return StoredWeight(name, argument.dtype, {argument.dtype: argument.nbytes}, values, half=argument.half)
+
+
 class Constants:
     """The constants of a program's operations.
 
@@ -28,8 +43,8 @@ class Constants:
         names: of the constants and decompressed weights that other operations than ``constexpr_*`` may read.
     """
 
-    def __init__(self, operations: Any, weights: Callable[[str], BlobFile]) -> None:
-        self._weights = weights
+    def __init__(self, operations: Any, weights: Callable[[str], BlobFile], decoders: Mapping[str, Decoder]) -> None:
+        self._weights, self._decoders = weights, decoders
         self._makers = {
             output.name: op
             for op in operations
@@ -47,7 +62,7 @@ class Constants:
         if op.type == _CONST:
             argument = self._value(op.attributes["val"])
             return plain(name, argument) if argument else StoredWeight(name, "string", {}, np.zeros(0, np.float32))
-        return replace(DECODERS[op.type](self, op), name=name)
+        return replace(self._decoders[op.type](self, op), name=name)
 
     def argument(self, op: Any, role: str) -> Argument:
         """A constant operand of a ``constexpr_*`` operation.
@@ -89,6 +104,10 @@ class Constants:
             return None
         name = _NAMES.get(declared.dtype.name, declared.dtype.name)
         return Argument(values, name, ceil(values.numel() * declared.dtype.bits / 8), name == "float16")
+
+
+# Makes a weight of a ``constexpr_*`` operation and its operands.
+Decoder = Callable[[Constants, Any], StoredWeight]
 
 
 def _bound(op: Any) -> Iterator[Any]:

@@ -5,37 +5,19 @@ Arithmetic is that of the runtime's own kernels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 
+from md_export.targets.coreml.constants import Argument, Constants, Decoder, plain
 from md_export.targets.coreml.mil.dtypes import DTYPES, unpack_bits
 from md_export.targets.coreml.mil.kernels import compression as kernels
 from md_export.targets.stored import Grid, Palette, StoredWeight, along
 
-if TYPE_CHECKING:
-    from md_export.targets.coreml.constants import Constants
-
 _LEVELS: Final = {"int8": 127, "uint8": 255, "int4": 7, "uint4": 15}
-
-
-@dataclass(frozen=True)
-class Argument:
-    """A constant operand: its values, the name of its type in the file, its bytes there, and whether it is float16."""
-
-    values: torch.Tensor
-    dtype: str
-    nbytes: int
-    half: bool = False
-
-
-def plain(name: str, argument: Argument) -> StoredWeight:
-    """A constant that is stored as it is."""
-    values = argument.values.to(torch.float32).numpy()
-    return StoredWeight(name, argument.dtype, {argument.dtype: argument.nbytes}, values, half=argument.half)
 
 
 def _parts(*arguments: Argument | None) -> dict[str, int]:
@@ -136,7 +118,7 @@ def _cast(constants: Constants, op: Any) -> StoredWeight:
     return plain("", constants.argument(op, "source_val"))
 
 
-DECODERS: Final[Mapping[str, Callable[[Constants, Any], StoredWeight]]] = {
+DECODERS: Final[Mapping[str, Decoder]] = {
     "constexpr_affine_dequantize": _affine,
     "constexpr_blockwise_shift_scale": _blockwise,
     "constexpr_lut_to_dense": _palette,

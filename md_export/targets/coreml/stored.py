@@ -15,6 +15,7 @@ from md_export.errors import RuntimeFault
 from md_export.scheme import QuantScheme
 from md_export.targets.coreml.compress import pays
 from md_export.targets.coreml.constants import Constants
+from md_export.targets.coreml.decompress import DECODERS
 from md_export.targets.coreml.mil.package import Package
 from md_export.targets.coreml.modules import read_modules
 from md_export.targets.coreml.package import main_operations, read_spec
@@ -52,7 +53,7 @@ def stored_weights(path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:
         ArtifactError, RuntimeFault: no readable package, or a weight that cannot be decompressed.
     """
     spec, package = read_spec(path), Package(path)
-    modules, constants = read_modules(spec), Constants(main_operations(spec), package.weights)
+    modules, constants = read_modules(spec), Constants(main_operations(spec), package.weights, DECODERS)
     readers = _readers(main_operations(spec))
     try:
         for name in constants.names:
