@@ -37,6 +37,7 @@ bench: $(READY)
 	cd golden/nano && $(CURDIR)/$(BIN)/python -m training.evaluate
 	$(BIN)/python benchmarks/parity.py
 	$(BIN)/python benchmarks/coreml.py
+	$(BIN)/python benchmarks/tflite.py --gpu
 
 # The op tests that ship inside coremltools, against our runtime of ML programs; hours. Shard with ARGS="--shard 1/16".
 mil-conformance: $(READY)

@@ -1,6 +1,6 @@
 """Every compressed form of the nano checkpoint that a Core ML package has: bytes, parity, what the pixel detector says.
 
-    python benchmarks/coreml_compression.py [captions]
+    python benchmarks/coreml_compression.py [captions [SCHEME ...]]
 
 A row is a recipe that ships, or one with another scheme and the same modules in float. An export that its recipe's
 thresholds reject is a row too: its figures are read from the ``.rejected`` folder. The detector is parity.py's.
@@ -79,17 +79,18 @@ def row(recipe: Recipe, folder: Path, detector: Detector, unet_weights: int) -> 
     return f"| {' | '.join(cells)} |"
 
 
-def main(count: int) -> None:
-    """Print the table."""
+def main(count: int, wanted: list[str]) -> None:
+    """Print the table, or some of its rows."""
     detector = Detector(sample(count))
     unet = open_checkpoint(nano_checkpoint()).module("unet")
     weights = sum(parameter.numel() for parameter in unet.parameters())
     print(HEADER)
     print("|---" + "|---:" * (HEADER.count("|") - 3) + "|---|")
     with tempfile.TemporaryDirectory() as folder:
-        for recipe in recipes():
+        chosen = [item for item in recipes() if not wanted or item.name.removeprefix("coreml-") in wanted]
+        for recipe in chosen:
             print(row(recipe, Path(folder), detector, weights), flush=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 200)
+    main(int((sys.argv[1:] or ["200"])[0]), sys.argv[2:])
