@@ -29,6 +29,17 @@ class TensorBuffer internal constructor() : AutoCloseable {
 class CompiledModel private constructor(private val file: String) : AutoCloseable {
     class Options(internal val accelerators: Set<Accelerator>) {
         constructor(vararg accelerators: Accelerator) : this(setOf(*accelerators))
+
+        var gpuOptions: GpuOptions? = null
+    }
+
+    data class GpuOptions(
+        val constantTensorSharing: Boolean? = null,
+        val infiniteFloatCapping: Boolean? = null,
+        val allowSrcQuantizedFcConvOps: Boolean? = null,
+        val precision: Precision? = null,
+    ) {
+        enum class Precision { DEFAULT, FP16, FP32, FP16_WITH_FP32_ACCUM }
     }
 
     fun createInputBuffer(inputName: String, signature: String? = null): TensorBuffer = TensorBuffer()
