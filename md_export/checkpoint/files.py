@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
+
+from pydantic_core import from_json
 
 from md_export.errors import CheckpointError
 
@@ -68,20 +69,13 @@ def read_json(path: Path, limit: int = CONFIG_LIMIT) -> dict[str, Any]:
     """The JSON object in ``path``; raises :class:`CheckpointError` for anything else, NaN and Infinity included."""
     text = read_text(path, limit)
     try:
-        values = json.loads(text, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        raise CheckpointError(
-            f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}; correct it there"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}; correct it") from error
+        # Not json: its recursion is bounded by Python's limit, which litert_converter raises beyond the stack.
+        values = from_json(text, allow_inf_nan=False)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}; correct it there") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} must hold a JSON object {{…}}, not {type(values).__name__}: replace it")
     return values
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
 
 
 def unreadable(path: Path, error: OSError) -> NoReturn:
