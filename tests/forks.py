@@ -107,7 +107,7 @@ class Forks:
     def close(self) -> None:
         """Stop the server, if it was needed."""
         if self._server and self._folder:
-            self._server.send_signal(signal.SIGINT)
+            self._server.terminate()
             self._server.wait()
 
 
@@ -142,6 +142,7 @@ class _Server(socketserver.ForkingMixIn, socketserver.UnixStreamServer):
 
 def _become(argv: list[str], env: dict[str, str], cwd: str, files: list[str], folder: str) -> NoReturn:
     """Be ``python *argv``, and leave."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
@@ -179,6 +180,8 @@ def _status_of(argv: list[str], folder: Path) -> int:
 
 def _serve(folder: Path, imported: Sequence[str]) -> None:
     sys.path[0] = ""
+    # Not SIGINT, which a shell's background jobs ignore.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     for name in imported:
         importlib.import_module(name)
     try:
