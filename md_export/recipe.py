@@ -21,6 +21,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from md_export.budget import Regression
 from md_export.errors import RecipeError
 from md_export.scheme import QuantScheme as QuantScheme
+from md_export.scheme import WeightRule
 
 COMPONENT_NAMES: Final = ("text_encoder", "unet", "vae_decoder")
 _TABLES: Final = {"schemes": "scheme", "tolerances": "tolerance"}
@@ -188,8 +189,9 @@ def _describe(source: str, item: Mapping[str, Any]) -> str:
     table = f"[{'.'.join(where[:-1])}] " if len(where) > 1 else ""
     field = where[-1] if where else "the file"
     if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        near = get_close_matches(field, _known_fields(where[0]), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_known_fields(where[0]))}"
+        known = _known_fields("rules" if "rules" in where[:-1] else where[0])
+        near = get_close_matches(field, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
         return f"{source}: {table}unknown field {field!r}; {hint}"
     if item["type"] in ("missing", "missing_argument"):
         return f"{source}: {table}{field} is missing"
@@ -206,6 +208,7 @@ def _without_repeats(findings: list[str]) -> list[str]:
 def _known_fields(table: str) -> list[str]:
     kinds: dict[str, Any] = {
         "scheme": QuantScheme,
+        "rules": WeightRule,
         "tolerance": Tolerance,
         "golden": GoldenPlan,
         "regression": Regression,

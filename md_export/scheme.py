@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final, Literal
@@ -12,7 +13,37 @@ from md_export.errors import RecipeError
 
 Weights = Literal["float32", "float16", "int8", "int4", "palette8", "palette6", "palette4", "palette3", "palette2"]
 _PALETTE: Final = "palette"
+Granularity = Literal["tensor", "channel", "block", "group"]
 _REFINEMENTS: Final = ("block_size", "group_size", "sparsity")
+_STORAGE: Final = ("weights", "granularity", "block_size", "group_size")
+
+
+@dataclass(frozen=True)
+class WeightRule:
+    """How the weights of some modules are stored, where it is not as the rest of the component.
+
+    Attributes:
+        modules: globs on module paths.
+        weights, granularity, block_size, group_size: as in :class:`QuantScheme`, and none of them is inherited.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    modules: tuple[str, ...]
+    weights: Weights
+    granularity: Granularity = "channel"
+    block_size: int | None = None
+    group_size: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself. RecipeError names the field."""
+        if not self.modules:
+            raise RecipeError("[scheme] rules: modules is empty; give globs on module paths")
+        _check_storage(self)
+
+    def matches(self, module_path: str) -> bool:
+        """Whether one of the globs matches."""
+        return any(fnmatchcase(module_path, pattern) for pattern in self.modules)
 
 
 @dataclass(frozen=True)
@@ -29,39 +60,43 @@ class QuantScheme:
         block_size: input channels that share a scale.
         group_size: output channels that share a table.
         sparsity: share of each weight's elements, the smallest ones, that become zero and are not stored.
+        rules: other storage for some modules; the first rule that matches counts, ``keep_float`` before all.
+        rounding: to the ``nearest`` level of a grid that reaches the largest value; of the grid with the least squared
+            error on calibration inputs (``mse``); or with each error made good by the weights not yet rounded
+            (``gptq``). The last two are computed from the calibration inputs, before lowering.
+        bias_correction: take the mean error that rounding makes on calibration inputs off the biases.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
     weights: Weights
     activations: Literal["float32", "float16", "int8_dynamic", "int8_static"]
-    granularity: Literal["tensor", "channel", "block", "group"] = "channel"
+    granularity: Granularity = "channel"
     keep_float: tuple[str, ...] = ()
     block_size: int | None = None
     group_size: int | None = None
     sparsity: float | None = None
+    rules: tuple[WeightRule, ...] = ()
+    rounding: Literal["nearest", "mse", "gptq"] = "nearest"
+    bias_correction: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself. RecipeError names the field."""
-        for field, unit in (("block_size", "block"), ("group_size", "group")):
-            size = getattr(self, field)
-            if (size is not None) != (self.granularity == unit):
-                raise RecipeError(f'[scheme] {field}: goes with granularity = "{unit}"; give both or neither')
-            if size is not None and size < 2:
-                raise RecipeError(f"[scheme] {field}: {size} is too few channels; give 2 or more")
-        if self.palette_bits and self.granularity not in ("tensor", "group"):
-            raise RecipeError('[scheme] granularity: a palette\'s table is for a "tensor" or for a "group" of channels')
-        if not self.palette_bits and self.granularity == "group":
-            raise RecipeError(f'[scheme] granularity: "group" is for palettes, the weights are {self.weights}')
-        if self.weights.startswith("float") and self.granularity == "block":
-            raise RecipeError(f'[scheme] granularity: "block" is for int8 and int4, the weights are {self.weights}')
+        _check_storage(self)
         if self.sparsity is not None and not 0 < self.sparsity < 1:
             raise RecipeError(f"[scheme] sparsity: {self.sparsity:g} is no share between 0 and 1")
+        if self.sparsity is not None and self.rounding != "nearest":
+            raise RecipeError(f'[scheme] rounding: "{self.rounding}" would fill what sparsity makes zero; give one')
 
     @property
     def palette_bits(self) -> int | None:
         """Bits of an index into a palette; None for weights that have none."""
-        return int(self.weights.removeprefix(_PALETTE)) if self.weights.startswith(_PALETTE) else None
+        return palette_bits(self.weights)
+
+    @property
+    def is_adjusted(self) -> bool:
+        """Whether weights or biases change before they are lowered."""
+        return self.rounding != "nearest" or self.bias_correction
 
     @property
     def refinements(self) -> tuple[str, ...]:
@@ -73,7 +108,41 @@ class QuantScheme:
         """Whether a glob of ``keep_float`` matches the module path (``up_blocks.0.resnets.1.conv_dw``)."""
         return any(fnmatchcase(module_path, pattern) for pattern in self.keep_float)
 
+    def for_module(self, module_path: str) -> QuantScheme:
+        """How one module is stored: the first matching rule's storage, else the component's own; without rules.
+
+        Whether the module stays float altogether is :meth:`keeps_float`'s to say.
+        """
+        rule = next((rule for rule in self.rules if rule.matches(module_path)), None)
+        storage = {} if rule is None else {field: getattr(rule, field) for field in _STORAGE}
+        return dataclasses.replace(self, rules=(), **storage)
+
+    @property
+    def all_weights(self) -> tuple[str, ...]:
+        """Types of stored weights that it speaks of, the component's own first."""
+        return tuple(dict.fromkeys((self.weights, *(rule.weights for rule in self.rules))))
+
+
+def palette_bits(weights: str) -> int | None:
+    """Bits of an index of such weights into a palette; None for weights that have none."""
+    return int(weights.removeprefix(_PALETTE)) if weights.startswith(_PALETTE) else None
+
 
 def stored_type(weights: str) -> str:
     """The type that weights of a scheme have in a file: ``palette4`` is stored as indices of type ``uint4``."""
     return weights.replace(_PALETTE, "uint")
+
+
+def _check_storage(scheme: QuantScheme | WeightRule) -> None:
+    for field, unit in (("block_size", "block"), ("group_size", "group")):
+        size = getattr(scheme, field)
+        if (size is not None) != (scheme.granularity == unit):
+            raise RecipeError(f'[scheme] {field}: goes with granularity = "{unit}"; give both or neither')
+        if size is not None and size < 2:
+            raise RecipeError(f"[scheme] {field}: {size} is too few channels; give 2 or more")
+    if palette_bits(scheme.weights) and scheme.granularity not in ("tensor", "group"):
+        raise RecipeError('[scheme] granularity: a palette\'s table is for a "tensor" or for a "group" of channels')
+    if not palette_bits(scheme.weights) and scheme.granularity == "group":
+        raise RecipeError(f'[scheme] granularity: "group" is for palettes, the weights are {scheme.weights}')
+    if scheme.weights.startswith("float") and scheme.granularity == "block":
+        raise RecipeError(f'[scheme] granularity: "block" is for int8 and int4, the weights are {scheme.weights}')

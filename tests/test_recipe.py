@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import re
 import typing
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from md_export.components import COMPONENTS
 from md_export.data import builtin_recipe, builtin_recipes, recipe_file
 from md_export.errors import RecipeError
-from md_export.recipe import COMPONENT_NAMES, Recipe, load_recipe, recipe_from_dict, recipe_to_dict
+from md_export.recipe import COMPONENT_NAMES, Recipe, load_recipe, recipe_from_dict, recipe_from_toml, recipe_to_dict
 from md_export.rewrites import REWRITES
 from md_export.scheme import QuantScheme, Weights, stored_type
 from md_export.targets import TARGETS
@@ -206,3 +208,45 @@ def test_hostile_values_give_our_own_error(value: object) -> None:
 def test_thresholds_have_no_default() -> None:
     required = {name for name, field in Recipe.__dataclass_fields__.items() if field.default is field.default_factory}
     assert {"tolerances", "picture_psnr_db"} <= required
+
+
+RULES = """
+[[scheme.unet.rules]]
+modules = ["up_blocks.*.conv1", "conv_in"]
+weights = "palette4"
+granularity = "group"
+group_size = 16
+
+[[scheme.unet.rules]]
+modules = ["up_blocks.*"]
+weights = "float16"
+"""
+
+
+def with_rules(rules: str) -> bytes:
+    recipe = builtin_recipe("coreml", "int8").read_text().replace("[tolerance]", f"{rules}\n[tolerance]", 1)
+    return recipe.encode()
+
+
+def test_the_first_rule_that_matches_a_module_counts() -> None:
+    recipe = recipe_from_toml(with_rules(RULES), Path("r.toml"))
+    scheme = recipe.schemes["unet"]
+    assert scheme.for_module("up_blocks.0.resnets.1.conv1").group_size == 16
+    assert scheme.for_module("up_blocks.0.resnets.1.conv2").weights == "float16"
+    assert scheme.for_module("mid_block.conv1") == dataclasses.replace(scheme, rules=())
+    assert scheme.all_weights == ("int8", "palette4", "float16")
+    assert recipe_from_dict(recipe_to_dict(recipe), "r.toml") == recipe
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("group_size = 16", "", "goes with granularity"),
+        ('modules = ["up_blocks.*"]', "modules = []", "modules is empty"),
+        ('weights = "palette4"', 'weights = "int4"', '"group" is for palettes'),
+        ("group_size = 16", "group_size = 16\nbits = 3", "unknown field 'bits'; known: modules, weights"),
+    ],
+)
+def test_a_rule_that_contradicts_itself_is_refused(old: str, new: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(said)):
+        recipe_from_toml(with_rules(RULES.replace(old, new)), Path("r.toml"))

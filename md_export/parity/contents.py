@@ -75,10 +75,12 @@ def _type_faults(entry: ArtifactEntry, scheme: QuantScheme, found: Description) 
     faults = []
     counts = {dtype: 8 * size / _bits(dtype) for dtype, size in found.stored.items()}
     masks = counts.pop("uint1", 0.0)
-    total, wanted = sum(counts.values()), counts.get(stored_type(entry.weights), 0.0)
+    asked = " and ".join(scheme.all_weights)
+    total = sum(counts.values())
+    wanted = sum(counts.get(dtype, 0.0) for dtype in {stored_type(weights) for weights in scheme.all_weights})
     share = wanted / total if total else 0.0
     if share <= 0.5:
-        faults.append(f"{entry.weights} was requested, but only {share:.0%} of its weights are stored so")
+        faults.append(f"{asked} was requested, but only {share:.0%} of its weights are stored so")
     if scheme.sparsity is not None and not wanted <= masks * (1 - scheme.sparsity + _SPARSITY_SLACK):
         faults.append(f"a sparsity of {scheme.sparsity:g} was requested, but the weights are not stored so sparsely")
     if entry.activations == "int8_static" and found.int8_inputs is not None and found.int8_inputs <= 0.5:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Final
@@ -131,7 +131,7 @@ class Ledger:
         free = any(owner in self._reference.norms or self._scheme.keeps_float(owner) for owner in owners)
         if not weight.promised or free or not owners:
             return None
-        fault = type_fault(weight, self._scheme)
+        fault = _fault_of_all(weight, {self._scheme.for_module(owner) for owner in owners})
         self._promised += weight.nbytes
         self._as_requested += 0 if fault else weight.nbytes
         return fault
@@ -146,7 +146,7 @@ class Ledger:
         return ComponentAudit(
             component=entry.component,
             file=entry.file,
-            requested=self._scheme.weights,
+            requested=" and ".join(self._scheme.all_weights),
             as_requested=self._as_requested,
             promised=self._promised,
             stored=dict(sorted(self._stored.items())),
@@ -169,6 +169,12 @@ class Ledger:
 
 def _error(weight: StoredWeight, tensor: Wanted) -> WeightError:
     return WeightError(tensor.name, weight.dtype, weight.nbytes, snr_db(weight.values, tensor.values))
+
+
+def _fault_of_all(weight: StoredWeight, schemes: Iterable[QuantScheme]) -> str | None:
+    """A weight that several modules read may be stored as any of them wants it."""
+    faults = sorted({type_fault(weight, scheme) or "" for scheme in schemes})
+    return faults[0] or None
 
 
 def type_fault(weight: StoredWeight, scheme: QuantScheme) -> str | None:
