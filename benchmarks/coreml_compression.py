@@ -63,7 +63,7 @@ def exported(recipe: Recipe, out: Path) -> tuple[Path, Manifest, bool]:
 
 def row(recipe: Recipe, folder: Path, detector: Detector, unet_weights: int) -> str:
     out, manifest, passed = exported(recipe, folder / recipe.name.replace(" ", "_").replace(",", ""))
-    (unet,) = [entry for entry in manifest.artifacts if entry.component == "unet"]
+    unet = manifest.entry_for("unet")
     figures = [f"{entry.parity.snr_db:.1f}" if entry.parity else "-" for entry in manifest.artifacts]
     picture = f"{manifest.picture_psnr_db:.1f}" if manifest.picture_psnr_db is not None else "-"
     cells = (

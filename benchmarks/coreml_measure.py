@@ -67,9 +67,9 @@ class Subject:
                 nn.init.normal_(layer.bias, 0.0, 0.1)
         return module
 
-    def inputs(self) -> dict[str, Array]:
+    def inputs(self, seed: int = 0) -> dict[str, Array]:
         """The step's timestep, random tokens, and unit noise for what is a latent or a normalized text."""
-        rng = np.random.default_rng(0)
+        rng = np.random.default_rng(seed)
         drawn: dict[str, Array] = {}
         for spec in COMPONENTS[self.component].inputs(self.config):
             if spec.name == "timestep":

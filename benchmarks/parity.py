@@ -1,8 +1,12 @@
 """Every target and precision of the nano checkpoint in one table: bytes, parity, and what the pixel detector says.
 
-    python benchmarks/parity.py [CAPTIONS [RECIPE ...]]
+    python benchmarks/parity.py [CAPTIONS [RECIPE[@OBSERVER[:PERCENTILE]] ...]]
 
-By default 200 captions and the recipes fp32, fp16 and int8 of every target.
+By default 200 captions and the recipes fp32, fp16 and int8 of every target. A RECIPE is the name of one that ships, or
+a file; with an OBSERVER (min_max, percentile, mse) it is calibrated by that one, on other seeds than the golden ones,
+and with ``@golden`` on every other golden case:
+
+    python benchmarks/parity.py 100 onnx-int8@golden onnx-int8@min_max onnx-int8@percentile:99.99 onnx-int8@mse
 
 The detector judges pictures of held-out captions (golden/nano/training/detector.py): the share with shape, colour and
 place of every object right. Each picture is made by the exported artifacts in their own runtime.
@@ -13,14 +17,17 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
+from md_export.calibration import CalibrationPlan, ObserverName
 from md_export.data import builtin_recipe, nano_checkpoint
 from md_export.generation import Request, pictures_of_artifacts, pictures_of_checkpoint
 from md_export.pipeline import export
-from md_export.recipe import load_recipe
+from md_export.recipe import Recipe, Tolerance, load_recipe
 from md_export.targets import TARGETS
 
 sys.path.insert(0, str(nano_checkpoint()))
@@ -51,16 +58,33 @@ class Detector:
         return f"{sum(right)}/{len(right)}"
 
 
+def recipe_of(argument: str) -> Recipe:
+    """``NAME``, ``FILE.toml``, or either with an observer; with one no threshold stands in the way of its figures."""
+    name, _, observer = argument.partition("@")
+    recipe = load_recipe(Path(name) if name.endswith(".toml") else builtin_recipe(*name.split("-", 1)))
+    if not observer:
+        return recipe
+    tolerances: dict[str, Tolerance] = dict.fromkeys(recipe.components, Tolerance(snr_db=0.0))
+    plan = None if observer == "golden" else plan_of(recipe, *observer.split(":"))
+    return replace(recipe, calibration=plan, tolerances=tolerances, picture_psnr_db=0.0)
+
+
+def plan_of(recipe: Recipe, observer: str, percentile: str | None = None) -> CalibrationPlan:
+    """The recipe's own plan, or one of a seed, with this observer."""
+    plan = recipe.calibration or CalibrationPlan(seeds=(1,))
+    return replace(
+        plan, observer=cast(ObserverName, observer), percentile=None if percentile is None else float(percentile)
+    )
+
+
 def rows(detector: Detector, names: list[str]) -> Iterator[str]:
     """Markdown rows; SNR of the components is the worst over the golden cases, PSNR of the picture too."""
     whole = detector.score(pictures_of_checkpoint(nano_checkpoint(), detector.requests))
     yield f"| torch float32 | - | - | - | - | - | {whole} |"
     with tempfile.TemporaryDirectory() as scratch:
-        for name in names:
-            out = Path(scratch) / name
-            manifest, _ = export(
-                load_recipe(builtin_recipe(*name.split("-", 1))), nano_checkpoint(), out, progress=lambda _: None
-            )
+        for number, name in enumerate(names):
+            out = Path(scratch) / str(number)
+            manifest, _ = export(recipe_of(name), nano_checkpoint(), out, progress=lambda _: None)
             figures = [f"{entry.parity.snr_db:.1f}" for entry in manifest.artifacts if entry.parity]
             size = sum(entry.bytes for entry in manifest.artifacts)
             seen = detector.score(pictures_of_artifacts(out, detector.requests))

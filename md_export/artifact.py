@@ -61,7 +61,8 @@ class Measured:
 class ArtifactEntry:
     """One artifact; ``stored`` maps dtype names to bytes of weights found in the file itself.
 
-    ``rewritten_snr_db`` is of the rewritten torch module against the first golden case, before it was lowered.
+    ``rewritten_snr_db`` is of the rewritten torch module against the first golden case, before it was lowered. ``data``
+    is the file beside it that holds its weights, where they are too large for it; hash and bytes are of both.
     """
 
     component: str
@@ -78,6 +79,7 @@ class ArtifactEntry:
     measured: Measured
     parity: Parity | None = None
     rewritten_snr_db: float | None = None
+    data: str | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,14 @@ class Manifest:
     artifacts: tuple[ArtifactEntry, ...]
     picture_psnr_db: float | None = None
     drift: Drift | None = None
+
+    def entry_for(self, component: str) -> ArtifactEntry:
+        """The component's artifact; ArtifactError where the export has none."""
+        for entry in self.artifacts:
+            if entry.component == component:
+                return entry
+        known = ", ".join(entry.component for entry in self.artifacts)
+        raise ArtifactError(f"the export has no {component!r:.40}, only {known}; export that component too")
 
 
 _MANIFEST = TypeAdapter(Manifest)
@@ -164,9 +174,7 @@ def manifest_from_bytes(content: bytes, path: Path) -> Manifest:
     try:
         manifest = _MANIFEST.validate_json(content, strict=True)
     except (ValidationError, RecursionError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
-        where = ".".join(str(part) for part in first["loc"])
-        raise ArtifactError(f"{path} is not a manifest: {where}: {first['msg']}; export again") from error
+        raise ArtifactError(f"{path} is not a manifest: {first_finding(error)}; export again") from error
     if manifest.schema != SCHEMA:
         raise ArtifactError(f"{path} has schema {manifest.schema}, this version reads {SCHEMA}; export again")
     if manifest.target != manifest.recipe.target:
@@ -183,7 +191,17 @@ def manifest_from_bytes(content: bytes, path: Path) -> Manifest:
     for entry in manifest.artifacts:
         if not is_plain_name(entry.file):
             raise ArtifactError(f"{path}: artifact file {entry.file!r:.80} is not a plain name; export again")
+        if entry.data not in (None, _data_name(entry.file)):
+            raise ArtifactError(f"{path}: weights of {entry.file} cannot lie in {entry.data!r:.80}; export again")
     return manifest
+
+
+def first_finding(error: ValidationError | RecursionError) -> str:
+    """What makes JSON unfit, and in which field: ``one_step.a: Input should be a valid number``."""
+    if isinstance(error, RecursionError):
+        return str(error)
+    first = error.errors()[0]
+    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
 
 
 def artifact_path(folder: Path, entry: ArtifactEntry) -> Path:
@@ -200,18 +218,24 @@ def artifact_path(folder: Path, entry: ArtifactEntry) -> Path:
 
 def sha256_of_artifact(path: Path) -> str:
     """SHA-256 of a file or package, with the ``<name>.data`` file beside it that a large ONNX graph needs."""
-    own, data = sha256_of(path), _data_of(path)
-    return sha256_of_text(own + sha256_of(data)) if data.is_file() else own
+    own, data = sha256_of(path), data_of(path)
+    return sha256_of_text(own + sha256_of(data)) if data else own
 
 
 def bytes_of_artifact(path: Path) -> int:
     """Size of what :func:`sha256_of_artifact` covers."""
-    data = _data_of(path)
-    return bytes_of(path) + (bytes_of(data) if data.is_file() else 0)
+    data = data_of(path)
+    return bytes_of(path) + (bytes_of(data) if data else 0)
 
 
-def _data_of(path: Path) -> Path:
-    return path.with_name(path.name + ".data")
+def data_of(path: Path) -> Path | None:
+    """The file beside an artifact that holds its weights; None where it holds them itself."""
+    data = path.with_name(_data_name(path.name))
+    return data if data.is_file() else None
+
+
+def _data_name(file: str) -> str:
+    return f"{file}.data"
 
 
 def is_unchanged(folder: Path, entry: ArtifactEntry) -> bool:

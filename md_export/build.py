@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from md_export.artifact import ArtifactEntry, Measured, bytes_of_artifact, sha256_of_artifact
+from md_export.artifact import ArtifactEntry, Measured, bytes_of_artifact, data_of, sha256_of_artifact
+from md_export.calibration import RangeRule
 from md_export.checkpoint import open_checkpoint
 from md_export.errors import ConversionError
 from md_export.layouts import layout_of
-from md_export.parity.golden import read_golden
+from md_export.parity.adjusted import adjust
+from md_export.parity.calibration import calibration_inputs
+from md_export.parity.golden import read_case, read_index
 from md_export.parity.rewritten import rewritten
 from md_export.recipe import Recipe, recipe_from_dict, recipe_to_dict
 from md_export.targets import TARGETS
@@ -23,7 +26,12 @@ from md_export.tensors import TensorSpec
 
 @dataclass(frozen=True)
 class BuildStep:
-    """What one worker needs to make one artifact; ``notes`` are those that all components share."""
+    """What one worker needs to make one artifact.
+
+    Attributes:
+        notes: those that all components share.
+        calibration: folder of cases made for it; None: the golden ones serve.
+    """
 
     checkpoint: Path
     component: str
@@ -31,6 +39,7 @@ class BuildStep:
     golden: Path
     out: Path
     notes: dict[str, str]
+    calibration: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain form for the worker's request."""
@@ -40,14 +49,18 @@ class BuildStep:
             "component": self.component,
             "recipe": recipe_to_dict(self.recipe),
             "notes": self.notes,
+            "calibration": self.calibration and str(self.calibration),
         }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> BuildStep:
         """Read what :meth:`to_dict` wrote."""
         paths = {name: Path(values[name]) for name in ("checkpoint", "golden", "out")}
-        recipe = recipe_from_dict(values["recipe"], "recipe")
-        return cls(component=values["component"], recipe=recipe, notes=values["notes"], **paths)
+        recipe, made = recipe_from_dict(values["recipe"], "recipe"), values["calibration"]
+        calibration = None if made is None else Path(made)
+        return cls(
+            component=values["component"], recipe=recipe, notes=values["notes"], calibration=calibration, **paths
+        )
 
 
 def build_component(step: BuildStep) -> ArtifactEntry:
@@ -57,12 +70,11 @@ def build_component(step: BuildStep) -> ArtifactEntry:
     checkpoint = open_checkpoint(step.checkpoint)
     target = TARGETS[recipe.target].open()
     part = rewritten(checkpoint, name, recipe)
-    cases = read_golden(step.golden).cases
-    snr_db = part.snr_db(cases[0])
-    # Every other case, so that half of those that judge an int8 artifact were not calibrated on.
-    calibration = tuple(part.inputs_of(case) for case in cases[::2])
+    snr_db = part.snr_db(read_case(step.golden, read_index(step.golden).cases[0]))
+    calibration = calibration_inputs(recipe, part, step.golden, step.calibration)
+    adjust(part, target, calibration)
     inputs, outputs, scheme = part.inputs, part.outputs, recipe.schemes[name]
-    path = step.out / f"{layout_of(recipe).file(name)}{TARGETS[recipe.target].suffix}"
+    path = step.out / f"{layout_of(recipe).file(name)}{TARGETS[recipe.target].suffix_of(recipe.form)}"
     with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
         job = LoweringJob(
             name,
@@ -74,7 +86,8 @@ def build_component(step: BuildStep) -> ArtifactEntry:
             calibration,
             Path(scratch),
             recipe.deployment_target,
-            {**step.notes, **own_notes(name, inputs, outputs)},
+            {**step.notes, **own_notes(name, inputs, outputs), **({"form": recipe.form} if recipe.form else {})},
+            RangeRule() if recipe.calibration is None else recipe.calibration.rule,
         )
         target.save(target.quantize(target.lower(job), job), path)
     found = target.describe(path)
@@ -96,6 +109,7 @@ def build_component(step: BuildStep) -> ArtifactEntry:
         rewrites=part.records,
         measured=Measured(round(time.perf_counter() - started, 2), peak_resident_bytes()),
         rewritten_snr_db=snr_db,
+        data=data.name if (data := data_of(path)) else None,
     )
 
 

@@ -14,8 +14,8 @@ from md_export.components import COMPONENTS
 from md_export.components.runner import TorchRunner
 from md_export.errors import ArtifactError, OutputError
 from md_export.layouts import layout_of
+from md_export.parity.chain import latent_of
 from md_export.parity.prepare import one_step
-from md_export.parity.verify import latent_of
 from md_export.sampling import Float32, draw_noise, generate, only_output, picture_from, tokenize
 from md_export.tensors import Array, Arrays, select
 from md_export.workers import execute

@@ -13,13 +13,13 @@ from pydantic import TypeAdapter
 
 from md_export.artifact import GOLDEN_FOLDER, MANIFEST, ArtifactEntry, Manifest, artifact_path, read_manifest
 from md_export.errors import ArtifactError, UsageError
-from md_export.layouts import layout_of
 from md_export.npz import read_npz
+from md_export.parity.cases import golden_cases
 from md_export.parity.golden import INDEX, read_golden
 from md_export.targets import TARGETS, Target, target_of
 from md_export.targets.advice import LintReport
 from md_export.targets.bounds import judged
-from md_export.tensors import Arrays, select
+from md_export.tensors import Arrays
 from md_export.workers import call_worker, save_batches
 
 _REPORT: Final = TypeAdapter(LintReport)
@@ -48,7 +48,7 @@ def lint(
     """
     if not (path / MANIFEST).is_file():
         report = _lint_one(target_of(path), path, system, [read_npz(inputs)] if inputs else [])
-        return (within(report, FLOAT16_BUDGET_DB),)
+        return (_within(report, FLOAT16_BUDGET_DB),)
     if inputs:
         raise UsageError(f"{path} is an export and brings its golden cases; --inputs is for one package")
     manifest, reports = read_manifest(path), []
@@ -56,7 +56,7 @@ def lint(
         progress(f"lint {entry.component}")
         batches = _golden_inputs(path, manifest, entry)
         report = _lint_one(TARGETS[manifest.target], artifact_path(path, entry), system, batches)
-        reports.append(within(report, budget_of(manifest, entry)))
+        reports.append(_within(report, budget_of(manifest, entry)))
     return tuple(reports)
 
 
@@ -65,22 +65,11 @@ def budget_of(manifest: Manifest, entry: ArtifactEntry) -> float:
     return min(manifest.recipe.tolerances[entry.component].snr_db, FLOAT16_BUDGET_DB)
 
 
-def within(report: LintReport, budget_db: float) -> LintReport:
+def _within(report: LintReport, budget_db: float) -> LintReport:
     """With its bounds, if it has any, held against a budget."""
     if report.bounds is None:
         return report
     return dataclasses.replace(report, bounds=judged(report.bounds, budget_db), budget_db=budget_db)
-
-
-def lint_with(path: Path, batches: Sequence[Arrays], budget_db: float) -> LintReport:
-    """Judge one artifact on these inputs.
-
-    Raises:
-        ArtifactError: no readable artifact.
-        UsageError: a target without rules.
-        RuntimeFault: it does not run on the inputs.
-    """
-    return within(_lint_one(target_of(path), path, None, batches), budget_db)
 
 
 def _lint_one(target: Target, path: Path, system: str | None, batches: Sequence[Arrays]) -> LintReport:
@@ -99,9 +88,5 @@ def _golden_inputs(out: Path, manifest: Manifest, entry: ArtifactEntry) -> list[
     """Of every golden case that lies in the export; none where there is no such folder."""
     if not (out / GOLDEN_FOLDER / INDEX).is_file():
         return []
-    layout = layout_of(manifest.recipe)
-    cases = read_golden(out / GOLDEN_FOLDER).cases
-    try:
-        return [select(layout.pack(entry.component, case.inputs(entry.component)), entry.inputs) for case in cases]
-    except KeyError as error:
-        raise ArtifactError(f"{out / MANIFEST}: {entry.component} has no input {error}; it was edited") from error
+    inputs, _ = golden_cases(manifest.recipe, entry, read_golden(out / GOLDEN_FOLDER).cases)
+    return inputs

@@ -16,6 +16,7 @@ from md_export.errors import ConversionError, ParityError
 from md_export.files import refuse_existing, require_space, staging
 from md_export.layouts import layout_of
 from md_export.notes import notes_of
+from md_export.parity.calibration import calibration_cases
 from md_export.parity.golden import read_golden
 from md_export.parity.hops import explain
 from md_export.parity.prepare import one_step, prepare_golden
@@ -52,16 +53,11 @@ def export(
         drift = prepare_golden(recipe, checkpoint, golden_dir, folder / GOLDEN_FOLDER, progress)
         if recipe.layout == "swift":
             write_bundle(checkpoint, folder)
-        entries, notes = [], notes_of(checkpoint)
-        for component in recipe.components:
-            progress(f"{recipe.target}: {component} → {recipe.schemes[component].weights}")
-            step = BuildStep(checkpoint.root, component, recipe, folder / GOLDEN_FOLDER, folder, notes)
-            answer = call_worker("build", step.to_dict(), ConversionError, f"{recipe.target} {component}")
-            entries.append(entry_from_dict(answer))
+        entries = _build(recipe, checkpoint, folder, progress)
         if recipe.layout == "swift":
             check_bundle(folder, tuple(entry.file for entry in entries))
         shutil.copytree(checkpoint.tokenizer_dir, folder / "tokenizer")
-        manifest = _manifest(recipe, checkpoint, folder, tuple(entries), drift)
+        manifest = _manifest(recipe, checkpoint, folder, entries, drift)
         write_manifest(manifest, folder)
         result = verify(folder, progress=progress)
         manifest = _with_parity(manifest, result)
@@ -69,6 +65,18 @@ def export(
         if not result.passed:
             _reject(folder, out, result, explain(folder, result, checkpoint.root, progress))
     return manifest, result
+
+
+def _build(recipe: Recipe, checkpoint: Checkpoint, folder: Path, progress: Progress) -> tuple[ArtifactEntry, ...]:
+    """One artifact per component, all calibrated on the same cases."""
+    golden, notes, entries = folder / GOLDEN_FOLDER, notes_of(checkpoint), []
+    with calibration_cases(recipe, checkpoint, golden, folder, progress) as cases:
+        for component in recipe.components:
+            progress(f"{recipe.target}: {component} → {' and '.join(recipe.schemes[component].all_weights)}")
+            step = BuildStep(checkpoint.root, component, recipe, golden, folder, notes, cases)
+            answer = call_worker("build", step.to_dict(), ConversionError, f"{recipe.target} {component}")
+            entries.append(entry_from_dict(answer))
+    return tuple(entries)
 
 
 def _manifest(

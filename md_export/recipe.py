@@ -19,12 +19,14 @@ from typing import Any, Final, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from md_export.budget import Regression
+from md_export.calibration import CalibrationPlan
 from md_export.errors import RecipeError
 from md_export.scheme import QuantScheme as QuantScheme
 from md_export.scheme import WeightRule
 
 COMPONENT_NAMES: Final = ("text_encoder", "unet", "vae_decoder")
 _TABLES: Final = {"schemes": "scheme", "tolerances": "tolerance"}
+_OF_ONE_TARGET: Final = {"deployment_target": "coreml", "layout": "coreml", "form": "onnx"}
 # A threshold of NaN or -Infinity would be none.
 _FORBID = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -61,6 +63,10 @@ class Recipe:
         allow_drift: take rewrites that the checkpoint was not trained with.
         deployment_target: oldest system that must load a Core ML package; iOS17 where a recipe names none.
         layout: whose names and shapes a Core ML package's surface has; our own where a recipe names none.
+        form: what onnxruntime makes of an ONNX graph: a file for its mobile builds (``ort``), or one that is fused for the
+            processor at hand (``cpu_fused``); a portable graph where a recipe names none.
+        calibration: what int8 activations and rounding are calibrated on; every other golden case where a recipe names
+            nothing.
         regression: how much worse than an older export one may be; comparing needs it.
     """
 
@@ -77,12 +83,20 @@ class Recipe:
     allow_drift: bool = False
     deployment_target: Literal["iOS17", "iOS18"] | None = None
     layout: Literal["swift"] | None = None
+    form: Literal["ort", "cpu_fused"] | None = None
+    calibration: CalibrationPlan | None = None
     regression: Regression | None = None
 
     def __post_init__(self) -> None:
-        for field in ("deployment_target", "layout"):
-            if getattr(self, field) and self.target != "coreml":
-                raise RecipeError(f"recipe {self.name}: {field} is for the target coreml; leave it out")
+        for field, target in _OF_ONE_TARGET.items():
+            if getattr(self, field) and self.target != target:
+                raise RecipeError(f"recipe {self.name}: {field} is for the target {target}; leave it out")
+        halves = [name for name, scheme in self.schemes.items() if scheme.activations == "float16"]
+        if self.form and halves:
+            raise RecipeError(
+                f"recipe {self.name}: form {self.form} cannot compute {', '.join(halves)} in float16, since onnxruntime "
+                "would write its casts to float32 into the graph; take float32 or int8 (--fp32, --int8)"
+            )
         if len(set(self.components)) < len(self.components):
             raise RecipeError(f"recipe {self.name}: components names one twice: {', '.join(self.components)}")
         for name in self.components:
@@ -211,6 +225,7 @@ def _known_fields(table: str) -> list[str]:
         "rules": WeightRule,
         "tolerance": Tolerance,
         "golden": GoldenPlan,
+        "calibration": CalibrationPlan,
         "regression": Regression,
     }
     if table in kinds:

@@ -13,6 +13,7 @@ from md_export.errors import RecipeError
 
 Weights = Literal["float32", "float16", "int8", "int4", "palette8", "palette6", "palette4", "palette3", "palette2"]
 _PALETTE: Final = "palette"
+Rounding = Literal["nearest", "mse", "gptq"]
 Granularity = Literal["tensor", "channel", "block", "group"]
 _REFINEMENTS: Final = ("block_size", "group_size", "sparsity")
 _STORAGE: Final = ("weights", "granularity", "block_size", "group_size")
@@ -53,7 +54,7 @@ class QuantScheme:
     Attributes:
         weights: stored type of the weights; ``palette4`` stores indices of 4 bits into tables of 16 values.
         activations: type in which activations are computed; ``int8_dynamic`` scales them per call,
-            ``int8_static`` by ranges calibrated on the golden prompts.
+            ``int8_static`` by ranges calibrated on real inputs.
         granularity: what shares a scale: a ``tensor``, an output ``channel`` or, within a channel, a ``block``; what
             shares a palette's table: a ``tensor`` or a ``group`` of output channels.
         keep_float: globs on module paths whose weights and activations stay in float.
@@ -77,7 +78,7 @@ class QuantScheme:
     group_size: int | None = None
     sparsity: float | None = None
     rules: tuple[WeightRule, ...] = ()
-    rounding: Literal["nearest", "mse", "gptq"] = "nearest"
+    rounding: Rounding = "nearest"
     bias_correction: bool = False
 
     def __post_init__(self) -> None:
@@ -92,6 +93,11 @@ class QuantScheme:
     def palette_bits(self) -> int | None:
         """Bits of an index into a palette; None for weights that have none."""
         return palette_bits(self.weights)
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether the weights are float and whole: nothing of them is compressed."""
+        return self.weights.startswith("float") and self.sparsity is None
 
     @property
     def is_adjusted(self) -> bool:
@@ -114,6 +120,14 @@ class QuantScheme:
         Whether the module stays float altogether is :meth:`keeps_float`'s to say.
         """
         rule = next((rule for rule in self.rules if rule.matches(module_path)), None)
+        return self._stored_as(rule)
+
+    @property
+    def storages(self) -> tuple[QuantScheme, ...]:
+        """What :meth:`for_module` may give: the component's own storage, then each rule's."""
+        return tuple(self._stored_as(rule) for rule in (None, *self.rules))
+
+    def _stored_as(self, rule: WeightRule | None) -> QuantScheme:
         storage = {} if rule is None else {field: getattr(rule, field) for field in _STORAGE}
         return dataclasses.replace(self, rules=(), **storage)
 

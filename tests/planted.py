@@ -21,7 +21,8 @@ from md_export.artifact import (
     write_manifest,
 )
 from md_export.data import builtin_recipe
-from md_export.parity.golden import GoldenSource, read_golden, write_golden
+from md_export.parity.golden import read_golden
+from md_export.parity.recording import GoldenSource, write_golden
 from md_export.recipe import QuantScheme, load_recipe
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob

@@ -36,7 +36,7 @@ class Opened:
 
     def __init__(self, out: Path, component: str, checkpoint: Path) -> None:
         self.manifest, self.part, self.cases = opened(out, component, checkpoint)
-        self.entry = next(item for item in self.manifest.artifacts if item.component == component)
+        self.entry = self.manifest.entry_for(component)
         self.path = out / self.entry.file
 
     def blame(self) -> Attribution:
@@ -101,7 +101,7 @@ def test_the_command(copy_of: Exported, tmp_path: Path) -> None:
 
 
 def test_an_artifact_of_another_checkpoint(exported: Exported, other_checkpoint: Path) -> None:
-    with pytest.raises(ArtifactError, match="made from another checkpoint"):
+    with pytest.raises(ArtifactError, match="name the one that they were exported from"):
         attribute(exported("onnx", "int8") / "unet.onnx", other_checkpoint)
 
 

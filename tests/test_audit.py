@@ -38,7 +38,7 @@ def references() -> Callable[[Recipe, str], Reference]:
     def get(recipe: Recipe, component: str) -> Reference:
         key = recipe.rewrites, component
         if key not in made:
-            made[key] = prepare_reference(checkpoint, recipe, component)
+            made[key] = prepare_reference(checkpoint, recipe, component, nano_checkpoint() / "golden")
         return made[key]
 
     return get
@@ -60,7 +60,7 @@ def audited(references: Callable[[Recipe, str], Reference]) -> Audited:
 
 def entry_of(out: Path, component: str) -> tuple[Manifest, ArtifactEntry]:
     manifest = read_manifest(out)
-    return manifest, next(item for item in manifest.artifacts if item.component == component)
+    return manifest, manifest.entry_for(component)
 
 
 def change(out: Path, component: str, how: Change) -> None:

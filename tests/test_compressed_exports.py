@@ -40,7 +40,7 @@ def test_a_moved_palette_entry_is_noticed(exported: Exported, nano: Path) -> Non
 
 def test_w8a8_computes_in_int8_and_a_damaged_weight_is_noticed(copy_of: Exported) -> None:
     out = copy_of("coreml", "w8a8")
-    (unet,) = [entry for entry in read_manifest(out).artifacts if entry.component == "unet"]
+    unet = read_manifest(out).entry_for("unet")
     assert unet.ops["quantize"] > 0.5 * unet.ops["conv"]
     path = weight_file(out, "unet")
     flip_block(path, size=path.stat().st_size // 3)

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from md_export.artifact import read_manifest
 from md_export.cli import cli
-from md_export.errors import CheckpointError, ParityError, UsageError
+from md_export.errors import ArtifactError, ParityError, UsageError
 from md_export.files import sha256_of
 from md_export.parity.faults import Check, Fault
 from md_export.parity.selftest import command
@@ -145,7 +145,7 @@ def test_the_command_prints_the_table_and_exits_as_the_gate_did(
 
 def test_a_checkpoint_that_is_not_the_exports(exported: Exported, other_checkpoint: Path) -> None:
     out = exported("onnx", "int8")
-    with pytest.raises(CheckpointError, match=f"{read_manifest(out).checkpoint_sha256[:12]}.*with --checkpoint"):
+    with pytest.raises(ArtifactError, match=f"{read_manifest(out).checkpoint_sha256[:12]}.*name the one that they"):
         self_test(out, other_checkpoint)
 
 

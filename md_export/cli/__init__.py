@@ -15,6 +15,7 @@ from md_export.cli.checkpoints import golden, init, inspect
 from md_export.cli.compare import compare
 from md_export.cli.exports import EXPORTS
 from md_export.cli.report import report
+from md_export.cli.search import search
 from md_export.errors import MdExportError
 
 
@@ -29,7 +30,21 @@ def cli() -> None:
     """
 
 
-for _command in (inspect, init, golden, *EXPORTS, run, verify, audit, attribute, lint, report, compare, generate):
+for _command in (
+    inspect,
+    init,
+    golden,
+    *EXPORTS,
+    search,
+    run,
+    verify,
+    audit,
+    attribute,
+    lint,
+    report,
+    compare,
+    generate,
+):
     cli.add_command(_command)
 
 

@@ -78,8 +78,8 @@ def golden(
     """Write golden cases: every component's inputs and outputs for each prompt and seed, computed by torch."""
     from md_export.checkpoint import open_checkpoint
     from md_export.files import staging
-    from md_export.parity.golden import read_prompts, write_golden
     from md_export.parity.prepare import golden_source
+    from md_export.parity.recording import read_prompts, write_golden
 
     texts = [*single, *(read_prompts(prompts) if prompts else [])]
     if not texts:

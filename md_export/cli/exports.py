@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import click
 
@@ -23,6 +23,17 @@ _OWN_OPTIONS: Final = {
     "coreml": (
         click.option("--layout", type=click.Choice(["swift"]), help="Names and shapes as Apple's Swift package reads."),
     ),
+    "onnx": (
+        click.option(
+            "--cpu-fused",
+            "form",
+            flag_value="cpu_fused",
+            help="Instead, ONNX as onnxruntime fuses it for this machine's processor. Not portable.",
+        ),
+        click.option(
+            "--ort", "form", flag_value="ort", help="Instead, .ort files for onnxruntime's mobile builds, fused by it."
+        ),
+    ),
 }
 
 
@@ -37,12 +48,12 @@ def _export_command(target: str) -> Callable[..., None]:
         golden_dir: Path | None,
         output: Path,
         json_file: Path | None,
-        layout: Literal["swift"] | None = None,
+        **own: str | None,
     ) -> None:
         from md_export.pipeline import export
         from md_export.report.tables import artifact_table, parity_table
 
-        recipe = _recipe(target, precision, recipe_file, components, rewrites, allow_drift, layout)
+        recipe = _recipe(target, precision, recipe_file, components, rewrites, allow_drift, own)
         with progress(2 * len(recipe.components)) as report:
             manifest, result = export(recipe, checkpoint_or_nano(checkpoint), output, golden_dir, report)
         show(json_file, manifest, artifact_table(manifest), parity_table(result))
@@ -68,9 +79,9 @@ def _recipe(
     components: tuple[str, ...],
     rewrites: tuple[str, ...],
     allow_drift: bool,
-    layout: Literal["swift"] | None,
+    own: Mapping[str, str | None],
 ) -> Any:
-    """The recipe that the flags stand for."""
+    """The recipe that the flags stand for; ``own`` are fields of it that this target alone has."""
     import dataclasses
 
     from md_export.data import builtin_recipe, builtin_recipes, recipe_file
@@ -84,7 +95,8 @@ def _recipe(
     recipe = load_recipe(source)
     if recipe.target != target:
         raise UsageError(f"{file} is for {recipe.target}; run: md-export {recipe.target} --recipe {file}")
-    recipe = dataclasses.replace(recipe, rewrites=(*recipe.rewrites, *rewrites), layout=layout or recipe.layout)
+    fields: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
+    recipe = dataclasses.replace(recipe, rewrites=(*recipe.rewrites, *rewrites), **fields)
     return dataclasses.replace(recipe, allow_drift=recipe.allow_drift or allow_drift).narrowed(components)
 
 

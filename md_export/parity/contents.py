@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from string import ascii_letters
+from typing import Final
 
 from md_export.artifact import ArtifactEntry, Manifest, artifact_path, bytes_of_artifact
 from md_export.parity.faults import Check, Fault
@@ -61,8 +62,8 @@ def claim_faults(out: Path, entry: ArtifactEntry, scheme: QuantScheme, found: De
     ]
 
 
-# Of what a sparse weight keeps, so much may be more than was asked for: equal magnitudes, biases beside it.
-_SPARSITY_SLACK = 0.1
+# Share of a sparse weight that it may keep beyond what was asked for: equal magnitudes, biases beside it.
+SPARSITY_SLACK: Final = 0.1
 
 
 def stored_faults(entry: ArtifactEntry, scheme: QuantScheme, found: Description) -> list[Fault]:
@@ -72,16 +73,20 @@ def stored_faults(entry: ArtifactEntry, scheme: QuantScheme, found: Description)
 
 
 def _type_faults(entry: ArtifactEntry, scheme: QuantScheme, found: Description) -> list[str]:
-    faults = []
     counts = {dtype: 8 * size / _bits(dtype) for dtype, size in found.stored.items()}
     masks = counts.pop("uint1", 0.0)
-    asked = " and ".join(scheme.all_weights)
-    total = sum(counts.values())
-    wanted = sum(counts.get(dtype, 0.0) for dtype in {stored_type(weights) for weights in scheme.all_weights})
-    share = wanted / total if total else 0.0
+    asked = {stored_type(weights): weights for weights in scheme.all_weights}
+    wanted = sum(counts.get(dtype, 0.0) for dtype in asked)
+    share = wanted / (sum(counts.values()) or 1.0)
+    # Where a rule asks for float, too, floats alone would be all that was asked for.
+    narrow = {dtype: weights for dtype, weights in asked.items() if not dtype.startswith("float")}
+    faults = []
     if share <= 0.5:
-        faults.append(f"{asked} was requested, but only {share:.0%} of its weights are stored so")
-    if scheme.sparsity is not None and not wanted <= masks * (1 - scheme.sparsity + _SPARSITY_SLACK):
+        named = " and ".join(scheme.all_weights)
+        faults.append(f"{named} was requested, but only {share:.0%} of its weights are stored so")
+    elif narrow and not any(counts.get(dtype) for dtype in narrow):
+        faults.append(f"{' and '.join(narrow.values())} was requested, but none of its weights is stored so")
+    if scheme.sparsity is not None and not wanted <= masks * (1 - scheme.sparsity + SPARSITY_SLACK):
         faults.append(f"a sparsity of {scheme.sparsity:g} was requested, but the weights are not stored so sparsely")
     if entry.activations == "int8_static" and found.int8_inputs is not None and found.int8_inputs <= 0.5:
         faults.append(f"int8 activations were requested, but only {found.int8_inputs:.0%} of the operations take them")

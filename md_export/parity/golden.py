@@ -7,9 +7,7 @@ checkpoint's, and the versions that made them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
@@ -18,13 +16,11 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from md_export import __version__
-from md_export.artifact import OneStep
+from md_export.artifact import OneStep, first_finding
 from md_export.errors import GoldenError
 from md_export.files import is_plain_name, sha256_of
-from md_export.sampling import Generation, draw_noise, generate, tokenize
-from md_export.targets.contract import Runner
-from md_export.tensors import Array, Arrays, save_tensors
+from md_export.sampling import Generation
+from md_export.tensors import Array, Arrays
 
 INDEX: Final = "index.json"
 SCHEMA: Final = 1
@@ -103,45 +99,11 @@ class GoldenSet:
         return sha256_of(self.folder / INDEX)
 
 
-@dataclass(frozen=True)
-class GoldenSource:
-    """What golden cases are computed from."""
-
-    runners: Mapping[str, Runner]
-    tokenizer_dir: Path
-    text_length: int
-    latent_shape: tuple[int, ...]
-    one_step: OneStep
-    checkpoint_sha256: str
-    rewrites: tuple[str, ...] = ()
+_INDEX: Final = TypeAdapter(GoldenIndex)
 
 
-_INDEX = TypeAdapter(GoldenIndex)
-
-
-def write_golden(
-    source: GoldenSource,
-    pairs: list[tuple[str, int]],
-    folder: Path,
-    progress: Callable[[str], None] = lambda _: None,
-) -> None:
-    """Compute one case per (prompt, seed) with the torch components and write index and files into ``folder``.
-
-    Raises:
-        GoldenError: the checkpoint itself computes NaN or Inf for a prompt.
-    """
-    files = []
-    for number, (prompt, seed) in enumerate(pairs):
-        progress(f"golden case {number + 1} of {len(pairs)}: {prompt!r}, seed {seed}")
-        ids = tokenize(source.tokenizer_dir, prompt, source.text_length)
-        values = generate(source.runners, ids, draw_noise(seed, source.latent_shape), source.one_step)
-        _check_finite(values, prompt)
-        name = f"case-{number:03d}"
-        path = folder / f"{name}.safetensors"
-        save_tensors(_arrays(values), path)
-        path.chmod(0o644)  # safetensors makes files that only their owner can read
-        files.append(GoldenFile(name, prompt, seed, path.name, sha256_of(path)))
-    index = GoldenIndex(SCHEMA, source.checkpoint_sha256, source.rewrites, source.one_step, _versions(), tuple(files))
+def write_index(index: GoldenIndex, folder: Path) -> None:
+    """Write ``folder/index.json``."""
     text = _INDEX.dump_json(index, indent=2).decode()
     (folder / INDEX).write_text(text + "\n", encoding="utf-8")
 
@@ -152,11 +114,12 @@ def read_golden(folder: Path) -> GoldenSet:
     Raises:
         GoldenError: missing or malformed index, a file outside the folder, a hash or a tensor that does not fit.
     """
-    index = _read_index(folder)
-    return GoldenSet(folder, index, tuple(_read_case(folder, item) for item in index.cases))
+    index = read_index(folder)
+    return GoldenSet(folder, index, tuple(read_case(folder, item) for item in index.cases))
 
 
-def _read_index(folder: Path) -> GoldenIndex:
+def read_index(folder: Path) -> GoldenIndex:
+    """What cases a golden folder holds; GoldenError as :func:`read_golden`."""
     path = folder / INDEX
     if not path.is_file():
         raise GoldenError(f"{folder} holds no {INDEX}; make golden cases with: md-export golden CHECKPOINT -o {folder}")
@@ -178,9 +141,7 @@ def index_from_bytes(content: bytes, path: Path) -> GoldenIndex:
     try:
         index = _INDEX.validate_json(content, strict=True)
     except (ValidationError, RecursionError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
-        where = ".".join(str(part) for part in first["loc"])
-        raise GoldenError(f"{path} is no golden index: {where}: {first['msg']}") from error
+        raise GoldenError(f"{path} is no golden index: {first_finding(error)}; make the golden cases again") from error
     if index.schema != SCHEMA:
         raise GoldenError(f"{path} has schema {index.schema}, this version reads {SCHEMA}")
     if not index.cases:
@@ -188,7 +149,8 @@ def index_from_bytes(content: bytes, path: Path) -> GoldenIndex:
     return index
 
 
-def _read_case(folder: Path, item: GoldenFile) -> GoldenCase:
+def read_case(folder: Path, item: GoldenFile) -> GoldenCase:
+    """One case of a golden folder, its hash checked; GoldenError as :func:`read_golden`."""
     if not is_plain_name(item.file):
         raise GoldenError(f"{folder / INDEX}: file {item.file!r:.80} is not a plain name")
     path = folder / item.file
@@ -201,7 +163,7 @@ def _read_case(folder: Path, item: GoldenFile) -> GoldenCase:
     except OSError as error:
         raise GoldenError(f"{path} cannot be read: {error.strerror}; make the golden cases again") from error
     values = values_from_bytes(content, path)
-    _check_finite(values, item.prompt)
+    check_finite(values, item.prompt)
     return GoldenCase(item.name, item.prompt, item.seed, values)
 
 
@@ -228,7 +190,7 @@ def values_from_bytes(content: bytes, path: Path) -> Generation:
         values = Generation(**load(content))
     except (SafetensorError, TypeError, KeyError, ValueError) as error:
         raise GoldenError(f"{path} does not hold the tensors of a golden case: {error}") from error
-    for name, array in _arrays(values).items():
+    for name, array in arrays_of(values).items():
         dtype = "int32" if name == "input_ids" else "float32"
         if (array.ndim, str(array.dtype)) != (_RANKS[name], dtype) or not array.size:
             raise GoldenError(
@@ -238,31 +200,13 @@ def values_from_bytes(content: bytes, path: Path) -> Generation:
     return values
 
 
-def _check_finite(values: Generation, prompt: str) -> None:
-    for name, array in _arrays(values).items():
+def check_finite(values: Generation, prompt: str) -> None:
+    """Raise :class:`GoldenError` where a case holds NaN or Inf."""
+    for name, array in arrays_of(values).items():
         if not np.isfinite(array).all():
             raise GoldenError(f"{name} of the golden case {prompt!r} holds NaN or Inf; the checkpoint itself is broken")
 
 
-def _arrays(values: Generation) -> dict[str, Array]:
+def arrays_of(values: Generation) -> dict[str, Array]:
+    """All that was computed for a case, by name, as its file holds it."""
     return {field.name: getattr(values, field.name) for field in dataclasses.fields(values)}
-
-
-def _versions() -> dict[str, str]:
-    names = ("torch", "transformers", "numpy")
-    return {"md-export": __version__, **{name: version(name) for name in names}}
-
-
-def read_prompts(path: Path) -> list[str]:
-    """Prompts of a text file, one a line, blank lines left out.
-
-    Raises:
-        GoldenError: unreadable, or empty.
-    """
-    try:
-        prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise GoldenError(f"{path}: cannot be read as prompts: {error}") from error
-    if not prompts:
-        raise GoldenError(f"{path} holds no prompt; write one a line")
-    return prompts

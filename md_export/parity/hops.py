@@ -17,7 +17,7 @@ from typing import Final
 from md_export.artifact import GOLDEN_FOLDER, ArtifactEntry, Manifest, read_manifest
 from md_export.build import BuildStep
 from md_export.errors import ConversionError, MdExportError
-from md_export.layouts import layout_of
+from md_export.parity.cases import golden_cases
 from md_export.parity.faults import Check, Fault
 from md_export.parity.golden import GoldenCase, read_golden
 from md_export.parity.metrics import EXACT_DB, snr_db
@@ -25,7 +25,6 @@ from md_export.parity.verify import VerifyResult
 from md_export.recipe import QuantScheme, Recipe
 from md_export.sampling import only_output
 from md_export.targets import TARGETS
-from md_export.tensors import Array, select
 from md_export.workers import call_worker, execute
 
 Progress = Callable[[str], None]
@@ -189,17 +188,9 @@ def _executed(
     cases: Sequence[GoldenCase],
     runtime: str | None = None,
 ) -> float:
-    layout = layout_of(manifest.recipe)
-    batches = [select(layout.pack(entry.component, case.inputs(entry.component)), entry.inputs) for case in cases]
+    batches, wanted = golden_cases(manifest.recipe, entry, cases)
     outputs = execute(manifest.target, folder / entry.file, batches, runtime).outputs
-    wanted = [golden_output(manifest.recipe, entry, case) for case in cases]
     return min(snr_db(only_output(made), want) for made, want in zip(outputs, wanted, strict=True))
-
-
-def golden_output(recipe: Recipe, entry: ArtifactEntry, case: GoldenCase) -> Array:
-    """What a golden case says that the artifact must give."""
-    (made,) = entry.outputs
-    return case.output(layout_of(recipe).output_of(entry.component, made.name))
 
 
 def _in_float32(recipe: Recipe, component: str) -> Recipe:

@@ -11,7 +11,8 @@ from md_export.checkpoint import open_checkpoint
 from md_export.errors import MdExportError
 from md_export.linting import lint
 from md_export.parity.modules.attribute import Attribution, attribute
-from md_export.parity.stored.audit import AuditResult, audit, check_checkpoint
+from md_export.parity.opening import check_checkpoint
+from md_export.parity.stored.audit import AuditResult, audit
 from md_export.targets import TARGETS
 from md_export.targets.advice import LintReport
 

@@ -12,8 +12,9 @@ from md_export.checkpoint import Checkpoint
 from md_export.components import COMPONENTS, ModelConfig
 from md_export.components.runner import TorchRunner
 from md_export.errors import GoldenError
-from md_export.parity.golden import INDEX, GoldenSet, GoldenSource, read_golden, write_golden
+from md_export.parity.golden import INDEX, GoldenSet, read_golden
 from md_export.parity.metrics import compare
+from md_export.parity.recording import GoldenSource, write_golden
 from md_export.recipe import Recipe
 from md_export.rewrites import Consent, apply_rewrites, find_rewrite
 

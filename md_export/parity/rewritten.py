@@ -12,12 +12,13 @@ from md_export.artifact import RewriteRecord
 from md_export.checkpoint import Checkpoint
 from md_export.components import COMPONENTS, Component, ModelConfig
 from md_export.layouts import layout_of
+from md_export.parity.cases import inputs_of, output_of
 from md_export.parity.golden import GoldenCase
 from md_export.parity.metrics import compare
 from md_export.parity.prepare import one_step
 from md_export.recipe import Recipe
 from md_export.rewrites import REWRITES, Consent, apply_rewrites
-from md_export.tensors import Array, Arrays, TensorSpec, select
+from md_export.tensors import Array, Arrays, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,11 @@ class Rewritten:
 
     def inputs_of(self, case: GoldenCase) -> Arrays:
         """A golden case's inputs as the artifact takes them."""
-        return select(layout_of(self.recipe).pack(self.component, case.inputs(self.component)), self.inputs)
+        return inputs_of(self.recipe, self, case)
 
     def output_of(self, case: GoldenCase) -> Array:
         """What the golden case says that must come out."""
-        (made,) = self.outputs
-        return case.output(layout_of(self.recipe).output_of(self.component, made.name))
+        return output_of(self.recipe, self, case)
 
     def run(self, inputs: Arrays) -> Array:
         """Execute the torch module once."""

@@ -12,25 +12,19 @@ from pathlib import Path
 
 import numpy as np
 
-from md_export.artifact import (
-    GOLDEN_FOLDER,
-    ArtifactEntry,
-    Manifest,
-    Parity,
-    artifact_path,
-    is_unchanged,
-    read_manifest,
-)
-from md_export.errors import GoldenError, MdExportError
-from md_export.layouts import layout_of
+from md_export.artifact import ArtifactEntry, Manifest, Parity, artifact_path, is_unchanged
+from md_export.errors import ArtifactError, MdExportError
+from md_export.parity.cases import golden_cases, packed
+from md_export.parity.chain import CHAIN, chain_inputs
 from md_export.parity.contents import claim_faults, note_faults, stored_faults, surface_faults
 from md_export.parity.faults import Check, Fault
-from md_export.parity.golden import GoldenSet, read_golden
+from md_export.parity.golden import GoldenSet
 from md_export.parity.metrics import compare, first_fault, worst
+from md_export.parity.opening import OpenedExport, open_export
 from md_export.recipe import Tolerance
-from md_export.sampling import Float32, latent_from, only_output, picture_from
+from md_export.sampling import Float32, only_output, picture_from
 from md_export.targets import target_named
-from md_export.tensors import Array, Arrays, select
+from md_export.tensors import Array, Arrays
 from md_export.workers import Execution, execute
 
 # Runs an artifact of a target on batches, as :func:`md_export.workers.execute` does.
@@ -123,77 +117,50 @@ def judge(
         GoldenError: the golden cases are unreadable, altered, or of another checkpoint.
         MissingExtraError: the target's runtime is not installed.
     """
-    manifest = read_manifest(out)
+    export = open_export(out, golden_dir)
+    manifest, golden = export.manifest, export.golden
     target_named(manifest.target).require()
-    golden = read_golden(golden_dir or out / GOLDEN_FOLDER)
-    check_belongs(manifest, golden, own=golden_dir is None)
     chain: dict[str, list[Array]] = {}
     results = []
     for entry in manifest.artifacts:
         progress(f"verify {manifest.target} {entry.component} on {len(golden.cases)} golden cases")
-        verdict, outputs = _judge_component(out, manifest, entry, golden, chain, execute)
+        verdict, outputs = _judge_component(export, entry, chain, execute)
         results.append(verdict)
         chain[entry.component] = outputs
-    whole = len(manifest.artifacts) == len(_CHAIN)
+    whole = len(manifest.artifacts) == len(CHAIN)
     pictures = tuple(picture_from(image) for image in chain["vae_decoder"]) if whole else ()
     picture = _judge_picture(manifest, golden, pictures) if whole else None
     result = VerifyResult(manifest.target, manifest.recipe.name, len(golden.cases), tuple(results), picture)
     return Verification(manifest, result, golden, pictures)
 
 
-def check_belongs(manifest: Manifest, golden: GoldenSet, own: bool) -> None:
-    """Raise :class:`GoldenError` where the golden cases are of another checkpoint, or are ``own`` and were altered."""
-    if golden.index.checkpoint_sha256 != manifest.checkpoint_sha256:
-        raise GoldenError(
-            f"{golden.folder} holds golden cases of another checkpoint "
-            f"({golden.index.checkpoint_sha256[:12]}, the artifacts were made from {manifest.checkpoint_sha256[:12]}); "
-            "pass the right folder with --golden, or export again"
-        )
-    if golden.index.one_step != manifest.one_step:
-        raise GoldenError(
-            f"{golden.folder} was made with other one-step constants than the manifest's; one of the two was edited, "
-            "export again"
-        )
-    if own and golden.sha256 != manifest.golden_sha256:
-        raise GoldenError(f"{golden.folder / 'index.json'} was altered since the export; export again")
-
-
 def _judge_component(
-    out: Path,
-    manifest: Manifest,
-    entry: ArtifactEntry,
-    golden: GoldenSet,
-    chain: dict[str, list[Array]],
-    execute: Execute,
+    export: OpenedExport, entry: ArtifactEntry, chain: dict[str, list[Array]], execute: Execute
 ) -> tuple[ComponentResult, list[Array]]:
-    path = artifact_path(out, entry)
-    tolerance, scheme = manifest.recipe.tolerances[entry.component], manifest.recipe.schemes[entry.component]
-    faults = altered_faults(out, entry)
-    golden_inputs = [case.inputs(entry.component) for case in golden.cases]
-    batches = [*golden_inputs, *_chain_inputs(manifest, entry, golden, chain)]
+    manifest, recipe, cases = export.manifest, export.manifest.recipe, export.golden.cases
+    path = artifact_path(export.out, entry)
+    tolerance, scheme = recipe.tolerances[entry.component], recipe.schemes[entry.component]
+    faults = altered_faults(export.out, entry)
     try:
-        layout = layout_of(manifest.recipe)
-        chosen = [select(layout.pack(entry.component, batch), entry.inputs) for batch in batches]
-        (made,) = entry.outputs
-        wanted = [case.output(layout.output_of(entry.component, made.name)) for case in golden.cases]
-    except (KeyError, ValueError) as error:
-        edited = f"the manifest's inputs and outputs are not this component's ({error}); it was edited"
-        fault = Fault(Check.SURFACE, edited)
+        inputs, wanted = golden_cases(recipe, entry, cases)
+    except ArtifactError as error:
+        fault = Fault(Check.SURFACE, str(error))
         return ComponentResult(entry.component, entry.file, None, tolerance, (*faults, fault)), []
-    faults += surface_faults(entry, chosen[0], wanted[0])
+    chained = [packed(recipe, entry, batch) for batch in chain_inputs(manifest, entry, cases, chain)]
+    faults += surface_faults(entry, inputs[0], wanted[0])
     try:
-        run = execute(manifest.target, path, chosen)
+        run = execute(manifest.target, path, [*inputs, *chained])
         outputs = [only_output(item) for item in run.outputs]
         faults += [Fault(Check.OVERFLOW, line) for line in run.hazards]
-        faults += note_faults(manifest, entry, run.found.notes) + claim_faults(out, entry, scheme, run.found)
+        faults += note_faults(manifest, entry, run.found.notes) + claim_faults(export.out, entry, scheme, run.found)
     except MdExportError as error:
         failed = Fault(Check.EXECUTION, str(error))
         return ComponentResult(entry.component, entry.file, None, tolerance, (*faults, failed)), []
-    count = len(golden.cases)
-    parity, broken = worst_parity(outputs[:count], wanted, [case.name for case in golden.cases])
+    count = len(cases)
+    parity, broken = worst_parity(outputs[:count], wanted, [case.name for case in cases])
     faults += (shortfalls(parity, tolerance) if parity else broken) + stored_faults(entry, scheme, run.found)
-    chained = outputs[count:] if parity else []
-    return ComponentResult(entry.component, entry.file, parity, tolerance, tuple(faults)), chained
+    verdict = ComponentResult(entry.component, entry.file, parity, tolerance, tuple(faults))
+    return verdict, outputs[count:] if parity else []
 
 
 def altered_faults(out: Path, entry: ArtifactEntry) -> list[Fault]:
@@ -207,33 +174,6 @@ def worst_parity(made: list[Array], wanted: list[Array], names: Sequence[str]) -
     cases = list(zip(made, wanted, names, strict=True))
     broken = [fault.of(name) for got, want, name in cases if (fault := first_fault(got, want))]
     return (None, broken) if broken else (worst([compare(got, want) for got, want, _ in cases]), [])
-
-
-# Which component feeds which input of the next one in the chain.
-_CHAIN = ("text_encoder", "unet", "vae_decoder")
-
-
-def _chain_inputs(
-    manifest: Manifest, entry: ArtifactEntry, golden: GoldenSet, chain: dict[str, list[Array]]
-) -> list[Arrays]:
-    """The golden inputs with what the artifacts before this one made in place of the golden values."""
-    if entry.component == "text_encoder":
-        return [case.inputs("text_encoder") for case in golden.cases]
-    before = chain.get(_CHAIN[_CHAIN.index(entry.component) - 1], [])
-    batches: list[Arrays] = []
-    for case, value in zip(golden.cases, before, strict=False):
-        if entry.component == "unet":
-            batches.append({**case.inputs("unet"), "encoder_hidden_states": value})
-        else:
-            batches.append({"latent": latent_of(manifest, case.values.noise, value)})
-    return batches
-
-
-def latent_of(manifest: Manifest, noise: Array, unet_output: Array) -> Array:
-    """What the decoder takes; an artifact whose graph ends in the latent has computed it already."""
-    (unet,) = [entry for entry in manifest.artifacts if entry.component == "unet"]
-    folded = unet.outputs[0].name == "latent"
-    return unet_output if folded else latent_from(noise, unet_output, manifest.one_step)
 
 
 def _judge_picture(manifest: Manifest, golden: GoldenSet, pictures: tuple[Float32, ...]) -> PictureResult:

@@ -97,6 +97,30 @@ def course(
     return _svg(figure)
 
 
+def frontier(
+    title: str,
+    units: tuple[str, str],
+    line: Sequence[tuple[float, float]],
+    named: Mapping[str, tuple[float, float]],
+    marked: Mapping[str, tuple[float, float]],
+) -> str:
+    """The best that can be had as a line; other places with their names beside them; what was taken as large marks."""
+    figure, axes = _figure(title, 12)
+    axes.plot(*zip(*line, strict=True), color=_FILL, label="the best choices", **{**_DOTS, **_LINE, "linestyle": "-"})
+    note = {"textcoords": "offset points", "xytext": (6, -3), "fontsize": 7, "color": _INK}
+    for colour, (label, place) in zip(itertools.cycle(_PARTS[1:]), named.items(), strict=False):
+        axes.plot(*place, color=colour, marker="s", markersize=5)
+        axes.annotate(label, place, **note)
+    for symbol, (label, place) in zip(itertools.cycle("*PX"), marked.items(), strict=False):
+        style = {"marker": symbol, "markersize": 9, "markerfacecolor": "none", "linestyle": "none"}
+        axes.plot(*place, color=_INK, label=label, **style)
+    axes.set_xlabel(units[0])
+    axes.set_ylabel(units[1], fontsize=8)
+    axes.yaxis.label.set_color(_INK)
+    axes.legend(frameon=False, labelcolor=_INK, fontsize=8, loc="lower right")
+    return _svg(figure)
+
+
 def _shown(value: float, unit: str) -> float:
     """Exact and not finite have no place on an axis of dB; zero and infinity none on one of magnitudes."""
     if unit == "dB":

@@ -6,12 +6,16 @@ import importlib
 import importlib.util
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from torch import nn
 
 from md_export.errors import ArtifactError, MissingExtraError
 from md_export.scheme import QuantScheme
+from md_export.storage import WeightStorage
 from md_export.targets.advice import LintReport
 from md_export.targets.contract import Description, LoweringJob, Runner, Step, TargetModule
 from md_export.targets.editing import Constant
@@ -31,6 +35,7 @@ class Target:
         title: format and runtime in words.
         lints: whether it can advise on a saved artifact.
         as_written: name of the runtime that executes a graph as it is written, where its own optimizes it first.
+        forms: endings of artifacts in another form than the target's usual one, by the name that recipes give it.
     """
 
     name: str
@@ -40,6 +45,11 @@ class Target:
     title: str
     lints: bool = False
     as_written: str | None = None
+    forms: Mapping[str, str] = field(default_factory=dict)
+
+    def suffix_of(self, form: str | None) -> str:
+        """Ending of an artifact in that form."""
+        return self.suffix if form is None else self.forms[form]
 
     def require(self) -> None:
         """Raise :class:`MissingExtraError` where a library of the vendor is not installed. Imports nothing."""
@@ -71,6 +81,9 @@ class _Functions:
 
     def quantize(self, model: object, job: LoweringJob) -> object:
         return self._file("quantize").quantize(model, job)
+
+    def weight_storage(self, path: str, layer: nn.Module, scheme: QuantScheme) -> WeightStorage | None:
+        return cast(WeightStorage | None, self._file("storage").weight_storage(path, layer, scheme))
 
     def save(self, model: object, path: Path) -> None:
         self._file("save").save(model, path)
@@ -124,6 +137,7 @@ TARGETS: Mapping[str, Target] = {
             ("onnx", "onnxscript", "onnxruntime"),
             "ONNX (onnxruntime)",
             as_written="unoptimized",
+            forms={"ort": ".ort", "cpu_fused": ".onnx"},
         ),
     )
 }
@@ -149,7 +163,7 @@ def target_of(artifact: Path) -> Target:
     if not artifact.exists():
         raise ArtifactError(f"{artifact} does not exist; name an artifact that md-export wrote")
     for target in TARGETS.values():
-        if artifact.suffix == target.suffix:
+        if artifact.suffix in (target.suffix, *target.forms.values()):
             return target
     suffixes = ", ".join(target.suffix for target in TARGETS.values())
     raise ArtifactError(f"{artifact.name} is no artifact of a known target; known endings: {suffixes}")

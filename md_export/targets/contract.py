@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from torch import nn
 
+from md_export.calibration import RangeRule
 from md_export.recipe import QuantScheme
+from md_export.storage import WeightStorage
 from md_export.targets.advice import LintReport
 from md_export.targets.editing import Constant
 from md_export.targets.stored import StoredWeight
@@ -30,7 +32,8 @@ class LoweringJob:
         outputs: named outputs of the artifact, float32 at its surface.
         example: one golden input per name, for tracing.
         scheme: requested storage and arithmetic.
-        calibration: golden inputs of this component, each as the runner will get it.
+        calibration: inputs of this component as the runner will get them, each read when it is asked for.
+        ranges: how ranges of activations follow from what calibration shows.
         workdir: scratch folder, removed afterwards.
         deployment_target: oldest system that must load a Core ML package; None for the target's own choice.
         notes: what an app must know; :func:`describe` reads it back from the artifact's own metadata.
@@ -42,10 +45,11 @@ class LoweringJob:
     outputs: tuple[TensorSpec, ...]
     example: Arrays
     scheme: QuantScheme
-    calibration: tuple[Arrays, ...]
+    calibration: Sequence[Arrays]
     workdir: Path
     deployment_target: str | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
+    ranges: RangeRule = field(default_factory=RangeRule)
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,10 @@ class TargetModule(Protocol):
 
     def quantize(self, model: object, job: LoweringJob) -> object:
         """Apply ``job.scheme``; returns the model as it is where the scheme needs nothing more."""
+        ...
+
+    def weight_storage(self, path: str, layer: nn.Module, scheme: QuantScheme) -> WeightStorage | None:
+        """How :meth:`quantize` stores the weight of one torch module, ``scheme`` being the module's own; None: float."""
         ...
 
     def save(self, model: object, path: Path) -> None:

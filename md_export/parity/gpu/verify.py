@@ -6,17 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from md_export.artifact import GOLDEN_FOLDER, ArtifactEntry, Manifest, Parity, artifact_path, read_manifest
-from md_export.errors import ArtifactError, RuntimeFault
-from md_export.parity.golden import GoldenSet, read_golden
+from md_export.artifact import ArtifactEntry, Parity, artifact_path
+from md_export.errors import RuntimeFault
+from md_export.parity.cases import golden_cases
 from md_export.parity.gpu.locate import Search, first_bad_op, words_of
-from md_export.parity.verify import altered_faults, check_belongs, shortfalls, worst_parity
+from md_export.parity.opening import OpenedExport, open_export
+from md_export.parity.verify import altered_faults, shortfalls, worst_parity
 from md_export.recipe import Tolerance
 from md_export.sampling import only_output
 from md_export.targets.tflite.gpu.graph import graph_ops
 from md_export.targets.tflite.gpu.log import EngineLog, read_log
 from md_export.targets.tflite.gpu.residency import OpFinding, refused_ops
-from md_export.tensors import Array, Arrays, select
+from md_export.tensors import Array, Arrays
 from md_export.workers import GpuExecution, execute_on_gpu
 
 # Findings that a one-line fault spells out; a table has them all.
@@ -79,27 +80,20 @@ def verify_on_gpu(
         GoldenError: the golden cases are unreadable, altered, or of another checkpoint.
         MissingExtraError: there is no Vulkan driver.
     """
-    manifest = read_manifest(out)
-    golden = read_golden(golden_dir or out / GOLDEN_FOLDER)
-    check_belongs(manifest, golden, own=golden_dir is None)
+    export = open_export(out, golden_dir)
+    recipe, count = export.manifest.recipe, len(export.golden.cases)
     components = []
-    for entry in manifest.artifacts:
-        progress(f"verify {entry.component} on the GPU engine with {len(golden.cases)} golden cases")
-        components.append(_judge(out, manifest, entry, golden, limit_s, progress))
-    return GpuResult(manifest.recipe.name, len(golden.cases), tuple(components))
+    for entry in export.manifest.artifacts:
+        progress(f"verify {entry.component} on the GPU engine with {count} golden cases")
+        components.append(_judge(export, entry, limit_s, progress))
+    return GpuResult(recipe.name, count, tuple(components))
 
 
-def _judge(
-    out: Path,
-    manifest: Manifest,
-    entry: ArtifactEntry,
-    golden: GoldenSet,
-    limit_s: float,
-    progress: Callable[[str], None],
-) -> GpuComponent:
-    path, tolerance = artifact_path(out, entry), manifest.recipe.tolerances[entry.component]
-    faults: list[str] = [*altered_faults(out, entry)]
-    inputs, wanted = golden_cases(entry, golden)
+def _judge(export: OpenedExport, entry: ArtifactEntry, limit_s: float, progress: Callable[[str], None]) -> GpuComponent:
+    recipe, path = export.manifest.recipe, artifact_path(export.out, entry)
+    tolerance = recipe.tolerances[entry.component]
+    faults: list[str] = [*altered_faults(export.out, entry)]
+    inputs, wanted = golden_cases(recipe, entry, export.golden.cases)
     run = execute_on_gpu(path, inputs, limit_s)
     log = read_log(run.log)
     try:
@@ -128,18 +122,6 @@ def _judge(
         compile_seconds=run.compile_seconds,
         run_seconds=run.run_seconds / len(inputs),
     )
-
-
-def golden_cases(entry: ArtifactEntry, golden: GoldenSet) -> tuple[list[Arrays], list[Array]]:
-    """Golden inputs of a component, and what it must make of them."""
-    try:
-        inputs: list[Arrays] = [select(case.inputs(entry.component), entry.inputs) for case in golden.cases]
-        (made,) = entry.outputs
-        return inputs, [case.output(made.name) for case in golden.cases]
-    except (KeyError, ValueError) as error:
-        raise ArtifactError(
-            f"{entry.component}: the manifest's inputs and outputs are not this component's ({error}); it was edited"
-        ) from error
 
 
 def _refusal_faults(run: GpuExecution, log: EngineLog, count: int, findings: tuple[OpFinding, ...]) -> list[str]:

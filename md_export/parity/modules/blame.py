@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from md_export.artifact import GOLDEN_FOLDER, ArtifactEntry, Manifest, artifact_path, is_unchanged, read_manifest
+from md_export.artifact import ArtifactEntry, Manifest, artifact_path, is_unchanged
 from md_export.checkpoint import open_checkpoint
 from md_export.errors import ArtifactError, RuntimeFault
-from md_export.parity.golden import GoldenCase, read_golden
+from md_export.parity.golden import GoldenCase
 from md_export.parity.metrics import snr_db
 from md_export.parity.modules.attribute import Attribution, ModuleError
 from md_export.parity.modules.locate import Located, Search
 from md_export.parity.modules.remedies import remedies
 from md_export.parity.modules.walk import Walker
+from md_export.parity.opening import check_checkpoint, open_export
 from md_export.parity.rewritten import Rewritten, rewritten
-from md_export.parity.verify import check_belongs
 from md_export.targets import TARGETS
 from md_export.targets.contract import TargetModule
 
@@ -32,7 +32,7 @@ def blame_in_worker(out: Path, component: str, checkpoint_dir: Path) -> Attribut
         RuntimeFault: it does not run.
     """
     manifest, part, cases = opened(out, component, checkpoint_dir)
-    entry = next(item for item in manifest.artifacts if item.component == component)
+    entry = manifest.entry_for(component)
     return blame(manifest, entry, artifact_path(out, entry), part, cases, altered=not is_unchanged(out, entry))
 
 
@@ -41,16 +41,11 @@ def opened(out: Path, component: str, checkpoint_dir: Path) -> tuple[Manifest, R
 
     Raises:
         ArtifactError: the export was made from another checkpoint.
+        GoldenError: its golden cases are unreadable or altered.
     """
-    manifest, golden = read_manifest(out), read_golden(out / GOLDEN_FOLDER)
-    check_belongs(manifest, golden, own=True)
-    checkpoint = open_checkpoint(checkpoint_dir)
-    if checkpoint.sha256() != manifest.checkpoint_sha256:
-        raise ArtifactError(
-            f"{out} was made from another checkpoint ({manifest.checkpoint_sha256[:12]}) than {checkpoint_dir} "
-            f"({checkpoint.sha256()[:12]}); name the one that it was made from"
-        )
-    return manifest, rewritten(checkpoint, component, manifest.recipe), golden.cases
+    export, checkpoint = open_export(out), open_checkpoint(checkpoint_dir)
+    check_checkpoint(export.manifest, checkpoint)
+    return export.manifest, rewritten(checkpoint, component, export.manifest.recipe), export.golden.cases
 
 
 def rewritten_in_worker(out: Path, component: str, checkpoint_dir: Path, cases: Sequence[str]) -> float:

@@ -49,7 +49,7 @@ def remedies(
         )
         return tuple(lines)
     if first is not None:
-        lines += _of_precision(entry, scheme, modules, first, owners)
+        lines += _of_precision(entry, scheme.for_module(first.path), modules, first, owners)
         return tuple(lines)
     output = next((item for item in modules if not item.path), None)
     if output is not None and not output.cumulative_snr_db >= manifest.recipe.tolerances[entry.component].snr_db:
@@ -102,7 +102,7 @@ def _heaviest(
     entry: ArtifactEntry, scheme: QuantScheme, worst: tuple[ModuleError, ...], owners: Collection[str]
 ) -> str:
     """The weights that cost the output most."""
-    if scheme.weights.startswith("float"):
+    if all(storage.keeps_weights for storage in scheme.storages):
         return "Use a wider type"
     tried = [item for item in worst if item.path in owners and item.alone_snr_db is not None]
     heavy = [item.path for item in sorted(tried, key=lambda item: item.alone_snr_db or 0.0)[:3]]

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from md_export.artifact import GOLDEN_FOLDER, ArtifactEntry, Manifest, Parity, artifact_path, read_manifest
+from md_export.artifact import ArtifactEntry, Parity, artifact_path
 from md_export.errors import RuntimeFault
-from md_export.parity.golden import GoldenSet, read_golden
-from md_export.parity.gpu.verify import golden_cases
+from md_export.parity.cases import golden_cases
+from md_export.parity.opening import OpenedExport, open_export
 from md_export.parity.runtimes.locate import OpDisagreement, agreement, disagreements
-from md_export.parity.verify import altered_faults, check_belongs, shortfalls, worst_parity
+from md_export.parity.verify import altered_faults, shortfalls, worst_parity
 from md_export.recipe import Tolerance
 from md_export.sampling import only_output
 from md_export.targets.tflite.runtimes import OWN, Runtime, runtimes_of
@@ -87,32 +87,25 @@ def verify_in_runtimes(
     """
     runtimes = runtimes_of(library)
     runtimes[0].require()
-    manifest = read_manifest(out)
-    golden = read_golden(golden_dir or out / GOLDEN_FOLDER)
-    check_belongs(manifest, golden, own=golden_dir is None)
+    export = open_export(out, golden_dir)
     verdicts: list[RuntimeVerdict] = []
-    for entry in manifest.artifacts:
-        verdicts += _judge_artifact(out, manifest, entry, golden, runtimes, progress)
-    return RuntimesResult(manifest.recipe.name, len(golden.cases), tuple(verdicts))
+    for entry in export.manifest.artifacts:
+        verdicts += _judge_artifact(export, entry, runtimes, progress)
+    return RuntimesResult(export.manifest.recipe.name, len(export.golden.cases), tuple(verdicts))
 
 
 def _judge_artifact(
-    out: Path,
-    manifest: Manifest,
-    entry: ArtifactEntry,
-    golden: GoldenSet,
-    runtimes: Sequence[Runtime],
-    progress: Callable[[str], None],
+    export: OpenedExport, entry: ArtifactEntry, runtimes: Sequence[Runtime], progress: Callable[[str], None]
 ) -> list[RuntimeVerdict]:
-    path, tolerance = artifact_path(out, entry), manifest.recipe.tolerances[entry.component]
-    altered = tuple(altered_faults(out, entry))
-    inputs, wanted = golden_cases(entry, golden)
+    recipe, cases, path = export.manifest.recipe, export.golden.cases, artifact_path(export.out, entry)
+    tolerance, altered = recipe.tolerances[entry.component], tuple(altered_faults(export.out, entry))
+    inputs, wanted = golden_cases(recipe, entry, cases)
     try:
         own = _run(path, inputs, OWN)
     except RuntimeFault as error:
         # A file that LiteRT itself does not run has nothing to be held against.
         return [RuntimeVerdict(entry.component, entry.file, OWN, "XNNPACK", tolerance, (*altered, str(error)))]
-    subject = _Subject(entry, path, tolerance, inputs, wanted, own, tuple(case.name for case in golden.cases))
+    subject = _Subject(entry, path, tolerance, inputs, wanted, own, tuple(case.name for case in cases))
     return [_judge(subject, runtime, altered, progress) for runtime in runtimes]
 
 

@@ -15,7 +15,8 @@ from md_export.artifact import GOLDEN_FOLDER, read_manifest, sha256_of_artifact
 from md_export.errors import ArtifactError, GoldenError, MdExportError, RecipeError, RuntimeFault
 from md_export.parity.faults import Check, Fault
 from md_export.parity.golden import read_golden
-from md_export.parity.verify import Execute, check_belongs, judge
+from md_export.parity.opening import check_belongs
+from md_export.parity.verify import Execute, judge
 from md_export.targets import TARGETS
 from md_export.targets.contract import Description, Runner, WatchedRunner
 from md_export.tensors import Array, Arrays

@@ -10,9 +10,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from md_export.artifact import MANIFEST, read_manifest
+from md_export.artifact import GOLDEN_FOLDER, read_manifest
 from md_export.checkpoint import open_checkpoint
-from md_export.errors import CheckpointError, RuntimeFault
+from md_export.errors import RuntimeFault
+from md_export.parity.opening import check_checkpoint
 from md_export.parity.selftest.run import Audit, Row, try_all
 from md_export.parity.stored.audit import audit_component
 from md_export.parity.stored.reference import Reference, prepare_reference
@@ -50,19 +51,15 @@ def self_test(out: Path, checkpoint_dir: Path, progress: Callable[[str], None] =
     """Damage copies of the export in ``out`` in every way of the table; ``out`` itself is only read.
 
     Raises:
-        ArtifactError: the manifest is unreadable.
-        CheckpointError: ``checkpoint_dir`` is not what the export was made from.
+        ArtifactError: the manifest is unreadable, or the export was made from another checkpoint.
+        CheckpointError: the checkpoint cannot be read.
         MissingExtraError: the target's libraries are not installed.
         RuntimeFault: the worker died.
     """
     started = time.perf_counter()
     manifest = read_manifest(out)
     TARGETS[manifest.target].require()
-    if open_checkpoint(checkpoint_dir).sha256() != manifest.checkpoint_sha256:
-        raise CheckpointError(
-            f"{checkpoint_dir} is not the checkpoint that {out / MANIFEST} was written for "
-            f"({manifest.checkpoint_sha256[:12]}); name that one with --checkpoint"
-        )
+    check_checkpoint(manifest, open_checkpoint(checkpoint_dir))
     progress(f"self-test of the gate on copies of {out}")
     request = {"out": str(out), "checkpoint": str(checkpoint_dir)}
     answer = call_worker("self_test", request, RuntimeFault, f"self-test on {out}")
@@ -82,9 +79,8 @@ def auditor(checkpoint_dir: Path) -> Audit:
 
     def audit(out: Path, component: str) -> Sequence[str]:
         manifest = read_manifest(out)
-        (entry,) = [item for item in manifest.artifacts if item.component == component]
         if component not in references:
-            references[component] = prepare_reference(checkpoint, manifest.recipe, component)
-        return audit_component(out, manifest, entry, references[component]).faults
+            references[component] = prepare_reference(checkpoint, manifest.recipe, component, out / GOLDEN_FOLDER)
+        return audit_component(out, manifest, manifest.entry_for(component), references[component]).faults
 
     return audit

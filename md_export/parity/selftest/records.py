@@ -10,12 +10,12 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from md_export.artifact import MANIFEST
-from md_export.layouts import layout_of
+from md_export.parity.cases import inputs_of
 from md_export.parity.golden import INDEX
-from md_export.parity.selftest.sandbox import Change, NotApplicable, Sandbox, make_own
+from md_export.parity.selftest.sandbox import Change, NotApplicable, Sandbox, halve, make_own
 from md_export.parity.selftest.stored import flip_block, on_constants
 from md_export.sampling import only_output, picture_from
-from md_export.tensors import save_tensors, select
+from md_export.tensors import save_tensors
 
 OTHER_HASH: Final = "0" * 64
 # What components give; the rest of a golden file is what they take.
@@ -39,8 +39,7 @@ def nan_in_golden(sandbox: Sandbox) -> None:
 
 def truncated_golden(sandbox: Sandbox) -> None:
     """Half of the first golden file."""
-    path = sandbox.golden_file()
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    halve(sandbox.golden_file())
 
 
 def recorded_from_broken(sandbox: Sandbox) -> None:
@@ -48,10 +47,9 @@ def recorded_from_broken(sandbox: Sandbox) -> None:
     if sandbox.component != "vae_decoder":
         raise NotApplicable("the export has no decoder, whose output no other component takes")
     on_constants(flip_block)(sandbox)
-    layout, runner = layout_of(sandbox.manifest.recipe), sandbox.target.load(sandbox.artifact())
+    recipe, runner = sandbox.manifest.recipe, sandbox.target.load(sandbox.artifact())
     for case, item in zip(sandbox.golden.cases, sandbox.golden.index.cases, strict=True):
-        packed = layout.pack(sandbox.component, case.inputs(sandbox.component))
-        image = only_output(runner.run(select(packed, sandbox.entry.inputs)))
+        image = only_output(runner.run(inputs_of(recipe, sandbox.entry, case)))
         path = sandbox.folder / sandbox.golden.folder.name / item.file
         make_own(path)
         save_tensors({**load_file(path), "image": image, "picture": picture_from(image)}, path)
@@ -108,6 +106,11 @@ def shrink_output(values: dict[str, Any]) -> None:
     values["outputs"][0]["shape"][-1] = 1
 
 
+def other_weights(values: dict[str, Any]) -> None:
+    """A type that the artifact's weights were not stored in."""
+    values["weights"] = "int8" if values["weights"] == "int4" else "int4"
+
+
 def claim_int8(sandbox: Sandbox) -> None:
     """Float weights as int8 ones, in the manifest and in its recipe."""
     component, weights = sandbox.component, sandbox.entry.weights
@@ -119,13 +122,9 @@ def claim_int8(sandbox: Sandbox) -> None:
 
 def truncated_manifest(sandbox: Sandbox) -> None:
     """Half of the manifest."""
-    path = sandbox.folder / MANIFEST
-    make_own(path)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    halve(sandbox.folder / MANIFEST)
 
 
 def truncated_index(sandbox: Sandbox) -> None:
     """Half of the golden index."""
-    path = sandbox.folder / sandbox.golden.folder.name / INDEX
-    make_own(path)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    halve(sandbox.folder / sandbox.golden.folder.name / INDEX)

@@ -45,7 +45,7 @@ class Sandbox:
     @property
     def entry(self) -> ArtifactEntry:
         """The component's line of the manifest."""
-        return next(item for item in self.manifest.artifacts if item.component == self.component)
+        return self.manifest.entry_for(self.component)
 
     @property
     def target(self) -> TargetModule:
@@ -91,6 +91,12 @@ def make_own(file: Path) -> None:
     content = file.read_bytes()
     file.unlink()
     file.write_bytes(content)
+
+
+def halve(file: Path) -> None:
+    """Keep the first half of a file, made this copy's own."""
+    make_own(file)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
 def edit_json(path: Path, change: Change) -> None:

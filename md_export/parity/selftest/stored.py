@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from md_export.artifact import artifact_path
-from md_export.parity.selftest.sandbox import NotApplicable, Sandbox
+from md_export.parity.selftest.sandbox import NotApplicable, Sandbox, halve
 from md_export.targets.editing import Constant
 
 # The last layer's weight and bias, or a last norm's.
@@ -149,8 +149,7 @@ def store_as_float(sandbox: Sandbox) -> None:
 
 def truncate(sandbox: Sandbox) -> None:
     """Cut the file that holds the weights in half."""
-    file = weight_file(sandbox.artifact())
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    halve(weight_file(sandbox.artifact()))
 
 
 def weight_file(artifact: Path) -> Path:

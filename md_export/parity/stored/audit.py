@@ -13,9 +13,10 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from md_export.artifact import ArtifactEntry, Manifest, artifact_path, read_manifest
-from md_export.checkpoint import Checkpoint, open_checkpoint
+from md_export.artifact import GOLDEN_FOLDER, ArtifactEntry, Manifest, artifact_path, read_manifest
+from md_export.checkpoint import open_checkpoint
 from md_export.errors import ArtifactError
+from md_export.parity.opening import check_checkpoint
 from md_export.parity.stored.ledger import ComponentAudit, Ledger
 from md_export.parity.stored.reference import Reference, prepare_reference
 from md_export.targets import TARGETS
@@ -64,21 +65,11 @@ def audit(out: Path, checkpoint_dir: Path, progress: Callable[[str], None] = lam
     return AuditResult(manifest.target, manifest.recipe.name, tuple(found))
 
 
-def check_checkpoint(manifest: Manifest, checkpoint: Checkpoint) -> None:
-    """Raise :class:`ArtifactError` where the export was made from another checkpoint."""
-    if checkpoint.sha256() != manifest.checkpoint_sha256:
-        raise ArtifactError(
-            f"the artifacts were made from the checkpoint {manifest.checkpoint_sha256[:12]}, {checkpoint.root} is "
-            f"{checkpoint.sha256()[:12]}; name the one that they were exported from"
-        )
-
-
 def audit_in_worker(out: Path, checkpoint_dir: Path, component: str) -> ComponentAudit:
     """What :func:`audit` does for one component inside a worker process; the checkpoint has been checked."""
     manifest = read_manifest(out)
-    (entry,) = [item for item in manifest.artifacts if item.component == component]
-    reference = prepare_reference(open_checkpoint(checkpoint_dir), manifest.recipe, component)
-    return audit_component(out, manifest, entry, reference)
+    reference = prepare_reference(open_checkpoint(checkpoint_dir), manifest.recipe, component, out / GOLDEN_FOLDER)
+    return audit_component(out, manifest, manifest.entry_for(component), reference)
 
 
 def audit_component(out: Path, manifest: Manifest, entry: ArtifactEntry, reference: Reference) -> ComponentAudit:

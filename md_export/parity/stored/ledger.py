@@ -8,6 +8,7 @@ from math import prod
 from typing import Final
 
 from md_export.artifact import ArtifactEntry
+from md_export.parity.contents import SPARSITY_SLACK
 from md_export.parity.metrics import snr_db
 from md_export.parity.stored.matching import Mismatch, match
 from md_export.parity.stored.reference import Reference, Wanted
@@ -17,8 +18,6 @@ from md_export.targets.stored import StoredWeight, squeezed
 _MOST_FAULTS: Final = 20
 # Elements from which on a constant that matches nothing is no list of sizes or axes.
 _LEAST_TABLE: Final = 16
-# A sparse weight may keep so much more than was asked for: equal magnitudes.
-_SPARSITY_SLACK: Final = 0.1
 
 
 @dataclass(frozen=True)
@@ -184,6 +183,6 @@ def type_fault(weight: StoredWeight, scheme: QuantScheme) -> str | None:
     if scheme.sparsity is None:
         return None
     share = 1.0 if weight.kept is None else float(weight.kept.mean())
-    if share > 1 - scheme.sparsity + _SPARSITY_SLACK:
+    if share > 1 - scheme.sparsity + SPARSITY_SLACK:
         return f"stores {share:.0%} of its values, a sparsity of {scheme.sparsity:g} was requested"
     return None

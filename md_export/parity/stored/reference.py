@@ -6,9 +6,10 @@ A converter folds some constants further; those folds are listed in :func:`_deri
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 
 from md_export.checkpoint import Checkpoint
 from md_export.checkpoint.build import build_on_meta, component_named
-from md_export.parity.rewritten import rewritten
+from md_export.parity.adjusted import lowered_part
 from md_export.recipe import Recipe
+from md_export.rewrites.split_wide_conv2d import SplitConv2d, parts_of
 from md_export.rewrites.staged_group_norm import StagedGroupNorm
 from md_export.targets.stored import Float32, Role, squeezed
 
@@ -43,7 +45,7 @@ class Wanted:
     Attributes:
         name: path in the rewritten module; ``conv.phases[1]`` for a part, ``norm.up·weight`` for a product.
         module: path of the module that owns it.
-        proves: parameters of the rewritten module that it stands for.
+        proves: parameters of the rewritten module, or parts of one, that it stands for.
         is_parameter: it is one itself, and no table.
     """
 
@@ -60,7 +62,8 @@ class Reference:
     """All that one component's artifact may store.
 
     Attributes:
-        parameters: of the rewritten module; those that do nothing (a bias of zeros, a norm's factor of ones) left out.
+        parameters: of the rewritten module, one that it splits by its parts; those that do nothing (a bias of zeros, a
+            norm's factor of ones) left out.
         folded: tensors of the checkpoint that the rewrites put into others.
         norms: paths of modules that a target may keep in float on its own.
     """
@@ -80,15 +83,19 @@ class Reference:
         return found
 
 
-def prepare_reference(checkpoint: Checkpoint, recipe: Recipe, component: str) -> Reference:
+def prepare_reference(checkpoint: Checkpoint, recipe: Recipe, component: str, golden: Path) -> Reference:
     """The component's module as the exporter saw it; memory-mapped float32 weights are not copied.
+
+    Weights that were rounded with calibration are made again from the export's ``golden`` cases, so that what was
+    stored is held against what should have been.
 
     Raises:
         CheckpointError: weights that cannot be read.
         RewriteError: the recipe's rewrites do not apply to this checkpoint.
+        GoldenError: the cases are needed and cannot be read.
     """
     before = build_on_meta(component_named(component), checkpoint.config).state_dict()
-    return reference_of(component, rewritten(checkpoint, component, recipe).module, frozenset(before))
+    return reference_of(component, lowered_part(checkpoint, component, recipe, golden).module, frozenset(before))
 
 
 def reference_of(component: str, module: nn.Module, before: frozenset[str] = frozenset()) -> Reference:
@@ -107,21 +114,33 @@ def reference_of(component: str, module: nn.Module, before: frozenset[str] = fro
 def _of(path: str, layer: nn.Module) -> Iterator[Wanted]:
     parameters = dict(layer.named_parameters(recurse=False))
     for name, value in [*parameters.items(), *layer.named_buffers(recurse=False)]:
-        role, stands_for = _ROLES.get(name, ""), (_join(path, _STANDS_FOR.get(name, name)),)
-        for label, part in _parts(name, value):
-            yield Wanted(_join(path, label), path, role, _numpy(part), stands_for, name in parameters)
+        role = _ROLES.get(name, "")
+        for label, part in _parts(layer, name, value):
+            stands_for = _join(path, _STANDS_FOR.get(name, label))
+            yield Wanted(_join(path, label), path, role, _numpy(part), (stands_for,), name in parameters)
     yield from _derived(path, layer)
 
 
-def _parts(name: str, value: Tensor) -> list[tuple[str, Tensor]]:
-    """The four convolutions of an upsampler are four weights in a file."""
-    return [(f"{name}[{index}]", part) for index, part in enumerate(value)] if name == "phases" else [(name, value)]
+def _parts(layer: nn.Module, name: str, value: Tensor) -> list[tuple[str, Tensor]]:
+    """Several convolutions in the graph are several weights in a file: of an upsampler, of one that is split."""
+    parts: Iterable[Tensor]
+    if name == "phases":
+        parts = value
+    elif isinstance(layer, SplitConv2d) and name == "weight":
+        parts = value.chunk(parts_of(layer), dim=1)
+    else:
+        return [(name, value)]
+    return [(f"{name}[{index}]", part) for index, part in enumerate(parts)]
 
 
 def _derived(path: str, layer: Any) -> Iterator[Wanted]:
     if isinstance(layer, StagedGroupNorm) and layer.weight is not None:
         product = layer.up * layer.weight[:, None, None, None]
         yield Wanted(_join(path, "up·weight"), path, "weight", _numpy(product), (_join(path, "weight"),))
+    if isinstance(layer, SplitConv2d):
+        # ONNX splits it when the graph is run.
+        parts = tuple(_join(path, label) for label, _ in _parts(layer, "weight", layer.weight))
+        yield Wanted(_join(path, "weight"), path, "weight", _numpy(layer.weight), parts, is_parameter=True)
 
 
 def _needed(path: str, layer: nn.Module) -> Iterator[str]:
@@ -129,7 +148,7 @@ def _needed(path: str, layer: nn.Module) -> Iterator[str]:
     neutral = {"bias": 0.0, **({"weight": 1.0} if isinstance(layer, _NORMS) else {})}
     for name, value in layer.named_parameters(recurse=False):
         if name not in neutral or bool((value != neutral[name]).any()):
-            yield _join(path, name)
+            yield from (_join(path, label) for label, _ in _parts(layer, name, value))
 
 
 def _join(path: str, name: str) -> str:

@@ -12,8 +12,10 @@ from typing import Any, Final
 
 import numpy as np
 
+from md_export.calibration import RangeRule
 from md_export.targets.coreml import mil
 from md_export.targets.coreml.vendor import cto
+from md_export.targets.observers import ObserverTable
 from md_export.tensors import Arrays
 
 Ranges = dict[str, dict[str, float]]
@@ -22,31 +24,26 @@ _MULTIPLIES: Final = ("conv", "linear")
 _LEAST_RANGE: Final = 127 * float(np.finfo(np.float16).smallest_normal)
 
 
-def measure_ranges(package: Path, calibration: Sequence[Arrays]) -> Ranges:
-    """Least and greatest value of every float in the program over all inputs, as coremltools' passes take them.
+def measure_ranges(package: Path, calibration: Sequence[Arrays], rule: RangeRule) -> Ranges:
+    """Range of every float in the program by the rule, as coremltools' passes take them.
 
     Raises:
         ValueError: a value passes what float16 can hold, or is NaN.
     """
-    program = mil.load(package)
-    ranges: Ranges = {}
+    program, seen = mil.load(package), ObserverTable(rule, symmetric=True)
     for inputs in calibration:
         for name, array in inputs.items():
-            _widen(ranges, name, float(array.min()), float(array.max()))
-        program.predict(inputs, observer=lambda event: _observe(ranges, event))
-    return ranges
+            seen.add(name, array)
+        program.predict(inputs, observer=lambda event: _observe(seen, event))
+    return {
+        name: {"rmin": min(low, -_LEAST_RANGE), "rmax": max(high, _LEAST_RANGE)}
+        for name, (low, high) in seen.ranges().items()
+    }
 
 
-def _observe(ranges: Ranges, event: mil.Event) -> None:
+def _observe(seen: ObserverTable, event: mil.Event) -> None:
     if event.tensor.is_floating_point():
-        _widen(ranges, event.name, float(event.tensor.min()), float(event.tensor.max()))
-
-
-def _widen(ranges: Ranges, name: str, low: float, high: float) -> None:
-    if not np.isfinite([low, high]).all():
-        raise ValueError(f"{name} reaches {low:g} to {high:g}, which has no int8 scale")
-    known = ranges.setdefault(name, {"rmin": -_LEAST_RANGE, "rmax": _LEAST_RANGE})
-    known.update(rmin=min(known["rmin"], low), rmax=max(known["rmax"], high))
+        seen.add(event.name, event.tensor.float().numpy())
 
 
 def quantize_activations(program: Any, ranges: Ranges, weights: frozenset[str]) -> None:

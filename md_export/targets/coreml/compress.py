@@ -9,46 +9,56 @@ where a norm and a linear share a zero bias coremltools sees a conflict.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from math import prod
 from typing import Any, Final
 
 import numpy as np
 
+from md_export.kmeans import palettize
 from md_export.scheme import QuantScheme
-from md_export.targets.coreml.kmeans import palettize
 from md_export.targets.coreml.vendor import cto
 
 # weight_threshold: coremltools would leave weights of up to 2048 elements as they are.
 _ALL_SIZES: Final[Mapping[str, int]] = {"weight_threshold": 0}
 
 
-def compress(program: Any, scheme: QuantScheme, names: Iterable[str]) -> frozenset[str]:
-    """Store the weights of these names as the scheme says; all else is untouched.
+def compress(program: Any, stored: Mapping[str, QuantScheme]) -> frozenset[str]:
+    """Store each of these weights as its scheme says; all else is untouched.
 
     Where a block or group does not divide a weight's channels, the largest divisor above half of it is taken, and
     else the whole axis. A weight that a palette would not make smaller stays as it is.
+
+    Args:
+        program: of coremltools; changed in place.
+        stored: scheme by name of the weight; all have the same activations and the same sparsity.
 
     Returns:
         Names of the weights that stay because a palette would not make them smaller.
     """
     from coremltools.optimize.coreml import _quantization_passes as passes
 
-    weights = {op.name: op for op in _operations(program) if op.name in set(names)}
-    small = frozenset(name for name, op in weights.items() if not _pays(op, scheme))
-    configs = {name: _config(op, scheme) for name, op in weights.items() if name not in small}
-    sparse = scheme.sparsity is not None
+    weights = {op.name: op for op in _operations(program) if op.name in stored}
+    small = frozenset(name for name, op in weights.items() if not _pays(op, stored[name]))
+    chosen = {name: stored[name] for name in weights if name not in small}
+    palettes = {name: _palette_config(weights[name], own) for name, own in chosen.items() if own.palette_bits}
+    integers = {name: _linear_config(weights[name], own) for name, own in chosen.items() if _is_integer(own)}
+    sparse = any(own.sparsity is not None for own in chosen.values())
     if sparse:
-        _apply(passes.prune_weights, program, {name: _pruner(weights[name], scheme) for name in configs})
-        configs = _moved(configs, program, "_sparsified", "nonzero_data")
-    if scheme.palette_bits:
-        _apply(passes.palettize_weights, program, configs, joint=sparse)
-        if scheme.activations == "int8_static":
+        _apply(passes.prune_weights, program, {name: _pruner(weights[name], own) for name, own in chosen.items()})
+        palettes, integers = (_moved(configs, program) for configs in (palettes, integers))
+    if palettes:
+        _apply(passes.palettize_weights, program, palettes, joint=sparse)
+        if any(own.activations == "int8_static" for own in chosen.values()):
             _apply(passes.linear_quantize_weights, program, _tables(program), joint=True)
-    elif scheme.weights.startswith("int"):
-        _apply(passes.linear_quantize_weights, program, configs, joint=sparse)
+    if integers:
+        _apply(passes.linear_quantize_weights, program, integers, joint=sparse)
     return small
+
+
+def _is_integer(scheme: QuantScheme) -> bool:
+    return scheme.weights.startswith("int")
 
 
 def _operations(program: Any) -> list[Any]:
@@ -68,10 +78,10 @@ def _pruner(op: Any, scheme: QuantScheme) -> Any:
     return cto.OpThresholdPrunerConfig(threshold=threshold, minimum_sparsity_percentile=0.0, **_ALL_SIZES)
 
 
-def _moved(configs: Mapping[str, Any], program: Any, suffix: str, key: str) -> dict[str, Any]:
-    """The configurations under the names of the constants that hold the data of the weights after a pass."""
-    made = {op.name: op for op in _operations(program) if op.name.endswith(suffix)}
-    return {made[name + suffix].inputs[key].op.name: config for name, config in configs.items()}
+def _moved(configs: Mapping[str, Any], program: Any) -> dict[str, Any]:
+    """The configurations under the names of the constants that hold the data of the weights after pruning."""
+    made = {op.name: op for op in _operations(program)}
+    return {made[f"{name}_sparsified"].inputs["nonzero_data"].op.name: config for name, config in configs.items()}
 
 
 def _tables(program: Any) -> dict[str, Any]:
@@ -86,14 +96,8 @@ def _tables(program: Any) -> dict[str, Any]:
     return {op.inputs["lut"].op.name: config for op in palettes}
 
 
-def _config(op: Any, scheme: QuantScheme) -> Any:
-    return _palette_config(op, scheme) if scheme.palette_bits else _linear_config(op, scheme)
-
-
 def _linear_config(op: Any, scheme: QuantScheme) -> Any:
     """Symmetric: the Neural Engine wants no zero points."""
-    if not scheme.weights.startswith("int"):
-        return None  # pruned only
     if scheme.block_size is None:
         return cto.OpLinearQuantizerConfig(dtype=scheme.weights, granularity=f"per_{scheme.granularity}", **_ALL_SIZES)
     given, made = _axes(op)

@@ -74,27 +74,36 @@ def compute_precision(job: LoweringJob) -> Any:
         ConversionError: a pair of weights and activations that Core ML cannot store, or that the job's oldest system
             does not know; says which it can.
     """
-    scheme = job.scheme
-    if not _is_known(scheme):
+    storages = job.scheme.storages
+    unknown = next((scheme for scheme in storages if not _is_known(scheme)), None)
+    if unknown is None and all(_is_float_in_int8(scheme) for scheme in storages):
+        unknown = job.scheme
+    if unknown is not None:
         raise ConversionError(
-            f"{job.component}: Core ML has no scheme weights={scheme.weights}, activations={scheme.activations}; "
+            f"{job.component}: Core ML has no scheme weights={unknown.weights}, activations={unknown.activations}; "
             f"choose weights/activations from float32/float32, float16/float16, or {', '.join(_COMPRESSED)} with "
-            f"float16, float32 or int8_static, int8_static with palettes of {_LEAST_BITS} bits and more"
+            f"float16, float32 or int8_static, int8_static with palettes of {_LEAST_BITS} bits and more; "
+            "a float16 part beside int8_static is float16/float16"
         )
-    newer = _since_ios18(scheme)
+    newer = next((found for scheme in storages if (found := _since_ios18(scheme))), None)
     if newer and job.deployment_target != "iOS18":
         raise ConversionError(f'{job.component}: {newer} needs iOS 18; set deployment_target = "iOS18" in the recipe')
-    if scheme.activations == "float32":
+    if job.scheme.activations == "float32":
         return ct.precision.FLOAT32
     return ct.transform.FP16ComputePrecision(op_selector=SparesFragile())
 
 
 def _is_known(scheme: QuantScheme) -> bool:
     if scheme.weights in _FLOAT:
-        return scheme.weights == scheme.activations
+        return scheme.weights == scheme.activations or _is_float_in_int8(scheme)
     if scheme.activations == "int8_static":
         return (scheme.palette_bits or _LEAST_BITS) >= _LEAST_BITS
     return scheme.activations in _FLOAT
+
+
+def _is_float_in_int8(scheme: QuantScheme) -> bool:
+    """Float16 in float16 beside int8: what a rule may ask for, but no component altogether."""
+    return (scheme.weights, scheme.activations) == ("float16", "int8_static")
 
 
 def _since_ios18(scheme: QuantScheme) -> str | None:

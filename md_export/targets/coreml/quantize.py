@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,40 +14,45 @@ from md_export.targets.coreml.compress import compress
 from md_export.targets.coreml.lower import deployment_target
 from md_export.targets.coreml.package import WEIGHTS, Lowered, read_spec
 from md_export.targets.coreml.vendor import converting, ct
-from md_export.targets.coreml.weights import float_weights, kept_weights
+from md_export.targets.coreml.weights import float_weights, storage_of
+from md_export.tensors import Arrays
 
 
 def quantize(model: Lowered, job: LoweringJob) -> Lowered:
-    """Store every weight of rank ≥ 2 as ``job.scheme`` says unless its ``keep_float`` names its module.
+    """Store every weight of rank ≥ 2 as ``job.scheme`` says of its module: whole, or as one of its rules says.
 
-    Float weights that are not pruned need nothing: the model is returned as it is.
+    With int8 activations, whatever multiplies a float weight keeps float activations.
+    Float weights that are not pruned need nothing: where there are no others the model is returned as it is.
 
     Raises:
-        ConversionError: a glob of ``keep_float`` names no module, a weight stayed float unasked, or int8 activations
-            without calibration inputs.
+        ConversionError: a glob of ``keep_float`` or ``rules`` names no module, a weight stayed float unasked, or int8
+            activations without calibration inputs.
     """
-    scheme = job.scheme
-    if scheme.weights.startswith("float") and scheme.sparsity is None:
+    if all(storage.keeps_weights for storage in job.scheme.storages):
         return model
     weights = float_weights(read_spec(model.package))
-    kept = kept_weights(weights, model, job)
-    package = job.workdir / f"{job.component}.{scheme.weights}.mlpackage"
+    stored = storage_of(weights, model, job)
+    package = job.workdir / f"{job.component}.compressed.mlpackage"
     with converting(job.component, "quantization"):
         program = _read(model.package)
-        if scheme.activations == "int8_static":
-            quantize_activations(program, measure_ranges(model.package, _calibration(job)), weights - kept)
-        small = compress(program, scheme, weights - kept)
+        if job.scheme.activations == "int8_static":
+            narrow = frozenset(name for name, own in stored.items() if not own.weights.startswith("float"))
+            ranges = measure_ranges(model.package, _calibration(job), job.ranges)
+            quantize_activations(program, ranges, narrow)
+        small = compress(program, stored)
         _write(program, package, job)
-    left = float_weights(read_spec(package)) - kept - small
+    left = float_weights(read_spec(package)) - (weights - stored.keys()) - small
     if left:
+        first = min(left)
+        asked = stored[first].weights if first in stored else job.scheme.weights
         raise ConversionError(
-            f"{job.component}: {len(left)} weights stayed float although {scheme.weights} was asked for, "
-            f"first {min(left)}; name their modules in keep_float, or check the checkpoint for infinite values"
+            f"{job.component}: {len(left)} weights stayed float although {asked} was asked for, "
+            f"first {first}; name their modules in keep_float, or check the checkpoint for infinite values"
         )
     return replace(model, package=package)
 
 
-def _calibration(job: LoweringJob) -> tuple[Any, ...]:
+def _calibration(job: LoweringJob) -> Sequence[Arrays]:
     if not job.calibration:
         raise ConversionError(f"{job.component}: int8_static needs calibration inputs; give the recipe golden prompts")
     return job.calibration

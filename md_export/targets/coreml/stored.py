@@ -76,7 +76,9 @@ def _readers(operations: Any) -> dict[str, list[_Reader]]:
 def _placed(weight: StoredWeight, readers: list[_Reader], modules: dict[str, str], scheme: QuantScheme) -> StoredWeight:
     """With who reads it, in torch's layout, and whether the scheme speaks of it."""
     uses = tuple(dict.fromkeys(_use(reader, modules) for reader in readers))
-    placed = replace(weight, uses=uses, promised=any(_is_promised(weight, reader, scheme) for reader in readers))
+    schemes = [scheme.for_module(module) for reader in readers for module in _use(reader, modules).modules]
+    promised = any(_is_promised(weight, *item) for item in zip(readers, schemes, strict=True))
+    placed = replace(weight, uses=uses, promised=promised)
     turned = any(reader.op.type == "matmul" and reader.role == "y" and not _is_turned(reader.op) for reader in readers)
     return _transposed(placed) if turned and weight.values.ndim == 2 else placed
 
@@ -87,7 +89,10 @@ def _use(reader: _Reader, modules: dict[str, str]) -> Use:
 
 
 def _is_promised(weight: StoredWeight, reader: _Reader, scheme: QuantScheme) -> bool:
-    """Whether compression concerns it: multiplied with or looked up, and larger than a palette of it."""
+    """Whether compression concerns it: multiplied with or looked up, and larger than a palette of it.
+
+    ``scheme``: of the module that reads it.
+    """
     shape = weight.values.shape
     if reader.role not in WEIGHT_INPUTS.get(reader.op.type, ()) or len(shape) < 2 or prod(shape) < LEAST_ELEMENTS:
         return False

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from fnmatch import fnmatchcase
 from math import prod
 from typing import Any, Final
 
 from md_export.errors import ConversionError
+from md_export.scheme import QuantScheme
 from md_export.targets.contract import LoweringJob
 from md_export.targets.coreml.package import Lowered, main_operations
 from md_export.targets.coreml.vendor import ct
@@ -48,18 +49,28 @@ def _is_float(value: Any, used: set[str]) -> bool:
     return value.name in used and kind in _FLOATS and len(sizes) >= 2 and prod(sizes) >= LEAST_ELEMENTS
 
 
-def kept_weights(weights: frozenset[str], model: Lowered, job: LoweringJob) -> frozenset[str]:
-    """Those of the weights that ``keep_float`` names.
+def storage_of(weights: frozenset[str], model: Lowered, job: LoweringJob) -> dict[str, QuantScheme]:
+    """How each weight is stored, by name: those left out stay float, by ``keep_float`` or by a rule.
 
     Raises:
-        ConversionError: a glob that matches no module.
+        ConversionError: a glob of ``keep_float`` or of a rule that matches no module.
     """
+    _check_globs(job)
+    scheme, owners = job.scheme, {name: _module(name, model.modules) for name in weights}
+    stored = {name: scheme.for_module(path) for name, path in owners.items() if not scheme.keeps_float(path)}
+    return {name: own for name, own in stored.items() if not own.keeps_weights}
+
+
+def _check_globs(job: LoweringJob) -> None:
     paths = [path for path, _ in job.module.named_modules()]
-    for glob in job.scheme.keep_float:
-        only = replace(job.scheme, keep_float=(glob,))
-        if not any(only.keeps_float(path) for path in paths):
-            raise ConversionError(f"{job.component}: keep_float glob {glob!r} matches no module; correct the recipe")
-    return frozenset(name for name in weights if job.scheme.keeps_float(_module(name, model.modules)))
+    fields = {
+        "keep_float": job.scheme.keep_float,
+        "rules": [glob for rule in job.scheme.rules for glob in rule.modules],
+    }
+    for field, globs in fields.items():
+        for glob in globs:
+            if not any(fnmatchcase(path, glob) for path in paths):
+                raise ConversionError(f"{job.component}: {field} glob {glob!r} matches no module; correct the recipe")
 
 
 def _module(constant: str, modules: Mapping[str, str]) -> str:

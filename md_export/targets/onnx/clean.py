@@ -6,7 +6,7 @@ import ast
 
 import onnx_ir as ir
 
-from md_export.errors import ConversionError
+from md_export.targets.onnx.standard import check_portable
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -21,7 +21,7 @@ def clean(model: ir.Model) -> None:
     Raises:
         ConversionError: the graph uses an operator outside the ONNX standard.
     """
-    _check_standard(model)
+    check_portable(model, "the exporter")
     _name_nodes(model.graph)
     _name_folded_weights(model.graph)
     strip(model)
@@ -30,13 +30,6 @@ def clean(model: ir.Model) -> None:
 def module_path(node_name: str) -> str:
     """The torch module a node came from; empty where it belongs to the root."""
     return node_name.rpartition("/")[0]
-
-
-def _check_standard(model: ir.Model) -> None:
-    foreign = sorted({f"{node.domain}::{node.op_type}" for node in model.graph if node.domain})
-    foreign += sorted(f"function {function.name}" for function in model.functions.values())
-    if foreign:
-        raise ConversionError(f"the exporter emitted operators outside the ONNX standard: {', '.join(foreign)}")
 
 
 def _scope(node: ir.Node) -> str:

@@ -11,13 +11,19 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from md_export.targets.onnx.integers import symmetric
+
 
 def is_table_lookup(node: ir.Node) -> bool:
-    """Whether the node gathers rows of a constant float32 matrix."""
+    """Whether the node gathers rows of a constant float matrix."""
     table = node.inputs[0] if node.op_type == "Gather" else None
     if table is None or not table.is_initializer() or table.const_value is None:
         return False
-    return table.dtype == ir.DataType.FLOAT and len(table.const_value.shape) == 2 and _axis(node) == 0
+    return (
+        table.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+        and len(table.const_value.shape) == 2
+        and _axis(node) == 0
+    )
 
 
 def quantize_table(graph: ir.Graph, node: ir.Node, per_row: bool) -> None:
@@ -34,11 +40,15 @@ def quantize_table(graph: ir.Graph, node: ir.Node, per_row: bool) -> None:
     table, ids, looked_up = node.inputs[0], node.inputs[1], node.outputs[0]
     if table is None or table.name is None or table.const_value is None:
         raise ValueError(f"{node.name} looks up no constant table")
-    rows, scales = _int8_rows(table.const_value.numpy(), per_row)
+    values = table.const_value.numpy()
+    rows, scales = symmetric(values, (1,) if per_row else (0, 1), bits=8)
+    scales = np.ascontiguousarray(np.broadcast_to(scales, (len(rows), 1)))
     prefix = node.name or ""
-    integers = ir.node("Gather", [_initializer(graph, f"{table.name}_int8", rows), ids], name=prefix)
-    scale = ir.node("Gather", [_initializer(graph, f"{table.name}_scale", scales), ids], name=f"{prefix}.scale")
-    cast = ir.node("Cast", [integers.outputs[0]], {"to": ir.DataType.FLOAT.value}, name=f"{prefix}.cast")
+    integers = ir.node("Gather", [initializer(graph, f"{table.name}_int8", rows), ids], name=prefix)
+    scale = ir.node("Gather", [initializer(graph, f"{table.name}_scale", scales), ids], name=f"{prefix}.scale")
+    cast = ir.node(
+        "Cast", [integers.outputs[0]], {"to": ir.DataType.from_numpy(values.dtype).value}, name=f"{prefix}.cast"
+    )
     product = ir.node("Mul", [cast.outputs[0], scale.outputs[0]], name=f"{prefix}.dequantize")
     for suffix, made in (("int8", integers), ("scale", scale), ("cast", cast)):
         made.outputs[0].name = f"{looked_up.name}_{suffix}"
@@ -54,14 +64,8 @@ def _axis(node: ir.Node) -> int:
     return 0 if axis is None else axis.as_int()
 
 
-def _int8_rows(table: np.ndarray, per_row: bool) -> tuple[np.ndarray, np.ndarray]:
-    peak = np.abs(table).max(axis=1 if per_row else None, keepdims=True)
-    scales = np.where(peak > 0, peak / 127, 1).astype(np.float32)
-    rows = np.clip(np.rint(table / scales), -127, 127).astype(np.int8)
-    return rows, np.ascontiguousarray(np.broadcast_to(scales, (len(table), 1)))
-
-
-def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """A new constant of the graph."""
     tensor = ir.tensor(array, name=name)
     value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
     graph.register_initializer(value)

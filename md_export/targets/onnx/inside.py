@@ -14,12 +14,12 @@ from md_export.errors import RuntimeFault
 from md_export.targets.contract import Step
 from md_export.targets.onnx.clean import module_path
 from md_export.targets.onnx.describe import read_graph
-from md_export.targets.onnx.run import ORT_ERRORS, session_options
+from md_export.targets.onnx.rounding import rounded_graph
+from md_export.targets.onnx.sessions import ORT_ERRORS, WEIGHTS_FOLDER, one_line, session_options
 from md_export.tensors import Array, Arrays
 
 # What onnxruntime's quantizer inserts; it names these nodes after tensors.
 _INSERTED: Final = ("QuantizeLinear", "DequantizeLinear")
-_WEIGHTS_FOLDER: Final = "session.model_external_initializers_file_folder_path"
 _SPINNING: Final = "session.intra_op.allow_spinning"
 
 
@@ -43,18 +43,20 @@ def _steps(graph: Any) -> Iterator[Step]:
 def values(path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Array]:
     """Execute the graph as it is written, without onnxruntime's optimizations, and keep the named values as float32.
 
+    What a float16 graph has in float16 is rounded to it: see :mod:`md_export.targets.onnx.rounding`.
+
     Raises:
         RuntimeFault: onnxruntime refuses the graph or the inputs.
     """
-    model = read_graph(path)
+    model = rounded_graph(path) or read_graph(path)
     known = {output.name for output in model.graph.output}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
     options = session_options(optimized=False)
-    options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent))
+    options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
     options.add_session_config_entry(_SPINNING, "0")
     try:
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         found = session.run(list(names), {name: np.ascontiguousarray(value) for name, value in inputs.items()})
     except (*ORT_ERRORS, ValueError) as error:
-        raise RuntimeFault(f"{path.name}: onnxruntime failed: {' '.join(str(error).split())}") from error
+        raise RuntimeFault(f"{path.name}: onnxruntime failed: {one_line(error)}") from error
     return {name: value.astype(np.float32) for name, value in zip(names, found, strict=True)}

@@ -13,8 +13,10 @@ from md_export.errors import ConversionError
 from md_export.targets.contract import LoweringJob
 from md_export.targets.onnx.clean import clean
 from md_export.targets.onnx.half import half_copy
+from md_export.targets.onnx.parts import part_weights
 from md_export.targets.onnx.quantize import check_scheme
 from md_export.targets.onnx.quiet import quiet
+from md_export.targets.onnx.regions import name_regions
 
 # From 21 on the exporter emits GroupNormalization, which onnxruntime's CPU provider expands into more
 # and slower nodes and which mobile providers do not take.
@@ -22,7 +24,7 @@ OPSET: Final = 18
 
 
 def lower(job: LoweringJob) -> ir.Model:
-    """Export the module; float16 weights where the scheme asks for them, else float32.
+    """Export the module, in float16 where the scheme computes in it, else in float32.
 
     Returns:
         A graph in memory that shares storage with the module, surface float32/int32 as in ``job``.
@@ -31,9 +33,11 @@ def lower(job: LoweringJob) -> ir.Model:
         ConversionError: the scheme is not supported, the exporter failed, or produced another surface than the job's.
     """
     check_scheme(job)
-    module = half_copy(job.module) if job.scheme.weights == "float16" else job.module
+    module = half_copy(job.module) if job.scheme.activations == "float16" else job.module
     model = _export(module, job)
+    part_weights(model)
     clean(model)
+    name_regions(model.graph)
     _check_surface(model, job)
     return model
 

@@ -1,20 +1,36 @@
-"""Apply a scheme to the exported graph: float stays as lowered, int8 becomes static QDQ, U8S8."""
+"""Apply a scheme to the exported graph: weights stored small, or static QDQ, U8S8; else it stays as lowered."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from typing import Final, cast
 
 import onnx_ir as ir
 
 from md_export.errors import ConversionError
+from md_export.scheme import QuantScheme, Weights
 from md_export.targets.contract import LoweringJob
 from md_export.targets.notes import labelled
 from md_export.targets.onnx.clean import module_path, strip
+from md_export.targets.onnx.describe import WEIGHT_INPUT
 from md_export.targets.onnx.embedding import is_table_lookup, quantize_table
 from md_export.targets.onnx.qdq import QUANTIZED_OPS, quantize_static
+from md_export.targets.onnx.storage import fits_table
+from md_export.targets.onnx.weights import store_weights
 
-SCHEMES: Final = (("float32", "float32"), ("float16", "float16"), ("int8", "int8_static"))
+_STATIC: Final = "int8_static"
+SCHEMES: Final = (
+    ("float32", "float32"),
+    ("float16", "float16"),
+    ("int8", _STATIC),
+    ("float16", "float32"),
+    ("int8", "float32"),
+    ("int4", "float32"),
+    ("int8", "float16"),
+    ("int4", "float16"),
+)
 
 
 def check_scheme(job: LoweringJob) -> None:
@@ -23,57 +39,99 @@ def check_scheme(job: LoweringJob) -> None:
     Raises:
         ConversionError: names the combinations that it can.
     """
-    asked = (job.scheme.weights, job.scheme.activations)
+    own, *ruled = job.scheme.storages
+    static = own.activations == _STATIC
+    for storage in [own] if static else [own, *ruled]:
+        _check_storage(storage, job.component)
+    if static and own.block_size:
+        raise ConversionError(f"{job.component}: onnx has no blocks with {_STATIC}; use a scale per tensor or channel")
+    if static and any(storage.weights != "float32" for storage in ruled):
+        raise ConversionError(
+            f'{job.component}: with {_STATIC} a rule of an onnx recipe can say weights = "float32" and nothing else'
+        )
+    if static and not job.calibration:
+        raise ConversionError(f"{job.component}: {_STATIC} needs calibration inputs; add prompts to the golden plan")
+
+
+def _check_storage(storage: QuantScheme, component: str) -> None:
+    asked = (storage.weights, storage.activations)
     if asked not in SCHEMES:
         known = ", ".join(f"{weights}/{activations}" for weights, activations in SCHEMES)
         raise ConversionError(
-            f"{job.component}: the onnx target has no weights/activations {'/'.join(asked)}; use one of {known}"
+            f"{component}: the onnx target has no weights/activations {'/'.join(asked)}; use one of {known}"
         )
-    if job.scheme.refinements:
+    if storage.sparsity is not None:
         raise ConversionError(
-            f"{job.component}: the onnx target has no {job.scheme.refinements[0]}; "
-            "it stores int8 with a scale per tensor or channel"
+            f"{component}: the onnx target has no sparsity = {storage.sparsity:g}; "
+            "it stores all values, as int8 or int4 with a scale per tensor, channel or block"
         )
-    if job.scheme.weights == "int8" and not job.calibration:
-        raise ConversionError(f"{job.component}: int8_static needs calibration inputs; add prompts to the golden plan")
 
 
 def quantize(model: object, job: LoweringJob) -> ir.Model:
-    """Quantize what :func:`lower` returned.
+    """Store what :func:`lower` returned as the scheme says.
 
-    Conv, Gemm and MatMul with a constant weight take uint8 activations and int8 weights; products of two
-    activations (attention) stay float. Embedding tables are stored in int8 with one scale per row. The job's notes
-    are added here, after whatever strips an exporter's.
+    Conv, Gemm and MatMul with a constant weight, and embedding tables, have their weights stored so. With static int8
+    they take uint8 activations as well; products of two activations (attention) stay float. A table that is stored in
+    int8 has one scale per row. The job's notes are added here, after whatever strips an exporter's.
 
     Raises:
-        ConversionError: the scheme is not supported, a ``keep_float`` glob matches nothing, or
-            onnxruntime's quantizer failed.
+        ConversionError: the scheme is not supported, a glob of it matches nothing, or onnxruntime's quantizer failed.
     """
     check_scheme(job)
     lowered = cast(ir.Model, model)
-    quantized = _quantized(lowered, job) if job.scheme.weights == "int8" else lowered
-    quantized.metadata_props.update(labelled(job.notes))
-    return quantized
+    storages = _storages(lowered, job)
+    if job.scheme.activations == _STATIC:
+        lowered = _static(lowered, job, storages)
+    else:
+        store_weights(lowered, storages)
+    lowered.metadata_props.update(labelled(job.notes))
+    return lowered
 
 
-def _quantized(lowered: ir.Model, job: LoweringJob) -> ir.Model:
-    kept = _kept_float(lowered, job)
-    quantized = quantize_static(lowered, job, exclude=kept)
+def _static(lowered: ir.Model, job: LoweringJob, storages: dict[str, QuantScheme]) -> ir.Model:
+    quantized = quantize_static(lowered, job, exclude=[name for name, own in storages.items() if own.weights != "int8"])
     for node in list(quantized.graph):
-        if is_table_lookup(node) and node.name not in kept:
+        if is_table_lookup(node) and storages[node.name or ""].weights == "int8":
             quantize_table(quantized.graph, node, per_row=job.scheme.granularity == "channel")
     quantized.graph.sort()
     strip(quantized)
     return quantized
 
 
-def _kept_float(model: ir.Model, job: LoweringJob) -> list[str]:
-    """Names of the nodes that the scheme's globs keep in float, in graph order."""
-    names = [node.name or "" for node in model.graph if node.op_type in QUANTIZED_OPS or is_table_lookup(node)]
-    for pattern in job.scheme.keep_float:
-        only = dataclasses.replace(job.scheme, keep_float=(pattern,))
-        if not any(only.keeps_float(module_path(name)) for name in names):
+def _storages(model: ir.Model, job: LoweringJob) -> dict[str, QuantScheme]:
+    """How each node's weight is stored, by the node's name, in graph order."""
+    nodes = {node.name or "": node for node in model.graph if node.op_type in QUANTIZED_OPS or is_table_lookup(node)}
+    _check_globs(job, [module_path(name) for name in nodes])
+    nodes = {name: node for name, node in nodes.items() if not _multiplies_activations(node)}
+    storages = {name: _storage(module_path(name), job.scheme) for name in nodes}
+    for name, storage in storages.items():
+        if is_table_lookup(nodes[name]) and not fits_table(storage):
             raise ConversionError(
-                f"{job.component}: keep_float pattern {pattern!r} matches no convolution, linear or embedding module"
+                f"{job.component}: {module_path(name)} is an embedding, which onnx looks up as float or as int8 with "
+                f'a scale per channel or tensor; add a rule: modules = ["{module_path(name)}"], weights = "int8"'
             )
-    return [name for name in names if job.scheme.keeps_float(module_path(name))]
+    return storages
+
+
+def _multiplies_activations(node: ir.Node) -> bool:
+    weight = node.inputs[WEIGHT_INPUT[node.op_type]]
+    return weight is None or not weight.is_initializer()
+
+
+def _storage(path: str, scheme: QuantScheme) -> QuantScheme:
+    """As the scheme says of a module; in the type that it computes in where ``keep_float`` has it."""
+    if not scheme.keeps_float(path):
+        return scheme.for_module(path)
+    weights: Weights = "float16" if scheme.activations == "float16" else "float32"
+    return dataclasses.replace(scheme, rules=(), weights=weights, granularity="channel", block_size=None)
+
+
+def _check_globs(job: LoweringJob, paths: Iterable[str]) -> None:
+    known = frozenset(paths)
+    ruled = [pattern for rule in job.scheme.rules for pattern in rule.modules]
+    for field, patterns in (("keep_float", job.scheme.keep_float), ("rules", ruled)):
+        for pattern in patterns:
+            if not any(fnmatchcase(path, pattern) for path in known):
+                raise ConversionError(
+                    f"{job.component}: {field} pattern {pattern!r} matches no convolution, linear or embedding module"
+                )

@@ -7,27 +7,13 @@ from typing import Final
 
 import numpy as np
 import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from md_export.errors import RuntimeFault, UsageError
+from md_export.targets.onnx.fused import ORT_SUFFIX
+from md_export.targets.onnx.rounding import rounded_graph
+from md_export.targets.onnx.sessions import ORT_ERRORS, WEIGHTS_FOLDER, one_line, session_options
 from md_export.tensors import Array, Arrays, TensorSpec
 
-# onnxruntime's exceptions share no base class but Exception.
-ORT_ERRORS: Final = tuple(
-    getattr(ort_errors, name)
-    for name in (
-        "EPFail",
-        "Fail",
-        "InvalidArgument",
-        "InvalidGraph",
-        "InvalidProtobuf",
-        "NoModel",
-        "NoSuchFile",
-        "NotImplemented",
-        "RuntimeException",
-    )
-)
-_ERRORS_ONLY = 3
 UNOPTIMIZED: Final = "unoptimized"
 _DTYPES: Final = {"tensor(float)": "float32", "tensor(int32)": "int32"}
 
@@ -53,16 +39,19 @@ class OnnxRunner:
         try:
             values = self._session.run(names, feed)
         except ORT_ERRORS as error:
-            raise RuntimeFault(f"{self._name}: onnxruntime failed: {_line(error)}") from error
+            raise RuntimeFault(f"{self._name}: onnxruntime failed: {one_line(error)}") from error
         return dict(zip(names, values, strict=True))
 
 
 def load(path: Path, runtime: str | None = None) -> OnnxRunner:
-    """Open an ``.onnx`` file (its ``.data`` file, if any, beside it).
+    """Open an ``.onnx`` file (its ``.data`` file, if any, beside it) or an ``.ort`` file.
 
     Args:
         path: the file.
         runtime: :data:`UNOPTIMIZED` for onnxruntime without its own changes to the graph.
+
+    A float16 graph is opened as it is, to see that onnxruntime takes it, and then executed with every result rounded to
+    float16, as hardware does that computes in it: see :mod:`md_export.targets.onnx.rounding`.
 
     Raises:
         RuntimeFault: onnxruntime refuses the file.
@@ -71,22 +60,23 @@ def load(path: Path, runtime: str | None = None) -> OnnxRunner:
     if runtime not in (None, UNOPTIMIZED):
         raise UsageError(f"{path.name} runs in onnxruntime only; leave out the runtime {runtime!r}")
     options = session_options(optimized=runtime is None)
+    runner = OnnxRunner(_session(path, str(path), options), path.name)
+    rounded = None if path.suffix == ORT_SUFFIX else rounded_graph(path)
+    if rounded is None:
+        return runner
+    del runner  # its copy of the weights
+    return OnnxRunner(_session(path, rounded.SerializeToString(), options), path.name)
+
+
+def _session(path: Path, content: str | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
+    if isinstance(content, bytes):
+        options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
     try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except ORT_ERRORS as error:
         raise RuntimeFault(
-            f"{path.name} is no model that onnxruntime can run; export it again: {_line(error)}"
+            f"{path.name} is no model that onnxruntime can run; export it again: {one_line(error)}"
         ) from error
-    return OnnxRunner(session, path.name)
-
-
-def session_options(optimized: bool) -> ort.SessionOptions:
-    """Errors only; without ``optimized`` the graph is executed node by node as it is written."""
-    options = ort.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
-    if not optimized:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return options
 
 
 def _spec(node: ort.NodeArg, name: str) -> TensorSpec:
@@ -105,7 +95,3 @@ def _check(name: str, specs: tuple[TensorSpec, ...], inputs: Arrays) -> None:
             raise RuntimeFault(
                 f"{name}: {spec.name} must be {spec.dtype}{list(spec.shape)}, not {value.dtype.name}{list(value.shape)}"
             )
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().replace("\n", " ")

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Final, cast
 
 import onnx_ir as ir
+
+from md_export.targets.notes import notes_among
+from md_export.targets.onnx.fused import write_fused
+from md_export.targets.onnx.standard import check_portable
+from md_export.targets.onnx.wire import data_name, write_inline
 
 # protobuf refuses messages of 2 GiB; the rest is left for the graph itself.
 INLINE_BYTES: Final = 1_900_000_000
@@ -14,12 +20,33 @@ INLINE_BYTES: Final = 1_900_000_000
 def save(model: object, path: Path) -> None:
     """Write ``path``; above 1.9 GB the weights go to ``<name>.data`` beside it.
 
+    A model whose notes name a form of :mod:`md_export.targets.onnx.fused` is written in that form.
+
     Args:
         model: what :func:`lower` or :func:`quantize` returned.
         path: file to create; its folder exists.
+
+    Raises:
+        ConversionError: the graph has operators outside the ONNX standard, or cannot have the form.
     """
     graph = cast(ir.Model, model)
-    ir.save(graph, path, external_data=f"{path.name}.data" if weights_are_external(graph) else None)
+    check_portable(graph, "quantization")
+    form = notes_among(graph.metadata_props).get("form")
+    if form is None:
+        _write(graph, path)
+        return
+    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
+        source = Path(scratch) / "portable.onnx"
+        _write(graph, source)
+        write_fused(source, path, form, weights_are_external(graph))
+
+
+def _write(model: ir.Model, path: Path) -> None:
+    if weights_are_external(model):
+        ir.save(model, path, external_data=data_name(path.name))
+        return
+    with path.open("wb") as file:
+        write_inline(model, file)
 
 
 def weights_are_external(model: ir.Model) -> bool:

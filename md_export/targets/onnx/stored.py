@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -13,7 +13,8 @@ import onnx
 from md_export.errors import RuntimeFault
 from md_export.scheme import QuantScheme
 from md_export.targets.onnx.clean import module_path
-from md_export.targets.onnx.describe import read_graph
+from md_export.targets.onnx.decode import dequantized
+from md_export.targets.onnx.describe import read_graph, stored_bytes
 from md_export.targets.stored import Float32, Grid, Role, StoredWeight, Use, along
 
 # What an operand is, by operator and position. A product of the norm's value and its gamma stands second.
@@ -32,7 +33,7 @@ _ROLES: Final[dict[tuple[str, int], Role]] = {
     ("InstanceNormalization", 2): "bias",
 }
 _MULTIPLIED: Final = (("Conv", 1), ("Gemm", 1), ("MatMul", 1), ("Gather", 0))
-_LEVELS: Final = {"int8": 127, "uint8": 255, "int32": 2**31 - 1}
+_LEVELS: Final = {"int4": 7, "int8": 127, "uint8": 255, "int32": 2**31 - 1}
 _SCALED: Final = "DequantizeLinear"
 
 
@@ -43,12 +44,11 @@ class _Reader(NamedTuple):
     position: int
 
 
-class _Scaled(NamedTuple):
-    """Names of the scale and zero point of an integer constant, its axis of channels, and who reads the product."""
+class _Coding(NamedTuple):
+    """How a constant becomes a float: the node that does it, the constants beside it, and who reads the float."""
 
-    scale: str
-    zero: str
-    axis: int
+    node: Any
+    parts: tuple[str, ...]
     readers: tuple[_Reader, ...]
 
 
@@ -78,45 +78,60 @@ class _File:
                 self._readers[name].append(_Reader(node, position))
 
     def weights(self) -> Iterator[StoredWeight]:
-        found = {name: scaled for name in self._tensors if (scaled := self._scaled(name))}
-        owned = {part for scaled in found.values() for part in (scaled.scale, scaled.zero)}
+        codings = {name: coding for name in self._tensors if (coding := self._coding(name))}
+        owned = {part for coding in codings.values() for part in coding.parts}
         for name in self._tensors:
             if name not in owned:
-                yield self._weight(name, found.get(name))
+                yield self._weight(name, codings.get(name))
 
-    def _weight(self, name: str, scaled: _Scaled | None) -> StoredWeight:
-        tensor, values = self._tensors[name], self._read(name)
-        parts, grid, readers = {_dtype(tensor): values.nbytes}, None, self._readers[name]
-        if scaled:
-            for part in filter(None, (scaled.scale, scaled.zero)):
-                dtype = _dtype(self._tensors[part])
-                parts[dtype] = parts.get(dtype, 0) + self._read(part).nbytes
-            readers = list(scaled.readers)
-            steps = along(self._read(scaled.scale), values.ndim, scaled.axis)
-            zero = along(self._read(scaled.zero), values.ndim, scaled.axis) if scaled.zero else np.float32(0)
-            grid = Grid(steps, _LEVELS[_dtype(tensor)])
-            values = (values.astype(np.float32) - zero) * steps
+    def _weight(self, name: str, coding: _Coding | None) -> StoredWeight:
+        dtype, parts = _dtype(self._tensors[name]), Counter[str]()
+        for part in (name, *(coding.parts if coding else ())):
+            parts[_dtype(self._tensors[part])] += stored_bytes(self._tensors[part])
+        values, steps = self._decoded(name, coding)
+        readers = coding.readers if coding else tuple(self._readers[name])
         turned = any(_is_transposed(reader) for reader in readers)
         return StoredWeight(
             name=name,
-            dtype=_dtype(tensor),
+            dtype=dtype,
             parts=parts,
-            values=_as_torch(values.astype(np.float32, copy=False), turned),
+            values=_as_torch(values, turned),
             uses=tuple(dict.fromkeys(_use(reader) for reader in readers)),
-            half=any(dtype == "float16" for dtype in parts),
+            half="float16" in parts,
             promised=_is_promised(readers, values.shape),
-            grid=Grid(_as_torch(grid.steps, turned), grid.levels) if grid else None,
+            grid=None if steps is None else Grid(_as_torch(steps, turned), _LEVELS[dtype]),
         )
 
-    def _scaled(self, name: str) -> _Scaled | None:
-        """How an integer constant becomes a float: by DequantizeLinear, or after the look-up of its rows."""
-        for node, position in self._readers[name]:
-            if node.op_type == _SCALED and position == 0:
-                scale, zero = node.input[1], node.input[2] if len(node.input) > 2 else ""
-                return _Scaled(scale, zero, _axis(node, default=1), tuple(self._readers[node.output[0]]))
-            if node.op_type == "Gather" and position == 0 and _dtype(self._tensors[name]) == "int8":
-                return _Scaled(self._row_scales(node), "", 0, (_Reader(node, 0),))
+    def _coding(self, name: str) -> _Coding | None:
+        """By DequantizeLinear, after the look-up of its rows, by Cast from float16; None for a float as it is."""
+        dtype = _dtype(self._tensors[name])
+        for node in [reader.node for reader in self._readers[name] if reader.position == 0]:
+            if node.op_type == _SCALED:
+                return self._scaled(node)
+            if node.op_type == "Gather" and dtype == "int8":
+                return _Coding(node, (self._row_scales(node),), (_Reader(node, 0),))
+            if node.op_type == "Cast" and dtype == "float16":
+                return _Coding(node, (), tuple(self._readers[node.output[0]]))
         return None
+
+    def _scaled(self, node: Any) -> _Coding:
+        parts, readers = [name for name in node.input[1:] if name], self._readers[node.output[0]]
+        if readers and readers[0].node.op_type == "Reshape":
+            shaped = readers[0].node
+            parts, readers = [*parts, shaped.input[1]], self._readers[shaped.output[0]]
+        return _Coding(node, tuple(parts), tuple(readers))
+
+    def _decoded(self, name: str, coding: _Coding | None) -> tuple[Float32, Float32 | None]:
+        """Values, and the steps of what is stored as integers."""
+        if coding is None or not coding.parts:
+            return self._read(name).astype(np.float32, copy=False), None
+        if coding.node.op_type != _SCALED:
+            steps = along(self._read(coding.parts[0]), 2, 0)
+            return self._read(name).astype(np.float32) * steps, steps
+        values, steps = dequantized(coding.node, self._read)
+        shape = self._read(coding.parts[-1]) if _dtype(self._tensors[coding.parts[-1]]) == "int64" else values.shape
+        values = values.reshape(shape)
+        return values, steps.reshape(*steps.shape, *[1] * (values.ndim - steps.ndim))
 
     def _row_scales(self, gather: Any) -> str:
         """The constant whose rows the looked-up integers are multiplied with."""
@@ -144,13 +159,9 @@ def _as_torch(values: Float32, turned: bool) -> Float32:
     return values.T if turned and values.ndim == 2 else values
 
 
-def _is_promised(readers: list[_Reader], shape: tuple[int, ...]) -> bool:
+def _is_promised(readers: tuple[_Reader, ...], shape: tuple[int, ...]) -> bool:
     """Every operand of a product or a look-up is stored as the scheme says."""
     return len(shape) >= 2 and any((reader.node.op_type, reader.position) in _MULTIPLIED for reader in readers)
-
-
-def _axis(node: Any, default: int) -> int:
-    return next((item.i for item in node.attribute if item.name == "axis"), default)
 
 
 def _dtype(tensor: Any) -> str:

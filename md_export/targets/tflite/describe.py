@@ -56,8 +56,8 @@ def _describe(model: Any) -> Description:
 
 
 def _int8_inputs(weights: Sequence[WeightedOp]) -> float:
-    """Share of the convolutions and linears with int8 weights that take int8 values: norms are float ones."""
-    taking = [op.takes for op in weights if op.dtype == "int8" and op.operator != "EMBEDDING_LOOKUP"]
+    """Share of the convolutions and linears with integer weights that take int8 values: norms are float ones."""
+    taking = [op.takes for op in weights if op.dtype in ("int8", "int4") and op.operator != "EMBEDDING_LOOKUP"]
     return taking.count("int8") / max(1, len(taking))
 
 

@@ -13,10 +13,12 @@ from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
 from md_export.targets.editing import Constant
-from md_export.targets.tflite.flatbuffer import DTYPES, IDENTIFIER, data_of, read_model, shape_of
+from md_export.targets.tflite.decode import decode
+from md_export.targets.tflite.flatbuffer import DTYPES, IDENTIFIER, data_of, read_model
 
 # A flatbuffer is written from its end; the builder grows by doubling.
 _FIRST_BYTES: Final = 1 << 20
+_NARROW: Final = (schema.TensorType.INT8, schema.TensorType.INT4)
 
 
 @contextmanager
@@ -39,8 +41,9 @@ def _constants(model: Any, content: bytearray, subgraph: int) -> Iterator[Consta
             continue
         name, dtype = f"{tensor.Name().decode()} #{index}", DTYPES.get(tensor.Type())
         quantization = tensor.Quantization()
-        yield Constant(name, "weight" if dtype else "packed", raw.view(dtype) if dtype else raw)
-        if dtype == "int8" and quantization is not None and quantization.ScaleLength():
+        is_packed = dtype in (None, "int4")
+        yield Constant(name, "packed" if is_packed else "weight", raw if is_packed else raw.view(dtype))
+        if dtype in ("int8", "int4") and quantization is not None and quantization.ScaleLength():
             yield Constant(f"{name} scale", "scale", quantization.ScaleAsNumpy())
 
 
@@ -52,26 +55,17 @@ def _bytes_of(buffer: Any, content: bytearray) -> NDArray[np.uint8]:
 
 
 def store_as_float(path: Path) -> bool:
-    """Store each int8 weight as the float32 that it stands for, as a float file has it. False where none is."""
+    """Store each int8 or int4 weight as the float32 that it stands for, as a float file has it. False where none is."""
     model = read_model(path)
     tensors = [tensor for graph in model.subgraphs for tensor in graph.tensors]
-    weights = [tensor for tensor in tensors if tensor.type == schema.TensorType.INT8 and data_of(model, tensor).size]
+    weights = [tensor for tensor in tensors if tensor.type in _NARROW and data_of(model, tensor).size]
     for buffer in model.buffers:
         buffer.data, buffer.offset, buffer.size = None if buffer.data is None else np.array(buffer.data), 0, 0
-    for tensor in weights:
-        model.buffers[tensor.buffer].data = _dequantized(model, tensor).view(np.uint8).reshape(-1)
+    # Equal weights share a buffer.
+    for tensor, values in [(tensor, decode(model, tensor).values) for tensor in weights]:
+        model.buffers[tensor.buffer].data = np.ascontiguousarray(values, np.float32).view(np.uint8).reshape(-1)
         tensor.type, tensor.quantization = schema.TensorType.FLOAT32, None
     builder = flatbuffers.Builder(_FIRST_BYTES)
     builder.Finish(model.Pack(builder), IDENTIFIER)
     path.write_bytes(builder.Output())
     return bool(weights)
-
-
-def _dequantized(model: Any, tensor: Any) -> NDArray[np.float32]:
-    values = data_of(model, tensor).view(np.int8).reshape(shape_of(tensor)).astype(np.float32)
-    scheme = tensor.quantization
-    along = [-1 if axis == scheme.quantizedDimension else 1 for axis in range(values.ndim)]
-    scale, zero = (np.asarray(part, np.float32) for part in (scheme.scale, scheme.zeroPoint))
-    if scale.size == 1:
-        return (values - zero) * scale
-    return (values - zero.reshape(along)) * scale.reshape(along)

@@ -20,12 +20,14 @@ IDENTIFIER: Final = b"TFL3"
 # What flatbuffers' Python reader raises on offsets and lengths that lead out of the file.
 MALFORMED: Final = (struct.error, ValueError, IndexError, KeyError, TypeError, AttributeError)
 
+# Names of numpy's types, and ``int4``, two to a byte, which numpy has not.
 DTYPES: Final = {
     schema.TensorType.FLOAT32: "float32",
     schema.TensorType.FLOAT16: "float16",
     schema.TensorType.INT32: "int32",
     schema.TensorType.INT64: "int64",
     schema.TensorType.INT8: "int8",
+    schema.TensorType.INT4: "int4",
     schema.TensorType.UINT8: "uint8",
     schema.TensorType.INT16: "int16",
     schema.TensorType.BOOL: "bool",
@@ -53,7 +55,7 @@ class WeightedOp:
         operator: ``CONV_2D``, ….
         module: path of the torch module that it computes.
         output: name of its output tensor.
-        dtype: numpy dtype name in which the weight is stored.
+        dtype: in which the weight is stored, a name of :data:`DTYPES`.
         takes: that of the values which it is applied to.
     """
 
@@ -109,7 +111,7 @@ def data_of(model: Any, tensor: Any) -> NDArray[np.uint8]:
 
 
 def weighted_ops(model: Any) -> list[WeightedOp]:
-    """Ops whose weight is a constant, seen through the DEQUANTIZE of a float16 or weight-only int8 one."""
+    """Ops whose weight is a constant, seen through the DEQUANTIZE of a float16 or weight-only integer one."""
     return [op for graph in model.subgraphs for op in _weighted(model, graph)]
 
 

@@ -12,7 +12,7 @@ from typing import Final
 from md_export.errors import ArtifactError, RuntimeFault, UsageError
 from md_export.targets.advice import LintReport, OpAdvice, Verdict
 from md_export.targets.tflite.flatbuffer import MALFORMED, read_model, weighted_ops
-from md_export.targets.tflite.gpu.graph import GraphOp, graph_ops
+from md_export.targets.tflite.gpu.graph import GraphOp, ops_of
 from md_export.targets.tflite.gpu.rules import RULES, VERSION
 from md_export.targets.tflite.half.constants import write_float_weights
 from md_export.targets.tflite.half.measure import measure
@@ -41,8 +41,9 @@ def lint(path: Path, system: str | None = None, batches: Sequence[Arrays] = ()) 
     if system is not None:
         raise UsageError(f"--os chooses rules for Core ML packages; leave it out for {path.name}")
     try:
-        ops = graph_ops(path)
-        stored = {op.output: op.dtype for op in weighted_ops(read_model(path))}
+        model = read_model(path)
+        ops = ops_of(model)
+        stored = {op.output: op.dtype for op in weighted_ops(model)}
     except RuntimeFault as error:
         raise ArtifactError(str(error)) from error
     except MALFORMED as error:

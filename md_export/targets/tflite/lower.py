@@ -18,6 +18,7 @@ from md_export.targets.tflite.flatbuffer import DTYPES, read_model, shape_of
 from md_export.targets.tflite.names import COMPONENT, module_paths_as_names
 from md_export.targets.tflite.notes import attach_notes
 from md_export.targets.tflite.quiet import quiet
+from md_export.targets.tflite.storage import check_scheme
 from md_export.tensors import TensorSpec
 
 SIGNATURE: Final = "main"
@@ -49,8 +50,11 @@ def lower(job: LoweringJob) -> TfliteModel:
     Tensors are named after the torch modules that compute them (see :mod:`.names`).
 
     Raises:
-        ConversionError: litert_torch failed, or its file has other inputs or outputs than the job.
+        ConversionError: the scheme asks for what this target cannot make, litert_torch failed, or its file has other
+            inputs or outputs than the job.
     """
+    # Before the minutes that a conversion takes.
+    check_scheme(job)
     path = scratch_file(job.workdir)
     with quiet():
         _convert(job, path)

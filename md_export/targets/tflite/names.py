@@ -56,10 +56,9 @@ def modules_in(tensor: str) -> list[str]:
     return [part for part in tensor.split(END) if part and not part.isdigit()]
 
 
-def exactly(outputs: Iterable[str]) -> str | None:
-    """A regular expression for ai_edge_quantizer's op scopes that finds these ops; ``None`` for no op.
+def exactly(outputs: Iterable[str]) -> str:
+    """A regular expression for ai_edge_quantizer's op scopes that finds these ops, one at least.
 
     A scope is the op's output tensor name followed by a semicolon.
     """
-    escaped = sorted(re.escape(name) for name in outputs)
-    return f"^(?:{'|'.join(escaped)}){END}$" if escaped else None
+    return f"^(?:{'|'.join(sorted(re.escape(name) for name in outputs))}){END}$"

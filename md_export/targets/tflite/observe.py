@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from md_export.targets.tflite.flatbuffer import read_model
-from md_export.targets.tflite.gpu.graph import GraphOp, graph_ops
+from md_export.targets.tflite.gpu.graph import GraphOp, ops_of
 from md_export.targets.tflite.rewire import signature_entry, write_rewired
 from md_export.tensors import Array
 
@@ -46,9 +46,10 @@ def observed(source: Path) -> tuple[Observed, ...]:
     Raises:
         RuntimeFault: ``source`` is no .tflite file.
     """
-    graph = read_model(source).subgraphs[0]
+    model = read_model(source)
+    graph = model.subgraphs[0]
     computed = _computed(graph)
-    pairs = zip(graph.operators, graph_ops(source), strict=True)
+    pairs = zip(graph.operators, ops_of(model), strict=True)
     return tuple(
         Observed(_key(index), op, _zero_point(graph.tensors[index]))
         for operator, op in pairs

@@ -11,7 +11,8 @@ import numpy as np
 
 from md_export.errors import RuntimeFault
 from md_export.scheme import QuantScheme
-from md_export.targets.stored import Float32, Grid, Role, StoredWeight, Use, along
+from md_export.targets.stored import Float32, Grid, Role, StoredWeight, Use
+from md_export.targets.tflite.decode import Decoded, decode
 from md_export.targets.tflite.flatbuffer import (
     DTYPES,
     MALFORMED,
@@ -19,10 +20,9 @@ from md_export.targets.tflite.flatbuffer import (
     data_of,
     operator_name,
     read_model,
-    shape_of,
 )
 from md_export.targets.tflite.names import END, module_of, modules_in
-from md_export.targets.tflite.quantize import METHODS
+from md_export.targets.tflite.storage import is_promised
 
 # Axes of a weight in the file → torch's [out, in, height, width]; of a transposed convolution [in, out, …].
 _LAYOUTS: Final = {
@@ -36,9 +36,7 @@ _ROLES: Final[dict[tuple[str, int], Role]] = {
     ("MUL", 1): "weight",
     ("ADD", 1): "bias",
 }
-# ai_edge_quantizer's name for an operator where it is not the file's.
-_QUANTIZER_NAMES: Final = {"TRANSPOSE_CONV": "CONV_2D_TRANSPOSE"}
-_LEVELS: Final = {"int8": 127, "int16": 2**15 - 1, "int32": 2**31 - 1}
+_LEVELS: Final = {"int4": 7, "int8": 127, "int16": 2**15 - 1, "int32": 2**31 - 1}
 
 
 class _Reader(NamedTuple):
@@ -56,22 +54,20 @@ def stored_weights(path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:
         RuntimeFault: the file is no .tflite file.
     """
     model = read_model(path)
-    method = METHODS.get((scheme.weights, scheme.activations))
-    promised = {_QUANTIZER_NAMES.get(name, name) for name in WEIGHTED} if method is None else set(method.operations)
     seen: set[int] = set()
     try:
         for graph in model.subgraphs:
             readers = _readers(model, graph)
             for index, tensor in enumerate(graph.tensors):
                 if data_of(model, tensor).size:
-                    yield _weight(model, tensor, readers[index], promised, is_first=tensor.buffer not in seen)
+                    yield _weight(model, tensor, readers[index], scheme, is_first=tensor.buffer not in seen)
                     seen.add(tensor.buffer)
     except MALFORMED as error:
         raise RuntimeFault(f"{path.name}: corrupted: {error}; export it again") from error
 
 
 def _readers(model: Any, graph: Any) -> dict[int, list[_Reader]]:
-    """Who reads each tensor, seen through the DEQUANTIZE of a float16 or weight-only int8 one."""
+    """Who reads each tensor, seen through the DEQUANTIZE of a float16 or weight-only integer one."""
     readers: dict[int, list[_Reader]] = defaultdict(list)
     named = [(operator_name(model, operator), operator) for operator in graph.operators]
     source = {operator.outputs[0]: operator.inputs[0] for name, operator in named if name == "DEQUANTIZE"}
@@ -83,10 +79,10 @@ def _readers(model: Any, graph: Any) -> dict[int, list[_Reader]]:
     return readers
 
 
-def _weight(model: Any, tensor: Any, readers: list[_Reader], promised: set[str], is_first: bool) -> StoredWeight:
-    name, dtype, raw = tensor.name.decode(), DTYPES.get(tensor.type, "other"), data_of(model, tensor)
-    values = raw if dtype == "other" else raw.view(dtype).reshape(shape_of(tensor))
-    steps, decoded = _scaled(tensor, values)
+def _weight(model: Any, tensor: Any, readers: list[_Reader], scheme: QuantScheme, is_first: bool) -> StoredWeight:
+    name, raw = tensor.name.decode(), data_of(model, tensor)
+    found = decode(model, tensor) if tensor.type in DTYPES else Decoded("other", raw, None)
+    dtype, steps = found.dtype, found.steps if found.dtype in _LEVELS else None
     weighted = [reader for reader in readers if WEIGHTED.get(reader.kind) == reader.position]
     layout = next((_LAYOUTS[reader.kind] for reader in weighted if reader.kind in _LAYOUTS), None)
     scales = {} if steps is None else {"float32": steps.nbytes}
@@ -95,23 +91,16 @@ def _weight(model: Any, tensor: Any, readers: list[_Reader], promised: set[str],
         dtype=dtype,
         # The quantizer lets equal constants share a buffer.
         parts={dtype: raw.nbytes, **scales} if is_first else scales,
-        values=_as_torch(decoded, layout),
+        values=_as_torch(found.values.astype(np.float32, copy=False), layout),
         uses=tuple(dict.fromkeys(_use(name, reader) for reader in readers)),
         half=dtype == "float16",
-        promised=any(_QUANTIZER_NAMES.get(reader.kind, reader.kind) in promised for reader in weighted),
+        promised=any(_is_promised(name, reader, scheme) for reader in weighted),
         grid=None if steps is None else Grid(_as_torch(steps, layout), _LEVELS[dtype]),
     )
 
 
-def _scaled(tensor: Any, values: Any) -> tuple[Float32 | None, Float32]:
-    """Steps of a quantized constant, laid along its axis, and its values."""
-    found = tensor.quantization
-    if found is None or found.scale is None or not len(found.scale) or values.dtype.name not in _LEVELS:
-        return None, values.astype(np.float32, copy=False)
-    axis = found.quantizedDimension
-    steps = along(found.scale, values.ndim, axis)
-    zero = 0 if found.zeroPoint is None else along(found.zeroPoint, values.ndim, axis)
-    return steps, (values.astype(np.float32) - zero) * steps
+def _is_promised(name: str, reader: _Reader, scheme: QuantScheme) -> bool:
+    return is_promised(reader.kind, scheme.for_module(module_of(name, reader.output)))
 
 
 def _use(name: str, reader: _Reader) -> Use:

@@ -17,7 +17,7 @@ target = TARGETS["onnx"].open()
 
 COMPONENT_NAMES = ("text_encoder", "unet", "vae_decoder")
 # Decibels on random weights.
-LEAST = {"fp32": 90.0, "fp16": 55.0, "int8": 20.0}
+LEAST = {"fp32": 90.0, "fp16": 48.0, "int8": 20.0}
 # Matrices without which the result is another one, even where random residual branches hardly count.
 FLIPPED = {"text_encoder": "encoder.layers.1.mlp.fc2", "unet": "conv_in", "vae_decoder": "decoder.conv_in"}
 STORED = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}

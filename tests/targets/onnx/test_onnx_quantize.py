@@ -101,10 +101,10 @@ def test_large_weights_go_beside_the_file(
     ("scheme", "message"),
     [
         (QuantScheme("int8", "int8_dynamic"), "use one of float32/float32, float16/float16, int8/int8_static"),
-        (QuantScheme("float16", "float32"), "no weights/activations float16/float32"),
+        (QuantScheme("float16", "int8_static"), "no weights/activations float16/int8_static"),
         (QuantScheme("palette4", "int8_static", "tensor"), "no weights/activations palette4/int8_static"),
-        (replace(INT8, sparsity=0.5), "the onnx target has no sparsity = 0.5; it stores int8"),
-        (replace(INT8, granularity="block", block_size=32), "the onnx target has no block_size = 32; it stores int8"),
+        (replace(INT8, sparsity=0.5), "the onnx target has no sparsity = 0.5; it stores all values"),
+        (replace(INT8, granularity="block", block_size=32), "onnx has no blocks with int8_static"),
         (replace(INT8, keep_float=("decoder.*", "no_such.*")), r"'no_such\.\*' matches no convolution"),
     ],
 )

@@ -3,70 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from md_export.components import COMPONENTS, ModelConfig
-from md_export.parity.metrics import compare, first_fault
-from md_export.recipe import QuantScheme
+from md_export.checkpoint import open_checkpoint
+from md_export.parity.golden import read_golden
+from md_export.parity.metrics import compare, worst
+from md_export.parity.rewritten import rewritten
+from md_export.recipe import Recipe
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
-from md_export.tensors import Array, Arrays
+from md_export.targets.tflite.lower import TfliteModel
 from planted import write_export
-from small_models import CONFIGS, random_inputs
+from small_models import CONFIGS
+from support import Exported
+from tflite_models import SCHEMES, Quantized, Subject, build_subject
 
 target = TARGETS["tflite"].open()
-
-SCHEMES = {
-    "fp32": QuantScheme("float32", "float32"),
-    "fp16": QuantScheme("float16", "float32"),
-    "int8": QuantScheme("int8", "int8_dynamic"),
-    "int8_weights": QuantScheme("int8", "float32"),
-    "int8_static": QuantScheme("int8", "int8_static"),
-}
-CASES = 4
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A lowered random component, and an input it was not calibrated on with torch's answer."""
-
-    job: LoweringJob
-    lowered: object
-    held_out: Arrays
-    expected: Array
-
-    def export(self, scheme: QuantScheme, path: Path) -> Path:
-        target.save(target.quantize(self.lowered, replace(self.job, scheme=scheme)), path)
-        return path
-
-    def snr_db(self, path: Path) -> float:
-        """Decibels of a saved file against torch; anything not finite or misshapen fails the test."""
-        outputs = target.load(path).run(self.held_out)
-        assert list(outputs) == [self.job.outputs[0].name]
-        (found,) = outputs.values()
-        assert first_fault(found, self.expected) is None
-        return compare(found, self.expected).snr_db
-
-
-def build_subject(component: str, config: ModelConfig, workdir: Path) -> Subject:
-    entry = COMPONENTS[component]
-    torch.manual_seed(0)
-    module = entry.build(config).eval()
-    for name, parameter in module.named_parameters():
-        # A bias of zeros, as transformers starts with, is dropped by the converter.
-        if name.endswith("bias"):
-            torch.nn.init.normal_(parameter, std=0.02)
-    calibration = tuple(random_inputs(component, config, seed) for seed in range(CASES))
-    held_out = random_inputs(component, config, CASES)
-    inputs, outputs = entry.inputs(config), entry.outputs(config)
-    with torch.no_grad():
-        expected = module(*(torch.from_numpy(held_out[spec.name]) for spec in inputs)).numpy()
-    job = LoweringJob(component, module, inputs, outputs, calibration[0], SCHEMES["fp32"], calibration, workdir)
-    return Subject(job, target.lower(job), held_out, expected)
 
 
 @pytest.fixture(scope="session")
@@ -107,5 +62,36 @@ def planted(tmp_path_factory: pytest.TempPathFactory, nano: Path) -> Callable[[s
         if not out.exists():
             write_export(plant, out, nano / "tokenizer")
         return out
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def quantized(
+    exported: Exported, nano: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, Recipe], Quantized]:
+    """A component quantized as a recipe says, once, from the float file that all recipes share."""
+    root, checkpoint = tmp_path_factory.mktemp("quantized"), open_checkpoint(nano)
+    found: dict[Path, Quantized] = {}
+
+    def make(name: str, recipe: Recipe, path: Path) -> Quantized:
+        float_file = exported("tflite", "fp32") / f"{name}.tflite"
+        part, cases = rewritten(checkpoint, name, recipe), read_golden(nano / "golden").cases
+        batches = [part.inputs_of(case) for case in cases]
+        scheme = recipe.schemes[name]
+        job = LoweringJob(name, part.module, part.inputs, part.outputs, batches[0], scheme, tuple(batches[::2]), root)
+        target.save(target.quantize(TfliteModel(float_file), job), path)
+        (made,), runner = part.outputs, target.load(path)
+        figures = [
+            compare(runner.run(batch)[made.name], case.output(made.name))
+            for batch, case in zip(batches, cases, strict=True)
+        ]
+        return Quantized(path, worst(figures).snr_db)
+
+    def get(name: str, recipe: Recipe) -> Quantized:
+        path = root / f"{recipe.name}_{name}.tflite"
+        if path not in found:
+            found[path] = make(name, recipe, path)
+        return found[path]
 
     return get

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from md_export.errors import ConversionError, RuntimeFault
 from md_export.recipe import QuantScheme
+from md_export.scheme import WeightRule
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
 from md_export.targets.tflite.large_weights import as_matrix, chunked_by_channel
@@ -49,6 +50,10 @@ def test_outputs_that_are_not_the_jobs_are_a_conversion_error(tmp_path: Path) ->
         target.lower(tiny_job(Double(), TensorSpec("y", (1, 5), "float32"), tmp_path))
 
 
+def ruled(weights: Any, modules: tuple[str, ...] = ("*",), **storage: Any) -> QuantScheme:
+    return QuantScheme("int8", "int8_dynamic", rules=(WeightRule(modules, weights, **storage),))
+
+
 @pytest.mark.parametrize(
     ("scheme", "message"),
     [
@@ -56,12 +61,21 @@ def test_outputs_that_are_not_the_jobs_are_a_conversion_error(tmp_path: Path) ->
         (QuantScheme("palette4", "float32", "tensor"), "int8 weights with int8_dynamic activations"),
         (QuantScheme("int8", "float32", sparsity=0.5), "tflite has no sparsity = 0.5; it stores int8"),
         (QuantScheme("int8", "float32", "block", block_size=32), "tflite has no block_size = 32; it stores int8"),
+        (QuantScheme("int4", "float32"), "wrongly on small maps on a CPU; with int8_dynamic a GPU computes in float"),
+        (QuantScheme("float32", "int8_dynamic"), "cannot store float32 weights with int8_dynamic"),
+        (ruled("palette4", granularity="tensor"), "cannot store palette4 weights .* int4 weights with int8_dynamic"),
+        (ruled("int4", granularity="block", block_size=32), "tflite has no block_size = 32; it stores int8 and int4"),
+        (ruled("int4", modules=("mlp.*",)), r"text_encoder: rules glob 'mlp\.\*' matches no module"),
+        (QuantScheme("int8", "int8_dynamic", keep_float=("conv_in",)), "keep_float glob 'conv_in' matches no module"),
     ],
 )
 def test_an_unknown_scheme_names_the_known_ones(scheme: QuantScheme, message: str, subject: Callable[..., Any]) -> None:
     text = subject("text_encoder")
     with pytest.raises(ConversionError, match=message):
         target.quantize(text.lowered, replace(text.job, scheme=scheme))
+    # Before the minutes of a conversion, too.
+    with pytest.raises(ConversionError, match=message):
+        target.lower(replace(text.job, scheme=scheme))
 
 
 def test_static_ranges_need_calibration_inputs(subject: Callable[..., Any]) -> None:

@@ -105,7 +105,7 @@ def test_a_file_tells_nothing_about_where_it_was_made(artifact: Callable[..., Pa
 PROCESS = """
 import sys
 from pathlib import Path
-from conftest import SCHEMES, build_subject
+from tflite_models import SCHEMES, build_subject
 from small_models import NANO
 folder = Path(sys.argv[1])
 made = build_subject("text_encoder", NANO, folder)

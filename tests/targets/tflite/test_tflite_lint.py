@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,9 @@ import pytest
 
 from md_export.artifact import GOLDEN_FOLDER, read_manifest
 from md_export.errors import ArtifactError, RuntimeFault, UsageError
-from md_export.linting import budget_of, lint
+from md_export.linting import FLOAT16_BUDGET_DB, budget_of, lint
 from md_export.npz import write_npz
 from md_export.parity.golden import read_golden
-from md_export.parity.gpu.bounds import float16_outlook
 from md_export.targets.advice import LintReport
 from md_export.targets.tflite.gpu.graph import GraphOp, graph_ops
 from md_export.targets.tflite.gpu.rules import RULES, EngineRule
@@ -130,20 +130,13 @@ def test_terms_of_real_activations_are_those_that_the_runtime_adds(
             assert (terms.squares <= terms.sizes.square() + slack).all()
 
 
-def test_the_outlook_for_verify(exported: Exported, inputs: Arrays) -> None:
-    out = exported("tflite", "int8")
-    manifest = read_manifest(out)
-    entry = next(item for item in manifest.artifacts if item.component == DECODER)
-    assert budget_of(manifest, entry) == entry_tolerance(out)
-    outlook = float16_outlook(out / entry.file, [inputs], 55.0)
-    assert outlook.overflows == ()
-    assert outlook.below_with_float32_sums == 0 < outlook.below_by_default < outlook.ops
-    for words in ("bounded, not measured", "no overflow", "CONV_2D of decoder.", "with float32 sums"):
-        assert words in str(outlook)
-
-
-def entry_tolerance(out: Path) -> float:
-    return read_manifest(out).recipe.tolerances[DECODER].snr_db
+def test_the_budget_is_the_recipes_where_float16_can_keep_it(exported: Exported) -> None:
+    manifest = read_manifest(exported("tflite", "int8"))
+    entry, own = manifest.entry_for(DECODER), manifest.recipe.tolerances[DECODER]
+    assert budget_of(manifest, entry) == own.snr_db < FLOAT16_BUDGET_DB
+    exact = dataclasses.replace(own, snr_db=110.0)
+    stricter = dataclasses.replace(manifest.recipe, tolerances={**manifest.recipe.tolerances, DECODER: exact})
+    assert budget_of(dataclasses.replace(manifest, recipe=stricter), entry) == FLOAT16_BUDGET_DB
 
 
 def test_lint_prints_what_was_measured_and_what_was_bounded(exported: Exported, inputs: Arrays, tmp_path: Path) -> None:

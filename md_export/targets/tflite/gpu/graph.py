@@ -54,7 +54,11 @@ def graph_ops(path: Path) -> list[GraphOp]:
     Raises:
         RuntimeFault: the file is no .tflite file.
     """
-    model = read_model(path)
+    return ops_of(read_model(path))
+
+
+def ops_of(model: Any) -> list[GraphOp]:
+    """Of the first graph of the ``ModelT`` that ``read_model`` gives."""
     graph = model.subgraphs[0]
     weighted = {op.output: op.module for op in weighted_ops(model)}
     return [_op(operator_name(model, operator), graph.tensors, operator, weighted) for operator in graph.operators]

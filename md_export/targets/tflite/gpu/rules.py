@@ -114,14 +114,14 @@ RULES: Final = (
     EngineRule(
         Rule(
             "int8-fully-connected",
-            "a FULLY_CONNECTED with an int8 weight fails to compile in larger graphs",
+            "a FULLY_CONNECTED with an int8 or int4 weight fails to compile",
             "unlikely",
             "measured",
             _MANUAL,
             "a 1×1 convolution",
             ("tokens_to_maps", "vector_linear_to_conv2d"),
         ),
-        lambda op, dtype: op.operator == "FULLY_CONNECTED" and dtype == "int8",
+        lambda op, dtype: op.operator == "FULLY_CONNECTED" and dtype in ("int8", "int4"),
     ),
     EngineRule(
         Rule(

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from md_export.errors import RuntimeFault
+from md_export.targets.tflite.decode import decode
 from md_export.targets.tflite.flatbuffer import data_of, operator_name, read_model, shape_of
-from md_export.targets.tflite.gpu.graph import GraphOp, graph_ops
-from md_export.targets.tflite.half.constants import decoded
+from md_export.targets.tflite.gpu.graph import GraphOp, ops_of
 from md_export.targets.tflite.inside import values
 from md_export.tensors import Array, Arrays
 
@@ -54,10 +54,10 @@ class Recorder:
         """Raises RuntimeFault: no .tflite file."""
         self._path, self._model = path, read_model(path)
         self._graph = self._model.subgraphs[0]
-        self._ops = graph_ops(path)
+        self._ops = ops_of(self._model)
         self._constants = {index: tensor for index, tensor in enumerate(self._graph.tensors) if self._stored(tensor)}
         for operator in self._graph.operators:
-            # A weight in float16 or int8 that is made float32 before it is used.
+            # A weight in float16 or integers that is made float32 before it is used.
             source = int(operator.inputs[0])
             if operator_name(self._model, operator) == "DEQUANTIZE" and source in self._constants:
                 self._constants[int(operator.outputs[0])] = self._constants[source]
@@ -101,4 +101,4 @@ class Recorder:
     def _value(self, index: int, found: dict[str, Array]) -> Array | None:
         if index < 0:
             return None
-        return decoded(self._model, self._constants[index]) if index in self._constants else found[str(index)]
+        return decode(self._model, self._constants[index]).values if index in self._constants else found[str(index)]

@@ -19,13 +19,16 @@ _Floats = NDArray[np.float64]
 _MOST_ROUNDS: Final = 200
 
 
-def palettize(weight: Array, entries: int, skip_zeros: bool = False) -> tuple[Array, Array]:
+def palettize(
+    weight: Array, entries: int, skip_zeros: bool = False, importance: Array | None = None
+) -> tuple[Array, Array]:
     """Lloyd's algorithm (1982) from quantiles of the density's cube root, the optimum for many entries.
 
     Args:
         weight: float16 or float32, any shape, finite.
         entries: values in the table.
         skip_zeros: leave zeros out of account; their indices mean nothing then.
+        importance: what each element's squared error costs, not negative and not all zero; 1 where not given.
 
     Returns:
         The table ``[entries]`` in the weight's dtype, ascending, and indices ``[weight.size]``, uint8. A weight of
@@ -35,16 +38,18 @@ def palettize(weight: Array, entries: int, skip_zeros: bool = False) -> tuple[Ar
         ValueError: the weight holds NaN or Inf, or only zeros to be skipped.
     """
     flat: Any = weight.reshape(-1)
-    taken = flat[flat != 0] if skip_zeros else flat
+    used = flat != 0 if skip_zeros else np.ones(flat.shape, bool)
+    taken = flat[used]
     if not np.isfinite(taken).all() or not taken.size:
         raise ValueError("a palette needs finite weights that are not all zero")
-    values, counts = np.unique(taken, return_counts=True)
+    values, places = np.unique(taken, return_inverse=True)
+    counts = np.bincount(places, None if importance is None else importance.reshape(-1)[used])
     table = _table(values.astype(np.float64), counts, entries).astype(weight.dtype)
     exact = table.astype(np.float64)
     return table, np.searchsorted((exact[1:] + exact[:-1]) / 2, flat).astype(np.uint8)
 
 
-def _table(values: _Floats, counts: NDArray[np.intp], entries: int) -> _Floats:
+def _table(values: _Floats, counts: NDArray[Any], entries: int) -> _Floats:
     if len(values) <= entries:
         return np.concatenate([values, np.repeat(values[-1:], entries - len(values))])
     mass = np.concatenate([[0], np.cumsum(counts)])
@@ -61,7 +66,7 @@ def _table(values: _Floats, counts: NDArray[np.intp], entries: int) -> _Floats:
     return table
 
 
-def _start(values: _Floats, counts: NDArray[np.intp], entries: int) -> _Floats:
+def _start(values: _Floats, counts: NDArray[Any], entries: int) -> _Floats:
     """Quantiles of density^(1/3), after Panter and Dite (1951); smoothed over some values each, as data are lumpy."""
     edges = np.unique(np.linspace(0, len(values), min(len(values), 16 * entries) + 1).astype(np.int64))
     total = np.concatenate([[0], np.cumsum(counts)])

@@ -1,0 +1,144 @@
+"""A component as ONNX, optimum's way and ours: conversion, size, latency, accuracy, Core ML partitions.
+
+    python benchmarks/onnx_export.py [--small] [--rounds 9] [COMPONENT ...]
+
+Full-size MD with random weights and affines, every conversion in a process of its own (seconds and peak are that
+process's); ``--small``: narrow channels and as many layers. Optimum's way is re-created by the public function that it
+calls, with the arguments that it passes: torch.onnx.export through TorchScript, dynamic axes, opset 18, constants
+folded. Ours are the recipes onnx-fp32, onnx-fp16 and onnx-int8, the last one calibrated on four random inputs.
+Latency: onnxruntime on the CPU, two threads, one process for each file, all of them in turn in each round; median,
+quartiles, CPU seconds of both threads beside wall. SNR is against the torch module, in onnxruntime as it is; for float16
+in brackets with every result rounded to float16, which onnxruntime leaves out on x86 (docs/onnx.md). Partitions are
+those of onnxruntime's check of mobile usability for Core ML's ML programs.
+
+It cannot be called onnx.py: a script's folder comes first on Python's path, and onnxruntime imports onnx.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import tempfile
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+import onnx_measure as measure
+from coreml_measure import reference
+from md_export.components import COMPONENTS
+from onnx_measure import OURS, THEIRS, Converted, Round, Subject
+
+HEADER: Final = (
+    "file",
+    "convert s",
+    "CPU s",
+    "peak MB",
+    "MB",
+    "nodes",
+    "wall ms",
+    "CPU ms",
+    "SNR dB",
+    "Core ML partitions",
+)
+_PROCESSES: Final = multiprocessing.get_context("spawn")
+
+
+def apart(function: Any, *arguments: object) -> Any:
+    """A call in a process of its own."""
+    with _PROCESSES.Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Markdown, figures to the right."""
+    lines = [header, ("---", *["---:"] * (len(header) - 1)), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def latencies(subject: Subject, files: dict[str, Path], rounds: int) -> dict[str, list[Round]]:
+    """Each file in a process of its own, one at a time, in turn; the first round warms up."""
+    servers: dict[str, tuple[Any, Connection]] = {}
+    for name, path in files.items():
+        ours, theirs = _PROCESSES.Pipe()
+        server = _PROCESSES.Process(target=measure.serve, args=(theirs, subject, path), daemon=True)
+        server.start()
+        servers[name] = (server, ours)
+    taken: dict[str, list[Round]] = {name: [] for name in files}
+    for _ in range(rounds + 1):
+        for name, (_, connection) in servers.items():
+            connection.send(True)
+            taken[name].append(connection.recv())
+    for server, connection in servers.values():
+        connection.send(False)
+        server.join()
+    return {name: got[1:] for name, got in taken.items()}
+
+
+def spread(seconds: list[float]) -> str:
+    """Median and quartiles in milliseconds."""
+    low, middle, high = np.quantile(seconds, (0.25, 0.5, 0.75)) * 1e3
+    return f"{middle:,.0f} ({low:,.0f} to {high:,.0f})"
+
+
+def row(name: str, made: Converted, runs: list[Round], snr: tuple[float, float], partitions: str) -> tuple[str, ...]:
+    """One file's figures."""
+    took = (f"{made.seconds:.0f}", f"{made.cpu_seconds:.0f}", f"{made.peak_bytes / 1e6:,.0f}")
+    size = (f"{made.bytes / 1e6:,.0f}", str(made.nodes))
+    times = (spread([run.wall for run in runs]), spread([run.cpu for run in runs]))
+    plain, rounded = snr
+    accuracy = f"{plain:.1f} ({rounded:.1f})" if plain != rounded else f"{plain:.1f}"
+    return (name, *took, *size, *times, accuracy, partitions)
+
+
+def ratios(made: dict[str, Converted], runs: dict[str, list[Round]]) -> list[tuple[str, ...]]:
+    """How many times faster another file is (medians of the rounds' own ratios), and what making it took."""
+
+    def ratio(slow: str, fast: str, field: str) -> str:
+        pairs = zip(runs[slow], runs[fast], strict=True)
+        return f"{np.median([getattr(a, field) / getattr(b, field) for a, b in pairs]):.2f}"
+
+    def share(fast: str, slow: str, field: str) -> str:
+        return f"{getattr(made[fast], field) / getattr(made[slow], field):.2f}"
+
+    return [
+        (
+            f"{fast} against {slow}",
+            *(ratio(slow, fast, field) for field in ("wall", "cpu")),
+            *(share(fast, slow, field) for field in ("bytes", "cpu_seconds", "peak_bytes")),
+        )
+        for fast, slow in measure.AGAINST
+    ]
+
+
+def component(name: str, small: bool, rounds: int, scratch: Path) -> None:
+    """Print both tables of one component."""
+    subject = Subject(name, small)
+    expected = scratch / "expected.npy"
+    apart(reference, subject, expected)
+    made: dict[str, Converted] = {form: apart(measure.convert, subject, form, scratch) for form in (THEIRS, *OURS)}
+    runs = latencies(subject, {form: item.path for form, item in made.items()}, rounds)
+    rows = []
+    for form, item in made.items():
+        snr = apart(measure.snr_db, subject, item.path, expected)
+        rows.append(row(f"{name} {form}", item, runs[form], snr, apart(measure.partitions, item.path)))
+    print(table(HEADER, rows), flush=True)
+    header = ("", "times faster, wall", "CPU", "share of its bytes", "of its CPU s", "of its peak")
+    print("\n" + table(header, ratios(made, runs)) + "\n", flush=True)
+
+
+def main() -> None:
+    """Print the tables of the components asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("components", nargs="*", choices=[*COMPONENTS, []], metavar="COMPONENT")
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--rounds", type=int, default=9)
+    arguments = parser.parse_args()
+    for name in arguments.components or ("text_encoder", "unet", "vae_decoder"):
+        with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
+            component(name, arguments.small, arguments.rounds, Path(scratch))
+
+
+if __name__ == "__main__":
+    main()

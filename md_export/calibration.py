@@ -1,0 +1,61 @@
+"""What the ranges of int8 activations are measured on, and how a range follows from what was seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import ConfigDict
+
+from md_export.errors import RecipeError
+
+ObserverName = Literal["min_max", "percentile", "mse"]
+
+
+@dataclass(frozen=True)
+class RangeRule:
+    """How the range of a value follows from its values on calibration inputs.
+
+    Attributes:
+        observer: ``min_max``: from the least to the greatest; ``percentile``: so many percent of them, as many cut off
+            below as above; ``mse``: the range whose 256 levels represent them with the least squared error.
+        percentile: of the observer of that name; in (50, 100].
+    """
+
+    observer: ObserverName = "min_max"
+    percentile: float | None = None
+
+
+@dataclass(frozen=True)
+class CalibrationPlan:
+    """A recipe's ``[calibration]``.
+
+    Attributes:
+        seeds: of the noise, none of which a golden case of the same prompt may have.
+        prompts: where none are given, those of the golden cases.
+        observer, percentile: as in :class:`RangeRule`.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    seeds: tuple[int, ...]
+    prompts: tuple[str, ...] | None = None
+    observer: ObserverName = "min_max"
+    percentile: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself. RecipeError names the field."""
+        for field in ("seeds", "prompts"):
+            if getattr(self, field) == ():
+                raise RecipeError(
+                    f"[calibration] {field}: empty, so nothing could be measured; name some, or leave it out"
+                )
+        if (self.percentile is not None) != (self.observer == "percentile"):
+            raise RecipeError('[calibration] percentile: goes with observer = "percentile"; give both or neither')
+        if self.percentile is not None and not 50 < self.percentile <= 100:
+            raise RecipeError(f"[calibration] percentile: {self.percentile:g} is not above 50 and at most 100")
+
+    @property
+    def rule(self) -> RangeRule:
+        """How ranges follow from what is seen."""
+        return RangeRule(self.observer, self.percentile)

@@ -1,0 +1,97 @@
+"""The inputs that ranges of activations and rounding are calibrated on."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import overload
+
+from md_export.checkpoint import Checkpoint
+from md_export.errors import RecipeError
+from md_export.parity.cases import Surface, inputs_of
+from md_export.parity.golden import GoldenIndex, read_case, read_index
+from md_export.parity.prepare import golden_source
+from md_export.parity.recording import write_golden
+from md_export.recipe import Recipe
+from md_export.tensors import Arrays
+
+Progress = Callable[[str], None]
+
+
+class CalibrationInputs(Sequence[Arrays]):
+    """A component's inputs in some cases of a folder; each is read when it is asked for, and not kept."""
+
+    def __init__(self, recipe: Recipe, part: Surface, folder: Path, step: int = 1) -> None:
+        """``step``: 2 for every other case."""
+        self._recipe, self._part, self._folder = recipe, part, folder
+        self._files = read_index(folder).cases[::step]
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    @overload
+    def __getitem__(self, index: int) -> Arrays: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Arrays]: ...
+    def __getitem__(self, index: int | slice) -> Arrays | Sequence[Arrays]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        return inputs_of(self._recipe, self._part, read_case(self._folder, self._files[index]))
+
+
+@contextmanager
+def calibration_cases(
+    recipe: Recipe, checkpoint: Checkpoint, golden: Path, scratch: Path, progress: Progress
+) -> Iterator[Path | None]:
+    """Cases by the recipe's ``[calibration]``, in a folder in ``scratch`` that is removed afterwards.
+
+    They come from the checkpoint's own chain, text encoder → UNet → decoder, with the rewrites that change the function.
+
+    Args:
+        golden: folder of the cases that judge, whose prompts they take where the plan has none.
+
+    Yields:
+        the folder; None where the recipe has no plan, or nothing that is calibrated.
+
+    Raises:
+        RecipeError: one of them would also judge.
+    """
+    if recipe.calibration is None or not needs_calibration(recipe):
+        yield None
+        return
+    pairs = _planned(recipe, read_index(golden))
+    with tempfile.TemporaryDirectory(prefix=".calibration-", dir=scratch) as name:
+        source = golden_source(checkpoint, recipe.rewrites, recipe.allow_drift)
+        write_golden(source, pairs, Path(name), progress, use="calibration")
+        yield Path(name)
+
+
+def calibration_inputs(recipe: Recipe, part: Surface, golden: Path, made: Path | None) -> CalibrationInputs:
+    """Inputs of one component in the cases that were ``made`` by a plan, else in every other golden case.
+
+    Every other, so that half of the cases that judge an artifact are not those that it was calibrated on.
+    """
+    return CalibrationInputs(recipe, part, golden, 2) if made is None else CalibrationInputs(recipe, part, made)
+
+
+def needs_calibration(recipe: Recipe) -> bool:
+    """Whether anything in it depends on calibration inputs."""
+    schemes = [recipe.schemes[name] for name in recipe.components]
+    return any(scheme.activations == "int8_static" or scheme.is_adjusted for scheme in schemes)
+
+
+def _planned(recipe: Recipe, golden: GoldenIndex) -> list[tuple[str, int]]:
+    plan = recipe.calibration
+    assert plan is not None
+    prompts = plan.prompts or tuple(dict.fromkeys(item.prompt for item in golden.cases))
+    pairs = [(prompt, seed) for seed in plan.seeds for prompt in prompts]
+    judging = {(item.prompt, item.seed) for item in golden.cases}.intersection(pairs)
+    if judging:
+        prompt, seed = min(judging)
+        raise RecipeError(
+            f"recipe {recipe.name}: [calibration] seed {seed} with the prompt {prompt!r:.60} is a golden case, too, "
+            "which could not judge what was calibrated on it; give other seeds"
+        )
+    return pairs

@@ -1,0 +1,59 @@
+"""Golden cases at the surface of an artifact: under its names, in its layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from md_export.errors import ArtifactError
+from md_export.layouts import layout_of
+from md_export.parity.golden import GoldenCase
+from md_export.recipe import Recipe
+from md_export.tensors import Array, Arrays, TensorSpec, select
+
+
+class Surface(Protocol):
+    """What takes inputs and gives outputs: a line of the manifest, or the torch module that is lowered."""
+
+    @property
+    def component(self) -> str:
+        """Its name in COMPONENTS."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What it takes."""
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What it gives, a single one."""
+
+
+def packed(recipe: Recipe, part: Surface, arrays: Arrays) -> dict[str, Array]:
+    """Inputs under our names → those that the part takes, in its layout; KeyError for one that is not among them."""
+    return select(layout_of(recipe).pack(part.component, arrays), part.inputs)
+
+
+def inputs_of(recipe: Recipe, part: Surface, case: GoldenCase) -> dict[str, Array]:
+    """A golden case's inputs as the part takes them."""
+    return packed(recipe, part, case.inputs(part.component))
+
+
+def output_of(recipe: Recipe, part: Surface, case: GoldenCase) -> Array:
+    """What the golden case says that must come out."""
+    (made,) = part.outputs
+    return case.output(layout_of(recipe).output_of(part.component, made.name))
+
+
+def golden_cases(recipe: Recipe, part: Surface, cases: Sequence[GoldenCase]) -> tuple[list[Arrays], list[Array]]:
+    """Inputs of an artifact in each case, and what it must make of them.
+
+    Raises:
+        ArtifactError: the manifest has other names than the component's.
+    """
+    try:
+        return [inputs_of(recipe, part, case) for case in cases], [output_of(recipe, part, case) for case in cases]
+    except (KeyError, ValueError) as error:
+        raise ArtifactError(
+            f"the manifest's inputs and outputs of {part.component} are not that component's ({error}); it was edited, "
+            "export again"
+        ) from error

@@ -1,0 +1,80 @@
+"""The lower convex hull of bytes against noise, over all choices of one form for each module.
+
+Since bytes and noises add, the choice that minimizes bytes + λ·noise does so module by module, and the choices that do
+so for some λ are the hull: Y. Shoham and A. Gersho, "Efficient bit allocation for an arbitrary set of quantizers",
+IEEE Transactions on Acoustics, Speech, and Signal Processing 36 (9), 1988. Each module walks along its own hull; λ only
+says whose step comes next.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from md_export.search.choice import Base, Candidate, Module, Point, exact, in_order, point_of
+
+# What a candidate of a module costs in quality; less is better.
+Cost = Callable[[Module, Candidate], Fraction]
+
+
+@dataclass(frozen=True)
+class Step:
+    """From one candidate of a module to the next on its hull; ``gain`` is noise saved per byte."""
+
+    index: int
+    before: Candidate
+    after: Candidate
+    gain: Fraction
+
+
+def picture_noise(_module: Module, candidate: Candidate) -> Fraction:
+    """The cost that the curve is about."""
+    return exact(candidate.noise)
+
+
+def curve(modules: Iterable[Module], base: Base | None = None) -> tuple[Point, ...]:
+    """Every vertex of the hull, and points between two where steps are worth the same, from the fewest bytes on.
+
+    No choice at all has less noise in the bytes of one of these.
+    """
+    ordered, base = in_order(modules), base or Base()
+    chosen = cheapest(ordered)
+    points = [point_of(ordered, chosen, base)]
+    for step in steps(ordered, picture_noise):
+        chosen[step.index] = step.after
+        points.append(point_of(ordered, chosen, base))
+    return tuple(points)
+
+
+def cheapest(modules: Sequence[Module]) -> list[Candidate]:
+    """Each module's form with the fewest bytes, where the curve begins."""
+    return [hull(module, picture_noise)[0] for module in modules]
+
+
+def steps(modules: Sequence[Module], cost: Cost) -> list[Step]:
+    """Every step of every module, the best first; of one module they keep their order, since its gains fall."""
+    found = []
+    for index, module in enumerate(modules):
+        kept = hull(module, cost)
+        for before, after in itertools.pairwise(kept):
+            found.append(Step(index, before, after, gain(module, before, after, cost)))
+    return sorted(found, key=lambda step: (-step.gain, step.index))
+
+
+def hull(module: Module, cost: Cost) -> list[Candidate]:
+    """A module's candidates that are best for some λ, from the fewest bytes to the least cost."""
+    kept: list[Candidate] = []
+    for one in sorted(module.candidates, key=lambda one: (one.bytes, cost(module, one), one.form.label)):
+        if kept and cost(module, one) >= cost(module, kept[-1]):
+            continue
+        while len(kept) > 1 and gain(module, kept[-2], kept[-1], cost) <= gain(module, kept[-1], one, cost):
+            kept.pop()
+        kept.append(one)
+    return kept
+
+
+def gain(module: Module, before: Candidate, after: Candidate, cost: Cost) -> Fraction:
+    """Cost saved per byte; ``after`` has more bytes."""
+    return (cost(module, before) - cost(module, after)) / (after.bytes - before.bytes)

@@ -1,0 +1,70 @@
+"""Where a search starts: the recipe whose rewrites and activations stay, and the forms that modules may take."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from md_export.data import builtin_recipe
+from md_export.errors import UsageError
+from md_export.recipe import COMPONENT_NAMES, Recipe, load_recipe
+from md_export.search.form import Form
+from md_export.search.request import SearchRequest
+
+
+@dataclass(frozen=True)
+class Start:
+    """One target's.
+
+    Attributes:
+        precision: of the built-in recipe.
+        forms: what a module may be, from the fewest bits on; the last one is float.
+    """
+
+    precision: str
+    forms: tuple[Form, ...]
+
+
+STARTS: Final[Mapping[str, Start]] = {
+    "coreml": Start(
+        "palette4",
+        (
+            *(Form(weights, "group", group_size=16) for weights in ("palette2", "palette3", "palette4")),
+            *(Form(weights, "tensor") for weights in ("palette6", "palette8")),
+            Form("float16"),
+        ),
+    ),
+    "tflite": Start("int4", (Form("int4"), Form("int8"), Form("float32"))),
+    "onnx": Start("int4", (Form("int4", "block", block_size=32), Form("int4"), Form("int8"), Form("float32"))),
+}
+
+
+def starting_recipe(request: SearchRequest) -> Recipe:
+    """The recipe of the request, or the target's, for its components; weights are rounded with calibration.
+
+    Raises:
+        UsageError: the recipe is for another target, lacks one of the request's components, or has too few for the
+            picture that the budget speaks of.
+    """
+    recipe = load_recipe(request.recipe or builtin_recipe(request.target, STARTS[request.target].precision))
+    if recipe.target != request.target:
+        raise UsageError(f"the recipe {recipe.name} is for {recipe.target}; search with --target {recipe.target}")
+    rounding = request.rounding or ("gptq" if request.recipe is None else None)
+    schemes = {
+        name: dataclasses.replace(
+            scheme,
+            rounding=rounding or scheme.rounding,
+            bias_correction=scheme.bias_correction if request.recipe else rounding != "nearest",
+        )
+        for name, scheme in recipe.schemes.items()
+    }
+    missing = [name for name in request.components if name not in recipe.components]
+    if missing:
+        raise UsageError(f"the recipe {recipe.name} has no {missing[0]}; it has {', '.join(recipe.components)}")
+    if request.budget.picture_db is not None and len(recipe.components) < len(COMPONENT_NAMES):
+        raise UsageError(
+            f"the recipe {recipe.name} makes no picture: it lacks a component; give --budget snr=… instead"
+        )
+    return dataclasses.replace(recipe, schemes=schemes)

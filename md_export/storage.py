@@ -1,0 +1,45 @@
+"""How one weight lies in a file: what shares a scale or a table, and how many bits that costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+
+@dataclass(frozen=True)
+class WeightStorage:
+    """A weight as integers times scales, or as indices into tables.
+
+    Attributes:
+        bits: of one element.
+        groups: on how many parts each axis of the weight, in torch's layout, is cut; what lies in one part of each
+            shares a scale or a table. A divisor of the axis each.
+        levels: the largest integer, the smallest being its negative: 127, 7; 0 for a table.
+        entries: of a table; 0 for integers.
+        scale_bits: of a scale, or of an entry of a table.
+    """
+
+    bits: int
+    groups: tuple[int, ...]
+    levels: int = 0
+    entries: int = 0
+    scale_bits: int = 32
+
+    def stored_bits(self, shape: tuple[int, ...]) -> int:
+        """Of a weight of this shape, scales and tables included."""
+        return self.bits * prod(shape) + prod(self.groups) * max(1, self.entries) * self.scale_bits
+
+
+def per_channel(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Groups of a scale per output channel."""
+    return (shape[0], *[1] * (len(shape) - 1))
+
+
+def per_tensor(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Groups of one scale or table for all."""
+    return (1,) * len(shape)
+
+
+def largest_divisor(channels: int, wanted: int) -> int:
+    """The largest divisor of ``channels`` in (wanted / 2, wanted]; all of them if none is."""
+    return next((size for size in range(wanted, wanted // 2, -1) if channels % size == 0), channels)

@@ -1,0 +1,186 @@
+"""How a range of int8 follows from the values that calibration inputs gave, seen a tensor at a time.
+
+No observer keeps values: a few numbers, or a histogram of one size. The same values in other portions and another order
+give the same range, to the bit.
+"""
+
+from __future__ import annotations
+
+from math import frexp
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from md_export.calibration import RangeRule
+from md_export.tensors import Array
+
+_Floats = NDArray[np.float64]
+
+# Bins on each side of zero. Half of them at least are in use, so that a bin is no wider than a step of int8 even where
+# the range is 32 times smaller than the largest value. 128 KiB for each value of a graph.
+_BINS: Final = 8192
+# Ranges that are tried for the least error: 16 an octave, down to a 32nd of the largest value. Near its least the error
+# changes by less than a hundredth from one to the next.
+_SHARES: Final[_Floats] = 2.0 ** (-np.arange(5 * 16 + 1) / 16)
+_ROUNDS: Final = 3
+
+
+class Observer(Protocol):
+    """What is seen of one value of a graph."""
+
+    def add(self, values: Array) -> None:
+        """Take note of one tensor of floats. ValueError where it holds NaN or Inf."""
+
+    def bounds(self) -> tuple[float, float]:
+        """Least and greatest value that int8 should represent; ValueError where nothing was seen."""
+
+
+def observer(rule: RangeRule, symmetric: bool) -> Observer:
+    """An observer by the rule; ``symmetric``: the target's int8 reaches as far below zero as above."""
+    if rule.observer == "percentile":
+        return Percentile((rule.percentile or 100) / 100, symmetric)
+    return LeastError(symmetric) if rule.observer == "mse" else Extremes()
+
+
+class ObserverTable:
+    """Observers of the values of a graph, by name."""
+
+    def __init__(self, rule: RangeRule, symmetric: bool) -> None:
+        self._rule, self._symmetric = rule, symmetric
+        self._observers: dict[str, Observer] = {}
+
+    def add(self, name: str, values: Array) -> None:
+        """Take note of one tensor of floats. ValueError, with the name, where it holds NaN or Inf."""
+        seen = self._observers.get(name) or observer(self._rule, self._symmetric)
+        try:
+            seen.add(values)
+        except ValueError as error:
+            raise ValueError(f"{name} {error}") from error
+        self._observers[name] = seen
+
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Least and greatest value that int8 should represent, by name."""
+        return {name: seen.bounds() for name, seen in self._observers.items()}
+
+
+class Extremes:
+    """The least and the greatest value."""
+
+    def __init__(self) -> None:
+        self.low, self.high = np.inf, -np.inf
+
+    def add(self, values: Array) -> None:
+        """Take note of one tensor."""
+        low, high = float(np.min(values)), float(np.max(values))
+        if not np.isfinite([low, high]).all():
+            raise ValueError(f"reaches {low:g} to {high:g}, which has no int8 scale")
+        self.low, self.high = min(self.low, low), max(self.high, high)
+
+    def bounds(self) -> tuple[float, float]:
+        """Both."""
+        if self.low > self.high:
+            raise ValueError("was never computed")
+        return self.low, self.high
+
+
+class Histogram(Extremes):
+    """How often values were seen in bins of one width, a power of two that doubles when a larger value comes.
+
+    Then two bins become one, so nothing is ever divided among bins.
+
+    Attributes:
+        zeros: values that are zero, which every range represents; they are in no bin.
+        counts: ``[2 * _BINS]``; bin i holds values from ``(i - _BINS) * width`` to the next.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 0.0
+        self.zeros = 0
+        self.counts = np.zeros(2 * _BINS, np.int64)
+
+    def add(self, values: Array) -> None:
+        """Take note of one tensor."""
+        super().add(values)
+        flat = np.asarray(values, np.float64).reshape(-1)
+        taken = flat[flat != 0]
+        self.zeros += flat.size - taken.size
+        if taken.size:
+            self._widen(float(np.abs(taken).max()))
+            places = np.floor(taken / self.width).astype(np.int64) + _BINS
+            self.counts += np.bincount(places, minlength=2 * _BINS)
+
+    def _widen(self, largest: float) -> None:
+        """Until the largest value lies inside."""
+        wanted = 2.0 ** frexp(largest / _BINS)[1]
+        self.width = self.width or wanted
+        while self.width < wanted:
+            pairs = self.counts.reshape(-1, 2).sum(axis=1)
+            self.counts = np.pad(pairs, _BINS // 2)
+            self.width *= 2
+
+    @property
+    def centres(self) -> _Floats:
+        """Of the bins, ``[2 * _BINS]``."""
+        return np.asarray((np.arange(2 * _BINS) - _BINS + 0.5) * self.width, np.float64)
+
+
+class Percentile(Histogram):
+    """The range that holds a share of the values, to the width of a bin."""
+
+    def __init__(self, share: float, symmetric: bool) -> None:
+        super().__init__()
+        self._share, self._symmetric = share, symmetric
+
+    def bounds(self) -> tuple[float, float]:
+        """From edge to edge of a bin; never beyond the values that were seen."""
+        low, high = super().bounds()
+        below, above = self.counts[:_BINS][::-1], self.counts[_BINS:]
+        total = self.zeros + int(self.counts.sum())
+        if self._symmetric:
+            reach = self._reach(above + below, (1 - self._share) * total)
+            return max(low, -reach), min(high, reach)
+        cut = (1 - self._share) / 2 * total
+        return max(low, -self._reach(below, cut)), min(high, self._reach(above, cut))
+
+    def _reach(self, outward: NDArray[np.int64], cut: float) -> float:
+        """How far from zero all but ``cut`` values lie; ``outward``: counts of bins, the nearest to zero first."""
+        beyond = np.cumsum(outward[::-1])[::-1]
+        return float(np.count_nonzero(beyond > cut) * self.width)
+
+
+class LeastError(Histogram):
+    """The range with the least sum of squared errors of clipping and rounding."""
+
+    def __init__(self, symmetric: bool) -> None:
+        super().__init__()
+        self._symmetric = symmetric
+
+    def bounds(self) -> tuple[float, float]:
+        """Of what was seen, or less of it below zero, above zero or on both sides."""
+        low, high = super().bounds()
+        kept = self.counts > 0
+        values, counts = self.centres[kept], self.counts[kept].astype(np.float64)
+        if self._symmetric:
+            reach = max(abs(low), abs(high))
+            reach *= _best([_error(values, counts, -share * reach, share * reach, 254) for share in _SHARES])
+            return max(low, -reach), min(high, reach)
+        least, most = min(low, 0.0), max(high, 0.0)
+        below = above = 1.0
+        for _ in range(_ROUNDS):
+            above = _best([_error(values, counts, below * least, share * most, 255) for share in _SHARES])
+            below = _best([_error(values, counts, share * least, above * most, 255) for share in _SHARES])
+        return max(low, below * least), min(high, above * most)
+
+
+def _best(errors: list[float]) -> float:
+    """The share with the least error; the largest of several."""
+    return float(_SHARES[np.argmin(errors)])
+
+
+def _error(values: _Floats, counts: _Floats, low: float, high: float, steps: int) -> float:
+    """Of so many equal steps, one of which begins at zero: sum of squares over values and counts."""
+    step = (high - low) / steps or 1.0
+    represented = np.rint(np.clip(values, low, high) / step) * step
+    return float(((represented - values) ** 2) @ counts)

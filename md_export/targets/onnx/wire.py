@@ -1,0 +1,206 @@
+"""ONNX files as bytes, one weight in memory at a time.
+
+protobuf's own functions hold a model two or three times over: as objects, as one string, as the file's content. Here a
+weight is written straight from where it lies, and on reading stays in the file: the parsed model names the file itself
+as the place of its external data, which :mod:`onnx` and onnxruntime follow like any other.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Final, NamedTuple, Protocol, runtime_checkable
+
+import onnx
+import onnx_ir as ir
+
+# Numbers of fields in onnx.proto.
+_GRAPH: Final = 7  # of ModelProto
+_INITIALIZER: Final = 5  # of GraphProto
+_RAW_DATA: Final = 9  # of TensorProto
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_SIZES: Final = {_FIXED64: 8, _FIXED32: 4}
+# Smaller weights are read with the graph: shapes, scales.
+_SMALL: Final = 1024
+_LONGEST_VARINT: Final = 10
+
+
+class MalformedFileError(ValueError):
+    """The bytes are no protobuf message."""
+
+
+@runtime_checkable
+class _WritesItself(Protocol):
+    """A tensor that needs no copy to be written; torch's and onnx_ir's own are, the protocol does not ask it."""
+
+    def tofile(self, file: IO[bytes]) -> None: ...
+
+
+class _Field(NamedTuple):
+    """Where a field lies in the file: from its tag, its content from ``content`` on."""
+
+    number: int
+    wire: int
+    start: int
+    content: int
+    end: int
+
+    def holds(self, number: int) -> bool:
+        """Whether it is that message, or those bytes."""
+        return self.number == number and self.wire == _BYTES
+
+
+def data_name(name: str) -> str:
+    """The file beside a model that holds its weights where they are too large for it."""
+    return f"{name}.data"
+
+
+def write_inline(model: ir.Model, file: IO[bytes]) -> None:
+    """Write a model with all its weights inside."""
+    values = {name: value.const_value for name, value in model.graph.initializers.items()}
+    weights = {name: value for name, value in values.items() if value is not None}
+    proto = _without_weights(model, weights)
+    heads = [_head(name, tensor) for name, tensor in weights.items()]
+    sizes = [len(head) + tensor.nbytes for head, tensor in zip(heads, weights.values(), strict=True)]
+    graph = proto.graph.SerializeToString(deterministic=True)
+    proto.ClearField("graph")
+    file.write(proto.SerializeToString(deterministic=True))
+    total = len(graph) + sum(len(_tag(_INITIALIZER, size)) + size for size in sizes)
+    file.write(_tag(_GRAPH, total) + graph)
+    for head, size, tensor in zip(heads, sizes, weights.values(), strict=True):
+        file.write(_tag(_INITIALIZER, size) + head)
+        if isinstance(tensor, _WritesItself):
+            tensor.tofile(file)
+        else:
+            file.write(tensor.tobytes())
+
+
+def _without_weights(model: ir.Model, weights: Mapping[str, ir.TensorProtocol]) -> onnx.ModelProto:
+    """The model as protobuf objects; its own weights are put back in the end."""
+    initializers = model.graph.initializers
+    try:
+        for name, tensor in weights.items():
+            place = ir.ExternalTensor("-", 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name)
+            initializers[name].const_value = place
+        proto: onnx.ModelProto = ir.to_proto(model)
+    finally:
+        for name, tensor in weights.items():
+            initializers[name].const_value = tensor
+    del proto.graph.initializer[:]
+    return proto
+
+
+def _head(name: str, tensor: ir.TensorProtocol) -> bytes:
+    """A TensorProto up to its values."""
+    dims = [int(size) for size in tensor.shape.numpy()]
+    proto = onnx.TensorProto(name=name, dims=dims, data_type=tensor.dtype.value)
+    return proto.SerializeToString(deterministic=True) + _tag(_RAW_DATA, tensor.nbytes)
+
+
+def _tag(number: int, size: int) -> bytes:
+    """What stands before a field of ``size`` bytes."""
+    return _varint(number << 3 | _BYTES) + _varint(size)
+
+
+def _varint(value: int) -> bytes:
+    parts = bytearray()
+    while value > 0x7F:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes(parts) + bytes([value])
+
+
+def read_without_weights(path: Path) -> onnx.ModelProto:
+    """Parse a model; weights of more than a kilobyte stay in the file.
+
+    Raises:
+        MalformedFileError: no protobuf message; so does protobuf's DecodeError say.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        if not file.seek(0, 2):
+            raise MalformedFileError("it is empty")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            model = _model(content, path.name)
+    _check_text(model)
+    return model
+
+
+def _check_text(model: onnx.ModelProto) -> None:
+    """protobuf gives text that is not UTF-8 as bytes, which nobody expects."""
+    graph = model.graph
+    names = [item.name for part in (graph.initializer, graph.input, graph.output, graph.value_info) for item in part]
+    names += [name for node in graph.node for name in (node.name, node.op_type, node.domain, *node.input, *node.output)]
+    names += [text for item in model.metadata_props for text in (item.key, item.value)]
+    broken = next((name for name in names if not isinstance(name, str)), None)
+    if broken is not None:
+        raise MalformedFileError(f"{broken!r:.40} is no text")
+
+
+def _model(content: mmap.mmap, name: str) -> onnx.ModelProto:
+    fields = list(_fields(content, 0, len(content)))
+    model = onnx.ModelProto()
+    model.ParseFromString(_joined(content, [field for field in fields if not field.holds(_GRAPH)]))
+    for graph in (field for field in fields if field.holds(_GRAPH)):
+        parts = list(_fields(content, graph.content, graph.end))
+        model.graph.MergeFromString(_joined(content, [part for part in parts if not part.holds(_INITIALIZER)]))
+        model.graph.initializer.extend(_weight(content, part, name) for part in parts if part.holds(_INITIALIZER))
+    return model
+
+
+def _weight(content: mmap.mmap, field: _Field, name: str) -> onnx.TensorProto:
+    parts = list(_fields(content, field.content, field.end))
+    large = [part for part in parts if part.holds(_RAW_DATA) and part.end - part.content > _SMALL]
+    tensor = onnx.TensorProto()
+    tensor.ParseFromString(_joined(content, [part for part in parts if part not in large]))
+    _check_place(tensor, name)
+    for part in large[-1:]:
+        _place(tensor, {"location": name, "offset": part.content, "length": part.end - part.content})
+    return tensor
+
+
+def _check_place(tensor: onnx.TensorProto, name: str) -> None:
+    """The one place that the manifest's hash covers."""
+    places = [item.value for item in tensor.external_data if item.key == "location"]
+    if tensor.data_location == onnx.TensorProto.EXTERNAL and places != [data_name(name)]:
+        raise MalformedFileError(f"its weights lie in {', '.join(places)!r:.80}, not in {data_name(name)!r}")
+
+
+def _place(tensor: onnx.TensorProto, place: Mapping[str, str | int]) -> None:
+    del tensor.external_data[:]
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.extend(onnx.StringStringEntryProto(key=key, value=str(value)) for key, value in place.items())
+
+
+def _joined(content: mmap.mmap, fields: list[_Field]) -> bytes:
+    return b"".join(content[field.start : field.end] for field in fields)
+
+
+def _fields(content: mmap.mmap, start: int, end: int) -> Iterator[_Field]:
+    """The fields of the message that lies there."""
+    while start < end:
+        tag, at = _read_varint(content, start, end)
+        number, wire = tag >> 3, tag & 7
+        if wire == _VARINT:
+            _, stop = _read_varint(content, at, end)
+        elif wire == _BYTES:
+            size, at = _read_varint(content, at, end)
+            stop = at + size
+        elif wire in _SIZES:
+            stop = at + _SIZES[wire]
+        else:
+            raise MalformedFileError(f"no protobuf message at byte {start}")
+        if not number or stop > end:
+            raise MalformedFileError(f"no protobuf message at byte {start}")
+        yield _Field(number, wire, start, at, stop)
+        start = stop
+
+
+def _read_varint(content: mmap.mmap, start: int, end: int) -> tuple[int, int]:
+    value = 0
+    for index in range(start, min(end, start + _LONGEST_VARINT)):
+        value |= (content[index] & 0x7F) << 7 * (index - start)
+        if content[index] < 0x80:
+            return value, index + 1
+    raise MalformedFileError(f"no protobuf message at byte {start}")

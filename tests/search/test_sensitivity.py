@@ -1,0 +1,109 @@
+"""What one module's weights do to the picture, measured on the nano checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from md_export.data import builtin_recipe, nano_checkpoint
+from md_export.parity.golden import read_golden
+from md_export.recipe import Recipe, load_recipe, recipe_to_dict
+from md_export.search.choice import Candidate, decibels
+from md_export.search.form import Form
+from md_export.search.probe import Probe
+from md_export.search.rehearsal import rehearse
+from md_export.search.sensitivity import candidates, list_modules, measure, stored_bytes
+from md_export.search.starting import STARTS
+from md_export.search.write import chosen_recipe
+from md_export.storage import WeightStorage
+
+MODULE = "decoder.up_blocks.0.resnets.0.conv1"
+GOLDEN = nano_checkpoint() / "golden"
+
+
+def recipe_of(target: str, rounding: Any = "nearest") -> Recipe:
+    recipe = load_recipe(builtin_recipe(target, STARTS[target].precision))
+    schemes = {
+        name: dataclasses.replace(scheme, rounding=rounding, keep_float=()) for name, scheme in recipe.schemes.items()
+    }
+    return dataclasses.replace(recipe, schemes=schemes)
+
+
+@cache
+def measured(target: str, rounding: str = "nearest") -> tuple[Candidate, ...]:
+    probe = Probe(nano_checkpoint(), recipe_of(target, rounding), read_golden(GOLDEN).cases[:2])
+    return candidates(probe, "vae_decoder", MODULE, STARTS[target].forms)
+
+
+@pytest.mark.parametrize("target", STARTS)
+def test_more_bits_are_less_noise_and_float_is_none(target: str) -> None:
+    found = measured(target)
+    assert [one.form for one in found] == list(STARTS[target].forms)
+    # The coarsest of each type of weights.
+    by_type = {one.form.weights: one for one in sorted(found, key=lambda one: one.bytes, reverse=True)}
+    noises = [one.noise for one in sorted(by_type.values(), key=lambda one: one.bytes)]
+    assert noises == sorted(set(noises), reverse=True)
+    assert noises[-1] == 0
+    assert 20 < decibels(noises[0]) < 80
+
+
+def test_compensated_rounding_is_less_noise() -> None:
+    nearest, compensated = measured("onnx"), measured("onnx", "gptq")
+    for one, other in zip(nearest[:2], compensated[:2], strict=True):
+        assert other.own_noise < 0.8 * one.own_noise, one.form
+
+
+def test_a_measurement_leaves_the_module_as_it_was() -> None:
+    probe = Probe(nano_checkpoint(), recipe_of("tflite"), read_golden(GOLDEN).cases[:1])
+    part = probe.parts["vae_decoder"]
+    before = {name: value.clone() for name, value in part.module.state_dict().items()}
+    upsampler = "decoder.up_blocks.0.upsamplers.0.conv"
+    phases = part.module.get_buffer(f"{upsampler}.phases").clone()
+    for path in (MODULE, upsampler):
+        assert len(candidates(probe, "vae_decoder", path, STARTS["tflite"].forms)) == 3
+    after = part.module.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert torch.equal(phases, part.module.get_buffer(f"{upsampler}.phases"))
+
+
+def test_a_rehearsal_of_one_module_is_what_was_measured_of_it() -> None:
+    recipe, cases = recipe_of("onnx"), read_golden(GOLDEN).cases[:1]
+    probe = Probe(nano_checkpoint(), recipe, cases)
+    (one,) = candidates(probe, "vae_decoder", MODULE, (Form("int4"),))
+    paths = [path for _, path, _ in list_modules(asked(recipe) | {"components": ["vae_decoder"]})]
+    forms = {path: Form("int4") if path == MODULE else Form("float32") for path in paths}
+    alone = dataclasses.replace(recipe, components=("vae_decoder",))
+    quality = rehearse(nano_checkpoint(), chosen_recipe(alone, {"vae_decoder": forms}, "one"), cases, cases)
+    assert quality.snr_db["vae_decoder"] == pytest.approx(decibels(one.own_noise), abs=0.01)
+    # The chain rounds a little otherwise than golden inputs do.
+    assert quality.picture_db == pytest.approx(decibels(one.noise), abs=0.1)
+
+
+def asked(recipe: Recipe) -> dict[str, Any]:
+    folders = {"checkpoint": str(nano_checkpoint()), "cases": str(GOLDEN), "step": 8}
+    return {**folders, "recipe": recipe_to_dict(recipe), "forms": [dataclasses.asdict(Form("int4"))]}
+
+
+def test_modules_are_those_that_the_target_stores_small() -> None:
+    recipe = recipe_of("onnx")
+    kept = dataclasses.replace(recipe.schemes["vae_decoder"], keep_float=("decoder.conv_in",))
+    recipe = dataclasses.replace(recipe, schemes={**recipe.schemes, "vae_decoder": kept})
+    found = list_modules(asked(recipe) | {"components": ["vae_decoder", "text_encoder"]})
+    paths = {path for _, path, _ in found}
+    assert MODULE in paths
+    assert "decoder.conv_in" not in paths
+    assert not any("position_embedding" in path or "norm" in path for path in paths)
+
+
+def test_measuring_takes_and_gives_plain_data() -> None:
+    plain = measure(asked(recipe_of("onnx")) | {"component": "vae_decoder", "path": MODULE})
+    assert [(one["form"]["weights"], one["noise"] > 0) for one in plain] == [("int4", True)]
+
+
+def test_stored_bytes_count_scales() -> None:
+    layer = torch.nn.Linear(32, 4)
+    assert stored_bytes(layer, WeightStorage(4, (4, 1), levels=7, scale_bits=32)) == 64 + 16
