@@ -54,8 +54,14 @@ class Detector:
 
     def score(self, pictures: list[np.ndarray]) -> str:
         """How many of the pictures are right."""
-        right = [judge(picture, scene).right for picture, scene in zip(pictures, self._scenes, strict=True)]
-        return f"{sum(right)}/{len(right)}"
+        return f"{self._right(pictures)}/{len(pictures)}"
+
+    def share(self, pictures: list[np.ndarray]) -> float:
+        """Of the pictures that are right."""
+        return self._right(pictures) / len(pictures)
+
+    def _right(self, pictures: list[np.ndarray]) -> int:
+        return sum(judge(picture, scene).right for picture, scene in zip(pictures, self._scenes, strict=True))
 
 
 def recipe_of(argument: str) -> Recipe:

@@ -56,7 +56,7 @@ def export(
         entries = _build(recipe, checkpoint, folder, progress)
         if recipe.layout == "swift":
             check_bundle(folder, tuple(entry.file for entry in entries))
-        shutil.copytree(checkpoint.tokenizer_dir, folder / "tokenizer")
+        checkpoint.copy_tokenizer(folder / "tokenizer")
         manifest = _manifest(recipe, checkpoint, folder, entries, drift)
         write_manifest(manifest, folder)
         result = verify(folder, progress=progress)

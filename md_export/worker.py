@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from md_export.errors import MdExportError
+from md_export.orphans import end_with_parent
 
 
 def build(request: dict[str, Any]) -> dict[str, Any]:
@@ -108,6 +110,20 @@ def execute_on_gpu(request: dict[str, Any]) -> dict[str, Any]:
     return {"resident": run.resident, "compile_seconds": run.compile_seconds, "run_seconds": run.run_seconds}
 
 
+def plan(request: dict[str, Any]) -> dict[str, Any]:
+    """All steps that lead to the exports of some recipes, each with its key in the cache."""
+    from md_export.matrix.planning import plan_in_worker
+
+    return plan_in_worker(request)
+
+
+def step(request: dict[str, Any]) -> dict[str, Any]:
+    """One step of a plan: files go to the request's folder, the answer is what else is to be kept."""
+    from md_export.matrix.inside import step_in_worker
+
+    return step_in_worker(request)
+
+
 TASKS: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "attribute": attribute,
     "audit": audit,
@@ -115,6 +131,8 @@ TASKS: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "execute": execute,
     "execute_on_gpu": execute_on_gpu,
     "lint": lint,
+    "plan": plan,
+    "step": step,
     "self_test": self_test,
     "contract": contract,
     "rewritten": rewritten,
@@ -123,6 +141,8 @@ TASKS: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 
 def main(task: str, folder: Path) -> None:
     """Answer one request. Errors of our own travel back as data; anything else is a crash with its traceback."""
+    end_with_parent()
+    (folder / "pid").write_text(str(os.getpid()), encoding="utf-8")
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     try:
         answer = TASKS[task](request)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +22,7 @@ from safetensors.numpy import load_file
 
 from md_export import errors
 from md_export.errors import MdExportError, MissingExtraError, RuntimeFault
+from md_export.memory import Watch, watching
 from md_export.targets.contract import Description
 from md_export.tensors import Array, Arrays, save_tensors
 
@@ -37,12 +39,16 @@ class Ended:
         death: how it died.
         timed_out: it was stopped at the time limit.
         log: everything that it wrote to the terminal.
+        peak_bytes: most memory that it and its children were seen to hold, where that was limited.
+        over_memory: it was stopped for holding more than it may.
     """
 
     answer: dict[str, Any] | None
     death: str
     timed_out: bool
     log: str
+    peak_bytes: int = 0
+    over_memory: bool = False
 
 
 def call_worker(task: str, request: dict[str, Any], failure: type[MdExportError], what: str) -> dict[str, Any]:
@@ -52,7 +58,11 @@ def call_worker(task: str, request: dict[str, Any], failure: type[MdExportError]
         MdExportError: the error that the worker reported, of its own class.
         ``failure``: the worker died; the message ends with its last lines.
     """
-    ended = run_worker(task, request)
+    return answer_of(run_worker(task, request), failure, what)
+
+
+def answer_of(ended: Ended, failure: type[MdExportError], what: str) -> dict[str, Any]:
+    """What a worker found; raises as :func:`call_worker`."""
     if ended.answer is None:
         raise failure(f"{what}: {ended.death}{_tail(ended.log)}")
     if "error" in ended.answer:
@@ -60,19 +70,26 @@ def call_worker(task: str, request: dict[str, Any], failure: type[MdExportError]
     return ended.answer
 
 
-def run_worker(task: str, request: dict[str, Any], limit_s: float | None = None) -> Ended:
-    """Run one task in a process of its own, stopped after ``limit_s`` seconds; whatever it does is a result."""
+def run_worker(
+    task: str, request: dict[str, Any], limit_s: float | None = None, most_bytes: int | None = None
+) -> Ended:
+    """Run one task in a process of its own; whatever it does is a result.
+
+    It is stopped after ``limit_s`` seconds, or when it and its children hold more than ``most_bytes`` of memory.
+    """
     with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
         folder = Path(scratch)
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
         log = folder / "log.txt"
-        with log.open("wb") as stream:
+        watched = nullcontext(Watch()) if most_bytes is None else watching(folder / "pid", most_bytes)
+        with log.open("wb") as stream, watched as watch:
             status = _wait(task, folder, stream, limit_s)
         text = log.read_text(encoding="utf-8", errors="replace")
         answer = folder / "answer.json"
         if status == 0 and answer.is_file():
-            return Ended(json.loads(answer.read_text(encoding="utf-8")), "", False, text)
-        return Ended(None, _death(status, limit_s), status is None, text)
+            return Ended(json.loads(answer.read_text(encoding="utf-8")), "", False, text, watch.peak_bytes)
+        death = _over(watch, most_bytes) if watch.over and most_bytes else _death(status, limit_s)
+        return Ended(None, death, status is None, text, watch.peak_bytes, watch.over)
 
 
 def _wait(task: str, folder: Path, stream: IO[bytes], limit_s: float | None) -> int | None:
@@ -192,6 +209,11 @@ def _death(status: int | None, limit_s: float | None) -> str:
     if status < 0:
         return f"the process crashed ({signal.Signals(-status).name})"
     return f"the process failed (status {status})"
+
+
+def _over(watch: Watch, most_bytes: int) -> str:
+    held, most = watch.peak_bytes / 1e9, most_bytes / 1e9
+    return f"the process was stopped when it held {held:.2f} GB of memory, more than the {most:.2f} GB it was given"
 
 
 def _tail(log: str, lines: int = 6) -> str:

@@ -26,7 +26,7 @@ _LARGEST: Final[Mapping[str, int]] = {
     "layers_per_block": 256,
     "decoder_layers_per_block": 256,
     "num_hidden_layers": 256,
-    "sample_size": 1024,
+    "sample_size": 256,
     "max_position_embeddings": 1024,
     "num_train_timesteps": 100_000,
 }
@@ -39,6 +39,17 @@ _TEXT_SIZES: Final = (
     "num_attention_heads",
     "max_position_embeddings",
 )
+# What CLIPTextModel's function follows from. transformers takes hundreds of other fields, some of which allocate
+# (num_labels) or fetch code (attn_implementation): none of them gets there.
+_TEXT_FIELDS: Final = (
+    *_TEXT_SIZES,
+    "projection_dim",
+    "hidden_act",
+    "layer_norm_eps",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
 
 
 def read_model_config(layout: Layout) -> ModelConfig:
@@ -50,7 +61,7 @@ def read_model_config(layout: Layout) -> ModelConfig:
     unet = read_json(layout.require("unet/config.json"))
     unet.pop("trained_substitutions", None)
     config = ModelConfig(
-        text_encoder=text,
+        text_encoder={field: text[field] for field in _TEXT_FIELDS if field in text},
         unet=_parse(MDUNetConfig, "unet", unet),
         vae=_parse(VAEConfig, "vae", read_json(layout.require("vae/config.json"))),
         schedule=_parse(ScheduleConfig, "scheduler", read_json(layout.require("scheduler/scheduler_config.json"))),

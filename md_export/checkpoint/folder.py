@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from md_export.checkpoint.build import build_on_meta, component_named
 from md_export.checkpoint.configs import check_vocabulary, read_model_config, read_trained_substitutions
 from md_export.checkpoint.files import Layout, capped, read_json, unreadable
 from md_export.checkpoint.keys import KeyDifference, difference, own_tensors
+from md_export.checkpoint.tokenizer import TOKENIZER_FILES, check_tokenizer, tokenizer_dir
 from md_export.checkpoint.weights import WeightSet, find_weights, weight_names
 from md_export.components import COMPONENTS, Component, ModelConfig
 from md_export.errors import CheckpointError
@@ -26,14 +28,6 @@ _CONFIGS: Final = (
     "unet/config.json",
     "vae/config.json",
     "scheduler/scheduler_config.json",
-)
-_TOKENIZER: Final = (
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
 )
 
 
@@ -83,6 +77,18 @@ class Checkpoint:
         """Bytes of the tensors of ``name`` in the dtype in which they are stored."""
         return sum(tensor.nbytes for tensor in self._tensors(component_named(name)).values())
 
+    def copy_tokenizer(self, folder: Path) -> None:
+        """Copy the tokenizer's files, and nothing else that lies beside them, into the new ``folder``.
+
+        Raises:
+            CheckpointError: one of them is a link that leads out of the checkpoint.
+        """
+        check_tokenizer(self.tokenizer_dir)
+        folder.mkdir()
+        for name in TOKENIZER_FILES:
+            if (self.tokenizer_dir / name).is_file():
+                shutil.copyfile(self.tokenizer_dir / name, folder / name)
+
     def sha256(self) -> str:
         """Hex digest over names and contents of every config, tokenizer and weight file in use."""
         return self._sha256
@@ -102,7 +108,7 @@ class Checkpoint:
     def _files_in_use(self) -> Iterable[tuple[str, Path]]:
         layout = self._layout
         used = {layout.require(name) for name in _CONFIGS}
-        used |= {file for file in (self.tokenizer_dir / name for name in _TOKENIZER) if file.is_file()}
+        used |= {file for file in (self.tokenizer_dir / name for name in TOKENIZER_FILES) if file.is_file()}
         for component in COMPONENTS.values():
             for weights in self._weights(component):
                 used |= {*weights.files, *(() if weights.index is None else (weights.index,))}
@@ -142,9 +148,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     layout = open_layout(path)
     config = read_model_config(layout)
-    tokenizer_dir = _tokenizer_dir(layout)
-    check_vocabulary(tokenizer_dir / "vocab.json", config)
-    checkpoint = Checkpoint(layout.root, config, tokenizer_dir, read_trained_substitutions(layout), layout.parent)
+    tokenizer = tokenizer_dir(layout)
+    check_tokenizer(tokenizer)
+    check_vocabulary(tokenizer / "vocab.json", config)
+    checkpoint = Checkpoint(layout.root, config, tokenizer, read_trained_substitutions(layout), layout.parent)
     for component in COMPONENTS:
         checkpoint.weight_files(component)
     return checkpoint
@@ -172,18 +179,6 @@ def open_layout(path: Path) -> Layout:
     if (parent / "sibling.json").is_file():
         raise CheckpointError(f"{note} names the parent {given!r}, itself a sibling: name that one's parent instead")
     return Layout(path, parent)
-
-
-def _tokenizer_dir(layout: Layout) -> Path:
-    """The sibling's tokenizer folder if it has one, else the parent's."""
-    for folder in (tier / "tokenizer" for tier in reversed(layout.tiers)):
-        if (folder / "tokenizer.json").is_file():
-            return folder
-        if folder.is_dir():
-            if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-                return folder
-            raise CheckpointError(f"{folder} holds no tokenizer: put vocab.json and merges.txt there")
-    return layout.require("tokenizer/vocab.json").parent
 
 
 def _compare(component: Component, module: nn.Module, tensors: dict[str, Tensor]) -> KeyDifference:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import re
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -15,7 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from md_export.checkpoint.build import MAX_TENSORS
 from md_export.checkpoint.files import LFS_HEADER, TABLE_LIMIT, git_lfs_pointer, read_json, shown, unreadable
+from md_export.checkpoint.pickles import check_pickles
 from md_export.errors import CheckpointError
 
 _INDEX: Final = ".index.json"
@@ -42,6 +43,8 @@ _DAMAGED: Final = (
     struct.error,
     zipfile.BadZipFile,
 )
+# safetensors itself reads headers of 100 MB; those of the largest model that is read have 2 MB.
+_LARGEST_HEADER: Final = 8 << 20
 _DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -89,6 +92,8 @@ def _sharded(index: Path) -> WeightSet:
     where = read_json(index, TABLE_LIMIT).get("weight_map")
     if not isinstance(where, dict) or not where or not all(isinstance(shard, str) for shard in where.values()):
         raise CheckpointError(f"{index} holds no weight_map of tensor names to file names: replace it")
+    if len(where) > MAX_TENSORS:
+        raise CheckpointError(f"{index} lists {len(where):,} tensors; at most {MAX_TENSORS:,} are read: replace it")
     shards = sorted(set(where.values()))
     for shard in shards:
         # A plain name only: "../x", "/x" or "sub/x" would read outside the folder that was given.
@@ -118,10 +123,20 @@ def _read(file: Path) -> dict[str, Tensor]:
                 f"{file} stores {shown(name)} as {stored}; only float16, bfloat16, float32 and float64 weights are "
                 "read: give the checkpoint as it was before quantization"
             )
+        # A stride of 0 makes 10⁹ elements of four bytes.
+        if tensor.untyped_storage().nbytes() < tensor.nbytes:
+            raise CheckpointError(
+                f"{file} stores {shown(name)}, {list(tensor.shape)}, in {tensor.untyped_storage().nbytes():,} bytes, "
+                "which are too few: save it again with tensor.contiguous()"
+            )
     return tensors
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    with file.open("rb") as content:
+        length = int.from_bytes(content.read(8), "little")
+    if file.stat().st_size > length > _LARGEST_HEADER:
+        raise CheckpointError(f"{file} has a header of {length:,} bytes, which no such file has: replace it")
     try:
         with safe_open(file, framework="pt", device="cpu") as handle:
             return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a mapping)
@@ -134,16 +149,9 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
 def _read_torch(file: Path) -> dict[str, Tensor]:
     # torch maps its zip format only; its format of before 2020 is read into memory.
     try:
+        check_pickles(file)
         content: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL (\S+)", str(error))
-        if wanted is None:
-            raise CheckpointError(f"{file} is truncated or damaged: copy or download it again") from error
-        raise CheckpointError(
-            f"{file} wants to run code when it is loaded ({shown(wanted[1])}) and was refused: "
-            "ask its author for safetensors"
-        ) from error
-    except _DAMAGED as error:
+    except (pickle.UnpicklingError, *_DAMAGED) as error:
         raise CheckpointError(f"{file} is truncated or damaged: copy or download it again") from error
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import overload
 
+from md_export.calibration import CalibrationPlan
 from md_export.checkpoint import Checkpoint
 from md_export.errors import RecipeError
 from md_export.parity.cases import Surface, inputs_of
@@ -47,7 +48,8 @@ def calibration_cases(
 ) -> Iterator[Path | None]:
     """Cases by the recipe's ``[calibration]``, in a folder in ``scratch`` that is removed afterwards.
 
-    They come from the checkpoint's own chain, text encoder → UNet → decoder, with the rewrites that change the function.
+    They come from the checkpoint's own chain, text encoder → UNet → decoder, with the rewrites that change what it
+    computes.
 
     Args:
         golden: folder of the cases that judge, whose prompts they take where the plan has none.
@@ -58,10 +60,11 @@ def calibration_cases(
     Raises:
         RecipeError: one of them would also judge.
     """
-    if recipe.calibration is None or not needs_calibration(recipe):
+    plan = recipe.calibration if needs_calibration(recipe) else None
+    if plan is None:
         yield None
         return
-    pairs = _planned(recipe, read_index(golden))
+    pairs = _pairs(recipe.name, plan, read_index(golden))
     with tempfile.TemporaryDirectory(prefix=".calibration-", dir=scratch) as name:
         source = golden_source(checkpoint, recipe.rewrites, recipe.allow_drift)
         write_golden(source, pairs, Path(name), progress, use="calibration")
@@ -82,16 +85,15 @@ def needs_calibration(recipe: Recipe) -> bool:
     return any(scheme.activations == "int8_static" or scheme.is_adjusted for scheme in schemes)
 
 
-def _planned(recipe: Recipe, golden: GoldenIndex) -> list[tuple[str, int]]:
-    plan = recipe.calibration
-    assert plan is not None
+def _pairs(name: str, plan: CalibrationPlan, golden: GoldenIndex) -> list[tuple[str, int]]:
+    """Prompt and seed of each case."""
     prompts = plan.prompts or tuple(dict.fromkeys(item.prompt for item in golden.cases))
     pairs = [(prompt, seed) for seed in plan.seeds for prompt in prompts]
     judging = {(item.prompt, item.seed) for item in golden.cases}.intersection(pairs)
     if judging:
         prompt, seed = min(judging)
         raise RecipeError(
-            f"recipe {recipe.name}: [calibration] seed {seed} with the prompt {prompt!r:.60} is a golden case, too, "
+            f"recipe {name}: [calibration] seed {seed} with the prompt {prompt!r:.60} is a golden case, too, "
             "which could not judge what was calibrated on it; give other seeds"
         )
     return pairs

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from md_export.parity.metrics import snr_db
 from md_export.scheme import QuantScheme
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
+from md_export.targets.onnx import ranges
 from md_export.tensors import Array, TensorSpec
 
 WIDTH = 64
@@ -68,3 +71,26 @@ def test_an_observer_that_clips_an_outlier_wins_where_there_is_none(target: str,
     # One value in 65536 is worth a good part of the range to it: its square counts.
     assert found["mse"] > found["min_max"] + 0.2
     assert min(found.values()) > 10
+
+
+def test_ranges_do_not_depend_on_how_many_activations_are_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One run for each activation of an ONNX graph, or one for all of them."""
+    onnx, job = TARGETS["onnx"].open(), replace(job_in(tmp_path), ranges=RULES[-1])
+    lowered, found = onnx.lower(job), []
+    runs: list[int] = []
+
+    def counted(infos: Mapping[str, Any]) -> Iterator[list[str]]:
+        portions = list(genuine(infos))
+        runs.append(len(portions))
+        yield from portions
+
+    genuine = ranges._portions
+    monkeypatch.setattr(ranges, "_portions", counted)
+    for held in (1, 1 << 30):
+        monkeypatch.setattr(ranges, "_PORTION", held)
+        work = tmp_path / str(held)
+        work.mkdir()
+        onnx.save(onnx.quantize(lowered, replace(job, workdir=work)), work / "x.onnx")
+        found.append((work / "x.onnx").read_bytes())
+    assert runs == [4, 1]
+    assert found[0] == found[1]

@@ -83,6 +83,21 @@ def read_graph(path: Path) -> onnx.ModelProto:
     return model
 
 
+def read_unfused(path: Path) -> onnx.ModelProto:
+    """As :func:`read_graph`, for those who look for the checkpoint's modules and tensors inside.
+
+    Raises:
+        RuntimeFault: onnxruntime has fused it, too.
+    """
+    model = read_graph(path)
+    if "form" in notes_among({pair.key: pair.value for pair in model.metadata_props}):
+        raise RuntimeFault(
+            f"{path.name} was fused by onnxruntime: its operators and constants are no longer the checkpoint's modules "
+            "and tensors. Export the same recipe without --ort or --cpu-fused and look into that; verify judges both"
+        )
+    return model
+
+
 def _finite(tensor: onnx.TensorProto, folder: Path) -> bool:
     if not _dtype(tensor).startswith("float"):
         return True

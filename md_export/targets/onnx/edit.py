@@ -13,6 +13,7 @@ from onnx import numpy_helper
 
 from md_export.targets.editing import Constant
 from md_export.targets.onnx.decode import dequantized
+from md_export.targets.onnx.describe import read_unfused
 
 _NARROW: Final = (onnx.TensorProto.INT8, onnx.TensorProto.INT4)
 
@@ -20,6 +21,7 @@ _NARROW: Final = (onnx.TensorProto.INT8, onnx.TensorProto.INT4)
 @contextmanager
 def edit(path: Path) -> Iterator[list[Constant]]:
     """Every constant in the order in which nodes take it; what was written in place is saved in the end."""
+    read_unfused(path)
     model = onnx.load(path)
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     scales = {node.input[1] for node in model.graph.node if _dequantizes(node, tensors)}
@@ -46,6 +48,7 @@ def _write(constant: Constant, tensor: onnx.TensorProto) -> None:
 
 def store_as_float(path: Path) -> bool:
     """Store each integer weight as the float that it stands for; the graph computes the same. False where none is."""
+    read_unfused(path)
     model = onnx.load(path)
     graph, tensors = model.graph, {tensor.name: tensor for tensor in model.graph.initializer}
     nodes = [node for node in graph.node if _dequantizes(node, tensors)]

@@ -13,7 +13,7 @@ import onnxruntime as ort
 from md_export.errors import RuntimeFault
 from md_export.targets.contract import Step
 from md_export.targets.onnx.clean import module_path
-from md_export.targets.onnx.describe import read_graph
+from md_export.targets.onnx.describe import read_unfused
 from md_export.targets.onnx.rounding import rounded_graph
 from md_export.targets.onnx.sessions import ORT_ERRORS, WEIGHTS_FOLDER, one_line, session_options
 from md_export.tensors import Array, Arrays
@@ -29,7 +29,7 @@ def steps(path: Path) -> tuple[Step, ...]:
     Raises:
         RuntimeFault: the file is no ONNX model.
     """
-    return tuple(_steps(read_graph(path).graph))
+    return tuple(_steps(read_unfused(path).graph))
 
 
 def _steps(graph: Any) -> Iterator[Step]:
@@ -48,7 +48,7 @@ def values(path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Arra
     Raises:
         RuntimeFault: onnxruntime refuses the graph or the inputs.
     """
-    model = rounded_graph(path) or read_graph(path)
+    model = rounded_graph(path) or read_unfused(path)
     known = {output.name for output in model.graph.output}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
     options = session_options(optimized=False)

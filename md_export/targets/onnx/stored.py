@@ -14,7 +14,7 @@ from md_export.errors import RuntimeFault
 from md_export.scheme import QuantScheme
 from md_export.targets.onnx.clean import module_path
 from md_export.targets.onnx.decode import dequantized
-from md_export.targets.onnx.describe import read_graph, stored_bytes
+from md_export.targets.onnx.describe import read_unfused, stored_bytes
 from md_export.targets.stored import Float32, Grid, Role, StoredWeight, Use, along
 
 # What an operand is, by operator and position. A product of the norm's value and its gamma stands second.
@@ -58,7 +58,7 @@ def stored_weights(path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:  
     Raises:
         RuntimeFault: the file is no ONNX model, or its weights cannot be read.
     """
-    graph = read_graph(path).graph
+    graph = read_unfused(path).graph
     try:
         yield from _File(graph, path.parent).weights()
     except (onnx.checker.ValidationError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
