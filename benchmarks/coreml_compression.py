@@ -14,14 +14,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from md_export.artifact import Manifest, read_manifest
-from md_export.checkpoint import open_checkpoint
-from md_export.data import builtin_recipe, nano_checkpoint
-from md_export.errors import ParityError
+from md_export.data import builtin_recipe
 from md_export.generation import pictures_of_artifacts
-from md_export.pipeline import export
 from md_export.recipe import QuantScheme, Recipe, load_recipe
 from parity import Detector, sample
+from quantization import bits_a_weight, exported, figures
 
 HEADER = (
     "| scheme | iOS | bytes | UNet bits a weight | text encoder dB | UNet dB | decoder dB | picture dB | detector | |"
@@ -51,28 +48,14 @@ def recipes() -> Iterator[Recipe]:
         )
 
 
-def exported(recipe: Recipe, out: Path) -> tuple[Path, Manifest, bool]:
-    """The export, or the rejected one, and whether it passed."""
-    try:
-        manifest, _ = export(recipe, nano_checkpoint(), out, progress=lambda _: None)
-    except ParityError:
-        rejected = out.with_name(f"{out.name}.rejected")
-        return rejected, read_manifest(rejected), False
-    return out, manifest, True
-
-
-def row(recipe: Recipe, folder: Path, detector: Detector, unet_weights: int) -> str:
+def row(recipe: Recipe, folder: Path, detector: Detector) -> str:
     out, manifest, passed = exported(recipe, folder / recipe.name.replace(" ", "_").replace(",", ""))
-    unet = manifest.entry_for("unet")
-    figures = [f"{entry.parity.snr_db:.1f}" if entry.parity else "-" for entry in manifest.artifacts]
-    picture = f"{manifest.picture_psnr_db:.1f}" if manifest.picture_psnr_db is not None else "-"
     cells = (
         recipe.name.removeprefix("coreml-"),
         (recipe.deployment_target or "iOS17").removeprefix("iOS"),
         f"{sum(entry.bytes for entry in manifest.artifacts):,}",
-        f"{8 * sum(unet.stored.values()) / unet_weights:.2f}",
-        *figures,
-        picture,
+        f"{bits_a_weight(manifest):.2f}",
+        *figures(manifest),
         detector.score(pictures_of_artifacts(out, detector.requests)),
         "" if passed else "rejected",
     )
@@ -82,14 +65,12 @@ def row(recipe: Recipe, folder: Path, detector: Detector, unet_weights: int) -> 
 def main(count: int, wanted: list[str]) -> None:
     """Print the table, or some of its rows."""
     detector = Detector(sample(count))
-    unet = open_checkpoint(nano_checkpoint()).module("unet")
-    weights = sum(parameter.numel() for parameter in unet.parameters())
     print(HEADER)
     print("|---" + "|---:" * (HEADER.count("|") - 3) + "|---|")
     with tempfile.TemporaryDirectory() as folder:
         chosen = [item for item in recipes() if not wanted or item.name.removeprefix("coreml-") in wanted]
         for recipe in chosen:
-            print(row(recipe, Path(folder), detector, weights), flush=True)
+            print(row(recipe, Path(folder), detector), flush=True)
 
 
 if __name__ == "__main__":

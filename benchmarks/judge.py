@@ -1,6 +1,6 @@
 """A judge for `md-export search --judge`: the share of held-out captions whose pictures the pixel detector finds right.
 
-    md-export search --target onnx --budget score=0.98 --judge "python benchmarks/judge.py" -o out/judged
+md-export search --target onnx --budget score=0.98 --judge "python benchmarks/judge.py" -o out/judged
 """
 
 from __future__ import annotations

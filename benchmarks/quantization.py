@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 import numpy as np
@@ -49,15 +49,14 @@ class Row:
     recipe: str
     title: str = ""
     changes: tuple[tuple[str, Any], ...] = ()
-    deployment_target: Literal["iOS17", "iOS18"] | None = None
 
     @property
     def name(self) -> str:
         return f"{self.recipe}{', ' * bool(self.title)}{self.title}"
 
 
-def other(recipe: str, title: str, ios: Literal["iOS17", "iOS18"] | None = None, **changes: Any) -> Row:
-    return Row(recipe, title, tuple(changes.items()), ios)
+def other(recipe: str, title: str, **changes: Any) -> Row:
+    return Row(recipe, title, tuple(changes.items()))
 
 
 def palette(bits: int) -> dict[str, Any]:
@@ -72,23 +71,18 @@ ROWS: dict[str, tuple[Row, ...]] = {
         Row("int4"),
         other("int4", "scales by least squares", rounding="mse"),
         other("int4", "compensated", **GPTQ),
-        other("int4", "a scale per channel", granularity="channel", block_size=None),
         Row("palette8"),
         Row("palette6"),
         other("palette6", "compensated", **GPTQ),
         Row("palette4"),
         other("palette4", "tables by least squares", rounding="mse"),
         other("palette4", "compensated", **GPTQ),
-        other("palette4", "one table a weight", "iOS17", granularity="tensor", group_size=None),
         other("palette4", "3 bits", **palette(3)),
         other("palette4", "3 bits, compensated", **palette(3), **GPTQ),
         other("palette4", "2 bits", **palette(2)),
         other("palette4", "2 bits, compensated", **palette(2), **GPTQ),
         Row("w8a8"),
-        other("w8a8", "6-bit palettes", "iOS18", weights="palette6", granularity="tensor"),
         Row("sparse-int8"),
-        other("sparse-int8", "half pruned", sparsity=0.5),
-        other("sparse-int8", "6-bit palettes", weights="palette6", granularity="tensor"),
     ),
     "tflite": (
         Row("fp32"),
@@ -120,13 +114,13 @@ def recipe_of(target: str, row: Row) -> Recipe:
     base = load_recipe(builtin_recipe(target, row.recipe))
     changes: dict[str, Any] = dict(row.changes)
     schemes = {part: dataclasses.replace(scheme, **changes) for part, scheme in base.schemes.items()}
-    return dataclasses.replace(
-        base, name=row.name, schemes=schemes, deployment_target=row.deployment_target or base.deployment_target
-    )
+    return dataclasses.replace(base, name=row.name, schemes=schemes)
 
 
 def exported(recipe: Recipe, out: Path) -> tuple[Path, Manifest, bool]:
-    """The export, or the rejected one, and whether it passed."""
+    """The export, or the rejected one, and whether it passed; what is there already is taken."""
+    if out.exists():
+        return out, read_manifest(out), True
     try:
         manifest, _ = export(recipe, nano_checkpoint(), out, progress=lambda _: None)
     except ParityError:

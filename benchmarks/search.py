@@ -36,8 +36,8 @@ UNIFORM: dict[str, tuple[Row, ...]] = {
     "onnx": (Row("int8-weights"), Row("int4")),
 }
 BITS: dict[str, tuple[float, ...]] = {
-    "coreml": (2.5, 3.0, 3.5, 4.0, 4.25, 4.5, 5.0, 6.0, 8.0),
-    "tflite": (4.25, 4.5, 5.0, 6.0, 8.0),
+    "coreml": (3.0, 3.5, 4.0, 4.5, 5.0, 6.0),
+    "tflite": (4.5, 5.0, 6.0, 7.0),
     "onnx": (4.5, 5.0, 6.0, 8.0),
 }
 
@@ -60,7 +60,8 @@ def uniform(target: str, folder: Path) -> tuple[dict[str, Path], dict[str, Path]
 def found(target: str, bits: float, folder: Path) -> Path:
     out = folder / f"{target}-{bits:g}-bits"
     request = SearchRequest(nano_checkpoint(), target, Budget(bits=bits), out, journal=folder / f"{target}.journal")
-    search(request, lambda done, total, text: None if done % 50 else click.echo(f"{done}/{total} {text}", err=True))
+    if not out.exists():
+        search(request, lambda done, total, text: None if done % 50 else click.echo(f"{done}/{total} {text}", err=True))
     return out / ARTIFACTS
 
 
