@@ -1,6 +1,6 @@
 """Every scheme that a target has, on the nano checkpoint: bytes, parity, what the pixel detector says, how fast.
 
-    python benchmarks/quantization.py [--captions N] [TARGET ...]
+    python benchmarks/quantization.py [--captions N] [--keep FOLDER] [TARGET ...]
 
 A row is a recipe that ships, or one with another scheme and the same modules in float. An export that its recipe's
 thresholds reject is a row too: its figures are read from the ``.rejected`` folder. The detector is parity.py's.
@@ -38,7 +38,7 @@ HEADER = (
     "| scheme | bytes | UNet bits a weight | text encoder dB | UNet dB | decoder dB | picture dB | detector "
     "| UNet time | |"
 )
-ROUNDS = 9
+ROUNDS = 101
 GPTQ: dict[str, Any] = {"rounding": "gptq", "bias_correction": True}
 
 
@@ -119,14 +119,14 @@ def recipe_of(target: str, row: Row) -> Recipe:
 
 def exported(recipe: Recipe, out: Path) -> tuple[Path, Manifest, bool]:
     """The export, or the rejected one, and whether it passed; what is there already is taken."""
-    if out.exists():
-        return out, read_manifest(out), True
-    try:
-        manifest, _ = export(recipe, nano_checkpoint(), out, progress=lambda _: None)
-    except ParityError:
-        rejected = out.with_name(f"{out.name}.rejected")
-        return rejected, read_manifest(rejected), False
-    return out, manifest, True
+    rejected = out.with_name(f"{out.name}.rejected")
+    if not out.exists() and not rejected.exists():
+        try:
+            export(recipe, nano_checkpoint(), out, progress=lambda _: None)
+        except ParityError as error:
+            click.echo(str(error), err=True)
+    found = out if out.exists() else rejected
+    return found, read_manifest(found), found == out
 
 
 def bits_a_weight(manifest: Manifest) -> float:
@@ -177,14 +177,17 @@ def rows(target: str, detector: Detector, scratch: Path) -> Iterator[str]:
 
 @click.command()
 @click.option("--captions", default=200, show_default=True, help="That the detector judges.")
+@click.option("--keep", type=click.Path(path_type=Path), help="Folder for exports; those that are there are taken.")
 @click.argument("targets", nargs=-1, type=click.Choice(tuple(ROWS)))
-def main(captions: int, targets: tuple[str, ...]) -> None:
+def main(captions: int, keep: Path | None, targets: tuple[str, ...]) -> None:
     """Print a table for each target."""
     detector = Detector(sample(captions))
-    for target in targets or tuple(ROWS):
-        click.echo(f"\n{target}\n\n{HEADER}\n|---{'|---:' * (HEADER.count('|') - 3)}|---|")
-        with tempfile.TemporaryDirectory() as scratch:
-            for row in rows(target, detector, Path(scratch)):
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = keep or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        for target in targets or tuple(ROWS):
+            click.echo(f"\n{target}\n\n{HEADER}\n|---{'|---:' * (HEADER.count('|') - 3)}|---|")
+            for row in rows(target, detector, folder):
                 click.echo(row)
 
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from math import prod
 from typing import Any, Final
 
 import numpy as np
 
 from md_export.kmeans import palettize
 from md_export.scheme import QuantScheme
+from md_export.storage import largest_divisor
+from md_export.targets.coreml.storage import pays
 from md_export.targets.coreml.vendor import cto
 
 # weight_threshold: coremltools would leave weights of up to 2048 elements as they are.
@@ -102,7 +103,7 @@ def _linear_config(op: Any, scheme: QuantScheme) -> Any:
         return cto.OpLinearQuantizerConfig(dtype=scheme.weights, granularity=f"per_{scheme.granularity}", **_ALL_SIZES)
     given, made = _axes(op)
     blocks = [0] * len(op.outputs[0].shape)
-    blocks[given], blocks[made] = fitting(op.outputs[0].shape[given], scheme.block_size), 1
+    blocks[given], blocks[made] = largest_divisor(op.outputs[0].shape[given], scheme.block_size), 1
     return cto.OpLinearQuantizerConfig(
         dtype=scheme.weights, granularity="per_block", block_size=tuple(blocks), **_ALL_SIZES
     )
@@ -111,7 +112,7 @@ def _linear_config(op: Any, scheme: QuantScheme) -> Any:
 def _palette_config(op: Any, scheme: QuantScheme) -> Any:
     function = partial(palettize, entries=2 ** (scheme.palette_bits or 0), skip_zeros=scheme.sparsity is not None)
     group = _group(op, scheme)
-    if not group:
+    if group is None:
         return cto.OpPalettizerConfig(mode="custom", lut_function=function, **_ALL_SIZES)
     return cto.OpPalettizerConfig(
         mode="custom",
@@ -127,30 +128,11 @@ def _pays(op: Any, scheme: QuantScheme) -> bool:
     return pays(tuple(op.outputs[0].shape), _axes(op)[1], op.outputs[0].val.itemsize, scheme)
 
 
-def pays(shape: tuple[int, ...], made: int, itemsize: int, scheme: QuantScheme) -> bool:
-    """Whether indices and tables together are smaller than the values, both in bits.
-
-    Args:
-        shape: of the weight.
-        made: axis of its output channels.
-        itemsize: bytes of a value.
-        scheme: everything but a palette pays.
-    """
-    if not scheme.palette_bits:
-        return True
-    group = fitting(shape[made], scheme.group_size) if scheme.group_size else 0
-    tables = shape[made] // group if group else 1
-    kept, width = prod(shape) * (1 - (scheme.sparsity or 0)), 8 * itemsize
-    return bool(kept * scheme.palette_bits + tables * 2**scheme.palette_bits * width < kept * width)
-
-
-def _group(op: Any, scheme: QuantScheme) -> int:
-    return fitting(op.outputs[0].shape[_axes(op)[1]], scheme.group_size) if scheme.group_size else 0
-
-
-def fitting(channels: int, wanted: int) -> int:
-    """The largest divisor of ``channels`` in (wanted / 2, wanted]; 0, which stands for the whole axis, if none is."""
-    return next((size for size in range(wanted, wanted // 2, -1) if channels % size == 0), 0)
+def _group(op: Any, scheme: QuantScheme) -> int | None:
+    """Output channels that share a table; None where all do."""
+    channels = op.outputs[0].shape[_axes(op)[1]]
+    group = largest_divisor(channels, scheme.group_size) if scheme.group_size else channels
+    return None if group == channels else group
 
 
 def _axes(op: Any) -> tuple[int, int]:

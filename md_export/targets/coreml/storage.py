@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Final
 
 from torch import nn
 
 from md_export.scheme import QuantScheme
 from md_export.storage import WeightStorage, largest_divisor, per_channel, per_tensor
-from md_export.targets.coreml.compress import pays
 
 # Scales and tables are float16, as the weights that they stand for.
 _BITS: Final = 16
 
 
 def weight_storage(path: str, layer: nn.Module, scheme: QuantScheme) -> WeightStorage | None:
-    """What :func:`compress` makes of a weight; ``scheme`` is the module's own, without rules. None: it stays float.
+    """What ``compress`` makes of a weight; ``scheme`` is the module's own, without rules. None: it stays float.
 
     The table of positions is folded to a constant that is added, and no weight.
     """
@@ -30,6 +30,22 @@ def weight_storage(path: str, layer: nn.Module, scheme: QuantScheme) -> WeightSt
         )
     bits = int(scheme.weights.removeprefix("int"))
     return WeightStorage(bits, _scales(shape, scheme), levels=2 ** (bits - 1) - 1, scale_bits=_BITS)
+
+
+def pays(shape: tuple[int, ...], made: int, itemsize: int, scheme: QuantScheme) -> bool:
+    """Whether indices and tables together are smaller than the values, both in bits.
+
+    Args:
+        shape: of the weight.
+        made: axis of its output channels.
+        itemsize: bytes of a value.
+        scheme: everything but a palette pays.
+    """
+    if not scheme.palette_bits:
+        return True
+    tables = shape[made] // largest_divisor(shape[made], scheme.group_size) if scheme.group_size else 1
+    kept, width = prod(shape) * (1 - (scheme.sparsity or 0)), 8 * itemsize
+    return bool(kept * scheme.palette_bits + tables * 2**scheme.palette_bits * width < kept * width)
 
 
 def _tables(shape: tuple[int, ...], scheme: QuantScheme) -> tuple[int, ...]:

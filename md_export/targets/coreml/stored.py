@@ -13,12 +13,12 @@ import numpy as np
 
 from md_export.errors import RuntimeFault
 from md_export.scheme import QuantScheme
-from md_export.targets.coreml.compress import pays
 from md_export.targets.coreml.constants import Constants
 from md_export.targets.coreml.decompress import DECODERS
 from md_export.targets.coreml.mil.package import Package
 from md_export.targets.coreml.modules import read_modules
 from md_export.targets.coreml.package import main_operations, read_spec
+from md_export.targets.coreml.storage import pays
 from md_export.targets.coreml.weights import LEAST_ELEMENTS, WEIGHT_INPUTS
 from md_export.targets.stored import Role, StoredWeight, Use
 

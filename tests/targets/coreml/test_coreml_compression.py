@@ -20,10 +20,10 @@ from md_export.parity.contents import stored_faults
 from md_export.parity.stored.ledger import ComponentAudit, Ledger
 from md_export.parity.stored.reference import reference_of
 from md_export.scheme import QuantScheme
+from md_export.storage import largest_divisor
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
 from md_export.targets.coreml import mil
-from md_export.targets.coreml.compress import fitting
 from md_export.targets.coreml.edit import edit
 from md_export.targets.coreml.mil.graph import Ref
 
@@ -371,7 +371,7 @@ def test_activations_that_overflow_are_no_range(small_job: Callable[..., Lowerin
 
 
 @pytest.mark.parametrize(
-    ("channels", "wanted", "found"), [(96, 32, 32), (80, 32, 20), (48, 32, 24), (617, 16, 0), (8, 32, 0)]
+    ("channels", "wanted", "found"), [(96, 32, 32), (80, 32, 20), (48, 32, 24), (617, 16, 617), (8, 32, 8)]
 )
 def test_blocks_fit_the_channels(channels: int, wanted: int, found: int) -> None:
-    assert fitting(channels, wanted) == found
+    assert largest_divisor(channels, wanted) == found
