@@ -38,6 +38,8 @@ bench: $(READY)
 	$(BIN)/python benchmarks/parity.py
 	$(BIN)/python benchmarks/coreml.py
 	$(BIN)/python benchmarks/tflite.py --gpu
+	$(BIN)/python benchmarks/onnx_export.py
+	$(BIN)/python benchmarks/kill.py
 
 # The op tests that ship inside coremltools, against our runtime of ML programs; hours. Shard with ARGS="--shard 1/16".
 mil-conformance: $(READY)

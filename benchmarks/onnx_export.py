@@ -7,9 +7,9 @@ process's); ``--small``: narrow channels and as many layers. Optimum's way is re
 calls, with the arguments that it passes: torch.onnx.export through TorchScript, dynamic axes, opset 18, constants
 folded. Ours are the recipes onnx-fp32, onnx-fp16 and onnx-int8, the last one calibrated on four random inputs.
 Latency: onnxruntime on the CPU, two threads, one process for each file, all of them in turn in each round; median,
-quartiles, CPU seconds of both threads beside wall. SNR is against the torch module, in onnxruntime as it is; for float16
-in brackets with every result rounded to float16, which onnxruntime leaves out on x86 (docs/onnx.md). Partitions are
-those of onnxruntime's check of mobile usability for Core ML's ML programs.
+quartiles, CPU seconds of both threads beside wall. SNR is against the torch module, in onnxruntime as it is; for
+float16 in brackets with every result rounded to float16, which onnxruntime leaves out on x86 (docs/onnx.md). Partitions
+are those of onnxruntime's check of mobile usability for Core ML's ML programs.
 
 It cannot be called onnx.py: a script's folder comes first on Python's path, and onnxruntime imports onnx.
 """

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from md_export.errors import ArtifactError
 from md_export.files import bytes_of, is_plain_name, sha256_of, sha256_of_text
 from md_export.recipe import Recipe
 from md_export.tensors import TensorSpec
+from md_export.visible import first_control
 
 MANIFEST: Final = "manifest.json"
 GOLDEN_FOLDER: Final = "golden"
@@ -95,7 +97,10 @@ class OneStep:
 
 @dataclass(frozen=True)
 class Manifest:
-    """``manifest.json``: everything that is known about the artifacts beside it."""
+    """``manifest.json``: everything that is known about the artifacts beside it.
+
+    ``files`` maps the path of every other file of the export (golden cases, tokenizer) to its SHA-256.
+    """
 
     __pydantic_config__ = _FORBID
 
@@ -110,6 +115,7 @@ class Manifest:
     artifacts: tuple[ArtifactEntry, ...]
     picture_psnr_db: float | None = None
     drift: Drift | None = None
+    files: dict[str, str] = field(default_factory=dict)
 
     def entry_for(self, component: str) -> ArtifactEntry:
         """The component's artifact; ArtifactError where the export has none."""
@@ -175,6 +181,8 @@ def manifest_from_bytes(content: bytes, path: Path) -> Manifest:
         manifest = _MANIFEST.validate_json(content, strict=True)
     except (ValidationError, RecursionError) as error:
         raise ArtifactError(f"{path} is not a manifest: {first_finding(error)}; export again") from error
+    if (control := first_control(json.loads(content))) is not None:
+        raise ArtifactError(f"{path}: {control} holds a control character; it was edited, export again")
     if manifest.schema != SCHEMA:
         raise ArtifactError(f"{path} has schema {manifest.schema}, this version reads {SCHEMA}; export again")
     if manifest.target != manifest.recipe.target:
@@ -236,6 +244,14 @@ def data_of(path: Path) -> Path | None:
 
 def _data_name(file: str) -> str:
     return f"{file}.data"
+
+
+def files_beside(folder: Path, entries: Iterable[ArtifactEntry]) -> dict[str, str]:
+    """SHA-256 of every file of an export that is neither its manifest nor of an artifact, by its path there."""
+    known = {MANIFEST, *(name for entry in entries for name in (entry.file, entry.data))}
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = {path.relative_to(folder).as_posix(): path for path in paths}
+    return {name: sha256_of(path) for name, path in names.items() if name.split("/", 1)[0] not in known}
 
 
 def is_unchanged(folder: Path, entry: ArtifactEntry) -> bool:

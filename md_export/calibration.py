@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import ConfigDict
 
 from md_export.errors import RecipeError
 
+# Each case is a run of all three components.
+MOST_CASES: Final = 4096
+_LONGEST_PROMPT: Final = 4096
+# torch's generators take no other seeds.
+_LEAST_SEED: Final = -(1 << 63)
+_SEEDS_END: Final = 1 << 64
 ObserverName = Literal["min_max", "percentile", "mse"]
 
 
@@ -50,6 +56,7 @@ class CalibrationPlan:
                 raise RecipeError(
                     f"[calibration] {field}: empty, so nothing could be measured; name some, or leave it out"
                 )
+        check_cases("calibration", self.prompts or (), self.seeds)
         if (self.percentile is not None) != (self.observer == "percentile"):
             raise RecipeError('[calibration] percentile: goes with observer = "percentile"; give both or neither')
         if self.percentile is not None and not 50 < self.percentile <= 100:
@@ -59,3 +66,14 @@ class CalibrationPlan:
     def rule(self) -> RangeRule:
         """How ranges follow from what is seen."""
         return RangeRule(self.observer, self.percentile)
+
+
+def check_cases(table: str, prompts: tuple[str, ...], seeds: tuple[int, ...]) -> None:
+    """Raise :class:`RecipeError` for more cases than anybody would wait for, or such that torch cannot make."""
+    if max(len(prompts), 1) * len(seeds) > MOST_CASES or len(prompts) > MOST_CASES:
+        raise RecipeError(f"[{table}] prompts times seeds are more than {MOST_CASES:,} cases; name fewer")
+    if any(len(prompt) > _LONGEST_PROMPT for prompt in prompts):
+        raise RecipeError(f"[{table}] prompts: one has more than {_LONGEST_PROMPT:,} characters; CLIP reads 77 tokens")
+    for seed in seeds:
+        if not _LEAST_SEED <= seed < _SEEDS_END:
+            raise RecipeError(f"[{table}] seeds: {seed!s:.30} does not fit into 64 bits")

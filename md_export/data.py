@@ -19,8 +19,8 @@ def builtin_recipe(target: str, precision: str) -> Path:
 
 
 def builtin_recipes() -> tuple[str, ...]:
-    """Names of the recipes that ship."""
-    return tuple(sorted(file.stem for file in (_ROOT / "recipes").glob("*.toml")))
+    """Names of the recipes that ship, ``<target>-<precision>``."""
+    return tuple(sorted(file.stem for file in (_ROOT / "recipes").glob("*-*.toml")))
 
 
 def recipe_file(given: Path) -> Path:

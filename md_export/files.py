@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +49,20 @@ def is_plain_name(name: str) -> bool:
         and not set(name) & set("/\\\0")
         and len(name.encode(errors="replace")) <= _LONGEST_NAME
     )
+
+
+def read_regular(path: Path, limit: int) -> bytes | None:
+    """The content of a regular file of at most ``limit`` bytes; None for a larger one, a pipe or a device.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    # A pipe that nobody writes to would block the opening.
+    if not stat.S_ISREG(path.stat().st_mode):
+        return None
+    with path.open("rb") as file:
+        content = file.read(limit + 1)
+    return content if len(content) <= limit else None
 
 
 def refuse_existing(out: Path) -> None:

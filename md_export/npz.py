@@ -6,11 +6,15 @@ import os
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
 from md_export.errors import UsageError
 from md_export.tensors import Array, Arrays
+
+# The largest input of any artifact, a 768² picture, has 7 MB.
+_LARGEST: Final = 1 << 30
 
 
 def read_npz(path: Path) -> dict[str, Array]:
@@ -23,8 +27,10 @@ def read_npz(path: Path) -> dict[str, Array]:
         raise UsageError(f"{path} does not exist; --inputs takes an .npz file with one array per input")
     try:
         with np.load(path, allow_pickle=False) as archive:
+            if sum(item.file_size for item in archive.zip.infolist()) > _LARGEST:
+                raise UsageError(f"{path} unpacks to more than {_LARGEST:,} bytes; --inputs takes one array per input")
             return {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError, AttributeError) as error:
+    except (ValueError, OSError, zipfile.BadZipFile, EOFError, AttributeError, MemoryError) as error:
         raise UsageError(f"{path} is not an .npz file of plain arrays: {error}") from error
 
 

@@ -5,11 +5,19 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 from md_export import __version__
-from md_export.artifact import GOLDEN_FOLDER, SCHEMA, ArtifactEntry, Drift, Manifest, entry_from_dict, write_manifest
+from md_export.artifact import (
+    GOLDEN_FOLDER,
+    SCHEMA,
+    ArtifactEntry,
+    Drift,
+    Manifest,
+    entry_from_dict,
+    files_beside,
+    write_manifest,
+)
 from md_export.build import BuildStep
 from md_export.checkpoint import Checkpoint, open_checkpoint
 from md_export.errors import ConversionError, ParityError
@@ -25,6 +33,7 @@ from md_export.recipe import Recipe
 from md_export.rewrites import find_rewrite
 from md_export.swift.bundle import check_bundle, write_bundle
 from md_export.targets import TARGETS
+from md_export.versions import tools_of
 from md_export.workers import call_worker
 
 Progress = Callable[[str], None]
@@ -40,11 +49,7 @@ def export(
     Raises:
         MdExportError: see :mod:`md_export.errors`; ParityError where an artifact falls short.
     """
-    target = TARGETS[recipe.target]
-    target.require()
-    for name in recipe.rewrites:
-        find_rewrite(name)
-    layout_of(recipe)
+    check_recipe(recipe)
     refuse_existing(out)
     checkpoint = open_checkpoint(checkpoint_dir)
     checkpoint.check()
@@ -54,16 +59,41 @@ def export(
         if recipe.layout == "swift":
             write_bundle(checkpoint, folder)
         entries = _build(recipe, checkpoint, folder, progress)
-        if recipe.layout == "swift":
-            check_bundle(folder, tuple(entry.file for entry in entries))
-        checkpoint.copy_tokenizer(folder / "tokenizer")
-        manifest = _manifest(recipe, checkpoint, folder, entries, drift)
-        write_manifest(manifest, folder)
-        result = verify(folder, progress=progress)
-        manifest = _with_parity(manifest, result)
-        write_manifest(manifest, folder)
+        manifest, result = seal(recipe, checkpoint, folder, entries, drift, progress)
         if not result.passed:
             _reject(folder, out, result, explain(folder, result, checkpoint.root, progress))
+    return manifest, result
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Whether a recipe can be carried out here: the target's libraries, its rewrites, its layout.
+
+    Raises:
+        MdExportError: MissingExtraError, RewriteError or RecipeError.
+    """
+    TARGETS[recipe.target].require()
+    for name in recipe.rewrites:
+        find_rewrite(name)
+    layout_of(recipe)
+
+
+def seal(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    folder: Path,
+    entries: tuple[ArtifactEntry, ...],
+    drift: Drift | None,
+    progress: Progress,
+) -> tuple[Manifest, VerifyResult]:
+    """Artifacts and golden cases in ``folder`` → an export: tokenizer and manifest beside them, and judged."""
+    if recipe.layout == "swift":
+        check_bundle(folder, tuple(entry.file for entry in entries))
+    checkpoint.copy_tokenizer(folder / "tokenizer")
+    manifest = _manifest(recipe, checkpoint, folder, entries, drift)
+    write_manifest(manifest, folder)
+    result = verify(folder, progress=progress)
+    manifest = _with_parity(manifest, result)
+    write_manifest(manifest, folder)
     return manifest, result
 
 
@@ -82,7 +112,6 @@ def _build(recipe: Recipe, checkpoint: Checkpoint, folder: Path, progress: Progr
 def _manifest(
     recipe: Recipe, checkpoint: Checkpoint, folder: Path, entries: tuple[ArtifactEntry, ...], drift: Drift | None
 ) -> Manifest:
-    tools = ("torch", "transformers", "numpy", *TARGETS[recipe.target].distributions)
     return Manifest(
         schema=SCHEMA,
         md_export=__version__,
@@ -90,10 +119,11 @@ def _manifest(
         recipe=recipe,
         checkpoint_sha256=checkpoint.sha256(),
         golden_sha256=read_golden(folder / GOLDEN_FOLDER).sha256,
-        tools={name: version(name) for name in tools},
+        tools=tools_of(recipe.target),
         one_step=one_step(checkpoint.config),
         artifacts=entries,
         drift=drift,
+        files=files_beside(folder, entries),
     )
 
 

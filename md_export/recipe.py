@@ -19,10 +19,12 @@ from typing import Any, Final, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from md_export.budget import Regression
-from md_export.calibration import CalibrationPlan
+from md_export.calibration import CalibrationPlan, check_cases
 from md_export.errors import RecipeError
+from md_export.files import is_plain_name, read_regular
 from md_export.scheme import QuantScheme as QuantScheme
 from md_export.scheme import WeightRule
+from md_export.visible import first_control
 
 COMPONENT_NAMES: Final = ("text_encoder", "unet", "vae_decoder")
 _TABLES: Final = {"schemes": "scheme", "tolerances": "tolerance"}
@@ -52,6 +54,10 @@ class GoldenPlan:
     prompts: tuple[str, ...]
     seeds: tuple[int, ...] = (0,)
 
+    def __post_init__(self) -> None:
+        """Refuse more cases than anybody would wait for. RecipeError names the field."""
+        check_cases("golden", self.prompts, self.seeds)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -63,8 +69,8 @@ class Recipe:
         allow_drift: take rewrites that the checkpoint was not trained with.
         deployment_target: oldest system that must load a Core ML package; iOS17 where a recipe names none.
         layout: whose names and shapes a Core ML package's surface has; our own where a recipe names none.
-        form: what onnxruntime makes of an ONNX graph: a file for its mobile builds (``ort``), or one that is fused for the
-            processor at hand (``cpu_fused``); a portable graph where a recipe names none.
+        form: what onnxruntime makes of an ONNX graph: a file for its mobile builds (``ort``), or one that is fused for
+            the processor at hand (``cpu_fused``); a portable graph where a recipe names none.
         calibration: what int8 activations and rounding are calibrated on; every other golden case where a recipe names
             nothing.
         regression: how much worse than an older export one may be; comparing needs it.
@@ -88,14 +94,17 @@ class Recipe:
     regression: Regression | None = None
 
     def __post_init__(self) -> None:
+        # Stands in titles, which read brackets as styles, and in names of files.
+        if not is_plain_name(self.name) or self.name.startswith(".") or set(self.name) & set("[]"):
+            raise RecipeError(f"name: {self.name!r:.80} could not name a file; take letters, digits, - and _")
         for field, target in _OF_ONE_TARGET.items():
             if getattr(self, field) and self.target != target:
                 raise RecipeError(f"recipe {self.name}: {field} is for the target {target}; leave it out")
-        halves = [name for name, scheme in self.schemes.items() if scheme.activations == "float16"]
+        halves = [name for name in self.components if getattr(self.schemes.get(name), "activations", "") == "float16"]
         if self.form and halves:
             raise RecipeError(
-                f"recipe {self.name}: form {self.form} cannot compute {', '.join(halves)} in float16, since onnxruntime "
-                "would write its casts to float32 into the graph; take float32 or int8 (--fp32, --int8)"
+                f"recipe {self.name}: form {self.form} cannot compute {', '.join(halves)} in float16, since "
+                "onnxruntime would write its casts to float32 into the graph; take float32 or int8 (--fp32, --int8)"
             )
         if len(set(self.components)) < len(self.components):
             raise RecipeError(f"recipe {self.name}: components names one twice: {', '.join(self.components)}")
@@ -118,7 +127,10 @@ class Recipe:
 
 
 _RECIPE = TypeAdapter(Recipe)
-_LARGEST_FILE: Final = 1 << 20
+# The rules of a search for each of the full-size model's 700 modules have 50 KB; tomllib takes a time and memory
+# that grow with the square of a dotted key.
+_LARGEST_FILE: Final = 1 << 17
+_MOST_FINDINGS: Final = 20
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -128,11 +140,11 @@ def load_recipe(path: Path) -> Recipe:
         RecipeError: unreadable TOML, or an unknown, missing or wrong field; names file, table and field.
     """
     try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise RecipeError(f"{path}: larger than {_LARGEST_FILE} bytes; this is no recipe")
-        content = path.read_bytes()
+        content = read_regular(path, _LARGEST_FILE)
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error}") from error
+    if content is None:
+        raise RecipeError(f"{path}: no regular file of at most {_LARGEST_FILE} bytes; this is no recipe")
     return recipe_from_toml(content, path)
 
 
@@ -146,18 +158,20 @@ def recipe_from_toml(content: bytes, path: Path) -> Recipe:
         values = tomllib.loads(content.decode())
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: cannot be read: {error}") from error
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError, MemoryError) as error:
         raise RecipeError(f"{path}: not valid TOML: {error}") from error
     return recipe_from_dict(_spread(values, path), str(path))
 
 
 def recipe_from_dict(values: Mapping[str, Any], source: str) -> Recipe:
     """Validate the spread-out form that :func:`recipe_to_dict` writes; ``source`` stands in error messages."""
+    if (found := first_control(values)) is not None:
+        raise RecipeError(f"{source}: {found} holds a control character, which no recipe needs; take it out")
     try:
         # Through JSON: strict mode then takes arrays for tuples and integers for floats, and nothing else.
         return _RECIPE.validate_json(json.dumps(values))
     except ValidationError as error:
-        findings = [_describe(source, dict(item)) for item in error.errors()]
+        findings = [_describe(source, dict(item)) for item in error.errors()[:_MOST_FINDINGS]]
         raise RecipeError("; ".join(_without_repeats(findings))) from error
     except RecipeError as error:
         raise RecipeError(f"{source}: {error}") from error

@@ -47,7 +47,11 @@ def tokenize(tokenizer_dir: Path, prompt: str, length: int) -> NDArray[np.int32]
     Raises:
         CheckpointError: the folder holds no CLIP tokenizer.
     """
-    encoded = _tokenizer(tokenizer_dir)(prompt, padding="max_length", max_length=length, truncation=True)
+    tokenizer = _tokenizer(tokenizer_dir)
+    try:
+        encoded = tokenizer(prompt, padding="max_length", max_length=length, truncation=True)
+    except Exception as error:
+        raise CheckpointError(f"{tokenizer_dir} holds no CLIP tokenizer: {error}; replace its files") from error
     return np.asarray([encoded["input_ids"]], dtype=np.int32)
 
 
@@ -57,7 +61,7 @@ def _tokenizer(folder: Path) -> Any:
     # Built from file names instead of a folder, this class silently yields a vocabulary of two tokens.
     try:
         tokenizer = clip.CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:
         raise CheckpointError(
             f"{folder} holds no CLIP tokenizer (vocab.json, merges.txt, tokenizer_config.json): {error}"
         ) from error

@@ -16,6 +16,9 @@ _PALETTE: Final = "palette"
 Rounding = Literal["nearest", "mse", "gptq"]
 Granularity = Literal["tensor", "channel", "block", "group"]
 _REFINEMENTS: Final = ("block_size", "group_size", "sparsity")
+# What a search writes for the full-size model has 700 module paths of 60 characters.
+_MOST_GLOBS: Final = 4096
+_LONGEST_GLOB: Final = 256
 _STORAGE: Final = ("weights", "granularity", "block_size", "group_size")
 
 
@@ -84,6 +87,7 @@ class QuantScheme:
     def __post_init__(self) -> None:
         """Refuse what contradicts itself. RecipeError names the field."""
         _check_storage(self)
+        _check_globs((*self.keep_float, *(glob for rule in self.rules for glob in rule.modules)))
         if self.sparsity is not None and not 0 < self.sparsity < 1:
             raise RecipeError(f"[scheme] sparsity: {self.sparsity:g} is no share between 0 and 1")
         if self.sparsity is not None and self.rounding != "nearest":
@@ -145,6 +149,15 @@ def palette_bits(weights: str) -> int | None:
 def stored_type(weights: str) -> str:
     """The type that weights of a scheme have in a file: ``palette4`` is stored as indices of type ``uint4``."""
     return weights.replace(_PALETTE, "uint")
+
+
+def _check_globs(globs: tuple[str, ...]) -> None:
+    """Each is matched with every module."""
+    if len(globs) > _MOST_GLOBS or any(len(glob) > _LONGEST_GLOB for glob in globs):
+        raise RecipeError(
+            f"[scheme] keep_float, rules: more than {_MOST_GLOBS:,} globs, or one of more than "
+            f"{_LONGEST_GLOB} characters; name fewer, or use *"
+        )
 
 
 def _check_storage(scheme: QuantScheme | WeightRule) -> None:

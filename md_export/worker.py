@@ -124,10 +124,18 @@ def step(request: dict[str, Any]) -> dict[str, Any]:
     return step_in_worker(request)
 
 
+def canary(request: dict[str, Any]) -> dict[str, Any]:
+    """Convert and run a module of a few ops on one target; answers with how well it computes."""
+    from md_export.doctor.canary import fly_in_worker
+
+    return fly_in_worker(request["target"])
+
+
 TASKS: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "attribute": attribute,
     "audit": audit,
     "build": build,
+    "canary": canary,
     "execute": execute,
     "execute_on_gpu": execute_on_gpu,
     "lint": lint,

@@ -694,7 +694,7 @@ def test_absurd_sizes_are_refused_before_allocation(
 @pytest.mark.parametrize(
     ("file", "field", "most"),
     [
-        ("unet/config.json", "sample_size", 1024),
+        ("unet/config.json", "sample_size", 256),
         ("unet/config.json", "down_layers", 256),
         ("vae/config.json", "decoder_layers_per_block", 256),
         ("text_encoder/config.json", "num_hidden_layers", 256),

@@ -31,19 +31,20 @@ HEAVY = (
 )
 
 # Module (longest prefix wins) → what of ours it may import. "lazy" rows are checked at module level only.
-DATA = ("calibration", "errors", "tensors", "recipe", "scheme", "storage", "budget", "files", "artifact")
+DATA = ("calibration", "errors", "tensors", "recipe", "scheme", "storage", "budget", "files", "artifact", "visible")
 ALLOWED: dict[str, tuple[str, ...]] = {
     "errors": (),
     "tensors": ("errors",),
     "quiet": (),
+    "visible": (),
     "data": (),
     "files": ("errors",),
     "npz": ("errors", "tensors"),
     "scheme": ("errors",),
     "budget": (),
     "calibration": ("errors",),
-    "recipe": ("budget", "calibration", "errors", "scheme"),
-    "artifact": ("errors", "files", "recipe", "tensors"),
+    "recipe": ("budget", "calibration", "errors", "files", "scheme", "visible"),
+    "artifact": ("errors", "files", "recipe", "tensors", "visible"),
     "storage": (),
     "kmeans": ("tensors",),
     "quantization": ("quantization", "kmeans", "rewrites", "scheme", "storage"),
@@ -112,7 +113,18 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "tensors",
     ),
     "linting": ("layouts", "npz", "parity", "targets", "workers", *DATA),
-    "workers": ("errors", "tensors", "targets.contract"),
+    "workers": ("errors", "memory", "tensors", "targets.contract"),
+    "memory": (),
+    "orphans": (),
+    "versions": ("targets",),
+    # What a build that has nothing to do needs: without torch.
+    "matrix": ("matrix", "__init__", "data", "files", "errors", "memory", "recipe", "scheme", "versions", "workers"),
+    "matrix.check": ("artifact", "errors", "files"),
+    "matrix.place": ("artifact", "errors", "matrix"),
+    # Inside worker processes.
+    "matrix.inside": ("build", "checkpoint", "parity", "pipeline", "swift", "matrix", *DATA),
+    "matrix.depends": ("recipe", "rewrites", "scheme"),
+    "matrix.planning": ("checkpoint", "matrix", "notes", "parity", "pipeline", "rewrites", "versions", *DATA),
     "sampling": ("artifact", "errors", "quiet", "tensors", "targets.contract"),
     "parity.metrics": ("artifact", "parity.faults", "tensors"),
     "parity.hops": ("build", "layouts", "parity", "sampling", "targets", "workers", *DATA),
@@ -172,18 +184,33 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "rewrites",
         "swift",
         "targets",
+        "versions",
         "workers",
         "__init__",
         *DATA,
     ),
-    "worker": ("errors",),
+    "worker": ("errors", "orphans"),
+    "doctor": (
+        "doctor",
+        "checkpoint",
+        "components",
+        "matrix.cache",
+        "matrix.costs",
+        "parity",
+        "targets",
+        "workers",
+        "__init__",
+        *DATA,
+    ),
     "report": (
         "report",
+        "doctor.finding",
         "generation",
         "artifact",
         "parity",
         "inspection",
         "components",
+        "matrix",
         "sampling",
         "search.tradeoff",
         "targets.advice",
@@ -191,7 +218,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "targets.contract",
         "__init__",
     ),
-    "cli": ("cli", "errors", "__init__"),
+    "cli": ("cli", "errors", "visible", "__init__"),
     "__init__": ("pipeline", "parity", "recipe"),
     "__main__": ("cli",),
 }
@@ -256,7 +283,23 @@ def test_help_imports_nothing_heavy(argument: str) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["inspect", "init", "golden", "coreml", "tflite", "onnx", "run", "verify", "audit", "lint", "generate", "report"],
+    [
+        "inspect",
+        "init",
+        "golden",
+        "coreml",
+        "tflite",
+        "onnx",
+        "run",
+        "verify",
+        "audit",
+        "lint",
+        "generate",
+        "report",
+        "build",
+        "cache",
+        "doctor",
+    ],
 )
 def test_help_of_each_command_is_light(command: str) -> None:
     code = (

@@ -58,9 +58,11 @@ def _pickles(file: Path) -> Iterator[tuple[io.BytesIO, int]]:
         if len(records) > _MOST_RECORDS or any(item.compress_type != zipfile.ZIP_STORED for item in records):
             raise CheckpointError(f"{file} is compressed, which torch.save never does: ask its author for safetensors")
         for item in records:
-            if item.filename.endswith(".pkl"):
-                if item.file_size > _LARGEST_PICKLE:
-                    raise CheckpointError(f"{file} names more tensors than any model has: replace it")
+            # torch finds a name whatever its case.
+            pickled = item.filename.lower().endswith(".pkl")
+            if item.file_size > _LARGEST_PICKLE and (pickled or "/data/" not in item.filename):
+                raise CheckpointError(f"{file} has {item.file_size:,} bytes beside its values: replace it")
+            if pickled:
                 yield io.BytesIO(archive.read(item)), 1
 
 

@@ -11,12 +11,17 @@ from md_export import __version__
 from md_export.cli.artifacts import generate, lint, run, verify
 from md_export.cli.attribute import attribute
 from md_export.cli.audit import audit
+from md_export.cli.build import build
+from md_export.cli.cache import cache
 from md_export.cli.checkpoints import golden, init, inspect
 from md_export.cli.compare import compare
+from md_export.cli.doctor import doctor
 from md_export.cli.exports import EXPORTS
+from md_export.cli.manifest import manifest
 from md_export.cli.report import report
 from md_export.cli.search import search
 from md_export.errors import MdExportError
+from md_export.visible import visible
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -35,6 +40,9 @@ for _command in (
     init,
     golden,
     *EXPORTS,
+    build,
+    cache,
+    manifest,
     search,
     run,
     verify,
@@ -44,6 +52,7 @@ for _command in (
     report,
     compare,
     generate,
+    doctor,
 ):
     cli.add_command(_command)
 
@@ -59,10 +68,10 @@ def main() -> None:
         click.echo("interrupted; nothing was written", err=True)
         sys.exit(130)
     except MdExportError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {visible(str(error))}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        click.echo(f"error: {_os_error(error)}", err=True)
+        click.echo(f"error: {visible(_os_error(error))}", err=True)
         sys.exit(1)
 
 

@@ -36,7 +36,7 @@ def progress(steps: int) -> Any:
 
 def show(json_file: Path | None, result: Any, *tables: Any) -> None:
     """A result as tables, and as JSON where it was asked for; ``-`` gives standard output to the JSON alone."""
-    from md_export.report.tables import console
+    from md_export.report.console import console
 
     if json_file is not None:
         _write_json(json_file, result)

@@ -7,6 +7,7 @@ checkpoint's, and the versions that made them.
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,10 +22,14 @@ from md_export.errors import GoldenError
 from md_export.files import is_plain_name, sha256_of
 from md_export.sampling import Generation
 from md_export.tensors import Array, Arrays
+from md_export.visible import first_control
 
 INDEX: Final = "index.json"
 SCHEMA: Final = 1
 _LARGEST_INDEX: Final = 16 << 20
+# Of a 768² picture: 22 MB.
+_LARGEST_CASE: Final = 256 << 20
+_MOST_CASES: Final = 10_000
 
 
 @dataclass(frozen=True)
@@ -146,6 +151,11 @@ def index_from_bytes(content: bytes, path: Path) -> GoldenIndex:
         raise GoldenError(f"{path} has schema {index.schema}, this version reads {SCHEMA}")
     if not index.cases:
         raise GoldenError(f"{path} lists no case, so nothing could be proved against it")
+    if (control := first_control(json.loads(content))) is not None:
+        raise GoldenError(f"{path}: {control} holds a control character; make the golden cases again")
+    # All cases are in memory at once: it may not take more than they take on the disk.
+    if len(index.cases) > _MOST_CASES or len({item.file for item in index.cases}) < len(index.cases):
+        raise GoldenError(f"{path} lists a file twice, or more than {_MOST_CASES:,}; make the golden cases again")
     return index
 
 
@@ -156,6 +166,8 @@ def read_case(folder: Path, item: GoldenFile) -> GoldenCase:
     path = folder / item.file
     if not path.is_file():
         raise GoldenError(f"{path} is listed in {INDEX} but missing")
+    if path.stat().st_size > _LARGEST_CASE:
+        raise GoldenError(f"{path} is larger than {_LARGEST_CASE:,} bytes; make the golden cases again")
     if sha256_of(path) != item.sha256:
         raise GoldenError(f"{path} was altered: its SHA-256 is not the one in {INDEX}; make the golden cases again")
     try:

@@ -84,7 +84,7 @@ def _place_golden(
     present = given or (own if own.is_dir() else None)
     if present is None:
         folder.mkdir()
-        write_golden(golden_source(checkpoint), _planned(recipe, checkpoint), folder, progress)
+        write_golden(golden_source(checkpoint), planned_cases(recipe, checkpoint), folder, progress)
         return read_golden(folder)
     golden = read_golden(present)
     if golden.index.checkpoint_sha256 != checkpoint.sha256():
@@ -98,7 +98,7 @@ def _place_golden(
     return golden
 
 
-def _planned(recipe: Recipe, checkpoint: Checkpoint) -> list[tuple[str, int]]:
+def planned_cases(recipe: Recipe, checkpoint: Checkpoint) -> list[tuple[str, int]]:
     """The parent's prompts for a sibling, which speaks the same language; else the recipe's."""
     if checkpoint.parent is not None and (checkpoint.parent / GOLDEN_FOLDER).is_dir():
         return [(case.prompt, case.seed) for case in read_golden(checkpoint.parent / GOLDEN_FOLDER).cases]

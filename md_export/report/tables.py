@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Final, NamedTuple
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -21,12 +19,6 @@ class Cells(NamedTuple):
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-
-
-def console(stderr: bool = False) -> Console:
-    """Standard output or error; wide enough for a table where it is not a terminal."""
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr) if stream.isatty() else Console(width=140, stderr=stderr)
 
 
 def parity_table(result: VerifyResult) -> Table:

@@ -20,6 +20,8 @@ _Floats = NDArray[np.float64]
 # Bins on each side of zero. Half of them at least are in use, so that a bin is no wider than a step of int8 even where
 # the range is 32 times smaller than the largest value. 128 KiB for each value of a graph.
 _BINS: Final = 8192
+# What float32 divides by without underflow.
+_LEAST_WIDTH: Final = 2.0**-120
 # Ranges that are tried for the least error: 16 an octave, down to a 32nd of the largest value. Near its least the error
 # changes by less than a hundredth from one to the next.
 _SHARES: Final[_Floats] = 2.0 ** (-np.arange(5 * 16 + 1) / 16)
@@ -103,17 +105,18 @@ class Histogram(Extremes):
     def add(self, values: Array) -> None:
         """Take note of one tensor."""
         super().add(values)
-        flat = np.asarray(values, np.float64).reshape(-1)
-        taken = flat[flat != 0]
-        self.zeros += flat.size - taken.size
-        if taken.size:
-            self._widen(float(np.abs(taken).max()))
-            places = np.floor(taken / self.width).astype(np.int64) + _BINS
-            self.counts += np.bincount(places, minlength=2 * _BINS)
+        self._widen(max(abs(self.low), abs(self.high)))
+        # Exact, since the width is a power of two: a value lies in the same bin in whatever portion it comes.
+        places = np.floor(np.asarray(values, np.float32).reshape(-1) / np.float32(self.width)).astype(np.int32)
+        places += _BINS
+        zeros = values.size - int(np.count_nonzero(values))
+        self.counts += np.bincount(places, minlength=2 * _BINS)
+        self.counts[_BINS] -= zeros
+        self.zeros += zeros
 
     def _widen(self, largest: float) -> None:
         """Until the largest value lies inside."""
-        wanted = 2.0 ** frexp(largest / _BINS)[1]
+        wanted = max(_LEAST_WIDTH, 2.0 ** frexp(largest / _BINS)[1])
         self.width = self.width or wanted
         while self.width < wanted:
             pairs = self.counts.reshape(-1, 2).sum(axis=1)

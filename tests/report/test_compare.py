@@ -14,7 +14,7 @@ from md_export.parity.regression.compare import ExportComparison, compare_snapsh
 from md_export.parity.regression.snapshot import Snapshot
 from md_export.report.annotations import error_annotations
 from md_export.report.compare import comparison_junit, comparison_markdown, comparison_tables
-from md_export.report.tables import console
+from md_export.report.console import console
 from support import Judged
 
 BUDGET = Regression(

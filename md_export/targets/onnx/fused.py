@@ -1,7 +1,7 @@
 """Graphs as onnxruntime's own optimizer writes them, for one runtime or one machine, and read back.
 
-``ort``: the format of onnxruntime's small mobile builds, which read no ONNX and optimize nothing when they load. Fused by
-operators of its own, on any processor: what makes a graph fit one kind (``NchwcTransformer``) is left out, as
+``ort``: the format of onnxruntime's small mobile builds, which read no ONNX and optimize nothing when they load. Fused
+with operators of its own, for any processor: what makes a graph fit one kind (``NchwcTransformer``) is left out, as
 onnxruntime's own converter leaves it out.
 
 ``cpu_fused``: ONNX with all that onnxruntime does for the processor at hand, done once. Not portable.
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final
 
 import onnx
-import onnx_ir as ir
 import onnxruntime as ort
 
 from md_export.errors import ConversionError, RuntimeFault

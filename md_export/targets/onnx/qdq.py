@@ -12,6 +12,7 @@ from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
 from md_export.errors import ConversionError
 from md_export.targets.contract import LoweringJob
+from md_export.targets.onnx.biases import keep_biases_apart
 from md_export.targets.onnx.quiet import quiet
 from md_export.targets.onnx.ranges import measure_ranges
 from md_export.targets.onnx.save import save, weights_are_external
@@ -27,7 +28,7 @@ def quantize_static(model: ir.Model, job: LoweringJob, exclude: Sequence[str]) -
     """Insert QuantizeLinear/DequantizeLinear pairs with the ranges that calibration shows, by the job's rule.
 
     Args:
-        model: float32 graph; left as it is.
+        model: float32 graph; its biases get other shapes, see :func:`keep_biases_apart`.
         job: gives calibration inputs, granularity and the scratch folder.
         exclude: names of nodes that stay float.
 
@@ -35,6 +36,7 @@ def quantize_static(model: ir.Model, job: LoweringJob, exclude: Sequence[str]) -
         ConversionError: calibration or the quantizer failed.
     """
     path = job.workdir / f"{job.component}.float.onnx"
+    keep_biases_apart(model.graph)
     save(model, path)
     excluded = [*exclude, *_products_of_activations(model)]
     try:

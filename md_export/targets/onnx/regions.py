@@ -2,8 +2,8 @@
 
     Resize(x, —, scales) → Resize(x, region, scales)        region = [0, 0, 0, 0, 1, 1, 1, 1]
 
-The standard makes the region optional and ignores it in all modes but one. onnxruntime's check of mobile usability takes
-a missing input for one of unknown shape, and tells people to keep such a graph off Core ML.
+The standard makes the region optional and ignores it in all modes but one. onnxruntime's check of mobile usability
+takes a missing input for one of unknown shape, and tells people to keep such a graph off Core ML.
 """
 
 from __future__ import annotations

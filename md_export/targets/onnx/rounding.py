@@ -10,6 +10,7 @@ comes out has hardly been rounded, and nothing overflows. Casts that the graph i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -74,7 +75,7 @@ def _round(graph: ir.Graph, value: ir.Value) -> None:
     _redirect(uses, casts[-1].outputs[0])
 
 
-def _redirect(uses: list[ir.Usage], value: ir.Value) -> None:
+def _redirect(uses: Iterable[tuple[ir.Node, int]], value: ir.Value) -> None:
     for node, position in uses:
         node.replace_input_with(position, value)
 

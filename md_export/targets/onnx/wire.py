@@ -81,7 +81,8 @@ def _without_weights(model: ir.Model, weights: Mapping[str, ir.TensorProtocol]) 
     initializers = model.graph.initializers
     try:
         for name, tensor in weights.items():
-            place = ir.ExternalTensor("-", 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name)
+            shape = ir.Shape(tensor.shape.numpy())
+            place = ir.ExternalTensor("-", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
             initializers[name].const_value = place
         proto: onnx.ModelProto = ir.to_proto(model)
     finally:
@@ -95,7 +96,8 @@ def _head(name: str, tensor: ir.TensorProtocol) -> bytes:
     """A TensorProto up to its values."""
     dims = [int(size) for size in tensor.shape.numpy()]
     proto = onnx.TensorProto(name=name, dims=dims, data_type=tensor.dtype.value)
-    return proto.SerializeToString(deterministic=True) + _tag(_RAW_DATA, tensor.nbytes)
+    head: bytes = proto.SerializeToString(deterministic=True)
+    return head + _tag(_RAW_DATA, tensor.nbytes)
 
 
 def _tag(number: int, size: int) -> bytes:

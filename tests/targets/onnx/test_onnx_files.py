@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +20,13 @@ from torch import nn
 from md_export.errors import ConversionError, RuntimeFault, UsageError
 from md_export.recipe import QuantScheme
 from md_export.targets import TARGETS
+from support import Exported
 
 target = TARGETS["onnx"].open()
 
 EXPORT = """
 import sys
+import tempfile
 from pathlib import Path
 sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parents[1])]
 import conftest
@@ -116,3 +119,13 @@ def test_a_module_of_another_shape_is_refused(subject: Callable[..., Any], tmp_p
     job = subject("vae_decoder").with_scheme(QuantScheme("float32", "float32"), tmp_path)
     with pytest.raises(ConversionError, match="inputs and outputs"):
         target.lower(replace(job, module=nn.Conv2d(8, 3, 1)))
+
+
+def test_an_export_tells_nothing_of_the_machine(exported: Exported, nano: Path) -> None:
+    """With what an app must know inside."""
+    out = exported("onnx", "int8")
+    folders = [str(item).encode() for item in (nano, nano.resolve().parent, out, Path.home(), tempfile.gettempdir())]
+    for path in sorted(out.glob("*.onnx")):
+        content = path.read_bytes()
+        assert b"md_export.checkpoint_sha256" in content
+        assert not [folder for folder in folders if folder in content]

@@ -81,7 +81,7 @@ def test_an_overflow_is_seen(overflowing: Path, runtime: str | None) -> None:
 def test_values_between_operators_are_rounded_and_keep_their_names(overflowing: Path) -> None:
     third = np.full((1, 4), 1 / 3, np.float32)
     found = target.values(overflowing, {"x": third}, ["half", "first", "y"])
-    for name, exact in (("half", third), ("first", found["half"] * np.float32(300))):
+    for name, exact in (("half", third), ("first", 300 * found["half"])):
         assert np.array_equal(found[name], exact.astype(np.float16).astype(np.float32)), name
     assert not np.array_equal(found["half"], third)
 

@@ -34,7 +34,7 @@ def test_another_operator_is_refused_and_named(artifact: Callable[..., Path], tm
     model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
     gelu = next(node for node in model.graph.node if node.op_type == "Sigmoid")
     gelu.op_type, gelu.domain = "QuickGelu", "com.microsoft"
-    with pytest.raises(ConversionError, match="outside the ONNX standard: com.microsoft::QuickGelu"):
+    with pytest.raises(ConversionError, match=r"outside the ONNX standard: com\.microsoft::QuickGelu"):
         target.save(ir.from_proto(model), tmp_path / "x.onnx")
     assert not (tmp_path / "x.onnx").exists()
     onnx.save(model, tmp_path / "y.onnx")
@@ -87,9 +87,7 @@ def test_a_resize_of_unknown_shape_divides_it(
     assert coreml_partitions(damage(artifact("vae_decoder", "fp32"), tmp_path / "x.onnx")).count > 1
 
 
-def test_the_region_changes_nothing(
-    subject: Callable[..., Any], artifact: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_the_region_changes_nothing(subject: Callable[..., Any], artifact: Callable[..., Path], tmp_path: Path) -> None:
     path, inputs = artifact("vae_decoder", "fp32"), subject("vae_decoder").held_out
     assert NAME in {tensor.name for tensor in onnx.load(path).graph.initializer}
     other = without_regions(path, tmp_path / "x.onnx")

@@ -1,0 +1,83 @@
+"""The command that builds many exports of one checkpoint."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from md_export.cli.cache import cache_option, cache_root
+from md_export.cli.shared import PATH, checkpoint_or_nano, json_option, say, show
+from md_export.cli.units import size
+
+if TYPE_CHECKING:
+    from md_export.matrix.schedule import Failure
+
+
+@click.command()
+@click.argument("recipes", metavar="RECIPE...", type=PATH, nargs=-1, required=True)
+@click.option("--checkpoint", type=PATH, help="The checkpoint's folder.  [default: the nano one]")
+@click.option("--golden", "golden_dir", type=PATH, help="Golden cases to judge by.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Steps at a time.  [default: one for two cores]")
+@click.option(
+    "--max-memory", type=size, help="All steps that run at a time together: 8G, 500M.  [default: 3/4 of the machine's]"
+)
+@cache_option
+@click.option("--plan", "dry", is_flag=True, help="Show the plan and do nothing.")
+@click.option("-o", "--output", type=PATH, required=True, help="Folder of exports, one for each recipe by its name.")
+@json_option
+def build(
+    recipes: tuple[Path, ...],
+    checkpoint: Path | None,
+    golden_dir: Path | None,
+    jobs: int | None,
+    max_memory: int | None,
+    cache: Path | None,
+    dry: bool,
+    output: Path,
+    json_file: Path | None,
+) -> None:
+    """Build every export that RECIPEs ask for, verified: build recipes, export recipes, or names of those that ship.
+
+    What was built before is not built again. A step that fails does not stop the others. Interrupted or killed, the
+    same command goes on where it was.
+    """
+    import os
+
+    from md_export.matrix.request import BuildRequest, load_recipes
+    from md_export.matrix.run import build as run
+    from md_export.memory import installed_bytes
+    from md_export.report.building import building_to_stderr, outcome_table
+
+    request = BuildRequest(
+        recipes=load_recipes(recipes),
+        checkpoint=checkpoint_or_nano(checkpoint),
+        out=output,
+        cache=cache_root(cache),
+        golden=golden_dir,
+        jobs=jobs or max(1, (os.cpu_count() or 1) // 2),
+        most_bytes=max_memory or installed_bytes() * 3 // 4,
+    )
+    try:
+        with building_to_stderr() as listener:
+            outcome = run(request, listener, dry)
+    except KeyboardInterrupt:
+        click.echo("interrupted; what was finished is kept: run the same command again to go on", err=True)
+        sys.exit(130)
+    show(json_file, outcome.exports, outcome_table(outcome))
+    if outcome.failures:
+        _raise(outcome.failures)
+    if all(one.status == "up to date" for one in outcome.exports):
+        say(json_file, f"{output}: everything is up to date")
+
+
+def _raise(failures: tuple[Failure, ...]) -> None:
+    """One error that names all that went wrong; a parity failure where it is nothing else."""
+    from md_export.errors import ConversionError, ParityError
+
+    first = [one for one in failures if not one.follows]
+    kind = ParityError if all(isinstance(one.error, ParityError) for one in first) else ConversionError
+    rest = f"; {len(failures) - len(first)} more steps need these" if len(failures) > len(first) else ""
+    raise kind("; ".join(f"{one.step.label}: {one.reason}" for one in first) + rest)

@@ -1,0 +1,1 @@
+"""Many exports of one checkpoint, built in steps: planned, cached by content, each in a process of its own."""

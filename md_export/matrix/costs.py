@@ -1,0 +1,103 @@
+"""What a step will take: predicted from measurements of this project, and from what was measured here before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from md_export.matrix.plan import Cost
+from md_export.matrix.writing import write_whole
+from md_export.scheme import QuantScheme
+
+# What another run may take more than the one that was measured.
+_MARGIN: Final = 1.1
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A straight line over the bytes of the weights in float32, whatever type they are stored in.
+
+    Attributes:
+        base_bytes: libraries, and a component without weights.
+        per_byte: further bytes of memory for each byte of weights.
+        base_s, s_per_gb: seconds.
+    """
+
+    base_bytes: int
+    per_byte: float
+    base_s: float
+    s_per_gb: float
+
+    def cost(self, weight_bytes: int, slower: float = 1.0) -> Cost:
+        """What so many bytes of weights take."""
+        seconds = slower * (self.base_s + self.s_per_gb * weight_bytes / 1e9)
+        return Cost(round(self.base_bytes + self.per_byte * weight_bytes), round(seconds, 1))
+
+
+# Through the nano checkpoint's workers (13 MB of weights) and full-size ones: the tables "The whole export" and
+# "TFLite" of docs/benchmarks.md; for ONNX the table of the whole model in README.md. Largest of all precisions.
+# The decoder's lines are steep because of its activations, 512 × 512 pixels at full size.
+_ARTIFACT: Final[Mapping[tuple[str, str], Rate]] = {
+    ("coreml", "text_encoder"): Rate(510_000_000, 3.9, 5, 50),
+    ("coreml", "unet"): Rate(530_000_000, 1.9, 11, 80),
+    ("coreml", "vae_decoder"): Rate(480_000_000, 5.0, 5, 190),
+    ("tflite", "text_encoder"): Rate(730_000_000, 4.8, 7, 75),
+    ("tflite", "unet"): Rate(800_000_000, 3.5, 25, 105),
+    ("tflite", "vae_decoder"): Rate(690_000_000, 9.5, 9, 680),
+    ("onnx", "text_encoder"): Rate(530_000_000, 3.1, 5, 40),
+    ("onnx", "unet"): Rate(480_000_000, 3.1, 8, 40),
+    ("onnx", "vae_decoder"): Rate(430_000_000, 5.0, 3, 300),
+}
+# All components of an export, two processes at a time, over 4 golden cases, each run twice; docs/benchmarks.md: once
+# takes 40 s by our runtime of Core ML packages, 3 s by XNNPACK. By onnxruntime: 5 s.
+_EXPORT: Final[Mapping[str, Rate]] = {
+    "coreml": Rate(1_000_000_000, 1.2, 15, 160),
+    "tflite": Rate(800_000_000, 1.6, 10, 15),
+    "onnx": Rate(600_000_000, 1.6, 10, 25),
+}
+# All components in torch, for one case: 0.2 + 12.9 + 38.2 s, docs/benchmarks.md.
+_CASE: Final = Rate(700_000_000, 1.6, 0.3, 25)
+# Times slower than storing floats; nano: 23.9 s beside 11.5 for a palette, 21.0 for static ranges.
+_SLOWER: Final[Mapping[str, float]] = {"palette": 2.2, "int8_static": 2.0, "gptq": 2.0, "mse": 1.5}
+
+
+def artifact_cost(target: str, component: str, scheme: QuantScheme, weight_bytes: int) -> Cost:
+    """Of making one artifact."""
+    words = (*scheme.all_weights, scheme.activations, scheme.rounding)
+    slower = [times for word, times in _SLOWER.items() if any(one.startswith(word) for one in words)]
+    return _ARTIFACT[target, component].cost(weight_bytes, max(slower, default=1.0))
+
+
+def export_cost(target: str, weight_bytes: int, cases: int) -> Cost:
+    """Of verifying an export on golden cases."""
+    return _EXPORT[target].cost(weight_bytes, max(1.0, cases / 4))
+
+
+def cases_cost(weight_bytes: int, cases: int) -> Cost:
+    """Of computing golden or calibration cases by torch, or of copying them where there are none to compute."""
+    if cases == 0:
+        return Cost(300_000_000, 8.0)
+    found = _CASE.cost(weight_bytes, cases)
+    return Cost(found.peak_bytes, found.seconds + 8)
+
+
+class Measured:
+    """What steps took in earlier builds, in ``folder``, by the key of steps that are alike."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def add(self, alike: str, cost: Cost) -> None:
+        """Remember what the last such step took."""
+        write_whole(self._folder / f"{alike}.json", json.dumps(asdict(cost)), keep_going=True)
+
+    def cost(self, alike: str, predicted: Cost) -> Cost:
+        """What such a step took with some margin, else what was predicted."""
+        try:
+            found = json.loads((self._folder / f"{alike}.json").read_text(encoding="utf-8"))
+            return Cost(round(found["peak_bytes"] * _MARGIN), round(found["seconds"], 1))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return predicted

@@ -1,0 +1,110 @@
+"""The plan for a request: made in a worker, and remembered by the content of everything that it was made from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from md_export.errors import ConversionError
+from md_export.matrix.cache import Cache
+from md_export.matrix.costs import Measured
+from md_export.matrix.entry import Entry
+from md_export.matrix.keys import key_of, maker
+from md_export.matrix.plan import ExportPlan, Plan, Step, plan_from_json
+from md_export.matrix.request import BuildRequest
+from md_export.matrix.seen import Seen, files_in
+from md_export.matrix.writing import write_whole
+from md_export.recipe import recipe_to_dict
+from md_export.versions import tools_of
+from md_export.workers import call_worker
+
+# All that is read when a checkpoint is opened and exported; a test holds it against the files that are opened.
+READ: Final = (
+    "sibling.json",
+    "model_index.json",
+    "text_encoder",
+    "tokenizer",
+    "unet",
+    "vae",
+    "scheduler",
+    "golden",
+)
+
+
+def planned(request: BuildRequest, cache: Cache, seen: Seen) -> Plan:
+    """The steps for a request, with the costs of earlier builds.
+
+    Raises:
+        MdExportError: a recipe cannot be carried out here, or the checkpoint or the golden cases cannot be read.
+    """
+    asked = {"recipes": [recipe_to_dict(recipe) for recipe in request.recipes], **places(request)}
+    content = {
+        **asked,
+        "maker": maker(),
+        "tools": [tools_of(recipe.target) for recipe in request.recipes],
+        "files": _read_by(request, seen),
+    }
+    memory = cache.root / "plans" / f"{key_of(content)}.json"
+    try:
+        plan = plan_from_json(memory.read_bytes())
+    except (OSError, ValueError):
+        answer = json.dumps(call_worker("plan", asked, ConversionError, "planning"))
+        plan = plan_from_json(answer)
+        write_whole(memory, answer, keep_going=True)
+    measured = Measured(cache.root / "measured")
+    return replace(plan, steps=tuple(replace(one, cost=measured.cost(one.alike, one.cost)) for one in plan.steps))
+
+
+def places(request: BuildRequest) -> dict[str, Any]:
+    """Where workers find the checkpoint and golden cases."""
+    given = request.golden and str(request.golden.resolve())
+    return {"checkpoint": str(request.checkpoint.resolve()), "given": given}
+
+
+def missing(
+    plan: Plan, exports: Sequence[ExportPlan], cache: Cache, tell: Callable[[str], None]
+) -> tuple[tuple[Step, ...], int]:
+    """Steps whose results the cache lacks, and how many it has, of those that some exports need.
+
+    What a step needs is not looked at where the step itself is there; but an export is copied with all of its parts,
+    and one whose part has to be made again is proved again.
+    """
+    looked: dict[str, Entry | None] = {}
+
+    def look(key: str) -> bool:
+        if key not in looked:
+            looked[key] = cache.get(key, tell)
+        step, there = plan.step(key), looked[key] is not None
+        if not there or step.kind == "export":
+            whole = [look(need) for need in step.needs]
+            if there and not all(whole):
+                cache.remove(key)
+                looked[key] = None
+        return looked[key] is not None
+
+    for export in exports:
+        look(export.key)
+    lacking = tuple(step for step in plan.steps if step.key in looked and looked[step.key] is None)
+    return lacking, len(looked) - len(lacking)
+
+
+def _read_by(request: BuildRequest, seen: Seen) -> list[dict[str, str | None]]:
+    """Hashes of all files that the plan is made from."""
+    roots: list[tuple[Path, tuple[str, ...]]] = [
+        (root, READ) for root in (request.checkpoint, *_parent(request.checkpoint)) if root.is_dir()
+    ]
+    if request.golden is not None and request.golden.is_dir():
+        roots.append((request.golden, ("index.json",)))
+    return [seen.hashes(root.resolve(), files_in(root, within)) for root, within in roots]
+
+
+def _parent(checkpoint: Path) -> Iterator[Path]:
+    """The folder that a sibling inherits from; where the note is wrong, the worker says so."""
+    try:
+        note = json.loads((checkpoint / "sibling.json").read_text(encoding="utf-8"))
+        yield checkpoint / str(note["parent"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return

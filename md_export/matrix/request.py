@@ -1,0 +1,130 @@
+"""What shall be built: build recipes, and the export recipes that they stand for."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from md_export.data import builtin_recipe, builtin_recipes, recipe_file
+from md_export.errors import RecipeError
+from md_export.files import is_plain_name
+from md_export.recipe import Recipe, load_recipe
+
+_FORBID: Final = ConfigDict(extra="forbid", strict=True)
+_LARGEST_FILE: Final = 1 << 20
+# What an export recipe never has, a build recipe always.
+_MARKS: Final = ("matrix", "recipes")
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Every target in every precision: the recipes ``<target>-<precision>`` that ship."""
+
+    __pydantic_config__ = _FORBID
+
+    targets: tuple[Literal["coreml", "tflite", "onnx"], ...]
+    precisions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BuildRecipe:
+    """A build recipe's file.
+
+    Attributes:
+        recipes: export recipes beside the matrix: files, relative to this one, or names of those that ship.
+        components: only these of each.
+    """
+
+    __pydantic_config__ = _FORBID
+
+    name: str
+    matrix: Matrix | None = None
+    recipes: tuple[str, ...] = ()
+    components: tuple[Literal["text_encoder", "unet", "vae_decoder"], ...] = ()
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """One call of ``md-export build``.
+
+    Attributes:
+        checkpoint: folder of the checkpoint.
+        out: folder that gets one export for each recipe, by its name.
+        golden: golden cases; None: the checkpoint's own, else made from the recipes' prompts.
+        cache: folder of what was built before.
+        jobs: steps at a time.
+        most_bytes: memory that all steps that run at a time may hold together.
+    """
+
+    recipes: tuple[Recipe, ...]
+    checkpoint: Path
+    out: Path
+    cache: Path
+    golden: Path | None = None
+    jobs: int = 1
+    most_bytes: int = field(default=8_000_000_000)
+
+
+_BUILD: Final = TypeAdapter(BuildRecipe)
+
+
+def load_recipes(files: Iterable[Path]) -> tuple[Recipe, ...]:
+    """The export recipes that files or names stand for, build recipes among them spread out.
+
+    Raises:
+        RecipeError: a file cannot be read or is wrong, or two recipes of one name differ.
+    """
+    found: dict[str, Recipe] = {}
+    for recipe in (recipe for file in files for recipe in _recipes_of(recipe_file(file))):
+        if not is_plain_name(recipe.name) or recipe.name.startswith("."):
+            raise RecipeError(f"recipe name {recipe.name!r:.80} cannot name a folder; choose another")
+        if found.setdefault(recipe.name, recipe) != recipe:
+            raise RecipeError(f"two different recipes are called {recipe.name}; rename one, its folder bears its name")
+    return tuple(found.values())
+
+
+def _recipes_of(file: Path) -> list[Recipe]:
+    values = _toml(file)
+    if not any(mark in values for mark in _MARKS):
+        return [load_recipe(file)]
+    build = _build_recipe(values, file)
+    named = [recipe_file(file.parent / name if (file.parent / name).exists() else Path(name)) for name in build.recipes]
+    if build.matrix is not None:
+        named += [_shipped(target, one, file) for target in build.matrix.targets for one in build.matrix.precisions]
+    if not named:
+        raise RecipeError(f"{file}: names no recipe; fill [matrix] targets and precisions, or recipes")
+    return [load_recipe(one).narrowed(build.components) for one in named]
+
+
+def _shipped(target: str, precision: str, file: Path) -> Path:
+    found = builtin_recipe(target, precision)
+    if found.stem not in builtin_recipes():
+        known = [name.split("-", 1)[1] for name in builtin_recipes() if name.startswith(f"{target}-")]
+        raise RecipeError(f"{file}: [matrix] precisions: {target} has no {precision!r:.40}, only {', '.join(known)}")
+    return found
+
+
+def _build_recipe(values: dict[str, Any], file: Path) -> BuildRecipe:
+    try:
+        # As with export recipes, arrays stand for tuples: that is JSON's strict mode, or Python's lax one.
+        return _BUILD.validate_python(values, strict=False)
+    except ValidationError as error:
+        found = error.errors()[0]
+        raise RecipeError(f"{file}: {'.'.join(map(str, found['loc']))}: {found['msg']}") from error
+
+
+def _toml(file: Path) -> dict[str, Any]:
+    try:
+        if file.stat().st_size > _LARGEST_FILE:
+            raise RecipeError(f"{file}: larger than {_LARGEST_FILE} bytes; this is no recipe")
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        known = ", ".join(builtin_recipes())
+        raise RecipeError(f"{file}: cannot be read ({error.strerror}); name a .toml file or one of {known}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise RecipeError(f"{file}: not valid TOML: {error}") from error

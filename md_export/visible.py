@@ -1,0 +1,28 @@
+"""Text that somebody else wrote, before it reaches a terminal: nothing in it may move the cursor or hide a word."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+# Controls but for tab and line feed, and the marks that turn the direction of what follows.
+_CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    """``text`` with each control character spelled out: ``\\x1b``."""
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def first_control(document: Any) -> str | None:
+    """Spelling of the first string of a JSON-like document, keys included, that holds a control character."""
+    waiting = [document]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            waiting += [*item, *item.values()]
+        elif isinstance(item, list | tuple):
+            waiting += item
+        elif isinstance(item, str) and _CONTROL.search(item):
+            return f"{item!r:.80}"
+    return None

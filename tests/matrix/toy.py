@@ -1,0 +1,149 @@
+"""A build whose steps write a few bytes slowly: all of the road but planning and the work itself.
+
+As a program: ``python toy.py FOLDER KILLS SEED`` builds again and again and kills the build at random moments.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+from unittest.mock import patch
+
+from md_export.files import sha256_of
+from md_export.matrix import run
+from md_export.matrix.cache import Cache
+from md_export.matrix.keys import key_of
+from md_export.matrix.perform import Task
+from md_export.matrix.plan import Cost, ExportPlan, Plan, Step
+from md_export.matrix.request import BuildRequest
+from md_export.matrix.run import Outcome, build
+from md_export.matrix.schedule import Failure, Limits
+
+COST: Final = Cost(1000, 1.0)
+_PIECES: Final = 4
+
+
+class Quiet:
+    """Listens to a build and keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.ran: list[str] = []
+        self.failures: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+    def planned(self, steps: tuple[Step, ...], cached: int, limits: Limits) -> None:
+        self.lines.append(f"{len(steps)} steps, {cached} cached, {limits.jobs} jobs")
+
+    def placed(self, folder: Path) -> None:
+        self.lines.append(f"{folder.name} placed")
+
+    def started(self, step: Step) -> None:
+        self.ran.append(step.label)
+
+    def finished(self, step: Step, cost: Cost) -> None:
+        pass
+
+    def failed(self, failure: Failure) -> None:
+        self.failures.append(f"{failure.step.label}: {failure.reason}")
+
+    def tick(self) -> None:
+        pass
+
+
+def step_of(kind: str, label: str, needs: tuple[str, ...] = (), cost: Cost = COST) -> Step:
+    """A step whose key follows from its label."""
+    return Step(key_of({"label": label}), kind, label, needs, {}, key_of({"alike": label}), cost)  # type: ignore[arg-type]
+
+
+def toy_plan(exports: int = 3) -> Plan:
+    """Golden cases that all share, and two artifacts an export, of which each shares one with the next."""
+    golden = step_of("golden", "golden")
+    parts = [step_of("artifact", f"part-{number}", (golden.key,)) for number in range(exports + 1)]
+    last = [
+        step_of("export", f"export-{number}", (golden.key, parts[number].key, parts[number + 1].key))
+        for number in range(exports)
+    ]
+    plans = tuple(ExportPlan(step.label, "onnx", step.key, 1000) for step in last)
+    return Plan((golden, *parts, *last), plans)
+
+
+def toy_perform(task: Task) -> Cost:
+    """Write two files, a piece at a time, and keep them."""
+    cache, step = Cache(task.cache), task.step
+    folder = task.work / step.key
+    folder.mkdir()
+    names = ("manifest.json", "more/notes.txt") if step.kind == "export" else (f"{step.label}/a", f"{step.label}/b")
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        with path.open("wb") as stream:
+            for piece in range(_PIECES):
+                stream.write(sha256(f"{step.key} {name} {piece}".encode()).digest() * 300)
+                stream.flush()
+                time.sleep(0.002)
+    needed = [cache.require(key) for key in step.needs]
+    others = {name: file.sha256 for entry in needed for name, file in entry.files.items()}
+    cache.put(step.key, step.kind, step.label, folder, {"others": others} if step.kind == "export" else {})
+    return COST
+
+
+def toy_build(folder: Path, listener: Quiet, plan: Plan | None = None) -> Outcome:
+    """Build in ``folder/out`` with the cache ``folder/cache``."""
+    known = plan or toy_plan()
+    with patch.dict(vars(run), {"planned": lambda *_: known, "perform": toy_perform}):
+        return build(BuildRequest((), folder, folder / "out", folder / "cache", jobs=2), listener)
+
+
+def sound(folder: Path, whole: dict[str, str]) -> str:
+    """What is wrong with the cache or with a folder of an export; empty where everything is whole."""
+    cache, damaged = Cache(folder / "cache"), Quiet()
+    for entry in (folder / "cache" / "entries").glob("*"):
+        if cache.get(entry.name, damaged.line) is None:
+            return f"half an entry: {damaged.lines}"
+    for export in (folder / "out").glob("export-*"):
+        if sha256_of(export) != whole[export.name]:
+            return f"half an export: {export}"
+    return ""
+
+
+def main(folder: Path, kills: int, seed: int) -> None:
+    """Kill so many builds, each of which goes on where the last one was; print what came of it."""
+    assert toy_build(folder / "whole", Quiet()).failures == ()
+    whole = {export.name: sha256_of(export) for export in (folder / "whole" / "out").glob("export-*")}
+    chance, started, killed, ended = random.Random(seed), time.perf_counter(), 0, 0  # noqa: S311
+    toy_build(folder / "timed", Quiet())
+    longest = time.perf_counter() - started
+    while killed < kills:
+        process = os.fork()
+        if process == 0:
+            failures = toy_build(folder / "x", Quiet()).failures
+            os._exit(1 if failures else 0)
+        time.sleep(chance.uniform(0, longest))
+        os.kill(process, signal.SIGKILL)
+        _, status = os.waitpid(process, 0)
+        fault = sound(folder / "x", whole)
+        assert not fault, f"after {killed} kills, seed {seed}: {fault}"
+        killed += os.WIFSIGNALED(status)
+        if os.WIFEXITED(status):
+            assert os.WEXITSTATUS(status) == 0
+            assert len(list((folder / "x" / "out").glob("export-*"))) == len(whole)
+            ended += 1
+            shutil.rmtree(folder / "x")
+    assert toy_build(folder / "x", Quiet()).failures == ()
+    assert {one.name: sha256_of(one) for one in (folder / "x" / "out").glob("export-*")} == whole
+    left = [*(folder / "x" / "out").glob(".md-export-*"), *(folder / "x" / "cache" / "work").glob("*")]
+    print(f"killed {killed}, ended {ended}, left behind {len(left)}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
