@@ -225,7 +225,7 @@ def stretched(folder: Path) -> None:
 def legacy(folder: Path) -> None:
     """The format of before 2020, with a call where the content should be."""
     (folder / UNET).unlink()
-    parts = (0x1950A86A20F9469CFC6C, 1001, {}, {"conv_in.weight": Call(bytearray, 10**11)}, [])
+    parts: tuple[Any, ...] = (0x1950A86A20F9469CFC6C, 1001, {}, {"conv_in.weight": Call(bytearray, 10**11)}, [])
     (folder / BIN).write_bytes(b"".join(pickle.dumps(part, protocol=2) for part in parts))
 
 

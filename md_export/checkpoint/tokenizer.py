@@ -46,8 +46,11 @@ def check_tokenizer(folder: Path) -> None:
         path = folder / name
         if path.is_symlink() or path.exists():
             _check_place(path)
-            values = read_json(path, limit) if name.endswith(".json") else read_text(path, limit)
-            forbidden = [field for field in _FORBIDDEN if name == "tokenizer_config.json" and dict(values).get(field)]
+            if not name.endswith(".json"):
+                read_text(path, limit)
+                continue
+            values = read_json(path, limit)
+            forbidden = [field for field in _FORBIDDEN if name == "tokenizer_config.json" and values.get(field)]
             if forbidden:
                 raise CheckpointError(f"{path} has {', '.join(forbidden)}, which no CLIP tokenizer needs: remove it")
 

@@ -126,7 +126,7 @@ class TargetModule(Protocol):
         ...
 
     def weight_storage(self, path: str, layer: nn.Module, scheme: QuantScheme) -> WeightStorage | None:
-        """How :meth:`quantize` stores the weight of one torch module, ``scheme`` being the module's own; None: float."""
+        """How :meth:`quantize` stores the weight of a torch module, ``scheme`` being the module's own; None: float."""
         ...
 
     def save(self, model: object, path: Path) -> None:

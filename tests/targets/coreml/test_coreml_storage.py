@@ -48,7 +48,8 @@ class Layers(nn.Module):
         x = self.linear(x).reshape(1, WIDTH, 1, 1).expand(1, WIDTH, 4, 4)
         for layer in (self.odd, self.whole, self.depthwise, self.wide):
             x = nn.functional.silu(layer(x))
-        return x.mean(dim=(2, 3)) + self.tiny(x).mean()
+        out: torch.Tensor = x.mean(dim=(2, 3)) + self.tiny(x).mean()
+        return out
 
 
 def storage_in(weight: StoredWeight) -> tuple[str, tuple[int, ...] | None]:
