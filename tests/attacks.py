@@ -408,7 +408,7 @@ ATTACKS: Final[Mapping[str, Attack]] = {
     "a manifest of a terabyte": Attack(sparse("manifest.json", 1 << 40), "is larger than", manifest),
     "a journal that is a pipe": Attack(pipe("journal.jsonl"), "no regular file", journal),
     "a journal that is a device": Attack(link("journal.jsonl", "/dev/zero"), "no regular file", journal),
-    "a journal of a terabyte": Attack(sparse("journal.jsonl", 1 << 40), "no regular file", journal),
+    "a journal of a terabyte": Attack(sparse("journal.jsonl", 1 << 40), "is larger than", journal),
     "a deeply nested journal": Attack(text("journal.jsonl", DEEP + "\n"), "no journal", journal),
     "inputs that unpack to 4 GB": Attack(zeros, "unpacks to more", inputs),
     "an input of 10¹⁸ elements": Attack(huge_array, "not an .npz", inputs),

@@ -43,4 +43,5 @@ def doctor(recipe: Path | None, checkpoint: Path | None, canary: bool, json_file
         show(json_file, found)
     say(json_file, text)
     if found.broken:
-        raise MdExportError("; ".join(f"{item.what}: {item.found}" for item in found.broken))
+        names = ", ".join(item.what for item in found.broken)
+        raise MdExportError(f"broken: {names}; what to do stands behind each of them above")

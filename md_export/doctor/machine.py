@@ -100,7 +100,7 @@ def memory_finding(memory: Memory, need: Need | None) -> Finding:
     found = f"{_gb(memory.available)} available"
     if memory.group is not None:
         found += f", {_gb(memory.group)} left in this container"
-    found += f"; {why} takes about {_gb(wanted)}"
+    found += f"; {why} takes {'at least' if need is None else 'about'} {_gb(wanted)}"
     if memory.free >= wanted:
         return Finding("memory", "memory", "ok", found)
     advice = "close other programs, raise the container's limit, or export one --component at a time"
@@ -123,4 +123,4 @@ def disk_findings(places: Sequence[Place], need: Need | None) -> tuple[Finding, 
 
 
 def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

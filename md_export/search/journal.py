@@ -106,8 +106,10 @@ def open_journal(path: Path, key: Key) -> Iterator[Journal]:
 
 def _read(path: Path, stream: FileIO, key: Key) -> dict[tuple[str, str], Module]:
     """What the journal holds; afterwards it ends with a whole line, the head at least."""
-    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode) or stream.seek(0, os.SEEK_END) > _LARGEST_FILE:
-        raise ArtifactError(f"{path} is no journal of a search: no regular file of at most {_LARGEST_FILE} bytes")
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        raise ArtifactError(f"{path} is no regular file; name another place for the journal")
+    if stream.seek(0, os.SEEK_END) > _LARGEST_FILE:
+        raise ArtifactError(f"{path} is larger than {_LARGEST_FILE} bytes; this is no journal of a search")
     stream.seek(0)
     content = stream.read()
     whole = content.rfind(b"\n") + 1
