@@ -57,7 +57,8 @@ def spin() -> None:
 
 
 def hold() -> None:
-    bytearray(2 * jail.MEMORY)
+    # More than a process that has freed much may still have reserved.
+    bytearray(16 * jail.MEMORY)
 
 
 def fill() -> None:

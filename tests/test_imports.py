@@ -118,7 +118,19 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "orphans": (),
     "versions": ("targets",),
     # What a build that has nothing to do needs: without torch.
-    "matrix": ("matrix", "__init__", "data", "files", "errors", "memory", "recipe", "scheme", "versions", "workers"),
+    "matrix": (
+        "matrix",
+        "__init__",
+        "data",
+        "files",
+        "errors",
+        "memory",
+        "recipe",
+        "scheme",
+        "versions",
+        "visible",
+        "workers",
+    ),
     "matrix.check": ("artifact", "errors", "files"),
     "matrix.place": ("artifact", "errors", "matrix"),
     # Inside worker processes.

@@ -12,11 +12,13 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from md_export.data import builtin_recipe, builtin_recipes, recipe_file
 from md_export.errors import RecipeError
-from md_export.files import is_plain_name
+from md_export.files import is_plain_name, read_regular
 from md_export.recipe import Recipe, load_recipe
+from md_export.visible import first_control
 
 _FORBID: Final = ConfigDict(extra="forbid", strict=True)
-_LARGEST_FILE: Final = 1 << 20
+_LARGEST_FILE: Final = 1 << 17
+_MOST_RECIPES: Final = 1000
 # What an export recipe never has, a build recipe always.
 _MARKS: Final = ("matrix", "recipes")
 
@@ -93,6 +95,9 @@ def _recipes_of(file: Path) -> list[Recipe]:
     if not any(mark in values for mark in _MARKS):
         return [load_recipe(file)]
     build = _build_recipe(values, file)
+    count = len(build.recipes) + (len(build.matrix.targets) * len(build.matrix.precisions) if build.matrix else 0)
+    if count > _MOST_RECIPES:
+        raise RecipeError(f"{file}: names {count} recipes; {_MOST_RECIPES} are the most that one build takes")
     named = [recipe_file(file.parent / name if (file.parent / name).exists() else Path(name)) for name in build.recipes]
     if build.matrix is not None:
         named += [_shipped(target, one, file) for target in build.matrix.targets for one in build.matrix.precisions]
@@ -120,11 +125,16 @@ def _build_recipe(values: dict[str, Any], file: Path) -> BuildRecipe:
 
 def _toml(file: Path) -> dict[str, Any]:
     try:
-        if file.stat().st_size > _LARGEST_FILE:
-            raise RecipeError(f"{file}: larger than {_LARGEST_FILE} bytes; this is no recipe")
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        content = read_regular(file, _LARGEST_FILE)
+        if content is None:
+            raise RecipeError(f"{file}: no regular file of at most {_LARGEST_FILE} bytes; this is no recipe")
+        values = tomllib.loads(content.decode())
     except OSError as error:
         known = ", ".join(builtin_recipes())
         raise RecipeError(f"{file}: cannot be read ({error.strerror}); name a .toml file or one of {known}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError, MemoryError) as error:
         raise RecipeError(f"{file}: not valid TOML: {error}") from error
+    control = first_control(values)
+    if control:
+        raise RecipeError(f"{file}: {control} holds a control character; remove it")
+    return values

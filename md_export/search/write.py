@@ -19,7 +19,7 @@ from md_export.search.form import Form
 
 # A component's form for each of its modules, by path.
 Forms = Mapping[str, Form]
-_PLAIN: Final = ("name", "target", "components", "rewrites", "allow_drift", "deployment_target", "layout")
+_PLAIN: Final = ("name", "target", "components", "rewrites", "allow_drift", "deployment_target", "layout", "form")
 
 
 def chosen_scheme(base: QuantScheme, forms: Forms) -> QuantScheme:
@@ -77,7 +77,7 @@ def recipe_toml(recipe: Recipe, notes: Sequence[str] = ()) -> str:
     for component in recipe.components:
         tolerances.add(component, _table(_given(recipe.tolerances[component])))
     document.add("tolerance", tolerances)
-    for key in ("regression", "golden"):
+    for key in ("calibration", "regression", "golden"):
         if key in plain:
             document.add(key, _table(plain[key]))
     return tomlkit.dumps(document)

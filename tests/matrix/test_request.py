@@ -93,3 +93,23 @@ def test_two_recipes_of_one_name(tmp_path: Path) -> None:
 def test_an_unknown_name_tells_the_known_ones() -> None:
     with pytest.raises(RecipeError, match=r"name a \.toml file or one of coreml-fp16"):
         load_recipes([Path("onnx-fp17")])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"name = {'9' * 5000}", "not valid TOML"),
+        ('name = "x"\n[matrix]\ntargets = ["onnx"]\nprecisions = [' + '"fp16",' * 2000 + "]", "names 2000 recipes"),
+        ('name = "x\\u001b[2J"\nrecipes = ["onnx-fp16"]', "control character"),
+        ("#" * (1 << 18), "no regular file of at most"),
+    ],
+)
+def test_hostile_build_recipes_are_one_clear_error(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "build.toml").write_text(text)
+    with pytest.raises(RecipeError, match=said):
+        load_recipes([tmp_path / "build.toml"])
+
+
+def test_a_device_is_no_build_recipe() -> None:
+    with pytest.raises(RecipeError, match="no regular file"):
+        load_recipes([Path("/dev/zero")])

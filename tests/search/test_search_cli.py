@@ -15,20 +15,24 @@ from md_export.data import nano_checkpoint
 from md_export.errors import UsageError
 from md_export.search.budget import Budget
 from md_export.search.request import SearchRequest
+from md_export.search.tradeoff import Figures, TradeOff, trade_off_from_json
+
+FIGURES = Figures(bytes=1000, bits=4.5, picture_db=34.0, snr_db={"unet": 20.0})
+FOUND = TradeOff("onnx", "at most 4.5 bits", (FIGURES,), {"int4": FIGURES}, FIGURES, {"chosen": FIGURES})
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[SearchRequest]:
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[SearchRequest]:
     """Requests that came; the search itself has tests of its own."""
+    monkeypatch.chdir(tmp_path)
     requests: list[SearchRequest] = []
 
-    def find(
-        request: SearchRequest, count: Callable[[int, int, str], None], tell: Callable[[str], None]
-    ) -> dict[str, int]:
+    def find(request: SearchRequest, count: Callable[[int, int, str], None], tell: Callable[[str], None]) -> TradeOff:
         tell("golden cases")
         count(1, 2, "about 3 s left")
         requests.append(request)
-        return {"modules": 2}
+        request.out.mkdir()
+        return FOUND
 
     module = ModuleType("md_export.search.run")
     vars(module)["search"] = find
@@ -68,7 +72,8 @@ def test_words_become_a_request(asked: list[SearchRequest], tmp_path: Path) -> N
             jobs=3,
         )
     ]
-    assert result.stdout == '{\n  "modules": 2\n}\n'
+    assert trade_off_from_json(result.stdout) == FOUND
+    assert "<svg" in Path("out", "curve.svg").read_text()
     assert "1 of 2 modules measured, about 3 s left" in result.stderr
 
 

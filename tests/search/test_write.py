@@ -69,10 +69,10 @@ def test_as_many_of_both_is_always_told_the_same_way() -> None:
     assert chosen_scheme(BASE.schemes["unet"], dict(reversed(forms.items()))).weights == "int4"
 
 
-# Surrogates are in no file of UTF-8.
-_paths = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12) | st.sampled_from(
-    ["a[0]", "a*", "a?", "[", "]", "[!a]", 'quo"te', "back\\slash", "'''", "a.b", "a", "aa", "\n", "ä\x7f"]
-)
+# Surrogates are in no file of UTF-8, control characters in no recipe.
+_paths = st.text(
+    st.characters(codec="utf-8", exclude_categories=["Cc", "Cf"]), min_size=1, max_size=12
+) | st.sampled_from(["a[0]", "a*", "a?", "[", "]", "[!a]", 'quo"te', "back\\slash", "'''", "a.b", "a", "aa"])
 
 
 @settings(max_examples=40, deadline=None)

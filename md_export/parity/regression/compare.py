@@ -17,7 +17,7 @@ from md_export.parity.metrics import compare as figures_of
 from md_export.parity.metrics import first_fault
 from md_export.parity.regression.changes import Change, changes_of
 from md_export.parity.regression.snapshot import Counts, Snapshot, snapshot
-from md_export.parity.verify import Verification
+from md_export.parity.verify import Verification, judge
 from md_export.sampling import Float32
 
 
@@ -77,11 +77,13 @@ def compare_exports(
     budget = _budget(before, after)
     # On one yardstick where there is one.
     golden = new / GOLDEN_FOLDER if before.checkpoint_sha256 == after.checkpoint_sha256 else None
-    first = snapshot(old, before, golden, gpu_limit_s, progress)
-    if first.verification.result.failures:
-        reasons = "; ".join(first.verification.result.failures)
+    baseline = judge(old, golden, progress)
+    if baseline.result.failures:
+        reasons = "; ".join(baseline.result.failures)
         raise ArtifactError(f"{old} falls short itself and is no baseline: {reasons}; name an export that verifies")
-    return compare_snapshots(first, snapshot(new, after, None, gpu_limit_s, progress), budget)
+    first = snapshot(old, before, baseline, gpu_limit_s, progress)
+    second = snapshot(new, after, judge(new, None, progress), gpu_limit_s, progress)
+    return compare_snapshots(first, second, budget)
 
 
 def _budget(before: Manifest, after: Manifest) -> Regression:

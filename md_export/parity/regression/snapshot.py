@@ -10,7 +10,7 @@ from pathlib import Path
 from md_export.artifact import Manifest, artifact_path, bytes_of_artifact
 from md_export.linting import lint
 from md_export.parity.gpu.verify import verify_on_gpu
-from md_export.parity.verify import Verification, judge
+from md_export.parity.verify import Verification
 from md_export.targets import TARGETS
 from md_export.targets.advice import LintReport
 
@@ -40,22 +40,21 @@ class Snapshot:
 def snapshot(
     out: Path,
     manifest: Manifest,
-    golden_dir: Path | None,
+    verification: Verification,
     gpu_limit_s: float | None,
     progress: Callable[[str], None],
 ) -> Snapshot:
-    """Judge an export, and read what its artifacts hold.
+    """Read what the artifacts of a judged export hold.
 
     Args:
         out: the export, and ``manifest`` what lies in it.
-        golden_dir: golden cases to judge by; those of the export if None.
+        verification: the verdict on it.
         gpu_limit_s: ask the GPU engine too, each attempt stopped after so many seconds.
         progress: told of each step.
 
     Raises:
-        MdExportError: the export cannot be judged at all; what merely falls short is in the verdict.
+        MdExportError: an artifact cannot be read.
     """
-    verification = judge(out, golden_dir, progress)
     target = TARGETS[manifest.target]
     paths = {entry.component: artifact_path(out, entry) for entry in manifest.artifacts}
     found = {name: target.open().describe(path) for name, path in paths.items()}
