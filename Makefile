@@ -7,7 +7,7 @@ DEMO := out/demo
 export OMP_WAIT_POLICY ?= PASSIVE
 PROMPT ?= a large red circle on the left, white background
 
-.PHONY: demo test quick lint bench gpu-driver contact-sheet mil-conformance clean
+.PHONY: demo test quick lint bench gpu-driver npu-simulator contact-sheet mil-conformance clean
 
 demo: $(READY)
 	rm -rf $(DEMO) && mkdir -p $(DEMO)
@@ -39,6 +39,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/coreml.py
 	$(BIN)/python benchmarks/tflite.py --gpu
 	$(BIN)/python benchmarks/onnx_export.py
+	$(BIN)/python benchmarks/build.py
 	$(BIN)/python benchmarks/kill.py
 
 # The op tests that ship inside coremltools, against our runtime of ML programs; hours. Shard with ARGS="--shard 1/16".
@@ -48,6 +49,10 @@ mil-conformance: $(READY)
 # A Vulkan driver in software for `md-export verify --gpu`, out of Debian's Chromium; root where apt's lists are stale.
 gpu-driver:
 	.ci/gpu-driver
+
+# Qualcomm's compiler for Snapdragon NPUs and its simulator, for `md-export verify --npu`; under its own licence.
+npu-simulator: $(READY)
+	$(BIN)/pip install --quiet --editable ".[qnn]"
 
 contact-sheet: $(READY)
 	$(BIN)/python benchmarks/contact_sheet.py docs/contact-sheet.png
@@ -59,4 +64,6 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/pip install --quiet --editable ".[all]" --group dev
+	@# Pre-releases for Linux x86-64 with glibc 2.34 and Macs; elsewhere its tests are skipped, and say so.
+	-$(BIN)/pip install --quiet --editable ".[coreai]"
 	touch $@

@@ -13,11 +13,15 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from md_export.errors import ArtifactError
 from md_export.files import bytes_of, is_plain_name, sha256_of, sha256_of_text
 from md_export.recipe import Recipe
+from md_export.sampler import Ddim
 from md_export.tensors import TensorSpec
 from md_export.visible import first_control
 
 MANIFEST: Final = "manifest.json"
+# Instead, of a folder that holds the functions of several exports.
+JOIN: Final = "join.json"
 GOLDEN_FOLDER: Final = "golden"
+NPU_FOLDER: Final = "npu"
 SCHEMA: Final = 1
 _LARGEST_FILE: Final = 16 << 20
 _FORBID = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -60,11 +64,31 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class NpuContext:
+    """An ONNX artifact compiled for one chip's NPU; where it lies is :func:`context_path`'s to say.
+
+    Attributes:
+        soc: name in SOCS.
+        bytes: of context and binary.
+        nodes: of the graph, all of which the NPU computes.
+        seconds, peak_bytes: of compiling.
+    """
+
+    soc: str
+    bytes: int
+    nodes: int
+    seconds: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
 class ArtifactEntry:
     """One artifact; ``stored`` maps dtype names to bytes of weights found in the file itself.
 
-    ``rewritten_snr_db`` is of the rewritten torch module against the first golden case, before it was lowered. ``data``
-    is the file beside it that holds its weights, where they are too large for it; hash and bytes are of both.
+    ``rewritten_snr_db`` is of the rewritten torch module against a golden case, before it was lowered: the first of
+    those at hand when the artifact was made, which another checkpoint with the same component may share. ``data`` is
+    the file beside it that holds its weights, where they are too large for it; hash and bytes are of both.
+    ``contexts``: what it was compiled to for NPUs.
     """
 
     component: str
@@ -82,6 +106,7 @@ class ArtifactEntry:
     parity: Parity | None = None
     rewritten_snr_db: float | None = None
     data: str | None = None
+    contexts: tuple[NpuContext, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,10 +121,23 @@ class OneStep:
 
 
 @dataclass(frozen=True)
+class AddedLora:
+    """A LoRA that was fused into the weights: name and SHA-256 of its file, its scale, and what it changes."""
+
+    name: str
+    sha256: str
+    scale: float
+    components: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """``manifest.json``: everything that is known about the artifacts beside it.
 
-    ``files`` maps the path of every other file of the export (golden cases, tokenizer) to its SHA-256.
+    ``files`` maps the path of every other file of the export (golden cases, tokenizer) to its SHA-256, and
+    ``checkpoint_files`` that of every file of the checkpoint, from which ``checkpoint_sha256`` follows.
+    ``ddim``: how to take many steps, where the recipe asks for them; ``one_step`` is not for such artifacts.
+    ``loras``: what was added to the checkpoint; ``recipe`` is of the checkpoint with them, and does not name them.
     """
 
     __pydantic_config__ = _FORBID
@@ -116,6 +154,9 @@ class Manifest:
     picture_psnr_db: float | None = None
     drift: Drift | None = None
     files: dict[str, str] = field(default_factory=dict)
+    checkpoint_files: dict[str, str] = field(default_factory=dict)
+    ddim: Ddim | None = None
+    loras: tuple[AddedLora, ...] = ()
 
     def entry_for(self, component: str) -> ArtifactEntry:
         """The component's artifact; ArtifactError where the export has none."""
@@ -160,6 +201,8 @@ def read_manifest(folder: Path) -> Manifest:
         ArtifactError: missing, unreadable, of another schema, or naming files outside ``folder``.
     """
     path = folder / MANIFEST
+    if not path.is_file() and (folder / JOIN).is_file():
+        raise ArtifactError(f"{folder} holds functions of several exports; take one out with: md-export split {folder}")
     if not path.is_file():
         raise ArtifactError(f"{folder} holds no {MANIFEST}; point at a folder that md-export wrote")
     if path.stat().st_size > _LARGEST_FILE:
@@ -190,6 +233,10 @@ def manifest_from_bytes(content: bytes, path: Path) -> Manifest:
             f"{path} is of {manifest.target!r:.40}, its recipe of {manifest.recipe.target!r:.40}; it was edited, "
             "export again"
         )
+    if (manifest.ddim is None) != (manifest.recipe.sampler is None) or (
+        manifest.ddim is not None and not manifest.ddim.agrees(manifest.recipe.sampler)
+    ):
+        raise ArtifactError(f"{path} has other steps or guidance than its recipe; it was edited, export again")
     listed = [entry.component for entry in manifest.artifacts]
     if listed != list(manifest.recipe.components):
         raise ArtifactError(
@@ -201,6 +248,8 @@ def manifest_from_bytes(content: bytes, path: Path) -> Manifest:
             raise ArtifactError(f"{path}: artifact file {entry.file!r:.80} is not a plain name; export again")
         if entry.data not in (None, _data_name(entry.file)):
             raise ArtifactError(f"{path}: weights of {entry.file} cannot lie in {entry.data!r:.80}; export again")
+        if tuple(context.soc for context in entry.contexts) != manifest.recipe.npu:
+            raise ArtifactError(f"{path}: {entry.component} was not compiled for the recipe's chips; export again")
     return manifest
 
 
@@ -222,6 +271,16 @@ def artifact_path(folder: Path, entry: ArtifactEntry) -> Path:
     if not path.exists():
         raise ArtifactError(f"{entry.component}: {path} is missing; export again")
     return path
+
+
+def context_path(folder: Path, entry: ArtifactEntry, soc: str) -> Path:
+    """Where the context lies that an artifact was compiled to for a chip: ``npu/snapdragon-8-elite/unet.onnx``."""
+    return folder / NPU_FOLDER / soc / entry.file
+
+
+def files_of_context(context: Path) -> tuple[Path, Path]:
+    """The compiled graph and the NPU's binary beside it, as onnxruntime calls it: ``unet.onnx``, ``unet_qnn.bin``."""
+    return context, context.with_name(f"{context.stem}_qnn.bin")
 
 
 def sha256_of_artifact(path: Path) -> str:

@@ -14,6 +14,7 @@ from md_export.calibration import RangeRule
 from md_export.checkpoint import open_checkpoint
 from md_export.errors import ConversionError
 from md_export.layouts import layout_of
+from md_export.pages import let_go_of_weights
 from md_export.parity.adjusted import adjust
 from md_export.parity.calibration import calibration_inputs
 from md_export.parity.golden import read_case, read_index
@@ -71,6 +72,7 @@ def build_component(step: BuildStep) -> ArtifactEntry:
     target = TARGETS[recipe.target].open()
     part = rewritten(checkpoint, name, recipe)
     snr_db = part.snr_db(read_case(step.golden, read_index(step.golden).cases[0]))
+    let_go_of_weights(part.module)
     calibration = calibration_inputs(recipe, part, step.golden, step.calibration)
     adjust(part, target, calibration)
     inputs, outputs, scheme = part.inputs, part.outputs, recipe.schemes[name]
@@ -88,8 +90,12 @@ def build_component(step: BuildStep) -> ArtifactEntry:
             recipe.deployment_target,
             {**step.notes, **own_notes(name, inputs, outputs), **({"form": recipe.form} if recipe.form else {})},
             RangeRule() if recipe.calibration is None else recipe.calibration.rule,
+            npu=bool(recipe.npu),
         )
-        target.save(target.quantize(target.lower(job), job), path)
+        lowered = target.lower(job)
+        let_go_of_weights(part.module)
+        target.save(target.quantize(lowered, job), path)
+        del lowered
     found = target.describe(path)
     if found.not_finite:
         raise ConversionError(

@@ -11,14 +11,14 @@ from PIL import Image
 from md_export.artifact import ArtifactEntry, artifact_path, read_manifest
 from md_export.checkpoint import open_checkpoint
 from md_export.components import COMPONENTS
-from md_export.components.runner import TorchRunner
 from md_export.errors import ArtifactError, OutputError
 from md_export.layouts import layout_of
-from md_export.parity.chain import latent_of
-from md_export.parity.prepare import one_step
-from md_export.sampling import Float32, draw_noise, generate, only_output, picture_from, tokenize
+from md_export.parity.chain import latent_of, start_of
+from md_export.parity.prepare import golden_source
+from md_export.sampler import SamplerPlan
+from md_export.sampling import Float32, draw_noise, only_output, picture_from, tokenize
 from md_export.tensors import Array, Arrays, select
-from md_export.workers import execute
+from md_export.workers import execute, walk
 
 Request = tuple[str, int]
 
@@ -43,9 +43,15 @@ def pictures_of_artifacts(out: Path, requests: Sequence[Request]) -> list[Float3
         return [only_output(made) for made in execute(manifest.target, artifact_path(out, entry), chosen).outputs]
 
     length, shape = entries["text_encoder"].inputs[0].shape[1], entries["unet"].inputs[0].shape
-    noises = [draw_noise(seed, shape) for _, seed in requests]
+    noises = [draw_noise(seed, (1, *shape[1:])) for _, seed in requests]
+    texts = [text for text, _ in requests] if manifest.ddim is None else ["", *(text for text, _ in requests)]
+    hidden = run("text_encoder", [{"input_ids": tokenize(out / "tokenizer", text, length)} for text in texts])
+    if manifest.ddim is not None:
+        starts = [start_of(noise, [hidden[0], text]) for noise, text in zip(noises, hidden[1:], strict=True)]
+        path = artifact_path(out, entries["unet"])
+        latents = walk(manifest.target, path, starts, manifest.ddim).latents
+        return [picture_from(image) for image in run("vae_decoder", [{"latent": latent} for latent in latents])]
     timestep = np.asarray([manifest.one_step.timestep], dtype=np.float32)
-    hidden = run("text_encoder", [{"input_ids": tokenize(out / "tokenizer", text, length)} for text, _ in requests])
     inputs = zip(noises, hidden, strict=True)
     outputs = run(
         "unet", [{"sample": noise, "timestep": timestep, "encoder_hidden_states": text} for noise, text in inputs]
@@ -54,17 +60,16 @@ def pictures_of_artifacts(out: Path, requests: Sequence[Request]) -> list[Float3
     return [picture_from(image) for image in run("vae_decoder", [{"latent": latent} for latent in latents])]
 
 
-def pictures_of_checkpoint(checkpoint_dir: Path, requests: Sequence[Request]) -> list[Float32]:
-    """One ``[H, W, 3]`` picture in [0, 1] for each (prompt, seed), computed by torch in float32."""
-    checkpoint = open_checkpoint(checkpoint_dir)
-    config = checkpoint.config
-    runners = {name: TorchRunner(name, checkpoint.module(name), config) for name in COMPONENTS}
-    pictures = []
-    for prompt, seed in requests:
-        ids = tokenize(checkpoint.tokenizer_dir, prompt, config.text_shape[1])
-        values = generate(runners, ids, draw_noise(seed, config.latent_shape), one_step(config))
-        pictures.append(np.asarray(values.picture, dtype=np.float32))
-    return pictures
+def pictures_of_checkpoint(
+    checkpoint_dir: Path, requests: Sequence[Request], size: int | None = None, sampler: SamplerPlan | None = None
+) -> list[Float32]:
+    """One ``[H, W, 3]`` picture in [0, 1] for each (prompt, seed), computed by torch in float32.
+
+    Raises:
+        UsageError: the checkpoint cannot make pictures of ``size`` pixels a side.
+    """
+    source = golden_source(open_checkpoint(checkpoint_dir).at(size), sampler=sampler)
+    return [np.asarray(source.generate(*request).picture, dtype=np.float32) for request in requests]
 
 
 def write_png(path: Path, picture: Float32) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from md_export import __version__
 from md_export.checkpoint import Checkpoint
-from md_export.parity.prepare import one_step
+from md_export.components import COMPONENTS
+from md_export.parity.prepare import ddim_of, one_step
+from md_export.sampler import SamplerPlan
 from md_export.sampling import tokenize
 
 
-def notes_of(checkpoint: Checkpoint) -> dict[str, str]:
-    """The notes that all components share; floats read back exactly, sizes are joined by commas.
+def notes_of(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
+    """The notes of each component; floats read back exactly, sizes are joined by commas.
 
-    ``checkpoint_sha256``, ``md_export``
-        which checkpoint was exported, by which version.
+    ``source_sha256``, ``md_export``
+        which weights and config the component was made of, by which version. All others are the same for all:
     ``prediction_type``, ``timestep``, ``a``, ``b``, ``scaling_factor``
         x0 = a·noise + b·output of one UNet call at ``timestep``; the decoder takes x0 / ``scaling_factor``.
     ``latent_shape``, ``image_size``
@@ -29,8 +31,7 @@ def notes_of(checkpoint: Checkpoint) -> dict[str, str]:
     length = config.text_shape[1]
     # The tokenizer itself says what it puts around no words at all; its files say it in several ways.
     start, end, *padding = (int(token) for token in tokenize(checkpoint.tokenizer_dir, "", length)[0])
-    return {
-        "checkpoint_sha256": checkpoint.sha256(),
+    shared = {
         "md_export": __version__,
         "prediction_type": step.prediction_type,
         "timestep": str(step.timestep),
@@ -45,4 +46,29 @@ def notes_of(checkpoint: Checkpoint) -> dict[str, str]:
         "bos_token_id": str(start),
         "eos_token_id": str(end),
         "pad_token_id": str(padding[-1] if padding else end),
+    }
+    return {name: {"source_sha256": checkpoint.source_sha256(name)} | shared for name in COMPONENTS}
+
+
+def steps_notes(checkpoint: Checkpoint, plan: SamplerPlan | None) -> dict[str, str]:
+    """Of artifacts for many steps, in place of the notes of the same names; none for one step.
+
+    ``timestep``, ``a``, ``b``
+        of each step, joined by commas: x becomes a·x + b·output. The decoder takes the last x / ``scaling_factor``.
+    ``sampler``, ``guidance``
+        ``ddim``; the output is u + guidance·(c - u), with u and c what the UNet gives for the empty prompt and for
+        the prompt.
+
+    Raises:
+        ConfigError: the checkpoint's schedule has no such steps.
+    """
+    ddim = ddim_of(checkpoint.config, plan)
+    if ddim is None:
+        return {}
+    return {
+        "sampler": "ddim",
+        "guidance": repr(float(ddim.guidance)),
+        "timestep": ",".join(str(step.timestep) for step in ddim.steps),
+        "a": ",".join(repr(step.a) for step in ddim.steps),
+        "b": ",".join(repr(step.b) for step in ddim.steps),
     }

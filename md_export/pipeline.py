@@ -20,14 +20,17 @@ from md_export.artifact import (
 )
 from md_export.build import BuildStep
 from md_export.checkpoint import Checkpoint, open_checkpoint
+from md_export.checkpoint.lora.source import adapted
 from md_export.errors import ConversionError, ParityError
 from md_export.files import refuse_existing, require_space, staging
 from md_export.layouts import layout_of
-from md_export.notes import notes_of
+from md_export.notes import notes_of, steps_notes
+from md_export.npu import compile_contexts
 from md_export.parity.calibration import calibration_cases
+from md_export.parity.fusing import added_loras
 from md_export.parity.golden import read_golden
 from md_export.parity.hops import explain
-from md_export.parity.prepare import one_step, prepare_golden
+from md_export.parity.prepare import ddim_of, one_step, prepare_golden
 from md_export.parity.verify import VerifyResult, verify
 from md_export.recipe import Recipe
 from md_export.rewrites import find_rewrite
@@ -51,7 +54,14 @@ def export(
     """
     check_recipe(recipe)
     refuse_existing(out)
-    checkpoint = open_checkpoint(checkpoint_dir)
+    with adapted(checkpoint_dir, recipe.loras) as folder:
+        return _export(dataclasses.replace(recipe, loras=()), folder, out, golden_dir, progress)
+
+
+def _export(
+    recipe: Recipe, checkpoint_dir: Path, out: Path, golden_dir: Path | None, progress: Progress
+) -> tuple[Manifest, VerifyResult]:
+    checkpoint = open_checkpoint(checkpoint_dir).at(recipe.size)
     checkpoint.check()
     require_space(out, 3 * sum(checkpoint.component_bytes(name) for name in recipe.components))
     with staging(out) as folder:
@@ -88,11 +98,12 @@ def seal(
     """Artifacts and golden cases in ``folder`` → an export: tokenizer and manifest beside them, and judged."""
     if recipe.layout == "swift":
         check_bundle(folder, tuple(entry.file for entry in entries))
+    entries = compile_contexts(recipe.npu, folder, entries, progress)
     checkpoint.copy_tokenizer(folder / "tokenizer")
     manifest = _manifest(recipe, checkpoint, folder, entries, drift)
     write_manifest(manifest, folder)
     result = verify(folder, progress=progress)
-    manifest = _with_parity(manifest, result)
+    manifest = with_parity(manifest, result)
     write_manifest(manifest, folder)
     return manifest, result
 
@@ -100,10 +111,11 @@ def seal(
 def _build(recipe: Recipe, checkpoint: Checkpoint, folder: Path, progress: Progress) -> tuple[ArtifactEntry, ...]:
     """One artifact per component, all calibrated on the same cases."""
     golden, notes, entries = folder / GOLDEN_FOLDER, notes_of(checkpoint), []
+    steps = steps_notes(checkpoint, recipe.sampler)
     with calibration_cases(recipe, checkpoint, golden, folder, progress) as cases:
         for component in recipe.components:
             progress(f"{recipe.target}: {component} → {' and '.join(recipe.schemes[component].all_weights)}")
-            step = BuildStep(checkpoint.root, component, recipe, golden, folder, notes, cases)
+            step = BuildStep(checkpoint.root, component, recipe, golden, folder, notes[component] | steps, cases)
             answer = call_worker("build", step.to_dict(), ConversionError, f"{recipe.target} {component}")
             entries.append(entry_from_dict(answer))
     return tuple(entries)
@@ -124,10 +136,14 @@ def _manifest(
         artifacts=entries,
         drift=drift,
         files=files_beside(folder, entries),
+        checkpoint_files=checkpoint.file_hashes(),
+        ddim=ddim_of(checkpoint.config, recipe.sampler),
+        loras=added_loras(checkpoint),
     )
 
 
-def _with_parity(manifest: Manifest, result: VerifyResult) -> Manifest:
+def with_parity(manifest: Manifest, result: VerifyResult) -> Manifest:
+    """The manifest with the figures by which its artifacts and the picture were judged."""
     figures = {item.component: item.parity for item in result.components}
     entries = tuple(dataclasses.replace(entry, parity=figures[entry.component]) for entry in manifest.artifacts)
     picture = result.picture.psnr_db if result.picture else None

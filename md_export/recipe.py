@@ -22,13 +22,18 @@ from md_export.budget import Regression
 from md_export.calibration import CalibrationPlan, check_cases
 from md_export.errors import RecipeError
 from md_export.files import is_plain_name, read_regular
+from md_export.loras import anchored, label
+from md_export.sampler import SamplerPlan, sampler_of
 from md_export.scheme import QuantScheme as QuantScheme
 from md_export.scheme import WeightRule
+from md_export.socs import SOCS
 from md_export.visible import first_control
 
 COMPONENT_NAMES: Final = ("text_encoder", "unet", "vae_decoder")
 _TABLES: Final = {"schemes": "scheme", "tolerances": "tolerance"}
-_OF_ONE_TARGET: Final = {"deployment_target": "coreml", "layout": "coreml", "form": "onnx"}
+_OF_ONE_TARGET: Final = {"deployment_target": "coreml", "layout": "coreml", "form": "onnx", "npu": "onnx"}
+_LARGEST_SIZE: Final = 1 << 14
+_LONGEST_NAME: Final = 200
 # A threshold of NaN or -Infinity would be none.
 _FORBID = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -71,9 +76,13 @@ class Recipe:
         layout: whose names and shapes a Core ML package's surface has; our own where a recipe names none.
         form: what onnxruntime makes of an ONNX graph: a file for its mobile builds (``ort``), or one that is fused for
             the processor at hand (``cpu_fused``); a portable graph where a recipe names none.
+        npu: chips from SOCS for whose NPUs each ONNX graph is compiled, too.
         calibration: what int8 activations and rounding are calibrated on; every other golden case where a recipe names
             nothing.
         regression: how much worse than an older export one may be; comparing needs it.
+        size: side of the picture in pixels; what the checkpoint was trained for where a recipe names none.
+        sampler: more steps than one.
+        loras: added to the checkpoint, each ``FILE`` or ``FILE:scale``; in a file, paths are relative to it.
     """
 
     __pydantic_config__ = _FORBID
@@ -90,16 +99,36 @@ class Recipe:
     deployment_target: Literal["iOS17", "iOS18"] | None = None
     layout: Literal["swift"] | None = None
     form: Literal["ort", "cpu_fused"] | None = None
+    npu: tuple[str, ...] = ()
     calibration: CalibrationPlan | None = None
     regression: Regression | None = None
+    size: int | None = None
+    sampler: SamplerPlan | None = None
+    loras: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.size is not None and not 0 < self.size <= _LARGEST_SIZE:
+            raise RecipeError(f"size: {self.size!s:.20} is no side of a picture; give pixels, up to {_LARGEST_SIZE}")
         # Stands in titles, which read brackets as styles, and in names of files.
         if not is_plain_name(self.name) or self.name.startswith(".") or set(self.name) & set("[]"):
             raise RecipeError(f"name: {self.name!r:.80} could not name a file; take letters, digits, - and _")
+        if self.sampler is not None:
+            self.sampler.check_rewrites(self.rewrites)
+        if self.sampler is not None and self.layout is not None:
+            raise RecipeError(
+                f"recipe {self.name}: layout {self.layout} is for one step, and [sampler] takes {self.sampler.steps}; "
+                "leave out the one or the other"
+            )
         for field, target in _OF_ONE_TARGET.items():
             if getattr(self, field) and self.target != target:
                 raise RecipeError(f"recipe {self.name}: {field} is for the target {target}; leave it out")
+        for soc in self.npu:
+            if soc not in SOCS:
+                raise RecipeError(f"npu: {soc!r:.40} is no chip that is known here; use {', '.join(SOCS)}")
+        if self.npu and self.form:
+            raise RecipeError(f"recipe {self.name}: the NPU's compiler takes no form {self.form}; give npu or form")
+        if len(set(self.npu)) < len(self.npu):
+            raise RecipeError(f"recipe {self.name}: npu names a chip twice: {', '.join(self.npu)}")
         halves = [name for name in self.components if getattr(self.schemes.get(name), "activations", "") == "float16"]
         if self.form and halves:
             raise RecipeError(
@@ -112,6 +141,28 @@ class Recipe:
             for field, table in _TABLES.items():
                 if name not in getattr(self, field):
                     raise RecipeError(f"recipe {self.name}: [{table}.{name}] is missing")
+
+    def sized(self, size: int | None) -> Recipe:
+        """The same recipe for pictures of ``size`` pixels a side, its name followed by it; None: as it is."""
+        return self if size is None else dataclasses.replace(self, name=f"{self.name}-{size}", size=size)
+
+    def adapted(self, loras: tuple[str, ...]) -> Recipe:
+        """The same recipe with some LoRAs more, its name followed by them; none: as it is."""
+        if not loras:
+            return self
+        return dataclasses.replace(self, name=f"{self.name}{label(loras)}"[:_LONGEST_NAME], loras=(*self.loras, *loras))
+
+    def sampled(self, steps: int | None, guidance: float | None) -> Recipe:
+        """The same recipe in so many steps, its name followed by them; None: as it is.
+
+        Raises:
+            RecipeError: guidance for one step, or a rewrite that is right for one step only.
+        """
+        plan = sampler_of(steps, guidance, self.sampler)
+        if plan is None or plan == self.sampler:
+            return self
+        name = self.name if self.sampler else f"{self.name}-{plan.kind}"
+        return dataclasses.replace(self, name=name, sampler=plan)
 
     def narrowed(self, components: tuple[str, ...]) -> Recipe:
         """The same recipe for some of its components.
@@ -145,7 +196,8 @@ def load_recipe(path: Path) -> Recipe:
         raise RecipeError(f"{path}: cannot be read: {error}") from error
     if content is None:
         raise RecipeError(f"{path}: no regular file of at most {_LARGEST_FILE} bytes; this is no recipe")
-    return recipe_from_toml(content, path)
+    recipe = recipe_from_toml(content, path)
+    return dataclasses.replace(recipe, loras=tuple(anchored(lora, path.parent) for lora in recipe.loras))
 
 
 def recipe_from_toml(content: bytes, path: Path) -> Recipe:
@@ -241,6 +293,7 @@ def _known_fields(table: str) -> list[str]:
         "golden": GoldenPlan,
         "calibration": CalibrationPlan,
         "regression": Regression,
+        "sampler": SamplerPlan,
     }
     if table in kinds:
         return [field.name for field in dataclasses.fields(kinds[table])]

@@ -1,11 +1,12 @@
-"""From a prompt to a picture in one UNet step; any runner may sit behind each component.
+"""From a prompt to a picture, in one UNet step or in many; any runner may sit behind each component.
 
-tokenize → noise → text encoder → UNet → x0 → decoder → picture (section 2 of arXiv 2311.16567).
+tokenize → noise → text encoder → UNet → x0 → decoder → picture (section 2 of arXiv 2311.16567). In many steps, x0 comes
+from DDIM with classifier-free guidance, as the paper's model does before it learns to take one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,17 +19,23 @@ from numpy.typing import NDArray
 from md_export.artifact import OneStep
 from md_export.errors import CheckpointError
 from md_export.quiet import import_quietly
+from md_export.sampler import Ddim, DdimStep
 from md_export.targets.contract import Runner
-from md_export.tensors import Array
+from md_export.tensors import Array, Arrays
 
 Float32 = NDArray[np.float32]
+# Several sets of a UNet's inputs → its output for each.
+Calls = Callable[[Sequence[Arrays]], Sequence[Array]]
 
 
 @dataclass(frozen=True)
 class Generation:
     """Every value on the way to one picture; arrays as the components' inputs and outputs, batch 1.
 
-    ``picture`` is ``[H, W, 3]`` float32 in [0, 1].
+    ``picture`` is ``[H, W, 3]`` float32 in [0, 1]. Of many steps, N of them are held, those that
+    :attr:`Ddim.recorded <md_export.sampler.Ddim.recorded>` names: ``sample`` ``[N, C, h, w]`` and ``timestep`` ``[N]``
+    are what the UNet took and ``unet_output`` ``[2·N, C, h, w]`` what it gave, for the empty prompt and for the prompt;
+    ``input_ids`` and ``encoder_hidden_states`` are of both, too. In one step ``sample`` is the noise, and None here.
     """
 
     input_ids: Array
@@ -39,6 +46,7 @@ class Generation:
     latent: Array
     image: Array
     picture: Array
+    sample: Array | None = None
 
 
 def tokenize(tokenizer_dir: Path, prompt: str, length: int) -> NDArray[np.int32]:
@@ -98,6 +106,67 @@ def generate(runners: Mapping[str, Runner], input_ids: Array, noise: Array, step
     latent = latent_from(noise, output, step)
     image = only_output(runners["vae_decoder"].run({"latent": latent}))
     return Generation(input_ids, noise, timestep, hidden, output, latent, image, picture_from(image))
+
+
+def generate_in_steps(runners: Mapping[str, Runner], input_ids: Array, noise: Array, ddim: Ddim) -> Generation:
+    """As :func:`generate`, in many steps; ``input_ids`` ``[2, L]``: of the empty prompt, and of the prompt."""
+    rows = [only_output(runners["text_encoder"].run({"input_ids": row[None]})) for row in input_ids]
+    hidden, taken = np.concatenate(rows), list[tuple[Arrays, Array]]()
+
+    def calls(batches: Sequence[Arrays]) -> list[Array]:
+        made = [only_output(runners["unet"].run(batch)) for batch in batches]
+        taken.extend(zip(batches, made, strict=True))
+        return made
+
+    (latent,) = denoise(calls, [{"sample": noise, "encoder_hidden_states": hidden}], ddim)
+    image = only_output(runners["vae_decoder"].run({"latent": latent}))
+    kept = [taken[place] for place in ddim.recorded]
+    return Generation(
+        input_ids,
+        noise,
+        timestep=np.concatenate([given["timestep"] for given, _ in kept]),
+        encoder_hidden_states=hidden,
+        unet_output=np.concatenate([made for _, made in kept]),
+        latent=latent,
+        image=image,
+        picture=picture_from(image),
+        sample=np.concatenate([given["sample"][:1] for given, _ in kept]),
+    )
+
+
+def denoise(calls: Calls, starts: Sequence[Arrays], ddim: Ddim) -> list[Float32]:
+    """From noise to the decoder's input in all steps, several pictures side by side.
+
+    Args:
+        calls: runs the UNet on sets of its inputs.
+        starts: for each picture ``sample``, the noise ``[1, C, h, w]``, and ``encoder_hidden_states`` ``[2, L, D]`` of
+            the empty prompt and of the prompt.
+        ddim: the steps.
+
+    Returns:
+        One latent ``[1, C, h, w]`` for each.
+    """
+    places = [start["sample"].astype(np.float32) for start in starts]
+    for step in ddim.steps:
+        batches = [_inputs(x, step, start) for x, start in zip(places, starts, strict=True)]
+        outputs = calls(batches)
+        places = [_after(x, output, step, ddim.guidance) for x, output in zip(places, outputs, strict=True)]
+    return [(x / np.float32(ddim.scaling_factor)).astype(np.float32) for x in places]
+
+
+def _inputs(x: Float32, step: DdimStep, start: Arrays) -> dict[str, Array]:
+    timestep = np.asarray([step.timestep], dtype=np.float32)
+    return {
+        "sample": np.concatenate([x, x]),
+        "timestep": timestep,
+        "encoder_hidden_states": start["encoder_hidden_states"],
+    }
+
+
+def _after(x: Float32, output: Array, step: DdimStep, guidance: float) -> Float32:
+    without, with_prompt = output.astype(np.float32)[:1], output.astype(np.float32)[1:]
+    guided = without + np.float32(guidance) * (with_prompt - without)
+    return (np.float32(step.a) * x + np.float32(step.b) * guided).astype(np.float32)
 
 
 def only_output(outputs: Mapping[str, Array]) -> Array:

@@ -57,7 +57,7 @@ class QuantScheme:
     Attributes:
         weights: stored type of the weights; ``palette4`` stores indices of 4 bits into tables of 16 values.
         activations: type in which activations are computed; ``int8_dynamic`` scales them per call,
-            ``int8_static`` by ranges calibrated on real inputs.
+            ``int8_static`` and ``int16_static`` by ranges calibrated on real inputs.
         granularity: what shares a scale: a ``tensor``, an output ``channel`` or, within a channel, a ``block``; what
             shares a palette's table: a ``tensor`` or a ``group`` of output channels.
         keep_float: globs on module paths whose weights and activations stay in float.
@@ -74,7 +74,7 @@ class QuantScheme:
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
     weights: Weights
-    activations: Literal["float32", "float16", "int8_dynamic", "int8_static"]
+    activations: Literal["float32", "float16", "int8_dynamic", "int8_static", "int16_static"]
     granularity: Granularity = "channel"
     keep_float: tuple[str, ...] = ()
     block_size: int | None = None
@@ -102,6 +102,11 @@ class QuantScheme:
     def keeps_weights(self) -> bool:
         """Whether the weights are float and whole: nothing of them is compressed."""
         return self.weights.startswith("float") and self.sparsity is None
+
+    @property
+    def is_static(self) -> bool:
+        """Whether ranges of activations are calibrated."""
+        return self.activations.endswith("_static")
 
     @property
     def is_adjusted(self) -> bool:

@@ -37,6 +37,21 @@ def execute(request: dict[str, Any]) -> dict[str, Any]:
     return {"found": dataclasses.asdict(target.describe(Path(request["path"]))), "hazards": list(hazards)}
 
 
+def walk(request: dict[str, Any]) -> dict[str, Any]:
+    """Take all steps of some pictures with a UNet's artifact; latents go to the named file."""
+    from md_export.sampler import ddim_from_dict
+    from md_export.sampling import denoise, only_output
+    from md_export.targets import TARGETS
+    from md_export.targets.contract import WatchedRunner
+    from md_export.workers import load_batches, save_batches
+
+    runner = TARGETS[request["target"]].open().load(Path(request["path"]))
+    starts, ddim = load_batches(Path(request["inputs"])), ddim_from_dict(request["ddim"])
+    latents = denoise(lambda batches: [only_output(runner.run(batch)) for batch in batches], starts, ddim)
+    save_batches([{"latent": latent} for latent in latents], Path(request["outputs"]))
+    return {"hazards": list(runner.hazards()) if isinstance(runner, WatchedRunner) else []}
+
+
 def lint(request: dict[str, Any]) -> dict[str, Any]:
     """Advise on one artifact; with inputs, run it and answer with float16 hazards too."""
     import dataclasses
@@ -110,6 +125,31 @@ def execute_on_gpu(request: dict[str, Any]) -> dict[str, Any]:
     return {"resident": run.resident, "compile_seconds": run.compile_seconds, "run_seconds": run.run_seconds}
 
 
+def compile_for_npu(request: dict[str, Any]) -> dict[str, Any]:
+    """Compile an ONNX graph for a chip's NPU; answers with what the compiler took and refused."""
+    import dataclasses
+
+    from md_export.socs import Soc
+    from md_export.targets.onnx.npu.context import compile_context
+
+    soc = Soc(**request["soc"])
+    return dataclasses.asdict(compile_context(Path(request["path"]), soc, Path(request["context"])))
+
+
+def execute_on_npu(request: dict[str, Any]) -> dict[str, Any]:
+    """Run a compiled graph on batches of inputs in the NPU's simulator; outputs go to the named file."""
+    from md_export.socs import Soc
+    from md_export.targets.onnx.npu.context import check_context
+    from md_export.targets.onnx.npu.engine import run_on_npu
+    from md_export.workers import load_batches, save_batches
+
+    soc, context = Soc(**request["soc"]), Path(request["context"])
+    check_context(context, Path(request["path"]), soc)
+    run = run_on_npu(context, soc, load_batches(Path(request["inputs"])))
+    save_batches(run.outputs, Path(request["outputs"]))
+    return {"load_seconds": run.load_seconds, "run_seconds": run.run_seconds}
+
+
 def plan(request: dict[str, Any]) -> dict[str, Any]:
     """All steps that lead to the exports of some recipes, each with its key in the cache."""
     from md_export.matrix.planning import plan_in_worker
@@ -124,6 +164,28 @@ def step(request: dict[str, Any]) -> dict[str, Any]:
     return step_in_worker(request)
 
 
+def join(request: dict[str, Any]) -> dict[str, Any]:
+    """Make one Core ML package of several, a function each."""
+    import tempfile
+
+    from md_export.targets.coreml.functions import join
+
+    path = Path(request["path"])
+    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as scratch:
+        join({name: Path(package) for name, package in request["packages"].items()}, path, Path(scratch))
+    return {}
+
+
+def split(request: dict[str, Any]) -> dict[str, Any]:
+    """Write one function of a Core ML package as a package of its own; answers with what is found inside."""
+    from md_export.targets.coreml.describe import describe
+    from md_export.targets.coreml.functions import split
+
+    split(Path(request["package"]), request["function"], Path(request["path"]))
+    found = describe(Path(request["path"]))
+    return {"stored": found.stored, "ops": found.ops}
+
+
 def canary(request: dict[str, Any]) -> dict[str, Any]:
     """Convert and run a module of a few ops on one target; answers with how well it computes."""
     from md_export.doctor.canary import fly_in_worker
@@ -131,19 +193,45 @@ def canary(request: dict[str, Any]) -> dict[str, Any]:
     return fly_in_worker(request["target"])
 
 
+def crosscheck(request: dict[str, Any]) -> dict[str, Any]:
+    """Hold two artifacts of one component against each other; answers with what was found."""
+    import dataclasses
+
+    from md_export.crosscheck.artifacts import crosscheck_in_worker
+
+    paths = [Path(request[name]) for name in ("first", "second", "checkpoint")]
+    return dataclasses.asdict(crosscheck_in_worker(*paths))
+
+
+def crosscheck_operations(_request: dict[str, Any]) -> dict[str, Any]:
+    """Run a corpus of single operations on two targets; answers with one row for each."""
+    import dataclasses
+
+    from md_export.crosscheck.operations import rows
+
+    return {"rows": [dataclasses.asdict(row) for row in rows()]}
+
+
 TASKS: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "attribute": attribute,
     "audit": audit,
     "build": build,
     "canary": canary,
+    "crosscheck": crosscheck,
+    "crosscheck_operations": crosscheck_operations,
     "execute": execute,
+    "join": join,
+    "split": split,
     "execute_on_gpu": execute_on_gpu,
+    "execute_on_npu": execute_on_npu,
     "lint": lint,
     "plan": plan,
     "step": step,
     "self_test": self_test,
+    "compile_for_npu": compile_for_npu,
     "contract": contract,
     "rewritten": rewritten,
+    "walk": walk,
 }
 
 

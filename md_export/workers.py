@@ -6,6 +6,7 @@ Requests and answers are JSON files, arrays travel as safetensors; a worker is `
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from safetensors.numpy import load_file
 from md_export import errors
 from md_export.errors import MdExportError, MissingExtraError, RuntimeFault
 from md_export.memory import Watch, watching
+from md_export.sampler import Ddim
 from md_export.targets.contract import Description
 from md_export.tensors import Array, Arrays, save_tensors
 
@@ -131,6 +133,28 @@ def execute(target: str, path: Path, batches: Sequence[Arrays], runtime: str | N
         what = f"{path.name} in the {target} runtime"
         answer = call_worker("execute", {**request, "runtime": runtime}, RuntimeFault, what)
         return Execution(load_batches(made), Description(**answer["found"]), tuple(answer["hazards"]))
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The decoder's input ``[1, C, h, w]`` for each picture, and what went wrong inside the UNet on the way."""
+
+    latents: list[Array]
+    hazards: tuple[str, ...] = ()
+
+
+def walk(target: str, path: Path, starts: Sequence[Arrays], ddim: Ddim) -> Walk:
+    """Take all steps of some pictures with a UNet's artifact, in its own runtime and one process.
+
+    ``starts`` as in :func:`md_export.sampling.denoise`; raises as :func:`execute`.
+    """
+    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
+        given, made = Path(scratch) / "starts.safetensors", Path(scratch) / "latents.safetensors"
+        save_batches(starts, given)
+        request = {"target": target, "path": str(path), "inputs": str(given), "outputs": str(made)}
+        what = f"{path.name} in the {target} runtime, {len(ddim.steps)} steps"
+        answer = call_worker("walk", {**request, "ddim": dataclasses.asdict(ddim)}, RuntimeFault, what)
+        return Walk([batch["latent"] for batch in load_batches(made)], tuple(answer["hazards"]))
 
 
 @dataclass(frozen=True)

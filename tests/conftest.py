@@ -19,7 +19,7 @@ from md_export.components.vae import VAEConfig
 from md_export.data import builtin_recipe, nano_checkpoint
 from md_export.errors import MissingExtraError
 from md_export.recipe import load_recipe
-from support import Exported, made_once
+from support import Exported, installed, made_once
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -51,6 +51,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, nano: Path) -> Exported:
     from md_export.pipeline import export
 
     def make(target: str, precision: str, out: Path) -> None:
+        installed(target)
         name, _, layout = precision.partition("+")
         recipe = load_recipe(builtin_recipe(target, name))
         export(replace(recipe, layout="swift") if layout else recipe, nano, out)
@@ -134,5 +135,18 @@ def gpu_driver() -> None:
         find_driver()
     except MissingExtraError as error:
         if os.environ.get("MD_EXPORT_REQUIRE_GPU"):
+            pytest.fail(str(error))
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def npu_simulator() -> None:
+    """Skips where Qualcomm's simulator is not installed; in CI, which installs it, that is a failure."""
+    from md_export.npu import require_qnn
+
+    try:
+        require_qnn()
+    except MissingExtraError as error:
+        if os.environ.get("MD_EXPORT_REQUIRE_NPU"):
             pytest.fail(str(error))
         pytest.skip(str(error))

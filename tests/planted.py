@@ -23,7 +23,7 @@ from md_export.artifact import (
 from md_export.data import builtin_recipe
 from md_export.parity.golden import read_golden
 from md_export.parity.recording import GoldenSource, write_golden
-from md_export.recipe import QuantScheme, load_recipe
+from md_export.recipe import Recipe, load_recipe
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
 from md_export.tensors import Array, Arrays, TensorSpec
@@ -115,6 +115,13 @@ class Cornered(nn.Module):
         return x + F.pad(self.conv(padded), (0, x.shape[3] - 2, 0, x.shape[2] - 2))
 
 
+class Curved(nn.Module):
+    """Hyperbolic functions, of which Hexagon has neither."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.asinh(torch.sinh(x))
+
+
 MIDDLES: Mapping[str, Callable[[], nn.Module]] = {
     "resident": Smooth,
     "broadcast": Spread,
@@ -123,6 +130,7 @@ MIDDLES: Mapping[str, Callable[[], nn.Module]] = {
     "crash": Squared,
     "wide": Wide,
     "cornered": Cornered,
+    "curved": Curved,
 }
 
 
@@ -152,8 +160,9 @@ class Answer:
             return {self.name: self.function(first).numpy()}
 
 
-def write_export(plant: str, out: Path, tokenizer: Path) -> None:
+def write_export(plant: str, out: Path, tokenizer: Path, target: str = "tflite", precision: str = "fp32") -> None:
     """An export folder with one component, the decoder that holds ``plant``, and one golden case by torch."""
+    recipe = load_recipe(builtin_recipe(target, precision)).narrowed((COMPONENT,))
     torch.manual_seed(0)
     module = Decoder(MIDDLES[plant]()).eval()
     (out / GOLDEN_FOLDER).mkdir(parents=True)
@@ -164,16 +173,17 @@ def write_export(plant: str, out: Path, tokenizer: Path) -> None:
     }
     source = GoldenSource(runners, tokenizer, 77, LATENT, STEP, "planted")
     write_golden(source, [("a", 0)], out / GOLDEN_FOLDER)
-    write_manifest(_manifest(_convert(module, out), out), out)
+    write_manifest(_manifest(_convert(module, out, recipe), out, recipe), out)
 
 
-def _convert(module: nn.Module, out: Path) -> ArtifactEntry:
+def _convert(module: nn.Module, out: Path, recipe: Recipe) -> ArtifactEntry:
     (case,) = read_golden(out / GOLDEN_FOLDER).cases
     inputs, outputs = TensorSpec("latent", LATENT, "float32"), TensorSpec("image", case.values.image.shape, "float32")
-    scheme = QuantScheme("float32", "float32")
+    scheme = recipe.schemes[COMPONENT]
     job = LoweringJob(COMPONENT, module, (inputs,), (outputs,), case.inputs(COMPONENT), scheme, (), out)
-    target, path = TARGETS["tflite"].open(), out / f"{COMPONENT}.tflite"
-    target.save(target.lower(job), path)
+    known = TARGETS[recipe.target]
+    target, path = known.open(), out / f"{COMPONENT}{known.suffix}"
+    target.save(target.quantize(target.lower(job), job), path)
     return ArtifactEntry(
         component=COMPONENT,
         file=path.name,
@@ -190,12 +200,12 @@ def _convert(module: nn.Module, out: Path) -> ArtifactEntry:
     )
 
 
-def _manifest(entry: ArtifactEntry, out: Path) -> Manifest:
+def _manifest(entry: ArtifactEntry, out: Path, recipe: Recipe) -> Manifest:
     return Manifest(
         schema=1,
         md_export=__version__,
-        target="tflite",
-        recipe=load_recipe(builtin_recipe("tflite", "fp32")).narrowed((COMPONENT,)),
+        target=recipe.target,
+        recipe=recipe,
         checkpoint_sha256="planted",
         golden_sha256=read_golden(out / GOLDEN_FOLDER).sha256,
         tools={},

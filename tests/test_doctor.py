@@ -32,6 +32,7 @@ from md_export.targets import TARGETS
 from md_export.targets.tflite.gpu import driver
 from md_export.tensors import Array, Arrays
 from md_export.workers import Ended
+from support import installed
 
 ROOT = Path(__file__).parent.parent
 GB = 10**9
@@ -195,6 +196,7 @@ def test_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_canary(name: str) -> None:
+    installed(name)
     finding = canary_finding(TARGETS[name])
     assert finding.verdict == "ok", finding
     assert "dB SNR" in finding.found

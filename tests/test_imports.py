@@ -14,6 +14,7 @@ import md_export
 from md_export import errors
 from md_export.cli.exports import TARGET_TITLES
 from md_export.targets import TARGETS
+from support import installed
 
 PACKAGE = Path(md_export.__file__).parent
 HEAVY = (
@@ -25,13 +26,28 @@ HEAVY = (
     "litert_torch",
     "onnx",
     "onnxruntime",
+    "coreai",
+    "coreai_torch",
     "pydantic",
     "PIL",
     "rich",
 )
 
 # Module (longest prefix wins) → what of ours it may import. "lazy" rows are checked at module level only.
-DATA = ("calibration", "errors", "tensors", "recipe", "scheme", "storage", "budget", "files", "artifact", "visible")
+DATA = (
+    "calibration",
+    "errors",
+    "tensors",
+    "recipe",
+    "scheme",
+    "storage",
+    "budget",
+    "files",
+    "artifact",
+    "pages",
+    "sampler",
+    "visible",
+)
 ALLOWED: dict[str, tuple[str, ...]] = {
     "errors": (),
     "tensors": ("errors",),
@@ -43,13 +59,15 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "scheme": ("errors",),
     "budget": (),
     "calibration": ("errors",),
-    "recipe": ("budget", "calibration", "errors", "files", "scheme", "visible"),
-    "artifact": ("errors", "files", "recipe", "tensors", "visible"),
+    "sampler": ("errors",),
+    "loras": ("errors",),
+    "recipe": ("budget", "calibration", "errors", "files", "loras", "sampler", "scheme", "socs", "visible"),
+    "artifact": ("errors", "files", "recipe", "sampler", "tensors", "visible"),
     "storage": (),
     "kmeans": ("tensors",),
     "quantization": ("quantization", "kmeans", "rewrites", "scheme", "storage"),
     "components": ("components", "errors", "quiet", "tensors"),
-    "checkpoint": ("checkpoint", "components", "errors"),
+    "checkpoint": ("checkpoint", "components", "errors", "loras", "pages"),
     "arch": ("checkpoint", "components", "data", "errors"),
     "init": ("arch", "checkpoint", "components", "errors", "files"),
     "inspection": ("components", "checkpoint", "errors"),
@@ -78,15 +96,28 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         *DATA,
     ),
     "targets.onnx": (
+        "socs",
         "targets.onnx",
         "targets.contract",
         "targets.editing",
+        "targets.half",
         "targets.notes",
         "targets.observers",
         "targets.stored",
         *DATA,
     ),
+    "targets.coreai": (
+        "kmeans",
+        "targets.coreai",
+        "targets.contract",
+        "targets.editing",
+        "targets.half",
+        "targets.notes",
+        "targets.stored",
+        *DATA,
+    ),
     "targets.editing": (),
+    "targets.half": ("errors", "pages"),
     "targets.notes": (),
     "targets.stored": (),
     "targets.observers": ("calibration", "tensors"),
@@ -112,18 +143,23 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "errors",
         "tensors",
     ),
+    "socs": (),
+    "npu": ("artifact", "errors", "memory", "socs", "targets.onnx.npu.refused", "tensors", "workers"),
     "linting": ("layouts", "npz", "parity", "targets", "workers", *DATA),
-    "workers": ("errors", "memory", "tensors", "targets.contract"),
+    "workers": ("errors", "memory", "sampler", "tensors", "targets.contract"),
     "memory": (),
     "orphans": (),
+    "cluster": ("errors", "__init__"),
     "versions": ("targets",),
     # What a build that has nothing to do needs: without torch.
     "matrix": (
         "matrix",
         "__init__",
+        "cluster",
         "data",
         "files",
         "errors",
+        "loras",
         "memory",
         "recipe",
         "scheme",
@@ -135,9 +171,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "matrix.place": ("artifact", "errors", "matrix"),
     # Inside worker processes.
     "matrix.inside": ("build", "checkpoint", "parity", "pipeline", "swift", "matrix", *DATA),
-    "matrix.depends": ("recipe", "rewrites", "scheme"),
+    "matrix.depends": ("checkpoint.origin", "components", "parity.chain", "recipe", "rewrites", "scheme"),
+    "pages": (),
+    "matrix.ground": ("checkpoint", "components", "matrix.keys", "notes", "recipe", "versions"),
     "matrix.planning": ("checkpoint", "matrix", "notes", "parity", "pipeline", "rewrites", "versions", *DATA),
-    "sampling": ("artifact", "errors", "quiet", "tensors", "targets.contract"),
+    "sampling": ("artifact", "errors", "quiet", "sampler", "tensors", "targets.contract"),
     "parity.metrics": ("artifact", "parity.faults", "tensors"),
     "parity.hops": ("build", "layouts", "parity", "sampling", "targets", "workers", *DATA),
     "parity": (
@@ -152,6 +190,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "__init__",
         *DATA,
     ),
+    "parity.npu": ("npu", "parity", "sampling", "socs", "targets.onnx.npu.refused", *DATA),
     "parity.adjusted": ("checkpoint", "parity", "quantization", "targets", *DATA),
     "parity.regression": ("linting", "parity", "sampling", "targets", *DATA),
     "parity.insight": ("checkpoint", "linting", "parity", "targets", *DATA),
@@ -179,12 +218,13 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "search.selection": ("search.choice", "search.curve"),
     "search.choose": ("errors", "search.budget", "search.choice", "search.curve", "search.selection"),
     "search.journal": ("errors", "search.choice"),
-    "search.spread": ("errors", "__init__"),
+    "search.spread": ("cluster", "errors"),
     "search.measuring": ("errors", "search.choice", "search.journal", "search.spread"),
     "search.tradeoff": ("search.choice",),
     "search.write": ("errors", "recipe", "scheme", "search.form"),
+    "joining": ("parity", "pipeline", "workers", *DATA),
     "generation": ("components", "checkpoint", "layouts", "parity", "sampling", "workers", *DATA),
-    "notes": ("checkpoint", "parity", "sampling", "__init__"),
+    "notes": ("checkpoint", "components", "parity", "sampler", "sampling", "__init__"),
     "build": ("checkpoint", "components", "layouts", "parity", "rewrites", "targets", *DATA),
     "pipeline": (
         "build",
@@ -192,6 +232,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "components",
         "layouts",
         "notes",
+        "npu",
         "parity",
         "rewrites",
         "swift",
@@ -214,20 +255,22 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "__init__",
         *DATA,
     ),
+    "crosscheck": ("crosscheck", "parity", "targets", "workers", *DATA),
     "report": (
         "report",
+        "crosscheck",
         "doctor.finding",
         "generation",
         "artifact",
         "parity",
         "inspection",
+        "joining",
         "components",
         "matrix",
+        "sampler",
         "sampling",
         "search.tradeoff",
-        "targets.advice",
-        "targets.bounds",
-        "targets.contract",
+        "targets",
         "__init__",
     ),
     "cli": ("cli", "errors", "visible", "__init__"),
@@ -302,15 +345,18 @@ def test_help_imports_nothing_heavy(argument: str) -> None:
         "coreml",
         "tflite",
         "onnx",
+        "coreai",
         "run",
         "verify",
         "audit",
+        "crosscheck",
         "lint",
         "generate",
         "report",
         "build",
         "cache",
         "doctor",
+        "adapt",
     ],
 )
 def test_help_of_each_command_is_light(command: str) -> None:
@@ -344,6 +390,7 @@ def test_every_error_is_in_the_tree() -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_targets_keep_the_contract(target: str) -> None:
+    installed(target)
     files = {"lower": "lower", "quantize": "quantize", "save": "save", "describe": "describe", "load": "run"}
     files |= {"steps": "inside", "values": "inside", "edit": "edit", "store_as_float": "edit"}
     for function, file in files.items():

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from md_export.artifact import ArtifactEntry, Manifest, read_manifest
 from md_export.checkpoint import open_checkpoint
+from md_export.checkpoint.origin import hash_of_files
 from md_export.cli import cli
 from md_export.notes import notes_of
 from md_export.parity.contents import note_faults
@@ -31,9 +32,9 @@ def notes_in(out: Path, entry: ArtifactEntry) -> dict[str, str]:
 def test_each_artifact_tells_what_an_app_needs(exported: Exported, nano: Path, target: str, precision: str) -> None:
     out = exported(target, precision)
     manifest = read_manifest(out)
-    shared = notes_of(open_checkpoint(nano))
+    said = notes_of(open_checkpoint(nano))
     for entry in manifest.artifacts:
-        notes = notes_in(out, entry)
+        notes, shared = notes_in(out, entry), said[entry.component]
         assert {name: notes[name] for name in shared} == shared
         assert set(notes) - set(shared) == {"component", "inputs", "outputs"}
         assert notes["component"] == entry.component
@@ -50,12 +51,14 @@ def test_numbers_read_back_exactly(exported: Exported) -> None:
     assert notes["prediction_type"] == step.prediction_type
     assert tuple(int(size) for size in notes["latent_shape"].split(",")) == unet.inputs[0].shape
     assert (1, 3, int(notes["image_size"]), int(notes["image_size"])) == decoder.outputs[0].shape
-    assert notes["checkpoint_sha256"] == manifest.checkpoint_sha256
+    files = {name: digest for name, digest in manifest.checkpoint_files.items() if name.startswith("unet/")}
+    assert notes["source_sha256"] == hash_of_files(files)
+    assert len(files) == 2
 
 
 def test_token_ids_and_picture_by_the_notes_alone(nano: Path) -> None:
     checkpoint = open_checkpoint(nano)
-    notes = notes_of(checkpoint)
+    notes = notes_of(checkpoint)["text_encoder"]
     start, end, pad = (int(notes[f"{name}_token_id"]) for name in ("bos", "eos", "pad"))
     ids = tokenize(checkpoint.tokenizer_dir, "a large red circle", int(notes["text_length"]))[0].tolist()
     words = ids[1 : ids.index(end)]
@@ -84,6 +87,22 @@ def test_an_artifact_of_another_component(exported: Exported) -> None:
     assert note_faults(manifest, text, notes) == ["it says that it is 'unet'; export again"]
     other = replace(manifest, checkpoint_sha256="f" * 64)
     assert len(note_faults(other, text, notes)) == 2
+
+
+def test_an_artifact_of_other_weights_of_the_same_component(exported: Exported) -> None:
+    """A manifest that is whole in itself, of a checkpoint in which this component, or another one, is another."""
+    manifest: Manifest = read_manifest(exported("onnx", "int8"))
+    unet = manifest.artifacts[1]
+    notes = notes_in(exported("onnx", "int8"), unet)
+    for folder, count in (("unet", 1), ("vae", 0)):
+        files = {
+            name: "f" * 64 if name.startswith(f"{folder}/") else digest
+            for name, digest in manifest.checkpoint_files.items()
+        }
+        other = replace(manifest, checkpoint_files=files, checkpoint_sha256=hash_of_files(files))
+        faults = note_faults(other, unet, notes)
+        assert len(faults) == count
+        assert all("it was made from another checkpoint" in fault for fault in faults)
 
 
 def test_inspect_shows_what_an_artifact_holds(exported: Exported) -> None:

@@ -30,6 +30,8 @@ _LARGEST: Final[Mapping[str, int]] = {
     "max_position_embeddings": 1024,
     "num_train_timesteps": 100_000,
 }
+# Counts that may be 0.
+_FROM_ZERO: Final = ("steps_offset",)
 _LEVELS: Final = 16
 _TEXT_SIZES: Final = (
     "vocab_size",
@@ -111,7 +113,7 @@ def _check_value(where: str, field: str, value: Any, hint: Any) -> None:
         if not isinstance(value, list) or not 0 < len(value) <= _LEVELS or not all(_is_size(item) for item in value):
             raise ConfigError(f"{where} must be a list of 1 to {_LEVELS} whole numbers above 0, not {value!r:.80}")
     elif wanted is int:
-        if not _is_size(value):
+        if not _is_size(value) and not (field in _FROM_ZERO and value == 0):
             raise ConfigError(f"{where} must be a whole number above 0, not {value!r:.80}")
         if value > _LARGEST.get(field, value):
             raise CheckpointError(f"{where}={value} is absurd (at most {_LARGEST[field]} is read): correct the file")

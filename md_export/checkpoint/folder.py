@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -18,10 +16,17 @@ from md_export.checkpoint.build import build_on_meta, component_named
 from md_export.checkpoint.configs import check_vocabulary, read_model_config, read_trained_substitutions
 from md_export.checkpoint.files import Layout, capped, read_json, unreadable
 from md_export.checkpoint.keys import KeyDifference, difference, own_tensors
+from md_export.checkpoint.lora.fuse import fused
+from md_export.checkpoint.lora.match import LowRank, changes_of
+from md_export.checkpoint.lora.read import LoraFile, open_lora
+from md_export.checkpoint.lora.source import base_of, loras_of
+from md_export.checkpoint.origin import INHERITED, hash_of_file, hash_of_files, hash_of_folder, hashes_of_loras
 from md_export.checkpoint.tokenizer import TOKENIZER_FILES, check_tokenizer, tokenizer_dir
 from md_export.checkpoint.weights import WeightSet, find_weights, weight_names
 from md_export.components import COMPONENTS, Component, ModelConfig
 from md_export.errors import CheckpointError
+from md_export.loras import Lora
+from md_export.pages import let_go_of
 
 _CONFIGS: Final = (
     "text_encoder/config.json",
@@ -35,7 +40,8 @@ _CONFIGS: Final = (
 class Checkpoint:
     """An opened folder; ``parent`` is the folder that a sibling inherits from.
 
-    ``trained_substitutions`` names the rewrites that the UNet was trained to expect.
+    ``trained_substitutions`` names the rewrites that the UNet was trained to expect. Where the folder only adds
+    ``loras`` to another checkpoint, ``base`` is that one's folder, and all files are there.
     """
 
     root: Path
@@ -43,13 +49,24 @@ class Checkpoint:
     tokenizer_dir: Path
     trained_substitutions: tuple[str, ...]
     parent: Path | None = None
+    base: Path | None = None
+    loras: tuple[Lora, ...] = ()
+    _hashes: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    def at(self, size: int | None) -> Checkpoint:
+        """The same checkpoint for pictures of ``size`` pixels a side; None: those that it was trained for.
+
+        Raises:
+            UsageError: it cannot make such pictures.
+        """
+        return self if size is None else replace(self, config=self.config.at(size))
 
     def module(self, name: str) -> nn.Module:
-        """Component ``name`` with its weights: float32, eval mode, no gradients.
+        """Component ``name`` with its weights, its LoRAs among them: float32, eval mode, no gradients.
 
         Float32 files stay memory-mapped, other dtypes are converted. Raises :class:`CheckpointError`
-        for missing, extra, wrongly shaped or non-finite tensors, for files that cannot be read, and
-        for configs beyond all size; :class:`ConfigError` for one that cannot be built.
+        for missing, extra, wrongly shaped or non-finite tensors, for LoRAs that do not fit, for files that cannot be
+        read, and for configs beyond all size; :class:`ConfigError` for one that cannot be built.
         """
         component = component_named(name)
         module = build_on_meta(component, self.config)
@@ -57,17 +74,41 @@ class Checkpoint:
         found = _compare(component, module, tensors)
         if found:
             raise CheckpointError(str(found))
-        module.load_state_dict(_as_float32(component, tensors), strict=True, assign=True)
+        weights = fused(_as_float32(component, tensors), self._changes(name, module), name)
+        module.load_state_dict(weights, strict=True, assign=True)
         return module.requires_grad_(False)
+
+    def unadapted(self, name: str) -> tuple[nn.Module, list[LowRank]]:
+        """Component ``name`` without its LoRAs, and what they would add; raises as :meth:`module`."""
+        module = replace(self, loras=(), _hashes={}).module(name)
+        return module, self._changes(name, module)
 
     def check(self) -> None:
         """Compare names and shapes of all exported components, values unread; one error lists everything."""
+        modules = {name: build_on_meta(component, self.config) for name, component in COMPONENTS.items()}
         differences = [
-            _compare(component, build_on_meta(component, self.config), self._tensors(component))
-            for component in COMPONENTS.values()
+            _compare(component, modules[name], self._tensors(component)) for name, component in COMPONENTS.items()
         ]
         if any(differences):
             raise CheckpointError("\n".join(str(found) for found in differences if found))
+        for name, module in modules.items():
+            self._changes(name, module)
+
+    @property
+    def title(self) -> str:
+        """What commands would be given for it: the folder, or the base's and ``--lora`` for each."""
+        return str(self.root) if self.base is None else " ".join([str(self.base), *(f"--lora {x}" for x in self.loras)])
+
+    @property
+    def homes(self) -> tuple[Path, ...]:
+        """The folders that something about it may lie in, its own first."""
+        return tuple(home for home in (self.root, self.base, self.parent) if home is not None)
+
+    def adapted(self) -> dict[str, tuple[Lora, ...]]:
+        """The LoRAs of each component that has some."""
+        files = self._lora_files()
+        found = {name: tuple(file.lora for file in files if name in file.modules) for name in COMPONENTS}
+        return {name: loras for name, loras in found.items() if loras}
 
     def weight_files(self, name: str) -> tuple[Path, ...]:
         """Files that hold the weights of ``name``, those of the parent first."""
@@ -91,19 +132,19 @@ class Checkpoint:
 
     def sha256(self) -> str:
         """Hex digest over names and contents of every config, tokenizer and weight file in use."""
-        return self._sha256
+        return hash_of_files(self.file_hashes())
 
-    @cached_property
-    def _sha256(self) -> str:
-        total = hashlib.sha256()
-        for label, file in sorted(self._files_in_use()):
-            try:
-                with file.open("rb") as handle:
-                    digest = hashlib.file_digest(handle, "sha256").hexdigest()
-            except OSError as error:
-                unreadable(file, error)
-            total.update(f"{label}\0{digest}\n".encode())
-        return total.hexdigest()
+    def source_sha256(self, name: str) -> str:
+        """Hex digest over names and contents of the weight files, the LoRAs and the config of component ``name``."""
+        return hash_of_folder(self.file_hashes(), component_named(name).folder)
+
+    def file_hashes(self) -> dict[str, str]:
+        """SHA-256 of every config, tokenizer and weight file in use, by its path (see :mod:`.origin`); read once."""
+        if not self._hashes:
+            self._hashes.update({label: hash_of_file(file) for label, file in sorted(self._files_in_use())})
+            for name, loras in self.adapted().items():
+                self._hashes.update(hashes_of_loras(COMPONENTS[name].folder, loras))
+        return dict(self._hashes)
 
     def _files_in_use(self) -> Iterable[tuple[str, Path]]:
         layout = self._layout
@@ -113,14 +154,20 @@ class Checkpoint:
             for weights in self._weights(component):
                 used |= {*weights.files, *(() if weights.index is None else (weights.index,))}
         for file in used:
-            own = file.is_relative_to(self.root)
-            base = self.root if own else self.parent
+            own = file.is_relative_to(layout.root)
+            base = layout.root if own else self.parent
             assert base is not None  # noqa: S101 (files come from the root or the parent only)
-            yield ("" if own else "parent/") + file.relative_to(base).as_posix(), file
+            yield ("" if own else INHERITED) + file.relative_to(base).as_posix(), file
 
     @property
     def _layout(self) -> Layout:
-        return Layout(self.root, self.parent)
+        return Layout(self.base or self.root, self.parent)
+
+    def _lora_files(self) -> list[LoraFile]:
+        return [open_lora(lora) for lora in self.loras]
+
+    def _changes(self, name: str, module: nn.Module) -> list[LowRank]:
+        return [change for file in self._lora_files() for change in changes_of(file, name, module)]
 
     def _weights(self, component: Component) -> list[WeightSet]:
         found = [find_weights(tier, component.folder) for tier in self._layout.tiers]
@@ -141,7 +188,7 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a diffusers-style folder, or a sibling folder that stores only what differs from its parent.
+    """Open a diffusers-style folder, a sibling folder that stores only what differs from its parent, or one with LoRAs.
 
     Reads configs and the tokenizer's vocabulary; weights are read by :meth:`Checkpoint.module`.
     Raises :class:`CheckpointError` or :class:`ConfigError`.
@@ -151,14 +198,17 @@ def open_checkpoint(path: Path) -> Checkpoint:
     tokenizer = tokenizer_dir(layout)
     check_tokenizer(tokenizer)
     check_vocabulary(tokenizer / "vocab.json", config)
-    checkpoint = Checkpoint(layout.root, config, tokenizer, read_trained_substitutions(layout), layout.parent)
+    base = base_of(path)
+    checkpoint = Checkpoint(
+        path, config, tokenizer, read_trained_substitutions(layout), layout.parent, base and layout.root, loras_of(path)
+    )
     for component in COMPONENTS:
         checkpoint.weight_files(component)
     return checkpoint
 
 
 def open_layout(path: Path) -> Layout:
-    """Find the folder and, through ``sibling.json``, its parent."""
+    """Find the folder and, through ``sibling.json``, its parent; through ``loras.json``, those of its base."""
     try:
         is_folder = stat.S_ISDIR(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -167,6 +217,7 @@ def open_layout(path: Path) -> Layout:
         unreadable(path, error)
     if not is_folder:
         raise CheckpointError(f"{path} is a file: give the checkpoint folder that holds unet/, vae/ and text_encoder/")
+    path = base_of(path) or path
     note = path / "sibling.json"
     if not note.is_file():
         return Layout(path)
@@ -195,6 +246,7 @@ def _as_float32(component: Component, tensors: dict[str, Tensor]) -> dict[str, T
             nans = int(converted[name].isnan().sum())
             infinities = int(converted[name].isinf().sum())
             broken.append(f"{name}: {nans} NaN and {infinities} Inf among {tensor.numel()} values")
+        let_go_of([tensor])
     if broken:
         raise CheckpointError(
             "\n    ".join(

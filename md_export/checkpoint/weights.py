@@ -45,6 +45,8 @@ _DAMAGED: Final = (
 )
 # safetensors itself reads headers of 100 MB; those of the largest model that is read have 2 MB.
 _LARGEST_HEADER: Final = 8 << 20
+# Whole numbers that are no weights.
+_COUNTS: Final = ("position_ids", ".alpha")
 _DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -59,10 +61,10 @@ class WeightSet:
     def read(self) -> dict[str, Tensor]:
         """Every tensor by its stored name, memory-mapped, any float dtype."""
         if self.where is None:
-            return _read(self.files[0])
+            return read_tensors(self.files[0])
         tensors: dict[str, Tensor] = {}
         for file in self.files:
-            found = _read(file)
+            found = read_tensors(file)
             for name in (name for name, shard in self.where.items() if shard == file.name):
                 if name not in found:
                     raise CheckpointError(
@@ -106,7 +108,8 @@ def _sharded(index: Path) -> WeightSet:
     return WeightSet(tuple(index.parent / shard for shard in shards), index, where)
 
 
-def _read(file: Path) -> dict[str, Tensor]:
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Every tensor of a file by its stored name, memory-mapped; raises :class:`CheckpointError`."""
     try:
         with file.open("rb") as handle:
             if handle.read(len(LFS_HEADER)) == LFS_HEADER:
@@ -117,7 +120,7 @@ def _read(file: Path) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if tensor.dtype not in _DTYPES or tensor.layout != torch.strided or tensor.device.type != "cpu":
             stored = str(tensor.dtype).removeprefix("torch.")
-            if tensor.dtype == torch.int64 and name.endswith("position_ids"):
+            if tensor.dtype == torch.int64 and name.endswith(_COUNTS):
                 continue
             raise CheckpointError(
                 f"{file} stores {shown(name)} as {stored}; only float16, bfloat16, float32 and float64 weights are "
@@ -130,6 +133,12 @@ def _read(file: Path) -> dict[str, Tensor]:
                 "which are too few: save it again with tensor.contiguous()"
             )
     return tensors
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """What a safetensors file that :func:`read_tensors` has read says beside its tensors."""
+    with safe_open(file, framework="pt", device="cpu") as handle:
+        return dict(handle.metadata() or {})
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:

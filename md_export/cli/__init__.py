@@ -8,6 +8,7 @@ import sys
 import click
 
 from md_export import __version__
+from md_export.cli.adapt import adapt
 from md_export.cli.artifacts import generate, lint, run, verify
 from md_export.cli.attribute import attribute
 from md_export.cli.audit import audit
@@ -15,8 +16,10 @@ from md_export.cli.build import build
 from md_export.cli.cache import cache
 from md_export.cli.checkpoints import golden, init, inspect
 from md_export.cli.compare import compare
+from md_export.cli.crosscheck import crosscheck
 from md_export.cli.doctor import doctor
 from md_export.cli.exports import EXPORTS
+from md_export.cli.join import join, split
 from md_export.cli.manifest import manifest
 from md_export.cli.report import report
 from md_export.cli.search import search
@@ -38,6 +41,7 @@ def cli() -> None:
 for _command in (
     inspect,
     init,
+    adapt,
     golden,
     *EXPORTS,
     build,
@@ -48,9 +52,12 @@ for _command in (
     verify,
     audit,
     attribute,
+    crosscheck,
     lint,
     report,
     compare,
+    join,
+    split,
     generate,
     doctor,
 ):

@@ -7,16 +7,29 @@ from typing import Final
 
 import click
 
+from md_export.cli.npu import check_npu, npu_options, verify_npu
 from md_export.cli.runtimes import check_runtime, library_option, runtime_option, verify_in_library
 from md_export.cli.selftest import check_self_test, checkpoint_option, run_self_test, self_test_option
-from md_export.cli.shared import COMPONENTS, PATH, checkpoint_or_nano, json_option, progress, say, show
+from md_export.cli.shared import (
+    COMPONENTS,
+    PATH,
+    checkpoint_or_nano,
+    guidance_option,
+    json_option,
+    lora_option,
+    progress,
+    say,
+    show,
+    size_option,
+    steps_option,
+)
 from md_export.errors import UsageError
 
 # LiteRT's engine for the GPU, in software: minutes for a full-size graph.
 GPU_LIMIT_S: Final = 600.0
 gpu_option = click.option("--gpu", is_flag=True, help="For TFLite: on LiteRT's GPU engine, by Vulkan in software.")
 limit_option = click.option(
-    "--limit", "limit_s", type=float, help=f"With --gpu: seconds for one artifact.  [default: {GPU_LIMIT_S:g}]"
+    "--limit", "limit_s", type=float, help=f"With --gpu or --npu: seconds for one artifact.  [default: {GPU_LIMIT_S:g}]"
 )
 
 
@@ -54,6 +67,7 @@ def run(artifact: Path, inputs: Path, output: Path, runtime: str | None, gpu: bo
 @click.argument("out", type=PATH)
 @click.option("--golden", "golden_dir", type=PATH, help="Golden cases; by default those that lie in OUT.")
 @gpu_option
+@npu_options
 @limit_option
 @library_option
 @self_test_option
@@ -63,6 +77,10 @@ def verify(
     out: Path,
     golden_dir: Path | None,
     gpu: bool,
+    npu: bool,
+    soc: str | None,
+    cases: int | None,
+    max_memory: int | None,
     limit_s: float | None,
     library: str | None,
     self_test: bool,
@@ -73,15 +91,30 @@ def verify(
 
     With --gpu: is all of a TFLite graph on the GPU, and right there? Each op that is not is named with its module.
 
+    With --npu: is all of an ONNX graph on a phone's NPU, and right there? Each operation that is not is named.
+
     With --runtime: is a TFLite file right in an older library, and without XNNPACK? Each op that is not is named.
 
     With --self-test: would all this notice? Each way to damage an export is tried, and must be noticed.
     """
-    from md_export.artifact import read_manifest
+    from md_export.artifact import JOIN, read_manifest
+    from md_export.cli.join import verify_joined
     from md_export.errors import ParityError
     from md_export.parity.verify import verify as judge
     from md_export.report.tables import parity_table
 
+    if (out / JOIN).is_file():
+        flags = {"--golden": golden_dir, "--gpu": gpu, "--runtime": library, "--self-test": self_test}
+        verify_joined(out, flags, json_file)
+        return
+    check_npu(
+        npu,
+        {"--soc": soc, "--cases": cases, "--max-memory": max_memory},
+        {"--gpu": gpu, "--runtime": library, "--self-test": self_test},
+    )
+    if npu:
+        verify_npu(out, golden_dir, soc, cases, limit_s, max_memory, json_file)
+        return
     target = read_manifest(out).target
     limit_s = gpu_limit(gpu, limit_s, target)
     check_runtime(library, gpu, target)
@@ -106,7 +139,7 @@ def verify(
 def gpu_limit(gpu: bool, limit_s: float | None, target: str) -> float:
     """Seconds for one artifact; UsageError where the flags make no sense for the target."""
     if limit_s is not None and not gpu:
-        raise UsageError("--limit is for --gpu; leave it out")
+        raise UsageError("--limit is for --gpu and --npu; leave it out")
     if gpu and target != "tflite":
         raise UsageError(f"--gpu is LiteRT's engine, which runs TFLite files, not {target}; leave it out")
     return GPU_LIMIT_S if limit_s is None else limit_s
@@ -161,16 +194,40 @@ def lint(path: Path | None, system: str | None, inputs: Path | None, show_rules:
 @click.option("--artifacts", type=PATH, help="An export: the picture is made by its artifacts.")
 @click.option("--checkpoint", type=PATH, help="A checkpoint: the picture is made by torch. Default: the nano one.")
 @click.option("--seed", type=int, default=0, show_default=True)
+@size_option
+@steps_option
+@guidance_option
+@lora_option
 @click.option("-o", "--output", type=PATH, required=True, help="The .png file to write.")
-def generate(prompt: str, artifacts: Path | None, checkpoint: Path | None, seed: int, output: Path) -> None:
-    """Make a picture from PROMPT in one UNet step, by an export's artifacts or by torch."""
+def generate(
+    prompt: str,
+    artifacts: Path | None,
+    checkpoint: Path | None,
+    seed: int,
+    size: int | None,
+    steps: int | None,
+    guidance: float | None,
+    loras: tuple[str, ...],
+    output: Path,
+) -> None:
+    """Make a picture from PROMPT in one UNet step, or in many, by an export's artifacts or by torch."""
+    from md_export.checkpoint.lora.source import adapted
     from md_export.generation import pictures_of_artifacts, pictures_of_checkpoint, write_png
+    from md_export.sampler import sampler_of
 
     if artifacts and checkpoint:
         raise UsageError("name --artifacts or --checkpoint, not both")
+    if artifacts and size:
+        raise UsageError("artifacts are of one size; leave out --size, or export with it")
+    sampler = sampler_of(steps, guidance)
+    if artifacts and sampler:
+        raise UsageError("artifacts are for the steps that they were exported for; leave out --steps and --guidance")
+    if artifacts and loras:
+        raise UsageError("artifacts hold the LoRAs that they were exported with; leave out --lora")
     if artifacts:
         (picture,) = pictures_of_artifacts(artifacts, [(prompt, seed)])
     else:
-        (picture,) = pictures_of_checkpoint(checkpoint_or_nano(checkpoint), [(prompt, seed)])
+        with adapted(checkpoint_or_nano(checkpoint), loras) as folder:
+            (picture,) = pictures_of_checkpoint(folder, [(prompt, seed)], size, sampler)
     write_png(output, picture)
     click.echo(f"{output}: {picture.shape[1]}×{picture.shape[0]}")

@@ -22,8 +22,12 @@ if TYPE_CHECKING:
 @click.option("--golden", "golden_dir", type=PATH, help="Golden cases to judge by.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Steps at a time.  [default: one for two cores]")
 @click.option(
-    "--max-memory", type=size, help="All steps that run at a time together: 8G, 500M.  [default: 3/4 of the machine's]"
+    "--max-memory",
+    type=size,
+    help="All steps that run at a time together, or each of --dask: 8G, 500M.  [default: 3/4 of the machine's]",
 )
+@click.option("--dask", metavar="ADDRESS", help="Run the steps on the workers of this Dask scheduler.")
+@click.option("--store", metavar="URL", help="With --dask: where all machines find and leave files: s3://…, file://…")
 @cache_option
 @click.option("--plan", "dry", is_flag=True, help="Show the plan and do nothing.")
 @click.option("-o", "--output", type=PATH, required=True, help="Folder of exports, one for each recipe by its name.")
@@ -34,6 +38,8 @@ def build(
     golden_dir: Path | None,
     jobs: int | None,
     max_memory: int | None,
+    dask: str | None,
+    store: str | None,
     cache: Path | None,
     dry: bool,
     output: Path,
@@ -46,11 +52,18 @@ def build(
     """
     import os
 
+    from md_export.errors import UsageError
     from md_export.matrix.request import BuildRequest, load_recipes
     from md_export.matrix.run import build as run
-    from md_export.memory import installed_bytes
     from md_export.report.building import building_to_stderr, outcome_table
 
+    if jobs and dask is not None:
+        raise UsageError("--jobs is for this machine, --dask for the workers of a cluster; give one of them")
+    if (dask is None) != (store is None):
+        raise UsageError(
+            "--dask and --store go together: the steps run on the workers of the one, which find and leave files in "
+            "the other, such as s3://bucket/folder or file:// and a folder that all machines share; give both"
+        )
     request = BuildRequest(
         recipes=load_recipes(recipes),
         checkpoint=checkpoint_or_nano(checkpoint),
@@ -58,7 +71,9 @@ def build(
         cache=cache_root(cache),
         golden=golden_dir,
         jobs=jobs or max(1, (os.cpu_count() or 1) // 2),
-        most_bytes=max_memory or installed_bytes() * 3 // 4,
+        most_bytes=max_memory,
+        dask=dask,
+        store=store,
     )
     try:
         with building_to_stderr() as listener:

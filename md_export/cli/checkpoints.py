@@ -7,7 +7,17 @@ from typing import Final
 
 import click
 
-from md_export.cli.shared import PATH, checkpoint_or_nano, json_option, progress, show
+from md_export.cli.shared import (
+    PATH,
+    checkpoint_or_nano,
+    guidance_option,
+    json_option,
+    lora_option,
+    progress,
+    show,
+    size_option,
+    steps_option,
+)
 from md_export.errors import UsageError
 
 ARCHS: Final = ("md", "md-lite", "nano")
@@ -72,20 +82,35 @@ def init(directory: Path, arch: str, seed: int) -> None:
 @click.option("--prompts", type=PATH, help="Text file with one prompt a line.")
 @click.option("--prompt", "single", multiple=True, help="A prompt; may be given several times.")
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0,), show_default=True)
+@size_option
+@steps_option
+@guidance_option
+@lora_option
 def golden(
-    checkpoint: Path, output: Path, prompts: Path | None, single: tuple[str, ...], seeds: tuple[int, ...]
+    checkpoint: Path,
+    output: Path,
+    prompts: Path | None,
+    single: tuple[str, ...],
+    seeds: tuple[int, ...],
+    size: int | None,
+    steps: int | None,
+    guidance: float | None,
+    loras: tuple[str, ...],
 ) -> None:
     """Write golden cases: every component's inputs and outputs for each prompt and seed, computed by torch."""
     from md_export.checkpoint import open_checkpoint
+    from md_export.checkpoint.lora.source import adapted
     from md_export.files import staging
     from md_export.parity.prepare import golden_source
     from md_export.parity.recording import read_prompts, write_golden
+    from md_export.sampler import sampler_of
 
     texts = [*single, *(read_prompts(prompts) if prompts else [])]
     if not texts:
         raise UsageError("give at least one --prompt, or a file of them with --prompts")
     pairs = [(text, seed) for text in texts for seed in seeds]
-    source = golden_source(open_checkpoint(checkpoint))
-    with staging(output) as folder, progress(len(pairs)) as report:
-        write_golden(source, pairs, folder, report)
+    with adapted(checkpoint, loras) as place:
+        source = golden_source(open_checkpoint(place).at(size), sampler=sampler_of(steps, guidance))
+        with staging(output) as folder, progress(len(pairs)) as report:
+            write_golden(source, pairs, folder, report)
     click.echo(f"{output}: {len(pairs)} golden cases")

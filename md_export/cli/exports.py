@@ -8,7 +8,20 @@ from typing import Any, Final
 
 import click
 
-from md_export.cli.shared import COMPONENTS, PATH, checkpoint_or_nano, json_option, progress, say, show
+from md_export.cli.npu import npu_export_option
+from md_export.cli.shared import (
+    COMPONENTS,
+    PATH,
+    checkpoint_or_nano,
+    guidance_option,
+    json_option,
+    lora_option,
+    progress,
+    say,
+    show,
+    size_option,
+    steps_option,
+)
 from md_export.errors import UsageError
 
 PRECISIONS: Final = ("fp32", "fp16", "int8")
@@ -17,6 +30,7 @@ TARGET_TITLES: Final = {
     "coreml": "Core ML packages for the iPhone Neural Engine",
     "tflite": "TFLite (LiteRT) files for the Android GPU",
     "onnx": "ONNX files for onnxruntime",
+    "coreai": "Core AI assets for iOS 27 and macOS 27",
 }
 DEFAULT_PRECISION: Final = "fp16"
 _OWN_OPTIONS: Final = {
@@ -33,6 +47,10 @@ _OWN_OPTIONS: Final = {
         click.option(
             "--ort", "form", flag_value="ort", help="Instead, .ort files for onnxruntime's mobile builds, fused by it."
         ),
+        npu_export_option,
+    ),
+    "coreai": (
+        click.option("--palette", type=click.Choice(["8", "6", "4"]), help="The recipe coreai-palette8, 6 or 4."),
     ),
 }
 
@@ -46,14 +64,20 @@ def _export_command(target: str) -> Callable[..., None]:
         rewrites: tuple[str, ...],
         allow_drift: bool,
         golden_dir: Path | None,
+        size: int | None,
+        steps: int | None,
+        guidance: float | None,
+        loras: tuple[str, ...],
         output: Path,
         json_file: Path | None,
-        **own: str | None,
+        **own: str | tuple[str, ...] | None,
     ) -> None:
         from md_export.pipeline import export
         from md_export.report.tables import artifact_table, parity_table
 
-        recipe = _recipe(target, precision, recipe_file, components, rewrites, allow_drift, own)
+        many = steps is not None
+        recipe = _recipe(target, precision, recipe_file, components, rewrites, allow_drift, own, many)
+        recipe = recipe.sampled(steps, guidance).sized(size).adapted(loras)
         with progress(2 * len(recipe.components)) as report:
             manifest, result = export(recipe, checkpoint_or_nano(checkpoint), output, golden_dir, report)
         show(json_file, manifest, artifact_table(manifest), parity_table(result))
@@ -79,23 +103,33 @@ def _recipe(
     components: tuple[str, ...],
     rewrites: tuple[str, ...],
     allow_drift: bool,
-    own: Mapping[str, str | None],
+    own: Mapping[str, str | tuple[str, ...] | None],
+    many_steps: bool,
 ) -> Any:
-    """The recipe that the flags stand for; ``own`` are fields of it that this target alone has."""
+    """The recipe that the flags stand for; ``own`` are fields of it that this target alone has.
+
+    ``many_steps``: take the precision's recipe for these, where there is one.
+    """
     import dataclasses
 
     from md_export.data import builtin_recipe, builtin_recipes, recipe_file
     from md_export.recipe import load_recipe
 
+    palette = own.get("palette")
     if file and precision:
         raise UsageError(f"--{precision} names a recipe, and --recipe names another; give one of them")
-    source = recipe_file(file) if file else builtin_recipe(target, precision or DEFAULT_PRECISION)
+    if palette and (file or precision):
+        raise UsageError("--palette names a recipe, and another is named beside it; give one of them")
+    named = f"palette{palette}" if palette else precision or DEFAULT_PRECISION
+    if many_steps and f"{target}-{named}-ddim" in builtin_recipes():
+        named += "-ddim"
+    source = recipe_file(file) if file else builtin_recipe(target, named)
     if not source.suffix and not source.exists():
         raise UsageError(f"no recipe {file}; name a .toml file or one of {', '.join(builtin_recipes())}")
     recipe = load_recipe(source)
     if recipe.target != target:
         raise UsageError(f"{file} is for {recipe.target}; run: md-export {recipe.target} --recipe {file}")
-    fields: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
+    fields: dict[str, Any] = {name: value for name, value in own.items() if value is not None and name != "palette"}
     recipe = dataclasses.replace(recipe, rewrites=(*recipe.rewrites, *rewrites), **fields)
     return dataclasses.replace(recipe, allow_drift=recipe.allow_drift or allow_drift).narrowed(components)
 
@@ -104,6 +138,10 @@ def _options(target: str) -> Iterator[Callable[[Any], Any]]:
     """Last one first, as decorators are read."""
     yield json_option
     yield click.option("-o", "--output", type=PATH, required=True, help="Folder to write; must not exist.")
+    yield lora_option
+    yield guidance_option
+    yield steps_option
+    yield size_option
     yield click.option("--golden", "golden_dir", type=PATH, help="Golden cases to calibrate on and to be judged by.")
     yield click.option("--allow-drift", is_flag=True, help="Apply rewrites that the checkpoint was not trained with.")
     yield click.option(

@@ -11,6 +11,20 @@ import click
 COMPONENTS: Final = ("text_encoder", "unet", "vae_decoder")
 
 PATH = click.Path(path_type=Path)
+size_option = click.option(
+    "--size", type=click.IntRange(min=1), help="Side of the picture in pixels. Default: what the checkpoint is for."
+)
+steps_option = click.option("--steps", type=int, help="Make pictures in so many steps, by DDIM. Default: in one.")
+guidance_option = click.option(
+    "--guidance", type=float, help="Classifier-free guidance of many steps. Default: 7.5, or the recipe's."
+)
+lora_option = click.option(
+    "--lora",
+    "loras",
+    metavar="FILE[:SCALE]",
+    multiple=True,
+    help="Add a LoRA (.safetensors) to the weights; may be given several times.",
+)
 json_option = click.option("--json", "json_file", type=PATH, help="Also write the result as JSON ('-': stdout).")
 annotate_option = click.option(
     "--annotate", metavar="FILE", help="Also print each failure as an error that GitHub shows at FILE, the recipe say."

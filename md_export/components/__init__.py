@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
@@ -17,17 +17,23 @@ from md_export.components.unet import MDUNet, MDUNetConfig
 from md_export.components.vae import VAEConfig
 from md_export.components.vae_decoder import VAEDecoder
 from md_export.components.vae_encoder import VAEEncoder
-from md_export.errors import ConfigError
+from md_export.errors import ConfigError, UsageError
 from md_export.tensors import TensorSpec
 
 ConfigT = TypeVar("ConfigT", MDUNetConfig, VAEConfig, ScheduleConfig)
+
+# Sides of a latent: the UNet halves it twice. In one of 4 the innermost map would be a single pixel, and attention have
+# one key; at the other end lies several times what any known model of this kind uses.
+_STEP: Final = 4
+_SMALLEST_LATENT: Final = 8
+_LARGEST_LATENT: Final = 256
 
 # diffusers' fields that say nothing our modules do not do anyway; any other value of those mapped
 # to a value would change the function and is refused.
 _IGNORED: Mapping[str, tuple[str, ...]] = {
     "unet": (),
     "vae": ("down_block_types", "up_block_types", "sample_size", "force_upcast"),
-    "scheduler": ("clip_sample", "set_alpha_to_one", "skip_prk_steps", "steps_offset", "timestep_spacing"),
+    "scheduler": ("skip_prk_steps",),
 }
 _REQUIRED: Mapping[str, Mapping[str, Any]] = {
     "unet": {},
@@ -55,6 +61,23 @@ class ModelConfig:
     def image_size(self) -> int:
         """Side of the picture in pixels."""
         return self.unet.sample_size * self.vae.downscale
+
+    def at(self, size: int) -> ModelConfig:
+        """The same model for pictures of ``size`` pixels a side; no weight depends on it.
+
+        Raises:
+            UsageError: the UNet or the decoder cannot make such pictures.
+        """
+        if size == self.image_size:
+            return self
+        step, smallest, largest = (n * self.vae.downscale for n in (_STEP, _SMALLEST_LATENT, _LARGEST_LATENT))
+        if size % step or not smallest <= size <= largest:
+            near = min(max(round(size / step) * step, smallest), largest)
+            raise UsageError(
+                f"size {size}: a side must be a multiple of {step} pixels from {smallest} to {largest}, since the "
+                f"decoder enlarges {self.vae.downscale} times and the UNet halves a latent twice; the nearest is {near}"
+            )
+        return dataclasses.replace(self, unet=dataclasses.replace(self.unet, sample_size=size // self.vae.downscale))
 
     @property
     def text_shape(self) -> tuple[int, int, int]:

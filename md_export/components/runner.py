@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+
 import numpy as np
 import torch
 from torch import nn
@@ -24,3 +26,26 @@ class TorchRunner:
         with torch.inference_mode():
             value = self.module(*tensors)
         return {self.output.name: value.numpy()}
+
+
+class OneAtATime(Mapping[str, TorchRunner]):
+    """Runners by component, loaded when they are asked for; the one before is dropped first.
+
+    Memory is that of the largest, where a case goes through all of them; each case loads them again.
+    """
+
+    def __init__(self, load: Callable[[str], TorchRunner]) -> None:
+        self._load = load
+        self._held: dict[str, TorchRunner] = {}
+
+    def __getitem__(self, component: str) -> TorchRunner:
+        if component not in self._held:
+            self._held.clear()
+            self._held[component] = self._load(component)
+        return self._held[component]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMPONENTS)
+
+    def __len__(self) -> int:
+        return len(COMPONENTS)

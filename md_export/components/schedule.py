@@ -1,4 +1,6 @@
-"""The noise schedule and the one-step coefficients that follow from it (section 2 of the paper: x0 from one call)."""
+"""The noise schedule, and the coefficients that follow from it: of one step (section 2 of the paper: x0 from one call),
+and of each step of DDIM (arXiv 2010.02502, equation 12 with eta 0).
+"""
 
 from __future__ import annotations
 
@@ -6,22 +8,31 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from md_export.errors import ConfigError
 
 BETA_SCHEDULES: Final = ("linear", "scaled_linear")
+SPACINGS: Final = ("leading", "trailing", "linspace")
 PREDICTION_TYPES: Final = ("epsilon", "v_prediction", "sample")
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """The fields of ``scheduler/scheduler_config.json`` that one-step sampling reads."""
+    """The fields of ``scheduler/scheduler_config.json`` that sampling reads.
+
+    The last four are for many steps only; where a checkpoint leaves them out they are as in Stable Diffusion.
+    """
 
     num_train_timesteps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.012
     beta_schedule: str = "scaled_linear"
     prediction_type: str = "epsilon"
+    timestep_spacing: str = "leading"
+    steps_offset: int = 1
+    set_alpha_to_one: bool = False
+    clip_sample: bool = False
 
     def __post_init__(self) -> None:
         if self.beta_schedule not in BETA_SCHEDULES:
@@ -38,21 +49,85 @@ class ScheduleConfig:
 
     def alpha_cumprod(self, timestep: int) -> float:
         """ᾱ_t, the product of 1-β up to and including ``timestep``."""
+        return float(np.prod(1.0 - self._betas()[: timestep + 1]))
+
+    def _betas(self) -> NDArray[np.float64]:
         if self.beta_schedule == "linear":
-            betas = np.linspace(self.beta_start, self.beta_end, self.num_train_timesteps)
-        else:
-            betas = np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.num_train_timesteps) ** 2
-        return float(np.prod(1.0 - betas[: timestep + 1]))
+            return np.linspace(self.beta_start, self.beta_end, self.num_train_timesteps)
+        squares: NDArray[np.float64] = np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.num_train_timesteps)
+        return squares**2
 
     def one_step(self) -> tuple[float, float]:
         """(a, b) with x0 = a·x_T + b·output at the last timestep.
 
         With ``epsilon`` b is -14.6 at Stable Diffusion's schedule: keep the sum in float32.
         """
-        alpha = self.alpha_cumprod(self.last_timestep)
+        return self._of_x0(self.alpha_cumprod(self.last_timestep))
+
+    def of_one_step(self) -> ScheduleConfig:
+        """The schedule with what one step does not depend on as it is by default."""
+        own = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
+        return ScheduleConfig(**{name: getattr(self, name) for name in own})
+
+    def ddim(self, steps: int) -> tuple[tuple[int, float, float], ...]:
+        """(timestep, a, b) of each step, the noisiest first: x becomes a·x + b·output.
+
+        Raises:
+            ConfigError: the schedule has no such steps, or clips as only models of pixels do.
+        """
+        if self.clip_sample:
+            raise ConfigError(
+                "scheduler/scheduler_config.json: clip_sample is for models of pixels; set it to false to take more "
+                "than one step"
+            )
+        timesteps = self._spread(steps)
+        if steps > self.num_train_timesteps or not 0 <= timesteps[-1] <= timesteps[0] <= self.last_timestep:
+            raise ConfigError(
+                f"scheduler/scheduler_config.json has timesteps 0 to {self.last_timestep}, and {steps} steps would "
+                f"begin at {timesteps[0]} and end at {timesteps[-1]}; take fewer steps, or change steps_offset"
+            )
+        products = np.cumprod(1.0 - self._betas())
+        last, ratio = 1.0 if self.set_alpha_to_one else float(products[0]), self.num_train_timesteps // steps
+        targets = [float(products[t - ratio]) if t >= ratio else last for t in timesteps]
+        pairs = zip(timesteps, targets, strict=True)
+        return tuple((t, *self._of_step(float(products[t]), after)) for t, after in pairs)
+
+    def _spread(self, steps: int) -> list[int]:
+        """Timesteps as diffusers' schedulers choose them, the largest first."""
+        count = self.num_train_timesteps
+        if self.timestep_spacing not in SPACINGS:
+            raise ConfigError(
+                f"scheduler/scheduler_config.json: timestep_spacing={self.timestep_spacing!r} is unknown; use one of "
+                f"{', '.join(SPACINGS)}"
+            )
+        if self.timestep_spacing == "trailing":
+            chosen = np.round(np.arange(count, 0, -count / steps)) - 1
+        elif self.timestep_spacing == "linspace":
+            chosen = np.linspace(0, count - 1, steps).round()[::-1]
+        else:
+            chosen = (np.arange(steps) * (count // steps))[::-1] + self.steps_offset
+        return [int(t) for t in chosen]
+
+    def _of_step(self, alpha: float, after: float) -> tuple[float, float]:
+        """(a, b) from ᾱ to the ᾱ ``after`` it: sqrt(after)·x0 + sqrt(1-after)·noise, both linear in x and output."""
+        of_x0, of_noise = self._of_x0(alpha), self._of_noise(alpha)
+        signal, noise = after**0.5, (1.0 - after) ** 0.5
+        return signal * of_x0[0] + noise * of_noise[0], signal * of_x0[1] + noise * of_noise[1]
+
+    def _of_x0(self, alpha: float) -> tuple[float, float]:
+        """(a, b) with x0 = a·x + b·output at ᾱ."""
         signal, noise = alpha**0.5, (1.0 - alpha) ** 0.5
         return {
             "epsilon": (1.0 / signal, -noise / signal),
             "v_prediction": (signal, -noise),
             "sample": (0.0, 1.0),
+        }[self.prediction_type]
+
+    def _of_noise(self, alpha: float) -> tuple[float, float]:
+        """(a, b) with noise = a·x + b·output at ᾱ."""
+        signal, noise = alpha**0.5, (1.0 - alpha) ** 0.5
+        return {
+            "epsilon": (0.0, 1.0),
+            "v_prediction": (noise, signal),
+            "sample": (1.0 / noise, -signal / noise),
         }[self.prediction_type]

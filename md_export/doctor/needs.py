@@ -41,12 +41,13 @@ def need_of(recipe: Recipe, checkpoint_dir: Path) -> Need:
         name: _FLOAT32 * sum(p.numel() for p in build_on_meta(COMPONENTS[name], checkpoint.config).parameters())
         for name in recipe.components
     }
+    area = (checkpoint.at(recipe.size).config.image_size / checkpoint.config.image_size) ** 2
     peaks = {
-        f"{recipe.target} {name}": artifact_cost(recipe.target, name, recipe.schemes[name], size).peak_bytes
+        f"{recipe.target} {name}": artifact_cost(recipe.target, name, recipe.schemes[name], size, area).peak_bytes
         for name, size in weights.items()
     }
     cases = len(recipe.golden.prompts) * len(recipe.golden.seeds)
-    peaks["verifying"] = export_cost(recipe.target, sum(weights.values()), cases).peak_bytes
+    peaks["verifying"] = export_cost(recipe.target, sum(weights.values()), cases, area).peak_bytes
     step = max(peaks, key=lambda name: peaks[name])
     stored = sum(checkpoint.component_bytes(name) for name in recipe.components)
     # OUT: what an export asks for before it starts. Temporary: a converter's float file and its quantized successor.

@@ -39,9 +39,12 @@ TESTED: Final = (
     Tested("onnx", ">=1.19", "1.23.2", "onnx"),
     Tested("onnxruntime", ">=1.23", "1.31.1", "onnx"),
     Tested("onnxscript", ">=0.5", "0.7.2", "onnx"),
+    Tested("coreai-core", "==1.0.0b3", "1.0.0b3", "coreai"),
+    Tested("coreai-torch", "==0.4.3", "0.4.3", "coreai"),
     Tested("jinja2", ">=3.1", "3.1.6", "report"),
     Tested("matplotlib", ">=3.9", "3.11.2", "report"),
     Tested("distributed", ">=2024.8", "2026.8.0", "dask"),
+    Tested("fsspec", ">=2024.6", "2026.9.0", "dask"),
     # What litert-torch brings; their versions follow from its own.
     Tested("ai-edge-litert", "", "2.3.0", "tflite"),
     Tested("ai-edge-quantizer", "", "0.10.0", "tflite"),

@@ -72,7 +72,7 @@ class Cache:
         damage = "its record" if entry is None else self._damage(entry)
         if entry is None or damage:
             tell(f"cache: {entry.label if entry else key[:12]} is damaged ({damage}); it will be built again")
-            self.remove(key)
+            self._take_away(key)
             return None
         with suppress(OSError):
             os.utime(folder / _RECORD)
@@ -101,6 +101,9 @@ class Cache:
 
     def remove(self, key: str) -> None:
         """Take an entry away, at once for everybody who looks."""
+        self._take_away(key)
+
+    def _take_away(self, key: str) -> None:
         self.work.mkdir(parents=True, exist_ok=True)
         aside = self.work / f"removed-{key}-{os.getpid()}"
         with suppress(FileNotFoundError):

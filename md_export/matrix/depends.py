@@ -1,10 +1,14 @@
-"""What of a recipe a step depends on."""
+"""What of a recipe, and of a checkpoint, a step depends on."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Final
 
+from md_export.checkpoint.origin import hash_of_folder
+from md_export.components import COMPONENTS
+from md_export.parity.chain import CHAIN
 from md_export.recipe import Recipe
 from md_export.rewrites import find_rewrite
 from md_export.scheme import QuantScheme
@@ -19,7 +23,10 @@ OF_AN_ARTIFACT: Final = (
     "deployment_target",
     "layout",
     "form",
+    "npu",
     "calibration",
+    "size",
+    "sampler",
 )
 
 
@@ -34,15 +41,31 @@ def alone(recipe: Recipe, name: str) -> Recipe:
         rewrites=rewrites,
         allow_drift=recipe.allow_drift and changing,
         calibration=recipe.calibration if is_calibrated(recipe.schemes[name]) else None,
+        npu=recipe.npu if recipe.schemes[name].is_static else (),
     )
 
 
 def changes_of(recipe: Recipe) -> dict[str, Any]:
     """The rewrites that change the function, and with them the cases that show it."""
     changing = [name for name in recipe.rewrites if not find_rewrite(name).exact]
-    return {"rewrites": changing, "allow_drift": bool(changing) and recipe.allow_drift}
+    sampler = recipe.sampler and dataclasses.asdict(recipe.sampler)
+    return {"rewrites": changing, "allow_drift": bool(changing) and recipe.allow_drift, "sampler": sampler}
+
+
+def calls_of(recipe: Recipe) -> int:
+    """Of the UNet for a picture, each of one prompt: what golden cases and their verification cost."""
+    return 1 if recipe.sampler is None else 2 * recipe.sampler.steps
 
 
 def is_calibrated(scheme: QuantScheme) -> bool:
     """Whether the artifact depends on more inputs than the one that it is traced with."""
-    return scheme.activations == "int8_static" or scheme.is_adjusted
+    return scheme.is_static or scheme.is_adjusted
+
+
+def makers_of_inputs(files: Mapping[str, str], name: str) -> list[str]:
+    """Hashes of what computes a component's inputs: the tokenizer, and the components before it.
+
+    ``files``: SHA-256 of the checkpoint's files by their names.
+    """
+    before = [COMPONENTS[one].folder for one in CHAIN[: CHAIN.index(name)]]
+    return [hash_of_folder(files, folder) for folder in ("tokenizer", *before)]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from md_export.errors import OutputError
 from md_export.files import is_plain_name, sha256_of, sha256_of_text
@@ -21,8 +21,8 @@ SCHEMA: Final = 1
 class StoredFile:
     """One file of an entry."""
 
-    bytes: int
-    sha256: str
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,10 @@ def entry_from_json(record: str) -> Entry:
     values = json.loads(record)
     if sha256_of_text(values["entry"]) != values["sha256"]:
         raise ValueError("the record was altered")
-    return _ENTRY.validate_json(values["entry"], strict=True)
+    entry = _ENTRY.validate_json(values["entry"], strict=True)
+    if not all(map(_is_inside, entry.files)):
+        raise ValueError("a file lies outside the entry")
+    return entry
 
 
 def stored(folder: Path) -> dict[str, StoredFile]:
@@ -80,10 +83,14 @@ def stored(folder: Path) -> dict[str, StoredFile]:
     names = files_in(folder, [one.name for one in folder.iterdir()])
     found = {}
     for name in names:
-        if not all(is_plain_name(part) for part in name.split("/")):
+        if not _is_inside(name):
             raise OutputError(f"a step wrote a file of the name {name!r:.80}")
         path = folder / name
         path.chmod(0o444)
         to_disk(path)
         found[name] = StoredFile(path.stat().st_size, sha256_of(path))
     return found
+
+
+def _is_inside(name: str) -> bool:
+    return all(is_plain_name(part) for part in name.split("/"))

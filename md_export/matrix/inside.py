@@ -14,6 +14,8 @@ from typing import Any, Final
 from md_export.artifact import GOLDEN_FOLDER, Drift, entry_from_dict, entry_to_dict
 from md_export.build import BuildStep, build_component
 from md_export.checkpoint import open_checkpoint
+from md_export.checkpoint.lora.source import adapted
+from md_export.matrix.loras import loras_there
 from md_export.parity.calibration import calibration_cases
 from md_export.parity.hops import explain
 from md_export.parity.prepare import prepare_golden
@@ -30,7 +32,8 @@ def step_in_worker(request: dict[str, Any]) -> dict[str, Any]:
     Raises:
         MdExportError: as the stages of an export. An export that falls short answers with ``failures``.
     """
-    return _KINDS[request["kind"]](request)
+    with adapted(Path(request["checkpoint"]), loras_there(request)) as folder:
+        return _KINDS[request["kind"]]({**request, "checkpoint": str(folder)})
 
 
 def _golden(request: dict[str, Any]) -> dict[str, Any]:
@@ -67,7 +70,8 @@ def _artifact(request: dict[str, Any]) -> dict[str, Any]:
 def _export(request: dict[str, Any]) -> dict[str, Any]:
     """Seals the artifacts in the worker's folder; of what it holds then only what the step itself made stays."""
     folder, values = Path(request["folder"]), request["values"]
-    checkpoint, recipe = open_checkpoint(Path(request["checkpoint"])), _recipe(request)
+    recipe = _recipe(request)
+    checkpoint = open_checkpoint(Path(request["checkpoint"])).at(recipe.size)
     if recipe.layout == "swift":
         write_bundle(checkpoint, folder)
     for key in (request["golden"], *request["parts"]):

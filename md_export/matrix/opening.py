@@ -13,6 +13,7 @@ from md_export.matrix.cache import Cache
 from md_export.matrix.costs import Measured
 from md_export.matrix.entry import Entry
 from md_export.matrix.keys import key_of, maker
+from md_export.matrix.loras import lora_places
 from md_export.matrix.plan import ExportPlan, Plan, Step, plan_from_json
 from md_export.matrix.request import BuildRequest
 from md_export.matrix.seen import Seen, files_in
@@ -24,6 +25,8 @@ from md_export.workers import call_worker
 # All that is read when a checkpoint is opened and exported; a test holds it against the files that are opened.
 READ: Final = (
     "sibling.json",
+    "loras.json",
+    "loras",
     "model_index.json",
     "text_encoder",
     "tokenizer",
@@ -61,7 +64,8 @@ def planned(request: BuildRequest, cache: Cache, seen: Seen) -> Plan:
 def places(request: BuildRequest) -> dict[str, Any]:
     """Where workers find the checkpoint and golden cases."""
     given = request.golden and str(request.golden.resolve())
-    return {"checkpoint": str(request.checkpoint.resolve()), "given": given}
+    loras = {name: str(file.resolve()) for name, file in lora_places(request.recipes).items()}
+    return {"checkpoint": str(request.checkpoint.resolve()), "given": given, **loras}
 
 
 def missing(
@@ -94,17 +98,23 @@ def missing(
 def _read_by(request: BuildRequest, seen: Seen) -> list[dict[str, str | None]]:
     """Hashes of all files that the plan is made from."""
     roots: list[tuple[Path, tuple[str, ...]]] = [
-        (root, READ) for root in (request.checkpoint, *_parent(request.checkpoint)) if root.is_dir()
+        (root, READ) for root in (request.checkpoint, *parents(request.checkpoint)) if root.is_dir()
     ]
     if request.golden is not None and request.golden.is_dir():
         roots.append((request.golden, ("index.json",)))
+    roots += [(file.parent, (file.name,)) for file in lora_places(request.recipes).values()]
     return [seen.hashes(root.resolve(), files_in(root, within)) for root, within in roots]
 
 
-def _parent(checkpoint: Path) -> Iterator[Path]:
-    """The folder that a sibling inherits from; where the note is wrong, the worker says so."""
+def parents(checkpoint: Path) -> Iterator[Path]:
+    """The folders that a checkpoint takes files from, if there are any; where a note is wrong, the worker says so."""
+    base = _named(checkpoint / "loras.json", "base")
+    parent = _named((base or checkpoint) / "sibling.json", "parent")
+    yield from (folder for folder in (base, parent) if folder is not None)
+
+
+def _named(note: Path, field: str) -> Path | None:
     try:
-        note = json.loads((checkpoint / "sibling.json").read_text(encoding="utf-8"))
-        yield checkpoint / str(note["parent"])
+        return note.parent / str(json.loads(note.read_text(encoding="utf-8"))[field])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return
+        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from md_export.errors import ConversionError, ParityError
 from md_export.matrix.cache import Cache
 from md_export.matrix.costs import Measured
+from md_export.matrix.entry import Entry
 from md_export.matrix.plan import Cost, Step
 from md_export.workers import answer_of, run_worker
 
@@ -32,15 +34,17 @@ class Task:
     most_bytes: int = 0
 
 
-def perform(task: Task) -> Cost:
+def perform(task: Task, cache: Cache | None = None) -> Cost:
     """Carry a step out in a process of its own and keep what it made; answers with what it took.
+
+    ``cache``: the one at ``task.cache``, where it is more than a folder.
 
     Raises:
         ConversionError: the process failed, or held more memory than it may.
         ParityError: an export does not compute what the checkpoint computes.
         OutputError: the cache cannot be written.
     """
-    cache, step = Cache(task.cache), task.step
+    cache, step = cache or Cache(task.cache), task.step
     folder = task.work / step.key
     folder.mkdir()
     needed = {key: cache.require(key) for key in step.needs}
@@ -60,9 +64,14 @@ def perform(task: Task) -> Cost:
     value = answer_of(ended, ConversionError, step.label)
     if "failures" in value:
         raise ParityError("; ".join(value["failures"]))
-    others = {name: file.sha256 for entry in needed.values() for name, file in entry.files.items()}
-    cache.put(step.key, step.kind, step.label, folder, value | ({"others": others} if step.kind == "export" else {}))
+    others = {"others": others_of(needed.values())} if step.kind == "export" else {}
+    cache.put(step.key, step.kind, step.label, folder, value | others)
     return cost
+
+
+def others_of(needed: Iterable[Entry]) -> dict[str, str]:
+    """SHA-256 of each file that an export has from the steps before it."""
+    return {name: file.sha256 for entry in needed for name, file in entry.files.items()}
 
 
 def _peak(seen: int, answer: dict[str, Any]) -> int:

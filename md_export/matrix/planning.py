@@ -7,51 +7,28 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from md_export.artifact import GOLDEN_FOLDER
-from md_export.checkpoint import Checkpoint, open_checkpoint
-from md_export.checkpoint.build import build_on_meta, component_named
+from md_export.checkpoint.lora.source import adapted
 from md_export.files import sha256_of
-from md_export.matrix.costs import artifact_cost, cases_cost, export_cost
-from md_export.matrix.depends import OF_AN_ARTIFACT, alone, changes_of, is_calibrated
+from md_export.matrix.costs import artifact_cost, cases_cost, export_cost, space_of
+from md_export.matrix.depends import OF_AN_ARTIFACT, alone, calls_of, changes_of, is_calibrated, makers_of_inputs
+from md_export.matrix.ground import Ground, ground_of
 from md_export.matrix.keys import key_of, maker
+from md_export.matrix.loras import lora_places, lora_request
 from md_export.matrix.plan import ExportPlan, Plan, Step, plan_to_dict
-from md_export.notes import notes_of
-from md_export.parity.calibration import needs_calibration
+from md_export.notes import steps_notes
+from md_export.parity.calibration import calibration_pairs, needs_calibration
 from md_export.parity.golden import INDEX, read_index
-from md_export.parity.prepare import planned_cases
+from md_export.parity.prepare import planned_cases, present_golden
 from md_export.pipeline import check_recipe
 from md_export.recipe import Recipe, recipe_from_dict, recipe_to_dict
 from md_export.versions import tools_of
 
-_FLOAT32_BYTES: Final = 4
-# Of float32 weights, by the type that they are stored in, generously.
-_SPACE: Final = {"float32": 1.1, "float16": 0.7}
-_SPACE_OF_OTHERS: Final = 0.4
-
-
-@dataclass(frozen=True)
-class _Ground:
-    """What all recipes share.
-
-    Attributes:
-        common: of every key: the checkpoint, and who computes.
-        given: folder of golden cases; None where they are to be made.
-        weights: bytes of each component in float32.
-    """
-
-    checkpoint: Checkpoint
-    common: dict[str, Any]
-    notes: dict[str, str]
-    given: Path | None
-    weights: dict[str, int]
-
-    @property
-    def all_weights(self) -> int:
-        return sum(self.weights.values())
+# Prompt and seed of each case.
+_Pairs = list[tuple[str, int]]
 
 
 def plan_in_worker(request: dict[str, Any]) -> dict[str, Any]:
@@ -69,130 +46,143 @@ def plan(recipes: list[Recipe], checkpoint_dir: Path, golden: Path | None) -> Pl
     """
     for recipe in recipes:
         check_recipe(recipe)
-    ground = _ground(checkpoint_dir, golden)
     steps: dict[str, Step] = {}
-    exports = tuple(_export(recipe, ground, steps) for recipe in recipes)
+    with ExitStack() as folders:
+        grounds = _grounds(recipes, checkpoint_dir, golden, folders)
+        exports = tuple(
+            _export(dataclasses.replace(recipe, loras=()), grounds[recipe.loras], steps) for recipe in recipes
+        )
     return Plan(tuple(steps.values()), exports)
 
 
-def _ground(checkpoint_dir: Path, golden: Path | None) -> _Ground:
-    checkpoint = open_checkpoint(checkpoint_dir)
-    checkpoint.check()
-    own = checkpoint.root / GOLDEN_FOLDER
-    names = ("text_encoder", "unet", "vae_decoder")
-    return _Ground(
-        checkpoint,
-        {
-            "checkpoint": checkpoint.sha256(),
-            "trained": checkpoint.trained_substitutions,
-            "maker": maker(),
-            "tools": tools_of(),
-        },
-        notes_of(checkpoint),
-        golden or (own if own.is_dir() else None),
-        {name: _weight_bytes(checkpoint, name) for name in names},
-    )
+def _grounds(
+    recipes: list[Recipe], checkpoint_dir: Path, golden: Path | None, folders: ExitStack
+) -> dict[tuple[str, ...], Ground]:
+    """The checkpoint with each set of LoRAs that some recipe names, while ``folders`` is open."""
+    places, found = lora_places(recipes), dict[tuple[str, ...], Ground]()
+    for loras in dict.fromkeys(recipe.loras for recipe in recipes):
+        folder = folders.enter_context(adapted(checkpoint_dir, loras))
+        sizes = {recipe.size for recipe in recipes if recipe.loras == loras}
+        found[loras] = ground_of(folder, golden, sizes, lora_request(loras, places))
+    return found
 
 
-def _weight_bytes(checkpoint: Checkpoint, name: str) -> int:
-    module = build_on_meta(component_named(name), checkpoint.config)
-    return _FLOAT32_BYTES * sum(int(tensor.numel()) for tensor in module.state_dict().values())
-
-
-def _export(recipe: Recipe, ground: _Ground, steps: dict[str, Step]) -> ExportPlan:
-    golden, cases = _golden(recipe, ground, steps)
-    made = _calibration(recipe, ground, golden, steps)
+def _export(recipe: Recipe, ground: Ground, steps: dict[str, Step]) -> ExportPlan:
+    golden, judging = _golden(recipe, ground, steps)
+    made = _calibration(recipe, ground, golden, judging, steps)
+    cases = len(judging)
     parts = tuple(_artifact(recipe, name, ground, golden, made, steps) for name in recipe.components)
     plain = recipe_to_dict(recipe)
     content = {"step": "export", **ground.common, "tools": tools_of(recipe.target), "recipe": plain, "parts": parts}
+    content["loras"] = [str(lora) for lora in ground.checkpoint.loras]
     weights = sum(ground.weights[name] for name in recipe.components)
     step = Step(
         key=key_of(content | {"golden": golden}),
         kind="export",
         label=f"{recipe.name}: verify",
         needs=(golden, *parts),
-        request={"recipe": plain, "golden": golden, "parts": list(parts)},
-        alike=_alike("export", recipe.target, weights, cases, *(recipe.schemes[one] for one in recipe.components)),
-        cost=export_cost(recipe.target, weights, cases),
+        request={"recipe": plain, "golden": golden, "parts": list(parts), "loras": ground.loras},
+        alike=_alike("export", weights, cases, calls_of(recipe), *_of_an_export(recipe)),
+        cost=export_cost(recipe.target, weights, cases * calls_of(recipe), ground.area(recipe)),
     )
     steps.setdefault(step.key, step)
-    space = sum(ground.weights[name] * _space(recipe.schemes[name].weights) for name in recipe.components)
-    return ExportPlan(recipe.name, recipe.target, step.key, round(space))
+    space = sum(space_of(recipe.schemes[name], ground.weights[name]) for name in recipe.components)
+    return ExportPlan(recipe.name, recipe.target, step.key, space)
 
 
-def _golden(recipe: Recipe, ground: _Ground, steps: dict[str, Step]) -> tuple[str, int]:
-    """Key and number of the cases that judge."""
-    if ground.given is not None:
-        index = read_index(ground.given)
-        source: dict[str, Any] = {"index": sha256_of(ground.given / INDEX)}
-        count = len(index.cases)
+def _golden(recipe: Recipe, ground: Ground, steps: dict[str, Step]) -> tuple[str, _Pairs]:
+    """Key of the cases that judge, and what they are of."""
+    checkpoint = ground.checkpoint.at(recipe.size)
+    given = present_golden(checkpoint, ground.given, recipe.sampler)
+    if given is not None:
+        pairs = [(case.prompt, case.seed) for case in read_index(given).cases]
+        source: dict[str, Any] = {"index": sha256_of(given / INDEX)}
     else:
-        pairs = planned_cases(recipe, ground.checkpoint)
-        source, count = {"pairs": pairs}, len(pairs)
+        pairs = planned_cases(recipe, checkpoint)
+        source = {"pairs": pairs, "size": checkpoint.config.image_size}
     changes = changes_of(recipe)
     key = key_of({"step": "golden", **ground.common, **changes, **source})
-    computed = count if ground.given is None or changes["rewrites"] else 0
+    computed = len(pairs) if given is None or changes["rewrites"] else 0
     step = Step(
         key=key,
         kind="golden",
         label="golden cases" if computed == 0 else f"{computed} golden cases by torch",
         needs=(),
-        request={"recipe": recipe_to_dict(dataclasses.replace(recipe, rewrites=tuple(changes["rewrites"])))},
-        alike=_alike("golden", ground.all_weights, computed),
-        cost=cases_cost(ground.all_weights, computed),
+        request={"recipe": recipe_to_dict(dataclasses.replace(recipe, rewrites=tuple(changes["rewrites"])))}
+        | {"loras": ground.loras},
+        alike=_alike("golden", ground.all_weights, computed, recipe.size, calls_of(recipe)),
+        cost=cases_cost(ground.all_weights, computed * calls_of(recipe), ground.area(recipe)),
     )
     steps.setdefault(key, step)
-    return key, count
+    return key, pairs
 
 
-def _calibration(recipe: Recipe, ground: _Ground, golden: str, steps: dict[str, Step]) -> str | None:
-    """Key of the cases that calibrate; None where the golden ones serve, or nothing is calibrated."""
+def _calibration(
+    recipe: Recipe, ground: Ground, golden: str, judging: _Pairs, steps: dict[str, Step]
+) -> tuple[str, dict[str, Any]] | None:
+    """Key of the cases that calibrate, and what they are of; None where the golden ones serve, or none are needed."""
     plan = recipe.calibration
     if plan is None or not needs_calibration(recipe):
         return None
-    changes = changes_of(recipe)
-    asked = {"prompts": plan.prompts, "seeds": plan.seeds}
-    key = key_of({"step": "calibration", **ground.common, "golden": golden, **changes, **asked})
-    count = len(plan.seeds) * len(plan.prompts or recipe.golden.prompts)
+    pairs = calibration_pairs(recipe.name, plan, judging)
+    asked = {**changes_of(recipe), "pairs": pairs, "size": recipe.size}
+    key = key_of({"step": "calibration", **ground.common, **asked})
+    count = len(pairs)
     step = Step(
         key=key,
         kind="calibration",
-        label=f"about {count} calibration cases by torch",
+        label=f"{count} calibration cases by torch",
         needs=(golden,),
-        request={"recipe": recipe_to_dict(recipe), "golden": golden},
-        alike=_alike("calibration", ground.all_weights, count),
-        cost=cases_cost(ground.all_weights, count),
+        request={"recipe": recipe_to_dict(recipe), "golden": golden, "loras": ground.loras},
+        alike=_alike("calibration", ground.all_weights, count, recipe.size, calls_of(recipe)),
+        cost=cases_cost(ground.all_weights, count * calls_of(recipe), ground.area(recipe)),
     )
     steps.setdefault(key, step)
-    return key
+    return key, asked
 
 
-def _artifact(recipe: Recipe, name: str, ground: _Ground, golden: str, made: str | None, steps: dict[str, Step]) -> str:
+def _artifact(
+    recipe: Recipe,
+    name: str,
+    ground: Ground,
+    golden: str,
+    made: tuple[str, dict[str, Any]] | None,
+    steps: dict[str, Step],
+) -> str:
     """Key of one artifact. What the component does not depend on has no part in it: thresholds, names, other schemes,
-    rewrites that fire elsewhere."""
+    rewrites that fire elsewhere, weights of other components; what it has of their configs is in the notes."""
     scheme = recipe.schemes[name]
-    cases = made if is_calibrated(scheme) else None
-    plain = recipe_to_dict(alone(recipe, name))
+    notes = ground.notes[recipe.size][name] | steps_notes(ground.checkpoint, recipe.sampler)
+    cases, asked = made if made and is_calibrated(scheme) else (None, None)
+    part = alone(recipe, name)
+    plain = recipe_to_dict(part)
     own = {field: plain[field] for field in OF_AN_ARTIFACT}
-    content = {"step": "artifact", **ground.common, "tools": tools_of(recipe.target), "notes": ground.notes, **own}
+    content = {"step": "artifact", "maker": maker(), "tools": tools_of(recipe.target), "notes": notes, **own}
+    if asked is not None:
+        content["calibrated on"] = {**asked, "by": makers_of_inputs(ground.checkpoint.file_hashes(), name)}
+    elif is_calibrated(scheme):
+        content["calibrated on"] = golden
+    if changes_of(part)["rewrites"]:
+        content["trained"] = ground.checkpoint.trained_substitutions
     # What onnxruntime fuses for a processor is for the machine that it was fused on.
     host = platform.node() if recipe.form else None
-    key = key_of(content | {"golden": golden, "cases": cases, "host": host})
+    key = key_of(content | {"host": host})
     step = Step(
         key=key,
         kind="artifact",
         label=f"{recipe.name}: {name}",
         needs=(golden,) if cases is None else (golden, cases),
-        request={"recipe": plain, "component": name, "notes": ground.notes, "golden": golden, "cases": cases},
-        alike=_alike("artifact", recipe.target, name, ground.weights[name], scheme),
-        cost=artifact_cost(recipe.target, name, scheme, ground.weights[name]),
+        request={"recipe": plain, "component": name, "notes": notes, "golden": golden, "cases": cases}
+        | {"loras": ground.loras},
+        alike=_alike("artifact", recipe.target, name, ground.weights[name], scheme, recipe.size),
+        cost=artifact_cost(recipe.target, name, scheme, ground.weights[name], ground.area(recipe)),
     )
     steps.setdefault(key, step)
     return key
 
 
-def _space(weights: str) -> float:
-    return _SPACE.get(weights, _SPACE_OF_OTHERS)
+def _of_an_export(recipe: Recipe) -> tuple[Any, ...]:
+    return recipe.target, recipe.size, *map(recipe.schemes.get, recipe.components)
 
 
 def _alike(*what: Any) -> str:

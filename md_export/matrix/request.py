@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -13,6 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from md_export.data import builtin_recipe, builtin_recipes, recipe_file
 from md_export.errors import RecipeError
 from md_export.files import is_plain_name, read_regular
+from md_export.loras import anchored
 from md_export.recipe import Recipe, load_recipe
 from md_export.visible import first_control
 
@@ -25,12 +26,24 @@ _MARKS: Final = ("matrix", "recipes")
 
 @dataclass(frozen=True)
 class Matrix:
-    """Every target in every precision: the recipes ``<target>-<precision>`` that ship."""
+    """Every target in every precision: the recipes ``<target>-<precision>`` that ship.
+
+    Attributes:
+        sizes: each of them in every one.
+        loras: each with every set of LoRAs, files relative to this one; an empty set stands for the checkpoint alone.
+    """
 
     __pydantic_config__ = _FORBID
 
-    targets: tuple[Literal["coreml", "tflite", "onnx"], ...]
+    targets: tuple[Literal["coreml", "tflite", "onnx", "coreai"], ...]
     precisions: tuple[str, ...]
+    sizes: tuple[int, ...] = ()
+    loras: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def count(self) -> int:
+        """Of the recipes."""
+        return len(self.targets) * len(self.precisions) * (len(self.sizes) or 1) * (len(self.loras) or 1)
 
 
 @dataclass(frozen=True)
@@ -60,7 +73,9 @@ class BuildRequest:
         golden: golden cases; None: the checkpoint's own, else made from the recipes' prompts.
         cache: folder of what was built before.
         jobs: steps at a time.
-        most_bytes: memory that all steps that run at a time may hold together.
+        most_bytes: memory that all steps that run at a time may hold together; None: most of what is installed.
+        dask: a scheduler on whose workers the steps run: as many at a time as there are workers, ``most_bytes`` each.
+        store: given with it: URL of a folder that this machine and all workers read and write.
     """
 
     recipes: tuple[Recipe, ...]
@@ -69,7 +84,9 @@ class BuildRequest:
     cache: Path
     golden: Path | None = None
     jobs: int = 1
-    most_bytes: int = field(default=8_000_000_000)
+    most_bytes: int | None = None
+    dask: str | None = None
+    store: str | None = None
 
 
 _BUILD: Final = TypeAdapter(BuildRecipe)
@@ -95,15 +112,21 @@ def _recipes_of(file: Path) -> list[Recipe]:
     if not any(mark in values for mark in _MARKS):
         return [load_recipe(file)]
     build = _build_recipe(values, file)
-    count = len(build.recipes) + (len(build.matrix.targets) * len(build.matrix.precisions) if build.matrix else 0)
+    count = len(build.recipes) + (build.matrix.count if build.matrix else 0)
     if count > _MOST_RECIPES:
         raise RecipeError(f"{file}: names {count} recipes; {_MOST_RECIPES} are the most that one build takes")
     named = [recipe_file(file.parent / name if (file.parent / name).exists() else Path(name)) for name in build.recipes]
-    if build.matrix is not None:
-        named += [_shipped(target, one, file) for target in build.matrix.targets for one in build.matrix.precisions]
-    if not named:
+    recipes = [load_recipe(one) for one in named] + (_spread(build.matrix, file) if build.matrix else [])
+    if not recipes:
         raise RecipeError(f"{file}: names no recipe; fill [matrix] targets and precisions, or recipes")
-    return [load_recipe(one).narrowed(build.components) for one in named]
+    return [recipe.narrowed(build.components) for recipe in recipes]
+
+
+def _spread(matrix: Matrix, file: Path) -> list[Recipe]:
+    shipped = [load_recipe(_shipped(target, one, file)) for target in matrix.targets for one in matrix.precisions]
+    sized = [recipe.sized(size) for recipe in shipped for size in matrix.sizes or (None,)]
+    sets = [tuple(anchored(lora, file.parent) for lora in loras) for loras in matrix.loras or ((),)]
+    return [recipe.adapted(loras) for recipe in sized for loras in sets]
 
 
 def _shipped(target: str, precision: str, file: Path) -> Path:

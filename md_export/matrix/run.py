@@ -5,11 +5,7 @@ Nothing here imports torch: a build that has nothing to do says so at once, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -17,15 +13,14 @@ from md_export.errors import MdExportError
 from md_export.files import require_space
 from md_export.matrix.cache import Cache
 from md_export.matrix.entry import Entry
-from md_export.matrix.opening import missing, places, planned
-from md_export.matrix.perform import Task, perform
+from md_export.matrix.opening import missing, planned
 from md_export.matrix.place import check_replaceable, is_placed, place
 from md_export.matrix.plan import Cost, ExportPlan, Plan, Step
 from md_export.matrix.request import BuildRequest
-from md_export.matrix.schedule import Failure, Limits, Watcher, run_steps, submitter
+from md_export.matrix.schedule import Failure, Limits, Watcher, run_steps
 from md_export.matrix.seen import Seen
+from md_export.matrix.sites import Site, site_of
 from md_export.matrix.workspace import workspace
-from md_export.memory import kill_children
 
 Status = Literal["up to date", "planned", "from the cache", "built", "failed"]
 
@@ -75,18 +70,17 @@ def build(request: BuildRequest, listener: Listener, dry: bool = False) -> Outco
         return _outcome(plan, request, {})
     for export in due:
         check_replaceable(request.out / export.name)
-    steps, cached = missing(plan, due, cache, listener.line)
-    limits = Limits(request.jobs, request.most_bytes)
-    listener.planned(steps, cached, limits)
-    if dry:
-        return _outcome(plan, request, {export.name: "planned" for export in due})
-    require_space(request.out, sum(export.space for export in due))
-    require_space(cache.root, sum(export.space for export in due if plan.step(export.key) in steps))
-    with workspace(request.out) as placing, workspace(cache.work) as work, _threads(request.jobs) as executor:
-        placer = _Placer(plan, due, request, cache, placing, listener)
-        placer.place_cached(steps)
-        begin = submitter(executor, partial(_perform, request, cache.root, work))
-        failures = run_steps(steps, begin, limits, placer)
+    with site_of(request, plan) as site:
+        steps, cached = missing(plan, due, site.cache, listener.line)
+        listener.planned(steps, cached, site.limits)
+        if dry:
+            return _outcome(plan, request, {export.name: "planned" for export in due})
+        require_space(request.out, sum(export.space for export in due))
+        require_space(cache.root, sum(export.space for export in due if plan.step(export.key) in steps))
+        with workspace(request.out) as placing, site.open(steps) as begin:
+            placer = _Placer(plan, due, request, site, placing, listener)
+            placer.place_cached(steps)
+            failures = run_steps(steps, begin, site.limits, placer)
     for export in due:
         _is_there(export, request, cache, seen)
     return _outcome(plan, request, placer.status, (*failures, *placer.failures))
@@ -105,32 +99,14 @@ def _is_there(export: ExportPlan, request: BuildRequest, cache: Cache, seen: See
     return entry is not None and is_placed(folder, entry, seen)
 
 
-def _perform(request: BuildRequest, cache: Path, work: Path, step: Step, most_bytes: int) -> Cost:
-    return perform(Task(step, cache, work, places(request), most_bytes))
-
-
-@contextmanager
-def _threads(jobs: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that wait for processes; an interrupt ends those."""
-    executor = ThreadPoolExecutor(jobs)
-    try:
-        yield executor
-    except BaseException:
-        executor.shutdown(wait=False, cancel_futures=True)
-        kill_children()
-        raise
-    finally:
-        executor.shutdown()
-
-
 class _Placer:
     """Passes on what happens, and puts each export into its folder as soon as it is proved."""
 
     def __init__(
-        self, plan: Plan, due: list[ExportPlan], request: BuildRequest, cache: Cache, work: Path, listener: Listener
+        self, plan: Plan, due: list[ExportPlan], request: BuildRequest, site: Site, work: Path, listener: Listener
     ) -> None:
-        self._plan, self._due, self._out, self._cache = plan, due, request.out, cache
-        self._work, self._listener = work, listener
+        self._plan, self._due, self._out, self._cache = plan, due, request.out, site.cache
+        self._work, self._listener, self._news = work, listener, site.news
         self.status: dict[str, Status] = {export.name: "failed" for export in due}
         self.failures: list[Failure] = []
 
@@ -153,6 +129,8 @@ class _Placer:
         self._listener.failed(failure)
 
     def tick(self) -> None:
+        for text in self._news():
+            self._listener.line(text)
         self._listener.tick()
 
     def _place(self, export: ExportPlan, status: Status) -> None:

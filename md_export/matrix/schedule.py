@@ -15,10 +15,11 @@ _TICK_S: Final = 0.5
 
 @dataclass(frozen=True)
 class Limits:
-    """How many steps run at a time, and how much memory they may hold together."""
+    """How many steps run at a time, and how much memory they may hold: together, or each where they run ``apart``."""
 
     jobs: int
     most_bytes: int
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,11 +115,12 @@ class _Run:
         return ready and len(self._running) < self._limits.jobs and step.cost.peak_bytes <= self._free()
 
     def _free(self) -> int:
-        return self._limits.most_bytes - sum(given for _, given in self._running.values())
+        held = 0 if self._limits.apart else sum(given for _, given in self._running.values())
+        return self._limits.most_bytes - held
 
     def _share(self, step: Step) -> int:
         """What it needs, or an equal share of what is left where that is more: together never above the limit."""
-        places = self._limits.jobs - len(self._running)
+        places = 1 if self._limits.apart else self._limits.jobs - len(self._running)
         return max(step.cost.peak_bytes, self._free() // places)
 
     def _end(self, future: Future[Cost]) -> None:

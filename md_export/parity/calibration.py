@@ -12,7 +12,7 @@ from md_export.calibration import CalibrationPlan
 from md_export.checkpoint import Checkpoint
 from md_export.errors import RecipeError
 from md_export.parity.cases import Surface, inputs_of
-from md_export.parity.golden import GoldenIndex, read_case, read_index
+from md_export.parity.golden import read_case, read_index
 from md_export.parity.prepare import golden_source
 from md_export.parity.recording import write_golden
 from md_export.recipe import Recipe
@@ -22,15 +22,18 @@ Progress = Callable[[str], None]
 
 
 class CalibrationInputs(Sequence[Arrays]):
-    """A component's inputs in some cases of a folder; each is read when it is asked for, and not kept."""
+    """A component's inputs in some cases of a folder, each call of it; they are read when asked for, and not kept."""
 
     def __init__(self, recipe: Recipe, part: Surface, folder: Path, step: int = 1) -> None:
         """``step``: 2 for every other case."""
         self._recipe, self._part, self._folder = recipe, part, folder
-        self._files = read_index(folder).cases[::step]
+        index = read_index(folder)
+        # Every case of a folder holds as many calls of a component.
+        count = len(read_case(folder, index.cases[0]).calls(part.component)) if index.ddim else 1
+        self._places = [(item, call) for item in index.cases[::step] for call in range(count)]
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._places)
 
     @overload
     def __getitem__(self, index: int) -> Arrays: ...
@@ -39,7 +42,9 @@ class CalibrationInputs(Sequence[Arrays]):
     def __getitem__(self, index: int | slice) -> Arrays | Sequence[Arrays]:
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
-        return inputs_of(self._recipe, self._part, read_case(self._folder, self._files[index]))
+        item, call = self._places[index]
+        case = read_case(self._folder, item).calls(self._part.component)[call]
+        return inputs_of(self._recipe, self._part, case)
 
 
 @contextmanager
@@ -64,9 +69,10 @@ def calibration_cases(
     if plan is None:
         yield None
         return
-    pairs = _pairs(recipe.name, plan, read_index(golden))
+    judging = [(item.prompt, item.seed) for item in read_index(golden).cases]
+    pairs = calibration_pairs(recipe.name, plan, judging)
     with tempfile.TemporaryDirectory(prefix=".calibration-", dir=scratch) as name:
-        source = golden_source(checkpoint, recipe.rewrites, recipe.allow_drift)
+        source = golden_source(checkpoint.at(recipe.size), recipe.rewrites, recipe.allow_drift, recipe.sampler)
         write_golden(source, pairs, Path(name), progress, use="calibration")
         yield Path(name)
 
@@ -82,14 +88,18 @@ def calibration_inputs(recipe: Recipe, part: Surface, golden: Path, made: Path |
 def needs_calibration(recipe: Recipe) -> bool:
     """Whether anything in it depends on calibration inputs."""
     schemes = [recipe.schemes[name] for name in recipe.components]
-    return any(scheme.activations == "int8_static" or scheme.is_adjusted for scheme in schemes)
+    return any(scheme.is_static or scheme.is_adjusted for scheme in schemes)
 
 
-def _pairs(name: str, plan: CalibrationPlan, golden: GoldenIndex) -> list[tuple[str, int]]:
-    """Prompt and seed of each case."""
-    prompts = plan.prompts or tuple(dict.fromkeys(item.prompt for item in golden.cases))
+def calibration_pairs(name: str, plan: CalibrationPlan, golden: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Prompt and seed of each case that calibrates, given those of the cases that judge.
+
+    Raises:
+        RecipeError: one is among both.
+    """
+    prompts = plan.prompts or tuple(dict.fromkeys(prompt for prompt, _ in golden))
     pairs = [(prompt, seed) for seed in plan.seeds for prompt in prompts]
-    judging = {(item.prompt, item.seed) for item in golden.cases}.intersection(pairs)
+    judging = set(golden).intersection(pairs)
     if judging:
         prompt, seed = min(judging)
         raise RecipeError(

@@ -44,14 +44,20 @@ def output_of(recipe: Recipe, part: Surface, case: GoldenCase) -> Array:
     return case.output(layout_of(recipe).output_of(part.component, made.name))
 
 
+def each_call(component: str, cases: Sequence[GoldenCase]) -> list[GoldenCase]:
+    """The cases, each once for every call of the component that it holds."""
+    return [call for case in cases for call in case.calls(component)]
+
+
 def golden_cases(recipe: Recipe, part: Surface, cases: Sequence[GoldenCase]) -> tuple[list[Arrays], list[Array]]:
-    """Inputs of an artifact in each case, and what it must make of them.
+    """Inputs of an artifact in each case and call, and what it must make of them.
 
     Raises:
         ArtifactError: the manifest has other names than the component's.
     """
     try:
-        return [inputs_of(recipe, part, case) for case in cases], [output_of(recipe, part, case) for case in cases]
+        calls = each_call(part.component, cases)
+        return [inputs_of(recipe, part, case) for case in calls], [output_of(recipe, part, case) for case in calls]
     except (KeyError, ValueError) as error:
         raise ArtifactError(
             f"the manifest's inputs and outputs of {part.component} are not that component's ({error}); it was edited, "

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+import numpy as np
+
 from md_export.artifact import ArtifactEntry, Manifest
+from md_export.parity.cases import each_call
 from md_export.parity.golden import GoldenCase
 from md_export.sampling import latent_from
 from md_export.tensors import Array, Arrays
@@ -19,11 +22,15 @@ def chain_inputs(
 ) -> list[Arrays]:
     """The golden inputs with what the artifacts before this one made, by component, in place of the golden values.
 
-    None where the chain broke off.
+    None where the chain broke off. In many steps, the UNet's are what it starts from: see
+    :func:`md_export.sampling.denoise`.
     """
     if entry.component == "text_encoder":
-        return [case.inputs("text_encoder") for case in cases]
+        return [case.inputs("text_encoder") for case in each_call("text_encoder", cases)]
     before = made.get(CHAIN[CHAIN.index(entry.component) - 1], [])
+    if manifest.ddim is not None and entry.component == "unet":
+        pairs = zip(cases, before[::2], before[1::2], strict=False)
+        return [start_of(case.values.noise, [empty, text]) for case, empty, text in pairs]
     batches: list[Arrays] = []
     for case, value in zip(cases, before, strict=False):
         if entry.component == "unet":
@@ -33,7 +40,12 @@ def chain_inputs(
     return batches
 
 
+def start_of(noise: Array, texts: Sequence[Array]) -> Arrays:
+    """What many steps start from: noise ``[1, C, h, w]``, and ``[1, L, D]`` of the empty prompt and of the prompt."""
+    return {"sample": noise, "encoder_hidden_states": np.concatenate(texts)}
+
+
 def latent_of(manifest: Manifest, noise: Array, unet_output: Array) -> Array:
-    """What the decoder takes; an artifact whose graph ends in the latent has computed it already."""
-    folded = manifest.entry_for("unet").outputs[0].name == "latent"
+    """What the decoder takes; many steps, or an artifact whose graph ends in the latent, have computed it already."""
+    folded = manifest.ddim is not None or manifest.entry_for("unet").outputs[0].name == "latent"
     return unet_output if folded else latent_from(noise, unet_output, manifest.one_step)

@@ -8,6 +8,8 @@ from string import ascii_letters
 from typing import Final
 
 from md_export.artifact import ArtifactEntry, Manifest, artifact_path, bytes_of_artifact
+from md_export.checkpoint.origin import hash_of_files, hash_of_folder
+from md_export.components import COMPONENTS
 from md_export.parity.faults import Check, Fault
 from md_export.scheme import QuantScheme, stored_type
 from md_export.targets.contract import Description
@@ -16,18 +18,22 @@ from md_export.tensors import Array, Arrays
 
 def note_faults(manifest: Manifest, entry: ArtifactEntry, notes: Mapping[str, str]) -> list[Fault]:
     """What the artifact itself says of its origin, which hashes made anew cannot hide."""
-    made_from, component = notes.get("checkpoint_sha256"), notes.get("component")
+    made_from, component = notes.get("source_sha256"), notes.get("component")
     if made_from is None or component is None:
         lines = ["it does not say which checkpoint and component it was made from; export again"]
         return [Fault(Check.ORIGIN, line) for line in lines]
     lines = []
-    if made_from != manifest.checkpoint_sha256:
+    if hash_of_files(manifest.checkpoint_files) != manifest.checkpoint_sha256:
         lines.append(
-            f"it was made from another checkpoint ({made_from[:12]}, the manifest's is "
-            f"{manifest.checkpoint_sha256[:12]}); export again"
+            "the manifest's files of the checkpoint are not those of its checkpoint; it was edited, export again"
         )
+    source = hash_of_folder(manifest.checkpoint_files, COMPONENTS[entry.component].folder)
     if component != entry.component:
         lines.append(f"it says that it is {component!r:.40}; export again")
+    elif made_from != source:
+        lines.append(
+            f"it was made from another checkpoint (its files {made_from[:12]}, not {source[:12]}); export again"
+        )
     return [Fault(Check.ORIGIN, line) for line in lines]
 
 

@@ -20,6 +20,7 @@ from safetensors.numpy import load
 from md_export.artifact import OneStep, first_finding
 from md_export.errors import GoldenError
 from md_export.files import is_plain_name, sha256_of
+from md_export.sampler import Ddim
 from md_export.sampling import Generation
 from md_export.tensors import Array, Arrays
 from md_export.visible import first_control
@@ -45,7 +46,10 @@ class GoldenFile:
 
 @dataclass(frozen=True)
 class GoldenIndex:
-    """``index.json``; ``rewrites`` names the substitutions that were in force when the cases were made."""
+    """``index.json``; ``rewrites`` names the substitutions that were in force when the cases were made.
+
+    ``ddim``: how the cases were sampled, where that was in many steps; each then holds some of the UNet's calls.
+    """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -55,25 +59,47 @@ class GoldenIndex:
     one_step: OneStep
     versions: dict[str, str]
     cases: tuple[GoldenFile, ...]
+    ddim: Ddim | None = None
 
 
 @dataclass(frozen=True)
 class GoldenCase:
-    """One prompt and seed with all that was computed from them."""
+    """One prompt and seed with all that was computed from them.
+
+    ``call``: whose inputs and outputs it shows where a component was called more than once; ``label`` names it.
+    """
 
     name: str
     prompt: str
     seed: int
     values: Generation
+    call: int = 0
+    title: str = ""
+
+    @property
+    def label(self) -> str:
+        """The case and the call in words."""
+        return self.title or self.name
+
+    def calls(self, component: str) -> tuple[GoldenCase, ...]:
+        """The case once for each call of the component: of many steps, some of the UNet's and both texts' are held."""
+        values = self.values
+        if values.sample is None or component == "vae_decoder":
+            return (self,)
+        titles = {
+            "text_encoder": (f"{self.name} without a prompt", self.name),
+            "unet": tuple(f"{self.name} at timestep {timestep:g}" for timestep in values.timestep.tolist()),
+        }[component]
+        return tuple(dataclasses.replace(self, call=call, title=title) for call, title in enumerate(titles))
 
     def inputs(self, component: str) -> Arrays:
         """The component's golden inputs under the names that its artifacts use."""
         values = self.values
         return {
-            "text_encoder": {"input_ids": values.input_ids},
+            "text_encoder": {"input_ids": self._row(values.input_ids)},
             "unet": {
-                "sample": values.noise,
-                "timestep": values.timestep,
+                "sample": values.noise if values.sample is None else np.repeat(self._row(values.sample), 2, axis=0),
+                "timestep": self._row(values.timestep),
                 "encoder_hidden_states": values.encoder_hidden_states,
             },
             "vae_decoder": {"latent": values.latent},
@@ -83,11 +109,15 @@ class GoldenCase:
         """The golden value of a component's output, by the name that its artifacts give it; KeyError for another."""
         values = self.values
         return {
-            "last_hidden_state": values.encoder_hidden_states,
-            "out_sample": values.unet_output,
+            "last_hidden_state": self._row(values.encoder_hidden_states),
+            "out_sample": self._row(values.unet_output, 2),
             "latent": values.latent,
             "image": values.image,
         }[name]
+
+    def _row(self, array: Array, height: int = 1) -> Array:
+        """What belongs to the call; in one step everything does."""
+        return array if self.values.sample is None else array[height * self.call : height * (self.call + 1)]
 
 
 @dataclass(frozen=True)
@@ -109,7 +139,7 @@ _INDEX: Final = TypeAdapter(GoldenIndex)
 
 def write_index(index: GoldenIndex, folder: Path) -> None:
     """Write ``folder/index.json``."""
-    text = _INDEX.dump_json(index, indent=2).decode()
+    text = _INDEX.dump_json(index, indent=2, exclude_none=True).decode()
     (folder / INDEX).write_text(text + "\n", encoding="utf-8")
 
 
@@ -120,7 +150,24 @@ def read_golden(folder: Path) -> GoldenSet:
         GoldenError: missing or malformed index, a file outside the folder, a hash or a tensor that does not fit.
     """
     index = read_index(folder)
-    return GoldenSet(folder, index, tuple(read_case(folder, item) for item in index.cases))
+    cases = tuple(read_case(folder, item) for item in index.cases)
+    for case in cases:
+        _check_calls(index.ddim, case.values, folder / INDEX)
+    return GoldenSet(folder, index, cases)
+
+
+def _check_calls(ddim: Ddim | None, values: Generation, path: Path) -> None:
+    """Whether a case holds the calls that belong to the index's steps."""
+    if ddim is None:
+        fits = values.sample is None
+    else:
+        timesteps = [ddim.steps[place].timestep for place in ddim.recorded]
+        texts = {len(values.input_ids), len(values.encoder_hidden_states)}
+        counts = (0 if values.sample is None else len(values.sample), len(values.unet_output))
+        fits = values.timestep.tolist() == timesteps and texts == {2}
+        fits = fits and counts == (len(timesteps), 2 * len(timesteps))
+    if not fits:
+        raise GoldenError(f"{path}: a case holds other calls than its steps have; make the golden cases again")
 
 
 def read_index(folder: Path) -> GoldenIndex:
@@ -189,6 +236,7 @@ _RANKS: Final = {
     "latent": 4,
     "image": 4,
     "picture": 3,
+    "sample": 4,
 }
 
 
@@ -221,4 +269,5 @@ def check_finite(values: Generation, prompt: str) -> None:
 
 def arrays_of(values: Generation) -> dict[str, Array]:
     """All that was computed for a case, by name, as its file holds it."""
-    return {field.name: getattr(values, field.name) for field in dataclasses.fields(values)}
+    found = {field.name: getattr(values, field.name) for field in dataclasses.fields(values)}
+    return {name: array for name, array in found.items() if array is not None}

@@ -9,6 +9,7 @@ from md_export.artifact import GOLDEN_FOLDER, Manifest, read_manifest
 from md_export.checkpoint import Checkpoint
 from md_export.errors import ArtifactError, GoldenError
 from md_export.parity.golden import INDEX, GoldenSet, read_golden
+from md_export.sampler import steps_in_words
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,38 @@ def check_belongs(manifest: Manifest, golden: GoldenSet, own: bool) -> None:
             f"{golden.folder} was made with other one-step constants than the manifest's; one of the two was edited, "
             "export again"
         )
+    if golden.index.ddim != manifest.ddim:
+        raise GoldenError(
+            f"{golden.folder} holds golden cases of {steps_in_words(golden.index.ddim)}, the artifacts are for "
+            f"{steps_in_words(manifest.ddim)}; pass the right folder with --golden, or export again"
+        )
+    if not own:
+        _check_size(manifest, golden)
     if own and golden.sha256 != manifest.golden_sha256:
         raise GoldenError(f"{golden.folder / INDEX} was altered since the export; export again")
+
+
+def _check_size(manifest: Manifest, golden: GoldenSet) -> None:
+    """Raise :class:`GoldenError` where the cases are of pictures of another size."""
+    latents = [entry.inputs[0].shape for entry in manifest.artifacts if entry.component != "text_encoder"]
+    found = golden.cases[0].values.noise.shape[2:]
+    if latents and latents[0][2:] != found:
+        wanted, size = (" × ".join(map(str, shape)) for shape in (latents[0][2:], found))
+        raise GoldenError(
+            f"{golden.folder} holds golden cases of another size: latents of {size}, the artifacts take {wanted}; pass "
+            "cases of their size with --golden, or leave it out"
+        )
 
 
 def check_checkpoint(manifest: Manifest, checkpoint: Checkpoint) -> None:
     """Raise :class:`ArtifactError` where the export was made from another checkpoint."""
     if checkpoint.sha256() != manifest.checkpoint_sha256:
+        loras = " and ".join(f"{lora.name} ({lora.sha256[:12]}) at {lora.scale:g}" for lora in manifest.loras)
+        what = "the one that they were exported from"
+        if loras:
+            how = "with --lora FILE:scale, or as the folder that md-export adapt writes"
+            what = f"{what} and its LoRAs, {loras}: {how}"
         raise ArtifactError(
-            f"the artifacts were made from the checkpoint {manifest.checkpoint_sha256[:12]}, {checkpoint.root} is "
-            f"{checkpoint.sha256()[:12]}; name the one that they were exported from"
+            f"the artifacts were made from the checkpoint {manifest.checkpoint_sha256[:12]}, {checkpoint.title} is "
+            f"{checkpoint.sha256()[:12]}; name {what}"
         )

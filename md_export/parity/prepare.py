@@ -7,16 +7,20 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from torch import nn
+
 from md_export.artifact import GOLDEN_FOLDER, Drift, OneStep
 from md_export.checkpoint import Checkpoint
 from md_export.components import COMPONENTS, ModelConfig
-from md_export.components.runner import TorchRunner
+from md_export.components.runner import OneAtATime, TorchRunner
 from md_export.errors import GoldenError
-from md_export.parity.golden import INDEX, GoldenSet, read_golden
+from md_export.parity.fusing import check_fusing
+from md_export.parity.golden import INDEX, GoldenSet, read_case, read_golden, read_index
 from md_export.parity.metrics import compare
 from md_export.parity.recording import GoldenSource, write_golden
 from md_export.recipe import Recipe
 from md_export.rewrites import Consent, apply_rewrites, find_rewrite
+from md_export.sampler import Ddim, DdimStep, SamplerPlan, steps_in_words
 
 Progress = Callable[[str], None]
 
@@ -27,29 +31,48 @@ def one_step(config: ModelConfig) -> OneStep:
     return OneStep(config.schedule.last_timestep, a, b, config.vae.scaling_factor, config.schedule.prediction_type)
 
 
-def golden_source(checkpoint: Checkpoint, rewrites: tuple[str, ...] = (), allow_drift: bool = False) -> GoldenSource:
-    """The checkpoint's torch components, with the rewrites that change the function applied.
+def ddim_of(config: ModelConfig, plan: SamplerPlan | None) -> Ddim | None:
+    """The checkpoint's constants for so many steps; None for one step.
+
+    Raises:
+        ConfigError: its schedule has no such steps.
+    """
+    if plan is None:
+        return None
+    steps = tuple(DdimStep(*step) for step in config.schedule.ddim(plan.steps))
+    return Ddim(plan.guidance, steps, config.vae.scaling_factor, config.schedule.prediction_type)
+
+
+def golden_source(
+    checkpoint: Checkpoint,
+    rewrites: tuple[str, ...] = (),
+    allow_drift: bool = False,
+    sampler: SamplerPlan | None = None,
+) -> GoldenSource:
+    """The checkpoint's torch components, with the rewrites that change the function applied; one in memory at a time.
 
     Raises:
         RewriteError: a rewrite is refused.
     """
-    runners, applied = {}, []
     step, consent = one_step(checkpoint.config), Consent(checkpoint.trained_substitutions, allow_drift)
     # Golden cases show the function; rewrites that only change the form have no place in them.
     changing = tuple(name for name in rewrites if not find_rewrite(name).exact)
-    for name in COMPONENTS:
+
+    def changed(name: str) -> tuple[nn.Module, tuple[str, ...]]:
         module = checkpoint.module(name)
         records = apply_rewrites(changing, name, module, step, consent)
-        applied += [record.name for record in records if record.fired]
-        runners[name] = TorchRunner(name, module, checkpoint.config)
+        return module, tuple(record.name for record in records if record.fired)
+
+    applied = [fired for name in COMPONENTS for fired in changed(name)[1]] if changing else []
     return GoldenSource(
-        runners=runners,
+        runners=OneAtATime(lambda name: TorchRunner(name, changed(name)[0], checkpoint.config)),
         tokenizer_dir=checkpoint.tokenizer_dir,
         text_length=checkpoint.config.text_shape[1],
         latent_shape=checkpoint.config.latent_shape,
         one_step=step,
         checkpoint_sha256=checkpoint.sha256(),
         rewrites=tuple(applied),
+        ddim=ddim_of(checkpoint.config, sampler),
     )
 
 
@@ -58,19 +81,25 @@ def prepare_golden(
 ) -> Drift | None:
     """Fill ``folder`` with golden cases of what the artifacts must compute.
 
-    They are ``given``, else the ``golden/`` folder of the checkpoint, else made from the recipe's prompts.
-    Where a rewrite changes the function they are made anew with it, and the drift from the former is returned.
+    They are ``given``, else the ``golden/`` folder of the checkpoint, else made from the recipe's prompts; where that
+    folder is of pictures of another size, from its own prompts. Where a rewrite changes the function they
+    are made anew with it, and the drift from the former is returned.
 
     Raises:
-        GoldenError: the cases belong to another checkpoint.
+        GoldenError: the cases belong to another checkpoint, or those given are of pictures of another size.
         RewriteError: a rewrite is refused.
+        ParityError: LoRAs in the weights do not compute what they compute beside them.
     """
-    changed = golden_source(checkpoint, recipe.rewrites, recipe.allow_drift) if recipe.rewrites else None
+    checkpoint = checkpoint.at(recipe.size)
+    changed = (
+        golden_source(checkpoint, recipe.rewrites, recipe.allow_drift, recipe.sampler) if recipe.rewrites else None
+    )
     if changed is None or not changed.rewrites:
-        _place_golden(recipe, checkpoint, given, folder, progress)
+        check_fusing(checkpoint, _place_golden(recipe, checkpoint, given, folder, progress).cases[0], progress)
         return None
     with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
         before = _place_golden(recipe, checkpoint, given, Path(scratch) / "golden", progress)
+        check_fusing(checkpoint, before.cases[0], progress)
         folder.mkdir()
         write_golden(changed, [(case.prompt, case.seed) for case in before.cases], folder, progress)
         return measure_drift(before, read_golden(folder))
@@ -80,17 +109,17 @@ def _place_golden(
     recipe: Recipe, checkpoint: Checkpoint, given: Path | None, folder: Path, progress: Progress
 ) -> GoldenSet:
     """Golden cases of the checkpoint as it is: copied where there are some, else computed."""
-    own = checkpoint.root / GOLDEN_FOLDER
-    present = given or (own if own.is_dir() else None)
+    present = present_golden(checkpoint, given, recipe.sampler)
     if present is None:
         folder.mkdir()
-        write_golden(golden_source(checkpoint), planned_cases(recipe, checkpoint), folder, progress)
+        source = golden_source(checkpoint, sampler=recipe.sampler)
+        write_golden(source, planned_cases(recipe, checkpoint), folder, progress)
         return read_golden(folder)
     golden = read_golden(present)
     if golden.index.checkpoint_sha256 != checkpoint.sha256():
         raise GoldenError(
             f"{present} holds golden cases of another checkpoint ({golden.index.checkpoint_sha256[:12]}, this one is "
-            f"{checkpoint.sha256()[:12]}); make them anew with: md-export golden {checkpoint.root} -o DIR"
+            f"{checkpoint.sha256()[:12]}); make them anew with: md-export golden {checkpoint.title} -o DIR"
         )
     folder.mkdir()
     for name in (INDEX, *(item.file for item in golden.index.cases)):
@@ -98,10 +127,49 @@ def _place_golden(
     return golden
 
 
+def present_golden(checkpoint: Checkpoint, given: Path | None, sampler: SamplerPlan | None = None) -> Path | None:
+    """The folder of golden cases that serve ``checkpoint`` as it is, its pictures' size included; None: make some.
+
+    Raises:
+        GoldenError: those ``given`` are of pictures of another size, or were sampled otherwise.
+    """
+    own = checkpoint.root / GOLDEN_FOLDER
+    present = given or (own if own.is_dir() else None)
+    if present is None:
+        return None
+    index = read_index(present)
+    if index.ddim != ddim_of(checkpoint.config, sampler):
+        if given is None:
+            return None
+        flags = f"--steps {sampler.steps} --guidance {sampler.guidance:g} " if sampler else ""
+        raise GoldenError(
+            f"{given} holds golden cases of {steps_in_words(index.ddim)}, which are not the recipe's; make some with: "
+            f"md-export golden {checkpoint.title} {flags}-o DIR"
+        )
+    found = read_case(present, index.cases[0]).values.noise.shape[2:]
+    if found == checkpoint.config.latent_shape[2:]:
+        return present
+    if given is None:
+        return None
+    size, scale = checkpoint.config.image_size, checkpoint.config.vae.downscale
+    raise GoldenError(
+        f"{given} holds golden cases of pictures of {found[1] * scale} × {found[0] * scale} pixels, which cannot judge "
+        f"artifacts for {size} × {size}; make some with: md-export golden {checkpoint.title} --size {size} -o DIR"
+    )
+
+
 def planned_cases(recipe: Recipe, checkpoint: Checkpoint) -> list[tuple[str, int]]:
-    """The parent's prompts for a sibling, which speaks the same language; else the recipe's."""
-    if checkpoint.parent is not None and (checkpoint.parent / GOLDEN_FOLDER).is_dir():
-        return [(case.prompt, case.seed) for case in read_golden(checkpoint.parent / GOLDEN_FOLDER).cases]
+    """Those of the checkpoint's own cases, or of its parent's: its language; else the recipe's.
+
+    Of many steps, as many of them as the recipe's sampler says.
+    """
+    return _known_cases(recipe, checkpoint)[: recipe.sampler.cases if recipe.sampler else None]
+
+
+def _known_cases(recipe: Recipe, checkpoint: Checkpoint) -> list[tuple[str, int]]:
+    for root in checkpoint.homes:
+        if (root / GOLDEN_FOLDER).is_dir():
+            return [(case.prompt, case.seed) for case in read_index(root / GOLDEN_FOLDER).cases]
     return [(prompt, seed) for prompt in recipe.golden.prompts for seed in recipe.golden.seeds]
 
 

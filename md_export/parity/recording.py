@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+
 from md_export import __version__
 from md_export.artifact import OneStep
 from md_export.errors import GoldenError
 from md_export.files import sha256_of
 from md_export.parity.golden import SCHEMA, GoldenFile, GoldenIndex, arrays_of, check_finite, write_index
-from md_export.sampling import draw_noise, generate, tokenize
+from md_export.sampler import Ddim
+from md_export.sampling import Generation, draw_noise, generate, generate_in_steps, tokenize
 from md_export.targets.contract import Runner
 from md_export.tensors import save_tensors
 
@@ -28,6 +31,16 @@ class GoldenSource:
     one_step: OneStep
     checkpoint_sha256: str
     rewrites: tuple[str, ...] = ()
+    ddim: Ddim | None = None
+
+    def generate(self, prompt: str, seed: int) -> Generation:
+        """One prompt and seed, in one step or in many."""
+        ids = tokenize(self.tokenizer_dir, prompt, self.text_length)
+        noise = draw_noise(seed, self.latent_shape)
+        if self.ddim is None:
+            return generate(self.runners, ids, noise, self.one_step)
+        both = np.concatenate([tokenize(self.tokenizer_dir, "", self.text_length), ids])
+        return generate_in_steps(self.runners, both, noise, self.ddim)
 
 
 def write_golden(
@@ -47,16 +60,15 @@ def write_golden(
     files = []
     for number, (prompt, seed) in enumerate(pairs):
         progress(f"{use} case {number + 1} of {len(pairs)}: {prompt!r}, seed {seed}")
-        ids = tokenize(source.tokenizer_dir, prompt, source.text_length)
-        values = generate(source.runners, ids, draw_noise(seed, source.latent_shape), source.one_step)
+        values = source.generate(prompt, seed)
         check_finite(values, prompt)
         name = f"case-{number:03d}"
         path = folder / f"{name}.safetensors"
         save_tensors(arrays_of(values), path)
         path.chmod(0o644)  # safetensors makes files that only their owner can read
         files.append(GoldenFile(name, prompt, seed, path.name, sha256_of(path)))
-    index = GoldenIndex(SCHEMA, source.checkpoint_sha256, source.rewrites, source.one_step, _versions(), tuple(files))
-    write_index(index, folder)
+    made = source.checkpoint_sha256, source.rewrites, source.one_step, _versions(), tuple(files), source.ddim
+    write_index(GoldenIndex(SCHEMA, *made), folder)
 
 
 def _versions() -> dict[str, str]:

@@ -14,21 +14,20 @@ import numpy as np
 
 from md_export.artifact import ArtifactEntry, Manifest, Parity, artifact_path, is_unchanged
 from md_export.errors import ArtifactError, MdExportError
-from md_export.parity.cases import golden_cases, packed
+from md_export.parity.cases import each_call, golden_cases, packed
 from md_export.parity.chain import CHAIN, chain_inputs
 from md_export.parity.contents import claim_faults, note_faults, stored_faults, surface_faults
 from md_export.parity.faults import Check, Fault
-from md_export.parity.golden import GoldenSet
+from md_export.parity.golden import GoldenCase, GoldenSet
 from md_export.parity.metrics import compare, first_fault, worst
 from md_export.parity.opening import OpenedExport, open_export
+from md_export.parity.walking import Execute as Execute
+from md_export.parity.walking import Walker
 from md_export.recipe import Tolerance
 from md_export.sampling import Float32, only_output, picture_from
 from md_export.targets import target_named
-from md_export.tensors import Array, Arrays
-from md_export.workers import Execution, execute
-
-# Runs an artifact of a target on batches, as :func:`md_export.workers.execute` does.
-Execute = Callable[[str, Path, Sequence[Arrays]], Execution]
+from md_export.tensors import Array
+from md_export.workers import Walk, execute, walk
 
 
 @dataclass(frozen=True)
@@ -107,10 +106,11 @@ def judge(
     golden_dir: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
     execute: Execute = execute,
+    walk: Walker = walk,
 ) -> Verification:
     """Judge the export in ``out`` against ``golden_dir``, by default the golden cases that lie in ``out``.
 
-    ``execute`` runs an artifact; by default in a process of its own.
+    ``execute`` runs an artifact, and ``walk`` takes many steps with one; by default in a process of its own.
 
     Raises:
         ArtifactError: the manifest is unreadable, or an artifact is missing.
@@ -124,18 +124,18 @@ def judge(
     results = []
     for entry in manifest.artifacts:
         progress(f"verify {manifest.target} {entry.component} on {len(golden.cases)} golden cases")
-        verdict, outputs = _judge_component(export, entry, chain, execute)
+        verdict, outputs = _judge_component(export, entry, chain, execute, walk)
         results.append(verdict)
         chain[entry.component] = outputs
     whole = len(manifest.artifacts) == len(CHAIN)
     pictures = tuple(picture_from(image) for image in chain["vae_decoder"]) if whole else ()
-    picture = _judge_picture(manifest, golden, pictures) if whole else None
+    picture = judge_picture(manifest, golden.cases, pictures) if whole else None
     result = VerifyResult(manifest.target, manifest.recipe.name, len(golden.cases), tuple(results), picture)
     return Verification(manifest, result, golden, pictures)
 
 
 def _judge_component(
-    export: OpenedExport, entry: ArtifactEntry, chain: dict[str, list[Array]], execute: Execute
+    export: OpenedExport, entry: ArtifactEntry, chain: dict[str, list[Array]], execute: Execute, walk: Walker
 ) -> tuple[ComponentResult, list[Array]]:
     manifest, recipe, cases = export.manifest, export.manifest.recipe, export.golden.cases
     path = artifact_path(export.out, entry)
@@ -146,21 +146,25 @@ def _judge_component(
     except ArtifactError as error:
         fault = Fault(Check.SURFACE, str(error))
         return ComponentResult(entry.component, entry.file, None, tolerance, (*faults, fault)), []
-    chained = [packed(recipe, entry, batch) for batch in chain_inputs(manifest, entry, cases, chain)]
+    following = chain_inputs(manifest, entry, cases, chain)
+    steps = manifest.ddim if entry.component == "unet" else None
+    chained = [] if steps else [packed(recipe, entry, batch) for batch in following]
     faults += surface_faults(entry, inputs[0], wanted[0])
     try:
         run = execute(manifest.target, path, [*inputs, *chained])
         outputs = [only_output(item) for item in run.outputs]
-        faults += [Fault(Check.OVERFLOW, line) for line in run.hazards]
+        count = len(inputs)
+        names = [call.label for call in each_call(entry.component, cases)]
+        parity, broken = worst_parity(outputs[:count], wanted, names)
+        walked = walk(manifest.target, path, following, steps) if steps and parity and following else Walk([])
+        faults += [Fault(Check.OVERFLOW, line) for line in dict.fromkeys((*run.hazards, *walked.hazards))]
         faults += note_faults(manifest, entry, run.found.notes) + claim_faults(export.out, entry, scheme, run.found)
     except MdExportError as error:
         failed = Fault(Check.EXECUTION, str(error))
         return ComponentResult(entry.component, entry.file, None, tolerance, (*faults, failed)), []
-    count = len(cases)
-    parity, broken = worst_parity(outputs[:count], wanted, [case.name for case in cases])
     faults += (shortfalls(parity, tolerance) if parity else broken) + stored_faults(entry, scheme, run.found)
     verdict = ComponentResult(entry.component, entry.file, parity, tolerance, tuple(faults))
-    return verdict, outputs[count:] if parity else []
+    return verdict, (walked.latents if steps else outputs[count:]) if parity else []
 
 
 def altered_faults(out: Path, entry: ArtifactEntry) -> list[Fault]:
@@ -176,12 +180,13 @@ def worst_parity(made: list[Array], wanted: list[Array], names: Sequence[str]) -
     return (None, broken) if broken else (worst([compare(got, want) for got, want, _ in cases]), [])
 
 
-def _judge_picture(manifest: Manifest, golden: GoldenSet, pictures: tuple[Float32, ...]) -> PictureResult:
+def judge_picture(manifest: Manifest, cases: Sequence[GoldenCase], pictures: tuple[Float32, ...]) -> PictureResult:
+    """The pictures that a chain made of some golden cases, against theirs; none where it broke off."""
     least = manifest.recipe.picture_psnr_db
     if not pictures:
         return PictureResult(None, least, (Fault(Check.PICTURE, "no picture, since a component before it failed"),))
     figures = []
-    for case, picture in zip(golden.cases, pictures, strict=True):
+    for case, picture in zip(cases, pictures, strict=True):
         fault = first_fault(picture, case.values.picture)
         if fault:
             return PictureResult(None, least, (Fault(Check.PICTURE, f"{case.name}: {fault}"),))

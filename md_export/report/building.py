@@ -107,10 +107,8 @@ def plan_lines(steps: tuple[Step, ...], cached: int, limits: Limits) -> list[str
     width = max((len(step.label) for step in steps), default=0)
     lines = [_plan_line(step, width, limits) for step in steps]
     seconds = sum(step.cost.seconds for step in steps) / limits.jobs
-    most = limits.most_bytes / 1e9
-    about = (
-        f"about {spelled_time(seconds)} with {limits.jobs} at a time in {most:.1f} GB" if steps else "nothing to run"
-    )
+    most = f"{limits.most_bytes / 1e9:.1f} GB{' each' if limits.apart else ''}"
+    about = f"about {spelled_time(seconds)} with {limits.jobs} at a time in {most}" if steps else "nothing to run"
     return [f"plan: {len(steps)} steps, {cached} more in the cache; {about}", *lines]
 
 

@@ -22,6 +22,7 @@ from md_export.parity.verify import Verification, VerifyResult
 from md_export.report.inside import Part, lint_cells, module_parts, weight_parts
 from md_export.report.plots import Bar, bars, stacked
 from md_export.report.tables import Cells, artifact_cells, decibel, parity_cells
+from md_export.sampler import steps_in_words
 from md_export.sampling import Float32
 
 _MOST_PICTURES: Final = 12
@@ -50,6 +51,7 @@ class Chapter:
     passed: bool
     failures: tuple[str, ...]
     cases: int
+    steps: str
     bytes: int
     picture: str
     least_picture: str
@@ -84,6 +86,7 @@ def _chapter(name: str, verification: Verification, found: Insight) -> Chapter:
         passed=result.passed,
         failures=result.failures,
         cases=result.cases,
+        steps=steps_in_words(manifest.ddim),
         bytes=sum(entry.bytes for entry in manifest.artifacts),
         picture="-" if picture is None or picture.psnr_db is None else decibel(picture.psnr_db),
         least_picture="-" if picture is None else f"{picture.least_psnr_db:g}",

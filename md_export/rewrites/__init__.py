@@ -27,6 +27,7 @@ from md_export.rewrites.softmax_to_relu import count_relu, softmax_to_relu
 from md_export.rewrites.split_attention_heads import count_split, split_attention_heads
 from md_export.rewrites.split_wide_conv2d import count_narrow, split_wide_conv2d
 from md_export.rewrites.staged_group_norm import count_staged, staged_group_norm
+from md_export.rewrites.tabulate_timestep import count_tabled, tabulate_timestep
 from md_export.rewrites.tokens_to_maps import count_maps, tokens_to_maps
 from md_export.rewrites.upsample_to_four_convs import count_four_convs, upsample_to_four_convs
 from md_export.rewrites.vector_linear_to_conv2d import count_vector_conv2d, vector_linear_to_conv2d
@@ -76,6 +77,7 @@ REWRITES: Mapping[str, Rewrite] = {
         Rewrite("fold_norm_affine", True, ("text_encoder", "unet", "vae_decoder"), fold_norm_affine, count_plain_norms),
         Rewrite("split_wide_conv2d", True, ("unet", "vae_decoder"), split_wide_conv2d, count_narrow),
         Rewrite("upsample_to_four_convs", True, ("unet", "vae_decoder"), upsample_to_four_convs, count_four_convs),
+        Rewrite("tabulate_timestep", True, ("unet",), tabulate_timestep, count_tabled),
         Rewrite("fold_x0", True, ("unet",), fold_x0, count_latent, output="latent"),
     )
 }

@@ -63,6 +63,7 @@ def search(request: SearchRequest, count: Count, progress: Progress = lambda _: 
     checkpoint = open_checkpoint(request.checkpoint)
     checkpoint.check()
     recipe = starting_recipe(request)
+    checkpoint = checkpoint.at(recipe.size)
     with tempfile.TemporaryDirectory(prefix="md-export-") as scratch, staging(request.out) as folder:
         ground = _prepare(request, recipe, checkpoint, Path(scratch), progress)
         with _measured(request, ground, count) as (modules, rehearse):

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import multiprocessing
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import wait
 from typing import Any, Final
 
-from md_export.errors import MdExportError, MissingExtraError, RuntimeFault
+from md_export.cluster import ask_each, check_same, connected, explain, version
+from md_export.errors import MdExportError, RuntimeFault
 
 # A function of a module, plain data in and out: it is called in other processes, on other machines perhaps.
 Measure = Callable[[dict[str, Any]], Any]
-_CONNECT_S: Final = 10
 # A worker of Dask may have several threads, and a measurement changes the module that its process holds.
 _ONE_AT_A_TIME: Final = threading.Lock()
+_ALSO: Final = ", and see the checkpoint at the same path"
 _DIED: Final = (
     "a worker process died, most likely for lack of memory: free memory or give fewer --jobs, and run the same command "
     "again"
@@ -123,59 +123,16 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def dask_workers(address: str) -> Iterator[Workers]:
-    """The workers of a Dask cluster, which execute what this process sends them: name only a scheduler of your own.
+    """The workers of a Dask cluster, as :func:`md_export.cluster.connected`.
 
     Raises:
         MissingExtraError: Dask is not installed.
         RuntimeFault: nobody answers at the address, there are no workers, or they have another md-export.
     """
-    if importlib.util.find_spec("distributed") is None:
-        raise MissingExtraError("--dask needs distributed, which is not installed: pip install 'md-export[dask]'")
-    distributed: Any = importlib.import_module("distributed")
-    try:
-        # An empty address would start a cluster here.
-        client = distributed.Client(address or "tcp://", timeout=_CONNECT_S, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise RuntimeFault(f"no Dask scheduler answers at {address!r}: start one with: dask scheduler") from error
-    with client:
-        try:
-            client.wait_for_workers(1, timeout=_CONNECT_S)
-        except TimeoutError as error:
-            raise RuntimeFault(f"{address} has no workers: start some with: dask worker {address}") from error
-        _check_versions(client)
+    with connected(address) as client:
+        check_same(ask_each(client, version), version())
         executor = client.get_executor(pure=False)
         try:
-            yield Workers(executor, len(client.nthreads()), _explain_dask)
+            yield Workers(executor, len(client.nthreads()), partial(explain, also=_ALSO))
         finally:
             executor.shutdown(wait=False)
-
-
-def _check_versions(client: Any) -> None:
-    try:
-        versions: dict[str, str] = client.run(version)
-    except Exception as error:
-        raise RuntimeFault(_explain_dask(error)) from error
-    others = {worker: found for worker, found in versions.items() if found != version()}
-    if others:
-        worker, found = min(others.items())
-        raise RuntimeFault(f"the Dask worker {worker} has md-export {found}, this is {version()}; install the same")
-
-
-def version() -> str:
-    """Of md-export, in the process that is asked."""
-    from md_export import __version__
-
-    return __version__
-
-
-def _explain_dask(error: Exception) -> str:
-    from distributed.scheduler import KilledWorker
-
-    if isinstance(error, KilledWorker):
-        return "a Dask worker died again and again, most likely for lack of memory: give each more, then run again"
-    if isinstance(error, CancelledError):
-        return "the Dask scheduler went away: start it again, then run the same command again"
-    return (
-        f"a Dask worker failed with {type(error).__name__}: {error}; workers need the same md-export with the same "
-        "extras, and see the checkpoint at the same path"
-    )

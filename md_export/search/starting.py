@@ -37,6 +37,14 @@ STARTS: Final[Mapping[str, Start]] = {
         ),
     ),
     "tflite": Start("int4", (Form("int4"), Form("int8"), Form("float32"))),
+    "coreai": Start(
+        "palette4",
+        (
+            *(Form(weights, "group", group_size=16) for weights in ("palette2", "palette4")),
+            *(Form(weights, "tensor") for weights in ("palette6", "palette8")),
+            Form("float32"),
+        ),
+    ),
     "onnx": Start("int4", (Form("int4", "block", block_size=32), Form("int4"), Form("int8"), Form("float32"))),
 }
 
@@ -46,11 +54,21 @@ def starting_recipe(request: SearchRequest) -> Recipe:
 
     Raises:
         UsageError: the recipe is for another target, lacks one of the request's components, or has too few for the
-            picture that the budget speaks of.
+            picture that the budget speaks of, or has LoRAs.
     """
     recipe = load_recipe(request.recipe or builtin_recipe(request.target, STARTS[request.target].precision))
     if recipe.target != request.target:
         raise UsageError(f"the recipe {recipe.name} is for {recipe.target}; search with --target {recipe.target}")
+    if recipe.sampler is not None:
+        raise UsageError(
+            f"the recipe {recipe.name} takes {recipe.sampler.steps} steps, and a search measures one call of the UNet; "
+            "search with a recipe without [sampler], then export with the rules that were found and --steps"
+        )
+    if recipe.loras:
+        raise UsageError(
+            f"the recipe {recipe.name} has LoRAs, and a search takes them as part of the checkpoint: write one with "
+            "md-export adapt, search on that folder, and leave out loras"
+        )
     rounding = request.rounding or ("gptq" if request.recipe is None else None)
     schemes = {
         name: dataclasses.replace(

@@ -19,7 +19,17 @@ from md_export.search.form import Form
 
 # A component's form for each of its modules, by path.
 Forms = Mapping[str, Form]
-_PLAIN: Final = ("name", "target", "components", "rewrites", "allow_drift", "deployment_target", "layout", "form")
+_PLAIN: Final = (
+    "name",
+    "target",
+    "components",
+    "rewrites",
+    "allow_drift",
+    "deployment_target",
+    "layout",
+    "form",
+    "npu",
+)
 
 
 def chosen_scheme(base: QuantScheme, forms: Forms) -> QuantScheme:

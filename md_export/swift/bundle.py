@@ -56,7 +56,7 @@ def schedule_of(config: ModelConfig) -> Schedule:
         latent_shape=config.latent_shape,
         image_size=config.image_size,
         text_length=config.text_shape[1],
-        stock_scheduler=_STOCK if config.schedule == _STOCK_SCHEDULE else None,
+        stock_scheduler=_STOCK if config.schedule.of_one_step() == _STOCK_SCHEDULE else None,
     )
 
 

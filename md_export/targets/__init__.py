@@ -35,6 +35,7 @@ class Target:
         title: format and runtime in words.
         lints: whether it can advise on a saved artifact.
         as_written: name of the runtime that executes a graph as it is written, where its own optimizes it first.
+        system: what its libraries need of the machine, where that is more than others do.
         forms: endings of artifacts in another form than the target's usual one, by the name that recipes give it.
     """
 
@@ -45,6 +46,7 @@ class Target:
     title: str
     lints: bool = False
     as_written: str | None = None
+    system: str | None = None
     forms: Mapping[str, str] = field(default_factory=dict)
 
     def suffix_of(self, form: str | None) -> str:
@@ -55,9 +57,10 @@ class Target:
         """Raise :class:`MissingExtraError` where a library of the vendor is not installed. Imports nothing."""
         for module in self.requires:
             if importlib.util.find_spec(module) is None:
+                system = f" (on {self.system})" if self.system else ""
                 raise MissingExtraError(
                     f"the {self.name} target needs {module}, which is not installed: "
-                    f"pip install 'md-export[{self.name}]'"
+                    f"pip install 'md-export[{self.name}]'{system}"
                 )
 
     def open(self) -> TargetModule:
@@ -138,6 +141,14 @@ TARGETS: Mapping[str, Target] = {
             "ONNX (onnxruntime)",
             as_written="unoptimized",
             forms={"ort": ".ort", "cpu_fused": ".onnx"},
+        ),
+        Target(
+            "coreai",
+            ".aimodel",
+            ("coreai", "coreai_torch"),
+            ("coreai-core", "coreai-torch"),
+            "Core AI (iOS 27, macOS 27)",
+            system="Linux x86-64 with glibc 2.34 or newer, or a Mac",
         ),
     )
 }

@@ -34,6 +34,7 @@ class LoweringJob:
         scheme: requested storage and arithmetic.
         calibration: inputs of this component as the runner will get them, each read when it is asked for.
         ranges: how ranges of activations follow from what calibration shows.
+        npu: the artifact is for phones' NPUs: static ranges are for every operation, as those compute.
         workdir: scratch folder, removed afterwards.
         deployment_target: oldest system that must load a Core ML package; None for the target's own choice.
         notes: what an app must know; :func:`describe` reads it back from the artifact's own metadata.
@@ -50,6 +51,7 @@ class LoweringJob:
     deployment_target: str | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
     ranges: RangeRule = field(default_factory=RangeRule)
+    npu: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from matrix.toy import Quiet
 from md_export.artifact import read_manifest
+from md_export.checkpoint import open_checkpoint
 from md_export.cli import cli
 from md_export.data import builtin_recipe
 from md_export.errors import ConversionError, MdExportError
@@ -72,6 +73,20 @@ def test_another_place_gives_the_same_bytes(built: Path, nano: Path, tmp_path: P
     assert different in ([], [Path("manifest.json")]), "only seconds and memory may differ"
     keys = [sorted(path.name for path in (one / "cache" / "entries").iterdir()) for one in (built, tmp_path)]
     assert keys[0] == keys[1]
+
+
+@pytest.mark.slow
+def test_another_unet_finds_the_decoder_in_the_cache(built: Path, nano: Path, tmp_path: Path) -> None:
+    """Golden cases and the proof are made anew, and the manifest is the new checkpoint's."""
+    sibling = next(path.parent for path in sorted(nano.glob("siblings/*/sibling.json")))
+    listener = Quiet()
+    cache = Path(shutil.copytree(built / "cache", tmp_path / "cache"))
+    assert build(request(tmp_path, sibling, cache=cache), listener).failures == ()
+    assert [step.split(" ", 1)[1] for step in listener.ran] == ["golden cases by torch", "verify"]
+    here, there = built / "out" / "onnx-fp32", tmp_path / "out" / "onnx-fp32"
+    assert sha256_of(here / "vae_decoder.onnx") == sha256_of(there / "vae_decoder.onnx")
+    assert read_manifest(there).checkpoint_sha256 == open_checkpoint(sibling).sha256()
+    assert verify(there).passed
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from forks import FORKS
 from md_export.calibration import CalibrationPlan
@@ -89,7 +92,84 @@ def test_paths_and_copies_do_not_matter(nano: Path, tmp_path: Path) -> None:
     path.write_text(path.read_text() + "\n")
     (copy / "golden").rename(copy / "put-aside")
     changed = plan([FLOAT], copy, None)
-    assert {step.key for step in changed.steps}.isdisjoint(step.key for step in here.steps)
+    assert differing(here, changed) == {"golden", "unet", "export"}
+
+
+# Folder that is another one, and the steps that have another key: of weights alone, and calibrated.
+FOLDERS = {
+    "vae": ({"vae_decoder"}, {"vae_decoder"}),
+    "unet": ({"unet"}, {"unet", "vae_decoder"}),
+    "text_encoder": ({"text_encoder"}, ARTIFACTS),
+    "scheduler": (ARTIFACTS, ARTIFACTS),
+    "tokenizer": (set[str](), ARTIFACTS),
+}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_checkpoints_share_the_components_that_are_the_same(nano: Path, tmp_path: Path, folder: str) -> None:
+    """Calibrated ones depend on what computes their inputs, too; cases that judge and verification on everything."""
+    ignored = shutil.ignore_patterns("siblings", "training", "golden")
+    one, other = (Path(shutil.copytree(nano, tmp_path / name, ignore=ignored)) for name in ("one", "other"))
+    change(other / folder)
+    for recipe, expected in zip((FLOAT, INT8), FOLDERS[folder], strict=True):
+        before, after = plan([recipe], one, None), plan([recipe], other, None)
+        further = {"calibration"} if recipe is INT8 else set[str]()
+        assert differing(before, after) == {"golden", "export", *further, *expected}
+
+
+def change(folder: Path) -> None:
+    """Make it another one, that can be read."""
+    for weights in folder.glob("*.safetensors"):
+        with weights.open("r+b") as stream:
+            stream.seek(-4, os.SEEK_END)
+            byte = stream.read(1)
+            stream.seek(-4, os.SEEK_END)
+            stream.write(bytes([byte[0] ^ 1]))
+        return
+    if folder.name == "scheduler":
+        path = folder / "scheduler_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"beta_end": 0.0121}))
+    else:
+        path = folder / "tokenizer_config.json"
+        path.write_text(path.read_text() + "\n")
+
+
+def differing(before: Plan, after: Plan) -> set[str]:
+    """Kinds and components of the steps whose keys differ."""
+    one, other = keys(before, before.exports[0]), keys(after, after.exports[0])
+    assert set(one) == set(other)
+    return {name for name in one if one[name] != other[name]}
+
+
+def test_a_sibling_shares_what_it_inherits(nano: Path) -> None:
+    sibling = next(path.parent for path in sorted(nano.glob("siblings/*/sibling.json")))
+    assert differing(plan([FLOAT], nano, None), plan([FLOAT], sibling, None)) == {"golden", "unet", "export"}
+
+
+def test_a_lora_leaves_what_it_does_not_touch(nano: Path, tmp_path: Path) -> None:
+    """The recipes of one plan with and without it; another file name changes the manifest alone, no path anything."""
+    halves = {
+        "unet.conv_in.lora_A.weight": torch.ones(1, 8, 3, 3),
+        "unet.conv_in.lora_B.weight": torch.ones(48, 1, 1, 1),
+    }
+    files = [tmp_path / name for name in ("a.safetensors", "b/a.safetensors", "c.safetensors")]
+    (tmp_path / "b").mkdir()
+    for file in files:
+        save_file(halves, file)
+    for recipe, touched in ((FLOAT, {"unet"}), (INT8, {"unet", "vae_decoder", "calibration"})):
+        each = [replace(recipe, loras=(str(file),)) for file in files]
+        found = plan([recipe, *each], nano, None)
+        assert str(tmp_path) not in json.dumps(plan_to_dict(found))
+        # Shared artifacts were made beside the cases of the first recipe that asked for them.
+        judged = [found.step(found.step(export.key).needs[0]) for export in found.exports]
+        bare, one, moved, renamed = (
+            keys(found, export) | {"golden": step.key} for export, step in zip(found.exports, judged, strict=True)
+        )
+        assert {name for name in bare if bare[name] != one[name]} == {"golden", "export", *touched}
+        assert one == moved
+        assert {name for name in one if one[name] != renamed[name]} == {"export"}
+        assert [step.request["loras"] for step in judged[:2]] == [[], [["lora 0", ""]]]
+        assert judged[1].request["recipe"]["loras"] == []
 
 
 def test_steps_come_after_what_they_need(nano: Path) -> None:

@@ -48,9 +48,37 @@ def test_recipes_beside_the_matrix_and_components(tmp_path: Path) -> None:
     assert {recipe.components for recipe in found} == {("vae_decoder",)}
 
 
+def test_every_size_of_the_matrix(tmp_path: Path) -> None:
+    text = 'name = "x"\n[matrix]\ntargets = ["onnx"]\nprecisions = ["fp16", "int8"]\nsizes = [256, 512]\n'
+    found = load_recipes([written(tmp_path, text)])
+    assert [(recipe.name, recipe.size) for recipe in found] == [
+        ("onnx-fp16-256", 256),
+        ("onnx-fp16-512", 512),
+        ("onnx-int8-256", 256),
+        ("onnx-int8-512", 512),
+    ]
+
+
+def test_every_set_of_loras_of_the_matrix(tmp_path: Path) -> None:
+    text = (
+        'name = "x"\n[matrix]\ntargets = ["onnx"]\nprecisions = ["fp16"]\n'
+        'loras = [[], ["a.safetensors:0.5"], ["a.safetensors", "/b/b.safetensors:-1"]]\n'
+    )
+    found = load_recipes([written(tmp_path, text)])
+    here = str((tmp_path / "a.safetensors").resolve())
+    assert [(recipe.name, recipe.loras) for recipe in found] == [
+        ("onnx-fp16", ()),
+        ("onnx-fp16-a-0.5", (f"{here}:0.5",)),
+        ("onnx-fp16-a-b--1", (here, "/b/b.safetensors:-1")),
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ('name = "x"\n[matrix]\ntargets = ["onnx"]\nprecisions = ["fp16"]\nloras = ["x"]', "matrix.loras.0"),
+        ('name = "x"\n[matrix]\ntargets = ["onnx"]\nprecisions = ["fp16"]\nsizes = [0]', "is no side of a picture"),
+        ('name = "x"\n[matrix]\ntargets = ["onnx"]\nprecisions = ["fp16"]\nsizes = ["x"]', "matrix.sizes.0"),
         (
             'name = "x"\n[matrix]\ntargets = ["tflite"]\nprecisions = ["palette4"]',
             "tflite has no 'palette4', only fp16",

@@ -65,6 +65,15 @@ def test_a_step_alone_may_have_everything() -> None:
     assert recorder.most_bytes == 8 * GB
 
 
+def test_machines_apart_share_no_memory() -> None:
+    recorder = Recorder()
+    with ThreadPoolExecutor(2) as executor:
+        limits = Limits(2, 5 * GB, apart=True)
+        failures = run_steps(chain(4, 3, 6), submitter(executor, recorder), limits, Quiet())
+    assert (recorder.most_at_a_time, recorder.most_bytes) == (2, 10 * GB)
+    assert ["--max-memory 6G would do" in one.reason for one in failures] == [True]
+
+
 def test_a_small_step_passes_a_large_one_that_must_wait() -> None:
     recorder = Recorder()
     run(chain(5, 5, 1), recorder, jobs=2, gigabytes=6)

@@ -17,7 +17,7 @@ from typing import Final
 from unittest.mock import patch
 
 from md_export.files import sha256_of
-from md_export.matrix import run
+from md_export.matrix import run, sites
 from md_export.matrix.cache import Cache
 from md_export.matrix.keys import key_of
 from md_export.matrix.perform import Task
@@ -25,6 +25,7 @@ from md_export.matrix.plan import Cost, ExportPlan, Plan, Step
 from md_export.matrix.request import BuildRequest
 from md_export.matrix.run import Outcome, build
 from md_export.matrix.schedule import Failure, Limits
+from md_export.matrix.there import Errand, perform_there
 
 COST: Final = Cost(1000, 1.0)
 _PIECES: Final = 4
@@ -77,9 +78,9 @@ def toy_plan(exports: int = 3) -> Plan:
     return Plan((golden, *parts, *last), plans)
 
 
-def toy_perform(task: Task) -> Cost:
+def toy_perform(task: Task, cache: Cache | None = None) -> Cost:
     """Write two files, a piece at a time, and keep them."""
-    cache, step = Cache(task.cache), task.step
+    cache, step = cache or Cache(task.cache), task.step
     folder = task.work / step.key
     folder.mkdir()
     names = ("manifest.json", "more/notes.txt") if step.kind == "export" else (f"{step.label}/a", f"{step.label}/b")
@@ -97,11 +98,28 @@ def toy_perform(task: Task) -> Cost:
     return COST
 
 
-def toy_build(folder: Path, listener: Quiet, plan: Plan | None = None) -> Outcome:
-    """Build in ``folder/out`` with the cache ``folder/cache``."""
+def toy_there(errand: Errand) -> Cost:
+    """What a worker of Dask executes. It reads the checkpoint; and where a file ``hold`` asks for it, the first worker
+    that comes to that step leaves its number there and is never done."""
+    return perform_there(errand, _toy_perform_there)
+
+
+def _toy_perform_there(task: Task, cache: Cache) -> Cost:
+    hold = Path(os.environ["TOY_HOLD"])
+    assert (Path(task.places["checkpoint"]) / "unet" / "weights").read_text() == "weights"
+    if hold.is_file() and hold.read_text() == task.step.label:
+        hold.write_text(str(os.getpid()))
+        time.sleep(1000)
+    return toy_perform(task, cache)
+
+
+def toy_build(folder: Path, listener: Quiet, plan: Plan | None = None, **where: str | None) -> Outcome:
+    """Build in ``folder/out`` with the cache ``folder/cache``; ``where``: dask, store."""
     known = plan or toy_plan()
-    with patch.dict(vars(run), {"planned": lambda *_: known, "perform": toy_perform}):
-        return build(BuildRequest((), folder, folder / "out", folder / "cache", jobs=2), listener)
+    request = BuildRequest((), folder, folder / "out", folder / "cache", jobs=2, **where)  # type: ignore[arg-type]
+    local = {"perform": toy_perform, "carry_out": toy_there}
+    with patch.dict(vars(run), {"planned": lambda *_: known}), patch.dict(vars(sites), local):
+        return build(request, listener)
 
 
 def sound(folder: Path, whole: dict[str, str]) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 import md_export
+from md_export import cluster as cluster_module
 from md_export.errors import CheckpointError, MissingExtraError, RuntimeFault
 from md_export.report import progress
 from md_export.search import spread
@@ -174,14 +175,14 @@ def collected() -> Iterator[None]:
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "nonsense://x", ""])
 def test_nobody_at_the_address(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     pytest.importorskip("distributed")
-    monkeypatch.setattr(spread, "_CONNECT_S", 0.5)
+    monkeypatch.setattr(cluster_module, "_CONNECT_S", 0.5)
     with pytest.raises(RuntimeFault, match="no Dask scheduler answers at"), dask_workers(address):
         pass
 
 
 def test_a_cluster_without_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     distributed = pytest.importorskip("distributed")
-    monkeypatch.setattr(spread, "_CONNECT_S", 1)
+    monkeypatch.setattr(cluster_module, "_CONNECT_S", 1)
     with (
         distributed.LocalCluster(n_workers=0, dashboard_address=None) as empty,
         pytest.raises(RuntimeFault, match="has no workers: start some with: dask worker tcp://"),

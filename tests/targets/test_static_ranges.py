@@ -54,7 +54,8 @@ def job_in(workdir: Path) -> LoweringJob:
     return LoweringJob("part", Twice().eval(), (given,), (made,), {"x": noise(9)}, scheme, calibration, workdir)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+# Core AI has no int8 activations here.
+@pytest.mark.parametrize("target", [target for target in TARGETS if target != "coreai"])
 def test_an_observer_that_clips_an_outlier_wins_where_there_is_none(target: str, tmp_path: Path) -> None:
     opened, job = TARGETS[target].open(), job_in(tmp_path)
     lowered, found = opened.lower(job), dict[str, float]()

@@ -71,7 +71,7 @@ def _draw_one(scene: Scene) -> Array:
 def _layers(shape: str, size: str, place: str) -> tuple[Array, Array, Array, Array]:
     """Cover, shadow factor, light factor and gloss of one object, each [64, 64, 1]."""
     radius = RADII[size]
-    dx, dy = _offsets(CENTRES[place])
+    dx, dy = offsets(CENTRES[place])
     inside = -signed_distance(shape, dx, dy, radius)
     cover = np.clip(inside + 0.5, 0, 1)
     fallen = -signed_distance(shape, dx - 1.5, dy - 2.5, radius)
@@ -84,7 +84,7 @@ def _layers(shape: str, size: str, place: str) -> tuple[Array, Array, Array, Arr
     return tuple(layer.astype(np.float32)[..., None] for layer in layers)  # type: ignore[return-value]
 
 
-def _offsets(centre: tuple[float, float]) -> tuple[Array, Array]:
+def offsets(centre: tuple[float, float]) -> tuple[Array, Array]:
     """Pixel centres relative to `centre`: dx and dy, each [64, 64]."""
     axis = np.arange(SIDE, dtype=np.float32) + np.float32(0.5)
     dx, dy = np.meshgrid(axis - np.float32(centre[0]), axis - np.float32(centre[1]))

@@ -12,6 +12,7 @@ import torch
 from md_export.artifact import ArtifactEntry, Manifest, artifact_path, is_unchanged
 from md_export.checkpoint import open_checkpoint
 from md_export.errors import ArtifactError, RuntimeFault
+from md_export.parity.cases import each_call
 from md_export.parity.golden import GoldenCase
 from md_export.parity.metrics import snr_db
 from md_export.parity.modules.attribute import Attribution, ModuleError
@@ -101,6 +102,7 @@ def _worst_case(
     target: TargetModule, path: Path, part: Rewritten, cases: Sequence[GoldenCase]
 ) -> tuple[GoldenCase, float]:
     runner, (made,) = target.load(path), part.outputs
+    cases = each_call(part.component, cases)
     figures = [_figure(runner.run(part.inputs_of(case))[made.name], part.output_of(case), path) for case in cases]
     number = int(np.argmin(figures))
     return cases[number], figures[number]

@@ -94,8 +94,9 @@ def _finer(entry: ArtifactEntry, scheme: QuantScheme) -> Iterator[str]:
         yield f"fewer zeros than sparsity = {scheme.sparsity:g} under {table}"
     if scheme.weights in _MORE_BITS:
         yield f'more bits: weights = "{_MORE_BITS[scheme.weights]}" under {table}'
-    if scheme.activations == "int8_static":
-        yield f"activations in float16 or float32 instead of int8_static under {table}, where the target has that"
+    if scheme.is_static:
+        floats = "activations in float16 or float32"
+        yield f"{floats} instead of {scheme.activations} under {table}, where the target has that"
 
 
 def _heaviest(

@@ -14,7 +14,7 @@ import numpy as np
 
 from md_export.artifact import ArtifactEntry, Parity, artifact_path
 from md_export.errors import RuntimeFault
-from md_export.parity.cases import golden_cases
+from md_export.parity.cases import each_call, golden_cases
 from md_export.parity.opening import OpenedExport, open_export
 from md_export.parity.runtimes.locate import OpDisagreement, agreement, disagreements
 from md_export.parity.verify import altered_faults, shortfalls, worst_parity
@@ -105,7 +105,8 @@ def _judge_artifact(
     except RuntimeFault as error:
         # A file that LiteRT itself does not run has nothing to be held against.
         return [RuntimeVerdict(entry.component, entry.file, OWN, "XNNPACK", tolerance, (*altered, str(error)))]
-    subject = _Subject(entry, path, tolerance, inputs, wanted, own, tuple(case.name for case in cases))
+    names = tuple(call.label for call in each_call(entry.component, cases))
+    subject = _Subject(entry, path, tolerance, inputs, wanted, own, names)
     return [_judge(subject, runtime, altered, progress) for runtime in runtimes]
 
 

@@ -17,6 +17,7 @@ from md_export.parity.faults import Check, Fault
 from md_export.parity.golden import read_golden
 from md_export.parity.opening import check_belongs
 from md_export.parity.verify import Execute, judge
+from md_export.parity.walking import walker
 from md_export.targets import TARGETS
 from md_export.targets.contract import Description, Runner, WatchedRunner
 from md_export.tensors import Array, Arrays
@@ -102,7 +103,7 @@ def examine(out: Path, execute: Execute, audit: Callable[[], Sequence[str]]) -> 
         check_belongs(manifest, golden, own=True)
     except GoldenError as error:
         return (Fault(Check.BELONGING, str(error)),)
-    return (*judge(out, execute=execute).result.faults, *_audited(audit))
+    return (*judge(out, execute=execute, walk=walker(execute)).result.faults, *_audited(audit))
 
 
 def _audited(audit: Callable[[], Sequence[str]]) -> list[Fault]:

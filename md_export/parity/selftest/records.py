@@ -83,8 +83,9 @@ def both_have_other_constants(sandbox: Sandbox) -> None:
 
 
 def negate_step(values: dict[str, Any]) -> None:
-    """x0 = a·noise − b·output, in an index or a manifest."""
-    values["one_step"]["b"] *= -1
+    """x0 = a·noise − b·output, in an index or a manifest; of many steps, each."""
+    for step in (values["one_step"], *(values.get("ddim") or {"steps": ()})["steps"]):
+        step["b"] *= -1
 
 
 def drop_threshold(values: dict[str, Any]) -> None:

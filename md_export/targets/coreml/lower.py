@@ -17,8 +17,10 @@ import torch
 from torch.export import ExportedProgram
 
 from md_export.errors import ConversionError
+from md_export.pages import let_go_of_weights
 from md_export.targets.contract import LoweringJob
 from md_export.targets.coreml.modules import number_nodes, operation_modules
+from md_export.targets.coreml.overflow import lean_overflow_check
 from md_export.targets.coreml.package import Lowered, read_spec
 from md_export.targets.coreml.precision import compute_precision
 from md_export.targets.coreml.surface import feature_specs
@@ -39,9 +41,10 @@ def lower(job: LoweringJob) -> Lowered:
     precision = compute_precision(job)
     with converting(job.component, "tracing"):
         program = _export(job)
+    let_go_of_weights(job.module)
     paths = number_nodes(program)
     package = job.workdir / f"{job.component}.float.mlpackage"
-    with converting(job.component, "conversion"):
+    with converting(job.component, "conversion"), lean_overflow_check():
         model = ct.convert(
             program,
             inputs=[_tensor_type(spec, shape=spec.shape) for spec in job.inputs],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from md_export.errors import ConversionError
+from md_export.pages import let_go_of_weights
 from md_export.scheme import QuantScheme
 from md_export.targets.contract import LoweringJob
 from md_export.targets.coreml.vendor import ct
@@ -13,6 +15,8 @@ _COMPRESSED: Final = ("int8", "int4", "palette8", "palette6", "palette4", "palet
 _FLOAT: Final = ("float32", "float16")
 # With int8 activations a palette's table is int8 too; coremltools leaves tables of fewer than 10 entries in float.
 _LEAST_BITS: Final = 4
+# Of the full-size UNet 50 operations have 100 MB of weights.
+_CASTS_BETWEEN: Final = 50
 _TRIGONOMETRY: Final = frozenset({"sin", "cos"})
 _SUMS: Final = frozenset({"add", "sub", "mul"})
 
@@ -27,11 +31,16 @@ class SparesFragile:
     predicts noise, and so is their rounding. Input and output of a program are float32 anyway.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, now_and_then: Callable[[], None] = lambda: None) -> None:
+        """``now_and_then``: called between some of the casts, each of which reads a whole weight."""
         self._spared: dict[int, frozenset[int]] = {}
+        self._now_and_then, self._asked = now_and_then, 0
 
     def __call__(self, op: Any) -> bool:
         """Whether ``op`` may become float16."""
+        self._asked += 1
+        if self._asked % _CASTS_BETWEEN == 0:
+            self._now_and_then()
         block = op.enclosing_block
         if id(block) not in self._spared:
             self._spared[id(block)] = frozenset(_trigonometric(block) | _last_sum(block))
@@ -90,7 +99,7 @@ def compute_precision(job: LoweringJob) -> Any:
         raise ConversionError(f'{job.component}: {newer} needs iOS 18; set deployment_target = "iOS18" in the recipe')
     if job.scheme.activations == "float32":
         return ct.precision.FLOAT32
-    return ct.transform.FP16ComputePrecision(op_selector=SparesFragile())
+    return ct.transform.FP16ComputePrecision(op_selector=SparesFragile(lambda: let_go_of_weights(job.module)))
 
 
 def _is_known(scheme: QuantScheme) -> bool:

@@ -29,14 +29,23 @@ def save(model: Lowered, path: Path) -> None:
         OutputError: the disk is full or the folder cannot be written.
     """
     spec = read_spec(model.package)
-    spec.description.metadata.userDefined.pop(_DATE, None)
     write_modules(spec, model.modules)
     spec.description.metadata.userDefined.update(labelled(model.notes))
+    write_package(spec, model.package / WEIGHTS, path)
+
+
+def write_package(spec: Any, weights: Path, path: Path) -> None:
+    """Write a specification and a copy of its weight file, if there is one, as the package ``path``.
+
+    Raises:
+        OutputError: as :func:`save`.
+    """
+    spec.description.metadata.userDefined.pop(_DATE, None)
     try:
         (path / WEIGHTS).parent.mkdir(parents=True)
         (path / MODEL).write_bytes(spec.SerializeToString(deterministic=True))
-        if (model.package / WEIGHTS).exists():
-            shutil.copyfile(model.package / WEIGHTS, path / WEIGHTS)
+        if weights.exists():
+            shutil.copyfile(weights, path / WEIGHTS)
         (path / _MANIFEST).write_text(json.dumps(_manifest(path), indent=4, sort_keys=True) + "\n")
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}; choose another OUT") from error

@@ -11,8 +11,8 @@ from torch import nn
 
 from md_export.errors import ConversionError
 from md_export.targets.contract import LoweringJob
+from md_export.targets.half import half_copy
 from md_export.targets.onnx.clean import clean
-from md_export.targets.onnx.half import half_copy
 from md_export.targets.onnx.parts import part_weights
 from md_export.targets.onnx.quantize import check_scheme
 from md_export.targets.onnx.quiet import quiet

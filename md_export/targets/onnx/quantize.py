@@ -1,4 +1,4 @@
-"""Apply a scheme to the exported graph: weights stored small, or static QDQ, U8S8; else it stays as lowered."""
+"""Apply a scheme to the exported graph: weights stored small, or static QDQ; else it stays as lowered."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from md_export.targets.notes import labelled
 from md_export.targets.onnx.clean import module_path, strip
 from md_export.targets.onnx.describe import WEIGHT_INPUT
 from md_export.targets.onnx.embedding import is_table_lookup, quantize_table
+from md_export.targets.onnx.npu.qdq import quantize_for_npu
 from md_export.targets.onnx.qdq import QUANTIZED_OPS, quantize_static
 from md_export.targets.onnx.storage import fits_table
 from md_export.targets.onnx.weights import store_weights
 
 _STATIC: Final = "int8_static"
+_STATIC16: Final = "int16_static"
 SCHEMES: Final = (
     ("float32", "float32"),
     ("float16", "float16"),
@@ -30,6 +32,8 @@ SCHEMES: Final = (
     ("int4", "float32"),
     ("int8", "float16"),
     ("int4", "float16"),
+    ("int8", _STATIC16),
+    ("int4", _STATIC16),
 )
 
 
@@ -40,17 +44,26 @@ def check_scheme(job: LoweringJob) -> None:
         ConversionError: names the combinations that it can.
     """
     own, *ruled = job.scheme.storages
-    static = own.activations == _STATIC
+    static = own.is_static
     for storage in [own] if static else [own, *ruled]:
         _check_storage(storage, job.component)
     if static and own.block_size:
-        raise ConversionError(f"{job.component}: onnx has no blocks with {_STATIC}; use a scale per tensor or channel")
+        raise ConversionError(
+            f"{job.component}: onnx has no blocks with {own.activations}; use a scale per tensor or channel"
+        )
+    if own.activations == _STATIC16 and not job.npu:
+        raise ConversionError(
+            f"{job.component}: {_STATIC16} is for phones' NPUs; name one with --npu, or in the recipe"
+        )
     if static and any(storage.weights != "float32" for storage in ruled):
         raise ConversionError(
-            f'{job.component}: with {_STATIC} a rule of an onnx recipe can say weights = "float32" and nothing else'
+            f"{job.component}: with {own.activations} a rule of an onnx recipe can say "
+            'weights = "float32" and nothing else'
         )
     if static and not job.calibration:
-        raise ConversionError(f"{job.component}: {_STATIC} needs calibration inputs; add prompts to the golden plan")
+        raise ConversionError(
+            f"{job.component}: {own.activations} needs calibration inputs; add prompts to the golden plan"
+        )
 
 
 def _check_storage(storage: QuantScheme, component: str) -> None:
@@ -72,7 +85,8 @@ def quantize(model: object, job: LoweringJob) -> ir.Model:
 
     Conv, Gemm and MatMul with a constant weight, and embedding tables, have their weights stored so. With static int8
     they take uint8 activations as well; products of two activations (attention) stay float. A table that is stored in
-    int8 has one scale per row. The job's notes are added here, after whatever strips an exporter's.
+    int8 has one scale per row. For an NPU every operation is quantized, tables as activations are. The job's notes are
+    added here, after whatever strips an exporter's.
 
     Raises:
         ConversionError: the scheme is not supported, a glob of it matches nothing, or onnxruntime's quantizer failed.
@@ -80,7 +94,7 @@ def quantize(model: object, job: LoweringJob) -> ir.Model:
     check_scheme(job)
     lowered = cast(ir.Model, model)
     storages = _storages(lowered, job)
-    if job.scheme.activations == _STATIC:
+    if job.scheme.is_static:
         lowered = _static(lowered, job, storages)
     else:
         store_weights(lowered, storages)
@@ -89,7 +103,12 @@ def quantize(model: object, job: LoweringJob) -> ir.Model:
 
 
 def _static(lowered: ir.Model, job: LoweringJob, storages: dict[str, QuantScheme]) -> ir.Model:
-    quantized = quantize_static(lowered, job, exclude=[name for name, own in storages.items() if own.weights != "int8"])
+    exclude = [name for name, own in storages.items() if own.weights.startswith("float")]
+    if job.npu:
+        quantized = quantize_for_npu(lowered, job, exclude)
+        strip(quantized)
+        return quantized
+    quantized = quantize_static(lowered, job, exclude)
     for node in list(quantized.graph):
         if is_table_lookup(node) and storages[node.name or ""].weights == "int8":
             quantize_table(quantized.graph, node, per_row=job.scheme.granularity == "channel")
@@ -105,7 +124,7 @@ def _storages(model: ir.Model, job: LoweringJob) -> dict[str, QuantScheme]:
     nodes = {name: node for name, node in nodes.items() if not _multiplies_activations(node)}
     storages = {name: _storage(module_path(name), job.scheme) for name in nodes}
     for name, storage in storages.items():
-        if is_table_lookup(nodes[name]) and not fits_table(storage):
+        if is_table_lookup(nodes[name]) and not job.scheme.is_static and not fits_table(storage):
             raise ConversionError(
                 f"{job.component}: {module_path(name)} is an embedding, which onnx looks up as float or as int8 with "
                 f'a scale per channel or tensor; add a rule: modules = ["{module_path(name)}"], weights = "int8"'

@@ -14,6 +14,9 @@ from typing import IO, Final, NamedTuple, Protocol, runtime_checkable
 
 import onnx
 import onnx_ir as ir
+import torch
+
+from md_export.pages import let_go_of
 
 # Numbers of fields in onnx.proto.
 _GRAPH: Final = 7  # of ModelProto
@@ -74,6 +77,8 @@ def write_inline(model: ir.Model, file: IO[bytes]) -> None:
             tensor.tofile(file)
         else:
             file.write(tensor.tobytes())
+        if isinstance(tensor.raw, torch.Tensor):
+            let_go_of([tensor.raw])
 
 
 def _without_weights(model: ir.Model, weights: Mapping[str, ir.TensorProtocol]) -> onnx.ModelProto:

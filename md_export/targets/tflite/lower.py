@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from md_export.errors import ConversionError
+from md_export.pages import let_go_of_weights
 from md_export.targets.contract import LoweringJob
 from md_export.targets.tflite.flatbuffer import DTYPES, read_model, shape_of
 from md_export.targets.tflite.names import COMPONENT, module_paths_as_names
@@ -58,6 +60,7 @@ def lower(job: LoweringJob) -> TfliteModel:
     path = scratch_file(job.workdir)
     with quiet():
         _convert(job, path)
+    gc.collect()  # the converter's program holds the weights and is full of cycles
     _check_surface(job, path)
     return TfliteModel(path)
 
@@ -80,6 +83,8 @@ def _convert(job: LoweringJob, path: Path) -> None:
             # Weights as resources, not as attributes that every pass copies: the same graph, with the full-size UNet in
             # half of the memory and a quarter of the time.
             converted = signature.convert(lightweight_conversion=True)
+            # It has its own copies, and writing makes further ones.
+            let_go_of_weights(job.module)
             attach_notes(converted, job.notes)
             converted.export(str(path))
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ir.MLIRError) as error:

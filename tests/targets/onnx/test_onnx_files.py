@@ -127,5 +127,5 @@ def test_an_export_tells_nothing_of_the_machine(exported: Exported, nano: Path) 
     folders = [str(item).encode() for item in (nano, nano.resolve().parent, out, Path.home(), tempfile.gettempdir())]
     for path in sorted(out.glob("*.onnx")):
         content = path.read_bytes()
-        assert b"md_export.checkpoint_sha256" in content
+        assert b"md_export.source_sha256" in content
         assert not [folder for folder in folders if folder in content]

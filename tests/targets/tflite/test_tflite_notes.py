@@ -22,7 +22,7 @@ SCHEMES = {
     "int8": QuantScheme("int8", "int8_dynamic"),
 }
 # Longer than what the quantizer keeps among the tables: it moves such a buffer behind them.
-NOTES = {"checkpoint_sha256": "0f" * 32, "a": "14.615", "odd": 'é "quoted" \\ \n', "long": "x" * 2000}
+NOTES = {"source_sha256": "0f" * 32, "a": "14.615", "odd": 'é "quoted" \\ \n', "long": "x" * 2000}
 
 
 def exported(job: LoweringJob, lowered: object, scheme: str, path: Path) -> Path:

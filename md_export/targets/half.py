@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from md_export.errors import ConversionError
+from md_export.pages import let_go_of
 
 
 def half_copy(module: nn.Module) -> nn.Module:
@@ -45,6 +46,7 @@ def _half(name: str, value: Tensor) -> Tensor:
             f"{name} holds values that float16 cannot (largest magnitude {value.abs().max().item():.4g}, "
             "limit 65504, or not finite): export this component as float32"
         )
+    let_go_of([value])
     return nn.Parameter(half, requires_grad=False) if isinstance(value, nn.Parameter) else half
 
 

@@ -1,0 +1,66 @@
+"""Commands that join Core ML exports of several sizes into packages that share weights, and take one out again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+
+from md_export.cli.shared import PATH, json_option, progress, say, show
+from md_export.errors import UsageError
+
+
+@click.command()
+@click.argument("exports", type=PATH, nargs=-1, required=True)
+@click.option("-o", "--output", type=PATH, required=True, help="Folder to write; must not exist.")
+@json_option
+def join(exports: tuple[Path, ...], output: Path, json_file: Path | None) -> None:
+    """Join Core ML EXPORTS of one checkpoint in several sizes: one package a component, a function for each size.
+
+    Weights are stored once. The first export's function is the default; each is proved on golden cases of its size.
+    Needs iOS 18.
+    """
+    from md_export.joining import join as join_exports
+    from md_export.report.joining import shared_table
+    from md_export.report.tables import parity_table
+
+    with progress(5 * len(exports)) as report:
+        shared, results = join_exports(exports, output, report)
+    show(json_file, shared, shared_table(shared), *map(parity_table, results))
+    say(json_file, f"{output}: verified")
+
+
+@click.command()
+@click.argument("joined", type=PATH)
+@click.argument("function", required=False)
+@click.option("-o", "--output", type=PATH, help="Folder to write; must not exist.")
+def split(joined: Path, function: str | None, output: Path | None) -> None:
+    """Take one FUNCTION out of a JOINED export, as an export of its own; without one, list them."""
+    from md_export.joining import read_functions
+    from md_export.joining import split as take_out
+
+    if function is None:
+        click.echo("\n".join(read_functions(joined)))
+        return
+    if output is None:
+        raise UsageError("name a folder to write with -o")
+    manifest = take_out(joined, function, output)
+    click.echo(f"{output}: {manifest.recipe.name}")
+
+
+def verify_joined(out: Path, flags: Mapping[str, object], json_file: Path | None) -> None:
+    """``md-export verify`` of a joined export; ``flags``: those given that it cannot have."""
+    from md_export.errors import ParityError
+    from md_export.joining import verify_functions
+    from md_export.report.tables import parity_table
+
+    if given := [name for name, value in flags.items() if value]:
+        raise UsageError(f"{given[0]} is for one export; take it out first: md-export split {out} FUNCTION -o DIR")
+    with progress(8) as report:
+        results = verify_functions(out, report)
+    show(json_file, results, *map(parity_table, results.values()))
+    failures = [f"{name}: {fault}" for name, result in results.items() for fault in result.failures]
+    if failures:
+        raise ParityError("; ".join(failures))
+    say(json_file, f"{out}: {', '.join(results)} verified")

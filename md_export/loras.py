@@ -1,0 +1,93 @@
+"""LoRA files as users and recipes name them: ``FILE`` or ``FILE:scale``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from md_export.errors import UsageError
+
+SUFFIX: Final = ".safetensors"
+MOST_LORAS: Final = 16
+LARGEST_SCALE: Final = 100.0
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA file and how strongly it is applied.
+
+    Attributes:
+        name: of the file as its user knows it.
+        scale: factor beside the file's own alpha / rank; None where nobody gave one, which is 1.
+    """
+
+    path: Path
+    name: str
+    scale: float | None = None
+
+    @property
+    def factor(self) -> float:
+        """The scale as a number."""
+        return 1.0 if self.scale is None else self.scale
+
+    def __str__(self) -> str:
+        return self.name if self.scale is None else f"{self.name}:{self.scale:g}"
+
+
+def parse_lora(text: str) -> Lora:
+    """``FILE`` or ``FILE:scale``.
+
+    Raises:
+        UsageError: no such file, or a scale that is none.
+    """
+    where, (file, scale) = f"LoRA {text!r:.120}", split_lora(text)
+    path = Path(file)
+    if not path.is_file():
+        raise UsageError(f"{where}: there is no file {file!r:.120}; give FILE or FILE:scale")
+    if path.suffix != SUFFIX:
+        raise UsageError(f"{where}: only {SUFFIX} files are read, since others may hold code; convert it")
+    if not is_scale(scale):
+        raise UsageError(f"{where}: the scale must be a number from -{LARGEST_SCALE:g} to {LARGEST_SCALE:g}")
+    return Lora(path, path.name, scale)
+
+
+def parse_loras(texts: Sequence[str]) -> tuple[Lora, ...]:
+    """Each of some; raises as :func:`parse_lora`, and where there are too many."""
+    if len(texts) > MOST_LORAS:
+        raise UsageError(f"{len(texts)} LoRAs; {MOST_LORAS} are the most that one model takes")
+    return tuple(parse_lora(text) for text in texts)
+
+
+def is_scale(scale: object) -> bool:
+    """Whether something is a scale, or None."""
+    return scale is None or (
+        isinstance(scale, (int, float)) and not isinstance(scale, bool) and abs(scale) <= LARGEST_SCALE
+    )
+
+
+def anchored(text: str, folder: Path) -> str:
+    """The same LoRA with a path that is relative to ``folder`` made absolute."""
+    file, _ = split_lora(text)
+    return str((folder / file).resolve()) + text[len(file) :]
+
+
+def label(texts: Sequence[str]) -> str:
+    """What such LoRAs add to the name of a recipe: ``-crayon-0.5``."""
+    parts = []
+    for text in texts:
+        file, scale = split_lora(text)
+        stem = re.sub(r"[^A-Za-z0-9._]+", "-", Path(file).stem).strip("-") or "lora"
+        parts.append(f"-{stem[:40]}" + ("" if scale is None else f"-{scale:g}"))
+    return "".join(parts)
+
+
+def split_lora(text: str) -> tuple[str, float | None]:
+    """``FILE:scale`` → both; ``FILE`` → that, and None."""
+    file, colon, tail = text.rpartition(":")
+    try:
+        return (file, float(tail)) if colon and file else (text, None)
+    except ValueError:
+        return text, None

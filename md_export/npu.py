@@ -1,0 +1,129 @@
+"""Compile ONNX artifacts for Hexagon NPUs and run them on the simulator, each time in a process of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from md_export.artifact import ArtifactEntry, NpuContext, artifact_path, context_path, files_of_context
+from md_export.errors import ConversionError, MissingExtraError
+from md_export.memory import installed_bytes
+from md_export.socs import SOCS, Soc
+from md_export.targets.onnx.npu.refused import RefusedOp
+from md_export.tensors import Array, Arrays
+from md_export.workers import load_batches, run_worker, save_batches
+
+# Refused nodes that a one-line error spells out.
+_SPELLED_OUT: Final = 3
+_SHARE: Final = 0.9
+
+
+@dataclass(frozen=True)
+class NpuLimits:
+    """Of one process: seconds, None for no end; and bytes of memory."""
+
+    seconds: float | None = None
+    most_bytes: int = field(default_factory=lambda: int(_SHARE * installed_bytes()))
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """What the compiler made of one graph.
+
+    Attributes:
+        context: what the manifest says of it; None where the compiler refused the graph or failed.
+        refused: nodes that only the CPU would compute.
+        failure: why it failed otherwise: its error, a crash, a limit.
+    """
+
+    context: NpuContext | None
+    refused: tuple[RefusedOp, ...] = ()
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
+class NpuExecution:
+    """What the simulator did; no outputs where it failed. Seconds are the simulator's, and no phone's."""
+
+    outputs: list[dict[str, Array]]
+    failure: str | None = None
+    run_seconds: float = 0.0
+    peak_bytes: int = 0
+
+
+def require_qnn() -> None:
+    """Raise :class:`MissingExtraError` where Qualcomm's backend is not installed. Imports nothing."""
+    if importlib.util.find_spec("onnxruntime_qnn") is None:
+        raise MissingExtraError(
+            "compiling for a Snapdragon NPU needs onnxruntime_qnn, which is not installed: "
+            "pip install 'md-export[qnn]' (there are wheels for Linux on x86-64 with glibc 2.35 or newer)"
+        )
+
+
+def compile_for_npu(graph: Path, soc: Soc, context: Path, limits: NpuLimits) -> Compilation:
+    """Compile a saved graph and write ``context``, its binary beside it; whatever happens is a result."""
+    context.parent.mkdir(parents=True, exist_ok=True)
+    request = {"path": str(graph), "soc": dataclasses.asdict(soc), "context": str(context)}
+    ended = run_worker("compile_for_npu", request, limits.seconds, limits.most_bytes)
+    answer = ended.answer or {"message": ended.death}
+    if "message" in answer:
+        return Compilation(None, failure=answer["message"])
+    refused = tuple(RefusedOp(**{**op, "modules": tuple(op["modules"])}) for op in answer["refused"])
+    if refused:
+        return Compilation(None, refused)
+    size = sum(path.stat().st_size for path in files_of_context(context))
+    return Compilation(NpuContext(soc.name, size, answer["nodes"], answer["seconds"], ended.peak_bytes))
+
+
+def execute_on_npu(graph: Path, soc: Soc, context: Path, batches: Sequence[Arrays], limits: NpuLimits) -> NpuExecution:
+    """Run what was compiled from ``graph`` on each set of inputs; whatever happens is a result."""
+    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
+        given, made = Path(scratch) / "inputs.safetensors", Path(scratch) / "outputs.safetensors"
+        save_batches(batches, given)
+        request = {"path": str(graph), "soc": dataclasses.asdict(soc), "context": str(context)}
+        files = {"inputs": str(given), "outputs": str(made)}
+        ended = run_worker("execute_on_npu", {**request, **files}, limits.seconds, limits.most_bytes)
+        answer = ended.answer or {"message": ended.death}
+        if "message" in answer:
+            return NpuExecution([], answer["message"], peak_bytes=ended.peak_bytes)
+        return NpuExecution(load_batches(made), None, answer["run_seconds"], ended.peak_bytes)
+
+
+def compile_contexts(
+    names: Sequence[str], folder: Path, entries: Sequence[ArtifactEntry], progress: Callable[[str], None]
+) -> tuple[ArtifactEntry, ...]:
+    """Compile each artifact of an export for each chip; the contexts lie beside them.
+
+    Args:
+        names: of chips in SOCS.
+
+    Raises:
+        ConversionError: a chip's compiler refuses an operation, which is named with its module, or fails.
+        MissingExtraError: there is no compiler here.
+    """
+    if names:
+        require_qnn()
+    return tuple(
+        dataclasses.replace(entry, contexts=tuple(_compiled(SOCS[name], folder, entry, progress) for name in names))
+        for entry in entries
+    )
+
+
+def _compiled(soc: Soc, folder: Path, entry: ArtifactEntry, progress: Callable[[str], None]) -> NpuContext:
+    progress(f"compile {entry.component} for the NPU of {soc.title}")
+    found = compile_for_npu(artifact_path(folder, entry), soc, context_path(folder, entry, soc.name), NpuLimits())
+    if found.context is None:
+        raise ConversionError(f"{entry.component} on {soc.name}: {found.failure or refusal(found.refused)}")
+    return found.context
+
+
+def refusal(ops: Sequence[RefusedOp]) -> str:
+    """What the NPU does not take, in a line."""
+    named = [str(op) for op in ops[:_SPELLED_OUT]]
+    more = [f"and {len(ops) - len(named)} more"] if len(ops) > len(named) else []
+    return f"the NPU leaves {len(ops)} operations to the CPU: {'; '.join([*named, *more])}"

@@ -1,0 +1,1 @@
+"""ONNX artifacts on the simulator of Qualcomm's Hexagon NPU."""

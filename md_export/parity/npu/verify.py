@@ -1,0 +1,220 @@
+"""Every ONNX artifact of an export on a phone's NPU: is all of it there, and is it right there?
+
+What is executed is the context that was compiled for the phone, by the simulator of Qualcomm's backend, with no help of
+the CPU. An export that holds no such contexts has them compiled for the occasion.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from md_export.artifact import ArtifactEntry, Parity, artifact_path, context_path, files_of_context
+from md_export.errors import UsageError
+from md_export.files import sha256_of
+from md_export.npu import (
+    Compilation,
+    NpuLimits,
+    compile_for_npu,
+    execute_on_npu,
+    refusal,
+    require_qnn,
+)
+from md_export.parity.cases import each_call, golden_cases, packed
+from md_export.parity.chain import CHAIN, chain_inputs
+from md_export.parity.faults import Check, Fault
+from md_export.parity.golden import GoldenCase
+from md_export.parity.opening import OpenedExport, open_export
+from md_export.parity.verify import PictureResult, altered_faults, judge_picture, shortfalls, worst_parity
+from md_export.recipe import Tolerance
+from md_export.sampling import Float32, only_output, picture_from
+from md_export.socs import SOCS, Soc
+from md_export.targets.onnx.npu.refused import RefusedOp
+from md_export.tensors import Array, Arrays
+
+
+@dataclass(frozen=True)
+class NpuComponent:
+    """One artifact's verdict on one phone.
+
+    Attributes:
+        soc: name in SOCS.
+        nodes: of the graph that the NPU computes, if it computes all; 0 where that is not known.
+        refused: what it would leave to the CPU.
+        compile_seconds, compile_bytes: of the compiler, the second the most memory that it held.
+        context_bytes: of what it made.
+        parity: against the golden outputs; None where a fault kept it from being computed.
+        run_seconds: of one execution on the average, by the simulator; no phone's.
+    """
+
+    component: str
+    file: str
+    soc: str
+    tolerance: Tolerance
+    faults: tuple[str, ...]
+    nodes: int = 0
+    refused: tuple[RefusedOp, ...] = ()
+    compile_seconds: float = 0.0
+    compile_bytes: int = 0
+    context_bytes: int = 0
+    parity: Parity | None = None
+    run_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class NpuResult:
+    """All verdicts of one export; ``pictures`` has one for each phone, where the export makes one in one step."""
+
+    recipe: str
+    cases: int
+    components: tuple[NpuComponent, ...]
+    pictures: dict[str, PictureResult]
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """One line for each thing that falls short, component and phone first."""
+        lines = [f"{item.component} on {item.soc}: {fault}" for item in self.components for fault in item.faults]
+        return (*lines, *(f"picture on {soc}: {fault}" for soc, item in self.pictures.items() for fault in item.faults))
+
+
+@dataclass(frozen=True)
+class NpuVerification:
+    """A verdict, and the pictures ``[H, W, 3]`` in [0, 1] of each phone, one for each case, by the phone's name."""
+
+    result: NpuResult
+    pictures: dict[str, tuple[Float32, ...]]
+
+
+@dataclass(frozen=True)
+class _Phone:
+    """What is judged on one phone, and where contexts go that the export lacks."""
+
+    export: OpenedExport
+    cases: Sequence[GoldenCase]
+    soc: Soc
+    limits: NpuLimits
+    scratch: Path
+
+
+def verify_on_npu(
+    out: Path,
+    golden_dir: Path | None,
+    soc: str | None,
+    cases: int | None,
+    limits: NpuLimits,
+    progress: Callable[[str], None] = lambda _: None,
+) -> NpuVerification:
+    """Judge an ONNX export as NPUs execute it.
+
+    Args:
+        out: the export.
+        golden_dir: by default those that lie in ``out``.
+        soc: name in SOCS; None for all that the recipe names.
+        cases: how many golden cases; None for all.
+        limits: of each process.
+
+    Raises:
+        ArtifactError: the manifest is unreadable, or an artifact is missing.
+        GoldenError: the golden cases are unreadable, altered, or of another checkpoint.
+        MissingExtraError: there is no simulator here.
+        UsageError: neither ``soc`` nor the recipe names a phone, or the export is of another target.
+    """
+    require_qnn()
+    export = open_export(out, golden_dir)
+    recipe = export.manifest.recipe
+    if recipe.target != "onnx" or recipe.form:
+        raise UsageError(f"--npu compiles portable ONNX graphs, not {recipe.form or recipe.target}; leave it out")
+    names = (soc,) if soc else recipe.npu
+    if not names:
+        raise UsageError(f"{out} was compiled for no phone; name one with --soc: {', '.join(SOCS)}")
+    chosen = export.golden.cases[:cases]
+    components: list[NpuComponent] = []
+    pictures: dict[str, tuple[Float32, ...]] = {}
+    for name in names:
+        with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
+            phone = _Phone(export, chosen, SOCS[name], limits, Path(scratch))
+            verdicts, made = _judge_phone(phone, progress)
+        components += verdicts
+        pictures |= {} if made is None else {name: made}
+    judged = {name: judge_picture(export.manifest, chosen, made) for name, made in pictures.items()}
+    return NpuVerification(NpuResult(recipe.name, len(chosen), tuple(components), judged), pictures)
+
+
+def _judge_phone(
+    phone: _Phone, progress: Callable[[str], None]
+) -> tuple[list[NpuComponent], tuple[Float32, ...] | None]:
+    """Verdicts, and pictures; none where the chain broke off, None where the export makes none in one step."""
+    manifest = phone.export.manifest
+    chain: dict[str, list[Array]] = {}
+    verdicts = []
+    for entry in manifest.artifacts:
+        progress(f"verify {entry.component} on the NPU of {phone.soc.title} with {len(phone.cases)} golden cases")
+        verdict, chain[entry.component] = _judge(phone, entry, chain)
+        verdicts.append(verdict)
+    if manifest.ddim is not None or len(manifest.artifacts) < len(CHAIN):
+        return verdicts, None
+    return verdicts, tuple(picture_from(image) for image in chain["vae_decoder"])
+
+
+def _judge(phone: _Phone, entry: ArtifactEntry, chain: dict[str, list[Array]]) -> tuple[NpuComponent, list[Array]]:
+    """A verdict, and what the artifact makes of what those before it made."""
+    export, recipe = phone.export, phone.export.manifest.recipe
+    tolerance = recipe.tolerances[entry.component]
+    faults: list[str] = [*altered_faults(export.out, entry)]
+    context, found = _compiled(phone, entry)
+    start = NpuComponent(entry.component, entry.file, phone.soc.name, tolerance, (), refused=found.refused)
+    if found.context is None:
+        faults.append(found.failure or refusal(found.refused))
+        return dataclasses.replace(start, faults=tuple(faults)), []
+    faults += _altered_context(export, context)
+    inputs, wanted = golden_cases(recipe, entry, phone.cases)
+    following = _following(phone, entry, chain)
+    batches = [*inputs, *following]
+    run = execute_on_npu(artifact_path(export.out, entry), phone.soc, context, batches, phone.limits)
+    outputs = [only_output(made) for made in run.outputs]
+    if run.failure:
+        parity, wrong = None, [Fault(Check.EXECUTION, run.failure)]
+    else:
+        labels = [call.label for call in each_call(entry.component, phone.cases)]
+        parity, wrong = worst_parity(outputs[: len(inputs)], wanted, labels)
+    verdict = dataclasses.replace(
+        start,
+        faults=(*faults, *wrong, *(shortfalls(parity, tolerance) if parity else ())),
+        nodes=found.context.nodes,
+        compile_seconds=found.context.seconds,
+        compile_bytes=found.context.peak_bytes,
+        context_bytes=found.context.bytes,
+        parity=parity,
+        run_seconds=run.run_seconds / len(batches),
+    )
+    return verdict, outputs if entry.component == CHAIN[0] else outputs[len(inputs) :]
+
+
+def _compiled(phone: _Phone, entry: ArtifactEntry) -> tuple[Path, Compilation]:
+    """The context that the export holds for the phone; else one that is compiled now."""
+    for known in entry.contexts:
+        if known.soc == phone.soc.name:
+            return context_path(phone.export.out, entry, known.soc), Compilation(known)
+    context = context_path(phone.scratch, entry, phone.soc.name)
+    return context, compile_for_npu(artifact_path(phone.export.out, entry), phone.soc, context, phone.limits)
+
+
+def _altered_context(export: OpenedExport, context: Path) -> list[Fault]:
+    """Whether a context that the export holds is the one that its manifest lists."""
+    if not context.is_relative_to(export.out):
+        return []
+    names = {path.relative_to(export.out).as_posix(): path for path in files_of_context(context)}
+    listed = export.manifest.files
+    altered = [name for name, path in names.items() if not path.is_file() or listed.get(name) != sha256_of(path)]
+    return [Fault(Check.BYTES, f"{name} is not the file of the manifest; it was altered") for name in altered]
+
+
+def _following(phone: _Phone, entry: ArtifactEntry, chain: dict[str, list[Array]]) -> list[Arrays]:
+    """Inputs as the artifacts before it made them; none for the first, which takes what the golden cases have."""
+    manifest = phone.export.manifest
+    if entry.component == CHAIN[0] or manifest.ddim is not None:
+        return []
+    return [packed(manifest.recipe, entry, batch) for batch in chain_inputs(manifest, entry, phone.cases, chain)]

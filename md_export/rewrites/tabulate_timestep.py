@@ -1,0 +1,54 @@
+"""The sine and cosine of the timestep → a look-up in a table that was computed in float32.
+
+    cat(cos(t·f), sin(t·f))  →  relu(1 - |t - [0, 1, …, T]|) @ table
+
+For whole timesteps up to the schedule's last, which are all that samplers take.
+"""
+
+# Principle: half precision holds every whole number up to 2048, but 999 radians only to 0.25. The first factor is 1 at
+# the timestep's place and 0 elsewhere, exactly; the table is rounded once. Only plain arithmetic: float32 ops leave the
+# Neural Engine, and GPU engines take no look-up by a computed index.
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from md_export.artifact import OneStep
+from md_export.components.layers import TimestepEmbedding
+from md_export.rewrites.fold_timestep import count_one_step
+
+
+class TabledTimestepEmbedding(TimestepEmbedding):
+    """A time embedding that computes no angle."""
+
+    places: Tensor
+    table: Tensor
+
+    def forward(self, timestep: Tensor) -> Tensor:
+        """``[B]`` → ``[B, dim]``."""
+        given, places = timestep.float()[:, None], self.places[None, :]
+        # Two differences for one absolute value, which LiteRT's GPU engine is not known to take.
+        chosen = F.relu(1.0 - F.relu(given - places) - F.relu(places - given))
+        hidden = F.silu(self.linear_1((chosen @ self.table).to(self.linear_1.weight.dtype)))
+        out: Tensor = self.linear_2(hidden)
+        return out
+
+
+@torch.no_grad()
+def tabulate_timestep(module: nn.Module, one_step: OneStep) -> int:
+    """Change in place; returns the number of time embeddings changed. The table ends with ``one_step.timestep``."""
+    found = [layer for layer in module.modules() if type(layer) is TimestepEmbedding]
+    for layer in found:
+        places = torch.arange(one_step.timestep + 1, dtype=torch.float32)
+        angles = places[:, None] * layer.frequencies.float()[None, :]
+        layer.register_buffer("places", places, persistent=False)
+        layer.register_buffer("table", torch.cat([angles.cos(), angles.sin()], dim=-1), persistent=False)
+        layer.__class__ = TabledTimestepEmbedding
+    return len(found)
+
+
+def count_tabled(module: nn.Module) -> int:
+    """Time embeddings that have the form already, or have been folded away with the timestep."""
+    return count_one_step(module) + sum(isinstance(layer, TabledTimestepEmbedding) for layer in module.modules())

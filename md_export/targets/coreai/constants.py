@@ -1,0 +1,140 @@
+"""Constants of a program: their types, and their values as numpy has them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Final
+
+import numpy as np
+
+from md_export.errors import RuntimeFault
+from md_export.targets.coreai.bindings import copy_constant_value_to_array, ir
+from md_export.tensors import Array
+
+
+@dataclass(frozen=True)
+class Element:
+    """Type of a constant's elements.
+
+    Attributes:
+        name: ``float16``, ``uint4``, ….
+        bits: of one element in the file.
+        numpy: the type that holds one here.
+    """
+
+    name: str
+    bits: int
+    numpy: Any
+
+
+_ELEMENTS: Final = {
+    "f32": Element("float32", 32, np.float32),
+    "f16": Element("float16", 16, np.float16),
+    **{f"si{bits}": Element(f"int{bits}", bits, np.dtype(f"int{max(bits, 8)}")) for bits in (4, 8, 16, 32, 64)},
+    **{f"ui{bits}": Element(f"uint{bits}", bits, np.uint8) for bits in (1, 2, 4, 6)},
+    **{f"ui{bits}": Element(f"uint{bits}", bits, np.dtype(f"uint{bits}")) for bits in (8, 16, 32, 64)},
+    "i1": Element("bool", 8, np.bool_),
+}
+_TYPES: Final = {element.name: name for name, element in _ELEMENTS.items()}
+
+
+def is_constant(op: Any) -> bool:
+    """Whether an operation only holds values."""
+    return bool(op.name == "coreai.constant")
+
+
+def element_of(op: Any) -> Element:
+    """Type of a constant.
+
+    Raises:
+        RuntimeFault: a type that no export has.
+    """
+    kind = str(op.results[0].type.element_type)
+    if kind not in _ELEMENTS:
+        raise RuntimeFault(f"the Core AI program holds a constant of the type {kind:.40}; export it again")
+    return _ELEMENTS[kind]
+
+
+def shape_of(op: Any) -> tuple[int, ...]:
+    """Of a constant."""
+    return tuple(op.results[0].type.shape)
+
+
+def stored_bytes(op: Any) -> int:
+    """Of a constant's values; two of int4 are one byte, and equal ones are stored once."""
+    held, element = op.attributes["value"], element_of(op)
+    if ir.DenseElementsAttr.isinstance(held) and ir.DenseElementsAttr(held).is_splat:
+        return -(-element.bits // 8)
+    return -(-prod(shape_of(op)) * element.bits // 8)
+
+
+def values_of(op: Any) -> Array:
+    """A constant's values, int4 as int8, uint4 as uint8."""
+    element, shape = element_of(op), shape_of(op)
+    held = op.attributes["value"]
+    if ir.DenseElementsAttr.isinstance(held) and ir.DenseElementsAttr(held).is_splat:
+        value = ir.DenseElementsAttr(held).get_splat_value().value
+        return np.full(shape, value, element.numpy)
+    return unpacked(raw_of(op), element, shape)
+
+
+def raw_of(op: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """A constant's bytes as the file holds them."""
+    raw = np.zeros(-(-prod(shape_of(op)) * element_of(op).bits // 8), np.uint8)
+    copy_constant_value_to_array(constant_op=op, destination=raw)
+    return raw
+
+
+def unpacked(raw: np.ndarray[Any, Any], element: Element, shape: tuple[int, ...]) -> Array:
+    """Elements of any width from bytes, the lowest bits first."""
+    if element.bits >= 8:
+        return np.asarray(raw.view(element.numpy).reshape(shape))
+    bits = np.unpackbits(raw, bitorder="little")[: prod(shape) * element.bits].reshape(-1, element.bits)
+    found = np.packbits(bits, axis=1, bitorder="little").reshape(shape)
+    if element.numpy == np.int8:
+        return np.asarray((found ^ np.uint8(8)).astype(np.int8) - np.int8(8))
+    return np.asarray(found)
+
+
+def packed(values: Array, element: Element) -> np.ndarray[Any, Any]:
+    """What :func:`unpacked` reads."""
+    if element.bits >= 8:
+        return np.ascontiguousarray(values).reshape(-1)
+    bits = np.unpackbits(values.reshape(-1, 1).view(np.uint8), axis=1, bitorder="little")[:, : element.bits]
+    return np.packbits(bits, bitorder="little")
+
+
+def held_value(values: Array, dtype: str, name: str) -> Any:
+    """An attribute that holds values, under a name of the file unless all are equal.
+
+    The program's context and a location are entered.
+
+    Args:
+        values: of any shape; int4 as int8, uint4 as uint8.
+        dtype: :class:`Element`'s name of their type in the file.
+        name: unique in the program; the vendor's own are random.
+    """
+    element = ir.Type.parse(_TYPES[dtype])
+    kind = ir.RankedTensorType.get(list(values.shape), element)
+    if values.size and bool((values == values.flat[0]).all()):
+        return ir.DenseElementsAttr.get_splat(kind, _scalar(values.flat[0], element))
+    raw = packed(values, _ELEMENTS[_TYPES[dtype]])
+    return ir.DenseResourceElementsAttr.get_from_buffer(raw, name, kind)
+
+
+def _scalar(value: Any, element: Any) -> Any:
+    if np.issubdtype(value.dtype, np.floating):
+        return ir.FloatAttr.get(element, float(value))
+    return ir.IntegerAttr.get(element, int(value))
+
+
+def name_constants(program: Any, operations: list[Any]) -> None:
+    """Name what is stored as a blob by its number, in place; the vendor derives names from addresses."""
+    with program._module._mlir_module.context:
+        for number, op in enumerate(filter(is_constant, operations)):
+            if ir.DenseResourceElementsAttr.isinstance(op.attributes["value"]):
+                raw = raw_of(op)
+                op.attributes["value"] = ir.DenseResourceElementsAttr.get_from_buffer(
+                    raw, f"constant_{number}", op.results[0].type
+                )

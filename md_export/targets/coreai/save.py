@@ -1,0 +1,61 @@
+"""Write a Core AI asset: a folder with the program's bytecode, its hash and the metadata."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from md_export.errors import ConversionError
+from md_export.targets.coreai.bindings import VENDOR_ERRORS, operations
+from md_export.targets.coreai.constants import name_constants
+from md_export.targets.coreai.lowered import Lowered
+from md_export.targets.notes import labelled, notes_among
+
+_METADATA = "metadata.json"
+_CUSTOM = "creatorDefinedMetadata"
+
+
+def save(model: Lowered, path: Path) -> None:
+    """Write ``path``, a folder to create.
+
+    Args:
+        model: what :func:`lower` or :func:`quantize` returned.
+        path: ends with ``.aimodel``, as Apple's library wants it.
+
+    Raises:
+        ConversionError: Apple's library cannot write the program.
+    """
+    write_program(model.program, path, labelled(model.notes))
+
+
+def write_program(program: Any, path: Path, custom: dict[str, str]) -> None:
+    """As :func:`save`, with pairs for the metadata.
+
+    The library would note the time, and write keys in an order that changes from run to run.
+    """
+    name_constants(program, operations(program))
+    try:
+        program.save_asset(path)
+    except VENDOR_ERRORS as error:
+        cause = error.__cause__ or error
+        raise ConversionError(f"{path.name} cannot be written: {' '.join(str(cause).split())[:300]}") from error
+    file = path / _METADATA
+    content = json.loads(file.read_text(encoding="utf-8"))
+    del content["creationDate"]
+    content |= {_CUSTOM: custom} if custom else {}
+    file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_custom(path: Path) -> dict[str, str]:
+    """The pairs of an asset's metadata; empty where it has none or they cannot be read."""
+    try:
+        found = json.loads((path / _METADATA).read_text(encoding="utf-8")).get(_CUSTOM, {})
+        return {str(name): str(value) for name, value in found.items()}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return {}
+
+
+def read_notes(path: Path) -> dict[str, str]:
+    """Those of the job."""
+    return notes_among(read_custom(path))

@@ -1,0 +1,97 @@
+"""Every constant of a saved asset, decoded, with the torch modules that read it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from md_export.errors import RuntimeFault
+from md_export.scheme import QuantScheme
+from md_export.targets.coreai.bindings import VENDOR_ERRORS, kind_of, operations, read_program
+from md_export.targets.coreai.coding import looked_up, scaled
+from md_export.targets.coreai.constants import element_of, is_constant, stored_bytes, values_of
+from md_export.targets.coreai.places import module_of
+from md_export.targets.coreai.storage import storage_of
+from md_export.targets.coreai.weights import DECODERS, MULTIPLIED, ROLES, Reader, path_of, readers_of, to_torch
+from md_export.targets.stored import Float32, Grid, Palette, StoredWeight, Use
+from md_export.tensors import Array
+
+_SCALED, _LOOKED_UP = "blockwise_shift_scale", "lut_to_dense"
+_LEVELS: Final = {"int4": 7, "int8": 127}
+
+
+def stored_weights(path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:
+    """Every constant but the scales, offsets and tables of others, one at a time.
+
+    Raises:
+        RuntimeFault: no Core AI asset, or a weight that cannot be decoded.
+    """
+    # Operations are views: they live as long as their program.
+    program = read_program(path)
+    found = operations(program)
+    try:
+        decoders = [op for op in found if kind_of(op) in DECODERS]
+        owned = {operand.owner for op in decoders for operand in op.operands}
+        for number, op in enumerate(found):
+            if op in decoders or (is_constant(op) and op not in owned):
+                yield _weight(op, number, scheme)
+    except VENDOR_ERRORS as error:
+        raise RuntimeFault(f"{path.name}: a weight cannot be decoded: {error}; export it again") from error
+
+
+def decoded(op: Any) -> Float32:
+    """Values of a constant, or of what a decoder makes of constants."""
+    held = [values_of(part) for part in parts_of(op)]
+    if is_constant(op):
+        return np.asarray(held[0], np.float32)
+    made = scaled(held[0], held[1], (held[2], held[3])) if len(held) > 3 else looked_up(held[0], held[1])
+    return made.astype(np.float32)
+
+
+def parts_of(op: Any) -> list[Any]:
+    """The constants that a weight consists of, the one of its own shape first."""
+    return [op] if is_constant(op) else [operand.owner for operand in op.operands]
+
+
+def _weight(op: Any, number: int, scheme: QuantScheme) -> StoredWeight:
+    readers, held, kind = readers_of(op), parts_of(op), kind_of(op)
+    parts = Counter[str]()
+    for part in held:
+        parts[element_of(part).name] += stored_bytes(part)
+    dtype: str = element_of(held[0]).name
+    values: Any = to_torch(decoded(op), readers)
+    is_float = not is_constant(op) or dtype.startswith("float")
+    return StoredWeight(
+        name=f"{path_of(readers)}%{number}",
+        dtype=dtype,
+        parts=parts,
+        values=values,
+        # Sizes and axes may look like a bias.
+        uses=tuple(dict.fromkeys(map(_use, readers))) if is_float else (),
+        half="float16" in parts,
+        promised=_is_promised(values.shape, readers, scheme),
+        grid=Grid(_part(to_torch(values_of(held[1]), readers)), _LEVELS[dtype]) if kind == _SCALED else None,
+        palette=Palette(_part(to_torch(values_of(held[1])[..., 0], readers, 3))) if kind == _LOOKED_UP else None,
+    )
+
+
+def _part(values: Array) -> Float32:
+    return np.asarray(values, np.float32)
+
+
+def _use(reader: Reader) -> Use:
+    place = module_of(reader.op)
+    return Use(() if place is None else (place,), ROLES.get(reader.place, ""))
+
+
+def _is_promised(shape: tuple[int, ...], readers: list[Reader], scheme: QuantScheme) -> bool:
+    """Whether compression concerns it: multiplied with or looked up, and larger than a palette of it."""
+    multiplied = [reader for reader in readers if reader.place in MULTIPLIED]
+    if not multiplied or len(shape) < 2:
+        return False
+    own = scheme.for_module(path_of(multiplied))
+    return own.weights.startswith("float") or storage_of(shape, own) is not None

@@ -1,0 +1,102 @@
+"""Which constants of a program are weights, and of which modules."""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from md_export.targets.coreai.bindings import kind_of
+from md_export.targets.coreai.constants import is_constant, shape_of
+from md_export.targets.coreai.places import module_of
+from md_export.targets.stored import Role
+from md_export.tensors import Array
+
+# What an operand is, by operation and position.
+ROLES: Final[dict[tuple[str, int], Role]] = {
+    ("conv2d", 1): "weight",
+    ("batch_matmul", 1): "weight",
+    ("broadcasting_batch_matmul", 1): "weight",
+    ("gather_nd", 0): "weight",
+    ("group_norm", 1): "weight",
+    ("group_norm", 2): "bias",
+    ("layer_norm", 1): "weight",
+    ("layer_norm", 2): "bias",
+    ("broadcasting_mul", 1): "weight",
+    ("broadcasting_add", 1): "bias",
+}
+_PRODUCTS: Final = frozenset({("batch_matmul", 1), ("broadcasting_batch_matmul", 1)})
+MULTIPLIED: Final = _PRODUCTS | {("conv2d", 1), ("gather_nd", 0)}
+# What makes floats of what is stored.
+DECODERS: Final = ("blockwise_shift_scale", "lut_to_dense")
+
+
+class Reader(NamedTuple):
+    """An operation that takes a value.
+
+    Attributes:
+        position: of the operand.
+        transposes: the value goes through a transposition before, which is left out here.
+    """
+
+    op: Any
+    position: int
+    transposes: bool = False
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """What it does with the value, as the tables name it."""
+        return kind_of(self.op), self.position
+
+    @property
+    def turned(self) -> bool:
+        """Whether the value is ``[…, in, out]``: what a product takes as it is."""
+        return self.place in _PRODUCTS and not self.transposes
+
+
+def readers_of(op: Any) -> list[Reader]:
+    """Who takes an operation's first result."""
+    found = []
+    for use in op.results[0].uses:
+        reader = Reader(getattr(use.owner, "operation", use.owner), int(use.operand_number))
+        behind = readers_of(reader.op) if reader.place == ("transpose", 0) else []
+        products = [inner._replace(transposes=True) for inner in behind if inner.place in _PRODUCTS]
+        found += products or [reader]
+    return found[::-1]
+
+
+def weights_of(operations: list[Any]) -> dict[Any, list[Reader]]:
+    """Constants, and results of decoders, that are multiplied with or looked up; the readers that do so."""
+    found: dict[Any, list[Reader]] = {}
+    for op in operations:
+        if is_constant(op) and len(shape_of(op)) < 2:
+            continue
+        if is_constant(op) or kind_of(op) in DECODERS:
+            readers = [reader for reader in readers_of(op) if reader.place in MULTIPLIED]
+            found |= {op: readers} if readers else {}
+    return found
+
+
+def to_torch(values: Array, readers: list[Reader], rank: int = 2) -> Array:
+    """Values, or scales or tables, in torch's layout: linear weights are stored ``[out, in]`` or ``[1, in, out]``.
+
+    Args:
+        values: as the program holds them.
+        readers: of the weight.
+        rank: of the values behind the axes of length 1: that of the weight and what is behind it.
+    """
+    if not any(reader.turned for reader in readers):
+        return values
+    return np.swapaxes(values.reshape(values.shape[-rank:]), 0, 1)
+
+
+def to_program(values: Array, readers: list[Reader], leading: int) -> Array:
+    """The way back; ``leading`` axes of length 1 come before."""
+    if not any(reader.turned for reader in readers):
+        return values
+    return np.ascontiguousarray(np.swapaxes(values, 0, 1))[(None,) * leading]
+
+
+def path_of(readers: list[Reader]) -> str:
+    """Of the first module that reads a weight; empty where the file does not tell."""
+    return next((path for reader in readers if (path := module_of(reader.op)) is not None), "")

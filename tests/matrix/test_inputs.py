@@ -1,0 +1,63 @@
+"""Checkpoints and golden cases mean the same on a machine that has them from the store."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from md_export.checkpoint import open_checkpoint
+from md_export.errors import ArtifactError
+from md_export.files import sha256_of
+from md_export.matrix.backed import BackedCache
+from md_export.matrix.inputs import inputs_of
+from md_export.matrix.request import BuildRequest, load_recipes
+from md_export.matrix.seen import Seen
+from md_export.matrix.store import Store
+
+pytest.importorskip("fsspec")
+
+
+def request(folder: Path, checkpoint: Path, golden: Path | None = None) -> BuildRequest:
+    return BuildRequest((), checkpoint, folder / "out", folder / "cache", golden)
+
+
+def there(folder: Path, asked: BuildRequest) -> dict[str, Path]:
+    """Where a machine that has nothing but the store finds the inputs."""
+    store = Store(f"file://{folder}/store")
+    cache, found = BackedCache(folder / "elsewhere", store), dict[str, Path]()
+    for name, one in inputs_of(asked, Seen(folder / "seen")).items():
+        store.put(one.entry, one.root)
+        found[name] = cache.files(cache.require(one.entry.key).key) / one.within
+    return found
+
+
+@pytest.mark.parametrize("sibling", ["", "siblings/gelu"])
+def test_a_checkpoint_is_the_same_there_with_what_it_inherits(tmp_path: Path, nano: Path, sibling: str) -> None:
+    found = there(tmp_path, request(tmp_path, nano / sibling))["checkpoint"]
+    assert open_checkpoint(found).sha256() == open_checkpoint(nano / sibling).sha256()
+    assert not (found / "training").exists(), "only what is read"
+
+
+def test_golden_cases_travel_without_what_lies_beside_them(tmp_path: Path, nano: Path) -> None:
+    golden = Path(shutil.copytree(nano / "golden", tmp_path / "given"))
+    (golden / "other.bin").write_text("")
+    found = there(tmp_path, request(tmp_path, nano, golden))["given"]
+    assert sha256_of(found) == sha256_of(nano / "golden")
+
+
+def test_a_link_to_a_lora_travels_as_its_file(tmp_path: Path, nano: Path) -> None:
+    (tmp_path / "blob").write_bytes(b"weights")
+    (tmp_path / "style.safetensors").symlink_to(tmp_path / "blob")
+    recipe = replace(load_recipes([Path("onnx-int8")])[0], loras=(str(tmp_path / "style.safetensors"),))
+    found = there(tmp_path, replace(request(tmp_path, nano), recipes=(recipe,)))["lora 0"]
+    assert (found.name, found.read_bytes()) == ("style.safetensors", b"weights")
+
+
+def test_what_goes_away_meanwhile_is_named(tmp_path: Path, nano: Path) -> None:
+    golden = Path(shutil.copytree(nano / "golden", tmp_path / "given"))
+    (golden / "case-000.safetensors").unlink()
+    with pytest.raises(ArtifactError, match=r"case-000\.safetensors went away; run the same command again"):
+        inputs_of(request(tmp_path, nano, golden), Seen(tmp_path / "seen"))

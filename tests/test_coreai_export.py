@@ -1,0 +1,87 @@
+"""The nano checkpoint as Core AI assets: the gate, the audit, attribution and the self-test on one export."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from md_export.artifact import read_manifest
+from md_export.parity.modules.blame import blame, opened
+from md_export.parity.selftest.command import self_test
+from md_export.parity.selftest.table import MUTATIONS
+from md_export.parity.stored.audit import audit_in_worker
+from md_export.parity.verify import verify
+from md_export.targets import TARGETS
+from mutations import rehash
+from support import Exported
+
+COMPONENTS = ("text_encoder", "unet", "vae_decoder")
+# What an export of int8 without float16 has nothing for.
+NOT_APPLICABLE = {"a palette entry moved", "float16 overflow behind a softmax", '"int8" that is float inside'}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads cost more than they bring on maps of 8×8."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def out(exported: Exported) -> Path:
+    return exported("coreai", "int8")
+
+
+def test_it_is_verified_again(out: Path) -> None:
+    result = verify(out)
+    assert result.failures == ()
+    assert result.picture is not None
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_every_weight_is_proven(out: Path, nano: Path, component: str) -> None:
+    found = audit_in_worker(out, nano, component)
+    assert found.faults == found.missing == ()
+    assert found.as_requested == found.promised > 0.5 * found.total
+    assert found.proven_share > 0.99
+    assert max(constant.bytes for constant in found.unmatched) <= 64
+
+
+@pytest.mark.parametrize("component", ["text_encoder", "vae_decoder"])
+def test_attribution_sees_every_module_and_blames_none(out: Path, nano: Path, component: str) -> None:
+    manifest, part, cases = opened(out, component, nano)
+    entry = manifest.entry_for(component)
+    found = blame(manifest, entry, out / entry.file, part, cases[:1])
+    assert found.first is None
+    # The table of positions is a constant that is added.
+    assert found.matched >= found.leaves - 1
+    assert found.modules[-1].cumulative_snr_db == pytest.approx(found.snr_db, abs=3)
+
+
+def test_a_reversed_weight_is_blamed(copy_of: Exported, nano: Path) -> None:
+    folder, path = copy_of("coreai", "int8"), "encoder.layers.1.mlp.fc2"
+    manifest, part, cases = opened(folder, "text_encoder", nano)
+    entry = manifest.entry_for("text_encoder")
+    wanted = part.module.get_submodule(path).weight
+    with TARGETS["coreai"].open().edit(folder / entry.file) as constants:
+        alike = [item for item in constants if item.values.dtype == np.int8 and item.values.shape == wanted.shape]
+        alike[1].values[...] = alike[1].values[::-1].copy()
+    rehash(folder)
+    found = blame(manifest, entry, folder / entry.file, part, cases[:1])
+    assert found.first is not None
+    assert found.first.path == path
+
+
+@pytest.mark.slow
+def test_the_self_test_finds_every_mutation_noticed(out: Path, nano: Path) -> None:
+    result = self_test(out, nano)
+    assert result.failures == ()
+    assert len(result.rows) == 2 + sum(len(mutation.caught) for mutation in MUTATIONS)
+    assert {row.mutation for row in result.rows if row.verdict == "not applicable"} == NOT_APPLICABLE
+    assert read_manifest(out).target == "coreai"

@@ -1,0 +1,170 @@
+"""An export for many steps: proved call by call and as a picture, and what the proof must notice."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from md_export.artifact import read_manifest, write_manifest
+from md_export.checkpoint import open_checkpoint
+from md_export.data import builtin_recipe
+from md_export.errors import ArtifactError, GoldenError
+from md_export.generation import pictures_of_artifacts, pictures_of_checkpoint
+from md_export.matrix.planning import plan
+from md_export.parity.faults import Check
+from md_export.parity.golden import read_golden, write_index
+from md_export.parity.metrics import compare
+from md_export.parity.prepare import golden_source
+from md_export.parity.recording import write_golden
+from md_export.parity.selftest.bench import Bench
+from md_export.parity.verify import Execute, VerifyResult, judge, verify
+from md_export.parity.walking import walker
+from md_export.pipeline import export
+from md_export.recipe import Recipe, load_recipe
+from md_export.sampler import Ddim, SamplerPlan
+from md_export.tensors import Array, Arrays
+from md_export.workers import Execution
+
+PLAN = SamplerPlan("ddim", 5, 7.5)
+REQUESTS = [("a large red circle on the left, white background", 0), ("a small green star at the top", 1)]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return load_recipe(builtin_recipe("onnx", "fp32")).sampled(PLAN.steps, PLAN.guidance)
+
+
+@pytest.fixture(scope="module")
+def out(recipe: Recipe, nano: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    golden, folder = tmp_path_factory.mktemp("golden"), tmp_path_factory.mktemp("export") / "out"
+    write_golden(golden_source(open_checkpoint(nano), sampler=PLAN), REQUESTS, golden)
+    export(recipe, nano, folder, golden)
+    return folder
+
+
+@pytest.fixture
+def copied(out: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(out, tmp_path / "out"))
+
+
+BENCH = Bench()
+
+
+def judged(out: Path, execute: Execute = BENCH.execute) -> VerifyResult:
+    return judge(out, execute=execute, walk=walker(execute)).result
+
+
+def changed(unet: Callable[[Arrays], Arrays], output: Callable[[Array], Array] = lambda a: a) -> Execute:
+    """A runtime that gives the UNet other inputs, or whoever asked another output of it."""
+
+    def run(target: str, path: Path, batches: Sequence[Arrays]) -> Execution:
+        if path.stem != "unet":
+            return BENCH.execute(target, path, batches)
+        made = BENCH.execute(target, path, [unet(batch) for batch in batches])
+        return dataclasses.replace(made, outputs=[{k: output(v) for k, v in item.items()} for item in made.outputs])
+
+    return run
+
+
+def test_calls_and_pictures_are_proved(out: Path) -> None:
+    manifest, result = read_manifest(out), verify(out)
+    assert result.failures == ()
+    assert manifest.ddim is not None
+    assert manifest.ddim.agrees(manifest.recipe.sampler)
+    unet = manifest.entry_for("unet")
+    assert [spec.shape[0] for spec in (*unet.inputs, *unet.outputs)] == [2, 1, 2, 2]
+    assert result.picture is not None
+    assert result.picture.psnr_db is not None
+    assert result.picture.psnr_db > 80
+    here = judged(out)
+    assert here.failures == ()
+    assert here.picture is not None
+    assert here.picture.psnr_db == pytest.approx(result.picture.psnr_db, abs=1)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        changed(lambda b: {**b, "timestep": np.full(1, 999, np.float32)}),
+        changed(lambda b: {**b, "timestep": b["timestep"].astype(np.float32) - 1}),
+        changed(lambda b: {**b, "encoder_hidden_states": b["encoder_hidden_states"][::-1].copy()}),
+        changed(lambda b: b, lambda output: output[::-1].copy()),
+        changed(lambda b: {**b, "encoder_hidden_states": np.repeat(b["encoder_hidden_states"][1:], 2, axis=0)}),
+    ],
+    ids=["one timestep", "timesteps off by one", "texts exchanged", "outputs exchanged", "no empty prompt"],
+)
+def test_a_wrong_call_is_noticed(out: Path, wrong: Execute) -> None:
+    result = judged(out, wrong)
+    assert any(line.startswith("unet: snr") for line in result.failures)
+    assert all(line.startswith(("unet", "picture")) for line in result.failures)
+    assert result.picture is not None
+    assert result.picture.psnr_db is not None
+    assert result.picture.psnr_db < 110
+
+
+def edit(out: Path, change: Callable[[Ddim], Ddim]) -> None:
+    """Manifest and golden index, so that they agree."""
+    manifest, index = read_manifest(out), read_golden(out / "golden").index
+    assert manifest.ddim is not None
+    other = change(manifest.ddim)
+    write_index(dataclasses.replace(index, ddim=other), out / "golden")
+    sampler = dataclasses.replace(PLAN, guidance=other.guidance)
+    digest = read_golden(out / "golden").sha256
+    recipe = dataclasses.replace(manifest.recipe, sampler=sampler)
+    write_manifest(dataclasses.replace(manifest, ddim=other, recipe=recipe, golden_sha256=digest), out)
+
+
+def other_b(ddim: Ddim) -> Ddim:
+    *first, last = ddim.steps
+    return dataclasses.replace(ddim, steps=(*first, dataclasses.replace(last, b=-last.b)))
+
+
+@pytest.mark.parametrize(
+    "change", [lambda ddim: dataclasses.replace(ddim, guidance=1.01), other_b], ids=["guidance", "b"]
+)
+def test_the_picture_shows_what_no_call_shows(copied: Path, change: Callable[[Ddim], Ddim]) -> None:
+    """Guidance that was dropped, and a wrong coefficient: each call is right, what is made of them is not."""
+    edit(copied, change)
+    assert [fault.check for fault in judged(copied).faults] == [Check.PICTURE]
+
+
+def test_manifest_recipe_and_golden_cases_agree(copied: Path) -> None:
+    manifest = read_manifest(copied)
+    assert manifest.ddim is not None
+
+    def write(**changes: object) -> None:
+        write_manifest(dataclasses.replace(manifest, **changes), copied)  # type: ignore[arg-type]
+
+    for wrong in (None, dataclasses.replace(manifest.ddim, guidance=3.0)):
+        write(ddim=wrong)
+        with pytest.raises(ArtifactError, match="other steps or guidance than its recipe"):
+            verify(copied)
+    write(ddim=other_b(manifest.ddim))
+    with pytest.raises(GoldenError, match=r"5 steps with guidance 7\.5"):
+        verify(copied)
+
+
+def test_pictures_by_artifacts_and_by_torch(out: Path, nano: Path) -> None:
+    wanted = [case.values.picture for case in read_golden(out / "golden").cases]
+    for made in (pictures_of_artifacts(out, REQUESTS), pictures_of_checkpoint(nano, REQUESTS, sampler=PLAN)):
+        assert min(compare(*pair).psnr_db for pair in zip(made, wanted, strict=True)) > 80
+    (one,) = pictures_of_checkpoint(nano, REQUESTS[:1])
+    assert compare(one, wanted[0]).psnr_db < 30
+
+
+def test_a_build_keeps_one_step_and_many_apart(recipe: Recipe, nano: Path) -> None:
+    plain = dataclasses.replace(recipe, sampler=None, name="plain")
+    fewer = dataclasses.replace(recipe, sampler=SamplerPlan("ddim", 4, 7.5), name="fewer")
+    found = plan([recipe, plain, fewer, dataclasses.replace(recipe, name="same")], nano, None)
+    made = [found.step(one.key).needs for one in found.exports]
+    assert not set(made[0]) & set(made[1])
+    assert not set(made[0]) & set(made[2])
+    assert made[0] == made[3]
