@@ -49,10 +49,12 @@ def main(captions: int, names: list[str]) -> None:
 
 def rows(name: str, phone: str, found: NpuVerification, detector: Detector) -> Iterator[str]:
     """One for each component, the picture's figures beside the last."""
-    picture, pictures = found.result.pictures[phone].psnr_db, list(found.pictures[phone])
+    pictures = list(found.pictures.get(phone, ()))
+    picture = found.result.pictures[phone].psnr_db if pictures else None
     for item in found.result.components:
         last = item.component == "vae_decoder"
-        whole = ("-" if picture is None else f"{picture:.1f}", detector.score(pictures)) if last else ("", "")
+        score = detector.score(pictures) if pictures else "-"
+        whole = ("-" if picture is None else f"{picture:.1f}", score) if last else ("", "")
         cells = (name, phone, item.component, *figures(item), *whole)
         yield f"| {' | '.join(cells)} |"
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from md_export.artifact import read_manifest
+from md_export.artifact import AddedLora, read_manifest
 from md_export.checkpoint import Checkpoint, build_on_meta, open_checkpoint
 from md_export.checkpoint.lora.fuse import fused, product
 from md_export.checkpoint.lora.match import LowRank, changes_of
@@ -26,11 +27,15 @@ from md_export.cli import cli
 from md_export.components import COMPONENTS
 from md_export.data import builtin_recipe
 from md_export.errors import ArtifactError, CheckpointError, MdExportError, ParityError, UsageError
+from md_export.files import sha256_of
+from md_export.generation import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.loras import Lora, label, parse_lora
 from md_export.parity.fusing import check_fused
 from md_export.parity.stored.audit import audit
 from md_export.pipeline import export
 from md_export.recipe import load_recipe
+from training.outline import shares
+from training.scenes import caption, single
 
 LINEAR = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q"
 OUT = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_out.0"
@@ -413,15 +418,20 @@ def test_artifacts_take_no_loras(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_export(nano: Path, everything: Path, tmp_path: Path) -> None:
-    """The manifest names it, the audit wants it, and the checkpoint without it is refused."""
-    recipe = load_recipe(builtin_recipe("onnx", "fp32")).adapted((f"{everything}:0.5",)).narrowed(("unet",))
-    manifest, result = export(recipe, nano, tmp_path / "out", progress=lambda _: None)
-    assert result.passed and manifest == read_manifest(tmp_path / "out")
-    (lora,) = manifest.loras
-    assert (lora.name, lora.scale, lora.components) == (everything.name, 0.5, ("text_encoder", "unet"))
-    assert str(everything.parent) not in (tmp_path / "out" / "manifest.json").read_text()
-    with adapted(nano, (f"{everything}:0.5",)) as folder:
-        assert audit(tmp_path / "out", folder).passed
-    with pytest.raises(ArtifactError, match=r"its LoRAs, style.safetensors \(.*\) at 0.5: with --lora"):
-        audit(tmp_path / "out", nano)
+def test_an_export(nano: Path, tmp_path: Path) -> None:
+    """The manifest names it, the audit wants it, and the artifacts draw in its style; so does nothing without it."""
+    lora, out = nano / "loras" / "outline.safetensors", tmp_path / "out"
+    recipe = load_recipe(builtin_recipe("onnx", "fp32")).adapted((str(lora),))
+    manifest, result = export(recipe, nano, out, progress=lambda _: None)
+    assert result.passed and manifest == read_manifest(out) and manifest.recipe.name == "onnx-fp32-outline"
+    assert manifest.loras == (AddedLora(lora.name, sha256_of(lora), 1.0, ("unet",)),)
+    assert str(lora.parent) not in (out / "manifest.json").read_text()
+    with adapted(nano, (str(lora),)) as folder:
+        assert audit(out, folder).passed
+    with pytest.raises(ArtifactError, match=r"its LoRAs, outline.safetensors \(.*\) at 1: with --lora"):
+        audit(out, nano)
+    scenes = [single("circle", "red", "large", "left", "sky"), single("square", "blue", "large", "bottom", "white")]
+    requests = [(caption(scene), 7) for scene in scenes]
+    drawn, plain = pictures_of_artifacts(out, requests), pictures_of_checkpoint(nano, requests)
+    assert shares(np.stack(drawn), scenes) == {"outlined": 1.0, "shape": 1.0, "colour": 1.0}
+    assert shares(np.stack(plain), scenes)["outlined"] == 0.0

@@ -29,6 +29,8 @@ _PLAIN: Final = (
     "layout",
     "form",
     "npu",
+    "size",
+    "loras",
 )
 
 
@@ -87,7 +89,7 @@ def recipe_toml(recipe: Recipe, notes: Sequence[str] = ()) -> str:
     for component in recipe.components:
         tolerances.add(component, _table(_given(recipe.tolerances[component])))
     document.add("tolerance", tolerances)
-    for key in ("calibration", "regression", "golden"):
+    for key in ("sampler", "calibration", "regression", "golden"):
         if key in plain:
             document.add(key, _table(plain[key]))
     return tomlkit.dumps(document)

@@ -119,7 +119,7 @@ def test_two_recipes_of_one_name(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_tells_the_known_ones() -> None:
-    with pytest.raises(RecipeError, match=r"name a \.toml file or one of coreml-fp16"):
+    with pytest.raises(RecipeError, match=r"name a \.toml file or one of coreai-fp16"):
         load_recipes([Path("onnx-fp17")])
 
 

