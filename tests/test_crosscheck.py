@@ -33,7 +33,8 @@ def test_right_artifacts_agree_and_a_reversed_weight_is_named(
     assert len(found.cases) == 16
     assert all(row.between_db > 20 for row in found.cases)
     assert len(found.modules) > 30
-    assert FC2 not in {row.path for row in found.disagreements}
+    # onnxruntime computes in int8 what Core AI computes in float32: where they differ, the former is worse.
+    assert all(row.apart_db < 0 for row in found.disagreements)
     folder = copy_of("coreai", "int8")
     (damaged,) = artifacts(folder)
     with TARGETS["coreai"].open().edit(damaged) as constants:
@@ -41,7 +42,7 @@ def test_right_artifacts_agree_and_a_reversed_weight_is_named(
         alike[1].values[...] = alike[1].values[::-1].copy()
     rehash(folder)
     wrong = crosscheck_in_worker(one, damaged, nano)
-    assert wrong.disagreements[0].path == FC2
+    assert [row.path for row in wrong.disagreements if row.apart_db > 0] == [FC2]
     assert f"{FC2} (Linear) is " in verdict(wrong)
     assert "worse in text_encoder.aimodel than in text_encoder.onnx" in verdict(wrong)
     assert len(crosscheck_tables(wrong)) == 3
