@@ -39,6 +39,7 @@ TESTED: Final = (
     Tested("onnx", ">=1.19", "1.23.2", "onnx"),
     Tested("onnxruntime", ">=1.23", "1.31.1", "onnx"),
     Tested("onnxscript", ">=0.5", "0.7.2", "onnx"),
+    Tested("onnxruntime-qnn", "==2.7.0", "2.7.0", "qnn"),
     Tested("coreai-core", "==1.0.0b3", "1.0.0b3", "coreai"),
     Tested("coreai-torch", "==0.4.3", "0.4.3", "coreai"),
     Tested("jinja2", ">=3.1", "3.1.6", "report"),

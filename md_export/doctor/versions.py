@@ -38,7 +38,7 @@ def _judged(row: Tested, found: str | None) -> Finding:
     if not _allows(row.allowed, found):
         advice = f"install Python {row.allowed}" if row is PYTHON else f"pip install '{row.name}{row.allowed}'"
         return Finding(_AREA, row.name, "broken", f"{found}, outside {row.allowed}", advice)
-    if row.version not in (None, Version(found).base_version):
+    if row.version not in (None, *_names(found)):
         return Finding(_AREA, row.name, "note", f"{found}, last tested with {row.version}")
     return Finding(_AREA, row.name, "ok", found)
 
@@ -46,6 +46,11 @@ def _judged(row: Tested, found: str | None) -> Finding:
 def _allows(allowed: str, found: str) -> bool:
     """Whether a version is in the range; builds that call themselves otherwise (``2.13.0+cpu``) count as their base."""
     try:
-        return SpecifierSet(allowed).contains(Version(found).base_version, prereleases=True)
+        return any(SpecifierSet(allowed).contains(name, prereleases=True) for name in _names(found))
     except (InvalidVersion, InvalidSpecifier):
         return False
+
+
+def _names(found: str) -> tuple[str, str]:
+    """A version without its build, and without being a pre-release."""
+    return Version(found).public, Version(found).base_version
