@@ -94,6 +94,9 @@ def local_workers(jobs: int) -> Iterator[Workers]:
     before = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(jobs, context, _begin, (threads,))
+    with _interrupts_later():
+        # All processes start with the first call, and inherit that: they leave interrupts to others before they can.
+        executor.submit(int)
     try:
         yield Workers(executor, jobs, lambda error: _DIED if isinstance(error, BrokenProcessPool) else None)
     except BaseException:
@@ -102,6 +105,15 @@ def local_workers(jobs: int) -> Iterator[Workers]:
             process.terminate()
         raise
     executor.shutdown()
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin(threads: int) -> None:
