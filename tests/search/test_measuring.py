@@ -124,7 +124,9 @@ def test_a_stopped_search_goes_on_where_it_was(tmp_path: Path, number: signal.Si
     path = tmp_path / "search.jsonl"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     command = [sys.executable, "-m", "search.toy", str(path)]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=_heeds_interrupts
+    )
     wait_for(lambda: path.is_file() and path.read_bytes().count(b"\n") > 5)
     if number == signal.SIGINT:
         os.killpg(process.pid, number)
@@ -137,6 +139,11 @@ def test_a_stopped_search_goes_on_where_it_was(tmp_path: Path, number: signal.Si
     assert 5 <= len(before) < 400
     expected = measured(tmp_path / "anew.jsonl", inline(), 20)
     assert measured(path, inline(), 20) == expected
+
+
+def _heeds_interrupts() -> None:
+    """What a shell runs in the background ignores them, and so would all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def members(group: int) -> list[int]:
