@@ -20,6 +20,11 @@ They become text in one place, :func:`md_export.cli.main`.
 
 from __future__ import annotations
 
+from typing import Final
+
+# A converter prints whole graphs into its messages.
+_LONGEST_LINE: Final = 400
+
 
 class MdExportError(Exception):
     """Base of all errors of this package; the message is shown to the user as it is."""
@@ -81,3 +86,8 @@ class ParityError(MdExportError):
 
 class RegressionError(ParityError):
     """An export is worse than an older one by more than its recipe's budget."""
+
+
+def one_line(error: BaseException) -> str:
+    """What a library's error says, without line breaks and not at any length; its class where it says nothing."""
+    return " ".join(str(error).split())[:_LONGEST_LINE] or type(error).__name__

@@ -25,7 +25,7 @@ from coreai._compiler._mlir_libs._coreaiIR._bindings.mlir import (
 )
 from coreai._compiler.dialects import coreai as dialect
 
-from md_export.errors import ConversionError, RuntimeFault
+from md_export.errors import ConversionError, RuntimeFault, one_line
 
 # What torch.export, the converter and the bindings raise on what they cannot take.
 VENDOR_ERRORS: Final = (
@@ -75,9 +75,8 @@ def converting(component: str, stage: str) -> Iterator[None]:
         try:
             yield
         except VENDOR_ERRORS as error:
-            said = " ".join(str(error).split()) or type(error).__name__
             raise ConversionError(
-                f"{component}: Core AI {stage} failed: {said[:400]}; rewrite the operation named here, "
+                f"{component}: Core AI {stage} failed: {one_line(error)}; rewrite the operation named here, "
                 "or leave the component out with --component"
             ) from error
 
@@ -92,9 +91,7 @@ def read_program(path: Path) -> Any:
         _check_hash(path)
         return AIModelAsset.load(path).program
     except VENDOR_ERRORS as error:
-        raise RuntimeFault(
-            f"{path.name} is no Core AI asset; export it again: {' '.join(str(error).split())[:300]}"
-        ) from error
+        raise RuntimeFault(f"{path.name} is no Core AI asset; export it again: {one_line(error)}") from error
 
 
 def _check_hash(path: Path) -> None:

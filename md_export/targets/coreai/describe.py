@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from md_export.errors import RuntimeFault
+from md_export.errors import RuntimeFault, one_line
 from md_export.targets.contract import Description
 from md_export.targets.coreai.bindings import VENDOR_ERRORS, kind_of, operations, read_program
 from md_export.targets.coreai.constants import element_of, is_constant, stored_bytes, values_of
@@ -26,7 +26,7 @@ def describe(path: Path) -> Description:
     try:
         return _description(operations(program), read_notes(path))
     except VENDOR_ERRORS as error:
-        raise RuntimeFault(f"{path.name} cannot be read: {' '.join(str(error).split())[:300]}") from error
+        raise RuntimeFault(f"{path.name} cannot be read: {one_line(error)}") from error
 
 
 def _description(found: list[Any], notes: dict[str, str]) -> Description:

@@ -10,9 +10,7 @@ to know each.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Any, Final
 
 import numpy as np
@@ -26,6 +24,7 @@ from md_export.targets.coreai.constants import held_value, values_of
 from md_export.targets.coreai.lowered import Lowered
 from md_export.targets.coreai.storage import storage_of
 from md_export.targets.coreai.weights import Reader, path_of, to_program, to_torch, weights_of
+from md_export.targets.globs import check_weight_globs
 from md_export.tensors import Array
 
 _FLOAT: Final = ("float32", "float16")
@@ -58,7 +57,7 @@ def quantize(model: Lowered, job: LoweringJob) -> Lowered:
     """
     check_scheme(job)
     weights = weights_of(operations(model.program))
-    _check_globs(job, [path_of(readers) for readers in weights.values()])
+    check_weight_globs(job, {path_of(readers) for readers in weights.values()})
     with converting(job.component, "quantization"), model.program._module._mlir_module.context:
         for number, (op, readers) in enumerate(weights.items()):
             path = path_of(readers)
@@ -112,14 +111,3 @@ def _store(op: Any, coded: _Coded, readers: list[Reader], name: str) -> None:
 
 def _constant(values: Any, dtype: str, name: str) -> Any:
     return dialect.ConstantOp(value=held_value(values, dtype, name)).result
-
-
-def _check_globs(job: LoweringJob, paths: Iterable[str]) -> None:
-    known = frozenset(paths)
-    ruled = [pattern for rule in job.scheme.rules for pattern in rule.modules]
-    for field, patterns in (("keep_float", job.scheme.keep_float), ("rules", ruled)):
-        for pattern in patterns:
-            if not any(fnmatchcase(path, pattern) for path in known):
-                raise ConversionError(
-                    f"{job.component}: {field} pattern {pattern!r} matches no convolution, linear or embedding module"
-                )

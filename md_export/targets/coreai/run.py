@@ -10,8 +10,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from md_export.errors import RuntimeFault, UsageError
+from md_export.errors import RuntimeFault, UsageError, one_line
 from md_export.targets.coreai.bindings import VENDOR_ERRORS, AIModelAsset, read_program
+from md_export.targets.inputs import check_inputs
 from md_export.tensors import Array, Arrays, TensorSpec
 
 _DTYPES: Final = ("float32", "int32")
@@ -40,32 +41,18 @@ class CoreAIRunner:
         """
         from coreai.runtime import NDArray
 
-        self._check(inputs)
+        check_inputs(self._name, self.inputs, inputs)
         given = {name: NDArray(np.array(value, order="C")) for name, value in inputs.items()}
         try:
             made = self._loop.run_until_complete(self._function(given))
         except VENDOR_ERRORS as error:
-            raise RuntimeFault(f"{self._name}: the Core AI runtime failed: {_one_line(error)}") from error
+            raise RuntimeFault(f"{self._name}: the Core AI runtime failed: {one_line(error)}") from error
         return {spec.name: np.array(made[spec.name].numpy()) for spec in self.outputs}
 
     def _spec(self, name: str, found: Any) -> TensorSpec:
         if None in found.shape:
             raise RuntimeFault(f"{self._name}: {name} has no fixed shape; artifacts have")
         return TensorSpec(name, tuple(found.shape), str(found.dtype))
-
-    def _check(self, inputs: Arrays) -> None:
-        wanted = [spec.name for spec in self.inputs]
-        if set(inputs) != set(wanted):
-            raise RuntimeFault(
-                f"{self._name} takes {', '.join(sorted(wanted))}; it was given {', '.join(sorted(inputs))}"
-            )
-        for spec in self.inputs:
-            value = inputs[spec.name]
-            if value.shape != spec.shape or value.dtype.name != spec.dtype:
-                raise RuntimeFault(
-                    f"{self._name}: {spec.name} must be {spec.dtype}{list(spec.shape)}, "
-                    f"not {value.dtype.name}{list(value.shape)}"
-                )
 
 
 def load(path: Path, runtime: str | None = None) -> CoreAIRunner:
@@ -82,14 +69,10 @@ def load(path: Path, runtime: str | None = None) -> CoreAIRunner:
         return CoreAIRunner(path)
     except VENDOR_ERRORS as error:
         raise RuntimeFault(
-            f"{path.name} is no asset that the Core AI runtime can run; export it again: {_one_line(error)}"
+            f"{path.name} is no asset that the Core AI runtime can run; export it again: {one_line(error)}"
         ) from error
 
 
 def _close(loop: asyncio.AbstractEventLoop, stack: AsyncExitStack) -> None:
     loop.run_until_complete(stack.aclose())
     loop.close()
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from md_export.errors import ConversionError
+from md_export.errors import ConversionError, one_line
 from md_export.targets.coreai.bindings import VENDOR_ERRORS, operations
 from md_export.targets.coreai.constants import name_constants
 from md_export.targets.coreai.lowered import Lowered
@@ -39,7 +39,7 @@ def write_program(program: Any, path: Path, custom: dict[str, str]) -> None:
         program.save_asset(path)
     except VENDOR_ERRORS as error:
         cause = error.__cause__ or error
-        raise ConversionError(f"{path.name} cannot be written: {' '.join(str(cause).split())[:300]}") from error
+        raise ConversionError(f"{path.name} cannot be written: {one_line(cause)}") from error
     file = path / _METADATA
     content = json.loads(file.read_text(encoding="utf-8"))
     del content["creationDate"]

@@ -13,7 +13,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 
-from md_export.errors import ConversionError
+from md_export.errors import ConversionError, one_line
 
 # What torch.export and coremltools raise on a graph they cannot take; anything else is a bug of ours.
 VENDOR_ERRORS = (ValueError, TypeError, RuntimeError, LookupError, AttributeError, AssertionError, ArithmeticError)
@@ -63,10 +63,9 @@ def converting(component: str, stage: str) -> Iterator[None]:
         try:
             yield
         except VENDOR_ERRORS as error:
-            said = " ".join(str(error).split()) or type(error).__name__
             where = f"{logged[0]}: " if logged else ""
             raise ConversionError(
-                f"{component}: Core ML {stage} failed: {where}{said[:400]}; rewrite the operation named here, "
+                f"{component}: Core ML {stage} failed: {where}{one_line(error)}; rewrite the operation named here, "
                 "or leave the component out with --component"
             ) from error
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from math import prod
 from typing import Any, Final
 
-from md_export.errors import ConversionError
 from md_export.scheme import QuantScheme
 from md_export.targets.contract import LoweringJob
 from md_export.targets.coreml.package import Lowered, main_operations
 from md_export.targets.coreml.vendor import ct
+from md_export.targets.globs import check_module_globs
 
 # Only what these operations multiply with or look up is a weight. Other constants of rank 2 and more
 # stay float: the frequencies of the time embedding, the causal mask, the position embedding (folded
@@ -55,22 +54,10 @@ def storage_of(weights: frozenset[str], model: Lowered, job: LoweringJob) -> dic
     Raises:
         ConversionError: a glob of ``keep_float`` or of a rule that matches no module.
     """
-    _check_globs(job)
+    check_module_globs(job)
     scheme, owners = job.scheme, {name: _module(name, model.modules) for name in weights}
     stored = {name: scheme.for_module(path) for name, path in owners.items() if not scheme.keeps_float(path)}
     return {name: own for name, own in stored.items() if not own.keeps_weights}
-
-
-def _check_globs(job: LoweringJob) -> None:
-    paths = [path for path, _ in job.module.named_modules()]
-    fields = {
-        "keep_float": job.scheme.keep_float,
-        "rules": [glob for rule in job.scheme.rules for glob in rule.modules],
-    }
-    for field, globs in fields.items():
-        for glob in globs:
-            if not any(fnmatchcase(path, glob) for path in paths):
-                raise ConversionError(f"{job.component}: {field} glob {glob!r} matches no module; correct the recipe")
 
 
 def _module(constant: str, modules: Mapping[str, str]) -> str:

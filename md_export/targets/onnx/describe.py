@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
-from md_export.errors import RuntimeFault
+from md_export.errors import RuntimeFault, one_line
 from md_export.targets.contract import Description
 from md_export.targets.notes import notes_among
 from md_export.targets.onnx.fused import ORT_SUFFIX, as_onnx
@@ -40,7 +40,7 @@ def describe(path: Path) -> Description:
     try:
         return _description(model, path.parent)
     except MALFORMED as error:
-        raise RuntimeFault(f"{path.name}: its weights cannot be read: {' '.join(str(error).split())}") from error
+        raise RuntimeFault(f"{path.name}: its weights cannot be read: {one_line(error)}") from error
 
 
 def _description(model: onnx.ModelProto, folder: Path) -> Description:

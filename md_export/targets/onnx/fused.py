@@ -17,8 +17,8 @@ from typing import Final
 import onnx
 import onnxruntime as ort
 
-from md_export.errors import ConversionError, RuntimeFault
-from md_export.targets.onnx.sessions import ORT_ERRORS, one_line, session_options
+from md_export.errors import ConversionError, RuntimeFault, one_line
+from md_export.targets.onnx.sessions import ORT_ERRORS, session_options
 from md_export.targets.onnx.wire import data_name
 
 ORT_SUFFIX: Final = ".ort"

@@ -9,7 +9,7 @@ from typing import Final
 import onnx
 from onnxruntime.tools.mobile_helpers.usability_checker import check_coreml_partitions
 
-from md_export.errors import RuntimeFault
+from md_export.errors import RuntimeFault, one_line
 from md_export.targets.onnx.describe import read_graph
 
 # In the check's own words: the newer kind of Core ML model, which onnxruntime makes of a partition where told so.
@@ -42,7 +42,7 @@ def coreml_partitions(path: Path) -> Partitions:
         shaped = onnx.shape_inference.infer_shapes(model, strict_mode=True)
         found = check_coreml_partitions(shaped, True, _MLPROGRAM)
     except (onnx.shape_inference.InferenceError, ValueError) as error:
-        raise RuntimeFault(f"{path.name}: its shapes cannot be inferred: {' '.join(str(error).split())}") from error
+        raise RuntimeFault(f"{path.name}: its shapes cannot be inferred: {one_line(error)}") from error
     taken = {node.name for group in found.supported_groups for node in group}
     names = [node.name for node in shaped.graph.node]
     return Partitions(found.num_partitions, len(names), tuple(name for name in names if name not in taken))

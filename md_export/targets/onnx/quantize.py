@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
-from fnmatch import fnmatchcase
 from typing import Final, cast
 
 import onnx_ir as ir
@@ -12,6 +10,7 @@ import onnx_ir as ir
 from md_export.errors import ConversionError
 from md_export.scheme import QuantScheme, Weights
 from md_export.targets.contract import LoweringJob
+from md_export.targets.globs import check_weight_globs
 from md_export.targets.notes import labelled
 from md_export.targets.onnx.clean import module_path, strip
 from md_export.targets.onnx.describe import WEIGHT_INPUT
@@ -120,7 +119,7 @@ def _static(lowered: ir.Model, job: LoweringJob, storages: dict[str, QuantScheme
 def _storages(model: ir.Model, job: LoweringJob) -> dict[str, QuantScheme]:
     """How each node's weight is stored, by the node's name, in graph order."""
     nodes = {node.name or "": node for node in model.graph if node.op_type in QUANTIZED_OPS or is_table_lookup(node)}
-    _check_globs(job, [module_path(name) for name in nodes])
+    check_weight_globs(job, {module_path(name) for name in nodes})
     nodes = {name: node for name, node in nodes.items() if not _multiplies_activations(node)}
     storages = {name: _storage(module_path(name), job.scheme) for name in nodes}
     for name, storage in storages.items():
@@ -143,14 +142,3 @@ def _storage(path: str, scheme: QuantScheme) -> QuantScheme:
         return scheme.for_module(path)
     weights: Weights = "float16" if scheme.activations == "float16" else "float32"
     return dataclasses.replace(scheme, rules=(), weights=weights, granularity="channel", block_size=None)
-
-
-def _check_globs(job: LoweringJob, paths: Iterable[str]) -> None:
-    known = frozenset(paths)
-    ruled = [pattern for rule in job.scheme.rules for pattern in rule.modules]
-    for field, patterns in (("keep_float", job.scheme.keep_float), ("rules", ruled)):
-        for pattern in patterns:
-            if not any(fnmatchcase(path, pattern) for path in known):
-                raise ConversionError(
-                    f"{job.component}: {field} pattern {pattern!r} matches no convolution, linear or embedding module"
-                )

@@ -8,10 +8,11 @@ from typing import Final
 import numpy as np
 import onnxruntime as ort
 
-from md_export.errors import RuntimeFault, UsageError
+from md_export.errors import RuntimeFault, UsageError, one_line
+from md_export.targets.inputs import check_inputs
 from md_export.targets.onnx.fused import ORT_SUFFIX
 from md_export.targets.onnx.rounding import rounded_graph
-from md_export.targets.onnx.sessions import ORT_ERRORS, WEIGHTS_FOLDER, one_line, session_options
+from md_export.targets.onnx.sessions import ORT_ERRORS, WEIGHTS_FOLDER, session_options
 from md_export.tensors import Array, Arrays, TensorSpec
 
 UNOPTIMIZED: Final = "unoptimized"
@@ -33,7 +34,7 @@ class OnnxRunner:
         Raises:
             RuntimeFault: an input is missing, unknown, or of another shape or dtype; onnxruntime failed.
         """
-        _check(self._name, self.inputs, inputs)
+        check_inputs(self._name, self.inputs, inputs)
         names = [spec.name for spec in self.outputs]
         feed = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
         try:
@@ -83,15 +84,3 @@ def _spec(node: ort.NodeArg, name: str) -> TensorSpec:
     if node.type not in _DTYPES or not all(isinstance(size, int) for size in node.shape):
         raise RuntimeFault(f"{name}: {node.name} is {node.type}{node.shape}; artifacts hold static float32 or int32")
     return TensorSpec(node.name, tuple(node.shape), _DTYPES[node.type])
-
-
-def _check(name: str, specs: tuple[TensorSpec, ...], inputs: Arrays) -> None:
-    wanted = {spec.name for spec in specs}
-    if set(inputs) != wanted:
-        raise RuntimeFault(f"{name} takes {', '.join(sorted(wanted))}; it was given {', '.join(sorted(inputs))}")
-    for spec in specs:
-        value = inputs[spec.name]
-        if value.shape != spec.shape or value.dtype.name != spec.dtype:
-            raise RuntimeFault(
-                f"{name}: {spec.name} must be {spec.dtype}{list(spec.shape)}, not {value.dtype.name}{list(value.shape)}"
-            )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Mapping
 from typing import Final
 
 from torch import nn
@@ -12,6 +11,7 @@ from md_export.errors import ConversionError
 from md_export.scheme import QuantScheme
 from md_export.storage import WeightStorage, per_channel, per_tensor
 from md_export.targets.contract import LoweringJob
+from md_export.targets.globs import check_module_globs
 
 EMBEDDING: Final = "EMBEDDING_LOOKUP"
 DEPTHWISE: Final = "DEPTHWISE_CONV_2D"
@@ -100,8 +100,7 @@ def check_scheme(job: LoweringJob) -> None:
         _check_storage(job.component, own)
     if job.scheme.activations != _FLOAT and not any(own.weights.startswith("int") for own in storages):
         raise _unknown(job.scheme)
-    _check_globs(job, "keep_float", job.scheme.keep_float)
-    _check_globs(job, "rules", [glob for rule in job.scheme.rules for glob in rule.modules])
+    check_module_globs(job)
 
 
 def _check_storage(component: str, own: QuantScheme) -> None:
@@ -123,10 +122,3 @@ def _unknown(own: QuantScheme) -> ConversionError:
         f"tflite cannot store {own.weights} weights with {own.activations} activations{why}; use one of: {known}; "
         "or, in a rule, float32 or float16 beside any of them"
     )
-
-
-def _check_globs(job: LoweringJob, field: str, globs: Iterable[str]) -> None:
-    paths = [path for path, _ in job.module.named_modules()]
-    for glob in globs:
-        if not any(fnmatchcase(path, glob) for path in paths):
-            raise ConversionError(f"{job.component}: {field} glob {glob!r} matches no module; correct the recipe")

@@ -15,14 +15,14 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from md_export.artifact import files_of_context, sha256_of_artifact
-from md_export.errors import ConversionError, RuntimeFault
+from md_export.errors import ConversionError, RuntimeFault, one_line
 from md_export.socs import Soc
 from md_export.targets.notes import labelled, notes_among
 from md_export.targets.onnx.describe import read_graph
 from md_export.targets.onnx.inside import steps
 from md_export.targets.onnx.npu.refused import RefusedOp
 from md_export.targets.onnx.npu.session import npu_session, on_cpu, on_npu
-from md_export.targets.onnx.sessions import ORT_ERRORS, one_line
+from md_export.targets.onnx.sessions import ORT_ERRORS
 
 _NODE: Final = "EPContext"
 _COMPILED_FROM: Final = "compiled_from"
