@@ -21,6 +21,7 @@ from onnxscript.version_converter import convert_version
 from md_export.errors import ConversionError
 from md_export.targets.contract import LoweringJob
 from md_export.targets.onnx.embedding import initializer
+from md_export.targets.onnx.npu.apart import keep_apart
 from md_export.targets.onnx.npu.masks import soften_masks
 from md_export.targets.onnx.quiet import quiet
 from md_export.targets.onnx.ranges import measure_ranges
@@ -46,6 +47,7 @@ def quantize_for_npu(model: ir.Model, job: LoweringJob, exclude: Sequence[str]) 
     convert_version(model, OPSET)
     _own_norm_constants(model)
     _divide(model)
+    keep_apart(model)
     path = job.workdir / f"{job.component}.float.onnx"
     save(model, path)
     try:
