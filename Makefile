@@ -41,6 +41,8 @@ bench: $(READY)
 	$(BIN)/python benchmarks/onnx_export.py
 	$(BIN)/python benchmarks/build.py
 	$(BIN)/python benchmarks/kill.py
+	$(BIN)/python benchmarks/paper.py
+	$(BIN)/python benchmarks/estimate.py
 
 # The op tests that ship inside coremltools, against our runtime of ML programs; hours. Shard with ARGS="--shard 1/16".
 mil-conformance: $(READY)

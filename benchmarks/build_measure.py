@@ -60,7 +60,7 @@ def init(subject: Subject, folder: Path) -> dict[str, int]:
 
 def golden(checkpoint: Path, folder: Path, target: str) -> Taken:
     """Compute the recipe's golden cases in torch."""
-    plan = recipe(target).golden
+    plan = recipe(target, "fp16").golden
     pairs = [(prompt, seed) for prompt in plan.prompts for seed in plan.seeds]
     clock = _Clock()
     folder.mkdir()
@@ -68,9 +68,9 @@ def golden(checkpoint: Path, folder: Path, target: str) -> Taken:
     return clock.taken(peak_resident_bytes())
 
 
-def recipe(target: str) -> Recipe:
-    """The one that ships in float16, with thresholds that random weights meet."""
-    shipped = load_recipe(builtin_recipe(target, "fp16"))
+def recipe(target: str, precision: str) -> Recipe:
+    """The one that ships, with thresholds that random weights meet."""
+    shipped = load_recipe(builtin_recipe(target, precision))
     lowered: dict[str, Tolerance] = {name: Tolerance(_LEAST_DB) for name in shipped.components}
     return dataclasses.replace(shipped, tolerances=lowered, picture_psnr_db=_LEAST_DB)
 
@@ -85,14 +85,16 @@ def naive(target: str, subject: Subject, checkpoint: Path, out: Path) -> Taken:
     return clock.taken(peak_resident_bytes())
 
 
-def ours(target: str, components: tuple[str, ...], checkpoint: Path, golden_cases: Path, out: Path) -> Exported:
+def ours(
+    target: str, precision: str, components: tuple[str, ...], checkpoint: Path, golden_cases: Path, out: Path
+) -> Exported:
     """The export of some components, verified on golden cases."""
     pid = out.with_suffix(".pid")
     pid.write_text(str(os.getpid()), encoding="utf-8")
     clock = _Clock()
     with watching(pid, _NO_LIMIT) as watch:
         manifest, _ = export(
-            recipe(target).narrowed(components), checkpoint, out, golden_cases, progress=lambda _: None
+            recipe(target, precision).narrowed(components), checkpoint, out, golden_cases, progress=lambda _: None
         )
     measured = {one.component: one.measured for one in manifest.artifacts}
     return Exported(
@@ -137,7 +139,7 @@ def _tflite(module: nn.Module, subject: Subject, out: Path) -> None:
 
     name, drawn = subject.component, subject.inputs()
     specs = COMPONENTS[name].inputs(subject.config), COMPONENTS[name].outputs(subject.config)
-    convert(LoweringJob(name, module, *specs, drawn, recipe("tflite").schemes[name], (), out))
+    convert(LoweringJob(name, module, *specs, drawn, recipe("tflite", "fp32").schemes[name], (), out))
 
 
 def _onnx(module: nn.Module, subject: Subject, out: Path) -> None:

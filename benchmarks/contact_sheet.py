@@ -1,4 +1,4 @@
-"""Prompts × (torch, Core ML fp16, TFLite int8, ONNX int8) as one picture, every cell made by its own runtime.
+"""Prompts × (torch, Core ML, Core AI, TFLite, ONNX, Snapdragon NPU) as one picture, every cell made by its own runtime.
 
 python benchmarks/contact_sheet.py docs/contact-sheet.png
 """
@@ -13,13 +13,24 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from md_export.checkpoint import open_checkpoint
 from md_export.data import builtin_recipe, nano_checkpoint
 from md_export.generation import pictures_of_artifacts, pictures_of_checkpoint, to_bytes
+from md_export.npu import NpuLimits
+from md_export.parity.npu.verify import verify_on_npu
+from md_export.parity.prepare import golden_source
+from md_export.parity.recording import write_golden
 from md_export.pipeline import export
 from md_export.recipe import load_recipe
 
 # None of these combinations of shape, colour and place was trained on; see golden/nano/training/scenes.py.
-COLUMNS = (("Core ML fp16", "coreml", "fp16"), ("TFLite int8", "tflite", "int8"), ("ONNX int8", "onnx", "int8"))
+COLUMNS = (
+    ("Core ML fp16", "coreml", "fp16"),
+    ("Core AI int8", "coreai", "int8"),
+    ("TFLite int8", "tflite", "int8"),
+    ("ONNX int8", "onnx", "int8"),
+)
+NPU_RECIPE, PHONE = ("onnx", "w8a16"), "snapdragon-8-elite"
 ZOOM, GAP, HEADER, LABEL = 2, 6, 22, 330
 
 
@@ -45,7 +56,18 @@ def main(path: Path) -> None:
             out = Path(scratch) / target
             export(load_recipe(builtin_recipe(target, precision)), nano_checkpoint(), out)
             columns[title] = pictures_of_artifacts(out, requests)
+        columns["8 Elite w8a16"] = on_npu(requests, Path(scratch))
     sheet([prompt for prompt, _ in requests], columns).save(path)
+
+
+def on_npu(requests: list[tuple[str, int]], scratch: Path) -> list[NDArray[np.float32]]:
+    """What Qualcomm's simulator makes of the prompts, each component of what the one before it made."""
+    out, golden = scratch / "npu", scratch / "golden"
+    golden.mkdir()
+    write_golden(golden_source(open_checkpoint(nano_checkpoint())), requests, golden)
+    export(load_recipe(builtin_recipe(*NPU_RECIPE)), nano_checkpoint(), out)
+    found = verify_on_npu(out, golden, PHONE, None, NpuLimits(1800.0))
+    return list(found.pictures[PHONE])
 
 
 def sheet(rows: list[str], columns: dict[str, list[NDArray[np.float32]]]) -> Image.Image:

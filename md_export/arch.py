@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from md_export.components import ModelConfig
+from md_export.components.diffusers_unet import DiffusersUNetConfig
 from md_export.components.unet import MDUNetConfig
 from md_export.components.vae import VAEConfig
 from md_export.errors import UsageError
@@ -50,6 +51,12 @@ def _md_lite() -> ModelConfig:
     return replace(_md(), unet=unet)
 
 
+def _sd15() -> ModelConfig:
+    """Stable Diffusion 1.5, and 1.4: UNet 860 M, whole model 1,032 M parameters without the VAE's encoder."""
+    vae = VAEConfig(latent_channels=4, block_out_channels=(128, 256, 512, 512), scaling_factor=0.18215)
+    return ModelConfig(text_encoder=CLIP_VIT_L_14, unet=DiffusersUNetConfig(cross_attention_dim=768), vae=vae)
+
+
 def _nano() -> ModelConfig:
     """The checkpoint that ships with this package."""
     from md_export.checkpoint import read_config
@@ -58,7 +65,7 @@ def _nano() -> ModelConfig:
     return read_config(nano_checkpoint())
 
 
-ARCHS: Final[Mapping[str, Callable[[], ModelConfig]]] = {"md": _md, "md-lite": _md_lite, "nano": _nano}
+ARCHS: Final[Mapping[str, Callable[[], ModelConfig]]] = {"md": _md, "md-lite": _md_lite, "sd15": _sd15, "nano": _nano}
 
 
 def arch_config(name: str) -> ModelConfig:

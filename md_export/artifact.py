@@ -306,11 +306,16 @@ def _data_name(file: str) -> str:
 
 
 def files_beside(folder: Path, entries: Iterable[ArtifactEntry]) -> dict[str, str]:
-    """SHA-256 of every file of an export that is neither its manifest nor of an artifact, by its path there."""
+    """SHA-256 of each of :func:`paths_beside`."""
+    return {name: sha256_of(path) for name, path in paths_beside(folder, entries).items()}
+
+
+def paths_beside(folder: Path, entries: Iterable[ArtifactEntry]) -> dict[str, Path]:
+    """Every file of an export that is neither its manifest nor of an artifact, by its name there, sorted."""
     known = {MANIFEST, *(name for entry in entries for name in (entry.file, entry.data))}
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     names = {path.relative_to(folder).as_posix(): path for path in paths}
-    return {name: sha256_of(path) for name, path in names.items() if name.split("/", 1)[0] not in known}
+    return {name: path for name, path in names.items() if name.split("/", 1)[0] not in known}
 
 
 def is_unchanged(folder: Path, entry: ArtifactEntry) -> bool:

@@ -17,13 +17,15 @@ from torch import Tensor
 from md_export.arch import arch_config
 from md_export.checkpoint import build_on_meta
 from md_export.components import COMPONENTS, ENCODER, Component, ModelConfig
+from md_export.components.diffusers_unet import CLASS_NAME, DiffusersUNetConfig
+from md_export.components.unet import MDUNetConfig
 from md_export.errors import ConfigError, OutputError, UsageError
 from md_export.files import refuse_existing, require_space, staging
 
 DTYPES: Final[Mapping[str, torch.dtype]] = {"float16": torch.float16, "float32": torch.float32}
 START, END = "<|startoftext|>", "<|endoftext|>"
 # Folder → (weight file, its components); the names are those that transformers and diffusers write.
-_FILES: Final[Mapping[str, tuple[str, tuple[Component, ...]]]] = {
+FILES: Final[Mapping[str, tuple[str, tuple[Component, ...]]]] = {
     "text_encoder": ("model.safetensors", (COMPONENTS["text_encoder"],)),
     "unet": ("diffusion_pytorch_model.safetensors", (COMPONENTS["unet"],)),
     "vae": ("diffusion_pytorch_model.safetensors", (COMPONENTS["vae_decoder"], ENCODER)),
@@ -31,9 +33,13 @@ _FILES: Final[Mapping[str, tuple[str, tuple[Component, ...]]]] = {
 _CLASSES: Final[Mapping[str, tuple[str, str]]] = {
     "text_encoder": ("transformers", "CLIPTextModel"),
     "tokenizer": ("transformers", "CLIPTokenizer"),
-    "unet": ("md_export", "MDUNet"),
     "vae": ("diffusers", "AutoencoderKL"),
     "scheduler": ("diffusers", "DDIMScheduler"),
+}
+# Config of a UNet → the pipeline that its checkpoint is of, and its own library and class.
+_UNET_CLASSES: Final[Mapping[type, tuple[str, tuple[str, str]]]] = {
+    MDUNetConfig: ("MobileDiffusionPipeline", ("md_export", "MDUNet")),
+    DiffusersUNetConfig: ("StableDiffusionPipeline", ("diffusers", CLASS_NAME)),
 }
 
 
@@ -73,10 +79,10 @@ def write_checkpoint(out: Path, config: ModelConfig, seed: int, dtype: str = "fl
 
 
 def _write_files(folder: Path, config: ModelConfig, seed: int, dtype: torch.dtype) -> None:
-    for name, content in _config_files(config).items():
-        _write_json(folder / name, content)
+    for name, content in config_files(config).items():
+        write_json(folder / name, content)
     _write_tokenizer(folder / "tokenizer", config)
-    for name, (file, components) in _FILES.items():
+    for name, (file, components) in FILES.items():
         tensors: dict[str, Tensor] = {}
         for component in components:
             tensors |= _random_tensors(component, config, seed, dtype)
@@ -94,24 +100,34 @@ def _random_tensors(component: Component, config: ModelConfig, seed: int, dtype:
 
 def _parameters(config: ModelConfig) -> int:
     """Parameters of everything written; refuses absurd configs before anything is allocated."""
-    components = [component for _, group in _FILES.values() for component in group]
+    components = [component for _, group in FILES.values() for component in group]
     return sum(p.numel() for component in components for p in build_on_meta(component, config).parameters())
 
 
-def _config_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
+def config_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
     """File name → JSON content."""
+    pipeline, unet = _UNET_CLASSES[type(config.unet)]
+    classes = {**_CLASSES, "unet": unet}
     text = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **config.text_encoder}
     return {
-        "model_index.json": {"_class_name": "MobileDiffusionPipeline", **{k: list(v) for k, v in _CLASSES.items()}},
+        "model_index.json": {"_class_name": pipeline, **{k: list(v) for k, v in classes.items()}},
         "text_encoder/config.json": text,
-        "unet/config.json": _with_class("unet", config.unet),
-        "vae/config.json": _with_class("vae", config.vae),
-        "scheduler/scheduler_config.json": _with_class("scheduler", config.schedule),
+        "unet/config.json": _with_class(unet, config.unet),
+        "vae/config.json": _with_class(classes["vae"], config.vae) | _block_types(config),
+        "scheduler/scheduler_config.json": _with_class(classes["scheduler"], config.schedule),
     }
 
 
-def _with_class(folder: str, config: Any) -> dict[str, Any]:
-    return {"_class_name": _CLASSES[folder][1], **dataclasses.asdict(config)}
+def _with_class(library_and_class: tuple[str, str], config: Any) -> dict[str, Any]:
+    return {"_class_name": library_and_class[1], **dataclasses.asdict(config)}
+
+
+def _block_types(config: ModelConfig) -> dict[str, Any]:
+    """What diffusers' AutoencoderKL needs to know beside our fields, where the whole checkpoint is diffusers'."""
+    if not isinstance(config.unet, DiffusersUNetConfig):
+        return {}
+    levels = len(config.vae.block_out_channels)
+    return {"down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels}
 
 
 def _write_tokenizer(folder: Path, config: ModelConfig) -> None:
@@ -126,10 +142,10 @@ def _write_tokenizer(folder: Path, config: ModelConfig) -> None:
             f"tokenizer needs two ids for start and end that lie from {len(tokens)} on and below vocab_size"
         )
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    _write_json(folder / "vocab.json", {**vocabulary, START: start, END: end})
+    write_json(folder / "vocab.json", {**vocabulary, START: start, END: end})
     (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
     special = {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}
-    _write_json(folder / "special_tokens_map.json", special)
+    write_json(folder / "special_tokens_map.json", special)
     settings = {
         "tokenizer_class": "CLIPTokenizer",
         "model_max_length": config.text_shape[1],
@@ -137,7 +153,7 @@ def _write_tokenizer(folder: Path, config: ModelConfig) -> None:
         "do_lower_case": True,
         "errors": "replace",
     }
-    _write_json(folder / "tokenizer_config.json", {**special, **settings})
+    write_json(folder / "tokenizer_config.json", {**special, **settings})
 
 
 def _byte_letters() -> list[str]:
@@ -146,6 +162,7 @@ def _byte_letters() -> list[str]:
     return [chr(code) for code in [*shown, *range(256, 512 - len(shown))]]
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file, its folder too."""
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from md_export.checkpoint import build_on_meta
-from md_export.components import COMPONENTS, Component, ModelConfig
-from md_export.components.layers import Attention, ResnetBlock, SepConvBlock
+from md_export.components import COMPONENTS, OPTIONAL, Component, ModelConfig
+from md_export.components.unet import MDUNetConfig
 
 CONVENTION: Final = (
     "1 MAC = one multiply-add (the paper's 'GFLOPs'), attention products included, batch 1, one call, no guidance; "
@@ -85,14 +86,24 @@ PAPER: Final[Mapping[str, tuple[PaperFigure, ...]]] = {
         PaperFigure("UNet cross-attention layers", "unet", "cross_attentions", 15),
         *_DECODERS,
     ),
+    "sd15": (
+        PaperFigure("UNet GMAC", "unet", "macs", 392, 1e9),
+        PaperFigure("UNet GMAC without padding taps", "unet", "macs_without_padding", 392, 1e9),
+    ),
 }
+# Of our modules and of diffusers', whose classes differ.
+_CONV_BLOCK: Final = re.compile(r"(^|\.)resnets\.\d+$")
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What :func:`inspect_config` finds; ``components`` in the order of COMPONENTS."""
+    """What :func:`inspect_config` finds; ``components`` in the order of COMPONENTS, then an adapter.
+
+    ``family``: the architecture of :data:`PAPER` that a checkpoint of no name is compared with.
+    """
 
     components: tuple[ComponentFigures, ...]
+    family: str = "md"
 
     @property
     def whole(self) -> ComponentFigures:
@@ -114,14 +125,16 @@ class Inspection:
             for paper in PAPER.get(arch, PAPER["md"])
         ]
         decoders = [(paper, ours) for paper, ours in rows if paper.component == "vae_decoder"]
-        farther = max(decoders, key=lambda row: abs(math.log(row[1] / row[0].value)))[0]
+        farther = max(decoders, key=lambda row: abs(math.log(row[1] / row[0].value)), default=(None,))[0]
         return tuple(Comparison(paper.label, ours, paper.value) for paper, ours in rows if paper is not farther)
 
 
 def inspect_config(config: ModelConfig) -> Inspection:
     """Figures of every component of ``config``, computed on the meta device."""
     config.check()
-    return Inspection(tuple(_figures(component, config) for component in COMPONENTS.values()))
+    adapter = () if config.adapter is None else (OPTIONAL["t2i_adapter"],)
+    family = "md" if isinstance(config.unet, MDUNetConfig) else "sd15"
+    return Inspection(tuple(_figures(component, config) for component in (*COMPONENTS.values(), *adapter)), family)
 
 
 def _figures(component: Component, config: ModelConfig) -> ComponentFigures:
@@ -129,16 +142,15 @@ def _figures(component: Component, config: ModelConfig) -> ComponentFigures:
     specs = component.inputs(config)
     inputs = [torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device="meta") for spec in specs]
     macs, padding = count_macs(module, *inputs)
-    attentions = [layer for layer in module.modules() if isinstance(layer, Attention)]
-    is_unet = component.name == "unet"
+    paths = [path for path, _ in module.named_modules()] if component.name == "unet" else []
     return ComponentFigures(
         component.name,
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         macs=macs,
         macs_without_padding=macs - padding,
-        conv_blocks=sum(isinstance(layer, (ResnetBlock, SepConvBlock)) for layer in module.modules()) * is_unet,
-        self_attentions=sum(layer.shares_kv for layer in attentions),
-        cross_attentions=sum(not layer.shares_kv for layer in attentions),
+        conv_blocks=sum(_CONV_BLOCK.search(path) is not None for path in paths),
+        self_attentions=sum(path.endswith(".attn1") for path in paths),
+        cross_attentions=sum(path.endswith(".attn2") for path in paths),
     )
 
 

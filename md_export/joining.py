@@ -76,7 +76,10 @@ def join(
     manifests = {path: read_manifest(path) for path in exports}
     named = _named(manifests)
     with staging(out) as folder:
-        shared = tuple(_join(entry, named, folder, progress) for entry in next(iter(manifests.values())).artifacts)
+        shared = tuple(
+            _join(name, {function: (path, manifests[path]) for function, path in named.items()}, folder, progress)
+            for name in (entry.component for entry in next(iter(manifests.values())).artifacts)
+        )
         results = [_seal(folder, name, path, manifests[path], progress) for name, path in named.items()]
         text = _FUNCTIONS.dump_json(Functions(1, tuple(named)), indent=2).decode()
         (folder / JOIN).write_text(text + "\n", encoding="utf-8")
@@ -115,11 +118,6 @@ def verify_functions(out: Path, progress: Progress = lambda _: None) -> dict[str
             results[function] = verify(folder, progress=progress)
             shutil.rmtree(folder)
     return results
-
-
-def is_joined(out: Path) -> bool:
-    """Whether a folder holds a joined export."""
-    return (out / JOIN).is_file()
 
 
 def read_functions(out: Path) -> tuple[str, ...]:
@@ -173,14 +171,13 @@ def _size(path: Path, manifest: Manifest) -> int:
     return size
 
 
-def _join(entry: ArtifactEntry, named: Mapping[str, Path], folder: Path, progress: Progress) -> Shared:
-    progress(f"join {entry.file}: {', '.join(named)}")
-    packages = {
-        name: artifact_path(path, read_manifest(path).entry_for(entry.component)) for name, path in named.items()
-    }
-    request = {"packages": {name: str(path) for name, path in packages.items()}, "path": str(folder / entry.file)}
-    call_worker("join", request, ConversionError, f"joining {entry.file}")
-    return Shared(entry.component, sum(map(bytes_of, packages.values())), bytes_of(folder / entry.file))
+def _join(component: str, named: Mapping[str, tuple[Path, Manifest]], folder: Path, progress: Progress) -> Shared:
+    packages = {name: artifact_path(path, made.entry_for(component)) for name, (path, made) in named.items()}
+    joined = folder / next(iter(packages.values())).name
+    progress(f"join {joined.name}: {', '.join(named)}")
+    request = {"packages": {name: str(path) for name, path in packages.items()}, "path": str(joined)}
+    call_worker("join", request, ConversionError, f"joining {joined.name}")
+    return Shared(component, sum(map(bytes_of, packages.values())), bytes_of(joined))
 
 
 def _seal(folder: Path, function: str, export: Path, manifest: Manifest, progress: Progress) -> VerifyResult:

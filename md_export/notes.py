@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from md_export import __version__
 from md_export.checkpoint import Checkpoint
-from md_export.components import COMPONENTS
+from md_export.components import ALL_COMPONENTS
 from md_export.parity.prepare import ddim_of, one_step
 from md_export.sampler import SamplerPlan
 from md_export.sampling import tokenize
@@ -21,6 +21,8 @@ def notes_of(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
         ``1,C,h,w`` of noise, UNet output and x0; side of the picture in pixels.
     ``image_scale``, ``image_offset``
         picture = image · scale + offset, clipped to [0, 1].
+    ``condition_shape``
+        ``1,C,H,W`` of the picture in [0, 1] that the adapter takes; only where there is one.
     ``text_length``, ``bos_token_id``, ``eos_token_id``, ``pad_token_id``
         token ids are bos, the prompt's (cut to fit), eos, and pad up to the length.
 
@@ -47,7 +49,9 @@ def notes_of(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
         "eos_token_id": str(end),
         "pad_token_id": str(padding[-1] if padding else end),
     }
-    return {name: {"source_sha256": checkpoint.source_sha256(name)} | shared for name in COMPONENTS}
+    if config.adapter is not None:
+        shared["condition_shape"] = f"1,{config.adapter.in_channels},{config.image_size},{config.image_size}"
+    return {name: {"source_sha256": checkpoint.source_sha256(name)} | shared for name in ALL_COMPONENTS}
 
 
 def steps_notes(checkpoint: Checkpoint, plan: SamplerPlan | None) -> dict[str, str]:

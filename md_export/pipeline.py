@@ -34,6 +34,7 @@ from md_export.parity.prepare import ddim_of, one_step, prepare_golden
 from md_export.parity.verify import VerifyResult, verify
 from md_export.recipe import Recipe
 from md_export.rewrites import find_rewrite
+from md_export.swift.assets import write_assets
 from md_export.swift.bundle import check_bundle, write_bundle
 from md_export.targets import TARGETS
 from md_export.versions import tools_of
@@ -62,7 +63,8 @@ def _export(
     recipe: Recipe, checkpoint_dir: Path, out: Path, golden_dir: Path | None, progress: Progress
 ) -> tuple[Manifest, VerifyResult]:
     checkpoint = open_checkpoint(checkpoint_dir).at(recipe.size)
-    checkpoint.check()
+    recipe = recipe.completed(checkpoint.components)
+    checkpoint.check(recipe.components)
     require_space(out, 3 * sum(checkpoint.component_bytes(name) for name in recipe.components))
     with staging(out) as folder:
         drift = prepare_golden(recipe, checkpoint, golden_dir, folder / GOLDEN_FOLDER, progress)
@@ -98,6 +100,8 @@ def seal(
     """Artifacts and golden cases in ``folder`` → an export: tokenizer and manifest beside them, and judged."""
     if recipe.layout == "swift":
         check_bundle(folder, tuple(entry.file for entry in entries))
+    if recipe.target == "coreai":
+        write_assets(recipe, checkpoint, folder, entries)
     entries = compile_contexts(recipe.npu, folder, entries, progress)
     checkpoint.copy_tokenizer(folder / "tokenizer")
     manifest = _manifest(recipe, checkpoint, folder, entries, drift)
@@ -131,7 +135,7 @@ def _manifest(
         recipe=recipe,
         checkpoint_sha256=checkpoint.sha256(),
         golden_sha256=read_golden(folder / GOLDEN_FOLDER).sha256,
-        tools=tools_of(recipe.target),
+        tools=tools_of(recipe.target, checkpoint.config.libraries),
         one_step=one_step(checkpoint.config),
         artifacts=entries,
         drift=drift,

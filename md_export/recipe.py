@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from md_export.budget import Regression
 from md_export.calibration import CalibrationPlan, check_cases
@@ -30,6 +30,13 @@ from md_export.socs import SOCS
 from md_export.visible import first_control
 
 COMPONENT_NAMES: Final = ("text_encoder", "unet", "vae_decoder")
+# Those that a checkpoint may have beside, each with the one whose scheme and tolerance a recipe means for it, too.
+OPTIONAL_NAMES: Final = {"vae_encoder": "vae_decoder", "t2i_adapter": "unet"}
+# In which they run, and stand in an export.
+_ORDER: Final = ("text_encoder", "vae_encoder", "t2i_adapter", "unet", "vae_decoder")
+# Modules that VAE encoder and decoder have under the same name.
+_OF_BOTH: Final = ("conv_in", "conv_out", "mid_block")
+_ALL_NAMES: Final = (*COMPONENT_NAMES, *OPTIONAL_NAMES)
 _TABLES: Final = {"schemes": "scheme", "tolerances": "tolerance"}
 _OF_ONE_TARGET: Final = {"deployment_target": "coreml", "layout": "coreml", "form": "onnx", "npu": "onnx"}
 _LARGEST_SIZE: Final = 1 << 14
@@ -83,13 +90,15 @@ class Recipe:
         size: side of the picture in pixels; what the checkpoint was trained for where a recipe names none.
         sampler: more steps than one.
         loras: added to the checkpoint, each ``FILE`` or ``FILE:scale``; in a file, paths are relative to it.
+        optional_schemes, optional_tolerances: what a file says of components that it does not list, for
+            :meth:`widened`; not written.
     """
 
     __pydantic_config__ = _FORBID
 
     name: str
     target: str
-    components: tuple[Literal["text_encoder", "unet", "vae_decoder"], ...]
+    components: tuple[Literal["text_encoder", "vae_encoder", "t2i_adapter", "unet", "vae_decoder"], ...]
     schemes: dict[str, QuantScheme]
     tolerances: dict[str, Tolerance]
     picture_psnr_db: float
@@ -105,6 +114,8 @@ class Recipe:
     size: int | None = None
     sampler: SamplerPlan | None = None
     loras: tuple[str, ...] = ()
+    optional_schemes: Annotated[dict[str, QuantScheme], Field(exclude=True)] = dataclasses.field(default_factory=dict)
+    optional_tolerances: Annotated[dict[str, Tolerance], Field(exclude=True)] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.size is not None and not 0 < self.size <= _LARGEST_SIZE:
@@ -117,6 +128,11 @@ class Recipe:
         if self.sampler is not None and self.layout is not None:
             raise RecipeError(
                 f"recipe {self.name}: layout {self.layout} is for one step, and [sampler] takes {self.sampler.steps}; "
+                "leave out the one or the other"
+            )
+        if self.layout is not None and self.encodes:
+            raise RecipeError(
+                f"recipe {self.name}: layout {self.layout} has no place for a VAE encoder that gives a latent's mean; "
                 "leave out the one or the other"
             )
         for field, target in _OF_ONE_TARGET.items():
@@ -164,6 +180,39 @@ class Recipe:
         name = self.name if self.sampler else f"{self.name}-{plan.kind}"
         return dataclasses.replace(self, name=name, sampler=plan)
 
+    @property
+    def encodes(self) -> bool:
+        """Whether the VAE encoder is among its components."""
+        return "vae_encoder" in self.components
+
+    def widened(self, components: tuple[str, ...]) -> Recipe:
+        """The same recipe with those of ``components`` that it lacks and that not every checkpoint has.
+
+        Each has scheme and tolerance of the one that it stands beside, but for the rules for that one's modules.
+        """
+        added = [name for name in components if name in OPTIONAL_NAMES and name not in self.components]
+        schemes, tolerances = dict(self.schemes), dict(self.tolerances)
+        for name in added:
+            beside = OPTIONAL_NAMES[name]
+            if beside not in self.schemes or beside not in self.tolerances:
+                raise RecipeError(f"recipe {self.name}: [scheme.{name}] and [tolerance.{name}] are missing")
+            schemes[name] = self.optional_schemes.get(name) or _alike(self.schemes[beside], beside, name)
+            tolerances[name] = self.optional_tolerances.get(name) or self.tolerances[beside]
+        kept = {*self.components, *added}
+        return dataclasses.replace(
+            self,
+            components=tuple(name for name in _ORDER if name in kept) if added else self.components,
+            schemes=schemes,
+            tolerances=tolerances,
+        )
+
+    def completed(self, components: tuple[str, ...]) -> Recipe:
+        """The same recipe with all that a checkpoint's pictures need, where it has what every checkpoint's need.
+
+        ``components``: what the checkpoint is made of.
+        """
+        return self.widened(components) if set(COMPONENT_NAMES) <= set(self.components) else self
+
     def narrowed(self, components: tuple[str, ...]) -> Recipe:
         """The same recipe for some of its components.
 
@@ -175,6 +224,14 @@ class Recipe:
                 raise RecipeError(f"recipe {self.name} has no component {name!r}; it has {', '.join(self.components)}")
         kept = tuple(name for name in self.components if name in components)
         return dataclasses.replace(self, components=kept) if components else self
+
+
+def _alike(scheme: QuantScheme, beside: str, name: str) -> QuantScheme:
+    """The scheme without what is about modules that only ``beside`` has."""
+    old, new = f"{beside.removeprefix('vae_')}.", f"{name.removeprefix('vae_')}."
+    globs = [glob.removeprefix(old) for glob in scheme.keep_float if glob.startswith(old)]
+    kept = tuple(new + glob for glob in globs if glob.startswith(_OF_BOTH))
+    return dataclasses.replace(scheme, keep_float=kept, rules=())
 
 
 _RECIPE = TypeAdapter(Recipe)
@@ -244,7 +301,7 @@ def _spread(values: dict[str, Any], path: Path) -> dict[str, Any]:
     spread = {key: value for key, value in values.items() if key not in _TABLES.values()}
     spread["components"] = components
     for field, table in _TABLES.items():
-        if field in values:
+        if field in values or f"optional_{field}" in values:
             raise RecipeError(f"{path}: unknown field {field!r}; did you mean the table [{table}]?")
         content = values.get(table, {})
         if not isinstance(content, dict):
@@ -253,15 +310,18 @@ def _spread(values: dict[str, Any], path: Path) -> dict[str, Any]:
         if table == "tolerance" and "picture_psnr_db" in shared:
             spread["picture_psnr_db"] = shared.pop("picture_psnr_db")
         for key, value in content.items():
-            if isinstance(value, dict) and key not in COMPONENT_NAMES:
-                raise RecipeError(f"{path}: [{table}.{key}] names no component; use {', '.join(COMPONENT_NAMES)}")
+            if isinstance(value, dict) and key not in _ALL_NAMES:
+                raise RecipeError(f"{path}: [{table}.{key}] names no component; use {', '.join(_ALL_NAMES)}")
         spread[field] = {name: {**shared, **content.get(name, {})} for name in names}
+        aside = [name for name in OPTIONAL_NAMES if name in content and name not in names]
+        if aside:
+            spread[f"optional_{field}"] = {name: {**shared, **content[name]} for name in aside}
     return spread
 
 
 def _describe(source: str, item: Mapping[str, Any]) -> str:
     """One pydantic finding as ``file: [table] field: what is wrong``."""
-    where = [str(part) for part in item["loc"]]
+    where = [str(part).removeprefix("optional_") for part in item["loc"]]
     if where and where[0] in _TABLES:
         where[0] = _TABLES[where[0]]
     elif where == ["picture_psnr_db"]:
@@ -280,7 +340,7 @@ def _describe(source: str, item: Mapping[str, Any]) -> str:
 
 def _without_repeats(findings: list[str]) -> list[str]:
     """A shared ``[scheme]`` field is wrong for every component alike: say it once."""
-    shared = [re.sub(rf"\[(\w+)\.({'|'.join(COMPONENT_NAMES)})\]", r"[\1]", text) for text in findings]
+    shared = [re.sub(rf"\[(\w+)\.({'|'.join(_ALL_NAMES)})\]", r"[\1]", text) for text in findings]
     kept = [short if shared.count(short) > 1 else full for short, full in zip(shared, findings, strict=True)]
     return list(dict.fromkeys(kept))
 
@@ -298,4 +358,4 @@ def _known_fields(table: str) -> list[str]:
     if table in kinds:
         return [field.name for field in dataclasses.fields(kinds[table])]
     own = [field.name for field in dataclasses.fields(Recipe)]
-    return [_TABLES.get(name, name) for name in own if name != "picture_psnr_db"]
+    return [_TABLES.get(name, name) for name in own if name != "picture_psnr_db" and not name.startswith("optional_")]

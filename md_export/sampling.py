@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from md_export.artifact import OneStep
 from md_export.errors import CheckpointError
+from md_export.inpainting import with_around
 from md_export.quiet import import_quietly
 from md_export.sampler import Ddim, DdimStep
 from md_export.targets.contract import Runner
@@ -36,6 +37,12 @@ class Generation:
     :attr:`Ddim.recorded <md_export.sampler.Ddim.recorded>` names: ``sample`` ``[N, C, h, w]`` and ``timestep`` ``[N]``
     are what the UNet took and ``unet_output`` ``[2·N, C, h, w]`` what it gave, for the empty prompt and for the prompt;
     ``input_ids`` and ``encoder_hidden_states`` are of both, too. In one step ``sample`` is the noise, and None here.
+
+    Of the VAE encoder, where it was run: ``encoder_image`` ``[1, 3, H, W]`` is what it took, ``encoder_latent``
+    ``[1, C, h, w]`` the mean that it gave. ``around`` ``[1, C + 1, h, w]``: what an in-painting UNet took beside
+    ``sample`` (see :mod:`md_export.inpainting`).
+
+    ``condition``: the picture that an adapter took, and ``residuals`` what it gave, the outermost first.
     """
 
     input_ids: Array
@@ -47,6 +54,11 @@ class Generation:
     image: Array
     picture: Array
     sample: Array | None = None
+    encoder_image: Array | None = None
+    encoder_latent: Array | None = None
+    around: Array | None = None
+    condition: Array | None = None
+    residuals: tuple[Array, ...] = ()
 
 
 def tokenize(tokenizer_dir: Path, prompt: str, length: int) -> NDArray[np.int32]:
@@ -98,18 +110,48 @@ def picture_from(image: Array) -> Float32:
     return np.ascontiguousarray(picture)
 
 
-def generate(runners: Mapping[str, Runner], input_ids: Array, noise: Array, step: OneStep) -> Generation:
-    """Run the three components one after the other."""
+def encode(runners: Mapping[str, Runner], image: Array) -> Array:
+    """The latent mean ``[1, C, h, w]`` of a picture ``[1, 3, H, W]`` in [-1, 1], not yet scaled."""
+    return only_output(runners["vae_encoder"].run({"image": image}))
+
+
+def residuals_of(runners: Mapping[str, Runner], condition: Array | None) -> dict[str, Array]:
+    """What an adapter makes of a condition picture, by the names of the UNet's inputs; nothing of none."""
+    return {} if condition is None else dict(runners["t2i_adapter"].run({"condition": condition}))
+
+
+def generate(
+    runners: Mapping[str, Runner],
+    input_ids: Array,
+    noise: Array,
+    step: OneStep,
+    around: Array | None = None,
+    condition: Array | None = None,
+) -> Generation:
+    """Run the components one after the other; ``around``: for a UNet that in-paints, ``condition``: for an adapter."""
+    residuals = residuals_of(runners, condition)
     timestep = np.asarray([step.timestep], dtype=np.float32)
     hidden = only_output(runners["text_encoder"].run({"input_ids": input_ids}))
-    output = only_output(runners["unet"].run({"sample": noise, "timestep": timestep, "encoder_hidden_states": hidden}))
+    sample = with_around(noise, around)
+    given = {"sample": sample, "timestep": timestep, "encoder_hidden_states": hidden, **residuals}
+    output = only_output(runners["unet"].run(given))
     latent = latent_from(noise, output, step)
     image = only_output(runners["vae_decoder"].run({"latent": latent}))
-    return Generation(input_ids, noise, timestep, hidden, output, latent, image, picture_from(image))
+    made = hidden, output, latent, image, picture_from(image)
+    added = tuple(residuals.values())
+    return Generation(input_ids, noise, timestep, *made, around=around, condition=condition, residuals=added)
 
 
-def generate_in_steps(runners: Mapping[str, Runner], input_ids: Array, noise: Array, ddim: Ddim) -> Generation:
+def generate_in_steps(
+    runners: Mapping[str, Runner],
+    input_ids: Array,
+    noise: Array,
+    ddim: Ddim,
+    around: Array | None = None,
+    condition: Array | None = None,
+) -> Generation:
     """As :func:`generate`, in many steps; ``input_ids`` ``[2, L]``: of the empty prompt, and of the prompt."""
+    residuals = residuals_of(runners, condition)
     rows = [only_output(runners["text_encoder"].run({"input_ids": row[None]})) for row in input_ids]
     hidden, taken = np.concatenate(rows), list[tuple[Arrays, Array]]()
 
@@ -118,7 +160,7 @@ def generate_in_steps(runners: Mapping[str, Runner], input_ids: Array, noise: Ar
         taken.extend(zip(batches, made, strict=True))
         return made
 
-    (latent,) = denoise(calls, [{"sample": noise, "encoder_hidden_states": hidden}], ddim)
+    (latent,) = denoise(calls, [start_of(noise, hidden, around, residuals)], ddim)
     image = only_output(runners["vae_decoder"].run({"latent": latent}))
     kept = [taken[place] for place in ddim.recorded]
     return Generation(
@@ -130,8 +172,23 @@ def generate_in_steps(runners: Mapping[str, Runner], input_ids: Array, noise: Ar
         latent=latent,
         image=image,
         picture=picture_from(image),
-        sample=np.concatenate([given["sample"][:1] for given, _ in kept]),
+        sample=np.concatenate([given["sample"][:1, : noise.shape[1]] for given, _ in kept]),
+        around=around,
+        condition=condition,
+        residuals=tuple(residuals.values()),
     )
+
+
+def start_of(
+    noise: Array, texts: Array, around: Array | None = None, residuals: Mapping[str, Array] | None = None
+) -> dict[str, Array]:
+    """What :func:`denoise` starts from: noise ``[1, C, h, w]``, ``[2, L, D]`` of the empty prompt and of the prompt.
+
+    ``residuals`` are an adapter's, and the same for both.
+    """
+    start = {"sample": noise, "encoder_hidden_states": texts}
+    start |= {name: np.repeat(value, 2, axis=0) for name, value in (residuals or {}).items()}
+    return start if around is None else {**start, "around": around}
 
 
 def denoise(calls: Calls, starts: Sequence[Arrays], ddim: Ddim) -> list[Float32]:
@@ -140,7 +197,7 @@ def denoise(calls: Calls, starts: Sequence[Arrays], ddim: Ddim) -> list[Float32]
     Args:
         calls: runs the UNet on sets of its inputs.
         starts: for each picture ``sample``, the noise ``[1, C, h, w]``, and ``encoder_hidden_states`` ``[2, L, D]`` of
-            the empty prompt and of the prompt.
+            the empty prompt and of the prompt; for in-painting ``around``, and an adapter's residuals ``[2, …]``.
         ddim: the steps.
 
     Returns:
@@ -156,11 +213,8 @@ def denoise(calls: Calls, starts: Sequence[Arrays], ddim: Ddim) -> list[Float32]
 
 def _inputs(x: Float32, step: DdimStep, start: Arrays) -> dict[str, Array]:
     timestep = np.asarray([step.timestep], dtype=np.float32)
-    return {
-        "sample": np.concatenate([x, x]),
-        "timestep": timestep,
-        "encoder_hidden_states": start["encoder_hidden_states"],
-    }
+    others = {name: value for name, value in start.items() if name not in ("sample", "around")}
+    return {"sample": with_around(np.concatenate([x, x]), start.get("around")), "timestep": timestep, **others}
 
 
 def _after(x: Float32, output: Array, step: DdimStep, guidance: float) -> Float32:

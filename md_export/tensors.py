@@ -42,6 +42,14 @@ def save_tensors(arrays: Arrays, path: Path) -> None:
         raise OutputError(f"{path.name} could not be written: {error}; nothing was kept. Is the disk full?") from error
 
 
+def joined(arrays: Arrays) -> Array:
+    """The only array as it is; several as one row of numbers, in the order of their names."""
+    if len(arrays) == 1:
+        (value,) = arrays.values()
+        return value
+    return np.concatenate([arrays[name].ravel() for name in sorted(arrays)])
+
+
 def select(arrays: Arrays, specs: tuple[TensorSpec, ...]) -> dict[str, Array]:
     """The arrays that ``specs`` name, in their order."""
     return {spec.name: arrays[spec.name] for spec in specs}

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 from md_export.targets import TARGETS
 
 # What computes golden cases and everything up to lowering.
 TORCH: Final = ("torch", "transformers", "numpy")
+DIFFUSERS: Final = "diffusers"
 
 
-def tools_of(target: str | None = None) -> dict[str, str]:
-    """The packages that compute, and those that convert for a target, with their installed versions."""
-    names = (*TORCH, *(TARGETS[target].distributions if target else ()))
+def tools_of(target: str | None = None, also: tuple[str, ...] = ()) -> dict[str, str]:
+    """The packages that compute, ``also`` those of a checkpoint, and those that convert for a target, with their
+    installed versions."""
+    names = (*TORCH, *also, *(TARGETS[target].distributions if target else ()))
     return {name: version(name) for name in names}
+
+
+def optional() -> dict[str, str]:
+    """What some checkpoints need, where it is installed."""
+    try:
+        return {DIFFUSERS: version(DIFFUSERS)}
+    except PackageNotFoundError:
+        return {}

@@ -64,6 +64,16 @@ def lint(request: dict[str, Any]) -> dict[str, Any]:
     return dataclasses.asdict(target.lint(Path(request["path"]), request["system"], batches))
 
 
+def costs(request: dict[str, Any]) -> dict[str, Any]:
+    """Tell what each operation of one artifact computes and moves; nothing is run."""
+    import dataclasses
+
+    from md_export.targets import TARGETS
+
+    found = TARGETS[request["target"]].open().costs(Path(request["path"]))
+    return {"ops": [dataclasses.asdict(op) for op in found]}
+
+
 def audit(request: dict[str, Any]) -> dict[str, Any]:
     """Hold every weight that one artifact stores against the checkpoint; answers with what was found."""
     import dataclasses
@@ -230,6 +240,7 @@ TASKS: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "self_test": self_test,
     "compile_for_npu": compile_for_npu,
     "contract": contract,
+    "costs": costs,
     "rewritten": rewritten,
     "walk": walk,
 }

@@ -127,6 +127,18 @@ def other_checkpoint(tmp_path_factory: pytest.TempPathFactory, other_config: Mod
 
 
 @pytest.fixture(scope="session")
+def stable_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random checkpoint shaped as Stable Diffusion 1's."""
+    from md_export.init import write_checkpoint
+    from small_models import STABLE
+
+    pytest.importorskip("diffusers", reason="needs the extra diffusers")
+    out = tmp_path_factory.mktemp("checkpoints") / "stable"
+    write_checkpoint(out, STABLE, seed=7)
+    return out
+
+
+@pytest.fixture(scope="session")
 def gpu_driver() -> None:
     """Skips where LiteRT's GPU engine cannot run; in CI, which installs a driver, that is a failure."""
     from md_export.targets.tflite.gpu.driver import find_driver

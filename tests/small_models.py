@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from md_export.components import COMPONENTS, ModelConfig
+from md_export.components.diffusers_unet import DiffusersUNetConfig
 from md_export.components.unet import MDUNetConfig
 from md_export.components.vae import VAEConfig
 from md_export.tensors import Array
@@ -59,6 +60,36 @@ OTHER = ModelConfig(
     vae=VAEConfig(block_out_channels=(16, 24, 32), norm_num_groups=4, decoder_layers_per_block=1),
 )
 CONFIGS = {"nano": NANO, "other": OTHER}
+# Stable Diffusion 1's: one level without and one with attention, attention in the middle of UNet and VAE.
+STABLE = ModelConfig(
+    text_encoder={
+        "vocab_size": 520,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 77,
+        "bos_token_id": 518,
+        "eos_token_id": 519,
+    },
+    unet=DiffusersUNetConfig(
+        sample_size=16,
+        block_out_channels=(32, 64),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=64,
+        attention_head_dim=4,
+    ),
+    vae=VAEConfig(
+        latent_channels=4,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        scaling_factor=0.18215,
+    ),
+)
 
 
 def random_inputs(component: str, config: ModelConfig, seed: int) -> dict[str, Array]:

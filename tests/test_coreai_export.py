@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 from md_export.artifact import read_manifest
+from md_export.parity.golden import read_golden
+from md_export.parity.metrics import compare
 from md_export.parity.modules.blame import blame, opened
 from md_export.parity.selftest.command import self_test
 from md_export.parity.selftest.table import MUTATIONS
@@ -85,3 +88,44 @@ def test_the_self_test_finds_every_mutation_noticed(out: Path, nano: Path) -> No
     assert len(result.rows) == 2 + sum(len(mutation.caught) for mutation in MUTATIONS)
     assert {row.mutation for row in result.rows if row.verdict == "not applicable"} == NOT_APPLICABLE
     assert read_manifest(out).target == "coreai"
+
+
+# What SD3ParityDataTests.swift asks of its arrays, for this checkpoint: names, shapes, dtypes.
+PARITY = {
+    "text_encoder_input_ids": ((1, 77), "int64"),
+    "text_encoder_hidden": ((1, 77, 128), "float32"),
+    "unet_sample": ((1, 8, 8, 8), "float32"),
+    "unet_timestep": ((1,), "float32"),
+    "unet_encoder_hidden_states": ((1, 77, 128), "float32"),
+    "unet_output": ((1, 8, 8, 8), "float32"),
+    "vae_decoder_input": ((1, 8, 8, 8), "float32"),
+    "vae_decoder_output": ((1, 3, 64, 64), "float32"),
+}
+
+
+def test_the_folder_is_what_swift_reads(out: Path) -> None:
+    """The demands of loadFromMetadata and loadComponents in apple/coreai-models."""
+    found = json.loads((out / "metadata.json").read_text())
+    assert found["kind"] == "diffusion" and found["metadata_version"] == "0.2"
+    assert all((out / file).is_dir() for file in found["assets"].values())
+    assert set(found["assets"]) == {"text_encoder", "unet", "vae_decoder"}
+    model, step = found["diffusion"], read_manifest(out).one_step
+    assert model["type"] == "stable-diffusion" and model["prediction_type"] in ("epsilon", "v_prediction")
+    (sample,) = (spec for spec in read_manifest(out).entry_for("unet").inputs if spec.name == "sample")
+    assert model["image_size"] == 8 * sample.shape[2], "Swift refuses another"
+    assert set(model["scheduler"]) == {"training_steps", "beta_start", "beta_end", "beta_schedule"}
+    assert step is not None and found["one_step"]["a"] == step.a and found["one_step"]["b"] == step.b
+    assert (out / "tokenizer" / "vocab.json").is_file() and (out / "tokenizer" / "merges.txt").is_file()
+
+
+def test_its_arrays_are_a_golden_case(out: Path) -> None:
+    arrays = {path.stem: np.load(path) for path in (out / "parity").iterdir()}
+    assert {name: (array.shape, array.dtype.name) for name, array in arrays.items()} == PARITY
+    case = read_golden(out / "golden").cases[0]
+    assert np.array_equal(arrays["unet_output"], case.output("out_sample"))
+    assert np.array_equal(arrays["vae_decoder_output"], case.output("image"))
+    # One step in an app: what the UNet gave and what the decoder takes belong together.
+    step = read_manifest(out).one_step
+    assert step is not None
+    latent = (step.a * arrays["unet_sample"] + step.b * arrays["unet_output"]) / step.scaling_factor
+    assert compare(latent, arrays["vae_decoder_input"]).snr_db > 100

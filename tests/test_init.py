@@ -132,7 +132,7 @@ def test_nano_can_be_written(tmp_path: Path, nano: Path) -> None:
 @pytest.mark.parametrize(
     ("arch", "seed", "dtype", "said"),
     [
-        ("md-huge", 0, "float16", "unknown architecture 'md-huge'; use one of md, md-lite, nano"),
+        ("md-huge", 0, "float16", "unknown architecture 'md-huge'; use one of md, md-lite, sd15, nano"),
         ("nano", -1, "float16", "seed -1 is negative"),
         ("nano", 0, "int8", "unknown dtype 'int8'; use one of float16, float32"),
     ],
@@ -207,4 +207,4 @@ def test_absurd_config_is_refused_before_allocation(tmp_path: Path, other_config
 def test_archs_fit_together(name: str) -> None:
     config = arch_config(name)
     config.check()
-    assert config.image_size == {"md": 512, "md-lite": 512}.get(name, 64)
+    assert config.image_size == {"nano": 64}.get(name, 512)

@@ -84,7 +84,7 @@ def test_runners_come_one_at_a_time(nano: Path) -> None:
 
     held = OneAtATime(load)
     assert held["unet"] is held["unet"]
-    assert [held[name].output.name for name in held] == ["last_hidden_state", "out_sample", "image"]
+    assert [held[name].outputs[0].name for name in held] == ["last_hidden_state", "out_sample", "image"]
     assert loaded == ["unet", "text_encoder", "unet", "vae_decoder"]
     before = weakref.ref(next(held["vae_decoder"].module.parameters()))
     assert before() is not None

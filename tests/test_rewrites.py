@@ -8,7 +8,7 @@ import torch
 from md_export.artifact import OneStep
 from md_export.components import ModelConfig
 from md_export.components.layers import Attention, Gelu, Relu, Softmax, Swish
-from md_export.components.unet import MDUNet
+from md_export.components.unet import MDUNet, MDUNetConfig
 from md_export.errors import RewriteError
 from md_export.rewrites import REWRITES, Consent, apply_rewrites
 
@@ -18,6 +18,7 @@ STEP = OneStep(999, 0.068265, -0.997667, 1.0, "v_prediction")
 @pytest.fixture
 def unet(other_config: ModelConfig) -> MDUNet:
     torch.manual_seed(0)
+    assert isinstance(other_config.unet, MDUNetConfig)
     return MDUNet(other_config.unet).eval()
 
 

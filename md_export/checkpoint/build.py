@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from md_export.components import COMPONENTS, ENCODER, Component, ModelConfig
+from md_export.components import ALL_COMPONENTS, Component, ModelConfig
 from md_export.errors import CheckpointError, ConfigError, UsageError
 
 MAX_PARAMETERS: Final = 8_000_000_000
@@ -55,11 +55,10 @@ class _TooLargeError(Exception):
 
 
 def component_named(name: str) -> Component:
-    """One of COMPONENTS, or the VAE encoder; raises :class:`UsageError` for another name."""
-    known = {**COMPONENTS, ENCODER.name: ENCODER}
-    if name not in known:
-        raise UsageError(f"unknown component {name!r}; use one of {', '.join(known)}")
-    return known[name]
+    """One of ALL_COMPONENTS; raises :class:`UsageError` for another name."""
+    if name not in ALL_COMPONENTS:
+        raise UsageError(f"unknown component {name!r}; use one of {', '.join(ALL_COMPONENTS)}")
+    return ALL_COMPONENTS[name]
 
 
 def build_on_meta(component: Component, config: ModelConfig) -> nn.Module:

@@ -7,31 +7,37 @@ import math
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from types import NoneType
+from types import NoneType, UnionType
 from typing import Any, Final, TypeVar
 
 from md_export.checkpoint.files import TABLE_LIMIT, Layout, read_json
-from md_export.components import ModelConfig, parse_config
+from md_export.components import ModelConfig, UNetConfig, parse_config
+from md_export.components.adapter import AdapterConfig
+from md_export.components.diffusers_unet import CLASS_NAME, DiffusersUNetConfig
 from md_export.components.schedule import ScheduleConfig
 from md_export.components.unet import MDUNetConfig
 from md_export.components.vae import VAEConfig
 from md_export.errors import CheckpointError, ConfigError
 
-ConfigT = TypeVar("ConfigT", MDUNetConfig, VAEConfig, ScheduleConfig)
+ConfigT = TypeVar("ConfigT", MDUNetConfig, DiffusersUNetConfig, VAEConfig, ScheduleConfig, AdapterConfig)
 
 # Sizes that cost memory before a parameter is counted; several times what any known model of this kind uses.
 _LARGEST: Final[Mapping[str, int]] = {
     "down_layers": 256,
     "up_layers": 256,
     "layers_per_block": 256,
+    "transformer_layers_per_block": 256,
     "decoder_layers_per_block": 256,
     "num_hidden_layers": 256,
     "sample_size": 256,
+    "num_res_blocks": 64,
     "max_position_embeddings": 1024,
     "num_train_timesteps": 100_000,
 }
 # Counts that may be 0.
-_FROM_ZERO: Final = ("steps_offset",)
+_FROM_ZERO: Final = ("steps_offset", "freq_shift")
+# What AutoencoderKL takes for a field that its config leaves out, as those of Stable Diffusion 1 do.
+_AUTOENCODER: Final[Mapping[str, Any]] = {"latent_channels": 4, "scaling_factor": 0.18215}
 _LEVELS: Final = 16
 _TEXT_SIZES: Final = (
     "vocab_size",
@@ -60,13 +66,17 @@ def read_model_config(layout: Layout) -> ModelConfig:
     for field in _TEXT_SIZES:
         if field in text:
             _check_value(f"text_encoder/config.json: {field}", field, text[field], int)
-    unet = read_json(layout.require("unet/config.json"))
-    unet.pop("trained_substitutions", None)
+    unet = _unet(read_json(layout.require("unet/config.json")))
+    vae = read_json(layout.require("vae/config.json"))
+    if isinstance(unet, DiffusersUNetConfig):
+        vae = {**_AUTOENCODER, **vae}
+    adapter = layout.find("t2i_adapter/config.json")
     config = ModelConfig(
         text_encoder={field: text[field] for field in _TEXT_FIELDS if field in text},
-        unet=_parse(MDUNetConfig, "unet", unet),
-        vae=_parse(VAEConfig, "vae", read_json(layout.require("vae/config.json"))),
+        unet=unet,
+        vae=_parse(VAEConfig, "vae", vae),
         schedule=_parse(ScheduleConfig, "scheduler", read_json(layout.require("scheduler/scheduler_config.json"))),
+        adapter=None if adapter is None else _parse(AdapterConfig, "t2i_adapter", read_json(adapter)),
     )
     config.check()
     return config
@@ -94,6 +104,14 @@ def check_vocabulary(path: Path, config: ModelConfig) -> None:
         )
 
 
+def _unet(values: dict[str, Any]) -> UNetConfig:
+    """MobileDiffusion's, unless diffusers says that it is its own class."""
+    given = {key: value for key, value in values.items() if key != "trained_substitutions"}
+    if given.get("_class_name") == CLASS_NAME:
+        return _parse(DiffusersUNetConfig, "unet", given)
+    return _parse(MDUNetConfig, "unet", given)
+
+
 def _parse(kind: type[ConfigT], folder: str, values: Mapping[str, Any]) -> ConfigT:
     file = "scheduler/scheduler_config.json" if folder == "scheduler" else f"{folder}/config.json"
     hints = typing.get_type_hints(kind)
@@ -105,23 +123,41 @@ def _parse(kind: type[ConfigT], folder: str, values: Mapping[str, Any]) -> Confi
 
 def _check_value(where: str, field: str, value: Any, hint: Any) -> None:
     """Raise :class:`ConfigError` unless ``value`` is of the annotated type and, as a number, sensible."""
-    allowed = typing.get_args(hint) if NoneType in typing.get_args(hint) else (hint,)
+    allowed = typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
     if value is None and NoneType in allowed:
         return
-    wanted = next(kind for kind in allowed if kind is not NoneType)
-    if typing.get_origin(wanted) is tuple:
-        if not isinstance(value, list) or not 0 < len(value) <= _LEVELS or not all(_is_size(item) for item in value):
-            raise ConfigError(f"{where} must be a list of 1 to {_LEVELS} whole numbers above 0, not {value!r:.80}")
+    kinds = [kind for kind in allowed if kind is not NoneType]
+    wanted = max(kinds, key=lambda kind: _is_list(kind) == isinstance(value, list))
+    if _is_list(wanted):
+        _check_list(where, field, value, typing.get_args(wanted)[0])
     elif wanted is int:
         if not _is_size(value) and not (field in _FROM_ZERO and value == 0):
             raise ConfigError(f"{where} must be a whole number above 0, not {value!r:.80}")
-        if value > _LARGEST.get(field, value):
-            raise CheckpointError(f"{where}={value} is absurd (at most {_LARGEST[field]} is read): correct the file")
+        _check_largest(where, field, value)
     elif wanted is float:
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value) or value <= 0:
             raise ConfigError(f"{where} must be a finite number above 0, not {value!r:.80}")
     elif not isinstance(value, wanted):
         raise ConfigError(f"{where} must be {wanted.__name__}, not {value!r:.80}")
+
+
+def _is_list(hint: Any) -> bool:
+    return typing.get_origin(hint) is tuple
+
+
+def _check_largest(where: str, field: str, value: int) -> None:
+    if value > _LARGEST.get(field, value):
+        raise CheckpointError(f"{where}={value} is absurd (at most {_LARGEST[field]} is read): correct the file")
+
+
+def _check_list(where: str, field: str, value: Any, item_kind: type) -> None:
+    """Raise :class:`ConfigError` unless it is a list of names, or of sizes, with an entry for each of some levels."""
+    words = "whole numbers above 0" if item_kind is int else "names"
+    fits = _is_size if item_kind is int else lambda item: isinstance(item, item_kind)
+    if not isinstance(value, list) or not 0 < len(value) <= _LEVELS or not all(fits(item) for item in value):
+        raise ConfigError(f"{where} must be a list of 1 to {_LEVELS} {words}, not {value!r:.80}")
+    if item_kind is int:
+        _check_largest(where, field, max(value))
 
 
 def _is_size(value: Any) -> bool:

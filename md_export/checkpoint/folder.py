@@ -23,7 +23,7 @@ from md_export.checkpoint.lora.source import base_of, loras_of
 from md_export.checkpoint.origin import INHERITED, hash_of_file, hash_of_files, hash_of_folder, hashes_of_loras
 from md_export.checkpoint.tokenizer import TOKENIZER_FILES, check_tokenizer, tokenizer_dir
 from md_export.checkpoint.weights import WeightSet, find_weights, weight_names
-from md_export.components import COMPONENTS, Component, ModelConfig
+from md_export.components import ALL_COMPONENTS, COMPONENTS, ORDER, Component, ModelConfig
 from md_export.errors import CheckpointError
 from md_export.loras import Lora
 from md_export.pages import let_go_of
@@ -83,16 +83,28 @@ class Checkpoint:
         module = replace(self, loras=(), _hashes={}).module(name)
         return module, self._changes(name, module)
 
-    def check(self) -> None:
-        """Compare names and shapes of all exported components, values unread; one error lists everything."""
-        modules = {name: build_on_meta(component, self.config) for name, component in COMPONENTS.items()}
+    def check(self, also: tuple[str, ...] = ()) -> None:
+        """Compare names and shapes of all its components, values unread; one error lists everything.
+
+        ``also``: further components that are asked for, the VAE encoder of a model that does not in-paint.
+        """
+        components = {name: ALL_COMPONENTS[name] for name in ORDER if name in (*self.components, *also)}
+        modules = {name: build_on_meta(component, self.config) for name, component in components.items()}
         differences = [
-            _compare(component, modules[name], self._tensors(component)) for name, component in COMPONENTS.items()
+            _compare(component, modules[name], self._tensors(component)) for name, component in components.items()
         ]
         if any(differences):
             raise CheckpointError("\n".join(str(found) for found in differences if found))
         for name, module in modules.items():
             self._changes(name, module)
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """What it is made of, in the order in which it runs: those of COMPONENTS, and what else it has."""
+        has = {*COMPONENTS, *(("t2i_adapter",) if self.config.adapter is not None else ())}
+        # Others may have the encoder's weights, too, but no use for it in making a picture.
+        has |= {"vae_encoder"} if self.config.inpaints else set()
+        return tuple(name for name in ORDER if name in has)
 
     @property
     def title(self) -> str:
@@ -149,8 +161,9 @@ class Checkpoint:
     def _files_in_use(self) -> Iterable[tuple[str, Path]]:
         layout = self._layout
         used = {layout.require(name) for name in _CONFIGS}
+        used |= {layout.require("t2i_adapter/config.json")} if self.config.adapter is not None else set()
         used |= {file for file in (self.tokenizer_dir / name for name in TOKENIZER_FILES) if file.is_file()}
-        for component in COMPONENTS.values():
+        for component in (ALL_COMPONENTS[name] for name in self.components):
             for weights in self._weights(component):
                 used |= {*weights.files, *(() if weights.index is None else (weights.index,))}
         for file in used:
@@ -202,7 +215,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     checkpoint = Checkpoint(
         path, config, tokenizer, read_trained_substitutions(layout), layout.parent, base and layout.root, loras_of(path)
     )
-    for component in COMPONENTS:
+    for component in checkpoint.components:
         checkpoint.weight_files(component)
     return checkpoint
 
@@ -216,7 +229,10 @@ def open_layout(path: Path) -> Layout:
     except OSError as error:
         unreadable(path, error)
     if not is_folder:
-        raise CheckpointError(f"{path} is a file: give the checkpoint folder that holds unet/, vae/ and text_encoder/")
+        also = f", or make one of it with: md-export unpack {path} --tokenizer DIR -o DIR" if _is_single(path) else ""
+        raise CheckpointError(
+            f"{path} is a file: give the checkpoint folder that holds unet/, vae/ and text_encoder/{also}"
+        )
     path = base_of(path) or path
     note = path / "sibling.json"
     if not note.is_file():
@@ -230,6 +246,11 @@ def open_layout(path: Path) -> Layout:
     if (parent / "sibling.json").is_file():
         raise CheckpointError(f"{note} names the parent {given!r}, itself a sibling: name that one's parent instead")
     return Layout(path, parent)
+
+
+def _is_single(path: Path) -> bool:
+    """Whether all of a model may be in the file, as Stable Diffusion's authors publish it."""
+    return path.suffix == ".safetensors"
 
 
 def _compare(component: Component, module: nn.Module, tensors: dict[str, Tensor]) -> KeyDifference:

@@ -11,7 +11,7 @@ from typing import Final
 from torch import Tensor
 
 from md_export.checkpoint.files import capped, shown
-from md_export.components import COMPONENTS, ENCODER, Component
+from md_export.components import ALL_COMPONENTS, Component
 from md_export.errors import CheckpointError
 
 Shape = tuple[int, ...]
@@ -44,7 +44,7 @@ def own_tensors(component: Component, stored: Mapping[str, Tensor]) -> dict[str,
     rename = _OWN_NAME.get(component.folder, _same)
     others = tuple(
         prefix
-        for other in (*COMPONENTS.values(), ENCODER)
+        for other in ALL_COMPONENTS.values()
         if other.folder == component.folder and other.name != component.name
         for prefix in other.key_prefixes
     )

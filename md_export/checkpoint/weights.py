@@ -46,7 +46,7 @@ _DAMAGED: Final = (
 # safetensors itself reads headers of 100 MB; those of the largest model that is read have 2 MB.
 _LARGEST_HEADER: Final = 8 << 20
 # Whole numbers that are no weights.
-_COUNTS: Final = ("position_ids", ".alpha")
+_COUNTS: Final = ("position_ids", ".alpha", ".num_updates")
 _DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -120,7 +120,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if tensor.dtype not in _DTYPES or tensor.layout != torch.strided or tensor.device.type != "cpu":
             stored = str(tensor.dtype).removeprefix("torch.")
-            if tensor.dtype == torch.int64 and name.endswith(_COUNTS):
+            if tensor.dtype in (torch.int32, torch.int64) and name.endswith(_COUNTS):
                 continue
             raise CheckpointError(
                 f"{file} stores {shown(name)} as {stored}; only float16, bfloat16, float32 and float64 weights are "

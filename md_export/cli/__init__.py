@@ -18,11 +18,13 @@ from md_export.cli.checkpoints import golden, init, inspect
 from md_export.cli.compare import compare
 from md_export.cli.crosscheck import crosscheck
 from md_export.cli.doctor import doctor
+from md_export.cli.estimate import estimate
 from md_export.cli.exports import EXPORTS
 from md_export.cli.join import join, split
 from md_export.cli.manifest import manifest
 from md_export.cli.report import report
 from md_export.cli.search import search
+from md_export.cli.unpack import unpack
 from md_export.errors import MdExportError
 from md_export.visible import visible
 
@@ -41,6 +43,7 @@ def cli() -> None:
 for _command in (
     inspect,
     init,
+    unpack,
     adapt,
     golden,
     *EXPORTS,
@@ -53,6 +56,7 @@ for _command in (
     audit,
     attribute,
     crosscheck,
+    estimate,
     lint,
     report,
     compare,

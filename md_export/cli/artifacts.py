@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -194,6 +195,9 @@ def lint(path: Path | None, system: str | None, inputs: Path | None, show_rules:
 @click.option("--artifacts", type=PATH, help="An export: the picture is made by its artifacts.")
 @click.option("--checkpoint", type=PATH, help="A checkpoint: the picture is made by torch. Default: the nano one.")
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--init-image", type=PATH, help="A picture, of which a part is kept; needs --mask.")
+@click.option("--mask", type=PATH, help="Of the same size: what is white here is painted anew.")
+@click.option("--condition", type=PATH, help="For a model with an adapter: the picture that steers it, edges say.")
 @size_option
 @steps_option
 @guidance_option
@@ -204,15 +208,30 @@ def generate(
     artifacts: Path | None,
     checkpoint: Path | None,
     seed: int,
+    init_image: Path | None,
+    mask: Path | None,
+    condition: Path | None,
     size: int | None,
     steps: int | None,
     guidance: float | None,
     loras: tuple[str, ...],
     output: Path,
 ) -> None:
-    """Make a picture from PROMPT in one UNet step, or in many, by an export's artifacts or by torch."""
+    """Make a picture from PROMPT in one UNet step, or in many, by an export's artifacts or by torch.
+
+    With --init-image and --mask: paint a part of a picture anew. That needs the VAE encoder, and keeps the rest best
+    where the UNet was trained for it.
+    """
     from md_export.checkpoint.lora.source import adapted
-    from md_export.generation import pictures_of_artifacts, pictures_of_checkpoint, write_png
+    from md_export.generation import (
+        condition_shape_of_artifacts,
+        condition_shape_of_checkpoint,
+        pictures_of_artifacts,
+        pictures_of_checkpoint,
+        side_of_artifacts,
+        side_of_checkpoint,
+        write_png,
+    )
     from md_export.sampler import sampler_of
 
     if artifacts and checkpoint:
@@ -225,9 +244,38 @@ def generate(
     if artifacts and loras:
         raise UsageError("artifacts hold the LoRAs that they were exported with; leave out --lora")
     if artifacts:
-        (picture,) = pictures_of_artifacts(artifacts, [(prompt, seed)])
+        given = _given(init_image, mask, lambda: side_of_artifacts(artifacts))
+        steered = _condition(condition, lambda: condition_shape_of_artifacts(artifacts))
+        (picture,) = pictures_of_artifacts(artifacts, [(prompt, seed)], given, steered)
     else:
         with adapted(checkpoint_or_nano(checkpoint), loras) as folder:
-            (picture,) = pictures_of_checkpoint(folder, [(prompt, seed)], size, sampler)
+            given = _given(init_image, mask, lambda: side_of_checkpoint(folder, size))
+            steered = _condition(condition, lambda: condition_shape_of_checkpoint(folder, size))
+            (picture,) = pictures_of_checkpoint(folder, [(prompt, seed)], size, sampler, given, steered)
     write_png(output, picture)
     click.echo(f"{output}: {picture.shape[1]}×{picture.shape[0]}")
+
+
+def _condition(file: Path | None, shape: Callable[[], tuple[int, ...]]) -> list[Any] | None:
+    """The picture that an adapter takes; None where none was given."""
+    if file is None:
+        return None
+    from md_export.pictures import read_condition
+
+    return [read_condition(file, shape())]
+
+
+def _given(init_image: Path | None, mask: Path | None, side: Callable[[], int]) -> list[Any] | None:
+    """The picture to paint in, a :class:`md_export.inpainting.Given`; None where none was named."""
+    if init_image is None and mask is None:
+        return None
+    if mask is None:
+        raise UsageError(
+            "--init-image without --mask would start from a noised picture at a later timestep, and a one-step model "
+            "knows the last one only; give a --mask of what shall be anew, all white for everything"
+        )
+    if init_image is None:
+        raise UsageError("--mask says what of a picture is painted anew; give the picture with --init-image")
+    from md_export.pictures import read_given
+
+    return [read_given(init_image, mask, side())]

@@ -20,7 +20,7 @@ from md_export.cli.shared import (
 )
 from md_export.errors import UsageError
 
-ARCHS: Final = ("md", "md-lite", "nano")
+ARCHS: Final = ("md", "md-lite", "sd15", "nano")
 
 
 @click.command()
@@ -82,6 +82,7 @@ def init(directory: Path, arch: str, seed: int) -> None:
 @click.option("--prompts", type=PATH, help="Text file with one prompt a line.")
 @click.option("--prompt", "single", multiple=True, help="A prompt; may be given several times.")
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0,), show_default=True)
+@click.option("--encoder", is_flag=True, help="Also what the VAE encoder makes of each picture.")
 @size_option
 @steps_option
 @guidance_option
@@ -92,6 +93,7 @@ def golden(
     prompts: Path | None,
     single: tuple[str, ...],
     seeds: tuple[int, ...],
+    encoder: bool,
     size: int | None,
     steps: int | None,
     guidance: float | None,
@@ -110,7 +112,7 @@ def golden(
         raise UsageError("give at least one --prompt, or a file of them with --prompts")
     pairs = [(text, seed) for text in texts for seed in seeds]
     with adapted(checkpoint, loras) as place:
-        source = golden_source(open_checkpoint(place).at(size), sampler=sampler_of(steps, guidance))
+        source = golden_source(open_checkpoint(place).at(size), sampler=sampler_of(steps, guidance), encodes=encoder)
         with staging(output) as folder, progress(len(pairs)) as report:
             write_golden(source, pairs, folder, report)
     click.echo(f"{output}: {len(pairs)} golden cases")

@@ -10,7 +10,7 @@ import click
 
 from md_export.cli.npu import npu_export_option
 from md_export.cli.shared import (
-    COMPONENTS,
+    ALL_COMPONENTS,
     PATH,
     checkpoint_or_nano,
     guidance_option,
@@ -61,6 +61,7 @@ def _export_command(target: str) -> Callable[..., None]:
         precision: str | None,
         recipe_file: Path | None,
         components: tuple[str, ...],
+        encoder: bool,
         rewrites: tuple[str, ...],
         allow_drift: bool,
         golden_dir: Path | None,
@@ -76,7 +77,9 @@ def _export_command(target: str) -> Callable[..., None]:
         from md_export.report.tables import artifact_table, parity_table
 
         many = steps is not None
-        recipe = _recipe(target, precision, recipe_file, components, rewrites, allow_drift, own, many)
+        asked = (*components, "vae_encoder") if encoder and components else components
+        recipe = _recipe(target, precision, recipe_file, asked, rewrites, allow_drift, own, many)
+        recipe = recipe.widened(("vae_encoder",)) if encoder else recipe
         recipe = recipe.sampled(steps, guidance).sized(size).adapted(loras)
         with progress(2 * len(recipe.components)) as report:
             manifest, result = export(recipe, checkpoint_or_nano(checkpoint), output, golden_dir, report)
@@ -131,7 +134,8 @@ def _recipe(
         raise UsageError(f"{file} is for {recipe.target}; run: md-export {recipe.target} --recipe {file}")
     fields: dict[str, Any] = {name: value for name, value in own.items() if value is not None and name != "palette"}
     recipe = dataclasses.replace(recipe, rewrites=(*recipe.rewrites, *rewrites), **fields)
-    return dataclasses.replace(recipe, allow_drift=recipe.allow_drift or allow_drift).narrowed(components)
+    recipe = dataclasses.replace(recipe, allow_drift=recipe.allow_drift or allow_drift)
+    return recipe.widened(components).narrowed(components)
 
 
 def _options(target: str) -> Iterator[Callable[[Any], Any]]:
@@ -147,7 +151,10 @@ def _options(target: str) -> Iterator[Callable[[Any], Any]]:
     yield click.option(
         "--rewrite", "rewrites", multiple=True, help="Apply a named rewrite; may be given several times."
     )
-    yield click.option("--component", "components", type=click.Choice(COMPONENTS), multiple=True, help="Only this one.")
+    yield click.option("--encoder", is_flag=True, help="The VAE encoder, too: it makes latents of given pictures.")
+    yield click.option(
+        "--component", "components", type=click.Choice(ALL_COMPONENTS), multiple=True, help="Only this one."
+    )
     yield click.option("--recipe", "recipe_file", type=PATH, help="A recipe's file or name instead of a flag.")
     for name in PRECISIONS:
         yield click.option(f"--{name}", "precision", flag_value=name, help=f"The recipe {target}-{name}.")

@@ -11,12 +11,11 @@ import click
 from md_export.cli.shared import COMPONENTS, progress, say, show
 from md_export.cli.units import size
 from md_export.errors import UsageError
+from md_export.socs import SOCS
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 # The simulator takes minutes for each run of a full-size graph.
 NPU_LIMIT_S: Final = 600.0
-# Spelled out, so that asking for help loads nothing; a test holds this against the table.
-SOC_NAMES: Final = ("snapdragon-8-gen2", "snapdragon-8-gen3", "snapdragon-8-elite", "snapdragon-8-elite-gen5")
 
 
 def _some(_context: click.Context, _option: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -26,7 +25,7 @@ def _some(_context: click.Context, _option: click.Parameter, value: tuple[str, .
 
 npu_export_option = click.option(
     "--npu",
-    type=click.Choice(SOC_NAMES),
+    type=click.Choice(tuple(SOCS)),
     multiple=True,
     callback=_some,
     help="Also compile for the NPU of these phones; may be given several times.",
@@ -40,7 +39,7 @@ def npu_options(command: _F) -> _F:
             "--max-memory", type=size, help="With --npu: of one process: 8G.  [default: 9/10 of the machine's]"
         ),
         click.option("--cases", type=click.IntRange(min=1), help="With --npu: only so many golden cases."),
-        click.option("--soc", type=click.Choice(SOC_NAMES), help="With --npu: this phone.  [default: the recipe's]"),
+        click.option("--soc", type=click.Choice(tuple(SOCS)), help="With --npu: this phone.  [default: the recipe's]"),
         click.option("--npu", is_flag=True, help="For ONNX: on the simulator of Qualcomm's Hexagon NPU."),
     ):
         command = option(command)

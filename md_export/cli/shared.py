@@ -9,6 +9,8 @@ from typing import Any, Final
 import click
 
 COMPONENTS: Final = ("text_encoder", "unet", "vae_decoder")
+# With those that not every export has, in the order in which they run.
+ALL_COMPONENTS: Final = ("text_encoder", "vae_encoder", "t2i_adapter", "unet", "vae_decoder")
 
 PATH = click.Path(path_type=Path)
 size_option = click.option(

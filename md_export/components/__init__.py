@@ -11,7 +11,9 @@ from typing import Any, Final, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from md_export.components.schedule import ScheduleConfig
+from md_export.components.adapter import RESIDUAL, AdapterConfig, T2IAdapter, residual_shapes
+from md_export.components.diffusers_unet import PLAIN, DiffusersUNetConfig, build_diffusers_unet
+from md_export.components.schedule import OTHER_SAMPLERS, ScheduleConfig
 from md_export.components.text_encoder import TextEncoder
 from md_export.components.unet import MDUNet, MDUNetConfig
 from md_export.components.vae import VAEConfig
@@ -20,42 +22,65 @@ from md_export.components.vae_encoder import VAEEncoder
 from md_export.errors import ConfigError, UsageError
 from md_export.tensors import TensorSpec
 
-ConfigT = TypeVar("ConfigT", MDUNetConfig, VAEConfig, ScheduleConfig)
+ConfigT = TypeVar("ConfigT", MDUNetConfig, DiffusersUNetConfig, VAEConfig, ScheduleConfig, AdapterConfig)
+UNetConfig = MDUNetConfig | DiffusersUNetConfig
 
-# Sides of a latent: the UNet halves it twice. In one of 4 the innermost map would be a single pixel, and attention have
-# one key; at the other end lies several times what any known model of this kind uses.
-_STEP: Final = 4
-_SMALLEST_LATENT: Final = 8
+# Side of the innermost map: of a single pixel, attention would have one key.
+_SMALLEST_MAP: Final = 2
+# Side of a latent, several times what any known model of this kind uses.
 _LARGEST_LATENT: Final = 256
 
 # diffusers' fields that say nothing our modules do not do anyway; any other value of those mapped
 # to a value would change the function and is refused.
-_IGNORED: Mapping[str, tuple[str, ...]] = {
-    "unet": (),
-    "vae": ("down_block_types", "up_block_types", "sample_size", "force_upcast"),
-    "scheduler": ("skip_prk_steps",),
+_IGNORED: Mapping[type, tuple[str, ...]] = {
+    MDUNetConfig: (),
+    DiffusersUNetConfig: ("dropout", "addition_embed_type_num_heads"),
+    AdapterConfig: (),
+    VAEConfig: ("down_block_types", "up_block_types", "sample_size", "force_upcast"),
+    ScheduleConfig: OTHER_SAMPLERS,
 }
-_REQUIRED: Mapping[str, Mapping[str, Any]] = {
-    "unet": {},
-    "vae": {"act_fn": "silu", "shift_factor": None, "latents_mean": None, "latents_std": None},
-    "scheduler": {"trained_betas": None, "rescale_betas_zero_snr": False, "thresholding": False},
+_REQUIRED: Mapping[type, Mapping[str, Any]] = {
+    MDUNetConfig: {},
+    DiffusersUNetConfig: PLAIN,
+    AdapterConfig: {"adapter_type": "full_adapter"},
+    VAEConfig: {"act_fn": "silu", "shift_factor": None, "latents_mean": None, "latents_std": None},
+    ScheduleConfig: {
+        "trained_betas": None,
+        "rescale_betas_zero_snr": False,
+        "thresholding": False,
+        "use_flow_sigmas": False,
+    },
 }
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The configs of one checkpoint, parsed; ``text_encoder`` keeps transformers' own form."""
+    """The configs of one checkpoint, parsed; ``text_encoder`` keeps transformers' own form.
+
+    ``adapter``: of a checkpoint whose UNet is steered by a condition picture.
+    """
 
     text_encoder: Mapping[str, Any]
-    unet: MDUNetConfig
+    unet: UNetConfig
     vae: VAEConfig
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
+    adapter: AdapterConfig | None = None
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
         """``[1, C, h, w]`` of the latent."""
         size = self.unet.sample_size
-        return (1, self.unet.in_channels, size, size)
+        return (1, self.vae.latent_channels, size, size)
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether the UNet takes mask and a picture's latents after the noise: ``2·C + 1`` channels."""
+        return self.unet.in_channels == 2 * self.vae.latent_channels + 1
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """Distributions beside torch and transformers that compute golden cases."""
+        return () if isinstance(self.unet, MDUNetConfig) else ("diffusers",)
 
     @property
     def image_size(self) -> int:
@@ -70,12 +95,15 @@ class ModelConfig:
         """
         if size == self.image_size:
             return self
-        step, smallest, largest = (n * self.vae.downscale for n in (_STEP, _SMALLEST_LATENT, _LARGEST_LATENT))
+        halvings = self.unet.halvings
+        sides = (2**halvings, _SMALLEST_MAP * 2**halvings, _LARGEST_LATENT)
+        step, smallest, largest = (side * self.vae.downscale for side in sides)
         if size % step or not smallest <= size <= largest:
             near = min(max(round(size / step) * step, smallest), largest)
             raise UsageError(
                 f"size {size}: a side must be a multiple of {step} pixels from {smallest} to {largest}, since the "
-                f"decoder enlarges {self.vae.downscale} times and the UNet halves a latent twice; the nearest is {near}"
+                f"decoder enlarges {self.vae.downscale} times and the UNet halves a latent {halvings} times; "
+                f"the nearest is {near}"
             )
         return dataclasses.replace(self, unet=dataclasses.replace(self.unet, sample_size=size // self.vae.downscale))
 
@@ -92,16 +120,40 @@ class ModelConfig:
                 f"unet/config.json: cross_attention_dim={self.unet.cross_attention_dim}, but the text encoder's "
                 f"hidden_size is {self.text_shape[2]}; they must be equal"
             )
-        if self.unet.in_channels != self.vae.latent_channels:
+        channels = self.vae.latent_channels
+        if self.unet.in_channels not in (channels, 2 * channels + 1):
             raise ConfigError(
                 f"unet/config.json: in_channels={self.unet.in_channels}, but vae/config.json has "
-                f"latent_channels={self.vae.latent_channels}; they must be equal"
+                f"latent_channels={channels}; they must be equal, or {2 * channels + 1} for in-painting"
             )
+        if self.unet.out_channels != channels:
+            raise ConfigError(
+                f"unet/config.json: out_channels={self.unet.out_channels}, but vae/config.json has "
+                f"latent_channels={channels}; they must be equal"
+            )
+        if self.adapter is not None:
+            self._check_adapter(self.adapter)
+
+    def _check_adapter(self, adapter: AdapterConfig) -> None:
+        if not isinstance(self.unet, MDUNetConfig):
+            raise ConfigError("t2i_adapter/ beside a UNet of diffusers; adapters are for MobileDiffusion's UNet so far")
+        for field, has, wanted, where in (
+            ("channels", adapter.channels, self.unet.block_out_channels, "unet/config.json has block_out_channels"),
+            ("downscale_factor", adapter.downscale_factor, self.vae.downscale, "the decoder enlarges by"),
+        ):
+            if has != wanted:
+                raise ConfigError(
+                    f"t2i_adapter/config.json: {field}={has}, but {where} {wanted}; they must be equal, the adapter is "
+                    "for another model"
+                )
 
 
 @dataclass(frozen=True)
 class Component:
-    """One exported part: its folder in the checkpoint, how it is built, its named inputs and outputs."""
+    """One exported part: its folder in the checkpoint, how it is built, its named inputs and outputs.
+
+    ``beside``: of one that not every checkpoint has, the component whose scheme and tolerance recipes mean for it, too.
+    """
 
     name: str
     folder: str
@@ -109,13 +161,14 @@ class Component:
     inputs: Callable[[ModelConfig], tuple[TensorSpec, ...]]
     outputs: Callable[[ModelConfig], tuple[TensorSpec, ...]]
     key_prefixes: tuple[str, ...]
+    beside: str = ""
 
 
 def parse_config(kind: type[ConfigT], folder: str, values: Mapping[str, Any]) -> ConfigT:
     """Turn ``folder/config.json`` into ``kind``; keys with a leading underscore are diffusers' own notes."""
     known = {field.name for field in dataclasses.fields(kind)}
-    given = {k: v for k, v in values.items() if not k.startswith("_") and k not in _IGNORED[folder]}
-    for key, required in _REQUIRED[folder].items():
+    given = {k: v for k, v in values.items() if not k.startswith("_") and k not in _IGNORED[kind]}
+    for key, required in _REQUIRED[kind].items():
         if given.pop(key, required) != required:
             raise ConfigError(f"{folder}/config.json: only {key}={required!r} is supported, not {values[key]!r}")
     unknown = sorted(set(given) - known)
@@ -139,6 +192,11 @@ def _first_finding(error: Exception) -> str:
     return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}, not {first['input']!r}"
 
 
+def build_unet(config: UNetConfig) -> nn.Module:
+    """MobileDiffusion's UNet or Stable Diffusion's; MissingExtraError where the latter's library is not installed."""
+    return MDUNet(config) if isinstance(config, MDUNetConfig) else build_diffusers_unet(config)
+
+
 def _text(config: ModelConfig) -> TensorSpec:
     return TensorSpec("encoder_hidden_states", config.text_shape, "float32")
 
@@ -147,8 +205,29 @@ def _latent(config: ModelConfig, name: str) -> TensorSpec:
     return TensorSpec(name, config.latent_shape, "float32")
 
 
+def _sample(config: ModelConfig) -> TensorSpec:
+    shape = (1, config.unet.in_channels, *config.latent_shape[2:])
+    return TensorSpec("sample", shape, "float32")
+
+
 def _image(config: ModelConfig) -> TensorSpec:
     return TensorSpec("image", (1, config.vae.out_channels, config.image_size, config.image_size), "float32")
+
+
+def _residuals(config: ModelConfig) -> tuple[TensorSpec, ...]:
+    """What an adapter gives and the UNet takes; none where the checkpoint has no adapter."""
+    shapes = () if config.adapter is None else residual_shapes(config.adapter, config.latent_shape)
+    return tuple(TensorSpec(f"{RESIDUAL}{level}", shape, "float32") for level, shape in enumerate(shapes))
+
+
+def _condition(config: ModelConfig) -> TensorSpec:
+    return TensorSpec("condition", (1, _adapter(config).in_channels, config.image_size, config.image_size), "float32")
+
+
+def _adapter(config: ModelConfig) -> AdapterConfig:
+    if config.adapter is None:
+        raise UsageError("this checkpoint has no adapter: put its config.json and weights into t2i_adapter/")
+    return config.adapter
 
 
 def _unet_output(config: ModelConfig) -> TensorSpec:
@@ -169,11 +248,12 @@ COMPONENTS: Mapping[str, Component] = {
     "unet": Component(
         "unet",
         folder="unet",
-        build=lambda config: MDUNet(config.unet),
+        build=lambda config: build_unet(config.unet),
         inputs=lambda config: (
-            _latent(config, "sample"),
+            _sample(config),
             TensorSpec("timestep", (1,), "float32"),
             _text(config),
+            *_residuals(config),
         ),
         outputs=lambda config: (_unet_output(config),),
         key_prefixes=("",),
@@ -193,6 +273,23 @@ ENCODER = Component(
     folder="vae",
     build=lambda config: VAEEncoder(config.vae),
     inputs=lambda config: (_image(config),),
-    outputs=lambda config: (_latent(config, "latent"),),
+    outputs=lambda config: (_latent(config, "latent_mean"),),
     key_prefixes=("encoder.", "quant_conv."),
+    beside="vae_decoder",
 )
+# Those that a checkpoint may have: see Checkpoint.components.
+OPTIONAL: Mapping[str, Component] = {
+    "t2i_adapter": Component(
+        "t2i_adapter",
+        folder="t2i_adapter",
+        build=lambda config: T2IAdapter(_adapter(config)),
+        inputs=lambda config: (_condition(config),),
+        outputs=_residuals,
+        key_prefixes=("",),
+        beside="unet",
+    ),
+    ENCODER.name: ENCODER,
+}
+ALL_COMPONENTS: Mapping[str, Component] = {**COMPONENTS, **OPTIONAL}
+# In which they run, and stand in an export.
+ORDER: Final = ("text_encoder", "vae_encoder", "t2i_adapter", "unet", "vae_decoder")

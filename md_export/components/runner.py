@@ -8,24 +8,26 @@ import numpy as np
 import torch
 from torch import nn
 
-from md_export.components import COMPONENTS, ModelConfig
+from md_export.components import ALL_COMPONENTS, COMPONENTS, ModelConfig
+from md_export.components.adapter import RESIDUAL
 from md_export.tensors import Array, Arrays
 
 
 class TorchRunner:
-    """Runs a float32 module on the CPU; names and shapes as in COMPONENTS."""
+    """Runs a float32 module on the CPU; names and shapes as in ALL_COMPONENTS. A UNet does without residuals, too."""
 
     def __init__(self, component: str, module: nn.Module, config: ModelConfig) -> None:
         self.module = module
-        self.inputs = COMPONENTS[component].inputs(config)
-        (self.output,) = COMPONENTS[component].outputs(config)
+        self.inputs = ALL_COMPONENTS[component].inputs(config)
+        self.outputs = ALL_COMPONENTS[component].outputs(config)
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
         """Execute once, without gradients."""
-        tensors = [torch.from_numpy(np.ascontiguousarray(inputs[spec.name])) for spec in self.inputs]
+        names = [spec.name for spec in self.inputs if spec.name in inputs or not spec.name.startswith(RESIDUAL)]
         with torch.inference_mode():
-            value = self.module(*tensors)
-        return {self.output.name: value.numpy()}
+            made = self.module(*(torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in names))
+        values = made if isinstance(made, tuple) else (made,)
+        return {spec.name: value.numpy() for spec, value in zip(self.outputs, values, strict=True)}
 
 
 class OneAtATime(Mapping[str, TorchRunner]):

@@ -15,6 +15,39 @@ from md_export.errors import ConfigError
 BETA_SCHEDULES: Final = ("linear", "scaled_linear")
 SPACINGS: Final = ("leading", "trailing", "linspace")
 PREDICTION_TYPES: Final = ("epsilon", "v_prediction", "sample")
+# Fields with which diffusers' other samplers take their steps. A checkpoint names one of them; the noise that it was
+# trained with, and so what is computed here, does not depend on it.
+OTHER_SAMPLERS: Final = (
+    "algorithm_type",
+    "clip_sample_range",
+    "disable_corrector",
+    "dynamic_thresholding_ratio",
+    "euler_at_final",
+    "final_sigmas_type",
+    "flow_shift",
+    "interpolation_type",
+    "lambda_min_clipped",
+    "lower_order_final",
+    "original_inference_steps",
+    "predict_x0",
+    "sample_max_value",
+    "shift_terminal",
+    "sigma_max",
+    "sigma_min",
+    "skip_prk_steps",
+    "solver_order",
+    "solver_p",
+    "solver_type",
+    "time_shift_type",
+    "timestep_scaling",
+    "timestep_type",
+    "use_beta_sigmas",
+    "use_dynamic_shifting",
+    "use_exponential_sigmas",
+    "use_karras_sigmas",
+    "use_lu_lambdas",
+    "variance_type",
+)
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,11 @@ class MDUNetConfig:
         if self.sample_size % 4:
             raise ConfigError(f"sample_size={self.sample_size} must be a multiple of 4: the UNet halves it twice")
 
+    @property
+    def halvings(self) -> int:
+        """How often a latent is halved on its way down."""
+        return 2
+
 
 def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
@@ -247,13 +252,14 @@ class MDUNet(nn.Module):
     def _downsampler(self, channels: int) -> nn.Module:
         return SeparableDownsample(channels) if self.config.separable_downsamplers else Downsample(channels)
 
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *residuals: Tensor) -> Tensor:
         """Predict noise, v or x0, as the checkpoint's scheduler says.
 
         Args:
             sample: latent ``[B, in_channels, H, W]``, H and W multiples of 4.
             timestep: ``[B]`` or ``[1]``, any float dtype (kept out of half precision), 0…999.
             encoder_hidden_states: text ``[B, L, cross_attention_dim]``.
+            residuals: what an adapter adds to each down level's last map, before it is down-sampled; all or none.
 
         Returns:
             ``[B, out_channels, H, W]`` in the model's dtype.
@@ -261,9 +267,11 @@ class MDUNet(nn.Module):
         emb = self.time_embedding(timestep)
         x = self.conv_in(sample)
         skips = [x]
-        for block in _levels(self.down_blocks):
+        for level, block in enumerate(_levels(self.down_blocks)):
             for index in range(len(block.resnets)):
                 x = block.layer(index, x, emb, encoder_hidden_states)
+                if residuals and index == len(block.resnets) - 1:
+                    x = x + residuals[level]
                 skips.append(x)
             if block.resample_name is not None:
                 x = block.resample(x)

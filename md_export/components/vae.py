@@ -64,6 +64,7 @@ class SpatialAttention(nn.Module):
 
     def __init__(self, channels: int, groups: int, eps: float) -> None:
         super().__init__()
+        self.scale = channels**-0.5
         self.group_norm = nn.GroupNorm(groups, channels, eps=eps)
         self.to_q = nn.Linear(channels, channels)
         self.to_k = nn.Linear(channels, channels)
@@ -74,7 +75,7 @@ class SpatialAttention(nn.Module):
         batch, channels, height, width = x.shape
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)
         q, k, v = self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)
-        scores = torch.matmul(q * channels**-0.5, k.transpose(-1, -2))
+        scores = torch.matmul(q * self.scale, k.transpose(-1, -2))
         out = self.to_out[0](torch.matmul(scores.softmax(dim=-1), v))
         merged: Tensor = x + out.transpose(1, 2).reshape(batch, channels, height, width)
         return merged

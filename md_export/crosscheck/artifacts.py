@@ -17,7 +17,7 @@ from md_export.parity.metrics import snr_db
 from md_export.parity.modules.attribute import entry_of
 from md_export.parity.modules.blame import blame, opened
 from md_export.targets import TARGETS, target_of
-from md_export.tensors import Array
+from md_export.tensors import Array, joined
 from md_export.workers import call_worker
 
 # Two right float16 runtimes round in another order: by so much one may be worse on a module than the other.
@@ -148,8 +148,7 @@ class _Side:
 
     def output(self, case: GoldenCase) -> tuple[Array, Array]:
         """The artifact's, and the golden one, in its layout."""
-        (made,) = self.part.outputs
-        return self.runner.run(self.part.inputs_of(case))[made.name], self.part.output_of(case)
+        return joined(self.runner.run(self.part.inputs_of(case))), self.part.output_of(case)
 
     def modules(self, case: str) -> Mapping[str, tuple[str, float]]:
         """Class and local SNR of each module that was found, by its path."""

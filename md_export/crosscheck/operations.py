@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -18,7 +16,7 @@ from md_export.errors import MdExportError, RuntimeFault
 from md_export.parity.metrics import snr_db
 from md_export.scheme import QuantScheme
 from md_export.targets import TARGETS
-from md_export.targets.contract import LoweringJob
+from md_export.targets.trial import answer_of
 from md_export.tensors import TensorSpec
 from md_export.workers import call_worker
 
@@ -108,17 +106,4 @@ def answer(operation: Operation, target: str) -> Any:
     given = {f"x{number}": value.numpy() for number, value in enumerate(values)}
     with torch.no_grad():
         shape = tuple(module(*values).shape)
-    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
-        job = LoweringJob(
-            component="unet",
-            module=module,
-            inputs=tuple(TensorSpec(name, value.shape, "float32") for name, value in given.items()),
-            outputs=(TensorSpec("made", shape, "float32"),),
-            example=given,
-            scheme=_HALF,
-            calibration=(given,),
-            workdir=Path(scratch),
-        )
-        path = Path(scratch) / f"operation{TARGETS[target].suffix}"
-        opened.save(opened.quantize(opened.lower(job), job), path)
-        return opened.load(path).run(given)["made"]
+    return answer_of(opened, TARGETS[target].suffix, module, given, TensorSpec("made", shape, "float32"), _HALF)

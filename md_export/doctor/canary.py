@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, cast
 
 import numpy as np
@@ -15,7 +13,8 @@ from torch import Tensor, nn
 from md_export.parity.metrics import compare, first_fault
 from md_export.scheme import QuantScheme
 from md_export.targets import TARGETS
-from md_export.targets.contract import LoweringJob, TargetModule
+from md_export.targets.contract import TargetModule
+from md_export.targets.trial import answer_of
 from md_export.tensors import Array, TensorSpec
 
 # float32 on both sides: another order of sums costs a few units in the last place, about 130 dB.
@@ -63,20 +62,7 @@ def fly(target: TargetModule, suffix: str) -> Flight:
         module = Canary().eval().requires_grad_(False)
         sample = torch.randn(_INPUT.shape)
     wanted, given = module(sample).numpy(), {_INPUT.name: sample.numpy()}
-    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
-        path = Path(scratch) / f"canary{suffix}"
-        job = LoweringJob(
-            component="vae_decoder",
-            module=module,
-            inputs=(_INPUT,),
-            outputs=(_OUTPUT,),
-            example=given,
-            scheme=QuantScheme("float32", "float32"),
-            calibration=(given,),
-            workdir=Path(scratch),
-        )
-        target.save(target.quantize(target.lower(job), job), path)
-        made = target.load(path).run(given)[_OUTPUT.name]
+    made = answer_of(target, suffix, module, given, _OUTPUT, QuantScheme("float32", "float32"))
     return _judged(made, wanted, time.perf_counter() - started)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from md_export.checkpoint import build_on_meta, open_checkpoint
-from md_export.components import COMPONENTS
+from md_export.components import ALL_COMPONENTS
 from md_export.matrix.costs import artifact_cost, export_cost
 from md_export.recipe import Recipe
 
@@ -37,8 +37,9 @@ def need_of(recipe: Recipe, checkpoint_dir: Path) -> Need:
         CheckpointError, ConfigError: the checkpoint cannot be opened.
     """
     checkpoint = open_checkpoint(checkpoint_dir)
+    recipe = recipe.completed(checkpoint.components)
     weights = {
-        name: _FLOAT32 * sum(p.numel() for p in build_on_meta(COMPONENTS[name], checkpoint.config).parameters())
+        name: _FLOAT32 * sum(p.numel() for p in build_on_meta(ALL_COMPONENTS[name], checkpoint.config).parameters())
         for name in recipe.components
     }
     area = (checkpoint.at(recipe.size).config.image_size / checkpoint.config.image_size) ** 2

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from md_export.artifact import GOLDEN_FOLDER, MANIFEST, Manifest, is_unchanged, read_manifest
+from md_export.artifact import GOLDEN_FOLDER, MANIFEST, Manifest, is_unchanged, paths_beside, read_manifest
 from md_export.errors import ArtifactError
 from md_export.files import is_plain_name, sha256_of
 
@@ -76,7 +76,4 @@ def _altered_files(folder: Path, listed: dict[str, str]) -> Iterator[str]:
 
 
 def _unlisted(folder: Path, manifest: Manifest, listed: dict[str, str]) -> tuple[str, ...]:
-    artifacts = {name for entry in manifest.artifacts for name in (entry.file, entry.data)}
-    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    known = {MANIFEST, *listed}
-    return tuple(sorted(name for name in names if name not in known and name.split("/", 1)[0] not in artifacts))
+    return tuple(name for name in paths_beside(folder, manifest.artifacts) if name not in listed)

@@ -10,6 +10,7 @@ from typing import Final
 
 from md_export.matrix.plan import Cost
 from md_export.matrix.writing import write_whole
+from md_export.recipe import OPTIONAL_NAMES
 from md_export.scheme import QuantScheme
 
 # What another run may take more than the one that was measured.
@@ -84,7 +85,11 @@ def space_of(scheme: QuantScheme, weight_bytes: int) -> int:
 
 
 def artifact_cost(target: str, component: str, scheme: QuantScheme, weight_bytes: int, area: float = 1.0) -> Cost:
-    """Of making one artifact; ``area`` of the picture, relative to what the checkpoint was trained for."""
+    """Of making one artifact; ``area`` of the picture, relative to what the checkpoint was trained for.
+
+    One that not every checkpoint has costs what the one does that it stands beside.
+    """
+    component = OPTIONAL_NAMES.get(component, component)
     words = (*scheme.all_weights, scheme.activations, scheme.rounding)
     slower = [times for word, times in _SLOWER.items() if any(one.startswith(word) for one in words)]
     # A line through weights says nothing of smaller pictures; in larger ones the decoder's activations grow.

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Final
 
-from md_export.checkpoint.origin import hash_of_folder
-from md_export.components import COMPONENTS
+from md_export.checkpoint.origin import INHERITED, hash_of_folder
+from md_export.components import ALL_COMPONENTS, COMPONENTS
 from md_export.parity.chain import CHAIN
 from md_export.recipe import Recipe
 from md_export.rewrites import find_rewrite
@@ -62,10 +62,15 @@ def is_calibrated(scheme: QuantScheme) -> bool:
     return scheme.is_static or scheme.is_adjusted
 
 
-def makers_of_inputs(files: Mapping[str, str], name: str) -> list[str]:
+def makers_of_inputs(files: Mapping[str, str], name: str, inpaints: bool = False) -> list[str]:
     """Hashes of what computes a component's inputs: the tokenizer, and the components before it.
 
-    ``files``: SHA-256 of the checkpoint's files by their names.
+    ``files``: SHA-256 of the checkpoint's files by their names; ``inpaints``: the UNet takes a picture's latents.
     """
-    before = [COMPONENTS[one].folder for one in CHAIN[: CHAIN.index(name)]]
+    before = [COMPONENTS[one].folder for one in CHAIN[: CHAIN.index(name)]] if name in CHAIN else []
+    if any(file.removeprefix(INHERITED).startswith("t2i_adapter/") for file in files):
+        # Its condition is of a picture, which all of them make.
+        before = [component.folder for component in ALL_COMPONENTS.values()]
+    elif name == "vae_encoder" or (inpaints and name != "text_encoder"):
+        before = [component.folder for component in COMPONENTS.values()]
     return [hash_of_folder(files, folder) for folder in ("tokenizer", *before)]

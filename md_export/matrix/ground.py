@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from md_export.checkpoint import Checkpoint, open_checkpoint
 from md_export.checkpoint.build import build_on_meta, component_named
-from md_export.components import COMPONENTS
 from md_export.matrix.keys import maker
 from md_export.notes import notes_of
 from md_export.recipe import Recipe
@@ -25,7 +24,7 @@ class Ground:
         common: of every key but an artifact's: the checkpoint, and who computes.
         notes: of the artifacts, by the size of the pictures and the component.
         given: folder of golden cases that the request names.
-        weights: bytes of each component in float32.
+        weights: bytes of each component in float32, of those also that the checkpoint's pictures do without.
         loras: those of the checkpoint, as steps are told.
     """
 
@@ -39,7 +38,7 @@ class Ground:
     @property
     def all_weights(self) -> int:
         """Bytes of all components in float32."""
-        return sum(self.weights.values())
+        return sum(self.weights[name] for name in self.checkpoint.components)
 
     def area(self, recipe: Recipe) -> float:
         """Of the recipe's pictures, relative to those that the checkpoint was trained for."""
@@ -62,11 +61,11 @@ def ground_of(
             "checkpoint": checkpoint.sha256(),
             "trained": checkpoint.trained_substitutions,
             "maker": maker(),
-            "tools": tools_of(),
+            "tools": tools_of(also=checkpoint.config.libraries),
         },
         {size: notes_of(checkpoint.at(size)) for size in sizes},
         golden,
-        {name: _weight_bytes(checkpoint, name) for name in COMPONENTS},
+        {name: _weight_bytes(checkpoint, name) for name in (*checkpoint.components, "vae_encoder")},
         loras or [],
     )
 

@@ -19,7 +19,7 @@ from md_export.matrix.request import BuildRequest
 from md_export.matrix.seen import Seen, files_in
 from md_export.matrix.writing import write_whole
 from md_export.recipe import recipe_to_dict
-from md_export.versions import tools_of
+from md_export.versions import optional, tools_of
 from md_export.workers import call_worker
 
 # All that is read when a checkpoint is opened and exported; a test holds it against the files that are opened.
@@ -47,7 +47,7 @@ def planned(request: BuildRequest, cache: Cache, seen: Seen) -> Plan:
     content = {
         **asked,
         "maker": maker(),
-        "tools": [tools_of(recipe.target) for recipe in request.recipes],
+        "tools": [tools_of(recipe.target) for recipe in request.recipes] + [optional()],
         "files": _read_by(request, seen),
     }
     memory = cache.root / "plans" / f"{key_of(content)}.json"

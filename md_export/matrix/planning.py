@@ -50,9 +50,14 @@ def plan(recipes: list[Recipe], checkpoint_dir: Path, golden: Path | None) -> Pl
     with ExitStack() as folders:
         grounds = _grounds(recipes, checkpoint_dir, golden, folders)
         exports = tuple(
-            _export(dataclasses.replace(recipe, loras=()), grounds[recipe.loras], steps) for recipe in recipes
+            _export(_complete(recipe, grounds[recipe.loras]), grounds[recipe.loras], steps) for recipe in recipes
         )
     return Plan(tuple(steps.values()), exports)
+
+
+def _complete(recipe: Recipe, ground: Ground) -> Recipe:
+    """For the checkpoint as it is with its LoRAs, with all components that it has."""
+    return dataclasses.replace(recipe, loras=()).completed(ground.checkpoint.components)
 
 
 def _grounds(
@@ -73,7 +78,8 @@ def _export(recipe: Recipe, ground: Ground, steps: dict[str, Step]) -> ExportPla
     cases = len(judging)
     parts = tuple(_artifact(recipe, name, ground, golden, made, steps) for name in recipe.components)
     plain = recipe_to_dict(recipe)
-    content = {"step": "export", **ground.common, "tools": tools_of(recipe.target), "recipe": plain, "parts": parts}
+    tools = tools_of(recipe.target, ground.checkpoint.config.libraries)
+    content = {"step": "export", **ground.common, "tools": tools, "recipe": plain, "parts": parts}
     content["loras"] = [str(lora) for lora in ground.checkpoint.loras]
     weights = sum(ground.weights[name] for name in recipe.components)
     step = Step(
@@ -93,7 +99,7 @@ def _export(recipe: Recipe, ground: Ground, steps: dict[str, Step]) -> ExportPla
 def _golden(recipe: Recipe, ground: Ground, steps: dict[str, Step]) -> tuple[str, _Pairs]:
     """Key of the cases that judge, and what they are of."""
     checkpoint = ground.checkpoint.at(recipe.size)
-    given = present_golden(checkpoint, ground.given, recipe.sampler)
+    given = present_golden(checkpoint, ground.given, recipe.sampler, recipe.encodes)
     if given is not None:
         pairs = [(case.prompt, case.seed) for case in read_index(given).cases]
         source: dict[str, Any] = {"index": sha256_of(given / INDEX)}
@@ -101,7 +107,7 @@ def _golden(recipe: Recipe, ground: Ground, steps: dict[str, Step]) -> tuple[str
         pairs = planned_cases(recipe, checkpoint)
         source = {"pairs": pairs, "size": checkpoint.config.image_size}
     changes = changes_of(recipe)
-    key = key_of({"step": "golden", **ground.common, **changes, **source})
+    key = key_of({"step": "golden", **ground.common, **changes, **source, "encodes": recipe.encodes})
     computed = len(pairs) if given is None or changes["rewrites"] else 0
     step = Step(
         key=key,
@@ -125,7 +131,7 @@ def _calibration(
     if plan is None or not needs_calibration(recipe):
         return None
     pairs = calibration_pairs(recipe.name, plan, judging)
-    asked = {**changes_of(recipe), "pairs": pairs, "size": recipe.size}
+    asked = {**changes_of(recipe), "pairs": pairs, "size": recipe.size, "encodes": recipe.encodes}
     key = key_of({"step": "calibration", **ground.common, **asked})
     count = len(pairs)
     step = Step(
@@ -157,9 +163,11 @@ def _artifact(
     part = alone(recipe, name)
     plain = recipe_to_dict(part)
     own = {field: plain[field] for field in OF_AN_ARTIFACT}
-    content = {"step": "artifact", "maker": maker(), "tools": tools_of(recipe.target), "notes": notes, **own}
+    tools = tools_of(recipe.target, ground.checkpoint.config.libraries)
+    content = {"step": "artifact", "maker": maker(), "tools": tools, "notes": notes, **own}
     if asked is not None:
-        content["calibrated on"] = {**asked, "by": makers_of_inputs(ground.checkpoint.file_hashes(), name)}
+        files, inpaints = ground.checkpoint.file_hashes(), ground.checkpoint.config.inpaints
+        content["calibrated on"] = {**asked, "by": makers_of_inputs(files, name, inpaints)}
     elif is_calibrated(scheme):
         content["calibrated on"] = golden
     if changes_of(part)["rewrites"]:

@@ -60,7 +60,7 @@ class BuildRecipe:
     name: str
     matrix: Matrix | None = None
     recipes: tuple[str, ...] = ()
-    components: tuple[Literal["text_encoder", "unet", "vae_decoder"], ...] = ()
+    components: tuple[Literal["text_encoder", "vae_encoder", "t2i_adapter", "unet", "vae_decoder"], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _recipes_of(file: Path) -> list[Recipe]:
     recipes = [load_recipe(one) for one in named] + (_spread(build.matrix, file) if build.matrix else [])
     if not recipes:
         raise RecipeError(f"{file}: names no recipe; fill [matrix] targets and precisions, or recipes")
-    return [recipe.narrowed(build.components) for recipe in recipes]
+    return [recipe.widened(build.components).narrowed(build.components) for recipe in recipes]
 
 
 def _spread(matrix: Matrix, file: Path) -> list[Recipe]:

@@ -72,7 +72,9 @@ def calibration_cases(
     judging = [(item.prompt, item.seed) for item in read_index(golden).cases]
     pairs = calibration_pairs(recipe.name, plan, judging)
     with tempfile.TemporaryDirectory(prefix=".calibration-", dir=scratch) as name:
-        source = golden_source(checkpoint.at(recipe.size), recipe.rewrites, recipe.allow_drift, recipe.sampler)
+        source = golden_source(
+            checkpoint.at(recipe.size), recipe.rewrites, recipe.allow_drift, recipe.sampler, recipe.encodes
+        )
         write_golden(source, pairs, Path(name), progress, use="calibration")
         yield Path(name)
 

@@ -9,7 +9,7 @@ from md_export.errors import ArtifactError
 from md_export.layouts import layout_of
 from md_export.parity.golden import GoldenCase
 from md_export.recipe import Recipe
-from md_export.tensors import Array, Arrays, TensorSpec, select
+from md_export.tensors import Array, Arrays, TensorSpec, joined, select
 
 
 class Surface(Protocol):
@@ -25,7 +25,7 @@ class Surface(Protocol):
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """What it gives, a single one."""
+        """What it gives."""
 
 
 def packed(recipe: Recipe, part: Surface, arrays: Arrays) -> dict[str, Array]:
@@ -38,10 +38,15 @@ def inputs_of(recipe: Recipe, part: Surface, case: GoldenCase) -> dict[str, Arra
     return packed(recipe, part, case.inputs(part.component))
 
 
+def outputs_of(recipe: Recipe, part: Surface, case: GoldenCase) -> dict[str, Array]:
+    """What the golden case says that must come out, by the part's names."""
+    layout = layout_of(recipe)
+    return {spec.name: case.output(layout.output_of(part.component, spec.name)) for spec in part.outputs}
+
+
 def output_of(recipe: Recipe, part: Surface, case: GoldenCase) -> Array:
-    """What the golden case says that must come out."""
-    (made,) = part.outputs
-    return case.output(layout_of(recipe).output_of(part.component, made.name))
+    """The same as one array: see :func:`joined <md_export.tensors.joined>`."""
+    return joined(outputs_of(recipe, part, case))
 
 
 def each_call(component: str, cases: Sequence[GoldenCase]) -> list[GoldenCase]:
@@ -49,8 +54,13 @@ def each_call(component: str, cases: Sequence[GoldenCase]) -> list[GoldenCase]:
     return [call for case in cases for call in case.calls(component)]
 
 
+def golden_outputs(recipe: Recipe, part: Surface, cases: Sequence[GoldenCase]) -> list[dict[str, Array]]:
+    """What an artifact must make of each case and call, by its names; the surface is known to be the component's."""
+    return [outputs_of(recipe, part, call) for call in each_call(part.component, cases)]
+
+
 def golden_cases(recipe: Recipe, part: Surface, cases: Sequence[GoldenCase]) -> tuple[list[Arrays], list[Array]]:
-    """Inputs of an artifact in each case and call, and what it must make of them.
+    """Inputs of an artifact in each case and call, and what it must make of them, as :func:`output_of`.
 
     Raises:
         ArtifactError: the manifest has other names than the component's.

@@ -8,9 +8,12 @@ from typing import Final
 import numpy as np
 
 from md_export.artifact import ArtifactEntry, Manifest
+from md_export.components.adapter import RESIDUAL
+from md_export.errors import ArtifactError
+from md_export.inpainting import around_of, with_around
 from md_export.parity.cases import each_call
 from md_export.parity.golden import GoldenCase
-from md_export.sampling import latent_from
+from md_export.sampling import latent_from, only_output, start_of
 from md_export.tensors import Array, Arrays
 
 # Each feeds the next.
@@ -20,29 +23,71 @@ CHAIN: Final = ("text_encoder", "unet", "vae_decoder")
 def chain_inputs(
     manifest: Manifest, entry: ArtifactEntry, cases: Sequence[GoldenCase], made: Mapping[str, list[Array]]
 ) -> list[Arrays]:
-    """The golden inputs with what the artifacts before this one made, by component, in place of the golden values.
+    """The golden inputs with what the artifacts before this one ``made`` in place of the golden values.
 
+    It is by component, and of an adapter by output: see :func:`by_output`.
     None where the chain broke off. In many steps, the UNet's are what it starts from: see
     :func:`md_export.sampling.denoise`.
     """
-    if entry.component == "text_encoder":
-        return [case.inputs("text_encoder") for case in each_call("text_encoder", cases)]
+    if entry.component not in CHAIN[1:]:
+        return [case.inputs(entry.component) for case in each_call(entry.component, cases)]
     before = made.get(CHAIN[CHAIN.index(entry.component) - 1], [])
-    if manifest.ddim is not None and entry.component == "unet":
-        pairs = zip(cases, before[::2], before[1::2], strict=False)
-        return [start_of(case.values.noise, [empty, text]) for case, empty, text in pairs]
+    if entry.component == "vae_decoder":
+        pairs = zip(cases, before, strict=False)
+        return [{"latent": latent_of(manifest, case.values.noise, value)} for case, value in pairs]
+    around = _around(manifest, cases, made)
+    if manifest.ddim is not None:
+        both = zip(cases, before[::2], before[1::2], around, strict=False)
+        return [
+            start_of(case.values.noise, np.concatenate([no, text]), beside, residuals)
+            for (case, no, text, beside), residuals in zip(both, _residuals(cases, made), strict=False)
+        ]
     batches: list[Arrays] = []
-    for case, value in zip(cases, before, strict=False):
-        if entry.component == "unet":
-            batches.append({**case.inputs("unet"), "encoder_hidden_states": value})
-        else:
-            batches.append({"latent": latent_of(manifest, case.values.noise, value)})
+    for case, value, beside, residuals in zip(cases, before, around, _residuals(cases, made), strict=False):
+        sample = with_around(case.values.noise, beside)
+        batches.append({**case.inputs("unet"), "sample": sample, "encoder_hidden_states": value, **residuals})
     return batches
 
 
-def start_of(noise: Array, texts: Sequence[Array]) -> Arrays:
-    """What many steps start from: noise ``[1, C, h, w]``, and ``[1, L, D]`` of the empty prompt and of the prompt."""
-    return {"sample": noise, "encoder_hidden_states": np.concatenate(texts)}
+def named(entry: ArtifactEntry, outputs: Arrays) -> Arrays:
+    """Outputs under the manifest's names; a single one may have any.
+
+    Raises:
+        ArtifactError: of several there are others than in the manifest.
+    """
+    names = [spec.name for spec in entry.outputs]
+    if len(names) == 1:
+        return {names[0]: only_output(outputs)}
+    if set(outputs) != set(names):
+        raise ArtifactError(f"it gives {', '.join(outputs)}, not the manifest's {', '.join(names)}; export again")
+    return outputs
+
+
+def by_output(entry: ArtifactEntry, made: Sequence[Arrays]) -> dict[str, list[Array]]:
+    """What an artifact made of some cases: by its component's name, of several outputs by each one's."""
+    if len(entry.outputs) == 1:
+        return {entry.component: [only_output(outputs) for outputs in made]}
+    return {spec.name: [outputs[spec.name] for outputs in made] for spec in entry.outputs}
+
+
+def _residuals(cases: Sequence[GoldenCase], made: Mapping[str, list[Array]]) -> list[dict[str, Array]]:
+    """What an adapter adds in each case: the artifact's where the export has one, else the golden ones."""
+    names = [f"{RESIDUAL}{level}" for level in range(len(cases[0].values.residuals))]
+    if not names or names[0] not in made:
+        return [case.residuals() for case in cases]
+    return [dict(zip(names, values, strict=True)) for values in zip(*(made[name] for name in names), strict=True)]
+
+
+def _around(manifest: Manifest, cases: Sequence[GoldenCase], made: Mapping[str, list[Array]]) -> Sequence[Array | None]:
+    """What a UNet that in-paints takes beside the noise, by the encoder's artifact where the export has one."""
+    golden = [case.values.around for case in cases]
+    if "vae_encoder" not in made:
+        return golden
+    scale = manifest.one_step.scaling_factor
+    return [
+        None if around is None else around_of(around[:, :1], latent, scale)
+        for around, latent in zip(golden, made["vae_encoder"], strict=False)
+    ]
 
 
 def latent_of(manifest: Manifest, noise: Array, unet_output: Array) -> Array:

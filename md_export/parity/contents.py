@@ -9,11 +9,11 @@ from typing import Final
 
 from md_export.artifact import ArtifactEntry, Manifest, artifact_path, bytes_of_artifact
 from md_export.checkpoint.origin import hash_of_files, hash_of_folder
-from md_export.components import COMPONENTS
+from md_export.components import ALL_COMPONENTS
 from md_export.parity.faults import Check, Fault
 from md_export.scheme import QuantScheme, stored_type
 from md_export.targets.contract import Description
-from md_export.tensors import Array, Arrays
+from md_export.tensors import Arrays
 
 
 def note_faults(manifest: Manifest, entry: ArtifactEntry, notes: Mapping[str, str]) -> list[Fault]:
@@ -27,7 +27,7 @@ def note_faults(manifest: Manifest, entry: ArtifactEntry, notes: Mapping[str, st
         lines.append(
             "the manifest's files of the checkpoint are not those of its checkpoint; it was edited, export again"
         )
-    source = hash_of_folder(manifest.checkpoint_files, COMPONENTS[entry.component].folder)
+    source = hash_of_folder(manifest.checkpoint_files, ALL_COMPONENTS[entry.component].folder)
     if component != entry.component:
         lines.append(f"it says that it is {component!r:.40}; export again")
     elif made_from != source:
@@ -37,10 +37,10 @@ def note_faults(manifest: Manifest, entry: ArtifactEntry, notes: Mapping[str, st
     return [Fault(Check.ORIGIN, line) for line in lines]
 
 
-def surface_faults(entry: ArtifactEntry, given: Arrays, wanted: Array) -> list[Fault]:
-    """Whether an app that reads shapes and dtypes from the manifest would be told the truth; ``wanted``: the output."""
-    (made,) = entry.outputs
-    values = [(spec, given[spec.name]) for spec in entry.inputs] + [(made, wanted)]
+def surface_faults(entry: ArtifactEntry, given: Arrays, wanted: Arrays) -> list[Fault]:
+    """Whether an app that reads shapes and dtypes from the manifest is told the truth; ``wanted``: the outputs."""
+    values = [(spec, given[spec.name]) for spec in entry.inputs]
+    values += [(spec, wanted[spec.name]) for spec in entry.outputs]
     return [
         Fault(
             Check.SURFACE,

@@ -23,8 +23,8 @@ from md_export.parity.golden import GoldenCase, read_golden
 from md_export.parity.metrics import EXACT_DB, snr_db
 from md_export.parity.verify import VerifyResult
 from md_export.recipe import QuantScheme, Recipe
-from md_export.sampling import only_output
 from md_export.targets import TARGETS
+from md_export.tensors import joined
 from md_export.workers import call_worker, execute
 
 Progress = Callable[[str], None]
@@ -190,7 +190,7 @@ def _executed(
 ) -> float:
     batches, wanted = golden_cases(manifest.recipe, entry, cases)
     outputs = execute(manifest.target, folder / entry.file, batches, runtime).outputs
-    return min(snr_db(only_output(made), want) for made, want in zip(outputs, wanted, strict=True))
+    return min(snr_db(joined(made), want) for made, want in zip(outputs, wanted, strict=True))
 
 
 def _in_float32(recipe: Recipe, component: str) -> Recipe:

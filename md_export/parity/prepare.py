@@ -21,6 +21,7 @@ from md_export.parity.recording import GoldenSource, write_golden
 from md_export.recipe import Recipe
 from md_export.rewrites import Consent, apply_rewrites, find_rewrite
 from md_export.sampler import Ddim, DdimStep, SamplerPlan, steps_in_words
+from md_export.sampling import Generation
 
 Progress = Callable[[str], None]
 
@@ -48,8 +49,11 @@ def golden_source(
     rewrites: tuple[str, ...] = (),
     allow_drift: bool = False,
     sampler: SamplerPlan | None = None,
+    encodes: bool = False,
 ) -> GoldenSource:
     """The checkpoint's torch components, with the rewrites that change the function applied; one in memory at a time.
+
+    ``encodes``: the VAE encoder among them, also where the UNet does not need it.
 
     Raises:
         RewriteError: a rewrite is refused.
@@ -73,6 +77,10 @@ def golden_source(
         checkpoint_sha256=checkpoint.sha256(),
         rewrites=tuple(applied),
         ddim=ddim_of(checkpoint.config, sampler),
+        downscale=checkpoint.config.vae.downscale,
+        inpaints=checkpoint.config.inpaints,
+        encodes=encodes,
+        condition_channels=0 if checkpoint.config.adapter is None else checkpoint.config.adapter.in_channels,
     )
 
 
@@ -92,7 +100,9 @@ def prepare_golden(
     """
     checkpoint = checkpoint.at(recipe.size)
     changed = (
-        golden_source(checkpoint, recipe.rewrites, recipe.allow_drift, recipe.sampler) if recipe.rewrites else None
+        golden_source(checkpoint, recipe.rewrites, recipe.allow_drift, recipe.sampler, recipe.encodes)
+        if recipe.rewrites
+        else None
     )
     if changed is None or not changed.rewrites:
         check_fusing(checkpoint, _place_golden(recipe, checkpoint, given, folder, progress).cases[0], progress)
@@ -109,10 +119,10 @@ def _place_golden(
     recipe: Recipe, checkpoint: Checkpoint, given: Path | None, folder: Path, progress: Progress
 ) -> GoldenSet:
     """Golden cases of the checkpoint as it is: copied where there are some, else computed."""
-    present = present_golden(checkpoint, given, recipe.sampler)
+    present = present_golden(checkpoint, given, recipe.sampler, recipe.encodes)
     if present is None:
         folder.mkdir()
-        source = golden_source(checkpoint, sampler=recipe.sampler)
+        source = golden_source(checkpoint, sampler=recipe.sampler, encodes=recipe.encodes)
         write_golden(source, planned_cases(recipe, checkpoint), folder, progress)
         return read_golden(folder)
     golden = read_golden(present)
@@ -127,11 +137,16 @@ def _place_golden(
     return golden
 
 
-def present_golden(checkpoint: Checkpoint, given: Path | None, sampler: SamplerPlan | None = None) -> Path | None:
+def present_golden(
+    checkpoint: Checkpoint, given: Path | None, sampler: SamplerPlan | None = None, encodes: bool = False
+) -> Path | None:
     """The folder of golden cases that serve ``checkpoint`` as it is, its pictures' size included; None: make some.
 
+    ``encodes``: they must hold what the VAE encoder makes of a picture.
+
     Raises:
-        GoldenError: those ``given`` are of pictures of another size, or were sampled otherwise.
+        GoldenError: those ``given`` are of pictures of another size, were sampled otherwise, or hold nothing of the
+            encoder.
     """
     own = checkpoint.root / GOLDEN_FOLDER
     present = given or (own if own.is_dir() else None)
@@ -146,16 +161,30 @@ def present_golden(checkpoint: Checkpoint, given: Path | None, sampler: SamplerP
             f"{given} holds golden cases of {steps_in_words(index.ddim)}, which are not the recipe's; make some with: "
             f"md-export golden {checkpoint.title} {flags}-o DIR"
         )
-    found = read_case(present, index.cases[0]).values.noise.shape[2:]
-    if found == checkpoint.config.latent_shape[2:]:
+    values = read_case(present, index.cases[0]).values
+    found = values.noise.shape[2:]
+    lacks = _lacks(values, checkpoint.config, encodes)
+    if found == checkpoint.config.latent_shape[2:] and not lacks:
         return present
     if given is None:
         return None
+    if lacks:
+        raise GoldenError(
+            f"{given} holds golden cases without {lacks}; make some with: md-export golden {checkpoint.title} "
+            f"{'' if checkpoint.config.inpaints else '--encoder '}-o DIR"
+        )
     size, scale = checkpoint.config.image_size, checkpoint.config.vae.downscale
     raise GoldenError(
         f"{given} holds golden cases of pictures of {found[1] * scale} × {found[0] * scale} pixels, which cannot judge "
         f"artifacts for {size} × {size}; make some with: md-export golden {checkpoint.title} --size {size} -o DIR"
     )
+
+
+def _lacks(values: Generation, config: ModelConfig, encodes: bool) -> str:
+    """What a golden case would have to hold."""
+    if (encodes or config.inpaints) and values.encoder_latent is None:
+        return "what the VAE encoder makes of a picture"
+    return "the picture that is painted anew" if config.inpaints and values.around is None else ""
 
 
 def planned_cases(recipe: Recipe, checkpoint: Checkpoint) -> list[tuple[str, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,18 +11,34 @@ import numpy as np
 
 from md_export import __version__
 from md_export.artifact import OneStep
+from md_export.conditions import edges
 from md_export.errors import GoldenError
 from md_export.files import sha256_of
+from md_export.inpainting import Given, around_of, blend, cells_of, hide, middle, nothing
 from md_export.parity.golden import SCHEMA, GoldenFile, GoldenIndex, arrays_of, check_finite, write_index
 from md_export.sampler import Ddim
-from md_export.sampling import Generation, draw_noise, generate, generate_in_steps, tokenize
+from md_export.sampling import (
+    Generation,
+    draw_noise,
+    encode,
+    generate,
+    generate_in_steps,
+    only_output,
+    picture_from,
+    tokenize,
+)
 from md_export.targets.contract import Runner
-from md_export.tensors import save_tensors
+from md_export.tensors import Array, save_tensors
 
 
 @dataclass(frozen=True)
 class GoldenSource:
-    """What golden cases are computed from."""
+    """What golden cases are computed from.
+
+    ``downscale``: pixels per latent cell along a side. ``inpaints``: the UNet takes a picture's latents, too, and
+    ``encodes``: cases hold what the VAE encoder makes of a picture. ``condition_channels``: of the picture that an
+    adapter takes; 0 where there is no adapter.
+    """
 
     runners: Mapping[str, Runner]
     tokenizer_dir: Path
@@ -32,15 +48,65 @@ class GoldenSource:
     checkpoint_sha256: str
     rewrites: tuple[str, ...] = ()
     ddim: Ddim | None = None
+    downscale: int = 8
+    inpaints: bool = False
+    encodes: bool = False
+    condition_channels: int = 0
 
     def generate(self, prompt: str, seed: int) -> Generation:
-        """One prompt and seed, in one step or in many."""
+        """A golden case's values for one prompt and seed.
+
+        The encoder's input is the picture itself. A UNet that in-paints first makes a picture of nothing, all of it
+        hidden, and then paints the middle of that one again: the encoder's input is what it leaves. An adapter's
+        condition are the edges of the picture that is made without it.
+        """
+        if not self.inpaints:
+            values = self.picture(prompt, seed)
+            if self.condition_channels:
+                values = self.picture(prompt, seed, condition=edges(values.picture, self.condition_channels))
+            return self._encoded(values, np.clip(values.image, -1, 1)) if self.encodes else values
+        _, _, height, width = self.latent_shape
+        sides = height * self.downscale, width * self.downscale
+        image = self._inpainted(prompt, seed, nothing(*sides)).image
+        return self._inpainted(prompt, seed, Given(np.clip(image, -1, 1), middle(*sides)))
+
+    def painted(
+        self, prompt: str, seed: int, given: Given | None = None, condition: Array | None = None
+    ) -> Generation:
+        """A picture in which what of ``given`` is not hidden is kept; None: a picture of nothing but the prompt.
+
+        ``condition``: for an adapter, which otherwise adds nothing.
+        """
+        _, _, height, width = self.latent_shape
+        if self.inpaints:
+            return self._inpainted(prompt, seed, given or nothing(height * self.downscale, width * self.downscale))
+        values = self.picture(prompt, seed, condition=condition)
+        if given is None:
+            return values
+        kept = encode(self.runners, given.image)
+        latent = blend(values.latent, cells_of(given.mask, self.downscale), kept)
+        image = only_output(self.runners["vae_decoder"].run({"latent": latent}))
+        return replace(values, latent=latent, image=image, picture=picture_from(image))
+
+    def picture(
+        self, prompt: str, seed: int, around: Array | None = None, condition: Array | None = None
+    ) -> Generation:
+        """In one step or in many; ``around``: for a UNet that in-paints, ``condition``: for an adapter."""
         ids = tokenize(self.tokenizer_dir, prompt, self.text_length)
         noise = draw_noise(seed, self.latent_shape)
         if self.ddim is None:
-            return generate(self.runners, ids, noise, self.one_step)
+            return generate(self.runners, ids, noise, self.one_step, around, condition)
         both = np.concatenate([tokenize(self.tokenizer_dir, "", self.text_length), ids])
-        return generate_in_steps(self.runners, both, noise, self.ddim)
+        return generate_in_steps(self.runners, both, noise, self.ddim, around, condition)
+
+    def _inpainted(self, prompt: str, seed: int, given: Given) -> Generation:
+        shown = hide(given.image, given.mask)
+        latent = encode(self.runners, shown)
+        around = around_of(cells_of(given.mask, self.downscale), latent, self.one_step.scaling_factor)
+        return replace(self.picture(prompt, seed, around), encoder_image=shown, encoder_latent=latent)
+
+    def _encoded(self, values: Generation, image: Array) -> Generation:
+        return replace(values, encoder_image=image, encoder_latent=encode(self.runners, image))
 
 
 def write_golden(

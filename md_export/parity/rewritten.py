@@ -10,7 +10,7 @@ from torch import nn
 
 from md_export.artifact import RewriteRecord
 from md_export.checkpoint import Checkpoint
-from md_export.components import COMPONENTS, Component, ModelConfig
+from md_export.components import ALL_COMPONENTS, Component, ModelConfig
 from md_export.layouts import layout_of
 from md_export.parity.cases import inputs_of, output_of
 from md_export.parity.golden import GoldenCase
@@ -18,7 +18,7 @@ from md_export.parity.metrics import compare
 from md_export.parity.prepare import one_step
 from md_export.recipe import Recipe
 from md_export.rewrites import REWRITES, Consent, apply_rewrites
-from md_export.tensors import Array, Arrays, TensorSpec
+from md_export.tensors import Array, Arrays, TensorSpec, joined
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Rewritten:
     """One component as it is lowered.
 
     Attributes:
-        module: eval mode, float32; positional inputs in the order of ``inputs``, a single tensor out.
+        module: eval mode, float32; positional inputs in the order of ``inputs``, a single tensor or a tuple out.
         inputs, outputs: what an artifact made of it takes and gives.
         records: the rewrites that were applied.
     """
@@ -43,14 +43,15 @@ class Rewritten:
         return inputs_of(self.recipe, self, case)
 
     def output_of(self, case: GoldenCase) -> Array:
-        """What the golden case says that must come out."""
+        """What the golden case says that must come out; of several outputs all in a row, as :func:`joined`."""
         return output_of(self.recipe, self, case)
 
     def run(self, inputs: Arrays) -> Array:
-        """Execute the torch module once."""
+        """Execute the torch module once; of several outputs all in a row."""
         with torch.no_grad():
-            value: Array = self.module(*(torch.from_numpy(inputs[spec.name]) for spec in self.inputs)).numpy()
-        return value
+            made = self.module(*(torch.from_numpy(inputs[spec.name]) for spec in self.inputs))
+        values = made if isinstance(made, tuple) else (made,)
+        return joined({spec.name: value.numpy() for spec, value in zip(self.outputs, values, strict=True)})
 
     def snr_db(self, case: GoldenCase) -> float:
         """Of the torch module against the golden output, the worst of the case's calls."""
@@ -68,7 +69,7 @@ def rewritten(checkpoint: Checkpoint, name: str, recipe: Recipe) -> Rewritten:
     module = checkpoint.module(name)
     consent = Consent(checkpoint.trained_substitutions, recipe.allow_drift)
     records = apply_rewrites(recipe.rewrites, name, module, one_step(checkpoint.config), consent)
-    given, made = surface(COMPONENTS[name], checkpoint.config, records)
+    given, made = surface(ALL_COMPONENTS[name], checkpoint.config, records)
     if recipe.sampler is not None and name == "unet":
         given, made = guided(given), guided(made)
     layout = layout_of(recipe)
@@ -89,7 +90,7 @@ def surface(
     """Inputs and outputs of a rewritten component: a rewrite may fold an input away or rename the output."""
     rewrites = [REWRITES[record.name] for record in records if record.fired]
     dropped = {name for rewrite in rewrites for name in rewrite.drops}
-    (output,) = component.outputs(config)
-    for rewrite in rewrites:
-        output = dataclasses.replace(output, name=rewrite.output or output.name)
-    return tuple(spec for spec in component.inputs(config) if spec.name not in dropped), (output,)
+    outputs = component.outputs(config)
+    for name in (rewrite.output for rewrite in rewrites if rewrite.output):
+        outputs = tuple(dataclasses.replace(output, name=name) for output in outputs)
+    return tuple(spec for spec in component.inputs(config) if spec.name not in dropped), outputs

@@ -14,8 +14,8 @@ import numpy as np
 
 from md_export.artifact import ArtifactEntry, Manifest, Parity, artifact_path, is_unchanged
 from md_export.errors import ArtifactError, MdExportError
-from md_export.parity.cases import each_call, golden_cases, packed
-from md_export.parity.chain import CHAIN, chain_inputs
+from md_export.parity.cases import each_call, golden_cases, golden_outputs, packed
+from md_export.parity.chain import CHAIN, by_output, chain_inputs, named
 from md_export.parity.contents import claim_faults, note_faults, stored_faults, surface_faults
 from md_export.parity.faults import Check, Fault
 from md_export.parity.golden import GoldenCase, GoldenSet
@@ -24,9 +24,9 @@ from md_export.parity.opening import OpenedExport, open_export
 from md_export.parity.walking import Execute as Execute
 from md_export.parity.walking import Walker
 from md_export.recipe import Tolerance
-from md_export.sampling import Float32, only_output, picture_from
+from md_export.sampling import Float32, picture_from
 from md_export.targets import target_named
-from md_export.tensors import Array
+from md_export.tensors import Array, Arrays
 from md_export.workers import Walk, execute, walk
 
 
@@ -126,8 +126,8 @@ def judge(
         progress(f"verify {manifest.target} {entry.component} on {len(golden.cases)} golden cases")
         verdict, outputs = _judge_component(export, entry, chain, execute, walk)
         results.append(verdict)
-        chain[entry.component] = outputs
-    whole = len(manifest.artifacts) == len(CHAIN)
+        chain |= by_output(entry, outputs)
+    whole = set(CHAIN) <= set(chain)
     pictures = tuple(picture_from(image) for image in chain["vae_decoder"]) if whole else ()
     picture = judge_picture(manifest, golden.cases, pictures) if whole else None
     result = VerifyResult(manifest.target, manifest.recipe.name, len(golden.cases), tuple(results), picture)
@@ -136,13 +136,14 @@ def judge(
 
 def _judge_component(
     export: OpenedExport, entry: ArtifactEntry, chain: dict[str, list[Array]], execute: Execute, walk: Walker
-) -> tuple[ComponentResult, list[Array]]:
+) -> tuple[ComponentResult, list[Arrays]]:
     manifest, recipe, cases = export.manifest, export.manifest.recipe, export.golden.cases
     path = artifact_path(export.out, entry)
     tolerance, scheme = recipe.tolerances[entry.component], recipe.schemes[entry.component]
     faults = altered_faults(export.out, entry)
     try:
-        inputs, wanted = golden_cases(recipe, entry, cases)
+        inputs, _ = golden_cases(recipe, entry, cases)
+        wanted = golden_outputs(recipe, entry, cases)
     except ArtifactError as error:
         fault = Fault(Check.SURFACE, str(error))
         return ComponentResult(entry.component, entry.file, None, tolerance, (*faults, fault)), []
@@ -152,10 +153,10 @@ def _judge_component(
     faults += surface_faults(entry, inputs[0], wanted[0])
     try:
         run = execute(manifest.target, path, [*inputs, *chained])
-        outputs = [only_output(item) for item in run.outputs]
+        outputs = [named(entry, item) for item in run.outputs]
         count = len(inputs)
         names = [call.label for call in each_call(entry.component, cases)]
-        parity, broken = worst_parity(outputs[:count], wanted, names)
+        parity, broken = _parity(outputs[:count], wanted, names)
         walked = walk(manifest.target, path, following, steps) if steps and parity and following else Walk([])
         faults += [Fault(Check.OVERFLOW, line) for line in dict.fromkeys((*run.hazards, *walked.hazards))]
         faults += note_faults(manifest, entry, run.found.notes) + claim_faults(export.out, entry, scheme, run.found)
@@ -164,7 +165,21 @@ def _judge_component(
         return ComponentResult(entry.component, entry.file, None, tolerance, (*faults, failed)), []
     faults += (shortfalls(parity, tolerance) if parity else broken) + stored_faults(entry, scheme, run.found)
     verdict = ComponentResult(entry.component, entry.file, parity, tolerance, tuple(faults))
-    return verdict, (walked.latents if steps else outputs[count:]) if parity else []
+    made = [named(entry, {"": latent}) for latent in walked.latents] if steps else outputs[count:]
+    return verdict, made if parity else []
+
+
+def _parity(
+    made: Sequence[Arrays], wanted: Sequence[Arrays], names: Sequence[str]
+) -> tuple[Parity | None, list[Fault]]:
+    """Worst figures over all cases and outputs; of several outputs each is judged by itself."""
+    several = len(wanted[0]) > 1
+    pairs = [
+        (got[name], want[name], f"{label} {name}" if several else label)
+        for got, want, label in zip(made, wanted, names, strict=True)
+        for name in want
+    ]
+    return worst_parity([got for got, _, _ in pairs], [want for _, want, _ in pairs], [label for _, _, label in pairs])
 
 
 def altered_faults(out: Path, entry: ArtifactEntry) -> list[Fault]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from md_export.inspection import CONVENTION, Inspection
+from md_export.inspection import CONVENTION, PAPER, Inspection
 
 
 def inspection_tables(inspection: Inspection, title: str, arch: str | None) -> tuple[Table | str, ...]:
@@ -29,7 +29,7 @@ def _figures(inspection: Inspection, title: str) -> Table:
 
 
 def _comparison(inspection: Inspection, arch: str | None) -> Table:
-    paper = arch if arch in ("md", "md-lite") else "md"
+    paper = arch if arch is not None and arch in PAPER else inspection.family
     table = Table(title=f"beside the paper's {paper} (arXiv 2311.16567)")
     for name in ("figure", "here", "paper", "difference"):
         table.add_column(name, justify="left" if name == "figure" else "right")

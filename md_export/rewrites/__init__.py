@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Final
 
 from torch import nn
 
@@ -20,6 +21,7 @@ from md_export.rewrites.fold_attention_scale import count_unscaled, fold_attenti
 from md_export.rewrites.fold_norm_affine import count_plain_norms, fold_norm_affine
 from md_export.rewrites.fold_timestep import count_one_step, fold_timestep
 from md_export.rewrites.fold_x0 import count_latent, fold_x0
+from md_export.rewrites.foreign import UNET, type_name
 from md_export.rewrites.gelu_to_swish import count_swish, gelu_to_swish
 from md_export.rewrites.group_norm_to_instance_norm import count_instance_norm, group_norm_to_instance_norm
 from md_export.rewrites.linear_to_conv2d import count_conv2d, linear_to_conv2d
@@ -55,27 +57,28 @@ class Rewrite:
     output: str | None = None
 
 
+_VAE: Final = ("vae_decoder", "vae_encoder")
 REWRITES: Mapping[str, Rewrite] = {
     rewrite.name: rewrite
     for rewrite in (
         Rewrite("gelu_to_swish", exact=False, components=("unet",), apply=gelu_to_swish, present=count_swish),
         Rewrite("softmax_to_relu", exact=False, components=("unet",), apply=softmax_to_relu, present=count_relu),
-        Rewrite("linear_to_conv2d", True, ("text_encoder", "unet", "vae_decoder"), linear_to_conv2d, count_conv2d),
+        Rewrite("linear_to_conv2d", True, ("text_encoder", "unet", *_VAE), linear_to_conv2d, count_conv2d),
         Rewrite(
             "group_norm_to_instance_norm",
             True,
-            ("unet", "vae_decoder"),
+            ("unet", *_VAE),
             group_norm_to_instance_norm,
             count_instance_norm,
         ),
-        Rewrite("fold_attention_scale", True, ("text_encoder", "unet"), fold_attention_scale, count_unscaled),
+        Rewrite("fold_attention_scale", True, ("text_encoder", "unet", *_VAE), fold_attention_scale, count_unscaled),
         Rewrite("split_attention_heads", True, ("unet",), split_attention_heads, count_split),
         Rewrite("fold_timestep", True, ("unet",), fold_timestep, count_one_step, drops=("timestep",)),
-        Rewrite("tokens_to_maps", True, ("text_encoder", "unet", "vae_decoder"), tokens_to_maps, count_maps),
+        Rewrite("tokens_to_maps", True, ("text_encoder", "unet", *_VAE), tokens_to_maps, count_maps),
         Rewrite("vector_linear_to_conv2d", True, ("unet",), vector_linear_to_conv2d, count_vector_conv2d),
-        Rewrite("staged_group_norm", True, ("unet", "vae_decoder"), staged_group_norm, count_staged),
-        Rewrite("fold_norm_affine", True, ("text_encoder", "unet", "vae_decoder"), fold_norm_affine, count_plain_norms),
-        Rewrite("split_wide_conv2d", True, ("unet", "vae_decoder"), split_wide_conv2d, count_narrow),
+        Rewrite("staged_group_norm", True, ("unet", *_VAE), staged_group_norm, count_staged),
+        Rewrite("fold_norm_affine", True, ("text_encoder", "unet", *_VAE), fold_norm_affine, count_plain_norms),
+        Rewrite("split_wide_conv2d", True, ("unet", *_VAE), split_wide_conv2d, count_narrow),
         Rewrite("upsample_to_four_convs", True, ("unet", "vae_decoder"), upsample_to_four_convs, count_four_convs),
         Rewrite("tabulate_timestep", True, ("unet",), tabulate_timestep, count_tabled),
         Rewrite("fold_x0", True, ("unet",), fold_x0, count_latent, output="latent"),
@@ -116,7 +119,8 @@ def apply_rewrites(
     """
     rewrites = [find_rewrite(name) for name in names]
     concerned = [rewrite for rewrite in rewrites if component in rewrite.components]
-    if concerned:
+    # Also where no rewrite asks for it: one form of Stable Diffusion's attention for all that comes after.
+    if concerned or type_name(module) == UNET:
         adopt(module)
     return tuple(_apply(rewrite, component, module, one_step, consent) for rewrite in concerned)
 

@@ -90,7 +90,8 @@ class ChannelFirstSpatialAttention(SpatialAttention):
         batch, channels, height, width = x.shape
         tokens = self.group_norm(x.reshape(batch, channels, 1, height * width))
         q, k, v = (split_heads(project(tokens), 1) for project in (self.to_q, self.to_k, self.to_v))
-        out = attend(q * channels**-0.5, k, v, lambda scores: scores.softmax(dim=-1))
+        q = q if self.scale == 1.0 else q * self.scale
+        out = attend(q, k, v, lambda scores: scores.softmax(dim=-1))
         merged: Tensor = x + self.to_out[0](out).reshape(batch, channels, height, width)
         return merged
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from md_export.artifact import OneStep
 from md_export.components.layers import Attention
+from md_export.components.vae import SpatialAttention
 
 
 def fold_attention_scale(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG001 (the table's signature)
@@ -32,13 +33,14 @@ def fold_attention_scale(module: nn.Module, one_step: OneStep) -> int:  # noqa: 
 
 
 def count_unscaled(module: nn.Module) -> int:
-    """Attentions without a scale of their own."""
-    return sum(attention.scale == 1.0 for attention, _ in _scaled(module))
+    """Attentions without a scale of their own; a component without any, such as the lite decoder, has all it needs."""
+    found = _scaled(module)
+    return sum(attention.scale == 1.0 for attention, _ in found) if found else 1
 
 
 def _scaled(module: nn.Module) -> list[tuple[Any, Any]]:
     """Attention and its query projection: ours, and transformers' CLIPAttention by its attributes."""
-    ours = [(layer, layer.to_q) for layer in module.modules() if isinstance(layer, Attention)]
+    ours = [(layer, layer.to_q) for layer in module.modules() if isinstance(layer, (Attention, SpatialAttention))]
     clip = [(layer, layer.q_proj) for layer in module.modules() if hasattr(layer, "q_proj") and hasattr(layer, "scale")]
     return ours + clip
 

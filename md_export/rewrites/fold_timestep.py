@@ -43,9 +43,11 @@ class OneStepUNet(MDUNet):
     nothing: Tensor
 
     # The input that was folded away is what this rewrite is about.
-    def forward(self, sample: Tensor, encoder_hidden_states: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, sample: Tensor, encoder_hidden_states: Tensor, *residuals: Tensor
+    ) -> Tensor:
         """As :meth:`MDUNet.forward` without its timestep."""
-        return super().forward(sample, self.nothing, encoder_hidden_states)
+        return super().forward(sample, self.nothing, encoder_hidden_states, *residuals)
 
 
 @torch.no_grad()

@@ -12,13 +12,14 @@ is -14.6 at Stable Diffusion's schedule and multiplies the rounding of a half-pr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from torch import Tensor, nn
 
 from md_export.artifact import OneStep
 from md_export.components.unet import MDUNet
 from md_export.rewrites.fold_timestep import OneStepUNet
+from md_export.rewrites.foreign import UNET, type_name
 
 
 class X0Combine(nn.Module):
@@ -30,7 +31,9 @@ class X0Combine(nn.Module):
         self.of_sum = one_step.b / one_step.scaling_factor
 
     def forward(self, sample: Tensor, out: Tensor) -> Tensor:
-        """float32 where the module is."""
+        """float32 where the module is; for in-painting, the noise is the first of ``sample``'s channels."""
+        if sample.shape[1] != out.shape[1]:
+            sample = sample[:, : out.shape[1]]
         # Not a·sample + b·out: coremltools would multiply b into the last convolution, a new and nameless weight.
         return (sample * self.of_sample + out) * self.of_sum
 
@@ -40,9 +43,9 @@ class LatentUNet(MDUNet):
 
     x0: X0Combine
 
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *residuals: Tensor) -> Tensor:
         """As :meth:`MDUNet.forward`, but returns the decoder's ``latent``."""
-        latent: Tensor = self.x0(sample, super().forward(sample, timestep, encoder_hidden_states))
+        latent: Tensor = self.x0(sample, super().forward(sample, timestep, encoder_hidden_states, *residuals))
         return latent
 
 
@@ -51,9 +54,11 @@ class OneStepLatentUNet(OneStepUNet):
 
     x0: X0Combine
 
-    def forward(self, sample: Tensor, encoder_hidden_states: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, sample: Tensor, encoder_hidden_states: Tensor, *residuals: Tensor
+    ) -> Tensor:
         """As :meth:`OneStepUNet.forward`, but returns the decoder's ``latent``."""
-        latent: Tensor = self.x0(sample, super().forward(sample, encoder_hidden_states))
+        latent: Tensor = self.x0(sample, super().forward(sample, encoder_hidden_states, *residuals))
         return latent
 
 
@@ -62,6 +67,10 @@ _LATENT: Final[Mapping[type[nn.Module], type[nn.Module]]] = {MDUNet: LatentUNet,
 
 def fold_x0(module: nn.Module, one_step: OneStep) -> int:
     """Change in place; returns 1. Comes after fold_timestep where a recipe has both."""
+    if type_name(module) == UNET and not count_latent(module):
+        module.x0 = X0Combine(one_step)
+        module.register_forward_hook(_latent_of_foreign, with_kwargs=True)
+        return 1
     if type(module) not in _LATENT:
         return 0
     module.x0 = X0Combine(one_step)
@@ -71,4 +80,9 @@ def fold_x0(module: nn.Module, one_step: OneStep) -> int:
 
 def count_latent(module: nn.Module) -> int:
     """1 where the output is the latent already."""
-    return int(isinstance(module, (LatentUNet, OneStepLatentUNet)))
+    return int(isinstance(getattr(module, "x0", None), X0Combine))
+
+
+def _latent_of_foreign(unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor:
+    latent: Tensor = unet.x0(args[0] if args else kwargs["sample"], out)
+    return latent

@@ -18,37 +18,61 @@ from torch import Tensor, nn
 from md_export.artifact import OneStep
 from md_export.components.layers import TimestepEmbedding
 from md_export.rewrites.fold_timestep import count_one_step
+from md_export.rewrites.foreign import TIMESTEPS, type_name
 
 
-class TabledTimestepEmbedding(TimestepEmbedding):
-    """A time embedding that computes no angle."""
+class Tabled(nn.Module):
+    """A layer that looks up what it would compute of angles."""
 
     places: Tensor
     table: Tensor
 
-    def forward(self, timestep: Tensor) -> Tensor:
-        """``[B]`` → ``[B, dim]``."""
+    def row(self, timestep: Tensor) -> Tensor:
+        """``[B]`` → ``[B, channels]``, cosine and sine."""
         given, places = timestep.float()[:, None], self.places[None, :]
         # Two differences for one absolute value, which LiteRT's GPU engine is not known to take.
         chosen = F.relu(1.0 - F.relu(given - places) - F.relu(places - given))
-        hidden = F.silu(self.linear_1((chosen @ self.table).to(self.linear_1.weight.dtype)))
+        return chosen @ self.table
+
+
+class TabledTimestepEmbedding(Tabled, TimestepEmbedding):
+    """A time embedding that computes no angle."""
+
+    def forward(self, timestep: Tensor) -> Tensor:
+        """``[B]`` → ``[B, dim]``."""
+        hidden = F.silu(self.linear_1(self.row(timestep).to(self.linear_1.weight.dtype)))
         out: Tensor = self.linear_2(hidden)
         return out
+
+
+class TabledTimesteps(Tabled):
+    """The half of the time embedding that diffusers has in a layer of its own."""
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        """``[B]`` → ``[B, channels]``."""
+        return self.row(timesteps)
 
 
 @torch.no_grad()
 def tabulate_timestep(module: nn.Module, one_step: OneStep) -> int:
     """Change in place; returns the number of time embeddings changed. The table ends with ``one_step.timestep``."""
-    found = [layer for layer in module.modules() if type(layer) is TimestepEmbedding]
-    for layer in found:
-        places = torch.arange(one_step.timestep + 1, dtype=torch.float32)
+    places = torch.arange(one_step.timestep + 1, dtype=torch.float32)
+    ours = [layer for layer in module.modules() if type(layer) is TimestepEmbedding]
+    for layer in ours:
         angles = places[:, None] * layer.frequencies.float()[None, :]
-        layer.register_buffer("places", places, persistent=False)
-        layer.register_buffer("table", torch.cat([angles.cos(), angles.sin()], dim=-1), persistent=False)
-        layer.__class__ = TabledTimestepEmbedding
-    return len(found)
+        _tabulate(layer, places, torch.cat([angles.cos(), angles.sin()], dim=-1), TabledTimestepEmbedding)
+    others = [layer for layer in module.modules() if type_name(layer) == TIMESTEPS]
+    for other in others:
+        _tabulate(other, places, other(places), TabledTimesteps)
+    return len(ours) + len(others)
+
+
+def _tabulate(layer: nn.Module, places: Tensor, table: Tensor, become: type[Tabled]) -> None:
+    layer.register_buffer("places", places, persistent=False)
+    layer.register_buffer("table", table, persistent=False)
+    layer.__class__ = become
 
 
 def count_tabled(module: nn.Module) -> int:
     """Time embeddings that have the form already, or have been folded away with the timestep."""
-    return count_one_step(module) + sum(isinstance(layer, TabledTimestepEmbedding) for layer in module.modules())
+    return count_one_step(module) + sum(isinstance(layer, Tabled) for layer in module.modules())

@@ -94,7 +94,8 @@ class MapSpatialAttention(SpatialAttention):
         """``[B, C, H, W]`` → ``[B, C, H, W]``."""
         normed = self.group_norm(x)
         q, k, v = (to_heads(project(normed), 1) for project in (self.to_q, self.to_k, self.to_v))
-        scores = torch.matmul(q * x.shape[1] ** -0.5, k.transpose(1, 2))
+        q = q if self.scale == 1.0 else q * self.scale
+        scores = torch.matmul(q, k.transpose(1, 2))
         out: Tensor = x + self.to_out[0](from_heads(torch.matmul(scores.softmax(dim=-1), v), x.shape))
         return out
 

@@ -18,6 +18,7 @@ from md_export.scheme import QuantScheme
 from md_export.storage import WeightStorage
 from md_export.targets.advice import LintReport
 from md_export.targets.contract import Description, LoweringJob, Runner, Step, TargetModule
+from md_export.targets.costs import OpCost
 from md_export.targets.editing import Constant
 from md_export.targets.stored import StoredWeight
 from md_export.tensors import Array, Arrays
@@ -111,6 +112,9 @@ class _Functions:
 
     def values(self, path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Array]:
         return cast(dict[str, Array], self._file("inside").values(path, inputs, names))
+
+    def costs(self, path: Path) -> tuple[OpCost, ...]:
+        return cast(tuple[OpCost, ...], self._file("costs").costs(path))
 
     def stored_weights(self, path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:
         return cast(Iterator[StoredWeight], self._file("stored").stored_weights(path, scheme))

@@ -15,6 +15,7 @@ from md_export.calibration import RangeRule
 from md_export.recipe import QuantScheme
 from md_export.storage import WeightStorage
 from md_export.targets.advice import LintReport
+from md_export.targets.costs import OpCost
 from md_export.targets.editing import Constant
 from md_export.targets.stored import StoredWeight
 from md_export.tensors import Array, Arrays, TensorSpec
@@ -27,7 +28,7 @@ class LoweringJob:
     Attributes:
         component: name in COMPONENTS.
         module: rewritten torch module in eval mode, float32; positional inputs in the order of ``inputs``,
-            a single tensor out.
+            a single tensor out, or a tuple in the order of ``outputs``.
         inputs: named inputs of the artifact, float32 or int32 at its surface whatever the scheme.
         outputs: named outputs of the artifact, float32 at its surface.
         example: one golden input per name, for tracing.
@@ -169,6 +170,13 @@ class TargetModule(Protocol):
         """Execute a saved artifact once and keep the named values, in float32 and in the artifact's own layout.
 
         RuntimeFault where the runtime refuses the artifact or its inputs.
+        """
+        ...
+
+    def costs(self, path: Path) -> tuple[OpCost, ...]:
+        """What each operation of a saved artifact computes and moves, in order of execution; nothing is run.
+
+        RuntimeFault or ArtifactError where it cannot be read. Of targets that an estimate reads.
         """
         ...
 

@@ -13,7 +13,7 @@ from md_export.pages import let_go_of
 
 
 def half_copy(module: nn.Module) -> nn.Module:
-    """Copy ``module`` with float16 parameters; its inputs and output stay as they were.
+    """Copy ``module`` with float16 parameters; its inputs and outputs stay as they were.
 
     The copy costs half of the module's memory, never a full one: parameters are handed to ``deepcopy``
     already converted. Casts sit in hooks, not in a wrapper module, so that module paths stay the
@@ -55,5 +55,5 @@ def _to_half(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ..
     return tuple(x.half() if x.dtype == torch.float32 and x.ndim > 1 else x for x in inputs)
 
 
-def _to_float(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    return output.float()
+def _to_float(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> Any:
+    return tuple(value.float() for value in output) if isinstance(output, tuple) else output.float()

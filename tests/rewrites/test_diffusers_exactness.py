@@ -29,9 +29,10 @@ CASES = [
     *(("sd1", (name,)) for name in (*UNET, *NEURAL_ENGINE[1:])),
     ("sd1", (*NEURAL_ENGINE, "split_attention_heads")),
     *((name, forms) for name in ("sd1", "sd2") for forms in (UNET, ("fold_timestep", *reversed(UNET[:-2])))),
-    *(("vae", (name,)) for name in (*DECODER, *NEURAL_ENGINE[1:])),
-    ("vae", DECODER),
-    ("vae", NEURAL_ENGINE),
+    *(("vae", (name,)) for name in (*DECODER, *NEURAL_ENGINE[1:], "fold_attention_scale")),
+    ("vae", (*DECODER, "fold_attention_scale")),
+    ("vae", ("fold_attention_scale", *DECODER)),
+    ("vae", (*NEURAL_ENGINE, "fold_attention_scale")),
     *(("clip", (name,)) for name in (*TOKENS, "linear_to_conv2d", "fold_attention_scale")),
     ("clip", (*TOKENS, "fold_attention_scale")),
 ]

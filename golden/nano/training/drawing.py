@@ -12,6 +12,7 @@ from training.scenes import Item, Scene
 from training.shapes import signed_distance
 
 Array = NDArray[np.float32]
+Layers = tuple[Array, Array, Array, Array]
 
 #: Picture side in pixels.
 SIDE = 64
@@ -59,19 +60,27 @@ def background_picture(name: str) -> Array:
 def _draw_one(scene: Scene) -> Array:
     picture = background_picture(scene.background)
     for item in scene.items:
-        cover, shadow, light, gloss = _layers(item.shape, item.size, item.place)
-        surface = np.array(PALETTE[item.colour], np.float32) * light
-        surface = np.clip(surface + (1 - surface) * gloss, 0, 1)
-        picture = picture * shadow
-        picture = picture + (surface - picture) * cover
+        picture = painted(picture, item.colour, _layers(item.shape, item.size, item.place))
     return picture
 
 
+def painted(picture: Array, colour: str, layers: Layers) -> Array:
+    """A picture [64, 64, 3] with one object more."""
+    cover, shadow, light, gloss = layers
+    surface = np.array(PALETTE[colour], np.float32) * light
+    surface = np.clip(surface + (1 - surface) * gloss, 0, 1)
+    picture = picture * shadow
+    return picture + (surface - picture) * cover
+
+
 @cache
-def _layers(shape: str, size: str, place: str) -> tuple[Array, Array, Array, Array]:
-    """Cover, shadow factor, light factor and gloss of one object, each [64, 64, 1]."""
-    radius = RADII[size]
-    dx, dy = offsets(CENTRES[place])
+def _layers(shape: str, size: str, place: str) -> Layers:
+    return layers_at(shape, RADII[size], CENTRES[place])
+
+
+def layers_at(shape: str, radius: float, centre: tuple[float, float]) -> Layers:
+    """Cover, shadow factor, light factor and gloss of one object, each [64, 64, 1]; lengths are in pixels."""
+    dx, dy = offsets(centre)
     inside = -signed_distance(shape, dx, dy, radius)
     cover = np.clip(inside + 0.5, 0, 1)
     fallen = -signed_distance(shape, dx - 1.5, dy - 2.5, radius)

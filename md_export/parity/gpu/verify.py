@@ -13,11 +13,10 @@ from md_export.parity.gpu.locate import Search, first_bad_op, words_of
 from md_export.parity.opening import OpenedExport, open_export
 from md_export.parity.verify import altered_faults, shortfalls, worst_parity
 from md_export.recipe import Tolerance
-from md_export.sampling import only_output
 from md_export.targets.tflite.gpu.graph import graph_ops
 from md_export.targets.tflite.gpu.log import EngineLog, read_log
 from md_export.targets.tflite.gpu.residency import OpFinding, refused_ops
-from md_export.tensors import Array, Arrays
+from md_export.tensors import Array, Arrays, joined
 from md_export.workers import GpuExecution, execute_on_gpu
 
 # Findings that a one-line fault spells out; a table has them all.
@@ -139,7 +138,7 @@ def _figures(run: GpuExecution, wanted: list[Array], tolerance: Tolerance) -> tu
     """Worst figures over all cases, and what is wrong with the numbers."""
     if not run.outputs:
         return None, []
-    made = [only_output(outputs) for outputs in run.outputs]
+    made = [joined(outputs) for outputs in run.outputs]
     parity, broken = worst_parity(made, wanted, [f"case {number}" for number in range(len(wanted))])
     if parity is None:
         return None, [*broken]

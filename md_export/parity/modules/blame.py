@@ -23,6 +23,7 @@ from md_export.parity.opening import check_checkpoint, open_export
 from md_export.parity.rewritten import Rewritten, rewritten
 from md_export.targets import TARGETS
 from md_export.targets.contract import TargetModule
+from md_export.tensors import joined
 
 
 def blame_in_worker(out: Path, component: str, checkpoint_dir: Path) -> Attribution:
@@ -101,9 +102,9 @@ def blame(
 def _worst_case(
     target: TargetModule, path: Path, part: Rewritten, cases: Sequence[GoldenCase]
 ) -> tuple[GoldenCase, float]:
-    runner, (made,) = target.load(path), part.outputs
+    runner = target.load(path)
     cases = each_call(part.component, cases)
-    figures = [_figure(runner.run(part.inputs_of(case))[made.name], part.output_of(case), path) for case in cases]
+    figures = [_figure(joined(runner.run(part.inputs_of(case))), part.output_of(case), path) for case in cases]
     number = int(np.argmin(figures))
     return cases[number], figures[number]
 

@@ -19,14 +19,14 @@ Visit = Callable[[str, Tensor], Tensor | None]
 def follow(module: nn.Module, inputs: tuple[Tensor, ...], visit: Visit) -> Tensor:
     """Run ``module`` and visit every output inside it, in order of completion; the root's path is empty.
 
-    Modules that give no tensor first are passed over.
+    Modules that give no tensor first are passed over. Of several outputs, all are returned in a row.
     """
     with ExitStack() as hooks, torch.no_grad():
         for path, child in module.named_modules():
             if not isinstance(child, _NOTHING):
                 hooks.callback(child.register_forward_hook(_hook(path, visit)).remove)
-        output: Tensor = module(*inputs)
-    return output
+        output: Tensor | tuple[Tensor, ...] = module(*inputs)
+    return torch.cat([value.flatten() for value in output]) if isinstance(output, tuple) else output
 
 
 def _hook(path: str, visit: Visit) -> Any:

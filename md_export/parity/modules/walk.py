@@ -54,6 +54,7 @@ class Walker:
         self._module = module
         self._inputs = inputs
         self.outputs: Mapping[str, Tensor] = outputs_of(module, inputs)
+        self._output = follow(module, inputs, lambda _path, _value: None)
         self.kinds = {path: type(child).__name__.removeprefix("Adapted") for path, child in module.named_modules()}
         called = [(path, child) for path, child in module.named_modules() if path in self.outputs]
         self.leaves = frozenset(path for path, child in called if not any(child.children()))
@@ -91,7 +92,7 @@ class Walker:
         output = follow(
             self._module, self._inputs, lambda path, value: value + seen.error if path == seen.path else None
         )
-        return _snr(output, self.outputs[""])
+        return _snr(output, self._output)
 
 
 def _best(values: list[Tensor], output: Tensor) -> Tensor | None:

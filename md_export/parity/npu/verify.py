@@ -30,10 +30,10 @@ from md_export.parity.golden import GoldenCase
 from md_export.parity.opening import OpenedExport, open_export
 from md_export.parity.verify import PictureResult, altered_faults, judge_picture, shortfalls, worst_parity
 from md_export.recipe import Tolerance
-from md_export.sampling import Float32, only_output, picture_from
+from md_export.sampling import Float32, picture_from
 from md_export.socs import SOCS, Soc
 from md_export.targets.onnx.npu.refused import RefusedOp
-from md_export.tensors import Array, Arrays
+from md_export.tensors import Array, Arrays, joined
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _judge_phone(
         progress(f"verify {entry.component} on the NPU of {phone.soc.title} with {len(phone.cases)} golden cases")
         verdict, chain[entry.component] = _judge(phone, entry, chain)
         verdicts.append(verdict)
-    if manifest.ddim is not None or len(manifest.artifacts) < len(CHAIN):
+    if manifest.ddim is not None or not set(CHAIN) <= set(chain):
         return verdicts, None
     return verdicts, tuple(picture_from(image) for image in chain["vae_decoder"])
 
@@ -174,7 +174,7 @@ def _judge(phone: _Phone, entry: ArtifactEntry, chain: dict[str, list[Array]]) -
     following = _following(phone, entry, chain)
     batches = [*inputs, *following]
     run = execute_on_npu(artifact_path(export.out, entry), phone.soc, context, batches, phone.limits)
-    outputs = [only_output(made) for made in run.outputs]
+    outputs = [joined(made) for made in run.outputs]
     if run.failure:
         parity, wrong = None, [Fault(Check.EXECUTION, run.failure)]
     else:
@@ -190,7 +190,7 @@ def _judge(phone: _Phone, entry: ArtifactEntry, chain: dict[str, list[Array]]) -
         parity=parity,
         run_seconds=run.run_seconds / len(batches),
     )
-    return verdict, outputs if entry.component == CHAIN[0] else outputs[len(inputs) :]
+    return verdict, outputs if entry.component not in CHAIN[1:] else outputs[len(inputs) :]
 
 
 def _compiled(phone: _Phone, entry: ArtifactEntry) -> tuple[Path, Compilation]:
@@ -213,8 +213,8 @@ def _altered_context(export: OpenedExport, context: Path) -> list[Fault]:
 
 
 def _following(phone: _Phone, entry: ArtifactEntry, chain: dict[str, list[Array]]) -> list[Arrays]:
-    """Inputs as the artifacts before it made them; none for the first, which takes what the golden cases have."""
+    """Inputs as the artifacts before it made them; none for those that take what the golden cases have."""
     manifest = phone.export.manifest
-    if entry.component == CHAIN[0] or manifest.ddim is not None:
+    if entry.component not in CHAIN[1:] or manifest.ddim is not None:
         return []
     return [packed(manifest.recipe, entry, batch) for batch in chain_inputs(manifest, entry, phone.cases, chain)]

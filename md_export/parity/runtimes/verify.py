@@ -19,9 +19,8 @@ from md_export.parity.opening import OpenedExport, open_export
 from md_export.parity.runtimes.locate import OpDisagreement, agreement, disagreements
 from md_export.parity.verify import altered_faults, shortfalls, worst_parity
 from md_export.recipe import Tolerance
-from md_export.sampling import only_output
 from md_export.targets.tflite.runtimes import OWN, Runtime, runtimes_of
-from md_export.tensors import Array, Arrays
+from md_export.tensors import Array, Arrays, joined
 from md_export.workers import execute
 
 
@@ -138,7 +137,7 @@ def _judge(
 
 
 def _run(path: Path, inputs: Sequence[Arrays], runtime: str) -> list[Array]:
-    return [only_output(outputs) for outputs in execute("tflite", path, inputs, runtime).outputs]
+    return [joined(outputs) for outputs in execute("tflite", path, inputs, runtime).outputs]
 
 
 def _blame(agreed: float, least: float, findings: tuple[OpDisagreement, ...]) -> str:

@@ -35,7 +35,7 @@ class Match:
 
 def match(weight: StoredWeight, reference: Reference) -> Match:
     """Compare with what the reading modules have; where none has a tensor of this shape, with all of them."""
-    alike = reference.by_shape.get(squeezed(weight.values.shape), [])
+    alike = [] if _counts(weight) else reference.by_shape.get(squeezed(weight.values.shape), [])
     found: list[Wanted] = []
     mismatches: list[Mismatch] = []
     neutral = [use for use in weight.uses if _does_nothing(weight, use)]
@@ -51,6 +51,11 @@ def match(weight: StoredWeight, reference: Reference) -> Match:
     if not known and not neutral:
         found, _ = _first_fit(weight, alike)
     return Match(tuple(found), bool(neutral), tuple(mismatches))
+
+
+def _counts(weight: StoredWeight) -> bool:
+    """Whether it is a shape or axes: whole numbers without a step, such as the four sizes that a reshape reads."""
+    return weight.dtype in ("int32", "int64", "bool") and weight.grid is None and weight.palette is None
 
 
 def _does_nothing(weight: StoredWeight, use: Use) -> bool:

@@ -40,10 +40,11 @@ class _Named(nn.Module):
         super().__init__()
         self.add_module(COMPONENT, job.module)
         self.inputs = tuple(spec.name for spec in job.inputs)
-        self.output = job.outputs[0].name
+        self.outputs = tuple(spec.name for spec in job.outputs)
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
-        return {self.output: getattr(self, COMPONENT)(*(inputs[name] for name in self.inputs))}
+        made = getattr(self, COMPONENT)(*(inputs[name] for name in self.inputs))
+        return dict(zip(self.outputs, made if isinstance(made, tuple) else (made,), strict=True))
 
 
 def lower(job: LoweringJob) -> TfliteModel:

@@ -22,7 +22,6 @@ from md_export.artifact import (
     write_manifest,
 )
 from md_export.cli import cli
-from md_export.cli.npu import SOC_NAMES
 from md_export.data import builtin_recipe
 from md_export.errors import ConversionError, MissingExtraError, ParityError, RecipeError, UsageError
 from md_export.npu import NpuLimits, compile_contexts, compile_for_npu
@@ -210,10 +209,6 @@ def test_recipes_name_known_chips_of_portable_graphs() -> None:
 def test_flags_that_contradict_each_other(flags: tuple[str, ...], words: str, tmp_path: Path) -> None:
     told = CliRunner().invoke(cli, ["verify", str(tmp_path), *flags])
     assert isinstance(told.exception, UsageError) and words in str(told.exception)
-
-
-def test_the_command_line_knows_the_chips() -> None:
-    assert tuple(SOCS) == SOC_NAMES
 
 
 def test_a_missing_simulator_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,61 @@
+"""Picture files that a user gives, checked before anything is computed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from md_export.errors import UsageError
+from md_export.inpainting import Given
+from md_export.tensors import Array
+
+_FORMATS: Final = ("PNG", "JPEG")
+# Of a mask, as Stable Diffusion's pipelines read it: white is painted anew.
+_WHITE: Final = 128
+
+
+def read_given(picture: Path, mask: Path, size: int) -> Given:
+    """A picture and its mask from files, both ``size`` pixels a side.
+
+    Raises:
+        UsageError: a file cannot be read, has another size, or colours where none can be; or the mask hides nothing.
+    """
+    colours = _read(picture, size, ("RGB",), "a picture in colour without transparency")
+    hidden = _read(mask, size, ("L", "1"), "a mask of black, which stays, and white, which is painted anew")
+    image = colours.astype(np.float32).transpose(2, 0, 1)[None] / np.float32(127.5) - np.float32(1)
+    cover = (hidden >= _WHITE).astype(np.float32)[None, None]
+    if not cover.any():
+        raise UsageError(f"{mask} is black everywhere, so nothing would be painted; make white what shall be anew")
+    return Given(np.ascontiguousarray(image), cover)
+
+
+def read_condition(path: Path, shape: tuple[int, ...]) -> Array:
+    """The picture that an adapter takes, ``shape`` ``[1, C, H, W]``, from a file: in [0, 1].
+
+    Raises:
+        UsageError: it cannot be read, has another size, or colours where the adapter takes none.
+    """
+    modes, what = (("L", "1"), "picture of grey values") if shape[1] == 1 else (("RGB",), "picture in colour")
+    pixels = _read(path, shape[-1], modes, what).astype(np.float32) / np.float32(255)
+    return np.ascontiguousarray(pixels.reshape(*shape[2:], shape[1]).transpose(2, 0, 1)[None])
+
+
+def _read(path: Path, size: int, modes: tuple[str, ...], what: str) -> NDArray[np.uint8]:
+    """The file's pixels. Size and mode are known from its header, before memory is taken."""
+    try:
+        with Image.open(path, formats=_FORMATS) as file:
+            if file.size != (size, size):
+                raise UsageError(
+                    f"{path} has {file.width} × {file.height} pixels, the model's pictures have {size} × {size}; "
+                    "scale or crop it first"
+                )
+            if file.mode not in modes:
+                raise UsageError(f"{path} is not {what} (its mode is {file.mode}); save it as mode {modes[0]}")
+            pixels = file.convert(modes[0])
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise UsageError(f"{path} cannot be read as PNG or JPEG: {error}; save it again") from error
+    return np.asarray(pixels, np.uint8)

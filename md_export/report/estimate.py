@@ -1,0 +1,94 @@
+"""An estimate as tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from rich.markup import escape
+from rich.table import Table
+
+from md_export.estimate.command import ComponentEstimate, Estimate
+from md_export.estimate.ranking import Place
+
+_MOST: Final = 6
+
+
+def estimate_tables(found: Estimate) -> tuple[Table | str, ...]:
+    """Components beside their floors, where the time goes, and what to change."""
+    return (_components(found), caution(found), _places(found), *_changes(found))
+
+
+def caution(found: Estimate) -> str:
+    """What the figures are worth, in two sentences."""
+    return (
+        f"Estimates, not measurements. {found.rows} published latencies on {found.unit}, each estimated without "
+        f"itself: half of them within a factor of {found.typical_factor:.2f}, four of five within "
+        f"{found.likely_factor:.2f} (the range above), the worst {found.worst_factor:.1f}. The floor is physics: "
+        "multiply-adds at the unit's peak, or weights read once at the memory's bandwidth."
+    )
+
+
+def _components(found: Estimate) -> Table:
+    table = Table(title=f"{escape(found.recipe)} on {escape(found.title)}: estimated milliseconds of a call")
+    for name in (
+        "component",
+        "estimate ms",
+        "4 of 5 within",
+        "floor ms",
+        "GMAC",
+        "weights MB",
+        "moved MB",
+        "ops",
+    ):
+        table.add_column(name, justify="left" if name == "component" else "right")
+    for item in found.components:
+        sizes = (f"{item.macs / 1e9:.2f}", f"{item.weight_bytes / 1e6:.1f}", f"{item.activation_bytes / 1e6:,.0f}")
+        name = item.component + (f", {item.calls} times" if item.calls > 1 else "")
+        times = (_ms(item.ms), _range(item.ms, found.likely_factor), _floor(item))
+        table.add_row(escape(name), *times, *sizes, str(item.ops))
+    if len(found.components) > 1:
+        whole = (_ms(found.ms), _range(found.ms, found.likely_factor), _ms(found.floor_ms))
+        table.add_row("all", *whole, "", "", "", "", style="bold")
+    return table
+
+
+def _range(ms: float, factor: float) -> str:
+    return f"{_ms(ms / factor)} – {_ms(ms * factor)}"
+
+
+def _floor(item: ComponentEstimate) -> str:
+    which = "arithmetic" if item.floor.arithmetic_ms >= item.floor.memory_ms else "memory"
+    return f"{_ms(item.floor.ms)} ({which})"
+
+
+def _ms(value: float) -> str:
+    return f"{value:.1f}" if value >= 1 else f"{value:.3f}"
+
+
+def _places(found: Estimate) -> Table:
+    table = Table(title="where the estimated time goes")
+    for name in ("component", "by", "", "ms", "share", "ops"):
+        table.add_column(name, justify="left" if name in ("component", "by", "") else "right", overflow="fold")
+    for item in found.components:
+        groups = (("work", item.by_work), ("kind", item.by_kind), ("modules", item.by_pattern))
+        for label, places in groups:
+            for place in places[:_MOST]:
+                table.add_row(escape(item.component), label, *_place(place, item.ms))
+        table.add_section()
+    return table
+
+
+def _place(place: Place, whole: float) -> tuple[str, ...]:
+    return escape(place.name) or "-", _ms(place.ms), f"{place.ms / whole:.1%}" if whole else "-", str(place.ops)
+
+
+def _changes(found: Estimate) -> Iterator[Table | str]:
+    table = Table(title="what to change for speed: estimated savings at most, which do not add up")
+    for name in ("component", "change", "saves ms", "share", "ops"):
+        table.add_column(name, justify="left" if name in ("component", "change") else "right", overflow="fold")
+    ranked = [(change, item) for item in found.components for change in item.changes]
+    for change, item in sorted(ranked, key=lambda pair: -pair[0].saves_ms * pair[1].calls):
+        share = f"{change.saves_ms / item.ms:.0%}"
+        table.add_row(escape(item.component), escape(change.what), _ms(change.saves_ms), share, str(change.ops))
+    yield table if ranked else "nothing that is known to save time is left to change"

@@ -1,0 +1,377 @@
+"""A part of a picture painted anew: the VAE encoder as a component, UNets made for in-painting, and blended latents."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from numpy.typing import NDArray
+from PIL import Image
+
+from md_export.artifact import read_manifest
+from md_export.checkpoint import open_checkpoint
+from md_export.cli import cli
+from md_export.components import COMPONENTS, ModelConfig
+from md_export.data import builtin_recipe
+from md_export.errors import CheckpointError, ConfigError, GoldenError, RecipeError, UsageError
+from md_export.generation import pictures_of_artifacts, pictures_of_checkpoint
+from md_export.init import write_checkpoint
+from md_export.inpainting import Given, around_of, blend, cells_of, hide, middle
+from md_export.parity.golden import GoldenCase, GoldenSet, arrays_of, read_golden
+from md_export.parity.metrics import snr_db
+from md_export.parity.prepare import golden_source, present_golden
+from md_export.parity.recording import write_golden
+from md_export.parity.verify import VerifyResult, verify
+from md_export.pictures import read_given
+from md_export.pipeline import export
+from md_export.recipe import Recipe, load_recipe, recipe_to_dict
+from md_export.sampler import SamplerPlan
+from support import Exported
+
+Float32 = NDArray[np.float32]
+# The small checkpoint's pictures have 32 pixels a side and its latents 8 cells of 8 channels.
+SIDE, CHANNELS = 32, 8
+PAIR = ("a cat", 0)
+
+
+@pytest.fixture(scope="module")
+def painter(tmp_path_factory: pytest.TempPathFactory, other_config: ModelConfig) -> Path:
+    """A random checkpoint whose UNet in-paints."""
+    out = tmp_path_factory.mktemp("checkpoints") / "painter"
+    write_checkpoint(out, widened(other_config, 2 * CHANNELS + 1), seed=3)
+    return out
+
+
+@pytest.fixture(scope="module")
+def painted(painter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its export, judged by one golden case."""
+    out = tmp_path_factory.mktemp("exports") / "painted"
+    export(recipe("onnx-fp32"), painter, out, golden_of(painter, out.with_name("golden")))
+    return out
+
+
+def widened(config: ModelConfig, channels: int) -> ModelConfig:
+    return dataclasses.replace(config, unet=dataclasses.replace(config.unet, in_channels=channels))
+
+
+def recipe(name: str) -> Recipe:
+    return load_recipe(builtin_recipe(*name.split("-")))
+
+
+def golden_of(checkpoint: Path, folder: Path, encodes: bool = False, sampler: SamplerPlan | None = None) -> Path:
+    folder.mkdir()
+    write_golden(golden_source(open_checkpoint(checkpoint), sampler=sampler, encodes=encodes), [PAIR], folder)
+    return folder
+
+
+def only_case(golden: GoldenSet) -> GoldenCase:
+    (case,) = golden.cases
+    return case
+
+
+def given(mask: Float32, seed: int = 0) -> Given:
+    image = np.random.default_rng(seed).uniform(-1, 1, (1, 3, SIDE, SIDE)).astype(np.float32)
+    return Given(image, mask)
+
+
+def left_half() -> Float32:
+    mask = np.zeros((1, 1, SIDE, SIDE), np.float32)
+    mask[..., : SIDE // 2] = 1
+    return mask
+
+
+def test_a_cell_is_painted_where_any_of_its_pixels_is() -> None:
+    mask = np.zeros((1, 1, 16, 24), np.float32)
+    mask[..., 7, 8] = 1
+    assert np.argwhere(cells_of(mask, 8)).tolist() == [[0, 0, 0, 1]]
+    assert cells_of(mask, 8).shape == (1, 1, 2, 3)
+
+
+def test_what_is_hidden_is_gray_and_the_rest_as_it_was() -> None:
+    one = given(left_half())
+    shown = hide(one.image, one.mask)
+    assert not shown[..., : SIDE // 2].any()
+    assert np.array_equal(shown[..., SIDE // 2 :], one.image[..., SIDE // 2 :])
+
+
+def test_blending_takes_each_cell_from_one_side() -> None:
+    made, kept = (np.full((1, 2, 4, 4), value, np.float32) for value in (3, 5))
+    cells = middle(4, 4)
+    mixed = blend(made, cells, kept)
+    assert np.array_equal(mixed == 3, np.repeat(cells == 1, 2, axis=1))
+    assert np.array_equal(blend(made, np.ones_like(cells), kept), made)
+    assert np.array_equal(blend(made, np.zeros_like(cells), kept), kept)
+
+
+def test_an_unet_takes_the_latent_or_the_latent_twice_and_a_mask(other_config: ModelConfig) -> None:
+    other_config.check()
+    assert not other_config.inpaints
+    painting = widened(other_config, 17)
+    painting.check()
+    assert painting.inpaints
+    assert painting.latent_shape == other_config.latent_shape
+    assert COMPONENTS["unet"].inputs(painting)[0].shape == (1, 17, 8, 8)
+    for channels in (9, 16, 18):
+        with pytest.raises(ConfigError, match=f"in_channels={channels}.*must be equal, or 17 for in-painting"):
+            widened(other_config, channels).check()
+
+
+def test_the_unet_must_give_a_latent(other_config: ModelConfig) -> None:
+    unet = dataclasses.replace(other_config.unet, out_channels=4)
+    with pytest.raises(ConfigError, match=r"out_channels=4.*latent_channels=8"):
+        dataclasses.replace(other_config, unet=unet).check()
+
+
+def test_golden_case_of_a_painter_says_what_the_unet_took(painter: Path, tmp_path: Path) -> None:
+    case = only_case(read_golden(golden_of(painter, tmp_path / "golden")))
+    values, config = case.values, open_checkpoint(painter).config
+    assert values.encoder_image is not None
+    assert values.encoder_latent is not None
+    sample = case.inputs("unet")["sample"]
+    assert np.array_equal(sample[:, :CHANNELS], values.noise)
+    mask = middle(SIDE, SIDE)
+    scale = config.vae.scaling_factor
+    assert np.array_equal(sample[:, CHANNELS:], around_of(cells_of(mask, 4), values.encoder_latent, scale))
+    assert np.array_equal(hide(values.encoder_image, mask), values.encoder_image)
+    assert values.encoder_image.any()
+    assert np.array_equal(case.inputs("vae_encoder")["image"], values.encoder_image)
+    assert np.array_equal(case.output("latent_mean"), values.encoder_latent)
+
+
+def test_many_steps_show_the_rest_in_each(painter: Path, tmp_path: Path) -> None:
+    golden = read_golden(golden_of(painter, tmp_path / "golden", sampler=SamplerPlan("ddim", 2, 3.0)))
+    case = only_case(golden)
+    calls = case.calls("unet")
+    assert len(calls) == 2
+    first, last = (call.inputs("unet")["sample"] for call in calls)
+    assert first.shape == last.shape == (2, 17, 8, 8)
+    assert np.array_equal(first[:, CHANNELS:], last[:, CHANNELS:])
+    assert not np.array_equal(first[:, :CHANNELS], last[:, :CHANNELS])
+    assert len(case.calls("vae_encoder")) == 1
+
+
+def test_golden_case_of_the_encoder_is_of_the_picture(other_checkpoint: Path, tmp_path: Path) -> None:
+    values = only_case(read_golden(golden_of(other_checkpoint, tmp_path / "golden", encodes=True))).values
+    assert values.encoder_image is not None
+    assert np.array_equal(values.encoder_image, np.clip(values.image, -1, 1))
+    assert values.around is None
+
+
+def test_cases_without_the_encoder_open_and_say_what_they_lack(other_checkpoint: Path, tmp_path: Path) -> None:
+    folder = golden_of(other_checkpoint, tmp_path / "golden")
+    case = only_case(read_golden(folder))
+    assert not {"encoder_image", "encoder_latent", "around"} & set(arrays_of(case.values))
+    for ask in (lambda: case.inputs("vae_encoder"), lambda: case.output("latent_mean")):
+        with pytest.raises(GoldenError, match=r"nothing of the VAE encoder; .* md-export golden CHECKPOINT --encoder"):
+            ask()
+    checkpoint = open_checkpoint(other_checkpoint)
+    assert present_golden(checkpoint, folder) == folder
+    with pytest.raises(GoldenError, match=r"without what the VAE encoder makes .*--encoder -o DIR"):
+        present_golden(checkpoint, folder, encodes=True)
+
+
+def test_a_recipe_takes_the_encoder_as_it_takes_the_decoder() -> None:
+    plain = recipe("onnx-int8")
+    wide = plain.widened(("vae_encoder",))
+    assert wide.components == ("text_encoder", "vae_encoder", "unet", "vae_decoder")
+    assert wide.schemes["vae_encoder"].weights == plain.schemes["vae_decoder"].weights
+    assert wide.schemes["vae_encoder"].keep_float == ("encoder.conv_out",)
+    assert wide.tolerances["vae_encoder"] == plain.tolerances["vae_decoder"]
+    assert wide.widened(("vae_encoder",)) == wide
+    assert plain.widened(plain.components) == plain
+    assert plain.widened(("vae_encoder",)).narrowed(("vae_encoder",)).components == ("vae_encoder",)
+
+
+def test_a_recipe_may_say_more_of_the_encoder(tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    text = builtin_recipe("onnx", "fp32").read_text()
+    file.write_text(text + '\n[tolerance.vae_encoder]\nsnr_db = 42.0\n[scheme.vae_encoder]\nweights = "float16"\n')
+    plain = load_recipe(file)
+    wide = plain.widened(("vae_encoder",))
+    assert wide.tolerances["vae_encoder"].snr_db == 42
+    assert wide.schemes["vae_encoder"].weights == "float16"
+    assert wide.schemes["vae_decoder"].weights == "float32"
+    # What is said of a component that is not there is not written.
+    assert recipe_to_dict(plain) == recipe_to_dict(load_recipe(builtin_recipe("onnx", "fp32")))
+    file.write_text(text + "\n[tolerance.vae_encoder]\nsnr = 42.0\n")
+    with pytest.raises(RecipeError, match=r"\[tolerance.vae_encoder\] unknown field 'snr'"):
+        load_recipe(file)
+
+
+def test_swift_has_no_place_for_the_encoder() -> None:
+    with pytest.raises(RecipeError, match="layout swift has no place for a VAE encoder"):
+        dataclasses.replace(recipe("coreml-fp16"), layout="swift").widened(("vae_encoder",))
+
+
+def test_only_whole_recipes_are_completed() -> None:
+    needed = ("text_encoder", "vae_encoder", "unet", "vae_decoder")
+    assert recipe("onnx-fp32").completed(needed).components == needed
+    assert recipe("onnx-fp32").narrowed(("unet",)).completed(needed).components == ("unet",)
+    with pytest.raises(RecipeError, match=r"\[scheme.vae_encoder\] and \[tolerance.vae_encoder\] are missing"):
+        dataclasses.replace(recipe("onnx-fp32").narrowed(("unet",)), schemes={}, components=()).widened(needed)
+
+
+def test_a_checkpoint_without_the_encoder_says_so(nano: Path, tmp_path: Path) -> None:
+    alone = recipe("onnx-fp32").widened(("vae_encoder",)).narrowed(("vae_encoder",))
+    with pytest.raises(CheckpointError, match=r"(?s)vae_encoder: the weights do not fit.*encoder\.conv_in\.weight"):
+        export(alone, nano, tmp_path / "out")
+
+
+def test_export_of_a_painter_has_its_encoder(painted: Path) -> None:
+    manifest = read_manifest(painted)
+    assert [entry.component for entry in manifest.artifacts] == ["text_encoder", "vae_encoder", "unet", "vae_decoder"]
+    assert manifest.entry_for("unet").inputs[0].shape == (1, 17, 8, 8)
+    result = verify(painted)
+    assert result.passed
+    assert result.picture is not None
+
+
+def test_a_wrong_encoder_is_named_and_seen_in_the_picture(painted: Path, tmp_path: Path) -> None:
+    out = damaged(painted, tmp_path / "out")
+    result = verify(out)
+    assert not result.passed
+    assert {line.split(":")[0] for line in result.failures} >= {"vae_encoder", "picture"}
+    assert not any(line.startswith(("unet", "vae_decoder", "text_encoder")) for line in result.failures)
+    assert picture_db(result) < picture_db(verify(painted)) - 20
+
+
+def damaged(painted: Path, out: Path) -> Path:
+    """A copy whose encoder gives half of each latent."""
+    import shutil
+
+    import onnx
+    from onnx import numpy_helper
+
+    shutil.copytree(painted, out)
+    model = onnx.load(out / "vae_encoder.onnx")
+    last = [weight for weight in model.graph.initializer if "quant_conv" in weight.name and "weight" in weight.name]
+    assert last
+    for weight in last:
+        weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(0.5), weight.name))
+    onnx.save(model, out / "vae_encoder.onnx")
+    return out
+
+
+def picture_db(result: VerifyResult) -> float:
+    assert result.picture is not None
+    assert result.picture.psnr_db is not None
+    return result.picture.psnr_db
+
+
+def test_artifacts_paint_what_torch_paints(painted: Path, painter: Path) -> None:
+    for one in (None, [given(left_half())]):
+        (made,), (wanted,) = (
+            pictures_of_artifacts(painted, [PAIR], one),
+            pictures_of_checkpoint(painter, [PAIR], given=one),
+        )
+        assert snr_db(made, wanted) > 80
+
+
+def test_a_painter_sees_what_is_not_hidden_alone(painter: Path) -> None:
+    everything = np.ones((1, 1, SIDE, SIDE), np.float32)
+    requests = [PAIR, PAIR]
+    for mask, alike in ((everything, True), (left_half(), False)):
+        first, second = pictures_of_checkpoint(painter, requests, given=[given(mask, seed=1), given(mask, seed=2)])
+        assert np.array_equal(first, second) == alike
+    hidden = [Given(np.where(left_half() > 0, np.float32(value), np.float32(0.3)), left_half()) for value in (-1, 1)]
+    hidden = [Given(np.repeat(one.image, 3, axis=1), one.mask) for one in hidden]
+    first, second = pictures_of_checkpoint(painter, requests, given=hidden)
+    assert np.array_equal(first, second)
+
+
+def test_another_unet_keeps_latents(other_checkpoint: Path) -> None:
+    plain, everything, half = (
+        pictures_of_checkpoint(other_checkpoint, [PAIR], given=one)[0]
+        for one in (None, [given(np.ones((1, 1, SIDE, SIDE), np.float32))], [given(left_half())])
+    )
+    assert snr_db(everything, plain) > 100
+    # A cell at the border reaches a few pixels far.
+    assert snr_db(half[:, :4], plain[:, :4]) > snr_db(half[:, -4:], plain[:, -4:])
+
+
+def test_many_steps_cannot_keep_latents(other_checkpoint: Path) -> None:
+    with pytest.raises(UsageError, match="only a UNet that was trained for in-painting"):
+        pictures_of_checkpoint(other_checkpoint, [PAIR], None, SamplerPlan("ddim", 2, 3.0), [given(left_half())])
+
+
+@pytest.mark.slow
+def test_another_unets_artifacts_keep_what_torch_keeps(other_checkpoint: Path, tmp_path: Path) -> None:
+    golden = golden_of(other_checkpoint, tmp_path / "golden", encodes=True)
+    export(recipe("onnx-fp32").widened(("vae_encoder",)), other_checkpoint, tmp_path / "out", golden)
+    one = [given(left_half())]
+    made = pictures_of_artifacts(tmp_path / "out", [PAIR], one)
+    wanted = pictures_of_checkpoint(other_checkpoint, [PAIR], given=one)
+    assert snr_db(made[0], wanted[0]) > 80
+
+
+def test_an_export_without_encoder_says_what_to_do(exported: Exported) -> None:
+    one = Given(np.zeros((1, 3, 64, 64), np.float32), middle(64, 64))
+    with pytest.raises(Exception, match=r"has no vae_encoder; export it, too: md-export onnx --encoder"):
+        pictures_of_artifacts(exported("onnx", "int8"), [PAIR], [one])
+
+
+def picture_file(path: Path, mode: str = "RGB", size: tuple[int, int] = (SIDE, SIDE), fill: int = 255) -> Path:
+    image = Image.new("L", size, fill).convert(mode)
+    image.save(path)
+    return path
+
+
+def test_pictures_are_read_as_they_are(tmp_path: Path) -> None:
+    init, mask = picture_file(tmp_path / "init.png", fill=51), tmp_path / "mask.png"
+    pixels = np.zeros((SIDE, SIDE), np.uint8)
+    pixels[3, 5], pixels[4, 6] = 128, 127
+    Image.fromarray(pixels).save(mask)
+    one = read_given(init, mask, SIDE)
+    assert np.argwhere(one.mask).tolist() == [[0, 0, 3, 5]]
+    assert one.image.shape == (1, 3, SIDE, SIDE)
+    assert np.allclose(one.image, 51 / 127.5 - 1)
+
+
+@pytest.mark.parametrize(
+    ("init", "mask", "message"),
+    [
+        ({"size": (SIDE, 16)}, {}, r"has 32 × 16 pixels, the model's pictures have 32 × 32; scale or crop"),
+        ({}, {"size": (8, 8)}, r"mask\.png has 8 × 8 pixels"),
+        ({"mode": "RGBA"}, {}, r"its mode is RGBA\); save it as mode RGB"),
+        ({"mode": "L"}, {}, r"init\.png is not a picture in colour"),
+        ({}, {"mode": "RGB"}, r"mask\.png is not a mask.*save it as mode L"),
+        ({}, {"fill": 0}, r"mask\.png is black everywhere"),
+    ],
+)
+def test_pictures_that_do_not_fit(
+    init: dict[str, object], mask: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    first = picture_file(tmp_path / "init.png", **init)  # type: ignore[arg-type]
+    second = picture_file(tmp_path / "mask.png", **{"mode": "L", **mask})  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=message):
+        read_given(first, second, SIDE)
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n\x00\x00", b"GIF89a\x01\x00"])
+def test_files_that_are_no_pictures(content: bytes, tmp_path: Path) -> None:
+    broken = tmp_path / "init.png"
+    broken.write_bytes(content)
+    with pytest.raises(UsageError, match=r"init\.png cannot be read as PNG or JPEG"):
+        read_given(broken, broken, SIDE)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(["--init-image", "a.png"], "--init-image without --mask"), (["--mask", "a.png"], "give the picture with")],
+)
+def test_flags_that_need_each_other(flags: list[str], message: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli, ["generate", "a cat", *flags, "-o", str(tmp_path / "out.png")])
+    assert isinstance(result.exception, UsageError)
+    assert message in str(result.exception)
+
+
+def test_generate_paints_in_a_picture(painted: Path, tmp_path: Path) -> None:
+    init, mask = picture_file(tmp_path / "init.png", fill=90), picture_file(tmp_path / "mask.png", mode="L")
+    arguments = ["generate", "a cat", "--artifacts", painted, "--init-image", init, "--mask", mask, "-o"]
+    result = CliRunner().invoke(cli, [str(argument) for argument in (*arguments, tmp_path / "out.png")])
+    assert result.exit_code == 0, result.output
+    with Image.open(tmp_path / "out.png") as made:
+        assert made.size == (SIDE, SIDE)
