@@ -91,4 +91,4 @@ def to_picture(image: NDArray[Any]) -> Picture:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
         places = [Path(scratch), *(Path(given) for given in sys.argv[3:4])]
-        main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 60, places[-1])
+        main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 20, places[-1])

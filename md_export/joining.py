@@ -32,6 +32,7 @@ from md_export.artifact import (
 )
 from md_export.errors import ArtifactError, ConversionError, ParityError, UsageError
 from md_export.files import bytes_of, is_plain_name, read_regular, staging
+from md_export.matrix.check import Checked, check_export
 from md_export.parity.verify import VerifyResult, verify
 from md_export.pipeline import with_parity
 from md_export.recipe import Recipe
@@ -118,6 +119,20 @@ def verify_functions(out: Path, progress: Progress = lambda _: None) -> dict[str
             results[function] = verify(folder, progress=progress)
             shutil.rmtree(folder)
     return results
+
+
+def check_functions(out: Path) -> tuple[Checked, ...]:
+    """Each function of a joined export, taken out and held against the hashes of its manifest.
+
+    Raises:
+        ArtifactError: ``out`` is no joined export, or cannot be read.
+    """
+    found = []
+    for function in read_functions(out):
+        with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
+            split(out, function, Path(scratch) / function)
+            found.append(dataclasses.replace(check_export(Path(scratch) / function), folder=out / function))
+    return tuple(found)
 
 
 def read_functions(out: Path) -> tuple[str, ...]:

@@ -244,7 +244,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "search.measuring": ("errors", "search.choice", "search.journal", "search.spread"),
     "search.tradeoff": ("search.choice",),
     "search.write": ("errors", "recipe", "scheme", "search.form"),
-    "joining": ("parity", "pipeline", "workers", *DATA),
+    "joining": ("matrix.check", "parity", "pipeline", "workers", *DATA),
     "generation": ("components", "checkpoint", "inpainting", "layouts", "parity", "sampling", "workers", *DATA),
     "notes": ("checkpoint", "components", "parity", "sampler", "sampling", "__init__"),
     "build": ("checkpoint", "components", "layouts", "parity", "rewrites", "targets", *DATA),

@@ -20,6 +20,7 @@ from md_export.errors import CheckpointError, ConfigError, GoldenError, RecipeEr
 from md_export.generation import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.init import write_checkpoint
 from md_export.inpainting import Given, around_of, blend, cells_of, hide, middle
+from md_export.matrix.depends import makers_of_inputs
 from md_export.parity.golden import GoldenCase, GoldenSet, arrays_of, read_golden
 from md_export.parity.metrics import snr_db
 from md_export.parity.prepare import golden_source, present_golden
@@ -305,6 +306,24 @@ def test_another_unets_artifacts_keep_what_torch_keeps(other_checkpoint: Path, t
     made = pictures_of_artifacts(tmp_path / "out", [PAIR], one)
     wanted = pictures_of_checkpoint(other_checkpoint, [PAIR], given=one)
     assert snr_db(made[0], wanted[0]) > 80
+
+
+@pytest.mark.slow
+def test_many_steps_of_artifacts_see_the_rest(painter: Path, tmp_path: Path) -> None:
+    plan = SamplerPlan("ddim", 2, 3.0)
+    golden, out = golden_of(painter, tmp_path / "golden", sampler=plan), tmp_path / "out"
+    export(dataclasses.replace(recipe("onnx-fp32"), sampler=plan), painter, out, golden)
+    one = [given(left_half())]
+    made = pictures_of_artifacts(out, [PAIR], one)
+    assert snr_db(made[0], pictures_of_checkpoint(painter, [PAIR], sampler=plan, given=one)[0]) > 80
+
+
+def test_what_calibrates_a_painter_is_made_by_all(painter: Path, other_checkpoint: Path) -> None:
+    files = open_checkpoint(painter).file_hashes()
+    everything = makers_of_inputs(files, "vae_decoder", inpaints=True)
+    assert makers_of_inputs(files, "unet", inpaints=True) == everything == makers_of_inputs(files, "vae_encoder")
+    assert len(everything) == 4
+    assert len(makers_of_inputs(open_checkpoint(other_checkpoint).file_hashes(), "unet")) == 2
 
 
 def test_an_export_without_encoder_says_what_to_do(exported: Exported) -> None:

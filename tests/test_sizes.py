@@ -8,9 +8,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from md_export.artifact import read_manifest
 from md_export.checkpoint import open_checkpoint
+from md_export.cli import cli
 from md_export.components import ModelConfig
 from md_export.data import builtin_recipe
 from md_export.errors import ArtifactError, GoldenError, RecipeError, UsageError
@@ -168,6 +170,18 @@ def test_a_damaged_function_is_noticed(joined: Path, tmp_path: Path) -> None:
     content[-64:] = bytes(64)
     weights.write_bytes(content)
     assert all("its bytes are not those" in result.failures[0] for result in verify_functions(out).values())
+    found = CliRunner().invoke(cli, ["manifest", "check", str(out)])
+    assert isinstance(found.exception, ArtifactError)
+    assert all(f"{name}: vae_decoder.mlpackage was altered" in str(found.exception) for name in read_functions(out))
+
+
+@pytest.mark.slow
+def test_files_of_each_function_are_checked(joined: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(joined, tmp_path / "out"))
+    assert CliRunner().invoke(cli, ["manifest", "check", str(out)], catch_exceptions=False).exit_code == 0
+    (out / "size_32" / "tokenizer" / "merges.txt").write_text("altered\n")
+    found = CliRunner().invoke(cli, ["manifest", "check", str(out)])
+    assert "size_32: tokenizer/merges.txt was altered" in str(found.exception)
 
 
 @pytest.mark.slow

@@ -70,9 +70,7 @@ class GoldenSource:
         image = self._inpainted(prompt, seed, nothing(*sides)).image
         return self._inpainted(prompt, seed, Given(np.clip(image, -1, 1), middle(*sides)))
 
-    def painted(
-        self, prompt: str, seed: int, given: Given | None = None, condition: Array | None = None
-    ) -> Generation:
+    def painted(self, prompt: str, seed: int, given: Given | None = None, condition: Array | None = None) -> Generation:
         """A picture in which what of ``given`` is not hidden is kept; None: a picture of nothing but the prompt.
 
         ``condition``: for an adapter, which otherwise adds nothing.
