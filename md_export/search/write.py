@@ -6,7 +6,7 @@ import dataclasses
 import glob
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import tomlkit
 from pydantic import TypeAdapter
@@ -19,6 +19,7 @@ from md_export.search.form import Form
 
 # A component's form for each of its modules, by path.
 Forms = Mapping[str, Form]
+_Value = TypeVar("_Value")
 _PLAIN: Final = (
     "name",
     "target",
@@ -82,17 +83,22 @@ def recipe_toml(recipe: Recipe, notes: Sequence[str] = ()) -> str:
         if key in plain:
             document.add(key, _value(plain[key]))
     schemes = tomlkit.table(is_super_table=True)
-    for component in recipe.components:
-        schemes.add(component, _scheme(recipe.schemes[component]))
+    for component, scheme in (_of(recipe, recipe.schemes) | recipe.optional_schemes).items():
+        schemes.add(component, _scheme(scheme))
     document.add("scheme", schemes)
     tolerances = _table({"picture_psnr_db": recipe.picture_psnr_db})
-    for component in recipe.components:
-        tolerances.add(component, _table(_given(recipe.tolerances[component])))
+    for component, tolerance in (_of(recipe, recipe.tolerances) | recipe.optional_tolerances).items():
+        tolerances.add(component, _table(_given(tolerance)))
     document.add("tolerance", tolerances)
     for key in ("sampler", "calibration", "regression", "golden"):
         if key in plain:
             document.add(key, _table(plain[key]))
     return tomlkit.dumps(document)
+
+
+def _of(recipe: Recipe, values: Mapping[str, _Value]) -> dict[str, _Value]:
+    """Those of the components that the recipe exports."""
+    return {component: values[component] for component in recipe.components}
 
 
 def _scheme(scheme: QuantScheme) -> Table:
