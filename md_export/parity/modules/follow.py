@@ -40,8 +40,8 @@ def _hook(path: str, visit: Visit) -> Any:
     return hook
 
 
-def outputs_of(module: nn.Module, inputs: tuple[Tensor, ...]) -> Mapping[str, Tensor]:
-    """What each module gives that is called exactly once, in order of completion, by path."""
+def outputs_of(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Mapping[str, Tensor], Tensor]:
+    """What each module gives that is called exactly once, by path in order of completion; and what the whole gives."""
     found: dict[str, Tensor] = {}
     calls: Counter[str] = Counter()
 
@@ -49,5 +49,5 @@ def outputs_of(module: nn.Module, inputs: tuple[Tensor, ...]) -> Mapping[str, Te
         calls[path] += 1
         found[path] = value
 
-    follow(module, inputs, visit)
-    return {path: value for path, value in found.items() if calls[path] == 1}
+    output = follow(module, inputs, visit)
+    return {path: value for path, value in found.items() if calls[path] == 1}, output

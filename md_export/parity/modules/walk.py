@@ -53,8 +53,7 @@ class Walker:
     def __init__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._module = module
         self._inputs = inputs
-        self.outputs: Mapping[str, Tensor] = outputs_of(module, inputs)
-        self._output = follow(module, inputs, lambda _path, _value: None)
+        self.outputs, self._output = outputs_of(module, inputs)
         self.kinds = {path: type(child).__name__.removeprefix("Adapted") for path, child in module.named_modules()}
         called = [(path, child) for path, child in module.named_modules() if path in self.outputs]
         self.leaves = frozenset(path for path, child in called if not any(child.children()))
