@@ -23,20 +23,15 @@ from md_export.calibration import CalibrationPlan, check_cases
 from md_export.errors import RecipeError
 from md_export.files import is_plain_name, read_regular
 from md_export.loras import anchored, label
+from md_export.names import COMPONENT_NAMES, OPTIONAL_NAMES, ORDER, ComponentName
 from md_export.sampler import SamplerPlan, sampler_of
 from md_export.scheme import QuantScheme as QuantScheme
 from md_export.scheme import WeightRule
 from md_export.socs import SOCS
 from md_export.visible import first_control
 
-COMPONENT_NAMES: Final = ("text_encoder", "unet", "vae_decoder")
-# Those that a checkpoint may have beside, each with the one whose scheme and tolerance a recipe means for it, too.
-OPTIONAL_NAMES: Final = {"vae_encoder": "vae_decoder", "t2i_adapter": "unet"}
-# In which they run, and stand in an export.
-_ORDER: Final = ("text_encoder", "vae_encoder", "t2i_adapter", "unet", "vae_decoder")
 # Modules that VAE encoder and decoder have under the same name.
 _OF_BOTH: Final = ("conv_in", "conv_out", "mid_block")
-_ALL_NAMES: Final = (*COMPONENT_NAMES, *OPTIONAL_NAMES)
 _TABLES: Final = {"schemes": "scheme", "tolerances": "tolerance"}
 _OF_ONE_TARGET: Final = {"deployment_target": "coreml", "layout": "coreml", "form": "onnx", "npu": "onnx"}
 _LARGEST_SIZE: Final = 1 << 14
@@ -98,7 +93,7 @@ class Recipe:
 
     name: str
     target: str
-    components: tuple[Literal["text_encoder", "vae_encoder", "t2i_adapter", "unet", "vae_decoder"], ...]
+    components: tuple[ComponentName, ...]
     schemes: dict[str, QuantScheme]
     tolerances: dict[str, Tolerance]
     picture_psnr_db: float
@@ -201,7 +196,7 @@ class Recipe:
         kept = {*self.components, *added}
         return dataclasses.replace(
             self,
-            components=tuple(name for name in _ORDER if name in kept) if added else self.components,
+            components=tuple(name for name in ORDER if name in kept) if added else self.components,
             schemes=schemes,
             tolerances=tolerances,
         )
@@ -310,8 +305,8 @@ def _spread(values: dict[str, Any], path: Path) -> dict[str, Any]:
         if table == "tolerance" and "picture_psnr_db" in shared:
             spread["picture_psnr_db"] = shared.pop("picture_psnr_db")
         for key, value in content.items():
-            if isinstance(value, dict) and key not in _ALL_NAMES:
-                raise RecipeError(f"{path}: [{table}.{key}] names no component; use {', '.join(_ALL_NAMES)}")
+            if isinstance(value, dict) and key not in ORDER:
+                raise RecipeError(f"{path}: [{table}.{key}] names no component; use {', '.join(ORDER)}")
         spread[field] = {name: {**shared, **content.get(name, {})} for name in names}
         aside = [name for name in OPTIONAL_NAMES if name in content and name not in names]
         if aside:
@@ -340,7 +335,7 @@ def _describe(source: str, item: Mapping[str, Any]) -> str:
 
 def _without_repeats(findings: list[str]) -> list[str]:
     """A shared ``[scheme]`` field is wrong for every component alike: say it once."""
-    shared = [re.sub(rf"\[(\w+)\.({'|'.join(_ALL_NAMES)})\]", r"[\1]", text) for text in findings]
+    shared = [re.sub(rf"\[(\w+)\.({'|'.join(ORDER)})\]", r"[\1]", text) for text in findings]
     kept = [short if shared.count(short) > 1 else full for short, full in zip(shared, findings, strict=True)]
     return list(dict.fromkeys(kept))
 

@@ -20,7 +20,7 @@ from md_export.artifact import read_manifest
 from md_export.checkpoint import open_checkpoint
 from md_export.checkpoint.steered import write_steered
 from md_export.cli import cli
-from md_export.components import ALL_COMPONENTS, OPTIONAL, ORDER, ModelConfig
+from md_export.components import ALL_COMPONENTS, COMPONENTS, OPTIONAL, ModelConfig
 from md_export.components.adapter import AdapterConfig, T2IAdapter, Unshuffle
 from md_export.components.unet import MDUNet, MDUNetConfig
 from md_export.conditions import edges
@@ -28,12 +28,13 @@ from md_export.data import builtin_recipe
 from md_export.errors import CheckpointError, ConfigError, GoldenError, UsageError
 from md_export.generation import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.matrix.planning import plan
+from md_export.names import OPTIONAL_NAMES, ORDER
 from md_export.parity.golden import GoldenCase, read_golden, values_from_bytes
 from md_export.parity.prepare import golden_source
 from md_export.parity.recording import write_golden
 from md_export.parity.verify import verify
 from md_export.pipeline import export
-from md_export.recipe import OPTIONAL_NAMES, load_recipe
+from md_export.recipe import load_recipe
 from md_export.sampler import SamplerPlan
 from md_export.tensors import joined
 from support import Exported, made_once
@@ -131,7 +132,8 @@ def test_edges() -> None:
 
 
 def test_optional_components_are_the_recipes() -> None:
-    assert {name: component.beside for name, component in OPTIONAL.items()} == OPTIONAL_NAMES
+    assert set(OPTIONAL) == set(OPTIONAL_NAMES)
+    assert set(OPTIONAL_NAMES.values()) < set(COMPONENTS)
     assert set(ORDER) == set(ALL_COMPONENTS)
 
 

@@ -47,12 +47,14 @@ DATA = (
     "pages",
     "sampler",
     "visible",
+    "names",
 )
 ALLOWED: dict[str, tuple[str, ...]] = {
     "errors": (),
     "tensors": ("errors",),
     "quiet": (),
     "visible": (),
+    "names": (),
     "data": (),
     "files": ("errors",),
     "npz": ("errors", "tensors"),
@@ -61,13 +63,13 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "calibration": ("errors",),
     "sampler": ("errors",),
     "loras": ("errors",),
-    "recipe": ("budget", "calibration", "errors", "files", "loras", "sampler", "scheme", "socs", "visible"),
+    "recipe": ("budget", "calibration", "errors", "files", "loras", "names", "sampler", "scheme", "socs", "visible"),
     "artifact": ("errors", "files", "recipe", "sampler", "tensors", "visible"),
     "storage": (),
     "kmeans": ("tensors",),
     "quantization": ("quantization", "kmeans", "rewrites", "scheme", "storage"),
     "components": ("components", "errors", "quiet", "tensors"),
-    "checkpoint": ("checkpoint", "components", "errors", "loras", "pages"),
+    "checkpoint": ("checkpoint", "components", "errors", "loras", "names", "pages"),
     "arch": ("checkpoint", "components", "data", "errors"),
     "init": ("arch", "checkpoint", "components", "errors", "files"),
     "unpack": ("arch", "checkpoint", "components", "errors", "files", "init", "quiet"),
@@ -171,6 +173,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     # What a build that has nothing to do needs: without torch.
     "matrix": (
         "matrix",
+        "names",
         "__init__",
         "cluster",
         "data",
@@ -302,7 +305,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "targets",
         "__init__",
     ),
-    "cli": ("cli", "errors", "socs", "visible", "__init__"),
+    "cli": ("cli", "errors", "names", "socs", "visible", "__init__"),
     "__init__": ("pipeline", "parity", "recipe"),
     "__main__": ("cli",),
 }

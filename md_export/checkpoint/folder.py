@@ -23,9 +23,10 @@ from md_export.checkpoint.lora.source import base_of, loras_of
 from md_export.checkpoint.origin import INHERITED, hash_of_file, hash_of_files, hash_of_folder, hashes_of_loras
 from md_export.checkpoint.tokenizer import TOKENIZER_FILES, check_tokenizer, tokenizer_dir
 from md_export.checkpoint.weights import WeightSet, find_weights, weight_names
-from md_export.components import ALL_COMPONENTS, COMPONENTS, ORDER, Component, ModelConfig
+from md_export.components import ALL_COMPONENTS, COMPONENTS, Component, ModelConfig
 from md_export.errors import CheckpointError
 from md_export.loras import Lora
+from md_export.names import ORDER
 from md_export.pages import let_go_of
 
 _CONFIGS: Final = (

@@ -12,7 +12,6 @@ from md_export.cli.npu import check_npu, npu_options, verify_npu
 from md_export.cli.runtimes import check_runtime, library_option, runtime_option, verify_in_library
 from md_export.cli.selftest import check_self_test, checkpoint_option, run_self_test, self_test_option
 from md_export.cli.shared import (
-    COMPONENTS,
     PATH,
     checkpoint_or_nano,
     guidance_option,
@@ -25,6 +24,7 @@ from md_export.cli.shared import (
     steps_option,
 )
 from md_export.errors import UsageError
+from md_export.names import COMPONENT_NAMES
 
 # LiteRT's engine for the GPU, in software: minutes for a full-size graph.
 GPU_LIMIT_S: Final = 600.0
@@ -129,7 +129,7 @@ def verify(
     if library:
         verify_in_library(out, golden_dir, library, json_file)
         return
-    with progress(len(COMPONENTS)) as report:
+    with progress(len(COMPONENT_NAMES)) as report:
         result = judge(out, golden_dir, report)
     show(json_file, result, parity_table(result))
     if not result.passed:
@@ -154,7 +154,7 @@ def _verify_on_gpu(out: Path, golden_dir: Path | None, limit_s: float, json_file
     from md_export.parity.gpu.verify import verify_on_gpu
     from md_export.report.gpu import gpu_tables
 
-    with progress(len(COMPONENTS)) as report:
+    with progress(len(COMPONENT_NAMES)) as report:
         result = verify_on_gpu(out, golden_dir, limit_s, report)
     show(json_file, result, *gpu_tables(result))
     if result.failures:
@@ -185,7 +185,7 @@ def lint(path: Path | None, system: str | None, inputs: Path | None, show_rules:
         return
     from md_export.linting import lint as advise
 
-    with progress(len(COMPONENTS)) as tell:
+    with progress(len(COMPONENT_NAMES)) as tell:
         reports = advise(path, system, inputs, tell)
     show(json_file, reports, *lint_tables(reports))
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from md_export.cli.shared import COMPONENTS, PATH, checkpoint_or_nano, json_option, lora_option, progress, say, show
+from md_export.cli.shared import PATH, checkpoint_or_nano, json_option, lora_option, progress, say, show
+from md_export.names import COMPONENT_NAMES
 
 
 @click.command()
@@ -24,7 +25,7 @@ def audit(out: Path, checkpoint: Path | None, loras: tuple[str, ...], json_file:
     from md_export.parity.stored.audit import audit as hold
     from md_export.report.audit import audit_table, unmatched_table
 
-    with adapted(checkpoint_or_nano(checkpoint), loras) as folder, progress(len(COMPONENTS)) as report:
+    with adapted(checkpoint_or_nano(checkpoint), loras) as folder, progress(len(COMPONENT_NAMES)) as report:
         result = hold(out, folder, report)
     show(json_file, result, audit_table(result), unmatched_table(result))
     if not result.passed:

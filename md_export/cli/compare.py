@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from md_export.cli.artifacts import gpu_limit, gpu_option, limit_option
-from md_export.cli.shared import COMPONENTS, PATH, annotate_option, json_option, progress, say, say_annotations, show
+from md_export.cli.shared import PATH, annotate_option, json_option, progress, say, say_annotations, show
+from md_export.names import COMPONENT_NAMES
 
 
 @click.command()
@@ -40,7 +41,7 @@ def compare(
     from md_export.report.compare import comparison_junit, comparison_markdown, comparison_tables
 
     limit = gpu_limit(gpu, limit_s, read_manifest(new).target)
-    with progress(2 * len(COMPONENTS)) as tell:
+    with progress(2 * len(COMPONENT_NAMES)) as tell:
         result = compare_exports(old, new, limit if gpu else None, tell)
     if junit:
         junit.write_text(comparison_junit(result), encoding="utf-8")

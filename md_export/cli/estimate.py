@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from md_export.cli.shared import COMPONENTS, PATH, json_option, progress, show
+from md_export.cli.shared import PATH, json_option, progress, show
+from md_export.names import COMPONENT_NAMES
 
 
 @click.command()
@@ -22,6 +23,6 @@ def estimate(out: Path, device: str, json_file: Path | None) -> None:
     from md_export.estimate.command import estimate as judge
     from md_export.report.estimate import estimate_tables
 
-    with progress(len(COMPONENTS)) as tell:
+    with progress(len(COMPONENT_NAMES)) as tell:
         found = judge(out, device, tell)
     show(json_file, found, *estimate_tables(found))

@@ -10,7 +10,6 @@ import click
 
 from md_export.cli.npu import npu_export_option
 from md_export.cli.shared import (
-    ALL_COMPONENTS,
     PATH,
     checkpoint_or_nano,
     guidance_option,
@@ -23,6 +22,7 @@ from md_export.cli.shared import (
     steps_option,
 )
 from md_export.errors import UsageError
+from md_export.names import ORDER
 
 PRECISIONS: Final = ("fp32", "fp16", "int8")
 # Each command is a target's name; a test holds this against the TARGETS table.
@@ -152,9 +152,7 @@ def _options(target: str) -> Iterator[Callable[[Any], Any]]:
         "--rewrite", "rewrites", multiple=True, help="Apply a named rewrite; may be given several times."
     )
     yield click.option("--encoder", is_flag=True, help="The VAE encoder, too: it makes latents of given pictures.")
-    yield click.option(
-        "--component", "components", type=click.Choice(ALL_COMPONENTS), multiple=True, help="Only this one."
-    )
+    yield click.option("--component", "components", type=click.Choice(ORDER), multiple=True, help="Only this one.")
     yield click.option("--recipe", "recipe_file", type=PATH, help="A recipe's file or name instead of a flag.")
     for name in PRECISIONS:
         yield click.option(f"--{name}", "precision", flag_value=name, help=f"The recipe {target}-{name}.")

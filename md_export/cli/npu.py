@@ -8,9 +8,10 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from md_export.cli.shared import COMPONENTS, progress, say, show
+from md_export.cli.shared import progress, say, show
 from md_export.cli.units import size
 from md_export.errors import UsageError
+from md_export.names import COMPONENT_NAMES
 from md_export.socs import SOCS
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -74,7 +75,7 @@ def verify_npu(
     limits = NpuLimits(
         NPU_LIMIT_S if limit_s is None else limit_s, **({"most_bytes": max_memory} if max_memory else {})
     )
-    with progress(len(COMPONENTS)) as report:
+    with progress(len(COMPONENT_NAMES)) as report:
         result = verify_on_npu(out, golden_dir, soc, cases, limits, report).result
     show(json_file, result, *npu_tables(result))
     if result.failures:

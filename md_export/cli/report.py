@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from md_export.cli.shared import COMPONENTS, PATH, annotate_option, json_option, progress, say_annotations, show
+from md_export.cli.shared import PATH, annotate_option, json_option, progress, say_annotations, show
 from md_export.errors import UsageError
+from md_export.names import COMPONENT_NAMES
 
 
 @click.command()
@@ -36,7 +37,7 @@ def report(
         raise UsageError("say what to write: -o report.html, --junit, --markdown or --json")
     if checkpoint and not output:
         raise UsageError("--checkpoint is for the page; name it with -o, or leave it out")
-    with progress(len(COMPONENTS) * len(outs)) as tell:
+    with progress(len(COMPONENT_NAMES) * len(outs)) as tell:
         exports = [(out.resolve().name, judge(out, progress=tell)) for out in outs]
     results = [(name, verification.result) for name, verification in exports]
     if output:

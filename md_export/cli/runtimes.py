@@ -8,8 +8,9 @@ from typing import Final
 
 import click
 
-from md_export.cli.shared import COMPONENTS, progress, say, show
+from md_export.cli.shared import progress, say, show
 from md_export.errors import UsageError
+from md_export.names import COMPONENT_NAMES
 
 # Spelled out, since the targets' own tables are heavy to import; a test holds this against them.
 LIBRARIES: Final = ("litert", "tensorflow")
@@ -51,7 +52,7 @@ def verify_in_library(out: Path, golden_dir: Path | None, library: str, json_fil
     from md_export.parity.runtimes.verify import verify_in_runtimes
     from md_export.report.runtimes import runtimes_tables
 
-    with progress(len(COMPONENTS) * len(RUNTIMES["tflite"]) // len(LIBRARIES)) as report:
+    with progress(len(COMPONENT_NAMES) * len(RUNTIMES["tflite"]) // len(LIBRARIES)) as report:
         result = verify_in_runtimes(out, golden_dir, library, report)
     show(json_file, result, *runtimes_tables(result))
     if result.failures:

@@ -9,8 +9,9 @@ from typing import Literal
 import click
 
 from md_export.cli.exports import TARGET_TITLES
-from md_export.cli.shared import COMPONENTS, PATH, checkpoint_or_nano, json_option, show
+from md_export.cli.shared import PATH, checkpoint_or_nano, json_option, show
 from md_export.errors import UsageError
+from md_export.names import COMPONENT_NAMES
 
 ROUNDINGS = ("nearest", "mse", "gptq")
 
@@ -29,7 +30,7 @@ ROUNDINGS = ("nearest", "mse", "gptq")
 @click.option("--rounding", type=click.Choice(ROUNDINGS), help="Instead of the recipe's.")
 @click.option("--recipe", "recipe_file", type=PATH, help="A recipe's file or name to start from.")
 @click.option(
-    "--component", "components", type=click.Choice(COMPONENTS), multiple=True, help="Choose for this one only."
+    "--component", "components", type=click.Choice(COMPONENT_NAMES), multiple=True, help="Choose for this one only."
 )
 @click.option("--prompts", type=PATH, help="Text file with one prompt a line, to measure on.")
 @click.option("--golden", "golden_dir", type=PATH, help="Golden cases to measure on and to be judged by.")

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
-
-COMPONENTS: Final = ("text_encoder", "unet", "vae_decoder")
-# With those that not every export has, in the order in which they run.
-ALL_COMPONENTS: Final = ("text_encoder", "vae_encoder", "t2i_adapter", "unet", "vae_decoder")
 
 PATH = click.Path(path_type=Path)
 size_option = click.option(

@@ -150,10 +150,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Component:
-    """One exported part: its folder in the checkpoint, how it is built, its named inputs and outputs.
-
-    ``beside``: of one that not every checkpoint has, the component whose scheme and tolerance recipes mean for it, too.
-    """
+    """One exported part: its folder in the checkpoint, how it is built, its named inputs and outputs."""
 
     name: str
     folder: str
@@ -161,7 +158,6 @@ class Component:
     inputs: Callable[[ModelConfig], tuple[TensorSpec, ...]]
     outputs: Callable[[ModelConfig], tuple[TensorSpec, ...]]
     key_prefixes: tuple[str, ...]
-    beside: str = ""
 
 
 def parse_config(kind: type[ConfigT], folder: str, values: Mapping[str, Any]) -> ConfigT:
@@ -275,7 +271,6 @@ ENCODER = Component(
     inputs=lambda config: (_image(config),),
     outputs=lambda config: (_latent(config, "latent_mean"),),
     key_prefixes=("encoder.", "quant_conv."),
-    beside="vae_decoder",
 )
 # Those that a checkpoint may have: see Checkpoint.components.
 OPTIONAL: Mapping[str, Component] = {
@@ -286,10 +281,7 @@ OPTIONAL: Mapping[str, Component] = {
         inputs=lambda config: (_condition(config),),
         outputs=_residuals,
         key_prefixes=("",),
-        beside="unet",
     ),
     ENCODER.name: ENCODER,
 }
 ALL_COMPONENTS: Mapping[str, Component] = {**COMPONENTS, **OPTIONAL}
-# In which they run, and stand in an export.
-ORDER: Final = ("text_encoder", "vae_encoder", "t2i_adapter", "unet", "vae_decoder")

@@ -10,7 +10,7 @@ from typing import Final
 
 from md_export.matrix.plan import Cost
 from md_export.matrix.writing import write_whole
-from md_export.recipe import OPTIONAL_NAMES
+from md_export.names import OPTIONAL_NAMES
 from md_export.scheme import QuantScheme
 
 # What another run may take more than the one that was measured.

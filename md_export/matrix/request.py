@@ -14,6 +14,7 @@ from md_export.data import builtin_recipe, builtin_recipes, recipe_file
 from md_export.errors import RecipeError
 from md_export.files import is_plain_name, read_regular
 from md_export.loras import anchored
+from md_export.names import ComponentName
 from md_export.recipe import Recipe, load_recipe
 from md_export.visible import first_control
 
@@ -60,7 +61,7 @@ class BuildRecipe:
     name: str
     matrix: Matrix | None = None
     recipes: tuple[str, ...] = ()
-    components: tuple[Literal["text_encoder", "vae_encoder", "t2i_adapter", "unet", "vae_decoder"], ...] = ()
+    components: tuple[ComponentName, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import Final
 
 from md_export.data import builtin_recipe
 from md_export.errors import UsageError
-from md_export.recipe import COMPONENT_NAMES, Recipe, load_recipe
+from md_export.names import COMPONENT_NAMES
+from md_export.recipe import Recipe, load_recipe
 from md_export.search.form import Form
 from md_export.search.request import SearchRequest
 
