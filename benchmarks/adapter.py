@@ -21,7 +21,7 @@ from md_export.conditions import edges
 from md_export.data import builtin_recipe, nano_checkpoint
 from md_export.generation import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.pipeline import export
-from md_export.recipe import load_recipe
+from md_export.recipe_file import load_recipe
 
 STEERED = nano_checkpoint() / "adapters" / "edges"
 ROWS = 10

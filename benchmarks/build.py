@@ -1,14 +1,16 @@
 """What an export takes, beside the naive call of each converter: memory, and wall seconds.
 
-    python benchmarks/build.py [--small] [--keep FOLDER] [--component NAME] [--precision fp16] [TARGET ...]
+    python benchmarks/build.py [--small] [--keep FOLDER] [--component NAME] [--precision fp16] [--cases N] [--jobs N]
+                               [TARGET ...]
 
-Full-size MD, random weights in float32; --small takes a tenth of the UNet's and the text encoder's width. Naive is what
-each converter's manual says, each component in a process of its own: ct.convert on a trace, litert_torch.convert,
-torch.onnx.export with dynamo=True. Core ML's stores float16, the others float32, and ours the same unless --precision
-says otherwise: the recipe, exported and verified on its golden cases, which are computed before. Peaks are resident
-memory as the system counts it, pages of mapped files included: VmHWM of a process that converts, and the sum over the
-exporting process and its workers, looked at ten times a second, of a whole export. --keep leaves the checkpoint and the
-golden cases in a folder, for another target's run.
+Full-size MD, random weights in float32; --small takes a tenth of the UNet's and the text encoder's width. Naive is
+what each converter's manual says, each component in a process of its own: ct.convert on a trace,
+litert_torch.convert, torch.onnx.export with dynamo=True. Core ML's stores float16, the others float32, and ours the
+same unless --precision says otherwise: the recipe, exported and verified on the first --cases of its golden cases,
+which are computed before. Peaks are resident memory as the system counts it, pages of mapped files included: VmHWM of
+a process that converts, and the sum over the exporting process and its workers, looked at ten times a second, of a
+whole export. --jobs takes md-export build, so many steps at a time, in place of the export. --keep leaves the
+checkpoint and the golden cases in a folder, for another target's run.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ from pathlib import Path
 from typing import Final
 
 from build_measure import Exported, Taken, golden, init, naive, ours
-from coreml import apart, folder, megabytes, print_table
 from coreml_measure import Subject
 from md_export.components import COMPONENTS
+from side_by_side import apart, folder, megabytes, print_table
 
 # Most times the bytes of a component's weights in float32, and of the naive seconds: what this project asks of itself.
 GOALS: Final = {"coreml": 2.1, "tflite": 4.0, "onnx": 1.3}
@@ -38,21 +40,27 @@ WHOLES: Final = (
 
 
 def main(
-    small: bool, targets: tuple[str, ...], components: tuple[str, ...], kept: str | None, precision: str | None
+    small: bool,
+    targets: tuple[str, ...],
+    components: tuple[str, ...],
+    kept: str | None,
+    precision: str | None,
+    count: int,
+    jobs: int | None,
 ) -> None:
     """Print both tables."""
     with tempfile.TemporaryDirectory(dir=kept) as name:
         scratch = Path(name)
-        checkpoint, cases = Path(kept or name) / "checkpoint", Path(kept or name) / "golden"
+        checkpoint, cases = Path(kept or name) / "checkpoint", Path(kept or name) / f"golden-{count}"
         weights: dict[str, int] = apart(init, Subject("unet", small), checkpoint)
         if not cases.exists():
-            made: Taken = apart(golden, checkpoint, cases, targets[0])
+            made: Taken = apart(golden, checkpoint, cases, targets[0], count)
             print(f"golden cases: {made.seconds:.0f} s, {megabytes(made.peak_bytes)} MB\n", flush=True)
         parts, wholes = [], []
         for target in targets:
             theirs = {one: _naive(target, Subject(one, small), checkpoint, scratch) for one in components}
             stored = precision or STORED[target]
-            mine: Exported = apart(ours, target, stored, components, checkpoint, cases, scratch / target)
+            mine: Exported = apart(ours, target, stored, components, checkpoint, cases, scratch / target, jobs)
             parts += [_part(target, one, weights[one], theirs[one], mine) for one in components]
             wholes.append(_whole(target, weights, theirs, mine))
             print(*parts[-len(components) :], wholes[-1], sep="\n", file=sys.stderr, flush=True)
@@ -99,6 +107,8 @@ if __name__ == "__main__":
     parser.add_argument("--component", choices=COMPONENTS)
     parser.add_argument("--precision", choices=("fp16", "fp32"))
     parser.add_argument("targets", nargs="*")
+    parser.add_argument("--cases", type=int, default=4)
+    parser.add_argument("--jobs", type=int)
     asked = parser.parse_args()
     components = (asked.component,) if asked.component else tuple(COMPONENTS)
-    main(asked.small, tuple(asked.targets or GOALS), components, asked.keep, asked.precision)
+    main(asked.small, tuple(asked.targets or GOALS), components, asked.keep, asked.precision, asked.cases, asked.jobs)

@@ -18,12 +18,18 @@ from md_export.build import peak_resident_bytes
 from md_export.checkpoint import open_checkpoint
 from md_export.components import COMPONENTS
 from md_export.data import builtin_recipe
+from md_export.errors import MdExportError
 from md_export.init import write_checkpoint
+from md_export.manifest import Manifest, read_manifest
+from md_export.matrix.request import BuildRequest
+from md_export.matrix.run import build
 from md_export.memory import watching
 from md_export.parity.prepare import golden_source
 from md_export.parity.recording import write_golden
 from md_export.pipeline import export
-from md_export.recipe import Recipe, Tolerance, load_recipe
+from md_export.recipe import Recipe, Tolerance
+from md_export.recipe_file import load_recipe
+from md_export.report.building import building_to_stderr
 from md_export.targets.contract import LoweringJob
 from md_export.targets.onnx.quiet import quiet
 
@@ -58,13 +64,13 @@ def init(subject: Subject, folder: Path) -> dict[str, int]:
     return {name: checkpoint.component_bytes(name) for name in COMPONENTS}
 
 
-def golden(checkpoint: Path, folder: Path, target: str) -> Taken:
-    """Compute the recipe's golden cases in torch."""
+def golden(checkpoint: Path, folder: Path, target: str, count: int) -> Taken:
+    """Compute the first of the recipe's golden cases in torch."""
     plan = recipe(target, "fp16").golden
     pairs = [(prompt, seed) for prompt in plan.prompts for seed in plan.seeds]
     clock = _Clock()
     folder.mkdir()
-    write_golden(golden_source(open_checkpoint(checkpoint)), pairs, folder)
+    write_golden(golden_source(open_checkpoint(checkpoint)), pairs[:count], folder)
     return clock.taken(peak_resident_bytes())
 
 
@@ -86,22 +92,38 @@ def naive(target: str, subject: Subject, checkpoint: Path, out: Path) -> Taken:
 
 
 def ours(
-    target: str, precision: str, components: tuple[str, ...], checkpoint: Path, golden_cases: Path, out: Path
+    target: str,
+    precision: str,
+    components: tuple[str, ...],
+    checkpoint: Path,
+    golden_cases: Path,
+    out: Path,
+    jobs: int | None,
 ) -> Exported:
-    """The export of some components, verified on golden cases."""
+    """The export of some components, verified on golden cases; with ``jobs`` by a build of so many steps at a time."""
     pid = out.with_suffix(".pid")
     pid.write_text(str(os.getpid()), encoding="utf-8")
+    asked = recipe(target, precision).narrowed(components)
     clock = _Clock()
     with watching(pid, _NO_LIMIT) as watch:
-        manifest, _ = export(
-            recipe(target, precision).narrowed(components), checkpoint, out, golden_cases, progress=lambda _: None
-        )
+        if jobs is None:
+            manifest, _ = export(asked, checkpoint, out, golden_cases, progress=lambda _: None)
+        else:
+            manifest = _built(BuildRequest((asked,), checkpoint, out, out / ".cache", golden_cases, jobs))
     measured = {one.component: one.measured for one in manifest.artifacts}
     return Exported(
         clock.taken(watch.peak_bytes),
         {name: found.seconds for name, found in measured.items()},
         {name: found.peak_resident_bytes for name, found in measured.items()},
     )
+
+
+def _built(request: BuildRequest) -> Manifest:
+    with building_to_stderr() as listener:
+        outcome = build(request, listener)
+    if outcome.failures:
+        raise MdExportError(outcome.failures[0].reason)
+    return read_manifest(outcome.exports[0].folder)
 
 
 class _Clock:

@@ -11,12 +11,10 @@ measurement has a process of its own; one that was used for something else would
 
 from __future__ import annotations
 
-import multiprocessing
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +35,7 @@ from coreml_measure import (
 )
 from md_export.artifact import Parity
 from md_export.components import COMPONENTS
+from side_by_side import SPAWN, apart, folder, megabytes, print_table
 
 SHIPPED: Final = "recipe `coreml-fp16`"
 FORMS: Final[dict[str, tuple[str, ...]]] = {
@@ -52,7 +51,6 @@ MEMORY: Final = (
     "component | package MB | activations MB | libraries MB | peak MB | peak less libraries MB "
     "| over package and activations | torch: peak less libraries MB"
 )
-_SPAWN: Final = multiprocessing.get_context("spawn")
 
 
 def main(small: bool) -> None:
@@ -123,16 +121,10 @@ class Execution:
         return " | ".join((self.component, *map(megabytes, sizes), ratio, megabytes(theirs)))
 
 
-def apart(function: Callable[..., Any], *args: Any) -> Any:
-    """The function's result, from a process of its own."""
-    with ProcessPoolExecutor(1, _SPAWN) as pool:
-        return pool.submit(function, *args).result()
-
-
 def started(stack: ExitStack, serve: Callable[..., None], *args: Any) -> tuple[Any, Loaded]:
     """A process that waits to be asked, and what it held before; it ends with the stack."""
-    here, there = _SPAWN.Pipe()
-    process = _SPAWN.Process(target=serve, args=(there, *args))
+    here, there = SPAWN.Pipe()
+    process = SPAWN.Process(target=serve, args=(there, *args))
     process.start()
     there.close()
     stack.callback(process.join)
@@ -147,23 +139,8 @@ def ask(connection: Any) -> Round:
     return answer
 
 
-def folder(parent: str | Path, name: str) -> Path:
-    path = Path(parent) / name
-    path.mkdir()
-    return path
-
-
-def megabytes(count: int) -> str:
-    return f"{count / 1e6:,.0f}"
-
-
 def spread(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
-
-
-def print_table(title: str, header: str, rows: Sequence[str]) -> None:
-    print(f"{title}:\n\n| {header} |\n|---{'|---:' * header.count('|')}|")
-    print(*(f"| {row} |" for row in rows), sep="\n", end="\n\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from md_export.data import builtin_recipe
 from md_export.generation import pictures_of_artifacts
-from md_export.recipe import QuantScheme, Recipe, load_recipe
+from md_export.recipe import QuantScheme, Recipe
+from md_export.recipe_file import load_recipe
 from parity import Detector, sample
 from quantization import bits_a_weight, exported, figures
 

@@ -26,7 +26,8 @@ from md_export.data import builtin_recipe
 from md_export.parity.metrics import compare
 from md_export.parity.prepare import one_step
 from md_export.parity.rewritten import surface
-from md_export.recipe import Recipe, load_recipe
+from md_export.recipe import Recipe
+from md_export.recipe_file import load_recipe
 from md_export.rewrites import Consent, apply_rewrites
 from md_export.targets.contract import LoweringJob
 from md_export.tensors import Array, select

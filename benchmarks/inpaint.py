@@ -26,7 +26,7 @@ from md_export.data import builtin_recipe, nano_checkpoint
 from md_export.generation import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.inpainting import Given
 from md_export.pipeline import export
-from md_export.recipe import load_recipe
+from md_export.recipe_file import load_recipe
 
 TARGETS = {"Core ML fp16": "coreml", "TFLite fp16": "tflite", "ONNX fp16": "onnx"}
 SIBLINGS = nano_checkpoint() / "siblings"

@@ -22,7 +22,7 @@ from md_export.parity.npu.verify import NpuComponent, NpuVerification, verify_on
 from md_export.parity.prepare import golden_source
 from md_export.parity.recording import write_golden
 from md_export.pipeline import export
-from md_export.recipe import load_recipe
+from md_export.recipe_file import load_recipe
 from parity import Detector, sample
 
 PHONES = ("snapdragon-8-gen3", "snapdragon-8-elite")

@@ -17,18 +17,15 @@ It cannot be called onnx.py: a script's folder comes first on Python's path, and
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import tempfile
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Final
-
-import numpy as np
+from typing import Final
 
 import onnx_measure as measure
 from coreml_measure import reference
 from md_export.components import COMPONENTS
 from onnx_measure import OURS, THEIRS, Converted, Round, Subject
+from side_by_side import apart, latencies, spread, table, times_faster
 
 HEADER: Final = (
     "file",
@@ -42,44 +39,6 @@ HEADER: Final = (
     "SNR dB",
     "Core ML partitions",
 )
-_PROCESSES: Final = multiprocessing.get_context("spawn")
-
-
-def apart(function: Any, *arguments: object) -> Any:
-    """A call in a process of its own."""
-    with _PROCESSES.Pool(1) as pool:
-        return pool.apply(function, arguments)
-
-
-def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Markdown, figures to the right."""
-    lines = [header, ("---", *["---:"] * (len(header) - 1)), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def latencies(subject: Subject, files: dict[str, Path], rounds: int) -> dict[str, list[Round]]:
-    """Each file in a process of its own, one at a time, in turn; the first round warms up."""
-    servers: dict[str, tuple[Any, Connection]] = {}
-    for name, path in files.items():
-        ours, theirs = _PROCESSES.Pipe()
-        server = _PROCESSES.Process(target=measure.serve, args=(theirs, subject, path), daemon=True)
-        server.start()
-        servers[name] = (server, ours)
-    taken: dict[str, list[Round]] = {name: [] for name in files}
-    for _ in range(rounds + 1):
-        for name, (_, connection) in servers.items():
-            connection.send(True)
-            taken[name].append(connection.recv())
-    for server, connection in servers.values():
-        connection.send(False)
-        server.join()
-    return {name: got[1:] for name, got in taken.items()}
-
-
-def spread(seconds: list[float]) -> str:
-    """Median and quartiles in milliseconds."""
-    low, middle, high = np.quantile(seconds, (0.25, 0.5, 0.75)) * 1e3
-    return f"{middle:,.0f} ({low:,.0f} to {high:,.0f})"
 
 
 def row(name: str, made: Converted, runs: list[Round], snr: tuple[float, float], partitions: str) -> tuple[str, ...]:
@@ -95,17 +54,13 @@ def row(name: str, made: Converted, runs: list[Round], snr: tuple[float, float],
 def ratios(made: dict[str, Converted], runs: dict[str, list[Round]]) -> list[tuple[str, ...]]:
     """How many times faster another file is (medians of the rounds' own ratios), and what making it took."""
 
-    def ratio(slow: str, fast: str, field: str) -> str:
-        pairs = zip(runs[slow], runs[fast], strict=True)
-        return f"{np.median([getattr(a, field) / getattr(b, field) for a, b in pairs]):.2f}"
-
     def share(fast: str, slow: str, field: str) -> str:
         return f"{getattr(made[fast], field) / getattr(made[slow], field):.2f}"
 
     return [
         (
             f"{fast} against {slow}",
-            *(ratio(slow, fast, field) for field in ("wall", "cpu")),
+            *(times_faster(runs[slow], runs[fast], field) for field in ("wall", "cpu")),
             *(share(fast, slow, field) for field in ("bytes", "cpu_seconds", "peak_bytes")),
         )
         for fast, slow in measure.AGAINST
@@ -118,7 +73,7 @@ def component(name: str, small: bool, rounds: int, scratch: Path) -> None:
     expected = scratch / "expected.npy"
     apart(reference, subject, expected)
     made: dict[str, Converted] = {form: apart(measure.convert, subject, form, scratch) for form in (THEIRS, *OURS)}
-    runs = latencies(subject, {form: item.path for form, item in made.items()}, rounds)
+    runs = latencies(measure.serve, subject, {form: item.path for form, item in made.items()}, rounds)
     rows = []
     for form, item in made.items():
         snr = apart(measure.snr_db, subject, item.path, expected)

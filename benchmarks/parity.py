@@ -27,7 +27,8 @@ from md_export.calibration import CalibrationPlan, ObserverName
 from md_export.data import builtin_recipe, nano_checkpoint
 from md_export.generation import Request, pictures_of_artifacts, pictures_of_checkpoint
 from md_export.pipeline import export
-from md_export.recipe import Recipe, Tolerance, load_recipe
+from md_export.recipe import Recipe, Tolerance
+from md_export.recipe_file import load_recipe
 from md_export.targets import TARGETS
 
 sys.path.insert(0, str(nano_checkpoint()))

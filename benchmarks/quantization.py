@@ -22,15 +22,17 @@ from typing import Any
 import click
 import numpy as np
 
-from md_export.artifact import Manifest, artifact_path, read_manifest
+from md_export.artifact import artifact_path
 from md_export.checkpoint import open_checkpoint
 from md_export.data import builtin_recipe, nano_checkpoint
 from md_export.errors import ParityError
 from md_export.generation import pictures_of_artifacts
+from md_export.manifest import Manifest, read_manifest
 from md_export.parity.cases import inputs_of
 from md_export.parity.golden import read_golden
 from md_export.pipeline import export
-from md_export.recipe import Recipe, load_recipe
+from md_export.recipe import Recipe
+from md_export.recipe_file import load_recipe
 from md_export.targets import TARGETS
 from parity import Detector, sample
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import click
 import numpy as np
 
-from md_export.artifact import Manifest, read_manifest
 from md_export.data import nano_checkpoint
 from md_export.generation import pictures_of_artifacts
+from md_export.manifest import Manifest, read_manifest
 from md_export.search.budget import Budget
 from md_export.search.request import SearchRequest
 from md_export.search.run import ARTIFACTS, search

@@ -14,11 +14,9 @@ in software: minutes to an hour for a full-size UNet.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import tempfile
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -27,6 +25,7 @@ from coreml_measure import Subject, reference
 from md_export.components import COMPONENTS
 from md_export.errors import MissingExtraError
 from md_export.parity.metrics import compare
+from side_by_side import apart, latencies, spread, table, times_faster
 from tflite_measure import Converted, Round
 
 HEADER: Final = (
@@ -43,50 +42,12 @@ HEADER: Final = (
     "SNR dB",
     "GPU engine",
 )
-_PROCESSES: Final = multiprocessing.get_context("spawn")
-
-
-def apart(function: Any, *arguments: object) -> Any:
-    """A call in a process of its own."""
-    with _PROCESSES.Pool(1) as pool:
-        return pool.apply(function, arguments)
-
-
-def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Markdown, figures to the right."""
-    lines = [header, ("---", *["---:"] * (len(header) - 1)), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def latencies(subject: Subject, files: dict[str, Path], rounds: int) -> dict[str, list[Round]]:
-    """Each file in a process of its own, one at a time, in turn; the first round warms up."""
-    servers: dict[str, tuple[Any, Connection]] = {}
-    for name, path in files.items():
-        ours, theirs = _PROCESSES.Pipe()
-        server = _PROCESSES.Process(target=measure.serve, args=(theirs, subject, path), daemon=True)
-        server.start()
-        servers[name] = (server, ours)
-    taken: dict[str, list[Round]] = {name: [] for name in files}
-    for _ in range(rounds + 1):
-        for name, (_, connection) in servers.items():
-            connection.send(True)
-            taken[name].append(connection.recv())
-    for server, connection in servers.values():
-        connection.send(False)
-        server.join()
-    return {name: got[1:] for name, got in taken.items()}
-
-
-def spread(seconds: list[float]) -> str:
-    """Median and quartiles in milliseconds."""
-    low, middle, high = np.quantile(seconds, (0.25, 0.5, 0.75)) * 1e3
-    return f"{middle:,.0f} ({low:,.0f} to {high:,.0f})"
 
 
 def on_gpu(subject: Subject, path: Path, expected: Path | None) -> str:
     """What the engine says of the file; it is executed where an ``expected`` output is given."""
+    from md_export.gpu import execute_on_gpu
     from md_export.targets.tflite.gpu.log import read_log
-    from md_export.workers import execute_on_gpu
 
     try:
         run = execute_on_gpu(path, [measure.given(subject, path)] if expected else [], limit_s=7200)
@@ -117,13 +78,10 @@ def row(name: str, converted: Converted, runs: list[Round], snr: float, engine: 
 def ratios(runs: dict[str, list[Round]]) -> list[tuple[str, ...]]:
     """How many times faster than another file each of ours is: medians of the rounds' own ratios."""
 
-    def ratio(slow: str, fast: str, field: str) -> str:
-        pairs = zip(runs[slow], runs[fast], strict=True)
-        return f"{np.median([getattr(a, field) / getattr(b, field) for a, b in pairs]):.2f}"
-
     wanted = [(slow, fast) for fast, slow in measure.AGAINST if {slow, fast} <= set(runs)]
     return [
-        (f"{fast} against {slow}", *(ratio(slow, fast, field) for field in ("wall", "cpu"))) for slow, fast in wanted
+        (f"{fast} against {slow}", *(times_faster(runs[slow], runs[fast], field) for field in ("wall", "cpu")))
+        for slow, fast in wanted
     ]
 
 
@@ -135,7 +93,7 @@ def component(name: str, small: bool, gpu: bool, rounds: int, scratch: Path) -> 
     made: dict[str, Converted] = {}
     for form in measure.forms(name):
         made |= apart(measure.convert, subject, form, scratch)
-    runs = latencies(subject, {label: item.path for label, item in made.items()}, rounds)
+    runs = latencies(measure.serve, subject, {label: item.path for label, item in made.items()}, rounds)
     rows = []
     for label, item in made.items():
         snr = apart(measure.snr_db, subject, item.path, expected)

@@ -25,7 +25,7 @@ from md_export.data import builtin_recipe, nano_checkpoint
 from md_export.parity.golden import read_golden
 from md_export.parity.metrics import compare
 from md_export.parity.rewritten import Rewritten, rewritten
-from md_export.recipe import load_recipe
+from md_export.recipe_file import load_recipe
 
 # Terms added in float16 before float32 takes over; None for all of them.
 Block = int | None

@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 
 _PUBLIC: Final = {
     "export": "md_export.pipeline",
-    "load_recipe": "md_export.recipe",
+    "load_recipe": "md_export.recipe_file",
     "open_checkpoint": "md_export.checkpoint",
     "pictures_of_artifacts": "md_export.generation",
     "verify": "md_export.parity.verify",

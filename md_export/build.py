@@ -19,7 +19,8 @@ from md_export.parity.adjusted import adjust
 from md_export.parity.calibration import calibration_inputs
 from md_export.parity.golden import read_case, read_index
 from md_export.parity.rewritten import rewritten
-from md_export.recipe import Recipe, recipe_from_dict, recipe_to_dict
+from md_export.recipe import Recipe
+from md_export.recipe_file import recipe_from_dict, recipe_to_dict
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
 from md_export.tensors import TensorSpec

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from md_export.artifact import ArtifactEntry, Manifest, artifact_path, read_manifest
 from md_export.checkpoint import open_checkpoint
 from md_export.components.adapter import RESIDUAL
-from md_export.errors import ArtifactError, OutputError, UsageError
+from md_export.components.schedule import ScheduleConfig
+from md_export.denoising import start_of
+from md_export.errors import ArtifactError, UsageError
+from md_export.executing import walk
+from md_export.frames import Frame, frame_of
+from md_export.image_to_image import Entry, Start, enter
 from md_export.inpainting import Given, around_of, blend, cells_of, hide, nothing, with_around
-from md_export.layouts import layout_of
-from md_export.parity.chain import CHAIN, latent_of
+from md_export.names import ADAPTER, CONTROLNET
+from md_export.parity.chain import latent_of
 from md_export.parity.prepare import golden_source
+from md_export.parity.recording import GoldenSource
+from md_export.running import Export, open_to_run
 from md_export.sampler import SamplerPlan
-from md_export.sampling import Float32, draw_noise, only_output, picture_from, start_of, tokenize
-from md_export.tensors import Array, Arrays, select
-from md_export.workers import execute, walk
+from md_export.sampling import Float32, draw_noise, encode, picture_from, tokenize
+from md_export.tensors import Array, Arrays
 
 Request = tuple[str, int]
 
@@ -30,26 +34,28 @@ def pictures_of_artifacts(
     requests: Sequence[Request],
     given: Sequence[Given] | None = None,
     conditions: Sequence[Array] | None = None,
+    starts: Sequence[Start] | None = None,
 ) -> list[Float32]:
     """One ``[H, W, 3]`` picture in [0, 1] for each (prompt, seed), every component run by its target's runtime.
 
-    ``given``: for each, a picture of which what is not hidden is kept. ``conditions``: for each, what an adapter takes;
-    without them it adds nothing.
+    ``given``: for each, a picture of which what is not hidden is kept. ``conditions``: for each, what an adapter or a
+    ControlNet takes; without them it adds nothing. ``starts``: for each, a picture in place of noise alone; all with
+    the same strength.
 
     Raises:
         ArtifactError: the export lacks a component.
         RuntimeFault: an artifact does not run.
-        UsageError: its UNet takes many steps and cannot in-paint.
+        UsageError: its UNet takes many steps and cannot in-paint, or one step from noise alone.
     """
-    export = _open(out)
+    export = open_to_run(out)
     if given is None and export.inpaints:
         given = [nothing(export.image_side, export.image_side)] * len(requests)
     if given is not None and export.manifest.ddim is not None and not export.inpaints:
         raise UsageError(_NO_BLEND)
-    shape = export.entries["vae_decoder"].inputs[0].shape
-    noises = [draw_noise(seed, (1, *shape[1:])) for _, seed in requests]
-    residuals = _residuals(export, conditions, len(requests))
-    latents = _latents(export, [text for text, _ in requests], noises, given, residuals)
+    noises = [draw_noise(seed, export.latent_shape) for _, seed in requests]
+    if starts is not None:
+        export, noises = _from_pictures(export, starts, noises)
+    latents = _latents(export, [text for text, _ in requests], noises, given, conditions)
     if given is not None and not export.inpaints:
         kept = export.run("vae_encoder", [{"image": one.image} for one in given])
         latents = [
@@ -65,69 +71,45 @@ _NO_BLEND = (
 )
 
 
-_NO_ADAPTER = (
-    "this model takes no condition picture; give its checkpoint an adapter with md-export adapt CHECKPOINT --adapter "
-    "FOLDER, and use or export that"
-)
+def _from_pictures(export: Export, starts: Sequence[Start], noises: list[Float32]) -> tuple[Export, list[Float32]]:
+    """The export with the constants of what is left of its steps, and what these start from."""
+    manifest, strength = export.manifest, _strength(starts)
+    if manifest.ddim is None and strength < 1:
+        _check_timestep(export)
+    kept = export.run("vae_encoder", [{"image": one.image} for one in starts])
+    if manifest.schedule is None:
+        raise ArtifactError(f"{export.out} does not say how much noise a timestep has; export again with --encoder")
+    schedule = ScheduleConfig(
+        **dataclasses.asdict(manifest.schedule), prediction_type=manifest.one_step.prediction_type
+    )
+    entry = enter(schedule, manifest.one_step, manifest.ddim, strength)
+    entered = dataclasses.replace(manifest, one_step=entry.one_step, ddim=entry.ddim)
+    latents = [entry.noised(latent, noise) for latent, noise in zip(kept, noises, strict=True)]
+    return dataclasses.replace(export, manifest=entered), latents
 
 
-@dataclass(frozen=True)
-class _Export:
-    """An opened export and its artifacts by component."""
-
-    out: Path
-    manifest: Manifest
-    entries: dict[str, ArtifactEntry]
-
-    @property
-    def inpaints(self) -> bool:
-        """Whether its UNet takes a picture's latents beside the noise."""
-        return self.entries["unet"].inputs[0].shape[1] > self.entries["vae_decoder"].inputs[0].shape[1]
-
-    def check_adapter(self) -> None:
-        """Raise :class:`UsageError` where nothing takes a condition picture."""
-        if "t2i_adapter" not in self.entries:
-            raise UsageError(f"{self.out}: {_NO_ADAPTER}")
-
-    @property
-    def image_side(self) -> int:
-        """Of a picture, in pixels."""
-        return self.entries["vae_decoder"].outputs[0].shape[-1]
-
-    @property
-    def downscale(self) -> int:
-        """Pixels of a latent cell along a side."""
-        return self.image_side // self.entries["vae_decoder"].inputs[0].shape[-1]
-
-    def run(self, name: str, batches: Sequence[Arrays]) -> list[Array]:
-        """One output for each set of inputs, under our names."""
-        return [only_output(outputs) for outputs in self.outputs(name, batches)]
-
-    def outputs(self, name: str, batches: Sequence[Arrays]) -> Sequence[Arrays]:
-        """All outputs for each set of inputs."""
-        if name not in self.entries:
-            raise ArtifactError(f"{self.out} has no {name}; export it, too: md-export {self.manifest.target} --encoder")
-        entry = self.entries[name]
-        layout = layout_of(self.manifest.recipe)
-        chosen = [select(layout.pack(name, batch), entry.inputs) for batch in batches]
-        return execute(self.manifest.target, artifact_path(self.out, entry), chosen).outputs
+def _check_timestep(export: Export) -> None:
+    """Raise :class:`UsageError` where one step can begin nowhere but at the schedule's end."""
+    unet = export.entries["unet"]
+    if unet.outputs[0].name == "latent" or "timestep" not in {spec.name for spec in unet.inputs}:
+        raise UsageError(
+            f"{export.out}: its UNet holds the one timestep {export.manifest.one_step.timestep} (fold_timestep or "
+            "fold_x0), and a --strength below 1 starts at another; export without these rewrites"
+        )
 
 
-def _open(out: Path) -> _Export:
-    manifest = read_manifest(out)
-    entries = {entry.component: entry for entry in manifest.artifacts}
-    for name in CHAIN:
-        if name not in entries:
-            raise ArtifactError(f"{out} has no {name}; a picture needs all of {', '.join(CHAIN)}: export them all")
-    return _Export(out, manifest, entries)
+def _strength(starts: Sequence[Start]) -> float:
+    """That of all; they share their steps."""
+    (strength,) = {start.strength for start in starts}
+    return strength
 
 
 def _latents(
-    export: _Export,
+    export: Export,
     prompts: Sequence[str],
     noises: Sequence[Array],
     given: Sequence[Given] | None,
-    residuals: Sequence[Arrays],
+    conditions: Sequence[Array] | None,
 ) -> list[Array]:
     """What the decoder takes for each prompt, in one step or in many."""
     manifest, length = export.manifest, export.entries["text_encoder"].inputs[0].shape[1]
@@ -136,61 +118,57 @@ def _latents(
     hidden = export.run("text_encoder", ids)
     around = _around(export, given) if export.inpaints and given is not None else [None] * len(noises)
     if manifest.ddim is not None:
-        starts = [
-            start_of(noise, np.concatenate([hidden[0], text]), beside, added)
-            for noise, text, beside, added in zip(noises, hidden[1:], around, residuals, strict=True)
-        ]
-        return walk(manifest.target, artifact_path(export.out, export.entries["unet"]), starts, manifest.ddim).latents
+        pairs = [np.concatenate([hidden[0], text]) for text in hidden[1:]]
+        return _walked(export, noises, pairs, around, conditions)
     timestep = np.asarray([manifest.one_step.timestep], dtype=np.float32)
+    plain: list[Arrays] = [
+        {"sample": noise, "timestep": timestep, "encoder_hidden_states": text}
+        for noise, text in zip(noises, hidden, strict=True)
+    ]
     batches = [
-        {"sample": with_around(noise, beside), "timestep": timestep, "encoder_hidden_states": text, **added}
-        for noise, beside, text, added in zip(noises, around, hidden, residuals, strict=True)
+        {**one, "sample": with_around(one["sample"], beside), **added}
+        for one, beside, added in zip(plain, around, _residuals(export, conditions, plain), strict=True)
     ]
     outputs = export.run("unet", batches)
     return [latent_of(manifest, noise, made) for noise, made in zip(noises, outputs, strict=True)]
 
 
-def _residuals(export: _Export, conditions: Sequence[Array] | None, count: int) -> Sequence[Arrays]:
-    """What the UNet takes of an adapter for each picture."""
-    if conditions is not None:
-        export.check_adapter()
-        return export.outputs("t2i_adapter", [{"condition": condition} for condition in conditions])
-    taken = [spec for spec in export.entries["unet"].inputs if spec.name.startswith(RESIDUAL)]
-    return [{spec.name: spec.zeros()[:1] for spec in taken}] * count
+def _walked(
+    export: Export,
+    noises: Sequence[Array],
+    texts: Sequence[Array],
+    around: Sequence[Array | None],
+    conditions: Sequence[Array] | None,
+) -> list[Array]:
+    """As :func:`_latents`, in many steps."""
+    manifest = export.manifest
+    assert manifest.ddim is not None  # noqa: S101 (asked by whoever calls)
+    controls = conditions is not None and CONTROLNET in export.entries
+    added = [{}] * len(noises) if controls else _residuals(export, conditions, [{}] * len(noises))
+    seen = conditions if controls and conditions else [None] * len(noises)
+    starts = [start_of(*each) for each in zip(noises, texts, around, added, seen, strict=True)]
+    control = export.path(CONTROLNET) if controls else None
+    return walk(manifest.target, export.path("unet"), starts, manifest.ddim, control).latents
 
 
-def _around(export: _Export, given: Sequence[Given]) -> list[Array | None]:
+def _residuals(export: Export, conditions: Sequence[Array] | None, given: Sequence[Arrays]) -> Sequence[Arrays]:
+    """What is added to the UNet's maps for each picture; ``given``: what the UNet takes, and a ControlNet, too."""
+    if conditions is None:
+        taken = [spec for spec in export.entries["unet"].inputs if spec.name.startswith(RESIDUAL)]
+        return [{spec.name: spec.zeros()[:1] for spec in taken}] * len(given)
+    frame_of(export).require_condition()
+    name = ADAPTER if ADAPTER in export.entries else CONTROLNET
+    seen = [{**one, "condition": condition} for one, condition in zip(given, conditions, strict=True)]
+    return export.outputs(name, seen)
+
+
+def _around(export: Export, given: Sequence[Given]) -> list[Array | None]:
     """What a UNet that in-paints takes beside the noise."""
     shown = export.run("vae_encoder", [{"image": hide(one.image, one.mask)} for one in given])
     scale = export.manifest.one_step.scaling_factor
     return [
         around_of(cells_of(one.mask, export.downscale), latent, scale) for one, latent in zip(given, shown, strict=True)
     ]
-
-
-def side_of_artifacts(out: Path) -> int:
-    """Of the pictures that an export makes, in pixels; raises as :func:`pictures_of_artifacts`."""
-    return _open(out).image_side
-
-
-def side_of_checkpoint(checkpoint_dir: Path, size: int | None = None) -> int:
-    """Of the pictures that a checkpoint makes, in pixels."""
-    return open_checkpoint(checkpoint_dir).at(size).config.image_size
-
-
-def condition_shape_of_artifacts(out: Path) -> tuple[int, ...]:
-    """``[1, C, H, W]`` of the condition picture that an export takes; UsageError where it takes none."""
-    export = _open(out)
-    export.check_adapter()
-    return export.entries["t2i_adapter"].inputs[0].shape
-
-
-def condition_shape_of_checkpoint(checkpoint_dir: Path, size: int | None = None) -> tuple[int, ...]:
-    """``[1, C, H, W]`` of the condition picture that a checkpoint takes; UsageError where it takes none."""
-    config = open_checkpoint(checkpoint_dir).at(size).config
-    if config.adapter is None:
-        raise UsageError(f"{checkpoint_dir}: {_NO_ADAPTER}")
-    return (1, config.adapter.in_channels, config.image_size, config.image_size)
 
 
 def pictures_of_checkpoint(
@@ -200,10 +178,11 @@ def pictures_of_checkpoint(
     sampler: SamplerPlan | None = None,
     given: Sequence[Given] | None = None,
     conditions: Sequence[Array] | None = None,
+    starts: Sequence[Start] | None = None,
 ) -> list[Float32]:
     """One ``[H, W, 3]`` picture in [0, 1] for each (prompt, seed), computed by torch in float32.
 
-    ``given``: for each, a picture of which what is not hidden is kept. ``conditions``: for each, what an adapter takes.
+    ``given``, ``conditions``, ``starts``: as for :func:`pictures_of_artifacts`.
 
     Raises:
         UsageError: the checkpoint cannot make pictures of ``size`` pixels a side, or keep a part of one in many steps.
@@ -211,29 +190,20 @@ def pictures_of_checkpoint(
     checkpoint = open_checkpoint(checkpoint_dir).at(size)
     if given is not None and sampler is not None and not checkpoint.config.inpaints:
         raise UsageError(_NO_BLEND)
-    if conditions is not None and checkpoint.config.adapter is None:
-        raise UsageError(f"{checkpoint_dir}: {_NO_ADAPTER}")
+    if conditions is not None:
+        Frame(checkpoint_dir, checkpoint.config.image_size, checkpoint.config.condition_shape).require_condition()
     source, none = golden_source(checkpoint, sampler=sampler), [None] * len(requests)
+    noises: Sequence[Array | None] = none
+    if starts is not None:
+        entry = enter(checkpoint.config.schedule, source.one_step, source.ddim, _strength(starts))
+        source = dataclasses.replace(source, one_step=entry.one_step, ddim=entry.ddim)
+        noises = [_noised(source, entry, start, seed) for start, (_, seed) in zip(starts, requests, strict=True)]
     made = [
-        source.painted(*request, one, condition)
-        for request, one, condition in zip(requests, given or none, conditions or none, strict=True)
+        source.painted(*request, one, condition, noise)
+        for request, one, condition, noise in zip(requests, given or none, conditions or none, noises, strict=True)
     ]
     return [np.asarray(values.picture, dtype=np.float32) for values in made]
 
 
-def write_png(path: Path, picture: Float32) -> None:
-    """Write a ``[H, W, 3]`` picture in [0, 1] as PNG.
-
-    Raises:
-        OutputError: the picture holds NaN or Inf; a black file would hide it.
-    """
-    if not np.isfinite(picture).all():
-        raise OutputError("the picture holds NaN or Inf and was not written; run md-export verify on the artifacts")
-    if not path.parent.is_dir():
-        raise OutputError(f"{path.parent} does not exist; create it first")
-    Image.fromarray(to_bytes(picture)).save(path, format="PNG")
-
-
-def to_bytes(picture: Float32) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """[0, 1] → 0…255, rounded."""
-    return np.round(picture * 255.0).astype(np.uint8)
+def _noised(source: GoldenSource, entry: Entry, start: Start, seed: int) -> Float32:
+    return entry.noised(encode(source.runners, start.image), draw_noise(seed, source.latent_shape))

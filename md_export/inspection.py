@@ -97,7 +97,7 @@ _CONV_BLOCK: Final = re.compile(r"(^|\.)resnets\.\d+$")
 
 @dataclass(frozen=True)
 class Inspection:
-    """What :func:`inspect_config` finds; ``components`` in the order of COMPONENTS, then an adapter.
+    """What :func:`inspect_config` finds; ``components`` in the order of COMPONENTS, then an adapter or a ControlNet.
 
     ``family``: the architecture of :data:`PAPER` that a checkpoint of no name is compared with.
     """
@@ -132,9 +132,9 @@ class Inspection:
 def inspect_config(config: ModelConfig) -> Inspection:
     """Figures of every component of ``config``, computed on the meta device."""
     config.check()
-    adapter = () if config.adapter is None else (OPTIONAL["t2i_adapter"],)
+    steering = () if config.steering is None else (OPTIONAL[config.steering],)
     family = "md" if isinstance(config.unet, MDUNetConfig) else "sd15"
-    return Inspection(tuple(_figures(component, config) for component in (*COMPONENTS.values(), *adapter)), family)
+    return Inspection(tuple(_figures(component, config) for component in (*COMPONENTS.values(), *steering)), family)
 
 
 def _figures(component: Component, config: ModelConfig) -> ComponentFigures:

@@ -19,19 +19,10 @@ from typing import Any, Final, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from md_export.artifact import (
-    JOIN,
-    ArtifactEntry,
-    Manifest,
-    artifact_path,
-    bytes_of_artifact,
-    first_finding,
-    read_manifest,
-    sha256_of_artifact,
-    write_manifest,
-)
+from md_export.artifact import ArtifactEntry, artifact_path, bytes_of_artifact, sha256_of_artifact
 from md_export.errors import ArtifactError, ConversionError, ParityError, UsageError
 from md_export.files import bytes_of, is_plain_name, read_regular, staging
+from md_export.manifest import JOIN, Manifest, first_finding, read_manifest, write_manifest
 from md_export.matrix.check import Checked, check_export
 from md_export.parity.verify import VerifyResult, verify
 from md_export.pipeline import with_parity

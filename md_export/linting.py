@@ -11,16 +11,18 @@ from typing import Final
 
 from pydantic import TypeAdapter
 
-from md_export.artifact import GOLDEN_FOLDER, MANIFEST, ArtifactEntry, Manifest, artifact_path, read_manifest
+from md_export.artifact import GOLDEN_FOLDER, ArtifactEntry, artifact_path
 from md_export.errors import ArtifactError, UsageError
+from md_export.executing import save_batches
+from md_export.manifest import MANIFEST, Manifest, read_manifest
 from md_export.npz import read_npz
-from md_export.parity.cases import golden_cases
+from md_export.parity.cases import golden_inputs
 from md_export.parity.golden import INDEX, read_golden
 from md_export.targets import TARGETS, Target, target_of
 from md_export.targets.advice import LintReport
 from md_export.targets.bounds import judged
 from md_export.tensors import Arrays
-from md_export.workers import call_worker, save_batches
+from md_export.workers import call_worker
 
 _REPORT: Final = TypeAdapter(LintReport)
 # Of the recipes that store weights in float16: what float16 arithmetic may cost where nothing stricter can be met.
@@ -88,5 +90,4 @@ def _golden_inputs(out: Path, manifest: Manifest, entry: ArtifactEntry) -> list[
     """Of every golden case that lies in the export; none where there is no such folder."""
     if not (out / GOLDEN_FOLDER / INDEX).is_file():
         return []
-    inputs, _ = golden_cases(manifest.recipe, entry, read_golden(out / GOLDEN_FOLDER).cases)
-    return inputs
+    return golden_inputs(manifest.recipe, entry, read_golden(out / GOLDEN_FOLDER).cases)

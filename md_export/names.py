@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, Literal, get_args
 
-ComponentName = Literal["text_encoder", "vae_encoder", "t2i_adapter", "unet", "vae_decoder"]
+ComponentName = Literal["text_encoder", "vae_encoder", "t2i_adapter", "controlnet", "unet", "vae_decoder"]
 # In which they run, and stand in an export.
 ORDER: Final[tuple[ComponentName, ...]] = get_args(ComponentName)
 # Those that a checkpoint may have, each with the one whose scheme, tolerance and costs are meant for it, too.
-OPTIONAL_NAMES: Final[Mapping[str, str]] = {"vae_encoder": "vae_decoder", "t2i_adapter": "unet"}
+OPTIONAL_NAMES: Final[Mapping[str, str]] = {"vae_encoder": "vae_decoder", "t2i_adapter": "unet", "controlnet": "unet"}
+# Those of them that steer the UNet by a condition picture: the one looks at the picture alone, the other at what the
+# UNet takes, too.
+ADAPTER: Final = "t2i_adapter"
+CONTROLNET: Final = "controlnet"
 # Those that every checkpoint has.
 COMPONENT_NAMES: Final = tuple(name for name in ORDER if name not in OPTIONAL_NAMES)

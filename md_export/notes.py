@@ -22,7 +22,7 @@ def notes_of(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
     ``image_scale``, ``image_offset``
         picture = image · scale + offset, clipped to [0, 1].
     ``condition_shape``
-        ``1,C,H,W`` of the picture in [0, 1] that the adapter takes; only where there is one.
+        ``1,C,H,W`` of the picture in [0, 1] that the adapter or the ControlNet takes; only where there is one.
     ``text_length``, ``bos_token_id``, ``eos_token_id``, ``pad_token_id``
         token ids are bos, the prompt's (cut to fit), eos, and pad up to the length.
 
@@ -49,8 +49,8 @@ def notes_of(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
         "eos_token_id": str(end),
         "pad_token_id": str(padding[-1] if padding else end),
     }
-    if config.adapter is not None:
-        shared["condition_shape"] = f"1,{config.adapter.in_channels},{config.image_size},{config.image_size}"
+    if config.condition_shape is not None:
+        shared["condition_shape"] = ",".join(str(size) for size in config.condition_shape)
     return {name: {"source_sha256": checkpoint.source_sha256(name)} | shared for name in ALL_COMPONENTS}
 
 

@@ -8,15 +8,16 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from md_export.artifact import ArtifactEntry, NpuContext, artifact_path, context_path, files_of_context
-from md_export.errors import ConversionError, MissingExtraError
+from md_export.errors import ConversionError, MissingExtraError, RuntimeFault
+from md_export.executing import load_batches, save_batches
 from md_export.memory import installed_bytes
 from md_export.socs import SOCS, Soc
 from md_export.targets.onnx.npu.refused import RefusedOp
 from md_export.tensors import Array, Arrays
-from md_export.workers import load_batches, run_worker, save_batches
+from md_export.workers import call_worker, run_worker
 
 # Refused nodes that a one-line error spells out.
 _SPELLED_OUT: Final = 3
@@ -56,6 +57,32 @@ class NpuExecution:
     peak_bytes: int = 0
 
 
+@dataclass(frozen=True)
+class NpuTrial:
+    """A graph compiled and executed, and the same by the CPU.
+
+    Attributes:
+        outputs: what the simulator made of each set of inputs; none where it failed.
+        wanted: what the CPU made.
+        refused: nodes that only the CPU would compute.
+        failure: why it failed otherwise.
+        nodes: that the NPU has, if it has all.
+        context_bytes: of what the compiler made.
+        compile_seconds, run_seconds: the second of all executions.
+        peak_bytes: most memory that all of it held.
+    """
+
+    outputs: list[dict[str, Array]]
+    wanted: list[dict[str, Array]]
+    refused: tuple[RefusedOp, ...]
+    failure: str | None
+    nodes: int
+    context_bytes: int
+    compile_seconds: float
+    run_seconds: float
+    peak_bytes: int
+
+
 def require_qnn() -> None:
     """Raise :class:`MissingExtraError` where Qualcomm's backend is not installed. Imports nothing."""
     if importlib.util.find_spec("onnxruntime_qnn") is None:
@@ -73,7 +100,7 @@ def compile_for_npu(graph: Path, soc: Soc, context: Path, limits: NpuLimits) -> 
     answer = ended.answer or {"message": ended.death}
     if "message" in answer:
         return Compilation(None, failure=answer["message"])
-    refused = tuple(RefusedOp(**{**op, "modules": tuple(op["modules"])}) for op in answer["refused"])
+    refused = _refused(answer)
     if refused:
         return Compilation(None, refused)
     size = sum(path.stat().st_size for path in files_of_context(context))
@@ -92,6 +119,50 @@ def execute_on_npu(graph: Path, soc: Soc, context: Path, batches: Sequence[Array
         if "message" in answer:
             return NpuExecution([], answer["message"], peak_bytes=ended.peak_bytes)
         return NpuExecution(load_batches(made), None, answer["run_seconds"], ended.peak_bytes)
+
+
+def cut_for_npu(graph: Path, blocks: int, folder: Path) -> list[dict[str, Any]]:
+    """Write a saved graph in blocks: fields of :class:`md_export.targets.onnx.npu.cut.CutBlock` for each.
+
+    Raises:
+        RuntimeFault: it cannot be cut.
+    """
+    request = {"path": str(graph), "blocks": blocks, "folder": str(folder)}
+    found: list[dict[str, Any]] = call_worker("cut_for_npu", request, RuntimeFault, graph.name)["blocks"]
+    return found
+
+
+def try_on_npu(graph: Path, exact: Path, soc: Soc, batches: Sequence[Arrays], limits: NpuLimits) -> NpuTrial:
+    """Compile ``graph``, run it on each set of inputs, and ``exact`` on the CPU; whatever the NPU does is a result.
+
+    Raises:
+        RuntimeFault: the CPU does not run ``exact``.
+    """
+    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
+        files = {name: str(Path(scratch) / f"{name}.safetensors") for name in ("inputs", "outputs", "wanted")}
+        save_batches(batches, Path(files["inputs"]))
+        request = {"path": str(graph), "exact": str(exact), "soc": dataclasses.asdict(soc), "folder": scratch}
+        ended = run_worker("try_on_npu", {**request, **files}, limits.seconds, limits.most_bytes)
+        answer = ended.answer or {"message": ended.death}
+        if not Path(files["wanted"]).is_file():
+            raise RuntimeFault(f"{graph.name} on the CPU: {answer['message']}")
+        wanted, made = load_batches(Path(files["wanted"])), Path(files["outputs"])
+        outputs = load_batches(made) if made.is_file() else []
+        return NpuTrial(
+            outputs=outputs,
+            wanted=wanted,
+            refused=_refused(answer),
+            failure=answer.get("message"),
+            nodes=answer.get("nodes", 0),
+            context_bytes=answer.get("bytes", 0),
+            compile_seconds=answer.get("seconds", 0.0),
+            run_seconds=answer.get("run_seconds", 0.0),
+            peak_bytes=ended.peak_bytes,
+        )
+
+
+def _refused(answer: dict[str, Any]) -> tuple[RefusedOp, ...]:
+    return tuple(RefusedOp(**{**op, "modules": tuple(op["modules"])}) for op in answer.get("refused", ()))
 
 
 def compile_contexts(

@@ -1,4 +1,4 @@
-"""Picture files that a user gives, checked before anything is computed."""
+"""Picture files: those that a user gives, checked before anything is computed, and those that are made."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from md_export.errors import UsageError
-from md_export.inpainting import Given
+from md_export.errors import OutputError, UsageError
+from md_export.image_to_image import Start
+from md_export.inpainting import Float32, Given
 from md_export.tensors import Array
 
+_COLOURS: Final = (("RGB",), "a picture in colour without transparency")
 _FORMATS: Final = ("PNG", "JPEG")
 # Of a mask, as Stable Diffusion's pipelines read it: white is painted anew.
 _WHITE: Final = 128
@@ -24,13 +26,17 @@ def read_given(picture: Path, mask: Path, size: int) -> Given:
     Raises:
         UsageError: a file cannot be read, has another size, or colours where none can be; or the mask hides nothing.
     """
-    colours = _read(picture, size, ("RGB",), "a picture in colour without transparency")
+    image = _image(_read(picture, size, *_COLOURS))
     hidden = _read(mask, size, ("L", "1"), "a mask of black, which stays, and white, which is painted anew")
-    image = colours.astype(np.float32).transpose(2, 0, 1)[None] / np.float32(127.5) - np.float32(1)
     cover = (hidden >= _WHITE).astype(np.float32)[None, None]
     if not cover.any():
         raise UsageError(f"{mask} is black everywhere, so nothing would be painted; make white what shall be anew")
-    return Given(np.ascontiguousarray(image), cover)
+    return Given(image, cover)
+
+
+def read_start(picture: Path, strength: float, size: int) -> Start:
+    """A picture of ``size`` pixels a side to start from; raises as :func:`read_given`."""
+    return Start(_image(_read(picture, size, *_COLOURS)), strength)
 
 
 def read_condition(path: Path, shape: tuple[int, ...]) -> Array:
@@ -42,6 +48,12 @@ def read_condition(path: Path, shape: tuple[int, ...]) -> Array:
     modes, what = (("L", "1"), "picture of grey values") if shape[1] == 1 else (("RGB",), "picture in colour")
     pixels = _read(path, shape[-1], modes, what).astype(np.float32) / np.float32(255)
     return np.ascontiguousarray(pixels.reshape(*shape[2:], shape[1]).transpose(2, 0, 1)[None])
+
+
+def _image(colours: NDArray[np.uint8]) -> Float32:
+    """Of pixels ``[H, W, 3]``: ``[1, 3, H, W]`` in [-1, 1]."""
+    image = colours.astype(np.float32).transpose(2, 0, 1)[None] / np.float32(127.5) - np.float32(1)
+    return np.ascontiguousarray(image)
 
 
 def _read(path: Path, size: int, modes: tuple[str, ...], what: str) -> NDArray[np.uint8]:
@@ -59,3 +71,21 @@ def _read(path: Path, size: int, modes: tuple[str, ...], what: str) -> NDArray[n
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise UsageError(f"{path} cannot be read as PNG or JPEG: {error}; save it again") from error
     return np.asarray(pixels, np.uint8)
+
+
+def write_png(path: Path, picture: Float32) -> None:
+    """Write a ``[H, W, 3]`` picture in [0, 1] as PNG.
+
+    Raises:
+        OutputError: the picture holds NaN or Inf; a black file would hide it.
+    """
+    if not np.isfinite(picture).all():
+        raise OutputError("the picture holds NaN or Inf and was not written; run md-export verify on the artifacts")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path.parent} does not exist; create it first")
+    Image.fromarray(to_bytes(picture)).save(path, format="PNG")
+
+
+def to_bytes(picture: Float32) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """[0, 1] → 0…255, rounded."""
+    return np.round(picture * 255.0).astype(np.uint8)

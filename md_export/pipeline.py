@@ -8,29 +8,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 from md_export import __version__
-from md_export.artifact import (
-    GOLDEN_FOLDER,
-    SCHEMA,
-    ArtifactEntry,
-    Drift,
-    Manifest,
-    entry_from_dict,
-    files_beside,
-    write_manifest,
-)
+from md_export.artifact import GOLDEN_FOLDER, ArtifactEntry, entry_from_dict
 from md_export.build import BuildStep
 from md_export.checkpoint import Checkpoint, open_checkpoint
 from md_export.checkpoint.lora.source import adapted
 from md_export.errors import ConversionError, ParityError
 from md_export.files import refuse_existing, require_space, staging
 from md_export.layouts import layout_of
+from md_export.manifest import SCHEMA, Drift, Manifest, files_beside, write_manifest
 from md_export.notes import notes_of, steps_notes
 from md_export.npu import compile_contexts
 from md_export.parity.calibration import calibration_cases
 from md_export.parity.fusing import added_loras
 from md_export.parity.golden import read_golden
 from md_export.parity.hops import explain
-from md_export.parity.prepare import ddim_of, one_step, prepare_golden
+from md_export.parity.prepare import ddim_of, one_step, prepare_golden, schedule_of
 from md_export.parity.verify import VerifyResult, verify
 from md_export.recipe import Recipe
 from md_export.rewrites import find_rewrite
@@ -143,6 +135,7 @@ def _manifest(
         checkpoint_files=checkpoint.file_hashes(),
         ddim=ddim_of(checkpoint.config, recipe.sampler),
         loras=added_loras(checkpoint),
+        schedule=schedule_of(checkpoint.config) if "vae_encoder" in recipe.components else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""Many steps instead of one: what a recipe asks for, and what an app needs to take them."""
+"""One step, or many: what a recipe asks for, and what an app needs to take them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from md_export.errors import RecipeError
 
 _FORBID: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _MOST_STEPS: Final = 1000
+_MOST_TIMESTEPS: Final = 100_000
 _LARGEST_GUIDANCE: Final = 100.0
 # Stable Diffusion's.
 USUAL_GUIDANCE: Final = 7.5
@@ -18,6 +19,34 @@ USUAL_GUIDANCE: Final = 7.5
 _RECORDED: Final = 4
 # Right at the one timestep that they were folded for.
 OF_ONE_STEP: Final = ("fold_timestep", "fold_x0")
+
+
+@dataclass(frozen=True)
+class OneStep:
+    """What an app needs to run the artifacts: x0 = a·x_T + b·output at ``timestep``; decode x0 / scaling_factor."""
+
+    timestep: int
+    a: float
+    b: float
+    scaling_factor: float
+    prediction_type: str
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """What the noise of every timestep follows from, as in ``scheduler_config.json``: where to start from a picture."""
+
+    __pydantic_config__ = _FORBID
+
+    num_train_timesteps: int
+    beta_start: float
+    beta_end: float
+    beta_schedule: Literal["linear", "scaled_linear"]
+
+    def __post_init__(self) -> None:
+        # Of a file that anybody may have written.
+        if not 1 <= self.num_train_timesteps <= _MOST_TIMESTEPS or not 0 < self.beta_start <= self.beta_end < 1:
+            raise ValueError(f"no schedule: {self}")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from DDIM with classifier-free guidance, as the paper's model does before it lea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,17 +16,30 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from md_export.artifact import OneStep
+from md_export.denoising import Control, denoise, start_of
 from md_export.errors import CheckpointError
 from md_export.inpainting import with_around
+from md_export.names import ADAPTER, CONTROLNET
 from md_export.quiet import import_quietly
-from md_export.sampler import Ddim, DdimStep
+from md_export.sampler import Ddim, OneStep
 from md_export.targets.contract import Runner
 from md_export.tensors import Array, Arrays
 
 Float32 = NDArray[np.float32]
-# Several sets of a UNet's inputs → its output for each.
-Calls = Callable[[Sequence[Arrays]], Sequence[Array]]
+_OF_EVERY_UNET = ("sample", "timestep", "encoder_hidden_states")
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What steers the UNet: a condition picture ``[1, C, H, W]`` in [0, 1], and the component that takes it."""
+
+    component: str
+    condition: Array
+
+    @property
+    def once(self) -> bool:
+        """Whether the picture is all that the component looks at, so that one call serves all steps."""
+        return self.component == ADAPTER
 
 
 @dataclass(frozen=True)
@@ -42,7 +55,8 @@ class Generation:
     ``[1, C, h, w]`` the mean that it gave. ``around`` ``[1, C + 1, h, w]``: what an in-painting UNet took beside
     ``sample`` (see :mod:`md_export.inpainting`).
 
-    ``condition``: the picture that an adapter took, and ``residuals`` what it gave, the outermost first.
+    ``condition``: the picture that an adapter or a ControlNet took, and ``residuals`` what it gave, the outermost
+    first; what a ControlNet gave in many steps is ``[2·N, …]``, as ``unet_output``.
     """
 
     input_ids: Array
@@ -115,9 +129,15 @@ def encode(runners: Mapping[str, Runner], image: Array) -> Array:
     return only_output(runners["vae_encoder"].run({"image": image}))
 
 
-def residuals_of(runners: Mapping[str, Runner], condition: Array | None) -> dict[str, Array]:
-    """What an adapter makes of a condition picture, by the names of the UNet's inputs; nothing of none."""
-    return {} if condition is None else dict(runners["t2i_adapter"].run({"condition": condition}))
+def residuals_of(runners: Mapping[str, Runner], steering: Steering | None, given: Arrays) -> dict[str, Array]:
+    """What is added to the UNet's maps, by the names of its inputs; nothing without a condition.
+
+    ``given``: what the UNet takes, which a ControlNet takes, too.
+    """
+    if steering is None:
+        return {}
+    others = {} if steering.once else given
+    return dict(runners[steering.component].run({**others, "condition": steering.condition}))
 
 
 def generate(
@@ -126,19 +146,18 @@ def generate(
     noise: Array,
     step: OneStep,
     around: Array | None = None,
-    condition: Array | None = None,
+    steering: Steering | None = None,
 ) -> Generation:
-    """Run the components one after the other; ``around``: for a UNet that in-paints, ``condition``: for an adapter."""
-    residuals = residuals_of(runners, condition)
+    """Run the components one after the other; ``around``: for a UNet that in-paints, ``steering``: for one steered."""
     timestep = np.asarray([step.timestep], dtype=np.float32)
     hidden = only_output(runners["text_encoder"].run({"input_ids": input_ids}))
-    sample = with_around(noise, around)
-    given = {"sample": sample, "timestep": timestep, "encoder_hidden_states": hidden, **residuals}
-    output = only_output(runners["unet"].run(given))
+    given = {"sample": noise, "timestep": timestep, "encoder_hidden_states": hidden}
+    residuals = residuals_of(runners, steering, given)
+    output = only_output(runners["unet"].run({**given, "sample": with_around(noise, around), **residuals}))
     latent = latent_from(noise, output, step)
     image = only_output(runners["vae_decoder"].run({"latent": latent}))
     made = hidden, output, latent, image, picture_from(image)
-    added = tuple(residuals.values())
+    added, condition = tuple(residuals.values()), None if steering is None else steering.condition
     return Generation(input_ids, noise, timestep, *made, around=around, condition=condition, residuals=added)
 
 
@@ -148,10 +167,12 @@ def generate_in_steps(
     noise: Array,
     ddim: Ddim,
     around: Array | None = None,
-    condition: Array | None = None,
+    steering: Steering | None = None,
 ) -> Generation:
     """As :func:`generate`, in many steps; ``input_ids`` ``[2, L]``: of the empty prompt, and of the prompt."""
-    residuals = residuals_of(runners, condition)
+    condition = None if steering is None else steering.condition
+    once = residuals_of(runners, steering, {}) if steering and steering.once else {}
+    control = None if steering is None or steering.once else _control_of(runners)
     rows = [only_output(runners["text_encoder"].run({"input_ids": row[None]})) for row in input_ids]
     hidden, taken = np.concatenate(rows), list[tuple[Arrays, Array]]()
 
@@ -160,7 +181,8 @@ def generate_in_steps(
         taken.extend(zip(batches, made, strict=True))
         return made
 
-    (latent,) = denoise(calls, [start_of(noise, hidden, around, residuals)], ddim)
+    start = start_of(noise, hidden, around, once, condition if control else None)
+    (latent,) = denoise(calls, [start], ddim, control)
     image = only_output(runners["vae_decoder"].run({"latent": latent}))
     kept = [taken[place] for place in ddim.recorded]
     return Generation(
@@ -175,52 +197,18 @@ def generate_in_steps(
         sample=np.concatenate([given["sample"][:1, : noise.shape[1]] for given, _ in kept]),
         around=around,
         condition=condition,
-        residuals=tuple(residuals.values()),
+        residuals=tuple(once.values()) or _of_each_call([given for given, _ in kept]),
     )
 
 
-def start_of(
-    noise: Array, texts: Array, around: Array | None = None, residuals: Mapping[str, Array] | None = None
-) -> dict[str, Array]:
-    """What :func:`denoise` starts from: noise ``[1, C, h, w]``, ``[2, L, D]`` of the empty prompt and of the prompt.
-
-    ``residuals`` are an adapter's, and the same for both.
-    """
-    start = {"sample": noise, "encoder_hidden_states": texts}
-    start |= {name: np.repeat(value, 2, axis=0) for name, value in (residuals or {}).items()}
-    return start if around is None else {**start, "around": around}
+def _control_of(runners: Mapping[str, Runner]) -> Control:
+    return lambda batches: [dict(runners[CONTROLNET].run(batch)) for batch in batches]
 
 
-def denoise(calls: Calls, starts: Sequence[Arrays], ddim: Ddim) -> list[Float32]:
-    """From noise to the decoder's input in all steps, several pictures side by side.
-
-    Args:
-        calls: runs the UNet on sets of its inputs.
-        starts: for each picture ``sample``, the noise ``[1, C, h, w]``, and ``encoder_hidden_states`` ``[2, L, D]`` of
-            the empty prompt and of the prompt; for in-painting ``around``, and an adapter's residuals ``[2, …]``.
-        ddim: the steps.
-
-    Returns:
-        One latent ``[1, C, h, w]`` for each.
-    """
-    places = [start["sample"].astype(np.float32) for start in starts]
-    for step in ddim.steps:
-        batches = [_inputs(x, step, start) for x, start in zip(places, starts, strict=True)]
-        outputs = calls(batches)
-        places = [_after(x, output, step, ddim.guidance) for x, output in zip(places, outputs, strict=True)]
-    return [(x / np.float32(ddim.scaling_factor)).astype(np.float32) for x in places]
-
-
-def _inputs(x: Float32, step: DdimStep, start: Arrays) -> dict[str, Array]:
-    timestep = np.asarray([step.timestep], dtype=np.float32)
-    others = {name: value for name, value in start.items() if name not in ("sample", "around")}
-    return {"sample": with_around(np.concatenate([x, x]), start.get("around")), "timestep": timestep, **others}
-
-
-def _after(x: Float32, output: Array, step: DdimStep, guidance: float) -> Float32:
-    without, with_prompt = output.astype(np.float32)[:1], output.astype(np.float32)[1:]
-    guided = without + np.float32(guidance) * (with_prompt - without)
-    return (np.float32(step.a) * x + np.float32(step.b) * guided).astype(np.float32)
+def _of_each_call(batches: Sequence[Arrays]) -> tuple[Array, ...]:
+    """What a ControlNet gave for some calls of the UNet, which took it; nothing where there is none."""
+    names = [name for name in batches[0] if name not in _OF_EVERY_UNET]
+    return tuple(np.concatenate([batch[name] for batch in batches]) for name in names)
 
 
 def only_output(outputs: Mapping[str, Array]) -> Array:

@@ -25,9 +25,9 @@ def execute(request: dict[str, Any]) -> dict[str, Any]:
     """Run one artifact on batches of inputs; outputs go to the named file, the answer is what was found inside."""
     import dataclasses
 
+    from md_export.executing import load_batches, save_batches
     from md_export.targets import TARGETS
     from md_export.targets.contract import WatchedRunner
-    from md_export.workers import load_batches, save_batches
 
     target = TARGETS[request["target"]].open()
     options = {} if request["runtime"] is None else {"runtime": request["runtime"]}
@@ -38,26 +38,30 @@ def execute(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def walk(request: dict[str, Any]) -> dict[str, Any]:
-    """Take all steps of some pictures with a UNet's artifact; latents go to the named file."""
+    """Take all steps of some pictures with a UNet's artifact, and a ControlNet's if named; latents go to a file."""
+    from md_export.denoising import denoise
+    from md_export.executing import load_batches, save_batches
     from md_export.sampler import ddim_from_dict
-    from md_export.sampling import denoise, only_output
+    from md_export.sampling import only_output
     from md_export.targets import TARGETS
     from md_export.targets.contract import WatchedRunner
-    from md_export.workers import load_batches, save_batches
 
-    runner = TARGETS[request["target"]].open().load(Path(request["path"]))
+    paths = [Path(request[name]) for name in ("path", "control") if name in request]
+    runner, *controls = (TARGETS[request["target"]].open().load(path) for path in paths)
+    control = (lambda batches: [controls[0].run(batch) for batch in batches]) if controls else None
     starts, ddim = load_batches(Path(request["inputs"])), ddim_from_dict(request["ddim"])
-    latents = denoise(lambda batches: [only_output(runner.run(batch)) for batch in batches], starts, ddim)
+    latents = denoise(lambda batches: [only_output(runner.run(batch)) for batch in batches], starts, ddim, control)
     save_batches([{"latent": latent} for latent in latents], Path(request["outputs"]))
-    return {"hazards": list(runner.hazards()) if isinstance(runner, WatchedRunner) else []}
+    watched = [one for one in (runner, *controls) if isinstance(one, WatchedRunner)]
+    return {"hazards": [line for one in watched for line in one.hazards()]}
 
 
 def lint(request: dict[str, Any]) -> dict[str, Any]:
     """Advise on one artifact; with inputs, run it and answer with float16 hazards too."""
     import dataclasses
 
+    from md_export.executing import load_batches
     from md_export.targets import TARGETS
-    from md_export.workers import load_batches
 
     target = TARGETS[request["target"]].open()
     batches = load_batches(Path(request["inputs"])) if request["inputs"] else []
@@ -118,10 +122,10 @@ def contract(request: dict[str, Any]) -> dict[str, Any]:
 
 def execute_on_gpu(request: dict[str, Any]) -> dict[str, Any]:
     """Run a .tflite file, or its first ops beside XNNPACK's answer, on LiteRT's GPU engine."""
+    from md_export.executing import load_batches, save_batches
     from md_export.targets.tflite.gpu.engine import run_on_gpu
     from md_export.targets.tflite.gpu.prefix import write_prefix
     from md_export.targets.tflite.run import load
-    from md_export.workers import load_batches, save_batches
 
     path, batches = Path(request["path"]), load_batches(Path(request["inputs"]))
     if request["ops"] is not None:
@@ -148,16 +152,50 @@ def compile_for_npu(request: dict[str, Any]) -> dict[str, Any]:
 
 def execute_on_npu(request: dict[str, Any]) -> dict[str, Any]:
     """Run a compiled graph on batches of inputs in the NPU's simulator; outputs go to the named file."""
+    from md_export.executing import load_batches, save_batches
     from md_export.socs import Soc
     from md_export.targets.onnx.npu.context import check_context
     from md_export.targets.onnx.npu.engine import run_on_npu
-    from md_export.workers import load_batches, save_batches
 
     soc, context = Soc(**request["soc"]), Path(request["context"])
     check_context(context, Path(request["path"]), soc)
     run = run_on_npu(context, soc, load_batches(Path(request["inputs"])))
     save_batches(run.outputs, Path(request["outputs"]))
     return {"load_seconds": run.load_seconds, "run_seconds": run.run_seconds}
+
+
+def cut_for_npu(request: dict[str, Any]) -> dict[str, Any]:
+    """Cut an ONNX graph into blocks between torch modules, each a file in the named folder; answers with them."""
+    import dataclasses
+
+    from md_export.targets.onnx.npu.cut import cut
+
+    blocks = cut(Path(request["path"]), request["blocks"], Path(request["folder"]))
+    return {"blocks": [dataclasses.asdict(block) for block in blocks]}
+
+
+def try_on_npu(request: dict[str, Any]) -> dict[str, Any]:
+    """Run a graph on the CPU, compile it for a chip's NPU and run that; outputs of both go to the named files."""
+    import dataclasses
+
+    from md_export.artifact import files_of_context
+    from md_export.executing import load_batches, save_batches
+    from md_export.socs import Soc
+    from md_export.targets.onnx.npu.context import compile_context
+    from md_export.targets.onnx.npu.engine import run_on_npu
+    from md_export.targets.onnx.run import UNOPTIMIZED, load
+
+    soc, path, batches = Soc(**request["soc"]), Path(request["path"]), load_batches(Path(request["inputs"]))
+    exact = load(Path(request["exact"]), UNOPTIMIZED)
+    save_batches([exact.run(batch) for batch in batches], Path(request["wanted"]))
+    context = Path(request["folder"]) / path.name
+    compiled = compile_context(path, soc, context)
+    if compiled.refused:
+        return dataclasses.asdict(compiled)
+    run = run_on_npu(context, soc, batches)
+    save_batches(run.outputs, Path(request["outputs"]))
+    size = sum(file.stat().st_size for file in files_of_context(context))
+    return dataclasses.asdict(compiled) | {"bytes": size, "run_seconds": run.run_seconds}
 
 
 def plan(request: dict[str, Any]) -> dict[str, Any]:
@@ -232,6 +270,7 @@ TASKS: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "execute": execute,
     "join": join,
     "split": split,
+    "cut_for_npu": cut_for_npu,
     "execute_on_gpu": execute_on_gpu,
     "execute_on_npu": execute_on_npu,
     "lint": lint,
@@ -239,6 +278,7 @@ TASKS: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "step": step,
     "self_test": self_test,
     "compile_for_npu": compile_for_npu,
+    "try_on_npu": try_on_npu,
     "contract": contract,
     "costs": costs,
     "rewritten": rewritten,

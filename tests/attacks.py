@@ -97,20 +97,20 @@ def golden(folder: Path) -> None:
 
 
 def manifest(folder: Path) -> None:
-    from md_export.artifact import read_manifest
+    from md_export.manifest import read_manifest
 
     read_manifest(folder)
 
 
 def recipe(folder: Path) -> None:
-    from md_export.recipe import load_recipe
+    from md_export.recipe_file import load_recipe
 
     load_recipe(folder / "recipe.toml")
 
 
 def matched(folder: Path) -> None:
     """A recipe whose globs meet long module paths."""
-    from md_export.recipe import load_recipe
+    from md_export.recipe_file import load_recipe
 
     scheme = load_recipe(folder / "recipe.toml").schemes["unet"]
     for length in (50, 500, 5000):

@@ -18,7 +18,7 @@ from md_export.components.unet import MDUNetConfig
 from md_export.components.vae import VAEConfig
 from md_export.data import builtin_recipe, nano_checkpoint
 from md_export.errors import MissingExtraError
-from md_export.recipe import load_recipe
+from md_export.recipe_file import load_recipe
 from support import Exported, installed, made_once
 
 

@@ -10,20 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from md_export import __version__
-from md_export.artifact import (
-    GOLDEN_FOLDER,
-    ArtifactEntry,
-    Manifest,
-    Measured,
-    OneStep,
-    bytes_of_artifact,
-    sha256_of_artifact,
-    write_manifest,
-)
+from md_export.artifact import GOLDEN_FOLDER, ArtifactEntry, Measured, bytes_of_artifact, sha256_of_artifact
 from md_export.data import builtin_recipe
+from md_export.manifest import Manifest, write_manifest
 from md_export.parity.golden import read_golden
 from md_export.parity.recording import GoldenSource, write_golden
-from md_export.recipe import Recipe, load_recipe
+from md_export.recipe import Recipe
+from md_export.recipe_file import load_recipe
+from md_export.sampler import OneStep
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
 from md_export.tensors import Array, Arrays, TensorSpec

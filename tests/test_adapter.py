@@ -16,7 +16,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from md_export.artifact import read_manifest
 from md_export.checkpoint import open_checkpoint
 from md_export.checkpoint.steered import write_steered
 from md_export.cli import cli
@@ -27,14 +26,17 @@ from md_export.conditions import edges
 from md_export.data import builtin_recipe
 from md_export.errors import CheckpointError, ConfigError, GoldenError, UsageError
 from md_export.generation import pictures_of_artifacts, pictures_of_checkpoint
+from md_export.manifest import read_manifest
 from md_export.matrix.planning import plan
 from md_export.names import OPTIONAL_NAMES, ORDER
-from md_export.parity.golden import GoldenCase, read_golden, values_from_bytes
+from md_export.parity.golden import read_golden
+from md_export.parity.golden_case import GoldenCase
+from md_export.parity.golden_values import values_from_bytes
 from md_export.parity.prepare import golden_source
 from md_export.parity.recording import write_golden
 from md_export.parity.verify import verify
 from md_export.pipeline import export
-from md_export.recipe import load_recipe
+from md_export.recipe_file import load_recipe
 from md_export.sampler import SamplerPlan
 from md_export.tensors import joined
 from support import Exported, made_once
@@ -69,7 +71,7 @@ def moved() -> list[Moved]:
 @pytest.fixture
 def copied(steered: Path, nano: Path, tmp_path: Path) -> Path:
     """A copy of the adapter's folder that a test may damage, made a checkpoint."""
-    write_steered(tmp_path, nano, steered / "t2i_adapter")
+    write_steered(tmp_path, nano, steered / "t2i_adapter", "t2i_adapter")
     return tmp_path
 
 

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from md_export.artifact import ArtifactEntry, Manifest, read_manifest
+from md_export.artifact import ArtifactEntry
 from md_export.checkpoint import open_checkpoint
 from md_export.data import nano_checkpoint
 from md_export.errors import ArtifactError, RuntimeFault
+from md_export.manifest import Manifest, read_manifest
 from md_export.parity.stored.audit import audit, audit_component
 from md_export.parity.stored.ledger import ComponentAudit
 from md_export.parity.stored.reference import Reference, prepare_reference

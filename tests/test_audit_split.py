@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from md_export.artifact import ArtifactEntry, Measured, OneStep
+from md_export.artifact import ArtifactEntry, Measured
 from md_export.parity.stored.ledger import ComponentAudit, Ledger
 from md_export.parity.stored.reference import Reference, reference_of
 from md_export.rewrites.split_wide_conv2d import split_wide_conv2d
+from md_export.sampler import OneStep
 from md_export.scheme import QuantScheme
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob

@@ -23,7 +23,8 @@ from md_export.parity.golden import read_golden
 from md_export.parity.prepare import golden_source
 from md_export.parity.recording import GoldenSource, write_golden
 from md_export.parity.rewritten import rewritten
-from md_export.recipe import Recipe, recipe_from_dict, recipe_from_toml, recipe_to_dict
+from md_export.recipe import Recipe
+from md_export.recipe_file import recipe_from_dict, recipe_from_toml, recipe_to_dict
 from md_export.scheme import QuantScheme
 
 RECIPE = b"""

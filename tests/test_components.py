@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from md_export.components import COMPONENTS, ENCODER, ModelConfig, parse_config
+from md_export.components import COMPONENTS, ENCODER, ModelConfig
 from md_export.components.layers import Attention, FeedForward, Relu, SepConvBlock, Softmax, TimestepEmbedding
+from md_export.components.parsing import parse_config
 from md_export.components.schedule import ScheduleConfig
 from md_export.components.text_encoder import TextEncoder
 from md_export.components.unet import MDUNet, MDUNetConfig

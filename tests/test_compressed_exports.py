@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from md_export.artifact import read_manifest
+from md_export.manifest import read_manifest
 from md_export.parity.faults import Check
 from md_export.parity.selftest.command import auditor
 from md_export.parity.selftest.run import try_all

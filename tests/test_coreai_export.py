@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from md_export.artifact import read_manifest
+from md_export.manifest import read_manifest
 from md_export.parity.golden import read_golden
 from md_export.parity.metrics import compare
 from md_export.parity.modules.blame import blame, opened

@@ -26,7 +26,7 @@ from md_export.doctor.tested import TESTED, Tested
 from md_export.doctor.versions import version_findings
 from md_export.errors import MdExportError, RuntimeFault
 from md_export.matrix.costs import artifact_cost
-from md_export.recipe import load_recipe
+from md_export.recipe_file import load_recipe
 from md_export.report.doctor import doctor_text, without_names
 from md_export.targets import TARGETS
 from md_export.targets.tflite.gpu import driver

@@ -11,15 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from md_export.artifact import read_manifest
 from md_export.checkpoint import open_checkpoint
 from md_export.data import builtin_recipe
 from md_export.errors import GoldenError, OutputError, ParityError, RewriteError
 from md_export.files import sha256_of
 from md_export.generation import pictures_of_artifacts, pictures_of_checkpoint
+from md_export.manifest import read_manifest
 from md_export.parity.metrics import compare
 from md_export.pipeline import export
-from md_export.recipe import Recipe, load_recipe
+from md_export.recipe import Recipe
+from md_export.recipe_file import load_recipe
 from md_export.targets import TARGETS
 from support import ONE_EACH, Exported, made_once
 

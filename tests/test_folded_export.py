@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from md_export.artifact import read_manifest, write_manifest
 from md_export.data import builtin_recipe
+from md_export.manifest import read_manifest, write_manifest
 from md_export.parity.verify import verify
 from md_export.pipeline import export
-from md_export.recipe import load_recipe
+from md_export.recipe_file import load_recipe
 from support import Exported
 
 

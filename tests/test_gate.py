@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from md_export.artifact import ArtifactEntry, read_manifest, write_manifest
+from md_export.artifact import ArtifactEntry
 from md_export.errors import ArtifactError
+from md_export.manifest import read_manifest, write_manifest
 from md_export.parity.faults import Check
 from md_export.parity.verify import judge, verify
 from md_export.recipe import Tolerance

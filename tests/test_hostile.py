@@ -19,23 +19,17 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from hostile import NOISE, as_json, spoiled
-from md_export.artifact import (
-    SCHEMA,
-    Manifest,
-    Measured,
-    Parity,
-    RewriteRecord,
-    artifact_path,
-    manifest_from_bytes,
-    manifest_to_dict,
-)
 from md_export.artifact import ArtifactEntry as Entry
+from md_export.artifact import Measured, Parity, RewriteRecord, artifact_path
 from md_export.data import builtin_recipe, nano_checkpoint
 from md_export.errors import ArtifactError, GoldenError, RecipeError
-from md_export.parity.golden import index_from_bytes, values_from_bytes
+from md_export.manifest import SCHEMA, Manifest, manifest_from_bytes, manifest_to_dict
+from md_export.parity.golden import index_from_bytes
+from md_export.parity.golden_values import values_from_bytes
 from md_export.parity.metrics import compare, first_fault, worst
 from md_export.parity.verify import shortfalls
-from md_export.recipe import Tolerance, load_recipe, recipe_from_dict, recipe_from_toml, recipe_to_dict
+from md_export.recipe import Tolerance
+from md_export.recipe_file import load_recipe, recipe_from_dict, recipe_from_toml, recipe_to_dict
 from md_export.tensors import TensorSpec
 
 HERE = Path("somewhere")

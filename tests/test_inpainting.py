@@ -3,32 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+import torch
 from click.testing import CliRunner
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from PIL import Image
+from safetensors.torch import save_file
 
-from md_export.artifact import read_manifest
+from in_process import in_process
 from md_export.checkpoint import open_checkpoint
+from md_export.checkpoint.steered import write_steered
 from md_export.cli import cli
 from md_export.components import COMPONENTS, ModelConfig
+from md_export.components.adapter import AdapterConfig, T2IAdapter
 from md_export.data import builtin_recipe
 from md_export.errors import CheckpointError, ConfigError, GoldenError, RecipeError, UsageError
 from md_export.generation import pictures_of_artifacts, pictures_of_checkpoint
+from md_export.image_to_image import Start
 from md_export.init import write_checkpoint
 from md_export.inpainting import Given, around_of, blend, cells_of, hide, middle
+from md_export.manifest import read_manifest
 from md_export.matrix.depends import makers_of_inputs
-from md_export.parity.golden import GoldenCase, GoldenSet, arrays_of, read_golden
+from md_export.parity.golden import GoldenSet, read_golden
+from md_export.parity.golden_case import GoldenCase
+from md_export.parity.golden_values import arrays_of
 from md_export.parity.metrics import snr_db
 from md_export.parity.prepare import golden_source, present_golden
 from md_export.parity.recording import write_golden
 from md_export.parity.verify import VerifyResult, verify
 from md_export.pictures import read_given
 from md_export.pipeline import export
-from md_export.recipe import Recipe, load_recipe, recipe_to_dict
+from md_export.recipe import Recipe
+from md_export.recipe_file import load_recipe, recipe_to_dict
 from md_export.sampler import SamplerPlan
 from support import Exported
 
@@ -47,11 +61,30 @@ def painter(tmp_path_factory: pytest.TempPathFactory, other_config: ModelConfig)
 
 
 @pytest.fixture(scope="module")
-def painted(painter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def edged(painter: Path, other_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a random adapter."""
+    folder, adapter = tmp_path_factory.mktemp("edged"), tmp_path_factory.mktemp("adapter")
+    config = AdapterConfig(1, other_config.unet.block_out_channels, num_res_blocks=1, downscale_factor=4)
+    torch.manual_seed(11)
+    save_file(T2IAdapter(config).state_dict(), adapter / "diffusion_pytorch_model.safetensors")
+    (adapter / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    write_steered(folder, painter, adapter, "t2i_adapter")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def painted(edged: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its export, judged by one golden case."""
     out = tmp_path_factory.mktemp("exports") / "painted"
-    export(recipe("onnx-fp32"), painter, out, golden_of(painter, out.with_name("golden")))
+    with in_process():
+        export(recipe("onnx-fp32"), edged, out, golden_of(edged, out.with_name("golden")))
     return out
+
+
+@pytest.fixture
+def here() -> Iterator[None]:
+    with in_process():
+        yield
 
 
 def widened(config: ModelConfig, channels: int) -> ModelConfig:
@@ -221,15 +254,18 @@ def test_a_checkpoint_without_the_encoder_says_so(nano: Path, tmp_path: Path) ->
         export(alone, nano, tmp_path / "out")
 
 
+@pytest.mark.usefixtures("here")
 def test_export_of_a_painter_has_its_encoder(painted: Path) -> None:
     manifest = read_manifest(painted)
-    assert [entry.component for entry in manifest.artifacts] == ["text_encoder", "vae_encoder", "unet", "vae_decoder"]
+    components = ["text_encoder", "vae_encoder", "t2i_adapter", "unet", "vae_decoder"]
+    assert [entry.component for entry in manifest.artifacts] == components
     assert manifest.entry_for("unet").inputs[0].shape == (1, 17, 8, 8)
     result = verify(painted)
     assert result.passed
     assert result.picture is not None
 
 
+@pytest.mark.usefixtures("here")
 def test_a_wrong_encoder_is_named_and_seen_in_the_picture(painted: Path, tmp_path: Path) -> None:
     out = damaged(painted, tmp_path / "out")
     result = verify(out)
@@ -241,11 +277,6 @@ def test_a_wrong_encoder_is_named_and_seen_in_the_picture(painted: Path, tmp_pat
 
 def damaged(painted: Path, out: Path) -> Path:
     """A copy whose encoder gives half of each latent."""
-    import shutil
-
-    import onnx
-    from onnx import numpy_helper
-
     shutil.copytree(painted, out)
     model = onnx.load(out / "vae_encoder.onnx")
     last = [weight for weight in model.graph.initializer if "quant_conv" in weight.name and "weight" in weight.name]
@@ -262,13 +293,35 @@ def picture_db(result: VerifyResult) -> float:
     return result.picture.psnr_db
 
 
-def test_artifacts_paint_what_torch_paints(painted: Path, painter: Path) -> None:
+@pytest.mark.usefixtures("here")
+def test_artifacts_paint_what_torch_paints(painted: Path, edged: Path, painter: Path) -> None:
     for one in (None, [given(left_half())]):
         (made,), (wanted,) = (
             pictures_of_artifacts(painted, [PAIR], one),
             pictures_of_checkpoint(painter, [PAIR], given=one),
         )
         assert snr_db(made, wanted) > 80
+        (steered,), (alike,) = (
+            pictures_of_artifacts(painted, [PAIR], one, [squares()]),
+            pictures_of_checkpoint(edged, [PAIR], given=one, conditions=[squares()]),
+        )
+        assert snr_db(steered, alike) > 80
+        assert snr_db(steered, made) < 60
+
+
+def squares() -> Float32:
+    """A condition picture."""
+    places = np.arange(SIDE) // 4 % 2
+    return (places[None, :] ^ places[:, None]).astype(np.float32)[None, None]
+
+
+def test_golden_case_of_a_painter_with_an_adapter_holds_both(edged: Path) -> None:
+    values = golden_source(open_checkpoint(edged)).generate(*PAIR)
+    assert values.around is not None
+    assert values.condition is not None
+    assert values.condition.shape == (1, 1, SIDE, SIDE)
+    taken = GoldenCase("case", *PAIR, values).inputs("unet")
+    assert (taken["sample"].shape[1], taken["residual_0"].shape) == (2 * CHANNELS + 1, (1, 16, 8, 8))
 
 
 def test_a_painter_sees_what_is_not_hidden_alone(painter: Path) -> None:
@@ -299,16 +352,7 @@ def test_many_steps_cannot_keep_latents(other_checkpoint: Path) -> None:
 
 
 @pytest.mark.slow
-def test_another_unets_artifacts_keep_what_torch_keeps(other_checkpoint: Path, tmp_path: Path) -> None:
-    golden = golden_of(other_checkpoint, tmp_path / "golden", encodes=True)
-    export(recipe("onnx-fp32").widened(("vae_encoder",)), other_checkpoint, tmp_path / "out", golden)
-    one = [given(left_half())]
-    made = pictures_of_artifacts(tmp_path / "out", [PAIR], one)
-    wanted = pictures_of_checkpoint(other_checkpoint, [PAIR], given=one)
-    assert snr_db(made[0], wanted[0]) > 80
-
-
-@pytest.mark.slow
+@pytest.mark.usefixtures("here")
 def test_many_steps_of_artifacts_see_the_rest(painter: Path, tmp_path: Path) -> None:
     plan = SamplerPlan("ddim", 2, 3.0)
     golden, out = golden_of(painter, tmp_path / "golden", sampler=plan), tmp_path / "out"
@@ -316,6 +360,10 @@ def test_many_steps_of_artifacts_see_the_rest(painter: Path, tmp_path: Path) -> 
     one = [given(left_half())]
     made = pictures_of_artifacts(out, [PAIR], one)
     assert snr_db(made[0], pictures_of_checkpoint(painter, [PAIR], sampler=plan, given=one)[0]) > 80
+    begun = [Start(given(left_half()).image, 0.5)]
+    (made_from,) = pictures_of_artifacts(out, [PAIR], starts=begun)
+    assert snr_db(made_from, pictures_of_checkpoint(painter, [PAIR], sampler=plan, starts=begun)[0]) > 80
+    assert snr_db(made_from, pictures_of_artifacts(out, [PAIR])[0]) < 60
 
 
 def test_what_calibrates_a_painter_is_made_by_all(painter: Path, other_checkpoint: Path) -> None:
@@ -379,7 +427,11 @@ def test_files_that_are_no_pictures(content: bytes, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(["--init-image", "a.png"], "--init-image without --mask"), (["--mask", "a.png"], "give the picture with")],
+    [
+        (["--mask", "a.png"], "give the picture with"),
+        (["--strength", "0.5"], "--init-image without --mask"),
+        (["--strength", "0.5", "--init-image", "a.png", "--mask", "a.png"], "--init-image without --mask"),
+    ],
 )
 def test_flags_that_need_each_other(flags: list[str], message: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["generate", "a cat", *flags, "-o", str(tmp_path / "out.png")])
@@ -387,6 +439,7 @@ def test_flags_that_need_each_other(flags: list[str], message: str, tmp_path: Pa
     assert message in str(result.exception)
 
 
+@pytest.mark.usefixtures("here")
 def test_generate_paints_in_a_picture(painted: Path, tmp_path: Path) -> None:
     init, mask = picture_file(tmp_path / "init.png", fill=90), picture_file(tmp_path / "mask.png", mode="L")
     arguments = ["generate", "a cat", "--artifacts", painted, "--init-image", init, "--mask", mask, "-o"]

@@ -13,11 +13,11 @@ import pytest
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from md_export.artifact import read_manifest
 from md_export.errors import ParityError, UsageError
 from md_export.linting import lint
+from md_export.manifest import read_manifest
 from md_export.parity.verify import verify
-from md_export.recipe import load_recipe
+from md_export.recipe_file import load_recipe
 from mutations import deepen_mask, rehash, weight_file
 from support import Exported
 from test_cli import fails, md_export

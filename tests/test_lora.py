@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from md_export.artifact import AddedLora, read_manifest
 from md_export.checkpoint import Checkpoint, build_on_meta, open_checkpoint
 from md_export.checkpoint.lora.fuse import fused, product
 from md_export.checkpoint.lora.match import LowRank, changes_of
@@ -30,10 +29,11 @@ from md_export.errors import ArtifactError, CheckpointError, MdExportError, Pari
 from md_export.files import sha256_of
 from md_export.generation import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.loras import Lora, label, parse_lora
+from md_export.manifest import AddedLora, read_manifest
 from md_export.parity.fusing import check_fused
 from md_export.parity.stored.audit import audit
 from md_export.pipeline import export
-from md_export.recipe import load_recipe
+from md_export.recipe_file import load_recipe
 from training.outline import shares
 from training.scenes import caption, single
 

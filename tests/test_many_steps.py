@@ -21,6 +21,7 @@ from md_export.checkpoint import open_checkpoint
 from md_export.cli import cli
 from md_export.components.schedule import ScheduleConfig
 from md_export.data import builtin_recipe
+from md_export.denoising import denoise
 from md_export.errors import ConfigError, GoldenError, RecipeError
 from md_export.files import sha256_of
 from md_export.notes import steps_notes
@@ -31,9 +32,10 @@ from md_export.parity.metrics import snr_db
 from md_export.parity.prepare import ddim_of, golden_source, planned_cases, present_golden
 from md_export.parity.recording import write_golden
 from md_export.parity.rewritten import rewritten
-from md_export.recipe import Recipe, load_recipe
+from md_export.recipe import Recipe
+from md_export.recipe_file import load_recipe
 from md_export.sampler import Ddim, DdimStep, SamplerPlan, sampler_of
-from md_export.sampling import Float32, denoise
+from md_export.sampling import Float32
 from md_export.tensors import Array, Arrays
 from mutations import edit_json
 

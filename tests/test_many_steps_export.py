@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from md_export.artifact import read_manifest, write_manifest
 from md_export.checkpoint import open_checkpoint
 from md_export.data import builtin_recipe
 from md_export.errors import ArtifactError, GoldenError
+from md_export.executing import Execution
 from md_export.generation import pictures_of_artifacts, pictures_of_checkpoint
+from md_export.manifest import read_manifest, write_manifest
 from md_export.matrix.planning import plan
 from md_export.parity.faults import Check
 from md_export.parity.golden import read_golden, write_index
@@ -26,10 +27,10 @@ from md_export.parity.selftest.bench import Bench
 from md_export.parity.verify import Execute, VerifyResult, judge, verify
 from md_export.parity.walking import walker
 from md_export.pipeline import export
-from md_export.recipe import Recipe, load_recipe
+from md_export.recipe import Recipe
+from md_export.recipe_file import load_recipe
 from md_export.sampler import Ddim, SamplerPlan
 from md_export.tensors import Array, Arrays
-from md_export.workers import Execution
 
 PLAN = SamplerPlan("ddim", 5, 7.5)
 REQUESTS = [("a large red circle on the left, white background", 0), ("a small green star at the top", 1)]

@@ -11,10 +11,11 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
-from md_export.artifact import ArtifactEntry, Manifest, read_manifest
+from md_export.artifact import ArtifactEntry
 from md_export.checkpoint import open_checkpoint
 from md_export.checkpoint.origin import hash_of_files
 from md_export.cli import cli
+from md_export.manifest import Manifest, read_manifest
 from md_export.notes import notes_of
 from md_export.parity.contents import note_faults
 from md_export.parity.verify import verify

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from md_export.artifact import read_manifest
 from md_export.checkpoint import open_checkpoint
 from md_export.data import nano_checkpoint
+from md_export.manifest import read_manifest
 from md_export.parity.faults import Check
 from md_export.parity.modules.blame import blame, opened
 from md_export.parity.selftest.command import auditor

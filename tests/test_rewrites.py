@@ -5,12 +5,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from md_export.artifact import OneStep
 from md_export.components import ModelConfig
 from md_export.components.layers import Attention, Gelu, Relu, Softmax, Swish
 from md_export.components.unet import MDUNet, MDUNetConfig
 from md_export.errors import RewriteError
 from md_export.rewrites import REWRITES, Consent, apply_rewrites
+from md_export.sampler import OneStep
 
 STEP = OneStep(999, 0.068265, -0.997667, 1.0, "v_prediction")
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from md_export.artifact import OneStep
 from md_export.components.schedule import ScheduleConfig
 from md_export.errors import ConfigError
+from md_export.sampler import OneStep
 from md_export.sampling import draw_noise, generate, latent_from, picture_from
 from md_export.tensors import Array, Arrays
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from md_export.artifact import read_manifest
 from md_export.cli import cli
 from md_export.errors import ArtifactError, ParityError, UsageError
 from md_export.files import sha256_of
+from md_export.manifest import read_manifest
 from md_export.parity.faults import Check, Fault
 from md_export.parity.selftest import command
 from md_export.parity.selftest.command import SelfTest, auditor, self_test

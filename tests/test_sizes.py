@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from md_export.artifact import read_manifest
 from md_export.checkpoint import open_checkpoint
 from md_export.cli import cli
 from md_export.components import ModelConfig
@@ -18,6 +17,7 @@ from md_export.data import builtin_recipe
 from md_export.errors import ArtifactError, GoldenError, RecipeError, UsageError
 from md_export.generation import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.joining import join, read_functions, split, verify_functions
+from md_export.manifest import read_manifest
 from md_export.matrix.costs import artifact_cost
 from md_export.matrix.planning import plan
 from md_export.parity.golden import read_golden
@@ -25,7 +25,8 @@ from md_export.parity.prepare import golden_source, planned_cases, present_golde
 from md_export.parity.recording import write_golden
 from md_export.parity.verify import verify
 from md_export.pipeline import export
-from md_export.recipe import Recipe, load_recipe
+from md_export.recipe import Recipe
+from md_export.recipe_file import load_recipe
 from md_export.targets import TARGETS
 
 # The small checkpoint's decoder enlarges 4 times, and its own pictures have 32 pixels a side.

@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from md_export.arch import arch_config
-from md_export.artifact import OneStep
 from md_export.checkpoint import build_on_meta, open_checkpoint, read_config
 from md_export.checkpoint.lora.match import changes_of
 from md_export.checkpoint.lora.read import open_lora
@@ -28,6 +27,7 @@ from md_export.loras import Lora
 from md_export.parity.metrics import compare
 from md_export.parity.prepare import one_step
 from md_export.rewrites import Consent, apply_rewrites
+from md_export.sampler import OneStep
 from rewrites import diffusers_models
 from rewrites.forms import EXACT_DB
 from small_models import STABLE, random_inputs

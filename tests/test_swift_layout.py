@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 import torch
 
-from md_export.artifact import read_manifest
 from md_export.cli import cli
 from md_export.components import COMPONENTS
 from md_export.data import builtin_recipe
 from md_export.errors import ConversionError, RecipeError
 from md_export.generation import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.layouts import LAYOUTS, layout_of
+from md_export.manifest import read_manifest
 from md_export.parity.metrics import compare
 from md_export.pipeline import export
-from md_export.recipe import QuantScheme, load_recipe
+from md_export.recipe import QuantScheme
+from md_export.recipe_file import load_recipe
 from md_export.swift.bundle import check_bundle
 from md_export.swift.contract import FIELDS, faults
 from md_export.targets.contract import LoweringJob

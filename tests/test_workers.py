@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from md_export.errors import ConversionError, RuntimeFault
-from md_export.workers import call_worker, execute, load_batches, save_batches
+from md_export.executing import execute, load_batches, save_batches
+from md_export.workers import call_worker
 
 pytestmark = pytest.mark.usefixtures("spawned")
 

@@ -8,18 +8,20 @@ import typing
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from md_export.checkpoint.files import TABLE_LIMIT, Layout, read_json
-from md_export.components import ModelConfig, UNetConfig, parse_config
+from md_export.components import ModelConfig, UNetConfig
 from md_export.components.adapter import AdapterConfig
+from md_export.components.controlnet import ControlNetConfig
+from md_export.components.diffusers_controlnet import DiffusersControlNetConfig
 from md_export.components.diffusers_unet import CLASS_NAME, DiffusersUNetConfig
+from md_export.components.parsing import ConfigT, parse_config
 from md_export.components.schedule import ScheduleConfig
+from md_export.components.steering import ControlConfig
 from md_export.components.unet import MDUNetConfig
 from md_export.components.vae import VAEConfig
 from md_export.errors import CheckpointError, ConfigError
-
-ConfigT = TypeVar("ConfigT", MDUNetConfig, DiffusersUNetConfig, VAEConfig, ScheduleConfig, AdapterConfig)
 
 # Sizes that cost memory before a parameter is counted; several times what any known model of this kind uses.
 _LARGEST: Final[Mapping[str, int]] = {
@@ -61,7 +63,7 @@ _TEXT_FIELDS: Final = (
 
 
 def read_model_config(layout: Layout) -> ModelConfig:
-    """All four configs of a checkpoint; raises :class:`CheckpointError` or :class:`ConfigError`, naming the file."""
+    """All configs of a checkpoint; raises :class:`CheckpointError` or :class:`ConfigError`, naming the file."""
     text = read_json(layout.require("text_encoder/config.json"))
     for field in _TEXT_SIZES:
         if field in text:
@@ -70,13 +72,14 @@ def read_model_config(layout: Layout) -> ModelConfig:
     vae = read_json(layout.require("vae/config.json"))
     if isinstance(unet, DiffusersUNetConfig):
         vae = {**_AUTOENCODER, **vae}
-    adapter = layout.find("t2i_adapter/config.json")
+    adapter, controlnet = (layout.find(f"{name}/config.json") for name in ("t2i_adapter", "controlnet"))
     config = ModelConfig(
         text_encoder={field: text[field] for field in _TEXT_FIELDS if field in text},
         unet=unet,
         vae=_parse(VAEConfig, "vae", vae),
         schedule=_parse(ScheduleConfig, "scheduler", read_json(layout.require("scheduler/scheduler_config.json"))),
         adapter=None if adapter is None else _parse(AdapterConfig, "t2i_adapter", read_json(adapter)),
+        controlnet=None if controlnet is None else _controlnet(unet, read_json(controlnet)),
     )
     config.check()
     return config
@@ -110,6 +113,13 @@ def _unet(values: dict[str, Any]) -> UNetConfig:
     if given.get("_class_name") == CLASS_NAME:
         return _parse(DiffusersUNetConfig, "unet", given)
     return _parse(MDUNetConfig, "unet", given)
+
+
+def _controlnet(unet: UNetConfig, values: dict[str, Any]) -> ControlConfig:
+    """Of the kind that belongs to the UNet."""
+    if isinstance(unet, DiffusersUNetConfig):
+        return _parse(DiffusersControlNetConfig, "controlnet", values)
+    return _parse(ControlNetConfig, "controlnet", values)
 
 
 def _parse(kind: type[ConfigT], folder: str, values: Mapping[str, Any]) -> ConfigT:

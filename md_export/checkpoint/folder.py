@@ -102,7 +102,7 @@ class Checkpoint:
     @property
     def components(self) -> tuple[str, ...]:
         """What it is made of, in the order in which it runs: those of COMPONENTS, and what else it has."""
-        has = {*COMPONENTS, *(("t2i_adapter",) if self.config.adapter is not None else ())}
+        has = {*COMPONENTS, *((self.config.steering,) if self.config.steering else ())}
         # Others may have the encoder's weights, too, but no use for it in making a picture.
         has |= {"vae_encoder"} if self.config.inpaints else set()
         return tuple(name for name in ORDER if name in has)
@@ -162,7 +162,7 @@ class Checkpoint:
     def _files_in_use(self) -> Iterable[tuple[str, Path]]:
         layout = self._layout
         used = {layout.require(name) for name in _CONFIGS}
-        used |= {layout.require("t2i_adapter/config.json")} if self.config.adapter is not None else set()
+        used |= {layout.require(f"{self.config.steering}/config.json")} if self.config.steering else set()
         used |= {file for file in (self.tokenizer_dir / name for name in TOKENIZER_FILES) if file.is_file()}
         for component in (ALL_COMPONENTS[name] for name in self.components):
             for weights in self._weights(component):

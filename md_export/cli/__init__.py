@@ -9,7 +9,7 @@ import click
 
 from md_export import __version__
 from md_export.cli.adapt import adapt
-from md_export.cli.artifacts import generate, lint, run, verify
+from md_export.cli.artifacts import lint, run, verify
 from md_export.cli.attribute import attribute
 from md_export.cli.audit import audit
 from md_export.cli.build import build
@@ -20,6 +20,7 @@ from md_export.cli.crosscheck import crosscheck
 from md_export.cli.doctor import doctor
 from md_export.cli.estimate import estimate
 from md_export.cli.exports import EXPORTS
+from md_export.cli.generate import generate
 from md_export.cli.join import join, split
 from md_export.cli.manifest import manifest
 from md_export.cli.report import report

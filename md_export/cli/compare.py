@@ -35,8 +35,8 @@ def compare(
     Exit 3 if NEW is worse by more than the [regression] table of its recipe allows, or falls short by itself.
     With --gpu, for TFLite: operations left to the CPU too.
     """
-    from md_export.artifact import read_manifest
     from md_export.errors import RegressionError
+    from md_export.manifest import read_manifest
     from md_export.parity.regression.compare import compare_exports
     from md_export.report.compare import comparison_junit, comparison_markdown, comparison_tables
 

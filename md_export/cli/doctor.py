@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from md_export.cli.shared import PATH, json_option, progress, say, show
+from md_export.cli.shared import PATH, json_option, progress, recipe_named, say, show
 from md_export.errors import MdExportError, UsageError
 
 
@@ -22,16 +22,14 @@ def doctor(recipe: Path | None, checkpoint: Path | None, canary: bool, json_file
     Versions against the tested ones, free memory and disk (against what RECIPE takes), the GPU driver, and a canary
     through each installed target. The text after the table is for bug reports.
     """
-    from md_export.data import builtin_recipes, nano_checkpoint, recipe_file
+    from md_export.data import nano_checkpoint
     from md_export.doctor.examine import examine
-    from md_export.recipe import load_recipe
+    from md_export.recipe_file import load_recipe
     from md_export.report.doctor import doctor_table, doctor_text
 
     if checkpoint and not recipe:
         raise UsageError("--checkpoint is for the prediction of a RECIPE; name one, coreml-fp16 for instance")
-    source = None if recipe is None else recipe_file(recipe)
-    if source is not None and not source.suffix and not source.exists():
-        raise UsageError(f"no recipe {recipe}; name a .toml file or one of {', '.join(builtin_recipes())}")
+    source = None if recipe is None else recipe_named(recipe)
     with progress(3) as report:
         wanted = None if source is None else load_recipe(source)
         found = examine(wanted, checkpoint or nano_checkpoint(), canary, report)

@@ -16,6 +16,7 @@ from md_export.cli.shared import (
     json_option,
     lora_option,
     progress,
+    recipe_named,
     say,
     show,
     size_option,
@@ -115,8 +116,8 @@ def _recipe(
     """
     import dataclasses
 
-    from md_export.data import builtin_recipe, builtin_recipes, recipe_file
-    from md_export.recipe import load_recipe
+    from md_export.data import builtin_recipe, builtin_recipes
+    from md_export.recipe_file import load_recipe
 
     palette = own.get("palette")
     if file and precision:
@@ -126,10 +127,7 @@ def _recipe(
     named = f"palette{palette}" if palette else precision or DEFAULT_PRECISION
     if many_steps and f"{target}-{named}-ddim" in builtin_recipes():
         named += "-ddim"
-    source = recipe_file(file) if file else builtin_recipe(target, named)
-    if not source.suffix and not source.exists():
-        raise UsageError(f"no recipe {file}; name a .toml file or one of {', '.join(builtin_recipes())}")
-    recipe = load_recipe(source)
+    recipe = load_recipe(recipe_named(file) if file else builtin_recipe(target, named))
     if recipe.target != target:
         raise UsageError(f"{file} is for {recipe.target}; run: md-export {recipe.target} --recipe {file}")
     fields: dict[str, Any] = {name: value for name, value in own.items() if value is not None and name != "palette"}

@@ -23,8 +23,8 @@ def check(out: Path, json_file: Path | None) -> None:
 
     Needs no runtime and no network; the functions of a joined export are taken out one by one, by coremltools.
     """
-    from md_export.artifact import JOIN
     from md_export.joining import check_functions
+    from md_export.manifest import JOIN
     from md_export.matrix.check import check_exports
 
     found = check_functions(out) if (out / JOIN).is_file() else check_exports(out)

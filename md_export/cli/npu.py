@@ -39,6 +39,7 @@ def npu_options(command: _F) -> _F:
         click.option(
             "--max-memory", type=size, help="With --npu: of one process: 8G.  [default: 9/10 of the machine's]"
         ),
+        click.option("--blocks", is_flag=True, help="With --npu: block by block even where the whole would do."),
         click.option("--cases", type=click.IntRange(min=1), help="With --npu: only so many golden cases."),
         click.option("--soc", type=click.Choice(tuple(SOCS)), help="With --npu: this phone.  [default: the recipe's]"),
         click.option("--npu", is_flag=True, help="For ONNX: on the simulator of Qualcomm's Hexagon NPU."),
@@ -64,6 +65,7 @@ def verify_npu(
     cases: int | None,
     limit_s: float | None,
     max_memory: int | None,
+    blocks: bool,
     json_file: Path | None,
 ) -> None:
     """The body of ``verify --npu``."""
@@ -76,8 +78,9 @@ def verify_npu(
         NPU_LIMIT_S if limit_s is None else limit_s, **({"most_bytes": max_memory} if max_memory else {})
     )
     with progress(len(COMPONENT_NAMES)) as report:
-        result = verify_on_npu(out, golden_dir, soc, cases, limits, report).result
+        result = verify_on_npu(out, golden_dir, soc, cases, limits, report, blocks).result
     show(json_file, result, *npu_tables(result))
     if result.failures:
         raise ParityError("; ".join(result.failures))
-    say(json_file, f"{out}: all on the NPU, and right there, as its simulator computes")
+    where = " block by block" if any(item.blocks for item in result.components) else ""
+    say(json_file, f"{out}: all on the NPU, and right there{where}, as its simulator computes")

@@ -9,7 +9,7 @@ from typing import Literal
 import click
 
 from md_export.cli.exports import TARGET_TITLES
-from md_export.cli.shared import PATH, checkpoint_or_nano, json_option, show
+from md_export.cli.shared import PATH, checkpoint_or_nano, json_option, recipe_named, show
 from md_export.errors import UsageError
 from md_export.names import COMPONENT_NAMES
 
@@ -60,7 +60,6 @@ def search(
     Writes the recipe, the curve of bytes against picture PSNR, and the artifacts, verified. What was measured is kept
     until then: run the same command again to go on where it was stopped.
     """
-    from md_export.data import recipe_file as found_recipe
     from md_export.parity.recording import read_prompts
     from md_export.report.progress import counting_to_stderr
     from md_export.report.tradeoff import curve_plot, trade_off_table
@@ -77,7 +76,7 @@ def search(
         target=target,
         budget=parse_budget(budgets, judge),
         out=output,
-        recipe=found_recipe(recipe_file) if recipe_file else None,
+        recipe=recipe_named(recipe_file) if recipe_file else None,
         judge=judge,
         rounding=rounding,
         components=components,

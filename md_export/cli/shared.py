@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from md_export.errors import UsageError
+
 PATH = click.Path(path_type=Path)
 size_option = click.option(
     "--size", type=click.IntRange(min=1), help="Side of the picture in pixels. Default: what the checkpoint is for."
@@ -37,6 +39,20 @@ def checkpoint_or_nano(checkpoint: Path | None) -> Path:
 
     click.echo("no checkpoint named: using the nano checkpoint that ships with md-export", err=True)
     return nano_checkpoint()
+
+
+def recipe_named(given: Path) -> Path:
+    """The file that ``--recipe`` means: one that is there, or the recipe that ships under that name.
+
+    Raises:
+        UsageError: there is neither; another file's name is left to whoever reads it.
+    """
+    from md_export.data import builtin_recipes, recipe_file
+
+    found = recipe_file(given)
+    if not found.suffix and not found.exists():
+        raise UsageError(f"no recipe {given}; name a .toml file or one of {', '.join(builtin_recipes())}")
+    return found
 
 
 def progress(steps: int) -> Any:

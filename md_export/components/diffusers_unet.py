@@ -20,6 +20,7 @@ CLASS_NAME: Final = "UNet2DConditionModel"
 _DOWN_BLOCKS: Final = ("CrossAttnDownBlock2D", "DownBlock2D")
 _UP_BLOCKS: Final = ("CrossAttnUpBlock2D", "UpBlock2D")
 _MID_BLOCK: Final = "UNetMidBlock2DCrossAttn"
+_RANK_OF_TEXT: Final = 3
 _PER_LEVEL: Final = (
     "down_block_types",
     "up_block_types",
@@ -133,7 +134,8 @@ def _all_of(field: str, values: tuple[str, ...], allowed: tuple[str, ...]) -> No
 def build_diffusers_unet(config: DiffusersUNetConfig) -> nn.Module:
     """``(sample [B, C, h, w], timestep [1], encoder_hidden_states [B, L, D])`` → ``[B, C, h, w]``, as our own UNet.
 
-    Parameters have the names that diffusers gives them.
+    After these it takes residuals: one for each level, of an adapter, or one for each skip connection and the last for
+    the middle, of a ControlNet. Parameters have the names that diffusers gives them.
 
     Raises:
         MissingExtraError: diffusers is not installed.
@@ -145,9 +147,27 @@ def build_diffusers_unet(config: DiffusersUNetConfig) -> nn.Module:
             "Stable Diffusion's UNet is built by diffusers, which is not installed: pip install 'md-export[diffusers]'"
         ) from error
     unet: nn.Module = library.UNet2DConditionModel(**dataclasses.asdict(config))
+    unet.register_forward_pre_hook(_residuals_by_name, with_kwargs=True)
     # Of diffusers' own answer, a dataclass of one tensor.
     unet.register_forward_hook(_only_sample)
     return unet
+
+
+def _residuals_by_name(
+    unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    # The text is what they follow, also where a rewrite has folded the timestep away.
+    after = next((place + 1 for place, value in enumerate(args) if value.ndim == _RANK_OF_TEXT), len(args))
+    given, residuals = args[:after], args[after:]
+    if not residuals:
+        return args, kwargs
+    if len(residuals) == len(unet.config.block_out_channels):
+        return given, kwargs | {"down_intrablock_additional_residuals": [*residuals]}
+    *of_skips, middle = residuals
+    return given, kwargs | {
+        "down_block_additional_residuals": of_skips,
+        "mid_block_additional_residual": middle,
+    }
 
 
 def _only_sample(unet: nn.Module, args: tuple[Any, ...], out: Any) -> Tensor:  # noqa: ARG001 (the hook's signature)

@@ -10,7 +10,10 @@ from torch import nn
 
 from md_export.components import ALL_COMPONENTS, COMPONENTS, ModelConfig
 from md_export.components.adapter import RESIDUAL
+from md_export.names import CONTROLNET
 from md_export.tensors import Array, Arrays
+
+_IN_TURN = ("unet", CONTROLNET)
 
 
 class TorchRunner:
@@ -33,7 +36,8 @@ class TorchRunner:
 class OneAtATime(Mapping[str, TorchRunner]):
     """Runners by component, loaded when they are asked for; the one before is dropped first.
 
-    Memory is that of the largest, where a case goes through all of them; each case loads them again.
+    Memory is that of the largest, where a case goes through all of them; each case loads them again. UNet and
+    ControlNet are held together, since many steps call them in turn.
     """
 
     def __init__(self, load: Callable[[str], TorchRunner]) -> None:
@@ -42,7 +46,8 @@ class OneAtATime(Mapping[str, TorchRunner]):
 
     def __getitem__(self, component: str) -> TorchRunner:
         if component not in self._held:
-            self._held.clear()
+            together = self._held if component in _IN_TURN else {}
+            self._held = {name: runner for name, runner in together.items() if name in _IN_TURN}
             self._held[component] = self._load(component)
         return self._held[component]
 

@@ -95,7 +95,11 @@ class ScheduleConfig:
 
         With ``epsilon`` b is -14.6 at Stable Diffusion's schedule: keep the sum in float32.
         """
-        return self._of_x0(self.alpha_cumprod(self.last_timestep))
+        return self.x0_at(self.last_timestep)
+
+    def x0_at(self, timestep: int) -> tuple[float, float]:
+        """(a, b) with x0 = a·x + b·output at ``timestep``."""
+        return self._of_x0(self.alpha_cumprod(timestep))
 
     def of_one_step(self) -> ScheduleConfig:
         """The schedule with what one step does not depend on as it is by default."""

@@ -8,6 +8,7 @@ published parameter count.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -195,14 +196,14 @@ def _levels(blocks: nn.ModuleList) -> list[UNetBlock]:
     return [cast(UNetBlock, block) for block in blocks]
 
 
-class MDUNet(nn.Module):
-    """The denoiser: one call in one-step mode, many under DDIM."""
+class DownPath(nn.Module):
+    """The half of the UNet that looks at the latent; of the other half, which makes one, what both are built of."""
 
-    def __init__(self, config: MDUNetConfig) -> None:
+    def __init__(self, config: MDUNetConfig, in_channels: int) -> None:
         super().__init__()
         self.config = config
         c1, c2, c3 = config.block_out_channels
-        self.conv_in = nn.Conv2d(config.in_channels, c1, 3, padding=1)
+        self.conv_in = nn.Conv2d(in_channels, c1, 3, padding=1)
         self.time_embedding = TimestepEmbedding(c1, config.time_embed_dim)
         self.down_blocks = nn.ModuleList(
             [
@@ -211,26 +212,6 @@ class MDUNet(nn.Module):
                 UNetBlock([self._sep(c2, c3), self._sep(c3, c3)], self._inner(c3, config.down_layers, 2), None, "down"),
             ]
         )
-        inner_skips = (0, 0, 0) if config.unified_inner else (c3, c3, c2)
-        self.up_blocks = nn.ModuleList(
-            [
-                UNetBlock(
-                    [self._sep(c3 + skip, c3) for skip in inner_skips],
-                    self._inner(c3, config.up_layers, 3),
-                    Upsample(c3),
-                    "up",
-                ),
-                UNetBlock(
-                    [self._full(c3 + c2, c2), self._full(c2 + c1, c2)],
-                    [self._outer(c2), self._outer(c2)],
-                    Upsample(c2),
-                    "up",
-                ),
-                UNetBlock([self._full(c2 + c1, c1), self._full(c1 + c1, c1)], [], None, "up"),
-            ]
-        )
-        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, c1, eps=config.norm_eps)
-        self.conv_out = nn.Conv2d(c1, config.out_channels, 3, padding=1)
 
     def _full(self, c_in: int, c_out: int) -> ResnetBlock:
         cfg = self.config
@@ -252,24 +233,17 @@ class MDUNet(nn.Module):
     def _downsampler(self, channels: int) -> nn.Module:
         return SeparableDownsample(channels) if self.config.separable_downsamplers else Downsample(channels)
 
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *residuals: Tensor) -> Tensor:
-        """Predict noise, v or x0, as the checkpoint's scheduler says.
+    def descend(
+        self, x: Tensor, emb: Tensor, context: Tensor, residuals: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
+        """From the first convolution's output ``x`` down: the innermost map, and the skip connections on the way.
 
-        Args:
-            sample: latent ``[B, in_channels, H, W]``, H and W multiples of 4.
-            timestep: ``[B]`` or ``[1]``, any float dtype (kept out of half precision), 0…999.
-            encoder_hidden_states: text ``[B, L, cross_attention_dim]``.
-            residuals: what an adapter adds to each down level's last map, before it is down-sampled; all or none.
-
-        Returns:
-            ``[B, out_channels, H, W]`` in the model's dtype.
+        ``residuals``: added to each level's last map, before it is down-sampled; all or none.
         """
-        emb = self.time_embedding(timestep)
-        x = self.conv_in(sample)
         skips = [x]
         for level, block in enumerate(_levels(self.down_blocks)):
             for index in range(len(block.resnets)):
-                x = block.layer(index, x, emb, encoder_hidden_states)
+                x = block.layer(index, x, emb, context)
                 if residuals and index == len(block.resnets) - 1:
                     x = x + residuals[level]
                 skips.append(x)
@@ -279,6 +253,55 @@ class MDUNet(nn.Module):
         if self.config.unified_inner:
             # Down-2's down-sampled output and Down-3's two outputs stay inside the unified 16×16 module.
             del skips[-3:]
+        return x, skips
+
+
+class MDUNet(DownPath):
+    """The denoiser: one call in one-step mode, many under DDIM."""
+
+    def __init__(self, config: MDUNetConfig) -> None:
+        super().__init__(config, config.in_channels)
+        c1, c2, c3 = config.block_out_channels
+        inner_skips = (0, 0, 0) if config.unified_inner else (c3, c3, c2)
+        self.up_blocks = nn.ModuleList(
+            [
+                UNetBlock(
+                    [self._sep(c3 + skip, c3) for skip in inner_skips],
+                    self._inner(c3, config.up_layers, 3),
+                    Upsample(c3),
+                    "up",
+                ),
+                UNetBlock(
+                    [self._full(c3 + c2, c2), self._full(c2 + c1, c2)],
+                    [self._outer(c2), self._outer(c2)],
+                    Upsample(c2),
+                    "up",
+                ),
+                UNetBlock([self._full(c2 + c1, c1), self._full(c1 + c1, c1)], [], None, "up"),
+            ]
+        )
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, c1, eps=config.norm_eps)
+        self.conv_out = nn.Conv2d(c1, config.out_channels, 3, padding=1)
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *residuals: Tensor) -> Tensor:
+        """Predict noise, v or x0, as the checkpoint's scheduler says.
+
+        Args:
+            sample: latent ``[B, in_channels, H, W]``, H and W multiples of 4.
+            timestep: ``[B]`` or ``[1]``, any float dtype (kept out of half precision), 0…999.
+            encoder_hidden_states: text ``[B, L, cross_attention_dim]``.
+            residuals: what an adapter adds to each down level's last map, before it is down-sampled; or what a
+                ControlNet adds to each skip connection and, the last, to the innermost map. All or none.
+
+        Returns:
+            ``[B, out_channels, H, W]`` in the model's dtype.
+        """
+        emb = self.time_embedding(timestep)
+        of_levels = residuals if len(residuals) == len(self.down_blocks) else ()
+        x, skips = self.descend(self.conv_in(sample), emb, encoder_hidden_states, of_levels)
+        if residuals and not of_levels:
+            *of_skips, middle = residuals
+            x, skips = x + middle, [skip + one for skip, one in zip(skips, of_skips, strict=True)]
         for level, block in enumerate(_levels(self.up_blocks)):
             takes_skips = level > 0 or not self.config.unified_inner
             for index in range(len(block.resnets)):

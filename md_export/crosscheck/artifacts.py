@@ -9,10 +9,11 @@ from typing import Final
 
 from pydantic import TypeAdapter
 
-from md_export.artifact import ArtifactEntry, artifact_path, read_manifest
+from md_export.artifact import ArtifactEntry, artifact_path
 from md_export.errors import ArtifactError, RuntimeFault, UsageError
+from md_export.manifest import read_manifest
 from md_export.parity.cases import each_call
-from md_export.parity.golden import GoldenCase
+from md_export.parity.golden_case import GoldenCase
 from md_export.parity.metrics import snr_db
 from md_export.parity.modules.attribute import entry_of
 from md_export.parity.modules.blame import blame, opened

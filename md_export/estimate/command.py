@@ -9,12 +9,13 @@ from typing import Final
 
 from pydantic import TypeAdapter
 
-from md_export.artifact import ArtifactEntry, Manifest, artifact_path, read_manifest
+from md_export.artifact import ArtifactEntry, artifact_path
 from md_export.errors import ArtifactError, UsageError
 from md_export.estimate.devices import Device, knowledge
 from md_export.estimate.fit import LIKELY, Fit, fit_of
 from md_export.estimate.ranking import Change, Place, by, changes, pattern
 from md_export.estimate.roofline import Constants, Floor, floor_of, seconds_of
+from md_export.manifest import Manifest, read_manifest
 from md_export.targets.costs import OpCost
 from md_export.workers import call_worker
 

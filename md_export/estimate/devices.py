@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 from pydantic import ConfigDict, TypeAdapter
 
 from md_export.errors import UsageError
-from md_export.targets.costs import OpCost, Work
+from md_export.targets.costs import OpCost, Work, bits_of
 
 Parameter = Literal["convolution", "matrix_product", "multiplying", "spill", "launch"]
 
@@ -113,15 +113,11 @@ class PeerOps:
     def cost(self, weight_bits: float, arithmetic: str) -> OpCost:
         """One of them, as it was measured."""
         stored = int(self.weights * weight_bits / _BITS_OF_BYTE)
-        moved = self.activations * _bits_of(arithmetic) // _BITS_OF_BYTE
+        moved = self.activations * bits_of(arithmetic) // _BITS_OF_BYTE
         return OpCost("", "", self.work, self.macs, arithmetic, self.weights, stored, moved, 0)
 
 
 _BITS_OF_BYTE: Final = 8
-
-
-def _bits_of(arithmetic: str) -> int:
-    return int(arithmetic.lstrip("abcdefghijklmnopqrstuvwxyz"))
 
 
 @cache

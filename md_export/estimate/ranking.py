@@ -10,7 +10,7 @@ from typing import Final
 
 from md_export.estimate.devices import Device
 from md_export.estimate.roofline import Constants, seconds_of
-from md_export.targets.costs import MULTIPLYING, OpCost
+from md_export.targets.costs import MULTIPLYING, OpCost, bits_of
 
 _BITS_OF_BYTE: Final = 8
 # Changes that would save less are not worth a line.
@@ -102,7 +102,7 @@ def _could_be_int8(op: OpCost, device: Device) -> bool:
 
 
 def _as_int8(op: OpCost, _: Device) -> OpCost:
-    bits = max(int(op.arithmetic.lstrip("abcdefghijklmnopqrstuvwxyz") or _BITS_OF_BYTE), _BITS_OF_BYTE)
+    bits = max(bits_of(op.arithmetic), _BITS_OF_BYTE)
     read, written = (size * _BITS_OF_BYTE // bits for size in (op.read_bytes, op.written_bytes))
     stored = min(op.weight_bytes, op.weights)
     return dataclasses.replace(op, arithmetic="int8", weight_bytes=stored, read_bytes=read, written_bytes=written)

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from md_export.artifact import GOLDEN_FOLDER, MANIFEST, Manifest, is_unchanged, paths_beside, read_manifest
+from md_export.artifact import GOLDEN_FOLDER, is_unchanged
 from md_export.errors import ArtifactError
 from md_export.files import is_plain_name, sha256_of
+from md_export.manifest import MANIFEST, Manifest, paths_beside, read_manifest
 
 _INDEX = f"{GOLDEN_FOLDER}/index.json"
 

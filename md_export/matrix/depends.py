@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from md_export.checkpoint.origin import INHERITED, hash_of_folder
 from md_export.components import ALL_COMPONENTS, COMPONENTS
+from md_export.names import ADAPTER, CONTROLNET
 from md_export.parity.chain import CHAIN
 from md_export.recipe import Recipe
 from md_export.rewrites import find_rewrite
@@ -68,7 +69,7 @@ def makers_of_inputs(files: Mapping[str, str], name: str, inpaints: bool = False
     ``files``: SHA-256 of the checkpoint's files by their names; ``inpaints``: the UNet takes a picture's latents.
     """
     before = [COMPONENTS[one].folder for one in CHAIN[: CHAIN.index(name)]] if name in CHAIN else []
-    if any(file.removeprefix(INHERITED).startswith("t2i_adapter/") for file in files):
+    if any(file.removeprefix(INHERITED).startswith((f"{ADAPTER}/", f"{CONTROLNET}/")) for file in files):
         # Its condition is of a picture, which all of them make.
         before = [component.folder for component in ALL_COMPONENTS.values()]
     elif name == "vae_encoder" or (inpaints and name != "text_encoder"):

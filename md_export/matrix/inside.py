@@ -11,16 +11,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from md_export.artifact import GOLDEN_FOLDER, Drift, entry_from_dict, entry_to_dict
+from md_export.artifact import GOLDEN_FOLDER, entry_from_dict, entry_to_dict
 from md_export.build import BuildStep, build_component
 from md_export.checkpoint import open_checkpoint
 from md_export.checkpoint.lora.source import adapted
+from md_export.manifest import Drift
 from md_export.matrix.loras import loras_there
 from md_export.parity.calibration import calibration_cases
 from md_export.parity.hops import explain
 from md_export.parity.prepare import prepare_golden
 from md_export.pipeline import seal
-from md_export.recipe import Recipe, recipe_from_dict
+from md_export.recipe import Recipe
+from md_export.recipe_file import recipe_from_dict
 from md_export.swift.bundle import write_bundle
 
 CASES: Final = "cases"

@@ -18,7 +18,7 @@ from md_export.matrix.plan import ExportPlan, Plan, Step, plan_from_json
 from md_export.matrix.request import BuildRequest
 from md_export.matrix.seen import Seen, files_in
 from md_export.matrix.writing import write_whole
-from md_export.recipe import recipe_to_dict
+from md_export.recipe_file import recipe_to_dict
 from md_export.versions import optional, tools_of
 from md_export.workers import call_worker
 

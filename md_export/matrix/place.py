@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from md_export.artifact import MANIFEST
 from md_export.errors import ArtifactError, OutputError
+from md_export.manifest import MANIFEST
 from md_export.matrix.cache import Cache
 from md_export.matrix.entry import Entry
 from md_export.matrix.seen import Seen, files_in

@@ -24,7 +24,8 @@ from md_export.parity.calibration import calibration_pairs, needs_calibration
 from md_export.parity.golden import INDEX, read_index
 from md_export.parity.prepare import planned_cases, present_golden
 from md_export.pipeline import check_recipe
-from md_export.recipe import Recipe, recipe_from_dict, recipe_to_dict
+from md_export.recipe import Recipe
+from md_export.recipe_file import recipe_from_dict, recipe_to_dict
 from md_export.versions import tools_of
 
 # Prompt and seed of each case.

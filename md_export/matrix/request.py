@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +11,15 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from md_export.data import builtin_recipe, builtin_recipes, recipe_file
 from md_export.errors import RecipeError
-from md_export.files import is_plain_name, read_regular
+from md_export.files import is_plain_name
 from md_export.loras import anchored
 from md_export.names import ComponentName
-from md_export.recipe import Recipe, load_recipe
+from md_export.recipe import Recipe
+from md_export.recipe_file import load_recipe
+from md_export.toml_file import read_toml
 from md_export.visible import first_control
 
 _FORBID: Final = ConfigDict(extra="forbid", strict=True)
-_LARGEST_FILE: Final = 1 << 17
 _MOST_RECIPES: Final = 1000
 # What an export recipe never has, a build recipe always.
 _MARKS: Final = ("matrix", "recipes")
@@ -109,9 +109,11 @@ def load_recipes(files: Iterable[Path]) -> tuple[Recipe, ...]:
 
 
 def _recipes_of(file: Path) -> list[Recipe]:
-    values = _toml(file)
+    values = read_toml(file)
     if not any(mark in values for mark in _MARKS):
         return [load_recipe(file)]
+    if (control := first_control(values)) is not None:
+        raise RecipeError(f"{file}: {control} holds a control character; remove it")
     build = _build_recipe(values, file)
     count = len(build.recipes) + (build.matrix.count if build.matrix else 0)
     if count > _MOST_RECIPES:
@@ -145,20 +147,3 @@ def _build_recipe(values: dict[str, Any], file: Path) -> BuildRecipe:
     except ValidationError as error:
         found = error.errors()[0]
         raise RecipeError(f"{file}: {'.'.join(map(str, found['loc']))}: {found['msg']}") from error
-
-
-def _toml(file: Path) -> dict[str, Any]:
-    try:
-        content = read_regular(file, _LARGEST_FILE)
-        if content is None:
-            raise RecipeError(f"{file}: no regular file of at most {_LARGEST_FILE} bytes; this is no recipe")
-        values = tomllib.loads(content.decode())
-    except OSError as error:
-        known = ", ".join(builtin_recipes())
-        raise RecipeError(f"{file}: cannot be read ({error.strerror}); name a .toml file or one of {known}") from error
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise RecipeError(f"{file}: not valid TOML: {error}") from error
-    control = first_control(values)
-    if control:
-        raise RecipeError(f"{file}: {control} holds a control character; remove it")
-    return values

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 from md_export.errors import ArtifactError
 from md_export.layouts import layout_of
-from md_export.parity.golden import GoldenCase
+from md_export.parity.golden_case import GoldenCase
 from md_export.recipe import Recipe
 from md_export.tensors import Array, Arrays, TensorSpec, joined, select
 
@@ -54,20 +55,43 @@ def each_call(component: str, cases: Sequence[GoldenCase]) -> list[GoldenCase]:
     return [call for case in cases for call in case.calls(component)]
 
 
+def golden_inputs(recipe: Recipe, part: Surface, cases: Sequence[GoldenCase]) -> list[Arrays]:
+    """Inputs of an artifact in each case and call, by its names.
+
+    Raises:
+        ArtifactError: the manifest has other names than the component's.
+    """
+    with _of_the_component(part):
+        return [inputs_of(recipe, part, call) for call in each_call(part.component, cases)]
+
+
 def golden_outputs(recipe: Recipe, part: Surface, cases: Sequence[GoldenCase]) -> list[dict[str, Array]]:
-    """What an artifact must make of each case and call, by its names; the surface is known to be the component's."""
-    return [outputs_of(recipe, part, call) for call in each_call(part.component, cases)]
+    """What an artifact must make of each case and call, by its names.
+
+    Raises:
+        ArtifactError: as :func:`golden_inputs`.
+    """
+    with _of_the_component(part):
+        if not part.outputs:
+            raise ValueError("it gives nothing")
+        return [outputs_of(recipe, part, call) for call in each_call(part.component, cases)]
 
 
 def golden_cases(recipe: Recipe, part: Surface, cases: Sequence[GoldenCase]) -> tuple[list[Arrays], list[Array]]:
     """Inputs of an artifact in each case and call, and what it must make of them, as :func:`output_of`.
 
     Raises:
-        ArtifactError: the manifest has other names than the component's.
+        ArtifactError: as :func:`golden_inputs`.
     """
+    wanted = [joined(outputs) for outputs in golden_outputs(recipe, part, cases)]
+    return golden_inputs(recipe, part, cases), wanted
+
+
+@contextmanager
+def _of_the_component(part: Surface) -> Iterator[None]:
+    """Names that the golden cases do not know, as an error of the manifest."""
     try:
-        calls = each_call(part.component, cases)
-        return [inputs_of(recipe, part, case) for case in calls], [output_of(recipe, part, case) for case in calls]
+        yield
     except (KeyError, ValueError) as error:
         raise ArtifactError(
             f"the manifest's inputs and outputs of {part.component} are not that component's ({error}); it was edited, "

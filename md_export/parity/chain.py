@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from md_export.artifact import ArtifactEntry, Manifest
+from md_export.artifact import ArtifactEntry, artifact_path
 from md_export.components.adapter import RESIDUAL
+from md_export.denoising import start_of
 from md_export.errors import ArtifactError
 from md_export.inpainting import around_of, with_around
+from md_export.manifest import Manifest
+from md_export.names import CONTROLNET
 from md_export.parity.cases import each_call
-from md_export.parity.golden import GoldenCase
-from md_export.sampling import latent_from, only_output, start_of
+from md_export.parity.golden_case import GoldenCase
+from md_export.sampling import latent_from, only_output
 from md_export.tensors import Array, Arrays
 
 # Each feeds the next.
@@ -25,10 +29,12 @@ def chain_inputs(
 ) -> list[Arrays]:
     """The golden inputs with what the artifacts before this one ``made`` in place of the golden values.
 
-    It is by component, and of an adapter by output: see :func:`by_output`.
+    It is by component, and of what gives several outputs by output: see :func:`by_output`.
     None where the chain broke off. In many steps, the UNet's are what it starts from: see
     :func:`md_export.sampling.denoise`.
     """
+    if entry.component == CONTROLNET:
+        return _of_controlnet(manifest, cases, made)
     if entry.component not in CHAIN[1:]:
         return [case.inputs(entry.component) for case in each_call(entry.component, cases)]
     before = made.get(CHAIN[CHAIN.index(entry.component) - 1], [])
@@ -39,11 +45,13 @@ def chain_inputs(
     if manifest.ddim is not None:
         both = zip(cases, before[::2], before[1::2], around, strict=False)
         return [
-            start_of(case.values.noise, np.concatenate([no, text]), beside, residuals)
-            for (case, no, text, beside), residuals in zip(both, _residuals(cases, made), strict=False)
+            start_of(
+                case.values.noise, np.concatenate([no, text]), beside, residuals, condition_in_steps(manifest, case)
+            )
+            for (case, no, text, beside), residuals in zip(both, _residuals(cases, made, manifest), strict=False)
         ]
     batches: list[Arrays] = []
-    for case, value, beside, residuals in zip(cases, before, around, _residuals(cases, made), strict=False):
+    for case, value, beside, residuals in zip(cases, before, around, _residuals(cases, made, manifest), strict=False):
         sample = with_around(case.values.noise, beside)
         batches.append({**case.inputs("unet"), "sample": sample, "encoder_hidden_states": value, **residuals})
     return batches
@@ -70,8 +78,34 @@ def by_output(entry: ArtifactEntry, made: Sequence[Arrays]) -> dict[str, list[Ar
     return {spec.name: [outputs[spec.name] for outputs in made] for spec in entry.outputs}
 
 
-def _residuals(cases: Sequence[GoldenCase], made: Mapping[str, list[Array]]) -> list[dict[str, Array]]:
-    """What an adapter adds in each case: the artifact's where the export has one, else the golden ones."""
+def condition_in_steps(manifest: Manifest, case: GoldenCase) -> Array | None:
+    """What a ControlNet takes in each of many steps; None in one step, and for an adapter."""
+    return case.values.condition if manifest.ddim is not None and _has_controlnet(manifest) else None
+
+
+def control_path(out: Path, manifest: Manifest) -> Path | None:
+    """The ControlNet's artifact; None where the export has none."""
+    return artifact_path(out, manifest.entry_for(CONTROLNET)) if _has_controlnet(manifest) else None
+
+
+def _has_controlnet(manifest: Manifest) -> bool:
+    return any(entry.component == CONTROLNET for entry in manifest.artifacts)
+
+
+def _of_controlnet(manifest: Manifest, cases: Sequence[GoldenCase], made: Mapping[str, list[Array]]) -> list[Arrays]:
+    """As for the UNet, whose inputs it takes; none in many steps, which it takes together with the UNet."""
+    if manifest.ddim is not None:
+        return []
+    texts = zip(cases, made.get("text_encoder", []), strict=False)
+    return [{**case.inputs(CONTROLNET), "encoder_hidden_states": text} for case, text in texts]
+
+
+def _residuals(
+    cases: Sequence[GoldenCase], made: Mapping[str, list[Array]], manifest: Manifest
+) -> list[dict[str, Array]]:
+    """What is added in each case: the artifact's where the export has one, else the golden values."""
+    if manifest.ddim is not None and _has_controlnet(manifest):
+        return [{} for _ in cases]
     names = [f"{RESIDUAL}{level}" for level in range(len(cases[0].values.residuals))]
     if not names or names[0] not in made:
         return [case.residuals() for case in cases]

@@ -7,9 +7,10 @@ from pathlib import Path
 from string import ascii_letters
 from typing import Final
 
-from md_export.artifact import ArtifactEntry, Manifest, artifact_path, bytes_of_artifact
+from md_export.artifact import ArtifactEntry, artifact_path, bytes_of_artifact
 from md_export.checkpoint.origin import hash_of_files, hash_of_folder
 from md_export.components import ALL_COMPONENTS
+from md_export.manifest import Manifest
 from md_export.parity.faults import Check, Fault
 from md_export.scheme import QuantScheme, stored_type
 from md_export.targets.contract import Description

@@ -8,14 +8,14 @@ from typing import Final
 import torch
 from torch import nn
 
-from md_export.artifact import AddedLora
 from md_export.checkpoint import Checkpoint
 from md_export.checkpoint.lora.fuse import unfused_call
 from md_export.checkpoint.lora.match import LowRank
 from md_export.checkpoint.origin import hash_of_file
 from md_export.components import COMPONENTS
 from md_export.errors import ParityError
-from md_export.parity.golden import GoldenCase
+from md_export.manifest import AddedLora
+from md_export.parity.golden_case import GoldenCase
 from md_export.parity.metrics import compare
 from md_export.tensors import Array
 

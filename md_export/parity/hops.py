@@ -14,18 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from md_export.artifact import GOLDEN_FOLDER, ArtifactEntry, Manifest, read_manifest
+from md_export.artifact import GOLDEN_FOLDER, ArtifactEntry
 from md_export.build import BuildStep
 from md_export.errors import ConversionError, MdExportError
+from md_export.executing import execute
+from md_export.manifest import Manifest, read_manifest
 from md_export.parity.cases import golden_cases
 from md_export.parity.faults import Check, Fault
-from md_export.parity.golden import GoldenCase, read_golden
+from md_export.parity.golden import read_golden
+from md_export.parity.golden_case import GoldenCase
 from md_export.parity.metrics import EXACT_DB, snr_db
 from md_export.parity.verify import VerifyResult
 from md_export.recipe import QuantScheme, Recipe
 from md_export.targets import TARGETS
 from md_export.tensors import joined
-from md_export.workers import call_worker, execute
+from md_export.workers import call_worker
 
 Progress = Callable[[str], None]
 # What such a failure says lies in the numbers, which a hop can explain.

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from md_export.artifact import artifact_path, read_manifest
+from md_export.artifact import artifact_path
 from md_export.checkpoint import open_checkpoint
 from md_export.errors import MdExportError
 from md_export.linting import lint
+from md_export.manifest import read_manifest
 from md_export.parity.modules.attribute import Attribution, attribute
 from md_export.parity.opening import check_checkpoint
 from md_export.parity.stored.audit import AuditResult, audit

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from md_export.artifact import GOLDEN_FOLDER, Manifest, read_manifest
+from md_export.artifact import GOLDEN_FOLDER
 from md_export.checkpoint import Checkpoint
 from md_export.errors import ArtifactError, GoldenError
+from md_export.manifest import Manifest, read_manifest
 from md_export.parity.golden import INDEX, GoldenSet, read_golden
 from md_export.sampler import steps_in_words
 

@@ -5,22 +5,24 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 from torch import nn
 
-from md_export.artifact import GOLDEN_FOLDER, Drift, OneStep
+from md_export.artifact import GOLDEN_FOLDER
 from md_export.checkpoint import Checkpoint
 from md_export.components import COMPONENTS, ModelConfig
 from md_export.components.runner import OneAtATime, TorchRunner
 from md_export.errors import GoldenError
+from md_export.manifest import Drift
 from md_export.parity.fusing import check_fusing
 from md_export.parity.golden import INDEX, GoldenSet, read_case, read_golden, read_index
 from md_export.parity.metrics import compare
 from md_export.parity.recording import GoldenSource, write_golden
 from md_export.recipe import Recipe
 from md_export.rewrites import Consent, apply_rewrites, find_rewrite
-from md_export.sampler import Ddim, DdimStep, SamplerPlan, steps_in_words
+from md_export.sampler import Ddim, DdimStep, NoiseSchedule, OneStep, SamplerPlan, steps_in_words
 from md_export.sampling import Generation
 
 Progress = Callable[[str], None]
@@ -42,6 +44,11 @@ def ddim_of(config: ModelConfig, plan: SamplerPlan | None) -> Ddim | None:
         return None
     steps = tuple(DdimStep(*step) for step in config.schedule.ddim(plan.steps))
     return Ddim(plan.guidance, steps, config.vae.scaling_factor, config.schedule.prediction_type)
+
+
+def schedule_of(config: ModelConfig) -> NoiseSchedule:
+    """The checkpoint's noise, as an export holds it."""
+    return NoiseSchedule(**{field.name: getattr(config.schedule, field.name) for field in fields(NoiseSchedule)})
 
 
 def golden_source(
@@ -80,7 +87,8 @@ def golden_source(
         downscale=checkpoint.config.vae.downscale,
         inpaints=checkpoint.config.inpaints,
         encodes=encodes,
-        condition_channels=0 if checkpoint.config.adapter is None else checkpoint.config.adapter.in_channels,
+        steering=checkpoint.config.steering,
+        condition_channels=checkpoint.config.condition_shape[1] if checkpoint.config.condition_shape else 0,
     )
 
 

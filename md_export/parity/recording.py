@@ -10,15 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from md_export import __version__
-from md_export.artifact import OneStep
 from md_export.conditions import edges
 from md_export.errors import GoldenError
 from md_export.files import sha256_of
 from md_export.inpainting import Given, around_of, blend, cells_of, hide, middle, nothing
-from md_export.parity.golden import SCHEMA, GoldenFile, GoldenIndex, arrays_of, check_finite, write_index
-from md_export.sampler import Ddim
+from md_export.parity.golden import SCHEMA, GoldenFile, GoldenIndex, write_index
+from md_export.parity.golden_values import arrays_of, check_finite
+from md_export.sampler import Ddim, OneStep
 from md_export.sampling import (
     Generation,
+    Steering,
     draw_noise,
     encode,
     generate,
@@ -36,8 +37,8 @@ class GoldenSource:
     """What golden cases are computed from.
 
     ``downscale``: pixels per latent cell along a side. ``inpaints``: the UNet takes a picture's latents, too, and
-    ``encodes``: cases hold what the VAE encoder makes of a picture. ``condition_channels``: of the picture that an
-    adapter takes; 0 where there is no adapter.
+    ``encodes``: cases hold what the VAE encoder makes of a picture. ``steering``: the component that takes a condition
+    picture, if any, and ``condition_channels`` of that picture.
     """
 
     runners: Mapping[str, Runner]
@@ -51,34 +52,44 @@ class GoldenSource:
     downscale: int = 8
     inpaints: bool = False
     encodes: bool = False
+    steering: str | None = None
     condition_channels: int = 0
 
     def generate(self, prompt: str, seed: int) -> Generation:
         """A golden case's values for one prompt and seed.
 
         The encoder's input is the picture itself. A UNet that in-paints first makes a picture of nothing, all of it
-        hidden, and then paints the middle of that one again: the encoder's input is what it leaves. An adapter's
-        condition are the edges of the picture that is made without it.
+        hidden, and then paints the middle of that one again: the encoder's input is what it leaves. The condition of
+        an adapter or a ControlNet are the edges of the picture that is made without it.
         """
         if not self.inpaints:
             values = self.picture(prompt, seed)
-            if self.condition_channels:
+            if self.steering:
                 values = self.picture(prompt, seed, condition=edges(values.picture, self.condition_channels))
             return self._encoded(values, np.clip(values.image, -1, 1)) if self.encodes else values
         _, _, height, width = self.latent_shape
         sides = height * self.downscale, width * self.downscale
-        image = self._inpainted(prompt, seed, nothing(*sides)).image
-        return self._inpainted(prompt, seed, Given(np.clip(image, -1, 1), middle(*sides)))
+        first = self._inpainted(prompt, seed, nothing(*sides))
+        condition = edges(first.picture, self.condition_channels) if self.steering else None
+        return self._inpainted(prompt, seed, Given(np.clip(first.image, -1, 1), middle(*sides)), condition)
 
-    def painted(self, prompt: str, seed: int, given: Given | None = None, condition: Array | None = None) -> Generation:
+    def painted(
+        self,
+        prompt: str,
+        seed: int,
+        given: Given | None = None,
+        condition: Array | None = None,
+        noise: Array | None = None,
+    ) -> Generation:
         """A picture in which what of ``given`` is not hidden is kept; None: a picture of nothing but the prompt.
 
-        ``condition``: for an adapter, which otherwise adds nothing.
+        ``condition``: for what steers the UNet, which otherwise adds nothing. ``noise``: in place of the seed's.
         """
         _, _, height, width = self.latent_shape
         if self.inpaints:
-            return self._inpainted(prompt, seed, given or nothing(height * self.downscale, width * self.downscale))
-        values = self.picture(prompt, seed, condition=condition)
+            given = given or nothing(height * self.downscale, width * self.downscale)
+            return self._inpainted(prompt, seed, given, condition, noise)
+        values = self.picture(prompt, seed, None, condition, noise)
         if given is None:
             return values
         kept = encode(self.runners, given.image)
@@ -87,21 +98,30 @@ class GoldenSource:
         return replace(values, latent=latent, image=image, picture=picture_from(image))
 
     def picture(
-        self, prompt: str, seed: int, around: Array | None = None, condition: Array | None = None
+        self,
+        prompt: str,
+        seed: int,
+        around: Array | None = None,
+        condition: Array | None = None,
+        noise: Array | None = None,
     ) -> Generation:
-        """In one step or in many; ``around``: for a UNet that in-paints, ``condition``: for an adapter."""
+        """In one step or in many; ``around``: for a UNet that in-paints, others as in :meth:`painted`."""
         ids = tokenize(self.tokenizer_dir, prompt, self.text_length)
-        noise = draw_noise(seed, self.latent_shape)
+        noise = draw_noise(seed, self.latent_shape) if noise is None else noise
+        steering = None if condition is None or self.steering is None else Steering(self.steering, condition)
         if self.ddim is None:
-            return generate(self.runners, ids, noise, self.one_step, around, condition)
+            return generate(self.runners, ids, noise, self.one_step, around, steering)
         both = np.concatenate([tokenize(self.tokenizer_dir, "", self.text_length), ids])
-        return generate_in_steps(self.runners, both, noise, self.ddim, around, condition)
+        return generate_in_steps(self.runners, both, noise, self.ddim, around, steering)
 
-    def _inpainted(self, prompt: str, seed: int, given: Given) -> Generation:
+    def _inpainted(
+        self, prompt: str, seed: int, given: Given, condition: Array | None = None, noise: Array | None = None
+    ) -> Generation:
         shown = hide(given.image, given.mask)
         latent = encode(self.runners, shown)
         around = around_of(cells_of(given.mask, self.downscale), latent, self.one_step.scaling_factor)
-        return replace(self.picture(prompt, seed, around), encoder_image=shown, encoder_latent=latent)
+        values = self.picture(prompt, seed, around, condition, noise)
+        return replace(values, encoder_image=shown, encoder_latent=latent)
 
     def _encoded(self, values: Generation, image: Array) -> Generation:
         return replace(values, encoder_image=image, encoder_latent=encode(self.runners, image))

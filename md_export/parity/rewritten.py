@@ -12,8 +12,9 @@ from md_export.artifact import RewriteRecord
 from md_export.checkpoint import Checkpoint
 from md_export.components import ALL_COMPONENTS, Component, ModelConfig
 from md_export.layouts import layout_of
+from md_export.names import CONTROLNET
 from md_export.parity.cases import inputs_of, output_of
-from md_export.parity.golden import GoldenCase
+from md_export.parity.golden_case import GoldenCase
 from md_export.parity.metrics import compare
 from md_export.parity.prepare import one_step
 from md_export.recipe import Recipe
@@ -70,7 +71,7 @@ def rewritten(checkpoint: Checkpoint, name: str, recipe: Recipe) -> Rewritten:
     consent = Consent(checkpoint.trained_substitutions, recipe.allow_drift)
     records = apply_rewrites(recipe.rewrites, name, module, one_step(checkpoint.config), consent)
     given, made = surface(ALL_COMPONENTS[name], checkpoint.config, records)
-    if recipe.sampler is not None and name == "unet":
+    if recipe.sampler is not None and name in ("unet", CONTROLNET):
         given, made = guided(given), guided(made)
     layout = layout_of(recipe)
     layout.adapt(name, module, given)
@@ -78,9 +79,10 @@ def rewritten(checkpoint: Checkpoint, name: str, recipe: Recipe) -> Rewritten:
 
 
 def guided(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-    """The UNet's inputs or outputs with the empty prompt beside the prompt: batch 2 but for the one timestep."""
+    """Inputs or outputs with the empty prompt beside the prompt: batch 2 but for the one timestep and condition."""
     return tuple(
-        spec if spec.name == "timestep" else dataclasses.replace(spec, shape=(2, *spec.shape[1:])) for spec in specs
+        spec if spec.name in ("timestep", "condition") else dataclasses.replace(spec, shape=(2, *spec.shape[1:]))
+        for spec in specs
     )
 
 

@@ -12,13 +12,16 @@ from pathlib import Path
 
 import numpy as np
 
-from md_export.artifact import ArtifactEntry, Manifest, Parity, artifact_path, is_unchanged
+from md_export.artifact import ArtifactEntry, Parity, artifact_path, is_unchanged
 from md_export.errors import ArtifactError, MdExportError
-from md_export.parity.cases import each_call, golden_cases, golden_outputs, packed
-from md_export.parity.chain import CHAIN, by_output, chain_inputs, named
+from md_export.executing import Walk, execute, walk
+from md_export.manifest import Manifest
+from md_export.parity.cases import each_call, golden_inputs, golden_outputs, packed
+from md_export.parity.chain import CHAIN, by_output, chain_inputs, control_path, named
 from md_export.parity.contents import claim_faults, note_faults, stored_faults, surface_faults
 from md_export.parity.faults import Check, Fault
-from md_export.parity.golden import GoldenCase, GoldenSet
+from md_export.parity.golden import GoldenSet
+from md_export.parity.golden_case import GoldenCase
 from md_export.parity.metrics import compare, first_fault, worst
 from md_export.parity.opening import OpenedExport, open_export
 from md_export.parity.walking import Execute as Execute
@@ -27,7 +30,6 @@ from md_export.recipe import Tolerance
 from md_export.sampling import Float32, picture_from
 from md_export.targets import target_named
 from md_export.tensors import Array, Arrays
-from md_export.workers import Walk, execute, walk
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def _judge_component(
     tolerance, scheme = recipe.tolerances[entry.component], recipe.schemes[entry.component]
     faults = altered_faults(export.out, entry)
     try:
-        inputs, _ = golden_cases(recipe, entry, cases)
+        inputs = golden_inputs(recipe, entry, cases)
         wanted = golden_outputs(recipe, entry, cases)
     except ArtifactError as error:
         fault = Fault(Check.SURFACE, str(error))
@@ -157,7 +159,8 @@ def _judge_component(
         count = len(inputs)
         names = [call.label for call in each_call(entry.component, cases)]
         parity, broken = _parity(outputs[:count], wanted, names)
-        walked = walk(manifest.target, path, following, steps) if steps and parity and following else Walk([])
+        control = control_path(export.out, manifest) if steps else None
+        walked = walk(manifest.target, path, following, steps, control) if steps and parity and following else Walk([])
         faults += [Fault(Check.OVERFLOW, line) for line in dict.fromkeys((*run.hazards, *walked.hazards))]
         faults += note_faults(manifest, entry, run.found.notes) + claim_faults(export.out, entry, scheme, run.found)
     except MdExportError as error:

@@ -12,7 +12,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from md_export.artifact import read_manifest
+from md_export.manifest import read_manifest
 from md_export.matrix.plan import Cost, Step
 from md_export.matrix.run import Listener, Outcome
 from md_export.matrix.schedule import Failure, Limits

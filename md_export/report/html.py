@@ -14,11 +14,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from md_export import __version__
-from md_export.artifact import Manifest, manifest_to_dict
-from md_export.generation import to_bytes
+from md_export.manifest import Manifest, manifest_to_dict
 from md_export.parity.insight import Insight
 from md_export.parity.metrics import compare
 from md_export.parity.verify import Verification, VerifyResult
+from md_export.pictures import to_bytes
 from md_export.report.inside import Part, lint_cells, module_parts, weight_parts
 from md_export.report.plots import Bar, bars, stacked
 from md_export.report.tables import Cells, artifact_cells, decibel, parity_cells

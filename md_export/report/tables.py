@@ -7,7 +7,8 @@ from typing import Final, NamedTuple
 from rich.markup import escape
 from rich.table import Table
 
-from md_export.artifact import ArtifactEntry, Manifest
+from md_export.artifact import ArtifactEntry
+from md_export.manifest import Manifest
 from md_export.parity.metrics import EXACT_DB
 from md_export.parity.verify import ComponentResult, VerifyResult
 

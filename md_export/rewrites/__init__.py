@@ -14,14 +14,15 @@ from typing import Final
 
 from torch import nn
 
-from md_export.artifact import OneStep, RewriteRecord
+from md_export.artifact import RewriteRecord
 from md_export.errors import RewriteError
+from md_export.names import CONTROLNET
 from md_export.rewrites.adopt import adopt
 from md_export.rewrites.fold_attention_scale import count_unscaled, fold_attention_scale
 from md_export.rewrites.fold_norm_affine import count_plain_norms, fold_norm_affine
 from md_export.rewrites.fold_timestep import count_one_step, fold_timestep
 from md_export.rewrites.fold_x0 import count_latent, fold_x0
-from md_export.rewrites.foreign import UNET, type_name
+from md_export.rewrites.foreign import CONTROLNET_MODEL, UNET, type_name
 from md_export.rewrites.gelu_to_swish import count_swish, gelu_to_swish
 from md_export.rewrites.group_norm_to_instance_norm import count_instance_norm, group_norm_to_instance_norm
 from md_export.rewrites.linear_to_conv2d import count_conv2d, linear_to_conv2d
@@ -33,6 +34,7 @@ from md_export.rewrites.tabulate_timestep import count_tabled, tabulate_timestep
 from md_export.rewrites.tokens_to_maps import count_maps, tokens_to_maps
 from md_export.rewrites.upsample_to_four_convs import count_four_convs, upsample_to_four_convs
 from md_export.rewrites.vector_linear_to_conv2d import count_vector_conv2d, vector_linear_to_conv2d
+from md_export.sampler import OneStep
 
 
 @dataclass(frozen=True)
@@ -58,29 +60,30 @@ class Rewrite:
 
 
 _VAE: Final = ("vae_decoder", "vae_encoder")
+_UNET: Final = ("unet", CONTROLNET)
 REWRITES: Mapping[str, Rewrite] = {
     rewrite.name: rewrite
     for rewrite in (
         Rewrite("gelu_to_swish", exact=False, components=("unet",), apply=gelu_to_swish, present=count_swish),
         Rewrite("softmax_to_relu", exact=False, components=("unet",), apply=softmax_to_relu, present=count_relu),
-        Rewrite("linear_to_conv2d", True, ("text_encoder", "unet", *_VAE), linear_to_conv2d, count_conv2d),
+        Rewrite("linear_to_conv2d", True, ("text_encoder", *_UNET, *_VAE), linear_to_conv2d, count_conv2d),
         Rewrite(
             "group_norm_to_instance_norm",
             True,
-            ("unet", *_VAE),
+            (*_UNET, *_VAE),
             group_norm_to_instance_norm,
             count_instance_norm,
         ),
-        Rewrite("fold_attention_scale", True, ("text_encoder", "unet", *_VAE), fold_attention_scale, count_unscaled),
-        Rewrite("split_attention_heads", True, ("unet",), split_attention_heads, count_split),
-        Rewrite("fold_timestep", True, ("unet",), fold_timestep, count_one_step, drops=("timestep",)),
-        Rewrite("tokens_to_maps", True, ("text_encoder", "unet", *_VAE), tokens_to_maps, count_maps),
-        Rewrite("vector_linear_to_conv2d", True, ("unet",), vector_linear_to_conv2d, count_vector_conv2d),
-        Rewrite("staged_group_norm", True, ("unet", *_VAE), staged_group_norm, count_staged),
-        Rewrite("fold_norm_affine", True, ("text_encoder", "unet", *_VAE), fold_norm_affine, count_plain_norms),
-        Rewrite("split_wide_conv2d", True, ("unet", *_VAE), split_wide_conv2d, count_narrow),
+        Rewrite("fold_attention_scale", True, ("text_encoder", *_UNET, *_VAE), fold_attention_scale, count_unscaled),
+        Rewrite("split_attention_heads", True, _UNET, split_attention_heads, count_split),
+        Rewrite("fold_timestep", True, _UNET, fold_timestep, count_one_step, drops=("timestep",)),
+        Rewrite("tokens_to_maps", True, ("text_encoder", *_UNET, *_VAE), tokens_to_maps, count_maps),
+        Rewrite("vector_linear_to_conv2d", True, _UNET, vector_linear_to_conv2d, count_vector_conv2d),
+        Rewrite("staged_group_norm", True, (*_UNET, *_VAE), staged_group_norm, count_staged),
+        Rewrite("fold_norm_affine", True, ("text_encoder", *_UNET, *_VAE), fold_norm_affine, count_plain_norms),
+        Rewrite("split_wide_conv2d", True, (*_UNET, *_VAE), split_wide_conv2d, count_narrow),
         Rewrite("upsample_to_four_convs", True, ("unet", "vae_decoder"), upsample_to_four_convs, count_four_convs),
-        Rewrite("tabulate_timestep", True, ("unet",), tabulate_timestep, count_tabled),
+        Rewrite("tabulate_timestep", True, _UNET, tabulate_timestep, count_tabled),
         Rewrite("fold_x0", True, ("unet",), fold_x0, count_latent, output="latent"),
     )
 }
@@ -120,7 +123,7 @@ def apply_rewrites(
     rewrites = [find_rewrite(name) for name in names]
     concerned = [rewrite for rewrite in rewrites if component in rewrite.components]
     # Also where no rewrite asks for it: one form of Stable Diffusion's attention for all that comes after.
-    if concerned or type_name(module) == UNET:
+    if concerned or type_name(module) in (UNET, CONTROLNET_MODEL):
         adopt(module)
     return tuple(_apply(rewrite, component, module, one_step, consent) for rewrite in concerned)
 

@@ -19,7 +19,7 @@ from md_export.components.layers import Attention
 from md_export.components.text_encoder import TextEncoder
 from md_export.components.unet import TransformerStack
 from md_export.components.vae import SpatialAttention
-from md_export.rewrites.token_forms import ClipProjections
+from md_export.rewrites.token_forms import ClipProjections, scaled
 
 # Scores [B, heads, Lq, Lk] → weights of the same shape.
 Weigh = Callable[[Tensor], Tensor]
@@ -58,7 +58,7 @@ class ChannelFirstAttention(Attention):
         """``x: [B, C, 1, S]``, ``context: [B, D, 1, L]`` → ``[B, C, 1, S]``."""
         q = split_heads(self.to_q(x), self.heads)
         # After the reshape: right behind the convolution, coremltools would make a new, nameless weight of it.
-        q = q if self.scale == 1.0 else q * self.scale
+        q = scaled(q, self.scale)
         k, v = self.keys_values(x if context is None else context, lambda source: split_heads(source, self.heads))
         out: Tensor = self.to_out[0](attend(q, k, v, self.weights))
         return out
@@ -90,7 +90,7 @@ class ChannelFirstSpatialAttention(SpatialAttention):
         batch, channels, height, width = x.shape
         tokens = self.group_norm(x.reshape(batch, channels, 1, height * width))
         q, k, v = (split_heads(project(tokens), 1) for project in (self.to_q, self.to_k, self.to_v))
-        q = q if self.scale == 1.0 else q * self.scale
+        q = scaled(q, self.scale)
         out = attend(q, k, v, lambda scores: scores.softmax(dim=-1))
         merged: Tensor = x + self.to_out[0](out).reshape(batch, channels, height, width)
         return merged
@@ -104,7 +104,7 @@ class ChannelFirstClipAttention(ClipProjections):
         q, k, v = (
             split_heads(project(hidden_states), self.heads) for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        q = q if self.scale == 1.0 else q * self.scale
+        q = scaled(q, self.scale)
         out = attend(q, k, v, lambda scores: (scores + attention_mask).softmax(dim=-1))
         return self.out_proj(out), None
 

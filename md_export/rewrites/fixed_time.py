@@ -34,11 +34,13 @@ def embed(unet: Any, timestep: int) -> Tensor:
             "Take fold_timestep out of the recipe"
         )
     embedding: Tensor = unet.time_embedding(unet.time_proj(torch.tensor([float(timestep)])))
-    return embedding if unet.time_embed_act is None else unet.time_embed_act(embedding)
+    # A ControlNet has no such field.
+    act = getattr(unet, "time_embed_act", None)
+    return embedding if act is None else act(embedding)
 
 
 def forget_timestep(unet: Any) -> None:
-    """Called as ``unet(sample, encoder_hidden_states)`` from now on."""
+    """Called as ``unet(sample, encoder_hidden_states)`` from now on, a ControlNet with the condition third."""
     unet.time_proj = NoEmbedding()
     unet.time_embedding = NoEmbedding()
     unet.register_buffer("nothing", torch.zeros(1), persistent=False)
@@ -51,5 +53,5 @@ def is_fixed(unet: nn.Module) -> bool:
 
 
 def _without_timestep(unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
-    given = dict(zip(("sample", "encoder_hidden_states"), args, strict=True)) | kwargs
-    return (), given | {"timestep": unet.nothing}
+    names = ("sample", "encoder_hidden_states", "controlnet_cond")
+    return (), dict(zip(names, args, strict=False)) | kwargs | {"timestep": unet.nothing}

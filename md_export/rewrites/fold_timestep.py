@@ -13,18 +13,20 @@ Right for one timestep only, that of the checkpoint's schedule; many-step sampli
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping
+from typing import Final, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from md_export.artifact import OneStep
+from md_export.components.controlnet import MDControlNet
 from md_export.components.layers import ResnetBlock, SepConvBlock
-from md_export.components.unet import MDUNet
+from md_export.components.unet import DownPath, MDUNet
 from md_export.errors import RewriteError
 from md_export.rewrites.fixed_time import embed, forget_timestep, is_fixed
-from md_export.rewrites.foreign import UNET, type_name
+from md_export.rewrites.foreign import CONTROLNET_MODEL, UNET, type_name
+from md_export.sampler import OneStep
 
 
 class TimelessSepConvBlock(SepConvBlock):
@@ -50,6 +52,21 @@ class OneStepUNet(MDUNet):
         return super().forward(sample, self.nothing, encoder_hidden_states, *residuals)
 
 
+class OneStepControlNet(MDControlNet):
+    """A ControlNet at one timestep."""
+
+    nothing: Tensor
+
+    def forward(  # type: ignore[override]
+        self, sample: Tensor, encoder_hidden_states: Tensor, condition: Tensor
+    ) -> tuple[Tensor, ...]:
+        """As :meth:`MDControlNet.forward` without its timestep."""
+        return super().forward(sample, self.nothing, encoder_hidden_states, condition)
+
+
+_OF_ONE_STEP: Final[Mapping[type[nn.Module], type[DownPath]]] = {MDUNet: OneStepUNet, MDControlNet: OneStepControlNet}
+
+
 @torch.no_grad()
 def fold_timestep(module: nn.Module, one_step: OneStep) -> int:
     """Fold ``one_step.timestep`` in place; returns the number of time projections folded.
@@ -57,24 +74,24 @@ def fold_timestep(module: nn.Module, one_step: OneStep) -> int:
     Raises:
         RewriteError: another rewrite changed the UNet's inputs or outputs before.
     """
-    if type_name(module) == UNET and not is_fixed(module):
+    if type_name(module) in (UNET, CONTROLNET_MODEL) and not is_fixed(module):
         fired = _fold_all(module, embed(module, one_step.timestep))
         forget_timestep(module)
         return fired
-    if not isinstance(module, MDUNet) or isinstance(module, OneStepUNet):
+    if not isinstance(module, DownPath) or isinstance(module, (OneStepUNet, OneStepControlNet)):
         return 0
-    if type(module) is not MDUNet:
+    if type(module) not in _OF_ONE_STEP:
         raise RewriteError("fold_timestep comes before fold_x0: exchange them in the recipe")
     fired = _fold_all(module, module.time_embedding(torch.tensor([float(one_step.timestep)])))
     module.time_embedding = cast(nn.Module, nn.Identity())  # type: ignore[assignment]
     module.register_buffer("nothing", torch.zeros(1), persistent=False)
-    module.__class__ = OneStepUNet
+    module.__class__ = _OF_ONE_STEP[type(module)]
     return fired
 
 
 def count_one_step(module: nn.Module) -> int:
     """1 where the timestep is folded already."""
-    return int(isinstance(module, OneStepUNet) or is_fixed(module))
+    return int(isinstance(module, (OneStepUNet, OneStepControlNet)) or is_fixed(module))
 
 
 def _fold_all(unet: nn.Module, embedding: Tensor) -> int:

@@ -18,6 +18,7 @@ from md_export.errors import RewriteError
 TypeName = tuple[str, str]
 
 UNET: Final[TypeName] = ("diffusers.models.unets.unet_2d_condition", "UNet2DConditionModel")
+CONTROLNET_MODEL: Final[TypeName] = ("diffusers.models.controlnets.controlnet", "ControlNetModel")
 TIMESTEPS: Final[TypeName] = ("diffusers.models.embeddings", "Timesteps")
 TIMESTEP_EMBEDDING: Final[TypeName] = ("diffusers.models.embeddings", "TimestepEmbedding")
 

@@ -15,7 +15,6 @@ from typing import Final
 
 from torch import nn
 
-from md_export.artifact import OneStep
 from md_export.components.layers import Attention, GluProjection
 from md_export.components.text_encoder import TextEncoder
 from md_export.components.unet import TransformerStack
@@ -29,6 +28,7 @@ from md_export.rewrites.channel_first import (
 )
 from md_export.rewrites.channel_layer_norm import to_channel_layer_norm
 from md_export.rewrites.token_forms import ChannelGlu, TokenForm
+from md_export.sampler import OneStep
 
 _FORM: Final = TokenForm(
     {

@@ -17,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from md_export.artifact import OneStep
 from md_export.components.layers import Attention, Relu, Softmax
 from md_export.errors import RewriteError
 from md_export.rewrites.channel_first import ChannelFirstAttention
+from md_export.rewrites.token_forms import scaled
+from md_export.sampler import OneStep
 
 
 class SplitHeadAttention(ChannelFirstAttention):
@@ -43,7 +44,7 @@ class SplitHeadAttention(ChannelFirstAttention):
 
     def _weigh(self, scores: Tensor) -> Tensor:
         """Scores ``[B, Lk, 1, Lq]`` → weights; the original modules have the keys last, these have them first."""
-        scores = scores if self.scale == 1.0 else scores * self.scale
+        scores = scaled(scores, self.scale)
         if isinstance(self.weights, Softmax):
             return scores.softmax(dim=1)
         assert isinstance(self.weights, Relu)  # noqa: S101 (checked when the class was changed)

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from md_export.artifact import OneStep
+from md_export.sampler import OneStep
 
 
 class StagedGroupNorm(nn.GroupNorm):

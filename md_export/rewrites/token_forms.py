@@ -28,6 +28,11 @@ class ChannelGlu(GluProjection):
         return out
 
 
+def scaled(x: Tensor, scale: float) -> Tensor:
+    """``x · scale``; no op where the scale was folded into a projection's weights."""
+    return x if scale == 1.0 else x * scale
+
+
 class ClipProjections(nn.Module):
     """The four projections of transformers' ``CLIPAttention`` under their names; a form adds ``forward``.
 

@@ -18,7 +18,7 @@ from md_export.components.layers import Attention
 from md_export.components.text_encoder import TextEncoder
 from md_export.components.unet import TransformerStack
 from md_export.components.vae import SpatialAttention
-from md_export.rewrites.token_forms import ClipProjections
+from md_export.rewrites.token_forms import ClipProjections, scaled
 
 
 def to_map(tokens: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class MapAttention(Attention):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """``x: [B, C, H, W]``, ``context: [B, D, 1, L]`` → ``[B, C, H, W]``."""
         q = to_heads(self.to_q(x), self.heads)
-        q = q if self.scale == 1.0 else q * self.scale
+        q = scaled(q, self.scale)
         k, v = self.keys_values(x if context is None else context, lambda source: to_heads(source, self.heads))
         attended = torch.matmul(self.weights(torch.matmul(q, k.transpose(1, 2))), v)
         out: Tensor = self.to_out[0](from_heads(attended, x.shape))
@@ -94,7 +94,7 @@ class MapSpatialAttention(SpatialAttention):
         """``[B, C, H, W]`` → ``[B, C, H, W]``."""
         normed = self.group_norm(x)
         q, k, v = (to_heads(project(normed), 1) for project in (self.to_q, self.to_k, self.to_v))
-        q = q if self.scale == 1.0 else q * self.scale
+        q = scaled(q, self.scale)
         scores = torch.matmul(q, k.transpose(1, 2))
         out: Tensor = x + self.to_out[0](from_heads(torch.matmul(scores.softmax(dim=-1), v), x.shape))
         return out
@@ -106,7 +106,7 @@ class MapClipAttention(ClipProjections):
     def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> tuple[Tensor, None]:
         """As CLIPAttention: output and weights, the latter not kept; ``attention_mask: [1, 1, L, L]`` is added."""
         q, k, v = (to_heads(project(hidden_states), self.heads) for project in (self.q_proj, self.k_proj, self.v_proj))
-        q = q if self.scale == 1.0 else q * self.scale
+        q = scaled(q, self.scale)
         scores = torch.matmul(q, k.transpose(1, 2)) + attention_mask[0]
         return self.out_proj(from_heads(torch.matmul(scores.softmax(dim=-1), v), hidden_states.shape)), None
 

@@ -15,7 +15,6 @@ from typing import Final
 
 from torch import nn
 
-from md_export.artifact import OneStep
 from md_export.components.layers import Attention, GluProjection
 from md_export.components.text_encoder import TextEncoder
 from md_export.components.unet import TransformerStack
@@ -29,6 +28,7 @@ from md_export.rewrites.token_maps import (
     MapTextEncoder,
     to_map_layer_norm,
 )
+from md_export.sampler import OneStep
 
 _FORM: Final = TokenForm(
     {

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from md_export.artifact import OneStep
 from md_export.components.unet import Upsample
+from md_export.sampler import OneStep
 
 
 class FourConv2d(nn.Conv2d):

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from md_export.artifact import Manifest, write_manifest
 from md_export.errors import ParityError
+from md_export.manifest import Manifest, write_manifest
 from md_export.parity.verify import verify
 from md_export.pipeline import export
 from md_export.recipe import Recipe, Tolerance

@@ -15,7 +15,7 @@ from torch import nn
 from md_export.checkpoint import open_checkpoint
 from md_export.components import COMPONENTS
 from md_export.parity.cases import packed
-from md_export.parity.golden import GoldenCase
+from md_export.parity.golden_case import GoldenCase
 from md_export.parity.prepare import one_step
 from md_export.parity.rewritten import rewritten
 from md_export.quantization.adjust import stored_values

@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from md_export.parity.adjusted import adjust, storages
-from md_export.parity.golden import GoldenCase, read_golden
+from md_export.parity.golden import read_golden
+from md_export.parity.golden_case import GoldenCase
 from md_export.parity.metrics import compare
 from md_export.quantization.rounding import rounded
-from md_export.recipe import Recipe, recipe_from_dict
+from md_export.recipe import Recipe
+from md_export.recipe_file import recipe_from_dict
 from md_export.rewrites.upsample_to_four_convs import FourConv2d
 from md_export.search.probe import Probe
 from md_export.search.quality import Quality

@@ -19,7 +19,8 @@ from md_export.parity.calibration import calibration_cases
 from md_export.parity.golden import INDEX
 from md_export.parity.prepare import golden_source, prepare_golden
 from md_export.parity.recording import write_golden
-from md_export.recipe import Recipe, recipe_to_dict
+from md_export.recipe import Recipe
+from md_export.recipe_file import recipe_to_dict
 from md_export.search.budget import Budget
 from md_export.search.building import Built, build, seal
 from md_export.search.choice import Base, Module, Point, point_of, uniform

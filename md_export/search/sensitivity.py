@@ -21,7 +21,7 @@ from torch import nn
 from md_export.parity.golden import read_golden
 from md_export.parity.rewritten import Rewritten
 from md_export.quantization.products import InputSums, products
-from md_export.recipe import recipe_from_dict
+from md_export.recipe_file import recipe_from_dict
 from md_export.rewrites.upsample_to_four_convs import FourConv2d
 from md_export.scheme import QuantScheme
 from md_export.search.choice import Candidate

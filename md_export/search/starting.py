@@ -10,7 +10,8 @@ from typing import Final
 from md_export.data import builtin_recipe
 from md_export.errors import UsageError
 from md_export.names import COMPONENT_NAMES
-from md_export.recipe import Recipe, load_recipe
+from md_export.recipe import Recipe
+from md_export.recipe_file import load_recipe
 from md_export.search.form import Form
 from md_export.search.request import SearchRequest
 
@@ -82,7 +83,7 @@ def starting_recipe(request: SearchRequest) -> Recipe:
     missing = [name for name in request.components if name not in recipe.components]
     if missing:
         raise UsageError(f"the recipe {recipe.name} has no {missing[0]}; it has {', '.join(recipe.components)}")
-    if request.budget.picture_db is not None and len(recipe.components) < len(COMPONENT_NAMES):
+    if request.budget.picture_db is not None and not set(COMPONENT_NAMES) <= set(recipe.components):
         raise UsageError(
             f"the recipe {recipe.name} makes no picture: it lacks a component; give --budget snr=… instead"
         )

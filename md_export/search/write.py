@@ -72,7 +72,7 @@ def chosen_recipe(base: Recipe, forms: Mapping[str, Forms], name: str) -> Recipe
 def recipe_toml(recipe: Recipe, notes: Sequence[str] = ()) -> str:
     """A recipe's file; ``notes`` stand above it as comments, one line each.
 
-    :func:`md_export.recipe.recipe_from_toml` reads the same recipe from it, but for schemes and tolerances of
+    :func:`md_export.recipe_file.recipe_from_toml` reads the same recipe from it, but for schemes and tolerances of
     components that it does not export.
     """
     document = tomlkit.document()

@@ -20,7 +20,8 @@ import numpy as np
 
 from md_export.artifact import GOLDEN_FOLDER, ArtifactEntry
 from md_export.checkpoint import Checkpoint
-from md_export.parity.golden import GoldenCase, read_case, read_index
+from md_export.parity.golden import read_case, read_index
+from md_export.parity.golden_case import GoldenCase
 from md_export.parity.prepare import one_step
 from md_export.recipe import Recipe
 

@@ -152,6 +152,7 @@ TARGETS: Mapping[str, Target] = {
             ("coreai", "coreai_torch"),
             ("coreai-core", "coreai-torch"),
             "Core AI (iOS 27, macOS 27)",
+            lints=True,
             system="Linux x86-64 with glibc 2.34 or newer, or a Mac",
         ),
     )

@@ -55,6 +55,12 @@ class OpCost:
         return self.read_bytes + self.written_bytes
 
 
+def bits_of(dtype: str) -> int:
+    """Of an element: the number at the end of the type's name, 8 for ``bool``."""
+    digits = dtype.lstrip("abcdefghijklmnopqrstuvwxyz")
+    return int(digits) if digits.isdigit() else 8
+
+
 @dataclass(frozen=True)
 class Value:
     """A tensor of a graph.
@@ -71,9 +77,8 @@ class Value:
 
     @property
     def bits(self) -> int:
-        """Of an element; the number at the end of the type's name, 8 for ``bool``."""
-        digits = self.dtype.lstrip("abcdefghijklmnopqrstuvwxyz")
-        return int(digits) if digits.isdigit() else 8
+        """Of an element."""
+        return bits_of(self.dtype)
 
     @property
     def elements(self) -> int:

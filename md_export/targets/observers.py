@@ -6,6 +6,7 @@ give the same range, to the bit.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from math import frexp
 from typing import Final, Protocol
 
@@ -64,6 +65,20 @@ class ObserverTable:
     def ranges(self) -> dict[str, tuple[float, float]]:
         """Least and greatest value that int8 should represent, by name."""
         return {name: seen.bounds() for name, seen in self._observers.items()}
+
+
+def portions(sizes: Mapping[str, int], most: int) -> Iterator[list[str]]:
+    """Names whose values together take no more than so many bytes, or a single one that takes more."""
+    portion: list[str] = []
+    left = most
+    for name, size in sizes.items():
+        if portion and size > left:
+            yield portion
+            portion, left = [], most
+        portion.append(name)
+        left -= size
+    if portion:
+        yield portion
 
 
 class Extremes:

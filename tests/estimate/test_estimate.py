@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from md_export.artifact import read_manifest
 from md_export.checkpoint import open_checkpoint
 from md_export.errors import ArtifactError
 from md_export.estimate.command import costs_of, estimate
@@ -15,6 +14,7 @@ from md_export.estimate.devices import knowledge
 from md_export.estimate.fit import fit_of
 from md_export.estimate.roofline import seconds_of
 from md_export.inspection import inspect_config
+from md_export.manifest import read_manifest
 from support import ONE_EACH, Exported
 from test_cli import fails, md_export
 

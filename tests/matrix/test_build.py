@@ -13,12 +13,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from matrix.toy import Quiet
-from md_export.artifact import read_manifest
 from md_export.checkpoint import open_checkpoint
 from md_export.cli import cli
 from md_export.data import builtin_recipe
 from md_export.errors import ConversionError, MdExportError
 from md_export.files import sha256_of
+from md_export.manifest import read_manifest
 from md_export.matrix.cache import Cache
 from md_export.matrix.check import check_exports
 from md_export.matrix.request import BuildRequest, load_recipes

@@ -21,7 +21,8 @@ from md_export.errors import RewriteError
 from md_export.matrix.opening import READ
 from md_export.matrix.plan import ExportPlan, Plan, plan_from_json, plan_to_dict
 from md_export.matrix.planning import plan
-from md_export.recipe import GoldenPlan, Recipe, Tolerance, load_recipe
+from md_export.recipe import GoldenPlan, Recipe, Tolerance
+from md_export.recipe_file import load_recipe
 
 ARTIFACTS = {"text_encoder", "unet", "vae_decoder"}
 ALL = {"golden", "calibration", "export", *ARTIFACTS}
@@ -194,7 +195,7 @@ from pathlib import Path
 root, opened = {str(nano)!r}, set()
 sys.addaudithook(lambda name, given: opened.add(str(given[0])) if name == "open" else None)
 from md_export.matrix.planning import plan
-from md_export.recipe import load_recipe
+from md_export.recipe_file import load_recipe
 from md_export.checkpoint import open_checkpoint
 plan([load_recipe(Path({str(builtin_recipe("onnx", "int8"))!r}))], Path(root), None)
 open_checkpoint(Path(root)).module("vae_decoder")

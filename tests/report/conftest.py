@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from md_export.artifact import SCHEMA, ArtifactEntry, Manifest, Measured, Parity
+from md_export.artifact import ArtifactEntry, Measured, Parity
 from md_export.data import builtin_recipe
+from md_export.manifest import SCHEMA, Manifest
 from md_export.parity.golden import read_golden
 from md_export.parity.verify import ComponentResult, PictureResult, Verification, VerifyResult
-from md_export.recipe import load_recipe
+from md_export.recipe_file import load_recipe
 from support import HOSTILE_PROMPT, Judged
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from md_export.artifact import OneStep
 from md_export.checkpoint import open_checkpoint
 from md_export.components import COMPONENTS, ModelConfig
 from md_export.components.runner import TorchRunner
 from md_export.data import nano_checkpoint
 from md_export.parity.prepare import one_step
+from md_export.sampler import OneStep
 from md_export.sampling import draw_noise, generate, tokenize
 from rewrites.forms import Subject
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from md_export.artifact import OneStep
+from md_export.sampler import OneStep
 from md_export.tensors import TensorSpec
 from rewrites.forms import Subject
 

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from md_export.artifact import OneStep, RewriteRecord
+from md_export.artifact import RewriteRecord
 from md_export.components.vae import SpatialAttention
 from md_export.parity.metrics import compare
 from md_export.recipe import QuantScheme
 from md_export.rewrites import REWRITES, Consent, apply_rewrites
+from md_export.sampler import OneStep
 from md_export.targets.contract import LoweringJob
 from md_export.tensors import Array, TensorSpec
 

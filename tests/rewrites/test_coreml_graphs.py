@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from md_export.artifact import OneStep
 from md_export.rewrites.channel_layer_norm import to_channel_layer_norm
+from md_export.sampler import OneStep
 from md_export.tensors import TensorSpec
 from rewrites.forms import Graph, Subject, convert
 from rewrites.test_linear_to_conv2d import AFFINES

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from md_export.artifact import OneStep
 from md_export.components.layers import ResnetBlock, SepConvBlock
 from md_export.components.unet import MDUNet, MDUNetConfig
 from md_export.errors import RewriteError
@@ -16,6 +15,7 @@ from md_export.parity.metrics import compare
 from md_export.rewrites import REWRITES
 from md_export.rewrites.fold_timestep import OneStepUNet, fold_timestep
 from md_export.rewrites.fold_x0 import fold_x0
+from md_export.sampler import OneStep
 from md_export.sampling import latent_from
 from rewrites.forms import EXACT_DB, Subject
 

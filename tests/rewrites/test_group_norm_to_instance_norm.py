@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 from torch import nn
 
-from md_export.artifact import OneStep
 from md_export.rewrites.group_norm_to_instance_norm import InstanceGroupNorm, group_norm_to_instance_norm
+from md_export.sampler import OneStep
 from rewrites.forms import NORM_SHAPES, Subject, check_norm
 
 

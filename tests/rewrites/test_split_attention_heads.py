@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from md_export.artifact import OneStep
 from md_export.components.layers import Attention, Gelu, Relu, Softmax
 from md_export.errors import RewriteError
 from md_export.parity.metrics import compare
 from md_export.rewrites.linear_to_conv2d import linear_to_conv2d
 from md_export.rewrites.split_attention_heads import split_attention_heads
+from md_export.sampler import OneStep
 from rewrites.forms import EXACT_DB, Subject
 from rewrites.test_folds import SMALL, inputs
 

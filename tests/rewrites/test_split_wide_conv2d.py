@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from md_export.arch import arch_config
-from md_export.artifact import OneStep
 from md_export.components import COMPONENTS
 from md_export.parity.metrics import compare
 from md_export.rewrites.split_wide_conv2d import SplitConv2d, count_narrow, parts_of, split_wide_conv2d
+from md_export.sampler import OneStep
 from rewrites.forms import EXACT_DB, Subject
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from md_export.artifact import OneStep
 from md_export.errors import RewriteError
 from md_export.parity.metrics import compare
 from md_export.rewrites.staged_group_norm import StagedGroupNorm, staged_group_norm
+from md_export.sampler import OneStep
 from rewrites.forms import EXACT_DB, NORM_SHAPES, Subject, check_norm, norm_of
 
 

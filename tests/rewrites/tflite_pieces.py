@@ -9,7 +9,6 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from md_export.artifact import OneStep
 from md_export.components import ModelConfig
 from md_export.components.layers import ResnetBlock, TimestepEmbedding
 from md_export.components.text_encoder import TextEncoder
@@ -18,6 +17,7 @@ from md_export.components.vae import SpatialAttention
 from md_export.parity.metrics import compare, first_fault
 from md_export.recipe import QuantScheme
 from md_export.rewrites import REWRITES
+from md_export.sampler import OneStep
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
 from md_export.tensors import Array, Arrays, TensorSpec

@@ -11,7 +11,8 @@ import torch
 
 from md_export.data import builtin_recipe, nano_checkpoint
 from md_export.parity.golden import read_golden
-from md_export.recipe import Recipe, load_recipe, recipe_to_dict
+from md_export.recipe import Recipe
+from md_export.recipe_file import load_recipe, recipe_to_dict
 from md_export.search.choice import Candidate, decibels
 from md_export.search.form import Form
 from md_export.search.probe import Probe

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from md_export.data import builtin_recipe, builtin_recipes, recipe_file
 from md_export.errors import RecipeError
-from md_export.recipe import Recipe, load_recipe, recipe_from_toml
+from md_export.recipe import Recipe
+from md_export.recipe_file import load_recipe, recipe_from_toml
 from md_export.search.form import Form, form_of
 from md_export.search.write import chosen_recipe, chosen_scheme, recipe_toml
 from search.cases import FORMS

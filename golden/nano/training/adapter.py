@@ -11,25 +11,24 @@ import argparse
 import dataclasses
 import json
 import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from md_export.components.adapter import AdapterConfig, T2IAdapter
 from md_export.components.vae_decoder import VAEDecoder
 from training.checkpoint import NANO, WEIGHTS, load_nano
 from training.evaluate import Pictures, load_stored_decoder, to_pictures
+from training.fitting import fit, flags, started
 from training.latents import SCALING_FACTOR, to_signed
 from training.lora import stored_encoder
 from training.model import LAST_STEP, Nano
 from training.moved import Moved, conditions, move, shares
 from training.scenes import all_singles, caption, is_held_out
-from training.schedule import cosine
 from training.text import CaptionEncoder
 from training.tokenizer import MAX_LENGTH
 from training.train import denoising_loss
@@ -64,32 +63,19 @@ def texts(model: Nano, captions: Sequence[str]) -> Tensor:
     return torch.cat([model.text_encoder(part).last_hidden_state for part in ids.split(128)])
 
 
-def train(model: Nano, decoder: VAEDecoder, adapter: T2IAdapter, arguments: argparse.Namespace) -> dict[str, Tensor]:
-    """The averaged weights after --minutes of this process' time."""
+def train(model: Nano, decoder: VAEDecoder, adapter: T2IAdapter, arguments: argparse.Namespace) -> T2IAdapter:
+    """The same adapter, its weights the averages of :func:`training.fitting.fit`."""
     data, encoder = Batches(model, arguments.seed), stored_encoder()
-    average = {name: value.detach().clone() for name, value in adapter.state_dict().items()}
-    optimizer = torch.optim.AdamW(adapter.parameters(), lr=arguments.rate, betas=(0.9, 0.99), weight_decay=0.01)
-    losses: list[float] = []
-    start, step = time.process_time(), 0
-    while (part := (time.process_time() - start) / (60 * arguments.minutes)) < 1:
-        optimizer.param_groups[0]["lr"] = arguments.rate * cosine(part, warm_up=0.02)
+
+    def loss_of(_step: int, part: float) -> Tensor:
         text, given, pictures = data.draw(arguments.batch)
         x0 = steered(model, text, adapter(given), torch.randn(len(text), 8, 8, 8))
         if part < LATENTS_UNTIL:
-            loss = denoising_loss(x0, encoder(pictures))
-        else:
-            loss = denoising_loss(decoder(x0 / SCALING_FACTOR), pictures)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(adapter.parameters(), 1.0)
-        optimizer.step()
-        losses.append(loss.item())
-        for name, value in adapter.state_dict().items():
-            average[name].lerp_(value, max(1 - arguments.keep, 10 / (step + 11)))
-        step += 1
-        if step % 50 == 0:
-            print(json.dumps({"step": step, "part": round(part, 3), "loss": np.mean(losses[-50:])}), flush=True)
-    return average
+            return denoising_loss(x0, encoder(pictures))
+        return denoising_loss(decoder(x0 / SCALING_FACTOR), pictures)
+
+    fit(list(adapter.parameters()), loss_of, arguments, weight_decay=0.01)
+    return adapter
 
 
 def steered(model: Nano, text: Tensor, residuals: Sequence[Tensor], noise: Tensor) -> Tensor:
@@ -115,7 +101,7 @@ def made(model: Nano, decoder: VAEDecoder, adapter: T2IAdapter | None, moved: Se
     return to_pictures(decoder(steered(model, text, residuals, noise) / SCALING_FACTOR))
 
 
-def save(weights: dict[str, Tensor], out: Path) -> None:
+def save(adapter: T2IAdapter, out: Path) -> None:
     """A sibling of the checkpoint: what it adds is a folder as diffusers' T2IAdapter writes it, float16."""
     folder = out / "t2i_adapter"
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,7 +109,7 @@ def save(weights: dict[str, Tensor], out: Path) -> None:
     (out / "sibling.json").write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
     config = {"_class_name": "T2IAdapter", "adapter_type": "full_adapter", **dataclasses.asdict(CONFIG)}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    halves = {name: value.half().contiguous() for name, value in sorted(weights.items())}
+    halves = {name: value.half().contiguous() for name, value in sorted(adapter.state_dict().items())}
     save_file(halves, folder / WEIGHTS, {"format": "pt"})
     (folder / WEIGHTS).chmod(0o644)
 
@@ -137,18 +123,7 @@ def load_adapter(out: Path) -> T2IAdapter:
 
 def main() -> None:
     """Trains, writes the folder, and prints what held-out captions with edges look like with it and without."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--out", type=Path, default=NANO / "adapters" / "edges")
-    parser.add_argument("--minutes", type=float, default=14.0)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--keep", type=float, default=0.99, help="weight of the past in the moving average")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(arguments.seed)
-    torch.set_flush_denormal(True)
+    arguments = started(flags(__doc__, NANO / "adapters" / "edges", minutes=14.0, batch=32, rate=2e-3))
     model, decoder = load_nano(NANO).requires_grad_(False), load_stored_decoder(NANO).requires_grad_(False)
     save(train(model, decoder, T2IAdapter(CONFIG), arguments), arguments.out)
     moved = held_out()

@@ -7,9 +7,7 @@ for what GroupNorm takes away, and is then trained on drawings with and without 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,12 +20,12 @@ from md_export.components.vae_encoder import VAEEncoder
 from training.checkpoint import NANO, WEIGHTS
 from training.drawing import draw
 from training.evaluate import held_out_scenes, snr
+from training.fitting import fit, flags, started
 from training.hidden import hidden_rectangles
 from training.latents import PATCH, SCALING_FACTOR, Encoder, to_signed
 from training.lora import stored_encoder
 from training.model import vae_config
 from training.scenes import Scene, all_pairs, all_singles, is_held_out
-from training.schedule import cosine, update_average
 
 #: Where the encoder's weights lie, beside the parent's decoder.
 FOLDER = NANO / "siblings" / "encoder"
@@ -123,31 +121,21 @@ def _pairs(module: VAEEncoder, bias: Tensor) -> None:
 
 
 def train(module: VAEEncoder, pca: Encoder, arguments: argparse.Namespace) -> VAEEncoder:
-    """The averaged weights after --minutes of this process' time."""
+    """The same module, its weights the averages of :func:`training.fitting.fit`."""
     rng = np.random.default_rng(arguments.seed)
     pairs = [scene for scene in all_pairs() if not is_held_out(scene)]
     scenes = [scene for scene in all_singles() if not is_held_out(scene)]
     scenes += [pairs[i] for i in rng.choice(len(pairs), PAIRS, replace=False)]
-    pictures, average = pictures_of(scenes), copy.deepcopy(module)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=arguments.rate, betas=(0.9, 0.99), weight_decay=0.0)
-    start, losses, step = time.process_time(), [], 0
-    while (part := (time.process_time() - start) / (60 * arguments.minutes)) < 1:
-        optimizer.param_groups[0]["lr"] = arguments.rate * cosine(part, warm_up=0.05)
+    pictures = pictures_of(scenes)
+
+    def loss_of(_step: int, _part: float) -> Tensor:
         chosen = pictures[rng.integers(len(scenes), size=arguments.batch)]
         shown = chosen * (1 - hidden_rectangles(rng, arguments.batch))
-        wanted = pca(shown)
-        error = module(shown) * SCALING_FACTOR - wanted
-        loss = error.square().mean() + 0.1 * error.abs().mean()
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-        update_average(average, module, min(arguments.keep, step / (step + 10)))
-        losses.append(loss.item())
-        if step % 100 == 0:
-            print(json.dumps({"step": step, "part": round(part, 3), "loss": np.mean(losses[-100:])}), flush=True)
-    return average.eval()
+        error = module(shown) * SCALING_FACTOR - pca(shown)
+        return error.square().mean() + 0.1 * error.abs().mean()
+
+    fit(list(module.parameters()), loss_of, arguments, warm_up=0.05)
+    return module.eval()
 
 
 @torch.no_grad()
@@ -180,17 +168,7 @@ def save(module: VAEEncoder, folder: Path) -> None:
 
 def main() -> None:
     """Builds, trains, stores and scores."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--out", type=Path, default=FOLDER)
-    parser.add_argument("--minutes", type=float, default=5.0)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rate", type=float, default=5e-4)
-    parser.add_argument("--keep", type=float, default=0.99, help="weight of the past in the moving average")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(arguments.seed)
-    torch.set_flush_denormal(True)
+    arguments = started(flags(__doc__, FOLDER, minutes=5.0, batch=16, rate=5e-4))
     pca = stored_encoder()
     module = constructed(pca)
     print(json.dumps({"patch": PATCH, "constructed": scores(module, pca)}), flush=True)

@@ -8,22 +8,20 @@ shows it, also where the caption says something else of it.
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
 import json
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from training.checkpoint import NANO, WEIGHTS, load_nano, unet_json
 from training.encoder import FOLDER as ENCODER
 from training.encoder import load_stored_encoder, pictures_of
+from training.fitting import fit, flags, started
 from training.hidden import hiding, touched
 from training.latents import CHANNELS, SCALING_FACTOR, Encoder
 from training.lora import stored_encoder
@@ -40,7 +38,6 @@ from training.scenes import (
     caption_variants,
     is_held_out,
 )
-from training.schedule import cosine, update_average
 from training.text import CaptionEncoder
 from training.train import FULL, SHORT, denoising_loss
 
@@ -151,33 +148,17 @@ def x0_of(model: Nano, ids: Tensor, noise: Tensor, condition: Tensor) -> Tensor:
 
 
 def train(model: Nano, arguments: argparse.Namespace) -> Nano:
-    """The averaged model after --minutes of this process' time."""
-    data, average = Hidden(arguments.seed, stored_encoder()), copy.deepcopy(model)
-    trained = [value for value in model.parameters() if value.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=arguments.rate, betas=(0.9, 0.99), weight_decay=0.01)
-    losses: list[float] = []
-    for step, part in enumerate(_parts(arguments.minutes)):
-        optimizer.param_groups[0]["lr"] = arguments.rate * cosine(part, warm_up=0.02)
+    """The same model, its UNet the averages of :func:`training.fitting.fit`."""
+    data = Hidden(arguments.seed, stored_encoder())
+
+    def loss_of(step: int, part: float) -> Tensor:
         batch = data.draw(arguments.batch, FULL if part > FULL_FROM or step % FULL_EVERY == 0 else SHORT)
         with torch.autocast("cpu", torch.bfloat16):
             made = x0_of(model, batch.ids, torch.randn_like(batch.x0), batch.condition)
-        loss = denoising_loss(made, batch.x0)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        update_average(average, model, min(arguments.keep, (step + 1) / (step + 11)))
-        losses.append(loss.item())
-        if step % 50 == 49:
-            report = {"step": step + 1, "part": round(part, 3), "loss": float(np.mean(losses[-50:]))}
-            print(json.dumps(report), flush=True)
-    return average.eval()
+        return denoising_loss(made, batch.x0)
 
-
-def _parts(minutes: float) -> Iterator[float]:
-    start = time.process_time()
-    while (part := (time.process_time() - start) / (60 * minutes)) < 1:
-        yield part
+    fit([value for value in model.parameters() if value.requires_grad], loss_of, arguments, weight_decay=0.01)
+    return model.eval()
 
 
 def save(model: Nano, folder: Path) -> None:
@@ -269,17 +250,7 @@ def scores(model: Nano, count: int = 100) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     """Trains, stores and scores."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--out", type=Path, default=FOLDER)
-    parser.add_argument("--minutes", type=float, default=12.0)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=1.5e-3)
-    parser.add_argument("--keep", type=float, default=0.99, help="weight of the past in the moving average")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(arguments.seed)
-    torch.set_flush_denormal(True)
+    arguments = started(flags(__doc__, FOLDER, minutes=12.0, batch=64, rate=1.5e-3))
     save(train(widened(load_nano(NANO)), arguments), arguments.out)
     print(json.dumps(scores(load_inpainting(arguments.out)), indent=1))
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +23,11 @@ from md_export.components.vae_decoder import VAEDecoder
 from training.checkpoint import NANO, load_nano
 from training.drawing import draw
 from training.evaluate import held_out_scenes, load_stored_decoder, make
+from training.fitting import fit, flags, started
 from training.latents import SCALING_FACTOR, Encoder, fit_encoder, to_signed
 from training.model import LAST_STEP, Nano
 from training.outline import draw_outlines, shares
 from training.scenes import Scene, all_pairs, all_singles, caption_variants, is_held_out
-from training.schedule import cosine
 from training.text import CaptionEncoder
 from training.train import FULL, SHORT, SINGLE_SHARE, denoising_loss
 
@@ -86,36 +84,19 @@ def _halves(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def train(model: Nano, decoder: VAEDecoder, changes: list[LowRank], arguments: argparse.Namespace) -> list[Tensor]:
-    """The averaged downs and ups, in turn, after --minutes of this process' time."""
+    """The downs and ups, in turn: the averages of :func:`training.fitting.fit`."""
     data, encoder = Outlines(arguments.seed), stored_encoder()
-    parameters = [half for change in changes for half in (change.down, change.up)]
-    average = [half.detach().clone() for half in parameters]
-    optimizer = torch.optim.AdamW(parameters, lr=arguments.rate, betas=(0.9, 0.99), weight_decay=0.0)
-    losses: list[float] = []
-    for step, part in enumerate(_parts(arguments.minutes)):
-        optimizer.param_groups[0]["lr"] = arguments.rate * cosine(part, warm_up=0.02)
+    halves = [half for change in changes for half in (change.down, change.up)]
+
+    def loss_of(step: int, part: float) -> Tensor:
         ids, pictures = data.draw(arguments.batch, FULL if part > FULL_FROM or step % FULL_EVERY == 0 else SHORT)
         x0 = _x0(model, changes, ids)
         if part < LATENTS_UNTIL:
-            loss = denoising_loss(x0, encoder(pictures))
-        else:
-            loss = denoising_loss(decoder(x0 / SCALING_FACTOR), pictures)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        losses.append(loss.item())
-        for kept, half in zip(average, parameters, strict=True):
-            kept.lerp_(half.detach(), max(1 - arguments.keep, 10 / (step + 11)))
-        if step % 50 == 49:
-            print(json.dumps({"step": step + 1, "part": round(part, 3), "loss": np.mean(losses[-50:])}), flush=True)
-    return average
+            return denoising_loss(x0, encoder(pictures))
+        return denoising_loss(decoder(x0 / SCALING_FACTOR), pictures)
 
-
-def _parts(minutes: float) -> Iterator[float]:
-    start = time.process_time()
-    while (part := (time.process_time() - start) / (60 * minutes)) < 1:
-        yield part
+    fit(halves, loss_of, arguments)
+    return [half.detach() for half in halves]
 
 
 def _x0(model: Nano, changes: list[LowRank], ids: Tensor) -> Tensor:
@@ -141,18 +122,9 @@ def save(changes: list[LowRank], halves: list[Tensor], path: Path) -> None:
 
 def main() -> None:
     """Trains, writes the file, and prints what held-out captions look like with it and without."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--out", type=Path, default=NANO / "loras" / "outline.safetensors")
-    parser.add_argument("--minutes", type=float, default=4.5)
+    parser = flags(__doc__, NANO / "loras" / "outline.safetensors", minutes=4.5, batch=32, rate=4e-3)
     parser.add_argument("--rank", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rate", type=float, default=4e-3)
-    parser.add_argument("--keep", type=float, default=0.99, help="weight of the past in the moving average")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(arguments.seed)
-    torch.set_flush_denormal(True)
+    arguments = started(parser)
     model, decoder = load_nano(NANO).requires_grad_(False), load_stored_decoder(NANO).requires_grad_(False)
     changes = changes_of(model.unet, arguments.rank)
     halves = train(model, decoder, changes, arguments)

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from md_export.gpu import GpuExecution, execute_on_gpu
 from md_export.parity.metrics import compare, first_fault
 from md_export.targets.tflite.gpu.graph import graph_ops
 from md_export.targets.tflite.gpu.log import read_log
 from md_export.targets.tflite.gpu.residency import OpFinding, finding_of
 from md_export.tensors import Arrays
-from md_export.workers import GpuExecution, execute_on_gpu
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from md_export.artifact import ArtifactEntry, Parity, artifact_path
 from md_export.errors import RuntimeFault
+from md_export.gpu import GpuExecution, execute_on_gpu
 from md_export.parity.cases import golden_cases
 from md_export.parity.gpu.locate import Search, first_bad_op, words_of
 from md_export.parity.opening import OpenedExport, open_export
@@ -17,7 +18,6 @@ from md_export.targets.tflite.gpu.graph import graph_ops
 from md_export.targets.tflite.gpu.log import EngineLog, read_log
 from md_export.targets.tflite.gpu.residency import OpFinding, refused_ops
 from md_export.tensors import Array, Arrays, joined
-from md_export.workers import GpuExecution, execute_on_gpu
 
 # Findings that a one-line fault spells out; a table has them all.
 _SPELLED_OUT = 3

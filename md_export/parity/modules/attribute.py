@@ -9,8 +9,9 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from md_export.artifact import ArtifactEntry, Manifest, read_manifest
+from md_export.artifact import ArtifactEntry
 from md_export.errors import ArtifactError, RuntimeFault
+from md_export.manifest import Manifest, read_manifest
 from md_export.parity.hops import Hop, hops_of
 from md_export.targets import target_of
 from md_export.workers import call_worker

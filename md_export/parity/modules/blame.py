@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from md_export.artifact import ArtifactEntry, Manifest, artifact_path, is_unchanged
+from md_export.artifact import ArtifactEntry, artifact_path, is_unchanged
 from md_export.checkpoint import open_checkpoint
 from md_export.errors import ArtifactError, RuntimeFault
+from md_export.manifest import Manifest
 from md_export.parity.cases import each_call
-from md_export.parity.golden import GoldenCase
+from md_export.parity.golden_case import GoldenCase
 from md_export.parity.metrics import snr_db
 from md_export.parity.modules.attribute import Attribution, ModuleError
 from md_export.parity.modules.locate import Located, Search

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Final
 
-from md_export.artifact import ArtifactEntry, Manifest
+from md_export.artifact import ArtifactEntry
+from md_export.manifest import Manifest
 from md_export.parity.modules.locate import SOMETHING_ELSE_DB
 from md_export.scheme import QuantScheme
 

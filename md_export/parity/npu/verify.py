@@ -1,7 +1,8 @@
 """Every ONNX artifact of an export on a phone's NPU: is all of it there, and is it right there?
 
 What is executed is the context that was compiled for the phone, by the simulator of Qualcomm's backend, with no help of
-the CPU. An export that holds no such contexts has them compiled for the occasion.
+the CPU. An export that holds no such contexts has them compiled for the occasion. What would take more time or memory
+than one process may have is compiled and executed block by block: see :mod:`md_export.parity.npu.blocks`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from md_export.artifact import ArtifactEntry, Parity, artifact_path, context_path, files_of_context
-from md_export.errors import UsageError
+from md_export.errors import RuntimeFault, UsageError
 from md_export.files import sha256_of
 from md_export.npu import (
     Compilation,
@@ -26,7 +27,8 @@ from md_export.npu import (
 from md_export.parity.cases import each_call, golden_cases, packed
 from md_export.parity.chain import CHAIN, chain_inputs
 from md_export.parity.faults import Check, Fault
-from md_export.parity.golden import GoldenCase
+from md_export.parity.golden_case import GoldenCase
+from md_export.parity.npu.blocks import NpuBlock, demand_of, least_of, run_in_blocks
 from md_export.parity.opening import OpenedExport, open_export
 from md_export.parity.verify import PictureResult, altered_faults, judge_picture, shortfalls, worst_parity
 from md_export.recipe import Tolerance
@@ -48,6 +50,9 @@ class NpuComponent:
         context_bytes: of what it made.
         parity: against the golden outputs; None where a fault kept it from being computed.
         run_seconds: of one execution on the average, by the simulator; no phone's.
+        blocks: where it was executed block by block; figures above are then their sums, or that of the largest, and
+            ``parity`` has the errors of all.
+        why: it was executed block by block; "" where it was not.
     """
 
     component: str
@@ -62,6 +67,13 @@ class NpuComponent:
     context_bytes: int = 0
     parity: Parity | None = None
     run_seconds: float = 0.0
+    blocks: tuple[NpuBlock, ...] = ()
+    why: str = ""
+
+    @property
+    def extent(self) -> str:
+        """What was executed at once."""
+        return f"{len(self.blocks)} blocks" if self.blocks else "whole"
 
 
 @dataclass(frozen=True)
@@ -90,13 +102,15 @@ class NpuVerification:
 
 @dataclass(frozen=True)
 class _Phone:
-    """What is judged on one phone, and where contexts go that the export lacks."""
+    """What is judged on one phone, and where contexts go that the export lacks; ``blocks``: always block by block."""
 
     export: OpenedExport
     cases: Sequence[GoldenCase]
     soc: Soc
     limits: NpuLimits
     scratch: Path
+    blocks: bool
+    progress: Callable[[str], None]
 
 
 def verify_on_npu(
@@ -106,6 +120,7 @@ def verify_on_npu(
     cases: int | None,
     limits: NpuLimits,
     progress: Callable[[str], None] = lambda _: None,
+    blocks: bool = False,
 ) -> NpuVerification:
     """Judge an ONNX export as NPUs execute it.
 
@@ -115,6 +130,7 @@ def verify_on_npu(
         soc: name in SOCS; None for all that the recipe names.
         cases: how many golden cases; None for all.
         limits: of each process.
+        blocks: block by block even where a whole artifact is within the limits.
 
     Raises:
         ArtifactError: the manifest is unreadable, or an artifact is missing.
@@ -135,23 +151,21 @@ def verify_on_npu(
     pictures: dict[str, tuple[Float32, ...]] = {}
     for name in names:
         with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
-            phone = _Phone(export, chosen, SOCS[name], limits, Path(scratch))
-            verdicts, made = _judge_phone(phone, progress)
+            phone = _Phone(export, chosen, SOCS[name], limits, Path(scratch), blocks, progress)
+            verdicts, made = _judge_phone(phone)
         components += verdicts
         pictures |= {} if made is None else {name: made}
     judged = {name: judge_picture(export.manifest, chosen, made) for name, made in pictures.items()}
     return NpuVerification(NpuResult(recipe.name, len(chosen), tuple(components), judged), pictures)
 
 
-def _judge_phone(
-    phone: _Phone, progress: Callable[[str], None]
-) -> tuple[list[NpuComponent], tuple[Float32, ...] | None]:
+def _judge_phone(phone: _Phone) -> tuple[list[NpuComponent], tuple[Float32, ...] | None]:
     """Verdicts, and pictures; none where the chain broke off, None where the export makes none in one step."""
     manifest = phone.export.manifest
     chain: dict[str, list[Array]] = {}
     verdicts = []
     for entry in manifest.artifacts:
-        progress(f"verify {entry.component} on the NPU of {phone.soc.title} with {len(phone.cases)} golden cases")
+        phone.progress(f"verify {entry.component} on the NPU of {phone.soc.title} with {len(phone.cases)} golden cases")
         verdict, chain[entry.component] = _judge(phone, entry, chain)
         verdicts.append(verdict)
     if manifest.ddim is not None or not set(CHAIN) <= set(chain):
@@ -161,36 +175,81 @@ def _judge_phone(
 
 def _judge(phone: _Phone, entry: ArtifactEntry, chain: dict[str, list[Array]]) -> tuple[NpuComponent, list[Array]]:
     """A verdict, and what the artifact makes of what those before it made."""
-    export, recipe = phone.export, phone.export.manifest.recipe
-    tolerance = recipe.tolerances[entry.component]
-    faults: list[str] = [*altered_faults(export.out, entry)]
+    inputs, wanted = golden_cases(phone.export.manifest.recipe, entry, phone.cases)
+    batches = [*inputs, *_following(phone, entry, chain)]
+    why = _why_in_blocks(phone, entry, len(batches))
+    start, outputs = _whole(phone, entry, batches) if why is None else _in_blocks(phone, entry, batches, why)
+    if not outputs:
+        return start, []
+    labels = [call.label for call in each_call(entry.component, phone.cases)]
+    parity, wrong = worst_parity(outputs[: len(inputs)], wanted, labels)
+    short = shortfalls(parity, start.tolerance) if parity else []
+    if short and start.blocks:
+        short[-1] = Fault(Check.FIGURES, f"{short[-1]}; {least_of(start.blocks)}")
+    verdict = dataclasses.replace(start, faults=(*start.faults, *wrong, *short), parity=parity)
+    return verdict, outputs if entry.component not in CHAIN[1:] else outputs[len(inputs) :]
+
+
+def _start(phone: _Phone, entry: ArtifactEntry) -> NpuComponent:
+    """A verdict on the file alone."""
+    tolerance = phone.export.manifest.recipe.tolerances[entry.component]
+    faults = altered_faults(phone.export.out, entry)
+    return NpuComponent(entry.component, entry.file, phone.soc.name, tolerance, tuple(faults))
+
+
+def _whole(phone: _Phone, entry: ArtifactEntry, batches: list[Arrays]) -> tuple[NpuComponent, list[Array]]:
+    """Placement, and what the artifact makes of each set of inputs; no outputs where a fault forbids it."""
+    start = _start(phone, entry)
     context, found = _compiled(phone, entry)
-    start = NpuComponent(entry.component, entry.file, phone.soc.name, tolerance, (), refused=found.refused)
     if found.context is None:
-        faults.append(found.failure or refusal(found.refused))
-        return dataclasses.replace(start, faults=tuple(faults)), []
-    faults += _altered_context(export, context)
-    inputs, wanted = golden_cases(recipe, entry, phone.cases)
-    following = _following(phone, entry, chain)
-    batches = [*inputs, *following]
-    run = execute_on_npu(artifact_path(export.out, entry), phone.soc, context, batches, phone.limits)
-    outputs = [joined(made) for made in run.outputs]
-    if run.failure:
-        parity, wrong = None, [Fault(Check.EXECUTION, run.failure)]
-    else:
-        labels = [call.label for call in each_call(entry.component, phone.cases)]
-        parity, wrong = worst_parity(outputs[: len(inputs)], wanted, labels)
+        words = found.failure or refusal(found.refused)
+        return dataclasses.replace(start, faults=(*start.faults, words), refused=found.refused), []
+    run = execute_on_npu(artifact_path(phone.export.out, entry), phone.soc, context, batches, phone.limits)
+    failures = [Fault(Check.EXECUTION, run.failure)] if run.failure else []
     verdict = dataclasses.replace(
         start,
-        faults=(*faults, *wrong, *(shortfalls(parity, tolerance) if parity else ())),
+        faults=(*start.faults, *_altered_context(phone.export, context), *failures),
         nodes=found.context.nodes,
         compile_seconds=found.context.seconds,
         compile_bytes=found.context.peak_bytes,
         context_bytes=found.context.bytes,
-        parity=parity,
         run_seconds=run.run_seconds / len(batches),
     )
-    return verdict, outputs if entry.component not in CHAIN[1:] else outputs[len(inputs) :]
+    return verdict, [joined(made) for made in run.outputs]
+
+
+def _why_in_blocks(phone: _Phone, entry: ArtifactEntry, batches: int) -> str | None:
+    if phone.blocks:
+        return "asked for"
+    demand = demand_of(artifact_path(phone.export.out, entry))
+    return None if demand is None else demand.too_much(phone.limits, batches)
+
+
+def _in_blocks(
+    phone: _Phone, entry: ArtifactEntry, batches: list[Arrays], why: str
+) -> tuple[NpuComponent, list[Array]]:
+    """As :func:`_whole`, block by block; no outputs where the NPU did not make all of them, and rightly."""
+    start = dataclasses.replace(_start(phone, entry), why=why)
+    names = [spec.name for spec in entry.outputs]
+    with tempfile.TemporaryDirectory(prefix="blocks-", dir=phone.scratch) as scratch:
+        path = artifact_path(phone.export.out, entry)
+        try:
+            found = run_in_blocks(path, phone.soc, batches, names, phone.limits, Path(scratch), phone.progress)
+        except RuntimeFault as error:
+            return dataclasses.replace(start, faults=(*start.faults, Fault(Check.EXECUTION, str(error)))), []
+    faults = [f"block {item.title}: {fault}" for item in found.blocks for fault in item.faults]
+    verdict = dataclasses.replace(
+        start,
+        faults=(*start.faults, *faults),
+        nodes=0 if any(item.refused for item in found.blocks) else sum(item.nodes for item in found.blocks),
+        refused=tuple(op for item in found.blocks for op in item.refused),
+        compile_seconds=sum(item.compile_seconds for item in found.blocks),
+        compile_bytes=max(item.peak_bytes for item in found.blocks),
+        context_bytes=sum(item.context_bytes for item in found.blocks),
+        run_seconds=sum(item.run_seconds for item in found.blocks),
+        blocks=found.blocks,
+    )
+    return verdict, [] if faults else [joined(made) for made in found.outputs]
 
 
 def _compiled(phone: _Phone, entry: ArtifactEntry) -> tuple[Path, Compilation]:

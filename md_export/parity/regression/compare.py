@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from md_export.artifact import GOLDEN_FOLDER, Manifest, read_manifest
+from md_export.artifact import GOLDEN_FOLDER
 from md_export.budget import Regression
 from md_export.errors import ArtifactError, RecipeError, UsageError
+from md_export.manifest import Manifest, read_manifest
 from md_export.parity.metrics import compare as figures_of
 from md_export.parity.metrics import first_fault
 from md_export.parity.regression.changes import Change, changes_of

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from md_export.artifact import Manifest, artifact_path, bytes_of_artifact
+from md_export.artifact import artifact_path, bytes_of_artifact
 from md_export.linting import lint
+from md_export.manifest import Manifest
 from md_export.parity.gpu.verify import verify_on_gpu
 from md_export.parity.verify import Verification
 from md_export.targets import TARGETS

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from md_export.executing import execute
 from md_export.parity.metrics import EXACT_DB, compare, first_fault
 from md_export.targets.tflite.observe import Observed, observed, write_alone, write_observed
 from md_export.targets.tflite.runtimes import OWN
 from md_export.tensors import Array, Arrays
-from md_export.workers import execute
 
 
 @dataclass(frozen=True)

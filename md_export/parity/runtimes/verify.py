@@ -14,6 +14,7 @@ import numpy as np
 
 from md_export.artifact import ArtifactEntry, Parity, artifact_path
 from md_export.errors import RuntimeFault
+from md_export.executing import execute
 from md_export.parity.cases import each_call, golden_cases
 from md_export.parity.opening import OpenedExport, open_export
 from md_export.parity.runtimes.locate import OpDisagreement, agreement, disagreements
@@ -21,7 +22,6 @@ from md_export.parity.verify import altered_faults, shortfalls, worst_parity
 from md_export.recipe import Tolerance
 from md_export.targets.tflite.runtimes import OWN, Runtime, runtimes_of
 from md_export.tensors import Array, Arrays, joined
-from md_export.workers import execute
 
 
 @dataclass(frozen=True)

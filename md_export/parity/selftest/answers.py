@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from md_export.executing import Execution
 from md_export.parity.selftest.sandbox import NotApplicable
 from md_export.parity.verify import Execute
 from md_export.tensors import Array, Arrays
-from md_export.workers import Execution
 
 # Takes a runtime and gives one that is wrong.
 Distortion = Callable[[Execute], Execute]

@@ -10,9 +10,11 @@ from typing import Final
 
 import numpy as np
 
-from md_export import workers
-from md_export.artifact import GOLDEN_FOLDER, read_manifest, sha256_of_artifact
+from md_export import executing
+from md_export.artifact import GOLDEN_FOLDER, sha256_of_artifact
 from md_export.errors import ArtifactError, GoldenError, MdExportError, RecipeError, RuntimeFault
+from md_export.executing import Execution
+from md_export.manifest import read_manifest
 from md_export.parity.faults import Check, Fault
 from md_export.parity.golden import read_golden
 from md_export.parity.opening import check_belongs
@@ -21,7 +23,6 @@ from md_export.parity.walking import walker
 from md_export.targets import TARGETS
 from md_export.targets.contract import Description, Runner, WatchedRunner
 from md_export.tensors import Array, Arrays
-from md_export.workers import Execution
 
 # Loaded artifacts: those of an export, of which one is damaged.
 _RUNNERS: Final = 3
@@ -37,7 +38,7 @@ class Bench:
         self._found: dict[str, Description] = {}
 
     def execute(self, target: str, path: Path, batches: Sequence[Arrays]) -> Execution:
-        """As :func:`md_export.workers.execute`, but here."""
+        """As :func:`md_export.executing.execute`, but here."""
         content = sha256_of_artifact(path)
         made = [self._run(target, path, content, batch) for batch in batches]
         if content not in self._found:
@@ -50,7 +51,7 @@ class Bench:
         key = sha256_of_artifact(path), ",".join(map(_digest, batches))
         if key not in self._apart:
             try:
-                self._apart[key] = workers.execute(target, path, batches)
+                self._apart[key] = executing.execute(target, path, batches)
             except RuntimeFault as error:
                 self._apart[key] = error
         ended = self._apart[key]

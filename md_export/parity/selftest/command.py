@@ -10,9 +10,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from md_export.artifact import GOLDEN_FOLDER, read_manifest
+from md_export.artifact import GOLDEN_FOLDER
 from md_export.checkpoint import open_checkpoint
 from md_export.errors import RuntimeFault
+from md_export.manifest import read_manifest
 from md_export.parity.opening import check_checkpoint
 from md_export.parity.selftest.run import Audit, Row, try_all
 from md_export.parity.stored.audit import audit_component

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from safetensors.numpy import load_file
 
-from md_export.artifact import MANIFEST
+from md_export.manifest import MANIFEST
 from md_export.parity.cases import inputs_of
 from md_export.parity.golden import INDEX
 from md_export.parity.selftest.sandbox import Change, NotApplicable, Sandbox, halve, make_own

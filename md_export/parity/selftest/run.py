@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from md_export.artifact import GOLDEN_FOLDER, Manifest, read_manifest
+from md_export.artifact import GOLDEN_FOLDER
+from md_export.manifest import Manifest, read_manifest
 from md_export.parity.faults import Check, Fault
 from md_export.parity.golden import read_golden
 from md_export.parity.selftest.bench import Bench, by_name, examine

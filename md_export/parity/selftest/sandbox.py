@@ -11,16 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from md_export.artifact import (
-    GOLDEN_FOLDER,
-    MANIFEST,
-    ArtifactEntry,
-    Manifest,
-    artifact_path,
-    bytes_of_artifact,
-    sha256_of_artifact,
-)
+from md_export.artifact import GOLDEN_FOLDER, ArtifactEntry, artifact_path, bytes_of_artifact, sha256_of_artifact
 from md_export.files import sha256_of
+from md_export.manifest import MANIFEST, Manifest
 from md_export.parity.golden import INDEX, GoldenSet
 from md_export.targets import TARGETS
 from md_export.targets.contract import TargetModule

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from md_export.artifact import GOLDEN_FOLDER, ArtifactEntry, Manifest, artifact_path, read_manifest
+from md_export.artifact import GOLDEN_FOLDER, ArtifactEntry, artifact_path
 from md_export.checkpoint import open_checkpoint
 from md_export.errors import ArtifactError
+from md_export.manifest import Manifest, read_manifest
 from md_export.parity.opening import check_checkpoint
 from md_export.parity.stored.ledger import ComponentAudit, Ledger
 from md_export.parity.stored.reference import Reference, prepare_reference

@@ -28,7 +28,7 @@ class Element:
     numpy: Any
 
 
-_ELEMENTS: Final = {
+ELEMENTS: Final = {
     "f32": Element("float32", 32, np.float32),
     "f16": Element("float16", 16, np.float16),
     **{f"si{bits}": Element(f"int{bits}", bits, np.dtype(f"int{max(bits, 8)}")) for bits in (4, 8, 16, 32, 64)},
@@ -36,7 +36,7 @@ _ELEMENTS: Final = {
     **{f"ui{bits}": Element(f"uint{bits}", bits, np.dtype(f"uint{bits}")) for bits in (8, 16, 32, 64)},
     "i1": Element("bool", 8, np.bool_),
 }
-_TYPES: Final = {element.name: name for name, element in _ELEMENTS.items()}
+_TYPES: Final = {element.name: name for name, element in ELEMENTS.items()}
 
 
 def is_constant(op: Any) -> bool:
@@ -51,9 +51,9 @@ def element_of(op: Any) -> Element:
         RuntimeFault: a type that no export has.
     """
     kind = str(op.results[0].type.element_type)
-    if kind not in _ELEMENTS:
+    if kind not in ELEMENTS:
         raise RuntimeFault(f"the Core AI program holds a constant of the type {kind:.40}; export it again")
-    return _ELEMENTS[kind]
+    return ELEMENTS[kind]
 
 
 def shape_of(op: Any) -> tuple[int, ...]:
@@ -119,7 +119,7 @@ def held_value(values: Array, dtype: str, name: str) -> Any:
     kind = ir.RankedTensorType.get(list(values.shape), element)
     if values.size and bool((values == values.flat[0]).all()):
         return ir.DenseElementsAttr.get_splat(kind, _scalar(values.flat[0], element))
-    raw = packed(values, _ELEMENTS[_TYPES[dtype]])
+    raw = packed(values, ELEMENTS[_TYPES[dtype]])
     return ir.DenseResourceElementsAttr.get_from_buffer(raw, name, kind)
 
 

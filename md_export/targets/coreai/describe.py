@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import numpy as np
 
 from md_export.errors import RuntimeFault, one_line
 from md_export.targets.contract import Description
+from md_export.targets.coreai.activations import takes_int8
 from md_export.targets.coreai.bindings import VENDOR_ERRORS, kind_of, operations, read_program
 from md_export.targets.coreai.constants import element_of, is_constant, stored_bytes, values_of
 from md_export.targets.coreai.save import read_notes
-from md_export.targets.coreai.weights import path_of, readers_of, weights_of
+from md_export.targets.coreai.weights import Reader, path_of, readers_of, weights_of
 
 
 def describe(path: Path) -> Description:
@@ -40,9 +42,16 @@ def _description(found: list[Any], notes: dict[str, str]) -> Description:
         ops=dict(sorted(Counter(kind_of(op) for op in found if not is_constant(op)).items())),
         float_weights=tuple(path_of(readers) for op, readers in weights.items() if is_constant(op)),
         int8_weights=sum(_holds(op) == "int8" for op in weights),
+        int8_inputs=_int8_inputs(weights),
         not_finite=tuple(_name(op, number) for number, op in enumerate(constants) if not _finite(op)),
         notes=notes,
     )
+
+
+def _int8_inputs(weights: Mapping[Any, list[Reader]]) -> float:
+    """Share of the convolutions and linears that take int8 activations."""
+    products = [reader for readers in weights.values() for reader in readers if reader.is_product]
+    return sum(map(takes_int8, products)) / max(1, len(products))
 
 
 def _holds(op: Any) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from md_export.targets.coreai.save import write_program
 from md_export.tensors import Array, Arrays
 
 _NAME: Final = "coreai.name"
-_OUTPUT: Final = "coreai.output"
+OUTPUT: Final = "coreai.output"
 
 
 def steps(path: Path) -> tuple[Step, ...]:
@@ -28,10 +29,10 @@ def steps(path: Path) -> tuple[Step, ...]:
         RuntimeFault: no Core AI asset.
     """
     program = read_program(path)
-    names = _names(program)
+    names = names_of(program)
     found = []
     for op in operations(program):
-        if not is_constant(op) and op.name != _OUTPUT:
+        if not is_constant(op) and op.name != OUTPUT:
             place, given = module_of(op), [names[value] for value in op.operands]
             modules = () if place is None else (place,)
             found.append(Step(kind_of(op), modules, tuple(given), tuple(names[value] for value in op.results)))
@@ -44,19 +45,31 @@ def values(path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Arra
     Raises:
         RuntimeFault: the runtime refuses it or the inputs.
     """
+    with watched(path, names) as run:
+        return run(inputs)
+
+
+@contextmanager
+def watched(path: Path, names: Collection[str]) -> Iterator[Callable[[Arrays], dict[str, Array]]]:
+    """As :func:`values`, for several runs."""
     program = read_program(path)
-    known = {name: value for value, name in _names(program).items()}
+    known = {name: value for value, name in names_of(program).items()}
     given = {name: str(number) for number, name in enumerate(names)}
     _give(program, {given[name]: known[name] for name in names})
     with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
         copy = Path(scratch) / path.name
         write_program(program, copy, {})
-        made = load(copy).run(inputs)
-    return {name: made[given[name]].astype(np.float32) for name in names}
+        runner = load(copy)
+
+        def run(inputs: Arrays) -> dict[str, Array]:
+            made = runner.run(inputs)
+            return {name: made[given[name]].astype(np.float32) for name in names}
+
+        yield run
 
 
-def _names(program: Any) -> dict[Any, str]:
-    """Of every value of ``main``, by its place in the program."""
+def names_of(program: Any) -> dict[Any, str]:
+    """Of every value of ``main``, by its place in the program; a saved program has the same."""
     block = main_graph(program).regions[0].blocks[0]
     found = {argument: f"%input{number}" for number, argument in enumerate(block.arguments)}
     for number, op in enumerate(operations(program)):

@@ -1,4 +1,4 @@
-"""Store the weights of a program as the scheme says: integers with scales, or palettes; all is computed in float.
+"""Store the weights of a program as the scheme says: integers with scales, or palettes; decoded, they are multiplied.
 
     conv2d(x, w[out, in, k, k]) → conv2d(x, blockwise_shift_scale(int8[out, in, k, k], scale[out, 1, 1, 1], 0, 0))
     conv2d(x, w[out, in, k, k]) → conv2d(x, lut_to_dense(uint4[out, in, k, k], table[out/16, 1, 1, 1, 16, 1], axis 0))
@@ -16,8 +16,10 @@ from typing import Any, Final
 import numpy as np
 
 from md_export.errors import ConversionError
+from md_export.scheme import QuantScheme
 from md_export.storage import WeightStorage
 from md_export.targets.contract import LoweringJob
+from md_export.targets.coreai.activations import quantize_activations
 from md_export.targets.coreai.bindings import converting, dialect, ir, operations
 from md_export.targets.coreai.coding import indices, integers
 from md_export.targets.coreai.constants import held_value, values_of
@@ -29,6 +31,7 @@ from md_export.tensors import Array
 
 _FLOAT: Final = ("float32", "float16")
 _SMALL: Final = ("int8", "int4", "palette8", "palette6", "palette4", "palette2")
+_INT8: Final = "int8_static"
 
 
 def check_scheme(job: LoweringJob) -> None:
@@ -37,35 +40,58 @@ def check_scheme(job: LoweringJob) -> None:
     Raises:
         ConversionError: names the combinations that it can.
     """
-    for storage in job.scheme.storages:
-        same = storage.weights == storage.activations
-        if storage.activations not in _FLOAT or not (same or storage.weights in _SMALL):
-            raise ConversionError(
-                f"{job.component}: the coreai target has no weights/activations "
-                f"{storage.weights}/{storage.activations}; use float32/float32, float16/float16, or one of "
-                f"{', '.join(_SMALL)} with float16 or float32"
-            )
-        if storage.sparsity is not None:
-            raise ConversionError(f"{job.component}: the coreai target has no sparsity; it stores all values")
+    storages = job.scheme.storages
+    unknown = next((storage for storage in storages if not _is_known(storage)), None)
+    if unknown is None and job.scheme.activations == _INT8 and all(map(_is_float_in_int8, storages)):
+        unknown = job.scheme
+    if unknown is not None:
+        raise ConversionError(
+            f"{job.component}: the coreai target has no weights/activations {unknown.weights}/{unknown.activations}; "
+            f"use float32/float32, float16/float16, one of {', '.join(_SMALL)} with float16 or float32, or "
+            f"int8/{_INT8}, where rules may keep float32 weights"
+        )
+    if job.scheme.sparsity is not None:
+        raise ConversionError(f"{job.component}: the coreai target has no sparsity; it stores all values")
+
+
+def _is_known(storage: QuantScheme) -> bool:
+    if storage.activations == _INT8:
+        return storage.weights == "int8" or _is_float_in_int8(storage)
+    same = storage.weights == storage.activations
+    return storage.activations in _FLOAT and (same or storage.weights in _SMALL)
+
+
+def _is_float_in_int8(storage: QuantScheme) -> bool:
+    """Float beside int8: what a rule may ask for, but no component altogether."""
+    return (storage.weights, storage.activations) == ("float32", _INT8)
 
 
 def quantize(model: Lowered, job: LoweringJob) -> Lowered:
     """Store what :func:`lower` returned as the scheme says, in place, and give it the job's notes.
 
     Raises:
-        ConversionError: the scheme is not supported, or a glob of it matches nothing.
+        ConversionError: the scheme is not supported, a glob of it matches nothing, or ranges cannot be measured.
     """
     check_scheme(job)
     weights = weights_of(operations(model.program))
     check_weight_globs(job, {path_of(readers) for readers in weights.values()})
-    with converting(job.component, "quantization"), model.program._module._mlir_module.context:
-        for number, (op, readers) in enumerate(weights.items()):
-            path = path_of(readers)
-            values = to_torch(values_of(op), readers)
-            storage = None if job.scheme.keeps_float(path) else storage_of(values.shape, job.scheme.for_module(path))
-            if storage is not None:
-                _store(op, (_palette if storage.entries else _integers)(values, storage), readers, f"weight_{number}")
+    with converting(job.component, "quantization"):
+        with model.program._module._mlir_module.context:
+            found = [held for number, held in enumerate(weights.items()) if _stored(*held, number, job)]
+        if job.scheme.activations == _INT8:
+            products = [reader for _, readers in found for reader in readers if reader.is_product]
+            quantize_activations(model.program, products, job)
     return replace(model, notes=dict(job.notes))
+
+
+def _stored(op: Any, readers: list[Reader], number: int, job: LoweringJob) -> bool:
+    """Store one weight as the scheme says; false where that is as it is."""
+    path = path_of(readers)
+    values = to_torch(values_of(op), readers)
+    storage = None if job.scheme.keeps_float(path) else storage_of(values.shape, job.scheme.for_module(path))
+    if storage is not None:
+        _store(op, (_palette if storage.entries else _integers)(values, storage), readers, f"weight_{number}")
+    return storage is not None
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,9 @@ ROLES: Final[dict[tuple[str, int], Role]] = {
     ("broadcasting_mul", 1): "weight",
     ("broadcasting_add", 1): "bias",
 }
-_PRODUCTS: Final = frozenset({("batch_matmul", 1), ("broadcasting_batch_matmul", 1)})
-MULTIPLIED: Final = _PRODUCTS | {("conv2d", 1), ("gather_nd", 0)}
+_MATRICES: Final = frozenset({("batch_matmul", 1), ("broadcasting_batch_matmul", 1)})
+_PRODUCTS: Final = _MATRICES | {("conv2d", 1)}
+MULTIPLIED: Final = _PRODUCTS | {("gather_nd", 0)}
 # What makes floats of what is stored.
 DECODERS: Final = ("blockwise_shift_scale", "lut_to_dense")
 
@@ -49,9 +50,14 @@ class Reader(NamedTuple):
         return kind_of(self.op), self.position
 
     @property
+    def is_product(self) -> bool:
+        """Whether it multiplies the value with its first operand: a convolution or a linear layer."""
+        return self.place in _PRODUCTS
+
+    @property
     def turned(self) -> bool:
-        """Whether the value is ``[…, in, out]``: what a product takes as it is."""
-        return self.place in _PRODUCTS and not self.transposes
+        """Whether the value is ``[…, in, out]``: what a linear layer takes as it is."""
+        return self.place in _MATRICES and not self.transposes
 
 
 def readers_of(op: Any) -> list[Reader]:
@@ -60,7 +66,7 @@ def readers_of(op: Any) -> list[Reader]:
     for use in op.results[0].uses:
         reader = Reader(getattr(use.owner, "operation", use.owner), int(use.operand_number))
         behind = readers_of(reader.op) if reader.place == ("transpose", 0) else []
-        products = [inner._replace(transposes=True) for inner in behind if inner.place in _PRODUCTS]
+        products = [inner._replace(transposes=True) for inner in behind if inner.place in _MATRICES]
         found += products or [reader]
     return found[::-1]
 

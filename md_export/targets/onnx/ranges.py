@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +14,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
 from onnxruntime.quantization.calibrate import CalibraterBase, TensorsData, create_calibrator
 
 from md_export.targets.contract import LoweringJob
-from md_export.targets.observers import ObserverTable
+from md_export.targets.observers import ObserverTable, portions
 from md_export.targets.onnx.sessions import session_options
 from md_export.tensors import Arrays
 
@@ -60,7 +60,7 @@ def _observed(source: Path, operators: Sequence[str], external: bool, path: Path
     base = CalibraterBase(source, operators)
     names, infos = base.select_tensors_to_calibrate(base.model)
     seen = ObserverTable(job.ranges, symmetric=False)
-    for portion in _portions({name: infos[name] for name in sorted(names)}):
+    for portion in portions({name: _size(infos[name]) for name in sorted(names)}, _PORTION):
         del base.model.graph.output[:]
         base.model.graph.output.extend(infos[name] for name in portion)
         onnx.save(base.model, str(path), save_as_external_data=external)
@@ -72,16 +72,6 @@ def _observed(source: Path, operators: Sequence[str], external: bool, path: Path
     return TensorsData(CalibrationMethod.MinMax, floats)
 
 
-def _portions(infos: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Names whose values together take no more than :data:`_PORTION`, or a single one that takes more."""
-    portion: list[str] = []
-    left = _PORTION
-    for name, info in infos.items():
-        size = 4 * prod(axis.dim_value for axis in info.type.tensor_type.shape.dim)
-        if portion and size > left:
-            yield portion
-            portion, left = [], _PORTION
-        portion.append(name)
-        left -= size
-    if portion:
-        yield portion
+def _size(info: Any) -> int:
+    """Bytes of one activation."""
+    return 4 * prod(axis.dim_value for axis in info.type.tensor_type.shape.dim)

@@ -131,7 +131,6 @@ def test_rules_and_kept_modules(subject: Any, coreai: Any, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("scheme", "message"),
     [
-        (QuantScheme("int8", "int8_static"), "int8/int8_static"),
         (QuantScheme("palette3", "float32", "tensor"), "palette3/float32"),
         (QuantScheme("float16", "float32"), "float16/float32"),
         (QuantScheme("int8", "float32", sparsity=0.3), "no sparsity"),

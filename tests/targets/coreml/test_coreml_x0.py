@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from md_export.artifact import OneStep
 from md_export.parity.metrics import compare
 from md_export.rewrites.fold_x0 import X0Combine, fold_x0
+from md_export.sampler import OneStep
 from md_export.scheme import QuantScheme
 from md_export.targets.contract import LoweringJob
 from md_export.targets.coreml import mil, precision

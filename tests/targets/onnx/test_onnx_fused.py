@@ -19,13 +19,14 @@ from md_export.build import BuildStep, build_component
 from md_export.cli import cli
 from md_export.data import builtin_recipe
 from md_export.errors import ConversionError, RecipeError, RuntimeFault
+from md_export.executing import execute
 from md_export.parity.golden import read_golden
 from md_export.parity.metrics import compare
-from md_export.recipe import Recipe, load_recipe, recipe_from_dict, recipe_to_dict
+from md_export.recipe import Recipe
+from md_export.recipe_file import load_recipe, recipe_from_dict, recipe_to_dict
 from md_export.scheme import QuantScheme
 from md_export.targets import TARGETS, target_of
 from md_export.targets.notes import labelled
-from md_export.workers import execute
 from support import Exported
 
 target = TARGETS["onnx"].open()

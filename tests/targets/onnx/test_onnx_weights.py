@@ -17,10 +17,10 @@ import torch
 from onnxscript.version_converter import convert_version
 from torch import Tensor, nn
 
-from md_export.artifact import OneStep
 from md_export.errors import ConversionError
 from md_export.parity.metrics import snr_db
 from md_export.rewrites.split_wide_conv2d import split_wide_conv2d
+from md_export.sampler import OneStep
 from md_export.scheme import QuantScheme, WeightRule
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob

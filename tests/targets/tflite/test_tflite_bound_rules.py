@@ -13,7 +13,7 @@ from half_arithmetic import mean_in_float16
 from md_export.data import builtin_recipe
 from md_export.linting import FLOAT16_BUDGET_DB
 from md_export.parity.metrics import compare
-from md_export.recipe import load_recipe
+from md_export.recipe_file import load_recipe
 from md_export.rewrites.staged_group_norm import staged_group_norm
 from md_export.targets.bounds import RULES, Float16Bound, judged
 from md_export.targets.tflite.half.measure import bound_of

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from md_export.artifact import read_manifest, write_manifest
 from md_export.cli import cli
 from md_export.errors import MissingExtraError, UsageError
+from md_export.gpu import execute_on_gpu
+from md_export.manifest import read_manifest, write_manifest
 from md_export.npz import write_npz
 from md_export.parity.metrics import compare
 from md_export.targets.tflite.gpu.driver import MANIFEST, VARIABLES, find_driver, load_driver
 from md_export.targets.tflite.run import load
-from md_export.workers import execute_on_gpu
 from planted import COMPONENT, LATENT
 from test_cli import fails, md_export
 

@@ -8,7 +8,8 @@ import pytest
 
 from md_export.data import builtin_recipe
 from md_export.names import COMPONENT_NAMES
-from md_export.recipe import Recipe, load_recipe
+from md_export.recipe import Recipe
+from md_export.recipe_file import load_recipe
 from md_export.targets import TARGETS
 from tflite_models import Quantized
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from md_export.artifact import GOLDEN_FOLDER, read_manifest
+from md_export.artifact import GOLDEN_FOLDER
 from md_export.errors import ArtifactError, RuntimeFault, UsageError
 from md_export.linting import FLOAT16_BUDGET_DB, budget_of, lint
+from md_export.manifest import read_manifest
 from md_export.npz import write_npz
 from md_export.parity.golden import read_golden
 from md_export.targets.advice import LintReport

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from md_export.artifact import GOLDEN_FOLDER, read_manifest, write_manifest
+from md_export.artifact import GOLDEN_FOLDER
 from md_export.cli import cli
 from md_export.cli import runtimes as cli_runtimes
 from md_export.errors import MissingExtraError, UsageError
+from md_export.manifest import read_manifest, write_manifest
 from md_export.npz import write_npz
 from md_export.parity.golden import read_golden
 from md_export.parity.metrics import EXACT_DB

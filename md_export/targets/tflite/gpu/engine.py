@@ -1,7 +1,7 @@
 """Compile a saved .tflite file for the GPU by LiteRT's engine and execute it.
 
 The engine can abort the process it runs in, and tells on standard error alone which ops it leaves to the CPU:
-:func:`md_export.workers.execute_on_gpu` keeps it in a process of its own and reads that.
+:func:`md_export.gpu.execute_on_gpu` keeps it in a process of its own and reads that.
 """
 
 from __future__ import annotations

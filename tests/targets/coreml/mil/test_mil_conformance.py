@@ -29,15 +29,14 @@ def _suite(report: Path, *options: str) -> tuple[int, dict[str, int], list[Any]]
     return code, total, found["failures"]
 
 
-# Every test of the suite with two of its parameter sets; make mil-conformance runs all, docs/mil.md has the table.
+# Every test of the suite with one of its parameter sets; make mil-conformance runs all, docs/mil.md has the table.
 @pytest.mark.slow
-@pytest.mark.parametrize("shard", ["0/2", "1/2"])
-def test_a_slice_of_the_suite_passes(shard: str, tmp_path: Path) -> None:
-    code, total, failures = _suite(tmp_path / "slice.json", "--each", "2", "--shard", shard)
+def test_a_slice_of_the_suite_passes(tmp_path: Path) -> None:
+    code, total, failures = _suite(tmp_path / "slice.json", "--each", "1")
     granted = ("known: ", "unimplemented: RuntimeFault: only ML programs can be executed, not neural networks")
     assert [text for _, text in failures if not text.startswith(granted)] == []
     assert code == 0
-    assert total["compared"] >= 180
+    assert total["compared"] >= 220
 
 
 @pytest.mark.slow

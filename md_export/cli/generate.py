@@ -1,0 +1,119 @@
+"""The command that makes a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from md_export.cli.shared import (
+    PATH,
+    checkpoint_or_nano,
+    guidance_option,
+    lora_option,
+    size_option,
+    steps_option,
+)
+from md_export.errors import UsageError
+
+# Of a picture to start from, where nobody says.
+_STRENGTH = 0.8
+
+
+@click.command()
+@click.argument("prompt")
+@click.option("--artifacts", type=PATH, help="An export: the picture is made by its artifacts.")
+@click.option("--checkpoint", type=PATH, help="A checkpoint: the picture is made by torch. Default: the nano one.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--init-image", type=PATH, help="A picture to start from, or, with --mask, of which a part is kept.")
+@click.option("--strength", type=float, help=f"How much of --init-image may change, in (0, 1].  [default: {_STRENGTH}]")
+@click.option("--mask", type=PATH, help="Of the same size: what is white here is painted anew.")
+@click.option("--condition", type=PATH, help="For a model with an adapter or a ControlNet: what steers it, edges say.")
+@size_option
+@steps_option
+@guidance_option
+@lora_option
+@click.option("-o", "--output", type=PATH, required=True, help="The .png file to write.")
+def generate(
+    prompt: str,
+    artifacts: Path | None,
+    checkpoint: Path | None,
+    seed: int,
+    init_image: Path | None,
+    strength: float | None,
+    mask: Path | None,
+    condition: Path | None,
+    size: int | None,
+    steps: int | None,
+    guidance: float | None,
+    loras: tuple[str, ...],
+    output: Path,
+) -> None:
+    """Make a picture from PROMPT in one UNet step, or in many, by an export's artifacts or by torch.
+
+    With --init-image: start from a picture. With --mask, too: paint a part of it anew and keep the rest, best where
+    the UNet was trained for it. Both need the VAE encoder.
+    """
+    from md_export.checkpoint.lora.source import adapted
+    from md_export.frames import frame_of_artifacts, frame_of_checkpoint
+    from md_export.generation import pictures_of_artifacts, pictures_of_checkpoint
+    from md_export.pictures import write_png
+    from md_export.sampler import sampler_of
+
+    _check_source(artifacts, checkpoint, size, loras)
+    sampler = sampler_of(steps, guidance)
+    if artifacts and sampler:
+        raise UsageError("artifacts are for the steps that they were exported for; leave out --steps and --guidance")
+    files = _Files(init_image, strength, mask, condition)
+    if artifacts:
+        given = files.read(lambda: frame_of_artifacts(artifacts))
+        (picture,) = pictures_of_artifacts(artifacts, [(prompt, seed)], *given)
+    else:
+        with adapted(checkpoint_or_nano(checkpoint), loras) as folder:
+            given = files.read(lambda: frame_of_checkpoint(folder, size))
+            (picture,) = pictures_of_checkpoint(folder, [(prompt, seed)], size, sampler, *given)
+    write_png(output, picture)
+    click.echo(f"{output}: {picture.shape[1]}×{picture.shape[0]}")
+
+
+def _check_source(artifacts: Path | None, checkpoint: Path | None, size: int | None, loras: tuple[str, ...]) -> None:
+    if artifacts and checkpoint:
+        raise UsageError("name --artifacts or --checkpoint, not both")
+    if artifacts and size:
+        raise UsageError("artifacts are of one size; leave out --size, or export with it")
+    if artifacts and loras:
+        raise UsageError("artifacts hold the LoRAs that they were exported with; leave out --lora")
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Pictures that the user gives, not yet read."""
+
+    init_image: Path | None
+    strength: float | None
+    mask: Path | None
+    condition: Path | None
+
+    def __post_init__(self) -> None:
+        if self.mask is not None and self.init_image is None:
+            raise UsageError("--mask says what of a picture is painted anew; give the picture with --init-image")
+        if self.strength is not None and (self.init_image is None or self.mask is not None):
+            raise UsageError("--strength is for a picture to start from: --init-image without --mask")
+
+    def read(self, frame: Callable[[], Any]) -> tuple[list[Any] | None, list[Any] | None, list[Any] | None]:
+        """What is kept, what steers, and what is started from; ``frame`` says what the model takes."""
+        if self.init_image is None and self.condition is None:
+            return None, None, None
+        from md_export.pictures import read_condition, read_given, read_start
+
+        wanted, given, start, steering = frame(), None, None, None
+        if self.condition is not None:
+            steering = [read_condition(self.condition, wanted.require_condition())]
+        if self.init_image is not None and self.mask is not None:
+            given = [read_given(self.init_image, self.mask, wanted.side)]
+        elif self.init_image is not None:
+            start = [read_start(self.init_image, _STRENGTH if self.strength is None else self.strength, wanted.side)]
+        return given, steering, start
