@@ -12,7 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from md_export.artifact import ArtifactEntry, data_name
 from md_export.errors import ArtifactError
-from md_export.files import is_plain_name, sha256_of
+from md_export.files import is_plain_name, read_regular, sha256_of
 from md_export.recipe import Recipe
 from md_export.sampler import Ddim, NoiseSchedule, OneStep
 from md_export.visible import first_control
@@ -108,12 +108,12 @@ def read_manifest(folder: Path) -> Manifest:
         raise ArtifactError(f"{folder} holds functions of several exports; take one out with: md-export split {folder}")
     if not path.is_file():
         raise ArtifactError(f"{folder} holds no {MANIFEST}; point at a folder that md-export wrote")
-    if path.stat().st_size > _LARGEST_FILE:
-        raise ArtifactError(f"{path} is larger than {_LARGEST_FILE} bytes; export again")
     try:
-        content = path.read_bytes()
+        content = read_regular(path, _LARGEST_FILE)
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}; export again") from error
+    if content is None:
+        raise ArtifactError(f"{path} is larger than {_LARGEST_FILE} bytes; export again")
     return manifest_from_bytes(content, path)
 
 

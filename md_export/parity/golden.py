@@ -14,7 +14,7 @@ from typing import Final
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from md_export.errors import GoldenError
-from md_export.files import is_plain_name, sha256_of
+from md_export.files import is_plain_name, read_regular, sha256_of
 from md_export.manifest import first_finding
 from md_export.parity.golden_case import GoldenCase
 from md_export.parity.golden_values import check_finite, values_from_bytes
@@ -114,12 +114,12 @@ def read_index(folder: Path) -> GoldenIndex:
     path = folder / INDEX
     if not path.is_file():
         raise GoldenError(f"{folder} holds no {INDEX}; make golden cases with: md-export golden CHECKPOINT -o {folder}")
-    if path.stat().st_size > _LARGEST_INDEX:
-        raise GoldenError(f"{path} is larger than {_LARGEST_INDEX} bytes; make the golden cases again")
     try:
-        content = path.read_bytes()
+        content = read_regular(path, _LARGEST_INDEX)
     except OSError as error:
         raise GoldenError(f"{path} cannot be read: {error.strerror}; make the golden cases again") from error
+    if content is None:
+        raise GoldenError(f"{path} is larger than {_LARGEST_INDEX} bytes; make the golden cases again")
     return index_from_bytes(content, path)
 
 
