@@ -318,7 +318,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "__init__",
         *DATA,
     ),
-    "worker": ("errors", "orphans"),
+    "worker": ("worker", "errors", "orphans"),
     "doctor": (
         "doctor",
         "checkpoint",

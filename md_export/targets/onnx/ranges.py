@@ -74,4 +74,4 @@ def _observed(source: Path, operators: Sequence[str], external: bool, path: Path
 
 def _size(info: Any) -> int:
     """Bytes of one activation."""
-    return 4 * prod(axis.dim_value for axis in info.type.tensor_type.shape.dim)
+    return int(4 * prod(axis.dim_value for axis in info.type.tensor_type.shape.dim))

@@ -112,7 +112,7 @@ def _surface(whole: Whole, outer: str, name: str) -> onnx.ValueInfoProto:
 
 
 def _loaded(tensor: onnx.TensorProto, folder: Path) -> onnx.TensorProto:
-    own = onnx.TensorProto.FromString(tensor.SerializeToString())
+    own: onnx.TensorProto = onnx.TensorProto.FromString(tensor.SerializeToString())
     if own.data_location == onnx.TensorProto.EXTERNAL:
         onnx.external_data_helper.load_external_data_for_tensor(own, str(folder))
         own.data_location = onnx.TensorProto.DEFAULT

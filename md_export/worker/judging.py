@@ -1,0 +1,92 @@
+"""Tasks of a worker process: what is said of artifacts: advice, costs, proofs, and what goes wrong where.
+
+Imports are inside, so that a task loads what it needs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def lint(request: dict[str, Any]) -> dict[str, Any]:
+    """Advise on one artifact; with inputs, run it and answer with float16 hazards too."""
+    import dataclasses
+
+    from md_export.executing import load_batches
+    from md_export.targets import TARGETS
+
+    target = TARGETS[request["target"]].open()
+    batches = load_batches(Path(request["inputs"])) if request["inputs"] else []
+    return dataclasses.asdict(target.lint(Path(request["path"]), request["system"], batches))
+
+
+def costs(request: dict[str, Any]) -> dict[str, Any]:
+    """Tell what each operation of one artifact computes and moves; nothing is run."""
+    import dataclasses
+
+    from md_export.targets import TARGETS
+
+    found = TARGETS[request["target"]].open().costs(Path(request["path"]))
+    return {"ops": [dataclasses.asdict(op) for op in found]}
+
+
+def audit(request: dict[str, Any]) -> dict[str, Any]:
+    """Hold every weight that one artifact stores against the checkpoint; answers with what was found."""
+    import dataclasses
+
+    from md_export.parity.stored.audit import audit_in_worker
+
+    found = audit_in_worker(Path(request["out"]), Path(request["checkpoint"]), request["component"])
+    return dataclasses.asdict(found)
+
+
+def self_test(request: dict[str, Any]) -> dict[str, Any]:
+    """Damage copies of an export and see which check of the gate notices; answers with one row for each try."""
+    from md_export.parity.selftest.command import rows_in_worker
+
+    return {"rows": rows_in_worker(Path(request["out"]), Path(request["checkpoint"]))}
+
+
+def attribute(request: dict[str, Any]) -> dict[str, Any]:
+    """Follow one artifact module by module; answers with what was found, without hops."""
+    import dataclasses
+
+    from md_export.parity.modules.blame import blame_in_worker
+
+    found = blame_in_worker(Path(request["out"]), request["component"], Path(request["checkpoint"]))
+    return dataclasses.asdict(found)
+
+
+def rewritten(request: dict[str, Any]) -> dict[str, Any]:
+    """Hold a component's torch module, rewritten as it was lowered, against the golden outputs of some cases."""
+    from md_export.parity.modules.blame import rewritten_in_worker
+
+    folders = Path(request["out"]), Path(request["checkpoint"])
+    return {"snr_db": rewritten_in_worker(folders[0], request["component"], folders[1], request["cases"])}
+
+
+def contract(request: dict[str, Any]) -> dict[str, Any]:
+    """Hold an export in the Swift layout against what Apple's Swift package reads; answers with the faults."""
+    from md_export.swift.contract import faults
+
+    return {"faults": faults(Path(request["folder"]), tuple(request["packages"]))}
+
+
+def crosscheck(request: dict[str, Any]) -> dict[str, Any]:
+    """Hold two artifacts of one component against each other; answers with what was found."""
+    import dataclasses
+
+    from md_export.crosscheck.artifacts import crosscheck_in_worker
+
+    paths = [Path(request[name]) for name in ("first", "second", "checkpoint")]
+    return dataclasses.asdict(crosscheck_in_worker(*paths))
+
+
+def crosscheck_operations(_request: dict[str, Any]) -> dict[str, Any]:
+    """Run a corpus of single operations on two targets; answers with one row for each."""
+    import dataclasses
+
+    from md_export.crosscheck.operations import rows
+
+    return {"rows": [dataclasses.asdict(row) for row in rows()]}

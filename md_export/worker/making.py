@@ -1,0 +1,53 @@
+"""Tasks of a worker process: one artifact, or one step of a build.
+
+Imports are inside, so that a task loads what it needs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def build(request: dict[str, Any]) -> dict[str, Any]:
+    """Make one artifact; answers with its manifest entry."""
+    from md_export.artifact import entry_to_dict
+    from md_export.build import BuildStep, build_component
+
+    return entry_to_dict(build_component(BuildStep.from_dict(request)))
+
+
+def plan(request: dict[str, Any]) -> dict[str, Any]:
+    """All steps that lead to the exports of some recipes, each with its key in the cache."""
+    from md_export.matrix.planning import plan_in_worker
+
+    return plan_in_worker(request)
+
+
+def step(request: dict[str, Any]) -> dict[str, Any]:
+    """One step of a plan: files go to the request's folder, the answer is what else is to be kept."""
+    from md_export.matrix.inside import step_in_worker
+
+    return step_in_worker(request)
+
+
+def join(request: dict[str, Any]) -> dict[str, Any]:
+    """Make one Core ML package of several, a function each."""
+    import tempfile
+
+    from md_export.targets.coreml.functions import join
+
+    path = Path(request["path"])
+    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as scratch:
+        join({name: Path(package) for name, package in request["packages"].items()}, path, Path(scratch))
+    return {}
+
+
+def split(request: dict[str, Any]) -> dict[str, Any]:
+    """Write one function of a Core ML package as a package of its own; answers with what is found inside."""
+    from md_export.targets.coreml.describe import describe
+    from md_export.targets.coreml.functions import split
+
+    split(Path(request["package"]), request["function"], Path(request["path"]))
+    found = describe(Path(request["path"]))
+    return {"stored": found.stored, "ops": found.ops}
