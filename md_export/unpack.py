@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from md_export.arch import arch_config
 from md_export.checkpoint import open_checkpoint
-from md_export.checkpoint.tokenizer import TOKENIZER_FILES, check_tokenizer
+from md_export.checkpoint.tokenizer import copy_tokenizer
 from md_export.checkpoint.weights import read_tensors
 from md_export.components import ModelConfig
 from md_export.errors import CheckpointError, MissingExtraError, one_line
@@ -120,10 +119,6 @@ def _converted(file: Path, tensors: Tensors, prefix: str, convert: Convert) -> T
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:
-    check_tokenizer(source)
     if not all((source / name).is_file() for name in ("vocab.json", "merges.txt")):
         raise CheckpointError(f"{source} holds no tokenizer: give a folder with CLIP's vocab.json and merges.txt")
-    target.mkdir(exist_ok=True)
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+    copy_tokenizer(source, target)

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import shutil
-import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-import torch
 from torch import Tensor, nn
 
 from md_export.checkpoint.build import build_on_meta, component_named
 from md_export.checkpoint.configs import check_vocabulary, read_model_config, read_trained_substitutions
-from md_export.checkpoint.files import Layout, capped, read_json, unreadable
+from md_export.checkpoint.files import Layout
 from md_export.checkpoint.keys import KeyDifference, difference, own_tensors
+from md_export.checkpoint.layout import open_layout
 from md_export.checkpoint.lora.fuse import fused
 from md_export.checkpoint.lora.match import LowRank, changes_of
 from md_export.checkpoint.lora.read import LoraFile, open_lora
 from md_export.checkpoint.lora.source import base_of, loras_of
 from md_export.checkpoint.origin import INHERITED, hash_of_file, hash_of_files, hash_of_folder, hashes_of_loras
-from md_export.checkpoint.tokenizer import TOKENIZER_FILES, check_tokenizer, tokenizer_dir
+from md_export.checkpoint.tokenizer import TOKENIZER_FILES, check_tokenizer, copy_tokenizer, tokenizer_dir
+from md_export.checkpoint.values import as_float32
 from md_export.checkpoint.weights import WeightSet, find_weights, weight_names
 from md_export.components import ALL_COMPONENTS, COMPONENTS, Component, ModelConfig
 from md_export.errors import CheckpointError
 from md_export.loras import Lora
 from md_export.names import ORDER
-from md_export.pages import let_go_of
 
 _CONFIGS: Final = (
     "text_encoder/config.json",
@@ -75,7 +73,7 @@ class Checkpoint:
         found = _compare(component, module, tensors)
         if found:
             raise CheckpointError(str(found))
-        weights = fused(_as_float32(component, tensors), self._changes(name, module), name)
+        weights = fused(as_float32(component.name, tensors), self._changes(name, module), name)
         module.load_state_dict(weights, strict=True, assign=True)
         return module.requires_grad_(False)
 
@@ -132,16 +130,8 @@ class Checkpoint:
         return sum(tensor.nbytes for tensor in self._tensors(component_named(name)).values())
 
     def copy_tokenizer(self, folder: Path) -> None:
-        """Copy the tokenizer's files, and nothing else that lies beside them, into the new ``folder``.
-
-        Raises:
-            CheckpointError: one of them is a link that leads out of the checkpoint.
-        """
-        check_tokenizer(self.tokenizer_dir)
-        folder.mkdir()
-        for name in TOKENIZER_FILES:
-            if (self.tokenizer_dir / name).is_file():
-                shutil.copyfile(self.tokenizer_dir / name, folder / name)
+        """As :func:`copy_tokenizer <md_export.checkpoint.tokenizer.copy_tokenizer>`: into the new ``folder``."""
+        copy_tokenizer(self.tokenizer_dir, folder)
 
     def sha256(self) -> str:
         """Hex digest over names and contents of every config, tokenizer and weight file in use."""
@@ -221,62 +211,6 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def open_layout(path: Path) -> Layout:
-    """Find the folder and, through ``sibling.json``, its parent; through ``loras.json``, those of its base."""
-    try:
-        is_folder = stat.S_ISDIR(path.stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(f"{path} does not exist: give the folder of a checkpoint") from None
-    except OSError as error:
-        unreadable(path, error)
-    if not is_folder:
-        also = f", or make one of it with: md-export unpack {path} --tokenizer DIR -o DIR" if _is_single(path) else ""
-        raise CheckpointError(
-            f"{path} is a file: give the checkpoint folder that holds unet/, vae/ and text_encoder/{also}"
-        )
-    path = base_of(path) or path
-    note = path / "sibling.json"
-    if not note.is_file():
-        return Layout(path)
-    given = read_json(note).get("parent")
-    if not isinstance(given, str) or not given or Path(given).is_absolute():
-        raise CheckpointError(f'{note} must say "parent": a path relative to its folder, such as "../.."')
-    parent = (path / given).resolve()
-    if not parent.is_dir() or parent == path.resolve():
-        raise CheckpointError(f"{note} names the parent {given!r}, which is no other folder: correct the path")
-    if (parent / "sibling.json").is_file():
-        raise CheckpointError(f"{note} names the parent {given!r}, itself a sibling: name that one's parent instead")
-    return Layout(path, parent)
-
-
-def _is_single(path: Path) -> bool:
-    """Whether all of a model may be in the file, as Stable Diffusion's authors publish it."""
-    return path.suffix == ".safetensors"
-
-
 def _compare(component: Component, module: nn.Module, tensors: dict[str, Tensor]) -> KeyDifference:
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     return difference(component, expected, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
-
-
-def _as_float32(component: Component, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    converted: dict[str, Tensor] = {}
-    broken: list[str] = []
-    for name, tensor in tensors.items():
-        converted[name] = tensor.to(torch.float32).contiguous()
-        if not torch.isfinite(converted[name]).all():
-            nans = int(converted[name].isnan().sum())
-            infinities = int(converted[name].isinf().sum())
-            broken.append(f"{name}: {nans} NaN and {infinities} Inf among {tensor.numel()} values")
-        let_go_of([tensor])
-    if broken:
-        raise CheckpointError(
-            "\n    ".join(
-                [
-                    f"{component.name}: {len(broken)} tensors hold values that are not finite; "
-                    "use a checkpoint from before training diverged, or copy it again:",
-                    *capped(broken),
-                ]
-            )
-        )
-    return converted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -53,6 +54,19 @@ def check_tokenizer(folder: Path) -> None:
             forbidden = [field for field in _FORBIDDEN if name == "tokenizer_config.json" and values.get(field)]
             if forbidden:
                 raise CheckpointError(f"{path} has {', '.join(forbidden)}, which no CLIP tokenizer needs: remove it")
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy the tokenizer's files, and nothing else that lies beside them, into the new ``folder``.
+
+    Raises:
+        CheckpointError: as :func:`check_tokenizer`.
+    """
+    check_tokenizer(source)
+    folder.mkdir()
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
 
 
 def _check_place(path: Path) -> None:

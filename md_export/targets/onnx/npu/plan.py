@@ -58,7 +58,7 @@ def _title(part: Part, sizes: Mapping[str, int]) -> str:
     return f"{ends[0]} to {ends[1]}" if ends[0] != ends[1] else f"part of {ends[0]}"
 
 
-def _shared(paths: Sequence[Sequence[str]]) -> Sequence[str]:
+def _shared(paths: Sequence[list[str]]) -> list[str]:
     """Names that all begin with: the first and the last in order tell."""
     least, most = min(paths), max(paths)
     return least[: next((depth for depth, name in enumerate(least) if most[depth : depth + 1] != [name]), len(least))]
