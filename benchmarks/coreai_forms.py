@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from md_export.arch import arch_config
 from md_export.components.layers import Attention, ResnetBlock
-from md_export.components.unet import MDUNetConfig, TransformerStack
+from md_export.components.unet_blocks import TransformerStack
+from md_export.components.unet_config import MDUNetConfig
 from md_export.parity.metrics import snr_db
 from md_export.parity.prepare import one_step
 from md_export.rewrites import REWRITES

@@ -21,7 +21,7 @@ from md_export.artifact import Parity, bytes_of_artifact
 from md_export.build import peak_resident_bytes
 from md_export.components import COMPONENTS, ModelConfig
 from md_export.components.runner import TorchRunner
-from md_export.components.unet import MDUNetConfig
+from md_export.components.unet_config import MDUNetConfig
 from md_export.data import builtin_recipe
 from md_export.parity.metrics import compare
 from md_export.parity.prepare import one_step

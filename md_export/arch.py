@@ -8,7 +8,7 @@ from typing import Final
 
 from md_export.components import ModelConfig
 from md_export.components.diffusers_unet import DiffusersUNetConfig
-from md_export.components.unet import MDUNetConfig
+from md_export.components.unet_config import MDUNetConfig
 from md_export.components.vae import VAEConfig
 from md_export.errors import UsageError
 

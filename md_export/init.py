@@ -18,7 +18,7 @@ from md_export.arch import arch_config
 from md_export.checkpoint import build_on_meta
 from md_export.components import COMPONENTS, ENCODER, Component, ModelConfig
 from md_export.components.diffusers_unet import CLASS_NAME, DiffusersUNetConfig
-from md_export.components.unet import MDUNetConfig
+from md_export.components.unet_config import MDUNetConfig
 from md_export.errors import ConfigError, OutputError, UsageError
 from md_export.files import refuse_existing, require_space, staging
 

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from md_export.checkpoint import build_on_meta
 from md_export.components import COMPONENTS, OPTIONAL, Component, ModelConfig
-from md_export.components.unet import MDUNetConfig
+from md_export.components.unet_config import MDUNetConfig
 
 CONVENTION: Final = (
     "1 MAC = one multiply-add (the paper's 'GFLOPs'), attention products included, batch 1, one call, no guidance; "

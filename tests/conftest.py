@@ -14,7 +14,7 @@ import pytest
 from forks import FORKS
 from md_export import workers
 from md_export.components import ModelConfig
-from md_export.components.unet import MDUNetConfig
+from md_export.components.unet_config import MDUNetConfig
 from md_export.components.vae import VAEConfig
 from md_export.data import builtin_recipe, nano_checkpoint
 from md_export.errors import MissingExtraError

@@ -6,7 +6,7 @@ import numpy as np
 
 from md_export.components import COMPONENTS, ModelConfig
 from md_export.components.diffusers_unet import DiffusersUNetConfig
-from md_export.components.unet import MDUNetConfig
+from md_export.components.unet_config import MDUNetConfig
 from md_export.components.vae import VAEConfig
 from md_export.tensors import Array
 

@@ -21,7 +21,8 @@ from md_export.checkpoint.steered import write_steered
 from md_export.cli import cli
 from md_export.components import ALL_COMPONENTS, COMPONENTS, OPTIONAL, ModelConfig
 from md_export.components.adapter import AdapterConfig, T2IAdapter, Unshuffle
-from md_export.components.unet import MDUNet, MDUNetConfig
+from md_export.components.unet import MDUNet
+from md_export.components.unet_config import MDUNetConfig
 from md_export.conditions import edges
 from md_export.data import builtin_recipe
 from md_export.errors import CheckpointError, ConfigError, GoldenError, UsageError

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from md_export.checkpoint import Checkpoint, build_on_meta, open_checkpoint, read_config
 from md_export.checkpoint.weights import WeightSet
 from md_export.components import COMPONENTS, ENCODER, ModelConfig
-from md_export.components.unet import MDUNetConfig
+from md_export.components.unet_config import MDUNetConfig
 from md_export.components.vae import VAEConfig
 from md_export.errors import CheckpointError, ConfigError, MdExportError, UsageError
 from md_export.init import write_checkpoint

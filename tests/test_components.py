@@ -14,7 +14,8 @@ from md_export.components.layers import Attention, FeedForward, Relu, SepConvBlo
 from md_export.components.parsing import parse_config
 from md_export.components.schedule import ScheduleConfig
 from md_export.components.text_encoder import TextEncoder
-from md_export.components.unet import MDUNet, MDUNetConfig
+from md_export.components.unet import MDUNet
+from md_export.components.unet_config import MDUNetConfig
 from md_export.components.vae import VAEConfig
 from md_export.components.vae_decoder import VAEDecoder
 from md_export.components.vae_encoder import VAEEncoder

@@ -24,7 +24,8 @@ from md_export.checkpoint.steered import write_steered
 from md_export.cli import cli
 from md_export.components import ModelConfig
 from md_export.components.controlnet import ConditionEncoder, ControlNetConfig, MDControlNet, skip_shapes
-from md_export.components.unet import MDUNet, MDUNetConfig
+from md_export.components.unet import MDUNet
+from md_export.components.unet_config import MDUNetConfig
 from md_export.conditions import edges
 from md_export.data import builtin_recipe
 from md_export.denoising import start_of

@@ -11,7 +11,7 @@ from torch import nn
 
 from md_export.arch import arch_config
 from md_export.components import ModelConfig
-from md_export.components.unet import MDUNetConfig
+from md_export.components.unet_config import MDUNetConfig
 from md_export.components.vae import VAEConfig
 from md_export.inspection import CONVENTION, ComponentFigures, Inspection, count_macs, inspect_config
 

@@ -7,7 +7,8 @@ import torch
 
 from md_export.components import ModelConfig
 from md_export.components.layers import Attention, Gelu, Relu, Softmax, Swish
-from md_export.components.unet import MDUNet, MDUNetConfig
+from md_export.components.unet import MDUNet
+from md_export.components.unet_config import MDUNetConfig
 from md_export.errors import RewriteError
 from md_export.rewrites import REWRITES, Consent, apply_rewrites
 from md_export.sampler import OneStep

@@ -20,7 +20,7 @@ from md_export.checkpoint.lora.match import changes_of
 from md_export.checkpoint.lora.read import open_lora
 from md_export.components import COMPONENTS
 from md_export.components.diffusers_unet import PLAIN
-from md_export.components.unet import MDUNetConfig
+from md_export.components.unet_config import MDUNetConfig
 from md_export.errors import CheckpointError, ConfigError, MissingExtraError, UsageError
 from md_export.inspection import inspect_config
 from md_export.loras import Lora

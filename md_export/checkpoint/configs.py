@@ -19,7 +19,7 @@ from md_export.components.diffusers_unet import CLASS_NAME, DiffusersUNetConfig
 from md_export.components.parsing import ConfigT, parse_config
 from md_export.components.schedule import ScheduleConfig
 from md_export.components.steering import ControlConfig
-from md_export.components.unet import MDUNetConfig
+from md_export.components.unet_config import MDUNetConfig
 from md_export.components.vae import VAEConfig
 from md_export.errors import CheckpointError, ConfigError
 

@@ -19,7 +19,8 @@ from md_export.components.diffusers_controlnet import (
 from md_export.components.diffusers_unet import build_diffusers_unet
 from md_export.components.steering import UNetConfig as UNetConfig
 from md_export.components.text_encoder import TextEncoder
-from md_export.components.unet import MDUNet, MDUNetConfig
+from md_export.components.unet import MDUNet
+from md_export.components.unet_config import MDUNetConfig
 from md_export.components.vae_decoder import VAEDecoder
 from md_export.components.vae_encoder import VAEEncoder
 from md_export.errors import UsageError

@@ -10,7 +10,7 @@ from typing import Any, Final
 from md_export.components.adapter import AdapterConfig
 from md_export.components.schedule import ScheduleConfig
 from md_export.components.steering import ControlConfig, UNetConfig, check_steering
-from md_export.components.unet import MDUNetConfig
+from md_export.components.unet_config import MDUNetConfig
 from md_export.components.vae import VAEConfig
 from md_export.errors import ConfigError, UsageError
 from md_export.names import ADAPTER, CONTROLNET

@@ -13,7 +13,8 @@ from typing import Final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from md_export.components.unet import DownPath, MDUNetConfig
+from md_export.components.unet import DownPath
+from md_export.components.unet_config import MDUNetConfig
 from md_export.errors import ConfigError
 
 _MOST_HALVINGS: Final = 5

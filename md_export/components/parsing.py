@@ -14,7 +14,7 @@ from md_export.components.controlnet import ControlNetConfig
 from md_export.components.diffusers_controlnet import PLAIN_CONTROLNET, DiffusersControlNetConfig
 from md_export.components.diffusers_unet import PLAIN, DiffusersUNetConfig
 from md_export.components.schedule import OTHER_SAMPLERS, ScheduleConfig
-from md_export.components.unet import MDUNetConfig
+from md_export.components.unet_config import MDUNetConfig
 from md_export.components.vae import VAEConfig
 from md_export.errors import ConfigError
 

@@ -6,7 +6,7 @@ from md_export.components.adapter import AdapterConfig
 from md_export.components.controlnet import ControlNetConfig
 from md_export.components.diffusers_controlnet import DiffusersControlNetConfig
 from md_export.components.diffusers_unet import DiffusersUNetConfig
-from md_export.components.unet import MDUNetConfig
+from md_export.components.unet_config import MDUNetConfig
 from md_export.components.vae import VAEConfig
 from md_export.errors import ConfigError
 

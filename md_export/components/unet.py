@@ -9,187 +9,21 @@ published parameter count.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from md_export.components.layers import (
-    ACTIVATIONS,
-    ATTENTION_KINDS,
-    SEP_CONV_TIME,
-    Attention,
-    FeedForward,
-    ResnetBlock,
-    SepConvBlock,
-    TimestepEmbedding,
-    attention_weights,
+from md_export.components.layers import ResnetBlock, SepConvBlock, TimestepEmbedding
+from md_export.components.unet_blocks import (
+    Downsample,
+    SeparableDownsample,
+    TransformerStack,
+    UNetBlock,
+    Upsample,
 )
-from md_export.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class MDUNetConfig:
-    """``unet/config.json``; every field may be left out there. Channels are counts, sizes are latent pixels."""
-
-    sample_size: int = 64
-    in_channels: int = 8
-    out_channels: int = 8
-    block_out_channels: tuple[int, int, int] = (320, 640, 1024)
-    cross_attention_dim: int = 768
-    attention_head_dim: int = 64
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
-    time_embed_dim: int = 1280
-    ff_expansion: int = 3
-    ff_activation: str = "swish"
-    attention_kind: str = "softmax"
-    attention_relu_scale: float = 1.0
-    down_layers: int = 3
-    up_layers: int = 3
-    sep_conv_expansion: int = 4
-    sep_conv_expansion_of: str = "in"
-    sep_conv_time: str = "scale_shift"
-    unified_inner: bool = True
-    separable_downsamplers: bool = False
-
-    def __post_init__(self) -> None:
-        _one_of("ff_activation", self.ff_activation, ACTIVATIONS)
-        _one_of("attention_kind", self.attention_kind, ATTENTION_KINDS)
-        _one_of("sep_conv_time", self.sep_conv_time, SEP_CONV_TIME)
-        _one_of("sep_conv_expansion_of", self.sep_conv_expansion_of, ("in", "out"))
-        if len(self.block_out_channels) != 3:
-            raise ConfigError(
-                f"block_out_channels has {len(self.block_out_channels)} entries; the MD UNet has three levels"
-            )
-        for channels in self.block_out_channels:
-            if channels % self.norm_num_groups:
-                raise ConfigError(f"norm_num_groups={self.norm_num_groups} does not divide {channels} channels")
-        for channels in self.block_out_channels[1:]:
-            if channels % self.attention_head_dim:
-                raise ConfigError(f"attention_head_dim={self.attention_head_dim} does not divide {channels} channels")
-        if self.sample_size % 4:
-            raise ConfigError(f"sample_size={self.sample_size} must be a multiple of 4: the UNet halves it twice")
-
-    @property
-    def halvings(self) -> int:
-        """How often a latent is halved on its way down."""
-        return 2
-
-
-def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{field}={value!r} is unknown; use one of {', '.join(allowed)}")
-
-
-class TransformerBlock(nn.Module):
-    """[LayerNorm + SA] → LayerNorm + CA → LayerNorm + gated feed-forward, each with a residual."""
-
-    def __init__(self, config: MDUNetConfig, dim: int, self_attention: bool) -> None:
-        super().__init__()
-        head_dim = config.attention_head_dim
-
-        def weights() -> nn.Module:
-            return attention_weights(config.attention_kind, config.attention_relu_scale)
-
-        self.norm1 = nn.LayerNorm(dim) if self_attention else None
-        self.attn1 = Attention(dim, head_dim, None, weights()) if self_attention else None
-        self.norm2 = nn.LayerNorm(dim)
-        self.attn2 = Attention(dim, head_dim, config.cross_attention_dim, weights())
-        self.norm3 = nn.LayerNorm(dim)
-        self.ff = FeedForward(dim, config.ff_expansion, config.ff_activation)
-
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        if self.attn1 is not None and self.norm1 is not None:
-            x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x), context)
-        out: Tensor = x + self.ff(self.norm3(x))
-        return out
-
-
-class TransformerStack(nn.Module):
-    """GroupNorm → linear in → blocks → linear out → residual over ``[B, C, H, W]``."""
-
-    def __init__(self, config: MDUNetConfig, dim: int, layers: int, self_attention: bool) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(config.norm_num_groups, dim, eps=1e-6)
-        self.proj_in = nn.Linear(dim, dim)
-        self.transformer_blocks = nn.ModuleList([TransformerBlock(config, dim, self_attention) for _ in range(layers)])
-        self.proj_out = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        tokens = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))
-        for block in self.transformer_blocks:
-            tokens = block(tokens, context)
-        out: Tensor = x + self.proj_out(tokens).transpose(1, 2).reshape(batch, channels, height, width)
-        return out
-
-
-class Downsample(nn.Module):
-    """3×3 stride-2 convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(x)
-        return out
-
-
-class SeparableDownsample(nn.Module):
-    """Depthwise 3×3 stride-2 convolution followed by a 1×1."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv_dw = nn.Conv2d(channels, channels, 3, stride=2, padding=1, groups=channels)
-        self.conv_pw = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv_pw(self.conv_dw(x))
-        return out
-
-
-class Upsample(nn.Module):
-    """Nearest ×2 followed by a 3×3 convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        return out
-
-
-class UNetBlock(nn.Module):
-    """One level of the UNet: convolution blocks, each followed by its transformer stack if it has one."""
-
-    def __init__(
-        self, resnets: list[nn.Module], attentions: list[nn.Module], resample: nn.Module | None, kind: str
-    ) -> None:
-        super().__init__()
-        self.resnets = nn.ModuleList(resnets)
-        self.attentions = nn.ModuleList(attentions)
-        if resample is not None:
-            setattr(self, f"{kind}samplers", nn.ModuleList([resample]))
-        self.resample_name = None if resample is None else f"{kind}samplers"
-
-    def layer(self, index: int, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
-        """Convolution block ``index`` and its transformer stack."""
-        x = self.resnets[index](x, emb)
-        out: Tensor = self.attentions[index](x, context) if len(self.attentions) else x
-        return out
-
-    def resample(self, x: Tensor) -> Tensor:
-        """The level's down- or up-sampler; the identity where the level has none."""
-        if self.resample_name is None:
-            return x
-        out: Tensor = getattr(self, self.resample_name)[0](x)
-        return out
+from md_export.components.unet_config import MDUNetConfig
 
 
 def _levels(blocks: nn.ModuleList) -> list[UNetBlock]:

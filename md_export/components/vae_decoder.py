@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from md_export.components.unet import Upsample
+from md_export.components.unet_blocks import Upsample
 from md_export.components.vae import MidBlock, VAEConfig
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from md_export.components.layers import Attention, Gelu, GluProjection, ResnetBlock, Softmax
 from md_export.components.text_encoder import MASKED, TextEncoder
-from md_export.components.unet import TransformerBlock, TransformerStack, Upsample
+from md_export.components.unet_blocks import TransformerBlock, TransformerStack, Upsample
 from md_export.components.vae import SpatialAttention
 from md_export.errors import RewriteError
 from md_export.rewrites.conv1x1 import as_linear

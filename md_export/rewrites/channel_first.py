@@ -17,7 +17,7 @@ from torch import Tensor
 
 from md_export.components.layers import Attention
 from md_export.components.text_encoder import TextEncoder
-from md_export.components.unet import TransformerStack
+from md_export.components.unet_blocks import TransformerStack
 from md_export.components.vae import SpatialAttention
 from md_export.rewrites.token_forms import ClipProjections, scaled
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from md_export.components.layers import SepConvBlock
-from md_export.components.unet import TransformerBlock, TransformerStack
+from md_export.components.unet_blocks import TransformerBlock, TransformerStack
 from md_export.components.vae import SpatialAttention
 from md_export.errors import RewriteError
 from md_export.rewrites.channel_layer_norm import ChannelLayerNorm

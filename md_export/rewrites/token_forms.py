@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from md_export.components.layers import GluProjection
 from md_export.components.text_encoder import TextEncoder
-from md_export.components.unet import TransformerStack
+from md_export.components.unet_blocks import TransformerStack
 from md_export.components.vae import SpatialAttention
 from md_export.rewrites.conv1x1 import as_conv2d
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from md_export.components.unet import Upsample
+from md_export.components.unet_blocks import Upsample
 from md_export.sampler import OneStep
 
 

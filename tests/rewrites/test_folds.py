@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from md_export.components.layers import ResnetBlock, SepConvBlock
-from md_export.components.unet import MDUNet, MDUNetConfig
+from md_export.components.unet import MDUNet
+from md_export.components.unet_config import MDUNetConfig
 from md_export.errors import RewriteError
 from md_export.parity.metrics import compare
 from md_export.rewrites import REWRITES

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from md_export.components import ModelConfig
 from md_export.components.layers import ResnetBlock, TimestepEmbedding
 from md_export.components.text_encoder import TextEncoder
-from md_export.components.unet import TransformerStack, Upsample
+from md_export.components.unet_blocks import TransformerStack, Upsample
 from md_export.components.vae import SpatialAttention
 from md_export.parity.metrics import compare, first_fault
 from md_export.recipe import QuantScheme

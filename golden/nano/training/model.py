@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from md_export.components.unet import MDUNet, MDUNetConfig
+from md_export.components.unet import MDUNet
+from md_export.components.unet_config import MDUNetConfig
 from md_export.components.vae import VAEConfig
 from md_export.components.vae_decoder import VAEDecoder
 from training.latents import SCALING_FACTOR
