@@ -88,7 +88,7 @@ class ChannelsLast(nn.Module):
 class LastResnet(ResnetBlock):
     """Of maps ``[B, H, W, C]`` from end to end."""
 
-    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:  # noqa: ARG002 (the layer's signature)
         hidden = x.permute(0, 2, 3, 1)
         for norm, conv in ((self.norm1, self.conv1), (self.norm2, self.conv2)):
             hidden = ChannelsLast(conv)(F.silu(ChannelsLast(norm)(hidden)))

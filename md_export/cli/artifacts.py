@@ -165,8 +165,8 @@ def _verify_on_gpu(out: Path, golden_dir: Path | None, limit_s: float, json_file
 @json_option
 def lint(path: Path | None, system: str | None, inputs: Path | None, show_rules: bool, json_file: Path | None) -> None:
     """Advise on a Core ML package, a Core AI asset or a TFLite file, or on each of an export with its golden inputs:
-    what the Neural Engine or LiteRT's GPU engine may refuse, and what float16 may do to its values. Advice is no failure:
-    exit 0."""
+    what the Neural Engine or LiteRT's GPU engine may refuse, and what float16 may do to its values. Advice is no
+    failure: exit 0."""
     from md_export.report.lint import lint_tables, rule_table, source_lines
 
     if show_rules == (path is not None):

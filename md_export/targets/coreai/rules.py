@@ -6,14 +6,27 @@ contradict each other, the verdict is ``unknown``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-
 from md_export.targets.advice import Confidence, Rule
-from md_export.targets.coreai.facts import Edge, OpFacts
+from md_export.targets.coreai.facts import OpFacts
+from md_export.targets.coreai.predicates import (
+    MOVES,
+    has,
+    has_other_factors,
+    heads_together,
+    holds_infinity,
+    is_in_blocks,
+    last_axes,
+    moves_last_axis,
+    passes_float16,
+    rank_over,
+    softmax_axis,
+    strides,
+    vanishes,
+)
 
 VERSION: Final = 1
 _TREE: Final = "https://github.com/apple/coreai-models/blob/86b363dca67cf276c1a5c96eea5e4b57e3a0643c"
@@ -24,21 +37,30 @@ _FLOAT16: Final = "https://standards.ieee.org/ieee/754/6210/"
 
 # Of the patterns in _ENGINE; a convolution's padding is an operation of its own in the file.
 _AUTHORED: Final = frozenset(
-    "conv2d pad batch_matmul broadcasting_batch_matmul softmax broadcasting_add broadcasting_sub broadcasting_mul "
-    "sigmoid exp split concat reshape transpose".split()
+    {
+        "conv2d",
+        "pad",
+        "batch_matmul",
+        "broadcasting_batch_matmul",
+        "softmax",
+        "broadcasting_add",
+        "broadcasting_sub",
+        "broadcasting_mul",
+        "sigmoid",
+        "exp",
+        "split",
+        "concat",
+        "reshape",
+        "transpose",
+    }
 )
 _MATMULS: Final = frozenset({"batch_matmul", "broadcasting_batch_matmul"})
 _NORMS: Final = frozenset({"layer_norm", "group_norm", "instance_norm", "rms_norm"})
 _PIECES: Final = frozenset({"reduce_mean", "rsqrt"})
-_ATTENTION: Final = "scaled_dot_product_attention"
-_MOVES: Final = frozenset({"reshape", "transpose"})
-LAYOUT: Final = _MOVES | {"pad", "concat", "split"}
+LAYOUT: Final = MOVES | {"pad", "concat", "split"}
 _WIDE_INTEGERS: Final = frozenset({"int32", "uint32", "int64", "uint64"})
 _MOST_RANK: Final = 5
 _ROW: Final = 32
-_LARGEST: Final = float(np.finfo(np.float16).max)
-# Half of the least number above zero; float16 rounds what is not above it to zero.
-_VANISHES: Final = float(np.finfo(np.float16).smallest_subnormal) / 2
 # The largest rate that is a prime factor which _ENGINE advises.
 _MOST_DILATION: Final = 3
 _MOST_PALETTE_STRIDE: Final = 2
@@ -51,84 +73,6 @@ class EngineRule:
 
     rule: Rule
     fits: Callable[[OpFacts], bool]
-
-
-def _has(op: OpFacts, *dtypes: str) -> bool:
-    return any(edge.dtype in dtypes for edge in op.edges)
-
-
-def _rank_over(op: OpFacts, limit: int) -> bool:
-    return any(len(edge.shape) > limit for edge in op.edges)
-
-
-def _last_axes(op: OpFacts) -> Iterator[int]:
-    """Of values that live while the program runs; weights are laid out when it is compiled."""
-    return (size for edge in op.writes if not op.decodes and (size := _last(edge)) is not None)
-
-
-def _last(edge: Edge) -> int | None:
-    return edge.shape[-1] if edge.shape else None
-
-
-def _moves_last_axis(op: OpFacts) -> bool:
-    if op.kind not in _MOVES or not op.reads[0]:
-        return False
-    if op.kind == "transpose":
-        order = op.parameter(1)
-        return bool(order) and order[-1] != len(order) - 1
-    return _last(op.reads[0]) != _last(op.writes[0])
-
-
-def _softmax_axis(op: OpFacts) -> int | None:
-    """Counted from the end: -1 is the last."""
-    axis = op.parameter(1) if op.kind == "softmax" else ()
-    rank = len(op.writes[0].shape)
-    return (axis[0] % rank) - rank if axis and rank else None
-
-
-def _heads_together(op: OpFacts) -> bool:
-    """Scores of several heads, ``[batch, heads, queries, keys]``, in one softmax."""
-    shape = op.writes[0].shape
-    return op.kind == _ATTENTION or (_softmax_axis(op) == -1 and len(shape) == 4 and shape[1] != 1)
-
-
-def _floats(op: OpFacts) -> Iterator[Edge]:
-    return (edge for edge in op.constants if edge and not op.decodes and edge.dtype.startswith("float"))
-
-
-def _holds_infinity(op: OpFacts) -> bool:
-    return any(bool(np.isinf(edge.values()).any()) for edge in _floats(op))
-
-
-def _passes_float16(op: OpFacts) -> bool:
-    values = (np.abs(edge.values()) for edge in _floats(op) if edge.bits > 16)
-    return any(bool((np.isfinite(value) & (value > _LARGEST)).any()) for value in values)
-
-
-def _vanishes(op: OpFacts) -> bool:
-    """A single number: among many weights some are always next to nothing."""
-    numbers = (abs(float(edge.values().flat[0])) for edge in _floats(op) if edge.shape in ((), (1,)))
-    return any(0 < number <= _VANISHES for number in numbers)
-
-
-def _strides(op: OpFacts) -> tuple[int, ...]:
-    return op.parameter(2) if op.kind == "conv2d" else ()
-
-
-def _has_other_factors(number: int) -> bool:
-    """Than 2 and 3."""
-    for factor in (2, 3):
-        while number and number % factor == 0:
-            number //= factor
-    return number > 1
-
-
-def _is_in_blocks(op: OpFacts) -> bool:
-    """One scale for a part of a channel: neither for a whole axis nor for one element of it."""
-    if op.kind != "blockwise_shift_scale" or not op.constants[1]:
-        return False
-    pairs = zip(op.constants[1].shape, op.writes[0].shape, strict=False)
-    return any(1 < (scales or 1) < (size or 1) for scales, size in pairs)
 
 
 def _likely(name: str, title: str, source: str, kinds: frozenset[str]) -> EngineRule:
@@ -170,28 +114,28 @@ RULES: Final = (
     _unlikely(
         "float32",
         "float32 falls back to the GPU or the CPU",
-        'activations = "float16"; what such an export leaves in float32 can be folded, as the time embedding, or is asked for '
-        "by the model, as the softmax of transformers' text encoder",
-        lambda op: op.kind != "cast" and not op.decodes and _has(op, "float32"),
+        'activations = "float16"; what such an export leaves in float32 can be folded, as the time embedding, or is '
+        "asked for by the model, as the softmax of transformers' text encoder",
+        lambda op: op.kind != "cast" and not op.decodes and has(op, "float32"),
         "fold_timestep",
     ),
     _unlikely(
         "float32-cast",
         "float32 falls back to the GPU or the CPU: a hand-over",
         "one each way is the price of a float32 surface; inside a graph, find out why",
-        lambda op: op.kind == "cast" and _has(op, "float32"),
+        lambda op: op.kind == "cast" and has(op, "float32"),
     ),
     _unlikely(
         "integers",
         "beside float16 only int8 and int16 are computed",
         "keep index arithmetic out of the graph, or at its start, where one hand-over costs little",
-        lambda op: not op.decodes and _has(op, *_WIDE_INTEGERS),
+        lambda op: not op.decodes and has(op, *_WIDE_INTEGERS),
     ),
     _unlikely(
         "rank",
         "tensors have at most five dimensions",
         "reshape so that unused dimensions go away",
-        lambda op: _rank_over(op, _MOST_RANK),
+        lambda op: rank_over(op, _MOST_RANK),
     ),
     _unlikely(
         "dynamic",
@@ -206,7 +150,8 @@ RULES: Final = (
             "unlikely",
             "documented",
             _ISSUES,
-            "a look-up of tokens at the start of a graph costs one hand-over; elsewhere give tables of shape [rows, 1, width]",
+            "a look-up of tokens at the start of a graph costs one hand-over; elsewhere give tables of shape "
+            "[rows, 1, width]",
         ),
         lambda op: op.kind == "gather_nd" and len(op.writes[0].shape) == 3,
     ),
@@ -215,14 +160,14 @@ RULES: Final = (
         "-inf in a mask is not handled as IEEE says, in softmax above all",
         _ENGINE,
         "mask with a finite number such as -1e4",
-        _holds_infinity,
+        holds_infinity,
     ),
     _unknown(
         "beyond-float16",
         "a number that float16 stores as infinity: it ends at 65504",
         _FLOAT16,
         "take a smaller number; masks need none below -1e4",
-        _passes_float16,
+        passes_float16,
         "documented",
     ),
     _unknown(
@@ -230,7 +175,7 @@ RULES: Final = (
         "a number that float16 stores as zero: 3e-8 and less",
         _FLOAT16,
         "a larger eps, or the norm as one operation",
-        _vanishes,
+        vanishes,
         "documented",
     ),
     _unknown(
@@ -244,20 +189,20 @@ RULES: Final = (
         "last-axis-1",
         "a last axis of length 1 is padded to 64 bytes: 32 times the memory in float16",
         "put a long axis last; or fold what does not change",
-        lambda op: any(size < 2 for size in _last_axes(op)),
+        lambda op: any(size < 2 for size in last_axes(op)),
         "fold_timestep",
     ),
     _costly(
         "last-axis-32",
         "a last axis shorter than 32 float16 elements is padded to 64 bytes",
         "put the longest axis last; the width of a small picture cannot be helped",
-        lambda op: any(2 <= size < _ROW for size in _last_axes(op)),
+        lambda op: any(2 <= size < _ROW for size in last_axes(op)),
     ),
     _costly(
         "last-axis-moves",
         "a reshape or transpose of the last axis rewrites the whole tensor",
         "keep tokens in [B, C, 1, S] from end to end",
-        _moves_last_axis,
+        moves_last_axis,
         "linear_to_conv2d",
     ),
     _costly(
@@ -278,27 +223,27 @@ RULES: Final = (
         "heads-together",
         "attention over several heads at once is not fused; each head by itself is, and stays in the cache",
         "a product for each head; a GPU wants the opposite",
-        _heads_together,
+        heads_together,
         "split_attention_heads",
     ),
     _costly(
         "softmax-axis",
         "a softmax over height or width keeps the compiler from splitting the work along it",
         "put the keys on the channel axis, at the price of more operations",
-        lambda op: _softmax_axis(op) in (-1, -2),
+        lambda op: softmax_axis(op) in (-1, -2),
         "split_attention_heads",
     ),
     _costly(
         "stride",
         "strides with other prime factors than 2 and 3 map badly",
         "use strides made of 2 and 3, equal on both axes",
-        lambda op: any(map(_has_other_factors, _strides(op))),
+        lambda op: any(map(has_other_factors, strides(op))),
     ),
     _costly(
         "palette-stride",
         "with a palette, strides above 2 are hardly supported",
         "keep that weight in float16 or int8",
-        lambda op: op.weight == "lut_to_dense" and any(stride > _MOST_PALETTE_STRIDE for stride in _strides(op)),
+        lambda op: op.weight == "lut_to_dense" and any(stride > _MOST_PALETTE_STRIDE for stride in strides(op)),
     ),
     _costly(
         "dilation",
@@ -310,7 +255,7 @@ RULES: Final = (
         "blocks",
         "a scale per block is advised for macOS; for iOS, one per channel",
         'granularity = "channel", or a palette, where the Neural Engine is the aim',
-        _is_in_blocks,
+        is_in_blocks,
         source=_GUIDANCE,
     ),
 )

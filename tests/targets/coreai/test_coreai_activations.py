@@ -90,7 +90,7 @@ def test_a_value_has_one_pair_in_front_of_the_padding_and_behind_the_bias(padded
 
 
 def test_activations_are_told_and_the_weights_are_still_proven(
-    padded: Path, asset: Callable[..., Path], subject: Any, coreai: Any, tmp_path: Path
+    padded: Path, asset: Callable[..., Path], coreai: Any, tmp_path: Path
 ) -> None:
     found = coreai.describe(padded)
     assert (found.int8_inputs, found.int8_weights, found.ops["quantize"]) == (1.0, 3, 4)
