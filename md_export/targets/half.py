@@ -27,7 +27,8 @@ def half_copy(module: nn.Module) -> nn.Module:
     halves: dict[int, Any] = {id(p): _half(name, p) for name, p in module.named_parameters()}
     halves |= {id(b): _half(name, b) for name, b in _persistent_buffers(module)}
     copied = copy.deepcopy(module, halves)
-    copied.register_forward_pre_hook(_to_half)
+    # First: a module's own hooks may hand inputs on by name, where the casts would not find them.
+    copied.register_forward_pre_hook(_to_half, prepend=True)
     copied.register_forward_hook(_to_float)
     return copied
 

@@ -57,6 +57,23 @@ def test_a_weight_that_float16_cannot_hold_is_named(value: float) -> None:
         half_copy(module)
 
 
+def test_inputs_that_a_hook_hands_on_by_name_are_cast_too() -> None:
+    """As diffusers' UNet takes what a ControlNet adds."""
+
+    class Sum(nn.Linear):
+        def forward(self, value: torch.Tensor, added: torch.Tensor | None = None) -> torch.Tensor:
+            out: torch.Tensor = super().forward(value if added is None else value + added)
+            return out
+
+    module = Sum(64, 64)
+    module.register_forward_pre_hook(lambda _, args, kwargs: (args[:1], {"added": args[1]}), with_kwargs=True)
+    value = torch.from_numpy(np.linspace(-1, 1, 64, dtype=np.float32)[None])
+    with torch.no_grad():
+        found, expected = half_copy(module)(value, value), module(value, value)
+    assert found.dtype == torch.float32
+    assert 50 < compare(found.numpy(), expected.numpy()).snr_db < 90
+
+
 def test_half_weights_differ_from_the_original() -> None:
     """Negative control: the copy is not the original under another name."""
     module = nn.Linear(64, 64)
