@@ -18,7 +18,8 @@ from pathlib import Path
 from md_export.checkpoint import open_checkpoint
 from md_export.data import builtin_recipe, nano_checkpoint
 from md_export.npu import NpuLimits
-from md_export.parity.npu.verify import NpuComponent, NpuVerification, verify_on_npu
+from md_export.parity.npu.verdict import NpuComponent, NpuVerification
+from md_export.parity.npu.verify import verify_on_npu
 from md_export.parity.prepare import golden_source
 from md_export.parity.recording import write_golden
 from md_export.pipeline import export

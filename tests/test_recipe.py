@@ -81,6 +81,15 @@ def test_compressed_recipes_are_core_mls_and_judge(scheme: str) -> None:
     assert recipe.picture_psnr_db >= 26
 
 
+def test_int8_activations_of_core_ai_are_calibrated_and_judge() -> None:
+    recipe = load_recipe(builtin_recipe("coreai", "w8a8"))
+    assert (recipe.name, recipe.target) == ("coreai-w8a8", "coreai")
+    assert recipe.calibration is not None
+    assert all(recipe.schemes[component].is_static for component in recipe.components)
+    assert min(item.snr_db for item in recipe.tolerances.values()) >= 20
+    assert recipe.picture_psnr_db >= 35
+
+
 def test_a_recipe_that_ships_is_found_by_name(tmp_path: Path) -> None:
     assert recipe_file(Path("coreml-palette6")) == builtin_recipe("coreml", "palette6")
     assert recipe_file(tmp_path / "mine.toml") == tmp_path / "mine.toml"

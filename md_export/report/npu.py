@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.markup import escape
 from rich.table import Table
 
-from md_export.parity.npu.verify import NpuComponent, NpuResult
+from md_export.parity.npu.verdict import NpuComponent, NpuResult
 from md_export.report.tables import decibel
 
 _LEFT = ("component", "phone", "verdict")

@@ -25,8 +25,8 @@ from md_export.workers import call_worker
 
 # A block has at most this share of the multiply-adds, where its modules can be told apart.
 BLOCKS: Final = 16
-# Measured with onnxruntime-qnn 2.7.0 on whole float16 components: text encoder (247 MB, 6.5 G multiply-adds: 14 s,
-# 1.7 GB), UNet for 512 pixels (773 MB, 184 G: 356 s, 4.8 GB), decoder (20 MB, 351 G, values of 67 MB: 579 s, 1.1 GB).
+# Measured with onnxruntime-qnn 2.7.0 on whole float16 components: text encoder (247 MB: 1.7 GB), UNet for 512 pixels
+# (773 MB, 184 G multiply-adds: 356 s, 4.8 GB), decoder (20 MB, 351 G, values of 67 MB: 579 s, 1.1 GB).
 _SECONDS_PER_MAC: Final = 2e-9
 _START_BYTES: Final = 400_000_000
 _PER_WEIGHT_BYTE: Final = 6

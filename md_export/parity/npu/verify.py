@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from md_export.artifact import ArtifactEntry, Parity, artifact_path, context_path, files_of_context
+from md_export.artifact import ArtifactEntry, artifact_path, context_path, files_of_context
 from md_export.errors import RuntimeFault, UsageError
 from md_export.files import sha256_of
 from md_export.npu import (
@@ -29,75 +29,12 @@ from md_export.parity.chain import CHAIN, chain_inputs
 from md_export.parity.faults import Check, Fault
 from md_export.parity.golden_case import GoldenCase
 from md_export.parity.npu.blocks import NpuBlock, demand_of, least_of, run_in_blocks
+from md_export.parity.npu.verdict import NpuComponent, NpuResult, NpuVerification
 from md_export.parity.opening import OpenedExport, open_export
-from md_export.parity.verify import PictureResult, altered_faults, judge_picture, shortfalls, worst_parity
-from md_export.recipe import Tolerance
+from md_export.parity.verify import altered_faults, judge_picture, shortfalls, worst_parity
 from md_export.sampling import Float32, picture_from
 from md_export.socs import SOCS, Soc
-from md_export.targets.onnx.npu.refused import RefusedOp
 from md_export.tensors import Array, Arrays, joined
-
-
-@dataclass(frozen=True)
-class NpuComponent:
-    """One artifact's verdict on one phone.
-
-    Attributes:
-        soc: name in SOCS.
-        nodes: of the graph that the NPU computes, if it computes all; 0 where that is not known.
-        refused: what it would leave to the CPU.
-        compile_seconds, compile_bytes: of the compiler, the second the most memory that it held.
-        context_bytes: of what it made.
-        parity: against the golden outputs; None where a fault kept it from being computed.
-        run_seconds: of one execution on the average, by the simulator; no phone's.
-        blocks: where it was executed block by block; figures above are then their sums, or that of the largest, and
-            ``parity`` has the errors of all.
-        why: it was executed block by block; "" where it was not.
-    """
-
-    component: str
-    file: str
-    soc: str
-    tolerance: Tolerance
-    faults: tuple[str, ...]
-    nodes: int = 0
-    refused: tuple[RefusedOp, ...] = ()
-    compile_seconds: float = 0.0
-    compile_bytes: int = 0
-    context_bytes: int = 0
-    parity: Parity | None = None
-    run_seconds: float = 0.0
-    blocks: tuple[NpuBlock, ...] = ()
-    why: str = ""
-
-    @property
-    def extent(self) -> str:
-        """What was executed at once."""
-        return f"{len(self.blocks)} blocks" if self.blocks else "whole"
-
-
-@dataclass(frozen=True)
-class NpuResult:
-    """All verdicts of one export; ``pictures`` has one for each phone, where the export makes one in one step."""
-
-    recipe: str
-    cases: int
-    components: tuple[NpuComponent, ...]
-    pictures: dict[str, PictureResult]
-
-    @property
-    def failures(self) -> tuple[str, ...]:
-        """One line for each thing that falls short, component and phone first."""
-        lines = [f"{item.component} on {item.soc}: {fault}" for item in self.components for fault in item.faults]
-        return (*lines, *(f"picture on {soc}: {fault}" for soc, item in self.pictures.items() for fault in item.faults))
-
-
-@dataclass(frozen=True)
-class NpuVerification:
-    """A verdict, and the pictures ``[H, W, 3]`` in [0, 1] of each phone, one for each case, by the phone's name."""
-
-    result: NpuResult
-    pictures: dict[str, tuple[Float32, ...]]
 
 
 @dataclass(frozen=True)
@@ -184,10 +121,18 @@ def _judge(phone: _Phone, entry: ArtifactEntry, chain: dict[str, list[Array]]) -
     labels = [call.label for call in each_call(entry.component, phone.cases)]
     parity, wrong = worst_parity(outputs[: len(inputs)], wanted, labels)
     short = shortfalls(parity, start.tolerance) if parity else []
-    if short and start.blocks:
-        short[-1] = Fault(Check.FIGURES, f"{short[-1]}; {least_of(start.blocks)}")
+    if short:
+        short[-1] = Fault(Check.FIGURES, "; ".join([short[-1], *hints(entry, start.blocks)]))
     verdict = dataclasses.replace(start, faults=(*start.faults, *wrong, *short), parity=parity)
     return verdict, outputs if entry.component not in CHAIN[1:] else outputs[len(inputs) :]
+
+
+def hints(entry: ArtifactEntry, blocks: Sequence[NpuBlock]) -> Iterator[str]:
+    """Where to look, of an artifact that falls short."""
+    if blocks:
+        yield least_of(blocks)
+    if entry.activations == "float16" and any(spec.name == "timestep" for spec in entry.inputs):
+        yield "its time embedding is computed in float16 on the NPU: export with --rewrite fold_timestep"
 
 
 def _start(phone: _Phone, entry: ArtifactEntry) -> NpuComponent:

@@ -66,7 +66,7 @@ def test_inputs_that_a_hook_hands_on_by_name_are_cast_too() -> None:
             return out
 
     module = Sum(64, 64)
-    module.register_forward_pre_hook(lambda _, args, kwargs: (args[:1], {"added": args[1]}), with_kwargs=True)
+    module.register_forward_pre_hook(lambda _, args, _kwargs: (args[:1], {"added": args[1]}), with_kwargs=True)
     value = torch.from_numpy(np.linspace(-1, 1, 64, dtype=np.float32)[None])
     with torch.no_grad():
         found, expected = half_copy(module)(value, value), module(value, value)

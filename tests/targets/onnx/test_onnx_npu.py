@@ -18,7 +18,8 @@ from md_export.data import builtin_recipe
 from md_export.errors import ConversionError, MissingExtraError, ParityError, RecipeError, UsageError
 from md_export.manifest import Manifest, files_beside, read_manifest, write_manifest
 from md_export.npu import NpuLimits, compile_contexts, compile_for_npu
-from md_export.parity.npu.verify import NpuResult, verify_on_npu
+from md_export.parity.npu.verdict import NpuResult
+from md_export.parity.npu.verify import verify_on_npu
 from md_export.recipe_file import load_recipe
 from md_export.socs import SOCS
 from md_export.targets.notes import labelled
