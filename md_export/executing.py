@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,29 @@ from md_export.sampler import Ddim
 from md_export.targets.contract import Description
 from md_export.tensors import Array, Arrays, save_tensors
 from md_export.workers import call_worker
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Arrays on their way to a worker and back, each kind in a file of ``folder``; ``request`` names them to it."""
+
+    folder: Path
+    request: Mapping[str, str]
+
+    def read(self, answer: str = "outputs") -> list[dict[str, Array]]:
+        """What the worker wrote; nothing where it did not come to that."""
+        path = Path(self.request[answer])
+        return load_batches(path) if path.is_file() else []
+
+
+@contextmanager
+def exchange(batches: Sequence[Arrays], *answers: str) -> Iterator[Exchange]:
+    """Write ``inputs`` for a worker, and name files for its ``outputs`` and further ``answers``."""
+    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
+        folder = Path(scratch)
+        request = {name: str(folder / f"{name}.safetensors") for name in ("inputs", "outputs", *answers)}
+        save_batches(batches, Path(request["inputs"]))
+        yield Exchange(folder, request)
 
 
 @dataclass(frozen=True)
@@ -33,13 +57,10 @@ def execute(target: str, path: Path, batches: Sequence[Arrays], runtime: str | N
         RuntimeFault: the runtime refused the artifact or its inputs, or crashed.
         MissingExtraError: the target's runtime is not installed.
     """
-    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
-        given, made = Path(scratch) / "inputs.safetensors", Path(scratch) / "outputs.safetensors"
-        save_batches(batches, given)
-        request = {"target": target, "path": str(path), "inputs": str(given), "outputs": str(made)}
-        what = f"{path.name} in the {target} runtime"
-        answer = call_worker("execute", {**request, "runtime": runtime}, RuntimeFault, what)
-        return Execution(load_batches(made), Description(**answer["found"]), tuple(answer["hazards"]))
+    with exchange(batches) as files:
+        request = {**files.request, "target": target, "path": str(path), "runtime": runtime}
+        answer = call_worker("execute", request, RuntimeFault, f"{path.name} in the {target} runtime")
+        return Execution(files.read(), Description(**answer["found"]), tuple(answer["hazards"]))
 
 
 @dataclass(frozen=True)
@@ -54,16 +75,14 @@ def walk(target: str, path: Path, starts: Sequence[Arrays], ddim: Ddim, control:
     """Take all steps of some pictures with a UNet's artifact, in its own runtime and one process.
 
     ``control``: a ControlNet's artifact, which takes part in each step. ``starts`` as in
-    :func:`md_export.sampling.denoise`; raises as :func:`execute`.
+    :func:`md_export.denoising.denoise`; raises as :func:`execute`.
     """
-    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
-        given, made = Path(scratch) / "starts.safetensors", Path(scratch) / "latents.safetensors"
-        save_batches(starts, given)
-        request = {"target": target, "path": str(path), "inputs": str(given), "outputs": str(made)}
+    with exchange(starts) as files:
+        request = {**files.request, "target": target, "path": str(path), "ddim": dataclasses.asdict(ddim)}
         request |= {} if control is None else {"control": str(control)}
         what = f"{path.name} in the {target} runtime, {len(ddim.steps)} steps"
-        answer = call_worker("walk", {**request, "ddim": dataclasses.asdict(ddim)}, RuntimeFault, what)
-        return Walk([batch["latent"] for batch in load_batches(made)], tuple(answer["hazards"]))
+        answer = call_worker("walk", request, RuntimeFault, what)
+        return Walk([batch["latent"] for batch in files.read()], tuple(answer["hazards"]))
 
 
 def save_batches(batches: Sequence[Arrays], path: Path) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from md_export.errors import MissingExtraError
-from md_export.executing import load_batches, save_batches
+from md_export.executing import exchange
 from md_export.tensors import Array, Arrays
 from md_export.workers import run_worker
 
@@ -43,19 +42,14 @@ def execute_on_gpu(path: Path, batches: Sequence[Arrays], limit_s: float, ops: i
     Raises:
         MissingExtraError: there is no Vulkan driver. Every other failure is a result.
     """
-    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
-        files = {name: str(Path(scratch) / f"{name}.safetensors") for name in ("inputs", "outputs", "reference")}
-        save_batches(batches, Path(files["inputs"]))
-        ended = run_worker("execute_on_gpu", {**files, "path": str(path), "ops": ops}, limit_s)
+    with exchange(batches, "reference") as files:
+        ended = run_worker("execute_on_gpu", {**files.request, "path": str(path), "ops": ops}, limit_s)
         answer = ended.answer or {"message": ended.death}
         if answer.get("error") == MissingExtraError.__name__:
             raise MissingExtraError(answer["message"])
-        outputs, reference = (
-            load_batches(Path(files[name])) if Path(files[name]).is_file() else [] for name in ("outputs", "reference")
-        )
         return GpuExecution(
-            outputs=outputs,
-            reference=reference,
+            outputs=files.read(),
+            reference=files.read("reference"),
             resident=answer.get("resident", False),
             compile_seconds=answer.get("compile_seconds", 0.0),
             run_seconds=answer.get("run_seconds", 0.0),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -13,7 +12,7 @@ from pydantic import TypeAdapter
 
 from md_export.artifact import GOLDEN_FOLDER, ArtifactEntry, artifact_path
 from md_export.errors import ArtifactError, UsageError
-from md_export.executing import save_batches
+from md_export.executing import exchange
 from md_export.manifest import MANIFEST, Manifest, read_manifest
 from md_export.npz import read_npz
 from md_export.parity.cases import golden_inputs
@@ -78,10 +77,8 @@ def _lint_one(target: Target, path: Path, system: str | None, batches: Sequence[
     if not target.lints:
         known = ", ".join(item.suffix for item in TARGETS.values() if item.lints)
         raise UsageError(f"there are no rules for {path.name}; lint reads {known}")
-    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
-        given = Path(scratch) / "inputs.safetensors"
-        save_batches(batches, given)
-        request = {"target": target.name, "path": str(path), "system": system, "inputs": str(given)}
+    with exchange(batches) as files:
+        request = {**files.request, "target": target.name, "path": str(path), "system": system}
         answer = call_worker("lint", request, ArtifactError, path.name)
     return _REPORT.validate_json(json.dumps(answer))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Final
 
 from md_export.artifact import ArtifactEntry, NpuContext, artifact_path, context_path, files_of_context
 from md_export.errors import ConversionError, MissingExtraError, RuntimeFault
-from md_export.executing import load_batches, save_batches
+from md_export.executing import exchange
 from md_export.memory import installed_bytes
 from md_export.socs import SOCS, Soc
 from md_export.targets.onnx.npu.refused import RefusedOp
@@ -109,16 +108,13 @@ def compile_for_npu(graph: Path, soc: Soc, context: Path, limits: NpuLimits) -> 
 
 def execute_on_npu(graph: Path, soc: Soc, context: Path, batches: Sequence[Arrays], limits: NpuLimits) -> NpuExecution:
     """Run what was compiled from ``graph`` on each set of inputs; whatever happens is a result."""
-    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
-        given, made = Path(scratch) / "inputs.safetensors", Path(scratch) / "outputs.safetensors"
-        save_batches(batches, given)
+    with exchange(batches) as files:
         request = {"path": str(graph), "soc": dataclasses.asdict(soc), "context": str(context)}
-        files = {"inputs": str(given), "outputs": str(made)}
-        ended = run_worker("execute_on_npu", {**request, **files}, limits.seconds, limits.most_bytes)
+        ended = run_worker("execute_on_npu", {**request, **files.request}, limits.seconds, limits.most_bytes)
         answer = ended.answer or {"message": ended.death}
         if "message" in answer:
             return NpuExecution([], answer["message"], peak_bytes=ended.peak_bytes)
-        return NpuExecution(load_batches(made), None, answer["run_seconds"], ended.peak_bytes)
+        return NpuExecution(files.read(), None, answer["run_seconds"], ended.peak_bytes)
 
 
 def cut_for_npu(graph: Path, blocks: int, folder: Path) -> list[dict[str, Any]]:
@@ -138,18 +134,16 @@ def try_on_npu(graph: Path, exact: Path, soc: Soc, batches: Sequence[Arrays], li
     Raises:
         RuntimeFault: the CPU does not run ``exact``.
     """
-    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
-        files = {name: str(Path(scratch) / f"{name}.safetensors") for name in ("inputs", "outputs", "wanted")}
-        save_batches(batches, Path(files["inputs"]))
-        request = {"path": str(graph), "exact": str(exact), "soc": dataclasses.asdict(soc), "folder": scratch}
-        ended = run_worker("try_on_npu", {**request, **files}, limits.seconds, limits.most_bytes)
+    with exchange(batches, "wanted") as files:
+        request = {"path": str(graph), "exact": str(exact), "soc": dataclasses.asdict(soc)}
+        asked = {**request, **files.request, "folder": str(files.folder)}
+        ended = run_worker("try_on_npu", asked, limits.seconds, limits.most_bytes)
         answer = ended.answer or {"message": ended.death}
-        if not Path(files["wanted"]).is_file():
+        wanted = files.read("wanted")
+        if not wanted:
             raise RuntimeFault(f"{graph.name} on the CPU: {answer['message']}")
-        wanted, made = load_batches(Path(files["wanted"])), Path(files["outputs"])
-        outputs = load_batches(made) if made.is_file() else []
         return NpuTrial(
-            outputs=outputs,
+            outputs=files.read(),
             wanted=wanted,
             refused=_refused(answer),
             failure=answer.get("message"),

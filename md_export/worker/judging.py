@@ -17,7 +17,7 @@ def lint(request: dict[str, Any]) -> dict[str, Any]:
     from md_export.targets import TARGETS
 
     target = TARGETS[request["target"]].open()
-    batches = load_batches(Path(request["inputs"])) if request["inputs"] else []
+    batches = load_batches(Path(request["inputs"]))
     return dataclasses.asdict(target.lint(Path(request["path"]), request["system"], batches))
 
 
