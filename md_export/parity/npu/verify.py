@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from md_export.parity.cases import each_call, golden_cases, packed
 from md_export.parity.chain import CHAIN, chain_inputs
 from md_export.parity.faults import Check, Fault
 from md_export.parity.golden_case import GoldenCase
-from md_export.parity.npu.blocks import NpuBlock, demand_of, least_of, run_in_blocks
+from md_export.parity.npu.blocks import Demand, NpuBlock, demand_of, least_of, run_in_blocks
 from md_export.parity.npu.verdict import NpuComponent, NpuResult, NpuVerification
 from md_export.parity.opening import OpenedExport, open_export
 from md_export.parity.verify import altered_faults, judge_picture, shortfalls, worst_parity
@@ -39,7 +39,10 @@ from md_export.tensors import Array, Arrays, joined
 
 @dataclass(frozen=True)
 class _Phone:
-    """What is judged on one phone, and where contexts go that the export lacks; ``blocks``: always block by block."""
+    """What is judged on one phone, and where contexts go that the export lacks.
+
+    ``blocks``: always block by block; else ``demands`` has what each component takes as a whole.
+    """
 
     export: OpenedExport
     cases: Sequence[GoldenCase]
@@ -47,6 +50,7 @@ class _Phone:
     limits: NpuLimits
     scratch: Path
     blocks: bool
+    demands: Mapping[str, Demand | None]
     progress: Callable[[str], None]
 
 
@@ -84,11 +88,13 @@ def verify_on_npu(
     if not names:
         raise UsageError(f"{out} was compiled for no phone; name one with --soc: {', '.join(SOCS)}")
     chosen = export.golden.cases[:cases]
+    entries = () if blocks else export.manifest.artifacts
+    demands = {entry.component: demand_of(artifact_path(out, entry)) for entry in entries}
     components: list[NpuComponent] = []
     pictures: dict[str, tuple[Float32, ...]] = {}
     for name in names:
         with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
-            phone = _Phone(export, chosen, SOCS[name], limits, Path(scratch), blocks, progress)
+            phone = _Phone(export, chosen, SOCS[name], limits, Path(scratch), blocks, demands, progress)
             verdicts, made = _judge_phone(phone)
         components += verdicts
         pictures |= {} if made is None else {name: made}
@@ -166,7 +172,7 @@ def _whole(phone: _Phone, entry: ArtifactEntry, batches: list[Arrays]) -> tuple[
 def _why_in_blocks(phone: _Phone, entry: ArtifactEntry, batches: int) -> str | None:
     if phone.blocks:
         return "asked for"
-    demand = demand_of(artifact_path(phone.export.out, entry))
+    demand = phone.demands[entry.component]
     return None if demand is None else demand.too_much(phone.limits, batches)
 
 
