@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from md_export.errors import OutputError
+from md_export.errors import MdExportError, OutputError
 
 _CHUNK = 1 << 20
 # Bytes, of common file systems.
@@ -32,7 +32,12 @@ def sha256_of(path: Path) -> str:
 
 def sha256_of_text(text: str) -> str:
     """SHA-256 of a string in UTF-8."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256_of_bytes(text.encode())
+
+
+def sha256_of_bytes(content: bytes) -> str:
+    """SHA-256 of what was read already."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def bytes_of(path: Path) -> int:
@@ -63,6 +68,17 @@ def read_regular(path: Path, limit: int) -> bytes | None:
     with path.open("rb") as file:
         content = file.read(limit + 1)
     return content if len(content) <= limit else None
+
+
+def read_limited(path: Path, limit: int, error: type[MdExportError], remedy: str) -> bytes:
+    """The content of a file of at most ``limit`` bytes; raises ``error``, with what to do, where it cannot be had."""
+    try:
+        content = read_regular(path, limit)
+    except OSError as fault:
+        raise error(f"{path} cannot be read: {fault.strerror}; {remedy}") from fault
+    if content is None:
+        raise error(f"{path} is larger than {limit:,} bytes; {remedy}")
+    return content
 
 
 def refuse_existing(out: Path) -> None:

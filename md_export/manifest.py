@@ -12,7 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from md_export.artifact import ArtifactEntry, data_name
 from md_export.errors import ArtifactError
-from md_export.files import is_plain_name, read_regular, sha256_of
+from md_export.files import is_plain_name, read_limited, sha256_of
 from md_export.recipe import Recipe
 from md_export.sampler import Ddim, NoiseSchedule, OneStep
 from md_export.visible import first_control
@@ -108,13 +108,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise ArtifactError(f"{folder} holds functions of several exports; take one out with: md-export split {folder}")
     if not path.is_file():
         raise ArtifactError(f"{folder} holds no {MANIFEST}; point at a folder that md-export wrote")
-    try:
-        content = read_regular(path, _LARGEST_FILE)
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror}; export again") from error
-    if content is None:
-        raise ArtifactError(f"{path} is larger than {_LARGEST_FILE} bytes; export again")
-    return manifest_from_bytes(content, path)
+    return manifest_from_bytes(read_limited(path, _LARGEST_FILE, ArtifactError, "export again"), path)
 
 
 def manifest_from_bytes(content: bytes, path: Path) -> Manifest:

@@ -14,7 +14,7 @@ from typing import Final
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from md_export.errors import GoldenError
-from md_export.files import is_plain_name, read_regular, sha256_of
+from md_export.files import is_plain_name, read_limited, sha256_of, sha256_of_bytes
 from md_export.manifest import first_finding
 from md_export.parity.golden_case import GoldenCase
 from md_export.parity.golden_values import check_finite, values_from_bytes
@@ -28,6 +28,7 @@ _LARGEST_INDEX: Final = 16 << 20
 # Of a 768² picture: 22 MB.
 _LARGEST_CASE: Final = 256 << 20
 _MOST_CASES: Final = 10_000
+_AGAIN: Final = "make the golden cases again"
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def _check_calls(ddim: Ddim | None, values: Generation, path: Path) -> None:
         fits = values.timestep.tolist() == timesteps and texts == {2}
         fits = fits and counts == (len(timesteps), 2 * len(timesteps))
     if not fits:
-        raise GoldenError(f"{path}: a case holds other calls than its steps have; make the golden cases again")
+        raise GoldenError(f"{path}: a case holds other calls than its steps have; {_AGAIN}")
 
 
 def read_index(folder: Path) -> GoldenIndex:
@@ -114,13 +115,7 @@ def read_index(folder: Path) -> GoldenIndex:
     path = folder / INDEX
     if not path.is_file():
         raise GoldenError(f"{folder} holds no {INDEX}; make golden cases with: md-export golden CHECKPOINT -o {folder}")
-    try:
-        content = read_regular(path, _LARGEST_INDEX)
-    except OSError as error:
-        raise GoldenError(f"{path} cannot be read: {error.strerror}; make the golden cases again") from error
-    if content is None:
-        raise GoldenError(f"{path} is larger than {_LARGEST_INDEX} bytes; make the golden cases again")
-    return index_from_bytes(content, path)
+    return index_from_bytes(read_limited(path, _LARGEST_INDEX, GoldenError, _AGAIN), path)
 
 
 def index_from_bytes(content: bytes, path: Path) -> GoldenIndex:
@@ -132,16 +127,16 @@ def index_from_bytes(content: bytes, path: Path) -> GoldenIndex:
     try:
         index = _INDEX.validate_json(content, strict=True)
     except (ValidationError, RecursionError) as error:
-        raise GoldenError(f"{path} is no golden index: {first_finding(error)}; make the golden cases again") from error
+        raise GoldenError(f"{path} is no golden index: {first_finding(error)}; {_AGAIN}") from error
     if index.schema != SCHEMA:
         raise GoldenError(f"{path} has schema {index.schema}, this version reads {SCHEMA}")
     if not index.cases:
         raise GoldenError(f"{path} lists no case, so nothing could be proved against it")
     if (control := first_control(json.loads(content))) is not None:
-        raise GoldenError(f"{path}: {control} holds a control character; make the golden cases again")
+        raise GoldenError(f"{path}: {control} holds a control character; {_AGAIN}")
     # All cases are in memory at once: it may not take more than they take on the disk.
     if len(index.cases) > _MOST_CASES or len({item.file for item in index.cases}) < len(index.cases):
-        raise GoldenError(f"{path} lists a file twice, or more than {_MOST_CASES:,}; make the golden cases again")
+        raise GoldenError(f"{path} lists a file twice, or more than {_MOST_CASES:,}; {_AGAIN}")
     return index
 
 
@@ -152,14 +147,9 @@ def read_case(folder: Path, item: GoldenFile) -> GoldenCase:
     path = folder / item.file
     if not path.is_file():
         raise GoldenError(f"{path} is listed in {INDEX} but missing")
-    if path.stat().st_size > _LARGEST_CASE:
-        raise GoldenError(f"{path} is larger than {_LARGEST_CASE:,} bytes; make the golden cases again")
-    if sha256_of(path) != item.sha256:
-        raise GoldenError(f"{path} was altered: its SHA-256 is not the one in {INDEX}; make the golden cases again")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise GoldenError(f"{path} cannot be read: {error.strerror}; make the golden cases again") from error
+    content = read_limited(path, _LARGEST_CASE, GoldenError, _AGAIN)
+    if sha256_of_bytes(content) != item.sha256:
+        raise GoldenError(f"{path} was altered: its SHA-256 is not the one in {INDEX}; {_AGAIN}")
     values = values_from_bytes(content, path)
     check_finite(values, item.prompt)
     return GoldenCase(item.name, item.prompt, item.seed, values)
