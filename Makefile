@@ -30,6 +30,7 @@ quick: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 # Slow, and run by hand: full-size conversions, quality of the nano checkpoint, pictures for the docs.

@@ -14,24 +14,24 @@ import torch
 from torch import nn
 
 from coreml_measure import THREADS, Subject
-from md_export.build import peak_resident_bytes
 from md_export.checkpoint import open_checkpoint
-from md_export.components import COMPONENTS
-from md_export.data import builtin_recipe
+from md_export.checkpoint.random_init import write_checkpoint
+from md_export.engine.artifact import peak_resident_bytes
+from md_export.engine.build import build
+from md_export.engine.export import export
+from md_export.engine.request import BuildRequest
 from md_export.errors import MdExportError
-from md_export.init import write_checkpoint
-from md_export.manifest import Manifest, read_manifest
-from md_export.matrix.request import BuildRequest
-from md_export.matrix.run import build
-from md_export.memory import watching
-from md_export.parity.prepare import golden_source
-from md_export.parity.recording import write_golden
-from md_export.pipeline import export
-from md_export.recipe import Recipe, Tolerance
-from md_export.recipe_file import load_recipe
-from md_export.report.building import building_to_stderr
+from md_export.models.graph import COMPONENTS
+from md_export.report.progress import building_to_stderr
+from md_export.spec.manifest import Manifest, read_manifest
+from md_export.spec.recipe import Recipe, Tolerance
+from md_export.spec.recipe_file import load_recipe
+from md_export.spec.shipped_files import builtin_recipe
+from md_export.system.memory import watching
 from md_export.targets.contract import LoweringJob
 from md_export.targets.onnx.quiet import quiet
+from md_export.verify.golden.prepare import golden_source
+from md_export.verify.golden.record import write_golden
 
 _NO_LIMIT: Final = 1 << 60
 # Random weights: what would be a fault of a trained model's artifact is none here.

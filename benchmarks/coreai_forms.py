@@ -24,17 +24,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from md_export.arch import arch_config
-from md_export.components.layers import Attention, ResnetBlock
-from md_export.components.unet_blocks import TransformerStack
-from md_export.components.unet_config import MDUNetConfig
-from md_export.parity.metrics import snr_db
-from md_export.parity.prepare import one_step
+from md_export.checkpoint.architectures import arch_config
+from md_export.models.layers import Attention, ResnetBlock
+from md_export.models.unet import TransformerStack
+from md_export.models.unet_config import MDUNetConfig
 from md_export.rewrites import REWRITES
-from md_export.scheme import QuantScheme
+from md_export.spec.scheme import QuantScheme
+from md_export.spec.tensors import Array, TensorSpec
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
-from md_export.tensors import Array, TensorSpec
+from md_export.verify.golden.prepare import one_step
+from md_export.verify.metrics import snr_db
 
 ROUNDS: Final = 5
 MOVES: Final = ("reshape", "transpose", "concat", "split")

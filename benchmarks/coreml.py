@@ -33,8 +33,8 @@ from coreml_measure import (
     serve_package,
     serve_torch,
 )
-from md_export.artifact import Parity
-from md_export.components import COMPONENTS
+from md_export.models.graph import COMPONENTS
+from md_export.spec.artifact import Parity
 from side_by_side import SPAWN, apart, folder, megabytes, print_table
 
 SHIPPED: Final = "recipe `coreml-fp16`"

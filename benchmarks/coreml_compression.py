@@ -14,10 +14,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from md_export.data import builtin_recipe
-from md_export.generation import pictures_of_artifacts
-from md_export.recipe import QuantScheme, Recipe
-from md_export.recipe_file import load_recipe
+from md_export.engine.generate import pictures_of_artifacts
+from md_export.spec.recipe import QuantScheme, Recipe
+from md_export.spec.recipe_file import load_recipe
+from md_export.spec.shipped_files import builtin_recipe
 from parity import Detector, sample
 from quantization import bits_a_weight, exported, figures
 

@@ -16,11 +16,11 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from md_export.estimate.command import costs_of
-from md_export.estimate.devices import Latency, knowledge
-from md_export.estimate.fit import LIKELY, Fit, RowError, fit, fit_of
-from md_export.estimate.roofline import Constants, floor_of, seconds_of
-from md_export.manifest import read_manifest
+from md_export.diagnose.estimate.command import costs_of
+from md_export.diagnose.estimate.devices import Latency, knowledge
+from md_export.diagnose.estimate.fit import LIKELY, Fit, RowError, fit, fit_of
+from md_export.diagnose.estimate.roofline import Constants, floor_of, seconds_of
+from md_export.spec.manifest import read_manifest
 
 TABLE_4 = "iphone15pro"
 

@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contact_sheet import sheet
-from md_export.data import builtin_recipe, nano_checkpoint
-from md_export.generation import pictures_of_artifacts, pictures_of_checkpoint
-from md_export.inpainting import Given
-from md_export.pipeline import export
-from md_export.recipe_file import load_recipe
+from md_export.engine.export import export
+from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
+from md_export.models.sampling.inpainting import Given
+from md_export.spec.recipe_file import load_recipe
+from md_export.spec.shipped_files import builtin_recipe, nano_checkpoint
 
 TARGETS = {"Core ML fp16": "coreml", "TFLite fp16": "tflite", "ONNX fp16": "onnx"}
 SIBLINGS = nano_checkpoint() / "siblings"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from md_export.generation import pictures_of_artifacts
+from md_export.engine.generate import pictures_of_artifacts
 from parity import Detector, sample
 
 CAPTIONS = 100

@@ -21,9 +21,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from md_export.files import sha256_of
-from md_export.matrix.cache import Cache
-from md_export.matrix.check import check_exports
+from md_export.engine.cache import Cache
+from md_export.system.files import sha256_of
+from md_export.verify.manifest_check import check_exports
 
 RECIPES = ["onnx-fp32", "onnx-fp16"]
 

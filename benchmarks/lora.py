@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from contact_sheet import COLUMNS, sheet
 from md_export.checkpoint.lora.source import adapted
-from md_export.data import builtin_recipe, nano_checkpoint
-from md_export.generation import pictures_of_artifacts, pictures_of_checkpoint
-from md_export.pipeline import export
-from md_export.recipe_file import load_recipe
+from md_export.engine.export import export
+from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
+from md_export.spec.recipe_file import load_recipe
+from md_export.spec.shipped_files import builtin_recipe, nano_checkpoint
 
 LORA = nano_checkpoint() / "loras" / "outline.safetensors"
 SHOWN = (0, 5, 11, 17, 23, 29, 35, -1, -5, -9)

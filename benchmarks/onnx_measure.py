@@ -12,18 +12,18 @@ import numpy as np
 import torch
 
 from coreml_measure import Round, Subject
-from md_export.artifact import bytes_of_artifact
-from md_export.build import peak_resident_bytes
-from md_export.components import COMPONENTS
-from md_export.data import builtin_recipe
-from md_export.parity.metrics import compare
-from md_export.parity.prepare import one_step
-from md_export.parity.rewritten import surface
-from md_export.recipe import Recipe
-from md_export.recipe_file import load_recipe
+from md_export.engine.artifact import peak_resident_bytes
+from md_export.models.graph import COMPONENTS
 from md_export.rewrites import Consent, apply_rewrites
+from md_export.spec.artifact import bytes_of_artifact
+from md_export.spec.recipe import Recipe
+from md_export.spec.recipe_file import load_recipe
+from md_export.spec.shipped_files import builtin_recipe
+from md_export.spec.tensors import Array, select
 from md_export.targets.contract import LoweringJob
-from md_export.tensors import Array, select
+from md_export.verify.golden.prepare import one_step
+from md_export.verify.metrics import compare
+from md_export.verify.rewritten_module import surface
 
 __all__ = ("AGAINST", "OURS", "THEIRS", "Converted", "Round", "Subject", "convert", "partitions", "serve", "snr_db")
 

@@ -17,8 +17,8 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from md_export.components.layers import Attention, ResnetBlock, SepConvBlock
-from md_export.inspection import CONVENTION, count_macs
+from md_export.diagnose.inspect import CONVENTION, count_macs
+from md_export.models.layers import Attention, ResnetBlock, SepConvBlock
 from peers import BK_SDM_BASE, SD15, SDXL, SNAPFUSION, Peer, own, transformer, unet
 
 HEADER = "| model | channels | conv blocks | SA + CA | parameters, M | GMAC | published | difference | |"

@@ -23,12 +23,12 @@ from typing import cast
 
 import numpy as np
 
-from md_export.calibration import CalibrationPlan, ObserverName
-from md_export.data import builtin_recipe, nano_checkpoint
-from md_export.generation import Request, pictures_of_artifacts, pictures_of_checkpoint
-from md_export.pipeline import export
-from md_export.recipe import Recipe, Tolerance
-from md_export.recipe_file import load_recipe
+from md_export.engine.export import export
+from md_export.engine.generate import Request, pictures_of_artifacts, pictures_of_checkpoint
+from md_export.spec.calibration import CalibrationPlan, ObserverName
+from md_export.spec.recipe import Recipe, Tolerance
+from md_export.spec.recipe_file import load_recipe
+from md_export.spec.shipped_files import builtin_recipe, nano_checkpoint
 from md_export.targets import TARGETS
 
 sys.path.insert(0, str(nano_checkpoint()))

@@ -2,8 +2,8 @@
 
     python benchmarks/peers.py
 
-writes ``md_export/estimate/peers.json``: what those with published latencies compute and move, by operation. Each
-architecture is built by diffusers or transformers from the numbers below.
+writes ``md_export/diagnose/estimate/peers.json``: what those with published latencies compute and move, by operation.
+Each architecture is built by diffusers or transformers from the numbers below.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
 import md_export
-from md_export.arch import arch_config
 from md_export.checkpoint import build_on_meta
-from md_export.components import COMPONENTS
-from md_export.estimate.recorded import record
+from md_export.checkpoint.architectures import arch_config
+from md_export.diagnose.estimate.recorded import record
+from md_export.models.graph import COMPONENTS
 from md_export.targets.costs import OpCost
 
 FILE: Final = Path(md_export.__file__).parent / "estimate" / "peers.json"

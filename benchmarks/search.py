@@ -17,12 +17,12 @@ from pathlib import Path
 import click
 import numpy as np
 
-from md_export.data import nano_checkpoint
-from md_export.generation import pictures_of_artifacts
-from md_export.manifest import Manifest, read_manifest
-from md_export.search.budget import Budget
-from md_export.search.request import SearchRequest
-from md_export.search.run import ARTIFACTS, search
+from md_export.engine.generate import pictures_of_artifacts
+from md_export.engine.search.budget import Budget
+from md_export.engine.search.run import ARTIFACTS, search
+from md_export.engine.search.starting import SearchRequest
+from md_export.spec.manifest import Manifest, read_manifest
+from md_export.spec.shipped_files import nano_checkpoint
 from parity import Detector, sample
 from quantization import GPTQ, Row, bits_a_weight, exported, figures, other, recipe_of
 

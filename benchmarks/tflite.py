@@ -22,9 +22,9 @@ import numpy as np
 
 import tflite_measure as measure
 from coreml_measure import Subject, reference
-from md_export.components import COMPONENTS
 from md_export.errors import MissingExtraError
-from md_export.parity.metrics import compare
+from md_export.models.graph import COMPONENTS
+from md_export.verify.metrics import compare
 from side_by_side import apart, latencies, spread, table, times_faster
 from tflite_measure import Converted, Round
 
@@ -46,8 +46,8 @@ HEADER: Final = (
 
 def on_gpu(subject: Subject, path: Path, expected: Path | None) -> str:
     """What the engine says of the file; it is executed where an ``expected`` output is given."""
-    from md_export.gpu import execute_on_gpu
     from md_export.targets.tflite.gpu.log import read_log
+    from md_export.targets.tflite.gpu.process import execute_on_gpu
 
     try:
         run = execute_on_gpu(path, [measure.given(subject, path)] if expected else [], limit_s=7200)

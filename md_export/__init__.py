@@ -17,11 +17,11 @@ from typing import Any, Final
 __version__ = "0.1.0"
 
 _PUBLIC: Final = {
-    "export": "md_export.pipeline",
-    "load_recipe": "md_export.recipe_file",
+    "export": "md_export.engine.export",
+    "load_recipe": "md_export.spec.recipe_file",
     "open_checkpoint": "md_export.checkpoint",
-    "pictures_of_artifacts": "md_export.generation",
-    "verify": "md_export.parity.verify",
+    "pictures_of_artifacts": "md_export.engine.generate",
+    "verify": "md_export.verify.judge",
 }
 
 

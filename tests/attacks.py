@@ -35,7 +35,7 @@ class Attack:
 
 def prepare(folder: Path) -> None:
     """One sound checkpoint that each attack gets a copy of."""
-    from md_export.init import write_checkpoint
+    from md_export.checkpoint.random_init import write_checkpoint
     from test_checkpoint import CONFIG
 
     write_checkpoint(folder / "sound", CONFIG, seed=1, dtype="float32")
@@ -80,7 +80,7 @@ def built(folder: Path) -> None:
 
 def tokenized(folder: Path) -> None:
     from md_export.checkpoint import open_checkpoint
-    from md_export.sampling import tokenize
+    from md_export.models.sampling.generate import tokenize
 
     checkpoint = open_checkpoint(folder)
     assert tokenize(checkpoint.tokenizer_dir, "a" * 4000 + "!", 77).shape == (1, 77)
@@ -91,26 +91,26 @@ def tokenized(folder: Path) -> None:
 
 
 def golden(folder: Path) -> None:
-    from md_export.parity.golden import read_golden
+    from md_export.verify.golden.folder import read_golden
 
     read_golden(folder / "golden")
 
 
 def manifest(folder: Path) -> None:
-    from md_export.manifest import read_manifest
+    from md_export.spec.manifest import read_manifest
 
     read_manifest(folder)
 
 
 def recipe(folder: Path) -> None:
-    from md_export.recipe_file import load_recipe
+    from md_export.spec.recipe_file import load_recipe
 
     load_recipe(folder / "recipe.toml")
 
 
 def matched(folder: Path) -> None:
     """A recipe whose globs meet long module paths."""
-    from md_export.recipe_file import load_recipe
+    from md_export.spec.recipe_file import load_recipe
 
     scheme = load_recipe(folder / "recipe.toml").schemes["unet"]
     for length in (50, 500, 5000):
@@ -119,14 +119,14 @@ def matched(folder: Path) -> None:
 
 
 def journal(folder: Path) -> None:
-    from md_export.search.journal import Key, open_journal
+    from md_export.engine.search.journal import Key, open_journal
 
     with open_journal(folder / "journal.jsonl", Key("", "onnx", (), (), (), "nearest", "", {})):
         pass
 
 
 def inputs(folder: Path) -> None:
-    from md_export.npz import read_npz
+    from md_export.spec.tensors import read_npz
 
     read_npz(folder / "inputs.npz")
 
@@ -242,7 +242,7 @@ def golden_folder(**changes: Any) -> Callable[[Path], Any]:
     """One case of the shipped goldens, listed as ``changes`` say."""
 
     def plant(folder: Path) -> None:
-        from md_export.data import nano_checkpoint
+        from md_export.spec.shipped_files import nano_checkpoint
 
         source = nano_checkpoint() / "golden"
         index = json.loads((source / "index.json").read_text())
@@ -260,7 +260,7 @@ def recipe_with(scheme: str = "", **fields: str) -> Callable[[Path], Any]:
     """A recipe of ours with one more line in ``[scheme]``, and fields in other tables replaced."""
 
     def plant(folder: Path) -> None:
-        from md_export.data import builtin_recipe
+        from md_export.spec.shipped_files import builtin_recipe
 
         lines = builtin_recipe("coreml", "fp16").read_text().replace("[scheme]", f"[scheme]\n{scheme}", 1)
         head, plan = lines.split("[golden]")

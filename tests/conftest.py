@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from forks import FORKS
-from md_export import workers
-from md_export.components import ModelConfig
-from md_export.components.unet_config import MDUNetConfig
-from md_export.components.vae import VAEConfig
-from md_export.data import builtin_recipe, nano_checkpoint
 from md_export.errors import MissingExtraError
-from md_export.recipe_file import load_recipe
+from md_export.models.graph import ModelConfig
+from md_export.models.unet_config import MDUNetConfig
+from md_export.models.vae import VAEConfig
+from md_export.spec.recipe_file import load_recipe
+from md_export.spec.shipped_files import builtin_recipe, nano_checkpoint
+from md_export.system import isolation as workers
 from support import Exported, installed, made_once
 
 
@@ -48,7 +48,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, nano: Path) -> Exported:
 
     ``fp16+swift`` is the same in that layout.
     """
-    from md_export.pipeline import export
+    from md_export.engine.export import export
 
     def make(target: str, precision: str, out: Path) -> None:
         installed(target)
@@ -119,7 +119,7 @@ def other_config() -> ModelConfig:
 @pytest.fixture(scope="session")
 def other_checkpoint(tmp_path_factory: pytest.TempPathFactory, other_config: ModelConfig) -> Path:
     """A random checkpoint of ``other_config``."""
-    from md_export.init import write_checkpoint
+    from md_export.checkpoint.random_init import write_checkpoint
 
     out = tmp_path_factory.mktemp("checkpoints") / "other"
     write_checkpoint(out, other_config, seed=7)
@@ -129,7 +129,7 @@ def other_checkpoint(tmp_path_factory: pytest.TempPathFactory, other_config: Mod
 @pytest.fixture(scope="session")
 def stable_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random checkpoint shaped as Stable Diffusion 1's."""
-    from md_export.init import write_checkpoint
+    from md_export.checkpoint.random_init import write_checkpoint
     from small_models import STABLE
 
     pytest.importorskip("diffusers", reason="needs the extra diffusers")
@@ -154,7 +154,7 @@ def gpu_driver() -> None:
 @pytest.fixture(scope="session")
 def npu_simulator() -> None:
     """Skips where Qualcomm's simulator is not installed; in CI, which installs it, that is a failure."""
-    from md_export.npu import require_qnn
+    from md_export.targets.onnx.npu.process import require_qnn
 
     try:
         require_qnn()

@@ -37,12 +37,12 @@ IMPORTED: Final = (
     "onnxscript",
     "pydantic",
 )
-# As md_export.workers sets them; read when the libraries are loaded.
+# As md_export.system.isolation sets them; read when the libraries are loaded.
 START: Final = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": "0"}
 
 
 class Forks:
-    """Starts its server with the first process asked for. A stand-in for ``subprocess`` in md_export.workers."""
+    """Starts its server with the first process asked for. A stand-in for ``subprocess`` in ``isolation``."""
 
     DEVNULL = subprocess.DEVNULL
     STDOUT = subprocess.STDOUT
@@ -160,7 +160,7 @@ def _status_of(argv: list[str], folder: Path) -> int:
     kind, what, *arguments = argv
     sys.argv = [kind, *arguments]
     try:
-        from md_export import workers
+        from md_export.system import isolation as workers
 
         vars(workers)["subprocess"] = Forks(folder)
         if kind == "-m":

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-import md_export.executing
-import md_export.pipeline
+import md_export.engine.export
+import md_export.targets.execution
 from md_export.errors import MdExportError
 from md_export.worker import TASKS
 
@@ -23,6 +23,6 @@ def in_process() -> Iterator[None]:
         return TASKS[task](request)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (md_export.executing, md_export.pipeline):
+        for module in (md_export.targets.execution, md_export.engine.export):
             patch.setattr(module, "call_worker", call)
         yield

@@ -12,9 +12,9 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
+from md_export.spec.tensors import Array
 from md_export.targets.tflite.flatbuffer import DTYPES, IDENTIFIER
 from md_export.targets.tflite.half.activations import OpValues, Recorder
-from md_export.tensors import Array
 
 MODULE: Final = "module"
 _TYPES: Final = {name: number for number, name in DTYPES.items()}

@@ -10,17 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from md_export import __version__
-from md_export.artifact import GOLDEN_FOLDER, ArtifactEntry, Measured, bytes_of_artifact, sha256_of_artifact
-from md_export.data import builtin_recipe
-from md_export.manifest import Manifest, write_manifest
-from md_export.parity.golden import read_golden
-from md_export.parity.recording import GoldenSource, write_golden
-from md_export.recipe import Recipe
-from md_export.recipe_file import load_recipe
-from md_export.sampler import OneStep
+from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, Measured, bytes_of_artifact, sha256_of_artifact
+from md_export.spec.manifest import Manifest, write_manifest
+from md_export.spec.recipe import Recipe
+from md_export.spec.recipe_file import load_recipe
+from md_export.spec.sampler import OneStep
+from md_export.spec.shipped_files import builtin_recipe
+from md_export.spec.tensors import Array, Arrays, TensorSpec
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
-from md_export.tensors import Array, Arrays, TensorSpec
+from md_export.verify.golden.folder import read_golden
+from md_export.verify.golden.record import GoldenSource, write_golden
 
 COMPONENT = "vae_decoder"
 # 77 places in 12 channels, so that a decoder can hold the text encoder's attention.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from md_export.unpack import TEXT, UNET, VAE
+from md_export.checkpoint.single_file import TEXT, UNET, VAE
 
 _RESNET = {
     "norm1": "in_layers.0",

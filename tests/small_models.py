@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from md_export.components import COMPONENTS, ModelConfig
-from md_export.components.diffusers_unet import DiffusersUNetConfig
-from md_export.components.unet_config import MDUNetConfig
-from md_export.components.vae import VAEConfig
-from md_export.tensors import Array
+from md_export.models.diffusers_unet import DiffusersUNetConfig
+from md_export.models.graph import COMPONENTS, ModelConfig
+from md_export.models.unet_config import MDUNetConfig
+from md_export.models.vae import VAEConfig
+from md_export.spec.tensors import Array
 
 VOCABULARY = 100
 NANO = ModelConfig(

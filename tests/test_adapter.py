@@ -19,27 +19,26 @@ from torch import nn
 from md_export.checkpoint import open_checkpoint
 from md_export.checkpoint.steered import write_steered
 from md_export.cli import cli
-from md_export.components import ALL_COMPONENTS, COMPONENTS, OPTIONAL, ModelConfig
-from md_export.components.adapter import AdapterConfig, T2IAdapter, Unshuffle
-from md_export.components.unet import MDUNet
-from md_export.components.unet_config import MDUNetConfig
-from md_export.conditions import edges
-from md_export.data import builtin_recipe
+from md_export.engine.export import export
+from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
+from md_export.engine.planning import plan
 from md_export.errors import CheckpointError, ConfigError, GoldenError, UsageError
-from md_export.generation import pictures_of_artifacts, pictures_of_checkpoint
-from md_export.manifest import read_manifest
-from md_export.matrix.planning import plan
-from md_export.names import OPTIONAL_NAMES, ORDER
-from md_export.parity.golden import read_golden
-from md_export.parity.golden_case import GoldenCase
-from md_export.parity.golden_values import values_from_bytes
-from md_export.parity.prepare import golden_source
-from md_export.parity.recording import write_golden
-from md_export.parity.verify import verify
-from md_export.pipeline import export
-from md_export.recipe_file import load_recipe
-from md_export.sampler import SamplerPlan
-from md_export.tensors import joined
+from md_export.models.adapter import AdapterConfig, T2IAdapter, Unshuffle
+from md_export.models.condition_images import edges
+from md_export.models.graph import ALL_COMPONENTS, COMPONENTS, OPTIONAL, ModelConfig
+from md_export.models.unet import MDUNet
+from md_export.models.unet_config import MDUNetConfig
+from md_export.spec.manifest import read_manifest
+from md_export.spec.names import OPTIONAL_NAMES, ORDER
+from md_export.spec.recipe_file import load_recipe
+from md_export.spec.sampler import SamplerPlan
+from md_export.spec.shipped_files import builtin_recipe
+from md_export.spec.tensors import joined
+from md_export.verify.golden.case import GoldenCase, values_from_bytes
+from md_export.verify.golden.folder import read_golden
+from md_export.verify.golden.prepare import golden_source
+from md_export.verify.golden.record import write_golden
+from md_export.verify.judge import verify
 from support import Exported, made_once
 from training.adapter import held_out
 from training.moved import Moved, shares
@@ -310,7 +309,7 @@ def _rewritten(out: Path, name: str, folder: Path, change: dict[str, float]) -> 
                 values = onnx.numpy_helper.to_array(constant)
                 constant.CopyFrom(onnx.numpy_helper.from_array((values * factor).astype(values.dtype), constant.name))
     onnx.save(model, copy / entry["file"])
-    from md_export.artifact import sha256_of_artifact
+    from md_export.spec.artifact import sha256_of_artifact
 
     entry["sha256"] = sha256_of_artifact(copy / entry["file"])
     (copy / "manifest.json").write_text(json.dumps(manifest))

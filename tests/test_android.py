@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 
-from md_export.generation import pictures_of_artifacts
-from md_export.manifest import Manifest, read_manifest
-from md_export.pictures import to_bytes
-from md_export.sampling import draw_noise, tokenize
+from md_export.engine.generate import pictures_of_artifacts
+from md_export.models.sampling.generate import draw_noise, tokenize
+from md_export.models.sampling.picture_files import to_bytes
+from md_export.spec.manifest import Manifest, read_manifest
 from md_export.targets import TARGETS
 from md_export.targets.notes import NAME
 from md_export.targets.tflite.lower import SIGNATURE

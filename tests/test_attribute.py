@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from md_export.diagnose.attribution.attribute import Attribution, attribute, blame, opened
 from md_export.errors import ArtifactError
-from md_export.parity.modules.attribute import Attribution, attribute
-from md_export.parity.modules.blame import blame, opened
 from module_faults import scrambled, weight_places
 from mutations import rehash
 from support import ONE_EACH, Exported

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from md_export.artifact import ArtifactEntry, Measured
-from md_export.parity.stored.ledger import ComponentAudit, Ledger
-from md_export.parity.stored.reference import Reference, reference_of
 from md_export.rewrites.split_wide_conv2d import split_wide_conv2d
-from md_export.sampler import OneStep
-from md_export.scheme import QuantScheme
+from md_export.spec.artifact import ArtifactEntry, Measured
+from md_export.spec.sampler import OneStep
+from md_export.spec.scheme import QuantScheme
+from md_export.spec.tensors import TensorSpec
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
 from md_export.targets.stored import StoredWeight
-from md_export.tensors import TensorSpec
+from md_export.verify.weights.audit import ComponentAudit, Ledger
+from md_export.verify.weights.reference import Reference, reference_of
 
 FLOAT32 = QuantScheme("float32", "float32")
 PARTS = ("wide.weight[0]", "wide.weight[1]")

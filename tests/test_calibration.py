@@ -10,22 +10,27 @@ from typing import Any
 import numpy as np
 import pytest
 
-from md_export import pipeline
-from md_export.artifact import GOLDEN_FOLDER
-from md_export.build import BuildStep
-from md_export.calibration import CalibrationPlan
 from md_export.checkpoint import Checkpoint, open_checkpoint
+from md_export.engine import export as pipeline
+from md_export.engine.artifact import BuildStep
 from md_export.errors import GoldenError, RecipeError
-from md_export.parity import calibration
-from md_export.parity import golden as golden_module
-from md_export.parity.calibration import CalibrationInputs, calibration_cases, calibration_inputs, needs_calibration
-from md_export.parity.golden import read_golden
-from md_export.parity.prepare import golden_source
-from md_export.parity.recording import GoldenSource, write_golden
-from md_export.parity.rewritten import rewritten
-from md_export.recipe import Recipe
-from md_export.recipe_file import recipe_from_dict, recipe_from_toml, recipe_to_dict
-from md_export.scheme import QuantScheme
+from md_export.spec.artifact import GOLDEN_FOLDER
+from md_export.spec.calibration import CalibrationPlan
+from md_export.spec.recipe import Recipe
+from md_export.spec.recipe_file import recipe_from_dict, recipe_from_toml, recipe_to_dict
+from md_export.spec.scheme import QuantScheme
+from md_export.verify.golden import calibration
+from md_export.verify.golden import folder as golden_module
+from md_export.verify.golden.calibration import (
+    CalibrationInputs,
+    calibration_cases,
+    calibration_inputs,
+    needs_calibration,
+)
+from md_export.verify.golden.folder import read_golden
+from md_export.verify.golden.prepare import golden_source
+from md_export.verify.golden.record import GoldenSource, write_golden
+from md_export.verify.rewritten_module import rewritten
 
 RECIPE = b"""
 name = "mine"

@@ -72,7 +72,7 @@ def test_unknown_recipe_key(tmp_path: Path, nano: Path) -> None:
 
 
 def test_recipe_of_another_target(tmp_path: Path) -> None:
-    from md_export.data import builtin_recipe
+    from md_export.spec.shipped_files import builtin_recipe
 
     result = md_export("onnx", "--recipe", builtin_recipe("coreml", "fp16"), "-o", tmp_path / "out")
     fails(result, 2, "md-export coreml --recipe")
@@ -156,7 +156,7 @@ def test_full_disk(tmp_path: Path) -> None:
         "from md_export.cli import main\nmain()"
     )
     command = [sys.executable, "-c", code, "golden", "--prompt", "a", "-o", str(tmp_path / "out")]
-    from md_export.data import nano_checkpoint
+    from md_export.spec.shipped_files import nano_checkpoint
 
     result = subprocess.run([*command, str(nano_checkpoint())], capture_output=True, text=True, check=False)
     fails(result, 1, "error:", "nothing was kept")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from md_export.diagnose.compare import compare_exports
 from md_export.errors import ArtifactError, RecipeError, UsageError
-from md_export.manifest import read_manifest, write_manifest
-from md_export.parity.regression.compare import compare_exports
+from md_export.spec.manifest import read_manifest, write_manifest
 from mutations import edit_json, flip_block, weight_file
 from support import Exported
 from test_cli import fails, md_export

@@ -9,17 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from md_export.components import COMPONENTS, ENCODER, ModelConfig
-from md_export.components.layers import Attention, FeedForward, Relu, SepConvBlock, Softmax, TimestepEmbedding
-from md_export.components.parsing import parse_config
-from md_export.components.schedule import ScheduleConfig
-from md_export.components.text_encoder import TextEncoder
-from md_export.components.unet import MDUNet
-from md_export.components.unet_config import MDUNetConfig
-from md_export.components.vae import VAEConfig
-from md_export.components.vae_decoder import VAEDecoder
-from md_export.components.vae_encoder import VAEEncoder
 from md_export.errors import ConfigError
+from md_export.models.graph import COMPONENTS, ENCODER, ModelConfig
+from md_export.models.layers import Attention, FeedForward, Relu, SepConvBlock, Softmax, TimestepEmbedding
+from md_export.models.parsing import parse_config
+from md_export.models.sampling.schedule import ScheduleConfig
+from md_export.models.text_encoder import TextEncoder
+from md_export.models.unet import MDUNet
+from md_export.models.unet_config import MDUNetConfig
+from md_export.models.vae import VAEConfig, VAEDecoder, VAEEncoder
 
 SMALL = MDUNetConfig(
     sample_size=8,

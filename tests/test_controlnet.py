@@ -18,34 +18,33 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from in_process import in_process
-from md_export.artifact import sha256_of_artifact
 from md_export.checkpoint import open_checkpoint
 from md_export.checkpoint.steered import write_steered
 from md_export.cli import cli
-from md_export.components import ModelConfig
-from md_export.components.controlnet import ConditionEncoder, ControlNetConfig, MDControlNet, skip_shapes
-from md_export.components.unet import MDUNet
-from md_export.components.unet_config import MDUNetConfig
-from md_export.conditions import edges
-from md_export.data import builtin_recipe
-from md_export.denoising import start_of
+from md_export.engine.export import export
+from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
+from md_export.engine.planning import plan
 from md_export.errors import CheckpointError, ConfigError, UsageError
-from md_export.executing import Execution
-from md_export.generation import pictures_of_artifacts, pictures_of_checkpoint
-from md_export.manifest import read_manifest
-from md_export.matrix.planning import plan
-from md_export.parity.golden_case import GoldenCase
-from md_export.parity.metrics import EXACT_DB, snr_db
-from md_export.parity.prepare import golden_source, one_step
-from md_export.parity.recording import write_golden
-from md_export.parity.verify import verify
-from md_export.parity.walking import walker
-from md_export.pipeline import export
-from md_export.recipe_file import load_recipe
+from md_export.models.condition_images import edges
+from md_export.models.controlnet import ConditionEncoder, ControlNetConfig, MDControlNet, skip_shapes
+from md_export.models.graph import ModelConfig
+from md_export.models.sampling.denoising import start_of
+from md_export.models.unet import MDUNet
+from md_export.models.unet_config import MDUNetConfig
 from md_export.rewrites import Consent, apply_rewrites
-from md_export.sampler import SamplerPlan
+from md_export.spec.artifact import sha256_of_artifact
+from md_export.spec.manifest import read_manifest
+from md_export.spec.recipe_file import load_recipe
+from md_export.spec.sampler import SamplerPlan
+from md_export.spec.shipped_files import builtin_recipe
+from md_export.spec.tensors import Arrays
 from md_export.targets.contract import Description
-from md_export.tensors import Arrays
+from md_export.targets.execution import Execution
+from md_export.verify.golden.case import GoldenCase
+from md_export.verify.golden.prepare import golden_source, one_step
+from md_export.verify.golden.record import write_golden
+from md_export.verify.judge import verify, walker
+from md_export.verify.metrics import EXACT_DB, snr_db
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PAIR = ("a cat", 0)

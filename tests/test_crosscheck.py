@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from md_export.crosscheck.artifacts import Crosscheck, ModuleRow, crosscheck_in_worker
-from md_export.crosscheck.corpus import OPERATIONS
-from md_export.crosscheck.operations import judged, rows
-from md_export.manifest import read_manifest
-from md_export.report.crosscheck import crosscheck_tables, operation_table, verdict
+from md_export.diagnose.crosscheck.artifacts import Crosscheck, ModuleRow, crosscheck_in_worker
+from md_export.diagnose.crosscheck.operations import OPERATIONS, judged, rows
+from md_export.report.diagnoses import crosscheck_tables, operation_table, verdict
+from md_export.spec.manifest import read_manifest
 from md_export.targets import TARGETS
 from mutations import rehash
 from support import Exported, installed

@@ -15,23 +15,20 @@ from click.testing import CliRunner
 from packaging.requirements import Requirement
 
 from md_export.cli import cli
-from md_export.data import builtin_recipe
-from md_export.doctor import examine, machine
-from md_export.doctor.canary import LEAST_SNR_DB, fly
-from md_export.doctor.examine import canary_finding, canary_judged, gpu_finding
-from md_export.doctor.finding import Diagnosis, Finding
-from md_export.doctor.machine import Memory, Place, disk_findings, group_room, memory_finding
-from md_export.doctor.needs import Need, need_of
-from md_export.doctor.tested import TESTED, Tested
-from md_export.doctor.versions import version_findings
+from md_export.diagnose.doctor import examine, machine
+from md_export.diagnose.doctor.canary import LEAST_SNR_DB, fly
+from md_export.diagnose.doctor.examine import Diagnosis, Finding, canary_finding, canary_judged, gpu_finding
+from md_export.diagnose.doctor.machine import Memory, Need, Place, disk_findings, group_room, memory_finding, need_of
+from md_export.diagnose.doctor.versions import TESTED, Tested, version_findings
+from md_export.engine.costs import artifact_cost
 from md_export.errors import MdExportError, RuntimeFault
-from md_export.matrix.costs import artifact_cost
-from md_export.recipe_file import load_recipe
 from md_export.report.doctor import doctor_text, without_names
+from md_export.spec.recipe_file import load_recipe
+from md_export.spec.shipped_files import builtin_recipe
+from md_export.spec.tensors import Array, Arrays
+from md_export.system.isolation import Ended
 from md_export.targets import TARGETS
 from md_export.targets.tflite.gpu import driver
-from md_export.tensors import Array, Arrays
-from md_export.workers import Ended
 from support import installed
 
 ROOT = Path(__file__).parent.parent

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 
 from md_export.checkpoint import open_checkpoint
-from md_export.data import builtin_recipe
+from md_export.engine.export import export
+from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.errors import GoldenError, OutputError, ParityError, RewriteError
-from md_export.files import sha256_of
-from md_export.generation import pictures_of_artifacts, pictures_of_checkpoint
-from md_export.manifest import read_manifest
-from md_export.parity.metrics import compare
-from md_export.pipeline import export
-from md_export.recipe import Recipe
-from md_export.recipe_file import load_recipe
+from md_export.spec.manifest import read_manifest
+from md_export.spec.recipe import Recipe
+from md_export.spec.recipe_file import load_recipe
+from md_export.spec.shipped_files import builtin_recipe
+from md_export.system.files import sha256_of
 from md_export.targets import TARGETS
+from md_export.verify.metrics import compare
 from support import ONE_EACH, Exported, made_once
 
 # Apple's CPU runtime takes a minute for the golden cases in float16; tests/targets/coreai has all of its precisions.
@@ -120,7 +120,7 @@ def test_artifacts_make_the_picture_that_torch_makes(
 def test_the_peak_is_the_workers_own() -> None:
     """A child starts with its parent's high-water mark in ru_maxrss; the manifest must not report that."""
     ballast = np.ones(100_000_000)
-    code = "from md_export.build import peak_resident_bytes as peak; print(peak())"
+    code = "from md_export.engine.artifact import peak_resident_bytes as peak; print(peak())"
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ballast.nbytes == 800_000_000
     assert 5e7 < int(made.stdout) < 8e8

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from md_export.errors import OutputError
-from md_export.files import require_space, sha256_of, staging
+from md_export.system.files import require_space, sha256_of, staging
 
 
 def leftovers(folder: Path) -> list[str]:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from md_export.data import builtin_recipe
-from md_export.manifest import read_manifest, write_manifest
-from md_export.parity.verify import verify
-from md_export.pipeline import export
-from md_export.recipe_file import load_recipe
+from md_export.engine.export import export
+from md_export.spec.manifest import read_manifest, write_manifest
+from md_export.spec.recipe_file import load_recipe
+from md_export.spec.shipped_files import builtin_recipe
+from md_export.verify.judge import verify
 from support import Exported
 
 

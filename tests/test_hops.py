@@ -12,23 +12,24 @@ import onnx_ir as ir
 import pytest
 from torch import nn
 
-from md_export import workers
-from md_export.data import builtin_recipe
+from md_export.diagnose.attribution.attribute import entry_of
+from md_export.engine.export import export
+from md_export.engine.hops import failing_hop, hops_of, measure, verdict
 from md_export.errors import ConversionError, MdExportError, ParityError
-from md_export.manifest import read_manifest
-from md_export.parity.golden import read_golden
-from md_export.parity.hops import failing_hop, hops_of, measure, verdict
-from md_export.parity.modules.attribute import entry_of
-from md_export.pipeline import export
-from md_export.recipe import Recipe
-from md_export.recipe_file import load_recipe
 from md_export.rewrites import REWRITES, Rewrite
-from md_export.sampler import OneStep
-from md_export.targets.contract import LoweringJob, Runner
+from md_export.spec.manifest import read_manifest
+from md_export.spec.recipe import Recipe
+from md_export.spec.recipe_file import load_recipe
+from md_export.spec.runner import Runner
+from md_export.spec.sampler import OneStep
+from md_export.spec.shipped_files import builtin_recipe
+from md_export.spec.tensors import Array, Arrays
+from md_export.system import isolation as workers
+from md_export.system.isolation import Ended
+from md_export.targets.contract import LoweringJob
 from md_export.targets.onnx import lower, quantize, run
-from md_export.tensors import Array, Arrays
+from md_export.verify.golden.folder import read_golden
 from md_export.worker import TASKS
-from md_export.workers import Ended
 from support import Exported
 
 pytestmark = pytest.mark.slow

@@ -18,20 +18,20 @@ from PIL import Image
 from in_process import in_process
 from md_export.checkpoint import open_checkpoint
 from md_export.cli import cli
-from md_export.components import ModelConfig
-from md_export.components.schedule import ScheduleConfig
-from md_export.data import builtin_recipe
+from md_export.engine.export import export
+from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.errors import ArtifactError, UsageError
-from md_export.generation import pictures_of_artifacts, pictures_of_checkpoint
-from md_export.image_to_image import Start, enter
-from md_export.inpainting import Given, middle
-from md_export.parity.metrics import snr_db
-from md_export.parity.prepare import ddim_of, golden_source, one_step
-from md_export.parity.recording import write_golden
-from md_export.pictures import read_start
-from md_export.pipeline import export
-from md_export.recipe_file import load_recipe
-from md_export.sampler import SamplerPlan
+from md_export.models.graph import ModelConfig
+from md_export.models.sampling.image_to_image import Start, enter
+from md_export.models.sampling.inpainting import Given, middle
+from md_export.models.sampling.picture_files import read_start
+from md_export.models.sampling.schedule import ScheduleConfig
+from md_export.spec.recipe_file import load_recipe
+from md_export.spec.sampler import SamplerPlan
+from md_export.spec.shipped_files import builtin_recipe
+from md_export.verify.golden.prepare import ddim_of, golden_source, one_step
+from md_export.verify.golden.record import write_golden
+from md_export.verify.metrics import snr_db
 
 SIDE = 32
 PAIR = ("a cat", 0)

@@ -14,12 +14,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from md_export import init
-from md_export.arch import ARCHS, arch_config
 from md_export.checkpoint import open_checkpoint, read_config
-from md_export.components import COMPONENTS, ENCODER, ModelConfig
+from md_export.checkpoint import random_init as init
+from md_export.checkpoint.architectures import ARCHS, arch_config
+from md_export.checkpoint.random_init import init_checkpoint, write_checkpoint
 from md_export.errors import CheckpointError, ConfigError, OutputError, UsageError
-from md_export.init import init_checkpoint, write_checkpoint
+from md_export.models.graph import COMPONENTS, ENCODER, ModelConfig
 
 
 def files_of(folder: Path) -> list[str]:

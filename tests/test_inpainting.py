@@ -20,30 +20,29 @@ from safetensors.torch import save_file
 
 from in_process import in_process
 from md_export.checkpoint import open_checkpoint
+from md_export.checkpoint.random_init import write_checkpoint
 from md_export.checkpoint.steered import write_steered
 from md_export.cli import cli
-from md_export.components import COMPONENTS, ModelConfig
-from md_export.components.adapter import AdapterConfig, T2IAdapter
-from md_export.data import builtin_recipe
+from md_export.engine.dependencies import makers_of_inputs
+from md_export.engine.export import export
+from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.errors import CheckpointError, ConfigError, GoldenError, RecipeError, UsageError
-from md_export.generation import pictures_of_artifacts, pictures_of_checkpoint
-from md_export.image_to_image import Start
-from md_export.init import write_checkpoint
-from md_export.inpainting import Given, around_of, blend, cells_of, hide, middle
-from md_export.manifest import read_manifest
-from md_export.matrix.depends import makers_of_inputs
-from md_export.parity.golden import GoldenSet, read_golden
-from md_export.parity.golden_case import GoldenCase
-from md_export.parity.golden_values import arrays_of
-from md_export.parity.metrics import snr_db
-from md_export.parity.prepare import golden_source, present_golden
-from md_export.parity.recording import write_golden
-from md_export.parity.verify import VerifyResult, verify
-from md_export.pictures import read_given
-from md_export.pipeline import export
-from md_export.recipe import Recipe
-from md_export.recipe_file import load_recipe, recipe_to_dict
-from md_export.sampler import SamplerPlan
+from md_export.models.adapter import AdapterConfig, T2IAdapter
+from md_export.models.graph import COMPONENTS, ModelConfig
+from md_export.models.sampling.image_to_image import Start
+from md_export.models.sampling.inpainting import Given, around_of, blend, cells_of, hide, middle
+from md_export.models.sampling.picture_files import read_given
+from md_export.spec.manifest import read_manifest
+from md_export.spec.recipe import Recipe
+from md_export.spec.recipe_file import load_recipe, recipe_to_dict
+from md_export.spec.sampler import SamplerPlan
+from md_export.spec.shipped_files import builtin_recipe
+from md_export.verify.golden.case import GoldenCase, arrays_of
+from md_export.verify.golden.folder import GoldenSet, read_golden
+from md_export.verify.golden.prepare import golden_source, present_golden
+from md_export.verify.golden.record import write_golden
+from md_export.verify.judge import VerifyResult, verify
+from md_export.verify.metrics import snr_db
 from support import Exported
 
 Float32 = NDArray[np.float32]

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from md_export.arch import arch_config
-from md_export.components import ModelConfig
-from md_export.components.unet_config import MDUNetConfig
-from md_export.components.vae import VAEConfig
-from md_export.inspection import CONVENTION, ComponentFigures, Inspection, count_macs, inspect_config
+from md_export.checkpoint.architectures import arch_config
+from md_export.diagnose.inspect import CONVENTION, ComponentFigures, Inspection, count_macs, inspect_config
+from md_export.models.graph import ModelConfig
+from md_export.models.unet_config import MDUNetConfig
+from md_export.models.vae import VAEConfig
 
 
 @pytest.fixture(scope="session")
@@ -165,7 +165,7 @@ def test_convention_is_stated() -> None:
 
 
 def test_whole_of_a_small_model_is_the_sum_of_its_modules(other_config: ModelConfig) -> None:
-    from md_export.components import COMPONENTS
+    from md_export.models.graph import COMPONENTS
 
     figures = inspect_config(other_config)
     counted = {c.name: sum(p.numel() for p in c.build(other_config).parameters()) for c in COMPONENTS.values()}

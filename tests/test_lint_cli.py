@@ -13,11 +13,11 @@ import pytest
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
+from md_export.diagnose.lint import lint
 from md_export.errors import ParityError, UsageError
-from md_export.linting import lint
-from md_export.manifest import read_manifest
-from md_export.parity.verify import verify
-from md_export.recipe_file import load_recipe
+from md_export.spec.manifest import read_manifest
+from md_export.spec.recipe_file import load_recipe
+from md_export.verify.judge import verify
 from mutations import deepen_mask, rehash, weight_file
 from support import Exported
 from test_cli import fails, md_export
@@ -31,8 +31,8 @@ PLANTED = 2.0**17
 @pytest.fixture(scope="module")
 def rejected(tmp_path_factory: pytest.TempPathFactory, nano: Path) -> Path:
     """A Core ML export of the nano UNet with a planted overflow, as the pipeline leaves what it refuses."""
-    from md_export.data import builtin_recipe
-    from md_export.pipeline import export
+    from md_export.engine.export import export
+    from md_export.spec.shipped_files import builtin_recipe
 
     base = tmp_path_factory.getbasetemp()
     root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "planted"

@@ -18,22 +18,21 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from md_export.checkpoint import Checkpoint, build_on_meta, open_checkpoint
-from md_export.checkpoint.lora.fuse import fused, product
-from md_export.checkpoint.lora.match import LowRank, changes_of
+from md_export.checkpoint.lora.fuse import LowRank, changes_of, fused, product
 from md_export.checkpoint.lora.read import open_lora
 from md_export.checkpoint.lora.source import NOTE, adapted, write_adapted
 from md_export.cli import cli
-from md_export.components import COMPONENTS
-from md_export.data import builtin_recipe
+from md_export.engine.export import export
+from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.errors import ArtifactError, CheckpointError, MdExportError, ParityError, UsageError
-from md_export.files import sha256_of
-from md_export.generation import pictures_of_artifacts, pictures_of_checkpoint
-from md_export.loras import Lora, label, parse_lora
-from md_export.manifest import AddedLora, read_manifest
-from md_export.parity.fusing import check_fused
-from md_export.parity.stored.audit import audit
-from md_export.pipeline import export
-from md_export.recipe_file import load_recipe
+from md_export.models.graph import COMPONENTS
+from md_export.spec.loras import Lora, label, parse_lora
+from md_export.spec.manifest import AddedLora, read_manifest
+from md_export.spec.recipe_file import load_recipe
+from md_export.spec.shipped_files import builtin_recipe
+from md_export.system.files import sha256_of
+from md_export.verify.lora_fusing import check_fused
+from md_export.verify.weights.audit import audit
 from training.outline import shares
 from training.scenes import caption, single
 

@@ -7,18 +7,16 @@ from pathlib import Path
 import pytest
 
 from md_export.checkpoint import open_checkpoint
-from md_export.data import nano_checkpoint
-from md_export.manifest import read_manifest
-from md_export.parity.faults import Check
-from md_export.parity.modules.blame import blame, opened
-from md_export.parity.selftest.command import auditor
-from md_export.parity.selftest.mutation import Hashes
-from md_export.parity.selftest.run import try_all
-from md_export.parity.selftest.table import MUTATIONS
-from md_export.parity.stored.audit import audit_component
-from md_export.parity.stored.ledger import ComponentAudit
-from md_export.parity.stored.reference import prepare_reference
+from md_export.diagnose.attribution.attribute import blame, opened
+from md_export.spec.manifest import read_manifest
+from md_export.spec.shipped_files import nano_checkpoint
 from md_export.targets import TARGETS
+from md_export.verify.metrics import Check
+from md_export.verify.selftest.command import auditor
+from md_export.verify.selftest.run import try_all
+from md_export.verify.selftest.table import MUTATIONS, Hashes
+from md_export.verify.weights.audit import ComponentAudit, audit_component
+from md_export.verify.weights.reference import prepare_reference
 from support import Exported
 
 pytestmark = pytest.mark.slow

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from md_export.checkpoint import open_checkpoint
-from md_export.components.runner import OneAtATime, TorchRunner
-from md_export.init import init_checkpoint
-from md_export.pages import let_go, let_go_of, let_go_of_weights
+from md_export.checkpoint.random_init import init_checkpoint
+from md_export.models.torch_runner import OneAtATime, TorchRunner
+from md_export.system.memory import let_go, let_go_of, let_go_of_weights
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems keep pages as they see fit")
 MEGABYTE = 1 << 20

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from md_export.components import COMPONENTS
-from md_export.data import builtin_recipe, builtin_recipes, recipe_file
 from md_export.errors import RecipeError
-from md_export.names import COMPONENT_NAMES
-from md_export.recipe import Recipe
-from md_export.recipe_file import load_recipe, recipe_from_dict, recipe_from_toml, recipe_to_dict
+from md_export.models.graph import COMPONENTS
 from md_export.rewrites import REWRITES
-from md_export.scheme import QuantScheme, Weights, stored_type
+from md_export.spec.names import COMPONENT_NAMES
+from md_export.spec.recipe import Recipe
+from md_export.spec.recipe_file import load_recipe, recipe_from_dict, recipe_from_toml, recipe_to_dict
+from md_export.spec.scheme import QuantScheme, Weights, stored_type
+from md_export.spec.shipped_files import builtin_recipe, builtin_recipes, recipe_file
 from md_export.targets import TARGETS
 
 GOOD = """

@@ -5,13 +5,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from md_export.components import ModelConfig
-from md_export.components.layers import Attention, Gelu, Relu, Softmax, Swish
-from md_export.components.unet import MDUNet
-from md_export.components.unet_config import MDUNetConfig
 from md_export.errors import RewriteError
+from md_export.models.graph import ModelConfig
+from md_export.models.layers import Attention, Gelu, Relu, Softmax, Swish
+from md_export.models.unet import MDUNet
+from md_export.models.unet_config import MDUNetConfig
 from md_export.rewrites import REWRITES, Consent, apply_rewrites
-from md_export.sampler import OneStep
+from md_export.spec.sampler import OneStep
 
 STEP = OneStep(999, 0.068265, -0.997667, 1.0, "v_prediction")
 

@@ -3,11 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from md_export.components.schedule import ScheduleConfig
 from md_export.errors import ConfigError
-from md_export.sampler import OneStep
-from md_export.sampling import draw_noise, generate, latent_from, picture_from
-from md_export.tensors import Array, Arrays
+from md_export.models.sampling.generate import draw_noise, generate, latent_from, picture_from
+from md_export.models.sampling.schedule import ScheduleConfig
+from md_export.spec.sampler import OneStep
+from md_export.spec.tensors import Array, Arrays
 
 
 @pytest.mark.parametrize(

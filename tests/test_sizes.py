@@ -12,22 +12,22 @@ from click.testing import CliRunner
 
 from md_export.checkpoint import open_checkpoint
 from md_export.cli import cli
-from md_export.components import ModelConfig
-from md_export.data import builtin_recipe
+from md_export.engine.costs import artifact_cost
+from md_export.engine.export import export
+from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
+from md_export.engine.join import join, read_functions, split, verify_functions
+from md_export.engine.planning import plan
 from md_export.errors import ArtifactError, GoldenError, RecipeError, UsageError
-from md_export.generation import pictures_of_artifacts, pictures_of_checkpoint
-from md_export.joining import join, read_functions, split, verify_functions
-from md_export.manifest import read_manifest
-from md_export.matrix.costs import artifact_cost
-from md_export.matrix.planning import plan
-from md_export.parity.golden import read_golden
-from md_export.parity.prepare import golden_source, planned_cases, present_golden
-from md_export.parity.recording import write_golden
-from md_export.parity.verify import verify
-from md_export.pipeline import export
-from md_export.recipe import Recipe
-from md_export.recipe_file import load_recipe
+from md_export.models.graph import ModelConfig
+from md_export.spec.manifest import read_manifest
+from md_export.spec.recipe import Recipe
+from md_export.spec.recipe_file import load_recipe
+from md_export.spec.shipped_files import builtin_recipe
 from md_export.targets import TARGETS
+from md_export.verify.golden.folder import read_golden
+from md_export.verify.golden.prepare import golden_source, planned_cases, present_golden
+from md_export.verify.golden.record import write_golden
+from md_export.verify.judge import verify
 
 # The small checkpoint's decoder enlarges 4 times, and its own pictures have 32 pixels a side.
 OWN, OTHER = 32, 48

@@ -14,20 +14,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from md_export.arch import arch_config
 from md_export.checkpoint import build_on_meta, open_checkpoint, read_config
-from md_export.checkpoint.lora.match import changes_of
+from md_export.checkpoint.architectures import arch_config
+from md_export.checkpoint.lora.fuse import changes_of
 from md_export.checkpoint.lora.read import open_lora
-from md_export.components import COMPONENTS
-from md_export.components.diffusers_unet import PLAIN
-from md_export.components.unet_config import MDUNetConfig
+from md_export.diagnose.inspect import inspect_config
 from md_export.errors import CheckpointError, ConfigError, MissingExtraError, UsageError
-from md_export.inspection import inspect_config
-from md_export.loras import Lora
-from md_export.parity.metrics import compare
-from md_export.parity.prepare import one_step
+from md_export.models.diffusers_unet import PLAIN
+from md_export.models.graph import COMPONENTS
+from md_export.models.unet_config import MDUNetConfig
 from md_export.rewrites import Consent, apply_rewrites
-from md_export.sampler import OneStep
+from md_export.spec.loras import Lora
+from md_export.spec.sampler import OneStep
+from md_export.verify.golden.prepare import one_step
+from md_export.verify.metrics import compare
 from rewrites import diffusers_models
 from rewrites.forms import EXACT_DB
 from small_models import STABLE, random_inputs

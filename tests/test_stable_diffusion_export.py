@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from md_export.checkpoint import open_checkpoint
-from md_export.data import builtin_recipe
-from md_export.manifest import read_manifest
-from md_export.parity.gpu.verify import verify_on_gpu
-from md_export.parity.stored.audit import audit, audit_component
-from md_export.parity.stored.reference import prepare_reference
-from md_export.parity.verify import verify
-from md_export.pipeline import export
-from md_export.recipe import Recipe
-from md_export.recipe_file import load_recipe
+from md_export.engine.export import export
+from md_export.spec.manifest import read_manifest
+from md_export.spec.recipe import Recipe
+from md_export.spec.recipe_file import load_recipe
+from md_export.spec.shipped_files import builtin_recipe
+from md_export.verify.gpu import verify_on_gpu
+from md_export.verify.judge import verify
+from md_export.verify.weights.audit import audit, audit_component
+from md_export.verify.weights.reference import prepare_reference
 from mutations import flip_block, rehash, weight_file
 from support import Exported, installed, made_once
 from test_audit import change, one_value

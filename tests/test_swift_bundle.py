@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from md_export.checkpoint import open_checkpoint
-from md_export.components.schedule import ScheduleConfig
+from md_export.engine.swift_bundle import schedule_of, write_bundle
 from md_export.errors import CheckpointError
-from md_export.sampling import tokenize
-from md_export.swift.bundle import schedule_of, write_bundle
+from md_export.models.sampling.generate import tokenize
+from md_export.models.sampling.schedule import ScheduleConfig
 from mutations import edit_json
 
 PROMPT = "a large red circle on the left, white background"

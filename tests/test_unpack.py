@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from md_export.checkpoint import open_checkpoint
+from md_export.checkpoint.single_file import TEXT, UNET, VAE, unpack
 from md_export.errors import CheckpointError, OutputError
-from md_export.unpack import TEXT, UNET, VAE, unpack
 from single_file import renamed, text_name, unet_name, vae_name
 from small_models import STABLE
 from test_cli import fails, md_export

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from md_export.errors import ConversionError, RuntimeFault
-from md_export.executing import execute, load_batches, save_batches
-from md_export.workers import call_worker
+from md_export.system.isolation import call_worker
+from md_export.targets.execution import execute, load_batches, save_batches
 
 pytestmark = pytest.mark.usefixtures("spawned")
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from md_export.components import ALL_COMPONENTS, Component, ModelConfig
 from md_export.errors import CheckpointError, ConfigError, UsageError
+from md_export.models.graph import ALL_COMPONENTS, Component, ModelConfig
 
 MAX_PARAMETERS: Final = 8_000_000_000
 # The objects of so many layers cost seconds and gigabytes whatever their widths; MD's UNet has 700 tensors.

@@ -11,17 +11,17 @@ from types import NoneType, UnionType
 from typing import Any, Final
 
 from md_export.checkpoint.files import TABLE_LIMIT, Layout, read_json
-from md_export.components import ModelConfig, UNetConfig
-from md_export.components.adapter import AdapterConfig
-from md_export.components.controlnet import ControlNetConfig
-from md_export.components.diffusers_controlnet import DiffusersControlNetConfig
-from md_export.components.diffusers_unet import CLASS_NAME, DiffusersUNetConfig
-from md_export.components.parsing import ConfigT, parse_config
-from md_export.components.schedule import ScheduleConfig
-from md_export.components.steering import ControlConfig
-from md_export.components.unet_config import MDUNetConfig
-from md_export.components.vae import VAEConfig
 from md_export.errors import CheckpointError, ConfigError
+from md_export.models.adapter import AdapterConfig
+from md_export.models.config import ControlConfig
+from md_export.models.controlnet import ControlNetConfig
+from md_export.models.diffusers_controlnet import DiffusersControlNetConfig
+from md_export.models.diffusers_unet import CLASS_NAME, DiffusersUNetConfig
+from md_export.models.graph import ModelConfig, UNetConfig
+from md_export.models.parsing import ConfigT, parse_config
+from md_export.models.sampling.schedule import ScheduleConfig
+from md_export.models.unet_config import MDUNetConfig
+from md_export.models.vae import VAEConfig
 
 # Sizes that cost memory before a parameter is counted; several times what any known model of this kind uses.
 _LARGEST: Final[Mapping[str, int]] = {

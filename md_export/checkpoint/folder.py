@@ -12,20 +12,24 @@ from torch import Tensor, nn
 from md_export.checkpoint.build import build_on_meta, component_named
 from md_export.checkpoint.configs import check_vocabulary, read_model_config, read_trained_substitutions
 from md_export.checkpoint.files import Layout
-from md_export.checkpoint.keys import KeyDifference, difference, own_tensors
-from md_export.checkpoint.layout import open_layout
-from md_export.checkpoint.lora.fuse import fused
-from md_export.checkpoint.lora.match import LowRank, changes_of
+from md_export.checkpoint.keys import KeyDifference, as_float32, difference, own_tensors
+from md_export.checkpoint.lora.fuse import LowRank, changes_of, fused
 from md_export.checkpoint.lora.read import LoraFile, open_lora
 from md_export.checkpoint.lora.source import base_of, loras_of
-from md_export.checkpoint.origin import INHERITED, hash_of_file, hash_of_files, hash_of_folder, hashes_of_loras
+from md_export.checkpoint.origin import (
+    INHERITED,
+    hash_of_file,
+    hash_of_files,
+    hash_of_folder,
+    hashes_of_loras,
+    open_layout,
+)
 from md_export.checkpoint.tokenizer import TOKENIZER_FILES, check_tokenizer, copy_tokenizer, tokenizer_dir
-from md_export.checkpoint.values import as_float32
 from md_export.checkpoint.weights import WeightSet, find_weights, weight_names
-from md_export.components import ALL_COMPONENTS, COMPONENTS, Component, ModelConfig
 from md_export.errors import CheckpointError
-from md_export.loras import Lora
-from md_export.names import ORDER
+from md_export.models.graph import ALL_COMPONENTS, COMPONENTS, Component, ModelConfig
+from md_export.spec.loras import Lora
+from md_export.spec.names import ORDER
 
 _CONFIGS: Final = (
     "text_encoder/config.json",

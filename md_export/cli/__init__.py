@@ -8,26 +8,19 @@ import sys
 import click
 
 from md_export import __version__
-from md_export.cli.adapt import adapt
 from md_export.cli.artifacts import lint, run, verify
-from md_export.cli.attribute import attribute
-from md_export.cli.audit import audit
-from md_export.cli.build import build
-from md_export.cli.cache import cache
-from md_export.cli.checkpoints import golden, init, inspect
-from md_export.cli.compare import compare
-from md_export.cli.crosscheck import crosscheck
+from md_export.cli.build import build, cache
+from md_export.cli.check import audit, compare, manifest
+from md_export.cli.checkpoints import adapt, golden, init, inspect, unpack
 from md_export.cli.doctor import doctor
-from md_export.cli.estimate import estimate
+from md_export.cli.explain import attribute, crosscheck, estimate
 from md_export.cli.exports import EXPORTS
 from md_export.cli.generate import generate
 from md_export.cli.join import join, split
-from md_export.cli.manifest import manifest
 from md_export.cli.report import report
 from md_export.cli.search import search
-from md_export.cli.unpack import unpack
 from md_export.errors import MdExportError
-from md_export.visible import visible
+from md_export.system.terminal_text import visible
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

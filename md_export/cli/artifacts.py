@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 import click
 
-from md_export.cli.npu import check_npu, npu_options, verify_npu
-from md_export.cli.runtimes import check_runtime, library_option, runtime_option, verify_in_library
-from md_export.cli.selftest import check_self_test, checkpoint_option, run_self_test, self_test_option
+from md_export.cli.exports import check_npu, npu_options, verify_npu
 from md_export.cli.shared import (
     PATH,
     json_option,
@@ -18,7 +17,87 @@ from md_export.cli.shared import (
     show,
 )
 from md_export.errors import UsageError
-from md_export.names import COMPONENT_NAMES
+from md_export.spec.names import COMPONENT_NAMES
+
+self_test_option = click.option(
+    "--self-test", is_flag=True, help="Damage copies of OUT in every known way: does the gate notice each?"
+)
+checkpoint_option = click.option(
+    "--checkpoint", type=PATH, help="With --self-test: what OUT was exported from. Default: the nano one."
+)
+
+
+def check_self_test(self_test: bool, checkpoint: Path | None, others: dict[str, object]) -> None:
+    """UsageError where ``--checkpoint`` stands alone, or one of ``others``, options by name, stands beside it."""
+    if checkpoint and not self_test:
+        raise UsageError("--checkpoint is for --self-test; leave it out")
+    given = [name for name, value in others.items() if value]
+    if self_test and given:
+        raise UsageError(f"--self-test damages copies of OUT as they are; leave out {', '.join(given)}")
+
+
+def run_self_test(out: Path, checkpoint: Path | None, json_file: Path | None) -> None:
+    """Print the table; ParityError where a mutation was not noticed, or by accident."""
+    from md_export.errors import ParityError
+    from md_export.report.runtimes import self_test_table
+    from md_export.spec.shipped_files import nano_checkpoint
+    from md_export.verify.selftest.command import self_test
+
+    with progress(1) as tell:
+        result = self_test(out, checkpoint or nano_checkpoint(), tell)
+    show(json_file, result, self_test_table(result))
+    if result.failures:
+        raise ParityError("; ".join(result.failures))
+    say(json_file, f"{out}: the gate noticed everything")
+
+
+# Spelled out, since the targets' own tables are heavy to import; a test holds this against them.
+LIBRARIES: Final = ("litert", "tensorflow")
+RUNTIMES: Final[Mapping[str, tuple[str, ...]]] = {
+    "coreml": ("mil", "coreml"),
+    "tflite": tuple(f"{library}{kernels}" for library in LIBRARIES for kernels in ("", "-builtin", "-reference")),
+}
+
+runtime_option = click.option(
+    "--runtime",
+    type=click.Choice([name for names in RUNTIMES.values() for name in names]),
+    help="For a Core ML package: ours, or Apple's on a Mac. For a TFLite file: a library and its kernels.",
+)
+library_option = click.option(
+    "--runtime",
+    "library",
+    type=click.Choice(LIBRARIES),
+    help="For TFLite: in all kernels of this library, and against LiteRT with XNNPACK.",
+)
+
+
+def check_runtime(runtime: str | None, gpu: bool, target: str) -> None:
+    """UsageError where an artifact of the target has no such runtime, or another engine is asked for, too."""
+    known = RUNTIMES.get(target, ())
+    if runtime is not None and runtime not in known:
+        raise UsageError(
+            f"--runtime {runtime} does not run {target}; " + (f"choose {', '.join(known)}" if known else "leave it out")
+        )
+    if runtime is not None and gpu:
+        raise UsageError("--gpu is a runtime of its own; leave out --runtime")
+
+
+def verify_in_library(out: Path, golden_dir: Path | None, library: str, json_file: Path | None) -> None:
+    """The body of ``verify --runtime``."""
+    from md_export.errors import ParityError
+    from md_export.targets import TARGETS
+
+    TARGETS["tflite"].require()
+    from md_export.report.runtimes import runtimes_tables
+    from md_export.verify.runtimes import verify_in_runtimes
+
+    with progress(len(COMPONENT_NAMES) * len(RUNTIMES["tflite"]) // len(LIBRARIES)) as report:
+        result = verify_in_runtimes(out, golden_dir, library, report)
+    show(json_file, result, *runtimes_tables(result))
+    if result.failures:
+        raise ParityError("; ".join(result.failures))
+    say(json_file, f"{out}: right in every set of kernels of {library}")
+
 
 # LiteRT's engine for the GPU, in software: minutes for a full-size graph.
 GPU_LIMIT_S: Final = 600.0
@@ -37,16 +116,16 @@ limit_option = click.option(
 @limit_option
 def run(artifact: Path, inputs: Path, output: Path, runtime: str | None, gpu: bool, limit_s: float | None) -> None:
     """Execute any artifact in its own runtime; a Core ML package runs on Linux too."""
-    from md_export.executing import execute
-    from md_export.npz import read_npz, write_npz
+    from md_export.spec.tensors import read_npz, write_npz
     from md_export.targets import target_of
+    from md_export.targets.execution import execute
 
     target = target_of(artifact)
     check_runtime(runtime, gpu, target.name)
     limit_s = gpu_limit(gpu, limit_s, target.name)
     if gpu:
         target.require()
-        from md_export.parity.gpu.verify import run_on_gpu
+        from md_export.verify.gpu import run_on_gpu
 
         outputs, note = run_on_gpu(artifact, read_npz(inputs), limit_s)
         click.echo(note, err=True)
@@ -95,9 +174,9 @@ def verify(
     """
     from md_export.cli.join import verify_joined
     from md_export.errors import ParityError
-    from md_export.manifest import JOIN, read_manifest
-    from md_export.parity.verify import verify as judge
     from md_export.report.tables import parity_table
+    from md_export.spec.manifest import JOIN, read_manifest
+    from md_export.verify.judge import verify as judge
 
     if (out / JOIN).is_file():
         flags = {"--golden": golden_dir, "--gpu": gpu, "--runtime": library, "--self-test": self_test}
@@ -146,8 +225,8 @@ def _verify_on_gpu(out: Path, golden_dir: Path | None, limit_s: float, json_file
     from md_export.targets import TARGETS
 
     TARGETS["tflite"].require()
-    from md_export.parity.gpu.verify import verify_on_gpu
-    from md_export.report.gpu import gpu_tables
+    from md_export.report.runtimes import gpu_tables
+    from md_export.verify.gpu import verify_on_gpu
 
     with progress(len(COMPONENT_NAMES)) as report:
         result = verify_on_gpu(out, golden_dir, limit_s, report)
@@ -179,7 +258,7 @@ def lint(path: Path | None, system: str | None, inputs: Path | None, show_rules:
             json_file, file, rule_table(file.rule, file.hazard, file.version), *source_lines((*file.rule, *file.hazard))
         )
         return
-    from md_export.linting import lint as advise
+    from md_export.diagnose.lint import lint as advise
 
     with progress(len(COMPONENT_NAMES)) as tell:
         reports = advise(path, system, inputs, tell)

@@ -1,19 +1,65 @@
-"""The command that builds many exports of one checkpoint."""
+"""Commands that build many exports of one checkpoint, and that list and prune what builds keep."""
 
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from md_export.cli.cache import cache_option, cache_root
-from md_export.cli.shared import PATH, checkpoint_or_nano, json_option, say, show
-from md_export.cli.units import size
+from md_export.cli.shared import PATH, age, checkpoint_or_nano, json_option, say, show, size
+from md_export.errors import UsageError
 
 if TYPE_CHECKING:
-    from md_export.matrix.schedule import Failure
+    from md_export.engine.scheduler import Failure
+
+
+cache_option = click.option(
+    "--cache", type=PATH, help="Folder of the cache.  [default: $MD_EXPORT_CACHE, else the platform's]"
+)
+
+
+def cache_root(given: Path | None) -> Path:
+    """The folder that was named, else the default one."""
+    from md_export.engine.cache import default_root
+
+    return given or default_root()
+
+
+@click.group()
+def cache() -> None:
+    """Look at what builds keep, and make room."""
+
+
+@cache.command("list")
+@cache_option
+@json_option
+def list_entries(cache: Path | None, json_file: Path | None) -> None:
+    """List all entries, the last used first."""
+    from md_export.engine.cache import Cache
+    from md_export.report.progress import cache_table
+
+    root = cache_root(cache)
+    found = sorted(Cache(root).list(), key=lambda one: one.used, reverse=True)
+    show(json_file, found, cache_table(found, str(root)))
+
+
+@cache.command()
+@click.option("--older-than", type=age, help="Entries that were not used for so long: 30d, 12h, 2w.")
+@click.option("--keep", type=size, help="Then those not used for longest, until the rest is no larger: 10G, 500M.")
+@cache_option
+def prune(older_than: int | None, keep: int | None, cache: Path | None) -> None:
+    """Remove entries; what is lost is built again when it is needed."""
+    from md_export.engine.cache import Cache
+
+    if older_than is None and keep is None:
+        raise UsageError("say what to remove: --older-than 30d, --keep 10G, or both")
+    root = cache_root(cache)
+    removed = Cache(root).prune(None if older_than is None else time.time() - older_than, keep)
+    size = sum(one.entry.bytes for one in removed) / 1e6
+    say(None, f"{root}: {len(removed)} entries removed, {size:,.1f} MB")
 
 
 @click.command()
@@ -52,10 +98,10 @@ def build(
     """
     import os
 
+    from md_export.engine.build import build as run
+    from md_export.engine.request import BuildRequest, load_recipes
     from md_export.errors import UsageError
-    from md_export.matrix.request import BuildRequest, load_recipes
-    from md_export.matrix.run import build as run
-    from md_export.report.building import building_to_stderr, outcome_table
+    from md_export.report.progress import building_to_stderr, outcome_table
 
     if jobs and dask is not None:
         raise UsageError("--jobs is for this machine, --dask for the workers of a cluster; give one of them")

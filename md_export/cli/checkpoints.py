@@ -1,4 +1,4 @@
-"""Commands on checkpoints: inspect, init, golden."""
+"""Commands on checkpoints: inspect, init, adapt, unpack, golden."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from md_export.cli.shared import (
     steps_option,
 )
 from md_export.errors import UsageError
+from md_export.spec.names import ADAPTER, CONTROLNET
 
 ARCHS: Final = ("md", "md-lite", "sd15", "nano")
 
@@ -34,8 +35,8 @@ def inspect(checkpoint: Path | None, arch: str | None, json_file: Path | None) -
 
     Of an ARTIFACT: what it tells an app, its weights by stored type, and its operations.
     """
-    from md_export.inspection import inspect_config
-    from md_export.report.inspection import inspection_tables
+    from md_export.diagnose.inspect import inspect_config
+    from md_export.report.tables import inspection_tables
     from md_export.targets import TARGETS
 
     if checkpoint and arch:
@@ -44,7 +45,7 @@ def inspect(checkpoint: Path | None, arch: str | None, json_file: Path | None) -
         _inspect_artifact(checkpoint, json_file)
         return
     if arch:
-        from md_export.arch import arch_config
+        from md_export.checkpoint.architectures import arch_config
 
         config, title = arch_config(arch), arch
     else:
@@ -57,7 +58,7 @@ def inspect(checkpoint: Path | None, arch: str | None, json_file: Path | None) -
 
 
 def _inspect_artifact(artifact: Path, json_file: Path | None) -> None:
-    from md_export.report.description import description_tables
+    from md_export.report.tables import description_tables
     from md_export.targets import target_of
 
     found = target_of(artifact).open().describe(artifact)
@@ -70,7 +71,7 @@ def _inspect_artifact(artifact: Path, json_file: Path | None) -> None:
 @click.option("--seed", type=int, default=0, show_default=True)
 def init(directory: Path, arch: str, seed: int) -> None:
     """Write a checkpoint with random weights into DIRECTORY, for work at full scale."""
-    from md_export.init import init_checkpoint
+    from md_export.checkpoint.random_init import init_checkpoint
 
     init_checkpoint(directory, arch, seed)
     click.echo(f"{directory}: a random {arch} checkpoint; its pictures mean nothing")
@@ -102,10 +103,10 @@ def golden(
     """Write golden cases: every component's inputs and outputs for each prompt and seed, computed by torch."""
     from md_export.checkpoint import open_checkpoint
     from md_export.checkpoint.lora.source import adapted
-    from md_export.files import staging
-    from md_export.parity.prepare import golden_source
-    from md_export.parity.recording import read_prompts, write_golden
-    from md_export.sampler import sampler_of
+    from md_export.spec.sampler import sampler_of
+    from md_export.system.files import staging
+    from md_export.verify.golden.prepare import golden_source
+    from md_export.verify.golden.record import read_prompts, write_golden
 
     texts = [*single, *(read_prompts(prompts) if prompts else [])]
     if not texts:
@@ -116,3 +117,69 @@ def golden(
         with staging(output) as folder, progress(len(pairs)) as report:
             write_golden(source, pairs, folder, report)
     click.echo(f"{output}: {len(pairs)} golden cases")
+
+
+@click.command()
+@click.argument("checkpoint", type=PATH)
+@lora_option
+@click.option("--adapter", type=PATH, help="Folder of a T2I-Adapter, as diffusers writes it: config.json and weights.")
+@click.option("--controlnet", type=PATH, help="Folder of a ControlNet, with diffusers' names: config.json and weights.")
+@click.option("-o", "--output", type=PATH, required=True, help="Folder to write; must not exist.")
+def adapt(
+    checkpoint: Path, loras: tuple[str, ...], adapter: Path | None, controlnet: Path | None, output: Path
+) -> None:
+    """Write CHECKPOINT with LoRAs, an adapter or a ControlNet as a folder of its own, a checkpoint for every command.
+
+    It holds the added files and a relative path to CHECKPOINT, whose weights stay where they are.
+    """
+    given = {name: folder for name, folder in ((ADAPTER, adapter), (CONTROLNET, controlnet)) if folder is not None}
+    if len(given) + bool(loras) != 1:
+        raise UsageError(
+            "name LoRAs with --lora FILE or --lora FILE:scale, an --adapter FOLDER, or a --controlnet FOLDER; for "
+            "LoRAs and one of the others, first the other, then LoRAs on the folder that this writes"
+        )
+    if loras:
+        added = _add_loras(checkpoint, loras, output)
+    else:
+        ((component, folder),) = given.items()
+        added = _add_steering(checkpoint, component, folder, output)
+    click.echo(f"{output}: {checkpoint} with {added}")
+
+
+def _add_loras(checkpoint: Path, loras: tuple[str, ...], output: Path) -> str:
+    from md_export.checkpoint import open_checkpoint
+    from md_export.checkpoint.lora.source import write_adapted
+    from md_export.spec.loras import parse_loras
+    from md_export.system.files import staging
+
+    with staging(output) as folder:
+        write_adapted(folder, checkpoint, parse_loras(loras))
+        adapted = open_checkpoint(folder)
+        adapted.check()
+        return f"{', '.join(map(str, adapted.loras))} in {' and '.join(adapted.adapted())}"
+
+
+def _add_steering(checkpoint: Path, component: str, given: Path, output: Path) -> str:
+    from md_export.checkpoint import open_checkpoint
+    from md_export.checkpoint.steered import write_steered
+    from md_export.system.files import staging
+
+    with staging(output) as folder:
+        write_steered(folder, checkpoint, given, component)
+        steered = open_checkpoint(folder)
+        steered.check()
+        shape = steered.config.condition_shape
+        takes = "a condition picture in colour" if shape and shape[1] == 3 else "a condition picture in one channel"
+        return f"the {component} in {given}, which takes {takes}"
+
+
+@click.command()
+@click.argument("file", type=PATH)
+@click.option("--tokenizer", type=PATH, required=True, help="Folder with CLIP's vocab.json and merges.txt.")
+@click.option("-o", "--output", type=PATH, required=True, help="Folder to write; must not exist.")
+def unpack(file: Path, tokenizer: Path, output: Path) -> None:
+    """Write FILE, a single .safetensors of Stable Diffusion 1, as a checkpoint folder for every command."""
+    from md_export.checkpoint.single_file import unpack as write
+
+    write(file, tokenizer, output)
+    click.echo(f"{output}: {file} in diffusers' layout")

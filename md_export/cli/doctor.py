@@ -22,10 +22,10 @@ def doctor(recipe: Path | None, checkpoint: Path | None, canary: bool, json_file
     Versions against the tested ones, free memory and disk (against what RECIPE takes), the GPU driver, and a canary
     through each installed target. The text after the table is for bug reports.
     """
-    from md_export.data import nano_checkpoint
-    from md_export.doctor.examine import examine
-    from md_export.recipe_file import load_recipe
+    from md_export.diagnose.doctor.examine import examine
     from md_export.report.doctor import doctor_table, doctor_text
+    from md_export.spec.recipe_file import load_recipe
+    from md_export.spec.shipped_files import nano_checkpoint
 
     if checkpoint and not recipe:
         raise UsageError("--checkpoint is for the prediction of a RECIPE; name one, coreml-fp16 for instance")

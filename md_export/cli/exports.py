@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import click
 
-from md_export.cli.npu import npu_export_option
 from md_export.cli.shared import (
     PATH,
     checkpoint_or_nano,
@@ -19,11 +18,85 @@ from md_export.cli.shared import (
     recipe_named,
     say,
     show,
+    size,
     size_option,
     steps_option,
 )
 from md_export.errors import UsageError
-from md_export.names import ORDER
+from md_export.spec.names import COMPONENT_NAMES, ORDER
+from md_export.spec.snapdragon import SOCS
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+# The simulator takes minutes for each run of a full-size graph.
+NPU_LIMIT_S: Final = 600.0
+
+
+def _some(_context: click.Context, _option: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...] | None:
+    """None where none is named, so that a recipe's own chips stay."""
+    return value or None
+
+
+npu_export_option = click.option(
+    "--npu",
+    type=click.Choice(tuple(SOCS)),
+    multiple=True,
+    callback=_some,
+    help="Also compile for the NPU of these phones; may be given several times.",
+)
+
+
+def npu_options(command: _F) -> _F:
+    """Those of verify."""
+    for option in (
+        click.option(
+            "--max-memory", type=size, help="With --npu: of one process: 8G.  [default: 9/10 of the machine's]"
+        ),
+        click.option("--blocks", is_flag=True, help="With --npu: block by block even where the whole would do."),
+        click.option("--cases", type=click.IntRange(min=1), help="With --npu: only so many golden cases."),
+        click.option("--soc", type=click.Choice(tuple(SOCS)), help="With --npu: this phone.  [default: the recipe's]"),
+        click.option("--npu", is_flag=True, help="For ONNX: on the simulator of Qualcomm's Hexagon NPU."),
+    ):
+        command = option(command)
+    return command
+
+
+def check_npu(npu: bool, own: Mapping[str, object], others: Mapping[str, object]) -> None:
+    """UsageError where flags contradict each other; ``own`` go with ``--npu`` alone, ``others`` never with it."""
+    given = [name for name, value in own.items() if value is not None]
+    if given and not npu:
+        raise UsageError(f"{', '.join(given)} goes with --npu; leave it out")
+    against = [name for name, value in others.items() if value]
+    if npu and against:
+        raise UsageError(f"--npu is a runtime of its own; leave out {', '.join(against)}")
+
+
+def verify_npu(
+    out: Path,
+    golden_dir: Path | None,
+    soc: str | None,
+    cases: int | None,
+    limit_s: float | None,
+    max_memory: int | None,
+    blocks: bool,
+    json_file: Path | None,
+) -> None:
+    """The body of ``verify --npu``."""
+    from md_export.errors import ParityError
+    from md_export.report.runtimes import npu_tables
+    from md_export.targets.onnx.npu.process import NpuLimits
+    from md_export.verify.npu.verify import verify_on_npu
+
+    limits = NpuLimits(
+        NPU_LIMIT_S if limit_s is None else limit_s, **({"most_bytes": max_memory} if max_memory else {})
+    )
+    with progress(len(COMPONENT_NAMES)) as report:
+        result = verify_on_npu(out, golden_dir, soc, cases, limits, report, blocks).result
+    show(json_file, result, *npu_tables(result))
+    if result.failures:
+        raise ParityError("; ".join(result.failures))
+    where = " block by block" if any(item.blocks for item in result.components) else ""
+    say(json_file, f"{out}: all on the NPU, and right there{where}, as its simulator computes")
+
 
 PRECISIONS: Final = ("fp32", "fp16", "int8")
 # Each command is a target's name; a test holds this against the TARGETS table.
@@ -74,7 +147,7 @@ def _export_command(target: str) -> Callable[..., None]:
         json_file: Path | None,
         **own: str | tuple[str, ...] | None,
     ) -> None:
-        from md_export.pipeline import export
+        from md_export.engine.export import export
         from md_export.report.tables import artifact_table, parity_table
 
         many = steps is not None
@@ -116,8 +189,8 @@ def _recipe(
     """
     import dataclasses
 
-    from md_export.data import builtin_recipe, builtin_recipes
-    from md_export.recipe_file import load_recipe
+    from md_export.spec.recipe_file import load_recipe
+    from md_export.spec.shipped_files import builtin_recipe, builtin_recipes
 
     palette = own.get("palette")
     if file and precision:

@@ -58,10 +58,10 @@ def generate(
     the UNet was trained for it. Both need the VAE encoder.
     """
     from md_export.checkpoint.lora.source import adapted
-    from md_export.frames import frame_of_artifacts, frame_of_checkpoint
-    from md_export.generation import pictures_of_artifacts, pictures_of_checkpoint
-    from md_export.pictures import write_png
-    from md_export.sampler import sampler_of
+    from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
+    from md_export.engine.runnable_export import frame_of_artifacts, frame_of_checkpoint
+    from md_export.models.sampling.picture_files import write_png
+    from md_export.spec.sampler import sampler_of
 
     _check_source(artifacts, checkpoint, size, loras)
     sampler = sampler_of(steps, guidance)
@@ -107,7 +107,7 @@ class _Files:
         """What is kept, what steers, and what is started from; ``frame`` says what the model takes."""
         if self.init_image is None and self.condition is None:
             return None, None, None
-        from md_export.pictures import read_condition, read_given, read_start
+        from md_export.models.sampling.picture_files import read_condition, read_given, read_start
 
         wanted, given, start, steering = frame(), None, None, None
         if self.condition is not None:

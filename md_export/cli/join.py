@@ -21,8 +21,8 @@ def join(exports: tuple[Path, ...], output: Path, json_file: Path | None) -> Non
     Weights are stored once. The first export's function is the default; each is proved on golden cases of its size.
     Needs iOS 18.
     """
-    from md_export.joining import join as join_exports
-    from md_export.report.joining import shared_table
+    from md_export.engine.join import join as join_exports
+    from md_export.report.progress import shared_table
     from md_export.report.tables import parity_table
 
     with progress(5 * len(exports)) as report:
@@ -37,8 +37,8 @@ def join(exports: tuple[Path, ...], output: Path, json_file: Path | None) -> Non
 @click.option("-o", "--output", type=PATH, help="Folder to write; must not exist.")
 def split(joined: Path, function: str | None, output: Path | None) -> None:
     """Take one FUNCTION out of a JOINED export, as an export of its own; without one, list them."""
-    from md_export.joining import read_functions
-    from md_export.joining import split as take_out
+    from md_export.engine.join import read_functions
+    from md_export.engine.join import split as take_out
 
     if function is None:
         click.echo("\n".join(read_functions(joined)))
@@ -51,8 +51,8 @@ def split(joined: Path, function: str | None, output: Path | None) -> None:
 
 def verify_joined(out: Path, flags: Mapping[str, object], json_file: Path | None) -> None:
     """``md-export verify`` of a joined export; ``flags``: those given that it cannot have."""
+    from md_export.engine.join import verify_functions
     from md_export.errors import ParityError
-    from md_export.joining import verify_functions
     from md_export.report.tables import parity_table
 
     if given := [name for name, value in flags.items() if value]:

@@ -8,7 +8,7 @@ import click
 
 from md_export.cli.shared import PATH, annotate_option, json_option, progress, say_annotations, show
 from md_export.errors import UsageError
-from md_export.names import COMPONENT_NAMES
+from md_export.spec.names import COMPONENT_NAMES
 
 
 @click.command()
@@ -30,8 +30,8 @@ def report(
 ) -> None:
     """Verify exports and write what was found as one page that opens without a network; exit 3 as verify does."""
     from md_export.errors import ParityError
-    from md_export.parity.verify import judge
     from md_export.report.tables import parity_table
+    from md_export.verify.judge import judge
 
     if not (output or junit or markdown or json_file):
         raise UsageError("say what to write: -o report.html, --junit, --markdown or --json")
@@ -41,19 +41,19 @@ def report(
         exports = [(out.resolve().name, judge(out, progress=tell)) for out in outs]
     results = [(name, verification.result) for name, verification in exports]
     if output:
-        from md_export.parity.insight import look_inside
-        from md_export.report.html import html_page
+        from md_export.diagnose.insight import look_inside
+        from md_export.report.page import html_page
 
         with progress(7 * len(outs)) as tell:
             insights = [look_inside(out, checkpoint, tell) for out in outs]
         page = html_page([(*export, insight) for export, insight in zip(exports, insights, strict=True)])
         output.write_text(page, encoding="utf-8")
     if junit:
-        from md_export.report.junit import junit_xml
+        from md_export.report.ci import junit_xml
 
         junit.write_text(junit_xml(results), encoding="utf-8")
     if markdown:
-        from md_export.report.markdown import markdown_page
+        from md_export.report.ci import markdown_page
 
         markdown.write_text(markdown_page(results), encoding="utf-8")
     show(json_file, [result for _, result in results], *(parity_table(result) for _, result in results))

@@ -11,7 +11,7 @@ import click
 from md_export.cli.exports import TARGET_TITLES
 from md_export.cli.shared import PATH, checkpoint_or_nano, json_option, recipe_named, show
 from md_export.errors import UsageError
-from md_export.names import COMPONENT_NAMES
+from md_export.spec.names import COMPONENT_NAMES
 
 ROUNDINGS = ("nearest", "mse", "gptq")
 
@@ -60,12 +60,12 @@ def search(
     Writes the recipe, the curve of bytes against picture PSNR, and the artifacts, verified. What was measured is kept
     until then: run the same command again to go on where it was stopped.
     """
-    from md_export.parity.recording import read_prompts
+    from md_export.engine.search.budget import parse_budget
+    from md_export.engine.search.run import search as find
+    from md_export.engine.search.starting import SearchRequest
+    from md_export.report.plots import curve_plot, trade_off_table
     from md_export.report.progress import counting_to_stderr
-    from md_export.report.tradeoff import curve_plot, trade_off_table
-    from md_export.search.budget import parse_budget
-    from md_export.search.request import SearchRequest
-    from md_export.search.run import search as find
+    from md_export.verify.golden.record import read_prompts
 
     if prompts and golden_dir:
         raise UsageError("--prompts makes golden cases and --golden brings them; give one of them")

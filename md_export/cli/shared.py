@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -35,7 +36,7 @@ def checkpoint_or_nano(checkpoint: Path | None) -> Path:
     """The checkpoint that was named, else the one that ships, and a line that says so."""
     if checkpoint is not None:
         return checkpoint
-    from md_export.data import nano_checkpoint
+    from md_export.spec.shipped_files import nano_checkpoint
 
     click.echo("no checkpoint named: using the nano checkpoint that ships with md-export", err=True)
     return nano_checkpoint()
@@ -47,7 +48,7 @@ def recipe_named(given: Path) -> Path:
     Raises:
         UsageError: there is neither; another file's name is left to whoever reads it.
     """
-    from md_export.data import builtin_recipes, recipe_file
+    from md_export.spec.shipped_files import builtin_recipes, recipe_file
 
     found = recipe_file(given)
     if not found.suffix and not found.exists():
@@ -64,7 +65,7 @@ def progress(steps: int) -> Any:
 
 def show(json_file: Path | None, result: Any, *tables: Any) -> None:
     """A result as tables, and as JSON where it was asked for; ``-`` gives standard output to the JSON alone."""
-    from md_export.report.console import console
+    from md_export.report.tables import console
 
     if json_file is not None:
         _write_json(json_file, result)
@@ -80,7 +81,7 @@ def say(json_file: Path | None, text: str) -> None:
 
 def say_annotations(json_file: Path | None, file: str | None, title: str, failures: Iterable[str]) -> None:
     """Failures as annotations of ``file``, where one was named."""
-    from md_export.report.annotations import error_annotations
+    from md_export.report.ci import error_annotations
 
     for line in error_annotations(title, failures, file) if file else ():
         say(json_file, line)
@@ -98,3 +99,25 @@ def _write_json(file: Path, result: Any) -> None:
         click.echo(text)
     else:
         file.write_text(text + "\n", encoding="utf-8")
+
+
+_SIZES: Final = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+_AGES: Final = {"M": 60.0, "H": 3600.0, "D": 86400.0, "W": 7 * 86400.0}
+
+
+def size(text: str) -> int:
+    """Bytes; click's BadParameter where it is no size."""
+    return _number(text, _SIZES, "B", "a size: write 8G or 500M")
+
+
+def age(text: str) -> int:
+    """Seconds; click's BadParameter where it is no time."""
+    return _number(text, _AGES, "", "a time: write 30d, 12h or 2w")
+
+
+def _number(text: str, units: Mapping[str, float], ending: str, wanted: str) -> int:
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([a-zA-Z]+)", text)
+    unit = units.get(found[2].upper().removesuffix(ending)) if found else None
+    if found is None or unit is None or not float(found[1]):
+        raise click.BadParameter(f"{text!r:.40} is not {wanted}")
+    return int(float(found[1]) * unit)

@@ -7,12 +7,10 @@ from collections.abc import Iterator
 from rich.markup import escape
 from rich.table import Table
 
-from md_export.parity.metrics import EXACT_DB
-from md_export.parity.regression.changes import Change
-from md_export.parity.regression.compare import ExportComparison
-from md_export.report.junit import Suite, junit_of
-from md_export.report.markdown import heading, markdown_table, safe
+from md_export.diagnose.compare import Change, ExportComparison
+from md_export.report.ci import Suite, heading, junit_of, markdown_table, safe
 from md_export.report.tables import Cells
+from md_export.verify.metrics import EXACT_DB
 
 _TEXT = ("component", "figure", "verdict", "what", "kind")
 

@@ -8,8 +8,8 @@ from typing import Final
 from rich.markup import escape
 from rich.table import Table
 
-from md_export.estimate.command import ComponentEstimate, Estimate
-from md_export.estimate.ranking import Place
+from md_export.diagnose.estimate.command import ComponentEstimate, Estimate
+from md_export.diagnose.estimate.ranking import Place
 
 _MOST: Final = 6
 

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
+
+from rich.markup import escape
+from rich.table import Table
+
+from md_export.engine.build import Listener, Outcome
+from md_export.engine.cache import Listed
+from md_export.engine.join import Shared
+from md_export.engine.plan import Cost, Step
+from md_export.engine.scheduler import Failure, Limits
+from md_export.report.tables import console
+from md_export.spec.manifest import read_manifest
 
 # Lines of a log that nobody watches: often enough to see that it goes on.
 _LINE_EVERY_S: Final = 20.0
@@ -60,3 +72,153 @@ class _Lines:
             return
         self._next = now + _LINE_EVERY_S
         print(f"{done} of {total} {self._what}, {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def building_to_stderr() -> Iterator[Listener]:
+    """A listener for one build: a bar on a terminal, plain lines elsewhere."""
+    if not sys.stderr.isatty():
+        yield _Teller(None)
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (BarColumn(bar_width=24), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
+        yield _Teller(bar)
+
+
+class _Teller:
+    """Counts predicted seconds: the bar's length, and the time that is left by the pace so far."""
+
+    def __init__(self, bar: Any) -> None:
+        self._bar = bar
+        self._begun: dict[str, float] = {}
+        self._open: dict[str, Step] = {}
+        self._count = self._ended = 0
+        self._predicted = self._taken = 0.0
+        self._jobs = 1
+
+    def line(self, text: str) -> None:
+        if self._bar is None:
+            print(text, file=sys.stderr, flush=True)
+        else:
+            self._bar.console.print(escape(text), soft_wrap=True)
+
+    def planned(self, steps: tuple[Step, ...], cached: int, limits: Limits) -> None:
+        self._open = {step.key: step for step in steps}
+        self._count, self._jobs = len(steps), limits.jobs
+        if self._bar is not None:
+            self._task = self._bar.add_task("", total=max(1.0, self._left()))
+        for text in plan_lines(steps, cached, limits):
+            self.line(text)
+
+    def started(self, step: Step) -> None:
+        self._begun[step.key] = time.monotonic()
+        self.line(f"{step.label} …")
+
+    def finished(self, step: Step, cost: Cost) -> None:
+        self._predicted += step.cost.seconds
+        self._taken += cost.seconds
+        self._end(step, f"{cost.seconds:.0f} s, {cost.peak_bytes / 1e9:.1f} GB")
+
+    def failed(self, failure: Failure) -> None:
+        self._end(failure.step, f"FAILED: {failure.reason}" if failure.error else failure.reason)
+
+    def placed(self, folder: Path) -> None:
+        self.line(f"{folder}: verified")
+
+    def tick(self) -> None:
+        if self._bar is not None:
+            names = ", ".join(self._open[key].label for key in self._begun if key in self._open)
+            total = self._bar.tasks[self._task].total
+            self._bar.update(
+                self._task, completed=max(0.0, total - self._left()), description=f"{self._eta()}  {names}"
+            )
+
+    def _end(self, step: Step, text: str) -> None:
+        self._ended += step.key in self._open
+        self._open.pop(step.key, None)
+        self.line(f"[{self._ended}/{self._count}] {step.label}: {text}{self._rest()}")
+
+    def _rest(self) -> str:
+        return f"; {self._eta()}" if self._open else ""
+
+    def _eta(self) -> str:
+        return f"about {spelled_time(self._left())} left"
+
+    def _left(self) -> float:
+        """Predicted seconds of what has not ended, by the pace of what has, on all jobs together."""
+        now = time.monotonic()
+        pace = self._taken / self._predicted if self._predicted else 1.0
+        rest = [
+            max(0.0, pace * step.cost.seconds - (now - self._begun[key] if key in self._begun else 0.0))
+            for key, step in self._open.items()
+        ]
+        return max([sum(rest) / self._jobs, *rest])
+
+
+def plan_lines(steps: tuple[Step, ...], cached: int, limits: Limits) -> list[str]:
+    """The plan: one line for each step, what it is predicted to hold and to take, and all of them together."""
+    width = max((len(step.label) for step in steps), default=0)
+    lines = [_plan_line(step, width, limits) for step in steps]
+    seconds = sum(step.cost.seconds for step in steps) / limits.jobs
+    most = f"{limits.most_bytes / 1e9:.1f} GB{' each' if limits.apart else ''}"
+    about = f"about {spelled_time(seconds)} with {limits.jobs} at a time in {most}" if steps else "nothing to run"
+    return [f"plan: {len(steps)} steps, {cached} more in the cache; {about}", *lines]
+
+
+def _plan_line(step: Step, width: int, limits: Limits) -> str:
+    memory, least = step.cost.peak_bytes / 1e9, limits.most_bytes
+    note = "   does not fit" if step.cost.peak_bytes > least else ""
+    return f"  {step.label:<{width}}  {memory:5.1f} GB  {spelled_time(step.cost.seconds):>8}{note}"
+
+
+def spelled_time(seconds: float) -> str:
+    """``45 s``, ``3 min``, ``2 h 10 min``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def outcome_table(outcome: Outcome) -> Table:
+    """One row for each export: where it came from, how large it is, how far it is from the checkpoint."""
+    table = Table(title="exports")
+    for name in ("folder", "", "MB", "worst component dB", "picture dB"):
+        table.add_column(name, justify="left" if name in ("folder", "") else "right")
+    for one in outcome.exports:
+        present = one.status not in ("failed", "planned")
+        figures = _figures(one.folder) if present else ("-", "-", "-")
+        colour = "red" if one.status == "failed" else "green"
+        table.add_row(escape(str(one.folder)), f"[{colour}]{one.status}[/]", *figures)
+    return table
+
+
+def _figures(folder: Path) -> tuple[str, str, str]:
+    manifest = read_manifest(folder)
+    worst = min((entry.parity.snr_db for entry in manifest.artifacts if entry.parity), default=None)
+    picture = manifest.picture_psnr_db
+    size = sum(entry.bytes for entry in manifest.artifacts) / 1e6
+    return f"{size:,.1f}", "-" if worst is None else f"{worst:.1f}", "-" if picture is None else f"{picture:.1f}"
+
+
+def cache_table(listed: Sequence[Listed], root: str) -> Table:
+    """One row for each entry, and their bytes together in the title."""
+    total = sum(one.entry.bytes for one in listed) / 1e6
+    table = Table(title=escape(f"{root}: {len(listed)} entries, {total:,.1f} MB"))
+    for name in ("key", "made", "files", "MB", "last used"):
+        table.add_column(name, justify="right" if name in ("files", "MB") else "left")
+    for one in listed:
+        entry, used = one.entry, time.strftime("%Y-%m-%d %H:%M", time.localtime(one.used))
+        table.add_row(entry.key[:12], escape(entry.label), str(len(entry.files)), f"{entry.bytes / 1e6:,.1f}", used)
+    return table
+
+
+def shared_table(shared: Iterable[Shared]) -> Table:
+    """One row per component: its packages together, and the one that they became."""
+    table = Table(title="weights stored once")
+    for name in ("component", "apart KB", "joined KB"):
+        table.add_column(name, justify="left" if name == "component" else "right")
+    for one in shared:
+        table.add_row(escape(one.component), f"{one.apart / 1000:,.0f}", f"{one.joined / 1000:,.0f}")
+    return table

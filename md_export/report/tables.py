@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Final, NamedTuple
 
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from md_export.artifact import ArtifactEntry
-from md_export.manifest import Manifest
-from md_export.parity.metrics import EXACT_DB
-from md_export.parity.verify import ComponentResult, VerifyResult
+from md_export.diagnose.inspect import CONVENTION, PAPER, Inspection
+from md_export.spec.artifact import ArtifactEntry
+from md_export.spec.manifest import Manifest
+from md_export.targets.contract import Description
+from md_export.verify.judge import ComponentResult, VerifyResult
+from md_export.verify.metrics import EXACT_DB
 
 _FAIL: Final = "FAIL"
 
@@ -95,3 +99,55 @@ def _component_row(item: ComponentResult) -> tuple[str, ...]:
 
 def _verdict(faults: tuple[str, ...]) -> str:
     return f"{_FAIL}: " + "; ".join(faults) if faults else "ok"
+
+
+def console(stderr: bool = False) -> Console:
+    """Standard output or error; wide enough for a table where it is not a terminal."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr) if stream.isatty() else Console(width=140, stderr=stderr)
+
+
+def description_tables(found: Description, title: str) -> tuple[Table, ...]:
+    """What the artifact tells an app; then weights by stored type, and operations."""
+    counted = {"stored": found.stored, "ops": found.ops}
+    notes = Table("note", "value", title=f"{escape(title)}: what it tells an app")
+    for name, value in found.notes.items():
+        notes.add_row(escape(name), escape(value))
+    inside = Table(title="what it holds")
+    for column in ("", "kind", "bytes or number"):
+        inside.add_column(column, justify="right" if column.startswith("bytes") else "left")
+    for label, counts in counted.items():
+        for kind, count in sorted(counts.items(), key=lambda item: -item[1]):
+            inside.add_row(label, escape(kind), f"{count:,}")
+    return notes, inside
+
+
+def inspection_tables(inspection: Inspection, title: str, arch: str | None) -> tuple[Table | str, ...]:
+    """Figures per component, the paper's beside ours, and how multiply-adds are counted."""
+    return (_figures(inspection, title), _comparison(inspection, arch), f"Convention: {CONVENTION}.")
+
+
+def _figures(inspection: Inspection, title: str) -> Table:
+    table = Table(title=title)
+    for name in ("component", "parameters M", "GMAC", "GMAC w/o padding taps", "conv blocks", "SA", "CA"):
+        table.add_column(name, justify="left" if name == "component" else "right")
+    for item in (*inspection.components, inspection.whole):
+        blocks = (item.conv_blocks, item.self_attentions, item.cross_attentions)
+        table.add_row(
+            item.name,
+            f"{item.parameters / 1e6:.2f}",
+            f"{item.macs / 1e9:.3f}",
+            f"{item.macs_without_padding / 1e9:.3f}",
+            *(str(count) if any(blocks) else "-" for count in blocks),
+        )
+    return table
+
+
+def _comparison(inspection: Inspection, arch: str | None) -> Table:
+    paper = arch if arch is not None and arch in PAPER else inspection.family
+    table = Table(title=f"beside the paper's {paper} (arXiv 2311.16567)")
+    for name in ("figure", "here", "paper", "difference"):
+        table.add_column(name, justify="left" if name == "figure" else "right")
+    for row in inspection.compare(paper):
+        table.add_row(row.label, f"{row.ours:,.4g}", f"{row.paper:,.4g}", f"{row.percent:+.1f} %")
+    return table

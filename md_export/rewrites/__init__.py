@@ -14,15 +14,12 @@ from typing import Final
 
 from torch import nn
 
-from md_export.artifact import RewriteRecord
 from md_export.errors import RewriteError
-from md_export.names import CONTROLNET
-from md_export.rewrites.adopt import adopt
+from md_export.rewrites.adopt import CONTROLNET_MODEL, UNET, adopt, type_name
 from md_export.rewrites.fold_attention_scale import count_unscaled, fold_attention_scale
 from md_export.rewrites.fold_norm_affine import count_plain_norms, fold_norm_affine
 from md_export.rewrites.fold_timestep import count_one_step, fold_timestep
 from md_export.rewrites.fold_x0 import count_latent, fold_x0
-from md_export.rewrites.foreign import CONTROLNET_MODEL, UNET, type_name
 from md_export.rewrites.gelu_to_swish import count_swish, gelu_to_swish
 from md_export.rewrites.group_norm_to_instance_norm import count_instance_norm, group_norm_to_instance_norm
 from md_export.rewrites.linear_to_conv2d import count_conv2d, linear_to_conv2d
@@ -34,7 +31,9 @@ from md_export.rewrites.tabulate_timestep import count_tabled, tabulate_timestep
 from md_export.rewrites.tokens_to_maps import count_maps, tokens_to_maps
 from md_export.rewrites.upsample_to_four_convs import count_four_convs, upsample_to_four_convs
 from md_export.rewrites.vector_linear_to_conv2d import count_vector_conv2d, vector_linear_to_conv2d
-from md_export.sampler import OneStep
+from md_export.spec.artifact import RewriteRecord
+from md_export.spec.names import CONTROLNET
+from md_export.spec.sampler import OneStep
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from md_export.components.layers import Attention
-from md_export.components.text_encoder import TextEncoder
-from md_export.components.unet_blocks import TransformerStack
-from md_export.components.vae import SpatialAttention
+from md_export.models.layers import Attention
+from md_export.models.text_encoder import TextEncoder
+from md_export.models.unet import TransformerStack
+from md_export.models.vae import SpatialAttention
 from md_export.rewrites.token_forms import ClipProjections, scaled
 
 # Scores [B, heads, Lq, Lk] → weights of the same shape.

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from md_export.components.layers import Attention
-from md_export.components.vae import SpatialAttention
-from md_export.sampler import OneStep
+from md_export.models.layers import Attention
+from md_export.models.vae import SpatialAttention
+from md_export.spec.sampler import OneStep
 
 
 def fold_attention_scale(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG001 (the table's signature)

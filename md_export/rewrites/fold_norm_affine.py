@@ -16,13 +16,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from md_export.components.layers import SepConvBlock
-from md_export.components.unet_blocks import TransformerBlock, TransformerStack
-from md_export.components.vae import SpatialAttention
 from md_export.errors import RewriteError
+from md_export.models.layers import SepConvBlock
+from md_export.models.unet import TransformerBlock, TransformerStack
+from md_export.models.vae import SpatialAttention
 from md_export.rewrites.channel_layer_norm import ChannelLayerNorm
 from md_export.rewrites.fold_timestep import TimelessSepConvBlock
-from md_export.sampler import OneStep
+from md_export.spec.sampler import OneStep
 
 # A norm, and every layer that reads it.
 Reading = tuple[Any, list[Any]]

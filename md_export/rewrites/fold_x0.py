@@ -16,10 +16,10 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
-from md_export.components.unet import MDUNet
+from md_export.models.unet import MDUNet
+from md_export.rewrites.adopt import UNET, type_name
 from md_export.rewrites.fold_timestep import OneStepUNet
-from md_export.rewrites.foreign import UNET, type_name
-from md_export.sampler import OneStep
+from md_export.spec.sampler import OneStep
 
 
 class X0Combine(nn.Module):

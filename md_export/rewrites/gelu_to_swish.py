@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from md_export.components.layers import Gelu, GluProjection, Swish
-from md_export.sampler import OneStep
+from md_export.models.layers import Gelu, GluProjection, Swish
+from md_export.spec.sampler import OneStep
 
 
 def gelu_to_swish(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG001 (the table's signature)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from md_export.sampler import OneStep
+from md_export.spec.sampler import OneStep
 
 
 class InstanceGroupNorm(nn.GroupNorm):

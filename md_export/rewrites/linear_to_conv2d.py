@@ -15,10 +15,10 @@ from typing import Final
 
 from torch import nn
 
-from md_export.components.layers import Attention, GluProjection
-from md_export.components.text_encoder import TextEncoder
-from md_export.components.unet_blocks import TransformerStack
-from md_export.components.vae import SpatialAttention
+from md_export.models.layers import Attention, GluProjection
+from md_export.models.text_encoder import TextEncoder
+from md_export.models.unet import TransformerStack
+from md_export.models.vae import SpatialAttention
 from md_export.rewrites.channel_first import (
     ChannelFirstAttention,
     ChannelFirstClipAttention,
@@ -28,7 +28,7 @@ from md_export.rewrites.channel_first import (
 )
 from md_export.rewrites.channel_layer_norm import to_channel_layer_norm
 from md_export.rewrites.token_forms import ChannelGlu, TokenForm
-from md_export.sampler import OneStep
+from md_export.spec.sampler import OneStep
 
 _FORM: Final = TokenForm(
     {

@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from md_export.components.layers import Attention, Relu, Softmax
 from md_export.errors import RewriteError
+from md_export.models.layers import Attention, Relu, Softmax
 from md_export.rewrites.channel_first import ChannelFirstAttention
 from md_export.rewrites.token_forms import scaled
-from md_export.sampler import OneStep
+from md_export.spec.sampler import OneStep
 
 
 class SplitHeadAttention(ChannelFirstAttention):

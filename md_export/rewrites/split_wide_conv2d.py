@@ -17,7 +17,7 @@ from typing import Final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from md_export.sampler import OneStep
+from md_export.spec.sampler import OneStep
 
 LARGEST_SUM: Final = 8192
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from md_export.sampler import OneStep
+from md_export.spec.sampler import OneStep
 
 
 class StagedGroupNorm(nn.GroupNorm):

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from md_export.components.layers import TimestepEmbedding
+from md_export.models.layers import TimestepEmbedding
+from md_export.rewrites.adopt import TIMESTEPS, type_name
 from md_export.rewrites.fold_timestep import count_one_step
-from md_export.rewrites.foreign import TIMESTEPS, type_name
-from md_export.sampler import OneStep
+from md_export.spec.sampler import OneStep
 
 
 class Tabled(nn.Module):

@@ -8,10 +8,10 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
-from md_export.components.layers import GluProjection
-from md_export.components.text_encoder import TextEncoder
-from md_export.components.unet_blocks import TransformerStack
-from md_export.components.vae import SpatialAttention
+from md_export.models.layers import GluProjection
+from md_export.models.text_encoder import TextEncoder
+from md_export.models.unet import TransformerStack
+from md_export.models.vae import SpatialAttention
 from md_export.rewrites.conv1x1 import as_conv2d
 
 # Where tokens are; TextEncoder is what surrounds transformers' own layers.

@@ -14,10 +14,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from md_export.components.layers import Attention
-from md_export.components.text_encoder import TextEncoder
-from md_export.components.unet_blocks import TransformerStack
-from md_export.components.vae import SpatialAttention
+from md_export.models.layers import Attention
+from md_export.models.text_encoder import TextEncoder
+from md_export.models.unet import TransformerStack
+from md_export.models.vae import SpatialAttention
 from md_export.rewrites.token_forms import ClipProjections, scaled
 
 

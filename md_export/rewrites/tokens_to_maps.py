@@ -15,10 +15,10 @@ from typing import Final
 
 from torch import nn
 
-from md_export.components.layers import Attention, GluProjection
-from md_export.components.text_encoder import TextEncoder
-from md_export.components.unet_blocks import TransformerStack
-from md_export.components.vae import SpatialAttention
+from md_export.models.layers import Attention, GluProjection
+from md_export.models.text_encoder import TextEncoder
+from md_export.models.unet import TransformerStack
+from md_export.models.vae import SpatialAttention
 from md_export.rewrites.token_forms import ROOTS, ChannelGlu, TokenForm
 from md_export.rewrites.token_maps import (
     MapAttention,
@@ -28,7 +28,7 @@ from md_export.rewrites.token_maps import (
     MapTextEncoder,
     to_map_layer_norm,
 )
-from md_export.sampler import OneStep
+from md_export.spec.sampler import OneStep
 
 _FORM: Final = TokenForm(
     {

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from md_export.components.unet_blocks import Upsample
-from md_export.sampler import OneStep
+from md_export.models.unet import Upsample
+from md_export.spec.sampler import OneStep
 
 
 class FourConv2d(nn.Conv2d):

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from md_export.components.layers import ResnetBlock, SepConvBlock, TimestepEmbedding
+from md_export.models.layers import ResnetBlock, SepConvBlock, TimestepEmbedding
+from md_export.rewrites.adopt import TIMESTEP_EMBEDDING, type_name
 from md_export.rewrites.conv1x1 import as_conv2d
 from md_export.rewrites.fold_timestep import count_one_step
-from md_export.rewrites.foreign import TIMESTEP_EMBEDDING, type_name
-from md_export.sampler import OneStep
+from md_export.spec.sampler import OneStep
 
 
 class VectorConv2d(nn.Conv2d):

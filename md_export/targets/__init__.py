@@ -14,14 +14,15 @@ if TYPE_CHECKING:
     from torch import nn
 
 from md_export.errors import ArtifactError, MissingExtraError
-from md_export.scheme import QuantScheme
-from md_export.storage import WeightStorage
+from md_export.spec.runner import Runner
+from md_export.spec.scheme import QuantScheme
+from md_export.spec.tensors import Array, Arrays
+from md_export.spec.weight_storage import WeightStorage
 from md_export.targets.advice import LintReport
-from md_export.targets.contract import Description, LoweringJob, Runner, Step, TargetModule
+from md_export.targets.contract import Description, LoweringJob, Step, TargetModule
 from md_export.targets.costs import OpCost
 from md_export.targets.editing import Constant
 from md_export.targets.stored import StoredWeight
-from md_export.tensors import Array, Arrays
 
 
 @dataclass(frozen=True)

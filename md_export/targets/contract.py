@@ -6,19 +6,20 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from torch import nn
 
-from md_export.calibration import RangeRule
-from md_export.recipe import QuantScheme
-from md_export.storage import WeightStorage
+from md_export.spec.calibration import RangeRule
+from md_export.spec.recipe import QuantScheme
+from md_export.spec.runner import Runner
+from md_export.spec.tensors import Array, Arrays, TensorSpec
+from md_export.spec.weight_storage import WeightStorage
 from md_export.targets.advice import LintReport
 from md_export.targets.costs import OpCost
 from md_export.targets.editing import Constant
 from md_export.targets.stored import StoredWeight
-from md_export.tensors import Array, Arrays, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -94,27 +95,6 @@ class Step:
     modules: tuple[str, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-
-
-class Runner(Protocol):
-    """An artifact loaded in its own runtime."""
-
-    def run(self, inputs: Arrays) -> dict[str, Array]:
-        """Execute once. Names, shapes and dtypes are the manifest's.
-
-        Raises:
-            RuntimeFault: the runtime refused the artifact or the inputs.
-        """
-        ...
-
-
-@runtime_checkable
-class WatchedRunner(Runner, Protocol):
-    """A runner that sees inside the artifact."""
-
-    def hazards(self) -> tuple[str, ...]:
-        """What went wrong in the runs so far although the outputs may look right: one line each."""
-        ...
 
 
 class TargetModule(Protocol):

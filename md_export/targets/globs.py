@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from fnmatch import fnmatchcase
 
 from md_export.errors import ConversionError
-from md_export.scheme import QuantScheme
+from md_export.spec.scheme import QuantScheme
 from md_export.targets.contract import LoweringJob
 
 

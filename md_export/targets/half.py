@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from md_export.errors import ConversionError
-from md_export.pages import let_go_of
+from md_export.system.memory import let_go_of
 
 
 def half_copy(module: nn.Module) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from md_export.errors import RuntimeFault
-from md_export.tensors import Arrays, TensorSpec
+from md_export.spec.tensors import Arrays, TensorSpec
 
 
 def check_inputs(name: str, specs: tuple[TensorSpec, ...], inputs: Arrays) -> None:

@@ -13,8 +13,8 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from md_export.calibration import RangeRule
-from md_export.tensors import Array
+from md_export.spec.calibration import RangeRule
+from md_export.spec.tensors import Array
 
 _Floats = NDArray[np.float64]
 

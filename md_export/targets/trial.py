@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import nn
 
-from md_export.scheme import QuantScheme
+from md_export.spec.scheme import QuantScheme
+from md_export.spec.tensors import Array, Arrays, TensorSpec
 from md_export.targets.contract import LoweringJob, TargetModule
-from md_export.tensors import Array, Arrays, TensorSpec
 
 
 def answer_of(

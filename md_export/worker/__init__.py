@@ -1,4 +1,4 @@
-"""What worker processes do: one function a task, plain data in and out; see :mod:`md_export.workers`."""
+"""What worker processes do: one function a task, plain data in and out; see :mod:`md_export.system.isolation`."""
 
 from __future__ import annotations
 

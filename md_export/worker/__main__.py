@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from md_export.errors import MdExportError
-from md_export.orphans import end_with_parent
+from md_export.system.isolation import end_with_parent
 from md_export.worker import TASKS
 
 

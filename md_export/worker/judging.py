@@ -13,8 +13,8 @@ def lint(request: dict[str, Any]) -> dict[str, Any]:
     """Advise on one artifact; with inputs, run it and answer with float16 hazards too."""
     import dataclasses
 
-    from md_export.executing import load_batches
     from md_export.targets import TARGETS
+    from md_export.targets.execution import load_batches
 
     target = TARGETS[request["target"]].open()
     batches = load_batches(Path(request["inputs"]))
@@ -35,7 +35,7 @@ def audit(request: dict[str, Any]) -> dict[str, Any]:
     """Hold every weight that one artifact stores against the checkpoint; answers with what was found."""
     import dataclasses
 
-    from md_export.parity.stored.audit import audit_in_worker
+    from md_export.verify.weights.audit import audit_in_worker
 
     found = audit_in_worker(Path(request["out"]), Path(request["checkpoint"]), request["component"])
     return dataclasses.asdict(found)
@@ -43,7 +43,7 @@ def audit(request: dict[str, Any]) -> dict[str, Any]:
 
 def self_test(request: dict[str, Any]) -> dict[str, Any]:
     """Damage copies of an export and see which check of the gate notices; answers with one row for each try."""
-    from md_export.parity.selftest.command import rows_in_worker
+    from md_export.verify.selftest.command import rows_in_worker
 
     return {"rows": rows_in_worker(Path(request["out"]), Path(request["checkpoint"]))}
 
@@ -52,7 +52,7 @@ def attribute(request: dict[str, Any]) -> dict[str, Any]:
     """Follow one artifact module by module; answers with what was found, without hops."""
     import dataclasses
 
-    from md_export.parity.modules.blame import blame_in_worker
+    from md_export.diagnose.attribution.attribute import blame_in_worker
 
     found = blame_in_worker(Path(request["out"]), request["component"], Path(request["checkpoint"]))
     return dataclasses.asdict(found)
@@ -60,7 +60,7 @@ def attribute(request: dict[str, Any]) -> dict[str, Any]:
 
 def rewritten(request: dict[str, Any]) -> dict[str, Any]:
     """Hold a component's torch module, rewritten as it was lowered, against the golden outputs of some cases."""
-    from md_export.parity.modules.blame import rewritten_in_worker
+    from md_export.diagnose.attribution.attribute import rewritten_in_worker
 
     folders = Path(request["out"]), Path(request["checkpoint"])
     return {"snr_db": rewritten_in_worker(folders[0], request["component"], folders[1], request["cases"])}
@@ -68,7 +68,7 @@ def rewritten(request: dict[str, Any]) -> dict[str, Any]:
 
 def contract(request: dict[str, Any]) -> dict[str, Any]:
     """Hold an export in the Swift layout against what Apple's Swift package reads; answers with the faults."""
-    from md_export.swift.contract import faults
+    from md_export.engine.swift_bundle import faults
 
     return {"faults": faults(Path(request["folder"]), tuple(request["packages"]))}
 
@@ -77,7 +77,7 @@ def crosscheck(request: dict[str, Any]) -> dict[str, Any]:
     """Hold two artifacts of one component against each other; answers with what was found."""
     import dataclasses
 
-    from md_export.crosscheck.artifacts import crosscheck_in_worker
+    from md_export.diagnose.crosscheck.artifacts import crosscheck_in_worker
 
     paths = [Path(request[name]) for name in ("first", "second", "checkpoint")]
     return dataclasses.asdict(crosscheck_in_worker(*paths))
@@ -87,6 +87,6 @@ def crosscheck_operations(_request: dict[str, Any]) -> dict[str, Any]:
     """Run a corpus of single operations on two targets; answers with one row for each."""
     import dataclasses
 
-    from md_export.crosscheck.operations import rows
+    from md_export.diagnose.crosscheck.operations import rows
 
     return {"rows": [dataclasses.asdict(row) for row in rows()]}

@@ -11,22 +11,22 @@ from typing import Any
 
 def build(request: dict[str, Any]) -> dict[str, Any]:
     """Make one artifact; answers with its manifest entry."""
-    from md_export.artifact import entry_to_dict
-    from md_export.build import BuildStep, build_component
+    from md_export.engine.artifact import BuildStep, build_component
+    from md_export.spec.artifact import entry_to_dict
 
     return entry_to_dict(build_component(BuildStep.from_dict(request)))
 
 
 def plan(request: dict[str, Any]) -> dict[str, Any]:
     """All steps that lead to the exports of some recipes, each with its key in the cache."""
-    from md_export.matrix.planning import plan_in_worker
+    from md_export.engine.planning import plan_in_worker
 
     return plan_in_worker(request)
 
 
 def step(request: dict[str, Any]) -> dict[str, Any]:
     """One step of a plan: files go to the request's folder, the answer is what else is to be kept."""
-    from md_export.matrix.inside import step_in_worker
+    from md_export.engine.steps import step_in_worker
 
     return step_in_worker(request)
 

@@ -13,9 +13,9 @@ def execute(request: dict[str, Any]) -> dict[str, Any]:
     """Run one artifact on batches of inputs; outputs go to the named file, the answer is what was found inside."""
     import dataclasses
 
-    from md_export.executing import load_batches, save_batches
+    from md_export.spec.runner import WatchedRunner
     from md_export.targets import TARGETS
-    from md_export.targets.contract import WatchedRunner
+    from md_export.targets.execution import load_batches, save_batches
 
     target = TARGETS[request["target"]].open()
     options = {} if request["runtime"] is None else {"runtime": request["runtime"]}
@@ -27,12 +27,12 @@ def execute(request: dict[str, Any]) -> dict[str, Any]:
 
 def walk(request: dict[str, Any]) -> dict[str, Any]:
     """Take all steps of some pictures with a UNet's artifact, and a ControlNet's if named; latents go to a file."""
-    from md_export.denoising import denoise
-    from md_export.executing import load_batches, save_batches
-    from md_export.sampler import ddim_from_dict
-    from md_export.sampling import only_output
+    from md_export.models.sampling.denoising import denoise
+    from md_export.models.sampling.generate import only_output
+    from md_export.spec.sampler import ddim_from_dict
     from md_export.targets import TARGETS
     from md_export.targets.contract import WatchedRunner
+    from md_export.targets.execution import load_batches, save_batches
 
     paths = [Path(request[name]) for name in ("path", "control") if name in request]
     runner, *controls = (TARGETS[request["target"]].open().load(path) for path in paths)
@@ -46,7 +46,7 @@ def walk(request: dict[str, Any]) -> dict[str, Any]:
 
 def execute_on_gpu(request: dict[str, Any]) -> dict[str, Any]:
     """Run a .tflite file, or its first ops beside XNNPACK's answer, on LiteRT's GPU engine."""
-    from md_export.executing import load_batches, save_batches
+    from md_export.targets.execution import load_batches, save_batches
     from md_export.targets.tflite.gpu.engine import run_on_gpu
     from md_export.targets.tflite.gpu.prefix import write_prefix
     from md_export.targets.tflite.run import load
@@ -67,7 +67,7 @@ def compile_for_npu(request: dict[str, Any]) -> dict[str, Any]:
     """Compile an ONNX graph for a chip's NPU; answers with what the compiler took and refused."""
     import dataclasses
 
-    from md_export.socs import Soc
+    from md_export.spec.snapdragon import Soc
     from md_export.targets.onnx.npu.context import compile_context
 
     soc = Soc(**request["soc"])
@@ -86,8 +86,8 @@ def cut_for_npu(request: dict[str, Any]) -> dict[str, Any]:
 
 def execute_on_npu(request: dict[str, Any]) -> dict[str, Any]:
     """Run a compiled graph on batches of inputs in the NPU's simulator; outputs go to the named file."""
-    from md_export.executing import load_batches, save_batches
-    from md_export.socs import Soc
+    from md_export.spec.snapdragon import Soc
+    from md_export.targets.execution import load_batches, save_batches
     from md_export.targets.onnx.npu.context import check_context
     from md_export.targets.onnx.npu.engine import run_on_npu
 
@@ -102,9 +102,9 @@ def try_on_npu(request: dict[str, Any]) -> dict[str, Any]:
     """Run a graph on the CPU, compile it for a chip's NPU and run that; outputs of both go to the named files."""
     import dataclasses
 
-    from md_export.artifact import files_of_context
-    from md_export.executing import load_batches, save_batches
-    from md_export.socs import Soc
+    from md_export.spec.artifact import files_of_context
+    from md_export.spec.snapdragon import Soc
+    from md_export.targets.execution import load_batches, save_batches
     from md_export.targets.onnx.npu.context import compile_context
     from md_export.targets.onnx.npu.engine import run_on_npu
     from md_export.targets.onnx.run import UNOPTIMIZED, load
@@ -124,6 +124,6 @@ def try_on_npu(request: dict[str, Any]) -> dict[str, Any]:
 
 def canary(request: dict[str, Any]) -> dict[str, Any]:
     """Convert and run a module of a few ops on one target; answers with how well it computes."""
-    from md_export.doctor.canary import fly_in_worker
+    from md_export.diagnose.doctor.canary import fly_in_worker
 
     return fly_in_worker(request["target"])

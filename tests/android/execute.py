@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from md_export.spec.tensors import Array, TensorSpec
 from md_export.targets.tflite.lower import SIGNATURE
 from md_export.targets.tflite.run import load
-from md_export.tensors import Array, TensorSpec
 
 
 def main(model: str, signature: str, folder: str, *names: str) -> None:

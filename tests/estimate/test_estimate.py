@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from md_export.checkpoint import open_checkpoint
+from md_export.diagnose.estimate.command import costs_of, estimate
+from md_export.diagnose.estimate.devices import knowledge
+from md_export.diagnose.estimate.fit import fit_of
+from md_export.diagnose.estimate.roofline import seconds_of
+from md_export.diagnose.inspect import inspect_config
 from md_export.errors import ArtifactError
-from md_export.estimate.command import costs_of, estimate
-from md_export.estimate.devices import knowledge
-from md_export.estimate.fit import fit_of
-from md_export.estimate.roofline import seconds_of
-from md_export.inspection import inspect_config
-from md_export.manifest import read_manifest
+from md_export.spec.manifest import read_manifest
 from support import ONE_EACH, Exported
 from test_cli import fails, md_export
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from md_export.diagnose.estimate.devices import Device, UnitClass, knowledge
+from md_export.diagnose.estimate.ranking import by, changes, pattern
+from md_export.diagnose.estimate.roofline import Constants, floor_of, seconds_of
 from md_export.errors import UsageError
-from md_export.estimate.devices import Device, UnitClass, knowledge
-from md_export.estimate.ranking import by, changes, pattern
-from md_export.estimate.roofline import Constants, floor_of, seconds_of
 from md_export.targets.costs import Node, OpCost, Value, Work, costs_of, einsum_macs, product_macs
 
 UNIT: Final = UnitClass("a unit", ("onnx",), ("spill",), "float16", "none")

@@ -15,16 +15,16 @@ from click.testing import CliRunner, Result
 from matrix.toy import Quiet
 from md_export.checkpoint import open_checkpoint
 from md_export.cli import cli
-from md_export.data import builtin_recipe
+from md_export.engine.build import build
+from md_export.engine.cache import Cache
+from md_export.engine.request import BuildRequest, load_recipes
 from md_export.errors import ConversionError, MdExportError
-from md_export.files import sha256_of
-from md_export.manifest import read_manifest
-from md_export.matrix.cache import Cache
-from md_export.matrix.check import check_exports
-from md_export.matrix.request import BuildRequest, load_recipes
-from md_export.matrix.run import build
-from md_export.parity.verify import verify
-from md_export.workers import answer_of, run_worker
+from md_export.spec.manifest import read_manifest
+from md_export.spec.shipped_files import builtin_recipe
+from md_export.system.files import sha256_of
+from md_export.system.isolation import answer_of, run_worker
+from md_export.verify.judge import verify
+from md_export.verify.manifest_check import check_exports
 from support import Exported
 
 TEXT = 'name = "x"\nrecipes = ["mine.toml"]\ncomponents = ["vae_decoder"]\n'

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from md_export.engine.cache import Cache, default_root
+from md_export.engine.keys import key_of
 from md_export.errors import ArtifactError, OutputError
-from md_export.matrix.cache import Cache, default_root
-from md_export.matrix.keys import key_of
-from md_export.matrix.workspace import workspace
+from md_export.system.workspace import workspace
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from md_export.matrix.costs import Measured, artifact_cost, cases_cost, export_cost
-from md_export.matrix.plan import Cost
-from md_export.scheme import QuantScheme
+from md_export.engine.costs import Measured, artifact_cost, cases_cost, export_cost
+from md_export.engine.plan import Cost
+from md_export.spec.scheme import QuantScheme
 from md_export.targets import TARGETS
 
 FLOAT16 = QuantScheme("float16", "float16")

@@ -17,15 +17,15 @@ from click.testing import CliRunner, Result
 
 from matrix.toy import Quiet, toy_build, toy_plan
 from md_export.cli import cli
+from md_export.engine import executors as sites
+from md_export.engine.build import build
+from md_export.engine.cache import Cache
+from md_export.engine.dask import versions
+from md_export.engine.request import BuildRequest, load_recipes
+from md_export.engine.shared_store import Store
 from md_export.errors import MdExportError, RuntimeFault, UsageError
-from md_export.files import sha256_of
-from md_export.matrix import sites
-from md_export.matrix.cache import Cache
-from md_export.matrix.check import check_export
-from md_export.matrix.request import BuildRequest, load_recipes
-from md_export.matrix.run import build
-from md_export.matrix.store import Store
-from md_export.matrix.there import versions
+from md_export.system.files import sha256_of
+from md_export.verify.manifest_check import check_export
 from support import Exported
 
 distributed = pytest.importorskip("distributed")
@@ -207,5 +207,8 @@ def test_contradictions(words: tuple[str, ...], message: str) -> None:
 
 
 def test_nobody_at_the_address(folder: Path) -> None:
-    with patch("md_export.cluster._CONNECT_S", 0.5), pytest.raises(MdExportError, match="no Dask scheduler answers"):
+    with (
+        patch("md_export.engine.dask._CONNECT_S", 0.5),
+        pytest.raises(MdExportError, match="no Dask scheduler answers"),
+    ):
         toy_build(folder, Quiet(), **on("tcp://127.0.0.1:1", folder))

@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 
 from md_export.checkpoint import open_checkpoint
+from md_export.engine.inputs import inputs_of
+from md_export.engine.keys import Seen
+from md_export.engine.request import BuildRequest, load_recipes
+from md_export.engine.shared_store import BackedCache, Store
 from md_export.errors import ArtifactError
-from md_export.files import sha256_of
-from md_export.matrix.backed import BackedCache
-from md_export.matrix.inputs import inputs_of
-from md_export.matrix.request import BuildRequest, load_recipes
-from md_export.matrix.seen import Seen
-from md_export.matrix.store import Store
+from md_export.system.files import sha256_of
 
 pytest.importorskip("fsspec")
 

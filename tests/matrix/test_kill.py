@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from matrix.toy import Quiet, sound, toy_build, toy_plan
+from md_export.engine import cache as cache_module
+from md_export.engine import cache as entry_module
 from md_export.errors import OutputError
-from md_export.files import sha256_of
-from md_export.matrix import cache as cache_module
-from md_export.matrix import entry as entry_module
-from md_export.matrix.workspace import is_in_use, sweep, workspace
+from md_export.system.files import sha256_of
+from md_export.system.workspace import is_in_use, sweep, workspace
 
 PROGRAM = Path(__file__).with_name("toy.py")
 
@@ -44,7 +44,7 @@ def test_what_is_half_is_noticed(tmp_path: Path) -> None:
 
 def test_folders_of_dead_processes_are_swept_and_those_of_the_living_are_not(tmp_path: Path) -> None:
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom md_export.matrix.workspace import workspace\n"
+        "import sys, time\nfrom pathlib import Path\nfrom md_export.system.workspace import workspace\n"
         "with workspace(Path(sys.argv[1])) as folder:\n"
         "    (folder / 'half').write_text('x')\n    print('ready', flush=True)\n    time.sleep(600)\n"
     )

@@ -9,7 +9,7 @@ import pytest
 
 from matrix.toy import Quiet, toy_build, toy_plan
 from md_export.errors import OutputError
-from md_export.files import sha256_of
+from md_export.system.files import sha256_of
 
 
 @pytest.fixture

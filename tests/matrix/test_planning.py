@@ -15,14 +15,14 @@ import torch
 from safetensors.torch import save_file
 
 from forks import FORKS
-from md_export.calibration import CalibrationPlan
-from md_export.data import builtin_recipe
+from md_export.engine.inputs import READ
+from md_export.engine.plan import ExportPlan, Plan, plan_from_json, plan_to_dict
+from md_export.engine.planning import plan
 from md_export.errors import RewriteError
-from md_export.matrix.opening import READ
-from md_export.matrix.plan import ExportPlan, Plan, plan_from_json, plan_to_dict
-from md_export.matrix.planning import plan
-from md_export.recipe import GoldenPlan, Recipe, Tolerance
-from md_export.recipe_file import load_recipe
+from md_export.spec.calibration import CalibrationPlan
+from md_export.spec.recipe import GoldenPlan, Recipe, Tolerance
+from md_export.spec.recipe_file import load_recipe
+from md_export.spec.shipped_files import builtin_recipe
 
 ARTIFACTS = {"text_encoder", "unet", "vae_decoder"}
 ALL = {"golden", "calibration", "export", *ARTIFACTS}
@@ -194,8 +194,8 @@ import json, os, sys
 from pathlib import Path
 root, opened = {str(nano)!r}, set()
 sys.addaudithook(lambda name, given: opened.add(str(given[0])) if name == "open" else None)
-from md_export.matrix.planning import plan
-from md_export.recipe_file import load_recipe
+from md_export.engine.planning import plan
+from md_export.spec.recipe_file import load_recipe
 from md_export.checkpoint import open_checkpoint
 plan([load_recipe(Path({str(builtin_recipe("onnx", "int8"))!r}))], Path(root), None)
 open_checkpoint(Path(root)).module("vae_decoder")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from md_export.data import builtin_recipe, builtin_recipes
+from md_export.engine.request import load_recipes
 from md_export.errors import RecipeError
-from md_export.matrix.request import load_recipes
+from md_export.spec.shipped_files import builtin_recipe, builtin_recipes
 
 SHIP = Path(__file__).parents[2] / "recipes" / "ship.toml"
 

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from matrix.toy import Quiet, step_of
+from md_export.engine.plan import Cost, Step
+from md_export.engine.scheduler import Failure, Limits, run_steps, submitter
 from md_export.errors import ConversionError
-from md_export.matrix.plan import Cost, Step
-from md_export.matrix.schedule import Failure, Limits, run_steps, submitter
 
 GB = 1_000_000_000
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from md_export.files import sha256_of
-from md_export.matrix import seen as seen_module
-from md_export.matrix.seen import Seen, files_in
+from md_export.engine import keys as seen_module
+from md_export.engine.keys import Seen, files_in
+from md_export.system.files import sha256_of
 
 
 @pytest.fixture

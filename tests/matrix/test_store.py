@@ -10,14 +10,13 @@ from typing import IO, Any
 
 import pytest
 
+from md_export.engine import shared_store as store
+from md_export.engine.cache import Entry, StoredFile, entry_from_json, entry_to_json
+from md_export.engine.keys import key_of
+from md_export.engine.shared_store import BackedCache, Store, store_url
 from md_export.errors import ArtifactError, MissingExtraError, RuntimeFault, UsageError
-from md_export.files import sha256_of_text
-from md_export.matrix import store
-from md_export.matrix.backed import BackedCache
-from md_export.matrix.entry import Entry, StoredFile, entry_from_json, entry_to_json
-from md_export.matrix.keys import key_of
-from md_export.matrix.store import Store, store_url
-from md_export.matrix.workspace import workspace
+from md_export.system.files import sha256_of_text
+from md_export.system.workspace import workspace
 
 fsspec = pytest.importorskip("fsspec")
 KEY = key_of({"name": "one"})

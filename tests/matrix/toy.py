@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import Final
 from unittest.mock import patch
 
-from md_export.files import sha256_of
-from md_export.matrix import run, sites
-from md_export.matrix.cache import Cache
-from md_export.matrix.keys import key_of
-from md_export.matrix.perform import Task
-from md_export.matrix.plan import Cost, ExportPlan, Plan, Step
-from md_export.matrix.request import BuildRequest
-from md_export.matrix.run import Outcome, build
-from md_export.matrix.schedule import Failure, Limits
-from md_export.matrix.there import Errand, perform_there
+from md_export.engine import build as run
+from md_export.engine import executors as sites
+from md_export.engine.build import Outcome, build
+from md_export.engine.cache import Cache
+from md_export.engine.dask import Errand, perform_there
+from md_export.engine.keys import key_of
+from md_export.engine.perform import Task
+from md_export.engine.plan import Cost, ExportPlan, Plan, Step
+from md_export.engine.request import BuildRequest
+from md_export.engine.scheduler import Failure, Limits
+from md_export.system.files import sha256_of
 
 COST: Final = Cost(1000, 1.0)
 _PIECES: Final = 4

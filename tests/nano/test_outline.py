@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from md_export.checkpoint.lora.source import adapted
-from md_export.data import nano_checkpoint
-from md_export.generation import pictures_of_checkpoint
+from md_export.engine.generate import pictures_of_checkpoint
+from md_export.spec.shipped_files import nano_checkpoint
 from training.drawing import draw
 from training.outline import Seen, draw_outlines, read, shares
 from training.scenes import all_pairs, all_singles, caption, is_held_out, single

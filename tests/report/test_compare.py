@@ -8,13 +8,13 @@ from xml.etree import ElementTree
 
 import pytest
 
-from md_export.artifact import Parity
-from md_export.budget import Regression
-from md_export.parity.regression.compare import ExportComparison, compare_snapshots
-from md_export.parity.regression.snapshot import Snapshot
-from md_export.report.annotations import error_annotations
+from md_export.diagnose.compare import ExportComparison, compare_snapshots
+from md_export.diagnose.snapshot import Snapshot
+from md_export.report.ci import error_annotations
 from md_export.report.compare import comparison_junit, comparison_markdown, comparison_tables
-from md_export.report.console import console
+from md_export.report.tables import console
+from md_export.spec.artifact import Parity
+from md_export.spec.recipe import Regression
 from support import Judged
 
 BUDGET = Regression(

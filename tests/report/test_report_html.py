@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from explained import insight
-from md_export.parity.insight import Insight
-from md_export.report.html import data_uri, html_page
+from md_export.diagnose.insight import Insight
+from md_export.report.page import data_uri, html_page
 from support import HOSTILE_PROMPT, Judged
 
 

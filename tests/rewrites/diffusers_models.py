@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from md_export.sampler import OneStep
-from md_export.tensors import TensorSpec
+from md_export.spec.sampler import OneStep
+from md_export.spec.tensors import TensorSpec
 from rewrites.forms import Subject
 
 TEXT: Final = 24  # channels of the text

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from md_export.rewrites.channel_layer_norm import to_channel_layer_norm
-from md_export.sampler import OneStep
-from md_export.tensors import TensorSpec
+from md_export.spec.sampler import OneStep
+from md_export.spec.tensors import TensorSpec
 from rewrites.forms import Graph, Subject, convert
 from rewrites.test_linear_to_conv2d import AFFINES
 

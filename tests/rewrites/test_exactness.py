@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from md_export.components.layers import Attention
-from md_export.components.text_encoder import TextEncoder
-from md_export.components.unet import MDUNet
-from md_export.components.vae_decoder import VAEDecoder
+from md_export.models.layers import Attention
+from md_export.models.text_encoder import TextEncoder
+from md_export.models.unet import MDUNet
+from md_export.models.vae import VAEDecoder
 from md_export.rewrites.channel_first import ChannelFirstClipAttention
 from rewrites.forms import EXACT_DB, Subject
 

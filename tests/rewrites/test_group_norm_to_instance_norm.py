@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from md_export.rewrites.group_norm_to_instance_norm import InstanceGroupNorm, group_norm_to_instance_norm
-from md_export.sampler import OneStep
+from md_export.spec.sampler import OneStep
 from rewrites.forms import NORM_SHAPES, Subject, check_norm
 
 

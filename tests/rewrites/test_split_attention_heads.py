@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from md_export.components.layers import Attention, Gelu, Relu, Softmax
 from md_export.errors import RewriteError
-from md_export.parity.metrics import compare
+from md_export.models.layers import Attention, Gelu, Relu, Softmax
 from md_export.rewrites.linear_to_conv2d import linear_to_conv2d
 from md_export.rewrites.split_attention_heads import split_attention_heads
-from md_export.sampler import OneStep
+from md_export.spec.sampler import OneStep
+from md_export.verify.metrics import compare
 from rewrites.forms import EXACT_DB, Subject
 from rewrites.test_folds import SMALL, inputs
 
@@ -25,7 +25,7 @@ def test_needs_the_channel_layout(subject: Callable[[str, str], Subject]) -> Non
 @pytest.mark.parametrize("weights", [Softmax(), Relu(1.5)])
 def test_keys_come_first(step: OneStep, weights: nn.Module) -> None:
     """Softmax and relu's 1/L run over the keys, also where there are fewer of them than queries."""
-    from md_export.components.unet import MDUNet
+    from md_export.models.unet import MDUNet
 
     torch.manual_seed(0)
     unet = MDUNet(replace(SMALL, attention_head_dim=16)).eval().requires_grad_(False)

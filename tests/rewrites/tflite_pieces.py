@@ -9,18 +9,18 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from md_export.components import ModelConfig
-from md_export.components.layers import ResnetBlock, TimestepEmbedding
-from md_export.components.text_encoder import TextEncoder
-from md_export.components.unet_blocks import TransformerStack, Upsample
-from md_export.components.vae import SpatialAttention
-from md_export.parity.metrics import compare, first_fault
-from md_export.recipe import QuantScheme
+from md_export.models.graph import ModelConfig
+from md_export.models.layers import ResnetBlock, TimestepEmbedding
+from md_export.models.text_encoder import TextEncoder
+from md_export.models.unet import TransformerStack, Upsample
+from md_export.models.vae import SpatialAttention
 from md_export.rewrites import REWRITES
-from md_export.sampler import OneStep
+from md_export.spec.recipe import QuantScheme
+from md_export.spec.sampler import OneStep
+from md_export.spec.tensors import Array, Arrays, TensorSpec
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
-from md_export.tensors import Array, Arrays, TensorSpec
+from md_export.verify.metrics import compare, first_fault
 from rewrites.test_folds import SMALL
 
 PIECES: Final = ("unet", "text", "vae")

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from md_export.engine.search.budget import Budget, parse_budget
 from md_export.errors import UsageError
-from md_export.search.budget import Budget, parse_budget
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from md_export.engine.search.budget import Budget
+from md_export.engine.search.choice import Base, Candidate, Module, Point, decibels, power, uniform
+from md_export.engine.search.choose import choose, first_passing, keeps_to
+from md_export.engine.search.tradeoff import curve
 from md_export.errors import UsageError
-from md_export.search.budget import Budget
-from md_export.search.choice import Base, Candidate, Module, Point, decibels, power, uniform
-from md_export.search.choose import choose, first_passing, keeps_to
-from md_export.search.curve import curve
 from search.cases import BASE, FORMS, all_points, problems
 
 FINE, COARSE = FORMS[0], FORMS[2]

@@ -16,10 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typing_extensions import Buffer
 
+from md_export.engine.search.choice import Candidate, Form, Module
+from md_export.engine.search.journal import Key, open_journal
 from md_export.errors import ArtifactError, OutputError
-from md_export.search.choice import Candidate, Module
-from md_export.search.form import Form
-from md_export.search.journal import Key, open_journal
 
 KEY = Key(
     checkpoint="a" * 64,
@@ -88,7 +87,7 @@ def test_killed_while_writing(tmp_path: Path) -> None:
     path = tmp_path / "search.jsonl"
     code = (
         "import sys, itertools, dataclasses\nfrom pathlib import Path\nfrom search.test_journal import KEY, ONE\n"
-        "from md_export.search.journal import open_journal\n"
+        "from md_export.engine.search.journal import open_journal\n"
         f"with open_journal(Path({str(path)!r}), KEY) as journal:\n"
         "    for count in itertools.count():\n"
         "        journal.append(dataclasses.replace(ONE, path=f'{count}' + 'x' * (count % 900)))\n"

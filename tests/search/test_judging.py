@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from md_export.engine.search.building import judged
 from md_export.errors import RuntimeFault
-from md_export.search.judging import judged
 
 
 def command(code: str) -> str:

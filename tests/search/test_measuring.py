@@ -18,14 +18,14 @@ from pathlib import Path
 import pytest
 
 import md_export
-from md_export import cluster as cluster_module
+from md_export.engine import dask as cluster_module
+from md_export.engine.search import spread
+from md_export.engine.search.choice import Module
+from md_export.engine.search.journal import open_journal
+from md_export.engine.search.measuring import TimeLeft, measure_all, spelled
+from md_export.engine.search.spread import Workers, dask_workers, local_workers, workers
 from md_export.errors import CheckpointError, MissingExtraError, RuntimeFault
 from md_export.report import progress
-from md_export.search import spread
-from md_export.search.choice import Module
-from md_export.search.journal import open_journal
-from md_export.search.measuring import TimeLeft, measure_all, spelled
-from md_export.search.spread import Workers, dask_workers, local_workers, workers
 from search.toy import KEY, jobs, measure, surroundings
 
 

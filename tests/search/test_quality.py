@@ -4,10 +4,9 @@ import math
 
 import pytest
 
-from md_export.search.budget import Budget
-from md_export.search.choice import Base, Candidate, Module, Point, point_of
-from md_export.search.form import Form
-from md_export.search.quality import Quality, next_aim, tries
+from md_export.engine.search.budget import Budget
+from md_export.engine.search.choice import Base, Candidate, Form, Module, Point, point_of
+from md_export.engine.search.quality import Quality, next_aim, tries
 
 MODULE = Module("unet", "conv", 8, tuple(Candidate(Form("int8"), size, 1.0, 1.0) for size in (1,)))
 

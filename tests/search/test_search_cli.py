@@ -11,11 +11,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from md_export.cli.search import search
-from md_export.data import nano_checkpoint
+from md_export.engine.search.budget import Budget
+from md_export.engine.search.starting import SearchRequest
+from md_export.engine.search.tradeoff import Figures, TradeOff, trade_off_from_json
 from md_export.errors import UsageError
-from md_export.search.budget import Budget
-from md_export.search.request import SearchRequest
-from md_export.search.tradeoff import Figures, TradeOff, trade_off_from_json
+from md_export.spec.shipped_files import nano_checkpoint
 
 FIGURES = Figures(bytes=1000, bits=4.5, picture_db=34.0, snr_db={"unet": 20.0})
 FOUND = TradeOff("onnx", "at most 4.5 bits", (FIGURES,), {"int4": FIGURES}, FIGURES, {"chosen": FIGURES})
@@ -34,9 +34,9 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[SearchRequest
         request.out.mkdir()
         return FOUND
 
-    module = ModuleType("md_export.search.run")
+    module = ModuleType("md_export.engine.search.run")
     vars(module)["search"] = find
-    monkeypatch.setitem(sys.modules, "md_export.search.run", module)
+    monkeypatch.setitem(sys.modules, "md_export.engine.search.run", module)
     return requests
 
 
@@ -106,7 +106,7 @@ def test_an_interrupt_says_how_to_go_on(asked: list[SearchRequest], monkeypatch:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["md_export.search.run"], "search", interrupted)
+    monkeypatch.setattr(sys.modules["md_export.engine.search.run"], "search", interrupted)
     result = ask("--budget", "bits=4")
     assert result.exit_code == 130
     assert "interrupted; run the same command again to go on" in result.stderr

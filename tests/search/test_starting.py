@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from md_export.data import builtin_recipe
+from md_export.engine.search.budget import parse_budget
+from md_export.engine.search.starting import SearchRequest, starting_recipe
 from md_export.errors import UsageError
-from md_export.search.budget import parse_budget
-from md_export.search.request import SearchRequest
-from md_export.search.starting import starting_recipe
+from md_export.spec.shipped_files import builtin_recipe
 
 
 def test_a_recipe_of_many_steps_is_refused(tmp_path: Path) -> None:

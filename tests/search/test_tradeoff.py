@@ -6,11 +6,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from md_export.report.tradeoff import curve_plot
-from md_export.search.choice import Base, Candidate, Module, uniform
-from md_export.search.curve import curve
-from md_export.search.form import Form
-from md_export.search.tradeoff import Figures, TradeOff, figures_of, trade_off_from_json, trade_off_json
+from md_export.engine.search.choice import Base, Candidate, Form, Module, uniform
+from md_export.engine.search.tradeoff import Figures, TradeOff, curve, figures_of, trade_off_from_json, trade_off_json
+from md_export.report.plots import curve_plot
 
 FORMS = {Form("float16"): 16.0, Form("int8"): 8.0, Form("int4"): 4.5}
 

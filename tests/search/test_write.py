@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from md_export.data import builtin_recipe, builtin_recipes, recipe_file
+from md_export.engine.search.choice import Form, form_of
+from md_export.engine.search.recipe_writing import chosen_recipe, chosen_scheme, recipe_toml
 from md_export.errors import RecipeError
-from md_export.recipe import Recipe
-from md_export.recipe_file import load_recipe, recipe_from_toml
-from md_export.search.form import Form, form_of
-from md_export.search.write import chosen_recipe, chosen_scheme, recipe_toml
+from md_export.spec.recipe import Recipe
+from md_export.spec.recipe_file import load_recipe, recipe_from_toml
+from md_export.spec.shipped_files import builtin_recipe, builtin_recipes, recipe_file
 from search.cases import FORMS
 
 BASE = load_recipe(builtin_recipe("coreml", "palette4"))

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from md_export.engine.search.journal import Key, open_journal
+from md_export.engine.search.measuring import Job, measure_all
+from md_export.engine.search.spread import local_workers
 from md_export.errors import CheckpointError
-from md_export.search.journal import Key, open_journal
-from md_export.search.measuring import Job, measure_all
-from md_export.search.spread import local_workers
 
 KEY = Key("a" * 64, "onnx", ("unet",), ("int8",), (), "nearest", "b" * 64, {"md-export": "1"})
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from md_export.calibration import RangeRule
+from md_export.spec.calibration import RangeRule
 from md_export.targets.observers import Observer, ObserverTable, observer
 
 RULES = [RangeRule(), RangeRule("percentile", 99.9), RangeRule("mse")]

@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from md_export.components.adapter import AdapterConfig, T2IAdapter
-from md_export.components.vae_decoder import VAEDecoder
+from md_export.models.adapter import AdapterConfig, T2IAdapter
+from md_export.models.vae import VAEDecoder
 from training.checkpoint import NANO, WEIGHTS, load_nano
 from training.evaluate import Pictures, load_stored_decoder, to_pictures
 from training.fitting import fit, flags, started

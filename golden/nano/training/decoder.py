@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from md_export.components.vae_decoder import VAEDecoder
+from md_export.models.vae import VAEDecoder
 from training.latents import SCALING_FACTOR, WORK, Dataset, load_dataset, to_signed
 from training.model import vae_config
 from training.scenes import is_held_out

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from md_export.components.vae_encoder import VAEEncoder
+from md_export.models.vae import VAEEncoder
 from training.checkpoint import NANO, WEIGHTS
 from training.drawing import draw
 from training.evaluate import held_out_scenes, snr

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from md_export.components.vae_decoder import VAEDecoder
+from md_export.models.vae import VAEDecoder
 from training.checkpoint import NANO, WEIGHTS, load_nano
 from training.contact_sheet import sheet, write_png
 from training.detector import judge

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from md_export.components.vae_decoder import VAEDecoder
+from md_export.models.vae import VAEDecoder
 from training.checkpoint import NANO, load_nano
 from training.evaluate import held_out_scenes, load_stored_decoder, make, psnr, snr, to_pictures
 from training.latents import SCALING_FACTOR

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from md_export.components.unet import MDUNet
-from md_export.components.unet_config import MDUNetConfig
-from md_export.components.vae import VAEConfig
-from md_export.components.vae_decoder import VAEDecoder
+from md_export.models.unet import MDUNet
+from md_export.models.unet_config import MDUNetConfig
+from md_export.models.vae import VAEConfig, VAEDecoder
 from training.latents import SCALING_FACTOR
 from training.tokenizer import MAX_LENGTH
 

@@ -14,7 +14,7 @@ from pydantic_core import to_json
 
 from md_export.checkpoint.files import read_json, shown
 from md_export.errors import CheckpointError
-from md_export.loras import MOST_LORAS, SUFFIX, Lora, is_scale, parse_loras
+from md_export.spec.loras import MOST_LORAS, SUFFIX, Lora, is_scale, parse_loras
 
 NOTE: Final = "loras.json"
 FOLDER: Final = "loras"
@@ -29,7 +29,7 @@ def adapted(checkpoint: Path, loras: Sequence[str]) -> Iterator[Path]:
     """The folder of a checkpoint with some LoRAs, each ``FILE`` or ``FILE:scale``, while it is needed.
 
     Raises:
-        UsageError: as :func:`md_export.loras.parse_loras`.
+        UsageError: as :func:`md_export.spec.loras.parse_loras`.
     """
     if not loras:
         yield checkpoint

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from md_export.kmeans import palettize
-from md_export.storage import WeightStorage
-from md_export.tensors import Array
+from md_export.spec.tensors import Array
+from md_export.spec.weight_storage import WeightStorage
+from md_export.targets.quantization.palette import palettize
 
 Floats = np.ndarray[Any, Any]
 

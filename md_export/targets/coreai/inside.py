@@ -10,13 +10,13 @@ from typing import Any, Final
 
 import numpy as np
 
+from md_export.spec.tensors import Array, Arrays
 from md_export.targets.contract import Step
 from md_export.targets.coreai.bindings import dialect, ir, kind_of, main_graph, operations, read_program
 from md_export.targets.coreai.constants import is_constant
 from md_export.targets.coreai.places import module_of
 from md_export.targets.coreai.run import load
 from md_export.targets.coreai.save import write_program
-from md_export.tensors import Array, Arrays
 
 _NAME: Final = "coreai.name"
 OUTPUT: Final = "coreai.output"

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Final
 
 from md_export.errors import UsageError
+from md_export.spec.tensors import Arrays
 from md_export.targets.advice import LintReport, OpAdvice, Verdict
 from md_export.targets.coreai.facts import OpFacts, read_facts
 from md_export.targets.coreai.rules import LAYOUT, MOST_BYTES, RULES, SIZE, VERSION
-from md_export.tensors import Arrays
 
 SYSTEM: Final = "iOS27"
 # The first that a rule gives is the operation's verdict.

@@ -16,8 +16,9 @@ from typing import Any, Final
 import numpy as np
 
 from md_export.errors import ConversionError
-from md_export.scheme import QuantScheme
-from md_export.storage import WeightStorage
+from md_export.spec.scheme import QuantScheme
+from md_export.spec.tensors import Array
+from md_export.spec.weight_storage import WeightStorage
 from md_export.targets.contract import LoweringJob
 from md_export.targets.coreai.activations import quantize_activations
 from md_export.targets.coreai.bindings import converting, dialect, ir, operations
@@ -27,7 +28,6 @@ from md_export.targets.coreai.lowered import Lowered
 from md_export.targets.coreai.storage import storage_of
 from md_export.targets.coreai.weights import Reader, path_of, to_program, to_torch, weights_of
 from md_export.targets.globs import check_weight_globs
-from md_export.tensors import Array
 
 _FLOAT: Final = ("float32", "float16")
 _SMALL: Final = ("int8", "int4", "palette8", "palette6", "palette4", "palette2")

@@ -11,9 +11,9 @@ from typing import Any, Final
 import numpy as np
 
 from md_export.errors import RuntimeFault, UsageError, one_line
+from md_export.spec.tensors import Array, Arrays, TensorSpec
 from md_export.targets.coreai.bindings import VENDOR_ERRORS, AIModelAsset, read_program
 from md_export.targets.inputs import check_inputs
-from md_export.tensors import Array, Arrays, TensorSpec
 
 _DTYPES: Final = ("float32", "int32")
 

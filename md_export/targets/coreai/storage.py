@@ -6,8 +6,8 @@ from math import prod
 
 from torch import nn
 
-from md_export.scheme import QuantScheme
-from md_export.storage import WeightStorage, largest_divisor, per_channel, per_tensor
+from md_export.spec.scheme import QuantScheme
+from md_export.spec.weight_storage import WeightStorage, largest_divisor, per_channel, per_tensor
 
 
 def weight_storage(path: str, layer: nn.Module, scheme: QuantScheme) -> WeightStorage | None:

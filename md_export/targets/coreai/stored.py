@@ -10,7 +10,8 @@ from typing import Any, Final
 import numpy as np
 
 from md_export.errors import RuntimeFault
-from md_export.scheme import QuantScheme
+from md_export.spec.scheme import QuantScheme
+from md_export.spec.tensors import Array
 from md_export.targets.coreai.bindings import VENDOR_ERRORS, kind_of, operations, read_program
 from md_export.targets.coreai.coding import looked_up, scaled
 from md_export.targets.coreai.constants import element_of, is_constant, stored_bytes, values_of
@@ -18,7 +19,6 @@ from md_export.targets.coreai.places import module_of
 from md_export.targets.coreai.storage import storage_of
 from md_export.targets.coreai.weights import DECODERS, MULTIPLIED, ROLES, Reader, path_of, readers_of, to_torch
 from md_export.targets.stored import Float32, Grid, Palette, StoredWeight, Use
-from md_export.tensors import Array
 
 _SCALED, _LOOKED_UP = "blockwise_shift_scale", "lut_to_dense"
 _LEVELS: Final = {"int4": 7, "int8": 127}

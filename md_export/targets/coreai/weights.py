@@ -6,11 +6,11 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from md_export.spec.tensors import Array
 from md_export.targets.coreai.bindings import kind_of
 from md_export.targets.coreai.constants import is_constant, shape_of
 from md_export.targets.coreai.places import module_of
 from md_export.targets.stored import Role
-from md_export.tensors import Array
 
 # What an operand is, by operation and position.
 ROLES: Final[dict[tuple[str, int], Role]] = {

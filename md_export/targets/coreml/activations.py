@@ -12,11 +12,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from md_export.calibration import RangeRule
+from md_export.spec.calibration import RangeRule
+from md_export.spec.tensors import Arrays
 from md_export.targets.coreml import mil
 from md_export.targets.coreml.vendor import cto
 from md_export.targets.observers import ObserverTable
-from md_export.tensors import Arrays
 
 Ranges = dict[str, dict[str, float]]
 _MULTIPLIES: Final = ("conv", "linear")

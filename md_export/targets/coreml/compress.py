@@ -15,11 +15,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from md_export.kmeans import palettize
-from md_export.scheme import QuantScheme
-from md_export.storage import largest_divisor
+from md_export.spec.scheme import QuantScheme
+from md_export.spec.weight_storage import largest_divisor
 from md_export.targets.coreml.storage import pays
 from md_export.targets.coreml.vendor import cto
+from md_export.targets.quantization.palette import palettize
 
 # weight_threshold: coremltools would leave weights of up to 2048 elements as they are.
 _ALL_SIZES: Final[Mapping[str, int]] = {"weight_threshold": 0}

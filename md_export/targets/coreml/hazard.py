@@ -15,13 +15,13 @@ from typing import Final
 
 import torch
 
+from md_export.spec.tensors import Arrays
 from md_export.targets.advice import Hazard, HazardRule
 from md_export.targets.coreml import mil
 from md_export.targets.coreml.mil.dtypes import TensorType
 from md_export.targets.coreml.mil.graph import Graph
 from md_export.targets.coreml.modules import read_modules
 from md_export.targets.coreml.package import read_spec
-from md_export.tensors import Arrays
 
 # IEEE 754 binary16: half a step above the largest number, 65504, rounding to nearest gives infinity; half of the
 # smallest subnormal, 2^-24, gives zero; below 2^-14 numbers lose bits.

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from md_export.errors import ArtifactError, RuntimeFault
+from md_export.spec.tensors import Array, Arrays
 from md_export.targets.contract import Step
 from md_export.targets.coreml import mil
 from md_export.targets.coreml.modules import read_modules
 from md_export.targets.coreml.package import read_spec
-from md_export.tensors import Array, Arrays
 
 
 def steps(path: Path) -> tuple[Step, ...]:

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from md_export.spec.tensors import Arrays
 from md_export.targets.advice import LintReport, OpAdvice, Verdict
 from md_export.targets.coreml.conditions import fits
 from md_export.targets.coreml.facts import OpFacts, PackageFacts, read_facts
 from md_export.targets.coreml.hazard import judged, measure
 from md_export.targets.coreml.modules import read_modules
 from md_export.targets.coreml.rules import NeuralEngineRule, RuleFile, load_rules, system_of
-from md_export.tensors import Arrays
 
 # The first that a rule gives is the operation's verdict.
 _ORDER: Final[tuple[Verdict, ...]] = ("unlikely", "unknown", "likely")

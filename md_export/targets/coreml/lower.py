@@ -17,7 +17,8 @@ import torch
 from torch.export import ExportedProgram
 
 from md_export.errors import ConversionError
-from md_export.pages import let_go_of_weights
+from md_export.spec.tensors import TensorSpec
+from md_export.system.memory import let_go_of_weights
 from md_export.targets.contract import LoweringJob
 from md_export.targets.coreml.modules import number_nodes, operation_modules
 from md_export.targets.coreml.overflow import lean_overflow_check
@@ -25,7 +26,6 @@ from md_export.targets.coreml.package import Lowered, read_spec
 from md_export.targets.coreml.precision import compute_precision
 from md_export.targets.coreml.surface import feature_specs
 from md_export.targets.coreml.vendor import converting, ct
-from md_export.tensors import TensorSpec
 
 # Oldest system that must load a package whose recipe names none.
 DEPLOYMENT_TARGET: Final = "iOS17"

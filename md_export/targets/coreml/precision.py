@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from md_export.errors import ConversionError
-from md_export.pages import let_go_of_weights
-from md_export.scheme import QuantScheme
+from md_export.spec.scheme import QuantScheme
+from md_export.system.memory import let_go_of_weights
 from md_export.targets.contract import LoweringJob
 from md_export.targets.coreml.vendor import ct
 

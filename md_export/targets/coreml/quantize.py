@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from md_export.errors import ConversionError
+from md_export.spec.tensors import Arrays
 from md_export.targets.contract import LoweringJob
 from md_export.targets.coreml.activations import measure_ranges, quantize_activations
 from md_export.targets.coreml.compress import compress
@@ -15,7 +16,6 @@ from md_export.targets.coreml.lower import deployment_target
 from md_export.targets.coreml.package import WEIGHTS, Lowered, read_spec
 from md_export.targets.coreml.vendor import converting, ct
 from md_export.targets.coreml.weights import float_weights, storage_of
-from md_export.tensors import Arrays
 
 
 def quantize(model: Lowered, job: LoweringJob) -> Lowered:

@@ -10,12 +10,12 @@ from typing import Any, Final
 import numpy as np
 
 from md_export.errors import ArtifactError, RuntimeFault, UsageError
+from md_export.spec.tensors import Array, Arrays, TensorSpec
 from md_export.targets.coreml import mil
 from md_export.targets.coreml.hazard import OverflowWatch
 from md_export.targets.coreml.package import read_spec
 from md_export.targets.coreml.surface import check, feature_specs
 from md_export.targets.coreml.vendor import VENDOR_ERRORS, ct, quiet
-from md_export.tensors import Array, Arrays, TensorSpec
 
 RUNTIMES: Final = ("mil", "coreml")
 Predict = Callable[[dict[str, Array]], Any]

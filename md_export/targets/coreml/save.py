@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from md_export.errors import OutputError
-from md_export.files import sha256_of
+from md_export.system.files import sha256_of
 from md_export.targets.coreml.modules import write_modules
 from md_export.targets.coreml.package import AUTHOR, MODEL, WEIGHTS, Lowered, read_spec
 from md_export.targets.notes import labelled

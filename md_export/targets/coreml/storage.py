@@ -7,8 +7,8 @@ from typing import Final
 
 from torch import nn
 
-from md_export.scheme import QuantScheme
-from md_export.storage import WeightStorage, largest_divisor, per_channel, per_tensor
+from md_export.spec.scheme import QuantScheme
+from md_export.spec.weight_storage import WeightStorage, largest_divisor, per_channel, per_tensor
 
 # Scales and tables are float16, as the weights that they stand for.
 _BITS: Final = 16

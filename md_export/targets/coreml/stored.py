@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from md_export.errors import RuntimeFault
-from md_export.scheme import QuantScheme
+from md_export.spec.scheme import QuantScheme
 from md_export.targets.coreml.constants import Constants
 from md_export.targets.coreml.decompress import DECODERS
 from md_export.targets.coreml.mil.package import Package

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from md_export.errors import ArtifactError, RuntimeFault
-from md_export.tensors import Arrays, TensorSpec
+from md_export.spec.tensors import Arrays, TensorSpec
 
 # ArrayFeatureType.ArrayDataType of Model.proto; a component's surface has no other.
 _DTYPES: Final = {65568: "float32", 131104: "int32"}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any, Final
 
-from md_export.scheme import QuantScheme
+from md_export.spec.scheme import QuantScheme
 from md_export.targets.contract import LoweringJob
 from md_export.targets.coreml.package import Lowered, main_operations
 from md_export.targets.coreml.vendor import ct

@@ -11,12 +11,12 @@ import onnx
 import onnxruntime as ort
 
 from md_export.errors import RuntimeFault, one_line
+from md_export.spec.tensors import Array, Arrays
 from md_export.targets.contract import Step
 from md_export.targets.onnx.clean import module_path
 from md_export.targets.onnx.describe import read_unfused
 from md_export.targets.onnx.rounding import rounded_graph
 from md_export.targets.onnx.sessions import ORT_ERRORS, WEIGHTS_FOLDER, session_options
-from md_export.tensors import Array, Arrays
 
 # What onnxruntime's quantizer inserts; it names these nodes after tensors.
 _INSERTED: Final = ("QuantizeLinear", "DequantizeLinear")

@@ -10,7 +10,7 @@ from typing import Any, Final
 import ml_dtypes
 import numpy as np
 
-from md_export.storage import WeightStorage
+from md_export.spec.weight_storage import WeightStorage
 
 _TYPES: Final[Mapping[int, Any]] = {8: np.int8, 4: ml_dtypes.int4}
 

@@ -8,7 +8,7 @@ from typing import Final, cast
 import onnx_ir as ir
 
 from md_export.errors import ConversionError
-from md_export.scheme import QuantScheme, Weights
+from md_export.spec.scheme import QuantScheme, Weights
 from md_export.targets.contract import LoweringJob
 from md_export.targets.globs import check_weight_globs
 from md_export.targets.notes import labelled

@@ -13,10 +13,10 @@ import onnxruntime as ort
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
 from onnxruntime.quantization.calibrate import CalibraterBase, TensorsData, create_calibrator
 
+from md_export.spec.tensors import Arrays
 from md_export.targets.contract import LoweringJob
 from md_export.targets.observers import ObserverTable, portions
 from md_export.targets.onnx.sessions import session_options
-from md_export.tensors import Arrays
 
 # Bytes of activations that one run may give: the full-size UNet has more than its weights.
 _PORTION: Final = 1 << 29

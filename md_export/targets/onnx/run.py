@@ -9,11 +9,11 @@ import numpy as np
 import onnxruntime as ort
 
 from md_export.errors import RuntimeFault, UsageError, one_line
+from md_export.spec.tensors import Array, Arrays, TensorSpec
 from md_export.targets.inputs import check_inputs
 from md_export.targets.onnx.fused import ORT_SUFFIX
 from md_export.targets.onnx.rounding import rounded_graph
 from md_export.targets.onnx.sessions import ORT_ERRORS, WEIGHTS_FOLDER, session_options
-from md_export.tensors import Array, Arrays, TensorSpec
 
 UNOPTIMIZED: Final = "unoptimized"
 _DTYPES: Final = {"tensor(float)": "float32", "tensor(int32)": "int32"}

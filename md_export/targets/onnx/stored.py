@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from md_export.errors import RuntimeFault
-from md_export.scheme import QuantScheme
+from md_export.spec.scheme import QuantScheme
 from md_export.targets.onnx.clean import module_path
 from md_export.targets.onnx.decode import dequantized
 from md_export.targets.onnx.describe import read_unfused, stored_bytes

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript.version_converter import convert_version
 
-from md_export.scheme import QuantScheme
+from md_export.spec.scheme import QuantScheme
 from md_export.targets.onnx.describe import WEIGHT_INPUT
 from md_export.targets.onnx.embedding import initializer, is_table_lookup, quantize_table
 from md_export.targets.onnx.integers import integers

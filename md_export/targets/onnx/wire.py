@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from md_export.pages import let_go_of
+from md_export.system.memory import let_go_of
 
 # Numbers of fields in onnx.proto.
 _GRAPH: Final = 7  # of ModelProto

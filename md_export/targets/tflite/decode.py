@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from md_export.errors import RuntimeFault
+from md_export.spec.tensors import Array
 from md_export.targets.stored import Float32, along
 from md_export.targets.tflite.flatbuffer import DTYPES, data_of, shape_of
-from md_export.tensors import Array
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from md_export.errors import RuntimeFault
+from md_export.spec.tensors import Array, Arrays
 from md_export.targets.contract import Step
 from md_export.targets.tflite.flatbuffer import operator_name, read_model, weighted_ops
 from md_export.targets.tflite.names import END, modules_in
 from md_export.targets.tflite.run import THREADS
-from md_export.tensors import Array, Arrays
 
 # Place of the field in the table SubGraph of LiteRT's schema, in its vtable.
 _OUTPUTS: Final = 8

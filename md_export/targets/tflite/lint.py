@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from md_export.errors import ArtifactError, RuntimeFault, UsageError
+from md_export.spec.tensors import Arrays
 from md_export.targets.advice import LintReport, OpAdvice, Verdict
 from md_export.targets.tflite.flatbuffer import MALFORMED, read_model, weighted_ops
 from md_export.targets.tflite.gpu.graph import GraphOp, ops_of
@@ -17,7 +18,6 @@ from md_export.targets.tflite.gpu.rules import RULES, VERSION
 from md_export.targets.tflite.half.constants import write_float_weights
 from md_export.targets.tflite.half.measure import measure
 from md_export.targets.tflite.half.rounded import emulated_db
-from md_export.tensors import Arrays
 
 ENGINE: Final = "LiteRT's GPU engine"
 # The first that a rule gives is the op's verdict.

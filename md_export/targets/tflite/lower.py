@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from md_export.errors import ConversionError
-from md_export.pages import let_go_of_weights
+from md_export.spec.tensors import TensorSpec
+from md_export.system.memory import let_go_of_weights
 from md_export.targets.contract import LoweringJob
 from md_export.targets.tflite.flatbuffer import DTYPES, read_model, shape_of
 from md_export.targets.tflite.names import COMPONENT, module_paths_as_names
 from md_export.targets.tflite.notes import attach_notes
 from md_export.targets.tflite.quiet import quiet
 from md_export.targets.tflite.storage import check_scheme
-from md_export.tensors import TensorSpec
 
 SIGNATURE: Final = "main"
 

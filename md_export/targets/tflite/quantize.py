@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 from torch import nn
 
 from md_export.errors import ConversionError
-from md_export.recipe import QuantScheme
+from md_export.spec.recipe import QuantScheme
 from md_export.targets.contract import LoweringJob
 from md_export.targets.tflite.flatbuffer import read_model, weighted_ops
 from md_export.targets.tflite.large_weights import chunked_by_channel

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from md_export.errors import RuntimeFault, UsageError
+from md_export.spec.tensors import Array, Arrays, TensorSpec
 from md_export.targets.tflite.runtimes import OWN, RUNTIMES
 from md_export.targets.tflite.runtimes import THREADS as THREADS
-from md_export.tensors import Array, Arrays, TensorSpec
 
 
 class TfliteRunner:

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from md_export.errors import RuntimeFault
-from md_export.scheme import QuantScheme
+from md_export.spec.scheme import QuantScheme
 from md_export.targets.stored import Float32, Grid, Role, StoredWeight, Use
 from md_export.targets.tflite.decode import Decoded, decode
 from md_export.targets.tflite.flatbuffer import (

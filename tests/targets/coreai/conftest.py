@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from md_export.components import COMPONENTS
-from md_export.recipe import QuantScheme
+from md_export.models.graph import COMPONENTS
+from md_export.spec.recipe import QuantScheme
+from md_export.spec.tensors import Array, Arrays, TensorSpec
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
-from md_export.tensors import Array, Arrays, TensorSpec
 from small_models import NANO, random_inputs
 from support import installed
 

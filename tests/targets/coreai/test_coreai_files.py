@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from md_export.errors import RuntimeFault, UsageError
-from md_export.files import sha256_of
-from md_export.recipe import QuantScheme
+from md_export.spec.recipe import QuantScheme
+from md_export.system.files import sha256_of
 
 SCHEME = QuantScheme("palette4", "float32", "group", group_size=16)
 EXPORT = """

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from md_export.errors import ArtifactError, UsageError
 from md_export.rewrites import REWRITES
-from md_export.scheme import QuantScheme
+from md_export.spec.scheme import QuantScheme
+from md_export.spec.tensors import TensorSpec
 from md_export.targets.advice import LintReport, OpAdvice
 from md_export.targets.contract import LoweringJob
-from md_export.tensors import TensorSpec
 
 FLOAT, HALF = QuantScheme("float32", "float32"), QuantScheme("float16", "float16")
 PALETTE = QuantScheme("palette4", "float32", "tensor")

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from md_export.components import COMPONENTS, ModelConfig
-from md_export.recipe import QuantScheme
+from md_export.models.graph import COMPONENTS, ModelConfig
+from md_export.spec.recipe import QuantScheme
+from md_export.spec.tensors import Array, TensorSpec
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
-from md_export.tensors import Array, TensorSpec
 from small_models import CONFIGS, random_inputs
 
 coreml = TARGETS["coreml"].open()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from md_export.errors import ConversionError, OutputError, RuntimeFault, UsageError
-from md_export.recipe import QuantScheme
+from md_export.spec.recipe import QuantScheme
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from md_export.errors import ArtifactError, UsageError
 from md_export.rewrites import REWRITES
-from md_export.scheme import QuantScheme
+from md_export.spec.scheme import QuantScheme
+from md_export.spec.tensors import TensorSpec
 from md_export.targets import TARGETS
 from md_export.targets.advice import LintReport, OpAdvice
 from md_export.targets.contract import LoweringJob
@@ -24,7 +25,6 @@ from md_export.targets.coreml.facts import read_facts
 from md_export.targets.coreml.modules import KEY, read_modules
 from md_export.targets.coreml.package import MODEL, main_operations, read_spec
 from md_export.targets.coreml.rules import RULE_FILE, SYSTEMS, When, load_rules
-from md_export.tensors import TensorSpec
 
 coreml = TARGETS["coreml"].open()
 FP16 = QuantScheme("float16", "float16")

@@ -17,7 +17,7 @@ from coremltools.libmodelpackage import ModelPackage
 from torch import nn
 
 from md_export.errors import ArtifactError
-from md_export.recipe import QuantScheme
+from md_export.spec.recipe import QuantScheme
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
 from md_export.targets.coreml.package import main_operations, read_spec

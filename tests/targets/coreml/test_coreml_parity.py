@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from md_export.spec.tensors import Array
 from md_export.targets import TARGETS
-from md_export.tensors import Array
 
 coreml = TARGETS["coreml"].open()
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from md_export.errors import ConversionError
-from md_export.scheme import QuantScheme, WeightRule, palette_bits
+from md_export.spec.scheme import QuantScheme, WeightRule, palette_bits
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
 from md_export.targets.stored import Float32, StoredWeight

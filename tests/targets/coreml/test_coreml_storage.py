@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from md_export.scheme import QuantScheme, WeightRule
-from md_export.storage import WeightStorage
+from md_export.spec.scheme import QuantScheme, WeightRule
+from md_export.spec.weight_storage import WeightStorage
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
 from md_export.targets.stored import StoredWeight

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from md_export.errors import ConversionError, RuntimeFault, UsageError
-from md_export.recipe import QuantScheme
+from md_export.spec.recipe import QuantScheme
 from md_export.targets import TARGETS
 from support import Exported
 

@@ -14,7 +14,7 @@ import onnx
 import pytest
 
 from md_export.errors import ConversionError, RuntimeFault
-from md_export.recipe import QuantScheme
+from md_export.spec.recipe import QuantScheme
 from md_export.targets import TARGETS
 
 target = TARGETS["onnx"].open()

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from md_export.errors import ConversionError, RuntimeFault
-from md_export.recipe import QuantScheme
-from md_export.scheme import WeightRule
+from md_export.spec.recipe import QuantScheme
+from md_export.spec.scheme import WeightRule
+from md_export.spec.tensors import TensorSpec
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
 from md_export.targets.tflite.large_weights import as_matrix, chunked_by_channel
-from md_export.tensors import TensorSpec
 
 target = TARGETS["tflite"].open()
 

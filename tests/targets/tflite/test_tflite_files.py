@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from md_export.recipe import QuantScheme
+from md_export.spec.recipe import QuantScheme
 from md_export.targets import TARGETS
 
 target = TARGETS["tflite"].open()

@@ -10,22 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from md_export.artifact import GOLDEN_FOLDER
 from md_export.checkpoint import open_checkpoint
-from md_export.data import builtin_recipe
-from md_export.manifest import read_manifest
-from md_export.parity.golden import read_golden
-from md_export.parity.gpu.verify import run_on_gpu
-from md_export.parity.metrics import compare
-from md_export.parity.stored.ledger import ComponentAudit, Ledger
-from md_export.parity.stored.reference import Reference, prepare_reference
-from md_export.recipe import QuantScheme, Recipe
-from md_export.recipe_file import load_recipe
+from md_export.spec.artifact import GOLDEN_FOLDER
+from md_export.spec.manifest import read_manifest
+from md_export.spec.recipe import QuantScheme, Recipe
+from md_export.spec.recipe_file import load_recipe
+from md_export.spec.shipped_files import builtin_recipe
+from md_export.spec.tensors import Array
 from md_export.targets import TARGETS
 from md_export.targets.tflite.gpu.graph import GraphOp
 from md_export.targets.tflite.gpu.rules import RULES
 from md_export.targets.tflite.quiet import quiet
-from md_export.tensors import Array
+from md_export.verify.golden.folder import read_golden
+from md_export.verify.gpu import run_on_gpu
+from md_export.verify.metrics import compare
+from md_export.verify.weights.audit import ComponentAudit, Ledger
+from md_export.verify.weights.reference import Reference, prepare_reference
 from planted import COMPONENT
 from support import Exported
 from tflite_models import Quantized

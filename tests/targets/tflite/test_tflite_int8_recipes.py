@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from md_export.data import builtin_recipe
-from md_export.names import COMPONENT_NAMES
-from md_export.recipe import Recipe
-from md_export.recipe_file import load_recipe
+from md_export.spec.names import COMPONENT_NAMES
+from md_export.spec.recipe import Recipe
+from md_export.spec.recipe_file import load_recipe
+from md_export.spec.shipped_files import builtin_recipe
 from md_export.targets import TARGETS
 from tflite_models import Quantized
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from md_export.errors import RuntimeFault
-from md_export.recipe import QuantScheme
+from md_export.spec.recipe import QuantScheme
+from md_export.spec.tensors import TensorSpec
 from md_export.targets import TARGETS
 from md_export.targets.contract import Description, LoweringJob
-from md_export.tensors import TensorSpec
 
 target = TARGETS["tflite"].open()
 SCHEMES = {

@@ -14,9 +14,9 @@ from typing import Final
 import onnx
 from google.protobuf.message import DecodeError
 
-from md_export.artifact import files_of_context, sha256_of_artifact
 from md_export.errors import ConversionError, RuntimeFault, one_line
-from md_export.socs import Soc
+from md_export.spec.artifact import files_of_context, sha256_of_artifact
+from md_export.spec.snapdragon import Soc
 from md_export.targets.notes import labelled, notes_among
 from md_export.targets.onnx.describe import read_graph
 from md_export.targets.onnx.inside import steps

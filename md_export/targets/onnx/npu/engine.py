@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from md_export.errors import RuntimeFault, one_line
-from md_export.socs import Soc
+from md_export.spec.snapdragon import Soc
+from md_export.spec.tensors import Array, Arrays
 from md_export.targets.onnx.npu.session import npu_session
 from md_export.targets.onnx.run import OnnxRunner
 from md_export.targets.onnx.sessions import ORT_ERRORS
-from md_export.tensors import Array, Arrays
 
 
 @dataclass(frozen=True)

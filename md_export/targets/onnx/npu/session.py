@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import onnxruntime as ort
 
-from md_export.socs import Soc
+from md_export.spec.snapdragon import Soc
 from md_export.targets.onnx.sessions import session_options
 
 _PROVIDER: Final = "QNN"

@@ -1,7 +1,7 @@
 """Compile a saved .tflite file for the GPU by LiteRT's engine and execute it.
 
 The engine can abort the process it runs in, and tells on standard error alone which ops it leaves to the CPU:
-:func:`md_export.gpu.execute_on_gpu` keeps it in a process of its own and reads that.
+:func:`md_export.targets.tflite.gpu.process.execute_on_gpu` keeps it in a process of its own and reads that.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any, Final
 import numpy as np
 
 from md_export.errors import RuntimeFault
+from md_export.spec.tensors import Array, Arrays
 from md_export.targets.tflite.gpu.driver import find_driver, load_driver
 from md_export.targets.tflite.gpu.threads import wait_for_threads
-from md_export.tensors import Array, Arrays
 
 # From the message with which a compilation for the GPU alone refuses a graph that it could take in part.
 _PARTLY: Final = "Some ops are not accelerated"

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from md_export.errors import RuntimeFault
+from md_export.spec.tensors import Array, Arrays
 from md_export.targets.tflite.decode import decode
 from md_export.targets.tflite.flatbuffer import data_of, operator_name, read_model, shape_of
 from md_export.targets.tflite.gpu.graph import GraphOp, ops_of
 from md_export.targets.tflite.inside import values
-from md_export.tensors import Array, Arrays
 
 # Values kept at once, in bytes; a graph with more is executed several times.
 _KEPT: Final = 2 * 2**30

@@ -9,13 +9,13 @@ from typing import Final
 
 import numpy as np
 
+from md_export.spec.tensors import Array, Arrays
 from md_export.targets.bounds import Figures, Float16Bound
 from md_export.targets.tflite.gpu.graph import GraphOp
 from md_export.targets.tflite.half.activations import OpValues, Recorder
 from md_export.targets.tflite.half.bounds import Errors, Precision, decibels, errors_of
 from md_export.targets.tflite.half.sums import Terms
 from md_export.targets.tflite.half.terms import terms_of
-from md_export.tensors import Array, Arrays
 
 # Sums that an older engine or another maker's may form in float16; the default precision is ML Drift's F16.
 _PRECISIONS: Final[tuple[Precision, Precision]] = ("float16_sums", "float32_sums")

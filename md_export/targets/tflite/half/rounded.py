@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from ai_edge_litert import schema_py_generated as schema
 
+from md_export.spec.tensors import Array, Arrays
 from md_export.targets.tflite.flatbuffer import data_of, operator_name, read_model
 from md_export.targets.tflite.half.bounds import decibels
 from md_export.targets.tflite.rewire import write_rewired
 from md_export.targets.tflite.run import load
-from md_export.tensors import Array, Arrays
 
 _FLOAT32: Final = schema.TensorType.FLOAT32
 _FLOAT16: Final = schema.TensorType.FLOAT16

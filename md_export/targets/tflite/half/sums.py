@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from md_export.tensors import Array
+from md_export.spec.tensors import Array
 
 # Relative error of one rounding to float16, and error of a number too small for that.
 UNIT: Final = 2.0**-11

@@ -1,0 +1,223 @@
+"""Which torch module does an artifact compute wrongly? Module by module along one component."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+
+from md_export.checkpoint import open_checkpoint
+from md_export.diagnose.attribution.locate import Located, Search
+from md_export.diagnose.attribution.remedies import remedies
+from md_export.diagnose.attribution.walk import Walker
+from md_export.engine.hops import Hop, hops_of
+from md_export.errors import ArtifactError, RuntimeFault
+from md_export.spec.artifact import ArtifactEntry, artifact_path, is_unchanged
+from md_export.spec.manifest import Manifest, read_manifest
+from md_export.spec.tensors import joined
+from md_export.system.isolation import call_worker
+from md_export.targets import TARGETS, target_of
+from md_export.targets.contract import TargetModule
+from md_export.verify.golden.case import GoldenCase
+from md_export.verify.golden.surface import each_call
+from md_export.verify.metrics import snr_db
+from md_export.verify.opened_export import check_checkpoint, open_export
+from md_export.verify.rewritten_module import Rewritten, rewritten
+
+
+@dataclass(frozen=True)
+class ModuleError:
+    """How far one torch module's output is off inside an artifact.
+
+    Attributes:
+        path: of the module in the rewritten component; empty for the component itself.
+        kind: its class.
+        cumulative_snr_db: the artifact's value against torch's own.
+        local_snr_db: the artifact's value against what the module makes of the artifact's own input.
+        peak: largest magnitude of the artifact's value.
+        alone_snr_db: of the component's output in torch if nothing but this module's local error were wrong; None
+            where that was not tried.
+    """
+
+    path: str
+    kind: str
+    cumulative_snr_db: float
+    local_snr_db: float
+    peak: float
+    alone_snr_db: float | None = None
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Where one artifact loses what it loses.
+
+    Attributes:
+        case: the golden case that was followed, the artifact's worst.
+        snr_db, least_snr_db: of the artifact's output in that case against the golden one, and what the recipe asks.
+        hops: the stages from checkpoint to runtime on that case.
+        leaves, matched: leaf modules that torch called, and those of them whose value was found in the artifact.
+        modules: every module whose value was found, in the order in which torch computes them.
+        first: the module to blame, the first of them if there are several; None where none stands out.
+        worst: up to ten by local error, worst first.
+        advice: what to change in the recipe, a line each.
+    """
+
+    component: str
+    target: str
+    file: str
+    case: str
+    snr_db: float
+    least_snr_db: float
+    hops: tuple[Hop, ...]
+    leaves: int
+    matched: int
+    modules: tuple[ModuleError, ...]
+    first: ModuleError | None
+    worst: tuple[ModuleError, ...]
+    advice: tuple[str, ...]
+
+
+_ATTRIBUTION = TypeAdapter(Attribution)
+
+
+def attribute(
+    artifact: Path, checkpoint_dir: Path, progress: Callable[[str], None] = lambda _: None, lower_again: bool = False
+) -> Attribution:
+    """Follow an artifact of an export module by module, in a process of its own.
+
+    Args:
+        artifact: inside the export's folder, beside its ``manifest.json`` and ``golden``.
+        checkpoint_dir: the checkpoint that the export was made from.
+        progress: called with what is done.
+        lower_again: also convert the component to float32 once more, to tell lowering from quantization.
+
+    Raises:
+        ArtifactError: no artifact of an export, or one of another checkpoint.
+        GoldenError: the golden cases are unreadable or altered.
+        RuntimeFault: the artifact does not run.
+    """
+    target = target_of(artifact)
+    target.require()
+    manifest = read_manifest(artifact.parent)
+    entry = entry_of(manifest, artifact)
+    progress(f"{manifest.target} {entry.component}: module by module")
+    request = {
+        "out": str(artifact.parent),
+        "component": entry.component,
+        "checkpoint": str(checkpoint_dir),
+    }
+    answer = call_worker("attribute", request, RuntimeFault, f"{artifact.name} in the {target.name} runtime")
+    found = _ATTRIBUTION.validate_python(answer)
+    progress(f"{manifest.target} {entry.component}: hop by hop")
+    hops = hops_of(artifact.parent, manifest, entry, found.case, checkpoint_dir, lower_again)
+    return dataclasses.replace(found, hops=hops)
+
+
+def entry_of(manifest: Manifest, artifact: Path) -> ArtifactEntry:
+    """The manifest's line on an artifact; ArtifactError where it has none."""
+    for entry in manifest.artifacts:
+        if entry.file == artifact.name:
+            return entry
+    known = ", ".join(entry.file for entry in manifest.artifacts)
+    raise ArtifactError(f"{artifact.parent} lists no artifact {artifact.name}; it has {known}")
+
+
+def blame_in_worker(out: Path, component: str, checkpoint_dir: Path) -> Attribution:
+    """Attribute one component's errors; the hops are left to the caller.
+
+    Raises:
+        ArtifactError: the artifact tells nothing of torch modules, or was made from another checkpoint.
+        RuntimeFault: it does not run.
+    """
+    manifest, part, cases = opened(out, component, checkpoint_dir)
+    entry = manifest.entry_for(component)
+    return blame(manifest, entry, artifact_path(out, entry), part, cases, altered=not is_unchanged(out, entry))
+
+
+def opened(out: Path, component: str, checkpoint_dir: Path) -> tuple[Manifest, Rewritten, tuple[GoldenCase, ...]]:
+    """An export's manifest, one component's torch module as it was lowered, and the golden cases.
+
+    Raises:
+        ArtifactError: the export was made from another checkpoint.
+        GoldenError: its golden cases are unreadable or altered.
+    """
+    export, checkpoint = open_export(out), open_checkpoint(checkpoint_dir)
+    check_checkpoint(export.manifest, checkpoint)
+    return export.manifest, rewritten(checkpoint, component, export.manifest.recipe), export.golden.cases
+
+
+def rewritten_in_worker(out: Path, component: str, checkpoint_dir: Path, cases: Sequence[str]) -> float:
+    """SNR of the torch module as it was lowered against the golden outputs, the worst of the named cases."""
+    _, part, known = opened(out, component, checkpoint_dir)
+    return min(part.snr_db(case) for case in known if case.name in cases)
+
+
+def blame(
+    manifest: Manifest,
+    entry: ArtifactEntry,
+    path: Path,
+    part: Rewritten,
+    cases: Sequence[GoldenCase],
+    altered: bool = False,
+) -> Attribution:
+    """Attribute the errors of the artifact at ``path`` in its worst golden case.
+
+    Raises:
+        ArtifactError: the artifact tells nothing of torch modules.
+        RuntimeFault: it does not run.
+    """
+    target = TARGETS[manifest.target].open()
+    case, snr = _worst_case(target, path, part, cases)
+    inputs, least = part.inputs_of(case), manifest.recipe.tolerances[entry.component].snr_db
+    walker = Walker(part.module, tuple(torch.from_numpy(np.array(inputs[spec.name])) for spec in part.inputs))
+    steps = target.steps(path)
+    names = sorted({name for found in walker.candidates(steps).values() for name in found})
+    found = Search(walker, steps, target.values(path, inputs, names), least).locate()
+    if not found.seen.keys() & walker.leaves:
+        raise ArtifactError(f"{path.name} tells nothing of the torch modules it was made from; export it again")
+    errors = {name: _error(name, found, walker) for name in found.seen}
+    first = errors[found.first] if found.first is not None else None
+    worst = tuple(errors[name] for name in found.worst)
+    return Attribution(
+        component=entry.component,
+        target=manifest.target,
+        file=entry.file,
+        case=case.name,
+        snr_db=snr,
+        least_snr_db=least,
+        hops=(),
+        leaves=len(walker.leaves),
+        matched=len(walker.leaves & found.seen.keys()),
+        modules=tuple(errors.values()),
+        first=first,
+        worst=worst,
+        advice=remedies(manifest, entry, tuple(errors.values()), first, worst, walker.owners, altered),
+    )
+
+
+def _worst_case(
+    target: TargetModule, path: Path, part: Rewritten, cases: Sequence[GoldenCase]
+) -> tuple[GoldenCase, float]:
+    runner = target.load(path)
+    cases = each_call(part.component, cases)
+    figures = [_figure(joined(runner.run(part.inputs_of(case))), part.output_of(case), path) for case in cases]
+    number = int(np.argmin(figures))
+    return cases[number], figures[number]
+
+
+def _figure(value: Any, wanted: Any, path: Path) -> float:
+    if value.shape != wanted.shape:
+        raise RuntimeFault(f"{path.name} gives {list(value.shape)} where {list(wanted.shape)} is wanted; export again")
+    return snr_db(value, wanted)
+
+
+def _error(path: str, found: Located, walker: Walker) -> ModuleError:
+    seen = found.seen[path]
+    kind = walker.kinds[path]
+    return ModuleError(path, kind, seen.cumulative_snr_db, seen.local_snr_db, seen.peak, found.alone.get(path))

@@ -1,0 +1,109 @@
+"""Walk through a torch module on an artifact's own values: every module is given what the artifact gave it.
+
+Each module's output is compared with the artifact's and then replaced by it. So what is compared is the module's
+own arithmetic (that of its parts where they are not seen), and no map of inputs is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from md_export.diagnose.attribution.module_values import arrangements, follow, outputs_by_module, outputs_of
+from md_export.spec.tensors import Arrays
+from md_export.targets.contract import Step
+from md_export.verify.metrics import EXACT_DB, snr_db
+
+# What regroups axes is believed to be a module's output only where it agrees so far; a right one has far more.
+_LEAST_AGREEMENT_DB = 6.0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A module's output in an artifact.
+
+    Attributes:
+        cumulative_snr_db, local_snr_db: see :class:`.attribute.ModuleError`.
+        error: the artifact's value less what the module makes of the artifact's input; torch's shape.
+        peak: see :class:`.attribute.ModuleError`.
+    """
+
+    path: str
+    cumulative_snr_db: float
+    local_snr_db: float
+    error: Tensor
+    peak: float
+
+
+class Walker:
+    """One torch module and inputs, and all that is needed to hold artifacts made of it against it.
+
+    Attributes:
+        outputs: torch's own, by path, in order of completion.
+        kinds: class of each module, by path.
+        leaves: modules without parts.
+        owners: modules that own parameters themselves.
+    """
+
+    def __init__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._module = module
+        self._inputs = inputs
+        self.outputs, self._output = outputs_of(module, inputs)
+        self.kinds = {path: type(child).__name__.removeprefix("Adapted") for path, child in module.named_modules()}
+        called = [(path, child) for path, child in module.named_modules() if path in self.outputs]
+        self.leaves = frozenset(path for path, child in called if not any(child.children()))
+        self.owners = frozenset(path for path, child in called if any(True for _ in child.parameters(recurse=False)))
+
+    def candidates(self, steps: tuple[Step, ...]) -> Mapping[str, tuple[str, ...]]:
+        """Names of the artifact's values that may be a module's output, by path."""
+        return outputs_by_module(steps, self.outputs)
+
+    def walk(
+        self, values: Arrays, candidates: Mapping[str, tuple[str, ...]], hidden: Collection[str] = ()
+    ) -> dict[str, Seen]:
+        """Every module that is seen, in order of completion; one in ``hidden`` keeps torch's own output."""
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in values.items()}
+        found: dict[str, Seen] = {}
+
+        def visit(path: str, output: Tensor) -> Tensor | None:
+            if path in hidden or path not in self.outputs:
+                return None
+            value = _best([tensors[name] for name in candidates.get(path, ())], output)
+            if value is None:
+                return None
+            cumulative = _snr(value, self.outputs[path])
+            found[path] = Seen(path, cumulative, _snr(value, output), value - output, float(value.abs().max()))
+            # Past a NaN nothing could be compared any more.
+            return value if bool(value.isfinite().all()) else None
+
+        follow(self._module, self._inputs, visit)
+        return found
+
+    def alone(self, seen: Seen) -> float:
+        """SNR of the component's output if nothing but this module's error were wrong."""
+        if not bool(seen.error.isfinite().all()):
+            return -EXACT_DB
+        output = follow(
+            self._module, self._inputs, lambda path, value: value + seen.error if path == seen.path else None
+        )
+        return _snr(output, self._output)
+
+
+def _best(values: list[Tensor], output: Tensor) -> Tensor | None:
+    """The value and arrangement that agree best with what the module gives; None where none can be its output."""
+    ways = [way for value in values for way in arrangements(value, output.shape)]
+    if len(ways) == 1 and ways[0].exact:
+        return ways[0].value
+    ranked = sorted(ways, key=lambda way: (_snr(way.value, output), way.exact), reverse=True)
+    best = next(iter(ranked), None)
+    if best is None or not (best.exact or _snr(best.value, output) >= _LEAST_AGREEMENT_DB):
+        return None
+    return best.value
+
+
+def _snr(value: Tensor, reference: Tensor) -> float:
+    return snr_db(value.numpy(), reference.numpy())

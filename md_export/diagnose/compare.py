@@ -1,0 +1,226 @@
+"""Two exports of one target, figure by figure: what got worse, and is it more than the newer recipe allows?
+
+Both are executed and read again: a manifest's word is not enough to pass, and pictures are in no manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from md_export.diagnose.snapshot import Counts, Snapshot, snapshot
+from md_export.errors import ArtifactError, RecipeError, UsageError
+from md_export.models.sampling.generate import Float32
+from md_export.spec.artifact import GOLDEN_FOLDER
+from md_export.spec.manifest import Manifest, read_manifest
+from md_export.spec.recipe import Regression
+from md_export.verify.judge import Verification, judge
+from md_export.verify.metrics import EXACT_DB, first_fault
+from md_export.verify.metrics import compare as figures_of
+
+Figure = Literal["SNR dB", "PSNR dB", "bytes", "ops", "lint findings", "ops on the CPU"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One figure of a component, or of the picture, in both exports.
+
+    Attributes:
+        worse_by: in the unit of the budget: dB, a share of the old figure, or a count; negative where it improved.
+        at_most: the recipe's budget, from the field ``budget``.
+        within: whether it keeps to that.
+    """
+
+    component: str
+    figure: Figure
+    old: float
+    new: float
+    worse_by: float
+    budget: str
+    at_most: float
+    within: bool
+
+    @property
+    def spelled(self) -> tuple[str, str, str, str]:
+        """Old and new figure, how much it changed (``+`` is more), and the budget, as text with units."""
+        if self.figure in ("SNR dB", "PSNR dB"):
+            old, new = ("exact" if value >= EXACT_DB else f"{value:.1f}" for value in (self.old, self.new))
+            return old, new, f"{self.new - self.old:+.1f} dB", f"-{self.at_most:g} dB"
+        old, new = f"{self.old:,.0f}", f"{self.new:,.0f}"
+        if self.budget.endswith("_growth"):
+            return old, new, f"{self.worse_by:+.1%}", f"+{self.at_most:.1%}"
+        return old, new, f"{self.worse_by:+.0f}", f"+{self.at_most:g}"
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong, where it is past the budget."""
+        old, new, change, at_most = self.spelled
+        line = f"{self.figure} {old} → {new} ({change}), past the recipe's {at_most} ({self.budget})"
+        return None if self.within else line
+
+
+def changes_of(old: Snapshot, new: Snapshot, budget: Regression) -> Iterator[Change]:
+    """Every figure that both snapshots have, changed or not."""
+    first, second = old.verification.result, new.verification.result
+    for was, now in zip(first.components, second.components, strict=True):
+        name = was.component
+        if was.parity and now.parity:
+            yield _loss(name, "SNR dB", was.parity.snr_db, now.parity.snr_db, "snr_db_loss", budget)
+        yield _growth(name, "bytes", old.bytes[name], new.bytes[name], "bytes_growth", budget)
+        had, has = sum(old.ops[name].values()), sum(new.ops[name].values())
+        yield _growth(name, "ops", had, has, "ops_growth", budget)
+        if old.lint is not None and new.lint is not None:
+            yield _findings(name, old.lint[name], new.lint[name], budget)
+        if old.cpu_ops is not None and new.cpu_ops is not None:
+            was_on, is_on = old.cpu_ops[name], new.cpu_ops[name]
+            yield _change(name, "ops on the CPU", was_on, is_on, is_on - was_on, "new_cpu_ops", budget)
+    pictures = [result.picture.psnr_db for result in (first, second) if result.picture]
+    if len(pictures) == 2 and pictures[0] is not None and pictures[1] is not None:
+        yield _loss("picture", "PSNR dB", pictures[0], pictures[1], "picture_psnr_db_loss", budget)
+
+
+def _loss(component: str, figure: Figure, old: float, new: float, field: str, budget: Regression) -> Change:
+    return _change(component, figure, old, new, old - new, field, budget)
+
+
+def _growth(component: str, figure: Figure, old: int, new: int, field: str, budget: Regression) -> Change:
+    return _change(component, figure, old, new, (new - old) / max(old, 1), field, budget)
+
+
+def _findings(component: str, old: dict[str, int], new: dict[str, int], budget: Regression) -> Change:
+    """A rule that fits less does not pay for another that fits more."""
+    more = sum(max(0, count - old.get(rule, 0)) for rule, count in new.items())
+    figure: Figure = "lint findings"
+    return _change(component, figure, sum(old.values()), sum(new.values()), more, "new_lint_findings", budget)
+
+
+def _change(
+    component: str, figure: Figure, old: float, new: float, worse: float, field: str, budget: Regression
+) -> Change:
+    at_most = getattr(budget, field)
+    return Change(component, figure, old, new, worse, field, at_most, within=worse <= at_most)
+
+
+@dataclass(frozen=True)
+class Recount:
+    """A stored type, kind of operation or rule of lint that one component has more or less of than before."""
+
+    component: str
+    what: Literal["stored bytes", "ops", "lint"]
+    kind: str
+    old: int
+    new: int
+
+
+@dataclass(frozen=True)
+class ExportComparison:
+    """All that differs between two exports.
+
+    Attributes:
+        old, new: names of their recipes.
+        same_checkpoint: both were then judged on the newer one's golden cases, otherwise each on its own.
+        changes: every figure, changed or not.
+        recounts: what changed inside.
+        picture_psnr_db: worst PSNR of the new pictures against the old ones, and over how many ``pictures`` of the same
+            prompt and seed; None where there are none.
+        faults: what verification finds wrong with the new export alone.
+    """
+
+    target: str
+    old: str
+    new: str
+    same_checkpoint: bool
+    changes: tuple[Change, ...]
+    recounts: tuple[Recount, ...]
+    picture_psnr_db: float | None
+    pictures: int
+    faults: tuple[str, ...]
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """One line for each thing that is too much worse, or that falls short on its own, the component first."""
+        return (*self.faults, *(f"{item.component}: {item.fault}" for item in self.changes if item.fault))
+
+
+def compare_exports(
+    old: Path, new: Path, gpu_limit_s: float | None = None, progress: Callable[[str], None] = lambda _: None
+) -> ExportComparison:
+    """Hold the export in ``new`` against the one in ``old``, by the budget of the new one's recipe.
+
+    Raises:
+        UsageError: exports of two targets, or of other components.
+        RecipeError: the new export's recipe has no ``[regression]``.
+        ArtifactError: an export cannot be read, or ``old`` does not pass verification itself.
+        GoldenError: the golden cases of one are unreadable or altered.
+    """
+    before, after = read_manifest(old), read_manifest(new)
+    budget = _budget(before, after)
+    # On one yardstick where there is one.
+    golden = new / GOLDEN_FOLDER if before.checkpoint_sha256 == after.checkpoint_sha256 else None
+    baseline = judge(old, golden, progress)
+    if baseline.result.failures:
+        reasons = "; ".join(baseline.result.failures)
+        raise ArtifactError(f"{old} falls short itself and is no baseline: {reasons}; name an export that verifies")
+    first = snapshot(old, before, baseline, gpu_limit_s, progress)
+    second = snapshot(new, after, judge(new, None, progress), gpu_limit_s, progress)
+    return compare_snapshots(first, second, budget)
+
+
+def _budget(before: Manifest, after: Manifest) -> Regression:
+    if before.target != after.target:
+        raise UsageError(f"OLD is for {before.target}, NEW for {after.target}; compare two exports of one target")
+    if before.recipe.components != after.recipe.components:
+        names = (", ".join(recipe.components) for recipe in (before.recipe, after.recipe))
+        raise UsageError(f"OLD and NEW have other components ({' and '.join(names)}); compare exports of the same ones")
+    if after.recipe.regression is None:
+        raise RecipeError(
+            f"recipe {after.recipe.name} of NEW has no [regression] table to compare by; add one and export again"
+        )
+    return after.recipe.regression
+
+
+def compare_snapshots(old: Snapshot, new: Snapshot, budget: Regression) -> ExportComparison:
+    """The comparison itself; both snapshots are of the same target and components."""
+    before, after = old.verification.manifest, new.verification.manifest
+    psnr, count = _picture_against_picture(old.verification, new.verification)
+    recounts = (
+        *_recounts("stored bytes", old.stored, new.stored),
+        *_recounts("ops", old.ops, new.ops),
+        *_recounts("lint", old.lint or {}, new.lint or {}),
+    )
+    return ExportComparison(
+        target=after.target,
+        old=before.recipe.name,
+        new=after.recipe.name,
+        same_checkpoint=before.checkpoint_sha256 == after.checkpoint_sha256,
+        changes=tuple(changes_of(old, new, budget)),
+        recounts=recounts,
+        picture_psnr_db=psnr,
+        pictures=count,
+        faults=new.verification.result.failures,
+    )
+
+
+def _recounts(what: Literal["stored bytes", "ops", "lint"], old: Counts, new: Counts) -> Iterator[Recount]:
+    for component, after in new.items():
+        before = old[component]
+        for kind in sorted({*before, *after}):
+            if before.get(kind, 0) != after.get(kind, 0):
+                yield Recount(component, what, kind, before.get(kind, 0), after.get(kind, 0))
+
+
+def _picture_against_picture(old: Verification, new: Verification) -> tuple[float | None, int]:
+    """Worst PSNR over the cases that both have, and their number."""
+    before, after = _pictures(old), _pictures(new)
+    shared = [key for key in after if key in before and first_fault(after[key], before[key]) is None]
+    if not shared:
+        return None, 0
+    return min(figures_of(after[key], before[key]).psnr_db for key in shared), len(shared)
+
+
+def _pictures(verification: Verification) -> dict[tuple[str, int], Float32]:
+    # strict=False: there is no picture at all where the chain broke off.
+    pairs = zip(verification.golden.cases, verification.pictures, strict=False)
+    return {(case.prompt, case.seed): picture for case, picture in pairs}

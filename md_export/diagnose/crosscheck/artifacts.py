@@ -1,0 +1,166 @@
+"""One component as two artifacts, each in its own runtime, on the same golden inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pydantic import TypeAdapter
+
+from md_export.diagnose.attribution.attribute import blame, entry_of, opened
+from md_export.errors import ArtifactError, RuntimeFault, UsageError
+from md_export.spec.artifact import ArtifactEntry, artifact_path
+from md_export.spec.manifest import read_manifest
+from md_export.spec.tensors import Array, joined
+from md_export.system.isolation import call_worker
+from md_export.targets import TARGETS, target_of
+from md_export.verify.golden.case import GoldenCase
+from md_export.verify.golden.surface import each_call
+from md_export.verify.metrics import snr_db
+
+# Two right float16 runtimes round in another order: by so much one may be worse on a module than the other.
+APART_DB: Final = 10.0
+# From here on both are right in any float32.
+_RIGHT_DB: Final = 100.0
+
+
+@dataclass(frozen=True)
+class CaseRow:
+    """One golden case: each artifact's output against the golden one, and against each other."""
+
+    case: str
+    first_db: float
+    second_db: float
+    between_db: float
+
+
+@dataclass(frozen=True)
+class ModuleRow:
+    """One torch module's own error in each artifact, on that artifact's own input to it."""
+
+    path: str
+    kind: str
+    first_db: float
+    second_db: float
+
+    @property
+    def apart_db(self) -> float:
+        """By how much the first is better; negative where it is worse."""
+        return min(self.first_db, _RIGHT_DB) - min(self.second_db, _RIGHT_DB)
+
+
+@dataclass(frozen=True)
+class Crosscheck:
+    """Two artifacts beside each other.
+
+    Attributes:
+        component: of both.
+        files: their names.
+        schemes: weights and activations of each.
+        cases: all golden ones.
+        followed: the case in which the two are furthest apart; ``modules`` are of it.
+        modules: those found in both, in order of computation.
+    """
+
+    component: str
+    files: tuple[str, str]
+    schemes: tuple[str, str]
+    cases: tuple[CaseRow, ...]
+    followed: str
+    modules: tuple[ModuleRow, ...]
+
+    @property
+    def disagreements(self) -> tuple[ModuleRow, ...]:
+        """Modules that one artifact computes worse than the other by more than the order of rounding explains."""
+        found = [row for row in self.modules if abs(row.apart_db) > APART_DB]
+        return tuple(sorted(found, key=lambda row: -abs(row.apart_db)))
+
+
+_CROSSCHECK = TypeAdapter(Crosscheck)
+
+
+def crosscheck(
+    first: Path, second: Path, checkpoint: Path, progress: Callable[[str], None] = lambda _: None
+) -> Crosscheck:
+    """Hold two artifacts of one component against each other, in a process of their own.
+
+    Args:
+        first, second: each inside its export's folder, of any two targets.
+        checkpoint: that both exports were made from.
+        progress: called with what is done.
+
+    Raises:
+        UsageError: they are of two components, or one and the same.
+        ArtifactError: no artifact of an export, or of another checkpoint, or judged by other golden cases.
+        RuntimeFault: one does not run.
+    """
+    for path in (first, second):
+        target_of(path).require()
+    _check_pair(first, second)
+    progress(f"{first.name} and {second.name}: every golden case, then module by module")
+    request = {"first": str(first), "second": str(second), "checkpoint": str(checkpoint)}
+    return _CROSSCHECK.validate_python(call_worker("crosscheck", request, RuntimeFault, "the crosscheck"))
+
+
+def _check_pair(first: Path, second: Path) -> None:
+    manifests = [read_manifest(path.parent) for path in (first, second)]
+    one, other = (entry_of(manifest, path) for manifest, path in zip(manifests, (first, second), strict=True))
+    if first.resolve() == second.resolve():
+        raise UsageError(f"{first} twice; name two artifacts of one component")
+    if one.component != other.component:
+        raise UsageError(f"{first.name} is the {one.component}, {second.name} the {other.component}; name one of each")
+    if manifests[0].golden_sha256 != manifests[1].golden_sha256:
+        raise ArtifactError(
+            f"{first.parent} and {second.parent} have other golden cases; export both with the same --golden folder"
+        )
+
+
+def crosscheck_in_worker(first: Path, second: Path, checkpoint: Path) -> Crosscheck:
+    """What :func:`crosscheck` does inside a worker process; the pair has been checked."""
+    sides = [_Side(path, checkpoint) for path in (first, second)]
+    rows = [_case_row(case, *sides) for case in each_call(sides[0].entry.component, sides[0].cases)]
+    followed = min(rows, key=lambda row: row.between_db).case
+    one, other = (side.modules(followed) for side in sides)
+    return Crosscheck(
+        component=sides[0].entry.component,
+        files=(first.name, second.name),
+        schemes=(sides[0].scheme, sides[1].scheme),
+        cases=tuple(rows),
+        followed=followed,
+        modules=tuple(
+            ModuleRow(path, kind, found, other[path][1]) for path, (kind, found) in one.items() if path in other
+        ),
+    )
+
+
+class _Side:
+    """One of the artifacts, opened."""
+
+    def __init__(self, path: Path, checkpoint: Path) -> None:
+        manifest = read_manifest(path.parent)
+        self.entry: ArtifactEntry = entry_of(manifest, path)
+        self.manifest, self.part, self.cases = opened(path.parent, self.entry.component, checkpoint)
+        self.path = artifact_path(path.parent, self.entry)
+        self.runner = TARGETS[manifest.target].open().load(self.path)
+        self.scheme = f"{self.entry.weights} weights, {self.entry.activations} activations"
+
+    def output(self, case: GoldenCase) -> tuple[Array, Array]:
+        """The artifact's, and the golden one, in its layout."""
+        return joined(self.runner.run(self.part.inputs_of(case))), self.part.output_of(case)
+
+    def modules(self, case: str) -> Mapping[str, tuple[str, float]]:
+        """Class and local SNR of each module that was found, by its path."""
+        cases = [item for item in each_call(self.entry.component, self.cases) if item.name == case]
+        found = blame(self.manifest, self.entry, self.path, self.part, cases)
+        return {item.path: (item.kind, item.local_snr_db) for item in found.modules if item.path}
+
+
+def _case_row(case: GoldenCase, first: _Side, second: _Side) -> CaseRow:
+    (one, golden), (other, same) = first.output(case), second.output(case)
+    if one.shape != other.shape:
+        raise ArtifactError(
+            f"{first.path.name} and {second.path.name} have other layouts; export both without --layout"
+        )
+    return CaseRow(case.name, snr_db(one, golden), snr_db(other, same), snr_db(other, one))

@@ -1,0 +1,126 @@
+"""THE map of an examination: versions, memory, disk, GPU driver, canaries."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from md_export import __version__
+from md_export.diagnose.doctor.machine import disk_findings, memory_finding, memory_here, need_of, places_here
+from md_export.diagnose.doctor.versions import version_findings
+from md_export.errors import MissingExtraError
+from md_export.spec.recipe import Recipe
+from md_export.system.isolation import Ended, run_worker
+from md_export.targets import TARGETS, Target
+from md_export.targets.tflite.gpu.driver import find_driver
+
+Verdict = Literal["ok", "note", "not installed", "broken"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        area: versions, disk, memory, gpu or canary.
+        what: a library, a place, a target.
+        verdict: ``broken`` needs to be put right; a ``note`` works, but otherwise than where it was tested.
+        found: the figure, in words.
+        advice: what to do, empty where nothing is to be done.
+    """
+
+    area: str
+    what: str
+    verdict: Verdict
+    found: str
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All findings; ``system`` is the operating system, processor and number of cores."""
+
+    md_export: str
+    system: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def broken(self) -> tuple[Finding, ...]:
+        """What needs to be put right."""
+        return tuple(finding for finding in self.findings if finding.verdict == "broken")
+
+
+# Of one canary: seconds on an idle machine, most of them for imports.
+CANARY_LIMIT_S: Final = 120.0
+Progress = Callable[[str], None]
+
+
+def examine(
+    recipe: Recipe | None, checkpoint: Path, canaries: bool = True, progress: Progress = lambda _: None
+) -> Diagnosis:
+    """Look at everything that an export depends on.
+
+    Args:
+        recipe: whose need of memory and disk is predicted for ``checkpoint``; None for what any export needs.
+        canaries: convert and run a small module on each target.
+        progress: told of each canary.
+
+    Raises:
+        CheckpointError, ConfigError: the checkpoint cannot be opened.
+    """
+    need = None if recipe is None else need_of(recipe, checkpoint)
+    findings = [
+        *version_findings(),
+        memory_finding(memory_here(), need),
+        *disk_findings(places_here(), need),
+        gpu_finding(),
+    ]
+    if canaries:
+        for target in TARGETS.values():
+            progress(f"{target.name}: converting and running a canary")
+            findings.append(canary_finding(target))
+    system = f"{platform.system()} {platform.release()}, {platform.machine()}, {os.cpu_count()} cores"
+    return Diagnosis(__version__, system, tuple(findings))
+
+
+def gpu_finding() -> Finding:
+    """The Vulkan driver that ``verify --gpu`` needs; all else works without."""
+    try:
+        return Finding("gpu", "Vulkan driver", "ok", str(find_driver().manifest))
+    except MissingExtraError as error:
+        return Finding("gpu", "Vulkan driver", "not installed", "for verify --gpu alone", str(error))
+
+
+def canary_finding(target: Target) -> Finding:
+    """Whether a target converts and computes, found in a process of its own."""
+    try:
+        target.require()
+    except MissingExtraError as error:
+        return Finding("canary", target.name, "not installed", "-", str(error))
+    started = time.perf_counter()
+    ended = run_worker("canary", {"target": target.name}, CANARY_LIMIT_S)
+    return canary_judged(target.name, ended, time.perf_counter() - started)
+
+
+def canary_judged(name: str, ended: Ended, seconds: float) -> Finding:
+    """What a canary's worker answered, or how it died; ``seconds``: of the whole process."""
+    from md_export.diagnose.doctor.canary import LEAST_SNR_DB
+
+    again = f"pip install --force-reinstall 'md-export[{name}]'; if that does not help, report this"
+    if ended.answer is None:
+        last = (ended.log.strip().splitlines() or [""])[-1]
+        return Finding("canary", name, "broken", f"{ended.death}: {last:.200}", again)
+    if "error" in ended.answer:
+        return Finding("canary", name, "broken", f"{ended.answer['message']:.300}", again)
+    snr_db = ended.answer["snr_db"]
+    if snr_db is None:
+        return Finding("canary", name, "broken", f"its runtime answers {ended.answer['fault']}", again)
+    found = f"{min(snr_db, 999):.0f} dB SNR against torch in {seconds:.1f} s"
+    if not snr_db >= LEAST_SNR_DB:
+        return Finding("canary", name, "broken", f"{found}; {LEAST_SNR_DB:g} dB expected: it computes otherwise", again)
+    return Finding("canary", name, "ok", found)

@@ -1,0 +1,151 @@
+"""The estimate of a whole export: each artifact is read in a worker, nothing is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pydantic import TypeAdapter
+
+from md_export.diagnose.estimate.devices import Device, knowledge
+from md_export.diagnose.estimate.fit import LIKELY, Fit, fit_of
+from md_export.diagnose.estimate.ranking import Change, Place, by, changes, pattern
+from md_export.diagnose.estimate.roofline import Constants, Floor, floor_of, seconds_of
+from md_export.errors import ArtifactError, UsageError
+from md_export.spec.artifact import ArtifactEntry, artifact_path
+from md_export.spec.manifest import Manifest, read_manifest
+from md_export.system.isolation import call_worker
+from md_export.targets.costs import OpCost
+
+_OPS: Final = TypeAdapter(tuple[OpCost, ...])
+_REPEATED: Final = "unet"
+
+
+@dataclass(frozen=True)
+class ComponentEstimate:
+    """One artifact, called once.
+
+    Attributes:
+        ms: estimate; ``floor`` is what no implementation can beat.
+        calls: how often it is called for a picture.
+        ops: that are executed, views not counted.
+        by_work, by_kind, by_pattern, by_module: where the time goes, most first; patterns are of modules' paths.
+        changes: what to change, most first.
+    """
+
+    component: str
+    ms: float
+    floor: Floor
+    calls: int
+    ops: int
+    macs: int
+    weight_bytes: int
+    activation_bytes: int
+    by_work: tuple[Place, ...]
+    by_kind: tuple[Place, ...]
+    by_pattern: tuple[Place, ...]
+    by_module: tuple[Place, ...]
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of an export on a phone; no phone was asked.
+
+    Attributes:
+        likely_factor: within it, up or down, lie four of five published latencies that the fit had not seen; of half of
+            them the estimate is off by less than ``typical_factor``, of all by no more than ``worst_factor``.
+    """
+
+    recipe: str
+    device: str
+    title: str
+    unit: str
+    likely_factor: float
+    typical_factor: float
+    worst_factor: float
+    rows: int
+    constants: Constants
+    components: tuple[ComponentEstimate, ...]
+
+    @property
+    def ms(self) -> float:
+        """Of a picture."""
+        return sum(item.calls * item.ms for item in self.components)
+
+    @property
+    def floor_ms(self) -> float:
+        """Of a picture."""
+        return sum(item.calls * item.floor.ms for item in self.components)
+
+
+def estimate(out: Path, device: str, progress: Callable[[str], None] = lambda _: None) -> Estimate:
+    """Estimate every artifact of an export.
+
+    Args:
+        out: a folder that md-export wrote.
+        device: a name in ``devices.toml``.
+        progress: told of each artifact.
+
+    Raises:
+        UsageError: an unknown device, one that does not execute the target's artifacts or their arithmetic.
+        ArtifactError, RuntimeFault: no readable export.
+    """
+    phone, manifest = knowledge().device(device), read_manifest(out)
+    if manifest.target not in phone.unit.targets:
+        fitting = [name for name, one in knowledge().devices.items() if manifest.target in one.unit.targets]
+        others = f"devices for {manifest.target}: {', '.join(fitting)}" if fitting else "there is none for such exports"
+        raise UsageError(f"{phone.title} is known as {phone.unit.title}, not for {manifest.target}; {others}")
+    fitted = fit_of(phone.unit.title)
+    components = []
+    for entry in manifest.artifacts:
+        progress(f"estimate {entry.component}")
+        calls = len(manifest.ddim.steps) if manifest.ddim and entry.component == _REPEATED else 1
+        floor = floor_of(ops := costs_of(out, manifest, entry), phone, sum(entry.stored.values()))
+        components.append(_component(entry.component, ops, phone, fitted.constants, floor, calls))
+    return _whole(manifest, phone, fitted, tuple(components))
+
+
+def costs_of(out: Path, manifest: Manifest, entry: ArtifactEntry) -> tuple[OpCost, ...]:
+    """What the operations of one artifact compute and move; raises as :func:`estimate`."""
+    path = artifact_path(out, entry)
+    answer = call_worker("costs", {"target": manifest.target, "path": str(path)}, ArtifactError, path.name)
+    return _OPS.validate_python(answer["ops"])
+
+
+def _component(
+    name: str, ops: Sequence[OpCost], device: Device, constants: Constants, floor: Floor, calls: int
+) -> ComponentEstimate:
+    executed = [op for op in ops if op.work != "view"]
+    return ComponentEstimate(
+        component=name,
+        ms=1e3 * sum(seconds_of(op, device, constants) for op in executed),
+        floor=floor,
+        calls=calls,
+        ops=len(executed),
+        macs=sum(op.macs for op in executed),
+        weight_bytes=sum(op.weight_bytes for op in executed),
+        activation_bytes=sum(op.activation_bytes for op in executed),
+        by_work=by(lambda op: op.work, executed, device, constants),
+        by_kind=by(lambda op: op.kind, executed, device, constants),
+        by_pattern=by(lambda op: pattern(op.module), executed, device, constants),
+        by_module=by(lambda op: op.module, executed, device, constants),
+        changes=changes(executed, device, constants),
+    )
+
+
+def _whole(manifest: Manifest, phone: Device, fitted: Fit, components: tuple[ComponentEstimate, ...]) -> Estimate:
+    return Estimate(
+        recipe=manifest.recipe.name,
+        device=phone.name,
+        title=phone.title,
+        unit=phone.unit.title,
+        likely_factor=fitted.factor(LIKELY),
+        typical_factor=fitted.factor(0.5),
+        worst_factor=fitted.factor(1.0),
+        rows=len(fitted.rows),
+        constants=fitted.constants,
+        components=components,
+    )

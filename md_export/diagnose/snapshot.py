@@ -1,0 +1,85 @@
+"""Everything about one export that a later one is held against: verdicts, bytes, operations, advice, residency."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from md_export.diagnose.lint import lint
+from md_export.spec.artifact import artifact_path, bytes_of_artifact
+from md_export.spec.manifest import Manifest
+from md_export.targets import TARGETS
+from md_export.targets.advice import LintReport
+from md_export.verify.gpu import verify_on_gpu
+from md_export.verify.judge import Verification
+
+Counts = dict[str, dict[str, int]]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What was found in an export, each by component; nothing is taken from the manifest's word.
+
+    Attributes:
+        bytes: of the artifact.
+        stored: bytes of weights by dtype.
+        ops: number of operations by kind.
+        lint: operations by the rule that speaks against them; None where there are no rules for the target.
+        cpu_ops: operations that LiteRT's GPU engine leaves to the CPU; None where it was not asked for.
+    """
+
+    verification: Verification
+    bytes: dict[str, int]
+    stored: Counts
+    ops: Counts
+    lint: Counts | None = None
+    cpu_ops: dict[str, int] | None = None
+
+
+def snapshot(
+    out: Path,
+    manifest: Manifest,
+    verification: Verification,
+    gpu_limit_s: float | None,
+    progress: Callable[[str], None],
+) -> Snapshot:
+    """Read what the artifacts of a judged export hold.
+
+    Args:
+        out: the export, and ``manifest`` what lies in it.
+        verification: the verdict on it.
+        gpu_limit_s: ask the GPU engine too, each attempt stopped after so many seconds.
+        progress: told of each step.
+
+    Raises:
+        MdExportError: an artifact cannot be read.
+    """
+    target = TARGETS[manifest.target]
+    paths = {entry.component: artifact_path(out, entry) for entry in manifest.artifacts}
+    found = {name: target.open().describe(path) for name, path in paths.items()}
+    advice = None
+    if target.lints:
+        progress(f"lint {manifest.recipe.name}")
+        advice = {name: _against(*lint(path)) for name, path in paths.items()}
+    return Snapshot(
+        verification,
+        {name: bytes_of_artifact(path) for name, path in paths.items()},
+        {name: one.stored for name, one in found.items()},
+        {name: one.ops for name, one in found.items()},
+        advice,
+        None if gpu_limit_s is None else _cpu_ops(out, gpu_limit_s, progress),
+    )
+
+
+def _against(report: LintReport) -> dict[str, int]:
+    """How many operations each rule speaks against; a remark on the whole artifact counts as one."""
+    fitting = Counter([*(name for op in report.ops for name in op.rules), *report.remarks])
+    return {rule.id: fitting[rule.id] for rule in report.rules if rule.verdict != "likely"}
+
+
+def _cpu_ops(out: Path, limit_s: float, progress: Callable[[str], None]) -> dict[str, int]:
+    """An engine that failed has left all of them to the CPU."""
+    judged = verify_on_gpu(out, None, limit_s, progress)
+    return {item.component: item.ops if item.resident is None else item.on_cpu for item in judged.components}

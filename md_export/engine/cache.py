@@ -1,0 +1,248 @@
+"""What was built, by the key of all that it depends on. An entry is there whole or not at all, and checked when read.
+
+<root>/entries/<key>/entry.json     what it is, the hash of each of its files, and what else was found
+                     files/…
+<root>/work/                        entries in the making
+<root>/plans, seen, measured/       memories that cost time when they are lost, and nothing else
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter
+
+from md_export.engine.keys import files_in
+from md_export.errors import ArtifactError, OutputError
+from md_export.system.files import is_plain_name, sha256_of, sha256_of_text, to_disk
+from md_export.system.workspace import is_in_use
+
+SCHEMA: Final = 1
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One file of an entry."""
+
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a step left behind.
+
+    Attributes:
+        kind, label: of the step.
+        files: by path in the entry.
+        value: plain data: the artifact's entry of the manifest, for one.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    schema: Literal[1]
+    key: str
+    kind: str
+    label: str
+    files: dict[str, StoredFile]
+    value: dict[str, Any]
+
+    @property
+    def bytes(self) -> int:
+        """Of all files together."""
+        return sum(file.bytes for file in self.files.values())
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One line of a list: the entry, and when it was last used, in seconds since 1970."""
+
+    entry: Entry
+    used: float
+
+
+_ENTRY: Final = TypeAdapter(Entry)
+
+
+def entry_to_json(entry: Entry) -> str:
+    """The record of an entry, with a hash of itself."""
+    text = _ENTRY.dump_json(entry).decode()
+    return json.dumps({"sha256": sha256_of_text(text), "entry": text})
+
+
+def entry_from_json(record: str) -> Entry:
+    """Read what :func:`entry_to_json` wrote; ValueError, KeyError, TypeError or RecursionError for anything else."""
+    values = json.loads(record)
+    if sha256_of_text(values["entry"]) != values["sha256"]:
+        raise ValueError("the record was altered")
+    entry = _ENTRY.validate_json(values["entry"], strict=True)
+    if not all(map(_is_inside, entry.files)):
+        raise ValueError("a file lies outside the entry")
+    return entry
+
+
+def stored(folder: Path) -> dict[str, StoredFile]:
+    """Hashes of all files, which are brought to the disk and protected from slips."""
+    names = files_in(folder, [one.name for one in folder.iterdir()])
+    found = {}
+    for name in names:
+        if not _is_inside(name):
+            raise OutputError(f"a step wrote a file of the name {name!r:.80}")
+        path = folder / name
+        path.chmod(0o444)
+        to_disk(path)
+        found[name] = StoredFile(path.stat().st_size, sha256_of(path))
+    return found
+
+
+def _is_inside(name: str) -> bool:
+    return all(is_plain_name(part) for part in name.split("/"))
+
+
+_RECORD: Final = "entry.json"
+_FILES: Final = "files"
+Tell = Callable[[str], None]
+
+
+def default_root() -> Path:
+    """``$MD_EXPORT_CACHE``, else ``md-export`` in the platform's folder for caches."""
+    if given := os.environ.get("MD_EXPORT_CACHE"):
+        return Path(given)
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "md-export"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "md-export"
+
+
+class Cache:
+    """The entries in ``root``; any number of processes may use them at once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self.work = self.root / "work"
+        self._entries = self.root / "entries"
+
+    def files(self, key: str) -> Path:
+        """The folder of an entry's files."""
+        return self._entries / key / _FILES
+
+    def read(self, key: str) -> Entry | None:
+        """An entry's record, its files unread; None where there is none, or it is damaged."""
+        try:
+            entry = entry_from_json((self._entries / key / _RECORD).read_text(encoding="utf-8"))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+        return entry if entry.key == key else None
+
+    def require(self, key: str) -> Entry:
+        """As :meth:`read`; ArtifactError where there is none."""
+        entry = self.read(key)
+        if entry is None:
+            raise ArtifactError(f"the entry {key[:12]} of {self.root} is gone; run the same command again")
+        return entry
+
+    def get(self, key: str, tell: Tell = lambda _: None) -> Entry | None:
+        """An entry whose files are all what they were; one that is damaged is removed, with a line to ``tell``."""
+        folder = self._entries / key
+        if not folder.exists():
+            return None
+        entry = self.read(key)
+        damage = "its record" if entry is None else self._damage(entry)
+        if entry is None or damage:
+            tell(f"cache: {entry.label if entry else key[:12]} is damaged ({damage}); it will be built again")
+            self._take_away(key)
+            return None
+        with suppress(OSError):
+            os.utime(folder / _RECORD)
+        return entry
+
+    def put(self, key: str, kind: str, label: str, folder: Path, value: dict[str, Any]) -> Entry:
+        """Keep the files in ``folder``, which lies in :attr:`work` and is moved; an entry that is there already stays.
+
+        Raises:
+            OutputError: it could not be written.
+        """
+        made = folder.with_name(f"{folder.name}.entry")
+        try:
+            made.mkdir()
+            folder.rename(made / _FILES)
+            entry = Entry(SCHEMA, key, kind, label, stored(made / _FILES), value)
+            (made / _RECORD).write_text(entry_to_json(entry), encoding="utf-8")
+            to_disk(made / _RECORD)
+            self._publish(made, key)
+        except OSError as error:
+            raise OutputError(
+                f"the cache {self.root} cannot be written: {error.strerror}; free some space with: "
+                "md-export cache prune, or set MD_EXPORT_CACHE to another folder"
+            ) from error
+        return entry
+
+    def remove(self, key: str) -> None:
+        """Take an entry away, at once for everybody who looks."""
+        self._take_away(key)
+
+    def _take_away(self, key: str) -> None:
+        self.work.mkdir(parents=True, exist_ok=True)
+        aside = self.work / f"removed-{key}-{os.getpid()}"
+        with suppress(FileNotFoundError):
+            (self._entries / key).rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def list(self) -> Iterator[Listed]:
+        """All entries that can be read, in no order."""
+        for folder in self._entries.glob("*"):
+            entry = self.read(folder.name)
+            if entry is not None:
+                yield Listed(entry, (folder / _RECORD).stat().st_mtime)
+
+    def is_in_use(self) -> bool:
+        """Whether a build uses it now."""
+        return self.work.is_dir() and is_in_use(self.work)
+
+    def prune(self, before: float | None, keep_bytes: int | None) -> tuple[Listed, ...]:
+        """Remove entries last used before a time, then those not used for longest until the rest fits.
+
+        Raises:
+            OutputError: a build uses the cache now.
+        """
+        if self.is_in_use():
+            raise OutputError(f"a build uses {self.root} now; prune it when the build has ended")
+        for left in self.work.glob("removed-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        newest = sorted(self.list(), key=lambda one: one.used, reverse=True)
+        removed, held = [], 0
+        for one in newest:
+            held += one.entry.bytes
+            if (before is not None and one.used < before) or (keep_bytes is not None and held > keep_bytes):
+                held -= one.entry.bytes
+                self.remove(one.entry.key)
+                removed.append(one)
+        return tuple(removed)
+
+    def _damage(self, entry: Entry) -> str:
+        """The first file that is missing or altered; empty where none is."""
+        for name, file in entry.files.items():
+            path = self.files(entry.key) / name
+            try:
+                if path.stat().st_size != file.bytes or sha256_of(path) != file.sha256:
+                    return name
+            except OSError:
+                return name
+        return ""
+
+    def _publish(self, made: Path, key: str) -> None:
+        self._entries.mkdir(parents=True, exist_ok=True)
+        try:
+            made.rename(self._entries / key)
+        except OSError:
+            # Another process was first; what it made is the same.
+            if self.read(key) is None:
+                raise
+        to_disk(self._entries)

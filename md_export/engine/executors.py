@@ -1,0 +1,204 @@
+"""Where the steps of a build run: in processes of this machine, or on the workers of a Dask cluster."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from md_export.engine.cache import Cache
+from md_export.engine.costs import Measured
+from md_export.engine.dask import (
+    Errand,
+    Worker,
+    ask_each,
+    carry_out,
+    check_same,
+    connected,
+    explain,
+    introduce,
+    lacks,
+    versions,
+)
+from md_export.engine.inputs import inputs_of, places
+from md_export.engine.keys import Seen
+from md_export.engine.perform import Task, perform
+from md_export.engine.plan import Cost, Plan, Step
+from md_export.engine.request import BuildRequest
+from md_export.engine.scheduler import Begin, Limits, submitter
+from md_export.engine.shared_store import BackedCache, Store, store_url
+from md_export.errors import MdExportError, RecipeError, RuntimeFault
+from md_export.system.memory import installed_bytes, kill_children
+from md_export.system.workspace import workspace
+
+_LOOK_S: Final = 5.0
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where steps run.
+
+    Attributes:
+        cache: where their results are found.
+        open: makes what begins the steps that are asked for.
+        news: lines that the user should read, since it was called last.
+    """
+
+    cache: Cache
+    limits: Limits
+    open: Callable[[Sequence[Step]], AbstractContextManager[Begin]]
+    news: Callable[[], Iterable[str]] = tuple
+
+
+def site_of(request: BuildRequest, plan: Plan) -> AbstractContextManager[Site]:
+    """The place that the request names.
+
+    Raises:
+        MdExportError: the cluster or its store cannot be used.
+    """
+    return _here(request) if request.dask is None else _on_dask(request, plan)
+
+
+@contextmanager
+def _here(request: BuildRequest) -> Iterator[Site]:
+    cache = Cache(request.cache)
+    limits = Limits(request.jobs, request.most_bytes or _most(installed_bytes()))
+    yield Site(cache, limits, lambda _: _processes(request, cache))
+
+
+@contextmanager
+def _processes(request: BuildRequest, cache: Cache) -> Iterator[Begin]:
+    with workspace(cache.work) as work, _threads(request.jobs) as executor:
+        yield submitter(executor, partial(_perform, request, cache.root, work))
+
+
+def _perform(request: BuildRequest, cache: Path, work: Path, step: Step, most_bytes: int) -> Cost:
+    return perform(Task(step, cache, work, places(request), most_bytes))
+
+
+@contextmanager
+def _threads(jobs: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that wait for processes; an interrupt ends those."""
+    executor = ThreadPoolExecutor(jobs)
+    try:
+        yield executor
+    except BaseException:
+        executor.shutdown(wait=False, cancel_futures=True)
+        kill_children()
+        raise
+    finally:
+        executor.shutdown()
+
+
+@contextmanager
+def _on_dask(request: BuildRequest, plan: Plan) -> Iterator[Site]:
+    assert request.dask is not None and request.store is not None  # noqa: S101 (see BuildRequest)
+    fused = [recipe.name for recipe in request.recipes if recipe.form == "cpu_fused"]
+    if fused:
+        raise RecipeError(f"recipe {fused[0]}: form cpu_fused serves the machine that makes it; build without --dask")
+    targets = tuple(sorted({export.target for export in plan.exports}))
+    with connected(request.dask) as client:
+        found: dict[str, Worker] = ask_each(client, introduce, targets)
+        check_same({address: worker.versions for address, worker in found.items()}, versions(targets))
+        cache = BackedCache(request.cache, Store(store_url(request.store)))
+        limits = Limits(len(found), request.most_bytes or _least(found.values()), apart=True)
+        yield Site(cache, limits, partial(_workers, client, request, cache, targets), _News(client, set(found)))
+
+
+@contextmanager
+def _workers(
+    client: Any, request: BuildRequest, cache: BackedCache, targets: tuple[str, ...], steps: Sequence[Step]
+) -> Iterator[Begin]:
+    """Brings what the steps need to the store first."""
+    inputs = _brought(client, request, cache, steps)
+    executor = client.get_executor(pure=False)
+
+    def begin(step: Step, most_bytes: int) -> Future[Cost]:
+        answer: Future[Cost] = Future()
+        errand = Errand(step, cache.store.url, inputs, most_bytes, targets, versions(targets))
+        try:
+            asked = executor.submit(carry_out, errand)
+        except Exception:  # noqa: BLE001 (of any class, by version; a client that has lost its scheduler takes no more)
+            answer.set_exception(RuntimeFault(explain(CancelledError())))
+        else:
+            asked.add_done_callback(partial(_pass_on, answer, Measured(cache.root / "measured"), step))
+        return answer
+
+    try:
+        yield begin
+    finally:
+        # Where the scheduler is gone there is nothing to cancel.
+        with suppress(Exception):
+            executor.shutdown(wait=False)
+
+
+def _brought(
+    client: Any, request: BuildRequest, cache: BackedCache, steps: Sequence[Step]
+) -> dict[str, tuple[str, str]]:
+    """Keys and paths of the inputs, which all workers find."""
+    if not steps:
+        return {}
+    inputs = inputs_of(request, Seen(cache.root / "seen"))
+    for one in inputs.values():
+        cache.store.put(one.entry, one.root)
+    for key in {need for step in steps for need in step.needs} - {step.key for step in steps}:
+        cache.share(key)
+    blind = ask_each(client, lacks, cache.store.url, [one.entry.key for one in inputs.values()])
+    for worker in sorted(worker for worker, lacking in blind.items() if lacking):
+        raise RuntimeFault(
+            f"the Dask worker {worker} does not find in {cache.store.url} what was just put there: give a --store that "
+            "is the same for all machines, such as s3://bucket/folder or file:// and a folder of a shared disk"
+        )
+    return {name: (one.entry.key, one.within) for name, one in inputs.items()}
+
+
+def _pass_on(answer: Future[Cost], measured: Measured, step: Step, asked: Future[Cost]) -> None:
+    """What Dask says of a step, in this package's own errors."""
+    error = CancelledError() if asked.cancelled() else asked.exception()
+    if error is None:
+        cost = asked.result()
+        if cost.seconds:
+            measured.add(step.alike, cost)
+        answer.set_result(cost)
+    elif isinstance(error, (MdExportError, OSError)):
+        answer.set_exception(error)
+    else:
+        answer.set_exception(RuntimeFault(explain(error)))
+
+
+class _News:
+    """Which workers went away."""
+
+    def __init__(self, client: Any, known: set[str]) -> None:
+        self._client, self._known, self._next = client, known, 0.0
+
+    def __call__(self) -> Iterator[str]:
+        if time.monotonic() < self._next or self._client.status != "running":
+            return
+        self._next = time.monotonic() + _LOOK_S
+        try:
+            now = set(self._client.nthreads())
+        except OSError:
+            return
+        for worker in sorted(self._known - now):
+            yield f"the Dask worker {worker} is gone; what it did is done again"
+        if self._known and not now:
+            yield f"no Dask worker is left; the build waits for one: dask worker {self._client.scheduler.address}"
+        self._known = now
+
+
+def _least(workers: Iterable[Worker]) -> int:
+    """What each worker may have: those of one machine share its memory."""
+    found = list(workers)
+    count = Counter(worker.host for worker in found)
+    return min(_most(worker.bytes) // count[worker.host] for worker in found)
+
+
+def _most(installed: int) -> int:
+    return installed * 3 // 4

@@ -1,0 +1,222 @@
+"""Core ML exports of several sizes → one whose packages have a function for each; and one function taken out again.
+
+    OUT/join.json                  names of the functions, the default one first
+    OUT/unet.mlpackage, …          one package a component, its weights stored once
+    OUT/size_256/                  what the export of that size has beside its packages: manifest, golden cases, …
+
+A function taken out is an export as any other, and is proved like one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from md_export.engine.export import with_parity
+from md_export.errors import ArtifactError, ConversionError, ParityError, UsageError
+from md_export.spec.artifact import ArtifactEntry, artifact_path, bytes_of_artifact, sha256_of_artifact
+from md_export.spec.manifest import JOIN, Manifest, first_finding, read_manifest, write_manifest
+from md_export.spec.recipe import Recipe
+from md_export.system.files import bytes_of, is_plain_name, read_regular, staging
+from md_export.system.isolation import call_worker
+from md_export.verify.judge import VerifyResult, verify
+from md_export.verify.manifest_check import Checked, check_export
+
+Progress = Callable[[str], None]
+_LARGEST_FILE: Final = 1 << 16
+_OLDEST: Final = "iOS18"
+
+
+@dataclass(frozen=True)
+class Functions:
+    """``join.json``; the default function comes first."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    schema: Literal[1]
+    functions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Bytes of one component: of its packages before, together, and of the one that they became."""
+
+    component: str
+    apart: int
+    joined: int
+
+
+_FUNCTIONS: Final = TypeAdapter(Functions)
+
+
+def join(
+    exports: Sequence[Path], out: Path, progress: Progress = print
+) -> tuple[tuple[Shared, ...], list[VerifyResult]]:
+    """Join verified exports that differ in their pictures' size alone; ``out`` appears when every function is proved.
+
+    Raises:
+        UsageError: they are not of one checkpoint and recipe in several sizes, or not of Core ML.
+        ParityError: a function does not compute what its export did.
+    """
+    manifests = {path: read_manifest(path) for path in exports}
+    named = _named(manifests)
+    with staging(out) as folder:
+        shared = tuple(
+            _join(name, {function: (path, manifests[path]) for function, path in named.items()}, folder, progress)
+            for name in (entry.component for entry in next(iter(manifests.values())).artifacts)
+        )
+        results = [_seal(folder, name, path, manifests[path], progress) for name, path in named.items()]
+        text = _FUNCTIONS.dump_json(Functions(1, tuple(named)), indent=2).decode()
+        (folder / JOIN).write_text(text + "\n", encoding="utf-8")
+    return shared, results
+
+
+def split(out: Path, function: str, folder: Path) -> Manifest:
+    """Write the export that a function of a joined one is to ``folder``, which must not exist.
+
+    Raises:
+        ArtifactError: ``out`` is no joined export, or has no such function.
+    """
+    known = read_functions(out)
+    if function not in known:
+        raise ArtifactError(f"{out} has no function {function!r:.80}; it has {', '.join(known)}")
+    with staging(folder) as made:
+        shutil.copytree(out / function, made, dirs_exist_ok=True)
+        manifest = read_manifest(made)
+        for entry in manifest.artifacts:
+            _take(artifact_path(out, entry), function, made / entry.file)
+    return manifest
+
+
+def verify_functions(out: Path, progress: Progress = lambda _: None) -> dict[str, VerifyResult]:
+    """The verdict on each function of a joined export, on golden cases of its size.
+
+    Raises:
+        ArtifactError: ``out`` is no joined export, or cannot be read.
+    """
+    results = {}
+    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
+        for function in read_functions(out):
+            progress(f"function {function}")
+            folder = Path(scratch) / function
+            split(out, function, folder)
+            results[function] = verify(folder, progress=progress)
+            shutil.rmtree(folder)
+    return results
+
+
+def check_functions(out: Path) -> tuple[Checked, ...]:
+    """Each function of a joined export, taken out and held against the hashes of its manifest.
+
+    Raises:
+        ArtifactError: ``out`` is no joined export, or cannot be read.
+    """
+    found = []
+    for function in read_functions(out):
+        with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
+            split(out, function, Path(scratch) / function)
+            found.append(dataclasses.replace(check_export(Path(scratch) / function), folder=out / function))
+    return tuple(found)
+
+
+def read_functions(out: Path) -> tuple[str, ...]:
+    """Names of the functions of a joined export, the default one first.
+
+    Raises:
+        ArtifactError: it is none.
+    """
+    path = out / JOIN
+    try:
+        content = read_regular(path, _LARGEST_FILE)
+        names = _FUNCTIONS.validate_json(content or b"", strict=True).functions
+    except OSError as error:
+        raise ArtifactError(f"{out} is no joined export ({error.strerror}); make one with: md-export join") from error
+    except (ValidationError, RecursionError) as error:
+        raise ArtifactError(f"{path} cannot be read: {first_finding(error)}; join again") from error
+    if not names or not all(is_plain_name(name) for name in names):
+        raise ArtifactError(f"{path} names no function, or one that could name no folder; join again")
+    return names
+
+
+def _named(manifests: Mapping[Path, Manifest]) -> dict[str, Path]:
+    """Function → export, in the order that was given."""
+    first, *others = manifests.values()
+    if not others or any(manifest.target != "coreml" for manifest in manifests.values()):
+        raise UsageError("join takes two or more Core ML exports; other targets have one file a size (docs/sizes.md)")
+    if any(manifest.recipe.layout for manifest in manifests.values()):
+        raise UsageError("Apple's Swift package knows one function a package; join exports without --layout")
+    for other in others:
+        if other.checkpoint_sha256 != first.checkpoint_sha256:
+            raise UsageError("the exports are of different checkpoints, so they share no weights; join those of one")
+        if fields := _differences(first.recipe, other.recipe):
+            raise UsageError(f"the exports' recipes differ in {', '.join(fields)}; only the size may differ")
+    named = {f"size_{_size(path, manifest)}": path for path, manifest in manifests.items()}
+    if len(named) < len(manifests):
+        raise UsageError("two of the exports are of one size; name one export for each size")
+    return named
+
+
+def _differences(first: Recipe, other: Recipe) -> list[str]:
+    names = [field.name for field in dataclasses.fields(Recipe) if field.name not in ("name", "size")]
+    return [name for name in names if getattr(first, name) != getattr(other, name)]
+
+
+def _size(path: Path, manifest: Manifest) -> int:
+    """Side of the export's pictures."""
+    pictures = [entry.outputs[0].shape[-1] for entry in manifest.artifacts if entry.component == "vae_decoder"]
+    size = manifest.recipe.size or next(iter(pictures), None)
+    if size is None:
+        raise UsageError(f"{path} does not say how large its pictures are; export it with --size, or with its decoder")
+    return size
+
+
+def _join(component: str, named: Mapping[str, tuple[Path, Manifest]], folder: Path, progress: Progress) -> Shared:
+    packages = {name: artifact_path(path, made.entry_for(component)) for name, (path, made) in named.items()}
+    joined = folder / next(iter(packages.values())).name
+    progress(f"join {joined.name}: {', '.join(named)}")
+    request = {"packages": {name: str(path) for name, path in packages.items()}, "path": str(joined)}
+    call_worker("join", request, ConversionError, f"joining {joined.name}")
+    return Shared(component, sum(map(bytes_of, packages.values())), bytes_of(joined))
+
+
+def _seal(folder: Path, function: str, export: Path, manifest: Manifest, progress: Progress) -> VerifyResult:
+    """What lies beside a function's packages, and its verdict."""
+    packages = {entry.file for entry in manifest.artifacts}
+    with tempfile.TemporaryDirectory(prefix=".", dir=folder) as scratch:
+        made = Path(scratch) / function
+        shutil.copytree(export, made, ignore=lambda _, names: packages & set(names))
+        entries = tuple(_described(folder, entry, function, made) for entry in manifest.artifacts)
+        recipe = dataclasses.replace(manifest.recipe, deployment_target=_OLDEST)
+        manifest = dataclasses.replace(manifest, recipe=recipe, artifacts=entries)
+        write_manifest(manifest, made)
+        result = verify(made, progress=progress)
+        if not result.passed:
+            raise ParityError(f"function {function} does not compute what {export} did: {'; '.join(result.failures)}")
+        write_manifest(with_parity(manifest, result), made)
+        shutil.copytree(made, folder / function, ignore=lambda _, names: packages & set(names))
+    return result
+
+
+def _described(folder: Path, entry: ArtifactEntry, function: str, made: Path) -> ArtifactEntry:
+    path = made / entry.file
+    found = _take(folder / entry.file, function, path)
+    return dataclasses.replace(
+        entry,
+        sha256=sha256_of_artifact(path),
+        bytes=bytes_of_artifact(path),
+        stored=found["stored"],
+        ops=found["ops"],
+    )
+
+
+def _take(package: Path, function: str, path: Path) -> dict[str, Any]:
+    """Write a function as a package of its own; its description."""
+    request = {"package": str(package), "function": function, "path": str(path)}
+    return call_worker("split", request, ArtifactError, f"{package.name}: function {function}")

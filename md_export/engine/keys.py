@@ -1,0 +1,107 @@
+"""Names for what a step makes: SHA-256 over everything that it depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from md_export import __version__
+from md_export.system.files import sha256_of, sha256_of_text, write_whole
+
+_PACKAGE: Final = Path(__file__).parent.parent
+# Code that has no part in what is built; how files lie in the cache is the cache's own schema.
+_APART: Final = ("cli", "report", "search", "__pycache__", "_data")
+
+
+def key_of(content: Mapping[str, Any]) -> str:
+    """SHA-256 of plain JSON-ready data; the order of its names does not count."""
+    return sha256_of_text(json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False))
+
+
+def maker() -> dict[str, str]:
+    """Who makes things here: md-export, its code (a checkout changes without its version), Python and processor."""
+    return {
+        "md-export": __version__,
+        "code": code_sha256(),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+
+
+@cache
+def code_sha256() -> str:
+    """SHA-256 over the files of this package that have a part in what is built."""
+    digest = hashlib.sha256()
+    for path in sorted(_PACKAGE.rglob("*")):
+        name = path.relative_to(_PACKAGE)
+        if path.suffix in (".py", ".toml", ".sh") and name.parts[0] not in _APART:
+            digest.update(f"{name.as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+# A file may change again within a tick of the file system's clock: what is younger is not remembered.
+_YOUNG_NS: Final = 100_000_000
+
+Stamp = list[int]
+
+
+class Seen:
+    """Hashes of files, remembered in ``folder``; a memory that is lost or damaged costs time and nothing else."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def hashes(self, root: Path, names: Iterable[str]) -> dict[str, str | None]:
+        """SHA-256 of each file in ``root``, by its path there; None where there is no such file."""
+        memory = self._folder / f"{sha256_of_text(str(root.absolute()))[:32]}.json"
+        known, kept, found = _read(memory), dict[str, tuple[Stamp, str]](), dict[str, str | None]()
+        for name in names:
+            path, now = root / name, time.time_ns()
+            stamp = _stamp(path)
+            if stamp is None:
+                found[name] = None
+                continue
+            remembered = known.get(name)
+            digest = remembered[1] if remembered and remembered[0] == stamp else sha256_of(path)
+            found[name] = digest
+            if max(stamp[1:3]) < now - _YOUNG_NS:
+                kept[name] = (stamp, digest)
+        if kept != known:
+            write_whole(memory, json.dumps(kept), keep_going=True)
+        return found
+
+
+def files_in(root: Path, within: Iterable[str]) -> list[str]:
+    """Paths of all files of ``root`` that lie in, or are, one of ``within``; sorted. Links to folders are followed at
+    the top only."""
+    found = []
+    for name in within:
+        path = root / name
+        if path.is_file():
+            found.append(name)
+        for folder, _, files in os.walk(path):
+            found += [(Path(folder) / file).relative_to(root).as_posix() for file in files]
+    return sorted(found)
+
+
+def _stamp(path: Path) -> Stamp | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev]
+
+
+def _read(memory: Path) -> Mapping[str, tuple[Stamp, str]]:
+    try:
+        values = json.loads(memory.read_text(encoding="utf-8"))
+        return {name: (list(map(int, stamp)), str(digest)) for name, (stamp, digest) in values.items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return {}

@@ -1,0 +1,78 @@
+"""What an app must know to run an artifact, as it is written into the artifact itself."""
+
+from __future__ import annotations
+
+from md_export import __version__
+from md_export.checkpoint import Checkpoint
+from md_export.models.graph import ALL_COMPONENTS
+from md_export.models.sampling.generate import tokenize
+from md_export.spec.sampler import SamplerPlan
+from md_export.verify.golden.prepare import ddim_of, one_step
+
+
+def notes_of(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
+    """The notes of each component; floats read back exactly, sizes are joined by commas.
+
+    ``source_sha256``, ``md_export``
+        which weights and config the component was made of, by which version. All others are the same for all:
+    ``prediction_type``, ``timestep``, ``a``, ``b``, ``scaling_factor``
+        x0 = a·noise + b·output of one UNet call at ``timestep``; the decoder takes x0 / ``scaling_factor``.
+    ``latent_shape``, ``image_size``
+        ``1,C,h,w`` of noise, UNet output and x0; side of the picture in pixels.
+    ``image_scale``, ``image_offset``
+        picture = image · scale + offset, clipped to [0, 1].
+    ``condition_shape``
+        ``1,C,H,W`` of the picture in [0, 1] that the adapter or the ControlNet takes; only where there is one.
+    ``text_length``, ``bos_token_id``, ``eos_token_id``, ``pad_token_id``
+        token ids are bos, the prompt's (cut to fit), eos, and pad up to the length.
+
+    Raises:
+        CheckpointError: a file cannot be read, or the tokenizer is none of CLIP's.
+    """
+    config, step = checkpoint.config, one_step(checkpoint.config)
+    length = config.text_shape[1]
+    # The tokenizer itself says what it puts around no words at all; its files say it in several ways.
+    start, end, *padding = (int(token) for token in tokenize(checkpoint.tokenizer_dir, "", length)[0])
+    shared = {
+        "md_export": __version__,
+        "prediction_type": step.prediction_type,
+        "timestep": str(step.timestep),
+        "a": repr(float(step.a)),
+        "b": repr(float(step.b)),
+        "scaling_factor": repr(float(step.scaling_factor)),
+        "latent_shape": ",".join(str(size) for size in config.latent_shape),
+        "image_size": str(config.image_size),
+        "image_scale": "0.5",
+        "image_offset": "0.5",
+        "text_length": str(length),
+        "bos_token_id": str(start),
+        "eos_token_id": str(end),
+        "pad_token_id": str(padding[-1] if padding else end),
+    }
+    if config.condition_shape is not None:
+        shared["condition_shape"] = ",".join(str(size) for size in config.condition_shape)
+    return {name: {"source_sha256": checkpoint.source_sha256(name)} | shared for name in ALL_COMPONENTS}
+
+
+def steps_notes(checkpoint: Checkpoint, plan: SamplerPlan | None) -> dict[str, str]:
+    """Of artifacts for many steps, in place of the notes of the same names; none for one step.
+
+    ``timestep``, ``a``, ``b``
+        of each step, joined by commas: x becomes a·x + b·output. The decoder takes the last x / ``scaling_factor``.
+    ``sampler``, ``guidance``
+        ``ddim``; the output is u + guidance·(c - u), with u and c what the UNet gives for the empty prompt and for
+        the prompt.
+
+    Raises:
+        ConfigError: the checkpoint's schedule has no such steps.
+    """
+    ddim = ddim_of(checkpoint.config, plan)
+    if ddim is None:
+        return {}
+    return {
+        "sampler": "ddim",
+        "guidance": repr(float(ddim.guidance)),
+        "timestep": ",".join(str(step.timestep) for step in ddim.steps),
+        "a": ",".join(repr(step.a) for step in ddim.steps),
+        "b": ",".join(repr(step.b) for step in ddim.steps),
+    }

@@ -1,0 +1,104 @@
+"""A choice as artifacts: exported, executed and held against the budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from md_export.engine.export import export
+from md_export.engine.search.budget import Budget
+from md_export.engine.search.quality import Quality
+from md_export.errors import ParityError, RuntimeFault
+from md_export.spec.manifest import Manifest, write_manifest
+from md_export.spec.recipe import Recipe, Tolerance
+from md_export.verify.judge import verify
+
+# What a measured figure may lose before the recipe that was found rejects it.
+_MARGIN_DB = 1.0
+
+
+@dataclass(frozen=True)
+class Built:
+    """An export, and how good and how large it is."""
+
+    folder: Path
+    manifest: Manifest
+    quality: Quality
+
+    @property
+    def bytes(self) -> int:
+        """Of all artifacts together."""
+        return sum(entry.bytes for entry in self.manifest.artifacts)
+
+
+def build(
+    recipe: Recipe, checkpoint: Path, folder: Path, golden: Path | None, progress: Callable[[str], None]
+) -> Built:
+    """Export with thresholds that anything finite passes: the caller holds what was measured against a budget."""
+    shutil.rmtree(folder, ignore_errors=True)
+    anything = dataclasses.replace(
+        recipe,
+        tolerances={name: Tolerance(snr_db=0.0) for name in recipe.tolerances},
+        picture_psnr_db=0.0,
+    )
+    manifest, _ = export(anything, checkpoint, folder, golden, progress)
+    return Built(folder, manifest, _quality(manifest))
+
+
+def seal(built: Built, recipe: Recipe, budget: Budget) -> Recipe:
+    """Give an export the thresholds that its recipe shall have, and verify it by them.
+
+    They are the budget's, and where it names none what was measured less a decibel.
+
+    Raises:
+        ParityError: it falls short of what it was measured at.
+    """
+    snr = {name: budget.snr_db or _below(measured) for name, measured in built.quality.snr_db.items()}
+    sealed = dataclasses.replace(
+        recipe,
+        tolerances={name: Tolerance(snr_db=snr[name]) for name in recipe.components},
+        picture_psnr_db=budget.picture_db or _below(built.quality.picture_db or 0.0),
+    )
+    write_manifest(dataclasses.replace(built.manifest, recipe=sealed), built.folder)
+    verdict = verify(built.folder)
+    if not verdict.passed:
+        raise ParityError("the artifacts do not compute twice the same: " + "; ".join(verdict.failures))
+    return sealed
+
+
+def _below(measured: float) -> float:
+    return round(max(0.0, measured - _MARGIN_DB), 1)
+
+
+def _quality(manifest: Manifest) -> Quality:
+    figures = {entry.component: entry.parity.snr_db for entry in manifest.artifacts if entry.parity is not None}
+    return Quality(manifest.picture_psnr_db, figures)
+
+
+def judged(command: str, export: Path) -> float:
+    """The number on the last line that ``command EXPORT`` prints.
+
+    Raises:
+        RuntimeFault: the command cannot be started, fails, or prints no number at the end.
+    """
+    try:
+        ended = subprocess.run([*shlex.split(command), str(export)], capture_output=True, text=True, check=False)
+    except (OSError, ValueError) as error:
+        raise RuntimeFault(f"--judge {command!r:.80} cannot be started: {error}") from error
+    last = (ended.stdout.strip().splitlines() or [""])[-1]
+    if ended.returncode:
+        why = (ended.stderr.strip().splitlines() or [last])[-1]
+        raise RuntimeFault(f"--judge {command!r:.80} ended with status {ended.returncode}: {why}")
+    try:
+        score = float(last)
+    except ValueError:
+        score = math.nan
+    if not math.isfinite(score):
+        raise RuntimeFault(f"--judge {command!r:.80}: its last line is {last!r:.60}, not a score")
+    return score

@@ -1,0 +1,275 @@
+"""THE map of a search: measure every module, choose, rehearse in torch, build, hold what was built to the budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from md_export import __version__
+from md_export.checkpoint import Checkpoint, open_checkpoint
+from md_export.engine.search.budget import Budget
+from md_export.engine.search.building import Built, build, judged, seal
+from md_export.engine.search.choice import Base, Form, Module, Point, point_of, uniform
+from md_export.engine.search.choose import choose, first_passing
+from md_export.engine.search.journal import Key, open_journal
+from md_export.engine.search.measuring import Count, Job, measure_all
+from md_export.engine.search.quality import Quality, next_aim, rehearse_request, tries
+from md_export.engine.search.recipe_writing import chosen_recipe, recipe_toml
+from md_export.engine.search.sensitivity import list_modules, measure
+from md_export.engine.search.spread import Workers, spread, workers
+from md_export.engine.search.starting import STARTS, SearchRequest, starting_recipe
+from md_export.engine.search.tradeoff import Figures, TradeOff, curve, figures_of, trade_off_json
+from md_export.errors import ParityError, UsageError
+from md_export.spec.recipe import Recipe
+from md_export.spec.recipe_file import recipe_to_dict
+from md_export.system.files import refuse_existing, sha256_of, staging
+from md_export.verify.golden.calibration import calibration_cases
+from md_export.verify.golden.folder import INDEX
+from md_export.verify.golden.prepare import golden_source, prepare_golden
+from md_export.verify.golden.record import write_golden
+
+ARTIFACTS: Final = "artifacts"
+RECIPE: Final = "recipe.toml"
+CURVE: Final = "curve.json"
+_MOST_REHEARSALS: Final = 6
+_MOST_BUILDS: Final = 3
+# Qualities at which a judge is asked.
+_JUDGED_DB: Final = (16.0, 20.0, 24.0, 28.0, 32.0, 36.0, 40.0, 44.0, 48.0)
+
+Progress = Callable[[str], None]
+
+
+def search(request: SearchRequest, count: Count, progress: Progress = lambda _: None) -> TradeOff:
+    """Find the forms of all modules under the request's budget; ``request.out`` appears whole or not at all.
+
+    Measurements are kept in the request's journal beside it, and serve any budget.
+
+    Raises:
+        UsageError: no choice keeps to the budget.
+        ParityError: what was built misses it, however far the aim was moved.
+        MdExportError: as measuring and exporting.
+    """
+    refuse_existing(request.out)
+    checkpoint = open_checkpoint(request.checkpoint)
+    checkpoint.check()
+    recipe = starting_recipe(request)
+    checkpoint = checkpoint.at(recipe.size)
+    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch, staging(request.out) as folder:
+        ground = _prepare(request, recipe, checkpoint, Path(scratch), progress)
+        with _measured(request, ground, count) as (modules, rehearse):
+            aim = request.budget if request.budget.score is not None else _rehearsed(request.budget, modules, rehearse)
+        builder = _Builder(request, ground, modules, folder, progress)
+        if request.judge is not None and request.budget.score is not None:
+            point, built = builder.judged(request.judge, request.budget.score)
+        else:
+            point, built = builder.settled(aim)
+        sealed = seal(built, builder.recipe_of(point), request.budget)
+        built.folder.rename(folder / ARTIFACTS)
+        for other in folder.glob(".try-*"):
+            shutil.rmtree(other)
+        result = _trade_off(request.budget, request.target, modules, builder.base, point, built)
+        notes = (
+            f"Found by md-export search for: {request.budget.spelled}.",
+            "Thresholds: the budget's, else measured.",
+        )
+        (folder / RECIPE).write_text(recipe_toml(sealed, notes), encoding="utf-8")
+        (folder / CURVE).write_text(trade_off_json(result), encoding="utf-8")
+    return result
+
+
+@dataclass(frozen=True)
+class _Ground:
+    """What everything is measured on.
+
+    Attributes:
+        given: golden cases that the request brings, or asks for by prompts.
+        golden: folder of the cases that judge.
+        scratch: folder that is removed at the end.
+    """
+
+    recipe: Recipe
+    checkpoint: Checkpoint
+    given: Path | None
+    golden: Path
+    scratch: Path
+
+
+def _prepare(
+    request: SearchRequest, recipe: Recipe, checkpoint: Checkpoint, scratch: Path, progress: Progress
+) -> _Ground:
+    given = request.golden
+    if request.prompts:
+        given = scratch / "prompts"
+        given.mkdir()
+        write_golden(golden_source(checkpoint), [(prompt, 0) for prompt in request.prompts], given, progress)
+    golden = scratch / "golden"
+    prepare_golden(recipe, checkpoint, given, golden, progress)
+    return _Ground(recipe, checkpoint, given, golden, scratch)
+
+
+Rehearse = Callable[[Point], Quality]
+
+
+@contextmanager
+def _measured(request: SearchRequest, ground: _Ground, count: Count) -> Iterator[tuple[tuple[Module, ...], Rehearse]]:
+    """All modules as measured, and a rehearsal of choices, while there are workers for it."""
+    recipe, forms = ground.recipe, STARTS[request.target].forms
+    with (
+        calibration_cases(recipe, ground.checkpoint, ground.golden, ground.scratch, lambda _: None) as made,
+        workers(request.jobs, request.dask) as found,
+    ):
+        asked = {
+            "checkpoint": str(ground.checkpoint.root),
+            "recipe": recipe_to_dict(recipe),
+            "cases": str(made or ground.golden),
+            "step": 1 if made else 2,
+            "forms": [dataclasses.asdict(form) for form in forms],
+            "golden": str(ground.golden),
+        }
+        chosen = list(request.components or recipe.components)
+        (listed,) = [answer.value for answer in spread(list_modules, [asked | {"components": chosen}], found)]
+        jobs = [
+            Job(component, path, weights, asked | {"component": component, "path": path})
+            for component, path, weights in listed
+        ]
+        with open_journal(journal_of(request), _key(request, ground, made, forms)) as journal:
+            modules = measure_all(jobs, measure, found, journal, count)
+        yield modules, lambda point: _rehearse(found, asked, ground.recipe, point)
+
+
+def journal_of(request: SearchRequest) -> Path:
+    """Where measurements are kept: beside the folder that is written, unless the request says otherwise."""
+    return request.journal or request.out.with_name(f"{request.out.name}.journal")
+
+
+def _key(request: SearchRequest, ground: _Ground, made: Path | None, forms: Sequence[Form]) -> Key:
+    recipe = ground.recipe
+    schemes = [recipe.schemes[name] for name in request.components or recipe.components]
+    return Key(
+        checkpoint=ground.checkpoint.sha256(),
+        target=request.target,
+        components=tuple(request.components or recipe.components),
+        forms=tuple(form.label for form in forms),
+        rewrites=recipe.rewrites,
+        rounding=", ".join(sorted({f"{one.rounding}{' and biases' * one.bias_correction}" for one in schemes})),
+        calibration=sha256_of((made or ground.golden) / INDEX),
+        versions={"md-export": __version__},
+    )
+
+
+def _rehearse(found: Workers, asked: dict[str, Any], recipe: Recipe, point: Point) -> Quality:
+    plain = recipe_to_dict(chosen_recipe(recipe, point.forms, recipe.name))
+    (answer,) = [answer.value for answer in spread(rehearse_request, [asked | {"recipe": plain}], found)]
+    return Quality(**answer)
+
+
+def _rehearsed(budget: Budget, modules: Sequence[Module], rehearse: Rehearse) -> Budget:
+    """The aim of the smallest choice that passes in torch; the last one tried where none does."""
+    tried = list(tries(budget, budget, _MOST_REHEARSALS, lambda aim: choose(modules, aim), rehearse))
+    passed = [one for one in tried if one[2].keeps_to(budget)]
+    aim, _, _ = min(passed, key=lambda one: one[1].bytes) if passed else tried[-1]
+    return aim
+
+
+class _Builder:
+    """Builds choices, each in a folder of its own until one is kept."""
+
+    def __init__(
+        self, request: SearchRequest, ground: _Ground, modules: Sequence[Module], folder: Path, progress: Progress
+    ) -> None:
+        self._request, self._ground, self._modules = request, ground, modules
+        self._folder, self._progress = folder, progress
+        self._built = 0
+        # What artifacts hold beside the weights that are chosen for is known after the first build.
+        self.base = Base()
+
+    def recipe_of(self, point: Point) -> Recipe:
+        """The starting recipe with the choice's forms."""
+        return chosen_recipe(self._ground.recipe, point.forms, f"{self._request.target}-search")
+
+    def settled(self, aim: Budget) -> tuple[Point, Built]:
+        """Build, and aim again by what was measured, until it keeps to the budget.
+
+        Raises:
+            ParityError: it never does.
+        """
+        budget = self._request.budget
+        for _ in range(_MOST_BUILDS):
+            point = choose(self._modules, aim, self.base)
+            built = self._build(point)
+            if self._keeps(built):
+                return point, built
+            aim = next_aim(budget, point, built.quality)
+        raise ParityError(f"{_MOST_BUILDS} builds missed {budget.spelled}; the last had {_spelled(built)}")
+
+    def judged(self, command: str, least: float) -> tuple[Point, Built]:
+        """The smallest of some choices of rising quality to which the judge gives as much.
+
+        Raises:
+            ParityError: the best of them gets less.
+        """
+        points = _rising(self._modules, self._request.budget)
+        passed: dict[int, Built] = {}
+
+        def passes(point: Point) -> bool:
+            built = self._build(point)
+            score = judged(command, built.folder)
+            self._progress(f"judged {score:g}: {_spelled(built)}")
+            if score >= least and self._keeps(built):
+                passed[point.bytes] = built
+                return True
+            return False
+
+        point = first_passing(points, passes)
+        if point is None:
+            raise ParityError(f"the judge gives less than {least:g} to the best choice of {_JUDGED_DB[-1]:g} dB, too")
+        return point, passed[point.bytes]
+
+    def _keeps(self, built: Built) -> bool:
+        most = self._request.budget.bytes
+        return built.quality.keeps_to(self._request.budget) and (most is None or built.bytes <= most)
+
+    def _build(self, point: Point) -> Built:
+        self._built += 1
+        self._progress(f"build {self._built}: {point.bits:.2f} bits per weight, predicted {point.picture_db:.1f} dB")
+        folder = self._folder / f".try-{self._built}"
+        built = build(self.recipe_of(point), self._ground.checkpoint.root, folder, self._ground.given, self._progress)
+        self.base = Base(bytes=built.bytes - sum(one.bytes for one in point.chosen))
+        return built
+
+
+def _rising(modules: Sequence[Module], budget: Budget) -> list[Point]:
+    points: dict[int, Point] = {}
+    for picture_db in _JUDGED_DB:
+        try:
+            point = choose(modules, dataclasses.replace(budget, picture_db=max(picture_db, budget.picture_db or 0)))
+        except UsageError:
+            break
+        points[point.bytes] = point
+    return [points[size] for size in sorted(points)]
+
+
+def _spelled(built: Built) -> str:
+    worst = min(built.quality.snr_db.values())
+    picture = "" if built.quality.picture_db is None else f"picture {built.quality.picture_db:.1f} dB, "
+    return f"{built.bytes:,} bytes, {picture}worst component {worst:.1f} dB"
+
+
+def _trade_off(
+    budget: Budget, target: str, modules: Sequence[Module], base: Base, point: Point, built: Built
+) -> TradeOff:
+    measured = Figures(built.bytes, point.bits, built.quality.picture_db, built.quality.snr_db)
+    return TradeOff(
+        target=target,
+        budget=budget.spelled,
+        curve=tuple(figures_of(one) for one in curve(modules, base)),
+        uniform={form.label: figures_of(uniform(modules, form, base)) for form in STARTS[target].forms},
+        chosen=figures_of(point_of(point.modules, point.chosen, base)),
+        built={"chosen": measured},
+    )

@@ -1,0 +1,239 @@
+"""What storing one module's weights in some form does to the picture, all other weights as they were.
+
+The stored values are made in torch as the target would store them, rounding with calibration included, and take the
+weight's place; the component and all that follow it are run again on golden inputs. About weights this is exact; what a
+runtime adds of its own is left to the verification of what is built.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from math import isfinite, prod
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+from torch import nn
+
+from md_export.checkpoint import open_checkpoint
+from md_export.engine.search.choice import Candidate, Form
+from md_export.models.graph import COMPONENTS
+from md_export.models.sampling.generate import latent_from, picture_from
+from md_export.rewrites.upsample_to_four_convs import FourConv2d
+from md_export.spec.recipe import Recipe
+from md_export.spec.recipe_file import recipe_from_dict
+from md_export.spec.scheme import QuantScheme
+from md_export.spec.tensors import Array
+from md_export.spec.weight_storage import WeightStorage
+from md_export.targets import TARGETS
+from md_export.targets.quantization.adjust import stored_values
+from md_export.targets.quantization.gptq import rounded
+from md_export.targets.quantization.products import InputSums, is_derived, products
+from md_export.verify.golden.case import GoldenCase
+from md_export.verify.golden.folder import read_golden
+from md_export.verify.golden.prepare import one_step
+from md_export.verify.golden.surface import packed
+from md_export.verify.rewritten_module import Rewritten, rewritten
+
+
+class Probe:
+    """All components, and what they make of golden cases."""
+
+    def __init__(self, checkpoint_dir: Path, recipe: Recipe, cases: Sequence[GoldenCase]) -> None:
+        checkpoint = open_checkpoint(checkpoint_dir)
+        self.target = TARGETS[recipe.target].open()
+        self.recipe = recipe
+        self.cases = cases
+        self.parts = {name: rewritten(checkpoint, name, recipe) for name in COMPONENTS}
+        self._step = one_step(checkpoint.config)
+
+    def noises(self, component: str) -> tuple[float, float]:
+        """Noise power of the picture and of the component's output, relative to the squared peak and the power.
+
+        Means over the cases. The component gets its golden inputs, and what follows it what it makes of them.
+        """
+        figures = [self._noises(component, case) for case in self.cases]
+        picture, own = (float(np.mean(values)) for values in zip(*figures, strict=True))
+        return picture, own
+
+    def pictures(self) -> Iterator[tuple[Array, Array]]:
+        """What the parts make of each case from its tokens to the picture, beside the golden picture."""
+        for case in self.cases:
+            made = self._run("text_encoder", {"input_ids": case.values.input_ids})
+            yield self._picture("text_encoder", case, made), case.values.picture
+
+    def _noises(self, component: str, case: GoldenCase) -> tuple[float, float]:
+        part = self.parts[component]
+        made, wanted = part.run(part.inputs_of(case)), part.output_of(case)
+        picture = self._picture(component, case, made)
+        peak = float(np.max(np.abs(case.values.picture))) ** 2
+        power = float(np.mean(wanted.astype(np.float64) ** 2))
+        return _error(picture, case.values.picture) / max(peak, _LEAST), _error(made, wanted) / max(power, _LEAST)
+
+    def _picture(self, component: str, case: GoldenCase, made: Array) -> Array:
+        """The picture of a case whose values are golden up to what the component gives."""
+        values = case.values
+        if component == "text_encoder":
+            given = {"sample": values.noise, "timestep": values.timestep, "encoder_hidden_states": made}
+            return self._picture("unet", case, self._run("unet", given))
+        if component == "unet":
+            folded = self.parts["unet"].outputs[0].name == "latent"
+            latent = made if folded else latent_from(values.noise, made, self._step)
+            return self._picture("vae_decoder", case, self._run("vae_decoder", {"latent": latent}))
+        return picture_from(made)
+
+    def _run(self, component: str, arrays: dict[str, Array]) -> Array:
+        part = self.parts[component]
+        return part.run(packed(self.recipe, part, arrays))
+
+
+# Of a power, so that an output of zeros divides nothing.
+_LEAST = 1e-30
+
+
+def _error(made: Array, wanted: Array) -> float:
+    return float(np.mean((made.astype(np.float64) - wanted.astype(np.float64)) ** 2))
+
+
+@contextmanager
+def stored(layer: Any, storage: WeightStorage, scheme: QuantScheme, sums: InputSums | None) -> Iterator[None]:
+    """Put the stored values into a layer, and its own back; ``sums`` of its inputs, where rounding wants them."""
+    own = {name: getattr(layer, name) for name in ("weight", "bias", "phases") if hasattr(layer, name)}
+    if isinstance(layer, FourConv2d):
+        layer.phases = torch.stack([rounded(layer, part, storage, "nearest", None) for part in layer.phases])
+    else:
+        plain = dataclasses.replace(scheme, rounding="nearest", bias_correction=False)
+        values = stored_values(layer, storage, plain if is_derived(layer) else scheme, sums)
+        layer.weight = nn.Parameter(values.weight, requires_grad=False)
+        if values.bias is not None:
+            layer.bias = nn.Parameter(values.bias, requires_grad=False)
+    try:
+        yield
+    finally:
+        for name, value in own.items():
+            setattr(layer, name, value)
+
+
+_FORMS: Final = TypeAdapter(tuple[Form, ...])
+_CANDIDATES: Final = TypeAdapter(tuple[Candidate, ...])
+
+
+def measure(request: dict[str, Any]) -> list[dict[str, Any]]:
+    """One module in each of some forms; plain data in and out, so that it runs in any process.
+
+    Args:
+        request: ``checkpoint``, ``cases``: folders; ``step``: 2 for every other case; ``recipe``: as recipe_to_dict
+            writes it; ``component``, ``path``; ``forms``: what the module may be, as plain data.
+
+    Returns:
+        One candidate for each form that the target has for the module, as plain data.
+    """
+    probe = _probe_of(request)
+    found = candidates(probe, request["component"], request["path"], _forms_of(request))
+    plain: list[dict[str, Any]] = _CANDIDATES.dump_python(found, mode="json")
+    return plain
+
+
+def list_modules(request: dict[str, Any]) -> list[tuple[str, str, int]]:
+    """Component, path and stored elements of each module that the target has in one of some forms other than float.
+
+    Args:
+        request: as :func:`measure` takes it, with ``components`` for ``component`` and ``path``.
+    """
+    probe = _probe_of(request)
+    return [
+        (component, path, stored_elements(layer))
+        for component in request["components"]
+        for path, layer in probe.parts[component].module.named_modules()
+        if not probe.recipe.schemes[component].keeps_float(path)
+        and any(_storage(probe, component, path, form) for form in _forms_of(request))
+    ]
+
+
+def _forms_of(request: dict[str, Any]) -> tuple[Form, ...]:
+    # Through JSON: strict mode then takes arrays for tuples.
+    return _FORMS.validate_json(json.dumps(request["forms"]))
+
+
+def _probe_of(request: dict[str, Any]) -> Probe:
+    return _probe(request["checkpoint"], request["cases"], request["step"], _Key(request["recipe"]))
+
+
+class _Key:
+    """A recipe as a key of the cache."""
+
+    def __init__(self, recipe: dict[str, Any]) -> None:
+        self.recipe = recipe_from_dict(recipe, "recipe")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and self.recipe == other.recipe
+
+    def __hash__(self) -> int:
+        return hash(self.recipe.name)
+
+
+@lru_cache(maxsize=1)
+def _probe(checkpoint: str, cases: str, step: int, key: _Key) -> Probe:
+    return Probe(Path(checkpoint), key.recipe, read_golden(Path(cases)).cases[::step])
+
+
+def candidates(probe: Probe, component: str, path: str, forms: Sequence[Form]) -> tuple[Candidate, ...]:
+    """The module in each form that the target has for it."""
+    part, base = probe.parts[component], probe.recipe.schemes[component]
+    layer = part.module.get_submodule(path)
+    sums = _sums(probe, part, path) if base.is_adjusted else None
+    found = []
+    for form in forms:
+        storage = _storage(probe, component, path, form)
+        if storage is not None:
+            with stored(layer, storage, scheme_of(base, form), sums):
+                picture, own = probe.noises(component)
+            # A form that breaks the picture altogether is none.
+            if isfinite(picture) and isfinite(own):
+                found.append(Candidate(form, stored_bytes(layer, storage), picture, own))
+        elif form.weights.startswith("float"):
+            bits = int(form.weights.removeprefix("float"))
+            found.append(Candidate(form, stored_elements(layer) * bits // 8, 0.0, 0.0))
+    return tuple(found)
+
+
+def _storage(probe: Probe, component: str, path: str, form: Form) -> WeightStorage | None:
+    layer, base = probe.parts[component].module.get_submodule(path), probe.recipe.schemes[component]
+    return probe.target.weight_storage(path, layer, scheme_of(base, form))
+
+
+def scheme_of(base: QuantScheme, form: Form) -> QuantScheme:
+    """A component's scheme for a module that is stored in a form."""
+    return dataclasses.replace(base, rules=(form.rule(("*",)),)).for_module("")
+
+
+def stored_bytes(layer: nn.Module, storage: WeightStorage) -> int:
+    """Of a layer's weight, scales and tables included."""
+    return sum((storage.stored_bits(shape) + 7) // 8 for shape in _shapes(layer))
+
+
+def stored_elements(layer: nn.Module) -> int:
+    """Elements of a layer's weight as it is stored."""
+    return sum(prod(shape) for shape in _shapes(layer))
+
+
+def _shapes(layer: nn.Module) -> list[tuple[int, ...]]:
+    weights = list(layer.phases) if isinstance(layer, FourConv2d) else [layer.get_parameter("weight")]
+    return [tuple(weight.shape) for weight in weights]
+
+
+def _sums(probe: Probe, part: Rewritten, path: str) -> InputSums | None:
+    layer = dict(products(part.module)).get(path)
+    if layer is None:
+        return None
+    sums = InputSums(layer)
+    for case in probe.cases:
+        part.run(part.inputs_of(case))
+    sums.close()
+    return sums

@@ -1,0 +1,206 @@
+"""Entries of the cache where many machines reach them: at any URL that fsspec opens, a bucket or a shared disk.
+
+<url>/files/<sha256>         contents, each once; never altered
+      entries/<key>.json     the record of an entry, written when all of its contents are there
+
+So an entry is there whole or not at all, without a rename, which object stores lack. Nothing that is read is believed
+before its hash is; who finds a content altered removes it, and the entry with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, Final
+
+from md_export.engine.cache import Cache, Entry, StoredFile, Tell, entry_from_json, entry_to_json
+from md_export.errors import ArtifactError, MdExportError, MissingExtraError, RuntimeFault, UsageError
+from md_export.system.files import require_space
+from md_export.system.workspace import workspace
+
+_CHUNK: Final = 8 << 20
+_LARGEST_RECORD: Final = 64 << 20
+
+
+def store_url(given: str) -> str:
+    """A URL that means the same in every process: a path without a protocol is one of this machine."""
+    return given if "://" in given else f"file://{Path(given).absolute()}"
+
+
+class Store:
+    """The entries at ``url``; any number of processes on any machines may use them at once.
+
+    Raises:
+        UsageError: nobody knows such URLs.
+        MissingExtraError: what opens them is not installed.
+        RuntimeFault: from every method: it does not answer, or may not be read or written from here.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        try:
+            self._system, self._root = importlib.import_module("fsspec.core").url_to_fs(url)
+        except ImportError as error:
+            raise MissingExtraError(f"the store {url} needs a package that is not installed here: {error}") from error
+        except ValueError as error:
+            raise UsageError(f"the store {url} cannot be opened: {error}; name a URL that fsspec knows") from error
+        # There a reader would meet files that are still being written.
+        local: Any = importlib.import_module("fsspec.implementations.local")
+        self._renames = isinstance(self._system, local.LocalFileSystem)
+
+    def read(self, key: str) -> Entry | None:
+        """An entry's record, its files unread; None where there is none, or it is damaged."""
+        try:
+            with self._reaching(), self._system.open(self._record(key), "rb") as stream:
+                content = stream.read(_LARGEST_RECORD + 1)
+            entry = entry_from_json(content[:_LARGEST_RECORD].decode())
+        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+        return entry if entry.key == key else None
+
+    def fetch(self, entry: Entry, folder: Path) -> str:
+        """Copy an entry's files to a new folder; answers with the first that is missing or altered, which is removed
+        from the store; empty where none is."""
+        for name, file in entry.files.items():
+            if not self._fetch_file(file, folder / name):
+                self.remove(entry.key)
+                self._remove(self._content(file))
+                return name
+        folder.mkdir(exist_ok=True)
+        return ""
+
+    def put(self, entry: Entry, folder: Path) -> None:
+        """Copy an entry's files, as they lie in ``folder``, to the store, those that are there already aside.
+
+        Raises:
+            ArtifactError: a file is not what the entry says.
+        """
+        with self._reaching():
+            for part in ("files", "entries"):
+                self._system.makedirs(f"{self._root}/{part}", exist_ok=True)
+            for name, file in entry.files.items():
+                self._put_file(folder / name, file)
+            with self._writing(self._record(entry.key)) as stream:
+                stream.write(entry_to_json(entry).encode())
+
+    def remove(self, key: str) -> None:
+        """Take an entry away; contents that no entry names any more stay."""
+        self._remove(self._record(key))
+
+    def _put_file(self, source: Path, file: StoredFile) -> None:
+        path = self._content(file)
+        with suppress(FileNotFoundError):
+            if self._system.info(path)["size"] == file.bytes:
+                return
+        with source.open("rb") as given, self._writing(path) as made:
+            if not _copied(given, made, file):
+                raise ArtifactError(f"{source} was altered while it was read; run the same command again")
+
+    def _fetch_file(self, file: StoredFile, path: Path) -> bool:
+        """Whether it was what it should be."""
+        try:
+            with self._reaching(), self._system.open(self._content(file), "rb") as given:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("xb") as made:
+                    return _copied(given, made, file)
+        except FileNotFoundError:
+            return False
+
+    @contextmanager
+    def _writing(self, path: str) -> Iterator[IO[bytes]]:
+        """A stream to a file that appears whole: object stores see to that, on disks it has another name at first."""
+        name = f"{path}.{secrets.token_hex(6)}.new" if self._renames else path
+        try:
+            with self._system.open(name, "wb") as stream:
+                yield stream
+            if self._renames:
+                self._system.mv(name, path)
+        except BaseException:
+            with suppress(Exception):
+                self._system.rm_file(name)
+            raise
+
+    def _remove(self, path: str) -> None:
+        with self._reaching(), suppress(FileNotFoundError):
+            self._system.rm_file(path)
+
+    def _record(self, key: str) -> str:
+        return f"{self._root}/entries/{key}.json"
+
+    def _content(self, file: StoredFile) -> str:
+        return f"{self._root}/files/{file.sha256}"
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """Services have errors of their own, of any class."""
+        try:
+            yield
+        except (MdExportError, FileNotFoundError):
+            raise
+        except Exception as error:
+            raise RuntimeFault(
+                f"the store {self.url} failed with {type(error).__name__}: {error}; it must be read and written from "
+                "here and from every worker: look at the URL, the rights, the space and the network"
+            ) from error
+
+
+def _copied(given: Any, made: IO[bytes], file: StoredFile) -> bool:
+    """Copy as many bytes as there should be; whether they were those."""
+    digest, left = hashlib.sha256(), file.bytes
+    while left > 0 and (chunk := given.read(min(_CHUNK, left))):
+        digest.update(chunk)
+        made.write(chunk)
+        left -= len(chunk)
+    return left == 0 and not given.read(1) and digest.hexdigest() == file.sha256
+
+
+class BackedCache(Cache):
+    """What is not in ``root`` is fetched from the store, what is put goes to both.
+
+    Raises:
+        RuntimeFault: from every method but ``read``: the store does not answer.
+    """
+
+    def __init__(self, root: Path, store: Store) -> None:
+        super().__init__(root)
+        self.store = store
+
+    def get(self, key: str, tell: Tell = lambda _: None) -> Entry | None:
+        """As :meth:`Cache.get`, fetched where it is not here; one that is damaged in the store is removed there."""
+        return super().get(key, tell) or self._fetched(key, tell)
+
+    def require(self, key: str) -> Entry:
+        """As :meth:`Cache.require`, fetched where it is not here."""
+        return self.read(key) or self._fetched(key, lambda _: None) or super().require(key)
+
+    def put(self, key: str, kind: str, label: str, folder: Path, value: dict[str, Any]) -> Entry:
+        """As :meth:`Cache.put`, then to the store."""
+        super().put(key, kind, label, folder, value)
+        return self.share(key)
+
+    def share(self, key: str) -> Entry:
+        """Bring an entry of this machine to the store."""
+        # Not what was just put: another process may have been first, and a manifest tells seconds.
+        entry = super().require(key)
+        self.store.put(entry, self.files(key))
+        return entry
+
+    def remove(self, key: str) -> None:
+        """Take an entry away, here and in the store."""
+        super().remove(key)
+        self.store.remove(key)
+
+    def _fetched(self, key: str, tell: Tell) -> Entry | None:
+        entry = self.store.read(key)
+        if entry is None:
+            return None
+        with workspace(self.work) as work:
+            require_space(work, entry.bytes)
+            if damage := self.store.fetch(entry, work / key):
+                tell(f"store: {entry.label} is damaged ({damage}); it will be built again")
+                return None
+            return super().put(key, entry.kind, entry.label, work / key, entry.value)

@@ -1,0 +1,233 @@
+"""The files that ``--layout swift`` writes beside the packages, so that a Mac needs nothing else.
+
+``vocab.json`` and ``merges.txt`` lie where Apple's Swift package looks for them, ``schedule.json`` holds what that
+package has no place for, ``finish-on-mac.sh`` compiles and gathers it all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from md_export.checkpoint import Checkpoint
+from md_export.errors import ArtifactError, CheckpointError, ConversionError
+from md_export.models.graph import ModelConfig
+from md_export.models.sampling.generate import tokenize
+from md_export.models.sampling.schedule import ScheduleConfig
+from md_export.spec.tensors import TensorSpec
+from md_export.system.isolation import call_worker
+from md_export.targets.coreml.package import read_spec
+from md_export.targets.coreml.surface import feature_specs
+from md_export.verify.golden.prepare import one_step
+
+SCRIPT: Final = "finish-on-mac.sh"
+# The one scheduler of the Swift package that is right at one step, and the schedule that is fixed in it
+# (DPMSolverMultistepScheduler.swift: its defaults, and "assumes the model predicts epsilon").
+_STOCK: Final = "dpmSolverMultistepScheduler"
+_STOCK_SCHEDULE: Final = ScheduleConfig(1000, 0.00085, 0.012, "scaled_linear", "epsilon")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """``schedule.json``: x0 = a·noise + b·output of one call at ``timestep``; the decoder takes x0 / scaling_factor.
+
+    Attributes:
+        latent_shape: ``[1, C, h, w]`` of noise, output and x0.
+        image_size: side of the picture in pixels.
+        text_length: tokens a prompt is padded to.
+        stock_scheduler: the package's own scheduler that computes this x0 in one step; None where it has none.
+    """
+
+    timestep: int
+    a: float
+    b: float
+    scaling_factor: float
+    prediction_type: str
+    latent_shape: tuple[int, int, int, int]
+    image_size: int
+    text_length: int
+    stock_scheduler: str | None
+
+
+def schedule_of(config: ModelConfig) -> Schedule:
+    """The constants of a checkpoint."""
+    return Schedule(
+        **dataclasses.asdict(one_step(config)),
+        latent_shape=config.latent_shape,
+        image_size=config.image_size,
+        text_length=config.text_shape[1],
+        stock_scheduler=_STOCK if config.schedule.of_one_step() == _STOCK_SCHEDULE else None,
+    )
+
+
+def write_bundle(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write all files but the packages into ``folder``.
+
+    Raises:
+        CheckpointError: Swift's tokenizer cannot do what the checkpoint's does.
+    """
+    vocabulary, merges = (_read(checkpoint.tokenizer_dir / name) for name in ("vocab.json", "merges.txt"))
+    _check_padding(checkpoint, json.loads(vocabulary))
+    (folder / "vocab.json").write_bytes(vocabulary)
+    # Swift loses a last line that does not end and keeps carriage returns.
+    (folder / "merges.txt").write_bytes(merges.replace(b"\r\n", b"\n").rstrip(b"\n") + b"\n")
+    text = json.dumps(dataclasses.asdict(schedule_of(checkpoint.config)), indent=2)
+    (folder / "schedule.json").write_text(text + "\n", encoding="utf-8")
+    script = folder / SCRIPT
+    script.write_bytes(Path(__file__).with_name(SCRIPT).read_bytes())
+    script.chmod(0o755)
+
+
+def check_bundle(folder: Path, packages: tuple[str, ...]) -> None:
+    """Hold what lies in ``folder`` against :mod:`md_export.engine.swift_bundle`, in a process of its own.
+
+    Raises:
+        ConversionError: a demand is not met.
+    """
+    request = {"folder": str(folder), "packages": list(packages)}
+    answer = call_worker("contract", request, ConversionError, "the check against Apple's Swift package")
+    if answer["faults"]:
+        raise ConversionError(f"Apple's Swift package could not read this export: {'; '.join(answer['faults'])}")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read, and Swift's tokenizer needs it: save the tokenizer with vocab.json and merges.txt"
+        ) from error
+
+
+def _check_padding(checkpoint: Checkpoint, vocabulary: dict[str, int]) -> None:
+    """Swift's tokenizer writes start, words, end, and pads with the end token."""
+    length = checkpoint.config.text_shape[1]
+    start, end = (vocabulary.get(token) for token in ("<|startoftext|>", "<|endoftext|>"))
+    if tokenize(checkpoint.tokenizer_dir, "", length)[0].tolist() != [start] + [end] * (length - 1):
+        raise CheckpointError(
+            f"{checkpoint.tokenizer_dir} does not tokenize an empty prompt to <|startoftext|> and <|endoftext|> to the "
+            "end, as Swift's tokenizer does: train with that padding, or leave out --layout swift"
+        )
+
+
+# A number, or a letter that stands for the same number wherever it occurs, so that the packages fit each other.
+Shape = tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Demand:
+    """One package's inputs and outputs, float32 each, in this order and no more of them."""
+
+    inputs: Mapping[str, Shape]
+    outputs: Mapping[str, Shape]
+
+
+LATENT: Final[Shape] = (1, "C", "h", "w")
+PACKAGES: Final[Mapping[str, Demand]] = {
+    "TextEncoder.mlpackage": Demand({"input_ids": (1, "L")}, {"last_hidden_state": (1, "L", "D")}),
+    "Unet.mlpackage": Demand(
+        {"sample": LATENT, "timestep": (1,), "encoder_hidden_states": (1, "D", 1, "L")}, {"noise_pred": LATENT}
+    ),
+    "VAEDecoder.mlpackage": Demand({"z": LATENT}, {"image": (1, 3, "H", "W")}),
+}
+# Swift's tokenizer pads with the end token and takes it for unknown words, whatever the checkpoint says.
+START, END = "<|startoftext|>", "<|endoftext|>"
+FIELDS: Final[Mapping[str, tuple[type, ...]]] = {
+    "timestep": (int,),
+    "a": (int, float),
+    "b": (int, float),
+    "prediction_type": (str,),
+    "scaling_factor": (int, float),
+    "latent_shape": (list,),
+    "image_size": (int,),
+    "text_length": (int,),
+    "stock_scheduler": (str, type(None)),
+}
+
+
+def faults(folder: Path, packages: tuple[str, ...] = tuple(PACKAGES)) -> tuple[str, ...]:
+    """Each demand that the export in ``folder`` does not meet, the file's name first; ``packages`` are looked at."""
+    sizes: dict[str, int] = {}
+    lines = [line for name in packages for line in _package_faults(folder / name, PACKAGES[name], sizes)]
+    for name, check in _FILES.items():
+        lines += [f"{name}: {fault}" for fault in _file_faults(folder / name, check)]
+    return tuple(lines)
+
+
+def _package_faults(path: Path, demand: Demand, sizes: dict[str, int]) -> list[str]:
+    try:
+        description = read_spec(path).description
+        found = {"inputs": feature_specs(description.input), "outputs": feature_specs(description.output)}
+    except ArtifactError as error:
+        return [f"{path.name}: {error}"]
+    lines = []
+    for kind, wanted in (("inputs", demand.inputs), ("outputs", demand.outputs)):
+        names = [spec.name for spec in found[kind]]
+        if names != list(wanted):
+            lines.append(f"{path.name}: {kind} are {', '.join(names)}; Swift reads {', '.join(wanted)}")
+            continue
+        lines += [f"{path.name}: {fault}" for spec in found[kind] for fault in _misfits(spec, wanted[spec.name], sizes)]
+    return lines
+
+
+def _misfits(spec: TensorSpec, shape: Shape, sizes: dict[str, int]) -> list[str]:
+    """Differences of one array; letters not met before are bound in ``sizes``."""
+    if spec.dtype != "float32":
+        return [f"{spec.name} is {spec.dtype}; Swift passes float32"]
+    if len(spec.shape) != len(shape):
+        return [f"{spec.name} is {list(spec.shape)}; Swift's has {len(shape)} dimensions"]
+    for size, wanted in zip(spec.shape, shape, strict=True):
+        number = sizes.setdefault(wanted, size) if isinstance(wanted, str) else wanted
+        if size != number:
+            return [f"{spec.name} is {list(spec.shape)}; {size} must be {number} to fit the others"]
+    return []
+
+
+def _file_faults(path: Path, check: Callable[[str], list[str]]) -> list[str]:
+    try:
+        return check(path.read_bytes().decode())
+    except (OSError, ValueError, RecursionError) as error:
+        return [f"cannot be read: {error}"]
+
+
+def _vocabulary_faults(text: str) -> list[str]:
+    vocabulary = _object(text)
+    lines = [f"has no {token}, which Swift's tokenizer adds" for token in (START, END) if token not in vocabulary]
+    return lines + ["maps a token to what is no integer"] * any(type(value) is not int for value in vocabulary.values())
+
+
+def _merges_faults(text: str) -> list[str]:
+    """Swift reads line by line at \\n, drops what follows the last one, and throws unless a line is two words."""
+    lines = text.split("\n")
+    broken = [line for line in lines if line and not line.startswith("#") and len(line.split(" ")) != 2]
+    faults = [f"a line is no pair of tokens: {broken[0]!r}"] if broken else []
+    faults += ["does not end with a line feed, so its last line is lost"] if lines[-1] else []
+    return faults + ["has carriage returns, which become part of tokens"] * ("\r" in text)
+
+
+def _schedule_faults(text: str) -> list[str]:
+    values = _object(text)
+    lines = [f"field {name} is missing" for name in FIELDS if name not in values]
+    return lines + [
+        f"field {name} is {values[name]!r}"
+        for name, kinds in FIELDS.items()
+        if name in values and type(values[name]) not in kinds
+    ]
+
+
+def _object(text: str) -> dict[str, Any]:
+    values = json.loads(text)
+    if not isinstance(values, dict):
+        raise ValueError("it holds no JSON object")
+    return values
+
+
+_FILES: Final[Mapping[str, Callable[[str], list[str]]]] = {
+    "vocab.json": _vocabulary_faults,
+    "merges.txt": _merges_faults,
+    "schedule.json": _schedule_faults,
+}

@@ -1,0 +1,173 @@
+"""The configs of one checkpoint, and what follows from them together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from md_export.errors import ConfigError, UsageError
+from md_export.models.adapter import AdapterConfig
+from md_export.models.controlnet import ControlNetConfig
+from md_export.models.diffusers_controlnet import DiffusersControlNetConfig
+from md_export.models.diffusers_unet import DiffusersUNetConfig
+from md_export.models.sampling.schedule import ScheduleConfig
+from md_export.models.unet_config import MDUNetConfig
+from md_export.models.vae import VAEConfig
+from md_export.spec.names import ADAPTER, CONTROLNET
+
+ControlConfig = ControlNetConfig | DiffusersControlNetConfig
+UNetConfig = MDUNetConfig | DiffusersUNetConfig
+
+
+def check_steering(
+    unet: UNetConfig, vae: VAEConfig, adapter: AdapterConfig | None, controlnet: ControlConfig | None
+) -> None:
+    """Raise :class:`ConfigError` where an adapter or a ControlNet is for another UNet, or both are there."""
+    if adapter is not None and controlnet is not None:
+        raise ConfigError(
+            "t2i_adapter/ and controlnet/ are both there, and only one can steer a model: remove the other"
+        )
+    if adapter is not None:
+        _check_adapter(unet, vae, adapter)
+    if controlnet is not None:
+        _check_controlnet(unet, vae, controlnet)
+
+
+def _check_adapter(unet: UNetConfig, vae: VAEConfig, adapter: AdapterConfig) -> None:
+    _check("t2i_adapter", "channels", adapter.channels, "unet", "block_out_channels", unet.block_out_channels)
+    _check("t2i_adapter", "downscale_factor", adapter.downscale_factor, "vae", "an enlargement of", vae.downscale)
+    if isinstance(unet, DiffusersUNetConfig) and "DownBlock2D" in unet.down_block_types[:-1]:
+        raise ConfigError(
+            f"unet/config.json: down_block_types={unet.down_block_types}; adapters are read for UNets of which every "
+            "level but the last has attention, as those of Stable Diffusion have"
+        )
+
+
+def _check_controlnet(unet: UNetConfig, vae: VAEConfig, controlnet: ControlConfig) -> None:
+    widths = controlnet.conditioning_embedding_out_channels
+    if 2 ** (len(widths) - 1) != vae.downscale:
+        raise ConfigError(
+            f"controlnet/config.json: conditioning_embedding_out_channels={widths} makes a condition "
+            f"{2 ** (len(widths) - 1)} times smaller, but the VAE makes pictures {vae.downscale} times smaller; the "
+            "ControlNet is for another model"
+        )
+    if unet.in_channels != vae.latent_channels:
+        raise ConfigError(
+            "controlnet/ beside a UNet that in-paints; ControlNets are read for UNets that take the noise alone"
+        )
+    if not isinstance(controlnet, DiffusersControlNetConfig):
+        return
+    for field in ("in_channels", "block_out_channels", "layers_per_block", "cross_attention_dim"):
+        _check("controlnet", field, getattr(controlnet, field), "unet", field, getattr(unet, field))
+
+
+def _check(folder: str, field: str, has: object, other: str, other_field: str, wanted: object) -> None:
+    if has != wanted:
+        raise ConfigError(
+            f"{folder}/config.json: {field}={has}, but {other}/config.json has {other_field} {wanted}; they must be "
+            f"equal, what is in {folder}/ is for another model"
+        )
+
+
+# Side of the innermost map: of a single pixel, attention would have one key.
+_SMALLEST_MAP: Final = 2
+# Side of a latent, several times what any known model of this kind uses.
+_LARGEST_LATENT: Final = 256
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The configs of one checkpoint, parsed; ``text_encoder`` keeps transformers' own form.
+
+    ``adapter``, ``controlnet``: of a checkpoint whose UNet is steered by a condition picture, the one or the other.
+    """
+
+    text_encoder: Mapping[str, Any]
+    unet: UNetConfig
+    vae: VAEConfig
+    schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
+    adapter: AdapterConfig | None = None
+    controlnet: ControlConfig | None = None
+
+    @property
+    def steering(self) -> str | None:
+        """The component that takes the condition picture; None where there is none."""
+        if self.adapter is not None:
+            return ADAPTER
+        return None if self.controlnet is None else CONTROLNET
+
+    @property
+    def condition_shape(self) -> tuple[int, ...] | None:
+        """``[1, C, H, W]`` of the condition picture; None where nothing takes one."""
+        channels = 0 if self.controlnet is None else self.controlnet.conditioning_channels
+        channels = channels if self.adapter is None else self.adapter.in_channels
+        return (1, channels, self.image_size, self.image_size) if channels else None
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """``[1, C, h, w]`` of the latent."""
+        size = self.unet.sample_size
+        return (1, self.vae.latent_channels, size, size)
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether the UNet takes mask and a picture's latents after the noise: ``2·C + 1`` channels."""
+        return self.unet.in_channels == 2 * self.vae.latent_channels + 1
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """Distributions beside torch and transformers that compute golden cases."""
+        return () if isinstance(self.unet, MDUNetConfig) else ("diffusers",)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the picture in pixels."""
+        return self.unet.sample_size * self.vae.downscale
+
+    def at(self, size: int) -> ModelConfig:
+        """The same model for pictures of ``size`` pixels a side; no weight depends on it.
+
+        Raises:
+            UsageError: the UNet or the decoder cannot make such pictures.
+        """
+        if size == self.image_size:
+            return self
+        halvings = self.unet.halvings
+        sides = (2**halvings, _SMALLEST_MAP * 2**halvings, _LARGEST_LATENT)
+        step, smallest, largest = (side * self.vae.downscale for side in sides)
+        if size % step or not smallest <= size <= largest:
+            near = min(max(round(size / step) * step, smallest), largest)
+            raise UsageError(
+                f"size {size}: a side must be a multiple of {step} pixels from {smallest} to {largest}, since the "
+                f"decoder enlarges {self.vae.downscale} times and the UNet halves a latent {halvings} times; "
+                f"the nearest is {near}"
+            )
+        return dataclasses.replace(self, unet=dataclasses.replace(self.unet, sample_size=size // self.vae.downscale))
+
+    @property
+    def text_shape(self) -> tuple[int, int, int]:
+        """``[1, L, hidden]`` of the text encoder's output."""
+        length = int(self.text_encoder.get("max_position_embeddings", 77))
+        return (1, length, int(self.text_encoder.get("hidden_size", 512)))
+
+    def check(self) -> None:
+        """Raise :class:`ConfigError` where the components do not fit each other."""
+        if self.text_shape[2] != self.unet.cross_attention_dim:
+            raise ConfigError(
+                f"unet/config.json: cross_attention_dim={self.unet.cross_attention_dim}, but the text encoder's "
+                f"hidden_size is {self.text_shape[2]}; they must be equal"
+            )
+        channels = self.vae.latent_channels
+        if self.unet.in_channels not in (channels, 2 * channels + 1):
+            raise ConfigError(
+                f"unet/config.json: in_channels={self.unet.in_channels}, but vae/config.json has "
+                f"latent_channels={channels}; they must be equal, or {2 * channels + 1} for in-painting"
+            )
+        if self.unet.out_channels != channels:
+            raise ConfigError(
+                f"unet/config.json: out_channels={self.unet.out_channels}, but vae/config.json has "
+                f"latent_channels={channels}; they must be equal"
+            )
+        check_steering(self.unet, self.vae, self.adapter, self.controlnet)

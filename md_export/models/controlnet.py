@@ -1,0 +1,118 @@
+"""ControlNet (Zhang et al., arXiv 2302.05543) for MobileDiffusion's UNet: a copy of its down path that sees a condition
+picture, too, and gives one residual for each skip connection and one for the innermost map.
+
+Parameters have the names of diffusers' ControlNetModel; those of the down path are the UNet's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from md_export.errors import ConfigError
+from md_export.models.unet import DownPath
+from md_export.models.unet_config import MDUNetConfig
+
+_MOST_HALVINGS: Final = 5
+
+
+@dataclass(frozen=True)
+class ControlNetConfig:
+    """``controlnet/config.json`` beside MobileDiffusion's UNet, whose config says all else; the fields of diffusers.
+
+    ``conditioning_channels``: 1 for edges, depth or a sketch, 3 for a picture in colour. Each width of the condition's
+    encoder after the first is reached by halving the picture, until it has the size of a latent.
+    """
+
+    conditioning_channels: int = 3
+    conditioning_embedding_out_channels: tuple[int, ...] = (16, 32, 96, 256)
+
+    def __post_init__(self) -> None:
+        check_condition_encoder(self.conditioning_channels, self.conditioning_embedding_out_channels)
+
+
+def check_condition_encoder(channels: int, widths: tuple[int, ...]) -> None:
+    """Raise :class:`ConfigError` for a condition that nobody has."""
+    if channels not in (1, 3):
+        raise ConfigError(f"conditioning_channels={channels}: a condition picture has 1 or 3 channels")
+    if len(widths) > _MOST_HALVINGS + 1:
+        raise ConfigError(
+            f"conditioning_embedding_out_channels has {len(widths)} entries; at most {_MOST_HALVINGS + 1} are read"
+        )
+
+
+class ConditionEncoder(nn.Module):
+    """3×3 convolutions with swish, every second of stride 2; the last begins as zeros."""
+
+    def __init__(self, channels: int, widths: tuple[int, ...], c_out: int) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.blocks = nn.ModuleList()
+        for narrow, wide in pairwise(widths):
+            self.blocks.append(nn.Conv2d(narrow, narrow, 3, padding=1))
+            self.blocks.append(nn.Conv2d(narrow, wide, 3, padding=1, stride=2))
+        self.conv_out = _zero(nn.Conv2d(widths[-1], c_out, 3, padding=1))
+
+    def forward(self, condition: Tensor) -> Tensor:
+        """``[1, channels, H, W]`` → ``[1, c_out, H/f, W/f]``."""
+        x = F.silu(self.conv_in(condition))
+        for block in self.blocks:
+            x = F.silu(block(x))
+        out: Tensor = self.conv_out(x)
+        return out
+
+
+class MDControlNet(DownPath):
+    """``controlnet/``: what it gives goes into :class:`MDUNet` as its residuals."""
+
+    def __init__(self, config: ControlNetConfig, unet: MDUNetConfig) -> None:
+        super().__init__(unet, unet.in_channels)
+        widths = skip_widths(unet)
+        self.controlnet_cond_embedding = ConditionEncoder(
+            config.conditioning_channels, config.conditioning_embedding_out_channels, unet.block_out_channels[0]
+        )
+        self.controlnet_down_blocks = nn.ModuleList([_zero(nn.Conv2d(width, width, 1)) for width in widths])
+        inner = unet.block_out_channels[-1]
+        self.controlnet_mid_block = _zero(nn.Conv2d(inner, inner, 1))
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, condition: Tensor
+    ) -> tuple[Tensor, ...]:
+        """What is added to the UNet's skip connections and, the last, to its innermost map.
+
+        Args:
+            sample, timestep, encoder_hidden_states: what the UNet takes, batch B.
+            condition: ``[1, conditioning_channels, H, W]`` in [0, 1], or B of them.
+        """
+        emb = self.time_embedding(timestep)
+        x = self.conv_in(sample) + self.controlnet_cond_embedding(condition)
+        inner, skips = self.descend(x, emb, encoder_hidden_states)
+        added = [block(skip) for block, skip in zip(self.controlnet_down_blocks, skips, strict=True)]
+        return (*added, self.controlnet_mid_block(inner))
+
+
+def _zero(conv: nn.Conv2d) -> nn.Conv2d:
+    """What is added begins as nothing, so that training begins with the UNet as it is."""
+    assert conv.bias is not None  # noqa: S101 (made here)
+    nn.init.zeros_(conv.weight)
+    nn.init.zeros_(conv.bias)
+    return conv
+
+
+def skip_widths(unet: MDUNetConfig) -> tuple[int, ...]:
+    """Channels of the UNet's skip connections, the outermost first."""
+    c1, c2, c3 = unet.block_out_channels
+    outer = (c1, c1, c1, c2)
+    return outer if unet.unified_inner else (*outer, c2, c3, c3)
+
+
+def skip_shapes(unet: MDUNetConfig, latent: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """Of what is added for a latent ``[1, C, h, w]``: to each skip connection, then to the innermost map."""
+    height, width = latent[2:]
+    halvings = (0, 0, 1, 1) if unet.unified_inner else (0, 0, 1, 1, 2, 2, 2)
+    pairs = [*zip(skip_widths(unet), halvings, strict=True), (unet.block_out_channels[-1], unet.halvings)]
+    return tuple((1, channels, height >> times, width >> times) for channels, times in pairs)

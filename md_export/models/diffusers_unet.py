@@ -1,0 +1,175 @@
+"""Stable Diffusion's UNet: diffusers' own module, built from a config of which every field is known here.
+
+What diffusers' class can do beyond Stable Diffusion 1 and 2 and the models pruned or distilled from them (class labels,
+pooled text as in Stable Diffusion XL, other blocks, norms or kernels) is refused by the field that asks for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from torch import Tensor, nn
+
+from md_export.errors import ConfigError, MissingExtraError
+from md_export.system.quiet_imports import import_quietly
+
+CLASS_NAME: Final = "UNet2DConditionModel"
+_DOWN_BLOCKS: Final = ("CrossAttnDownBlock2D", "DownBlock2D")
+_UP_BLOCKS: Final = ("CrossAttnUpBlock2D", "UpBlock2D")
+_MID_BLOCK: Final = "UNetMidBlock2DCrossAttn"
+_RANK_OF_TEXT: Final = 3
+_PER_LEVEL: Final = (
+    "down_block_types",
+    "up_block_types",
+    "layers_per_block",
+    "transformer_layers_per_block",
+    "attention_head_dim",
+)
+# Fields with the only value that is read; another would make another function.
+PLAIN: Final[Mapping[str, Any]] = {
+    **dict.fromkeys(
+        (
+            "addition_embed_type",
+            "addition_time_embed_dim",
+            "class_embed_type",
+            "cross_attention_norm",
+            "encoder_hid_dim",
+            "encoder_hid_dim_type",
+            "mid_block_only_cross_attention",
+            "num_attention_heads",
+            "num_class_embeds",
+            "projection_class_embeddings_input_dim",
+            "reverse_transformer_layers_per_block",
+            "time_cond_proj_dim",
+            "time_embedding_act_fn",
+            "time_embedding_dim",
+            "timestep_post_act",
+        )
+    ),
+    "act_fn": "silu",
+    "attention_type": "default",
+    "class_embeddings_concat": False,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "downsample_padding": 1,
+    "dual_cross_attention": False,
+    "mid_block_scale_factor": 1,
+    "only_cross_attention": False,
+    "resnet_out_scale_factor": 1.0,
+    "resnet_skip_time_act": False,
+    "resnet_time_scale_shift": "default",
+    "time_embedding_type": "positional",
+}
+
+
+@dataclass(frozen=True)
+class DiffusersUNetConfig:
+    """``unet/config.json`` of diffusers' UNet2DConditionModel; defaults are its own.
+
+    ``attention_head_dim`` is the number of heads, whatever its name says (diffusers' issue 2011). A pruned UNet may
+    have no ``mid_block_type``.
+    """
+
+    sample_size: int = 64
+    in_channels: int = 4
+    out_channels: int = 4
+    center_input_sample: bool = False
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+    down_block_types: tuple[str, ...] = (*_DOWN_BLOCKS[:1] * 3, "DownBlock2D")
+    mid_block_type: str | None = _MID_BLOCK
+    up_block_types: tuple[str, ...] = ("UpBlock2D", *_UP_BLOCKS[:1] * 3)
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int | tuple[int, ...] = 2
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    cross_attention_dim: int = 1280
+    transformer_layers_per_block: int | tuple[int, ...] = 1
+    attention_head_dim: int | tuple[int, ...] = 8
+    use_linear_projection: bool = False
+    upcast_attention: bool | None = None
+
+    def __post_init__(self) -> None:
+        levels = len(self.block_out_channels)
+        for field in _PER_LEVEL:
+            if len(_per_level(getattr(self, field), levels)) != levels:
+                raise ConfigError(f"{field} must have {levels} entries, as block_out_channels has")
+        _all_of("down_block_types", self.down_block_types, _DOWN_BLOCKS)
+        _all_of("up_block_types", self.up_block_types, _UP_BLOCKS)
+        if self.mid_block_type not in (_MID_BLOCK, None):
+            raise ConfigError(f"mid_block_type={self.mid_block_type!r} is unknown; use {_MID_BLOCK} or null")
+        for channels, heads in zip(self.block_out_channels, _per_level(self.attention_head_dim, levels), strict=True):
+            if channels % self.norm_num_groups:
+                raise ConfigError(f"norm_num_groups={self.norm_num_groups} does not divide {channels} channels")
+            if channels % heads:
+                raise ConfigError(
+                    f"attention_head_dim={heads}, the number of heads, does not divide {channels} channels"
+                )
+        if self.sample_size % 2**self.halvings:
+            raise ConfigError(
+                f"sample_size={self.sample_size} must be a multiple of {2**self.halvings}: the UNet halves it "
+                f"{self.halvings} times"
+            )
+
+    @property
+    def halvings(self) -> int:
+        """How often a latent is halved on its way down."""
+        return len(self.block_out_channels) - 1
+
+
+def _per_level(value: Any, levels: int) -> tuple[Any, ...]:
+    """One value for each level, where a config gives one for all."""
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,) * levels
+
+
+def _all_of(field: str, values: tuple[str, ...], allowed: tuple[str, ...]) -> None:
+    for value in values:
+        if value not in allowed:
+            raise ConfigError(f"{field}: {value!r:.80} is not read; use {' or '.join(allowed)}")
+
+
+def build_diffusers_unet(config: DiffusersUNetConfig) -> nn.Module:
+    """``(sample [B, C, h, w], timestep [1], encoder_hidden_states [B, L, D])`` → ``[B, C, h, w]``, as our own UNet.
+
+    After these it takes residuals: one for each level, of an adapter, or one for each skip connection and the last for
+    the middle, of a ControlNet. Parameters have the names that diffusers gives them.
+
+    Raises:
+        MissingExtraError: diffusers is not installed.
+    """
+    try:
+        library = import_quietly("diffusers.models.unets.unet_2d_condition")
+    except ImportError as error:
+        raise MissingExtraError(
+            "Stable Diffusion's UNet is built by diffusers, which is not installed: pip install 'md-export[diffusers]'"
+        ) from error
+    unet: nn.Module = library.UNet2DConditionModel(**dataclasses.asdict(config))
+    unet.register_forward_pre_hook(_residuals_by_name, with_kwargs=True)
+    # Of diffusers' own answer, a dataclass of one tensor.
+    unet.register_forward_hook(_only_sample)
+    return unet
+
+
+def _residuals_by_name(
+    unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    # The text is what they follow, also where a rewrite has folded the timestep away.
+    after = next((place + 1 for place, value in enumerate(args) if value.ndim == _RANK_OF_TEXT), len(args))
+    given, residuals = args[:after], args[after:]
+    if not residuals:
+        return args, kwargs
+    if len(residuals) == len(unet.config.block_out_channels):
+        return given, kwargs | {"down_intrablock_additional_residuals": [*residuals]}
+    *of_skips, middle = residuals
+    return given, kwargs | {
+        "down_block_additional_residuals": of_skips,
+        "mid_block_additional_residual": middle,
+    }
+
+
+def _only_sample(unet: nn.Module, args: tuple[Any, ...], out: Any) -> Tensor:  # noqa: ARG001 (the hook's signature)
+    sample: Tensor = out.sample
+    return sample

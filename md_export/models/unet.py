@@ -1,0 +1,254 @@
+"""The MobileDiffusion UNet (arXiv 2311.16567, section 3 and table 6), read entirely from its config.
+
+Down-1 FullConv, Down-2 FullConv + cross-attention, Down-3 and Up-3 separable convolutions with
+self- and cross-attention, Up-2 FullConv + cross-attention, Up-1 FullConv. Figure 2 of the paper
+leaves the wiring open; the fields of :class:`MDUNetConfig` span the reconstructions that meet the
+published parameter count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from md_export.models.layers import (
+    Attention,
+    FeedForward,
+    ResnetBlock,
+    SepConvBlock,
+    TimestepEmbedding,
+    attention_weights,
+)
+from md_export.models.unet_config import MDUNetConfig
+
+
+class TransformerBlock(nn.Module):
+    """[LayerNorm + SA] → LayerNorm + CA → LayerNorm + gated feed-forward, each with a residual."""
+
+    def __init__(self, config: MDUNetConfig, dim: int, self_attention: bool) -> None:
+        super().__init__()
+        head_dim = config.attention_head_dim
+
+        def weights() -> nn.Module:
+            return attention_weights(config.attention_kind, config.attention_relu_scale)
+
+        self.norm1 = nn.LayerNorm(dim) if self_attention else None
+        self.attn1 = Attention(dim, head_dim, None, weights()) if self_attention else None
+        self.norm2 = nn.LayerNorm(dim)
+        self.attn2 = Attention(dim, head_dim, config.cross_attention_dim, weights())
+        self.norm3 = nn.LayerNorm(dim)
+        self.ff = FeedForward(dim, config.ff_expansion, config.ff_activation)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        if self.attn1 is not None and self.norm1 is not None:
+            x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context)
+        out: Tensor = x + self.ff(self.norm3(x))
+        return out
+
+
+class TransformerStack(nn.Module):
+    """GroupNorm → linear in → blocks → linear out → residual over ``[B, C, H, W]``."""
+
+    def __init__(self, config: MDUNetConfig, dim: int, layers: int, self_attention: bool) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(config.norm_num_groups, dim, eps=1e-6)
+        self.proj_in = nn.Linear(dim, dim)
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(config, dim, self_attention) for _ in range(layers)])
+        self.proj_out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        tokens = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))
+        for block in self.transformer_blocks:
+            tokens = block(tokens, context)
+        out: Tensor = x + self.proj_out(tokens).transpose(1, 2).reshape(batch, channels, height, width)
+        return out
+
+
+class Downsample(nn.Module):
+    """3×3 stride-2 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(x)
+        return out
+
+
+class SeparableDownsample(nn.Module):
+    """Depthwise 3×3 stride-2 convolution followed by a 1×1."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv_dw = nn.Conv2d(channels, channels, 3, stride=2, padding=1, groups=channels)
+        self.conv_pw = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv_pw(self.conv_dw(x))
+        return out
+
+
+class Upsample(nn.Module):
+    """Nearest ×2 followed by a 3×3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return out
+
+
+class UNetBlock(nn.Module):
+    """One level of the UNet: convolution blocks, each followed by its transformer stack if it has one."""
+
+    def __init__(
+        self, resnets: list[nn.Module], attentions: list[nn.Module], resample: nn.Module | None, kind: str
+    ) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(resnets)
+        self.attentions = nn.ModuleList(attentions)
+        if resample is not None:
+            setattr(self, f"{kind}samplers", nn.ModuleList([resample]))
+        self.resample_name = None if resample is None else f"{kind}samplers"
+
+    def layer(self, index: int, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+        """Convolution block ``index`` and its transformer stack."""
+        x = self.resnets[index](x, emb)
+        out: Tensor = self.attentions[index](x, context) if len(self.attentions) else x
+        return out
+
+    def resample(self, x: Tensor) -> Tensor:
+        """The level's down- or up-sampler; the identity where the level has none."""
+        if self.resample_name is None:
+            return x
+        out: Tensor = getattr(self, self.resample_name)[0](x)
+        return out
+
+
+def _levels(blocks: nn.ModuleList) -> list[UNetBlock]:
+    return [cast(UNetBlock, block) for block in blocks]
+
+
+class DownPath(nn.Module):
+    """The half of the UNet that looks at the latent; of the other half, which makes one, what both are built of."""
+
+    def __init__(self, config: MDUNetConfig, in_channels: int) -> None:
+        super().__init__()
+        self.config = config
+        c1, c2, c3 = config.block_out_channels
+        self.conv_in = nn.Conv2d(in_channels, c1, 3, padding=1)
+        self.time_embedding = TimestepEmbedding(c1, config.time_embed_dim)
+        self.down_blocks = nn.ModuleList(
+            [
+                UNetBlock([self._full(c1, c1)], [], self._downsampler(c1), "down"),
+                UNetBlock([self._full(c1, c2)], [self._outer(c2)], self._downsampler(c2), "down"),
+                UNetBlock([self._sep(c2, c3), self._sep(c3, c3)], self._inner(c3, config.down_layers, 2), None, "down"),
+            ]
+        )
+
+    def _full(self, c_in: int, c_out: int) -> ResnetBlock:
+        cfg = self.config
+        return ResnetBlock(c_in, c_out, cfg.norm_num_groups, cfg.norm_eps, cfg.time_embed_dim)
+
+    def _sep(self, c_in: int, c_out: int) -> SepConvBlock:
+        cfg = self.config
+        hidden = cfg.sep_conv_expansion * (c_in if cfg.sep_conv_expansion_of == "in" else c_out)
+        return SepConvBlock(
+            c_in, c_out, hidden, cfg.norm_num_groups, cfg.norm_eps, cfg.time_embed_dim, cfg.sep_conv_time
+        )
+
+    def _outer(self, dim: int) -> TransformerStack:
+        return TransformerStack(self.config, dim, layers=1, self_attention=False)
+
+    def _inner(self, dim: int, layers: int, count: int) -> list[nn.Module]:
+        return [TransformerStack(self.config, dim, layers, self_attention=True) for _ in range(count)]
+
+    def _downsampler(self, channels: int) -> nn.Module:
+        return SeparableDownsample(channels) if self.config.separable_downsamplers else Downsample(channels)
+
+    def descend(
+        self, x: Tensor, emb: Tensor, context: Tensor, residuals: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
+        """From the first convolution's output ``x`` down: the innermost map, and the skip connections on the way.
+
+        ``residuals``: added to each level's last map, before it is down-sampled; all or none.
+        """
+        skips = [x]
+        for level, block in enumerate(_levels(self.down_blocks)):
+            for index in range(len(block.resnets)):
+                x = block.layer(index, x, emb, context)
+                if residuals and index == len(block.resnets) - 1:
+                    x = x + residuals[level]
+                skips.append(x)
+            if block.resample_name is not None:
+                x = block.resample(x)
+                skips.append(x)
+        if self.config.unified_inner:
+            # Down-2's down-sampled output and Down-3's two outputs stay inside the unified 16×16 module.
+            del skips[-3:]
+        return x, skips
+
+
+class MDUNet(DownPath):
+    """The denoiser: one call in one-step mode, many under DDIM."""
+
+    def __init__(self, config: MDUNetConfig) -> None:
+        super().__init__(config, config.in_channels)
+        c1, c2, c3 = config.block_out_channels
+        inner_skips = (0, 0, 0) if config.unified_inner else (c3, c3, c2)
+        self.up_blocks = nn.ModuleList(
+            [
+                UNetBlock(
+                    [self._sep(c3 + skip, c3) for skip in inner_skips],
+                    self._inner(c3, config.up_layers, 3),
+                    Upsample(c3),
+                    "up",
+                ),
+                UNetBlock(
+                    [self._full(c3 + c2, c2), self._full(c2 + c1, c2)],
+                    [self._outer(c2), self._outer(c2)],
+                    Upsample(c2),
+                    "up",
+                ),
+                UNetBlock([self._full(c2 + c1, c1), self._full(c1 + c1, c1)], [], None, "up"),
+            ]
+        )
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, c1, eps=config.norm_eps)
+        self.conv_out = nn.Conv2d(c1, config.out_channels, 3, padding=1)
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *residuals: Tensor) -> Tensor:
+        """Predict noise, v or x0, as the checkpoint's scheduler says.
+
+        Args:
+            sample: latent ``[B, in_channels, H, W]``, H and W multiples of 4.
+            timestep: ``[B]`` or ``[1]``, any float dtype (kept out of half precision), 0…999.
+            encoder_hidden_states: text ``[B, L, cross_attention_dim]``.
+            residuals: what an adapter adds to each down level's last map, before it is down-sampled; or what a
+                ControlNet adds to each skip connection and, the last, to the innermost map. All or none.
+
+        Returns:
+            ``[B, out_channels, H, W]`` in the model's dtype.
+        """
+        emb = self.time_embedding(timestep)
+        of_levels = residuals if len(residuals) == len(self.down_blocks) else ()
+        x, skips = self.descend(self.conv_in(sample), emb, encoder_hidden_states, of_levels)
+        if residuals and not of_levels:
+            *of_skips, middle = residuals
+            x, skips = x + middle, [skip + one for skip, one in zip(skips, of_skips, strict=True)]
+        for level, block in enumerate(_levels(self.up_blocks)):
+            takes_skips = level > 0 or not self.config.unified_inner
+            for index in range(len(block.resnets)):
+                x = torch.cat([x, skips.pop()], dim=1) if takes_skips else x
+                x = block.layer(index, x, emb, encoder_hidden_states)
+            x = block.resample(x)
+        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
+        return out

@@ -1,1 +1,0 @@
-"""TFLite artifacts on LiteRT's GPU engine."""

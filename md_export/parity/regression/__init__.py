@@ -1,1 +1,0 @@
-"""An export against an older one."""

@@ -1,1 +1,0 @@
-"""TFLite artifacts in other runtimes and kernels."""

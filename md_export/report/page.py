@@ -1,0 +1,276 @@
+"""Verified exports as one self-contained HTML page: it opens from disk, without a network."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from md_export import __version__
+from md_export.diagnose.attribution.attribute import Attribution, ModuleError
+from md_export.diagnose.insight import Insight
+from md_export.models.sampling.generate import Float32
+from md_export.models.sampling.picture_files import to_bytes
+from md_export.report.diagnoses import name_of, verdict_line
+from md_export.report.plots import Bar, Ticks, bars, course, stacked
+from md_export.report.tables import Cells, artifact_cells, decibel, parity_cells
+from md_export.spec.manifest import Manifest, manifest_to_dict
+from md_export.spec.sampler import steps_in_words
+from md_export.targets.advice import LintReport
+from md_export.verify.judge import Verification, VerifyResult
+from md_export.verify.metrics import compare
+from md_export.verify.weights.audit import ComponentAudit, WeightError
+
+_LARGEST_FLOAT16: Final = 65504.0
+_WORST_WEIGHTS: Final = 10
+
+
+@dataclass(frozen=True)
+class Part:
+    """Of one artifact: a line that says what was found, plots, and tables under their titles."""
+
+    component: str
+    line: str
+    advice: tuple[str, ...]
+    plots: tuple[str, ...]
+    tables: tuple[tuple[str, Cells], ...]
+
+
+def module_parts(found: Insight) -> Iterator[Part]:
+    """Error of each module along the network, largest magnitudes, hops, and the worst modules."""
+    for one in found.modules:
+        leaves = _leaves(one.modules)
+        ticks = _ticks([item.path for item in leaves])
+        errors = {
+            "against torch": [item.cumulative_snr_db for item in leaves],
+            "on its own input": [item.local_snr_db for item in leaves],
+        }
+        peaks = {"largest magnitude": [item.peak for item in leaves]}
+        plots = (
+            course(
+                f"{one.component}: module errors",
+                "dB",
+                errors,
+                ticks,
+                one.least_snr_db,
+                dots=["on its own input"],
+            ),
+            course(
+                f"{one.component}: largest activations",
+                "magnitude",
+                peaks,
+                ticks,
+                _LARGEST_FLOAT16,
+                log=True,
+            ),
+        )
+        hops = Cells(("hop", "what", "SNR dB", "at least"), tuple(_hop_rows(one)))
+        head = ("module", "class", "local dB", "cumulative dB", "alone dB")
+        worst = Cells(head, tuple(_module_row(item) for item in one.worst))
+        tables = ((f"Hops on {one.case}", hops), ("Worst modules by local error", worst))
+        yield Part(one.component, verdict_line(one), one.advice, plots, tables)
+
+
+def weight_parts(found: Insight) -> Iterator[Part]:
+    """Error of each stored weight along the network, and the worst."""
+    order = {item.path: place for one in found.modules for place, item in enumerate(one.modules)}
+    for item in found.weights.components if found.weights else ():
+        errors = sorted(item.errors, key=lambda error: order.get(_owner(error.name), len(order)))
+        worst = sorted(errors, key=lambda error: error.snr_db)[:_WORST_WEIGHTS]
+        cells = Cells(("tensor", "stored as", "bytes", "SNR dB"), tuple(map(_weight_row, worst)))
+        plots = (_weight_plot(item.component, errors),) if errors else ()
+        yield Part(item.component, _audit_line(item), item.faults, plots, (("Weights farthest from it", cells),))
+
+
+def _weight_plot(component: str, errors: Sequence[WeightError]) -> str:
+    types = sorted({error.dtype for error in errors})
+    series = {kind: [e.snr_db if e.dtype == kind else math.nan for e in errors] for kind in types}
+    ticks = _ticks([_owner(error.name) for error in errors])
+    return course(f"{component}: weight errors", "dB", series, ticks, dots=types)
+
+
+def lint_cells(reports: Sequence[LintReport]) -> Cells:
+    """One row for each rule that speaks against operations, or remarks on them."""
+    rows = tuple(row for report in reports for row in _lint_rows(report))
+    return Cells(("artifact", "rule", "verdict", "ops", "says", "what helps"), rows)
+
+
+def _lint_rows(report: LintReport) -> Iterator[tuple[str, ...]]:
+    for rule in report.rules:
+        count = sum(rule.id in op.rules for op in report.ops) + report.remarks.count(rule.id)
+        if rule.verdict != "likely" and count:
+            yield (report.file, rule.id, rule.verdict, str(count), rule.title, rule.advice)
+
+
+def _leaves(modules: Sequence[ModuleError]) -> list[ModuleError]:
+    """Modules that do the work: none with a part of its own among the others."""
+    parents = {item.path.rsplit(".", size)[0] for item in modules for size in range(1, item.path.count(".") + 1)}
+    return [item for item in modules if item.path and item.path not in parents]
+
+
+def _ticks(paths: Sequence[str]) -> Ticks:
+    """Where each block begins."""
+    blocks: Mapping[str, int] = {_block(path): place for place, path in reversed(list(enumerate(paths)))}
+    return sorted((place, name) for name, place in blocks.items())
+
+
+def _block(path: str) -> str:
+    """``down_blocks.1.resnets.0.conv`` → ``down_blocks.1``."""
+    parts = path.split(".")
+    numbers = [place for place, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[: numbers[0] + 1] if numbers else parts[: max(1, len(parts) - 1)])
+
+
+def _owner(tensor: str) -> str:
+    return tensor.rpartition(".")[0]
+
+
+def _hop_rows(found: Attribution) -> Iterator[tuple[str, ...]]:
+    for hop in found.hops:
+        yield (hop.name, hop.what, hop.failure or decibel(hop.snr_db), f"{hop.least_snr_db:g}")
+
+
+def _module_row(item: ModuleError) -> tuple[str, ...]:
+    alone = "-" if item.alone_snr_db is None else decibel(item.alone_snr_db)
+    return (name_of(item), item.kind, decibel(item.local_snr_db), decibel(item.cumulative_snr_db), alone)
+
+
+def _weight_row(item: WeightError) -> tuple[str, ...]:
+    return (item.name, item.dtype, f"{item.bytes:,}", decibel(item.snr_db))
+
+
+def _audit_line(item: ComponentAudit) -> str:
+    asked = item.as_requested / max(1, item.promised)
+    return (
+        f"{item.proven_share:.2%} of the stored bytes are the checkpoint's, within the rounding of their type; "
+        f"{asked:.0%} of the weights are {item.requested}, as requested; {_count(item.missing)} missing"
+    )
+
+
+def _count(items: Iterable[object]) -> str:
+    number = len(list(items))
+    return "none" if number == 0 else str(number)
+
+
+_MOST_PICTURES: Final = 12
+_MOST_OPS: Final = 12
+_LARGEST_GAIN: Final = 1024
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One golden case: reference, what the artifacts made, and ``gain`` times their difference, as data URIs."""
+
+    prompt: str
+    seed: int
+    reference: str
+    made: str
+    difference: str
+    gain: int
+    psnr: str
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One export."""
+
+    name: str
+    passed: bool
+    failures: tuple[str, ...]
+    cases: int
+    steps: str
+    bytes: int
+    picture: str
+    least_picture: str
+    parity: Cells
+    artifacts: Cells
+    plots: tuple[str, ...]
+    op_plots: tuple[str, ...]
+    pictures: tuple[Shown, ...]
+    explained: bool
+    unexplained: tuple[str, ...]
+    modules: tuple[Part, ...]
+    weights: tuple[Part, ...]
+    lint: Cells
+    manifest: str
+
+
+def html_page(exports: Sequence[tuple[str, Verification, Insight]]) -> str:
+    """A page with one chapter per (name, verification, what explains it)."""
+    environment = Environment(
+        loader=PackageLoader("md_export.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    chapters = [_chapter(*item) for item in exports]
+    template = environment.get_template("report.html.jinja")
+    return template.render(title="md-export report", chapters=chapters, version=__version__)
+
+
+def _chapter(name: str, verification: Verification, found: Insight) -> Chapter:
+    manifest, result = verification.manifest, verification.result
+    picture = result.picture
+    return Chapter(
+        name=name,
+        passed=result.passed,
+        failures=result.failures,
+        cases=result.cases,
+        steps=steps_in_words(manifest.ddim),
+        bytes=sum(entry.bytes for entry in manifest.artifacts),
+        picture="-" if picture is None or picture.psnr_db is None else decibel(picture.psnr_db),
+        least_picture="-" if picture is None else f"{picture.least_psnr_db:g}",
+        parity=parity_cells(result),
+        artifacts=artifact_cells(manifest),
+        plots=tuple(_plots(manifest, result)),
+        op_plots=tuple(_op_plots(manifest)),
+        pictures=tuple(_shown(verification)),
+        explained=found.explained,
+        unexplained=tuple(found.failures),
+        modules=tuple(module_parts(found)),
+        weights=tuple(weight_parts(found)),
+        lint=lint_cells(found.lint),
+        manifest=json.dumps(manifest_to_dict(manifest), indent=1),
+    )
+
+
+def _plots(manifest: Manifest, result: VerifyResult) -> Iterable[str]:
+    judged = [Bar(x.component, x.parity.snr_db, x.tolerance.snr_db) for x in result.components if x.parity]
+    if result.picture and result.picture.psnr_db is not None:
+        judged.append(Bar("picture", result.picture.psnr_db, result.picture.least_psnr_db))
+    yield bars("Parity", "dB", judged)
+    megabytes = {x.component: {kind: size / 1e6 for kind, size in x.stored.items()} for x in manifest.artifacts}
+    yield stacked("Stored weights", "MB", megabytes)
+
+
+def _op_plots(manifest: Manifest) -> Iterable[str]:
+    for entry in manifest.artifacts:
+        often = sorted(entry.ops.items(), key=lambda item: (-item[1], item[0]))[:_MOST_OPS]
+        yield bars(f"{entry.component}: {sum(entry.ops.values())} ops", "count", [Bar(*item) for item in often])
+
+
+def _shown(verification: Verification) -> Iterable[Shown]:
+    for case, made in list(zip(verification.golden.cases, verification.pictures, strict=False))[:_MOST_PICTURES]:
+        wanted = np.asarray(case.values.picture, np.float32)
+        error = np.abs(made - wanted)
+        gain = _gain(float(error.max()))
+        psnr = decibel(compare(made, wanted).psnr_db)
+        images = (data_uri(wanted), data_uri(made), data_uri(np.clip(error * gain, 0.0, 1.0)))
+        yield Shown(case.prompt, case.seed, *images, gain, psnr)
+
+
+def _gain(largest: float) -> int:
+    """The power of two that brings the largest difference near 1."""
+    return int(2 ** np.clip(np.floor(-np.log2(max(largest, 1e-9))), 0, np.log2(_LARGEST_GAIN)))
+
+
+def data_uri(picture: Float32) -> str:
+    """A ``[H, W, 3]`` picture in [0, 1] as an inline PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(to_bytes(picture)).save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,1 @@
+"""The data that travels between the stages: recipe, scheme, manifest, tensors, names."""

@@ -1,0 +1,155 @@
+"""One artifact of an export as data, and the files that it is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import TypeAdapter
+
+from md_export.errors import ArtifactError
+from md_export.spec.tensors import TensorSpec
+from md_export.system.files import bytes_of, sha256_of, sha256_of_text
+
+GOLDEN_FOLDER: Final = "golden"
+NPU_FOLDER: Final = "npu"
+
+
+@dataclass(frozen=True)
+class RewriteRecord:
+    """How often a rewrite fired in one component; ``exact`` says that it only changes the form."""
+
+    name: str
+    fired: int
+    exact: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Worst figures of one artifact over all golden cases, against the golden outputs, in float64."""
+
+    snr_db: float
+    psnr_db: float
+    cosine: float
+    max_abs: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of the worker process that made the artifact: wall seconds and peak resident bytes."""
+
+    seconds: float
+    peak_resident_bytes: int
+
+
+@dataclass(frozen=True)
+class NpuContext:
+    """An ONNX artifact compiled for one chip's NPU; where it lies is :func:`context_path`'s to say.
+
+    Attributes:
+        soc: name in SOCS.
+        bytes: of context and binary.
+        nodes: of the graph, all of which the NPU computes.
+        seconds, peak_bytes: of compiling.
+    """
+
+    soc: str
+    bytes: int
+    nodes: int
+    seconds: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class ArtifactEntry:
+    """One artifact; ``stored`` maps dtype names to bytes of weights found in the file itself.
+
+    ``rewritten_snr_db`` is of the rewritten torch module against a golden case, before it was lowered: the first of
+    those at hand when the artifact was made, which another checkpoint with the same component may share. ``data`` is
+    the file beside it that holds its weights, where they are too large for it; hash and bytes are of both.
+    ``contexts``: what it was compiled to for NPUs.
+    """
+
+    component: str
+    file: str
+    sha256: str
+    bytes: int
+    weights: str
+    activations: str
+    stored: dict[str, int]
+    ops: dict[str, int]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    rewrites: tuple[RewriteRecord, ...]
+    measured: Measured
+    parity: Parity | None = None
+    rewritten_snr_db: float | None = None
+    data: str | None = None
+    contexts: tuple[NpuContext, ...] = ()
+
+
+_ENTRY = TypeAdapter(ArtifactEntry)
+
+
+def entry_to_dict(entry: ArtifactEntry) -> dict[str, Any]:
+    """Plain JSON-ready form of one entry; :func:`entry_from_dict` reads it back."""
+    plain: dict[str, Any] = json.loads(_ENTRY.dump_json(entry))
+    return plain
+
+
+def entry_from_dict(values: dict[str, Any]) -> ArtifactEntry:
+    """Read what :func:`entry_to_dict` wrote."""
+    return _ENTRY.validate_json(json.dumps(values), strict=True)
+
+
+def artifact_path(folder: Path, entry: ArtifactEntry) -> Path:
+    """Where the artifact lies.
+
+    Raises:
+        ArtifactError: it is not there.
+    """
+    path = folder / entry.file
+    if not path.exists():
+        raise ArtifactError(f"{entry.component}: {path} is missing; export again")
+    return path
+
+
+def context_path(folder: Path, entry: ArtifactEntry, soc: str) -> Path:
+    """Where the context lies that an artifact was compiled to for a chip: ``npu/snapdragon-8-elite/unet.onnx``."""
+    return folder / NPU_FOLDER / soc / entry.file
+
+
+def files_of_context(context: Path) -> tuple[Path, Path]:
+    """The compiled graph and the NPU's binary beside it, as onnxruntime calls it: ``unet.onnx``, ``unet_qnn.bin``."""
+    return context, context.with_name(f"{context.stem}_qnn.bin")
+
+
+def sha256_of_artifact(path: Path) -> str:
+    """SHA-256 of a file or package, with the ``<name>.data`` file beside it that a large ONNX graph needs."""
+    own, data = sha256_of(path), data_of(path)
+    return sha256_of_text(own + sha256_of(data)) if data else own
+
+
+def bytes_of_artifact(path: Path) -> int:
+    """Size of what :func:`sha256_of_artifact` covers."""
+    data = data_of(path)
+    return bytes_of(path) + (bytes_of(data) if data else 0)
+
+
+def data_of(path: Path) -> Path | None:
+    """The file beside an artifact that holds its weights; None where it holds them itself."""
+    data = path.with_name(data_name(path.name))
+    return data if data.is_file() else None
+
+
+def data_name(file: str) -> str:
+    """Of the file that may lie beside an artifact called ``file``."""
+    return f"{file}.data"
+
+
+def is_unchanged(folder: Path, entry: ArtifactEntry) -> bool:
+    """Whether the artifact's bytes are those that the manifest was written for."""
+    return sha256_of_artifact(artifact_path(folder, entry)) == entry.sha256

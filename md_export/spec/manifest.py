@@ -1,0 +1,178 @@
+"""``manifest.json``: everything that an export says of itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from md_export.errors import ArtifactError
+from md_export.spec.artifact import ArtifactEntry, data_name
+from md_export.spec.recipe import Recipe
+from md_export.spec.sampler import Ddim, NoiseSchedule, OneStep
+from md_export.system.files import is_plain_name, read_limited, sha256_of
+from md_export.system.terminal_text import first_control
+
+MANIFEST: Final = "manifest.json"
+# Instead, of a folder that holds the functions of several exports.
+JOIN: Final = "join.json"
+SCHEMA: Final = 1
+_LARGEST_FILE: Final = 16 << 20
+_FORBID = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What rewrites that change the function did to the pictures, torch against torch on the golden cases."""
+
+    unet_snr_db: float
+    picture_psnr_db: float
+
+
+@dataclass(frozen=True)
+class AddedLora:
+    """A LoRA that was fused into the weights: name and SHA-256 of its file, its scale, and what it changes."""
+
+    name: str
+    sha256: str
+    scale: float
+    components: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """``manifest.json``: everything that is known about the artifacts beside it.
+
+    ``files`` maps the path of every other file of the export (golden cases, tokenizer) to its SHA-256, and
+    ``checkpoint_files`` that of every file of the checkpoint, from which ``checkpoint_sha256`` follows.
+    ``ddim``: how to take many steps, where the recipe asks for them; ``one_step`` is not for such artifacts.
+    ``schedule``: of an export with the VAE encoder, to start from a picture.
+    ``loras``: what was added to the checkpoint; ``recipe`` is of the checkpoint with them, and does not name them.
+    """
+
+    __pydantic_config__ = _FORBID
+
+    schema: int
+    md_export: str
+    target: str
+    recipe: Recipe
+    checkpoint_sha256: str
+    golden_sha256: str
+    tools: dict[str, str]
+    one_step: OneStep
+    artifacts: tuple[ArtifactEntry, ...]
+    picture_psnr_db: float | None = None
+    drift: Drift | None = None
+    files: dict[str, str] = field(default_factory=dict)
+    checkpoint_files: dict[str, str] = field(default_factory=dict)
+    ddim: Ddim | None = None
+    loras: tuple[AddedLora, ...] = ()
+    schedule: NoiseSchedule | None = None
+
+    def entry_for(self, component: str) -> ArtifactEntry:
+        """The component's artifact; ArtifactError where the export has none."""
+        for entry in self.artifacts:
+            if entry.component == component:
+                return entry
+        known = ", ".join(entry.component for entry in self.artifacts)
+        raise ArtifactError(f"the export has no {component!r:.40}, only {known}; export that component too")
+
+
+_MANIFEST = TypeAdapter(Manifest)
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write ``folder/manifest.json``, keys in declaration order, one indent a level."""
+    text = _MANIFEST.dump_json(manifest, indent=2).decode()
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def manifest_to_dict(manifest: Manifest) -> dict[str, Any]:
+    """Plain JSON-ready form."""
+    plain: dict[str, Any] = json.loads(_MANIFEST.dump_json(manifest))
+    return plain
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and validate ``folder/manifest.json``.
+
+    Raises:
+        ArtifactError: missing, unreadable, of another schema, or naming files outside ``folder``.
+    """
+    path = folder / MANIFEST
+    if not path.is_file() and (folder / JOIN).is_file():
+        raise ArtifactError(f"{folder} holds functions of several exports; take one out with: md-export split {folder}")
+    if not path.is_file():
+        raise ArtifactError(f"{folder} holds no {MANIFEST}; point at a folder that md-export wrote")
+    return manifest_from_bytes(read_limited(path, _LARGEST_FILE, ArtifactError, "export again"), path)
+
+
+def manifest_from_bytes(content: bytes, path: Path) -> Manifest:
+    """Validate a manifest's content; ``path`` stands in error messages.
+
+    Raises:
+        ArtifactError: as :func:`read_manifest`.
+    """
+    try:
+        manifest = _MANIFEST.validate_json(content, strict=True)
+    except (ValidationError, RecursionError) as error:
+        raise ArtifactError(f"{path} is not a manifest: {first_finding(error)}; export again") from error
+    if (control := first_control(json.loads(content))) is not None:
+        raise ArtifactError(f"{path}: {control} holds a control character; it was edited, export again")
+    if manifest.schema != SCHEMA:
+        raise ArtifactError(f"{path} has schema {manifest.schema}, this version reads {SCHEMA}; export again")
+    _check_recipe(manifest, path)
+    _check_entries(manifest, path)
+    return manifest
+
+
+def _check_recipe(manifest: Manifest, path: Path) -> None:
+    recipe = manifest.recipe
+    if manifest.target != recipe.target:
+        raise ArtifactError(
+            f"{path} is of {manifest.target!r:.40}, its recipe of {recipe.target!r:.40}; it was edited, export again"
+        )
+    one_step = manifest.ddim is None and recipe.sampler is None
+    if not one_step and (manifest.ddim is None or not manifest.ddim.agrees(recipe.sampler)):
+        raise ArtifactError(f"{path} has other steps or guidance than its recipe; it was edited, export again")
+    listed = [entry.component for entry in manifest.artifacts]
+    if listed != list(recipe.components):
+        raise ArtifactError(
+            f"{path} lists {', '.join(listed) or 'no artifact'}, but its recipe has {', '.join(recipe.components)}; it "
+            "was edited, export again"
+        )
+
+
+def _check_entries(manifest: Manifest, path: Path) -> None:
+    for entry in manifest.artifacts:
+        if not is_plain_name(entry.file):
+            raise ArtifactError(f"{path}: artifact file {entry.file!r:.80} is not a plain name; export again")
+        if entry.data not in (None, data_name(entry.file)):
+            raise ArtifactError(f"{path}: weights of {entry.file} cannot lie in {entry.data!r:.80}; export again")
+        if tuple(context.soc for context in entry.contexts) != manifest.recipe.npu:
+            raise ArtifactError(f"{path}: {entry.component} was not compiled for the recipe's chips; export again")
+
+
+def first_finding(error: ValidationError | RecursionError) -> str:
+    """What makes JSON unfit, and in which field: ``one_step.a: Input should be a valid number``."""
+    if isinstance(error, RecursionError):
+        return str(error)
+    first = error.errors()[0]
+    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+
+
+def files_beside(folder: Path, entries: Iterable[ArtifactEntry]) -> dict[str, str]:
+    """SHA-256 of each of :func:`paths_beside`."""
+    return {name: sha256_of(path) for name, path in paths_beside(folder, entries).items()}
+
+
+def paths_beside(folder: Path, entries: Iterable[ArtifactEntry]) -> dict[str, Path]:
+    """Every file of an export that is neither its manifest nor of an artifact, by its name there, sorted."""
+    known = {MANIFEST, *(name for entry in entries for name in (entry.file, entry.data))}
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = {path.relative_to(folder).as_posix(): path for path in paths}
+    return {name: path for name, path in names.items() if name.split("/", 1)[0] not in known}

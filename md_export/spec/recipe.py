@@ -1,0 +1,266 @@
+"""A shipping configuration as data: target, scheme, rewrites, thresholds, golden prompts.
+
+It is read by :mod:`md_export.spec.recipe_file`. Thresholds have no default in code: a recipe that lacks one is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated, Final, Literal
+
+from pydantic import ConfigDict, Field
+
+from md_export.errors import RecipeError
+from md_export.spec.calibration import CalibrationPlan, check_cases
+from md_export.spec.loras import label
+from md_export.spec.names import COMPONENT_NAMES, OPTIONAL_NAMES, ORDER, ComponentName
+from md_export.spec.sampler import SamplerPlan, sampler_of
+from md_export.spec.scheme import QuantScheme as QuantScheme
+from md_export.spec.snapdragon import SOCS
+from md_export.system.files import is_plain_name
+
+
+@dataclass(frozen=True)
+class Regression:
+    """Most by which one component, or the picture, may get worse. What improves is never held against an export.
+
+    Attributes:
+        snr_db_loss: of a component's SNR, in dB.
+        picture_psnr_db_loss: of the picture's PSNR, in dB.
+        bytes_growth, ops_growth: of an artifact's size and number of operations, as a share of the older one's.
+        new_lint_findings: operations that a rule of lint speaks against and that were not there before.
+        new_cpu_ops: operations that the GPU engine leaves to the CPU and did not before; judged with ``--gpu``.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    snr_db_loss: float
+    picture_psnr_db_loss: float
+    bytes_growth: float
+    ops_growth: float
+    new_lint_findings: int
+    new_cpu_ops: int
+
+
+# Modules that VAE encoder and decoder have under the same name.
+_OF_BOTH: Final = ("conv_in", "conv_out", "mid_block")
+# Fields that a file has as tables for all components together.
+TABLES: Final = {"schemes": "scheme", "tolerances": "tolerance"}
+_OF_ONE_TARGET: Final = {"deployment_target": "coreml", "layout": "coreml", "form": "onnx", "npu": "onnx"}
+_LARGEST_SIZE: Final = 1 << 14
+_LONGEST_NAME: Final = 200
+# A threshold of NaN or -Infinity would be none.
+_FORBID = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Least quality of one component's outputs against the golden ones, in float64."""
+
+    __pydantic_config__ = _FORBID
+
+    snr_db: float
+    psnr_db: float | None = None
+    cosine: float | None = None
+    max_abs: float | None = None
+
+
+@dataclass(frozen=True)
+class GoldenPlan:
+    """Prompts and seeds from which golden cases are made for a checkpoint that brings none."""
+
+    __pydantic_config__ = _FORBID
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        """Refuse more cases than anybody would wait for. RecipeError names the field."""
+        check_cases("golden", self.prompts, self.seeds)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One shipping configuration.
+
+    Attributes:
+        schemes, tolerances: one entry per component.
+        rewrites: names from REWRITES, applied in this order.
+        allow_drift: take rewrites that the checkpoint was not trained with.
+        deployment_target: oldest system that must load a Core ML package; iOS17 where a recipe names none.
+        layout: whose names and shapes a Core ML package's surface has; our own where a recipe names none.
+        form: what onnxruntime makes of an ONNX graph: a file for its mobile builds (``ort``), or one that is fused for
+            the processor at hand (``cpu_fused``); a portable graph where a recipe names none.
+        npu: chips from SOCS for whose NPUs each ONNX graph is compiled, too.
+        calibration: what int8 activations and rounding are calibrated on; every other golden case where a recipe names
+            nothing.
+        regression: how much worse than an older export one may be; comparing needs it.
+        size: side of the picture in pixels; what the checkpoint was trained for where a recipe names none.
+        sampler: more steps than one.
+        loras: added to the checkpoint, each ``FILE`` or ``FILE:scale``; in a file, paths are relative to it.
+        optional_schemes, optional_tolerances: what a file says of components that it does not list, for
+            :meth:`widened`; not written.
+    """
+
+    __pydantic_config__ = _FORBID
+
+    name: str
+    target: str
+    components: tuple[ComponentName, ...]
+    schemes: dict[str, QuantScheme]
+    tolerances: dict[str, Tolerance]
+    picture_psnr_db: float
+    golden: GoldenPlan
+    rewrites: tuple[str, ...] = ()
+    allow_drift: bool = False
+    deployment_target: Literal["iOS17", "iOS18"] | None = None
+    layout: Literal["swift"] | None = None
+    form: Literal["ort", "cpu_fused"] | None = None
+    npu: tuple[str, ...] = ()
+    calibration: CalibrationPlan | None = None
+    regression: Regression | None = None
+    size: int | None = None
+    sampler: SamplerPlan | None = None
+    loras: tuple[str, ...] = ()
+    optional_schemes: Annotated[dict[str, QuantScheme], Field(exclude=True)] = dataclasses.field(default_factory=dict)
+    optional_tolerances: Annotated[dict[str, Tolerance], Field(exclude=True)] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what no target can carry out. RecipeError names the field."""
+        if self.size is not None and not 0 < self.size <= _LARGEST_SIZE:
+            raise RecipeError(f"size: {self.size!s:.20} is no side of a picture; give pixels, up to {_LARGEST_SIZE}")
+        # Stands in titles, which read brackets as styles, and in names of files.
+        if not is_plain_name(self.name) or self.name.startswith(".") or set(self.name) & set("[]"):
+            raise RecipeError(f"name: {self.name!r:.80} could not name a file; take letters, digits, - and _")
+        for check in (_check_sampler, _check_layout, _check_target, _check_npu, _check_form, _check_components):
+            check(self)
+
+    def sized(self, size: int | None) -> Recipe:
+        """The same recipe for pictures of ``size`` pixels a side, its name followed by it; None: as it is."""
+        return self if size is None else dataclasses.replace(self, name=f"{self.name}-{size}", size=size)
+
+    def adapted(self, loras: tuple[str, ...]) -> Recipe:
+        """The same recipe with some LoRAs more, its name followed by them; none: as it is."""
+        if not loras:
+            return self
+        return dataclasses.replace(self, name=f"{self.name}{label(loras)}"[:_LONGEST_NAME], loras=(*self.loras, *loras))
+
+    def sampled(self, steps: int | None, guidance: float | None) -> Recipe:
+        """The same recipe in so many steps, its name followed by them; None: as it is.
+
+        Raises:
+            RecipeError: guidance for one step, or a rewrite that is right for one step only.
+        """
+        plan = sampler_of(steps, guidance, self.sampler)
+        if plan is None or plan == self.sampler:
+            return self
+        name = self.name if self.sampler else f"{self.name}-{plan.kind}"
+        return dataclasses.replace(self, name=name, sampler=plan)
+
+    @property
+    def encodes(self) -> bool:
+        """Whether the VAE encoder is among its components."""
+        return "vae_encoder" in self.components
+
+    def widened(self, components: tuple[str, ...]) -> Recipe:
+        """The same recipe with those of ``components`` that it lacks and that not every checkpoint has.
+
+        Each has scheme and tolerance of the one that it stands beside, but for the rules for that one's modules.
+        """
+        added = [name for name in components if name in OPTIONAL_NAMES and name not in self.components]
+        schemes, tolerances = dict(self.schemes), dict(self.tolerances)
+        for name in added:
+            beside = OPTIONAL_NAMES[name]
+            if beside not in self.schemes or beside not in self.tolerances:
+                raise RecipeError(f"recipe {self.name}: [scheme.{name}] and [tolerance.{name}] are missing")
+            schemes[name] = self.optional_schemes.get(name) or _alike(self.schemes[beside], beside, name)
+            tolerances[name] = self.optional_tolerances.get(name) or self.tolerances[beside]
+        kept = {*self.components, *added}
+        return dataclasses.replace(
+            self,
+            components=tuple(name for name in ORDER if name in kept) if added else self.components,
+            schemes=schemes,
+            tolerances=tolerances,
+        )
+
+    def completed(self, components: tuple[str, ...]) -> Recipe:
+        """The same recipe with all that a checkpoint's pictures need, where it has what every checkpoint's need.
+
+        ``components``: what the checkpoint is made of.
+        """
+        return self.widened(components) if set(COMPONENT_NAMES) <= set(self.components) else self
+
+    def narrowed(self, components: tuple[str, ...]) -> Recipe:
+        """The same recipe for some of its components.
+
+        Raises:
+            RecipeError: a component that the recipe does not have.
+        """
+        for name in components:
+            if name not in self.components:
+                raise RecipeError(f"recipe {self.name} has no component {name!r}; it has {', '.join(self.components)}")
+        kept = tuple(name for name in self.components if name in components)
+        return dataclasses.replace(self, components=kept) if components else self
+
+
+def _alike(scheme: QuantScheme, beside: str, name: str) -> QuantScheme:
+    """The scheme without what is about modules that only ``beside`` has."""
+    old, new = f"{beside.removeprefix('vae_')}.", f"{name.removeprefix('vae_')}."
+    globs = [glob.removeprefix(old) for glob in scheme.keep_float if glob.startswith(old)]
+    kept = tuple(new + glob for glob in globs if glob.startswith(_OF_BOTH))
+    return dataclasses.replace(scheme, keep_float=kept, rules=())
+
+
+def _check_sampler(recipe: Recipe) -> None:
+    if recipe.sampler is not None:
+        recipe.sampler.check_rewrites(recipe.rewrites)
+
+
+def _check_layout(recipe: Recipe) -> None:
+    if recipe.layout is None:
+        return
+    if recipe.sampler is not None:
+        raise RecipeError(
+            f"recipe {recipe.name}: layout {recipe.layout} is for one step, and [sampler] takes "
+            f"{recipe.sampler.steps}; leave out the one or the other"
+        )
+    if recipe.encodes:
+        raise RecipeError(
+            f"recipe {recipe.name}: layout {recipe.layout} has no place for a VAE encoder that gives a latent's mean; "
+            "leave out the one or the other"
+        )
+
+
+def _check_target(recipe: Recipe) -> None:
+    for field, target in _OF_ONE_TARGET.items():
+        if getattr(recipe, field) and recipe.target != target:
+            raise RecipeError(f"recipe {recipe.name}: {field} is for the target {target}; leave it out")
+
+
+def _check_npu(recipe: Recipe) -> None:
+    for soc in recipe.npu:
+        if soc not in SOCS:
+            raise RecipeError(f"npu: {soc!r:.40} is no chip that is known here; use {', '.join(SOCS)}")
+    if recipe.npu and recipe.form:
+        raise RecipeError(f"recipe {recipe.name}: the NPU's compiler takes no form {recipe.form}; give npu or form")
+    if len(set(recipe.npu)) < len(recipe.npu):
+        raise RecipeError(f"recipe {recipe.name}: npu names a chip twice: {', '.join(recipe.npu)}")
+
+
+def _check_form(recipe: Recipe) -> None:
+    halves = [name for name in recipe.components if getattr(recipe.schemes.get(name), "activations", "") == "float16"]
+    if recipe.form and halves:
+        raise RecipeError(
+            f"recipe {recipe.name}: form {recipe.form} cannot compute {', '.join(halves)} in float16, since "
+            "onnxruntime would write its casts to float32 into the graph; take float32 or int8 (--fp32, --int8)"
+        )
+
+
+def _check_components(recipe: Recipe) -> None:
+    if len(set(recipe.components)) < len(recipe.components):
+        raise RecipeError(f"recipe {recipe.name}: components names one twice: {', '.join(recipe.components)}")
+    for name in recipe.components:
+        for field, table in TABLES.items():
+            if name not in getattr(recipe, field):
+                raise RecipeError(f"recipe {recipe.name}: [{table}.{name}] is missing")

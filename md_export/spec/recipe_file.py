@@ -1,0 +1,174 @@
+"""Recipes as files: TOML in, JSON for workers and manifests; what is wrong is said with file, table and field.
+
+Recipes are TOML files (``recipes/README.md`` documents every field); a flag such as ``--fp16`` names one of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import TypeAdapter, ValidationError
+
+from md_export.errors import RecipeError
+from md_export.spec.calibration import CalibrationPlan
+from md_export.spec.loras import anchored
+from md_export.spec.names import COMPONENT_NAMES, OPTIONAL_NAMES, ORDER
+from md_export.spec.recipe import TABLES, GoldenPlan, Recipe, Regression, Tolerance
+from md_export.spec.sampler import SamplerPlan
+from md_export.spec.scheme import QuantScheme, WeightRule
+from md_export.spec.shipped_files import builtin_recipes
+from md_export.system.files import read_regular
+from md_export.system.terminal_text import first_control
+
+# The rules of a search for each of the full-size model's 700 modules have 50 KB; tomllib takes a time and memory
+# that grow with the square of a dotted key.
+_LARGEST_FILE: Final = 1 << 17
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The table in a recipe's file.
+
+    Raises:
+        RecipeError: it cannot be read, is too large, or is no TOML.
+    """
+    try:
+        content = read_regular(path, _LARGEST_FILE)
+    except OSError as error:
+        known = ", ".join(builtin_recipes())
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}; name a .toml file or one of {known}") from error
+    if content is None:
+        raise RecipeError(f"{path}: no regular file of at most {_LARGEST_FILE} bytes; this is no recipe")
+    return parse_toml(content, path)
+
+
+def parse_toml(content: bytes, path: Path) -> dict[str, Any]:
+    """The same of its content; ``path`` stands in error messages."""
+    try:
+        return tomllib.loads(content.decode())
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from error
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise RecipeError(f"{path}: not valid TOML: {error}") from error
+
+
+_RECIPE = TypeAdapter(Recipe)
+_MOST_FINDINGS: Final = 20
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe file.
+
+    Raises:
+        RecipeError: unreadable TOML, or an unknown, missing or wrong field; names file, table and field.
+    """
+    recipe = _from_table(read_toml(path), path)
+    return dataclasses.replace(recipe, loras=tuple(anchored(lora, path.parent) for lora in recipe.loras))
+
+
+def recipe_from_toml(content: bytes, path: Path) -> Recipe:
+    """Validate a recipe file's content; ``path`` stands in error messages.
+
+    Raises:
+        RecipeError: as :func:`load_recipe`.
+    """
+    return _from_table(parse_toml(content, path), path)
+
+
+def _from_table(values: dict[str, Any], path: Path) -> Recipe:
+    return recipe_from_dict(_spread(values, path), str(path))
+
+
+def recipe_from_dict(values: Mapping[str, Any], source: str) -> Recipe:
+    """Validate the spread-out form that :func:`recipe_to_dict` writes; ``source`` stands in error messages."""
+    if (found := first_control(values)) is not None:
+        raise RecipeError(f"{source}: {found} holds a control character, which no recipe needs; take it out")
+    try:
+        # Through JSON: strict mode then takes arrays for tuples and integers for floats, and nothing else.
+        return _RECIPE.validate_json(json.dumps(values))
+    except ValidationError as error:
+        findings = [_describe(source, dict(item)) for item in error.errors()[:_MOST_FINDINGS]]
+        raise RecipeError("; ".join(_without_repeats(findings))) from error
+    except RecipeError as error:
+        raise RecipeError(f"{source}: {error}") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RecipeError(f"{source}: a value has a type that no recipe field takes: {error}") from error
+
+
+def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
+    """Plain JSON-ready form; :func:`recipe_from_dict` reads it back."""
+    plain: dict[str, Any] = json.loads(_RECIPE.dump_json(recipe))
+    return plain
+
+
+def _spread(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Resolve ``[scheme]`` and ``[scheme.unet]`` into one entry per component."""
+    components = values.get("components", list(COMPONENT_NAMES))
+    names = [name for name in components if isinstance(name, str)] if isinstance(components, list) else []
+    spread = {key: value for key, value in values.items() if key not in TABLES.values()}
+    spread["components"] = components
+    for field, table in TABLES.items():
+        if field in values or f"optional_{field}" in values:
+            raise RecipeError(f"{path}: unknown field {field!r}; did you mean the table [{table}]?")
+        content = values.get(table, {})
+        if not isinstance(content, dict):
+            raise RecipeError(f"{path}: {table} must be a table: [{table}]")
+        shared = {key: value for key, value in content.items() if not isinstance(value, dict)}
+        if table == "tolerance" and "picture_psnr_db" in shared:
+            spread["picture_psnr_db"] = shared.pop("picture_psnr_db")
+        for key, value in content.items():
+            if isinstance(value, dict) and key not in ORDER:
+                raise RecipeError(f"{path}: [{table}.{key}] names no component; use {', '.join(ORDER)}")
+        spread[field] = {name: {**shared, **content.get(name, {})} for name in names}
+        aside = [name for name in OPTIONAL_NAMES if name in content and name not in names]
+        if aside:
+            spread[f"optional_{field}"] = {name: {**shared, **content[name]} for name in aside}
+    return spread
+
+
+def _describe(source: str, item: Mapping[str, Any]) -> str:
+    """One pydantic finding as ``file: [table] field: what is wrong``."""
+    where = [str(part).removeprefix("optional_") for part in item["loc"]]
+    if where and where[0] in TABLES:
+        where[0] = TABLES[where[0]]
+    elif where == ["picture_psnr_db"]:
+        where = ["tolerance", "picture_psnr_db"]
+    table = f"[{'.'.join(where[:-1])}] " if len(where) > 1 else ""
+    field = where[-1] if where else "the file"
+    if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        known = _known_fields("rules" if "rules" in where[:-1] else where[0])
+        near = get_close_matches(field, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        return f"{source}: {table}unknown field {field!r}; {hint}"
+    if item["type"] in ("missing", "missing_argument"):
+        return f"{source}: {table}{field} is missing"
+    return f"{source}: {table}{field}: {str(item['msg'])[0].lower()}{str(item['msg'])[1:]}"
+
+
+def _without_repeats(findings: list[str]) -> list[str]:
+    """A shared ``[scheme]`` field is wrong for every component alike: say it once."""
+    shared = [re.sub(rf"\[(\w+)\.({'|'.join(ORDER)})\]", r"[\1]", text) for text in findings]
+    kept = [short if shared.count(short) > 1 else full for short, full in zip(shared, findings, strict=True)]
+    return list(dict.fromkeys(kept))
+
+
+def _known_fields(table: str) -> list[str]:
+    kinds: dict[str, Any] = {
+        "scheme": QuantScheme,
+        "rules": WeightRule,
+        "tolerance": Tolerance,
+        "golden": GoldenPlan,
+        "calibration": CalibrationPlan,
+        "regression": Regression,
+        "sampler": SamplerPlan,
+    }
+    if table in kinds:
+        return [field.name for field in dataclasses.fields(kinds[table])]
+    own = [field.name for field in dataclasses.fields(Recipe)]
+    return [TABLES.get(name, name) for name in own if name != "picture_psnr_db" and not name.startswith("optional_")]

@@ -1,0 +1,93 @@
+"""The shape of data on the arrows between stages: named tensors."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from md_export.errors import OutputError, UsageError
+
+Array = NDArray[np.generic]
+Arrays = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, static shape and numpy dtype name (``float32`` or ``int32``) of one input or output."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    def zeros(self) -> Array:
+        """An array of this shape and dtype, for tracing."""
+        return np.zeros(self.shape, dtype=self.dtype)
+
+
+def save_tensors(arrays: Arrays, path: Path) -> None:
+    """Write named arrays as safetensors.
+
+    Raises:
+        OutputError: the file could not be written whole.
+    """
+    try:
+        save_file({name: np.asarray(value, order="C") for name, value in arrays.items()}, path)
+    except (SafetensorError, OSError) as error:
+        raise OutputError(f"{path.name} could not be written: {error}; nothing was kept. Is the disk full?") from error
+
+
+def joined(arrays: Arrays) -> Array:
+    """The only array as it is; several as one row of numbers, in the order of their names."""
+    if len(arrays) == 1:
+        (value,) = arrays.values()
+        return value
+    return np.concatenate([arrays[name].ravel() for name in sorted(arrays)])
+
+
+def select(arrays: Arrays, specs: tuple[TensorSpec, ...]) -> dict[str, Array]:
+    """The arrays that ``specs`` name, in their order."""
+    return {spec.name: arrays[spec.name] for spec in specs}
+
+
+# The largest input of any artifact, a 768² picture, has 7 MB.
+_LARGEST: Final = 1 << 30
+
+
+def read_npz(path: Path) -> dict[str, Array]:
+    """Read named arrays; never unpickles.
+
+    Raises:
+        UsageError: no such file, or not an .npz file of plain arrays.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist; --inputs takes an .npz file with one array per input")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if sum(item.file_size for item in archive.zip.infolist()) > _LARGEST:
+                raise UsageError(f"{path} unpacks to more than {_LARGEST:,} bytes; --inputs takes one array per input")
+            return {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, zipfile.BadZipFile, EOFError, AttributeError, MemoryError) as error:
+        raise UsageError(f"{path} is not an .npz file of plain arrays: {error}") from error
+
+
+def write_npz(path: Path, arrays: Arrays) -> None:
+    """Write named arrays; the file appears whole or not at all."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial.npz", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        np.savez(temporary, **dict(arrays))  # type: ignore[arg-type]  # stubs take allow_pickle for one of the names
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

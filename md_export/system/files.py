@@ -1,0 +1,149 @@
+"""Hashing and writing that never leaves a half-written result under its final name."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from md_export.errors import MdExportError, OutputError
+
+_CHUNK = 1 << 20
+# Bytes, of common file systems.
+_LONGEST_NAME = 255
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's files with their relative names in sorted order."""
+    digest = hashlib.sha256()
+    if path.is_dir():
+        for file in sorted(item for item in path.rglob("*") if item.is_file()):
+            digest.update(f"{file.relative_to(path).as_posix()}\0{sha256_of(file)}\n".encode())
+        return digest.hexdigest()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sha256_of_text(text: str) -> str:
+    """SHA-256 of a string in UTF-8."""
+    return sha256_of_bytes(text.encode())
+
+
+def sha256_of_bytes(content: bytes) -> str:
+    """SHA-256 of what was read already."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def bytes_of(path: Path) -> int:
+    """Size of a file, or of all files in a folder."""
+    if path.is_dir():
+        return sum(item.stat().st_size for item in path.rglob("*") if item.is_file())
+    return path.stat().st_size
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a name that somebody else wrote means a file of the folder it is looked up in, on any system."""
+    return (
+        name not in ("", ".", "..")
+        and not set(name) & set("/\\\0")
+        and len(name.encode(errors="replace")) <= _LONGEST_NAME
+    )
+
+
+def read_regular(path: Path, limit: int) -> bytes | None:
+    """The content of a regular file of at most ``limit`` bytes; None for a larger one, a pipe or a device.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    # A pipe that nobody writes to would block the opening.
+    if not stat.S_ISREG(path.stat().st_mode):
+        return None
+    with path.open("rb") as file:
+        content = file.read(limit + 1)
+    return content if len(content) <= limit else None
+
+
+def read_limited(path: Path, limit: int, error: type[MdExportError], remedy: str) -> bytes:
+    """The content of a file of at most ``limit`` bytes; raises ``error``, with what to do, where it cannot be had."""
+    try:
+        content = read_regular(path, limit)
+    except OSError as fault:
+        raise error(f"{path} cannot be read: {fault.strerror}; {remedy}") from fault
+    if content is None:
+        raise error(f"{path} is larger than {limit:,} bytes; {remedy}")
+    return content
+
+
+def refuse_existing(out: Path) -> None:
+    """Raise :class:`OutputError` where ``out`` exists already."""
+    if out.exists() or out.is_symlink():
+        raise OutputError(f"{out} exists; nothing was changed. Remove it, or name another folder with -o")
+
+
+@contextmanager
+def staging(out: Path) -> Iterator[Path]:
+    """A temporary sibling of ``out`` that becomes ``out`` on success and is removed on any failure.
+
+    Raises:
+        OutputError: ``out`` exists, or its parent cannot be written.
+    """
+    refuse_existing(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    except OSError as error:
+        raise OutputError(f"{out.parent} cannot be written: {error.strerror}; choose another folder with -o") from error
+    try:
+        yield folder
+        refuse_existing(out)
+        folder.chmod(0o755)
+        folder.rename(out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise :class:`OutputError` where the disk that will hold ``folder`` has less than ``needed`` bytes free."""
+    existing = next(item for item in (folder, *folder.parents) if item.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise OutputError(
+            f"{existing} has {free / 1e6:.0f} MB free and this export needs about {needed / 1e6:.0f} MB; "
+            "free some space or choose another disk with -o"
+        )
+
+
+def write_whole(path: Path, text: str, keep_going: bool = False) -> None:
+    """Write a small file under another name, bring it to the disk, and give it its own name.
+
+    ``keep_going``: what could not be written does not matter.
+    """
+    other = path.with_name(f"{path.name}.{secrets.token_hex(6)}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        other.write_text(text, encoding="utf-8")
+        to_disk(other)
+        other.replace(path)
+    except OSError:
+        with suppress(OSError):
+            other.unlink(missing_ok=True)
+        if not keep_going:
+            raise
+
+
+def to_disk(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,142 @@
+"""Memory of processes: how much they hold, an end to those that hold too much, and mapped pages given back."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import psutil
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+_EVERY_S: Final = 0.1
+
+
+@dataclass
+class Watch:
+    """What was seen: most bytes resident at once in all processes together, and whether that ended them."""
+
+    peak_bytes: int = 0
+    over: bool = False
+
+
+@contextmanager
+def watching(pid_file: Path, most_bytes: int) -> Iterator[Watch]:
+    """Watch the process whose number ``pid_file`` will hold, and its children; kill them all above ``most_bytes``."""
+    watch, ended = Watch(), threading.Event()
+    thread = threading.Thread(target=_watch, args=(pid_file, most_bytes, watch, ended), daemon=True)
+    thread.start()
+    try:
+        yield watch
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _watch(pid_file: Path, most_bytes: int, watch: Watch, ended: threading.Event) -> None:
+    while not ended.wait(_EVERY_S):
+        processes = _tree(pid_file)
+        watch.peak_bytes = max(watch.peak_bytes, sum(map(_resident, processes)))
+        if watch.peak_bytes > most_bytes:
+            watch.over = True
+            _kill(processes)
+            return
+
+
+def _tree(pid_file: Path) -> list[psutil.Process]:
+    """The process and its children; none before it has started and after it has ended."""
+    with suppress(OSError, ValueError, psutil.Error):
+        first = psutil.Process(int(pid_file.read_text()))
+        return [first, *first.children(recursive=True)]
+    return []
+
+
+def _resident(process: psutil.Process) -> int:
+    with suppress(psutil.Error):
+        return int(process.memory_info().rss)
+    return 0
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.Error):
+            process.kill()
+
+
+def kill_children() -> None:
+    """End all processes that this one has started."""
+    _kill(psutil.Process().children(recursive=True))
+
+
+def installed_bytes() -> int:
+    """Memory of this machine."""
+    return int(psutil.virtual_memory().total)
+
+
+# Of Linux: uapi/asm-generic/mman-common.h and Documentation/admin-guide/mm/pagemap.rst.
+_DONT_NEED: Final = 4
+_ENTRY_BYTES: Final = 8
+_PRESENT, _SWAPPED, _OF_A_FILE = 1 << 63, 1 << 62, 1 << 61
+_PAGEMAP: Final = Path("/proc/self/pagemap")
+
+
+def let_go_of_weights(module: nn.Module) -> None:
+    """Give back what is resident of a checkpoint's mapped weights; the module stays as it is.
+
+    A conversion reads each weight once or twice, in the order of the graph: between its stages none need be in memory.
+    """
+    let_go_of((*module.parameters(), *module.buffers()))
+
+
+def let_go_of(tensors: Iterable[Tensor]) -> None:
+    """As :func:`let_go`, for tensors on the CPU."""
+    for tensor in tensors:
+        if tensor.device.type == "cpu":
+            let_go(tensor.data_ptr(), tensor.nbytes)
+
+
+def let_go(address: int, size: int) -> bool:
+    """Give the pages back that lie wholly in ``size`` bytes at ``address``; whoever reads them has them read anew.
+
+    Only where that loses nothing: all of them are pages of a mapped file to which nobody has written, or were never
+    touched. Else, and on systems other than Linux, nothing happens.
+
+    Returns:
+        Whether they were given back.
+    """
+    first, end = -(-address // mmap.PAGESIZE), (address + size) // mmap.PAGESIZE
+    if first >= end or sys.platform != "linux" or not _is_clean(first, end - first):
+        return False
+    start, length = ctypes.c_void_p(first * mmap.PAGESIZE), ctypes.c_size_t((end - first) * mmap.PAGESIZE)
+    return bool(_libc().madvise(start, length, _DONT_NEED) == 0)
+
+
+def _is_clean(first: int, count: int) -> bool:
+    """Whether each page is one of a file, or none at all; one that was written to is a private copy."""
+    import numpy as np
+
+    try:
+        with _PAGEMAP.open("rb", buffering=0) as stream:
+            content = os.pread(stream.fileno(), count * _ENTRY_BYTES, first * _ENTRY_BYTES)
+    except OSError:
+        return False
+    entries = np.frombuffer(content, dtype="<u8")
+    there = entries & np.uint64(_PRESENT | _SWAPPED) != 0
+    kept = entries & np.uint64(_PRESENT | _OF_A_FILE) == np.uint64(_PRESENT | _OF_A_FILE)
+    return len(entries) == count and not bool((there & ~kept).any())
+
+
+@cache
+def _libc() -> Any:
+    return ctypes.CDLL(None)

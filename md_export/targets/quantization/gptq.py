@@ -1,0 +1,117 @@
+"""Rounding column by column, each column's error made good by the columns that are not rounded yet.
+
+Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers" (2210.17323), after
+Hassibi and Stork's Optimal Brain Surgeon. coremltools has it for layers that follow one another in a list, torchao for
+linears alone; here it takes convolutions, grouped ones too, and palettes, and a grid's anchors stay where they are.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from md_export.spec.scheme import Rounding
+from md_export.spec.weight_storage import WeightStorage
+from md_export.targets.quantization.grid import least_squares, memberships, widest
+from md_export.targets.quantization.palette import fitted
+from md_export.targets.quantization.products import InputSums, as_matrices
+
+# Of the mean of the Hessian's diagonal, added to it; the paper's own figure.
+_DAMPING: Final = 0.01
+# Columns between two updates of all columns to come; the paper's own figure.
+_COLUMNS: Final = 128
+
+
+class Levels(Protocol):
+    """The values that elements of a weight may take."""
+
+    def nearest(self, values: Tensor, part: slice = ...) -> Tensor:
+        """``values`` rounded; ``part`` of the last axis is what they are."""
+        ...
+
+    def reordered(self, order: Tensor) -> Levels:
+        """For a weight whose last axis is in another order, ``[..., n]`` of indices."""
+        ...
+
+
+def compensated(weight: Tensor, hessian: Tensor, levels: Levels) -> Tensor:
+    """Round a weight so that the layer's outputs change least, columns of the largest inputs first.
+
+    Args:
+        weight: ``[B, R, n]``: B independent products of R outputs and n inputs.
+        hessian: ``[B, n, n]``, sum of x·xᵀ over inputs x of the product.
+        levels: of a weight of this shape.
+
+    Returns:
+        The rounded weight, ``[B, R, n]`` in the weight's dtype.
+    """
+    diagonal = torch.diagonal(hessian, dim1=-2, dim2=-1)
+    order = torch.argsort(diagonal, dim=-1, descending=True, stable=True)
+    spread = order[:, None].expand(weight.shape)
+    rows = torch.gather(hessian.double(), 1, order[..., None].expand(hessian.shape))
+    sorted_hessian = torch.gather(rows, 2, order[:, None].expand(hessian.shape))
+    rounded = _in_order(torch.gather(weight, -1, spread), _factor(sorted_hessian), levels.reordered(spread))
+    return torch.empty_like(weight).scatter_(-1, spread, rounded)
+
+
+def _factor(hessian: Tensor) -> Tensor:
+    """The upper Cholesky factor of the inverse, damped; inputs that are always zero count as independent."""
+    diagonal = torch.diagonal(hessian, dim1=-2, dim2=-1)
+    mean = diagonal.mean(dim=-1, keepdim=True)
+    diagonal += _DAMPING * torch.where(mean > 0, mean, 1.0)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return factor
+
+
+def _in_order(weight: Tensor, factor: Tensor, levels: Levels) -> Tensor:
+    left, out = weight.double(), torch.empty_like(weight)
+    for start in range(0, weight.shape[-1], _COLUMNS):
+        stop = min(start + _COLUMNS, weight.shape[-1])
+        errors = torch.empty_like(left[..., start:stop])
+        for column in range(start, stop):
+            part = slice(column, column + 1)
+            out[..., part] = levels.nearest(left[..., part].to(weight.dtype), part)
+            error = (left[..., part] - out[..., part]) / factor[:, column : column + 1, part]
+            left[..., column:stop] -= error @ factor[:, part, column:stop]
+            errors[..., column - start : column - start + 1] = error
+        left[..., stop:] -= errors @ factor[:, start:stop, stop:]
+    return out
+
+
+def rounded(layer: nn.Module, weight: Tensor, storage: WeightStorage, how: Rounding, sums: InputSums | None) -> Tensor:
+    """What a layer computes with once ``weight`` is stored.
+
+    Args:
+        layer: whose weight it is; it is not changed.
+        weight: float32, ``[out, in, *kernel]``.
+        storage: of the weight.
+        how: ``nearest`` needs no sums.
+        sums: of the layer's inputs; without them all inputs count alike, and no error can be made good.
+
+    Returns:
+        Float32 of the weight's shape, of which ``storage`` can hold every value.
+    """
+    matrices = as_matrices(layer, weight)
+    members = as_matrices(layer, memberships(tuple(weight.shape), storage.groups))
+    importance = torch.ones_like(matrices) if sums is None or how == "nearest" else _importance(matrices, sums)
+    levels = _levels(matrices, members, storage, how, importance)
+    if how == "gptq" and sums is not None:
+        return compensated(matrices, sums.hessian, levels).reshape(weight.shape)
+    return levels.nearest(matrices).reshape(weight.shape)
+
+
+def _importance(matrices: Tensor, sums: InputSums) -> Tensor:
+    """The mean square of the input that each element multiplies."""
+    diagonal = torch.diagonal(sums.hessian, dim1=-2, dim2=-1) / max(1, sums.count)
+    return diagonal[:, None].expand(matrices.shape).to(matrices.dtype)
+
+
+def _levels(matrices: Tensor, members: Tensor, storage: WeightStorage, how: Rounding, importance: Tensor) -> Levels:
+    if storage.entries:
+        return fitted(matrices, members, storage.entries, importance)
+    if how == "nearest":
+        return widest(matrices, members, storage.levels)
+    return least_squares(matrices, members, storage.levels, importance)

@@ -1,0 +1,219 @@
+"""The golden cases that an export is calibrated on and judged by, and the drift of function-changing rewrites."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+from torch import nn
+
+from md_export.checkpoint import Checkpoint
+from md_export.errors import GoldenError
+from md_export.models.graph import COMPONENTS, ModelConfig
+from md_export.models.sampling.generate import Generation
+from md_export.models.torch_runner import OneAtATime, TorchRunner
+from md_export.rewrites import Consent, apply_rewrites, find_rewrite
+from md_export.spec.artifact import GOLDEN_FOLDER
+from md_export.spec.manifest import Drift
+from md_export.spec.recipe import Recipe
+from md_export.spec.sampler import Ddim, DdimStep, NoiseSchedule, OneStep, SamplerPlan, steps_in_words
+from md_export.verify.golden.folder import INDEX, GoldenSet, read_case, read_golden, read_index
+from md_export.verify.golden.record import GoldenSource, write_golden
+from md_export.verify.lora_fusing import check_fusing
+from md_export.verify.metrics import compare
+
+Progress = Callable[[str], None]
+
+
+def one_step(config: ModelConfig) -> OneStep:
+    """The checkpoint's one-step constants."""
+    a, b = config.schedule.one_step()
+    return OneStep(config.schedule.last_timestep, a, b, config.vae.scaling_factor, config.schedule.prediction_type)
+
+
+def ddim_of(config: ModelConfig, plan: SamplerPlan | None) -> Ddim | None:
+    """The checkpoint's constants for so many steps; None for one step.
+
+    Raises:
+        ConfigError: its schedule has no such steps.
+    """
+    if plan is None:
+        return None
+    steps = tuple(DdimStep(*step) for step in config.schedule.ddim(plan.steps))
+    return Ddim(plan.guidance, steps, config.vae.scaling_factor, config.schedule.prediction_type)
+
+
+def schedule_of(config: ModelConfig) -> NoiseSchedule:
+    """The checkpoint's noise, as an export holds it."""
+    return NoiseSchedule(**{field.name: getattr(config.schedule, field.name) for field in fields(NoiseSchedule)})
+
+
+def golden_source(
+    checkpoint: Checkpoint,
+    rewrites: tuple[str, ...] = (),
+    allow_drift: bool = False,
+    sampler: SamplerPlan | None = None,
+    encodes: bool = False,
+) -> GoldenSource:
+    """The checkpoint's torch components, with the rewrites that change the function applied; one in memory at a time.
+
+    ``encodes``: the VAE encoder among them, also where the UNet does not need it.
+
+    Raises:
+        RewriteError: a rewrite is refused.
+    """
+    step, consent = one_step(checkpoint.config), Consent(checkpoint.trained_substitutions, allow_drift)
+    # Golden cases show the function; rewrites that only change the form have no place in them.
+    changing = tuple(name for name in rewrites if not find_rewrite(name).exact)
+
+    def changed(name: str) -> tuple[nn.Module, tuple[str, ...]]:
+        module = checkpoint.module(name)
+        records = apply_rewrites(changing, name, module, step, consent)
+        return module, tuple(record.name for record in records if record.fired)
+
+    applied = [fired for name in COMPONENTS for fired in changed(name)[1]] if changing else []
+    return GoldenSource(
+        runners=OneAtATime(lambda name: TorchRunner(name, changed(name)[0], checkpoint.config)),
+        tokenizer_dir=checkpoint.tokenizer_dir,
+        text_length=checkpoint.config.text_shape[1],
+        latent_shape=checkpoint.config.latent_shape,
+        one_step=step,
+        checkpoint_sha256=checkpoint.sha256(),
+        rewrites=tuple(applied),
+        ddim=ddim_of(checkpoint.config, sampler),
+        downscale=checkpoint.config.vae.downscale,
+        inpaints=checkpoint.config.inpaints,
+        encodes=encodes,
+        steering=checkpoint.config.steering,
+        condition_channels=checkpoint.config.condition_shape[1] if checkpoint.config.condition_shape else 0,
+    )
+
+
+def prepare_golden(
+    recipe: Recipe, checkpoint: Checkpoint, given: Path | None, folder: Path, progress: Progress
+) -> Drift | None:
+    """Fill ``folder`` with golden cases of what the artifacts must compute.
+
+    They are ``given``, else the ``golden/`` folder of the checkpoint, else made from the recipe's prompts; where that
+    folder is of pictures of another size, from its own prompts. Where a rewrite changes the function they
+    are made anew with it, and the drift from the former is returned.
+
+    Raises:
+        GoldenError: the cases belong to another checkpoint, or those given are of pictures of another size.
+        RewriteError: a rewrite is refused.
+        ParityError: LoRAs in the weights do not compute what they compute beside them.
+    """
+    checkpoint = checkpoint.at(recipe.size)
+    changed = (
+        golden_source(checkpoint, recipe.rewrites, recipe.allow_drift, recipe.sampler, recipe.encodes)
+        if recipe.rewrites
+        else None
+    )
+    if changed is None or not changed.rewrites:
+        check_fusing(checkpoint, _place_golden(recipe, checkpoint, given, folder, progress).cases[0], progress)
+        return None
+    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
+        before = _place_golden(recipe, checkpoint, given, Path(scratch) / "golden", progress)
+        check_fusing(checkpoint, before.cases[0], progress)
+        folder.mkdir()
+        write_golden(changed, [(case.prompt, case.seed) for case in before.cases], folder, progress)
+        return measure_drift(before, read_golden(folder))
+
+
+def _place_golden(
+    recipe: Recipe, checkpoint: Checkpoint, given: Path | None, folder: Path, progress: Progress
+) -> GoldenSet:
+    """Golden cases of the checkpoint as it is: copied where there are some, else computed."""
+    present = present_golden(checkpoint, given, recipe.sampler, recipe.encodes)
+    if present is None:
+        folder.mkdir()
+        source = golden_source(checkpoint, sampler=recipe.sampler, encodes=recipe.encodes)
+        write_golden(source, planned_cases(recipe, checkpoint), folder, progress)
+        return read_golden(folder)
+    golden = read_golden(present)
+    if golden.index.checkpoint_sha256 != checkpoint.sha256():
+        raise GoldenError(
+            f"{present} holds golden cases of another checkpoint ({golden.index.checkpoint_sha256[:12]}, this one is "
+            f"{checkpoint.sha256()[:12]}); make them anew with: md-export golden {checkpoint.title} -o DIR"
+        )
+    folder.mkdir()
+    for name in (INDEX, *(item.file for item in golden.index.cases)):
+        shutil.copyfile(present / name, folder / name)
+    return golden
+
+
+def present_golden(
+    checkpoint: Checkpoint, given: Path | None, sampler: SamplerPlan | None = None, encodes: bool = False
+) -> Path | None:
+    """The folder of golden cases that serve ``checkpoint`` as it is, its pictures' size included; None: make some.
+
+    ``encodes``: they must hold what the VAE encoder makes of a picture.
+
+    Raises:
+        GoldenError: those ``given`` are of pictures of another size, were sampled otherwise, or hold nothing of the
+            encoder.
+    """
+    own = checkpoint.root / GOLDEN_FOLDER
+    present = given or (own if own.is_dir() else None)
+    if present is None:
+        return None
+    index = read_index(present)
+    if index.ddim != ddim_of(checkpoint.config, sampler):
+        if given is None:
+            return None
+        flags = f"--steps {sampler.steps} --guidance {sampler.guidance:g} " if sampler else ""
+        raise GoldenError(
+            f"{given} holds golden cases of {steps_in_words(index.ddim)}, which are not the recipe's; make some with: "
+            f"md-export golden {checkpoint.title} {flags}-o DIR"
+        )
+    values = read_case(present, index.cases[0]).values
+    found = values.noise.shape[2:]
+    lacks = _lacks(values, checkpoint.config, encodes)
+    if found == checkpoint.config.latent_shape[2:] and not lacks:
+        return present
+    if given is None:
+        return None
+    if lacks:
+        raise GoldenError(
+            f"{given} holds golden cases without {lacks}; make some with: md-export golden {checkpoint.title} "
+            f"{'' if checkpoint.config.inpaints else '--encoder '}-o DIR"
+        )
+    size, scale = checkpoint.config.image_size, checkpoint.config.vae.downscale
+    raise GoldenError(
+        f"{given} holds golden cases of pictures of {found[1] * scale} × {found[0] * scale} pixels, which cannot judge "
+        f"artifacts for {size} × {size}; make some with: md-export golden {checkpoint.title} --size {size} -o DIR"
+    )
+
+
+def _lacks(values: Generation, config: ModelConfig, encodes: bool) -> str:
+    """What a golden case would have to hold."""
+    if (encodes or config.inpaints) and values.encoder_latent is None:
+        return "what the VAE encoder makes of a picture"
+    return "the picture that is painted anew" if config.inpaints and values.around is None else ""
+
+
+def planned_cases(recipe: Recipe, checkpoint: Checkpoint) -> list[tuple[str, int]]:
+    """Those of the checkpoint's own cases, or of its parent's: its language; else the recipe's.
+
+    Of many steps, as many of them as the recipe's sampler says.
+    """
+    return _known_cases(recipe, checkpoint)[: recipe.sampler.cases if recipe.sampler else None]
+
+
+def _known_cases(recipe: Recipe, checkpoint: Checkpoint) -> list[tuple[str, int]]:
+    for root in checkpoint.homes:
+        if (root / GOLDEN_FOLDER).is_dir():
+            return [(case.prompt, case.seed) for case in read_index(root / GOLDEN_FOLDER).cases]
+    return [(prompt, seed) for prompt in recipe.golden.prompts for seed in recipe.golden.seeds]
+
+
+def measure_drift(before: GoldenSet, after: GoldenSet) -> Drift:
+    """Worst figures over all cases of the UNet's output and of the picture, ``before`` being the reference."""
+    pairs = [(old.values, new.values) for old, new in zip(before.cases, after.cases, strict=True)]
+    return Drift(
+        unet_snr_db=min(compare(new.unet_output, old.unet_output).snr_db for old, new in pairs),
+        picture_psnr_db=min(compare(new.picture, old.picture).psnr_db for old, new in pairs),
+    )

@@ -1,0 +1,99 @@
+"""Golden cases at the surface of an artifact: under its names, in its layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from md_export.errors import ArtifactError
+from md_export.spec.recipe import Recipe
+from md_export.spec.tensors import Array, Arrays, TensorSpec, joined, select
+from md_export.targets.layouts import layout_of
+from md_export.verify.golden.case import GoldenCase
+
+
+class Surface(Protocol):
+    """What takes inputs and gives outputs: a line of the manifest, or the torch module that is lowered."""
+
+    @property
+    def component(self) -> str:
+        """Its name in COMPONENTS."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What it takes."""
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What it gives."""
+
+
+def packed(recipe: Recipe, part: Surface, arrays: Arrays) -> dict[str, Array]:
+    """Inputs under our names → those that the part takes, in its layout; KeyError for one that is not among them."""
+    return select(layout_of(recipe).pack(part.component, arrays), part.inputs)
+
+
+def inputs_of(recipe: Recipe, part: Surface, case: GoldenCase) -> dict[str, Array]:
+    """A golden case's inputs as the part takes them."""
+    return packed(recipe, part, case.inputs(part.component))
+
+
+def outputs_of(recipe: Recipe, part: Surface, case: GoldenCase) -> dict[str, Array]:
+    """What the golden case says that must come out, by the part's names."""
+    layout = layout_of(recipe)
+    return {spec.name: case.output(layout.output_of(part.component, spec.name)) for spec in part.outputs}
+
+
+def output_of(recipe: Recipe, part: Surface, case: GoldenCase) -> Array:
+    """The same as one array: see :func:`joined <md_export.spec.tensors.joined>`."""
+    return joined(outputs_of(recipe, part, case))
+
+
+def each_call(component: str, cases: Sequence[GoldenCase]) -> list[GoldenCase]:
+    """The cases, each once for every call of the component that it holds."""
+    return [call for case in cases for call in case.calls(component)]
+
+
+def golden_inputs(recipe: Recipe, part: Surface, cases: Sequence[GoldenCase]) -> list[Arrays]:
+    """Inputs of an artifact in each case and call, by its names.
+
+    Raises:
+        ArtifactError: the manifest has other names than the component's.
+    """
+    with _of_the_component(part):
+        return [inputs_of(recipe, part, call) for call in each_call(part.component, cases)]
+
+
+def golden_outputs(recipe: Recipe, part: Surface, cases: Sequence[GoldenCase]) -> list[dict[str, Array]]:
+    """What an artifact must make of each case and call, by its names.
+
+    Raises:
+        ArtifactError: as :func:`golden_inputs`.
+    """
+    with _of_the_component(part):
+        if not part.outputs:
+            raise ValueError("it gives nothing")
+        return [outputs_of(recipe, part, call) for call in each_call(part.component, cases)]
+
+
+def golden_cases(recipe: Recipe, part: Surface, cases: Sequence[GoldenCase]) -> tuple[list[Arrays], list[Array]]:
+    """Inputs of an artifact in each case and call, and what it must make of them, as :func:`output_of`.
+
+    Raises:
+        ArtifactError: as :func:`golden_inputs`.
+    """
+    wanted = [joined(outputs) for outputs in golden_outputs(recipe, part, cases)]
+    return golden_inputs(recipe, part, cases), wanted
+
+
+@contextmanager
+def _of_the_component(part: Surface) -> Iterator[None]:
+    """Names that the golden cases do not know, as an error of the manifest."""
+    try:
+        yield
+    except (KeyError, ValueError) as error:
+        raise ArtifactError(
+            f"the manifest's inputs and outputs of {part.component} are not that component's ({error}); it was edited, "
+            "export again"
+        ) from error

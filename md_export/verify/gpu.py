@@ -1,0 +1,230 @@
+"""Every TFLite artifact of an export on LiteRT's GPU engine: is all of it on the GPU, and is it right there?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from md_export.errors import RuntimeFault
+from md_export.spec.artifact import ArtifactEntry, Parity, artifact_path
+from md_export.spec.recipe import Tolerance
+from md_export.spec.tensors import Array, Arrays, joined
+from md_export.targets.tflite.gpu.graph import graph_ops
+from md_export.targets.tflite.gpu.log import EngineLog, read_log
+from md_export.targets.tflite.gpu.process import GpuExecution, execute_on_gpu
+from md_export.targets.tflite.gpu.residency import OpFinding, finding_of, refused_ops
+from md_export.verify.golden.surface import golden_cases
+from md_export.verify.judge import altered_faults, shortfalls, worst_parity
+from md_export.verify.metrics import compare, first_fault
+from md_export.verify.opened_export import OpenedExport, open_export
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched.
+
+    Attributes:
+        path: a .tflite file that the engine executes badly.
+        inputs: one set of inputs for it.
+        least_snr_db: what the engine's results must have against XNNPACK's on the same ops.
+        limit_s: seconds for each attempt.
+        failing: whether the engine fails on the file; else its numbers are wrong.
+    """
+
+    path: Path
+    inputs: Arrays
+    least_snr_db: float
+    limit_s: float
+    failing: bool
+
+
+def first_bad_op(search: Search, progress: Callable[[str], None]) -> OpFinding | None:
+    """The first op from which on the engine does badly.
+
+    None where it does as XNNPACK does on the whole graph: then it is the file that is not what it is judged by.
+    """
+    ops = graph_ops(search.path)
+    good, bad = 0, len(ops)
+    reason = _trouble(search, bad)
+    if reason is None:
+        return None
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        progress(f"{search.path.stem}: which op? {bad - good} left")
+        found = _trouble(search, middle)
+        if found is None:
+            good = middle
+        else:
+            bad, reason = middle, found
+    return finding_of(ops[bad - 1], reason, certain=True)
+
+
+def _trouble(search: Search, count: int) -> str | None:
+    """What is wrong with the first ``count`` ops; None if nothing that is searched for."""
+    run = execute_on_gpu(search.path, [search.inputs], search.limit_s, ops=count)
+    if search.failing:
+        # What XNNPACK does not run either is not the engine's fault.
+        return words_of(run) if run.reference else None
+    return _deviation(run, search.least_snr_db)
+
+
+def words_of(run: GpuExecution) -> str | None:
+    """The engine's own words on a failure; None if there was none."""
+    if run.failure is None:
+        return None
+    return "; ".join(read_log(run.log).trouble) or run.failure
+
+
+def _deviation(run: GpuExecution, least_snr_db: float) -> str | None:
+    for made, wanted in zip(run.outputs, run.reference, strict=False):
+        for name, reference in wanted.items():
+            fault = first_fault(made[name], reference)
+            if fault:
+                return fault
+            snr_db = compare(made[name], reference).snr_db
+            if not snr_db >= least_snr_db:
+                return f"computed wrongly from here on: {snr_db:.1f} dB SNR against XNNPACK"
+    return None
+
+
+# Findings that a one-line fault spells out; a table has them all.
+_SPELLED_OUT = 3
+# Where no op is to blame, for an engine that is wrong and for one that fails.
+_NOBODY = (
+    "XNNPACK computes the same: it is the file that falls short",
+    "no op is to blame: XNNPACK does not run it either, or a second attempt did not fail",
+)
+
+
+@dataclass(frozen=True)
+class GpuComponent:
+    """One artifact's verdict.
+
+    Attributes:
+        adapter: device on which the engine ran.
+        resident: every op runs on the GPU; None where the engine failed.
+        ops, on_cpu: ops of the graph, and those that the engine left to the CPU.
+        findings: the ops to blame.
+        parity: against the golden outputs; None where a fault kept it from being computed.
+        compile_seconds, run_seconds: of the compilation, and of one execution on the average.
+    """
+
+    component: str
+    file: str
+    tolerance: Tolerance
+    faults: tuple[str, ...]
+    adapter: str
+    resident: bool | None = None
+    ops: int = 0
+    on_cpu: int = 0
+    findings: tuple[OpFinding, ...] = ()
+    parity: Parity | None = None
+    compile_seconds: float = 0.0
+    run_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class GpuResult:
+    """All verdicts of one export."""
+
+    recipe: str
+    cases: int
+    components: tuple[GpuComponent, ...]
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """One line for each thing that falls short, the component's name first."""
+        return tuple(f"{item.component}: {fault}" for item in self.components for fault in item.faults)
+
+
+def verify_on_gpu(
+    out: Path, golden_dir: Path | None, limit_s: float, progress: Callable[[str], None] = lambda _: None
+) -> GpuResult:
+    """Judge a TFLite export in ``out`` as the GPU engine executes it, each attempt stopped after ``limit_s`` seconds.
+
+    Raises:
+        ArtifactError: the manifest is unreadable, or an artifact is missing.
+        GoldenError: the golden cases are unreadable, altered, or of another checkpoint.
+        MissingExtraError: there is no Vulkan driver.
+    """
+    export = open_export(out, golden_dir)
+    recipe, count = export.manifest.recipe, len(export.golden.cases)
+    components = []
+    for entry in export.manifest.artifacts:
+        progress(f"verify {entry.component} on the GPU engine with {count} golden cases")
+        components.append(_judge(export, entry, limit_s, progress))
+    return GpuResult(recipe.name, count, tuple(components))
+
+
+def _judge(export: OpenedExport, entry: ArtifactEntry, limit_s: float, progress: Callable[[str], None]) -> GpuComponent:
+    recipe, path = export.manifest.recipe, artifact_path(export.out, entry)
+    tolerance = recipe.tolerances[entry.component]
+    faults: list[str] = [*altered_faults(export.out, entry)]
+    inputs, wanted = golden_cases(recipe, entry, export.golden.cases)
+    run = execute_on_gpu(path, inputs, limit_s)
+    log = read_log(run.log)
+    try:
+        ops = graph_ops(path)
+    except RuntimeFault as error:
+        return GpuComponent(entry.component, entry.file, tolerance, (*faults, str(error)), log.adapter)
+    findings = refused_ops(log.refusals, ops)
+    parity, wrong = _figures(run, wanted, tolerance)
+    faults += _refusal_faults(run, log, len(ops), findings) + wrong
+    if (run.failure or wrong) and not run.timed_out:
+        search = Search(path, inputs[0], tolerance.snr_db, limit_s, failing=run.failure is not None)
+        culprit = first_bad_op(search, progress)
+        findings += (culprit,) if culprit else ()
+        faults.append(f"to blame first: {culprit}" if culprit else _NOBODY[search.failing])
+    return GpuComponent(
+        entry.component,
+        entry.file,
+        tolerance,
+        tuple(faults),
+        log.adapter,
+        resident=None if run.failure else run.resident,
+        ops=len(ops),
+        on_cpu=log.on_cpu,
+        findings=findings,
+        parity=parity,
+        compile_seconds=run.compile_seconds,
+        run_seconds=run.run_seconds / len(inputs),
+    )
+
+
+def _refusal_faults(run: GpuExecution, log: EngineLog, count: int, findings: tuple[OpFinding, ...]) -> list[str]:
+    if run.failure:
+        return [f"{run.failure}; give it more with --limit" if run.timed_out else run.failure]
+    if run.resident:
+        return [f"the device refuses what the engine asks of it: {text}" for text in log.invalid[:1]]
+    named = [str(finding) for finding in findings[:_SPELLED_OUT]]
+    more = len(findings) - len(named)
+    which = "; ".join([*named, f"and {more} more"] if more else named)
+    return [f"{log.on_cpu} of {count} ops are left to the CPU, because of {len(findings)}: {which}"]
+
+
+def _figures(run: GpuExecution, wanted: list[Array], tolerance: Tolerance) -> tuple[Parity | None, list[str]]:
+    """Worst figures over all cases, and what is wrong with the numbers."""
+    if not run.outputs:
+        return None, []
+    made = [joined(outputs) for outputs in run.outputs]
+    parity, broken = worst_parity(made, wanted, [f"case {number}" for number in range(len(wanted))])
+    if parity is None:
+        return None, [*broken]
+    where = "all on the GPU, but wrong" if run.resident else "and wrong"
+    return parity, [f"{where}: {line}" for line in shortfalls(parity, tolerance)]
+
+
+def run_on_gpu(path: Path, inputs: Arrays, limit_s: float) -> tuple[dict[str, Array], str]:
+    """Execute one .tflite file once, and say how much of it ran on the GPU.
+
+    Raises:
+        MissingExtraError: there is no Vulkan driver.
+        RuntimeFault: the engine failed, crashed or took more than ``limit_s`` seconds.
+    """
+    run = execute_on_gpu(path, [inputs], limit_s)
+    if run.failure:
+        raise RuntimeFault(f"{path.name}: {run.failure}: {words_of(run)}")
+    log, count = read_log(run.log), len(graph_ops(path))
+    (outputs,) = run.outputs
+    return outputs, f"{count - log.on_cpu} of {count} ops on the GPU ({log.adapter}), {log.on_cpu} on the CPU"

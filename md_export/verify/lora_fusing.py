@@ -1,0 +1,66 @@
+"""LoRAs inside a checkpoint's weights, held against LoRAs beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import torch
+from torch import nn
+
+from md_export.checkpoint import Checkpoint
+from md_export.checkpoint.lora.fuse import LowRank, unfused_call
+from md_export.checkpoint.origin import hash_of_file
+from md_export.errors import ParityError
+from md_export.models.graph import COMPONENTS
+from md_export.spec.manifest import AddedLora
+from md_export.spec.tensors import Array
+from md_export.verify.golden.case import GoldenCase
+from md_export.verify.metrics import compare
+
+# Float32 adds W·x + s·up(down·x) in another order than (W + s·up·down)·x: 120 to 135 dB over all layers.
+_LEAST_SNR_DB: Final = 95.0
+
+
+def added_loras(checkpoint: Checkpoint) -> tuple[AddedLora, ...]:
+    """What the manifest says of a checkpoint's LoRAs."""
+    of = checkpoint.adapted()
+    return tuple(
+        AddedLora(lora.name, hash_of_file(lora.path), lora.factor, tuple(name for name in of if lora in of[name]))
+        for lora in checkpoint.loras
+    )
+
+
+def check_fusing(checkpoint: Checkpoint, case: GoldenCase, progress: Callable[[str], None]) -> None:
+    """Run each component that LoRAs change on a golden case's inputs, with them in its weights and beside them.
+
+    Raises:
+        ParityError: the two differ by more than float32 rounding.
+    """
+    for name, loras in checkpoint.adapted().items():
+        base, changes = checkpoint.unadapted(name)
+        inputs = case.calls(name)[-1].inputs(name)
+        given = tuple(torch.from_numpy(inputs[spec.name]) for spec in COMPONENTS[name].inputs(checkpoint.config))
+        named = f"{' and '.join(map(str, loras))} in {name}"
+        check_fused(checkpoint.module(name), base, changes, given, named, progress)
+
+
+def check_fused(
+    fused: nn.Module,
+    base: nn.Module,
+    changes: list[LowRank],
+    inputs: tuple[torch.Tensor, ...],
+    what: str,
+    progress: Callable[[str], None],
+) -> None:
+    """Raise ParityError where ``fused`` does not give what ``base`` gives with ``changes`` beside its weights."""
+    wanted: Array = unfused_call(base, changes, inputs).numpy()
+    with torch.no_grad():
+        made, without = fused(*inputs).numpy(), base(*inputs).numpy()
+    snr_db, effect_db = compare(made, wanted).snr_db, compare(without, wanted).snr_db
+    if not snr_db >= _LEAST_SNR_DB:
+        raise ParityError(
+            f"{what}: fused into the weights it computes another output than beside them ({snr_db:.1f} dB, at least "
+            f"{_LEAST_SNR_DB:g} dB is float32 rounding); this is an error of md-export, please report it with the file"
+        )
+    progress(f"{what}: fused equals unfused to {snr_db:.0f} dB; without it the output is at {effect_db:.0f} dB")

@@ -1,0 +1,130 @@
+"""How far a value is from its reference. Everything in float64; peak and range come from the reference alone.
+
+A metric never repairs its input: NaN and Inf are for :func:`first_fault` to reject before any figure is computed.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from md_export.spec.artifact import Parity
+from md_export.spec.tensors import Array
+
+
+class Check(StrEnum):
+    """The checks of the gate, which docs/parity.md describes; the value is the word that tables show."""
+
+    MANIFEST = "manifest"
+    GOLDEN = "golden files"
+    BELONGING = "belonging"
+    BYTES = "bytes"
+    SURFACE = "names and shapes"
+    EXECUTION = "execution"
+    SHAPE = "shape"
+    DTYPE = "dtype"
+    FINITE = "finite"
+    FIGURES = "figures"
+    PICTURE = "picture"
+    STORED = "stored type"
+    CONSTANTS = "stored NaN"
+    CLAIMS = "claims"
+    OVERFLOW = "float16 overflow"
+    ORIGIN = "origin"
+    AUDIT = "weight audit"
+
+
+class Fault(str):
+    """One line of text that says what is wrong, and the check that wrote it."""
+
+    check: Check
+
+    def __new__(cls, check: Check, text: str) -> Fault:
+        """``text`` is what a user reads."""
+        line = super().__new__(cls, text)
+        line.check = check
+        return line
+
+    def of(self, what: str) -> Fault:
+        """The same, with what it is about put before it."""
+        return Fault(self.check, f"{what}: {self}")
+
+
+# float64 JSON has no infinity: equal bit for bit is reported as this many dB.
+EXACT_DB = 999.0
+# An error of more than this has no number.
+_LARGEST = float(np.finfo(np.float64).max)
+
+
+def first_fault(value: Array, reference: Array) -> Fault | None:
+    """What makes ``value`` incomparable (shape, dtype, NaN, Inf), or None."""
+    if value.shape != reference.shape:
+        return Fault(Check.SHAPE, f"shape {list(value.shape)} instead of {list(reference.shape)}")
+    if value.dtype != reference.dtype:
+        return Fault(Check.DTYPE, f"dtype {value.dtype} instead of {reference.dtype}")
+    if not value.size:
+        return Fault(Check.SHAPE, f"shape {list(value.shape)} holds no value, so nothing could be proved by it")
+    finite = np.isfinite(value)
+    if not finite.all():
+        nan = int(np.isnan(value).sum())
+        text = f"{nan} NaN and {int((~finite).sum()) - nan} Inf of {value.size} values"
+        return Fault(Check.FINITE, text)
+    return None
+
+
+def compare(value: Array, reference: Array) -> Parity:
+    """All figures of one finite tensor that holds values against a finite reference of the same shape.
+
+    SNR is the reference's power over the error's; PSNR takes the reference's largest magnitude as peak.
+    """
+    got, want = value.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
+    with np.errstate(over="ignore"):
+        largest = min(float(np.max(np.abs(got - want))), _LARGEST)
+    # By a power of two, which changes no digit: squares of values up to 1 do not overflow, and ratios stay.
+    exponent = int(np.frexp(max(np.max(np.abs(got)), np.max(np.abs(want))))[1])
+    got, want = np.ldexp(got, -exponent), np.ldexp(want, -exponent)
+    error = got - want
+    noise = float(np.mean(error**2))
+    return Parity(
+        snr_db=_decibel(float(np.mean(want**2)), noise),
+        psnr_db=_decibel(float(np.max(np.abs(want))) ** 2, noise),
+        cosine=_cosine(got, want),
+        max_abs=largest,
+    )
+
+
+def snr_db(value: Array, reference: Array) -> float:
+    """Of one tensor against a finite reference of the same shape; :data:`EXACT_DB` below zero where it is not finite.
+
+    For finding where numbers go wrong; a gate asks :func:`first_fault` first.
+    """
+    want = reference.astype(np.float64).ravel()
+    noise = float(np.mean((value.astype(np.float64).ravel() - want) ** 2))
+    return _decibel(float(np.mean(want**2)), noise) if np.isfinite(noise) else -EXACT_DB
+
+
+def worst(figures: list[Parity]) -> Parity:
+    """The least favourable value of each figure; ``figures`` must not be empty."""
+    return Parity(
+        snr_db=min(item.snr_db for item in figures),
+        psnr_db=min(item.psnr_db for item in figures),
+        cosine=min(item.cosine for item in figures),
+        max_abs=max(item.max_abs for item in figures),
+    )
+
+
+def _decibel(signal: float, noise: float) -> float:
+    if noise == 0.0:
+        return EXACT_DB
+    # A zero reference met by a nonzero value is as wrong as can be.
+    ratio = signal / noise
+    return min(max(float(10.0 * np.log10(ratio)), -EXACT_DB), EXACT_DB) if ratio > 0.0 else -EXACT_DB
+
+
+def _cosine(got: NDArray[np.float64], want: NDArray[np.float64]) -> float:
+    norms = float(np.linalg.norm(got) * np.linalg.norm(want))
+    if norms == 0.0:
+        return 1.0 if np.array_equal(got, want) else 0.0
+    return float(np.dot(got, want) / norms)

@@ -1,0 +1,149 @@
+"""The torch module that an artifact is made from: the checkpoint's, with the recipe's rewrites and layout."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from md_export.checkpoint import Checkpoint
+from md_export.models.graph import ALL_COMPONENTS, Component, ModelConfig
+from md_export.rewrites import REWRITES, Consent, apply_rewrites
+from md_export.spec.artifact import RewriteRecord
+from md_export.spec.names import CONTROLNET
+from md_export.spec.recipe import Recipe
+from md_export.spec.tensors import Array, Arrays, TensorSpec, joined
+from md_export.spec.weight_storage import WeightStorage
+from md_export.targets import TARGETS
+from md_export.targets.contract import TargetModule
+from md_export.targets.layouts import layout_of
+from md_export.targets.quantization.adjust import adjust_weights
+from md_export.verify.golden.calibration import calibration_cases, calibration_inputs
+from md_export.verify.golden.case import GoldenCase
+from md_export.verify.golden.prepare import one_step
+from md_export.verify.golden.surface import inputs_of, output_of
+from md_export.verify.metrics import compare
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """One component as it is lowered.
+
+    Attributes:
+        module: eval mode, float32; positional inputs in the order of ``inputs``, a single tensor or a tuple out.
+        inputs, outputs: what an artifact made of it takes and gives.
+        records: the rewrites that were applied.
+    """
+
+    component: str
+    recipe: Recipe
+    module: nn.Module
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    records: tuple[RewriteRecord, ...]
+
+    def inputs_of(self, case: GoldenCase) -> Arrays:
+        """A golden case's inputs as the artifact takes them."""
+        return inputs_of(self.recipe, self, case)
+
+    def output_of(self, case: GoldenCase) -> Array:
+        """What the golden case says that must come out; of several outputs all in a row, as :func:`joined`."""
+        return output_of(self.recipe, self, case)
+
+    def run(self, inputs: Arrays) -> Array:
+        """Execute the torch module once; of several outputs all in a row."""
+        with torch.no_grad():
+            made = self.module(*(torch.from_numpy(inputs[spec.name]) for spec in self.inputs))
+        values = made if isinstance(made, tuple) else (made,)
+        return joined({spec.name: value.numpy() for spec, value in zip(self.outputs, values, strict=True)})
+
+    def snr_db(self, case: GoldenCase) -> float:
+        """Of the torch module against the golden output, the worst of the case's calls."""
+        calls = case.calls(self.component)
+        return min(compare(self.run(self.inputs_of(call)), self.output_of(call)).snr_db for call in calls)
+
+
+def rewritten(checkpoint: Checkpoint, name: str, recipe: Recipe) -> Rewritten:
+    """Build one component of ``checkpoint`` as ``recipe`` wants it.
+
+    Raises:
+        RewriteError: a rewrite is refused, or fires nowhere.
+    """
+    checkpoint = checkpoint.at(recipe.size)
+    module = checkpoint.module(name)
+    consent = Consent(checkpoint.trained_substitutions, recipe.allow_drift)
+    records = apply_rewrites(recipe.rewrites, name, module, one_step(checkpoint.config), consent)
+    given, made = surface(ALL_COMPONENTS[name], checkpoint.config, records)
+    if recipe.sampler is not None and name in ("unet", CONTROLNET):
+        given, made = guided(given), guided(made)
+    layout = layout_of(recipe)
+    layout.adapt(name, module, given)
+    return Rewritten(name, recipe, module, layout.inputs(name, given), layout.outputs(name, made), records)
+
+
+def guided(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    """Inputs or outputs with the empty prompt beside the prompt: batch 2 but for the one timestep and condition."""
+    return tuple(
+        spec if spec.name in ("timestep", "condition") else dataclasses.replace(spec, shape=(2, *spec.shape[1:]))
+        for spec in specs
+    )
+
+
+def surface(
+    component: Component, config: ModelConfig, records: tuple[RewriteRecord, ...]
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Inputs and outputs of a rewritten component: a rewrite may fold an input away or rename the output."""
+    rewrites = [REWRITES[record.name] for record in records if record.fired]
+    dropped = {name for rewrite in rewrites for name in rewrite.drops}
+    outputs = component.outputs(config)
+    for name in (rewrite.output for rewrite in rewrites if rewrite.output):
+        outputs = tuple(dataclasses.replace(output, name=name) for output in outputs)
+    return tuple(spec for spec in component.inputs(config) if spec.name not in dropped), outputs
+
+
+def lowered_part(checkpoint: Checkpoint, component: str, recipe: Recipe, golden: Path) -> Rewritten:
+    """The torch module whose weights an artifact of the recipe stores; ``golden``: the export's golden cases.
+
+    Raises:
+        RewriteError: a rewrite is refused, or fires nowhere.
+        GoldenError: calibration needs the cases, and they cannot be read.
+    """
+    part = rewritten(checkpoint, component, recipe)
+    if recipe.schemes[component].is_adjusted:
+        with (
+            tempfile.TemporaryDirectory(prefix="md-export-") as scratch,
+            calibration_cases(recipe, checkpoint, golden, Path(scratch), lambda _: None) as made,
+        ):
+            adjust(part, TARGETS[recipe.target].open(), calibration_inputs(recipe, part, golden, made))
+    return part
+
+
+def adjust(part: Rewritten, target: TargetModule, calibration: Sequence[Arrays]) -> tuple[str, ...]:
+    """Change the part's module in place as its scheme's rounding asks; nothing where it asks for none.
+
+    The same module, calibration inputs and versions give the same weights: an audit makes them again.
+
+    Returns:
+        Paths of the modules that changed.
+    """
+    scheme = part.recipe.schemes[part.component]
+    if not scheme.is_adjusted:
+        return ()
+    inputs = [tuple(torch.from_numpy(case[spec.name]) for spec in part.inputs) for case in calibration]
+    return adjust_weights(part.module, scheme, storages(part, target), inputs)
+
+
+def storages(part: Rewritten, target: TargetModule) -> dict[str, WeightStorage]:
+    """How the target stores the weight of each module of the part that does not stay float, by module path."""
+    scheme = part.recipe.schemes[part.component]
+    found = {
+        path: target.weight_storage(path, layer, scheme.for_module(path))
+        for path, layer in part.module.named_modules()
+        if not scheme.keeps_float(path)
+    }
+    return {path: storage for path, storage in found.items() if storage is not None}

@@ -1,0 +1,190 @@
+"""Runtimes that answer wrongly: what an artifact gives is changed on its way to the gate."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from md_export.errors import ArtifactError, GoldenError, MdExportError, RecipeError, RuntimeFault
+from md_export.spec.artifact import GOLDEN_FOLDER, sha256_of_artifact
+from md_export.spec.manifest import read_manifest
+from md_export.spec.runner import Runner, WatchedRunner
+from md_export.spec.tensors import Array, Arrays
+from md_export.targets import TARGETS
+from md_export.targets import execution as executing
+from md_export.targets.contract import Description
+from md_export.targets.execution import Execution
+from md_export.verify.golden.folder import read_golden
+from md_export.verify.judge import Execute, judge, walker
+from md_export.verify.metrics import Check, Fault
+from md_export.verify.opened_export import check_belongs
+from md_export.verify.selftest.sandbox import NotApplicable
+
+# Takes a runtime and gives one that is wrong.
+Distortion = Callable[[Execute], Execute]
+
+
+def each_output(change: Callable[[Array], Array]) -> Distortion:
+    """Every output goes through ``change``."""
+
+    def distort(execute: Execute) -> Execute:
+        def run(target: str, path: Path, batches: Sequence[Arrays]) -> Execution:
+            made = execute(target, path, batches)
+            outputs = [{name: change(value) for name, value in item.items()} for item in made.outputs]
+            return dataclasses.replace(made, outputs=outputs)
+
+        return run
+
+    return distort
+
+
+def outputs_exchanged(execute: Execute) -> Execute:
+    """The first prompt gets the second's answer, and the other way round."""
+
+    def run(target: str, path: Path, batches: Sequence[Arrays]) -> Execution:
+        made = execute(target, path, batches)
+        return dataclasses.replace(made, outputs=[made.outputs[place] for place in _pairs(len(made.outputs))])
+
+    return run
+
+
+def inputs_exchanged(execute: Execute) -> Execute:
+    """The first input of each pair of runs goes to the other run; what other inputs there are stay."""
+
+    def run(target: str, path: Path, batches: Sequence[Arrays]) -> Execution:
+        first = next(iter(batches[0]))
+        mixed = [{**batches[i], first: batches[j][first]} for i, j in enumerate(_pairs(len(batches)))]
+        return execute(target, path, mixed)
+
+    return run
+
+
+def _pairs(count: int) -> list[int]:
+    """1, 0, 3, 2, …"""
+    if count < 2:
+        raise NotApplicable("one golden prompt has nothing to be exchanged with")
+    return [place ^ 1 if place ^ 1 < count else place for place in range(count)]
+
+
+def one_value(wrong: float) -> Callable[[Array], Array]:
+    """Replace the value in the middle."""
+
+    def change(value: Array) -> Array:
+        changed = value.copy()
+        changed.reshape(-1)[changed.size // 2] = wrong
+        return changed
+
+    return change
+
+
+def transposed(value: Array) -> Array:
+    """The last two axes exchanged, in the same shape."""
+    if value.shape[-1] != value.shape[-2]:
+        raise NotApplicable(f"an output of shape {list(value.shape)} has no two axes of one size")
+    return np.ascontiguousarray(value.swapaxes(-1, -2))
+
+
+def channels_last(value: Array) -> Array:
+    """``[N, C, H, W]`` → ``[N, H, W, C]``, or the like for fewer axes."""
+    return np.ascontiguousarray(np.moveaxis(value, 1, -1))
+
+
+def broadcastable(value: Array) -> Array:
+    """One row, which numpy would compare with the whole without a word."""
+    return np.ascontiguousarray(value[..., :1])
+
+
+# Loaded artifacts: those of an export, of which one is damaged.
+_RUNNERS: Final = 3
+
+
+class Bench:
+    """Runs artifacts in this process; the same bytes on the same inputs are run once."""
+
+    def __init__(self) -> None:
+        self._runners: OrderedDict[str, Runner] = OrderedDict()
+        self._answers: dict[tuple[str, str], tuple[dict[str, Array], tuple[str, ...]]] = {}
+        self._apart: dict[tuple[str, str], Execution | RuntimeFault] = {}
+        self._found: dict[str, Description] = {}
+
+    def execute(self, target: str, path: Path, batches: Sequence[Arrays]) -> Execution:
+        """As :func:`md_export.targets.execution.execute`, but here."""
+        content = sha256_of_artifact(path)
+        made = [self._run(target, path, content, batch) for batch in batches]
+        if content not in self._found:
+            self._found[content] = TARGETS[target].open().describe(path)
+        hazards = dict.fromkeys(line for _, lines in made for line in lines)
+        return Execution([outputs for outputs, _ in made], self._found[content], tuple(hazards))
+
+    def execute_apart(self, target: str, path: Path, batches: Sequence[Arrays]) -> Execution:
+        """As :meth:`execute`, in a process of its own: these bytes may crash a runtime. Failures are kept too."""
+        key = sha256_of_artifact(path), ",".join(map(_digest, batches))
+        if key not in self._apart:
+            try:
+                self._apart[key] = executing.execute(target, path, batches)
+            except RuntimeFault as error:
+                self._apart[key] = error
+        ended = self._apart[key]
+        if isinstance(ended, RuntimeFault):
+            raise ended
+        return ended
+
+    def _run(self, target: str, path: Path, content: str, batch: Arrays) -> tuple[dict[str, Array], tuple[str, ...]]:
+        key = content, _digest(batch)
+        if key not in self._answers:
+            runner = self._runners.pop(content, None) or TARGETS[target].open().load(path)
+            outputs = runner.run(batch)
+            hazards = runner.hazards() if isinstance(runner, WatchedRunner) else ()
+            # A watched runner remembers what it has met, which must not be told of the next run.
+            if not hazards and all(np.isfinite(value).all() for value in outputs.values()):
+                self._runners[content] = runner
+            while len(self._runners) > _RUNNERS:
+                self._runners.popitem(last=False)
+            self._answers[key] = outputs, hazards
+        return self._answers[key]
+
+
+def _digest(batch: Arrays) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(batch.items()):
+        digest.update(f"{name} {value.dtype} {value.shape}\n".encode() + np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
+
+
+def by_name(file: str, special: Execute, execute: Execute) -> Execute:
+    """The artifact called ``file`` by ``special``, the others by ``execute``."""
+
+    def run(target: str, path: Path, batches: Sequence[Arrays]) -> Execution:
+        return (special if path.name == file else execute)(target, path, batches)
+
+    return run
+
+
+def examine(out: Path, execute: Execute, audit: Callable[[], Sequence[str]]) -> tuple[Fault, ...]:
+    """Everything that the gate finds wrong with an export, the audit of the damaged component included."""
+    try:
+        manifest = read_manifest(out)
+    except (ArtifactError, RecipeError) as error:
+        return (Fault(Check.MANIFEST, str(error)),)
+    try:
+        golden = read_golden(out / GOLDEN_FOLDER)
+    except GoldenError as error:
+        return (Fault(Check.GOLDEN, str(error)),)
+    try:
+        check_belongs(manifest, golden, own=True)
+    except GoldenError as error:
+        return (Fault(Check.BELONGING, str(error)),)
+    return (*judge(out, execute=execute, walk=walker(execute)).result.faults, *_audited(audit))
+
+
+def _audited(audit: Callable[[], Sequence[str]]) -> list[Fault]:
+    try:
+        return [Fault(Check.AUDIT, line) for line in audit()]
+    except MdExportError as error:
+        return [Fault(Check.AUDIT, str(error))]

@@ -1,0 +1,87 @@
+"""The self-test of an export: all mutations in one worker process, stored weights audited against the checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from md_export.checkpoint import open_checkpoint
+from md_export.errors import RuntimeFault
+from md_export.spec.artifact import GOLDEN_FOLDER
+from md_export.spec.manifest import read_manifest
+from md_export.system.isolation import call_worker
+from md_export.targets import TARGETS
+from md_export.verify.opened_export import check_checkpoint
+from md_export.verify.selftest.run import Audit, Row, try_all
+from md_export.verify.weights.audit import audit_component
+from md_export.verify.weights.reference import Reference, prepare_reference
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """What was tried on copies of one export."""
+
+    target: str
+    recipe: str
+    seconds: float
+    rows: tuple[Row, ...]
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """One line for each mutation that the gate let pass, or noticed by accident."""
+        return tuple(_failure(row) for row in self.rows if not row.passed)
+
+
+def _failure(row: Row) -> str:
+    if not row.expected:
+        return f"{row.mutation}: {', '.join(row.caught_by)} found: {row.said}"
+    where = f"{row.of}, {row.hashes}"
+    noticed = f"only {', '.join(row.caught_by)} noticed" if row.caught_by else "nothing noticed"
+    return f"{row.mutation} ({where}): {row.expected} was to notice, {noticed}"
+
+
+_ROWS = TypeAdapter(tuple[Row, ...])
+
+
+def self_test(out: Path, checkpoint_dir: Path, progress: Callable[[str], None] = lambda _: None) -> SelfTest:
+    """Damage copies of the export in ``out`` in every way of the table; ``out`` itself is only read.
+
+    Raises:
+        ArtifactError: the manifest is unreadable, or the export was made from another checkpoint.
+        CheckpointError: the checkpoint cannot be read.
+        MissingExtraError: the target's libraries are not installed.
+        RuntimeFault: the worker died.
+    """
+    started = time.perf_counter()
+    manifest = read_manifest(out)
+    TARGETS[manifest.target].require()
+    check_checkpoint(manifest, open_checkpoint(checkpoint_dir))
+    progress(f"self-test of the gate on copies of {out}")
+    request = {"out": str(out), "checkpoint": str(checkpoint_dir)}
+    answer = call_worker("self_test", request, RuntimeFault, f"self-test on {out}")
+    seconds = round(time.perf_counter() - started, 1)
+    return SelfTest(manifest.target, manifest.recipe.name, seconds, _ROWS.validate_python(answer["rows"]))
+
+
+def rows_in_worker(out: Path, checkpoint_dir: Path) -> list[dict[str, Any]]:
+    """What :func:`self_test` does inside its worker process."""
+    return [asdict(row) for row in try_all(out, auditor(checkpoint_dir))]
+
+
+def auditor(checkpoint_dir: Path) -> Audit:
+    """An audit in this process; what the checkpoint asks of a component is worked out once."""
+    checkpoint = open_checkpoint(checkpoint_dir)
+    references: dict[str, Reference] = {}
+
+    def audit(out: Path, component: str) -> Sequence[str]:
+        manifest = read_manifest(out)
+        if component not in references:
+            references[component] = prepare_reference(checkpoint, manifest.recipe, component, out / GOLDEN_FOLDER)
+        return audit_component(out, manifest, manifest.entry_for(component), references[component]).faults
+
+    return audit

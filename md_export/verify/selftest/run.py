@@ -1,0 +1,139 @@
+"""Try every mutation on copies of an export, and see which check notices."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from md_export.spec.artifact import GOLDEN_FOLDER
+from md_export.spec.manifest import Manifest, read_manifest
+from md_export.verify.golden.folder import read_golden
+from md_export.verify.judge import Execute
+from md_export.verify.metrics import Check, Fault
+from md_export.verify.selftest.answers import Bench, by_name, examine
+from md_export.verify.selftest.sandbox import NotApplicable, Sandbox, agree, agree_index, copy_with_cases, link_copy
+from md_export.verify.selftest.table import MUTATIONS, Hashes, Mutation
+
+CONTROL: Final = "nothing (control)"
+# Two prompts, so that they can be exchanged.
+_CASES: Final = 2
+# Holds one component of the export in a folder against the checkpoint; a line for each stored weight that differs.
+Audit = Callable[[Path, str], Sequence[str]]
+Verdict = Literal["accepted", "rejected", "by accident", "NOT REJECTED", "not applicable"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One try.
+
+    Attributes:
+        of: what was damaged.
+        hashes: how far the recorded hashes were made to agree with the damage.
+        expected: the check that must notice; none for the control, which must be accepted.
+        verdict: ``by accident`` where the expected check did not notice, or the runtime failed besides.
+        caught_by: the checks that noticed, in the gate's order.
+        said: by the expected check, or by the first that noticed; for what is not applicable, why.
+        passed: whether the gate did as it must.
+    """
+
+    mutation: str
+    of: str
+    hashes: str
+    component: str
+    expected: str
+    verdict: Verdict
+    caught_by: tuple[str, ...]
+    said: str
+    passed: bool
+
+
+def try_all(out: Path, audit: Audit, mutations: Sequence[Mutation] = MUTATIONS) -> Iterator[Row]:
+    """Try ``mutations`` in this process, before and after a look at a copy that is not damaged."""
+    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
+        trial = _Trial(Path(scratch), out, audit)
+        yield trial.control()
+        for mutation in mutations:
+            for hashes in mutation.caught:
+                yield trial.row(mutation, hashes)
+        # Damage to one copy must not have reached what the others are made of.
+        yield trial.control()
+
+
+class _Trial:
+    """An export's untouched copy, and what was computed of it so far."""
+
+    def __init__(self, scratch: Path, out: Path, audit: Audit) -> None:
+        self._scratch, self._base, self._audit = scratch, scratch / "base", audit
+        copy_with_cases(out, self._base, _CASES)
+        self._manifest, self._golden = read_manifest(self._base), read_golden(self._base / GOLDEN_FOLDER)
+        self._bench = Bench()
+
+    def control(self) -> Row:
+        """The copy itself, which must be accepted."""
+        component = self._manifest.artifacts[0].component
+        faults = examine(self._base, self._bench.execute, lambda: self._audit(self._base, component))
+        said = str(faults[0]) if faults else ""
+        verdict: Verdict = "NOT REJECTED" if faults else "accepted"
+        return Row(CONTROL, "", "", "", "", verdict, _checks(faults), said, not faults)
+
+    def row(self, mutation: Mutation, hashes: Hashes) -> Row:
+        """One mutation of a copy of its own."""
+        component = _component_for(mutation, self._manifest)
+        expected = mutation.caught[hashes]
+        with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
+            sandbox = Sandbox(Path(folder) / "export", self._manifest, self._golden, component)
+            link_copy(self._base, sandbox.folder)
+            verdict: Verdict = "not applicable"
+            checks: tuple[str, ...] = ()
+            try:
+                faults = self._faults(sandbox, mutation, hashes)
+                verdict, checks = _verdict(expected, faults), _checks(faults)
+                said = _said(expected, faults).replace(f"{sandbox.folder}/", "").replace(str(sandbox.folder), "OUT")
+            except NotApplicable as reason:
+                said = str(reason)
+        passed = verdict in ("rejected", "not applicable")
+        return Row(mutation.name, mutation.of, str(hashes), component, str(expected), verdict, checks, said, passed)
+
+    def _faults(self, sandbox: Sandbox, mutation: Mutation, hashes: Hashes) -> tuple[Fault, ...]:
+        if mutation.damage:
+            mutation.damage(sandbox)
+        if hashes is Hashes.INDEX:
+            agree_index(sandbox.folder)
+        elif hashes is Hashes.ALL:
+            agree(sandbox.folder)
+        file = sandbox.entry.file
+        execute: Execute = self._bench.execute
+        if mutation.may_crash:
+            execute = by_name(file, self._bench.execute_apart, execute)
+        if mutation.distortion:
+            execute = by_name(file, mutation.distortion(execute), execute)
+        audited = mutation.audited
+        return examine(
+            sandbox.folder, execute, lambda: self._audit(sandbox.folder, sandbox.component) if audited else ()
+        )
+
+
+def _component_for(mutation: Mutation, manifest: Manifest) -> str:
+    present = [entry.component for entry in manifest.artifacts]
+    return next(name for name in (*mutation.components, *present) if name in present)
+
+
+def _checks(faults: Sequence[Fault]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(str(fault.check) for fault in faults))
+
+
+def _said(expected: Check, faults: Sequence[Fault]) -> str:
+    lines = [str(fault) for fault in faults if fault.check == expected] or [str(fault) for fault in faults]
+    return lines[0] if lines else ""
+
+
+def _verdict(expected: Check, faults: Sequence[Fault]) -> Verdict:
+    """A runtime that fails where another check was to notice is an accident, whoever else noticed."""
+    checks = {fault.check for fault in faults}
+    if not checks:
+        return "NOT REJECTED"
+    failed = Check.EXECUTION in checks and expected not in (Check.EXECUTION, Check.BYTES)
+    return "by accident" if expected not in checks or failed else "rejected"

@@ -1,0 +1,140 @@
+"""Copies of an export that may be damaged; neither the export nor the other copies are touched."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, artifact_path, bytes_of_artifact, sha256_of_artifact
+from md_export.spec.manifest import MANIFEST, Manifest
+from md_export.system.files import sha256_of
+from md_export.targets import TARGETS
+from md_export.targets.contract import TargetModule
+from md_export.targets.editing import Constant
+from md_export.verify.golden.folder import INDEX, GoldenSet
+
+Change = Callable[[dict[str, Any]], Any]
+
+
+class NotApplicable(Exception):
+    """This export has nothing that the mutation could change; the message says why."""
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """A copy of an export, and the component whose artifact is to be damaged; ``manifest`` is the untouched one."""
+
+    folder: Path
+    manifest: Manifest
+    golden: GoldenSet
+    component: str
+
+    @property
+    def entry(self) -> ArtifactEntry:
+        """The component's line of the manifest."""
+        return self.manifest.entry_for(self.component)
+
+    @property
+    def target(self) -> TargetModule:
+        """The functions of the export's target."""
+        return TARGETS[self.manifest.target].open()
+
+    def artifact(self) -> Path:
+        """The component's artifact, made this copy's own."""
+        path = artifact_path(self.folder, self.entry)
+        for file in (*path.rglob("*"), path, path.with_name(path.name + ".data")):
+            if file.is_file():
+                make_own(file)
+        return path
+
+    @contextmanager
+    def constants(self) -> Iterator[list[Constant]]:
+        """The artifact's constants in order of use, to be written in place."""
+        with self.target.edit(self.artifact()) as found:
+            yield found
+
+    def edit_manifest(self, change: Change) -> None:
+        """Change the manifest's JSON."""
+        edit_json(self.folder / MANIFEST, change)
+
+    def edit_entry(self, change: Change) -> None:
+        """Change the component's entry in the manifest."""
+        place = self.manifest.artifacts.index(self.entry)
+        self.edit_manifest(lambda values: change(values["artifacts"][place]))
+
+    def edit_index(self, change: Change) -> None:
+        """Change the golden index's JSON."""
+        edit_json(self.folder / GOLDEN_FOLDER / INDEX, change)
+
+    def golden_file(self) -> Path:
+        """The first golden file, made this copy's own."""
+        path = self.folder / GOLDEN_FOLDER / self.golden.index.cases[0].file
+        make_own(path)
+        return path
+
+
+def make_own(file: Path) -> None:
+    """Break the link to the copy that this one was made from."""
+    content = file.read_bytes()
+    file.unlink()
+    file.write_bytes(content)
+
+
+def halve(file: Path) -> None:
+    """Keep the first half of a file, made this copy's own."""
+    make_own(file)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def edit_json(path: Path, change: Change) -> None:
+    """Change a JSON object; the file is a new one afterwards."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    change(values)
+    path.unlink()
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def copy_with_cases(out: Path, folder: Path, count: int) -> None:
+    """Copy an export with its first ``count`` golden cases of different prompts; index and manifest say so."""
+    shutil.copytree(out, folder)
+    edit_json(folder / GOLDEN_FOLDER / INDEX, lambda index: index.update(cases=_first_cases(index["cases"], count)))
+    agree(folder)
+
+
+def _first_cases(cases: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    return list({case["prompt"]: case for case in reversed(cases)}.values())[::-1][:count]
+
+
+def link_copy(folder: Path, copy: Path) -> None:
+    """Copy an export by links: what is to be changed must be made the copy's own first."""
+    shutil.copytree(folder, copy, copy_function=os.link)
+
+
+def agree_index(out: Path) -> None:
+    """Make the golden index agree with its files."""
+    folder = out / GOLDEN_FOLDER
+
+    def change(index: dict[str, Any]) -> None:
+        for case in index["cases"]:
+            case["sha256"] = sha256_of(folder / case["file"])
+
+    edit_json(folder / INDEX, change)
+
+
+def agree(out: Path) -> None:
+    """Make index and manifest agree with the files, as an attacker or a careless script would."""
+    agree_index(out)
+
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["golden_sha256"] = sha256_of(out / GOLDEN_FOLDER / INDEX)
+        for entry in manifest["artifacts"]:
+            path = out / entry["file"]
+            entry.update(sha256=sha256_of_artifact(path), bytes=bytes_of_artifact(path))
+
+    edit_json(out / MANIFEST, change)

@@ -1,0 +1,181 @@
+"""Damage to artifacts: weights, scales, palettes, notes, whole files. Each takes a :class:`Sandbox`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from md_export.checkpoint.origin import hash_of_folder
+from md_export.models.graph import ALL_COMPONENTS
+from md_export.spec.artifact import artifact_path
+from md_export.targets.editing import Constant
+from md_export.verify.selftest.sandbox import NotApplicable, Sandbox, halve
+
+# The last layer's weight and bias, or a last norm's.
+_LAST: Final = 2
+# Values of a last layer; the constants of a reshape behind it are fewer.
+_LEAST: Final = 3
+BLOCK_BYTES: Final = 64
+# What the text encoder's causal mask holds where nothing may be seen.
+_MASKED: Final = -10000.0
+
+
+def on_constants(change: Callable[[Sequence[Constant]], None]) -> Callable[[Sandbox], None]:
+    """Damage that writes over constants of the artifact."""
+
+    def damage(sandbox: Sandbox) -> None:
+        with sandbox.constants() as constants:
+            change(constants)
+
+    return damage
+
+
+def last_value(wrong: float) -> Callable[[Sandbox], None]:
+    """Write ``wrong`` over the last layer's last constant that floats can be stored in."""
+
+    def change(constants: Sequence[Constant]) -> None:
+        floats = [item for item in constants if item.is_float and item.values.size >= _LEAST]
+        floats[-1].values[...] = wrong
+
+    return on_constants(change)
+
+
+def inner_value(wrong: float) -> Callable[[Sandbox], None]:
+    """Write ``wrong`` over one value of the largest constant that floats can be stored in."""
+
+    def change(constants: Sequence[Constant]) -> None:
+        _largest(constants, _is_float).values.reshape(-1)[0] = wrong
+
+    return on_constants(change)
+
+
+def last_layer_times(factor: Literal[0, -1]) -> Callable[[Sandbox], None]:
+    """Multiply the last layer's weight and bias, or the last norm's."""
+
+    def change(constants: Sequence[Constant]) -> None:
+        for values in _weights(constants)[-_LAST:]:
+            values[...] = np.multiply(values, factor).astype(values.dtype)
+
+    return on_constants(change)
+
+
+def flip_block(constants: Sequence[Constant]) -> None:
+    """Invert 64 bytes in the middle of the largest weight; of floats the sign, since NaN would be found otherwise."""
+    values = _largest(constants, _is_stored).values.reshape(-1)
+    block = values[values.size // 2 :][: BLOCK_BYTES // values.itemsize]
+    block[...] = -block if np.issubdtype(values.dtype, np.floating) else np.invert(block)
+
+
+def reverse_weights(constants: Sequence[Constant]) -> None:
+    """Every large weight back to front: as it would look if it were of another checkpoint."""
+    least = _largest(constants, _is_stored).values.nbytes // 8
+    for item in constants:
+        if _is_stored(item) and item.values.nbytes > least:
+            flat = item.values.reshape(-1)
+            flat[...] = flat[::-1].copy()
+
+
+def transpose_weight(constants: Sequence[Constant]) -> None:
+    """Rows for columns in the last square weight matrix."""
+    sides = [(values, round(values.size**0.5)) for values in _weights(constants)]
+    square = [values.reshape(side, side) for values, side in sides if side * side == values.size and side >= 8]
+    if not square:
+        raise NotApplicable("it stores no square weight of a type that numpy has")
+    square[-1][...] = square[-1].T.copy()
+
+
+def double_scales(constants: Sequence[Constant]) -> None:
+    """All scales of all weights, twice what they were."""
+    for values in _scales(constants):
+        values *= 2
+
+
+def double_one_scale(constants: Sequence[Constant]) -> None:
+    """One scale of the last quantized weight, twice what it was."""
+    _scales(constants)[-1].reshape(-1)[-1:] *= 2
+
+
+def move_palette_entry(constants: Sequence[Constant]) -> None:
+    """The largest entry of the last palette, half of what it was."""
+    palettes = [item.values for item in constants if item.role == "palette"]
+    if not palettes:
+        raise NotApplicable("its weights have no palette")
+    flat = palettes[-1].reshape(-1)
+    flat[np.abs(flat).argmax()] /= 2
+
+
+def deepen_mask(constants: Sequence[Constant]) -> None:
+    """The causal mask from -10000 to float16's end: finite, until scores are added; softmax hides it."""
+    masks = [item.values for item in constants if item.values.dtype == np.float16 and _MASKED in item.values]
+    if not masks:
+        raise NotApplicable("it holds no causal mask in float16")
+    for values in masks:
+        values[values == _MASKED] = np.finfo(np.float16).min
+
+
+def _is_float(constant: Constant) -> bool:
+    return constant.is_float
+
+
+def _is_stored(constant: Constant) -> bool:
+    return constant.role in ("weight", "packed")
+
+
+def _largest(constants: Sequence[Constant], wanted: Callable[[Constant], bool]) -> Constant:
+    return max(filter(wanted, constants), key=lambda item: item.values.nbytes)
+
+
+def _weights(constants: Sequence[Constant]) -> list[NDArray[Any]]:
+    """Neither shapes nor zero points, and of a type that numpy has."""
+    kinds = (np.floating, np.int8, np.int32)
+    held = [item.values for item in constants if item.role == "weight" and item.values.size >= _LEAST]
+    return [values for values in held if any(np.issubdtype(values.dtype, kind) for kind in kinds) and values.any()]
+
+
+def _scales(constants: Sequence[Constant]) -> list[NDArray[Any]]:
+    found = [item.values for item in constants if item.role == "scale"]
+    if not found:
+        raise NotApplicable("its weights have no quantization scale")
+    return found
+
+
+def store_as_float(sandbox: Sandbox) -> None:
+    """Quantized weights as floats of the same value."""
+    if not sandbox.target.store_as_float(sandbox.artifact()):
+        raise NotApplicable("its weights are float as it is")
+
+
+def truncate(sandbox: Sandbox) -> None:
+    """Cut the file that holds the weights in half."""
+    halve(weight_file(sandbox.artifact()))
+
+
+def weight_file(artifact: Path) -> Path:
+    """The file that holds an artifact's weights."""
+    files = [file for file in artifact.rglob("*") if file.is_file()] if artifact.is_dir() else [artifact]
+    return max(files, key=lambda file: file.stat().st_size)
+
+
+def name_another_checkpoint(sandbox: Sandbox) -> None:
+    """The artifact's own notes name another checkpoint; its weights stay as they are."""
+    artifact = sandbox.artifact()
+    folder = ALL_COMPONENTS[sandbox.component].folder
+    mine = hash_of_folder(sandbox.manifest.checkpoint_files, folder).encode()
+    for file in [item for item in (*artifact.rglob("*"), artifact) if item.is_file()]:
+        file.write_bytes(file.read_bytes().replace(mine, b"0" * len(mine)))
+
+
+def exchange_artifacts(sandbox: Sandbox) -> None:
+    """This component's artifact and another's under each other's name."""
+    others = [entry for entry in sandbox.manifest.artifacts if entry.component != sandbox.component]
+    if not others:
+        raise NotApplicable("the export has one component only")
+    mine, other = sandbox.folder / sandbox.entry.file, artifact_path(sandbox.folder, others[-1])
+    aside = sandbox.folder / "aside"
+    mine.rename(aside)
+    other.rename(mine)
+    aside.rename(other)

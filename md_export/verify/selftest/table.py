@@ -1,0 +1,172 @@
+"""What is tried, and which check must notice it: the MUTATIONS table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+import numpy as np
+
+from md_export.verify.metrics import Check
+from md_export.verify.selftest import answers, records, stored
+from md_export.verify.selftest.answers import Distortion, each_output
+from md_export.verify.selftest.sandbox import Sandbox
+from md_export.verify.selftest.stored import on_constants
+
+
+class Hashes(StrEnum):
+    """How far the recorded hashes were brought to agree with the damage."""
+
+    KEPT = "hashes kept"
+    INDEX = "index agrees"
+    ALL = "all agree"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One way to be wrong. Either ``damage`` changes files or ``distortion`` what the runtime answers.
+
+    Attributes:
+        name: in words.
+        of: what is damaged: ``answer``, ``artifact``, ``golden``, ``index`` or ``manifest``.
+        caught: the check that must notice, for each state of the hashes that is tried.
+        components: whose artifact is damaged, the first that the export has.
+        may_crash: the runtime is given a process of its own.
+        audited: the stored weights are held against the checkpoint too.
+    """
+
+    name: str
+    of: str
+    caught: Mapping[Hashes, Check]
+    components: tuple[str, ...]
+    damage: Callable[[Sandbox], None] | None = None
+    distortion: Distortion | None = None
+    may_crash: bool = False
+    audited: bool = False
+
+
+# The text encoder has fewest operations; a norm is its last layer, in float whatever the weights are.
+_SMALL_FIRST: Final = ("text_encoder", "vae_decoder", "unet")
+# The decoder's output is a square picture, which no other component takes.
+_PICTURE_FIRST: Final = ("vae_decoder", "unet", "text_encoder")
+# The UNet has several inputs.
+_INPUTS_FIRST: Final = ("unet", "text_encoder", "vae_decoder")
+
+
+def _answer(name: str, check: Check, distortion: Distortion) -> Mutation:
+    return Mutation(name, "answer", {Hashes.KEPT: check}, _PICTURE_FIRST, distortion=distortion)
+
+
+def _artifact(
+    name: str,
+    deeper: Check,
+    damage: Callable[[Sandbox], None],
+    components: tuple[str, ...] = _SMALL_FIRST,
+    may_crash: bool = False,
+) -> Mutation:
+    caught = {Hashes.KEPT: Check.BYTES, Hashes.ALL: deeper}
+    return Mutation(name, "artifact", caught, components, damage, may_crash=may_crash, audited=True)
+
+
+def _golden(
+    name: str, index: Check, deeper: Check, damage: Callable[[Sandbox], None], audited: bool = False
+) -> Mutation:
+    caught = {Hashes.KEPT: Check.GOLDEN, Hashes.INDEX: index, Hashes.ALL: deeper}
+    return Mutation(name, "golden", caught, _PICTURE_FIRST, damage, audited=audited)
+
+
+def _index(name: str, check: Check, damage: Callable[[Sandbox], None], agreed: Check | None = None) -> Mutation:
+    caught = {Hashes.KEPT: check} | ({} if agreed is None else {Hashes.ALL: agreed})
+    return Mutation(name, "index", caught, _SMALL_FIRST, damage)
+
+
+def _manifest(name: str, check: Check, damage: Callable[[Sandbox], None]) -> Mutation:
+    return Mutation(name, "manifest", {Hashes.KEPT: check}, _INPUTS_FIRST, damage)
+
+
+MUTATIONS: Final[tuple[Mutation, ...]] = (
+    _answer("NaN in one value", Check.FINITE, each_output(answers.one_value(np.nan))),
+    _answer("Inf in one value", Check.FINITE, each_output(answers.one_value(np.inf))),
+    _answer("zeros", Check.FIGURES, each_output(np.zeros_like)),
+    _answer("negated output", Check.FIGURES, each_output(np.negative)),
+    _answer("swapped outputs of two prompts", Check.FIGURES, answers.outputs_exchanged),
+    _answer("swapped inputs of two prompts", Check.FIGURES, answers.inputs_exchanged),
+    _answer("transposed layout, same shape", Check.FIGURES, each_output(answers.transposed)),
+    _answer("transposed layout, channels last", Check.SHAPE, each_output(answers.channels_last)),
+    _answer("broadcastable shape", Check.SHAPE, each_output(answers.broadcastable)),
+    _answer("wrong dtype, float16", Check.DTYPE, each_output(lambda value: value.astype(np.float16))),
+    _answer("wrong dtype, float64", Check.DTYPE, each_output(lambda value: value.astype(np.float64))),
+    _artifact("NaN in the last layer", Check.FINITE, stored.last_value(np.nan)),
+    _artifact("Inf in the last layer", Check.FINITE, stored.last_value(np.inf)),
+    _artifact("one NaN in a large weight", Check.CONSTANTS, stored.inner_value(np.nan)),
+    _artifact("last layer zero", Check.FIGURES, stored.last_layer_times(0)),
+    _artifact("last layer negated", Check.FIGURES, stored.last_layer_times(-1)),
+    _artifact("64 bytes of a weight flipped", Check.AUDIT, on_constants(stored.flip_block)),
+    _artifact("a square weight transposed", Check.AUDIT, on_constants(stored.transpose_weight)),
+    _artifact("all large weights back to front", Check.FIGURES, on_constants(stored.reverse_weights)),
+    # A norm behind them may divide them out again, and then the figures pass.
+    _artifact("all quantization scales doubled", Check.AUDIT, on_constants(stored.double_scales), _PICTURE_FIRST),
+    _artifact("one quantization scale doubled", Check.AUDIT, on_constants(stored.double_one_scale)),
+    _artifact("a palette entry moved", Check.AUDIT, on_constants(stored.move_palette_entry)),
+    _artifact("float16 overflow behind a softmax", Check.OVERFLOW, on_constants(stored.deepen_mask)),
+    _artifact("quantized weights stored as float", Check.STORED, stored.store_as_float),
+    _artifact("artifact of another checkpoint", Check.ORIGIN, stored.name_another_checkpoint),
+    _artifact("artifacts of two components swapped", Check.EXECUTION, stored.exchange_artifacts),
+    _artifact("truncated file", Check.EXECUTION, stored.truncate, may_crash=True),
+    _golden("stale golden file", Check.BELONGING, Check.FIGURES, records.stale_golden),
+    _golden("NaN in a golden file", Check.GOLDEN, Check.GOLDEN, records.nan_in_golden),
+    _golden("truncated golden file", Check.GOLDEN, Check.GOLDEN, records.truncated_golden),
+    _golden(
+        "golden outputs taken from a broken artifact",
+        Check.BELONGING,
+        Check.AUDIT,
+        records.recorded_from_broken,
+        audited=True,
+    ),
+    _index("truncated index", Check.GOLDEN, records.truncated_index),
+    _index("a case struck from the index", Check.BELONGING, records.index(lambda index: index["cases"].pop())),
+    _index("a case renamed to lead outside", Check.GOLDEN, records.index(lambda x: x["cases"][0].update(file="../x"))),
+    _index(
+        "another checkpoint in the index",
+        Check.BELONGING,
+        records.index(lambda index: index.update(checkpoint_sha256=records.OTHER_HASH)),
+        agreed=Check.BELONGING,
+    ),
+    _index("other one-step constants", Check.BELONGING, records.index(records.negate_step), agreed=Check.BELONGING),
+    _index(
+        "other one-step constants, also in the manifest",
+        Check.BELONGING,
+        records.both_have_other_constants,
+        agreed=Check.PICTURE,
+    ),
+    _index(
+        "another checkpoint in index and manifest",
+        Check.BELONGING,
+        records.both_name_another_checkpoint,
+        agreed=Check.ORIGIN,
+    ),
+    _manifest("truncated manifest", Check.MANIFEST, records.truncated_manifest),
+    _manifest("another artifact hash", Check.BYTES, records.entry(lambda x: x.update(sha256=records.OTHER_HASH))),
+    _manifest(
+        "another golden hash", Check.BELONGING, records.manifest(lambda x: x.update(golden_sha256=records.OTHER_HASH))
+    ),
+    _manifest(
+        "another checkpoint",
+        Check.BELONGING,
+        records.manifest(lambda x: x.update(checkpoint_sha256=records.OTHER_HASH)),
+    ),
+    _manifest("a component struck", Check.MANIFEST, records.manifest(lambda x: x["artifacts"].pop())),
+    _manifest("a threshold struck", Check.MANIFEST, records.manifest(lambda x: x["recipe"]["tolerances"].popitem())),
+    _manifest("a threshold of -Infinity", Check.MANIFEST, records.manifest(records.drop_threshold)),
+    _manifest("another target", Check.MANIFEST, records.manifest(lambda x: x.update(target="another"))),
+    _manifest("a file outside the folder", Check.MANIFEST, records.entry(lambda x: x.update(file="../x"))),
+    _manifest("swapped inputs", Check.SURFACE, records.entry(records.exchange_shapes)),
+    _manifest("another output name", Check.SURFACE, records.entry(lambda x: x["outputs"][0].update(name="x"))),
+    _manifest("broadcastable output shape", Check.SURFACE, records.entry(records.shrink_output)),
+    _manifest("wrong output dtype", Check.SURFACE, records.entry(lambda x: x["outputs"][0].update(dtype="float16"))),
+    _manifest("other stored bytes", Check.CLAIMS, records.entry(lambda x: x["stored"].update(int4=1))),
+    _manifest("other precision", Check.CLAIMS, records.entry(records.other_weights)),
+    _manifest('"int8" that is float inside', Check.STORED, records.claim_int8),
+)

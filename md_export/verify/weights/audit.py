@@ -1,0 +1,264 @@
+"""Every weight that an export stores, held against the checkpoint.
+
+Parity says that an artifact computes the right outputs on the golden cases; the audit says that it stores the right
+weights. A stored weight is compared with the tensors of the module that reads it, or, where the artifact does not tell
+which module that is, with every tensor of its shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Final
+
+from pydantic import TypeAdapter
+
+from md_export.checkpoint import open_checkpoint
+from md_export.errors import ArtifactError
+from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, artifact_path
+from md_export.spec.manifest import Manifest, read_manifest
+from md_export.spec.scheme import QuantScheme, stored_type
+from md_export.system.isolation import call_worker
+from md_export.targets import TARGETS
+from md_export.targets.stored import StoredWeight, squeezed
+from md_export.verify.contents import SPARSITY_SLACK
+from md_export.verify.metrics import snr_db
+from md_export.verify.opened_export import check_checkpoint
+from md_export.verify.weights.reference import Mismatch, Reference, Wanted, match, prepare_reference
+
+_MOST_FAULTS: Final = 20
+# Elements from which on a constant that matches nothing is no list of sizes or axes.
+_LEAST_TABLE: Final = 16
+
+
+@dataclass(frozen=True)
+class Unmatched:
+    """A stored constant that matches no tensor of the checkpoint: derived by a converter, or unknown."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class WeightError:
+    """How far a stored weight is from the tensor of the checkpoint that it is."""
+
+    name: str
+    dtype: str
+    bytes: int
+    snr_db: float
+
+
+@dataclass(frozen=True)
+class ComponentAudit:
+    """What one artifact stores.
+
+    Attributes:
+        requested: the scheme's type of weights.
+        as_requested: bytes of the weights that the scheme speaks of and that are stored so.
+        promised: bytes of all weights that the scheme speaks of.
+        stored: bytes by type of all constants.
+        proven: bytes of constants that are a tensor of the checkpoint, within the scheme's rounding.
+        errors: of those, in the file's order.
+        unmatched: constants that are none, largest first.
+        folded: tensors of the checkpoint that a rewrite put into others.
+        missing: tensors of the checkpoint that are nowhere in the artifact.
+        faults: what is wrong, one line each.
+    """
+
+    component: str
+    file: str
+    requested: str
+    as_requested: int
+    promised: int
+    stored: dict[str, int]
+    proven: int
+    errors: tuple[WeightError, ...]
+    unmatched: tuple[Unmatched, ...]
+    folded: tuple[str, ...]
+    missing: tuple[str, ...]
+    faults: tuple[str, ...]
+
+    @property
+    def total(self) -> int:
+        """Bytes of all constants."""
+        return sum(self.stored.values())
+
+    @property
+    def proven_share(self) -> float:
+        """Of the bytes of all constants."""
+        return self.proven / max(1, self.total)
+
+
+class Ledger:
+    """The books of one audit: what was found, weight by weight."""
+
+    def __init__(self, reference: Reference, scheme: QuantScheme) -> None:
+        self._reference = reference
+        self._scheme = scheme
+        self._stored: dict[str, int] = {}
+        self._proven = self._promised = self._as_requested = 0
+        self._found: set[str] = set()
+        self._accused: set[str] = set()
+        self._met: set[str] = set()
+        self._errors: list[WeightError] = []
+        self._unmatched: list[Unmatched] = []
+        self._faults: list[str] = []
+
+    def add(self, weight: StoredWeight) -> None:
+        """Enter one stored weight."""
+        for dtype, size in weight.parts.items():
+            self._stored[dtype] = self._stored.get(dtype, 0) + size
+        result = match(weight, self._reference)
+        for mismatch in result.mismatches:
+            self._accuse(weight, mismatch)
+        if result.mismatches:
+            return
+        if not result.tensors and not result.neutral:
+            self._unmatched.append(Unmatched(weight.name, weight.dtype, weight.values.shape, weight.nbytes))
+            return
+        self._proven += weight.nbytes
+        self._met |= {tensor.name for tensor in result.tensors}
+        self._errors += [_error(weight, tensor) for tensor in result.tensors]
+        self._found |= {name for tensor in result.tensors for name in tensor.proves}
+        fault = self._type_fault(weight, result.tensors)
+        if fault:
+            self._faults.append(f"{result.tensors[0].name} {fault}")
+
+    def _accuse(self, weight: StoredWeight, mismatch: Mismatch) -> None:
+        """A type that was not requested explains values that are not as that type rounds."""
+        tensor = mismatch.tensor
+        self._accused |= set(tensor.proves)
+        fault = self._type_fault(weight, (tensor,))
+        self._faults.append(
+            f"{tensor.name} {fault}" if fault else f"{tensor.name}, stored as {weight.dtype}: {mismatch.misfit.text}"
+        )
+
+    def _type_fault(self, weight: StoredWeight, tensors: tuple[Wanted, ...]) -> str | None:
+        owners = {tensor.module for tensor in tensors}
+        free = any(owner in self._reference.norms or self._scheme.keeps_float(owner) for owner in owners)
+        if not weight.promised or free or not owners:
+            return None
+        fault = _fault_of_all(weight, {self._scheme.for_module(owner) for owner in owners})
+        self._promised += weight.nbytes
+        self._as_requested += 0 if fault else weight.nbytes
+        return fault
+
+    def close(self, entry: ArtifactEntry) -> ComponentAudit:
+        """The verdict."""
+        reference = self._reference
+        missing = tuple(sorted(reference.parameters - self._found - self._accused))
+        faults = [*self._faults, *(f"{name} is nowhere in the artifact" for name in missing), *self._strangers()]
+        if len(faults) > _MOST_FAULTS:
+            faults = [*faults[:_MOST_FAULTS], f"and {len(faults) - _MOST_FAULTS} more"]
+        return ComponentAudit(
+            component=entry.component,
+            file=entry.file,
+            requested=" and ".join(self._scheme.all_weights),
+            as_requested=self._as_requested,
+            promised=self._promised,
+            stored=dict(sorted(self._stored.items())),
+            proven=self._proven,
+            errors=tuple(self._errors),
+            unmatched=tuple(sorted(self._unmatched, key=lambda item: -item.bytes)),
+            folded=tuple(sorted(reference.folded)),
+            missing=missing,
+            faults=tuple(faults),
+        )
+
+    def _strangers(self) -> Iterator[str]:
+        """Constants that match nothing where a table of this shape, such as a mask, should be and is not."""
+        for item in self._unmatched:
+            alike = self._reference.by_shape.get(squeezed(item.shape), []) if prod(item.shape) >= _LEAST_TABLE else []
+            lost = [wanted.name for wanted in alike if wanted.name not in self._met and not wanted.is_parameter]
+            if lost:
+                yield f"{item.name} is not {' or '.join(lost)}, which is nowhere in the artifact"
+
+
+def _error(weight: StoredWeight, tensor: Wanted) -> WeightError:
+    return WeightError(tensor.name, weight.dtype, weight.nbytes, snr_db(weight.values, tensor.values))
+
+
+def _fault_of_all(weight: StoredWeight, schemes: Iterable[QuantScheme]) -> str | None:
+    """A weight that several modules read may be stored as any of them wants it."""
+    faults = sorted({type_fault(weight, scheme) or "" for scheme in schemes})
+    return faults[0] or None
+
+
+def type_fault(weight: StoredWeight, scheme: QuantScheme) -> str | None:
+    """How a weight that the scheme speaks of is stored otherwise; None where it is stored so."""
+    if weight.dtype != stored_type(scheme.weights):
+        return f"is stored as {weight.dtype}, {scheme.weights} was requested"
+    if scheme.sparsity is None:
+        return None
+    share = 1.0 if weight.kept is None else float(weight.kept.mean())
+    if share > 1 - scheme.sparsity + SPARSITY_SLACK:
+        return f"stores {share:.0%} of its values, a sparsity of {scheme.sparsity:g} was requested"
+    return None
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """All artifacts of one export."""
+
+    target: str
+    recipe: str
+    components: tuple[ComponentAudit, ...]
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """One line for each thing that is wrong, the component's name first."""
+        return tuple(f"{item.component}: {fault}" for item in self.components for fault in item.faults)
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.failures
+
+
+_COMPONENT = TypeAdapter(ComponentAudit)
+
+
+def audit(out: Path, checkpoint_dir: Path, progress: Callable[[str], None] = lambda _: None) -> AuditResult:
+    """Audit every artifact of the export in ``out``, one process each.
+
+    Raises:
+        ArtifactError: the manifest is unreadable, an artifact is missing, or the checkpoint is another one.
+        CheckpointError: the checkpoint cannot be read.
+        MissingExtraError: the target's libraries are not installed.
+    """
+    manifest = read_manifest(out)
+    TARGETS[manifest.target].require()
+    check_checkpoint(manifest, open_checkpoint(checkpoint_dir))
+    found = []
+    for entry in manifest.artifacts:
+        progress(f"audit {manifest.target} {entry.component}")
+        request = {"out": str(out), "checkpoint": str(checkpoint_dir), "component": entry.component}
+        answer = call_worker("audit", request, ArtifactError, f"{entry.file}: reading its weights")
+        found.append(_COMPONENT.validate_python(answer))
+    return AuditResult(manifest.target, manifest.recipe.name, tuple(found))
+
+
+def audit_in_worker(out: Path, checkpoint_dir: Path, component: str) -> ComponentAudit:
+    """What :func:`audit` does for one component inside a worker process; the checkpoint has been checked."""
+    manifest = read_manifest(out)
+    reference = prepare_reference(open_checkpoint(checkpoint_dir), manifest.recipe, component, out / GOLDEN_FOLDER)
+    return audit_component(out, manifest, manifest.entry_for(component), reference)
+
+
+def audit_component(out: Path, manifest: Manifest, entry: ArtifactEntry, reference: Reference) -> ComponentAudit:
+    """Audit one artifact in this process; ``reference`` may serve any number of times.
+
+    Raises:
+        ArtifactError, RuntimeFault: the artifact is missing or cannot be read.
+    """
+    scheme = manifest.recipe.schemes[entry.component]
+    target = TARGETS[manifest.target].open()
+    ledger = Ledger(reference, scheme)
+    for weight in target.stored_weights(artifact_path(out, entry), scheme):
+        ledger.add(weight)
+    return ledger.close(entry)
