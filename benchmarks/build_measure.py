@@ -22,6 +22,8 @@ from md_export.engine.export import export
 from md_export.engine.request import BuildRequest
 from md_export.errors import MdExportError
 from md_export.models.graph import COMPONENTS
+from md_export.parity.golden.prepare import golden_source
+from md_export.parity.golden.record import write_golden
 from md_export.report.progress import building_to_stderr
 from md_export.spec.manifest import Manifest, read_manifest
 from md_export.spec.recipe import Recipe, Tolerance
@@ -30,8 +32,6 @@ from md_export.spec.shipped_files import builtin_recipe
 from md_export.system.memory import watching
 from md_export.targets.contract import LoweringJob
 from md_export.targets.onnx.quiet import quiet
-from md_export.verify.golden.prepare import golden_source
-from md_export.verify.golden.record import write_golden
 
 _NO_LIMIT: Final = 1 << 60
 # Random weights: what would be a fault of a trained model's artifact is none here.

@@ -17,12 +17,12 @@ from md_export.checkpoint import open_checkpoint
 from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.models.sampling.picture_files import to_bytes
+from md_export.parity.golden.prepare import golden_source
+from md_export.parity.golden.record import write_golden
+from md_export.parity.npu.verify import verify_on_npu
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe, nano_checkpoint
 from md_export.targets.onnx.npu.process import NpuLimits
-from md_export.verify.golden.prepare import golden_source
-from md_export.verify.golden.record import write_golden
-from md_export.verify.npu.verify import verify_on_npu
 
 # None of these combinations of shape, colour and place was trained on; see golden/nano/training/scenes.py.
 COLUMNS = (

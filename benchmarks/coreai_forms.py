@@ -28,13 +28,13 @@ from md_export.checkpoint.architectures import arch_config
 from md_export.models.layers import Attention, ResnetBlock
 from md_export.models.unet import TransformerStack
 from md_export.models.unet_config import MDUNetConfig
+from md_export.parity.golden.prepare import one_step
+from md_export.parity.metrics import snr_db
 from md_export.rewrites import REWRITES
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import Array, TensorSpec
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
-from md_export.verify.golden.prepare import one_step
-from md_export.verify.metrics import snr_db
 
 ROUNDS: Final = 5
 MOVES: Final = ("reshape", "transpose", "concat", "split")

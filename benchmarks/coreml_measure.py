@@ -21,6 +21,9 @@ from md_export.engine.artifact import peak_resident_bytes
 from md_export.models.graph import COMPONENTS, ModelConfig
 from md_export.models.torch_runner import TorchRunner
 from md_export.models.unet_config import MDUNetConfig
+from md_export.parity.golden.prepare import one_step
+from md_export.parity.metrics import compare
+from md_export.parity.rewritten_module import surface
 from md_export.rewrites import Consent, apply_rewrites
 from md_export.spec.artifact import Parity, bytes_of_artifact
 from md_export.spec.recipe import Recipe
@@ -28,9 +31,6 @@ from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
 from md_export.spec.tensors import Array, select
 from md_export.targets.contract import LoweringJob
-from md_export.verify.golden.prepare import one_step
-from md_export.verify.metrics import compare
-from md_export.verify.rewritten_module import surface
 
 THREADS: Final = 2
 

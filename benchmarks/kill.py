@@ -22,8 +22,8 @@ import time
 from pathlib import Path
 
 from md_export.engine.cache import Cache
+from md_export.parity.manifest_check import check_exports
 from md_export.system.files import sha256_of
-from md_export.verify.manifest_check import check_exports
 
 RECIPES = ["onnx-fp32", "onnx-fp16"]
 

@@ -17,13 +17,13 @@ from pathlib import Path
 
 from md_export.checkpoint import open_checkpoint
 from md_export.engine.export import export
+from md_export.parity.golden.prepare import golden_source
+from md_export.parity.golden.record import write_golden
+from md_export.parity.npu.verdict import NpuComponent, NpuVerification
+from md_export.parity.npu.verify import verify_on_npu
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe, nano_checkpoint
 from md_export.targets.onnx.npu.process import NpuLimits
-from md_export.verify.golden.prepare import golden_source
-from md_export.verify.golden.record import write_golden
-from md_export.verify.npu.verdict import NpuComponent, NpuVerification
-from md_export.verify.npu.verify import verify_on_npu
 from parity import Detector, sample
 
 PHONES = ("snapdragon-8-gen3", "snapdragon-8-elite")

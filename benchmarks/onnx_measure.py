@@ -14,6 +14,9 @@ import torch
 from coreml_measure import Round, Subject
 from md_export.engine.artifact import peak_resident_bytes
 from md_export.models.graph import COMPONENTS
+from md_export.parity.golden.prepare import one_step
+from md_export.parity.metrics import compare
+from md_export.parity.rewritten_module import surface
 from md_export.rewrites import Consent, apply_rewrites
 from md_export.spec.artifact import bytes_of_artifact
 from md_export.spec.recipe import Recipe
@@ -21,9 +24,6 @@ from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
 from md_export.spec.tensors import Array, select
 from md_export.targets.contract import LoweringJob
-from md_export.verify.golden.prepare import one_step
-from md_export.verify.metrics import compare
-from md_export.verify.rewritten_module import surface
 
 __all__ = ("AGAINST", "OURS", "THEIRS", "Converted", "Round", "Subject", "convert", "partitions", "serve", "snr_db")
 

@@ -26,12 +26,12 @@ import torch
 from torch import Tensor, nn
 
 from md_export.models.text_encoder import MASKED
+from md_export.parity.metrics import compare
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import Arrays, TensorSpec
 from md_export.system.quiet_imports import import_quietly
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
-from md_export.verify.metrics import compare
 
 FLOAT16: Final = QuantScheme("float16", "float16")
 LENGTH: Final = 77

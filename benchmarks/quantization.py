@@ -26,14 +26,14 @@ from md_export.checkpoint import open_checkpoint
 from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts
 from md_export.errors import ParityError
+from md_export.parity.golden.folder import read_golden
+from md_export.parity.golden.surface import inputs_of
 from md_export.spec.artifact import artifact_path
 from md_export.spec.manifest import Manifest, read_manifest
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe, nano_checkpoint
 from md_export.targets import TARGETS
-from md_export.verify.golden.folder import read_golden
-from md_export.verify.golden.surface import inputs_of
 from parity import Detector, sample
 
 HEADER = (

@@ -21,11 +21,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from md_export.checkpoint import open_checkpoint
+from md_export.parity.golden.folder import read_golden
+from md_export.parity.metrics import compare
+from md_export.parity.rewritten_module import Rewritten, rewritten
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe, nano_checkpoint
-from md_export.verify.golden.folder import read_golden
-from md_export.verify.metrics import compare
-from md_export.verify.rewritten_module import Rewritten, rewritten
 
 # Terms added in float16 before float32 takes over; None for all of them.
 Block = int | None

@@ -14,15 +14,15 @@ import torch
 from coreml_measure import Round, Subject
 from md_export.engine.artifact import peak_resident_bytes
 from md_export.models.graph import COMPONENTS
+from md_export.parity.golden.prepare import one_step
+from md_export.parity.metrics import compare
+from md_export.parity.rewritten_module import surface
 from md_export.rewrites import REWRITES, Consent, apply_rewrites
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
 from md_export.spec.tensors import Array, select
 from md_export.targets.contract import LoweringJob
-from md_export.verify.golden.prepare import one_step
-from md_export.verify.metrics import compare
-from md_export.verify.rewritten_module import surface
 
 __all__ = ("AGAINST", "ON_GPU", "Converted", "Round", "convert", "forms", "given", "serve", "snr_db")
 

@@ -21,7 +21,7 @@ _PUBLIC: Final = {
     "load_recipe": "md_export.spec.recipe_file",
     "open_checkpoint": "md_export.checkpoint",
     "pictures_of_artifacts": "md_export.engine.generate",
-    "verify": "md_export.verify.judge",
+    "verify": "md_export.parity.judge",
 }
 
 

@@ -91,7 +91,7 @@ def tokenized(folder: Path) -> None:
 
 
 def golden(folder: Path) -> None:
-    from md_export.verify.golden.folder import read_golden
+    from md_export.parity.golden.folder import read_golden
 
     read_golden(folder / "golden")
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from md_export.parity.selftest import stored
+from md_export.parity.selftest.sandbox import agree as rehash
+from md_export.parity.selftest.sandbox import edit_json as edit_json
 from md_export.spec.manifest import read_manifest
 from md_export.targets import TARGETS
-from md_export.verify.selftest import stored
-from md_export.verify.selftest.sandbox import agree as rehash
-from md_export.verify.selftest.sandbox import edit_json as edit_json
 
 __all__ = ["deepen_mask", "edit_json", "flip_block", "rehash", "weight_file"]
 

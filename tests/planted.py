@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from md_export import __version__
+from md_export.parity.golden.folder import read_golden
+from md_export.parity.golden.record import GoldenSource, write_golden
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, Measured, bytes_of_artifact, sha256_of_artifact
 from md_export.spec.manifest import Manifest, write_manifest
 from md_export.spec.recipe import Recipe
@@ -19,8 +21,6 @@ from md_export.spec.shipped_files import builtin_recipe
 from md_export.spec.tensors import Array, Arrays, TensorSpec
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
-from md_export.verify.golden.folder import read_golden
-from md_export.verify.golden.record import GoldenSource, write_golden
 
 COMPONENT = "vae_decoder"
 # 77 places in 12 channels, so that a decoder can hold the text encoder's attention.

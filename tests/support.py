@@ -10,8 +10,8 @@ import pytest
 from filelock import FileLock
 
 from md_export.errors import MissingExtraError
+from md_export.parity.judge import Verification
 from md_export.targets import TARGETS
-from md_export.verify.judge import Verification
 
 Exported = Callable[[str, str], Path]
 # One precision a target, for properties that do not depend on the precision.

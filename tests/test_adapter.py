@@ -28,17 +28,17 @@ from md_export.models.condition_images import edges
 from md_export.models.graph import ALL_COMPONENTS, COMPONENTS, OPTIONAL, ModelConfig
 from md_export.models.unet import MDUNet
 from md_export.models.unet_config import MDUNetConfig
+from md_export.parity.golden.case import GoldenCase, values_from_bytes
+from md_export.parity.golden.folder import read_golden
+from md_export.parity.golden.prepare import golden_source
+from md_export.parity.golden.record import write_golden
+from md_export.parity.judge import verify
 from md_export.spec.manifest import read_manifest
 from md_export.spec.names import OPTIONAL_NAMES, ORDER
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.sampler import SamplerPlan
 from md_export.spec.shipped_files import builtin_recipe
 from md_export.spec.tensors import joined
-from md_export.verify.golden.case import GoldenCase, values_from_bytes
-from md_export.verify.golden.folder import read_golden
-from md_export.verify.golden.prepare import golden_source
-from md_export.verify.golden.record import write_golden
-from md_export.verify.judge import verify
 from support import Exported, made_once
 from training.adapter import held_out
 from training.moved import Moved, shares

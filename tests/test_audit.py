@@ -14,12 +14,12 @@ import pytest
 
 from md_export.checkpoint import open_checkpoint
 from md_export.errors import ArtifactError, RuntimeFault
+from md_export.parity.weights.audit import ComponentAudit, audit, audit_component
+from md_export.parity.weights.reference import Reference, prepare_reference
 from md_export.spec.artifact import ArtifactEntry
 from md_export.spec.manifest import Manifest, read_manifest
 from md_export.spec.recipe import Recipe
 from md_export.spec.shipped_files import nano_checkpoint
-from md_export.verify.weights.audit import ComponentAudit, audit, audit_component
-from md_export.verify.weights.reference import Reference, prepare_reference
 from mutations import deepen_mask, edit_json, flip_block, rehash, weight_file
 from support import ONE_EACH, Exported
 from test_cli import fails, md_export

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from md_export.parity.weights.audit import ComponentAudit, Ledger
+from md_export.parity.weights.reference import Reference, reference_of
 from md_export.rewrites.split_wide_conv2d import split_wide_conv2d
 from md_export.spec.artifact import ArtifactEntry, Measured
 from md_export.spec.sampler import OneStep
@@ -18,8 +20,6 @@ from md_export.spec.tensors import TensorSpec
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
 from md_export.targets.stored import StoredWeight
-from md_export.verify.weights.audit import ComponentAudit, Ledger
-from md_export.verify.weights.reference import Reference, reference_of
 
 FLOAT32 = QuantScheme("float32", "float32")
 PARTS = ("wide.weight[0]", "wide.weight[1]")

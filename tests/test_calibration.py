@@ -14,23 +14,23 @@ from md_export.checkpoint import Checkpoint, open_checkpoint
 from md_export.engine import export as pipeline
 from md_export.engine.artifact import BuildStep
 from md_export.errors import GoldenError, RecipeError
-from md_export.spec.artifact import GOLDEN_FOLDER
-from md_export.spec.calibration import CalibrationPlan
-from md_export.spec.recipe import Recipe
-from md_export.spec.recipe_file import recipe_from_dict, recipe_from_toml, recipe_to_dict
-from md_export.spec.scheme import QuantScheme
-from md_export.verify.golden import calibration
-from md_export.verify.golden import folder as golden_module
-from md_export.verify.golden.calibration import (
+from md_export.parity.golden import calibration
+from md_export.parity.golden import folder as golden_module
+from md_export.parity.golden.calibration import (
     CalibrationInputs,
     calibration_cases,
     calibration_inputs,
     needs_calibration,
 )
-from md_export.verify.golden.folder import read_golden
-from md_export.verify.golden.prepare import golden_source
-from md_export.verify.golden.record import GoldenSource, write_golden
-from md_export.verify.rewritten_module import rewritten
+from md_export.parity.golden.folder import read_golden
+from md_export.parity.golden.prepare import golden_source
+from md_export.parity.golden.record import GoldenSource, write_golden
+from md_export.parity.rewritten_module import rewritten
+from md_export.spec.artifact import GOLDEN_FOLDER
+from md_export.spec.calibration import CalibrationPlan
+from md_export.spec.recipe import Recipe
+from md_export.spec.recipe_file import recipe_from_dict, recipe_from_toml, recipe_to_dict
+from md_export.spec.scheme import QuantScheme
 
 RECIPE = b"""
 name = "mine"

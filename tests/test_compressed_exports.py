@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from md_export.parity.judge import verify
+from md_export.parity.metrics import Check
+from md_export.parity.selftest.command import auditor
+from md_export.parity.selftest.run import try_all
+from md_export.parity.selftest.table import MUTATIONS
 from md_export.spec.manifest import read_manifest
-from md_export.verify.judge import verify
-from md_export.verify.metrics import Check
-from md_export.verify.selftest.command import auditor
-from md_export.verify.selftest.run import try_all
-from md_export.verify.selftest.table import MUTATIONS
 from mutations import flip_block, rehash, weight_file
 from support import Exported
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from md_export.parity.contents import stored_faults
+from md_export.parity.metrics import Check
 from md_export.spec.artifact import ArtifactEntry, Measured
 from md_export.spec.scheme import QuantScheme, WeightRule
 from md_export.targets.contract import Description
-from md_export.verify.contents import stored_faults
-from md_export.verify.metrics import Check
 
 MIXED = QuantScheme("int8", "float32", rules=(WeightRule(("up_blocks.*",), "int4", granularity="channel"),))
 PARTLY_FLOAT = QuantScheme("int8", "float32", rules=(WeightRule(("conv_out",), "float16"),))

@@ -31,6 +31,11 @@ from md_export.models.graph import ModelConfig
 from md_export.models.sampling.denoising import start_of
 from md_export.models.unet import MDUNet
 from md_export.models.unet_config import MDUNetConfig
+from md_export.parity.golden.case import GoldenCase
+from md_export.parity.golden.prepare import golden_source, one_step
+from md_export.parity.golden.record import write_golden
+from md_export.parity.judge import verify, walker
+from md_export.parity.metrics import EXACT_DB, snr_db
 from md_export.rewrites import Consent, apply_rewrites
 from md_export.spec.artifact import sha256_of_artifact
 from md_export.spec.manifest import read_manifest
@@ -40,11 +45,6 @@ from md_export.spec.shipped_files import builtin_recipe
 from md_export.spec.tensors import Arrays
 from md_export.targets.contract import Description
 from md_export.targets.execution import Execution
-from md_export.verify.golden.case import GoldenCase
-from md_export.verify.golden.prepare import golden_source, one_step
-from md_export.verify.golden.record import write_golden
-from md_export.verify.judge import verify, walker
-from md_export.verify.metrics import EXACT_DB, snr_db
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PAIR = ("a cat", 0)

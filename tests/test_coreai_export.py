@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from md_export.diagnose.attribution.attribute import blame, opened
+from md_export.parity.golden.folder import read_golden
+from md_export.parity.judge import verify
+from md_export.parity.metrics import compare
+from md_export.parity.selftest.command import self_test
+from md_export.parity.selftest.table import MUTATIONS
+from md_export.parity.weights.audit import audit_in_worker
 from md_export.spec.manifest import read_manifest
 from md_export.targets import TARGETS
-from md_export.verify.golden.folder import read_golden
-from md_export.verify.judge import verify
-from md_export.verify.metrics import compare
-from md_export.verify.selftest.command import self_test
-from md_export.verify.selftest.table import MUTATIONS
-from md_export.verify.weights.audit import audit_in_worker
 from mutations import rehash
 from support import Exported
 

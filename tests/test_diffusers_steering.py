@@ -20,13 +20,13 @@ from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.errors import ConfigError
 from md_export.models.diffusers_unet import DiffusersUNetConfig
+from md_export.parity.golden.case import GoldenCase
+from md_export.parity.golden.prepare import golden_source, one_step
+from md_export.parity.golden.record import write_golden
+from md_export.parity.metrics import snr_db
 from md_export.rewrites import Consent, apply_rewrites
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
-from md_export.verify.golden.case import GoldenCase
-from md_export.verify.golden.prepare import golden_source, one_step
-from md_export.verify.golden.record import write_golden
-from md_export.verify.metrics import snr_db
 from small_models import STABLE
 
 PAIR = ("a cat", 0)

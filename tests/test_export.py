@@ -15,13 +15,13 @@ from md_export.checkpoint import open_checkpoint
 from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.errors import GoldenError, OutputError, ParityError, RewriteError
+from md_export.parity.metrics import compare
 from md_export.spec.manifest import read_manifest
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
 from md_export.system.files import sha256_of
 from md_export.targets import TARGETS
-from md_export.verify.metrics import compare
 from support import ONE_EACH, Exported, made_once
 
 # Apple's CPU runtime takes a minute for the golden cases in float16; tests/targets/coreai has all of its precisions.

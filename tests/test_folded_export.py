@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from md_export.engine.export import export
+from md_export.parity.judge import verify
 from md_export.spec.manifest import read_manifest, write_manifest
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
-from md_export.verify.judge import verify
 from support import Exported
 
 

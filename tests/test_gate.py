@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from md_export.errors import ArtifactError
+from md_export.parity.judge import judge, verify
+from md_export.parity.metrics import Check
 from md_export.spec.artifact import ArtifactEntry
 from md_export.spec.manifest import read_manifest, write_manifest
 from md_export.spec.recipe import Tolerance
 from md_export.spec.tensors import TensorSpec
-from md_export.verify.judge import judge, verify
-from md_export.verify.metrics import Check
 from mutations import edit_json, flip_block, weight_file
 from support import ONE_EACH, Exported
 

@@ -11,10 +11,10 @@ from safetensors.numpy import load_file, save_file
 
 from md_export.checkpoint import open_checkpoint
 from md_export.errors import GoldenError
+from md_export.parity.golden.folder import read_golden
+from md_export.parity.golden.prepare import golden_source
+from md_export.parity.golden.record import read_prompts, write_golden
 from md_export.system.files import sha256_of
-from md_export.verify.golden.folder import read_golden
-from md_export.verify.golden.prepare import golden_source
-from md_export.verify.golden.record import read_prompts, write_golden
 
 
 @pytest.fixture(scope="module")

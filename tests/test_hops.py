@@ -16,6 +16,7 @@ from md_export.diagnose.attribution.attribute import entry_of
 from md_export.engine.export import export
 from md_export.engine.hops import failing_hop, hops_of, measure, verdict
 from md_export.errors import ConversionError, MdExportError, ParityError
+from md_export.parity.golden.folder import read_golden
 from md_export.rewrites import REWRITES, Rewrite
 from md_export.spec.manifest import read_manifest
 from md_export.spec.recipe import Recipe
@@ -28,7 +29,6 @@ from md_export.system import isolation as workers
 from md_export.system.isolation import Ended
 from md_export.targets.contract import LoweringJob
 from md_export.targets.onnx import lower, quantize, run
-from md_export.verify.golden.folder import read_golden
 from md_export.worker import TASKS
 from support import Exported
 

@@ -20,6 +20,10 @@ from safetensors.numpy import save
 
 from hostile import NOISE, as_json, spoiled
 from md_export.errors import ArtifactError, GoldenError, RecipeError
+from md_export.parity.golden.case import values_from_bytes
+from md_export.parity.golden.folder import index_from_bytes
+from md_export.parity.judge import shortfalls
+from md_export.parity.metrics import compare, first_fault, worst
 from md_export.spec.artifact import ArtifactEntry as Entry
 from md_export.spec.artifact import Measured, Parity, RewriteRecord, artifact_path
 from md_export.spec.manifest import SCHEMA, Manifest, manifest_from_bytes, manifest_to_dict
@@ -27,10 +31,6 @@ from md_export.spec.recipe import Tolerance
 from md_export.spec.recipe_file import load_recipe, recipe_from_dict, recipe_from_toml, recipe_to_dict
 from md_export.spec.shipped_files import builtin_recipe, nano_checkpoint
 from md_export.spec.tensors import TensorSpec
-from md_export.verify.golden.case import values_from_bytes
-from md_export.verify.golden.folder import index_from_bytes
-from md_export.verify.judge import shortfalls
-from md_export.verify.metrics import compare, first_fault, worst
 
 HERE = Path("somewhere")
 RECIPE = load_recipe(builtin_recipe("coreml", "w8a8"))

@@ -26,12 +26,12 @@ from md_export.models.sampling.image_to_image import Start, enter
 from md_export.models.sampling.inpainting import Given, middle
 from md_export.models.sampling.picture_files import read_start
 from md_export.models.sampling.schedule import ScheduleConfig
+from md_export.parity.golden.prepare import ddim_of, golden_source, one_step
+from md_export.parity.golden.record import write_golden
+from md_export.parity.metrics import snr_db
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.sampler import SamplerPlan
 from md_export.spec.shipped_files import builtin_recipe
-from md_export.verify.golden.prepare import ddim_of, golden_source, one_step
-from md_export.verify.golden.record import write_golden
-from md_export.verify.metrics import snr_db
 
 SIDE = 32
 PAIR = ("a cat", 0)

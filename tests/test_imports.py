@@ -36,7 +36,7 @@ CONTRACTS = Path(__file__).parent.parent / "pyproject.toml"
 
 
 def lint_imports(config: Path) -> subprocess.CompletedProcess[str]:
-    argv = [Path(sys.executable).with_name("lint-imports"), "--no-cache", config]
+    argv = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache", str(config)]
     return subprocess.run(argv, capture_output=True, text=True, check=False)
 
 

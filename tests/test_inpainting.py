@@ -32,17 +32,17 @@ from md_export.models.graph import COMPONENTS, ModelConfig
 from md_export.models.sampling.image_to_image import Start
 from md_export.models.sampling.inpainting import Given, around_of, blend, cells_of, hide, middle
 from md_export.models.sampling.picture_files import read_given
+from md_export.parity.golden.case import GoldenCase, arrays_of
+from md_export.parity.golden.folder import GoldenSet, read_golden
+from md_export.parity.golden.prepare import golden_source, present_golden
+from md_export.parity.golden.record import write_golden
+from md_export.parity.judge import VerifyResult, verify
+from md_export.parity.metrics import snr_db
 from md_export.spec.manifest import read_manifest
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import load_recipe, recipe_to_dict
 from md_export.spec.sampler import SamplerPlan
 from md_export.spec.shipped_files import builtin_recipe
-from md_export.verify.golden.case import GoldenCase, arrays_of
-from md_export.verify.golden.folder import GoldenSet, read_golden
-from md_export.verify.golden.prepare import golden_source, present_golden
-from md_export.verify.golden.record import write_golden
-from md_export.verify.judge import VerifyResult, verify
-from md_export.verify.metrics import snr_db
 from support import Exported
 
 Float32 = NDArray[np.float32]

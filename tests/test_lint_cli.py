@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from md_export.diagnose.lint import lint
 from md_export.errors import ParityError, UsageError
+from md_export.parity.judge import verify
 from md_export.spec.manifest import read_manifest
 from md_export.spec.recipe_file import load_recipe
-from md_export.verify.judge import verify
 from mutations import deepen_mask, rehash, weight_file
 from support import Exported
 from test_cli import fails, md_export

@@ -26,13 +26,13 @@ from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.errors import ArtifactError, CheckpointError, MdExportError, ParityError, UsageError
 from md_export.models.graph import COMPONENTS
+from md_export.parity.lora_fusing import check_fused
+from md_export.parity.weights.audit import audit
 from md_export.spec.loras import Lora, label, parse_lora
 from md_export.spec.manifest import AddedLora, read_manifest
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
 from md_export.system.files import sha256_of
-from md_export.verify.lora_fusing import check_fused
-from md_export.verify.weights.audit import audit
 from training.outline import shares
 from training.scenes import caption, single
 

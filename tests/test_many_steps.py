@@ -24,19 +24,19 @@ from md_export.errors import ConfigError, GoldenError, RecipeError
 from md_export.models.sampling.denoising import denoise
 from md_export.models.sampling.generate import Float32
 from md_export.models.sampling.schedule import ScheduleConfig
+from md_export.parity.golden.calibration import CalibrationInputs
+from md_export.parity.golden.folder import read_golden
+from md_export.parity.golden.prepare import ddim_of, golden_source, planned_cases, present_golden
+from md_export.parity.golden.record import write_golden
+from md_export.parity.golden.surface import each_call
+from md_export.parity.metrics import snr_db
+from md_export.parity.rewritten_module import rewritten
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.sampler import Ddim, DdimStep, SamplerPlan, sampler_of
 from md_export.spec.shipped_files import builtin_recipe
 from md_export.spec.tensors import Array, Arrays
 from md_export.system.files import sha256_of
-from md_export.verify.golden.calibration import CalibrationInputs
-from md_export.verify.golden.folder import read_golden
-from md_export.verify.golden.prepare import ddim_of, golden_source, planned_cases, present_golden
-from md_export.verify.golden.record import write_golden
-from md_export.verify.golden.surface import each_call
-from md_export.verify.metrics import snr_db
-from md_export.verify.rewritten_module import rewritten
 from mutations import edit_json
 
 PLAN = SamplerPlan("ddim", 3, 7.5)

@@ -16,6 +16,12 @@ from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.engine.planning import plan
 from md_export.errors import ArtifactError, GoldenError
+from md_export.parity.golden.folder import read_golden, write_index
+from md_export.parity.golden.prepare import golden_source
+from md_export.parity.golden.record import write_golden
+from md_export.parity.judge import Execute, VerifyResult, judge, verify, walker
+from md_export.parity.metrics import Check, compare
+from md_export.parity.selftest.answers import Bench
 from md_export.spec.manifest import read_manifest, write_manifest
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import load_recipe
@@ -23,12 +29,6 @@ from md_export.spec.sampler import Ddim, SamplerPlan
 from md_export.spec.shipped_files import builtin_recipe
 from md_export.spec.tensors import Array, Arrays
 from md_export.targets.execution import Execution
-from md_export.verify.golden.folder import read_golden, write_index
-from md_export.verify.golden.prepare import golden_source
-from md_export.verify.golden.record import write_golden
-from md_export.verify.judge import Execute, VerifyResult, judge, verify, walker
-from md_export.verify.metrics import Check, compare
-from md_export.verify.selftest.answers import Bench
 
 PLAN = SamplerPlan("ddim", 5, 7.5)
 REQUESTS = [("a large red circle on the left, white background", 0), ("a small green star at the top", 1)]

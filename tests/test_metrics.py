@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from md_export.verify.metrics import EXACT_DB, compare, first_fault, worst
+from md_export.parity.metrics import EXACT_DB, compare, first_fault, worst
 
 REFERENCE = np.asarray([[1.0, -2.0, 3.0, 0.5]], dtype=np.float32)
 

@@ -16,11 +16,11 @@ from md_export.checkpoint.origin import hash_of_files
 from md_export.cli import cli
 from md_export.engine.metadata import notes_of
 from md_export.models.sampling.generate import picture_from, tokenize
+from md_export.parity.contents import note_faults
+from md_export.parity.judge import verify
 from md_export.spec.artifact import ArtifactEntry
 from md_export.spec.manifest import Manifest, read_manifest
 from md_export.targets import TARGETS
-from md_export.verify.contents import note_faults
-from md_export.verify.judge import verify
 from mutations import rehash
 from support import ONE_EACH, Exported
 

@@ -8,15 +8,15 @@ import pytest
 
 from md_export.checkpoint import open_checkpoint
 from md_export.diagnose.attribution.attribute import blame, opened
+from md_export.parity.metrics import Check
+from md_export.parity.selftest.command import auditor
+from md_export.parity.selftest.run import try_all
+from md_export.parity.selftest.table import MUTATIONS, Hashes
+from md_export.parity.weights.audit import ComponentAudit, audit_component
+from md_export.parity.weights.reference import prepare_reference
 from md_export.spec.manifest import read_manifest
 from md_export.spec.shipped_files import nano_checkpoint
 from md_export.targets import TARGETS
-from md_export.verify.metrics import Check
-from md_export.verify.selftest.command import auditor
-from md_export.verify.selftest.run import try_all
-from md_export.verify.selftest.table import MUTATIONS, Hashes
-from md_export.verify.weights.audit import ComponentAudit, audit_component
-from md_export.verify.weights.reference import prepare_reference
 from support import Exported
 
 pytestmark = pytest.mark.slow

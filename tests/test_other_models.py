@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from md_export.verify.metrics import compare
+from md_export.parity.metrics import compare
 from rewrites.forms import EXACT_DB
 from support import installed
 

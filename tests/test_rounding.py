@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from md_export.parity.weights.rounding import misfit
 from md_export.targets.stored import Float32, Grid, Palette, StoredWeight, along
-from md_export.verify.weights.rounding import misfit
 
 # Below 1e-30 a scale would be subnormal, and steps of it inexact.
 ELEMENTS = st.floats(-4, 4, width=32).map(lambda value: value if abs(value) > 1e-30 else 0.0)

@@ -14,13 +14,13 @@ from click.testing import CliRunner
 
 from md_export.cli import cli
 from md_export.errors import ArtifactError, ParityError, UsageError
+from md_export.parity.metrics import Check, Fault
+from md_export.parity.selftest import command
+from md_export.parity.selftest.command import SelfTest, auditor, self_test
+from md_export.parity.selftest.run import Row, _verdict, try_all
+from md_export.parity.selftest.table import MUTATIONS, Hashes
 from md_export.spec.manifest import read_manifest
 from md_export.system.files import sha256_of
-from md_export.verify.metrics import Check, Fault
-from md_export.verify.selftest import command
-from md_export.verify.selftest.command import SelfTest, auditor, self_test
-from md_export.verify.selftest.run import Row, _verdict, try_all
-from md_export.verify.selftest.table import MUTATIONS, Hashes
 from support import ONE_EACH, Exported
 
 PALETTE, OVERFLOW = "a palette entry moved", "float16 overflow behind a softmax"
@@ -86,7 +86,7 @@ def test_without_one_check_the_self_test_fails_and_names_what_got_past(
     hashes: Hashes,
     verdict: str,
 ) -> None:
-    monkeypatch.setattr(f"md_export.verify.{check}", lambda *_: answer)
+    monkeypatch.setattr(f"md_export.parity.{check}", lambda *_: answer)
     audit = auditor(nano) if verdict == "by accident" else finding()
     rows = tuple(try_all(exported("onnx", "int8"), audit, [named(name)]))
     assert [(row.mutation, row.hashes, row.verdict) for row in rows if not row.passed] == [(name, hashes, verdict)]

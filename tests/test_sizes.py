@@ -19,15 +19,15 @@ from md_export.engine.join import join, read_functions, split, verify_functions
 from md_export.engine.planning import plan
 from md_export.errors import ArtifactError, GoldenError, RecipeError, UsageError
 from md_export.models.graph import ModelConfig
+from md_export.parity.golden.folder import read_golden
+from md_export.parity.golden.prepare import golden_source, planned_cases, present_golden
+from md_export.parity.golden.record import write_golden
+from md_export.parity.judge import verify
 from md_export.spec.manifest import read_manifest
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
 from md_export.targets import TARGETS
-from md_export.verify.golden.folder import read_golden
-from md_export.verify.golden.prepare import golden_source, planned_cases, present_golden
-from md_export.verify.golden.record import write_golden
-from md_export.verify.judge import verify
 
 # The small checkpoint's decoder enlarges 4 times, and its own pictures have 32 pixels a side.
 OWN, OTHER = 32, 48

@@ -23,11 +23,11 @@ from md_export.errors import CheckpointError, ConfigError, MissingExtraError, Us
 from md_export.models.diffusers_unet import PLAIN
 from md_export.models.graph import COMPONENTS
 from md_export.models.unet_config import MDUNetConfig
+from md_export.parity.golden.prepare import one_step
+from md_export.parity.metrics import compare
 from md_export.rewrites import Consent, apply_rewrites
 from md_export.spec.loras import Lora
 from md_export.spec.sampler import OneStep
-from md_export.verify.golden.prepare import one_step
-from md_export.verify.metrics import compare
 from rewrites import diffusers_models
 from rewrites.forms import EXACT_DB
 from small_models import STABLE, random_inputs

@@ -11,14 +11,14 @@ import pytest
 
 from md_export.checkpoint import open_checkpoint
 from md_export.engine.export import export
+from md_export.parity.gpu import verify_on_gpu
+from md_export.parity.judge import verify
+from md_export.parity.weights.audit import audit, audit_component
+from md_export.parity.weights.reference import prepare_reference
 from md_export.spec.manifest import read_manifest
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
-from md_export.verify.gpu import verify_on_gpu
-from md_export.verify.judge import verify
-from md_export.verify.weights.audit import audit, audit_component
-from md_export.verify.weights.reference import prepare_reference
 from mutations import flip_block, rehash, weight_file
 from support import Exported, installed, made_once
 from test_audit import change, one_value

@@ -20,13 +20,13 @@ from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpo
 from md_export.engine.swift_bundle import FIELDS, check_bundle, faults
 from md_export.errors import ConversionError, RecipeError
 from md_export.models.graph import COMPONENTS
+from md_export.parity.metrics import compare
 from md_export.spec.manifest import read_manifest
 from md_export.spec.recipe import QuantScheme
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
 from md_export.targets.contract import LoweringJob
 from md_export.targets.layouts import LAYOUTS, layout_of
-from md_export.verify.metrics import compare
 from mutations import edit_json
 from small_models import NANO, random_inputs
 

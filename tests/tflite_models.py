@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from md_export.models.graph import COMPONENTS, ModelConfig
+from md_export.parity.metrics import compare, first_fault
 from md_export.spec.recipe import QuantScheme
 from md_export.spec.tensors import Array, Arrays
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
-from md_export.verify.metrics import compare, first_fault
 from small_models import random_inputs
 
 target = TARGETS["tflite"].open()

@@ -39,9 +39,9 @@ def check_self_test(self_test: bool, checkpoint: Path | None, others: dict[str, 
 def run_self_test(out: Path, checkpoint: Path | None, json_file: Path | None) -> None:
     """Print the table; ParityError where a mutation was not noticed, or by accident."""
     from md_export.errors import ParityError
+    from md_export.parity.selftest.command import self_test
     from md_export.report.runtimes import self_test_table
     from md_export.spec.shipped_files import nano_checkpoint
-    from md_export.verify.selftest.command import self_test
 
     with progress(1) as tell:
         result = self_test(out, checkpoint or nano_checkpoint(), tell)
@@ -88,8 +88,8 @@ def verify_in_library(out: Path, golden_dir: Path | None, library: str, json_fil
     from md_export.targets import TARGETS
 
     TARGETS["tflite"].require()
+    from md_export.parity.runtimes import verify_in_runtimes
     from md_export.report.runtimes import runtimes_tables
-    from md_export.verify.runtimes import verify_in_runtimes
 
     with progress(len(COMPONENT_NAMES) * len(RUNTIMES["tflite"]) // len(LIBRARIES)) as report:
         result = verify_in_runtimes(out, golden_dir, library, report)
@@ -125,7 +125,7 @@ def run(artifact: Path, inputs: Path, output: Path, runtime: str | None, gpu: bo
     limit_s = gpu_limit(gpu, limit_s, target.name)
     if gpu:
         target.require()
-        from md_export.verify.gpu import run_on_gpu
+        from md_export.parity.gpu import run_on_gpu
 
         outputs, note = run_on_gpu(artifact, read_npz(inputs), limit_s)
         click.echo(note, err=True)
@@ -174,9 +174,9 @@ def verify(
     """
     from md_export.cli.join import verify_joined
     from md_export.errors import ParityError
+    from md_export.parity.judge import verify as judge
     from md_export.report.tables import parity_table
     from md_export.spec.manifest import JOIN, read_manifest
-    from md_export.verify.judge import verify as judge
 
     if (out / JOIN).is_file():
         flags = {"--golden": golden_dir, "--gpu": gpu, "--runtime": library, "--self-test": self_test}
@@ -225,8 +225,8 @@ def _verify_on_gpu(out: Path, golden_dir: Path | None, limit_s: float, json_file
     from md_export.targets import TARGETS
 
     TARGETS["tflite"].require()
+    from md_export.parity.gpu import verify_on_gpu
     from md_export.report.runtimes import gpu_tables
-    from md_export.verify.gpu import verify_on_gpu
 
     with progress(len(COMPONENT_NAMES)) as report:
         result = verify_on_gpu(out, golden_dir, limit_s, report)

@@ -34,8 +34,8 @@ def audit(out: Path, checkpoint: Path | None, loras: tuple[str, ...], json_file:
     """
     from md_export.checkpoint.lora.source import adapted
     from md_export.errors import ParityError
+    from md_export.parity.weights.audit import audit as hold
     from md_export.report.diagnoses import audit_table, unmatched_table
-    from md_export.verify.weights.audit import audit as hold
 
     with adapted(checkpoint_or_nano(checkpoint), loras) as folder, progress(len(COMPONENT_NAMES)) as report:
         result = hold(out, folder, report)
@@ -102,8 +102,8 @@ def check(out: Path, json_file: Path | None) -> None:
     Needs no runtime and no network; the functions of a joined export are taken out one by one, by coremltools.
     """
     from md_export.engine.join import check_functions
+    from md_export.parity.manifest_check import check_exports
     from md_export.spec.manifest import JOIN
-    from md_export.verify.manifest_check import check_exports
 
     found = check_functions(out) if (out / JOIN).is_file() else check_exports(out)
     show(json_file, found)

@@ -103,10 +103,10 @@ def golden(
     """Write golden cases: every component's inputs and outputs for each prompt and seed, computed by torch."""
     from md_export.checkpoint import open_checkpoint
     from md_export.checkpoint.lora.source import adapted
+    from md_export.parity.golden.prepare import golden_source
+    from md_export.parity.golden.record import read_prompts, write_golden
     from md_export.spec.sampler import sampler_of
     from md_export.system.files import staging
-    from md_export.verify.golden.prepare import golden_source
-    from md_export.verify.golden.record import read_prompts, write_golden
 
     texts = [*single, *(read_prompts(prompts) if prompts else [])]
     if not texts:

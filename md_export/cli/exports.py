@@ -82,9 +82,9 @@ def verify_npu(
 ) -> None:
     """The body of ``verify --npu``."""
     from md_export.errors import ParityError
+    from md_export.parity.npu.verify import verify_on_npu
     from md_export.report.runtimes import npu_tables
     from md_export.targets.onnx.npu.process import NpuLimits
-    from md_export.verify.npu.verify import verify_on_npu
 
     limits = NpuLimits(
         NPU_LIMIT_S if limit_s is None else limit_s, **({"most_bytes": max_memory} if max_memory else {})

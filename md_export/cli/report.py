@@ -30,8 +30,8 @@ def report(
 ) -> None:
     """Verify exports and write what was found as one page that opens without a network; exit 3 as verify does."""
     from md_export.errors import ParityError
+    from md_export.parity.judge import judge
     from md_export.report.tables import parity_table
-    from md_export.verify.judge import judge
 
     if not (output or junit or markdown or json_file):
         raise UsageError("say what to write: -o report.html, --junit, --markdown or --json")

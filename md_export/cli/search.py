@@ -63,9 +63,9 @@ def search(
     from md_export.engine.search.budget import parse_budget
     from md_export.engine.search.run import search as find
     from md_export.engine.search.starting import SearchRequest
+    from md_export.parity.golden.record import read_prompts
     from md_export.report.plots import curve_plot, trade_off_table
     from md_export.report.progress import counting_to_stderr
-    from md_export.verify.golden.record import read_prompts
 
     if prompts and golden_dir:
         raise UsageError("--prompts makes golden cases and --golden brings them; give one of them")

@@ -10,12 +10,12 @@ from md_export.checkpoint import open_checkpoint
 from md_export.diagnose.attribution.attribute import Attribution, attribute
 from md_export.diagnose.lint import lint
 from md_export.errors import MdExportError
+from md_export.parity.opened_export import check_checkpoint
+from md_export.parity.weights.audit import AuditResult, audit
 from md_export.spec.artifact import artifact_path
 from md_export.spec.manifest import read_manifest
 from md_export.targets import TARGETS
 from md_export.targets.advice import LintReport
-from md_export.verify.opened_export import check_checkpoint
-from md_export.verify.weights.audit import AuditResult, audit
 
 
 @dataclass

@@ -11,6 +11,8 @@ from typing import Final
 from pydantic import TypeAdapter
 
 from md_export.errors import ArtifactError, UsageError
+from md_export.parity.golden.folder import INDEX, read_golden
+from md_export.parity.golden.surface import golden_inputs
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, artifact_path
 from md_export.spec.manifest import MANIFEST, Manifest, read_manifest
 from md_export.spec.tensors import Arrays, read_npz
@@ -19,8 +21,6 @@ from md_export.targets import TARGETS, Target, target_of
 from md_export.targets.advice import LintReport
 from md_export.targets.bounds import judged
 from md_export.targets.execution import exchange
-from md_export.verify.golden.folder import INDEX, read_golden
-from md_export.verify.golden.surface import golden_inputs
 
 _REPORT: Final = TypeAdapter(LintReport)
 # Of the recipes that store weights in float16: what float16 arithmetic may cost where nothing stricter can be met.

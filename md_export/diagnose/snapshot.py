@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from md_export.diagnose.lint import lint
+from md_export.parity.gpu import verify_on_gpu
+from md_export.parity.judge import Verification
 from md_export.spec.artifact import artifact_path, bytes_of_artifact
 from md_export.spec.manifest import Manifest
 from md_export.targets import TARGETS
 from md_export.targets.advice import LintReport
-from md_export.verify.gpu import verify_on_gpu
-from md_export.verify.judge import Verification
 
 Counts = dict[str, dict[str, int]]
 

@@ -11,6 +11,9 @@ from typing import Any
 
 from md_export.checkpoint import open_checkpoint
 from md_export.errors import ConversionError
+from md_export.parity.golden.calibration import calibration_inputs
+from md_export.parity.golden.folder import read_case, read_index
+from md_export.parity.rewritten_module import adjust, rewritten
 from md_export.spec.artifact import ArtifactEntry, Measured, bytes_of_artifact, data_of, sha256_of_artifact
 from md_export.spec.calibration import RangeRule
 from md_export.spec.recipe import Recipe
@@ -20,9 +23,6 @@ from md_export.system.memory import let_go_of_weights
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
 from md_export.targets.layouts import layout_of
-from md_export.verify.golden.calibration import calibration_inputs
-from md_export.verify.golden.folder import read_case, read_index
-from md_export.verify.rewritten_module import adjust, rewritten
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ from typing import Any, Final
 import numpy as np
 
 from md_export.checkpoint import Checkpoint
+from md_export.parity.golden.case import GoldenCase
+from md_export.parity.golden.folder import read_case, read_index
+from md_export.parity.golden.prepare import one_step
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry
 from md_export.spec.recipe import Recipe
-from md_export.verify.golden.case import GoldenCase
-from md_export.verify.golden.folder import read_case, read_index
-from md_export.verify.golden.prepare import one_step
 
 METADATA: Final = "metadata.json"
 PARITY: Final = "parity"

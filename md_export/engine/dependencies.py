@@ -14,12 +14,12 @@ from md_export.checkpoint.origin import INHERITED, hash_of_folder
 from md_export.engine.keys import maker
 from md_export.engine.metadata import notes_of
 from md_export.models.graph import ALL_COMPONENTS, COMPONENTS
+from md_export.parity.chain import CHAIN
 from md_export.rewrites import find_rewrite
 from md_export.spec.names import ADAPTER, CONTROLNET
 from md_export.spec.recipe import Recipe
 from md_export.spec.scheme import QuantScheme
 from md_export.targets.versions import tools_of
-from md_export.verify.chain import CHAIN
 
 _FLOAT32_BYTES: Final = 4
 

@@ -16,6 +16,11 @@ from md_export.engine.hops import explain
 from md_export.engine.metadata import notes_of, steps_notes
 from md_export.engine.swift_bundle import check_bundle, write_bundle
 from md_export.errors import ConversionError, ParityError
+from md_export.parity.golden.calibration import calibration_cases
+from md_export.parity.golden.folder import read_golden
+from md_export.parity.golden.prepare import ddim_of, one_step, prepare_golden, schedule_of
+from md_export.parity.judge import VerifyResult, verify
+from md_export.parity.lora_fusing import added_loras
 from md_export.rewrites import find_rewrite
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, entry_from_dict
 from md_export.spec.manifest import SCHEMA, Drift, Manifest, files_beside, write_manifest
@@ -26,11 +31,6 @@ from md_export.targets import TARGETS
 from md_export.targets.layouts import layout_of
 from md_export.targets.onnx.npu.process import compile_contexts
 from md_export.targets.versions import tools_of
-from md_export.verify.golden.calibration import calibration_cases
-from md_export.verify.golden.folder import read_golden
-from md_export.verify.golden.prepare import ddim_of, one_step, prepare_golden, schedule_of
-from md_export.verify.judge import VerifyResult, verify
-from md_export.verify.lora_fusing import added_loras
 
 Progress = Callable[[str], None]
 

@@ -17,13 +17,13 @@ from md_export.models.sampling.generate import Float32, draw_noise, encode, pict
 from md_export.models.sampling.image_to_image import Entry, Start, enter
 from md_export.models.sampling.inpainting import Given, around_of, blend, cells_of, hide, nothing, with_around
 from md_export.models.sampling.schedule import ScheduleConfig
+from md_export.parity.chain import latent_of
+from md_export.parity.golden.prepare import golden_source
+from md_export.parity.golden.record import GoldenSource
 from md_export.spec.names import ADAPTER, CONTROLNET
 from md_export.spec.sampler import SamplerPlan
 from md_export.spec.tensors import Array, Arrays
 from md_export.targets.execution import walk
-from md_export.verify.chain import latent_of
-from md_export.verify.golden.prepare import golden_source
-from md_export.verify.golden.record import GoldenSource
 
 Request = tuple[str, int]
 

@@ -16,6 +16,11 @@ from typing import Final
 
 from md_export.engine.artifact import BuildStep
 from md_export.errors import ConversionError, MdExportError
+from md_export.parity.golden.case import GoldenCase
+from md_export.parity.golden.folder import read_golden
+from md_export.parity.golden.surface import golden_cases
+from md_export.parity.judge import VerifyResult
+from md_export.parity.metrics import EXACT_DB, Check, Fault, snr_db
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry
 from md_export.spec.manifest import Manifest, read_manifest
 from md_export.spec.recipe import QuantScheme, Recipe
@@ -23,11 +28,6 @@ from md_export.spec.tensors import joined
 from md_export.system.isolation import call_worker
 from md_export.targets import TARGETS
 from md_export.targets.execution import execute
-from md_export.verify.golden.case import GoldenCase
-from md_export.verify.golden.folder import read_golden
-from md_export.verify.golden.surface import golden_cases
-from md_export.verify.judge import VerifyResult
-from md_export.verify.metrics import EXACT_DB, Check, Fault, snr_db
 
 Progress = Callable[[str], None]
 # What such a failure says lies in the numbers, which a hop can explain.

@@ -6,8 +6,8 @@ from md_export import __version__
 from md_export.checkpoint import Checkpoint
 from md_export.models.graph import ALL_COMPONENTS
 from md_export.models.sampling.generate import tokenize
+from md_export.parity.golden.prepare import ddim_of, one_step
 from md_export.spec.sampler import SamplerPlan
-from md_export.verify.golden.prepare import ddim_of, one_step
 
 
 def notes_of(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:

@@ -28,13 +28,13 @@ from md_export.engine.keys import key_of, maker
 from md_export.engine.metadata import steps_notes
 from md_export.engine.plan import ExportPlan, Plan, Step, plan_to_dict
 from md_export.engine.request import lora_places, lora_request
+from md_export.parity.golden.calibration import calibration_pairs, needs_calibration
+from md_export.parity.golden.folder import INDEX, read_index
+from md_export.parity.golden.prepare import planned_cases, present_golden
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import recipe_from_dict, recipe_to_dict
 from md_export.system.files import sha256_of
 from md_export.targets.versions import tools_of
-from md_export.verify.golden.calibration import calibration_pairs, needs_calibration
-from md_export.verify.golden.folder import INDEX, read_index
-from md_export.verify.golden.prepare import planned_cases, present_golden
 
 # Prompt and seed of each case.
 _Pairs = list[tuple[str, int]]

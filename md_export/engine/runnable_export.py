@@ -9,12 +9,12 @@ from pathlib import Path
 from md_export.checkpoint import open_checkpoint
 from md_export.errors import ArtifactError, UsageError
 from md_export.models.sampling.generate import only_output
+from md_export.parity.chain import CHAIN
 from md_export.spec.artifact import ArtifactEntry, artifact_path
 from md_export.spec.manifest import Manifest, read_manifest
 from md_export.spec.tensors import Array, Arrays, select
 from md_export.targets.execution import execute
 from md_export.targets.layouts import layout_of
-from md_export.verify.chain import CHAIN
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from md_export.engine.export import seal
 from md_export.engine.hops import explain
 from md_export.engine.request import loras_there
 from md_export.engine.swift_bundle import write_bundle
+from md_export.parity.golden.calibration import calibration_cases
+from md_export.parity.golden.prepare import prepare_golden
 from md_export.spec.artifact import GOLDEN_FOLDER, entry_from_dict, entry_to_dict
 from md_export.spec.manifest import Drift
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import recipe_from_dict
-from md_export.verify.golden.calibration import calibration_cases
-from md_export.verify.golden.prepare import prepare_golden
 
 CASES: Final = "cases"
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Final
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
+from md_export.parity.judge import VerifyResult
 from md_export.report.tables import Cells, parity_cells
-from md_export.verify.judge import VerifyResult
 
 
 def markdown_page(results: Sequence[tuple[str, VerifyResult]]) -> str:

@@ -8,9 +8,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from md_export.diagnose.compare import Change, ExportComparison
+from md_export.parity.metrics import EXACT_DB
 from md_export.report.ci import Suite, heading, junit_of, markdown_table, safe
 from md_export.report.tables import Cells
-from md_export.verify.metrics import EXACT_DB
 
 _TEXT = ("component", "figure", "verdict", "what", "kind")
 

@@ -11,9 +11,9 @@ from rich.table import Table
 from md_export.diagnose.attribution.attribute import Attribution, ModuleError
 from md_export.diagnose.crosscheck.artifacts import APART_DB, Crosscheck
 from md_export.diagnose.crosscheck.operations import PAIR, OperationRow
+from md_export.parity.metrics import EXACT_DB
+from md_export.parity.weights.audit import AuditResult, ComponentAudit
 from md_export.targets import TARGETS
-from md_export.verify.metrics import EXACT_DB
-from md_export.verify.weights.audit import AuditResult, ComponentAudit
 
 
 def attribution_tables(found: Attribution) -> tuple[Table | str, ...]:

@@ -19,15 +19,15 @@ from md_export.diagnose.attribution.attribute import Attribution, ModuleError
 from md_export.diagnose.insight import Insight
 from md_export.models.sampling.generate import Float32
 from md_export.models.sampling.picture_files import to_bytes
+from md_export.parity.judge import Verification, VerifyResult
+from md_export.parity.metrics import compare
+from md_export.parity.weights.audit import ComponentAudit, WeightError
 from md_export.report.diagnoses import name_of, verdict_line
 from md_export.report.plots import Bar, Ticks, bars, course, stacked
 from md_export.report.tables import Cells, artifact_cells, decibel, parity_cells
 from md_export.spec.manifest import Manifest, manifest_to_dict
 from md_export.spec.sampler import steps_in_words
 from md_export.targets.advice import LintReport
-from md_export.verify.judge import Verification, VerifyResult
-from md_export.verify.metrics import compare
-from md_export.verify.weights.audit import ComponentAudit, WeightError
 
 _LARGEST_FLOAT16: Final = 65504.0
 _WORST_WEIGHTS: Final = 10

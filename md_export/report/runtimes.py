@@ -8,13 +8,13 @@ from typing import Final
 from rich.markup import escape
 from rich.table import Table
 
+from md_export.parity.gpu import GpuComponent, GpuResult
+from md_export.parity.npu.verdict import NpuComponent, NpuResult
+from md_export.parity.runtimes import RuntimesResult
+from md_export.parity.selftest.command import SelfTest
+from md_export.parity.selftest.run import Row
+from md_export.parity.selftest.table import Hashes
 from md_export.report.tables import decibel
-from md_export.verify.gpu import GpuComponent, GpuResult
-from md_export.verify.npu.verdict import NpuComponent, NpuResult
-from md_export.verify.runtimes import RuntimesResult
-from md_export.verify.selftest.command import SelfTest
-from md_export.verify.selftest.run import Row
-from md_export.verify.selftest.table import Hashes
 
 
 def gpu_tables(result: GpuResult) -> tuple[Table, ...]:

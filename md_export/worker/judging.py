@@ -35,7 +35,7 @@ def audit(request: dict[str, Any]) -> dict[str, Any]:
     """Hold every weight that one artifact stores against the checkpoint; answers with what was found."""
     import dataclasses
 
-    from md_export.verify.weights.audit import audit_in_worker
+    from md_export.parity.weights.audit import audit_in_worker
 
     found = audit_in_worker(Path(request["out"]), Path(request["checkpoint"]), request["component"])
     return dataclasses.asdict(found)
@@ -43,7 +43,7 @@ def audit(request: dict[str, Any]) -> dict[str, Any]:
 
 def self_test(request: dict[str, Any]) -> dict[str, Any]:
     """Damage copies of an export and see which check of the gate notices; answers with one row for each try."""
-    from md_export.verify.selftest.command import rows_in_worker
+    from md_export.parity.selftest.command import rows_in_worker
 
     return {"rows": rows_in_worker(Path(request["out"]), Path(request["checkpoint"]))}
 

@@ -19,12 +19,12 @@ from md_export.engine.build import build
 from md_export.engine.cache import Cache
 from md_export.engine.request import BuildRequest, load_recipes
 from md_export.errors import ConversionError, MdExportError
+from md_export.parity.judge import verify
+from md_export.parity.manifest_check import check_exports
 from md_export.spec.manifest import read_manifest
 from md_export.spec.shipped_files import builtin_recipe
 from md_export.system.files import sha256_of
 from md_export.system.isolation import answer_of, run_worker
-from md_export.verify.judge import verify
-from md_export.verify.manifest_check import check_exports
 from support import Exported
 
 TEXT = 'name = "x"\nrecipes = ["mine.toml"]\ncomponents = ["vae_decoder"]\n'

@@ -24,8 +24,8 @@ from md_export.engine.dask import versions
 from md_export.engine.request import BuildRequest, load_recipes
 from md_export.engine.shared_store import Store
 from md_export.errors import MdExportError, RuntimeFault, UsageError
+from md_export.parity.manifest_check import check_export
 from md_export.system.files import sha256_of
-from md_export.verify.manifest_check import check_export
 from support import Exported
 
 distributed = pytest.importorskip("distributed")

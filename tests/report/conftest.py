@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from md_export.parity.golden.folder import read_golden
+from md_export.parity.judge import ComponentResult, PictureResult, Verification, VerifyResult
 from md_export.spec.artifact import ArtifactEntry, Measured, Parity
 from md_export.spec.manifest import SCHEMA, Manifest
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
-from md_export.verify.golden.folder import read_golden
-from md_export.verify.judge import ComponentResult, PictureResult, Verification, VerifyResult
 from support import HOSTILE_PROMPT, Judged
 
 

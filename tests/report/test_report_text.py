@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from xml.etree import ElementTree
 
+from md_export.parity.judge import VerifyResult
 from md_export.report.ci import junit_xml, markdown_page
-from md_export.verify.judge import VerifyResult
 from support import Judged
 
 

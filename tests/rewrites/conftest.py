@@ -14,9 +14,9 @@ from md_export.checkpoint import open_checkpoint
 from md_export.models.graph import COMPONENTS, ModelConfig
 from md_export.models.sampling.generate import draw_noise, generate, tokenize
 from md_export.models.torch_runner import TorchRunner
+from md_export.parity.golden.prepare import one_step
 from md_export.spec.sampler import OneStep
 from md_export.spec.shipped_files import nano_checkpoint
-from md_export.verify.golden.prepare import one_step
 from rewrites.forms import Subject
 
 PROMPT = "a large red circle on the left, a small blue square on the right"

@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from md_export.models.vae import SpatialAttention
+from md_export.parity.metrics import compare
 from md_export.rewrites import REWRITES, Consent, apply_rewrites
 from md_export.spec.artifact import RewriteRecord
 from md_export.spec.recipe import QuantScheme
 from md_export.spec.sampler import OneStep
 from md_export.spec.tensors import Array, TensorSpec
 from md_export.targets.contract import LoweringJob
-from md_export.verify.metrics import compare
 
 # Float32 rounding through a whole component; the nearest mutation of these tests stays 20 dB below.
 EXACT_DB: Final = 110.0

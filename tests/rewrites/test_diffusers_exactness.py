@@ -12,9 +12,9 @@ from torch import nn
 
 from md_export.models.unet import MDUNet
 from md_export.models.vae import VAEConfig, VAEDecoder
+from md_export.parity.metrics import compare
 from md_export.rewrites import Consent, apply_rewrites
 from md_export.rewrites.adopt import adopt
-from md_export.verify.metrics import compare
 from rewrites.diffusers_models import STEP, TEXT, fresh_subject, model, rewrite, trained, vae
 from rewrites.forms import EXACT_DB
 from rewrites.test_exactness import dropped, other_groups, roll_channels, swap_glu

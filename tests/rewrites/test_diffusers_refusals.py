@@ -13,8 +13,8 @@ from torch import nn
 
 import md_export
 from md_export.errors import RewriteError
+from md_export.parity.metrics import compare
 from md_export.rewrites import Consent, apply_rewrites
-from md_export.verify.metrics import compare
 from rewrites.diffusers_models import STEP, TEXT, fresh_subject, model, rewrite, trained, unet
 from rewrites.forms import EXACT_DB
 from rewrites.test_diffusers_exactness import UNET

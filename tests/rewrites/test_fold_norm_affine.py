@@ -11,10 +11,10 @@ from md_export.errors import RewriteError
 from md_export.models.layers import SepConvBlock
 from md_export.models.unet import MDUNet
 from md_export.models.vae import SpatialAttention
+from md_export.parity.metrics import compare
 from md_export.rewrites.fold_norm_affine import fold_norm_affine
 from md_export.rewrites.fold_timestep import fold_timestep
 from md_export.spec.sampler import OneStep
-from md_export.verify.metrics import compare
 from rewrites.forms import EXACT_DB, Subject
 from rewrites.test_folds import SMALL, inputs
 

@@ -13,11 +13,11 @@ from md_export.models.layers import ResnetBlock, SepConvBlock
 from md_export.models.sampling.generate import latent_from
 from md_export.models.unet import MDUNet
 from md_export.models.unet_config import MDUNetConfig
+from md_export.parity.metrics import compare
 from md_export.rewrites import REWRITES
 from md_export.rewrites.fold_timestep import OneStepUNet, fold_timestep
 from md_export.rewrites.fold_x0 import fold_x0
 from md_export.spec.sampler import OneStep
-from md_export.verify.metrics import compare
 from rewrites.forms import EXACT_DB, Subject
 
 SMALL = MDUNetConfig(

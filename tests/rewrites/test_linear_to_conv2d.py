@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from md_export.parity.metrics import compare
 from md_export.rewrites.channel_layer_norm import ChannelLayerNorm, to_channel_layer_norm
 from md_export.rewrites.linear_to_conv2d import count_conv2d, linear_to_conv2d
 from md_export.spec.sampler import OneStep
-from md_export.verify.metrics import compare
 from rewrites.forms import EXACT_DB, Subject, check_vae_attention
 
 

@@ -9,10 +9,10 @@ from torch import nn
 
 from md_export.errors import RewriteError
 from md_export.models.layers import Attention, Gelu, Relu, Softmax
+from md_export.parity.metrics import compare
 from md_export.rewrites.linear_to_conv2d import linear_to_conv2d
 from md_export.rewrites.split_attention_heads import split_attention_heads
 from md_export.spec.sampler import OneStep
-from md_export.verify.metrics import compare
 from rewrites.forms import EXACT_DB, Subject
 from rewrites.test_folds import SMALL, inputs
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from md_export.errors import RewriteError
+from md_export.parity.metrics import compare
 from md_export.rewrites.staged_group_norm import StagedGroupNorm, staged_group_norm
 from md_export.spec.sampler import OneStep
-from md_export.verify.metrics import compare
 from rewrites.forms import EXACT_DB, NORM_SHAPES, Subject, check_norm, norm_of
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from md_export.parity.metrics import compare
 from md_export.rewrites import REWRITES
 from md_export.rewrites.tabulate_timestep import TabledTimestepEmbedding
 from md_export.spec.tensors import Array
-from md_export.verify.metrics import compare
 from rewrites.forms import EXACT_DB, Subject
 from rewrites.test_exactness import ALL_UNET, TFLITE_UNET
 

@@ -7,9 +7,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from md_export.models.unet import Upsample
+from md_export.parity.metrics import compare
 from md_export.rewrites.upsample_to_four_convs import FourConvUpsample, upsample_to_four_convs
 from md_export.spec.sampler import OneStep
-from md_export.verify.metrics import compare
 from rewrites.forms import EXACT_DB, Subject
 
 

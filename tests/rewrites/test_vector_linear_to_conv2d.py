@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from md_export.models.unet import MDUNet
+from md_export.parity.metrics import compare
 from md_export.rewrites.vector_linear_to_conv2d import vector_linear_to_conv2d
 from md_export.spec.sampler import OneStep
-from md_export.verify.metrics import compare
 from rewrites.forms import EXACT_DB, Subject
 from rewrites.test_folds import SMALL, inputs
 

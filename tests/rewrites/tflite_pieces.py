@@ -14,13 +14,13 @@ from md_export.models.layers import ResnetBlock, TimestepEmbedding
 from md_export.models.text_encoder import TextEncoder
 from md_export.models.unet import TransformerStack, Upsample
 from md_export.models.vae import SpatialAttention
+from md_export.parity.metrics import compare, first_fault
 from md_export.rewrites import REWRITES
 from md_export.spec.recipe import QuantScheme
 from md_export.spec.sampler import OneStep
 from md_export.spec.tensors import Array, Arrays, TensorSpec
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
-from md_export.verify.metrics import compare, first_fault
 from rewrites.test_folds import SMALL
 
 PIECES: Final = ("unet", "text", "vae")

@@ -13,10 +13,10 @@ import pytest
 
 from md_export.engine.search.tradeoff import trade_off_from_json
 from md_export.errors import ArtifactError
+from md_export.parity.judge import verify
 from md_export.spec.manifest import read_manifest
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
-from md_export.verify.judge import verify
 
 pytestmark = pytest.mark.slow
 LEAST_DB = 40.0

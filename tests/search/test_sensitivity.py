@@ -14,11 +14,11 @@ from md_export.engine.search.quality import rehearse
 from md_export.engine.search.recipe_writing import chosen_recipe
 from md_export.engine.search.sensitivity import Probe, candidates, list_modules, measure, stored_bytes
 from md_export.engine.search.starting import STARTS
+from md_export.parity.golden.folder import read_golden
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import load_recipe, recipe_to_dict
 from md_export.spec.shipped_files import builtin_recipe, nano_checkpoint
 from md_export.spec.weight_storage import WeightStorage
-from md_export.verify.golden.folder import read_golden
 
 MODULE = "decoder.up_blocks.0.resnets.0.conv1"
 GOLDEN = nano_checkpoint() / "golden"

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from md_export.parity.metrics import snr_db
 from md_export.spec.calibration import RangeRule
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import Array, TensorSpec
@@ -18,7 +19,6 @@ from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
 from md_export.targets.observers import portions
 from md_export.targets.onnx import ranges
-from md_export.verify.metrics import snr_db
 
 WIDTH = 64
 SHAPE = (1, WIDTH, 8, 8)

@@ -18,17 +18,17 @@ from md_export.diagnose.attribution.remedies import remedies
 from md_export.diagnose.attribution.walk import Walker
 from md_export.engine.hops import Hop, hops_of
 from md_export.errors import ArtifactError, RuntimeFault
+from md_export.parity.golden.case import GoldenCase
+from md_export.parity.golden.surface import each_call
+from md_export.parity.metrics import snr_db
+from md_export.parity.opened_export import check_checkpoint, open_export
+from md_export.parity.rewritten_module import Rewritten, rewritten
 from md_export.spec.artifact import ArtifactEntry, artifact_path, is_unchanged
 from md_export.spec.manifest import Manifest, read_manifest
 from md_export.spec.tensors import joined
 from md_export.system.isolation import call_worker
 from md_export.targets import TARGETS, target_of
 from md_export.targets.contract import TargetModule
-from md_export.verify.golden.case import GoldenCase
-from md_export.verify.golden.surface import each_call
-from md_export.verify.metrics import snr_db
-from md_export.verify.opened_export import check_checkpoint, open_export
-from md_export.verify.rewritten_module import Rewritten, rewritten
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from md_export.diagnose.attribution.module_values import arrangements, follow, outputs_by_module, outputs_of
+from md_export.parity.metrics import EXACT_DB, snr_db
 from md_export.spec.tensors import Arrays
 from md_export.targets.contract import Step
-from md_export.verify.metrics import EXACT_DB, snr_db
 
 # What regroups axes is believed to be a module's output only where it agrees so far; a right one has far more.
 _LEAST_AGREEMENT_DB = 6.0

@@ -11,14 +11,14 @@ from pydantic import TypeAdapter
 
 from md_export.diagnose.attribution.attribute import blame, entry_of, opened
 from md_export.errors import ArtifactError, RuntimeFault, UsageError
+from md_export.parity.golden.case import GoldenCase
+from md_export.parity.golden.surface import each_call
+from md_export.parity.metrics import snr_db
 from md_export.spec.artifact import ArtifactEntry, artifact_path
 from md_export.spec.manifest import read_manifest
 from md_export.spec.tensors import Array, joined
 from md_export.system.isolation import call_worker
 from md_export.targets import TARGETS, target_of
-from md_export.verify.golden.case import GoldenCase
-from md_export.verify.golden.surface import each_call
-from md_export.verify.metrics import snr_db
 
 # Two right float16 runtimes round in another order: by so much one may be worse on a module than the other.
 APART_DB: Final = 10.0

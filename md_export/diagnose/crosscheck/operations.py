@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from md_export.errors import MdExportError, RuntimeFault
+from md_export.parity.metrics import snr_db
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import TensorSpec
 from md_export.system.isolation import call_worker
 from md_export.targets import TARGETS
 from md_export.targets.trial import answer_of
-from md_export.verify.metrics import snr_db
 
 
 class _Apply(nn.Module):

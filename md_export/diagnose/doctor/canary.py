@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from md_export.parity.metrics import compare, first_fault
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import Array, TensorSpec
 from md_export.targets import TARGETS
 from md_export.targets.contract import TargetModule
 from md_export.targets.trial import answer_of
-from md_export.verify.metrics import compare, first_fault
 
 # float32 on both sides: another order of sums costs a few units in the last place, about 130 dB.
 LEAST_SNR_DB: Final = 90.0

@@ -15,9 +15,9 @@ from md_export.engine.export import export
 from md_export.engine.search.budget import Budget
 from md_export.engine.search.quality import Quality
 from md_export.errors import ParityError, RuntimeFault
+from md_export.parity.judge import verify
 from md_export.spec.manifest import Manifest, write_manifest
 from md_export.spec.recipe import Recipe, Tolerance
-from md_export.verify.judge import verify
 
 # What a measured figure may lose before the recipe that was found rejects it.
 _MARGIN_DB = 1.0

@@ -13,8 +13,8 @@ from fractions import Fraction
 
 from pydantic import ConfigDict
 
+from md_export.parity.metrics import EXACT_DB
 from md_export.spec.scheme import Granularity, QuantScheme, WeightRule, Weights
-from md_export.verify.metrics import EXACT_DB
 
 
 @dataclass(frozen=True, order=True)

@@ -14,16 +14,16 @@ from torch import nn
 from md_export.engine.search.budget import Budget
 from md_export.engine.search.choice import Point
 from md_export.engine.search.sensitivity import Probe
+from md_export.parity.golden.case import GoldenCase
+from md_export.parity.golden.folder import read_golden
+from md_export.parity.metrics import compare
+from md_export.parity.rewritten_module import adjust, storages
 from md_export.rewrites.upsample_to_four_convs import FourConv2d
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import recipe_from_dict
 from md_export.spec.tensors import Arrays
 from md_export.spec.weight_storage import WeightStorage
 from md_export.targets.quantization.gptq import rounded
-from md_export.verify.golden.case import GoldenCase
-from md_export.verify.golden.folder import read_golden
-from md_export.verify.metrics import compare
-from md_export.verify.rewritten_module import adjust, storages
 
 # Decibels more than was asked for that are not worth another try.
 _CLOSE_DB: Final = 0.5

@@ -26,13 +26,13 @@ from md_export.engine.search.spread import Workers, spread, workers
 from md_export.engine.search.starting import STARTS, SearchRequest, starting_recipe
 from md_export.engine.search.tradeoff import Figures, TradeOff, curve, figures_of, trade_off_json
 from md_export.errors import ParityError, UsageError
+from md_export.parity.golden.calibration import calibration_cases
+from md_export.parity.golden.folder import INDEX
+from md_export.parity.golden.prepare import golden_source, prepare_golden
+from md_export.parity.golden.record import write_golden
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import recipe_to_dict
 from md_export.system.files import refuse_existing, sha256_of, staging
-from md_export.verify.golden.calibration import calibration_cases
-from md_export.verify.golden.folder import INDEX
-from md_export.verify.golden.prepare import golden_source, prepare_golden
-from md_export.verify.golden.record import write_golden
 
 ARTIFACTS: Final = "artifacts"
 RECIPE: Final = "recipe.toml"

@@ -25,6 +25,11 @@ from md_export.checkpoint import open_checkpoint
 from md_export.engine.search.choice import Candidate, Form
 from md_export.models.graph import COMPONENTS
 from md_export.models.sampling.generate import latent_from, picture_from
+from md_export.parity.golden.case import GoldenCase
+from md_export.parity.golden.folder import read_golden
+from md_export.parity.golden.prepare import one_step
+from md_export.parity.golden.surface import packed
+from md_export.parity.rewritten_module import Rewritten, rewritten
 from md_export.rewrites.upsample_to_four_convs import FourConv2d
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import recipe_from_dict
@@ -35,11 +40,6 @@ from md_export.targets import TARGETS
 from md_export.targets.quantization.adjust import stored_values
 from md_export.targets.quantization.gptq import rounded
 from md_export.targets.quantization.products import InputSums, is_derived, products
-from md_export.verify.golden.case import GoldenCase
-from md_export.verify.golden.folder import read_golden
-from md_export.verify.golden.prepare import one_step
-from md_export.verify.golden.surface import packed
-from md_export.verify.rewritten_module import Rewritten, rewritten
 
 
 class Probe:

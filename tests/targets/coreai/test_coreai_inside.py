@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from md_export.parity.metrics import compare
 from md_export.spec.recipe import QuantScheme
 from md_export.spec.weight_storage import WeightStorage
-from md_export.verify.metrics import compare
 
 FLOAT = QuantScheme("float32", "float32")
 

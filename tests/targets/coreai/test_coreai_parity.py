@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from md_export.errors import ConversionError
+from md_export.parity.metrics import compare, first_fault
+from md_export.parity.weights.audit import Ledger
+from md_export.parity.weights.reference import reference_of
 from md_export.spec.artifact import ArtifactEntry, Measured
 from md_export.spec.recipe import QuantScheme
 from md_export.spec.scheme import WeightRule, stored_type
 from md_export.spec.weight_storage import WeightStorage
-from md_export.verify.metrics import compare, first_fault
-from md_export.verify.weights.audit import Ledger
-from md_export.verify.weights.reference import reference_of
 
 FLOAT, HALF = QuantScheme("float32", "float32"), QuantScheme("float16", "float16")
 # Decibels that random weights leave.

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from md_export.parity.metrics import compare
 from md_export.rewrites.fold_x0 import X0Combine, fold_x0
 from md_export.spec.sampler import OneStep
 from md_export.spec.scheme import QuantScheme
@@ -20,7 +21,6 @@ from md_export.targets.contract import LoweringJob
 from md_export.targets.coreml import mil, precision
 from md_export.targets.coreml.lower import lower
 from md_export.targets.coreml.package import main_operations, read_spec
-from md_export.verify.metrics import compare
 
 # A checkpoint that predicts noise, with Stable Diffusion's schedule and scaling factor.
 EPSILON = OneStep(999, 14.64881, -14.61464, 0.18215, "epsilon")

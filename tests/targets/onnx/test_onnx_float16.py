@@ -13,11 +13,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from md_export.parity.metrics import compare
 from md_export.spec.tensors import Array
 from md_export.targets import TARGETS
 from md_export.targets.half import half_copy
 from md_export.targets.onnx.rounding import rounded_graph
-from md_export.verify.metrics import compare
 
 target = TARGETS["onnx"].open()
 

@@ -17,6 +17,8 @@ from click.testing import CliRunner
 from md_export.cli import cli
 from md_export.engine.artifact import BuildStep, build_component
 from md_export.errors import ConversionError, RecipeError, RuntimeFault
+from md_export.parity.golden.folder import read_golden
+from md_export.parity.metrics import compare
 from md_export.spec.artifact import bytes_of_artifact, data_of, is_unchanged
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import load_recipe, recipe_from_dict, recipe_to_dict
@@ -25,8 +27,6 @@ from md_export.spec.shipped_files import builtin_recipe
 from md_export.targets import TARGETS, target_of
 from md_export.targets.execution import execute
 from md_export.targets.notes import labelled
-from md_export.verify.golden.folder import read_golden
-from md_export.verify.metrics import compare
 from support import Exported
 
 target = TARGETS["onnx"].open()

@@ -9,8 +9,8 @@ from torch import nn
 
 from md_export.errors import ConversionError
 from md_export.models.layers import TimestepEmbedding
+from md_export.parity.metrics import compare
 from md_export.targets.half import half_copy
-from md_export.verify.metrics import compare
 
 
 def snr_db(copy: nn.Module, module: nn.Module, value: torch.Tensor) -> float:

@@ -14,6 +14,8 @@ from click.testing import CliRunner
 
 from md_export.cli import cli
 from md_export.errors import ConversionError, MissingExtraError, ParityError, RecipeError, UsageError
+from md_export.parity.npu.verdict import NpuResult
+from md_export.parity.npu.verify import verify_on_npu
 from md_export.spec.artifact import artifact_path, context_path, files_of_context
 from md_export.spec.manifest import Manifest, files_beside, read_manifest, write_manifest
 from md_export.spec.recipe_file import load_recipe
@@ -21,8 +23,6 @@ from md_export.spec.shipped_files import builtin_recipe
 from md_export.spec.snapdragon import SOCS
 from md_export.targets.notes import labelled
 from md_export.targets.onnx.npu.process import NpuLimits, compile_contexts, compile_for_npu
-from md_export.verify.npu.verdict import NpuResult
-from md_export.verify.npu.verify import verify_on_npu
 from planted import write_export
 
 PHONES = ("snapdragon-8-gen3", "snapdragon-8-elite")

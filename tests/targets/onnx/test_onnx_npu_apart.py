@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from md_export.parity.metrics import compare
 from md_export.spec.recipe import QuantScheme
 from md_export.spec.snapdragon import SOCS
 from md_export.spec.tensors import TensorSpec
@@ -19,7 +20,6 @@ from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
 from md_export.targets.onnx.npu import qdq
 from md_export.targets.onnx.npu.process import NpuLimits, compile_for_npu, execute_on_npu
-from md_export.verify.metrics import compare
 
 target = TARGETS["onnx"].open()
 SOC, LIMITS = SOCS["snapdragon-8-elite"], NpuLimits(300.0)

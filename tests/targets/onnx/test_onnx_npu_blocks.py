@@ -15,16 +15,16 @@ from onnx import TensorProto, helper
 
 from md_export.cli import cli
 from md_export.errors import ParityError
+from md_export.parity.metrics import snr_db
+from md_export.parity.npu import blocks
+from md_export.parity.npu.blocks import Demand
+from md_export.parity.npu.verify import hints, verify_on_npu
 from md_export.spec.manifest import read_manifest
 from md_export.spec.snapdragon import SOCS
 from md_export.spec.tensors import Array, Arrays, TensorSpec
 from md_export.targets.onnx.npu.cut import CutBlock, cut
 from md_export.targets.onnx.npu.process import NpuLimits, cut_for_npu
 from md_export.targets.onnx.run import UNOPTIMIZED, load
-from md_export.verify.metrics import snr_db
-from md_export.verify.npu import blocks
-from md_export.verify.npu.blocks import Demand
-from md_export.verify.npu.verify import hints, verify_on_npu
 from planted import write_export
 
 ELITE = SOCS["snapdragon-8-elite"].name

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from md_export.errors import ConversionError
+from md_export.parity.metrics import compare
 from md_export.spec.recipe import QuantScheme
 from md_export.spec.snapdragon import SOCS
 from md_export.spec.tensors import TensorSpec
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
 from md_export.targets.onnx.npu.process import NpuLimits, compile_for_npu, execute_on_npu
-from md_export.verify.metrics import compare
 
 target = TARGETS["onnx"].open()
 W8A16 = QuantScheme("int8", "int16_static")

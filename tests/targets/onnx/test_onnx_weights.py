@@ -18,6 +18,7 @@ from onnxscript.version_converter import convert_version
 from torch import Tensor, nn
 
 from md_export.errors import ConversionError
+from md_export.parity.metrics import snr_db
 from md_export.rewrites.split_wide_conv2d import split_wide_conv2d
 from md_export.spec.sampler import OneStep
 from md_export.spec.scheme import QuantScheme, WeightRule
@@ -26,7 +27,6 @@ from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
 from md_export.targets.onnx.run import UNOPTIMIZED
 from md_export.targets.onnx.weights import OPSET
-from md_export.verify.metrics import snr_db
 
 target = TARGETS["onnx"].open()
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from md_export.checkpoint import open_checkpoint
+from md_export.parity.golden.folder import read_golden
+from md_export.parity.metrics import compare, worst
+from md_export.parity.rewritten_module import rewritten
 from md_export.spec.recipe import Recipe
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
 from md_export.targets.tflite.lower import TfliteModel
-from md_export.verify.golden.folder import read_golden
-from md_export.verify.metrics import compare, worst
-from md_export.verify.rewritten_module import rewritten
 from planted import write_export
 from small_models import CONFIGS
 from support import Exported

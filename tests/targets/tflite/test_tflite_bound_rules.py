@@ -11,6 +11,7 @@ from torch import nn
 
 from half_arithmetic import mean_in_float16
 from md_export.diagnose.lint import FLOAT16_BUDGET_DB
+from md_export.parity.metrics import compare
 from md_export.rewrites.staged_group_norm import staged_group_norm
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
@@ -18,7 +19,6 @@ from md_export.spec.tensors import Array
 from md_export.targets.bounds import RULES, Float16Bound, judged
 from md_export.targets.tflite.half.measure import bound_of
 from md_export.targets.tflite.half.rounded import LOST_DB, emulated_db
-from md_export.verify.metrics import compare
 from one_op import MODULE, OneOp, conv, noise
 from planted import STEP
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from md_export.errors import RuntimeFault
+from md_export.parity.golden.folder import read_golden
+from md_export.parity.gpu import GpuComponent, Search, first_bad_op, run_on_gpu, verify_on_gpu
+from md_export.parity.metrics import compare
 from md_export.spec.artifact import GOLDEN_FOLDER
-from md_export.verify.golden.folder import read_golden
-from md_export.verify.gpu import GpuComponent, Search, first_bad_op, run_on_gpu, verify_on_gpu
-from md_export.verify.metrics import compare
 from planted import COMPONENT
 from support import Exported
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from md_export.parity.metrics import compare
 from md_export.rewrites import REWRITES
 from md_export.targets.tflite.gpu import advice
 from md_export.targets.tflite.gpu.graph import GraphOp, graph_ops
@@ -16,7 +17,6 @@ from md_export.targets.tflite.gpu.log import Refusal, read_log
 from md_export.targets.tflite.gpu.prefix import write_prefix
 from md_export.targets.tflite.gpu.residency import refused_ops
 from md_export.targets.tflite.run import load
-from md_export.verify.metrics import compare
 from planted import COMPONENT, LATENT
 
 ARTIFACT = f"{COMPONENT}.tflite"

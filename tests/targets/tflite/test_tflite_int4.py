@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from md_export.parity.metrics import compare
 from md_export.spec.recipe import QuantScheme
 from md_export.spec.scheme import WeightRule
 from md_export.spec.weight_storage import WeightStorage
@@ -22,7 +23,6 @@ from md_export.targets.tflite.flatbuffer import read_model
 from md_export.targets.tflite.half.constants import write_float_weights
 from md_export.targets.tflite.lower import TfliteModel
 from md_export.targets.tflite.storage import stored_as
-from md_export.verify.metrics import compare
 from tflite_models import Subject
 
 target = TARGETS["tflite"].open()

@@ -11,6 +11,11 @@ from pathlib import Path
 import pytest
 
 from md_export.checkpoint import open_checkpoint
+from md_export.parity.golden.folder import read_golden
+from md_export.parity.gpu import run_on_gpu
+from md_export.parity.metrics import compare
+from md_export.parity.weights.audit import ComponentAudit, Ledger
+from md_export.parity.weights.reference import Reference, prepare_reference
 from md_export.spec.artifact import GOLDEN_FOLDER
 from md_export.spec.manifest import read_manifest
 from md_export.spec.recipe import QuantScheme, Recipe
@@ -21,11 +26,6 @@ from md_export.targets import TARGETS
 from md_export.targets.tflite.gpu.graph import GraphOp
 from md_export.targets.tflite.gpu.rules import RULES
 from md_export.targets.tflite.quiet import quiet
-from md_export.verify.golden.folder import read_golden
-from md_export.verify.gpu import run_on_gpu
-from md_export.verify.metrics import compare
-from md_export.verify.weights.audit import ComponentAudit, Ledger
-from md_export.verify.weights.reference import Reference, prepare_reference
 from planted import COMPONENT
 from support import Exported
 from tflite_models import Quantized

@@ -12,6 +12,7 @@ import pytest
 
 from md_export.diagnose.lint import FLOAT16_BUDGET_DB, budget_of, lint
 from md_export.errors import ArtifactError, RuntimeFault, UsageError
+from md_export.parity.golden.folder import read_golden
 from md_export.spec.artifact import GOLDEN_FOLDER
 from md_export.spec.manifest import read_manifest
 from md_export.spec.tensors import Arrays, write_npz
@@ -21,7 +22,6 @@ from md_export.targets.tflite.gpu.rules import RULES, EngineRule
 from md_export.targets.tflite.half.activations import Recorder
 from md_export.targets.tflite.half.constants import write_float_weights
 from md_export.targets.tflite.half.terms import terms_of
-from md_export.verify.golden.folder import read_golden
 from planted import COMPONENT
 from support import Exported
 from test_cli import fails, md_export

@@ -15,6 +15,9 @@ import pytest
 from md_export.cli import artifacts as cli_runtimes
 from md_export.cli import cli
 from md_export.errors import MissingExtraError, UsageError
+from md_export.parity.golden.folder import read_golden
+from md_export.parity.metrics import EXACT_DB
+from md_export.parity.runtimes import RuntimesResult, agreement, disagreements, verify_in_runtimes
 from md_export.spec.artifact import GOLDEN_FOLDER
 from md_export.spec.manifest import read_manifest, write_manifest
 from md_export.spec.recipe import Tolerance
@@ -22,9 +25,6 @@ from md_export.spec.tensors import Arrays, write_npz
 from md_export.targets.tflite import runtimes
 from md_export.targets.tflite.observe import observed
 from md_export.targets.tflite.run import load
-from md_export.verify.golden.folder import read_golden
-from md_export.verify.metrics import EXACT_DB
-from md_export.verify.runtimes import RuntimesResult, agreement, disagreements, verify_in_runtimes
 from planted import COMPONENT
 from support import Exported
 from test_cli import fails, md_export

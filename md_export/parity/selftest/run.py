@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from md_export.parity.golden.folder import read_golden
+from md_export.parity.judge import Execute
+from md_export.parity.metrics import Check, Fault
+from md_export.parity.selftest.answers import Bench, by_name, examine
+from md_export.parity.selftest.sandbox import NotApplicable, Sandbox, agree, agree_index, copy_with_cases, link_copy
+from md_export.parity.selftest.table import MUTATIONS, Hashes, Mutation
 from md_export.spec.artifact import GOLDEN_FOLDER
 from md_export.spec.manifest import Manifest, read_manifest
-from md_export.verify.golden.folder import read_golden
-from md_export.verify.judge import Execute
-from md_export.verify.metrics import Check, Fault
-from md_export.verify.selftest.answers import Bench, by_name, examine
-from md_export.verify.selftest.sandbox import NotApplicable, Sandbox, agree, agree_index, copy_with_cases, link_copy
-from md_export.verify.selftest.table import MUTATIONS, Hashes, Mutation
 
 CONTROL: Final = "nothing (control)"
 # Two prompts, so that they can be exchanged.

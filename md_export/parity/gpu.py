@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from md_export.errors import RuntimeFault
+from md_export.parity.golden.surface import golden_cases
+from md_export.parity.judge import altered_faults, shortfalls, worst_parity
+from md_export.parity.metrics import compare, first_fault
+from md_export.parity.opened_export import OpenedExport, open_export
 from md_export.spec.artifact import ArtifactEntry, Parity, artifact_path
 from md_export.spec.recipe import Tolerance
 from md_export.spec.tensors import Array, Arrays, joined
@@ -14,10 +18,6 @@ from md_export.targets.tflite.gpu.graph import graph_ops
 from md_export.targets.tflite.gpu.log import EngineLog, read_log
 from md_export.targets.tflite.gpu.process import GpuExecution, execute_on_gpu
 from md_export.targets.tflite.gpu.residency import OpFinding, finding_of, refused_ops
-from md_export.verify.golden.surface import golden_cases
-from md_export.verify.judge import altered_faults, shortfalls, worst_parity
-from md_export.verify.metrics import compare, first_fault
-from md_export.verify.opened_export import OpenedExport, open_export
 
 
 @dataclass(frozen=True)

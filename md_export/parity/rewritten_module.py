@@ -13,6 +13,11 @@ from torch import nn
 
 from md_export.checkpoint import Checkpoint
 from md_export.models.graph import ALL_COMPONENTS, Component, ModelConfig
+from md_export.parity.golden.calibration import calibration_cases, calibration_inputs
+from md_export.parity.golden.case import GoldenCase
+from md_export.parity.golden.prepare import one_step
+from md_export.parity.golden.surface import inputs_of, output_of
+from md_export.parity.metrics import compare
 from md_export.rewrites import REWRITES, Consent, apply_rewrites
 from md_export.spec.artifact import RewriteRecord
 from md_export.spec.names import CONTROLNET
@@ -23,11 +28,6 @@ from md_export.targets import TARGETS
 from md_export.targets.contract import TargetModule
 from md_export.targets.layouts import layout_of
 from md_export.targets.quantization.adjust import adjust_weights
-from md_export.verify.golden.calibration import calibration_cases, calibration_inputs
-from md_export.verify.golden.case import GoldenCase
-from md_export.verify.golden.prepare import one_step
-from md_export.verify.golden.surface import inputs_of, output_of
-from md_export.verify.metrics import compare
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,13 @@ import numpy as np
 from md_export.errors import ArtifactError, MdExportError
 from md_export.models.sampling.denoising import denoise
 from md_export.models.sampling.generate import Float32, only_output, picture_from
+from md_export.parity.chain import CHAIN, by_output, chain_inputs, control_path, named
+from md_export.parity.contents import claim_faults, note_faults, stored_faults, surface_faults
+from md_export.parity.golden.case import GoldenCase
+from md_export.parity.golden.folder import GoldenSet
+from md_export.parity.golden.surface import each_call, golden_inputs, golden_outputs, packed
+from md_export.parity.metrics import Check, Fault, compare, first_fault, worst
+from md_export.parity.opened_export import OpenedExport, open_export
 from md_export.spec.artifact import ArtifactEntry, Parity, artifact_path, is_unchanged
 from md_export.spec.manifest import Manifest
 from md_export.spec.recipe import Tolerance
@@ -23,13 +30,6 @@ from md_export.spec.sampler import Ddim
 from md_export.spec.tensors import Array, Arrays
 from md_export.targets import target_named
 from md_export.targets.execution import Execution, Walk, execute, walk
-from md_export.verify.chain import CHAIN, by_output, chain_inputs, control_path, named
-from md_export.verify.contents import claim_faults, note_faults, stored_faults, surface_faults
-from md_export.verify.golden.case import GoldenCase
-from md_export.verify.golden.folder import GoldenSet
-from md_export.verify.golden.surface import each_call, golden_inputs, golden_outputs, packed
-from md_export.verify.metrics import Check, Fault, compare, first_fault, worst
-from md_export.verify.opened_export import OpenedExport, open_export
 
 # Runs an artifact of a target on batches, as :func:`md_export.targets.execution.execute` does.
 Execute = Callable[[str, Path, Sequence[Arrays]], Execution]

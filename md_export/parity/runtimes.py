@@ -14,16 +14,16 @@ from pathlib import Path
 import numpy as np
 
 from md_export.errors import RuntimeFault
+from md_export.parity.golden.surface import each_call, golden_cases
+from md_export.parity.judge import altered_faults, shortfalls, worst_parity
+from md_export.parity.metrics import EXACT_DB, compare, first_fault
+from md_export.parity.opened_export import OpenedExport, open_export
 from md_export.spec.artifact import ArtifactEntry, Parity, artifact_path
 from md_export.spec.recipe import Tolerance
 from md_export.spec.tensors import Array, Arrays, joined
 from md_export.targets.execution import execute
 from md_export.targets.tflite.observe import Observed, observed, write_alone, write_observed
 from md_export.targets.tflite.runtimes import OWN, Runtime, runtimes_of
-from md_export.verify.golden.surface import each_call, golden_cases
-from md_export.verify.judge import altered_faults, shortfalls, worst_parity
-from md_export.verify.metrics import EXACT_DB, compare, first_fault
-from md_export.verify.opened_export import OpenedExport, open_export
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from md_export.errors import ArtifactError
+from md_export.parity.golden.case import GoldenCase
 from md_export.spec.recipe import Recipe
 from md_export.spec.tensors import Array, Arrays, TensorSpec, joined, select
 from md_export.targets.layouts import layout_of
-from md_export.verify.golden.case import GoldenCase
 
 
 class Surface(Protocol):

@@ -9,12 +9,12 @@ from typing import Final
 
 from md_export.checkpoint.origin import hash_of_files, hash_of_folder
 from md_export.models.graph import ALL_COMPONENTS
+from md_export.parity.metrics import Check, Fault
 from md_export.spec.artifact import ArtifactEntry, artifact_path, bytes_of_artifact
 from md_export.spec.manifest import Manifest
 from md_export.spec.scheme import QuantScheme, stored_type
 from md_export.spec.tensors import Arrays
 from md_export.targets.contract import Description
-from md_export.verify.metrics import Check, Fault
 
 
 def note_faults(manifest: Manifest, entry: ArtifactEntry, notes: Mapping[str, str]) -> list[Fault]:

@@ -17,16 +17,16 @@ from pydantic import TypeAdapter
 
 from md_export.checkpoint import open_checkpoint
 from md_export.errors import ArtifactError
+from md_export.parity.contents import SPARSITY_SLACK
+from md_export.parity.metrics import snr_db
+from md_export.parity.opened_export import check_checkpoint
+from md_export.parity.weights.reference import Mismatch, Reference, Wanted, match, prepare_reference
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, artifact_path
 from md_export.spec.manifest import Manifest, read_manifest
 from md_export.spec.scheme import QuantScheme, stored_type
 from md_export.system.isolation import call_worker
 from md_export.targets import TARGETS
 from md_export.targets.stored import StoredWeight, squeezed
-from md_export.verify.contents import SPARSITY_SLACK
-from md_export.verify.metrics import snr_db
-from md_export.verify.opened_export import check_checkpoint
-from md_export.verify.weights.reference import Mismatch, Reference, Wanted, match, prepare_reference
 
 _MOST_FAULTS: Final = 20
 # Elements from which on a constant that matches nothing is no list of sizes or axes.

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from md_export.parity.golden.folder import INDEX, GoldenSet
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, artifact_path, bytes_of_artifact, sha256_of_artifact
 from md_export.spec.manifest import MANIFEST, Manifest
 from md_export.system.files import sha256_of
 from md_export.targets import TARGETS
 from md_export.targets.contract import TargetModule
 from md_export.targets.editing import Constant
-from md_export.verify.golden.folder import INDEX, GoldenSet
 
 Change = Callable[[dict[str, Any]], Any]
 

@@ -9,11 +9,11 @@ from typing import Final
 
 import numpy as np
 
-from md_export.verify.metrics import Check
-from md_export.verify.selftest import answers, records, stored
-from md_export.verify.selftest.answers import Distortion, each_output
-from md_export.verify.selftest.sandbox import Sandbox
-from md_export.verify.selftest.stored import on_constants
+from md_export.parity.metrics import Check
+from md_export.parity.selftest import answers, records, stored
+from md_export.parity.selftest.answers import Distortion, each_output
+from md_export.parity.selftest.sandbox import Sandbox
+from md_export.parity.selftest.stored import on_constants
 
 
 class Hashes(StrEnum):

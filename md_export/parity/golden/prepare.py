@@ -15,15 +15,15 @@ from md_export.errors import GoldenError
 from md_export.models.graph import COMPONENTS, ModelConfig
 from md_export.models.sampling.generate import Generation
 from md_export.models.torch_runner import OneAtATime, TorchRunner
+from md_export.parity.golden.folder import INDEX, GoldenSet, read_case, read_golden, read_index
+from md_export.parity.golden.record import GoldenSource, write_golden
+from md_export.parity.lora_fusing import check_fusing
+from md_export.parity.metrics import compare
 from md_export.rewrites import Consent, apply_rewrites, find_rewrite
 from md_export.spec.artifact import GOLDEN_FOLDER
 from md_export.spec.manifest import Drift
 from md_export.spec.recipe import Recipe
 from md_export.spec.sampler import Ddim, DdimStep, NoiseSchedule, OneStep, SamplerPlan, steps_in_words
-from md_export.verify.golden.folder import INDEX, GoldenSet, read_case, read_golden, read_index
-from md_export.verify.golden.record import GoldenSource, write_golden
-from md_export.verify.lora_fusing import check_fusing
-from md_export.verify.metrics import compare
 
 Progress = Callable[[str], None]
 

@@ -13,12 +13,12 @@ from md_export.models.adapter import RESIDUAL
 from md_export.models.sampling.denoising import start_of
 from md_export.models.sampling.generate import latent_from, only_output
 from md_export.models.sampling.inpainting import around_of, with_around
+from md_export.parity.golden.case import GoldenCase
+from md_export.parity.golden.surface import each_call
 from md_export.spec.artifact import ArtifactEntry, artifact_path
 from md_export.spec.manifest import Manifest
 from md_export.spec.names import CONTROLNET
 from md_export.spec.tensors import Array, Arrays
-from md_export.verify.golden.case import GoldenCase
-from md_export.verify.golden.surface import each_call
 
 # Each feeds the next.
 CHAIN: Final = ("text_encoder", "unet", "vae_decoder")

@@ -15,11 +15,11 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from md_export.errors import GoldenError
 from md_export.models.sampling.generate import Generation
+from md_export.parity.golden.case import GoldenCase, check_finite, values_from_bytes
 from md_export.spec.manifest import first_finding
 from md_export.spec.sampler import Ddim, OneStep
 from md_export.system.files import is_plain_name, read_limited, sha256_of, sha256_of_bytes
 from md_export.system.terminal_text import first_control
-from md_export.verify.golden.case import GoldenCase, check_finite, values_from_bytes
 
 INDEX: Final = "index.json"
 SCHEMA: Final = 1

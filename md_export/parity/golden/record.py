@@ -24,12 +24,12 @@ from md_export.models.sampling.generate import (
     tokenize,
 )
 from md_export.models.sampling.inpainting import Given, around_of, blend, cells_of, hide, middle, nothing
+from md_export.parity.golden.case import arrays_of, check_finite
+from md_export.parity.golden.folder import SCHEMA, GoldenFile, GoldenIndex, write_index
 from md_export.spec.runner import Runner
 from md_export.spec.sampler import Ddim, OneStep
 from md_export.spec.tensors import Array, save_tensors
 from md_export.system.files import sha256_of
-from md_export.verify.golden.case import arrays_of, check_finite
-from md_export.verify.golden.folder import SCHEMA, GoldenFile, GoldenIndex, write_index
 
 
 @dataclass(frozen=True)

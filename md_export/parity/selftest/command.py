@@ -12,14 +12,14 @@ from pydantic import TypeAdapter
 
 from md_export.checkpoint import open_checkpoint
 from md_export.errors import RuntimeFault
+from md_export.parity.opened_export import check_checkpoint
+from md_export.parity.selftest.run import Audit, Row, try_all
+from md_export.parity.weights.audit import audit_component
+from md_export.parity.weights.reference import Reference, prepare_reference
 from md_export.spec.artifact import GOLDEN_FOLDER
 from md_export.spec.manifest import read_manifest
 from md_export.system.isolation import call_worker
 from md_export.targets import TARGETS
-from md_export.verify.opened_export import check_checkpoint
-from md_export.verify.selftest.run import Audit, Row, try_all
-from md_export.verify.weights.audit import audit_component
-from md_export.verify.weights.reference import Reference, prepare_reference
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from typing import overload
 
 from md_export.checkpoint import Checkpoint
 from md_export.errors import RecipeError
+from md_export.parity.golden.folder import read_case, read_index
+from md_export.parity.golden.prepare import golden_source
+from md_export.parity.golden.record import write_golden
+from md_export.parity.golden.surface import Surface, inputs_of
 from md_export.spec.calibration import CalibrationPlan
 from md_export.spec.recipe import Recipe
 from md_export.spec.tensors import Arrays
-from md_export.verify.golden.folder import read_case, read_index
-from md_export.verify.golden.prepare import golden_source
-from md_export.verify.golden.record import write_golden
-from md_export.verify.golden.surface import Surface, inputs_of
 
 Progress = Callable[[str], None]
 

@@ -13,10 +13,10 @@ from md_export.checkpoint.lora.fuse import LowRank, unfused_call
 from md_export.checkpoint.origin import hash_of_file
 from md_export.errors import ParityError
 from md_export.models.graph import COMPONENTS
+from md_export.parity.golden.case import GoldenCase
+from md_export.parity.metrics import compare
 from md_export.spec.manifest import AddedLora
 from md_export.spec.tensors import Array
-from md_export.verify.golden.case import GoldenCase
-from md_export.verify.metrics import compare
 
 # Float32 adds W·x + s·up(down·x) in another order than (W + s·up·down)·x: 120 to 135 dB over all layers.
 _LEAST_SNR_DB: Final = 95.0

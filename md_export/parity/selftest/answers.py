@@ -12,6 +12,11 @@ from typing import Final
 import numpy as np
 
 from md_export.errors import ArtifactError, GoldenError, MdExportError, RecipeError, RuntimeFault
+from md_export.parity.golden.folder import read_golden
+from md_export.parity.judge import Execute, judge, walker
+from md_export.parity.metrics import Check, Fault
+from md_export.parity.opened_export import check_belongs
+from md_export.parity.selftest.sandbox import NotApplicable
 from md_export.spec.artifact import GOLDEN_FOLDER, sha256_of_artifact
 from md_export.spec.manifest import read_manifest
 from md_export.spec.runner import Runner, WatchedRunner
@@ -20,11 +25,6 @@ from md_export.targets import TARGETS
 from md_export.targets import execution as executing
 from md_export.targets.contract import Description
 from md_export.targets.execution import Execution
-from md_export.verify.golden.folder import read_golden
-from md_export.verify.judge import Execute, judge, walker
-from md_export.verify.metrics import Check, Fault
-from md_export.verify.opened_export import check_belongs
-from md_export.verify.selftest.sandbox import NotApplicable
 
 # Takes a runtime and gives one that is wrong.
 Distortion = Callable[[Execute], Execute]

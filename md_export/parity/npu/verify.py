@@ -2,7 +2,7 @@
 
 What is executed is the context that was compiled for the phone, by the simulator of Qualcomm's backend, with no help of
 the CPU. An export that holds no such contexts has them compiled for the occasion. What would take more time or memory
-than one process may have is compiled and executed block by block: see :mod:`md_export.verify.npu.blocks`.
+than one process may have is compiled and executed block by block: see :mod:`md_export.parity.npu.blocks`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,14 @@ from pathlib import Path
 
 from md_export.errors import RuntimeFault, UsageError
 from md_export.models.sampling.generate import Float32, picture_from
+from md_export.parity.chain import CHAIN, chain_inputs
+from md_export.parity.golden.case import GoldenCase
+from md_export.parity.golden.surface import each_call, golden_cases, packed
+from md_export.parity.judge import altered_faults, judge_picture, shortfalls, worst_parity
+from md_export.parity.metrics import Check, Fault
+from md_export.parity.npu.blocks import Demand, NpuBlock, demand_of, least_of, run_in_blocks
+from md_export.parity.npu.verdict import NpuComponent, NpuResult, NpuVerification
+from md_export.parity.opened_export import OpenedExport, open_export
 from md_export.spec.artifact import ArtifactEntry, artifact_path, context_path, files_of_context
 from md_export.spec.snapdragon import SOCS, Soc
 from md_export.spec.tensors import Array, Arrays, joined
@@ -27,14 +35,6 @@ from md_export.targets.onnx.npu.process import (
     refusal,
     require_qnn,
 )
-from md_export.verify.chain import CHAIN, chain_inputs
-from md_export.verify.golden.case import GoldenCase
-from md_export.verify.golden.surface import each_call, golden_cases, packed
-from md_export.verify.judge import altered_faults, judge_picture, shortfalls, worst_parity
-from md_export.verify.metrics import Check, Fault
-from md_export.verify.npu.blocks import Demand, NpuBlock, demand_of, least_of, run_in_blocks
-from md_export.verify.npu.verdict import NpuComponent, NpuResult, NpuVerification
-from md_export.verify.opened_export import OpenedExport, open_export
 
 
 @dataclass(frozen=True)

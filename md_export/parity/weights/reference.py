@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from md_export.checkpoint import Checkpoint
 from md_export.checkpoint.build import build_on_meta, component_named
+from md_export.parity.rewritten_module import lowered_part
+from md_export.parity.weights.rounding import Misfit, misfit
 from md_export.rewrites.split_wide_conv2d import SplitConv2d, parts_of
 from md_export.rewrites.staged_group_norm import StagedGroupNorm
 from md_export.spec.recipe import Recipe
 from md_export.targets.stored import Float32, Role, StoredWeight, Use, squeezed
-from md_export.verify.rewritten_module import lowered_part
-from md_export.verify.weights.rounding import Misfit, misfit
 
 _ROLES: Final[dict[str, Role]] = {
     "weight": "weight",

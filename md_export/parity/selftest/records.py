@@ -10,12 +10,12 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from md_export.models.sampling.generate import only_output, picture_from
+from md_export.parity.golden.folder import INDEX
+from md_export.parity.golden.surface import inputs_of
+from md_export.parity.selftest.sandbox import Change, NotApplicable, Sandbox, halve, make_own
+from md_export.parity.selftest.stored import flip_block, on_constants
 from md_export.spec.manifest import MANIFEST
 from md_export.spec.tensors import save_tensors
-from md_export.verify.golden.folder import INDEX
-from md_export.verify.golden.surface import inputs_of
-from md_export.verify.selftest.sandbox import Change, NotApplicable, Sandbox, halve, make_own
-from md_export.verify.selftest.stored import flip_block, on_constants
 
 OTHER_HASH: Final = "0" * 64
 # What components give; the rest of a golden file is what they take.

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from md_export.checkpoint import Checkpoint
 from md_export.errors import ArtifactError, GoldenError
+from md_export.parity.golden.folder import INDEX, GoldenSet, read_golden
 from md_export.spec.artifact import GOLDEN_FOLDER
 from md_export.spec.manifest import Manifest, read_manifest
 from md_export.spec.sampler import steps_in_words
-from md_export.verify.golden.folder import INDEX, GoldenSet, read_golden
 
 
 @dataclass(frozen=True)
