@@ -31,7 +31,7 @@ def walk(request: dict[str, Any]) -> dict[str, Any]:
     from md_export.models.sampling.generate import only_output
     from md_export.spec.sampler import ddim_from_dict
     from md_export.targets import TARGETS
-    from md_export.targets.contract import WatchedRunner
+    from md_export.spec.runner import WatchedRunner
     from md_export.targets.execution import load_batches, save_batches
 
     paths = [Path(request[name]) for name in ("path", "control") if name in request]
