@@ -27,7 +27,7 @@ from md_export.diagnose.estimate.recorded import record
 from md_export.models.graph import COMPONENTS
 from md_export.targets.costs import OpCost
 
-FILE: Final = Path(md_export.__file__).parent / "estimate" / "peers.json"
+FILE: Final = Path(md_export.__file__).parent / "diagnose" / "estimate" / "peers.json"
 LATENT, TEXT = 64, 77
 # Its classes have few types.
 _LIBRARY: Final[Any] = diffusers

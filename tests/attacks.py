@@ -35,8 +35,8 @@ class Attack:
 
 def prepare(folder: Path) -> None:
     """One sound checkpoint that each attack gets a copy of."""
+    from checkpoint.test_checkpoint import CONFIG
     from md_export.checkpoint.random_init import write_checkpoint
-    from test_checkpoint import CONFIG
 
     write_checkpoint(folder / "sound", CONFIG, seed=1, dtype="float32")
     (folder / "secret.txt").write_text(SECRET)

@@ -10,7 +10,7 @@ from typing import Final
 from rich.markup import escape
 from rich.table import Table
 
-from md_export.diagnose.doctor.examine import Diagnosis, Finding
+from md_export.diagnose.doctor.finding import Diagnosis, Finding
 
 _COLOURS: Final = {"ok": "green", "note": "yellow", "not installed": "dim", "broken": "red"}
 

@@ -29,9 +29,9 @@ def walk(request: dict[str, Any]) -> dict[str, Any]:
     """Take all steps of some pictures with a UNet's artifact, and a ControlNet's if named; latents go to a file."""
     from md_export.models.sampling.denoising import denoise
     from md_export.models.sampling.generate import only_output
+    from md_export.spec.runner import WatchedRunner
     from md_export.spec.sampler import ddim_from_dict
     from md_export.targets import TARGETS
-    from md_export.spec.runner import WatchedRunner
     from md_export.targets.execution import load_batches, save_batches
 
     paths = [Path(request[name]) for name in ("path", "control") if name in request]

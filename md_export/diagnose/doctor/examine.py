@@ -6,11 +6,11 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from md_export import __version__
+from md_export.diagnose.doctor.finding import Diagnosis, Finding
 from md_export.diagnose.doctor.machine import disk_findings, memory_finding, memory_here, need_of, places_here
 from md_export.diagnose.doctor.versions import version_findings
 from md_export.errors import MissingExtraError
@@ -19,43 +19,6 @@ from md_export.system.isolation import Ended, run_worker
 from md_export.targets import TARGETS, Target
 from md_export.targets.tflite.gpu.driver import find_driver
 
-Verdict = Literal["ok", "note", "not installed", "broken"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        area: versions, disk, memory, gpu or canary.
-        what: a library, a place, a target.
-        verdict: ``broken`` needs to be put right; a ``note`` works, but otherwise than where it was tested.
-        found: the figure, in words.
-        advice: what to do, empty where nothing is to be done.
-    """
-
-    area: str
-    what: str
-    verdict: Verdict
-    found: str
-    advice: str = ""
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """All findings; ``system`` is the operating system, processor and number of cores."""
-
-    md_export: str
-    system: str
-    findings: tuple[Finding, ...]
-
-    @property
-    def broken(self) -> tuple[Finding, ...]:
-        """What needs to be put right."""
-        return tuple(finding for finding in self.findings if finding.verdict == "broken")
-
-
-# Of one canary: seconds on an idle machine, most of them for imports.
 CANARY_LIMIT_S: Final = 120.0
 Progress = Callable[[str], None]
 

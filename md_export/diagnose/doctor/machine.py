@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from md_export.checkpoint import build_on_meta, open_checkpoint
-from md_export.diagnose.doctor.examine import Finding
+from md_export.diagnose.doctor.finding import Finding
 from md_export.engine.cache import default_root
 from md_export.engine.costs import artifact_cost, export_cost
 from md_export.models.graph import ALL_COMPONENTS

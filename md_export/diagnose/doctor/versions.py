@@ -11,7 +11,7 @@ from typing import Final
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 
-from md_export.diagnose.doctor.examine import Finding
+from md_export.diagnose.doctor.finding import Finding
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cli.test_cli import fails, md_export
 from md_export.cli import cli
 from md_export.errors import MissingExtraError, UsageError
 from md_export.parity.metrics import compare
@@ -19,7 +20,6 @@ from md_export.targets.tflite.gpu.driver import MANIFEST, VARIABLES, find_driver
 from md_export.targets.tflite.gpu.process import execute_on_gpu
 from md_export.targets.tflite.run import load
 from planted import COMPONENT, LATENT
-from test_cli import fails, md_export
 
 ARTIFACT = f"{COMPONENT}.tflite"
 INPUTS = {"latent": np.random.default_rng(0).standard_normal(LATENT, dtype=np.float32)}

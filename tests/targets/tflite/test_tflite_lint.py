@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cli.test_cli import fails, md_export
 from md_export.diagnose.lint import FLOAT16_BUDGET_DB, budget_of, lint
 from md_export.errors import ArtifactError, RuntimeFault, UsageError
 from md_export.parity.golden.folder import read_golden
@@ -24,7 +25,6 @@ from md_export.targets.tflite.half.constants import write_float_weights
 from md_export.targets.tflite.half.terms import terms_of
 from planted import COMPONENT
 from support import Exported
-from test_cli import fails, md_export
 
 DECODER = "vae_decoder"
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cli.test_cli import fails, md_export
 from md_export.cli import artifacts as cli_runtimes
 from md_export.cli import cli
 from md_export.errors import MissingExtraError, UsageError
@@ -27,7 +28,6 @@ from md_export.targets.tflite.observe import observed
 from md_export.targets.tflite.run import load
 from planted import COMPONENT
 from support import Exported
-from test_cli import fails, md_export
 
 ARTIFACT = f"{COMPONENT}.tflite"
 LIBRARIES = [
