@@ -10,7 +10,7 @@ import pytest
 from filelock import FileLock
 
 from md_export.errors import MissingExtraError
-from md_export.parity.judge import Verification
+from md_export.parity.verdict import Verification
 from md_export.targets import TARGETS
 
 Exported = Callable[[str, str], Path]

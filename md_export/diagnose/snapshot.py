@@ -9,7 +9,7 @@ from pathlib import Path
 
 from md_export.diagnose.lint import lint
 from md_export.parity.gpu import verify_on_gpu
-from md_export.parity.judge import Verification
+from md_export.parity.verdict import Verification
 from md_export.spec.artifact import artifact_path, bytes_of_artifact
 from md_export.spec.manifest import Manifest
 from md_export.targets import TARGETS

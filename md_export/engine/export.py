@@ -19,8 +19,9 @@ from md_export.errors import ConversionError, ParityError
 from md_export.parity.golden.calibration import calibration_cases
 from md_export.parity.golden.folder import read_golden
 from md_export.parity.golden.prepare import ddim_of, one_step, prepare_golden, schedule_of
-from md_export.parity.judge import VerifyResult, verify
+from md_export.parity.judge import verify
 from md_export.parity.lora_fusing import added_loras
+from md_export.parity.verdict import VerifyResult
 from md_export.rewrites import find_rewrite
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, entry_from_dict
 from md_export.spec.manifest import SCHEMA, Drift, Manifest, files_beside, write_manifest

@@ -19,8 +19,8 @@ from md_export.errors import ConversionError, MdExportError
 from md_export.parity.golden.case import GoldenCase
 from md_export.parity.golden.folder import read_golden
 from md_export.parity.golden.surface import golden_cases
-from md_export.parity.judge import VerifyResult
 from md_export.parity.metrics import EXACT_DB, Check, Fault, snr_db
+from md_export.parity.verdict import VerifyResult
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry
 from md_export.spec.manifest import Manifest, read_manifest
 from md_export.spec.recipe import QuantScheme, Recipe

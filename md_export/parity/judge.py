@@ -7,7 +7,6 @@ what the artifacts before it made. Finite first, then shape and dtype, then the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -19,10 +18,10 @@ from md_export.models.sampling.generate import Float32, only_output, picture_fro
 from md_export.parity.chain import CHAIN, by_output, chain_inputs, control_path, named
 from md_export.parity.contents import claim_faults, note_faults, stored_faults, surface_faults
 from md_export.parity.golden.case import GoldenCase
-from md_export.parity.golden.folder import GoldenSet
 from md_export.parity.golden.surface import each_call, golden_inputs, golden_outputs, packed
 from md_export.parity.metrics import Check, Fault, compare, first_fault, worst
 from md_export.parity.opened_export import OpenedExport, open_export
+from md_export.parity.verdict import ComponentResult, PictureResult, Verification, VerifyResult
 from md_export.spec.artifact import ArtifactEntry, Parity, artifact_path, is_unchanged
 from md_export.spec.manifest import Manifest
 from md_export.spec.recipe import Tolerance
@@ -55,72 +54,6 @@ def walker(execute: Execute) -> Walker:
         return Walk([*denoise(calls, starts, ddim, controls)], tuple(hazards))
 
     return walk
-
-
-@dataclass(frozen=True)
-class ComponentResult:
-    """One artifact's verdict; ``parity`` is None where a fault kept it from being computed.
-
-    ``faults`` of a judged export are :class:`Fault`, which know their check.
-    """
-
-    component: str
-    file: str
-    parity: Parity | None
-    tolerance: Tolerance
-    faults: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class PictureResult:
-    """The chain's verdict: worst PSNR of the final picture over all cases, peak taken from the reference."""
-
-    psnr_db: float | None
-    least_psnr_db: float
-    faults: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class VerifyResult:
-    """All verdicts of one export; ``picture`` is None where a component is missing from it."""
-
-    target: str
-    recipe: str
-    cases: int
-    components: tuple[ComponentResult, ...]
-    picture: PictureResult | None
-
-    @property
-    def failures(self) -> tuple[str, ...]:
-        """One line for each thing that falls short, the component's name first."""
-        lines = [f"{item.component}: {fault}" for item in self.components for fault in item.faults]
-        picture = self.picture.faults if self.picture else ()
-        return (*lines, *(f"picture: {fault}" for fault in picture))
-
-    @property
-    def faults(self) -> tuple[Fault, ...]:
-        """All faults in order, each of which knows its check."""
-        texts = [fault for item in (*self.components, self.picture) if item for fault in item.faults]
-        return tuple(fault for fault in texts if isinstance(fault, Fault))
-
-    @property
-    def passed(self) -> bool:
-        """Whether nothing falls short."""
-        return not self.failures
-
-
-@dataclass(frozen=True)
-class Verification:
-    """A verdict and what it was reached on.
-
-    Attributes:
-        pictures: the artifacts', ``[H, W, 3]`` in [0, 1], one per golden case; none where the chain broke off.
-    """
-
-    manifest: Manifest
-    result: VerifyResult
-    golden: GoldenSet
-    pictures: tuple[Float32, ...]
 
 
 def verify(out: Path, golden_dir: Path | None = None, progress: Callable[[str], None] = lambda _: None) -> VerifyResult:

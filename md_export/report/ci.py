@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-from md_export.parity.judge import VerifyResult
+from md_export.parity.verdict import VerifyResult
 from md_export.report.tables import Cells, parity_cells
 
 

@@ -19,8 +19,8 @@ from md_export.diagnose.attribution.attribute import Attribution, ModuleError
 from md_export.diagnose.insight import Insight
 from md_export.models.sampling.generate import Float32
 from md_export.models.sampling.picture_files import to_bytes
-from md_export.parity.judge import Verification, VerifyResult
 from md_export.parity.metrics import compare
+from md_export.parity.verdict import Verification, VerifyResult
 from md_export.parity.weights.audit import ComponentAudit, WeightError
 from md_export.report.diagnoses import name_of, verdict_line
 from md_export.report.plots import Bar, Ticks, bars, course, stacked

@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from md_export.diagnose.inspect import CONVENTION, PAPER, Inspection
-from md_export.parity.judge import ComponentResult, VerifyResult
 from md_export.parity.metrics import EXACT_DB
+from md_export.parity.verdict import ComponentResult, VerifyResult
 from md_export.spec.artifact import ArtifactEntry
 from md_export.spec.manifest import Manifest
 from md_export.targets.contract import Description

@@ -19,9 +19,10 @@ from md_export.errors import ArtifactError, GoldenError
 from md_export.parity.golden.folder import read_golden, write_index
 from md_export.parity.golden.prepare import golden_source
 from md_export.parity.golden.record import write_golden
-from md_export.parity.judge import Execute, VerifyResult, judge, verify, walker
+from md_export.parity.judge import Execute, judge, verify, walker
 from md_export.parity.metrics import Check, compare
 from md_export.parity.selftest.answers import Bench
+from md_export.parity.verdict import VerifyResult
 from md_export.spec.manifest import read_manifest, write_manifest
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import load_recipe

@@ -36,8 +36,9 @@ from md_export.parity.golden.case import GoldenCase, arrays_of
 from md_export.parity.golden.folder import GoldenSet, read_golden
 from md_export.parity.golden.prepare import golden_source, present_golden
 from md_export.parity.golden.record import write_golden
-from md_export.parity.judge import VerifyResult, verify
+from md_export.parity.judge import verify
 from md_export.parity.metrics import snr_db
+from md_export.parity.verdict import VerifyResult
 from md_export.spec.manifest import read_manifest
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import load_recipe, recipe_to_dict

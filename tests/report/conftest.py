@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from md_export.parity.golden.folder import read_golden
-from md_export.parity.judge import ComponentResult, PictureResult, Verification, VerifyResult
+from md_export.parity.verdict import ComponentResult, PictureResult, Verification, VerifyResult
 from md_export.spec.artifact import ArtifactEntry, Measured, Parity
 from md_export.spec.manifest import SCHEMA, Manifest
 from md_export.spec.recipe_file import load_recipe

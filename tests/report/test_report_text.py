@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from xml.etree import ElementTree
 
-from md_export.parity.judge import VerifyResult
+from md_export.parity.verdict import VerifyResult
 from md_export.report.ci import junit_xml, markdown_page
 from support import Judged
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from md_export.models.sampling.generate import Float32
-from md_export.parity.judge import PictureResult
 from md_export.parity.npu.blocks import NpuBlock
+from md_export.parity.verdict import PictureResult
 from md_export.spec.artifact import Parity
 from md_export.spec.recipe import Tolerance
 from md_export.targets.onnx.npu.refused import RefusedOp
