@@ -18,16 +18,17 @@ from md_export.models.unet_config import MDUNetConfig
 from md_export.models.vae import VAEConfig
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe, nano_checkpoint
-from md_export.system import isolation as workers
+from md_export.system import isolation
+from md_export.worker import calling as workers
 from support import Exported, installed, made_once
 
 
 @pytest.fixture(scope="session", autouse=True)
 def forked_workers() -> Iterator[None]:
     """Workers are forks, except where ``spawned`` is asked for."""
-    vars(workers)["subprocess"] = FORKS
+    vars(workers)["subprocess"] = vars(isolation)["subprocess"] = FORKS
     yield
-    vars(workers)["subprocess"] = subprocess
+    vars(workers)["subprocess"] = vars(isolation)["subprocess"] = subprocess
     FORKS.close()
 
 

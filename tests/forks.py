@@ -160,7 +160,7 @@ def _status_of(argv: list[str], folder: Path) -> int:
     kind, what, *arguments = argv
     sys.argv = [kind, *arguments]
     try:
-        from md_export.system import isolation as workers
+        from md_export.worker import calling as workers
 
         vars(workers)["subprocess"] = Forks(folder)
         if kind == "-m":

@@ -16,11 +16,11 @@ from md_export.parity.golden.surface import golden_inputs
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, artifact_path
 from md_export.spec.manifest import MANIFEST, Manifest, read_manifest
 from md_export.spec.tensors import Arrays, read_npz
-from md_export.system.isolation import call_worker
 from md_export.targets import TARGETS, Target, target_of
 from md_export.targets.advice import LintReport
 from md_export.targets.bounds import judged
 from md_export.targets.execution import exchange
+from md_export.worker.calling import call_worker
 
 _REPORT: Final = TypeAdapter(LintReport)
 # Of the recipes that store weights in float16: what float16 arithmetic may cost where nothing stricter can be met.

@@ -27,11 +27,11 @@ from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, entry_from_dic
 from md_export.spec.manifest import SCHEMA, Drift, Manifest, files_beside, write_manifest
 from md_export.spec.recipe import Recipe
 from md_export.system.files import refuse_existing, require_space, staging
-from md_export.system.isolation import call_worker
 from md_export.targets import TARGETS
 from md_export.targets.layouts import layout_of
 from md_export.targets.onnx.npu.process import compile_contexts
 from md_export.targets.versions import tools_of
+from md_export.worker.calling import call_worker
 
 Progress = Callable[[str], None]
 

@@ -25,9 +25,9 @@ from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry
 from md_export.spec.manifest import Manifest, read_manifest
 from md_export.spec.recipe import QuantScheme, Recipe
 from md_export.spec.tensors import joined
-from md_export.system.isolation import call_worker
 from md_export.targets import TARGETS
 from md_export.targets.execution import execute
+from md_export.worker.calling import call_worker
 
 Progress = Callable[[str], None]
 # What such a failure says lies in the numbers, which a hop can explain.

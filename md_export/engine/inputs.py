@@ -17,8 +17,8 @@ from md_export.engine.request import BuildRequest, lora_places
 from md_export.errors import ArtifactError, ConversionError
 from md_export.spec.recipe_file import recipe_to_dict
 from md_export.system.files import write_whole
-from md_export.system.isolation import call_worker
 from md_export.targets.versions import optional, tools_of
+from md_export.worker.calling import call_worker
 
 # All that is read when a checkpoint is opened and exported; a test holds it against the files that are opened.
 READ: Final = (

@@ -28,7 +28,7 @@ from md_export.spec.artifact import ArtifactEntry, artifact_path, bytes_of_artif
 from md_export.spec.manifest import JOIN, Manifest, first_finding, read_manifest, write_manifest
 from md_export.spec.recipe import Recipe
 from md_export.system.files import bytes_of, is_plain_name, read_regular, staging
-from md_export.system.isolation import call_worker
+from md_export.worker.calling import call_worker
 
 Progress = Callable[[str], None]
 _LARGEST_FILE: Final = 1 << 16

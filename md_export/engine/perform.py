@@ -12,7 +12,7 @@ from md_export.engine.cache import Cache, Entry
 from md_export.engine.costs import Measured
 from md_export.engine.plan import Cost, Step
 from md_export.errors import ConversionError, ParityError
-from md_export.system.isolation import answer_of, run_worker
+from md_export.worker.calling import answer_of, run_worker
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from md_export.models.sampling.generate import tokenize
 from md_export.models.sampling.schedule import ScheduleConfig
 from md_export.parity.golden.prepare import one_step
 from md_export.spec.tensors import TensorSpec
-from md_export.system.isolation import call_worker
 from md_export.targets.coreml.package import read_spec
 from md_export.targets.coreml.surface import feature_specs
+from md_export.worker.calling import call_worker
 
 SCRIPT: Final = "finish-on-mac.sh"
 # The one scheduler of the Swift package that is right at one step, and the schedule that is fixed in it

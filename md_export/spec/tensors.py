@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from md_export.errors import OutputError, UsageError
+from md_export.system.wire import BesideTheJson
 
-Array = NDArray[np.generic]
+Array = Annotated[NDArray[np.generic], BesideTheJson()]
+
 Arrays = Mapping[str, Array]
 
 

@@ -1,13 +1,12 @@
-"""One process per component and target: memory is bounded by the largest component, and a crash of a
-converter or a runtime is an error message instead of the end of the run.
+"""One way into a process: ``isolated(function, …)(request)`` calls a function of a module in a process of its own.
 
-Requests and answers are JSON files; a worker is ``python -m md_export.worker``.
+Memory is bounded by the largest component, and a crash of a converter or a runtime is an error message instead of the
+end of the run. Request and result are frozen dataclasses, coded from the function's annotations.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import signal
 import subprocess
@@ -15,33 +14,48 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Final, Generic, TypeVar, cast
 
-from md_export import errors
 from md_export.errors import MdExportError
 from md_export.system.memory import Watch, watching
+from md_export.system.wire import adapters, read, write
+from md_export.system.worker import Call, read_answer, write_call
+
+Request = TypeVar("Request")
+Result = TypeVar("Result")
 
 # Passive: threads that spin between a graph's many small ops make it ten times slower on a busy machine.
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a worker ended.
+class Limits:
+    """Limits of one call: seconds, and bytes of memory that the process and its children may hold together."""
+
+    seconds: float | None = None
+    most_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Ended(Generic[Result]):
+    """How a call ended.
 
     Attributes:
-        answer: what it found, or ``error`` and ``message`` of our own; None where it died.
-        death: how it died.
-        timed_out: it was stopped at the time limit.
-        log: everything that it wrote to the terminal.
+        result: what the function returned; None where it raised or the process died.
+        error: the error of our own that the function raised.
+        death: how the process died; empty where it answered.
+        timed_out: the process was stopped at the time limit.
+        log: everything that the process wrote to the terminal.
         peak_bytes: most memory that it and its children were seen to hold, where that was limited.
-        over_memory: it was stopped for holding more than it may.
+        over_memory: the process was stopped for holding more than it may.
     """
 
-    answer: dict[str, Any] | None
+    result: Result | None
+    error: MdExportError | None
     death: str
     timed_out: bool
     log: str
@@ -49,52 +63,56 @@ class Ended:
     over_memory: bool = False
 
 
-def call_worker(task: str, request: dict[str, Any], failure: type[MdExportError], what: str) -> dict[str, Any]:
-    """Run one task in a process of its own and return its answer.
+def isolated(
+    function: Callable[[Request], Result], failure: type[MdExportError], what: str
+) -> Callable[[Request], Result]:
+    """Return a function that calls ``function``, which a module holds, in a process of its own.
 
-    Raises:
-        MdExportError: the error that the worker reported, of its own class.
-        ``failure``: the worker died; the message ends with its last lines.
+    The returned function raises:
+        MdExportError: the error that ``function`` raised, of its own class.
+        ``failure``: the process died; the message begins with ``what`` and ends with the last lines of its log.
     """
-    return answer_of(run_worker(task, request), failure, what)
+
+    def call(request: Request) -> Result:
+        return result_of(attempt(function, request), failure, what)
+
+    return call
 
 
-def answer_of(ended: Ended, failure: type[MdExportError], what: str) -> dict[str, Any]:
-    """What a worker found; raises as :func:`call_worker`."""
-    if ended.answer is None:
+def result_of(ended: Ended[Result], failure: type[MdExportError], what: str) -> Result:
+    """Return what a call returned; raises as :func:`isolated`."""
+    if ended.error is not None:
+        raise ended.error
+    if ended.death:
         raise failure(f"{what}: {ended.death}{_tail(ended.log)}")
-    if "error" in ended.answer:
-        raise getattr(errors, ended.answer["error"])(ended.answer["message"])
-    return ended.answer
+    return cast(Result, ended.result)
 
 
-def run_worker(
-    task: str, request: dict[str, Any], limit_s: float | None = None, most_bytes: int | None = None
-) -> Ended:
-    """Run one task in a process of its own; whatever it does is a result.
-
-    It is stopped after ``limit_s`` seconds, or when it and its children hold more than ``most_bytes`` of memory.
-    """
+def attempt(function: Callable[[Request], Result], request: Request, limits: Limits = Limits()) -> Ended[Result]:
+    """Call ``function`` in a process of its own; whatever happens to that process is a result."""
     with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
         folder = Path(scratch)
-        (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
-        log = folder / "log.txt"
-        watched = nullcontext(Watch()) if most_bytes is None else watching(folder / "pid", most_bytes)
+        asked, answered = adapters(function)
+        write(request, asked, folder / "request.json")
+        write_call(Call(function.__module__, function.__qualname__, tuple(sys.path)), folder)
+        log, most = folder / "log.txt", limits.most_bytes
+        watched = nullcontext(Watch()) if most is None else watching(folder / "pid", most)
         with log.open("wb") as stream, watched as watch:
-            status = _wait(task, folder, stream, limit_s)
+            status = _wait(folder, stream, limits.seconds)
         text = log.read_text(encoding="utf-8", errors="replace")
-        answer = folder / "answer.json"
-        if status == 0 and answer.is_file():
-            return Ended(json.loads(answer.read_text(encoding="utf-8")), "", False, text, watch.peak_bytes)
-        death = _over(watch, most_bytes) if watch.over and most_bytes else _death(status, limit_s)
-        return Ended(None, death, status is None, text, watch.peak_bytes, watch.over)
+        error, result = read_answer(folder) if status == 0 else None, folder / "result.json"
+        if error is not None or (status == 0 and result.is_file()):
+            value = None if error else read(answered, result)
+            return Ended(value, error, "", False, text, watch.peak_bytes)
+        death = _over(watch, most) if watch.over and most else _death(status, limits.seconds)
+        return Ended(None, None, death, status is None, text, watch.peak_bytes, watch.over)
 
 
-def _wait(task: str, folder: Path, stream: IO[bytes], limit_s: float | None) -> int | None:
+def _wait(folder: Path, stream: IO[bytes], limit_s: float | None) -> int | None:
     """The exit status; None at the time limit."""
     try:
         return subprocess.run(
-            [sys.executable, "-m", "md_export.worker", task, str(folder)],
+            [sys.executable, "-m", "md_export.system.worker", str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,

@@ -14,8 +14,8 @@ from safetensors.numpy import load_file
 from md_export.errors import RuntimeFault
 from md_export.spec.sampler import Ddim
 from md_export.spec.tensors import Array, Arrays, save_tensors
-from md_export.system.isolation import call_worker
 from md_export.targets.contract import Description
+from md_export.worker.calling import call_worker
 
 
 @dataclass(frozen=True)

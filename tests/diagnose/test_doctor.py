@@ -27,9 +27,9 @@ from md_export.report.doctor import doctor_text, without_names
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
 from md_export.spec.tensors import Array, Arrays
-from md_export.system.isolation import Ended
 from md_export.targets import TARGETS
 from md_export.targets.tflite.gpu import driver
+from md_export.worker.calling import Ended
 from support import installed
 
 ROOT = Path(__file__).parents[2]

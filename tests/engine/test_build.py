@@ -24,7 +24,7 @@ from md_export.parity.manifest_check import check_exports
 from md_export.spec.manifest import read_manifest
 from md_export.spec.shipped_files import builtin_recipe
 from md_export.system.files import sha256_of
-from md_export.system.isolation import answer_of, run_worker
+from md_export.worker.calling import answer_of, run_worker
 from support import Exported
 
 TEXT = 'name = "x"\nrecipes = ["mine.toml"]\ncomponents = ["vae_decoder"]\n'

@@ -25,11 +25,11 @@ from md_export.spec.runner import Runner
 from md_export.spec.sampler import OneStep
 from md_export.spec.shipped_files import builtin_recipe
 from md_export.spec.tensors import Array, Arrays
-from md_export.system import isolation as workers
-from md_export.system.isolation import Ended
 from md_export.targets.contract import LoweringJob
 from md_export.targets.onnx import lower, quantize, run
 from md_export.worker import TASKS
+from md_export.worker import calling as workers
+from md_export.worker.calling import Ended
 from support import Exported
 
 pytestmark = pytest.mark.slow

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from md_export.errors import ConversionError, RuntimeFault
-from md_export.system.isolation import call_worker
 from md_export.targets.execution import execute, load_batches, save_batches
+from md_export.worker.calling import call_worker
 
 pytestmark = pytest.mark.usefixtures("spawned")
 

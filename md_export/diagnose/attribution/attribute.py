@@ -26,9 +26,9 @@ from md_export.parity.rewritten_module import Rewritten, rewritten
 from md_export.spec.artifact import ArtifactEntry, artifact_path, is_unchanged
 from md_export.spec.manifest import Manifest, read_manifest
 from md_export.spec.tensors import joined
-from md_export.system.isolation import call_worker
 from md_export.targets import TARGETS, target_of
 from md_export.targets.contract import TargetModule
+from md_export.worker.calling import call_worker
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from md_export.parity.metrics import snr_db
 from md_export.spec.artifact import ArtifactEntry, artifact_path
 from md_export.spec.manifest import read_manifest
 from md_export.spec.tensors import Array, joined
-from md_export.system.isolation import call_worker
 from md_export.targets import TARGETS, target_of
+from md_export.worker.calling import call_worker
 
 # Two right float16 runtimes round in another order: by so much one may be worse on a module than the other.
 APART_DB: Final = 10.0

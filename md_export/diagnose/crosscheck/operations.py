@@ -17,9 +17,9 @@ from md_export.errors import MdExportError, RuntimeFault
 from md_export.parity.metrics import snr_db
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import TensorSpec
-from md_export.system.isolation import call_worker
 from md_export.targets import TARGETS
 from md_export.targets.trial import answer_of
+from md_export.worker.calling import call_worker
 
 
 class _Apply(nn.Module):

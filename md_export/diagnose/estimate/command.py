@@ -16,8 +16,8 @@ from md_export.diagnose.estimate.roofline import Constants, Floor, floor_of, sec
 from md_export.errors import ArtifactError, UsageError
 from md_export.spec.artifact import ArtifactEntry, artifact_path
 from md_export.spec.manifest import Manifest, read_manifest
-from md_export.system.isolation import call_worker
 from md_export.targets.costs import OpCost
+from md_export.worker.calling import call_worker
 
 _OPS: Final = TypeAdapter(tuple[OpCost, ...])
 _REPEATED: Final = "unet"

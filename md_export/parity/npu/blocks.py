@@ -18,9 +18,9 @@ from md_export.errors import RuntimeFault
 from md_export.parity.metrics import Check, Fault, compare, first_fault
 from md_export.spec.snapdragon import Soc
 from md_export.spec.tensors import Array, Arrays
-from md_export.system.isolation import call_worker
 from md_export.targets.onnx.npu.process import NpuLimits, NpuTrial, cut_for_npu, refusal, try_on_npu
 from md_export.targets.onnx.npu.refused import RefusedOp
+from md_export.worker.calling import call_worker
 
 # A block has at most this share of the multiply-adds, where its modules can be told apart.
 BLOCKS: Final = 16

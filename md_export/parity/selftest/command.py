@@ -18,8 +18,8 @@ from md_export.parity.weights.audit import audit_component
 from md_export.parity.weights.reference import Reference, prepare_reference
 from md_export.spec.artifact import GOLDEN_FOLDER
 from md_export.spec.manifest import read_manifest
-from md_export.system.isolation import call_worker
 from md_export.targets import TARGETS
+from md_export.worker.calling import call_worker
 
 
 @dataclass(frozen=True)

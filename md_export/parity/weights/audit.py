@@ -24,9 +24,9 @@ from md_export.parity.weights.reference import Mismatch, Reference, Wanted, matc
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, artifact_path
 from md_export.spec.manifest import Manifest, read_manifest
 from md_export.spec.scheme import QuantScheme, stored_type
-from md_export.system.isolation import call_worker
 from md_export.targets import TARGETS
 from md_export.targets.stored import StoredWeight, squeezed
+from md_export.worker.calling import call_worker
 
 _MOST_FAULTS: Final = 20
 # Elements from which on a constant that matches nothing is no list of sizes or axes.

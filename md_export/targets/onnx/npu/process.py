@@ -13,10 +13,10 @@ from md_export.errors import ConversionError, MissingExtraError, RuntimeFault
 from md_export.spec.artifact import ArtifactEntry, NpuContext, artifact_path, context_path, files_of_context
 from md_export.spec.snapdragon import SOCS, Soc
 from md_export.spec.tensors import Array, Arrays
-from md_export.system.isolation import call_worker, run_worker
 from md_export.system.memory import installed_bytes
 from md_export.targets.execution import exchange
 from md_export.targets.onnx.npu.refused import RefusedOp
+from md_export.worker.calling import call_worker, run_worker
 
 # Refused nodes that a one-line error spells out.
 _SPELLED_OUT: Final = 3

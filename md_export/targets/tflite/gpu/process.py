@@ -8,8 +8,8 @@ from pathlib import Path
 
 from md_export.errors import MissingExtraError
 from md_export.spec.tensors import Array, Arrays
-from md_export.system.isolation import run_worker
 from md_export.targets.execution import exchange
+from md_export.worker.calling import run_worker
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,63 @@
+"""The inside of a worker process: one call, from its request to its result."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from md_export import errors
+from md_export.errors import MdExportError
+from md_export.system.wire import adapters, read, write
+
+_ERRORS: Final = {
+    name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, MdExportError)
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function of a module, and the path on which modules are found."""
+
+    module: str
+    name: str
+    path: tuple[str, ...]
+
+
+def write_call(call: Call, folder: Path) -> None:
+    """Name the function for the worker that finds its request in ``folder``."""
+    (folder / "call.json").write_text(json.dumps(asdict(call)), encoding="utf-8")
+
+
+def answer(folder: Path) -> None:
+    """Carry out the call in ``folder``. Errors of our own become data; anything else is a crash with its traceback."""
+    (folder / "pid").write_text(str(os.getpid()), encoding="utf-8")
+    call = Call(**json.loads((folder / "call.json").read_text(encoding="utf-8")))
+    sys.path[:] = call.path
+    function: Any = getattr(importlib.import_module(call.module), call.name)
+    asked, answered = adapters(function)
+    try:
+        write(function(read(asked, folder / "request.json")), answered, folder / "result.json")
+    except MdExportError as error:
+        text = json.dumps({"error": type(error).__name__, "message": str(error)})
+        (folder / "error.json").write_text(text, encoding="utf-8")
+
+
+def read_answer(folder: Path) -> MdExportError | None:
+    """The error of our own that the function raised, if it did."""
+    path = folder / "error.json"
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return _ERRORS[found["error"]](found["message"])
+
+
+if __name__ == "__main__":
+    from md_export.system.isolation import end_with_parent
+
+    end_with_parent()
+    answer(Path(sys.argv[1]))
