@@ -204,7 +204,7 @@ def exported(module: nn.Module, given: dict[str, Array], shape: tuple[int, ...],
     outputs = (TensorSpec("out", shape, "float32"),)
     job = LoweringJob("block", module, inputs, outputs, given, QuantScheme(dtype, dtype), (), folder)
     path = folder / "block.aimodel"
-    coreai.save(coreai.quantize(coreai.lower(job), job), path)
+    coreai.lower(job).quantize(job).save(path)
     ops = Counter(coreai.describe(path).ops)
     del ops["output"]
     return Made(coreai.load(path), ops)

@@ -165,7 +165,7 @@ def lowered_db(model: Model, target_name: str, workdir: Path) -> list[float]:
     outputs = tuple(TensorSpec(f"out{index}", array.shape, "float32") for index, array in enumerate(expected))
     job = LoweringJob("unet", model.module, inputs, outputs, model.arrays, FLOAT16, (model.arrays,), workdir)
     path = workdir / f"model{TARGETS[target_name].suffix}"
-    target.save(target.quantize(target.lower(job), job), path)
+    target.lower(job).quantize(job).save(path)
     model.module.to("meta")
     gc.collect()
     made = target.load(path).run(model.arrays)

@@ -66,9 +66,10 @@ def forms(component: str) -> dict[str, tuple[str, ...]]:
 def convert(subject: Subject, form: str, folder: Path) -> dict[str, Converted]:
     """Rewrite, lower and quantize into ``folder``."""
     from md_export.targets.tflite.describe import describe
-    from md_export.targets.tflite.lower import TfliteModel, lower
+    from md_export.targets.tflite.lower import lower
     from md_export.targets.tflite.quantize import quantize
     from md_export.targets.tflite.save import save
+    from md_export.targets.tflite.target import TfliteModel
 
     name, config, module = subject.component, subject.config, subject.module()
     records = apply_rewrites(forms(name)[form], name, module, one_step(config), Consent())

@@ -177,7 +177,7 @@ def _convert(module: nn.Module, out: Path, recipe: Recipe) -> ArtifactEntry:
     job = LoweringJob(COMPONENT, module, (inputs,), (outputs,), case.inputs(COMPONENT), scheme, (), out)
     known = TARGETS[recipe.target]
     target, path = known.open(), out / f"{COMPONENT}{known.suffix}"
-    target.save(target.quantize(target.lower(job), job), path)
+    target.lower(job).quantize(job).save(path)
     return ArtifactEntry(
         component=COMPONENT,
         file=path.name,

@@ -12,7 +12,7 @@ from md_export.parity.metrics import compare, first_fault
 from md_export.spec.recipe import QuantScheme
 from md_export.spec.tensors import Array, Arrays
 from md_export.targets import TARGETS
-from md_export.targets.contract import LoweringJob
+from md_export.targets.contract import Lowered, LoweringJob
 from small_models import random_inputs
 
 target = TARGETS["tflite"].open()
@@ -32,12 +32,12 @@ class Subject:
     """A lowered random component, and an input it was not calibrated on with torch's answer."""
 
     job: LoweringJob
-    lowered: object
+    lowered: Lowered
     held_out: Arrays
     expected: Array
 
     def export(self, scheme: QuantScheme, path: Path) -> Path:
-        target.save(target.quantize(self.lowered, replace(self.job, scheme=scheme)), path)
+        self.lowered.quantize(replace(self.job, scheme=scheme)).save(path)
         return path
 
     def snr_db(self, path: Path) -> float:

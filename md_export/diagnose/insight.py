@@ -16,6 +16,7 @@ from md_export.spec.artifact import artifact_path
 from md_export.spec.manifest import read_manifest
 from md_export.targets import TARGETS
 from md_export.targets.advice import LintReport
+from md_export.targets.contract import Lints
 
 
 @dataclass
@@ -48,7 +49,7 @@ def look_inside(out: Path, checkpoint_dir: Path | None, progress: Callable[[str]
     for entry in manifest.artifacts:
         try:
             path = artifact_path(out, entry)
-            if TARGETS[manifest.target].lints:
+            if isinstance(TARGETS[manifest.target], Lints):
                 progress(f"lint {entry.file}")
                 found.lint += lint(path)
             if checkpoint_dir:

@@ -16,9 +16,10 @@ from md_export.parity.golden.surface import golden_inputs
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, artifact_path
 from md_export.spec.manifest import MANIFEST, Manifest, read_manifest
 from md_export.spec.tensors import Arrays, read_npz
-from md_export.targets import TARGETS, Target, target_of
+from md_export.targets import TARGETS, target_of
 from md_export.targets.advice import LintReport
 from md_export.targets.bounds import judged
+from md_export.targets.contract import Lints, Target
 from md_export.targets.execution import exchange
 from md_export.worker.calling import call_worker
 
@@ -73,8 +74,8 @@ def _within(report: LintReport, budget_db: float) -> LintReport:
 
 
 def _lint_one(target: Target, path: Path, system: str | None, batches: Sequence[Arrays]) -> LintReport:
-    if not target.lints:
-        known = ", ".join(item.suffix for item in TARGETS.values() if item.lints)
+    if not isinstance(target, Lints):
+        known = ", ".join(item.suffix for item in TARGETS.values() if isinstance(item, Lints))
         raise UsageError(f"there are no rules for {path.name}; lint reads {known}")
     with exchange(batches) as files:
         request = {**files.request, "target": target.name, "path": str(path), "system": system}

@@ -14,6 +14,7 @@ from md_export.spec.artifact import artifact_path, bytes_of_artifact
 from md_export.spec.manifest import Manifest
 from md_export.targets import TARGETS
 from md_export.targets.advice import LintReport
+from md_export.targets.contract import Lints
 
 Counts = dict[str, dict[str, int]]
 
@@ -60,7 +61,7 @@ def snapshot(
     paths = {entry.component: artifact_path(out, entry) for entry in manifest.artifacts}
     found = {name: target.open().describe(path) for name, path in paths.items()}
     advice = None
-    if target.lints:
+    if isinstance(target, Lints):
         progress(f"lint {manifest.recipe.name}")
         advice = {name: _against(*lint(path)) for name, path in paths.items()}
     return Snapshot(

@@ -20,7 +20,7 @@ from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import recipe_from_dict, recipe_to_dict
 from md_export.spec.tensors import TensorSpec
 from md_export.system.memory import let_go_of_weights
-from md_export.targets import TARGETS
+from md_export.targets import TARGETS, suffix_of
 from md_export.targets.contract import LoweringJob
 from md_export.targets.layouts import layout_of
 
@@ -76,7 +76,7 @@ def build_component(step: BuildStep) -> ArtifactEntry:
     calibration = calibration_inputs(recipe, part, step.golden, step.calibration)
     adjust(part, target, calibration)
     inputs, outputs, scheme = part.inputs, part.outputs, recipe.schemes[name]
-    path = step.out / f"{layout_of(recipe).file(name)}{TARGETS[recipe.target].suffix_of(recipe.form)}"
+    path = step.out / f"{layout_of(recipe).file(name)}{suffix_of(target, recipe.form)}"
     with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
         job = LoweringJob(
             name,
@@ -94,7 +94,7 @@ def build_component(step: BuildStep) -> ArtifactEntry:
         )
         lowered = target.lower(job)
         part.module.to("meta")  # the converter has the weights; what follows asks for names and classes alone
-        target.save(target.quantize(lowered, job), path)
+        lowered.quantize(job).save(path)
         del lowered
     found = target.describe(path)
     if found.not_finite:

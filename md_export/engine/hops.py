@@ -26,6 +26,7 @@ from md_export.spec.manifest import Manifest, read_manifest
 from md_export.spec.recipe import QuantScheme, Recipe
 from md_export.spec.tensors import joined
 from md_export.targets import TARGETS
+from md_export.targets.contract import RunsAsWritten
 from md_export.targets.execution import execute
 from md_export.worker.calling import call_worker
 
@@ -154,14 +155,14 @@ def lowered_hop(
         with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
             step = BuildStep(checkpoint_dir, entry.component, recipe, out / GOLDEN_FOLDER, Path(scratch), {})
             call_worker("build", step.to_dict(), ConversionError, f"{manifest.target} {entry.component}")
-            return _executed(manifest, entry, Path(scratch), cases, TARGETS[manifest.target].as_written)
+            return _executed(manifest, entry, Path(scratch), cases, _as_written(manifest))
 
     return _hop("lowered", f"converted to {manifest.target} in float32", manifest, entry, run)
 
 
 def quantized_hop(out: Path, manifest: Manifest, entry: ArtifactEntry, cases: Sequence[GoldenCase]) -> Hop | None:
     """The artifact's graph as it is written; None where it is float32 and :func:`runtime_hop` says all."""
-    scheme, runtime = manifest.recipe.schemes[entry.component], TARGETS[manifest.target].as_written
+    scheme, runtime = manifest.recipe.schemes[entry.component], _as_written(manifest)
     if scheme == _FLOAT32:
         return None
     what = f"{scheme.weights} weights, {scheme.activations} activations"
@@ -170,9 +171,15 @@ def quantized_hop(out: Path, manifest: Manifest, entry: ArtifactEntry, cases: Se
 
 def runtime_hop(out: Path, manifest: Manifest, entry: ArtifactEntry, cases: Sequence[GoldenCase]) -> Hop | None:
     """The artifact in its runtime; None where that executes the graph as it is written, as the hop before did."""
-    if TARGETS[manifest.target].as_written is None and manifest.recipe.schemes[entry.component] != _FLOAT32:
+    if _as_written(manifest) is None and manifest.recipe.schemes[entry.component] != _FLOAT32:
         return None
     return _hop("runtime", "executed by its runtime", manifest, entry, lambda: _executed(manifest, entry, out, cases))
+
+
+def _as_written(manifest: Manifest) -> str | None:
+    """Name of the runtime that executes a graph as it is written; None where the target's usual one does."""
+    target = TARGETS[manifest.target]
+    return target.as_written if isinstance(target, RunsAsWritten) else None
 
 
 def _hop(name: str, what: str, manifest: Manifest, entry: ArtifactEntry, run: Callable[[], float]) -> Hop:

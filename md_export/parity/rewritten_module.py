@@ -25,7 +25,7 @@ from md_export.spec.recipe import Recipe
 from md_export.spec.tensors import Array, Arrays, TensorSpec, joined
 from md_export.spec.weight_storage import WeightStorage
 from md_export.targets import TARGETS
-from md_export.targets.contract import TargetModule
+from md_export.targets.contract import Target
 from md_export.targets.layouts import layout_of
 from md_export.targets.quantization.adjust import adjust_weights
 
@@ -123,7 +123,7 @@ def lowered_part(checkpoint: Checkpoint, component: str, recipe: Recipe, golden:
     return part
 
 
-def adjust(part: Rewritten, target: TargetModule, calibration: Sequence[Arrays]) -> tuple[str, ...]:
+def adjust(part: Rewritten, target: Target, calibration: Sequence[Arrays]) -> tuple[str, ...]:
     """Change the part's module in place as its scheme's rounding asks; nothing where it asks for none.
 
     The same module, calibration inputs and versions give the same weights: an audit makes them again.
@@ -138,7 +138,7 @@ def adjust(part: Rewritten, target: TargetModule, calibration: Sequence[Arrays])
     return adjust_weights(part.module, scheme, storages(part, target), inputs)
 
 
-def storages(part: Rewritten, target: TargetModule) -> dict[str, WeightStorage]:
+def storages(part: Rewritten, target: Target) -> dict[str, WeightStorage]:
     """How the target stores the weight of each module of the part that does not stay float, by module path."""
     scheme = part.recipe.schemes[part.component]
     found = {

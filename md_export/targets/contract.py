@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import nn
 
+from md_export.errors import MissingExtraError
 from md_export.spec.calibration import RangeRule
 from md_export.spec.recipe import QuantScheme
 from md_export.spec.runner import Runner
@@ -97,23 +99,62 @@ class Step:
     outputs: tuple[str, ...]
 
 
-class TargetModule(Protocol):
-    """What ``targets/<name>/__init__.py`` must offer; :mod:`md_export.targets` imports it lazily."""
+class Lowered(Protocol):
+    """A component as the vendor's own model, between :meth:`Target.lower` and the saved artifact."""
 
-    def lower(self, job: LoweringJob) -> object:
+    def quantize(self, job: LoweringJob) -> Lowered:
+        """Apply ``job.scheme``; returns the model itself where the scheme needs nothing more."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """Write the artifact at ``path`` (which does not exist), the same bytes for the same inputs."""
+        ...
+
+
+class Target(Protocol):
+    """One artifact format. Each method imports its module, and the vendor's libraries with it, when it is called.
+
+    Attributes:
+        name: command, folder and extra.
+        suffix: ending of an artifact's name.
+        requires: importable modules of the vendor.
+        distributions: packages whose versions the manifest records.
+        title: format and runtime in words.
+        system: machine that the vendor's libraries need; empty where they run on any.
+    """
+
+    name: ClassVar[str]
+    suffix: ClassVar[str]
+    requires: ClassVar[tuple[str, ...]]
+    distributions: ClassVar[tuple[str, ...]]
+    title: ClassVar[str]
+    system: ClassVar[str] = ""
+
+    def require(self) -> None:
+        """Raise :class:`MissingExtraError` where a library of the vendor is not installed. Imports nothing."""
+        for module in self.requires:
+            if importlib.util.find_spec(module) is None:
+                system = f" (on {self.system})" if self.system else ""
+                raise MissingExtraError(
+                    f"the {self.name} target needs {module}, which is not installed: "
+                    f"pip install 'md-export[{self.name}]'{system}"
+                )
+
+    def open(self) -> Self:
+        """This target, its vendor's libraries being installed.
+
+        Raises:
+            MissingExtraError: a library of the vendor is not installed.
+        """
+        self.require()
+        return self
+
+    def lower(self, job: LoweringJob) -> Lowered:
         """Torch module → the vendor's float model. ConversionError where the converter fails."""
         ...
 
-    def quantize(self, model: object, job: LoweringJob) -> object:
-        """Apply ``job.scheme``; returns the model as it is where the scheme needs nothing more."""
-        ...
-
     def weight_storage(self, path: str, layer: nn.Module, scheme: QuantScheme) -> WeightStorage | None:
-        """How :meth:`quantize` stores the weight of a torch module, ``scheme`` being the module's own; None: float."""
-        ...
-
-    def save(self, model: object, path: Path) -> None:
-        """Write the artifact at ``path`` (which does not exist), the same bytes for the same inputs."""
+        """How :meth:`Lowered.quantize` stores the weight of a torch module by the module's own scheme; None: float."""
         ...
 
     def describe(self, path: Path) -> Description:
@@ -124,13 +165,6 @@ class TargetModule(Protocol):
         """Open a saved artifact, ``runtime`` naming another than the target's own.
 
         RuntimeFault where the file is no such artifact.
-        """
-        ...
-
-    def lint(self, path: Path, system: str | None = None, batches: Sequence[Arrays] = ()) -> LintReport:
-        """Advice on a saved artifact for a system, with float16 hazards where inputs are given.
-
-        ArtifactError where the file is no such artifact.
         """
         ...
 
@@ -153,16 +187,55 @@ class TargetModule(Protocol):
         """
         ...
 
-    def costs(self, path: Path) -> tuple[OpCost, ...]:
-        """What each operation of a saved artifact computes and moves, in order of execution; nothing is run.
-
-        RuntimeFault or ArtifactError where it cannot be read. Of targets that an estimate reads.
-        """
-        ...
-
     def stored_weights(self, path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:
         """Every constant of a saved artifact, decoded, one at a time; ``scheme`` says which were promised to be small.
 
         RuntimeFault or ArtifactError where it cannot be read.
         """
         ...
+
+
+@runtime_checkable
+class Lints(Protocol):
+    """A target that can advise on a saved artifact."""
+
+    def lint(self, path: Path, system: str | None = None, batches: Sequence[Arrays] = ()) -> LintReport:
+        """Advice on a saved artifact for a system, with float16 hazards where inputs are given.
+
+        ArtifactError where the file is no such artifact.
+        """
+        ...
+
+
+@runtime_checkable
+class CountsCosts(Protocol):
+    """A target whose artifacts an estimate can read."""
+
+    def costs(self, path: Path) -> tuple[OpCost, ...]:
+        """Arithmetic and traffic of each operation of a saved artifact, in order of execution; nothing is run.
+
+        RuntimeFault or ArtifactError where it cannot be read.
+        """
+        ...
+
+
+@runtime_checkable
+class RunsAsWritten(Protocol):
+    """A target whose usual runtime optimizes a graph first, with a second one that executes it as it is written.
+
+    Attributes:
+        as_written: name of that runtime, for :meth:`Target.load`.
+    """
+
+    as_written: ClassVar[str]
+
+
+@runtime_checkable
+class HasForms(Protocol):
+    """A target whose artifacts can have another form than the usual one.
+
+    Attributes:
+        forms: endings of such artifacts, by the name that recipes give to the form.
+    """
+
+    forms: ClassVar[Mapping[str, str]]

@@ -9,11 +9,11 @@ from torch import nn
 
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import Array, Arrays, TensorSpec
-from md_export.targets.contract import LoweringJob, TargetModule
+from md_export.targets.contract import LoweringJob, Target
 
 
 def answer_of(
-    target: TargetModule, suffix: str, module: nn.Module, given: Arrays, output: TensorSpec, scheme: QuantScheme
+    target: Target, suffix: str, module: nn.Module, given: Arrays, output: TensorSpec, scheme: QuantScheme
 ) -> Array:
     """Lower, quantize, save, load, run: what the target's runtime makes of ``given``.
 
@@ -34,5 +34,5 @@ def answer_of(
             workdir=Path(scratch),
         )
         path = Path(scratch) / f"trial{suffix}"
-        target.save(target.quantize(target.lower(job), job), path)
+        target.lower(job).quantize(job).save(path)
         return target.load(path).run(given)[output.name]

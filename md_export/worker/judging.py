@@ -13,10 +13,14 @@ def lint(request: dict[str, Any]) -> dict[str, Any]:
     """Advise on one artifact; with inputs, run it and answer with float16 hazards too."""
     import dataclasses
 
+    from md_export.errors import UsageError
     from md_export.targets import TARGETS
+    from md_export.targets.contract import Lints
     from md_export.targets.execution import load_batches
 
     target = TARGETS[request["target"]].open()
+    if not isinstance(target, Lints):
+        raise UsageError(f"there are no rules for {target.suffix} files")
     batches = load_batches(Path(request["inputs"]))
     return dataclasses.asdict(target.lint(Path(request["path"]), request["system"], batches))
 
@@ -25,10 +29,14 @@ def costs(request: dict[str, Any]) -> dict[str, Any]:
     """Tell what each operation of one artifact computes and moves; nothing is run."""
     import dataclasses
 
+    from md_export.errors import UsageError
     from md_export.targets import TARGETS
+    from md_export.targets.contract import CountsCosts
 
-    found = TARGETS[request["target"]].open().costs(Path(request["path"]))
-    return {"ops": [dataclasses.asdict(op) for op in found]}
+    target = TARGETS[request["target"]].open()
+    if not isinstance(target, CountsCosts):
+        raise UsageError(f"an estimate reads no {target.suffix} file")
+    return {"ops": [dataclasses.asdict(op) for op in target.costs(Path(request["path"]))]}
 
 
 def audit(request: dict[str, Any]) -> dict[str, Any]:

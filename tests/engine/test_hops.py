@@ -27,6 +27,7 @@ from md_export.spec.shipped_files import builtin_recipe
 from md_export.spec.tensors import Array, Arrays
 from md_export.targets.contract import LoweringJob
 from md_export.targets.onnx import lower, quantize, run
+from md_export.targets.onnx.target import OnnxModel
 from md_export.worker import TASKS
 from md_export.worker import calling as workers
 from md_export.worker.calling import Ended
@@ -89,9 +90,9 @@ def plant_rewritten(monkeypatch: pytest.MonkeyPatch) -> None:
 def plant_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
     right = lower.lower
 
-    def wrong(job: LoweringJob) -> ir.Model:
+    def wrong(job: LoweringJob) -> OnnxModel:
         model = right(job)
-        scramble(largest(model, "float32"))
+        scramble(largest(model.model, "float32"))
         return model
 
     monkeypatch.setattr(lower, "lower", wrong)
@@ -100,10 +101,10 @@ def plant_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
 def plant_quantized(monkeypatch: pytest.MonkeyPatch) -> None:
     right = quantize.quantize
 
-    def wrong(model: object, job: LoweringJob) -> ir.Model:
+    def wrong(model: OnnxModel, job: LoweringJob) -> OnnxModel:
         made = right(model, job)
         if job.scheme.weights == "int8":
-            scramble(largest(made, "int8"))
+            scramble(largest(made.model, "int8"))
         return made
 
     monkeypatch.setattr(quantize, "quantize", wrong)

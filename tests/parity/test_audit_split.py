@@ -51,7 +51,7 @@ def converted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     taken, made = TensorSpec("x", (1, 4, 5, 6), "float32"), TensorSpec("y", (1, 8, 5, 6), "float32")
     job = LoweringJob("wide", module, (taken,), (made,), given, FLOAT32, (given,), workdir)
     target, path = TARGETS[request.param].open(), workdir / f"wide{TARGETS[request.param].suffix}"
-    target.save(target.quantize(target.lower(job), job), path)
+    target.lower(job).quantize(job).save(path)
     return reference_of("wide", module), list(target.stored_weights(path, FLOAT32))
 
 

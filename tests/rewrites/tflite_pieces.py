@@ -20,7 +20,7 @@ from md_export.spec.recipe import QuantScheme
 from md_export.spec.sampler import OneStep
 from md_export.spec.tensors import Array, Arrays, TensorSpec
 from md_export.targets import TARGETS
-from md_export.targets.contract import LoweringJob
+from md_export.targets.contract import Lowered, LoweringJob
 from rewrites.test_folds import SMALL
 
 PIECES: Final = ("unet", "text", "vae")
@@ -71,12 +71,12 @@ class Piece:
     """A float file, its inputs, and what torch made of them before the rewrites."""
 
     job: LoweringJob
-    lowered: object
+    lowered: Lowered
     arrays: Arrays
     expected: Array
 
     def save(self, precision: str, path: Path) -> Path:
-        target.save(target.quantize(self.lowered, replace(self.job, scheme=SCHEMES[precision])), path)
+        self.lowered.quantize(replace(self.job, scheme=SCHEMES[precision])).save(path)
         return path
 
     def snr_db(self, found: Array) -> float:

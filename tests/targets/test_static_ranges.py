@@ -67,7 +67,7 @@ def test_an_observer_that_clips_an_outlier_wins_where_there_is_none(target: str,
         path = work / f"out{TARGETS[target].suffix}"
         # Core AI's programs are changed in place.
         model = opened.lower(own) if target == "coreai" else lowered
-        opened.save(opened.quantize(model, own), path)
+        model.quantize(own).save(path)
         found[rule.observer] = snr_db(opened.load(path).run({"x": noise(9)})["y"], expected)
     assert found["percentile"] > found["min_max"] + 6
     # One value in 65536 is worth a good part of the range to it: its square counts.
@@ -91,7 +91,7 @@ def test_ranges_do_not_depend_on_how_many_activations_are_held(tmp_path: Path, m
         monkeypatch.setattr(ranges, "_PORTION", held)
         work = tmp_path / str(held)
         work.mkdir()
-        onnx.save(onnx.quantize(lowered, replace(job, workdir=work)), work / "x.onnx")
+        lowered.quantize(replace(job, workdir=work)).save(work / "x.onnx")
         found.append((work / "x.onnx").read_bytes())
     assert runs == [4, 1]
     assert found[0] == found[1]

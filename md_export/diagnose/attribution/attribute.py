@@ -27,7 +27,7 @@ from md_export.spec.artifact import ArtifactEntry, artifact_path, is_unchanged
 from md_export.spec.manifest import Manifest, read_manifest
 from md_export.spec.tensors import joined
 from md_export.targets import TARGETS, target_of
-from md_export.targets.contract import TargetModule
+from md_export.targets.contract import Target
 from md_export.worker.calling import call_worker
 
 
@@ -201,9 +201,7 @@ def blame(
     )
 
 
-def _worst_case(
-    target: TargetModule, path: Path, part: Rewritten, cases: Sequence[GoldenCase]
-) -> tuple[GoldenCase, float]:
+def _worst_case(target: Target, path: Path, part: Rewritten, cases: Sequence[GoldenCase]) -> tuple[GoldenCase, float]:
     runner = target.load(path)
     cases = each_call(part.component, cases)
     figures = [_figure(joined(runner.run(part.inputs_of(case))), part.output_of(case), path) for case in cases]

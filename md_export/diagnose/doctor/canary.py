@@ -14,7 +14,7 @@ from md_export.parity.metrics import compare, first_fault
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import Array, TensorSpec
 from md_export.targets import TARGETS
-from md_export.targets.contract import TargetModule
+from md_export.targets.contract import Target
 from md_export.targets.trial import answer_of
 
 # float32 on both sides: another order of sums costs a few units in the last place, about 130 dB.
@@ -50,7 +50,7 @@ class Flight:
     seconds: float
 
 
-def fly(target: TargetModule, suffix: str) -> Flight:
+def fly(target: Target, suffix: str) -> Flight:
     """Convert and run the canary.
 
     Raises:

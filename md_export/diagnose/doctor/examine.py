@@ -15,7 +15,8 @@ from md_export.diagnose.doctor.machine import disk_findings, memory_finding, mem
 from md_export.diagnose.doctor.versions import version_findings
 from md_export.errors import MissingExtraError
 from md_export.spec.recipe import Recipe
-from md_export.targets import TARGETS, Target
+from md_export.targets import TARGETS
+from md_export.targets.contract import Target
 from md_export.targets.tflite.gpu.driver import find_driver
 from md_export.worker.calling import Ended, run_worker
 

@@ -16,7 +16,7 @@ from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, artifact_path,
 from md_export.spec.manifest import MANIFEST, Manifest
 from md_export.system.files import sha256_of
 from md_export.targets import TARGETS
-from md_export.targets.contract import TargetModule
+from md_export.targets.contract import Target
 from md_export.targets.editing import Constant
 
 Change = Callable[[dict[str, Any]], Any]
@@ -41,7 +41,7 @@ class Sandbox:
         return self.manifest.entry_for(self.component)
 
     @property
-    def target(self) -> TargetModule:
+    def target(self) -> Target:
         """The functions of the export's target."""
         return TARGETS[self.manifest.target].open()
 

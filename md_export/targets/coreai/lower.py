@@ -11,16 +11,16 @@ from torch import nn
 from md_export.errors import ConversionError
 from md_export.targets.contract import LoweringJob
 from md_export.targets.coreai.bindings import converting, ir, main_graph
-from md_export.targets.coreai.lowered import Lowered
 from md_export.targets.coreai.places import name_places
 from md_export.targets.coreai.quantize import check_scheme
+from md_export.targets.coreai.target import CoreaiModel
 from md_export.targets.half import half_copy
 
 _NAME = "coreai.name"
 _TYPES = {"f32": "float32", "si32": "int32"}
 
 
-def lower(job: LoweringJob) -> Lowered:
+def lower(job: LoweringJob) -> CoreaiModel:
     """Export the module, in float16 where the scheme computes in it, else in float32.
 
     Returns:
@@ -36,7 +36,7 @@ def lower(job: LoweringJob) -> Lowered:
         program = _convert(exported, job)
         name_places(program, exported)
     _check_surface(program, job)
-    return Lowered(program)
+    return CoreaiModel(program)
 
 
 def _export(module: nn.Module, job: LoweringJob) -> Any:

@@ -24,8 +24,8 @@ from md_export.targets.coreai.activations import quantize_activations
 from md_export.targets.coreai.bindings import converting, dialect, ir, operations
 from md_export.targets.coreai.coding import indices, integers
 from md_export.targets.coreai.constants import held_value, values_of
-from md_export.targets.coreai.lowered import Lowered
 from md_export.targets.coreai.storage import storage_of
+from md_export.targets.coreai.target import CoreaiModel
 from md_export.targets.coreai.weights import Reader, path_of, to_program, to_torch, weights_of
 from md_export.targets.globs import check_weight_globs
 
@@ -66,7 +66,7 @@ def _is_float_in_int8(storage: QuantScheme) -> bool:
     return (storage.weights, storage.activations) == ("float32", _INT8)
 
 
-def quantize(model: Lowered, job: LoweringJob) -> Lowered:
+def quantize(model: CoreaiModel, job: LoweringJob) -> CoreaiModel:
     """Store what :func:`lower` returned as the scheme says, in place, and give it the job's notes.
 
     Raises:

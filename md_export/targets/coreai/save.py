@@ -9,14 +9,14 @@ from typing import Any
 from md_export.errors import ConversionError, one_line
 from md_export.targets.coreai.bindings import VENDOR_ERRORS, operations
 from md_export.targets.coreai.constants import name_constants
-from md_export.targets.coreai.lowered import Lowered
+from md_export.targets.coreai.target import CoreaiModel
 from md_export.targets.notes import labelled, notes_among
 
 _METADATA = "metadata.json"
 _CUSTOM = "creatorDefinedMetadata"
 
 
-def save(model: Lowered, path: Path) -> None:
+def save(model: CoreaiModel, path: Path) -> None:
     """Write ``path``, a folder to create.
 
     Args:

@@ -22,16 +22,17 @@ from md_export.system.memory import let_go_of_weights
 from md_export.targets.contract import LoweringJob
 from md_export.targets.coreml.modules import number_nodes, operation_modules
 from md_export.targets.coreml.overflow import lean_overflow_check
-from md_export.targets.coreml.package import Lowered, read_spec
+from md_export.targets.coreml.package import read_spec
 from md_export.targets.coreml.precision import compute_precision
 from md_export.targets.coreml.surface import feature_specs
+from md_export.targets.coreml.target import CoremlModel
 from md_export.targets.coreml.vendor import converting, ct
 
 # Oldest system that must load a package whose recipe names none.
 DEPLOYMENT_TARGET: Final = "iOS17"
 
 
-def lower(job: LoweringJob) -> Lowered:
+def lower(job: LoweringJob) -> CoremlModel:
     """Convert ``job.module`` in float32 or float16 arithmetic; what is smaller comes with :func:`quantize`.
 
     Raises:
@@ -59,7 +60,7 @@ def lower(job: LoweringJob) -> Lowered:
     del model
     gc.collect()  # the converter's program holds the weights and is full of cycles
     _check_surface(job, read_spec(package))
-    return Lowered(package, modules, job.notes)
+    return CoremlModel(package, modules, job.notes)
 
 
 def deployment_target(job: LoweringJob) -> Any:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,22 +13,6 @@ from md_export.targets.coreml.vendor import ct
 AUTHOR: Final = "com.apple.CoreML"
 MODEL: Final = f"Data/{AUTHOR}/model.mlmodel"
 WEIGHTS: Final = f"Data/{AUTHOR}/weights/weight.bin"
-
-
-@dataclass(frozen=True)
-class Lowered:
-    """A model between two stages: on disk, so that no stage holds another's copy of the weights.
-
-    Attributes:
-        package: coremltools' own ``.mlpackage`` in the job's workdir.
-        modules: name of a value in the program → path of the torch module that it came from: the owner of a
-            weight, the caller of an operation.
-        notes: the job's, for the saved package.
-    """
-
-    package: Path
-    modules: dict[str, str]
-    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_spec(package: Path) -> Any:

@@ -13,12 +13,13 @@ from md_export.targets.contract import LoweringJob
 from md_export.targets.coreml.activations import measure_ranges, quantize_activations
 from md_export.targets.coreml.compress import compress
 from md_export.targets.coreml.lower import deployment_target
-from md_export.targets.coreml.package import WEIGHTS, Lowered, read_spec
+from md_export.targets.coreml.package import WEIGHTS, read_spec
+from md_export.targets.coreml.target import CoremlModel
 from md_export.targets.coreml.vendor import converting, ct
 from md_export.targets.coreml.weights import float_weights, storage_of
 
 
-def quantize(model: Lowered, job: LoweringJob) -> Lowered:
+def quantize(model: CoremlModel, job: LoweringJob) -> CoremlModel:
     """Store every weight of rank ≥ 2 as ``job.scheme`` says of its module: whole, or as one of its rules says.
 
     With int8 activations, whatever multiplies a float weight keeps float activations.

@@ -11,14 +11,15 @@ from typing import Any, Final
 from md_export.errors import OutputError
 from md_export.system.files import sha256_of
 from md_export.targets.coreml.modules import write_modules
-from md_export.targets.coreml.package import AUTHOR, MODEL, WEIGHTS, Lowered, read_spec
+from md_export.targets.coreml.package import AUTHOR, MODEL, WEIGHTS, read_spec
+from md_export.targets.coreml.target import CoremlModel
 from md_export.targets.notes import labelled
 
 _MANIFEST: Final = "Manifest.json"
 _DATE: Final = "com.github.apple.coremltools.conversion_date"
 
 
-def save(model: Lowered, path: Path) -> None:
+def save(model: CoremlModel, path: Path) -> None:
     """Write the package at ``path``, the same bytes in every process.
 
     coremltools stamps the day, draws random identifiers and leaves map entries in hash order: the

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from md_export.spec.scheme import QuantScheme
 from md_export.targets.contract import LoweringJob
-from md_export.targets.coreml.package import Lowered, main_operations
+from md_export.targets.coreml.package import main_operations
+from md_export.targets.coreml.target import CoremlModel
 from md_export.targets.coreml.vendor import ct
 from md_export.targets.globs import check_module_globs
 
@@ -48,7 +49,7 @@ def _is_float(value: Any, used: set[str]) -> bool:
     return value.name in used and kind in _FLOATS and len(sizes) >= 2 and prod(sizes) >= LEAST_ELEMENTS
 
 
-def storage_of(weights: frozenset[str], model: Lowered, job: LoweringJob) -> dict[str, QuantScheme]:
+def storage_of(weights: frozenset[str], model: CoremlModel, job: LoweringJob) -> dict[str, QuantScheme]:
     """How each weight is stored, by name: those left out stay float, by ``keep_float`` or by a rule.
 
     Raises:

@@ -17,13 +17,14 @@ from md_export.targets.onnx.parts import part_weights
 from md_export.targets.onnx.quantize import check_scheme
 from md_export.targets.onnx.quiet import quiet
 from md_export.targets.onnx.regions import name_regions
+from md_export.targets.onnx.target import OnnxModel
 
 # From 21 on the exporter emits GroupNormalization, which onnxruntime's CPU provider expands into more
 # and slower nodes and which mobile providers do not take.
 OPSET: Final = 18
 
 
-def lower(job: LoweringJob) -> ir.Model:
+def lower(job: LoweringJob) -> OnnxModel:
     """Export the module, in float16 where the scheme computes in it, else in float32.
 
     Returns:
@@ -39,7 +40,7 @@ def lower(job: LoweringJob) -> ir.Model:
     clean(model)
     name_regions(model.graph)
     _check_surface(model, job)
-    return model
+    return OnnxModel(model)
 
 
 def _export(module: nn.Module, job: LoweringJob) -> ir.Model:

@@ -15,8 +15,9 @@ from md_export.targets.contract import LoweringJob
 from md_export.targets.onnx.biases import keep_biases_apart
 from md_export.targets.onnx.quiet import quiet
 from md_export.targets.onnx.ranges import measure_ranges
-from md_export.targets.onnx.save import save, weights_are_external
+from md_export.targets.onnx.save import weights_are_external
 from md_export.targets.onnx.sessions import ORT_ERRORS
+from md_export.targets.onnx.target import OnnxModel
 
 QUANTIZED_OPS: Final = ("Conv", "Gemm", "MatMul")
 # A convolution without a quantized output is not fused to QLinearConv and runs in float: 3.6× slower on the
@@ -37,7 +38,7 @@ def quantize_static(model: ir.Model, job: LoweringJob, exclude: Sequence[str]) -
     """
     path = job.workdir / f"{job.component}.float.onnx"
     keep_biases_apart(model.graph)
-    save(model, path)
+    OnnxModel(model).save(path)
     excluded = [*exclude, *_products_of_activations(model)]
     try:
         with quiet():

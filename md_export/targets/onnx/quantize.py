@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Final, cast
+from typing import Final
 
 import onnx_ir as ir
 
@@ -18,6 +18,7 @@ from md_export.targets.onnx.embedding import is_table_lookup, quantize_table
 from md_export.targets.onnx.npu.qdq import quantize_for_npu
 from md_export.targets.onnx.qdq import QUANTIZED_OPS, quantize_static
 from md_export.targets.onnx.storage import fits_table
+from md_export.targets.onnx.target import OnnxModel
 from md_export.targets.onnx.weights import store_weights
 
 _STATIC: Final = "int8_static"
@@ -79,7 +80,7 @@ def _check_storage(storage: QuantScheme, component: str) -> None:
         )
 
 
-def quantize(model: object, job: LoweringJob) -> ir.Model:
+def quantize(model: OnnxModel, job: LoweringJob) -> OnnxModel:
     """Store what :func:`lower` returned as the scheme says.
 
     Conv, Gemm and MatMul with a constant weight, and embedding tables, have their weights stored so. With static int8
@@ -91,14 +92,14 @@ def quantize(model: object, job: LoweringJob) -> ir.Model:
         ConversionError: the scheme is not supported, a glob of it matches nothing, or onnxruntime's quantizer failed.
     """
     check_scheme(job)
-    lowered = cast(ir.Model, model)
+    lowered = model.model
     storages = _storages(lowered, job)
     if job.scheme.is_static:
         lowered = _static(lowered, job, storages)
     else:
         store_weights(lowered, storages)
     lowered.metadata_props.update(labelled(job.notes))
-    return lowered
+    return OnnxModel(lowered)
 
 
 def _static(lowered: ir.Model, job: LoweringJob, storages: dict[str, QuantScheme]) -> ir.Model:

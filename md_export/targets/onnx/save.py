@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Final, cast
+from typing import Final
 
 import onnx_ir as ir
 
 from md_export.targets.notes import notes_among
 from md_export.targets.onnx.fused import write_fused
 from md_export.targets.onnx.standard import check_portable
+from md_export.targets.onnx.target import OnnxModel
 from md_export.targets.onnx.wire import data_name, write_inline
 
 # protobuf refuses messages of 2 GiB; the rest is left for the graph itself.
 INLINE_BYTES: Final = 1_900_000_000
 
 
-def save(model: object, path: Path) -> None:
+def save(model: OnnxModel, path: Path) -> None:
     """Write ``path``; above 1.9 GB the weights go to ``<name>.data`` beside it.
 
     A model whose notes name a form of :mod:`md_export.targets.onnx.fused` is written in that form.
@@ -29,7 +30,7 @@ def save(model: object, path: Path) -> None:
     Raises:
         ConversionError: the graph has operators outside the ONNX standard, or cannot have the form.
     """
-    graph = cast(ir.Model, model)
+    graph = model.model
     check_portable(graph, "quantization")
     form = notes_among(graph.metadata_props).get("form")
     if form is None:

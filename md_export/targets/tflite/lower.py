@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,15 +21,9 @@ from md_export.targets.tflite.names import COMPONENT, module_paths_as_names
 from md_export.targets.tflite.notes import attach_notes
 from md_export.targets.tflite.quiet import quiet
 from md_export.targets.tflite.storage import check_scheme
+from md_export.targets.tflite.target import TfliteModel
 
 SIGNATURE: Final = "main"
-
-
-@dataclass(frozen=True)
-class TfliteModel:
-    """A .tflite file in the job's scratch folder: full-size weights need not be held in memory twice."""
-
-    path: Path
 
 
 class _Named(nn.Module):

@@ -7,7 +7,7 @@ from collections import defaultdict
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from torch import nn
 
@@ -16,11 +16,12 @@ from md_export.spec.recipe import QuantScheme
 from md_export.targets.contract import LoweringJob
 from md_export.targets.tflite.flatbuffer import read_model, weighted_ops
 from md_export.targets.tflite.large_weights import chunked_by_channel
-from md_export.targets.tflite.lower import TfliteModel, scratch_file
+from md_export.targets.tflite.lower import scratch_file
 from md_export.targets.tflite.names import exactly
 from md_export.targets.tflite.quiet import quiet
 from md_export.targets.tflite.ranges import measure_ranges
 from md_export.targets.tflite.storage import EMBEDDING, check_scheme, is_per_channel, stored_as
+from md_export.targets.tflite.target import TfliteModel
 
 _NORMS: Final = (nn.GroupNorm, nn.LayerNorm)
 _STATIC: Final = "int8_static"
@@ -37,7 +38,7 @@ class _Kind:
     per_channel: bool
 
 
-def quantize(model: object, job: LoweringJob) -> TfliteModel:
+def quantize(model: TfliteModel, job: LoweringJob) -> TfliteModel:
     """Store and compute the component as ``job.scheme`` says; float32 at inputs and outputs.
 
     Each weight is stored as the scheme says of its module, where :data:`~.storage.OPERATIONS` has it. Norms and the
@@ -47,14 +48,13 @@ def quantize(model: object, job: LoweringJob) -> TfliteModel:
         ConversionError: the scheme asks for what this target cannot make, or the quantizer failed.
     """
     check_scheme(job)
-    lowered = cast(TfliteModel, model)
-    kinds = _kinds(lowered.path, job.module, job.scheme)
+    kinds = _kinds(model.path, job.module, job.scheme)
     if not kinds:
-        return lowered
+        return model
     path = scratch_file(job.workdir)
     with quiet():
         try:
-            _quantize(lowered.path, path, kinds, job)
+            _quantize(model.path, path, kinds, job)
         except (RuntimeError, ValueError, TypeError, LookupError) as error:
             raise ConversionError(f"ai_edge_quantizer cannot quantize {job.component}: {error}") from error
     return TfliteModel(path)

@@ -82,7 +82,7 @@ class Subject:
     def export(self, scheme: QuantScheme, folder: Path) -> Path:
         """As ``folder/x.aimodel``."""
         target, path, job = TARGETS["coreai"].open(), folder / "x.aimodel", self.job(scheme, folder)
-        target.save(target.quantize(target.lower(job), job), path)
+        target.lower(job).quantize(job).save(path)
         return path
 
 

@@ -44,7 +44,7 @@ def exported(coreai: Any, folder: Path, scheme: QuantScheme = W8A8, calibration:
     given, made = TensorSpec("x", SHAPE, "float32"), TensorSpec("y", SHAPE, "float32")
     cases = tuple({"x": noise(seed)} for seed in range(calibration))
     job = LoweringJob("part", Padded().eval(), (given,), (made,), {"x": noise(9)}, scheme, cases, folder)
-    coreai.save(coreai.quantize(coreai.lower(job), job), folder / "x.aimodel")
+    coreai.lower(job).quantize(job).save(folder / "x.aimodel")
     return folder / "x.aimodel"
 
 

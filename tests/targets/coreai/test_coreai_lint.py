@@ -99,7 +99,7 @@ def planted(coreai: Any, folder: Path, which: int) -> LintReport:
     outputs = tuple(TensorSpec(f"y{number}", tuple(value.shape), "float32") for number, value in enumerate(made))
     inputs = (TensorSpec("x", SHAPE, "float32"),)
     job = LoweringJob("part", module, inputs, outputs, {"x": x.numpy()}, PALETTE, (), folder)
-    coreai.save(coreai.quantize(coreai.lower(job), job), folder / "x.aimodel")
+    coreai.lower(job).quantize(job).save(folder / "x.aimodel")
     return found(coreai, folder / "x.aimodel")
 
 

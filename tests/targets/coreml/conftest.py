@@ -13,11 +13,11 @@ from torch import nn
 from md_export.models.graph import COMPONENTS, ModelConfig
 from md_export.spec.recipe import QuantScheme
 from md_export.spec.tensors import Array, TensorSpec
-from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
+from md_export.targets.coreml.target import CoremlModel, CoremlTarget
 from small_models import CONFIGS, random_inputs
 
-coreml = TARGETS["coreml"].open()
+coreml = CoremlTarget()
 
 SCHEMES = {
     "fp32": QuantScheme("float32", "float32"),
@@ -51,7 +51,7 @@ def build_subject(component: str, config: ModelConfig) -> Subject:
 
 def export(job: LoweringJob, path: Path) -> Path:
     job.workdir.mkdir(parents=True)
-    coreml.save(coreml.quantize(coreml.lower(job), job), path)
+    coreml.lower(job).quantize(job).save(path)
     return path
 
 
@@ -73,7 +73,7 @@ def subject() -> Callable[..., Subject]:
 def package(subject: Callable[..., Subject], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """``package(component, scheme, config="nano")``: the saved package; one conversion serves fp16 and int8."""
     root = tmp_path_factory.mktemp("coreml")
-    lowered: dict[tuple[str, str, str], object] = {}
+    lowered: dict[tuple[str, str, str], CoremlModel] = {}
 
     def get(component: str, scheme: str, config: str = "nano") -> Path:
         path = root / f"{config}_{component}_{scheme}.mlpackage"
@@ -86,7 +86,7 @@ def package(subject: Callable[..., Subject], tmp_path_factory: pytest.TempPathFa
                 folder = path.with_suffix(".float")
                 folder.mkdir()
                 lowered[key] = coreml.lower(replace(job, workdir=folder))
-            coreml.save(coreml.quantize(lowered[key], job), path)
+            lowered[key].quantize(job).save(path)
         return path
 
     return get

@@ -21,13 +21,13 @@ from md_export.parity.weights.reference import reference_of
 from md_export.spec.artifact import ArtifactEntry, Measured
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.weight_storage import largest_divisor
-from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
 from md_export.targets.coreml import mil
 from md_export.targets.coreml.edit import edit
 from md_export.targets.coreml.mil.graph import Ref
+from md_export.targets.coreml.target import CoremlModel, CoremlTarget
 
-coreml: Any = TARGETS["coreml"].open()
+coreml = CoremlTarget()
 
 BLOCKS = QuantScheme("int4", "float16", "block", block_size=16)
 GROUPS = QuantScheme("palette4", "float16", "group", group_size=8)
@@ -78,7 +78,7 @@ MAIN = (".quantized_data", ".data", ".indices", ".nonzero_data", ".indices_nonze
 def make(subject: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Make:
     """``make(scheme, deployment_target)``: the decoder's package; lowered once per system."""
     root = tmp_path_factory.mktemp("compression")
-    lowered: dict[str | None, object] = {}
+    lowered: dict[str | None, CoremlModel] = {}
     made: dict[tuple[QuantScheme, str | None], Path] = {}
 
     def get(scheme: QuantScheme, system: str | None) -> Path:
@@ -93,7 +93,7 @@ def make(subject: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) 
             lowered[system] = coreml.lower(half)
         if (scheme, system) not in made:
             path = work / "decoder.mlpackage"
-            coreml.save(coreml.quantize(lowered[system], job), path)
+            lowered[system].quantize(job).save(path)
             made[scheme, system] = path
         return made[scheme, system]
 
@@ -156,9 +156,9 @@ def test_sparse_weights_hold_as_many_values_as_asked_for(make: Make) -> None:
 def test_a_large_weight_is_sparse_too(small_job: Callable[..., LoweringJob], tmp_path: Path) -> None:
     """More elements than float16 can count, with which coremltools' own percentile is NaN."""
     job = small_job(nn.Linear(300, 300), QuantScheme("float16", "float16", sparsity=0.5), width=300, out_shape=(1, 300))
-    coreml.save(coreml.quantize(coreml.lower(job), job), tmp_path / "x.mlpackage")
+    coreml.lower(job).quantize(job).save(tmp_path / "x.mlpackage")
     (weight,) = [item for item in coreml.stored_weights(tmp_path / "x.mlpackage", job.scheme) if item.values.ndim == 2]
-    assert weight.kept.mean() == pytest.approx(0.5, abs=0.01)
+    assert weight.kept is not None and weight.kept.mean() == pytest.approx(0.5, abs=0.01)
 
 
 def test_the_same_scheme_gives_the_same_bytes(subject: Callable[..., Any], tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_the_same_scheme_gives_the_same_bytes(subject: Callable[..., Any], tmp_p
     for run in ("a", "b"):
         (tmp_path / run).mkdir()
         job = replace(subject("text_encoder").job, scheme=GROUPS, workdir=tmp_path / run, deployment_target="iOS18")
-        coreml.save(coreml.quantize(coreml.lower(job), job), tmp_path / f"{run}.mlpackage")
+        coreml.lower(job).quantize(job).save(tmp_path / f"{run}.mlpackage")
         files.append(
             [file.read_bytes() for file in sorted((tmp_path / f"{run}.mlpackage").rglob("*.*")) if file.is_file()]
         )
@@ -293,7 +293,7 @@ def test_kept_modules_stay_float_in_weights_and_activations(
     scheme: QuantScheme, small_job: Callable[..., LoweringJob], tmp_path: Path
 ) -> None:
     job = two_steps(small_job, replace(scheme, keep_float=("third",)), -1.0, 1.0)
-    coreml.save(coreml.quantize(coreml.lower(job), job), tmp_path / "x.mlpackage")
+    coreml.lower(job).quantize(job).save(tmp_path / "x.mlpackage")
     found = coreml.describe(tmp_path / "x.mlpackage")
     assert [name.removesuffix("_to_fp16") for name in found.float_weights] == ["p_third_weight"]
     if scheme.activations == "int8_static":
@@ -308,7 +308,7 @@ def test_ranges_are_those_of_all_calibration_inputs(
 ) -> None:
     """coremltools' own function lets the last sample alone decide."""
     job = two_steps(small_job, QuantScheme("int8", "int8_static"), *order)
-    coreml.save(coreml.quantize(coreml.lower(job), job), tmp_path / "x.mlpackage")
+    coreml.lower(job).quantize(job).save(tmp_path / "x.mlpackage")
     program = mil.load(tmp_path / "x.mlpackage")
     first = next(op for op in program.graph.ops if op.kind == "quantize")
     (kept,) = [out.name for out in first.outputs]
@@ -320,7 +320,7 @@ def test_a_weight_that_a_palette_would_enlarge_stays_float(
     small_job: Callable[..., LoweringJob], tmp_path: Path
 ) -> None:
     job = small_job(nn.Linear(8, 8), QuantScheme("palette8", "float16", "tensor"), width=8)
-    coreml.save(coreml.quantize(coreml.lower(job), job), tmp_path / "x.mlpackage")
+    coreml.lower(job).quantize(job).save(tmp_path / "x.mlpackage")
     assert len(coreml.describe(tmp_path / "x.mlpackage").float_weights) == 1
 
 
@@ -361,13 +361,13 @@ def test_pairs_that_core_ml_has_not_are_refused(scheme: QuantScheme, small_job: 
 def test_int8_activations_need_calibration(small_job: Callable[..., LoweringJob]) -> None:
     job = small_job(nn.Linear(64, 64), QuantScheme("int8", "int8_static"), width=64)
     with pytest.raises(ConversionError, match="int8_static needs calibration inputs"):
-        coreml.quantize(coreml.lower(job), job)
+        coreml.lower(job).quantize(job)
 
 
 def test_activations_that_overflow_are_no_range(small_job: Callable[..., LoweringJob]) -> None:
     job = two_steps(small_job, QuantScheme("int8", "int8_static"), float("inf"))
     with pytest.raises(ConversionError, match="has no int8 scale"):
-        coreml.quantize(coreml.lower(job), job)
+        coreml.lower(job).quantize(job)
 
 
 @pytest.mark.parametrize(

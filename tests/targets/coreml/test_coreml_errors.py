@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from md_export.errors import ConversionError, OutputError, RuntimeFault, UsageError
 from md_export.spec.recipe import QuantScheme
-from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
+from md_export.targets.coreml.target import CoremlTarget
 
-coreml = TARGETS["coreml"].open()
+coreml = CoremlTarget()
 
 
 class Unsupported(nn.Module):
@@ -36,13 +36,13 @@ def test_an_operation_that_cannot_be_converted_is_named_with_its_component(
 
 def test_a_conversion_prints_nothing(small_job: Callable[..., LoweringJob], capfd: pytest.CaptureFixture[str]) -> None:
     job = small_job(nn.Linear(4, 4), QuantScheme("int8", "float32"))
-    coreml.quantize(coreml.lower(job), job)
+    coreml.lower(job).quantize(job)
     assert capfd.readouterr() == ("", "")
 
 
 def test_names_of_the_job_win_over_those_of_forward(small_job: Callable[..., LoweringJob], tmp_path: Path) -> None:
     job = small_job(nn.Linear(4, 4))
-    coreml.save(coreml.lower(job), tmp_path / "a.mlpackage")
+    coreml.lower(job).save(tmp_path / "a.mlpackage")
     assert set(coreml.load(tmp_path / "a.mlpackage").run({"x": np.ones((1, 4), np.float32)})) == {"y"}
 
 
@@ -63,7 +63,7 @@ def test_a_glob_that_matches_nothing_is_refused(small_job: Callable[..., Lowerin
     scheme = QuantScheme("int8", "float32", keep_float=("nothing.*",))
     job = small_job(nn.Linear(4, 4), scheme)
     with pytest.raises(ConversionError, match=r"glob 'nothing\.\*' matches no module"):
-        coreml.quantize(coreml.lower(job), job)
+        coreml.lower(job).quantize(job)
 
 
 def test_infinite_weights_are_not_passed_off_as_int8(small_job: Callable[..., LoweringJob]) -> None:
@@ -71,14 +71,14 @@ def test_infinite_weights_are_not_passed_off_as_int8(small_job: Callable[..., Lo
     nn.init.constant_(linear.weight, torch.inf)
     job = small_job(linear, QuantScheme("int8", "float32"))
     with pytest.raises(ConversionError, match="1 weights stayed float although int8 was asked for"):
-        coreml.quantize(coreml.lower(job), job)
+        coreml.lower(job).quantize(job)
 
 
 def test_an_existing_path_is_not_written_into(small_job: Callable[..., LoweringJob], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     job = small_job(nn.Linear(4, 4))
     with pytest.raises(OutputError, match="cannot be written"):
-        coreml.save(coreml.lower(job), tmp_path / "file")
+        coreml.lower(job).save(tmp_path / "file")
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from md_export.spec.runner import WatchedRunner
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import Arrays, TensorSpec
-from md_export.targets import TARGETS
 from md_export.targets.advice import Hazard
 from md_export.targets.contract import LoweringJob
 from md_export.targets.coreml.hazard import measure
+from md_export.targets.coreml.target import CoremlTarget
 from md_export.targets.execution import execute
 
-coreml = TARGETS["coreml"].open()
+coreml = CoremlTarget()
 SCHEMES = {"fp16": QuantScheme("float16", "float16"), "fp32": QuantScheme("float32", "float32")}
 WIDTH = 64
 
@@ -46,7 +46,7 @@ def saved(module: nn.Module, folder: Path, scheme: str = "fp16") -> Path:
     given, made = TensorSpec("x", (1, WIDTH), "float32"), TensorSpec("y", (1, WIDTH), "float32")
     job = LoweringJob("part", module.eval(), (given,), (made,), {"x": given.zeros()}, SCHEMES[scheme], (), folder)
     path = folder / f"{scheme}.mlpackage"
-    coreml.save(coreml.quantize(coreml.lower(job), job), path)
+    coreml.lower(job).quantize(job).save(path)
     return path
 
 

@@ -17,7 +17,6 @@ from md_export.errors import ArtifactError, UsageError
 from md_export.rewrites import REWRITES
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import TensorSpec
-from md_export.targets import TARGETS
 from md_export.targets.advice import LintReport, OpAdvice
 from md_export.targets.contract import LoweringJob
 from md_export.targets.coreml.conditions import CONDITIONS
@@ -25,14 +24,15 @@ from md_export.targets.coreml.facts import read_facts
 from md_export.targets.coreml.modules import KEY, read_modules
 from md_export.targets.coreml.package import MODEL, main_operations, read_spec
 from md_export.targets.coreml.rules import RULE_FILE, SYSTEMS, When, load_rules
+from md_export.targets.coreml.target import CoremlTarget
 
-coreml = TARGETS["coreml"].open()
+coreml = CoremlTarget()
 FP16 = QuantScheme("float16", "float16")
 Package = Callable[..., Path]
 
 
 def lowered(job: LoweringJob, path: Path) -> Path:
-    coreml.save(coreml.quantize(coreml.lower(job), job), path)
+    coreml.lower(job).quantize(job).save(path)
     return path
 
 

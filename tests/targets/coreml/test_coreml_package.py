@@ -18,12 +18,12 @@ from torch import nn
 
 from md_export.errors import ArtifactError
 from md_export.spec.recipe import QuantScheme
-from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
 from md_export.targets.coreml.package import main_operations, read_spec
 from md_export.targets.coreml.surface import feature_specs
+from md_export.targets.coreml.target import CoremlTarget
 
-coreml: Any = TARGETS["coreml"].open()
+coreml = CoremlTarget()
 
 ANOTHER_PROCESS = """
 import sys
@@ -110,11 +110,11 @@ def test_kept_modules_stay_float_and_the_rest_does_not(subject: Callable[..., An
     scheme = QuantScheme("int8", "float16", keep_float=("*.conv_out", "*.resnets.0"))
     job = replace(subject("vae_decoder").job, scheme=scheme, workdir=tmp_path)
     scheme_all = replace(scheme, keep_float=("*.conv_out", "*.resnets.0.*"), granularity="tensor")
-    only_out = coreml.quantize(coreml.lower(job), job)
+    only_out = coreml.lower(job).quantize(job)
     assert {name.removesuffix("_to_fp16") for name in float_names(only_out.package)} == {"p_decoder_conv_out_weight"}
     (tmp_path / "all").mkdir()
     job = replace(job, scheme=scheme_all, workdir=tmp_path / "all")
-    names = float_names(coreml.quantize(coreml.lower(job), job).package)
+    names = float_names(coreml.lower(job).quantize(job).package)
     assert len(names) > 1
     assert all("conv_out" in name or "resnets_0" in name for name in names)
 
@@ -123,7 +123,7 @@ def test_a_zero_bias_shared_with_a_norm_is_no_obstacle(small_job: Callable[..., 
     # From 100 elements on coremltools stores equal constants once: norm and linear share their zeros.
     module = nn.Sequential(nn.LayerNorm(128), nn.Linear(128, 128, bias=False))
     job = small_job(module, QuantScheme("int8", "float16"), width=128)
-    stored = coreml.describe(coreml.quantize(coreml.lower(job), job).package).stored
+    stored = coreml.describe(coreml.lower(job).quantize(job).package).stored
     assert stored["int8"] >= 128 * 128
     assert stored["float16"] < 128 * 128
 

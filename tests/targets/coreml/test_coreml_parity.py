@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from md_export.spec.tensors import Array
-from md_export.targets import TARGETS
+from md_export.targets.coreml.target import CoremlTarget
 
-coreml = TARGETS["coreml"].open()
+coreml = CoremlTarget()
 
 COMPONENT_NAMES = ("text_encoder", "unet", "vae_decoder")
 # Decibels. Random weights are harder on float16 than trained ones: rounding adds up layer by layer,

@@ -14,11 +14,11 @@ from torch import nn
 
 from md_export.errors import ConversionError
 from md_export.spec.scheme import QuantScheme, WeightRule, palette_bits
-from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
+from md_export.targets.coreml.target import CoremlTarget
 from md_export.targets.stored import Float32, StoredWeight
 
-coreml: Any = TARGETS["coreml"].open()
+coreml = CoremlTarget()
 
 WIDTH = 64
 RULES = (
@@ -56,7 +56,7 @@ def export(small_job: Job, module: nn.Module, scheme: QuantScheme, path: Path, s
     job = replace(
         small_job(module, scheme, width=WIDTH), deployment_target=system, calibration=calibration, workdir=work
     )
-    coreml.save(coreml.quantize(coreml.lower(job), job), path)
+    coreml.lower(job).quantize(job).save(path)
     return path
 
 

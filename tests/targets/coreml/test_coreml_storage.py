@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,11 +12,11 @@ from torch import nn
 
 from md_export.spec.scheme import QuantScheme, WeightRule
 from md_export.spec.weight_storage import WeightStorage
-from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
+from md_export.targets.coreml.target import CoremlTarget
 from md_export.targets.stored import StoredWeight
 
-coreml: Any = TARGETS["coreml"].open()
+coreml = CoremlTarget()
 WIDTH = 48
 SCHEME = QuantScheme(
     "palette4",
@@ -71,7 +70,7 @@ def test_groups_and_types_are_those_in_the_package(
     scheme, module = replace(SCHEME, group_size=group_size), Layers().eval()
     job = replace(small_job(module, scheme, width=WIDTH), deployment_target="iOS18", workdir=tmp_path)
     path = tmp_path / "x.mlpackage"
-    coreml.save(coreml.quantize(coreml.lower(job), job), path)
+    coreml.lower(job).quantize(job).save(path)
     found = {
         weight.uses[0].modules[0]: storage_in(weight)
         for weight in coreml.stored_weights(path, scheme)

@@ -65,7 +65,7 @@ def build_subject(component: str, config: ModelConfig) -> Subject:
 
 def export(job: LoweringJob, path: Path) -> Path:
     job.workdir.mkdir(parents=True, exist_ok=True)
-    target.save(target.quantize(target.lower(job), job), path)
+    target.lower(job).quantize(job).save(path)
     return path
 
 

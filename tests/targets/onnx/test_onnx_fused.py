@@ -27,6 +27,7 @@ from md_export.spec.shipped_files import builtin_recipe
 from md_export.targets import TARGETS, target_of
 from md_export.targets.execution import execute
 from md_export.targets.notes import labelled
+from md_export.targets.onnx.target import OnnxModel
 from support import Exported
 
 target = TARGETS["onnx"].open()
@@ -42,7 +43,7 @@ def fuse(artifact: Callable[..., Path], tmp_path: Path) -> Fuse:
         model = ir.load(artifact("vae_decoder", scheme))
         model.metadata_props.update(labelled({"form": form}))
         path = tmp_path / f"fused{SUFFIXES[form]}"
-        target.save(model, path)
+        OnnxModel(model).save(path)
         return path
 
     return make
@@ -188,7 +189,7 @@ def test_linear_layers_with_a_bias_run_in_int8(artifact: Callable[..., Path], tm
     layers = len([name for name in target.describe(artifact("text_encoder", "fp32")).float_weights if "MatMul" in name])
     for name, model in (("ours", ir.load(path)), ("plain", with_plain_biases(ir.load(path)))):
         model.metadata_props.update(labelled({"form": "ort"}))
-        target.save(model, tmp_path / f"{name}.ort")
+        OnnxModel(model).save(tmp_path / f"{name}.ort")
     ours, plain = (target.describe(tmp_path / f"{name}.ort").ops for name in ("ours", "plain"))
     assert ours["com.microsoft::MatMulIntegerToFloat"] == layers > 10 and "Gemm" not in ours
     assert plain["Gemm"] > 10

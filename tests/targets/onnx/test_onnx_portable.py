@@ -15,6 +15,7 @@ from md_export.errors import ConversionError, RuntimeFault
 from md_export.targets import TARGETS
 from md_export.targets.onnx.mobile import coreml_partitions
 from md_export.targets.onnx.regions import NAME
+from md_export.targets.onnx.target import OnnxModel
 
 target = TARGETS["onnx"].open()
 COMPONENT_NAMES = ("text_encoder", "unet", "vae_decoder")
@@ -35,7 +36,7 @@ def test_another_operator_is_refused_and_named(artifact: Callable[..., Path], tm
     gelu = next(node for node in model.graph.node if node.op_type == "Sigmoid")
     gelu.op_type, gelu.domain = "QuickGelu", "com.microsoft"
     with pytest.raises(ConversionError, match=r"outside the ONNX standard: com\.microsoft::QuickGelu"):
-        target.save(ir.from_proto(model), tmp_path / "x.onnx")
+        OnnxModel(ir.from_proto(model)).save(tmp_path / "x.onnx")
     assert not (tmp_path / "x.onnx").exists()
     onnx.save(model, tmp_path / "y.onnx")
     assert target.describe(tmp_path / "y.onnx").ops["com.microsoft::QuickGelu"] == 1

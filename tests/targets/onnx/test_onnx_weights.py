@@ -24,7 +24,7 @@ from md_export.spec.sampler import OneStep
 from md_export.spec.scheme import QuantScheme, WeightRule
 from md_export.spec.tensors import TensorSpec
 from md_export.targets import TARGETS
-from md_export.targets.contract import LoweringJob
+from md_export.targets.contract import Lowered, LoweringJob
 from md_export.targets.onnx.run import UNOPTIMIZED
 from md_export.targets.onnx.weights import OPSET
 
@@ -75,7 +75,7 @@ def job_of(scheme: QuantScheme, workdir: Path) -> LoweringJob:
 
 def save(scheme: QuantScheme, path: Path) -> Path:
     job = job_of(scheme, path.parent)
-    target.save(target.quantize(target.lower(job), job), path)
+    target.lower(job).quantize(job).save(path)
     return path
 
 
@@ -97,7 +97,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
 
 
 @pytest.fixture(scope="module")
-def lowered(tmp_path_factory: pytest.TempPathFactory) -> object:
+def lowered(tmp_path_factory: pytest.TempPathFactory) -> Lowered:
     return target.lower(job_of(replace(INT8, weights="float32"), tmp_path_factory.mktemp("lowered")))
 
 
@@ -292,9 +292,9 @@ def test_static_int8_keeps_float_by_rule(
         (QuantScheme("int4", "int8_static"), "no weights/activations int4/int8_static"),
     ],
 )
-def test_what_cannot_be_stored_is_refused(scheme: QuantScheme, message: str, lowered: object, tmp_path: Path) -> None:
+def test_what_cannot_be_stored_is_refused(scheme: QuantScheme, message: str, lowered: Lowered, tmp_path: Path) -> None:
     with pytest.raises(ConversionError, match=message):
-        target.quantize(lowered, job_of(scheme, tmp_path))
+        lowered.quantize(job_of(scheme, tmp_path))
 
 
 def test_a_weight_that_two_modules_share_is_stored_once(tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_a_weight_that_two_modules_share_is_stored_once(tmp_path: Path) -> None:
     given = {"x": torch.randn(1, 64, 4, 4).numpy()}
     specs = [TensorSpec(name, (1, 64, 4, 4), "float32") for name in ("x", "y")]
     job = LoweringJob("twice", Twice().eval(), (specs[0],), (specs[1],), given, INT4, (given,), tmp_path)
-    target.save(target.quantize(target.lower(job), job), tmp_path / "x.onnx")
+    target.lower(job).quantize(job).save(tmp_path / "x.onnx")
     assert target.describe(tmp_path / "x.onnx").stored["int4"] == 64 * 64 * 9 // 2
     (weight,) = [item for item in target.stored_weights(tmp_path / "x.onnx", INT4) if item.promised]
     assert {use.modules for use in weight.uses} == {("first",), ("second",)}
@@ -336,7 +336,7 @@ def test_the_parts_of_a_weight_are_stored_small(tmp_path: Path) -> None:
     given = {"x": np.zeros((1, 911, 4, 4), np.float32)}
     taken, made = TensorSpec("x", (1, 911, 4, 4), "float32"), TensorSpec("y", (1, 8, 4, 4), "float32")
     job = LoweringJob("wide", module, (taken,), (made,), given, INT8, (given,), tmp_path)
-    target.save(target.quantize(target.lower(job), job), tmp_path / "x.onnx")
+    target.lower(job).quantize(job).save(tmp_path / "x.onnx")
     parts = [item for item in target.stored_weights(tmp_path / "x.onnx", INT8) if item.promised]
     assert [(item.dtype, item.values.shape) for item in parts] == [
         ("int8", (8, 456, 3, 3)),

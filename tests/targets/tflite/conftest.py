@@ -15,7 +15,7 @@ from md_export.parity.rewritten_module import rewritten
 from md_export.spec.recipe import Recipe
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
-from md_export.targets.tflite.lower import TfliteModel
+from md_export.targets.tflite.target import TfliteModel
 from planted import write_export
 from small_models import CONFIGS
 from support import Exported
@@ -80,7 +80,7 @@ def quantized(
         batches = [part.inputs_of(case) for case in cases]
         scheme = recipe.schemes[name]
         job = LoweringJob(name, part.module, part.inputs, part.outputs, batches[0], scheme, tuple(batches[::2]), root)
-        target.save(target.quantize(TfliteModel(float_file), job), path)
+        TfliteModel(float_file).quantize(job).save(path)
         (made,), runner = part.outputs, target.load(path)
         figures = [
             compare(runner.run(batch)[made.name], case.output(made.name))

@@ -72,7 +72,7 @@ def ruled(weights: Any, modules: tuple[str, ...] = ("*",), **storage: Any) -> Qu
 def test_an_unknown_scheme_names_the_known_ones(scheme: QuantScheme, message: str, subject: Callable[..., Any]) -> None:
     text = subject("text_encoder")
     with pytest.raises(ConversionError, match=message):
-        target.quantize(text.lowered, replace(text.job, scheme=scheme))
+        text.lowered.quantize(replace(text.job, scheme=scheme))
     # Before the minutes of a conversion, too.
     with pytest.raises(ConversionError, match=message):
         target.lower(replace(text.job, scheme=scheme))
@@ -82,7 +82,7 @@ def test_static_ranges_need_calibration_inputs(subject: Callable[..., Any]) -> N
     text = subject("text_encoder")
     job = replace(text.job, scheme=QuantScheme("int8", "int8_static"), calibration=())
     with pytest.raises(ConversionError, match="calibration"):
-        target.quantize(text.lowered, job)
+        text.lowered.quantize(job)
 
 
 @pytest.mark.parametrize(

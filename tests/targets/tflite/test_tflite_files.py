@@ -131,10 +131,10 @@ def test_another_process_with_another_hash_seed_gives_the_same_bytes(
 
 def test_save_refuses_to_overwrite(subject: Callable[..., Any], artifact: Callable[..., Path]) -> None:
     with pytest.raises(FileExistsError):
-        target.save(subject("text_encoder").lowered, artifact("text_encoder", "fp32"))
+        subject("text_encoder").lowered.save(artifact("text_encoder", "fp32"))
 
 
 def test_float32_is_the_lowered_file_itself(subject: Callable[..., Any]) -> None:
     text = subject("text_encoder")
     scheme = QuantScheme("float32", "float32")
-    assert target.quantize(text.lowered, replace(text.job, scheme=scheme)) is text.lowered
+    assert text.lowered.quantize(replace(text.job, scheme=scheme)) is text.lowered

@@ -21,8 +21,8 @@ from md_export.targets.stored import StoredWeight
 from md_export.targets.tflite.decode import decode
 from md_export.targets.tflite.flatbuffer import read_model
 from md_export.targets.tflite.half.constants import write_float_weights
-from md_export.targets.tflite.lower import TfliteModel
 from md_export.targets.tflite.storage import stored_as
+from md_export.targets.tflite.target import TfliteModel
 from tflite_models import Subject
 
 target = TARGETS["tflite"].open()
@@ -149,8 +149,8 @@ def test_weights_on_the_grid_stay_as_they_are(subject: Subjects, int4: Path, tmp
     on_grid = tmp_path / "float.tflite"
     assert write_float_weights(int4, on_grid)
     assert "int4" not in target.describe(on_grid).stored
-    again = target.quantize(TfliteModel(on_grid), replace(subject("text_encoder").job, scheme=INT4))
-    target.save(again, tmp_path / "again.tflite")
+    again = TfliteModel(on_grid).quantize(replace(subject("text_encoder").job, scheme=INT4))
+    again.save(tmp_path / "again.tflite")
     first, second = (weights_of(path, INT4) for path in (int4, tmp_path / "again.tflite"))
     assert first.keys() == second.keys()
     for path, weights in first.items():

@@ -13,7 +13,7 @@ from md_export.errors import RuntimeFault
 from md_export.spec.recipe import QuantScheme
 from md_export.spec.tensors import TensorSpec
 from md_export.targets import TARGETS
-from md_export.targets.contract import Description, LoweringJob
+from md_export.targets.contract import Description, Lowered, LoweringJob
 
 target = TARGETS["tflite"].open()
 SCHEMES = {
@@ -25,8 +25,8 @@ SCHEMES = {
 NOTES = {"source_sha256": "0f" * 32, "a": "14.615", "odd": 'é "quoted" \\ \n', "long": "x" * 2000}
 
 
-def exported(job: LoweringJob, lowered: object, scheme: str, path: Path) -> Path:
-    target.save(target.quantize(lowered, replace(job, scheme=SCHEMES[scheme])), path)
+def exported(job: LoweringJob, lowered: Lowered, scheme: str, path: Path) -> Path:
+    lowered.quantize(replace(job, scheme=SCHEMES[scheme])).save(path)
     return path
 
 

@@ -25,8 +25,9 @@ from md_export.targets.onnx.npu.apart import keep_apart
 from md_export.targets.onnx.npu.masks import soften_masks
 from md_export.targets.onnx.quiet import quiet
 from md_export.targets.onnx.ranges import measure_ranges
-from md_export.targets.onnx.save import save, weights_are_external
+from md_export.targets.onnx.save import weights_are_external
 from md_export.targets.onnx.sessions import ORT_ERRORS
+from md_export.targets.onnx.target import OnnxModel
 from md_export.targets.onnx.weights import OPSET
 
 _ACTIVATIONS: Final = {"int8_static": QuantType.QUInt8, "int16_static": QuantType.QUInt16}
@@ -49,14 +50,14 @@ def quantize_for_npu(model: ir.Model, job: LoweringJob, exclude: Sequence[str]) 
     _divide(model)
     keep_apart(model)
     path = job.workdir / f"{job.component}.float.onnx"
-    save(model, path)
+    OnnxModel(model).save(path)
     try:
         with quiet():
             config = _config(path, job, exclude, _norm_scales(model))
             ranges = measure_ranges(path, config.op_types_to_quantize, weights_are_external(model), job)
             soften_masks(model, ranges)
             path.unlink()
-            save(model, path)
+            OnnxModel(model).save(path)
             return _quantized(path, config, ranges)
     except (*ORT_ERRORS, ValueError) as error:
         raise ConversionError(f"{job.component}: onnxruntime's quantizer failed: {error}") from error

@@ -1,0 +1,113 @@
+"""The Core ML target."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from md_export.spec.runner import Runner
+from md_export.spec.scheme import QuantScheme
+from md_export.spec.tensors import Array, Arrays
+from md_export.spec.weight_storage import WeightStorage
+from md_export.targets.advice import LintReport
+from md_export.targets.contract import CountsCosts, Description, Lints, LoweringJob, Step, Target
+from md_export.targets.costs import OpCost
+from md_export.targets.editing import Constant
+from md_export.targets.stored import StoredWeight
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class CoremlModel:
+    """A model between two stages: on disk, so that no stage holds another's copy of the weights.
+
+    Attributes:
+        package: coremltools' own ``.mlpackage`` in the job's workdir.
+        modules: name of a value in the program → path of the torch module that it came from: the owner of a
+            weight, the caller of an operation.
+        notes: the job's, for the saved package.
+    """
+
+    package: Path
+    modules: dict[str, str]
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    def quantize(self, job: LoweringJob) -> CoremlModel:
+        from md_export.targets.coreml.quantize import quantize
+
+        return quantize(self, job)
+
+    def save(self, path: Path) -> None:
+        from md_export.targets.coreml.save import save
+
+        save(self, path)
+
+
+class CoremlTarget(Target, Lints, CountsCosts):
+    """Core ML packages, executed off a Mac by our own runtime."""
+
+    name = "coreml"
+    suffix = ".mlpackage"
+    requires = ("coremltools",)
+    distributions = ("coremltools",)
+    title = "Core ML (iPhone Neural Engine)"
+
+    def lower(self, job: LoweringJob) -> CoremlModel:
+        from md_export.targets.coreml.lower import lower
+
+        return lower(job)
+
+    def weight_storage(self, path: str, layer: nn.Module, scheme: QuantScheme) -> WeightStorage | None:
+        from md_export.targets.coreml.storage import weight_storage
+
+        return weight_storage(path, layer, scheme)
+
+    def describe(self, path: Path) -> Description:
+        from md_export.targets.coreml.describe import describe
+
+        return describe(path)
+
+    def load(self, path: Path, runtime: str | None = None) -> Runner:
+        from md_export.targets.coreml.run import load
+
+        return load(path, runtime)
+
+    def edit(self, path: Path) -> AbstractContextManager[list[Constant]]:
+        from md_export.targets.coreml.edit import edit
+
+        return edit(path)
+
+    def store_as_float(self, path: Path) -> bool:
+        from md_export.targets.coreml.edit import store_as_float
+
+        return store_as_float(path)
+
+    def steps(self, path: Path) -> tuple[Step, ...]:
+        from md_export.targets.coreml.inside import steps
+
+        return steps(path)
+
+    def values(self, path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Array]:
+        from md_export.targets.coreml.inside import values
+
+        return values(path, inputs, names)
+
+    def stored_weights(self, path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:
+        from md_export.targets.coreml.stored import stored_weights
+
+        return stored_weights(path, scheme)
+
+    def lint(self, path: Path, system: str | None = None, batches: Sequence[Arrays] = ()) -> LintReport:
+        from md_export.targets.coreml.lint import lint
+
+        return lint(path, system, batches)
+
+    def costs(self, path: Path) -> tuple[OpCost, ...]:
+        from md_export.targets.coreml.costs import costs
+
+        return costs(path)

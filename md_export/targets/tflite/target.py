@@ -1,0 +1,104 @@
+"""The TFLite target."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from md_export.spec.runner import Runner
+from md_export.spec.scheme import QuantScheme
+from md_export.spec.tensors import Array, Arrays
+from md_export.spec.weight_storage import WeightStorage
+from md_export.targets.advice import LintReport
+from md_export.targets.contract import CountsCosts, Description, Lints, LoweringJob, Step, Target
+from md_export.targets.costs import OpCost
+from md_export.targets.editing import Constant
+from md_export.targets.stored import StoredWeight
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class TfliteModel:
+    """A .tflite file in the job's scratch folder: full-size weights need not be held in memory twice."""
+
+    path: Path
+
+    def quantize(self, job: LoweringJob) -> TfliteModel:
+        from md_export.targets.tflite.quantize import quantize
+
+        return quantize(self, job)
+
+    def save(self, path: Path) -> None:
+        from md_export.targets.tflite.save import save
+
+        save(self, path)
+
+
+class TfliteTarget(Target, Lints, CountsCosts):
+    """TFLite: float32, float16-weight or int8 files for LiteRT, lowered by litert_torch."""
+
+    name = "tflite"
+    suffix = ".tflite"
+    requires = ("litert_torch", "ai_edge_litert", "ai_edge_quantizer")
+    distributions = ("litert-torch", "ai-edge-litert", "ai-edge-quantizer", "litert-converter")
+    title = "TFLite/LiteRT (Android GPU)"
+
+    def lower(self, job: LoweringJob) -> TfliteModel:
+        from md_export.targets.tflite.lower import lower
+
+        return lower(job)
+
+    def weight_storage(self, path: str, layer: nn.Module, scheme: QuantScheme) -> WeightStorage | None:
+        from md_export.targets.tflite.storage import weight_storage
+
+        return weight_storage(path, layer, scheme)
+
+    def describe(self, path: Path) -> Description:
+        from md_export.targets.tflite.describe import describe
+
+        return describe(path)
+
+    def load(self, path: Path, runtime: str | None = None) -> Runner:
+        from md_export.targets.tflite.run import load
+
+        return load(path, runtime)
+
+    def edit(self, path: Path) -> AbstractContextManager[list[Constant]]:
+        from md_export.targets.tflite.edit import edit
+
+        return edit(path)
+
+    def store_as_float(self, path: Path) -> bool:
+        from md_export.targets.tflite.edit import store_as_float
+
+        return store_as_float(path)
+
+    def steps(self, path: Path) -> tuple[Step, ...]:
+        from md_export.targets.tflite.inside import steps
+
+        return steps(path)
+
+    def values(self, path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Array]:
+        from md_export.targets.tflite.inside import values
+
+        return values(path, inputs, names)
+
+    def stored_weights(self, path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:
+        from md_export.targets.tflite.stored import stored_weights
+
+        return stored_weights(path, scheme)
+
+    def lint(self, path: Path, system: str | None = None, batches: Sequence[Arrays] = ()) -> LintReport:
+        from md_export.targets.tflite.lint import lint
+
+        return lint(path, system, batches)
+
+    def costs(self, path: Path) -> tuple[OpCost, ...]:
+        from md_export.targets.tflite.costs import costs
+
+        return costs(path)
