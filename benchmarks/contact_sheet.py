@@ -67,8 +67,8 @@ def on_npu(requests: list[tuple[str, int]], scratch: Path) -> list[NDArray[np.fl
     golden.mkdir()
     write_golden(golden_source(open_checkpoint(nano_checkpoint())), requests, golden)
     export(load_recipe(builtin_recipe(*NPU_RECIPE)), nano_checkpoint(), out)
-    found = verify_on_npu(out, golden, PHONE, None, NpuLimits(1800.0))
-    return list(found.pictures[PHONE])
+    (found,) = verify_on_npu(out, golden, PHONE, None, NpuLimits(1800.0))
+    return list(found.pictures)
 
 
 def sheet(rows: list[str], columns: dict[str, list[NDArray[np.float32]]]) -> Image.Image:

@@ -19,8 +19,8 @@ from md_export.checkpoint import open_checkpoint
 from md_export.engine.export import export
 from md_export.parity.golden.prepare import golden_source
 from md_export.parity.golden.record import write_golden
-from md_export.parity.npu.verdict import NpuComponent, NpuVerification
-from md_export.parity.npu.verify import verify_on_npu
+from md_export.parity.npu.verify import NpuRun, verify_on_npu
+from md_export.parity.verdict import ComponentVerdict, Verification
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe, nano_checkpoint
 from md_export.targets.onnx.npu.process import NpuLimits
@@ -44,14 +44,14 @@ def main(captions: int, names: list[str]) -> None:
             recipe = dataclasses.replace(load_recipe(builtin_recipe(*name.split("-", 1))), npu=PHONES)
             export(recipe, nano_checkpoint(), out, None, lambda _: None)
             for phone in PHONES:
-                found = verify_on_npu(out, held_out, phone, None, NpuLimits(1800.0))
+                (found,) = verify_on_npu(out, held_out, phone, None, NpuLimits(1800.0))
                 print(*rows(name, phone, found, detector), sep="\n", flush=True)
 
 
-def rows(name: str, phone: str, found: NpuVerification, detector: Detector) -> Iterator[str]:
+def rows(name: str, phone: str, found: Verification[NpuRun], detector: Detector) -> Iterator[str]:
     """One for each component, the picture's figures beside the last."""
-    pictures = list(found.pictures.get(phone, ()))
-    picture = found.result.pictures[phone].psnr_db if pictures else None
+    pictures = list(found.pictures)
+    picture = found.result.picture.psnr_db if found.result.picture else None
     for item in found.result.components:
         last = item.component == "vae_decoder"
         score = detector.score(pictures) if pictures else "-"
@@ -60,12 +60,13 @@ def rows(name: str, phone: str, found: NpuVerification, detector: Detector) -> I
         yield f"| {' | '.join(cells)} |"
 
 
-def figures(item: NpuComponent) -> tuple[str, ...]:
+def figures(item: ComponentVerdict[NpuRun]) -> tuple[str, ...]:
     """What the compiler and the simulator made of a component."""
-    placed = f"all {item.nodes}" if item.nodes else f"{len(item.refused)} refused"
+    engine = item.engine
+    placed = f"all {engine.nodes}" if engine.nodes else f"{len(engine.refused)} refused"
     snr_db = "-" if item.parity is None else f"{item.parity.snr_db:.1f}"
-    held = f"{item.compile_bytes / 1e9:.2f}"
-    return placed, f"{item.compile_seconds:.1f}", held, f"{item.context_bytes:,}", snr_db
+    held = f"{engine.compile_bytes / 1e9:.2f}"
+    return placed, f"{engine.compile_seconds:.1f}", held, f"{engine.context_bytes:,}", snr_db
 
 
 if __name__ == "__main__":

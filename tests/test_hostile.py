@@ -22,8 +22,8 @@ from hostile import NOISE, as_json, spoiled
 from md_export.errors import ArtifactError, GoldenError, RecipeError
 from md_export.parity.golden.case import values_from_bytes
 from md_export.parity.golden.folder import index_from_bytes
-from md_export.parity.judge import shortfalls
 from md_export.parity.metrics import compare, first_fault, worst
+from md_export.parity.subject import shortfalls
 from md_export.spec.artifact import ArtifactEntry as Entry
 from md_export.spec.artifact import Measured, Parity, RewriteRecord, artifact_path
 from md_export.spec.manifest import SCHEMA, Manifest, manifest_from_bytes, manifest_to_dict

@@ -11,9 +11,9 @@ import click
 from md_export.cli.exports import check_npu, npu_options, verify_npu
 from md_export.cli.shared import (
     PATH,
+    conclude,
     json_option,
     progress,
-    say,
     show,
 )
 from md_export.errors import UsageError
@@ -38,17 +38,13 @@ def check_self_test(self_test: bool, checkpoint: Path | None, others: dict[str, 
 
 def run_self_test(out: Path, checkpoint: Path | None, json_file: Path | None) -> None:
     """Print the table; ParityError where a mutation was not noticed, or by accident."""
-    from md_export.errors import ParityError
     from md_export.parity.selftest.command import self_test
-    from md_export.report.runtimes import self_test_table
+    from md_export.report.diagnoses import self_test_table
     from md_export.spec.shipped_files import nano_checkpoint
 
     with progress(1) as tell:
         result = self_test(out, checkpoint or nano_checkpoint(), tell)
-    show(json_file, result, self_test_table(result))
-    if result.failures:
-        raise ParityError("; ".join(result.failures))
-    say(json_file, f"{out}: the gate noticed everything")
+    conclude(json_file, result, result.failures, [self_test_table(result)], f"{out}: the gate noticed everything")
 
 
 # Spelled out, since the targets' own tables are heavy to import; a test holds this against them.
@@ -84,19 +80,22 @@ def check_runtime(runtime: str | None, gpu: bool, target: str) -> None:
 
 def verify_in_library(out: Path, golden_dir: Path | None, library: str, json_file: Path | None) -> None:
     """The body of ``verify --runtime``."""
-    from md_export.errors import ParityError
     from md_export.targets import TARGETS
 
     TARGETS["tflite"].require()
     from md_export.parity.runtimes import verify_in_runtimes
-    from md_export.report.runtimes import runtimes_tables
+    from md_export.parity.verdict import failures_of
+    from md_export.report.verdicts import runtimes_tables
 
     with progress(len(COMPONENT_NAMES) * len(RUNTIMES["tflite"]) // len(LIBRARIES)) as report:
         result = verify_in_runtimes(out, golden_dir, library, report)
-    show(json_file, result, *runtimes_tables(result))
-    if result.failures:
-        raise ParityError("; ".join(result.failures))
-    say(json_file, f"{out}: right in every set of kernels of {library}")
+    conclude(
+        json_file,
+        result,
+        failures_of(result),
+        runtimes_tables(result),
+        f"{out}: right in every set of kernels of {library}",
+    )
 
 
 # LiteRT's engine for the GPU, in software: minutes for a full-size graph.
@@ -173,9 +172,8 @@ def verify(
     With --self-test: would all this notice? Each way to damage an export is tried, and must be noticed.
     """
     from md_export.cli.join import verify_joined
-    from md_export.errors import ParityError
     from md_export.parity.judge import verify as judge
-    from md_export.report.tables import parity_table
+    from md_export.report.verdicts import parity_table
     from md_export.spec.manifest import JOIN, read_manifest
 
     if (out / JOIN).is_file():
@@ -205,10 +203,7 @@ def verify(
         return
     with progress(len(COMPONENT_NAMES)) as report:
         result = judge(out, golden_dir, report)
-    show(json_file, result, parity_table(result))
-    if not result.passed:
-        raise ParityError("; ".join(result.failures))
-    say(json_file, f"{out}: verified")
+    conclude(json_file, result, result.failures, [parity_table(result)], f"{out}: verified")
 
 
 def gpu_limit(gpu: bool, limit_s: float | None, target: str) -> float:
@@ -221,19 +216,15 @@ def gpu_limit(gpu: bool, limit_s: float | None, target: str) -> float:
 
 
 def _verify_on_gpu(out: Path, golden_dir: Path | None, limit_s: float, json_file: Path | None) -> None:
-    from md_export.errors import ParityError
     from md_export.targets import TARGETS
 
     TARGETS["tflite"].require()
     from md_export.parity.gpu import verify_on_gpu
-    from md_export.report.runtimes import gpu_tables
+    from md_export.report.verdicts import gpu_tables
 
     with progress(len(COMPONENT_NAMES)) as report:
         result = verify_on_gpu(out, golden_dir, limit_s, report)
-    show(json_file, result, *gpu_tables(result))
-    if result.failures:
-        raise ParityError("; ".join(result.failures))
-    say(json_file, f"{out}: all on the GPU, and right there")
+    conclude(json_file, result, result.failures, gpu_tables(result), f"{out}: all on the GPU, and right there")
 
 
 @click.command()

@@ -11,6 +11,7 @@ import click
 from md_export.cli.shared import (
     PATH,
     checkpoint_or_nano,
+    conclude,
     guidance_option,
     json_option,
     lora_option,
@@ -81,21 +82,20 @@ def verify_npu(
     json_file: Path | None,
 ) -> None:
     """The body of ``verify --npu``."""
-    from md_export.errors import ParityError
     from md_export.parity.npu.verify import verify_on_npu
-    from md_export.report.runtimes import npu_tables
+    from md_export.parity.verdict import failures_of
+    from md_export.report.verdicts import npu_tables
     from md_export.targets.onnx.npu.process import NpuLimits
 
     limits = NpuLimits(
         NPU_LIMIT_S if limit_s is None else limit_s, **({"most_bytes": max_memory} if max_memory else {})
     )
     with progress(len(COMPONENT_NAMES)) as report:
-        result = verify_on_npu(out, golden_dir, soc, cases, limits, report, blocks).result
-    show(json_file, result, *npu_tables(result))
-    if result.failures:
-        raise ParityError("; ".join(result.failures))
-    where = " block by block" if any(item.blocks for item in result.components) else ""
-    say(json_file, f"{out}: all on the NPU, and right there{where}, as its simulator computes")
+        found = verify_on_npu(out, golden_dir, soc, cases, limits, report, blocks)
+    results = tuple(item.result for item in found)
+    where = " block by block" if any(item.engine.blocks for one in results for item in one.components) else ""
+    passed = f"{out}: all on the NPU, and right there{where}, as its simulator computes"
+    conclude(json_file, results, failures_of(results), npu_tables(results), passed)
 
 
 PRECISIONS: Final = ("fp32", "fp16", "int8")
@@ -148,7 +148,8 @@ def _export_command(target: str) -> Callable[..., None]:
         **own: str | tuple[str, ...] | None,
     ) -> None:
         from md_export.engine.export import export
-        from md_export.report.tables import artifact_table, parity_table
+        from md_export.report.tables import artifact_table
+        from md_export.report.verdicts import parity_table
 
         many = steps is not None
         asked = (*components, "vae_encoder") if encoder and components else components

@@ -23,7 +23,7 @@ def join(exports: tuple[Path, ...], output: Path, json_file: Path | None) -> Non
     """
     from md_export.engine.join import join as join_exports
     from md_export.report.progress import shared_table
-    from md_export.report.tables import parity_table
+    from md_export.report.verdicts import parity_table
 
     with progress(5 * len(exports)) as report:
         shared, results = join_exports(exports, output, report)
@@ -53,7 +53,7 @@ def verify_joined(out: Path, flags: Mapping[str, object], json_file: Path | None
     """``md-export verify`` of a joined export; ``flags``: those given that it cannot have."""
     from md_export.engine.join import verify_functions
     from md_export.errors import ParityError
-    from md_export.report.tables import parity_table
+    from md_export.report.verdicts import parity_table
 
     if given := [name for name, value in flags.items() if value]:
         raise UsageError(f"{given[0]} is for one export; take it out first: md-export split {out} FUNCTION -o DIR")

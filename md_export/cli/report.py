@@ -31,7 +31,7 @@ def report(
     """Verify exports and write what was found as one page that opens without a network; exit 3 as verify does."""
     from md_export.errors import ParityError
     from md_export.parity.judge import judge
-    from md_export.report.tables import parity_table
+    from md_export.report.verdicts import parity_table
 
     if not (output or junit or markdown or json_file):
         raise UsageError("say what to write: -o report.html, --junit, --markdown or --json")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from md_export.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 PATH = click.Path(path_type=Path)
 size_option = click.option(
@@ -74,6 +77,18 @@ def show(json_file: Path | None, result: Any, *tables: Any) -> None:
         terminal.print(table, soft_wrap=isinstance(table, str))
 
 
+def conclude(
+    json_file: Path | None, result: object, failures: Sequence[str], tables: Iterable[Table], passed: str
+) -> None:
+    """Show a verdict, then the line ``passed``; raise ParityError where there are ``failures``."""
+    from md_export.errors import ParityError
+
+    show(json_file, result, *tables)
+    if failures:
+        raise ParityError("; ".join(failures))
+    say(json_file, passed)
+
+
 def say(json_file: Path | None, text: str) -> None:
     """A line where the tables go."""
     click.echo(text, err=_takes_stdout(json_file))
@@ -94,7 +109,8 @@ def _takes_stdout(json_file: Path | None) -> bool:
 def _write_json(file: Path, result: Any) -> None:
     from pydantic import TypeAdapter
 
-    text = TypeAdapter(type(result)).dump_json(result, indent=2).decode()
+    # By the values' own types: a verdict holds details of any engine.
+    text = TypeAdapter(Any).dump_json(result, indent=2).decode()
     if _takes_stdout(file):
         click.echo(text)
     else:

@@ -83,4 +83,5 @@ def _against(report: LintReport) -> dict[str, int]:
 def _cpu_ops(out: Path, limit_s: float, progress: Callable[[str], None]) -> dict[str, int]:
     """An engine that failed has left all of them to the CPU."""
     judged = verify_on_gpu(out, None, limit_s, progress)
-    return {item.component: item.ops if item.resident is None else item.on_cpu for item in judged.components}
+    runs = {item.component: item.engine for item in judged.components}
+    return {name: run.ops if run.resident is None else run.on_cpu for name, run in runs.items()}

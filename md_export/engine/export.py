@@ -21,7 +21,7 @@ from md_export.parity.golden.folder import read_golden
 from md_export.parity.golden.prepare import ddim_of, one_step, prepare_golden, schedule_of
 from md_export.parity.judge import verify
 from md_export.parity.lora_fusing import added_loras
-from md_export.parity.verdict import VerifyResult
+from md_export.parity.verdict import Verdict
 from md_export.rewrites import find_rewrite
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, entry_from_dict
 from md_export.spec.manifest import SCHEMA, Drift, Manifest, files_beside, write_manifest
@@ -38,7 +38,7 @@ Progress = Callable[[str], None]
 
 def export(
     recipe: Recipe, checkpoint_dir: Path, out: Path, golden_dir: Path | None = None, progress: Progress = print
-) -> tuple[Manifest, VerifyResult]:
+) -> tuple[Manifest, Verdict]:
     """Checkpoint → artifacts, each executed by its own runtime and proved against golden outputs.
 
     ``out`` appears whole or not at all; what fails parity is kept beside it as ``<out>.rejected``.
@@ -54,7 +54,7 @@ def export(
 
 def _export(
     recipe: Recipe, checkpoint_dir: Path, out: Path, golden_dir: Path | None, progress: Progress
-) -> tuple[Manifest, VerifyResult]:
+) -> tuple[Manifest, Verdict]:
     checkpoint = open_checkpoint(checkpoint_dir).at(recipe.size)
     recipe = recipe.completed(checkpoint.components)
     checkpoint.check(recipe.components)
@@ -89,7 +89,7 @@ def seal(
     entries: tuple[ArtifactEntry, ...],
     drift: Drift | None,
     progress: Progress,
-) -> tuple[Manifest, VerifyResult]:
+) -> tuple[Manifest, Verdict]:
     """Artifacts and golden cases in ``folder`` → an export: tokenizer and manifest beside them, and judged."""
     if recipe.layout == "swift":
         check_bundle(folder, tuple(entry.file for entry in entries))
@@ -140,7 +140,7 @@ def _manifest(
     )
 
 
-def with_parity(manifest: Manifest, result: VerifyResult) -> Manifest:
+def with_parity(manifest: Manifest, result: Verdict) -> Manifest:
     """The manifest with the figures by which its artifacts and the picture were judged."""
     figures = {item.component: item.parity for item in result.components}
     entries = tuple(dataclasses.replace(entry, parity=figures[entry.component]) for entry in manifest.artifacts)
@@ -148,7 +148,7 @@ def with_parity(manifest: Manifest, result: VerifyResult) -> Manifest:
     return dataclasses.replace(manifest, artifacts=entries, picture_psnr_db=picture)
 
 
-def _reject(folder: Path, out: Path, result: VerifyResult, hops: list[str]) -> None:
+def _reject(folder: Path, out: Path, result: Verdict, hops: list[str]) -> None:
     kept = out.with_name(f"{out.name}.rejected")
     shutil.rmtree(kept, ignore_errors=True)
     folder.rename(kept)

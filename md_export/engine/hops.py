@@ -20,7 +20,7 @@ from md_export.parity.golden.case import GoldenCase
 from md_export.parity.golden.folder import read_golden
 from md_export.parity.golden.surface import golden_cases
 from md_export.parity.metrics import EXACT_DB, Check, Fault, snr_db
-from md_export.parity.verdict import VerifyResult
+from md_export.parity.verdict import Verdict
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry
 from md_export.spec.manifest import Manifest, read_manifest
 from md_export.spec.recipe import QuantScheme, Recipe
@@ -68,7 +68,7 @@ def failing_hop(hops: Sequence[Hop]) -> Hop | None:
     return next((hop for hop in hops if not hop.passed), None)
 
 
-def explain(out: Path, result: VerifyResult, checkpoint_dir: Path, progress: Progress) -> list[str]:
+def explain(out: Path, result: Verdict, checkpoint_dir: Path, progress: Progress) -> list[str]:
     """For each component whose numbers fall short a line that names the hop at which they do.
 
     Costs a conversion to float32 for each of them, unless its rewritten module is wrong already.

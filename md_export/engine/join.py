@@ -23,7 +23,7 @@ from md_export.engine.export import with_parity
 from md_export.errors import ArtifactError, ConversionError, ParityError, UsageError
 from md_export.parity.judge import verify
 from md_export.parity.manifest_check import Checked, check_export
-from md_export.parity.verdict import VerifyResult
+from md_export.parity.verdict import Verdict
 from md_export.spec.artifact import ArtifactEntry, artifact_path, bytes_of_artifact, sha256_of_artifact
 from md_export.spec.manifest import JOIN, Manifest, first_finding, read_manifest, write_manifest
 from md_export.spec.recipe import Recipe
@@ -57,9 +57,7 @@ class Shared:
 _FUNCTIONS: Final = TypeAdapter(Functions)
 
 
-def join(
-    exports: Sequence[Path], out: Path, progress: Progress = print
-) -> tuple[tuple[Shared, ...], list[VerifyResult]]:
+def join(exports: Sequence[Path], out: Path, progress: Progress = print) -> tuple[tuple[Shared, ...], list[Verdict]]:
     """Join verified exports that differ in their pictures' size alone; ``out`` appears when every function is proved.
 
     Raises:
@@ -96,7 +94,7 @@ def split(out: Path, function: str, folder: Path) -> Manifest:
     return manifest
 
 
-def verify_functions(out: Path, progress: Progress = lambda _: None) -> dict[str, VerifyResult]:
+def verify_functions(out: Path, progress: Progress = lambda _: None) -> dict[str, Verdict]:
     """The verdict on each function of a joined export, on golden cases of its size.
 
     Raises:
@@ -187,7 +185,7 @@ def _join(component: str, named: Mapping[str, tuple[Path, Manifest]], folder: Pa
     return Shared(component, sum(map(bytes_of, packages.values())), bytes_of(joined))
 
 
-def _seal(folder: Path, function: str, export: Path, manifest: Manifest, progress: Progress) -> VerifyResult:
+def _seal(folder: Path, function: str, export: Path, manifest: Manifest, progress: Progress) -> Verdict:
     """What lies beside a function's packages, and its verdict."""
     packages = {entry.file for entry in manifest.artifacts}
     with tempfile.TemporaryDirectory(prefix=".", dir=folder) as scratch:

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from md_export.errors import RuntimeFault
-from md_export.parity.golden.surface import golden_cases
-from md_export.parity.judge import altered_faults, shortfalls, worst_parity
 from md_export.parity.metrics import compare, first_fault
-from md_export.parity.opened_export import OpenedExport, open_export
-from md_export.spec.artifact import ArtifactEntry, Parity, artifact_path
-from md_export.spec.recipe import Tolerance
-from md_export.spec.tensors import Array, Arrays, joined
+from md_export.parity.opened_export import open_export
+from md_export.parity.subject import Subject
+from md_export.parity.verdict import ComponentVerdict, Verdict
+from md_export.spec.tensors import Array, Arrays
 from md_export.targets.tflite.gpu.graph import graph_ops
 from md_export.targets.tflite.gpu.log import EngineLog, read_log
 from md_export.targets.tflite.gpu.process import GpuExecution, execute_on_gpu
@@ -98,49 +96,29 @@ _NOBODY = (
 
 
 @dataclass(frozen=True)
-class GpuComponent:
-    """One artifact's verdict.
+class GpuRun:
+    """How the GPU engine executed one artifact.
 
     Attributes:
         adapter: device on which the engine ran.
         resident: every op runs on the GPU; None where the engine failed.
         ops, on_cpu: ops of the graph, and those that the engine left to the CPU.
         findings: the ops to blame.
-        parity: against the golden outputs; None where a fault kept it from being computed.
         compile_seconds, run_seconds: of the compilation, and of one execution on the average.
     """
 
-    component: str
-    file: str
-    tolerance: Tolerance
-    faults: tuple[str, ...]
     adapter: str
     resident: bool | None = None
     ops: int = 0
     on_cpu: int = 0
     findings: tuple[OpFinding, ...] = ()
-    parity: Parity | None = None
     compile_seconds: float = 0.0
     run_seconds: float = 0.0
 
 
-@dataclass(frozen=True)
-class GpuResult:
-    """All verdicts of one export."""
-
-    recipe: str
-    cases: int
-    components: tuple[GpuComponent, ...]
-
-    @property
-    def failures(self) -> tuple[str, ...]:
-        """One line for each thing that falls short, the component's name first."""
-        return tuple(f"{item.component}: {fault}" for item in self.components for fault in item.faults)
-
-
 def verify_on_gpu(
     out: Path, golden_dir: Path | None, limit_s: float, progress: Callable[[str], None] = lambda _: None
-) -> GpuResult:
+) -> Verdict[GpuRun]:
     """Judge a TFLite export in ``out`` as the GPU engine executes it, each attempt stopped after ``limit_s`` seconds.
 
     Raises:
@@ -149,47 +127,35 @@ def verify_on_gpu(
         MissingExtraError: there is no Vulkan driver.
     """
     export = open_export(out, golden_dir)
-    recipe, count = export.manifest.recipe, len(export.golden.cases)
+    manifest, cases = export.manifest, export.golden.cases
     components = []
-    for entry in export.manifest.artifacts:
-        progress(f"verify {entry.component} on the GPU engine with {count} golden cases")
-        components.append(_judge(export, entry, limit_s, progress))
-    return GpuResult(recipe.name, count, tuple(components))
+    for entry in manifest.artifacts:
+        progress(f"verify {entry.component} on the GPU engine with {len(cases)} golden cases")
+        components.append(_judge(Subject(export, entry, cases), limit_s, progress))
+    return Verdict(manifest.target, manifest.recipe.name, len(cases), tuple(components))
 
 
-def _judge(export: OpenedExport, entry: ArtifactEntry, limit_s: float, progress: Callable[[str], None]) -> GpuComponent:
-    recipe, path = export.manifest.recipe, artifact_path(export.out, entry)
-    tolerance = recipe.tolerances[entry.component]
-    faults: list[str] = [*altered_faults(export.out, entry)]
-    inputs, wanted = golden_cases(recipe, entry, export.golden.cases)
+def _judge(subject: Subject, limit_s: float, progress: Callable[[str], None]) -> ComponentVerdict[GpuRun]:
+    path, inputs = subject.path, subject.inputs()
     run = execute_on_gpu(path, inputs, limit_s)
     log = read_log(run.log)
     try:
         ops = graph_ops(path)
     except RuntimeFault as error:
-        return GpuComponent(entry.component, entry.file, tolerance, (*faults, str(error)), log.adapter)
+        return subject.verdict(GpuRun(log.adapter), [str(error)])
     findings = refused_ops(log.refusals, ops)
-    parity, wrong = _figures(run, wanted, tolerance)
-    faults += _refusal_faults(run, log, len(ops), findings) + wrong
+    parity, wrong = subject.compare(run.outputs) if run.outputs else (None, [])
+    if parity:
+        wrong = [fault.of("all on the GPU, but wrong" if run.resident else "and wrong") for fault in wrong]
+    faults = [*_refusal_faults(run, log, len(ops), findings), *wrong]
     if (run.failure or wrong) and not run.timed_out:
-        search = Search(path, inputs[0], tolerance.snr_db, limit_s, failing=run.failure is not None)
+        search = Search(path, inputs[0], subject.tolerance.snr_db, limit_s, failing=run.failure is not None)
         culprit = first_bad_op(search, progress)
         findings += (culprit,) if culprit else ()
         faults.append(f"to blame first: {culprit}" if culprit else _NOBODY[search.failing])
-    return GpuComponent(
-        entry.component,
-        entry.file,
-        tolerance,
-        tuple(faults),
-        log.adapter,
-        resident=None if run.failure else run.resident,
-        ops=len(ops),
-        on_cpu=log.on_cpu,
-        findings=findings,
-        parity=parity,
-        compile_seconds=run.compile_seconds,
-        run_seconds=run.run_seconds / len(inputs),
-    )
+    resident = None if run.failure else run.resident
+    seconds = (run.compile_seconds, run.run_seconds / len(inputs))
+    return subject.verdict(GpuRun(log.adapter, resident, len(ops), log.on_cpu, findings, *seconds), faults, parity)
 
 
 def _refusal_faults(run: GpuExecution, log: EngineLog, count: int, findings: tuple[OpFinding, ...]) -> list[str]:
@@ -201,18 +167,6 @@ def _refusal_faults(run: GpuExecution, log: EngineLog, count: int, findings: tup
     more = len(findings) - len(named)
     which = "; ".join([*named, f"and {more} more"] if more else named)
     return [f"{log.on_cpu} of {count} ops are left to the CPU, because of {len(findings)}: {which}"]
-
-
-def _figures(run: GpuExecution, wanted: list[Array], tolerance: Tolerance) -> tuple[Parity | None, list[str]]:
-    """Worst figures over all cases, and what is wrong with the numbers."""
-    if not run.outputs:
-        return None, []
-    made = [joined(outputs) for outputs in run.outputs]
-    parity, broken = worst_parity(made, wanted, [f"case {number}" for number in range(len(wanted))])
-    if parity is None:
-        return None, [*broken]
-    where = "all on the GPU, but wrong" if run.resident else "and wrong"
-    return parity, [f"{where}: {line}" for line in shortfalls(parity, tolerance)]
 
 
 def run_on_gpu(path: Path, inputs: Arrays, limit_s: float) -> tuple[dict[str, Array], str]:

@@ -14,12 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from md_export.errors import RuntimeFault
-from md_export.parity.golden.surface import each_call, golden_cases
-from md_export.parity.judge import altered_faults, shortfalls, worst_parity
 from md_export.parity.metrics import EXACT_DB, compare, first_fault
-from md_export.parity.opened_export import OpenedExport, open_export
-from md_export.spec.artifact import ArtifactEntry, Parity, artifact_path
-from md_export.spec.recipe import Tolerance
+from md_export.parity.opened_export import open_export
+from md_export.parity.subject import Subject
+from md_export.parity.verdict import ComponentVerdict, Verdict
 from md_export.spec.tensors import Array, Arrays, joined
 from md_export.targets.execution import execute
 from md_export.targets.tflite.observe import Observed, observed, write_alone, write_observed
@@ -89,58 +87,24 @@ def _finding(tensor: Observed, value: Array, reference: Array) -> OpDisagreement
 
 
 @dataclass(frozen=True)
-class RuntimeVerdict:
-    """One artifact in one set of kernels.
+class KernelsRun:
+    """How one set of kernels computed an artifact.
 
     Attributes:
-        runtime, kernels: its name and what computes, in words.
-        parity: against the golden outputs; None where a fault kept it from being computed.
-        agreement_db: SNR against LiteRT with XNNPACK, worst of all cases.
+        kernels: what computes, in words.
+        agreement_db: SNR against LiteRT with XNNPACK, worst of all cases; None where it could not be computed.
         findings: the ops that make the difference, where there is too much of it; the one that differs most where
             no op alone does.
     """
 
-    component: str
-    file: str
-    runtime: str
     kernels: str
-    tolerance: Tolerance
-    faults: tuple[str, ...]
-    parity: Parity | None = None
     agreement_db: float | None = None
     findings: tuple[OpDisagreement, ...] = ()
 
 
-@dataclass(frozen=True)
-class RuntimesResult:
-    """All verdicts of one export."""
-
-    recipe: str
-    cases: int
-    verdicts: tuple[RuntimeVerdict, ...]
-
-    @property
-    def failures(self) -> tuple[str, ...]:
-        """One line for each thing that falls short, component and runtime first."""
-        return tuple(f"{item.component} in {item.runtime}: {fault}" for item in self.verdicts for fault in item.faults)
-
-
-@dataclass(frozen=True)
-class _Subject:
-    """An artifact, its golden inputs and outputs, and what LiteRT with XNNPACK makes of the inputs."""
-
-    entry: ArtifactEntry
-    path: Path
-    tolerance: Tolerance
-    inputs: Sequence[Arrays]
-    wanted: list[Array]
-    own: list[Array]
-    names: tuple[str, ...]
-
-
 def verify_in_runtimes(
     out: Path, golden_dir: Path | None, library: str, progress: Callable[[str], None] = lambda _: None
-) -> RuntimesResult:
+) -> tuple[Verdict[KernelsRun], ...]:
     """Judge a TFLite export in ``out`` in every set of kernels of ``library``.
 
     Raises:
@@ -151,57 +115,60 @@ def verify_in_runtimes(
     runtimes = runtimes_of(library)
     runtimes[0].require()
     export = open_export(out, golden_dir)
-    verdicts: list[RuntimeVerdict] = []
-    for entry in export.manifest.artifacts:
-        verdicts += _judge_artifact(export, entry, runtimes, progress)
-    return RuntimesResult(export.manifest.recipe.name, len(export.golden.cases), tuple(verdicts))
-
-
-def _judge_artifact(
-    export: OpenedExport, entry: ArtifactEntry, runtimes: Sequence[Runtime], progress: Callable[[str], None]
-) -> list[RuntimeVerdict]:
-    recipe, cases, path = export.manifest.recipe, export.golden.cases, artifact_path(export.out, entry)
-    tolerance, altered = recipe.tolerances[entry.component], tuple(altered_faults(export.out, entry))
-    inputs, wanted = golden_cases(recipe, entry, cases)
-    try:
-        own = _run(path, inputs, OWN)
-    except RuntimeFault as error:
-        # A file that LiteRT itself does not run has nothing to be held against.
-        return [RuntimeVerdict(entry.component, entry.file, OWN, "XNNPACK", tolerance, (*altered, str(error)))]
-    names = tuple(call.label for call in each_call(entry.component, cases))
-    subject = _Subject(entry, path, tolerance, inputs, wanted, own, names)
-    return [_judge(subject, runtime, altered, progress) for runtime in runtimes]
-
-
-def _judge(
-    subject: _Subject, runtime: Runtime, altered: tuple[str, ...], progress: Callable[[str], None]
-) -> RuntimeVerdict:
-    entry, tolerance = subject.entry, subject.tolerance
-    progress(f"verify {entry.component} in {runtime.name} ({runtime.kernels})")
-    faults: list[str] = list(altered)
-    parity: Parity | None = None
-    agreed: float | None = None
-    findings: tuple[OpDisagreement, ...] = ()
-    try:
-        made = _run(subject.path, subject.inputs, runtime.name)
-        parity, broken = worst_parity(made, subject.wanted, subject.names)
-        faults += broken if parity is None else shortfalls(parity, tolerance)
-        each = [agreement(got, own) for got, own in zip(made, subject.own, strict=True)]
-        agreed = min(each)
-        if not agreed >= tolerance.snr_db:
-            progress(f"{entry.component} in {runtime.name}: which op?")
-            inputs = subject.inputs[int(np.argmin(each))]
-            findings = disagreements(subject.path, inputs, runtime.name, tolerance.snr_db)
-            faults.append(_blame(agreed, tolerance.snr_db, findings))
-    except RuntimeFault as error:
-        faults.append(str(error))
-    return RuntimeVerdict(
-        entry.component, entry.file, runtime.name, runtime.kernels, tolerance, tuple(faults), parity, agreed, findings
+    manifest, cases = export.manifest, export.golden.cases
+    subjects = [Subject(export, entry, cases) for entry in manifest.artifacts]
+    by_runtime = zip(*(_judge(subject, runtimes, progress) for subject in subjects), strict=True)
+    return tuple(
+        Verdict(manifest.target, manifest.recipe.name, len(cases), components, runtime=runtime.name)
+        for runtime, components in zip(runtimes, by_runtime, strict=True)
     )
 
 
-def _run(path: Path, inputs: Sequence[Arrays], runtime: str) -> list[Array]:
-    return [joined(outputs) for outputs in execute("tflite", path, inputs, runtime).outputs]
+def _judge(
+    subject: Subject, runtimes: Sequence[Runtime], progress: Callable[[str], None]
+) -> list[ComponentVerdict[KernelsRun]]:
+    """One verdict for each set of kernels."""
+    inputs = subject.inputs()
+    try:
+        own = _run(subject.path, inputs, OWN)
+    except RuntimeFault as error:
+        # A file that LiteRT itself does not run has nothing to be held against.
+        return [subject.verdict(KernelsRun(runtime.kernels), [str(error)]) for runtime in runtimes]
+    verdicts = []
+    for runtime in runtimes:
+        progress(f"verify {subject.entry.component} in {runtime.name} ({runtime.kernels})")
+        verdicts.append(_judge_kernels(subject, runtime, inputs, own, progress))
+    return verdicts
+
+
+def _judge_kernels(
+    subject: Subject,
+    runtime: Runtime,
+    inputs: Sequence[Arrays],
+    own: Sequence[Arrays],
+    progress: Callable[[str], None],
+) -> ComponentVerdict[KernelsRun]:
+    """``own``: what LiteRT with XNNPACK makes of the golden ``inputs``."""
+    least, engine = subject.tolerance.snr_db, KernelsRun(runtime.kernels)
+    parity, faults = None, list[str]()
+    try:
+        made = _run(subject.path, inputs, runtime.name)
+        parity, short = subject.compare(made)
+        faults += short
+        each = [agreement(joined(got), joined(want)) for got, want in zip(made, own, strict=True)]
+        engine = KernelsRun(runtime.kernels, min(each))
+        if not min(each) >= least:
+            progress(f"{subject.entry.component} in {runtime.name}: which op?")
+            findings = disagreements(subject.path, inputs[int(np.argmin(each))], runtime.name, least)
+            engine = KernelsRun(runtime.kernels, min(each), findings)
+            faults.append(_blame(min(each), least, findings))
+    except RuntimeFault as error:
+        faults.append(str(error))
+    return subject.verdict(engine, faults, parity)
+
+
+def _run(path: Path, inputs: Sequence[Arrays], runtime: str) -> Sequence[Arrays]:
+    return execute("tflite", path, inputs, runtime).outputs
 
 
 def _blame(agreed: float, least: float, findings: tuple[OpDisagreement, ...]) -> str:

@@ -1,8 +1,12 @@
-"""The verdict on an export: one per component, one on the picture, and everything that falls short, line by line."""
+"""The verdict on an export in one runtime: one per component, one on the picture, and all that falls short."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Generic
+
+from typing_extensions import TypeVar
 
 from md_export.models.sampling.generate import Float32
 from md_export.parity.golden.folder import GoldenSet
@@ -11,12 +15,17 @@ from md_export.spec.artifact import Parity
 from md_export.spec.manifest import Manifest
 from md_export.spec.recipe import Tolerance
 
+# Details of the engine that executed a component: placement, seconds, ops to blame. A target's own runtime has none.
+Engine = TypeVar("Engine", default=None)
+
 
 @dataclass(frozen=True)
-class ComponentResult:
-    """One artifact's verdict; ``parity`` is None where a fault kept it from being computed.
+class ComponentVerdict(Generic[Engine]):
+    """The verdict on one artifact in one runtime.
 
-    ``faults`` of a judged export are :class:`Fault`, which know their check.
+    Attributes:
+        parity: worst figures over the golden cases; None where a fault kept them from being computed.
+        faults: one line each; those of a judged export are :class:`Fault`, which know their check.
     """
 
     component: str
@@ -24,10 +33,11 @@ class ComponentResult:
     parity: Parity | None
     tolerance: Tolerance
     faults: tuple[str, ...]
+    engine: Engine
 
 
 @dataclass(frozen=True)
-class PictureResult:
+class PictureVerdict:
     """The chain's verdict: worst PSNR of the final picture over all cases, peak taken from the reference."""
 
     psnr_db: float | None
@@ -36,21 +46,28 @@ class PictureResult:
 
 
 @dataclass(frozen=True)
-class VerifyResult:
-    """All verdicts of one export; ``picture`` is None where a component is missing from it."""
+class Verdict(Generic[Engine]):
+    """All verdicts on one export in one runtime.
+
+    Attributes:
+        picture: None where a component is missing from the export, or the runtime is not asked for pictures.
+        runtime: name of the set of kernels or of the phone; "" for the target's own runtime and for the GPU engine.
+    """
 
     target: str
     recipe: str
     cases: int
-    components: tuple[ComponentResult, ...]
-    picture: PictureResult | None
+    components: tuple[ComponentVerdict[Engine], ...]
+    picture: PictureVerdict | None = None
+    runtime: str = ""
 
     @property
     def failures(self) -> tuple[str, ...]:
         """One line for each thing that falls short, the component's name first."""
-        lines = [f"{item.component}: {fault}" for item in self.components for fault in item.faults]
+        where = f" in {self.runtime}" if self.runtime else ""
+        lines = [f"{item.component}{where}: {fault}" for item in self.components for fault in item.faults]
         picture = self.picture.faults if self.picture else ()
-        return (*lines, *(f"picture: {fault}" for fault in picture))
+        return (*lines, *(f"picture{where}: {fault}" for fault in picture))
 
     @property
     def faults(self) -> tuple[Fault, ...]:
@@ -64,8 +81,13 @@ class VerifyResult:
         return not self.failures
 
 
+def failures_of(verdicts: Iterable[Verdict[Engine]]) -> tuple[str, ...]:
+    """One line for each thing that falls short in any of several runtimes."""
+    return tuple(line for verdict in verdicts for line in verdict.failures)
+
+
 @dataclass(frozen=True)
-class Verification:
+class Verification(Generic[Engine]):
     """A verdict and what it was reached on.
 
     Attributes:
@@ -73,6 +95,6 @@ class Verification:
     """
 
     manifest: Manifest
-    result: VerifyResult
+    result: Verdict[Engine]
     golden: GoldenSet
     pictures: tuple[Float32, ...]

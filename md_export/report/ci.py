@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from typing import Final
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-from md_export.parity.verdict import VerifyResult
-from md_export.report.tables import Cells, parity_cells
+from md_export.parity.verdict import Verdict
+from md_export.report.tables import Cells
+from md_export.report.verdicts import parity_cells
 
 
-def markdown_page(results: Sequence[tuple[str, VerifyResult]]) -> str:
+def markdown_page(results: Sequence[tuple[str, Verdict]]) -> str:
     """One heading and parity table for each (name, result), what falls short first."""
     ordered = sorted(results, key=lambda item: item[1].passed)
     return "\n".join(line for name, result in ordered for line in _section(name, result))
 
 
-def _section(name: str, result: VerifyResult) -> Iterator[str]:
+def _section(name: str, result: Verdict) -> Iterator[str]:
     yield heading(name, result.passed, "verified", "falls short")
     yield ""
     yield from markdown_table(parity_cells(result))
@@ -56,7 +57,7 @@ class Suite:
     cases: tuple[tuple[str, tuple[str, ...]], ...]
 
 
-def junit_xml(results: Sequence[tuple[str, VerifyResult]]) -> str:
+def junit_xml(results: Sequence[tuple[str, Verdict]]) -> str:
     """One suite for each (name, result), one case per component and one for the picture."""
     return junit_of([_suite(name, result) for name, result in results])
 
@@ -76,7 +77,7 @@ def junit_of(suites: Sequence[Suite]) -> str:
     return '<?xml version="1.0" encoding="utf-8"?>\n' + tostring(root, encoding="unicode") + "\n"
 
 
-def _suite(name: str, result: VerifyResult) -> Suite:
+def _suite(name: str, result: Verdict) -> Suite:
     cases = [(item.component, item.faults) for item in result.components]
     if result.picture:
         cases.append(("picture", result.picture.faults))

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rich.markup import escape
 from rich.table import Table
 
 from md_export.diagnose.compare import Change, ExportComparison
 from md_export.parity.metrics import EXACT_DB
 from md_export.report.ci import Suite, heading, junit_of, markdown_table, safe
-from md_export.report.tables import Cells
-
-_TEXT = ("component", "figure", "verdict", "what", "kind")
+from md_export.report.tables import Cells, drawn
 
 
 def comparison_tables(result: ExportComparison) -> Iterator[Table | str]:
     """Every figure with its budget; what changed inside; how far the pictures are from each other."""
-    yield _table(_title(result), change_cells(result))
+    yield drawn(_title(result), *change_cells(result))
     if result.recounts:
-        yield _table("what changed inside", recount_cells(result))
+        yield drawn("what changed inside", *recount_cells(result))
     yield from _remarks(result)
 
 
@@ -67,16 +64,6 @@ def _remarks(result: ExportComparison) -> Iterator[str]:
     if not result.same_checkpoint:
         yield "the checkpoint changed: each export is judged on its own golden cases"
     yield from (f"NEW falls short by itself: {fault}" for fault in result.faults)
-
-
-def _table(title: str, cells: Cells) -> Table:
-    table = Table(title=escape(title))
-    for name in cells.head:
-        table.add_column(name, justify="left" if name in _TEXT else "right")
-    for *row, last in cells.rows:
-        colour = {"ok": "green", "FAIL": "red"}.get(last)
-        table.add_row(*map(escape, row), f"[{colour}]{last}[/]" if colour else escape(last))
-    return table
 
 
 def _markdown(result: ExportComparison) -> Iterator[str]:

@@ -1,36 +1,47 @@
-"""Tables of attribution, weight audit and crosscheck."""
+"""Tables of attribution, weight audit, crosscheck and the self-test of the gate."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Final
 
-from rich.markup import escape
 from rich.table import Table
 
 from md_export.diagnose.attribution.attribute import Attribution, ModuleError
 from md_export.diagnose.crosscheck.artifacts import APART_DB, Crosscheck
 from md_export.diagnose.crosscheck.operations import PAIR, OperationRow
-from md_export.parity.metrics import EXACT_DB
+from md_export.parity.selftest.command import SelfTest
+from md_export.parity.selftest.run import Row
+from md_export.parity.selftest.table import Hashes
 from md_export.parity.weights.audit import AuditResult, ComponentAudit
+from md_export.report.tables import Cells, decibel, drawn, said, spelled_shape
 from md_export.targets import TARGETS
 
 
 def attribution_tables(found: Attribution) -> tuple[Table | str, ...]:
     """Hops, the module to blame, the worst modules, and what to change."""
-    return (hop_table(found), verdict_line(found), module_table(found), *(f"→ {line}" for line in found.advice))
+    hops = drawn(f"{found.file}: hop by hop on {found.case}", *hop_cells(found))
+    modules = drawn("worst by local error: each module run on the artifact's own input", *module_cells(found))
+    return (hops, verdict_line(found), modules, *(f"→ {line}" for line in found.advice))
 
 
-def hop_table(found: Attribution) -> Table:
+def hop_cells(found: Attribution) -> Cells:
     """One row per hop from the checkpoint to the runtime."""
-    table = Table(title=f"{found.file}: hop by hop on {found.case}")
-    for name in ("hop", "what", "SNR dB", "at least"):
-        table.add_column(name, justify="right" if name in ("SNR dB", "at least") else "left")
+    rows = []
     for hop in found.hops:
-        colour = "green" if hop.passed else "red"
-        figure = escape(hop.failure) if hop.failure else decibel(hop.snr_db)
-        table.add_row(hop.name, escape(hop.what), f"[{colour}]{figure}[/]", f"{hop.least_snr_db:g}")
-    return table
+        figure, verdict = hop.failure or decibel(hop.snr_db), "ok" if hop.passed else "FAIL"
+        rows.append((hop.name, hop.what, figure, f"{hop.least_snr_db:g}", verdict))
+    return Cells(("hop", "what", "SNR dB", "at least", "verdict"), tuple(rows))
+
+
+def module_cells(found: Attribution) -> Cells:
+    """The worst modules by local error."""
+    rows = (
+        (name_of(item), item.kind, *map(decibel, (item.local_snr_db, item.cumulative_snr_db, item.alone_snr_db)))
+        for item in found.worst
+    )
+    return Cells(("module", "class", "local dB", "cumulative dB", "output dB with it alone"), tuple(rows))
 
 
 def verdict_line(found: Attribution) -> str:
@@ -45,96 +56,53 @@ def verdict_line(found: Attribution) -> str:
     )
 
 
-def module_table(found: Attribution) -> Table:
-    """The worst modules by local error."""
-    table = Table(title="worst by local error: each module run on the artifact's own input")
-    for name in ("module", "class", "local dB", "cumulative dB", "output dB with it alone"):
-        table.add_column(name, justify="right" if "dB" in name else "left", overflow="fold")
-    for item in found.worst:
-        alone = "" if item.alone_snr_db is None else decibel(item.alone_snr_db)
-        mark = "[red]" if item == found.first else ""
-        table.add_row(
-            f"{mark}{escape(name_of(item))}",
-            item.kind,
-            decibel(item.local_snr_db),
-            decibel(item.cumulative_snr_db),
-            alone,
-        )
-    return table
-
-
 def name_of(module: ModuleError) -> str:
     """Its path; words for the component itself."""
     return module.path or "(the component itself)"
 
 
-def decibel(value: float) -> str:
-    """One decimal; words at the ends of the scale."""
-    if value >= EXACT_DB:
-        return "exact"
-    return "not finite" if value <= -EXACT_DB else f"{value:.1f}"
-
-
 # Constants that match nothing are mostly sizes, axes and scales of activations; those are summed.
 _SHOWN_BYTES: Final = 64
-_LEFT: Final = ("component", "stored as", "verdict", "constant", "type", "shape")
 
 
 def audit_table(result: AuditResult) -> Table:
     """One row per component: what was requested, what is stored, and how much of it is proven."""
     head = ("component", "requested", "stored so", "stored as", "KB", "proven", "folded", "missing", "verdict")
-    table = _table(f"{result.recipe}: stored weights against the checkpoint, shares of bytes", head)
-    for item in result.components:
-        table.add_row(*map(escape, _figures(item)), _verdict(item))
-    return table
+    title = f"{result.recipe}: stored weights against the checkpoint, shares of bytes"
+    return drawn(title, head, map(_audited, result.components))
 
 
-def unmatched_table(result: AuditResult) -> Table:
-    """Constants that a converter derived, or that are unknown: the large ones by name."""
-    table = _table(
-        "constants that match no tensor of the checkpoint", ("component", "constant", "type", "shape", "bytes")
-    )
-    for item in result.components:
-        large = [constant for constant in item.unmatched if constant.bytes >= _SHOWN_BYTES]
-        for constant in large:
-            shape = "×".join(map(str, constant.shape)) or "scalar"
-            table.add_row(item.component, escape(constant.name), constant.dtype, shape, f"{constant.bytes:,}")
-        small = item.unmatched[len(large) :]
-        if small:
-            label = f"{len(small)} of less than {_SHOWN_BYTES} bytes each: sizes, axes, scales of activations"
-            table.add_row(item.component, label, "", "", f"{sum(constant.bytes for constant in small):,}")
-    return table
-
-
-def _figures(item: ComponentAudit) -> tuple[str, ...]:
-    shares = ", ".join(
-        f"{dtype} {size / max(1, item.total):.1%}"
-        for dtype, size in sorted(item.stored.items(), key=lambda pair: -pair[1])
-    )
+def _audited(item: ComponentAudit) -> tuple[str, ...]:
+    largest = sorted(item.stored.items(), key=lambda pair: -pair[1])
+    more = f" and {len(item.faults) - 1} more" if len(item.faults) > 1 else ""
     return (
         item.component,
         item.requested,
         f"{item.as_requested / max(1, item.promised):.1%}",
-        shares,
+        ", ".join(f"{dtype} {size / max(1, item.total):.1%}" for dtype, size in largest),
         f"{item.total / 1e3:,.0f}",
         f"{item.proven_share:.2%}",
         str(len(item.folded)),
         str(len(item.missing)),
+        said(item.faults[:1]) + more,
     )
 
 
-def _verdict(item: ComponentAudit) -> str:
-    if not item.faults:
-        return "[green]ok[/]"
-    more = f" and {len(item.faults) - 1} more" if len(item.faults) > 1 else ""
-    return f"[red]{escape(f'FAIL: {item.faults[0]}{more}')}[/]"
+def unmatched_table(result: AuditResult) -> Table:
+    """Constants that a converter derived, or that are unknown: the large ones by name."""
+    head = ("component", "constant", "type", "shape", "bytes")
+    rows = [row for item in result.components for row in _unmatched(item)]
+    return drawn("constants that match no tensor of the checkpoint", head, rows)
 
 
-def _table(title: str, head: tuple[str, ...]) -> Table:
-    table = Table(title=title)
-    for name in head:
-        table.add_column(name, justify="left" if name in _LEFT else "right")
-    return table
+def _unmatched(item: ComponentAudit) -> Iterator[tuple[str, ...]]:
+    large = [constant for constant in item.unmatched if constant.bytes >= _SHOWN_BYTES]
+    for constant in large:
+        yield (item.component, constant.name, constant.dtype, spelled_shape(constant.shape), f"{constant.bytes:,}")
+    small = item.unmatched[len(large) :]
+    if small:
+        label = f"{len(small)} of less than {_SHOWN_BYTES} bytes each: sizes, axes, scales of activations"
+        yield (item.component, label, "", "", f"{sum(constant.bytes for constant in small):,}")
 
 
 _WORST = 10
@@ -143,16 +111,17 @@ _WORST = 10
 def crosscheck_tables(found: Crosscheck) -> tuple[Table | str, ...]:
     """Cases, the modules on which the two differ, and the verdict."""
     first, second = found.files
-    cases = Table(title=f"{found.component}: {first} ({found.schemes[0]}) and {second} ({found.schemes[1]})")
-    for name in ("golden case", f"{first} dB", f"{second} dB", "between them dB"):
-        cases.add_column(name, justify="left" if name == "golden case" else "right")
-    for row in found.cases:
-        cases.add_row(escape(row.case), *map(decibel, (row.first_db, row.second_db, row.between_db)))
-    modules = Table(title=f"each module on its own input, furthest apart first; {found.followed}")
-    for name in ("module", "class", f"{first} dB", f"{second} dB"):
-        modules.add_column(name, justify="right" if name.endswith("dB") else "left", overflow="fold")
-    for item in sorted(found.modules, key=lambda item: -abs(item.apart_db))[:_WORST]:
-        modules.add_row(escape(item.path), item.kind, decibel(item.first_db), decibel(item.second_db))
+    cases = drawn(
+        f"{found.component}: {first} ({found.schemes[0]}) and {second} ({found.schemes[1]})",
+        ("golden case", f"{first} dB", f"{second} dB", "between them dB"),
+        ((row.case, *map(decibel, (row.first_db, row.second_db, row.between_db))) for row in found.cases),
+    )
+    worst = sorted(found.modules, key=lambda item: -abs(item.apart_db))[:_WORST]
+    modules = drawn(
+        f"each module on its own input, furthest apart first; {found.followed}",
+        ("module", "class", f"{first} dB", f"{second} dB"),
+        ((item.path, item.kind, decibel(item.first_db), decibel(item.second_db)) for item in worst),
+    )
     return cases, modules, verdict(found)
 
 
@@ -170,13 +139,40 @@ def verdict(found: Crosscheck) -> str:
 def operation_table(rows: Sequence[OperationRow]) -> Table:
     """One row per operation: both runtimes beside float64."""
     first, second = (TARGETS[name].title.partition(" (")[0] for name in PAIR)
-    table = Table(title="single operations in float16, beside float64; steps: distances between float16 neighbours")
-    for name in ("operation", f"{first} dB", f"{second} dB", f"{first} steps", f"{second} steps", "equal", "apart"):
-        table.add_column(name, justify="left" if name == "operation" else "right")
-    for row in rows:
-        if row.snr_db is None or row.steps is None or row.equal is None or row.apart is None:
-            table.add_row(row.name, f"[red]{escape(row.fault)}[/]")
-            continue
-        figures = [f"{value:.2f}" for value in row.steps]
-        table.add_row(row.name, *map(decibel, row.snr_db), *figures, f"{row.equal:.1%}", f"{row.apart:.2f}")
-    return table
+    figures = (f"{first} dB", f"{second} dB", f"{first} steps", f"{second} steps", "equal", "apart")
+    title = "single operations in float16, beside float64; steps: distances between float16 neighbours"
+    return drawn(title, ("operation", *figures, "verdict"), map(_operation, rows))
+
+
+def _operation(row: OperationRow) -> tuple[str, ...]:
+    if row.snr_db is None or row.steps is None or row.equal is None or row.apart is None:
+        return (row.name, *[""] * 6, f"FAIL: {row.fault}")
+    figures = (*map(decibel, row.snr_db), *(f"{value:.2f}" for value in row.steps))
+    return (row.name, *figures, f"{row.equal:.1%}", f"{row.apart:.2f}", "ok")
+
+
+def self_test_table(result: SelfTest) -> Table:
+    """One row per mutation: for each state of the hashes that was tried, the check that noticed."""
+    rejected, skipped = (sum(row.verdict == name for row in result.rows) for name in ("rejected", "not applicable"))
+    title = f"{result.recipe}: {rejected} rejected, {skipped} not applicable, {result.seconds:.0f} s"
+    tried = groupby(result.rows, key=lambda row: (row.mutation, row.of))
+    return drawn(
+        title, ("mutation", "of", "component", *Hashes, "verdict"), (_mutation(list(rows)) for _, rows in tried)
+    )
+
+
+def _mutation(rows: list[Row]) -> tuple[str, ...]:
+    first = rows[0]
+    about = (first.mutation, first.of, first.component)
+    if all(row.verdict == "not applicable" for row in rows):
+        return (*about, *("" for _ in Hashes), f"not applicable: {first.said}")
+    by_hashes = {row.hashes: _noticed(row) for row in rows} if first.expected else {Hashes.KEPT: _noticed(first)}
+    verdict = "ok" if all(row.passed for row in rows) else "FAIL"
+    return (*about, *(by_hashes.get(hashes, "") for hashes in Hashes), verdict)
+
+
+def _noticed(row: Row) -> str:
+    if row.passed:
+        return row.expected or row.verdict
+    noticed = ", ".join(row.caught_by) or "nothing"
+    return f"{row.verdict}: {noticed} noticed" + (f", {row.expected} was to" if row.expected else "")

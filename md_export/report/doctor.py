@@ -5,25 +5,18 @@ from __future__ import annotations
 import getpass
 import re
 from pathlib import Path
-from typing import Final
 
-from rich.markup import escape
 from rich.table import Table
 
 from md_export.diagnose.doctor.finding import Diagnosis, Finding
-
-_COLOURS: Final = {"ok": "green", "note": "yellow", "not installed": "dim", "broken": "red"}
+from md_export.report.tables import drawn
 
 
 def doctor_table(diagnosis: Diagnosis) -> Table:
     """One row for each finding."""
-    table = Table(title=f"md-export {diagnosis.md_export} on {escape(diagnosis.system)}")
-    for name in ("area", "what", "verdict", "found", "what to do"):
-        table.add_column(name)
-    for item in diagnosis.findings:
-        verdict = f"[{_COLOURS[item.verdict]}]{item.verdict}[/]"
-        table.add_row(item.area, escape(item.what), verdict, escape(item.found), escape(item.advice))
-    return table
+    rows = ((item.area, item.what, item.verdict, item.found, item.advice) for item in diagnosis.findings)
+    title = f"md-export {diagnosis.md_export} on {diagnosis.system}"
+    return drawn(title, ("area", "what", "verdict", "found", "what to do"), rows)
 
 
 def doctor_text(diagnosis: Diagnosis, home: Path | None = None, user: str | None = None) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from rich.markup import escape
 from rich.table import Table
 
 from md_export.diagnose.estimate.command import ComponentEstimate, Estimate
 from md_export.diagnose.estimate.ranking import Place
+from md_export.report.tables import drawn
 
 _MOST: Final = 6
 
@@ -30,27 +30,16 @@ def caution(found: Estimate) -> str:
 
 
 def _components(found: Estimate) -> Table:
-    table = Table(title=f"{escape(found.recipe)} on {escape(found.title)}: estimated milliseconds of a call")
-    for name in (
-        "component",
-        "estimate ms",
-        "4 of 5 within",
-        "floor ms",
-        "GMAC",
-        "weights MB",
-        "moved MB",
-        "ops",
-    ):
-        table.add_column(name, justify="left" if name == "component" else "right")
+    title = f"{found.recipe} on {found.title}: estimated milliseconds of a call"
+    head = ("component", "estimate ms", "4 of 5 within", "floor ms", "GMAC", "weights MB", "moved MB", "ops")
+    rows = []
     for item in found.components:
         sizes = (f"{item.macs / 1e9:.2f}", f"{item.weight_bytes / 1e6:.1f}", f"{item.activation_bytes / 1e6:,.0f}")
         name = item.component + (f", {item.calls} times" if item.calls > 1 else "")
-        times = (_ms(item.ms), _range(item.ms, found.likely_factor), _floor(item))
-        table.add_row(escape(name), *times, *sizes, str(item.ops))
+        rows.append((name, _ms(item.ms), _range(item.ms, found.likely_factor), _floor(item), *sizes, str(item.ops)))
     if len(found.components) > 1:
-        whole = (_ms(found.ms), _range(found.ms, found.likely_factor), _ms(found.floor_ms))
-        table.add_row("all", *whole, "", "", "", "", style="bold")
-    return table
+        rows.append(("all", _ms(found.ms), _range(found.ms, found.likely_factor), _ms(found.floor_ms), "", "", "", ""))
+    return drawn(title, head, rows)
 
 
 def _range(ms: float, factor: float) -> str:
@@ -67,28 +56,25 @@ def _ms(value: float) -> str:
 
 
 def _places(found: Estimate) -> Table:
-    table = Table(title="where the estimated time goes")
-    for name in ("component", "by", "", "ms", "share", "ops"):
-        table.add_column(name, justify="left" if name in ("component", "by", "") else "right", overflow="fold")
-    for item in found.components:
-        groups = (("work", item.by_work), ("kind", item.by_kind), ("modules", item.by_pattern))
-        for label, places in groups:
-            for place in places[:_MOST]:
-                table.add_row(escape(item.component), label, *_place(place, item.ms))
-        table.add_section()
-    return table
+    rows = [
+        (item.component, label, *_place(place, item.ms))
+        for item in found.components
+        for label, places in (("work", item.by_work), ("kind", item.by_kind), ("modules", item.by_pattern))
+        for place in places[:_MOST]
+    ]
+    return drawn("where the estimated time goes", ("component", "by", "", "ms", "share", "ops"), rows)
 
 
 def _place(place: Place, whole: float) -> tuple[str, ...]:
-    return escape(place.name) or "-", _ms(place.ms), f"{place.ms / whole:.1%}" if whole else "-", str(place.ops)
+    return place.name or "-", _ms(place.ms), f"{place.ms / whole:.1%}" if whole else "-", str(place.ops)
 
 
 def _changes(found: Estimate) -> Iterator[Table | str]:
-    table = Table(title="what to change for speed: estimated savings at most, which do not add up")
-    for name in ("component", "change", "saves ms", "share", "ops"):
-        table.add_column(name, justify="left" if name in ("component", "change") else "right", overflow="fold")
     ranked = [(change, item) for item in found.components for change in item.changes]
-    for change, item in sorted(ranked, key=lambda pair: -pair[0].saves_ms * pair[1].calls):
-        share = f"{change.saves_ms / item.ms:.0%}"
-        table.add_row(escape(item.component), escape(change.what), _ms(change.saves_ms), share, str(change.ops))
-    yield table if ranked else "nothing that is known to save time is left to change"
+    rows = [
+        (item.component, change.what, _ms(change.saves_ms), f"{change.saves_ms / item.ms:.0%}", str(change.ops))
+        for change, item in sorted(ranked, key=lambda pair: -pair[0].saves_ms * pair[1].calls)
+    ]
+    title = "what to change for speed: estimated savings at most, which do not add up"
+    table = drawn(title, ("component", "change", "saves ms", "share", "ops"), rows)
+    yield table if rows else "nothing that is known to save time is left to change"

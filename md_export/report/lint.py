@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from rich.markup import escape
 from rich.table import Table
 
+from md_export.report.tables import drawn
 from md_export.targets.advice import Hazard, HazardRule, LintReport, Rule
 from md_export.targets.bounds import RULES, Figures, Float16Bound, worst_op
 
@@ -57,30 +57,27 @@ def _precisions(report: LintReport, bounds: tuple[Float16Bound, ...]) -> Table:
         f"{report.file}: float16 on a phone, bounded from {report.cases} sets of inputs; "
         f"{len(bounds)} values, the largest {largest:.4g}"
     )
-    table = Table(title=title)
-    names = ("precision", "ops with sums", f"expected below {report.budget_db:g} dB", "least dB", "where")
-    for name in names:
-        table.add_column(name, justify="left" if name in ("precision", "where") else "right", overflow="fold")
+    rows = []
     for precision, choice in PRECISIONS.items():
         known = [figures for bound in bounds if (figures := choice(bound)) is not None]
         below = sum(figures.expected < (report.budget_db or 0.0) for figures in known)
         worst = worst_op(bounds, choice)
         where = f"{worst.kind} {worst.module}" if worst else "-"
-        table.add_row(precision, str(len(known)), str(below), _triple(worst, choice), escape(where))
-    return table
+        rows.append((precision, str(len(known)), str(below), _triple(worst, choice), where))
+    head = ("precision", "ops with sums", f"expected below {report.budget_db:g} dB", "least dB", "where")
+    return drawn(title, head, rows)
 
 
 def _ops(report: LintReport, bounds: tuple[Float16Bound, ...]) -> Table:
     found = [bound for bound in bounds if bound.rules]
-    table = Table(title=f"{report.file}: {len(found)} ops with a finding, the worst {_SHOWN}")
-    right = ("largest", "terms", "sum |terms|", "default dB", "float32 sums dB")
-    for name in ("kind", "module", *right, "finding"):
-        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    rows = []
     for bound in sorted(found, key=_urgency)[:_SHOWN]:
         figures = [_triple(bound, choice) for choice in list(PRECISIONS.values())[:2]]
         sizes = (f"{bound.largest:.4g}", str(bound.terms or "-"), f"{bound.partial_sum:.4g}")
-        table.add_row(bound.kind, escape(bound.module or bound.name), *sizes, *figures, ", ".join(bound.rules))
-    return table
+        rows.append((bound.kind, bound.module or bound.name, *sizes, *figures, ", ".join(bound.rules)))
+    title = f"{report.file}: {len(found)} ops with a finding, the worst {_SHOWN}"
+    head = ("kind", "module", "largest", "terms", "sum |terms|", "default dB", "float32 sums dB", "finding")
+    return drawn(title, head, rows)
 
 
 def _urgency(bound: Float16Bound) -> tuple[int, float]:
@@ -120,13 +117,13 @@ def lint_tables(reports: Iterable[LintReport]) -> Iterator[Table | str]:
 
 def rule_table(rules: Iterable[Rule], hazards: Iterable[HazardRule], version: int) -> Table:
     """The rule file itself."""
-    table = _table(f"rules, version {version}", ("rule", "verdict", "confidence", "systems", "says", "what to do"))
+    rows: list[tuple[str, ...]] = []
     for rule in rules:
         systems = f"{rule.since or ''}…{rule.until or ''}" if rule.since or rule.until else "all"
-        table.add_row(rule.id, rule.verdict, rule.confidence, systems, escape(rule.title), escape(_advice(rule)))
-    for item in hazards:
-        table.add_row(item.id, item.grade, item.confidence, "all", escape(item.title), escape(item.advice))
-    return table
+        rows.append((rule.id, rule.verdict, rule.confidence, systems, rule.title, _advice(rule)))
+    rows += [(item.id, item.grade, item.confidence, "all", item.title, item.advice) for item in hazards]
+    head = ("rule", "verdict", "confidence", "systems", "says", "what to do")
+    return drawn(f"rules, version {version}", head, rows)
 
 
 def source_lines(rules: Iterable[Rule | HazardRule]) -> Iterator[str]:
@@ -139,47 +136,39 @@ def source_lines(rules: Iterable[Rule | HazardRule]) -> Iterator[str]:
     return (f"{', '.join(names)}: {page}" for page, names in pages.items())
 
 
-def _table(title: str, names: Iterable[str], right: Iterable[str] = ()) -> Table:
-    table = Table(title=title)
-    for name in names:
-        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
-    return table
-
-
 def _summary(reports: tuple[LintReport, ...]) -> Table:
-    counts = ("operations", "likely", "unknown", "unlikely", "layout KB")
-    engines = " and ".join(sorted({report.engine for report in reports}))
-    title = f"{engines}: verdicts by rule, not by measurement"
-    table = _table(title, ("package", "for", *counts, "remarks"), counts)
+    rows = []
     for report in reports:
         verdicts = (str(report.count(verdict)) for verdict in ("likely", "unknown", "unlikely"))
         remarks = "; ".join(report.rule(name).title for name in report.remarks) or "-"
         total, layout = str(len(report.ops)), _kilobytes(report.layout_bytes)
-        table.add_row(report.file, report.system, total, *verdicts, layout, escape(remarks))
-    return table
+        rows.append((report.file, report.system, total, *verdicts, layout, remarks))
+    engines = " and ".join(sorted({report.engine for report in reports}))
+    head = ("package", "for", "operations", "likely", "unknown", "unlikely", "layout KB", "remarks")
+    return drawn(f"{engines}: verdicts by rule, not by measurement", head, rows)
 
 
 def _rules(report: LintReport) -> Table:
-    names = ("rule", "verdict", "operations", "KB", "confidence", "says", "what to do")
-    table = _table(f"{report.file}: rules that fit", names, ("operations", "KB"))
+    rows: list[tuple[str, ...]] = []
     for rule in report.rules:
         ops = [op for op in report.ops if rule.id in op.rules]
-        cells = (rule.id, rule.verdict, str(len(ops)), _kilobytes(sum(op.bytes for op in ops)), rule.confidence)
-        table.add_row(*cells, escape(rule.title), escape(_advice(rule)))
+        counted = (str(len(ops)), _kilobytes(sum(op.bytes for op in ops)))
+        rows.append((rule.id, rule.verdict, *counted, rule.confidence, rule.title, _advice(rule)))
     silent = sum(not op.rules for op in report.ops)
     if silent:
-        table.add_row("-", "unknown", str(silent), "", "", "no rule speaks of these kinds", "-")
-    return table
+        rows.append(("-", "unknown", str(silent), "", "", "no rule speaks of these kinds", "-"))
+    head = ("rule", "verdict", "operations", "KB", "confidence", "says", "what to do")
+    return drawn(f"{report.file}: rules that fit", head, rows)
 
 
 def _worst(report: LintReport) -> Table:
-    names = ("operation", "kind", "module", "verdict", "rule", "KB", "what to do")
-    table = _table(f"{report.file}: the worst {_WORST}", names, ("KB",))
-    for op in report.worst(_WORST):
-        rule = report.gravest(op)
-        cells = (op.name, op.kind, op.module or "-", op.verdict, rule.id, _kilobytes(op.bytes))
-        table.add_row(*map(escape, cells), escape(_advice(rule)))
-    return table
+    rows = [
+        (op.name, op.kind, op.module or "-", op.verdict, rule.id, _kilobytes(op.bytes), _advice(rule))
+        for op in report.worst(_WORST)
+        for rule in (report.gravest(op),)
+    ]
+    head = ("operation", "kind", "module", "verdict", "rule", "KB", "what to do")
+    return drawn(f"{report.file}: the worst {_WORST}", head, rows)
 
 
 def _hazards(report: LintReport) -> Table:
@@ -187,11 +176,9 @@ def _hazards(report: LintReport) -> Table:
     hazards = report.hazards or ()
     faults = sum("overflow" in item.rules for item in hazards)
     title = f"{report.file}: {len(hazards)} float16 values on real activations, {faults} overflow"
-    right = ("largest", "smallest", "overflow", "flushed", "subnormal")
-    table = _table(title, ("operation", "kind", "module", *right, "finding"), right)
-    for item in sorted(hazards, key=lambda item: (-item.overflows, -item.largest))[:_WORST]:
-        table.add_row(*map(escape, _hazard_cells(item)))
-    return table
+    head = ("operation", "kind", "module", "largest", "smallest", "overflow", "flushed", "subnormal", "finding")
+    worst = sorted(hazards, key=lambda item: (-item.overflows, -item.largest))[:_WORST]
+    return drawn(title, head, map(_hazard_cells, worst))
 
 
 def _hazard_cells(item: Hazard) -> tuple[str, ...]:

@@ -15,16 +15,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from md_export import __version__
-from md_export.diagnose.attribution.attribute import Attribution, ModuleError
+from md_export.diagnose.attribution.attribute import ModuleError
 from md_export.diagnose.insight import Insight
 from md_export.models.sampling.generate import Float32
 from md_export.models.sampling.picture_files import to_bytes
 from md_export.parity.metrics import compare
-from md_export.parity.verdict import Verification, VerifyResult
+from md_export.parity.verdict import Verdict, Verification
 from md_export.parity.weights.audit import ComponentAudit, WeightError
-from md_export.report.diagnoses import name_of, verdict_line
+from md_export.report.diagnoses import hop_cells, module_cells, verdict_line
 from md_export.report.plots import Bar, Ticks, bars, course, stacked
-from md_export.report.tables import Cells, artifact_cells, decibel, parity_cells
+from md_export.report.tables import Cells, artifact_cells, decibel
+from md_export.report.verdicts import parity_cells
 from md_export.spec.manifest import Manifest, manifest_to_dict
 from md_export.spec.sampler import steps_in_words
 from md_export.targets.advice import LintReport
@@ -54,28 +55,12 @@ def module_parts(found: Insight) -> Iterator[Part]:
             "on its own input": [item.local_snr_db for item in leaves],
         }
         peaks = {"largest magnitude": [item.peak for item in leaves]}
+        name, dots = one.component, ["on its own input"]
         plots = (
-            course(
-                f"{one.component}: module errors",
-                "dB",
-                errors,
-                ticks,
-                one.least_snr_db,
-                dots=["on its own input"],
-            ),
-            course(
-                f"{one.component}: largest activations",
-                "magnitude",
-                peaks,
-                ticks,
-                _LARGEST_FLOAT16,
-                log=True,
-            ),
+            course(f"{name}: module errors", "dB", errors, ticks, one.least_snr_db, dots=dots),
+            course(f"{name}: largest activations", "magnitude", peaks, ticks, _LARGEST_FLOAT16, log=True),
         )
-        hops = Cells(("hop", "what", "SNR dB", "at least"), tuple(_hop_rows(one)))
-        head = ("module", "class", "local dB", "cumulative dB", "alone dB")
-        worst = Cells(head, tuple(_module_row(item) for item in one.worst))
-        tables = ((f"Hops on {one.case}", hops), ("Worst modules by local error", worst))
+        tables = ((f"Hops on {one.case}", hop_cells(one)), ("Worst modules by local error", module_cells(one)))
         yield Part(one.component, verdict_line(one), one.advice, plots, tables)
 
 
@@ -131,16 +116,6 @@ def _block(path: str) -> str:
 
 def _owner(tensor: str) -> str:
     return tensor.rpartition(".")[0]
-
-
-def _hop_rows(found: Attribution) -> Iterator[tuple[str, ...]]:
-    for hop in found.hops:
-        yield (hop.name, hop.what, hop.failure or decibel(hop.snr_db), f"{hop.least_snr_db:g}")
-
-
-def _module_row(item: ModuleError) -> tuple[str, ...]:
-    alone = "-" if item.alone_snr_db is None else decibel(item.alone_snr_db)
-    return (name_of(item), item.kind, decibel(item.local_snr_db), decibel(item.cumulative_snr_db), alone)
 
 
 def _weight_row(item: WeightError) -> tuple[str, ...]:
@@ -223,7 +198,7 @@ def _chapter(name: str, verification: Verification, found: Insight) -> Chapter:
         cases=result.cases,
         steps=steps_in_words(manifest.ddim),
         bytes=sum(entry.bytes for entry in manifest.artifacts),
-        picture="-" if picture is None or picture.psnr_db is None else decibel(picture.psnr_db),
+        picture="-" if picture is None else decibel(picture.psnr_db),
         least_picture="-" if picture is None else f"{picture.least_psnr_db:g}",
         parity=parity_cells(result),
         artifacts=artifact_cells(manifest),
@@ -239,7 +214,7 @@ def _chapter(name: str, verification: Verification, found: Insight) -> Chapter:
     )
 
 
-def _plots(manifest: Manifest, result: VerifyResult) -> Iterable[str]:
+def _plots(manifest: Manifest, result: Verdict) -> Iterable[str]:
     judged = [Bar(x.component, x.parity.snr_db, x.tolerance.snr_db) for x in result.components if x.parity]
     if result.picture and result.picture.psnr_db is not None:
         judged.append(Bar("picture", result.picture.psnr_db, result.picture.least_psnr_db))

@@ -11,7 +11,7 @@ from typing import Any, Final
 from rich.table import Table
 
 from md_export.engine.search.tradeoff import Figures, TradeOff
-from md_export.report.tables import decibel
+from md_export.report.tables import decibel, drawn
 
 # Matplotlib writes plain hex colours; this one is unlikely elsewhere and becomes the page's text colour.
 _INK: Final = "#010203"
@@ -171,7 +171,6 @@ def _svg(figure: Any) -> str:
 
 # Units of an axis of bytes, the largest first.
 _UNITS: Final = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"), (1, "bytes"))
-# An exact picture has no place on an axis of dB.
 
 
 def curve_plot(found: TradeOff) -> str:
@@ -200,14 +199,11 @@ def curve_plot(found: TradeOff) -> str:
 
 def trade_off_table(found: TradeOff) -> Table:
     """The choice as predicted and as built, and uniform forms beside it as predicted."""
-    table = Table(title=f"{found.target}: {found.budget}")
-    for name in ("weights", "bytes", "bits", "picture dB", *found.chosen.snr_db):
-        table.add_column(name, justify="left" if name == "weights" else "right")
-    rows = [(f"{label}, built", one) for label, one in found.built.items()]
-    rows += [("chosen, predicted", found.chosen)]
-    rows += [(f"all {label}, predicted", one) for label, one in found.uniform.items()]
-    for label, one in rows:
-        picture = "-" if one.picture_db is None else decibel(one.picture_db)
-        figures = (picture, *map(decibel, one.snr_db.values()))
-        table.add_row(label, f"{one.bytes:,}", f"{one.bits:.2f}", *figures)
-    return table
+    built = [(f"{label}, built", one) for label, one in found.built.items()]
+    uniform = [(f"all {label}, predicted", one) for label, one in found.uniform.items()]
+    rows = [
+        (label, f"{one.bytes:,}", f"{one.bits:.2f}", decibel(one.picture_db), *map(decibel, one.snr_db.values()))
+        for label, one in (*built, ("chosen, predicted", found.chosen), *uniform)
+    ]
+    head = ("weights", "bytes", "bits", "picture dB", *found.chosen.snr_db)
+    return drawn(f"{found.target}: {found.budget}", head, rows)

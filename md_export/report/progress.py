@@ -17,7 +17,7 @@ from md_export.engine.cache import Listed
 from md_export.engine.join import Shared
 from md_export.engine.plan import Cost, Step
 from md_export.engine.scheduler import Failure, Limits
-from md_export.report.tables import console
+from md_export.report.tables import console, decibel, drawn
 from md_export.spec.manifest import read_manifest
 
 # Lines of a log that nobody watches: often enough to see that it goes on.
@@ -183,42 +183,29 @@ def spelled_time(seconds: float) -> str:
 
 def outcome_table(outcome: Outcome) -> Table:
     """One row for each export: where it came from, how large it is, how far it is from the checkpoint."""
-    table = Table(title="exports")
-    for name in ("folder", "", "MB", "worst component dB", "picture dB"):
-        table.add_column(name, justify="left" if name in ("folder", "") else "right")
-    for one in outcome.exports:
-        present = one.status not in ("failed", "planned")
-        figures = _figures(one.folder) if present else ("-", "-", "-")
-        colour = "red" if one.status == "failed" else "green"
-        table.add_row(escape(str(one.folder)), f"[{colour}]{one.status}[/]", *figures)
-    return table
+    rows = [(str(one.folder), one.status, *_figures(one.folder, one.status)) for one in outcome.exports]
+    return drawn("exports", ("folder", "verdict", "MB", "worst component dB", "picture dB"), rows)
 
 
-def _figures(folder: Path) -> tuple[str, str, str]:
+def _figures(folder: Path, status: str) -> tuple[str, str, str]:
+    if status in ("failed", "planned"):
+        return "-", "-", "-"
     manifest = read_manifest(folder)
     worst = min((entry.parity.snr_db for entry in manifest.artifacts if entry.parity), default=None)
-    picture = manifest.picture_psnr_db
     size = sum(entry.bytes for entry in manifest.artifacts) / 1e6
-    return f"{size:,.1f}", "-" if worst is None else f"{worst:.1f}", "-" if picture is None else f"{picture:.1f}"
+    return f"{size:,.1f}", decibel(worst), decibel(manifest.picture_psnr_db)
 
 
 def cache_table(listed: Sequence[Listed], root: str) -> Table:
     """One row for each entry, and their bytes together in the title."""
-    total = sum(one.entry.bytes for one in listed) / 1e6
-    table = Table(title=escape(f"{root}: {len(listed)} entries, {total:,.1f} MB"))
-    for name in ("key", "made", "files", "MB", "last used"):
-        table.add_column(name, justify="right" if name in ("files", "MB") else "left")
+    total, rows = sum(one.entry.bytes for one in listed) / 1e6, []
     for one in listed:
         entry, used = one.entry, time.strftime("%Y-%m-%d %H:%M", time.localtime(one.used))
-        table.add_row(entry.key[:12], escape(entry.label), str(len(entry.files)), f"{entry.bytes / 1e6:,.1f}", used)
-    return table
+        rows.append((entry.key[:12], entry.label, str(len(entry.files)), f"{entry.bytes / 1e6:,.1f}", used))
+    return drawn(f"{root}: {len(listed)} entries, {total:,.1f} MB", ("key", "made", "files", "MB", "last used"), rows)
 
 
 def shared_table(shared: Iterable[Shared]) -> Table:
     """One row per component: its packages together, and the one that they became."""
-    table = Table(title="weights stored once")
-    for name in ("component", "apart KB", "joined KB"):
-        table.add_column(name, justify="left" if name == "component" else "right")
-    for one in shared:
-        table.add_row(escape(one.component), f"{one.apart / 1000:,.0f}", f"{one.joined / 1000:,.0f}")
-    return table
+    rows = ((one.component, f"{one.apart / 1000:,.0f}", f"{one.joined / 1000:,.0f}") for one in shared)
+    return drawn("weights stored once", ("component", "apart KB", "joined KB"), rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from rich.console import Console
@@ -11,12 +12,17 @@ from rich.table import Table
 
 from md_export.diagnose.inspect import CONVENTION, PAPER, Inspection
 from md_export.parity.metrics import EXACT_DB
-from md_export.parity.verdict import ComponentResult, VerifyResult
 from md_export.spec.artifact import ArtifactEntry
 from md_export.spec.manifest import Manifest
 from md_export.targets.contract import Description
 
-_FAIL: Final = "FAIL"
+# Beginnings of a verdict.
+_COLOURS: Final = {
+    "green": ("ok",),
+    "red": ("FAIL", "failed", "broken"),
+    "yellow": ("note",),
+    "dim": ("not installed", "not applicable"),
+}
 
 
 class Cells(NamedTuple):
@@ -26,39 +32,55 @@ class Cells(NamedTuple):
     rows: tuple[tuple[str, ...], ...]
 
 
-def parity_table(result: VerifyResult) -> Table:
-    """One row per component and one for the picture, each figure beside the recipe's threshold."""
-    head, rows = parity_cells(result)
-    table = Table(title=f"{result.recipe}: parity on {result.cases} golden cases (worst case of each figure)")
-    for name in head:
-        table.add_column(name, justify="left" if name in ("component", "verdict") else "right")
-    for *cells, verdict in rows:
-        colour = "red" if verdict.startswith(_FAIL) else "green"
-        table.add_row(*map(escape, cells), f"[{colour}]{escape(verdict)}[/]")
+def drawn(
+    title: str, head: Sequence[str], rows: Iterable[Sequence[str]], caption: str | None = None, lines: bool = False
+) -> Table:
+    """Plain cells as a table for the terminal, verdicts in colour; ``lines`` separate the rows."""
+    table = Table(title=escape(title), caption=caption, show_lines=lines)
+    rows = [tuple(row) for row in rows]
+    for place, name in enumerate(head):
+        right = all(_is_figure(row[place]) for row in rows)
+        table.add_column(name, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        cells = zip(head, row, strict=True)
+        table.add_row(*(_coloured(cell) if name == "verdict" else escape(cell) for name, cell in cells))
     return table
+
+
+def _is_figure(cell: str) -> bool:
+    """Whether a cell may stand in a column of figures, which is set to the right."""
+    return cell[:1] in "0123456789+-" or cell in ("exact", "not finite")
+
+
+def _coloured(verdict: str) -> str:
+    colour = next((colour for colour, words in _COLOURS.items() if verdict.startswith(words)), None)
+    return f"[{colour}]{escape(verdict)}[/]" if colour else escape(verdict)
+
+
+def said(faults: Sequence[str], brief: bool = False) -> str:
+    """What the column "verdict" says; ``brief``: only how the first fault begins."""
+    if not faults:
+        return "ok"
+    return "FAIL: " + (faults[0].partition(": ")[0] if brief else "; ".join(faults))
+
+
+def decibel(value: float | None) -> str:
+    """One decimal; words at the ends of the scale, "-" for no figure."""
+    if value is None:
+        return "-"
+    if value >= EXACT_DB:
+        return "exact"
+    return "not finite" if value <= -EXACT_DB else f"{value:.1f}"
+
+
+def spelled_shape(shape: Sequence[int]) -> str:
+    """``1×2×2×12``; "scalar" for a shape without axes."""
+    return "×".join(map(str, shape)) or "scalar"
 
 
 def artifact_table(manifest: Manifest) -> Table:
     """One row per artifact: bytes, stored types, time and memory of the worker that made it."""
-    head, rows = artifact_cells(manifest)
-    table = Table(title=f"{manifest.recipe.name}: artifacts")
-    for name in head:
-        table.add_column(name, justify="left" if name in ("file", "weights stored as", "rewrites") else "right")
-    for row in rows:
-        table.add_row(*map(escape, row))
-    return table
-
-
-def parity_cells(result: VerifyResult) -> Cells:
-    """The parity table as plain text."""
-    rows = [_component_row(item) for item in result.components]
-    if result.picture:
-        figure = "-" if result.picture.psnr_db is None else decibel(result.picture.psnr_db)
-        least, verdict = f"{result.picture.least_psnr_db:g} (PSNR)", _verdict(result.picture.faults)
-        rows.append(("picture", "-", least, figure, "-", "-", verdict))
-    else:
-        rows.append(("picture", "-", "-", "-", "-", "-", "not judged: the export lacks a component"))
-    return Cells(("component", "SNR dB", "at least", "PSNR dB", "cosine", "max error", "verdict"), tuple(rows))
+    return drawn(f"{manifest.recipe.name}: artifacts", *artifact_cells(manifest))
 
 
 def artifact_cells(manifest: Manifest) -> Cells:
@@ -83,24 +105,6 @@ def _artifact_row(entry: ArtifactEntry) -> tuple[str, ...]:
     )
 
 
-def decibel(value: float) -> str:
-    """A figure in dB; equality bit for bit has no finite one."""
-    return "exact" if value >= EXACT_DB else f"{value:.1f}"
-
-
-def _component_row(item: ComponentResult) -> tuple[str, ...]:
-    least = f"{item.tolerance.snr_db:g}"
-    if item.parity is None:
-        return (item.component, "-", least, "-", "-", "-", _verdict(item.faults))
-    parity = item.parity
-    figures = (decibel(parity.psnr_db), f"{parity.cosine:.6f}", f"{parity.max_abs:.2e}")
-    return (item.component, decibel(parity.snr_db), least, *figures, _verdict(item.faults))
-
-
-def _verdict(faults: tuple[str, ...]) -> str:
-    return f"{_FAIL}: " + "; ".join(faults) if faults else "ok"
-
-
 def console(stderr: bool = False) -> Console:
     """Standard output or error; wide enough for a table where it is not a terminal."""
     stream = sys.stderr if stderr else sys.stdout
@@ -109,45 +113,36 @@ def console(stderr: bool = False) -> Console:
 
 def description_tables(found: Description, title: str) -> tuple[Table, ...]:
     """What the artifact tells an app; then weights by stored type, and operations."""
-    counted = {"stored": found.stored, "ops": found.ops}
-    notes = Table("note", "value", title=f"{escape(title)}: what it tells an app")
-    for name, value in found.notes.items():
-        notes.add_row(escape(name), escape(value))
-    inside = Table(title="what it holds")
-    for column in ("", "kind", "bytes or number"):
-        inside.add_column(column, justify="right" if column.startswith("bytes") else "left")
-    for label, counts in counted.items():
-        for kind, count in sorted(counts.items(), key=lambda item: -item[1]):
-            inside.add_row(label, escape(kind), f"{count:,}")
-    return notes, inside
+    inside = [
+        (label, kind, f"{count:,}")
+        for label, counts in (("stored", found.stored), ("ops", found.ops))
+        for kind, count in sorted(counts.items(), key=lambda item: -item[1])
+    ]
+    return (
+        drawn(f"{title}: what it tells an app", ("note", "value"), found.notes.items()),
+        drawn("what it holds", ("", "kind", "bytes or number"), inside),
+    )
 
 
 def inspection_tables(inspection: Inspection, title: str, arch: str | None) -> tuple[Table | str, ...]:
     """Figures per component, the paper's beside ours, and how multiply-adds are counted."""
-    return (_figures(inspection, title), _comparison(inspection, arch), f"Convention: {CONVENTION}.")
+    paper = arch if arch is not None and arch in PAPER else inspection.family
+    compared = [
+        (row.label, f"{row.ours:,.4g}", f"{row.paper:,.4g}", f"{row.percent:+.1f} %")
+        for row in inspection.compare(paper)
+    ]
+    head = ("component", "parameters M", "GMAC", "GMAC w/o padding taps", "conv blocks", "SA", "CA")
+    beside = f"beside the paper's {paper} (arXiv 2311.16567)"
+    return (
+        drawn(title, head, _figures(inspection)),
+        drawn(beside, ("figure", "here", "paper", "difference"), compared),
+        f"Convention: {CONVENTION}.",
+    )
 
 
-def _figures(inspection: Inspection, title: str) -> Table:
-    table = Table(title=title)
-    for name in ("component", "parameters M", "GMAC", "GMAC w/o padding taps", "conv blocks", "SA", "CA"):
-        table.add_column(name, justify="left" if name == "component" else "right")
+def _figures(inspection: Inspection) -> Iterator[tuple[str, ...]]:
     for item in (*inspection.components, inspection.whole):
         blocks = (item.conv_blocks, item.self_attentions, item.cross_attentions)
-        table.add_row(
-            item.name,
-            f"{item.parameters / 1e6:.2f}",
-            f"{item.macs / 1e9:.3f}",
-            f"{item.macs_without_padding / 1e9:.3f}",
-            *(str(count) if any(blocks) else "-" for count in blocks),
-        )
-    return table
-
-
-def _comparison(inspection: Inspection, arch: str | None) -> Table:
-    paper = arch if arch is not None and arch in PAPER else inspection.family
-    table = Table(title=f"beside the paper's {paper} (arXiv 2311.16567)")
-    for name in ("figure", "here", "paper", "difference"):
-        table.add_column(name, justify="left" if name == "figure" else "right")
-    for row in inspection.compare(paper):
-        table.add_row(row.label, f"{row.ours:,.4g}", f"{row.paper:,.4g}", f"{row.percent:+.1f} %")
-    return table
+        macs = (f"{item.macs / 1e9:.3f}", f"{item.macs_without_padding / 1e9:.3f}")
+        counts = (str(count) if any(blocks) else "-" for count in blocks)
+        yield (item.name, f"{item.parameters / 1e6:.2f}", *macs, *counts)

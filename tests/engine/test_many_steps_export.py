@@ -22,7 +22,7 @@ from md_export.parity.golden.record import write_golden
 from md_export.parity.judge import Execute, judge, verify, walker
 from md_export.parity.metrics import Check, compare
 from md_export.parity.selftest.answers import Bench
-from md_export.parity.verdict import VerifyResult
+from md_export.parity.verdict import Verdict
 from md_export.spec.manifest import read_manifest, write_manifest
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import load_recipe
@@ -58,7 +58,7 @@ def copied(out: Path, tmp_path: Path) -> Path:
 BENCH = Bench()
 
 
-def judged(out: Path, execute: Execute = BENCH.execute) -> VerifyResult:
+def judged(out: Path, execute: Execute = BENCH.execute) -> Verdict:
     return judge(out, execute=execute, walk=walker(execute)).result
 
 

@@ -84,4 +84,4 @@ def test_damage_fails_parity(stable: Exported, tmp_path: Path) -> None:
 def test_all_of_it_runs_on_the_gpu(stable: Exported, precision: str) -> None:
     result = verify_on_gpu(stable("tflite", precision), None, limit_s=120)
     assert result.failures == ()
-    assert all(component.resident and component.on_cpu == 0 < component.ops for component in result.components)
+    assert all(run.resident and run.on_cpu == 0 < run.ops for run in (item.engine for item in result.components))

@@ -38,7 +38,7 @@ from md_export.parity.golden.prepare import golden_source, present_golden
 from md_export.parity.golden.record import write_golden
 from md_export.parity.judge import verify
 from md_export.parity.metrics import snr_db
-from md_export.parity.verdict import VerifyResult
+from md_export.parity.verdict import Verdict
 from md_export.spec.manifest import read_manifest
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import load_recipe, recipe_to_dict
@@ -287,7 +287,7 @@ def damaged(painted: Path, out: Path) -> Path:
     return out
 
 
-def picture_db(result: VerifyResult) -> float:
+def picture_db(result: Verdict) -> float:
     assert result.picture is not None
     assert result.picture.psnr_db is not None
     return result.picture.psnr_db

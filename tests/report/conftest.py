@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from md_export.parity.golden.folder import read_golden
-from md_export.parity.verdict import ComponentResult, PictureResult, Verification, VerifyResult
+from md_export.parity.verdict import ComponentVerdict, PictureVerdict, Verdict, Verification
 from md_export.spec.artifact import ArtifactEntry, Measured, Parity
 from md_export.spec.manifest import SCHEMA, Manifest
 from md_export.spec.recipe_file import load_recipe
@@ -47,15 +47,16 @@ def judged(nano: Path) -> Judged:
     manifest = Manifest(SCHEMA, "0", "onnx", recipe, "a" * 64, "b" * 64, {}, step, entries, 36.1)
     fault = "snr 12.5 dB is below the recipe's 20 dB"
     results = tuple(
-        ComponentResult(
+        ComponentVerdict(
             entry.component,
             entry.file,
             Parity(12.5 if entry.component == "unet" else 41.5, 50.0, 0.999, 0.01),
             recipe.tolerances[entry.component],
             (fault,) if entry.component == "unet" else (),
+            None,
         )
         for entry in entries
     )
-    verdict = VerifyResult("onnx", "onnx-int8", len(cases), results, PictureResult(36.1, 30.0, ()))
+    verdict = Verdict("onnx", "onnx-int8", len(cases), results, PictureVerdict(36.1, 30.0, ()))
     pictures = tuple(np.clip(np.asarray(case.values.picture, np.float32) + 0.015, 0, 1) for case in cases)
     return "my-export", Verification(manifest, verdict, golden, pictures)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from xml.etree import ElementTree
 
-from md_export.parity.verdict import VerifyResult
+from md_export.parity.verdict import Verdict
 from md_export.report.ci import junit_xml, markdown_page
 from support import Judged
 
 
-def _passing(result: VerifyResult) -> VerifyResult:
+def _passing(result: Verdict) -> Verdict:
     return dataclasses.replace(result, components=tuple(dataclasses.replace(x, faults=()) for x in result.components))
 
 

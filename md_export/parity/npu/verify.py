@@ -7,22 +7,21 @@ than one process may have is compiled and executed block by block: see :mod:`md_
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from md_export.errors import RuntimeFault, UsageError
-from md_export.models.sampling.generate import Float32, picture_from
+from md_export.models.sampling.generate import picture_from
 from md_export.parity.chain import CHAIN, chain_inputs
 from md_export.parity.golden.case import GoldenCase
-from md_export.parity.golden.surface import each_call, golden_cases, packed
-from md_export.parity.judge import altered_faults, judge_picture, shortfalls, worst_parity
+from md_export.parity.golden.surface import packed
 from md_export.parity.metrics import Check, Fault
 from md_export.parity.npu.blocks import Demand, NpuBlock, demand_of, least_of, run_in_blocks
-from md_export.parity.npu.verdict import NpuComponent, NpuResult, NpuVerification
 from md_export.parity.opened_export import OpenedExport, open_export
+from md_export.parity.subject import Subject, judge_picture
+from md_export.parity.verdict import ComponentVerdict, Verdict, Verification
 from md_export.spec.artifact import ArtifactEntry, artifact_path, context_path, files_of_context
 from md_export.spec.snapdragon import SOCS, Soc
 from md_export.spec.tensors import Array, Arrays, joined
@@ -35,6 +34,37 @@ from md_export.targets.onnx.npu.process import (
     refusal,
     require_qnn,
 )
+from md_export.targets.onnx.npu.refused import RefusedOp
+
+
+@dataclass(frozen=True)
+class NpuRun:
+    """How a phone's NPU, as its simulator computes, executed one artifact.
+
+    Attributes:
+        nodes: of the graph that the NPU computes, if it computes all; 0 where that is not known.
+        refused: what it would leave to the CPU.
+        compile_seconds, compile_bytes: of the compiler, the second the most memory that it held.
+        context_bytes: of what it made.
+        run_seconds: of one execution on the average, by the simulator; no phone's.
+        blocks: where it was executed block by block; figures above are then their sums, or that of the largest, and
+            the verdict's parity has the errors of all.
+        why: it was executed block by block; "" where it was not.
+    """
+
+    nodes: int = 0
+    refused: tuple[RefusedOp, ...] = ()
+    compile_seconds: float = 0.0
+    compile_bytes: int = 0
+    context_bytes: int = 0
+    run_seconds: float = 0.0
+    blocks: tuple[NpuBlock, ...] = ()
+    why: str = ""
+
+    @property
+    def extent(self) -> str:
+        """What was executed at once."""
+        return f"{len(self.blocks)} blocks" if self.blocks else "whole"
 
 
 @dataclass(frozen=True)
@@ -62,8 +92,8 @@ def verify_on_npu(
     limits: NpuLimits,
     progress: Callable[[str], None] = lambda _: None,
     blocks: bool = False,
-) -> NpuVerification:
-    """Judge an ONNX export as NPUs execute it.
+) -> tuple[Verification[NpuRun], ...]:
+    """Judge an ONNX export as NPUs execute it: one verdict for each phone.
 
     Args:
         out: the export.
@@ -90,47 +120,46 @@ def verify_on_npu(
     chosen = export.golden.cases[:cases]
     entries = () if blocks else export.manifest.artifacts
     demands = {entry.component: demand_of(artifact_path(out, entry)) for entry in entries}
-    components: list[NpuComponent] = []
-    pictures: dict[str, tuple[Float32, ...]] = {}
+    found = []
     for name in names:
         with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
             phone = _Phone(export, chosen, SOCS[name], limits, Path(scratch), blocks, demands, progress)
-            verdicts, made = _judge_phone(phone)
-        components += verdicts
-        pictures |= {} if made is None else {name: made}
-    judged = {name: judge_picture(export.manifest, chosen, made) for name, made in pictures.items()}
-    return NpuVerification(NpuResult(recipe.name, len(chosen), tuple(components), judged), pictures)
+            found.append(_judge_phone(phone))
+    return tuple(found)
 
 
-def _judge_phone(phone: _Phone) -> tuple[list[NpuComponent], tuple[Float32, ...] | None]:
-    """Verdicts, and pictures; none where the chain broke off, None where the export makes none in one step."""
-    manifest = phone.export.manifest
+def _judge_phone(phone: _Phone) -> Verification[NpuRun]:
+    """The verdict on all artifacts, and on the picture where the export makes one in one step."""
+    manifest, golden = phone.export.manifest, phone.export.golden
     chain: dict[str, list[Array]] = {}
     verdicts = []
     for entry in manifest.artifacts:
         phone.progress(f"verify {entry.component} on the NPU of {phone.soc.title} with {len(phone.cases)} golden cases")
-        verdict, chain[entry.component] = _judge(phone, entry, chain)
+        verdict, chain[entry.component] = _judge(phone, Subject(phone.export, entry, phone.cases), chain)
         verdicts.append(verdict)
-    if manifest.ddim is not None or not set(CHAIN) <= set(chain):
-        return verdicts, None
-    return verdicts, tuple(picture_from(image) for image in chain["vae_decoder"])
+    whole = manifest.ddim is None and set(CHAIN) <= set(chain)
+    pictures = tuple(picture_from(image) for image in chain["vae_decoder"]) if whole else ()
+    picture = judge_picture(manifest, phone.cases, pictures) if whole else None
+    name, count = manifest.recipe.name, len(phone.cases)
+    result = Verdict(manifest.target, name, count, tuple(verdicts), picture, phone.soc.name)
+    return Verification(manifest, result, golden, pictures)
 
 
-def _judge(phone: _Phone, entry: ArtifactEntry, chain: dict[str, list[Array]]) -> tuple[NpuComponent, list[Array]]:
+def _judge(
+    phone: _Phone, subject: Subject, chain: dict[str, list[Array]]
+) -> tuple[ComponentVerdict[NpuRun], list[Array]]:
     """A verdict, and what the artifact makes of what those before it made."""
-    inputs, wanted = golden_cases(phone.export.manifest.recipe, entry, phone.cases)
+    entry, inputs = subject.entry, subject.inputs()
     batches = [*inputs, *_following(phone, entry, chain)]
     why = _why_in_blocks(phone, entry, len(batches))
-    start, outputs = _whole(phone, entry, batches) if why is None else _in_blocks(phone, entry, batches, why)
+    engine, faults, outputs = _whole(phone, entry, batches) if why is None else _in_blocks(phone, entry, batches, why)
     if not outputs:
-        return start, []
-    labels = [call.label for call in each_call(entry.component, phone.cases)]
-    parity, wrong = worst_parity(outputs[: len(inputs)], wanted, labels)
-    short = shortfalls(parity, start.tolerance) if parity else []
-    if short:
-        short[-1] = Fault(Check.FIGURES, "; ".join([short[-1], *hints(entry, start.blocks)]))
-    verdict = dataclasses.replace(start, faults=(*start.faults, *wrong, *short), parity=parity)
-    return verdict, outputs if entry.component not in CHAIN[1:] else outputs[len(inputs) :]
+        return subject.verdict(engine, faults), []
+    parity, wrong = subject.compare(outputs[: len(inputs)])
+    if parity and wrong:
+        wrong[-1] = Fault(Check.FIGURES, "; ".join([wrong[-1], *hints(entry, engine.blocks)]))
+    following = outputs if entry.component not in CHAIN[1:] else outputs[len(inputs) :]
+    return subject.verdict(engine, [*faults, *wrong], parity), [joined(made) for made in following]
 
 
 def hints(entry: ArtifactEntry, blocks: Sequence[NpuBlock]) -> Iterator[str]:
@@ -141,32 +170,25 @@ def hints(entry: ArtifactEntry, blocks: Sequence[NpuBlock]) -> Iterator[str]:
         yield "its time embedding is computed in float16 on the NPU: export with --rewrite fold_timestep"
 
 
-def _start(phone: _Phone, entry: ArtifactEntry) -> NpuComponent:
-    """A verdict on the file alone."""
-    tolerance = phone.export.manifest.recipe.tolerances[entry.component]
-    faults = altered_faults(phone.export.out, entry)
-    return NpuComponent(entry.component, entry.file, phone.soc.name, tolerance, tuple(faults))
+# What a component's engine tells, what is wrong, and the outputs; none of these where a fault forbids it.
+_Executed = tuple[NpuRun, list[str], Sequence[Arrays]]
 
 
-def _whole(phone: _Phone, entry: ArtifactEntry, batches: list[Arrays]) -> tuple[NpuComponent, list[Array]]:
-    """Placement, and what the artifact makes of each set of inputs; no outputs where a fault forbids it."""
-    start = _start(phone, entry)
+def _whole(phone: _Phone, entry: ArtifactEntry, batches: list[Arrays]) -> _Executed:
+    """Compile the artifact where the export holds no context of it, and execute it on each set of inputs."""
     context, found = _compiled(phone, entry)
     if found.context is None:
-        words = found.failure or refusal(found.refused)
-        return dataclasses.replace(start, faults=(*start.faults, words), refused=found.refused), []
+        return NpuRun(refused=found.refused), [found.failure or refusal(found.refused)], []
     run = execute_on_npu(artifact_path(phone.export.out, entry), phone.soc, context, batches, phone.limits)
     failures = [Fault(Check.EXECUTION, run.failure)] if run.failure else []
-    verdict = dataclasses.replace(
-        start,
-        faults=(*start.faults, *_altered_context(phone.export, context), *failures),
+    engine = NpuRun(
         nodes=found.context.nodes,
         compile_seconds=found.context.seconds,
         compile_bytes=found.context.peak_bytes,
         context_bytes=found.context.bytes,
         run_seconds=run.run_seconds / len(batches),
     )
-    return verdict, [joined(made) for made in run.outputs]
+    return engine, [*_altered_context(phone.export, context), *failures], run.outputs
 
 
 def _why_in_blocks(phone: _Phone, entry: ArtifactEntry, batches: int) -> str | None:
@@ -176,22 +198,16 @@ def _why_in_blocks(phone: _Phone, entry: ArtifactEntry, batches: int) -> str | N
     return None if demand is None else demand.too_much(phone.limits, batches)
 
 
-def _in_blocks(
-    phone: _Phone, entry: ArtifactEntry, batches: list[Arrays], why: str
-) -> tuple[NpuComponent, list[Array]]:
+def _in_blocks(phone: _Phone, entry: ArtifactEntry, batches: list[Arrays], why: str) -> _Executed:
     """As :func:`_whole`, block by block; no outputs where the NPU did not make all of them, and rightly."""
-    start = dataclasses.replace(_start(phone, entry), why=why)
-    names = [spec.name for spec in entry.outputs]
+    names, path = [spec.name for spec in entry.outputs], artifact_path(phone.export.out, entry)
     with tempfile.TemporaryDirectory(prefix="blocks-", dir=phone.scratch) as scratch:
-        path = artifact_path(phone.export.out, entry)
         try:
             found = run_in_blocks(path, phone.soc, batches, names, phone.limits, Path(scratch), phone.progress)
         except RuntimeFault as error:
-            return dataclasses.replace(start, faults=(*start.faults, Fault(Check.EXECUTION, str(error)))), []
+            return NpuRun(why=why), [Fault(Check.EXECUTION, str(error))], []
     faults = [f"block {item.title}: {fault}" for item in found.blocks for fault in item.faults]
-    verdict = dataclasses.replace(
-        start,
-        faults=(*start.faults, *faults),
+    engine = NpuRun(
         nodes=0 if any(item.refused for item in found.blocks) else sum(item.nodes for item in found.blocks),
         refused=tuple(op for item in found.blocks for op in item.refused),
         compile_seconds=sum(item.compile_seconds for item in found.blocks),
@@ -199,8 +215,9 @@ def _in_blocks(
         context_bytes=sum(item.context_bytes for item in found.blocks),
         run_seconds=sum(item.run_seconds for item in found.blocks),
         blocks=found.blocks,
+        why=why,
     )
-    return verdict, [] if faults else [joined(made) for made in found.outputs]
+    return engine, faults, [] if faults else found.outputs
 
 
 def _compiled(phone: _Phone, entry: ArtifactEntry) -> tuple[Path, Compilation]:

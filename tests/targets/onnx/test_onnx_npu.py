@@ -14,8 +14,8 @@ from click.testing import CliRunner
 
 from md_export.cli import cli
 from md_export.errors import ConversionError, MissingExtraError, ParityError, RecipeError, UsageError
-from md_export.parity.npu.verdict import NpuResult
-from md_export.parity.npu.verify import verify_on_npu
+from md_export.parity.npu.verify import NpuRun, verify_on_npu
+from md_export.parity.verdict import Verdict
 from md_export.spec.artifact import artifact_path, context_path, files_of_context
 from md_export.spec.manifest import Manifest, files_beside, read_manifest, write_manifest
 from md_export.spec.recipe_file import load_recipe
@@ -67,8 +67,9 @@ def _write(manifest: Manifest, out: Path) -> None:
     write_manifest(dataclasses.replace(manifest, files=files_beside(out, manifest.artifacts)), out)
 
 
-def _verify(out: Path, soc: str | None = ELITE.name, limits: NpuLimits | None = None) -> NpuResult:
-    return verify_on_npu(out, None, soc, None, limits or NpuLimits(300.0)).result
+def _verify(out: Path, limits: NpuLimits | None = None) -> Verdict[NpuRun]:
+    (found,) = verify_on_npu(out, None, ELITE.name, None, limits or NpuLimits(300.0))
+    return found.result
 
 
 def _context(out: Path) -> Path:
@@ -78,11 +79,12 @@ def _context(out: Path) -> Path:
 def test_two_generations_are_compiled_and_right(compiled: Path) -> None:
     contexts = read_manifest(compiled).artifacts[0].contexts
     assert [context.soc for context in contexts] == list(PHONES)
-    result = _verify(compiled, None)
-    assert result.failures == () and [item.soc for item in result.components] == list(PHONES)
-    for item, context in zip(result.components, contexts, strict=True):
+    results = [found.result for found in verify_on_npu(compiled, None, None, None, NpuLimits(300.0))]
+    assert [(result.runtime, result.failures) for result in results] == [(phone, ()) for phone in PHONES]
+    for result, context in zip(results, contexts, strict=True):
+        (item,) = result.components
         assert item.parity is not None and 55 < item.parity.snr_db < 90  # float16, and no better
-        assert (item.nodes, item.context_bytes) == (context.nodes, context.bytes)
+        assert (item.engine.nodes, item.engine.context_bytes) == (context.nodes, context.bytes)
         assert context.nodes >= 4 and context.bytes > 10_000 and context.peak_bytes > 50e6
 
 
@@ -107,9 +109,9 @@ def test_an_export_without_contexts_is_compiled_for_the_occasion(planted: Plante
     out = planted("resident")
     before = sorted(out.rglob("*"))
     (verdict,) = _verify(out).components
-    assert verdict.faults == () and verdict.nodes and sorted(out.rglob("*")) == before
+    assert verdict.faults == () and verdict.engine.nodes and sorted(out.rglob("*")) == before
     with pytest.raises(UsageError, match="was compiled for no phone; name one with --soc"):
-        _verify(out, None)
+        verify_on_npu(out, None, None, None, NpuLimits(300.0))
 
 
 def test_wrong_numbers_fail(copy: Path, planted: Planted) -> None:

@@ -121,11 +121,12 @@ def test_too_much_for_one_process_is_done_in_blocks(
     planted: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(blocks, "_START_BYTES", 10**15)
-    (verdict,) = verify_on_npu(planted("resident"), None, ELITE, None, NpuLimits(300.0)).result.components
-    assert verdict.faults == () and verdict.why.startswith("whole it would take about 1000000.0 GB")
-    assert [block.title for block in verdict.blocks] == ["conv_in to middle", "conv_out"]
+    (found,) = verify_on_npu(planted("resident"), None, ELITE, None, NpuLimits(300.0))
+    (verdict,) = found.result.components
+    assert verdict.faults == () and verdict.engine.why.startswith("whole it would take about 1000000.0 GB")
+    assert [block.title for block in verdict.engine.blocks] == ["conv_in to middle", "conv_out"]
     assert verdict.parity is not None and 55 < verdict.parity.snr_db < 90
-    assert all(block.nodes and block.snr_db and 45 < block.snr_db < 90 for block in verdict.blocks)
+    assert all(block.nodes and block.snr_db and 45 < block.snr_db < 90 for block in verdict.engine.blocks)
 
 
 @pytest.mark.slow

@@ -11,23 +11,25 @@ import pytest
 
 from md_export.errors import RuntimeFault
 from md_export.parity.golden.folder import read_golden
-from md_export.parity.gpu import GpuComponent, Search, first_bad_op, run_on_gpu, verify_on_gpu
+from md_export.parity.gpu import GpuRun, Search, first_bad_op, run_on_gpu, verify_on_gpu
 from md_export.parity.metrics import compare
+from md_export.parity.verdict import ComponentVerdict
 from md_export.spec.artifact import GOLDEN_FOLDER
 from planted import COMPONENT
 from support import Exported
 
 pytestmark = pytest.mark.usefixtures("gpu_driver")
 LIMIT_S = 120.0
+Judged = Callable[[str], ComponentVerdict[GpuRun]]
 ARTIFACT = f"{COMPONENT}.tflite"
 
 
 @pytest.fixture(scope="session")
-def verdict(planted: Callable[[str], Path]) -> Callable[[str], GpuComponent]:
+def verdict(planted: Callable[[str], Path]) -> Judged:
     """``verdict("rank5")`` → what ``verify --gpu`` found, computed once."""
-    found: dict[str, GpuComponent] = {}
+    found: dict[str, ComponentVerdict[GpuRun]] = {}
 
-    def get(plant: str) -> GpuComponent:
+    def get(plant: str) -> ComponentVerdict[GpuRun]:
         if plant not in found:
             (found[plant],) = verify_on_gpu(planted(plant), None, LIMIT_S).components
         return found[plant]
@@ -35,24 +37,24 @@ def verdict(planted: Callable[[str], Path]) -> Callable[[str], GpuComponent]:
     return get
 
 
-def test_a_graph_that_fits_passes(verdict: Callable[[str], GpuComponent]) -> None:
+def test_a_graph_that_fits_passes(verdict: Judged) -> None:
     result = verdict("resident")
     assert result.faults == ()
-    assert (result.resident, result.on_cpu, result.findings) == (True, 0, ())
+    assert (result.engine.resident, result.engine.on_cpu, result.engine.findings) == (True, 0, ())
     assert result.parity is not None
     assert result.parity.snr_db >= 90
-    assert result.adapter != "no adapter"
+    assert result.engine.adapter != "no adapter"
 
 
 @pytest.mark.parametrize(("plant", "operators"), [("broadcast", {"BROADCAST_TO"}), ("rank5", {"RESHAPE", "TRANSPOSE"})])
-def test_ops_left_to_the_cpu_are_named(verdict: Callable[[str], GpuComponent], plant: str, operators: set[str]) -> None:
+def test_ops_left_to_the_cpu_are_named(verdict: Judged, plant: str, operators: set[str]) -> None:
     """The numbers are right all the same: the engine's CPU takes part in them."""
     result = verdict(plant)
-    assert result.resident is False
-    assert {finding.operator for finding in result.findings} == operators
-    assert {finding.module for finding in result.findings} == {"middle"}
-    assert all(finding.certain for finding in result.findings)
-    assert len(result.findings) <= result.on_cpu < result.ops
+    assert result.engine.resident is False
+    assert {finding.operator for finding in result.engine.findings} == operators
+    assert {finding.module for finding in result.engine.findings} == {"middle"}
+    assert all(finding.certain for finding in result.engine.findings)
+    assert len(result.engine.findings) <= result.engine.on_cpu < result.engine.ops
     assert result.parity is not None
     assert result.parity.snr_db >= 90
     (fault,) = result.faults
@@ -60,10 +62,10 @@ def test_ops_left_to_the_cpu_are_named(verdict: Callable[[str], GpuComponent], p
     assert "of middle" in fault
 
 
-def test_a_resident_graph_that_is_wrong(verdict: Callable[[str], GpuComponent]) -> None:
+def test_a_resident_graph_that_is_wrong(verdict: Judged) -> None:
     result = verdict("masked")
-    assert (result.resident, result.on_cpu) == (True, 0)
-    (finding,) = result.findings
+    assert (result.engine.resident, result.engine.on_cpu) == (True, 0)
+    (finding,) = result.engine.findings
     assert finding.module == "middle"
     assert finding.operator in ("ADD", "SOFTMAX")
     assert "rank 3" in finding.advice
@@ -72,11 +74,11 @@ def test_a_resident_graph_that_is_wrong(verdict: Callable[[str], GpuComponent]) 
     assert "to blame first" in blame
 
 
-def test_a_convolution_over_too_many_channels(verdict: Callable[[str], GpuComponent]) -> None:
+def test_a_convolution_over_too_many_channels(verdict: Judged) -> None:
     """The engine reports success and answers with zeros."""
     result = verdict("wide")
-    assert (result.resident, result.on_cpu) == (True, 0)
-    (finding,) = result.findings
+    assert (result.engine.resident, result.engine.on_cpu) == (True, 0)
+    (finding,) = result.engine.findings
     assert (finding.operator, finding.module) == ("CONV_2D", "middle.conv")
     assert "split_wide_conv2d" in finding.advice
     refused, wrong, blame = result.faults
@@ -86,10 +88,10 @@ def test_a_convolution_over_too_many_channels(verdict: Callable[[str], GpuCompon
     assert "to blame first" in blame
 
 
-def test_a_crash_is_a_result(verdict: Callable[[str], GpuComponent]) -> None:
+def test_a_crash_is_a_result(verdict: Judged) -> None:
     result = verdict("crash")
-    assert result.resident is None
-    (finding,) = result.findings
+    assert result.engine.resident is None
+    (finding,) = result.engine.findings
     assert (finding.operator, finding.module) == ("BATCH_MATMUL", "middle")
     assert "already a consumer" in finding.reason
     assert "the process" in result.faults[0]
@@ -97,14 +99,14 @@ def test_a_crash_is_a_result(verdict: Callable[[str], GpuComponent]) -> None:
 
 def test_the_time_limit_is_a_result(planted: Callable[[str], Path]) -> None:
     (result,) = verify_on_gpu(planted("resident"), None, 0.01).components
-    assert result.resident is None
+    assert result.engine.resident is None
     assert result.faults == ("the process was stopped at the time limit of 0.01 s; give it more with --limit",)
 
 
 def test_a_file_that_is_wrong_itself(planted: Callable[[str], Path]) -> None:
     """Judged by another decoder's golden cases: the engine is not to blame."""
     (result,) = verify_on_gpu(planted("resident"), planted("masked") / GOLDEN_FOLDER, LIMIT_S).components
-    assert result.resident is True
+    assert result.engine.resident is True
     assert result.faults[-1] == "XNNPACK computes the same: it is the file that falls short"
 
 
@@ -134,7 +136,7 @@ def test_run_on_gpu(planted: Callable[[str], Path]) -> None:
 def test_the_nano_export_fits(exported: Exported) -> None:
     result = verify_on_gpu(exported("tflite", "int8"), None, 600.0)
     assert result.failures == ()
-    assert [(item.component, item.resident) for item in result.components] == [
+    assert [(item.component, item.engine.resident) for item in result.components] == [
         ("text_encoder", True),
         ("unet", True),
         ("vae_decoder", True),

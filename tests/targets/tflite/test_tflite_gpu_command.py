@@ -117,6 +117,6 @@ def test_verify_gpu_exits_3_and_names_component_op_and_module(tmp_path: Path, pl
     fails(result, 3, "vae_decoder:", "BROADCAST_TO 1×6×77 of middle", "Operation is not supported")
     assert "staged_group_norm" in result.stdout
     (component,) = json.loads((tmp_path / "found.json").read_text())["components"]
-    assert component["findings"][0]["module"] == "middle"
+    assert component["engine"]["findings"][0]["module"] == "middle"
     passed = md_export("verify", planted("resident"), "--gpu")
     assert passed.returncode == 0, passed.stderr

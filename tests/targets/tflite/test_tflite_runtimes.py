@@ -18,7 +18,8 @@ from md_export.cli import cli
 from md_export.errors import MissingExtraError, UsageError
 from md_export.parity.golden.folder import read_golden
 from md_export.parity.metrics import EXACT_DB
-from md_export.parity.runtimes import RuntimesResult, agreement, disagreements, verify_in_runtimes
+from md_export.parity.runtimes import KernelsRun, agreement, disagreements, verify_in_runtimes
+from md_export.parity.verdict import Verdict, failures_of
 from md_export.spec.artifact import GOLDEN_FOLDER
 from md_export.spec.manifest import read_manifest, write_manifest
 from md_export.spec.recipe import Tolerance
@@ -40,14 +41,15 @@ LIBRARIES = [
     ),
 ]
 Planted = Callable[[str], Path]
+Verdicts = tuple[Verdict[KernelsRun], ...]
 
 
 @pytest.fixture(scope="session")
-def verdict(planted: Planted) -> Callable[[str, str], RuntimesResult]:
+def verdict(planted: Planted) -> Callable[[str, str], Verdicts]:
     """``verdict("cornered", "litert")`` → what ``verify --runtime`` found, computed once."""
-    found: dict[tuple[str, str], RuntimesResult] = {}
+    found: dict[tuple[str, str], Verdicts] = {}
 
-    def get(plant: str, library: str) -> RuntimesResult:
+    def get(plant: str, library: str) -> Verdicts:
         key = (plant, library)
         if key not in found:
             found[key] = verify_in_runtimes(planted(plant), None, library)
@@ -62,25 +64,25 @@ def inputs_of(out: Path) -> Arrays:
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_a_graph_that_is_right_everywhere_passes(verdict: Callable[[str, str], RuntimesResult], library: str) -> None:
+def test_a_graph_that_is_right_everywhere_passes(verdict: Callable[[str, str], Verdicts], library: str) -> None:
     result = verdict("resident", library)
-    assert result.failures == ()
-    assert [item.runtime for item in result.verdicts] == [library, f"{library}-builtin", f"{library}-reference"]
-    for item in result.verdicts:
-        assert item.findings == ()
+    assert failures_of(result) == ()
+    assert [verdict.runtime for verdict in result] == [library, f"{library}-builtin", f"{library}-reference"]
+    for item in (item for verdict in result for item in verdict.components):
+        assert item.engine.findings == ()
         assert item.parity is not None
         assert item.parity.snr_db >= 90
-        assert item.agreement_db is not None
-        assert item.agreement_db >= 90
+        assert item.engine.agreement_db is not None
+        assert item.engine.agreement_db >= 90
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_an_op_that_a_set_of_kernels_computes_wrongly_is_named(
-    verdict: Callable[[str, str], RuntimesResult], library: str
+    verdict: Callable[[str, str], Verdicts], library: str
 ) -> None:
-    right, wrong, reference = verdict("cornered", library).verdicts
+    right, wrong, reference = (item for found in verdict("cornered", library) for item in found.components)
     assert (right.faults, reference.faults) == ((), ())
-    (finding,) = wrong.findings
+    (finding,) = wrong.engine.findings
     assert (finding.operator, finding.module, finding.shape) == ("CONV_2D", "middle.conv", (1, 2, 2, 12))
     assert finding.snr_db < 20
     # The first fault is what the output looks like: it holds what was in memory, so it may not even be finite.
@@ -91,7 +93,7 @@ def test_an_op_that_a_set_of_kernels_computes_wrongly_is_named(
 def test_a_difference_that_builds_up_names_the_op_with_most_of_it(planted: Planted, tmp_path: Path) -> None:
     out = planted("masked")
     (most,) = disagreements(out / ARTIFACT, inputs_of(out), "litert-reference", -EXACT_DB)
-    whole = verify_in_runtimes(out, None, "litert").verdicts[2].agreement_db
+    whole = verify_in_runtimes(out, None, "litert")[2].components[0].engine.agreement_db
     assert whole is not None
     assert whole < most.snr_db
     manifest = read_manifest(out)
@@ -100,9 +102,9 @@ def test_a_difference_that_builds_up_names_the_op_with_most_of_it(planted: Plant
     for name in (ARTIFACT, GOLDEN_FOLDER):
         (tmp_path / name).symlink_to(out / name)
     write_manifest(dataclasses.replace(manifest, recipe=recipe), tmp_path)
-    strict = verify_in_runtimes(tmp_path, None, "litert").verdicts[2]
+    (strict,) = verify_in_runtimes(tmp_path, None, "litert")[2].components
     assert "no op alone does, the difference builds up; most of it at" in strict.faults[-1]
-    assert strict.findings == (most,)
+    assert strict.engine.findings == (most,)
 
 
 def test_int8_values_are_compared_without_their_zero_point(
@@ -126,10 +128,11 @@ def test_a_file_that_was_altered_or_does_not_load(planted: Planted, tmp_path: Pa
     for name in ("manifest.json", GOLDEN_FOLDER):
         (tmp_path / name).symlink_to(out / name)
     (tmp_path / ARTIFACT).write_bytes((out / ARTIFACT).read_bytes()[:1000])
-    (only,) = verify_in_runtimes(tmp_path, None, "litert").verdicts
-    altered, broken = only.faults
-    assert "it was altered" in altered
-    assert "cannot be loaded by litert" in broken
+    for verdict in verify_in_runtimes(tmp_path, None, "litert"):
+        (only,) = verdict.components
+        altered, broken = only.faults
+        assert "it was altered" in altered
+        assert "cannot be loaded by litert" in broken
 
 
 def test_a_missing_library_says_what_to_install(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,12 +186,12 @@ def test_verify_runtime_exits_3_and_names_component_runtime_op_and_module(plante
     result = md_export("verify", planted("cornered"), "--runtime", "litert", "--json", tmp_path / "found.json")
     fails(result, 3, "vae_decoder in litert-builtin:", "CONV_2D 1×2×2×12 of middle.conv")
     assert "optimized, without XNNPACK" in result.stdout
-    _, wrong, _ = json.loads((tmp_path / "found.json").read_text())["verdicts"]
-    assert wrong["findings"][0]["module"] == "middle.conv"
+    _, wrong, _ = json.loads((tmp_path / "found.json").read_text())
+    assert wrong["components"][0]["engine"]["findings"][0]["module"] == "middle.conv"
 
 
 @pytest.mark.slow
 def test_the_nano_export_is_right_in_all_kernels(exported: Exported) -> None:
     result = verify_in_runtimes(exported("tflite", "int8"), None, "litert")
-    assert result.failures == ()
-    assert len(result.verdicts) == 9
+    assert failures_of(result) == ()
+    assert sum(len(verdict.components) for verdict in result) == 9

@@ -1,0 +1,117 @@
+"""One artifact of an export beside its golden cases: every runtime that executes it is judged by the same code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from md_export.models.sampling.generate import Float32
+from md_export.parity.chain import named
+from md_export.parity.golden.case import GoldenCase
+from md_export.parity.golden.surface import each_call, golden_inputs, golden_outputs
+from md_export.parity.metrics import Check, Fault, compare, first_fault, worst
+from md_export.parity.opened_export import OpenedExport
+from md_export.parity.verdict import ComponentVerdict, Engine, PictureVerdict
+from md_export.spec.artifact import ArtifactEntry, Parity, artifact_path, is_unchanged
+from md_export.spec.manifest import Manifest
+from md_export.spec.recipe import Tolerance
+from md_export.spec.tensors import Array, Arrays
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An artifact that is judged, by these golden cases."""
+
+    export: OpenedExport
+    entry: ArtifactEntry
+    cases: Sequence[GoldenCase]
+
+    @property
+    def path(self) -> Path:
+        """The artifact's file or folder."""
+        return artifact_path(self.export.out, self.entry)
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """The recipe's thresholds for the component."""
+        return self.export.manifest.recipe.tolerances[self.entry.component]
+
+    def inputs(self) -> list[Arrays]:
+        """Golden inputs of each case and call.
+
+        Raises:
+            ArtifactError: the manifest has other names than the component's.
+        """
+        return golden_inputs(self.export.manifest.recipe, self.entry, self.cases)
+
+    def wanted(self) -> list[dict[str, Array]]:
+        """Golden outputs of each case and call.
+
+        Raises:
+            ArtifactError: as :meth:`inputs`.
+        """
+        return golden_outputs(self.export.manifest.recipe, self.entry, self.cases)
+
+    def compare(self, made: Sequence[Arrays]) -> tuple[Parity | None, list[Fault]]:
+        """Worst figures over all cases and outputs, and each threshold that is not met.
+
+        Where an output cannot be compared at all: None, and what is wrong with each.
+
+        Raises:
+            ArtifactError: there are several outputs, and others than in the manifest.
+        """
+        wanted, labels = self.wanted(), [call.label for call in each_call(self.entry.component, self.cases)]
+        several = len(wanted[0]) > 1
+        pairs = [
+            (outputs[name], reference, f"{label} {name}" if several else label)
+            for outputs, want, label in zip((named(self.entry, item) for item in made), wanted, labels, strict=True)
+            for name, reference in want.items()
+        ]
+        broken = [fault.of(label) for got, want, label in pairs if (fault := first_fault(got, want))]
+        if broken:
+            return None, broken
+        parity = worst([compare(got, want) for got, want, _ in pairs])
+        return parity, shortfalls(parity, self.tolerance)
+
+    def verdict(
+        self, engine: Engine, faults: Sequence[str] = (), parity: Parity | None = None
+    ) -> ComponentVerdict[Engine]:
+        """The verdict with these faults, after the one that the artifact was altered, if it was."""
+        altered = () if is_unchanged(self.export.out, self.entry) else (_ALTERED,)
+        return ComponentVerdict(
+            self.entry.component, self.entry.file, parity, self.tolerance, (*altered, *faults), engine
+        )
+
+
+_ALTERED = Fault(Check.BYTES, "its bytes are not those of the manifest; it was altered")
+
+
+def shortfalls(parity: Parity, tolerance: Tolerance) -> list[Fault]:
+    """Each threshold that is not met. Written so that a NaN figure falls short."""
+    lines = []
+    for name, unit in (("snr_db", " dB"), ("psnr_db", " dB"), ("cosine", "")):
+        least, value = getattr(tolerance, name), getattr(parity, name)
+        if least is not None and not value >= least:
+            lines.append(f"{name.removesuffix('_db')} {value:.4g}{unit} is below the recipe's {least:g}{unit}")
+    if tolerance.max_abs is not None and not parity.max_abs <= tolerance.max_abs:
+        lines.append(f"max error {parity.max_abs:.4g} is above the recipe's {tolerance.max_abs:g}")
+    return [Fault(Check.FIGURES, line) for line in lines]
+
+
+def judge_picture(manifest: Manifest, cases: Sequence[GoldenCase], pictures: Sequence[Float32]) -> PictureVerdict:
+    """The pictures that a chain made of some golden cases, against theirs; none where it broke off."""
+    least = manifest.recipe.picture_psnr_db
+    if not pictures:
+        return PictureVerdict(None, least, (Fault(Check.PICTURE, "no picture, since a component before it failed"),))
+    figures = []
+    for case, picture in zip(cases, pictures, strict=True):
+        fault = first_fault(picture, case.values.picture)
+        if fault:
+            return PictureVerdict(None, least, (Fault(Check.PICTURE, f"{case.name}: {fault}"),))
+        figures.append(compare(picture, case.values.picture).psnr_db)
+    psnr = float(np.min(figures))
+    below = Fault(Check.PICTURE, f"PSNR {psnr:.1f} dB is below the recipe's {least:g} dB")
+    return PictureVerdict(psnr, least, () if psnr >= least else (below,))

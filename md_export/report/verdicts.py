@@ -1,0 +1,182 @@
+"""Verdicts of every runtime as tables: figures beside the recipe's thresholds, and details of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from rich.table import Table
+
+from md_export.parity.gpu import GpuRun
+from md_export.parity.npu.verify import NpuRun
+from md_export.parity.runtimes import KernelsRun, OpDisagreement
+from md_export.parity.verdict import ComponentVerdict, Engine, Verdict
+from md_export.report.tables import Cells, decibel, drawn, said, spelled_shape
+from md_export.targets.onnx.npu.refused import RefusedOp
+from md_export.targets.tflite.gpu.residency import OpFinding
+
+# Heading of a column, and its cell for one component.
+Column = tuple[str, Callable[[ComponentVerdict[Engine]], str]]
+
+_GPU: Final[tuple[Column[GpuRun], ...]] = (
+    ("ops", lambda item: str(item.engine.ops)),
+    ("on the CPU", lambda item: "-" if item.engine.resident is None else str(item.engine.on_cpu)),
+    ("compile s", lambda item: f"{item.engine.compile_seconds:.1f}"),
+    ("run s", lambda item: f"{item.engine.run_seconds:.2f}"),
+)
+_NPU: Final[tuple[Column[NpuRun], ...]] = (
+    ("on the NPU", lambda item: _all(item.engine.nodes)),
+    ("context MB", lambda item: f"{item.engine.context_bytes / 1e6:.2f}"),
+    ("compile s", lambda item: f"{item.engine.compile_seconds:.1f}"),
+    ("GB", lambda item: f"{item.engine.compile_bytes / 1e9:.2f}"),
+    ("run", lambda item: item.engine.extent),
+    ("run s", lambda item: f"{item.engine.run_seconds:.2f}"),
+)
+_KERNELS: Final[tuple[Column[KernelsRun], ...]] = (
+    ("kernels", lambda item: item.engine.kernels),
+    ("against LiteRT", lambda item: decibel(item.engine.agreement_db)),
+)
+
+
+def parity_table(verdict: Verdict) -> Table:
+    """One row per component and one for the picture, each figure beside the recipe's threshold."""
+    title = f"{verdict.recipe}: parity on {verdict.cases} golden cases (worst case of each figure)"
+    return drawn(title, *parity_cells(verdict))
+
+
+def parity_cells(verdict: Verdict) -> Cells:
+    """The parity table as plain text."""
+    return verdict_cells([verdict], ())
+
+
+def gpu_tables(verdict: Verdict[GpuRun]) -> Iterator[Table]:
+    """Residency and figures of each component; then every op to blame, if there is one."""
+    adapters = ", ".join(sorted({item.engine.adapter for item in verdict.components}))
+    yield drawn(
+        f"{verdict.recipe}: LiteRT's GPU engine on {adapters}, {verdict.cases} golden cases",
+        *verdict_cells([verdict], _GPU),
+        caption="measured: residency, and values in float32. What float16 arithmetic on a phone may lose or overflow "
+        "is bounded by `md-export lint`",
+    )
+    head = ("component", "op", "module and tensor", "shape", "the engine says", "what helps")
+    rows = []
+    for item in verdict.components:
+        for one in item.engine.findings:
+            kind = one.operator + ("" if one.certain else "?")
+            rows.append((item.component, kind, _where(one), spelled_shape(one.shape), one.reason, one.advice))
+    yield from _if_any("what keeps it from the GPU", head, rows)
+
+
+def npu_tables(verdicts: Sequence[Verdict[NpuRun]]) -> Iterator[Table]:
+    """Placement and figures of each component and phone; then the blocks of each that was executed so, and every
+    operation that is left to the CPU, if there are any."""
+    yield drawn(
+        f"{verdicts[0].recipe}: Qualcomm's simulator of the Hexagon NPU, {verdicts[0].cases} golden cases",
+        *verdict_cells(verdicts, _NPU),
+        caption="seconds and memory are the compiler's and the simulator's; they say nothing about a phone",
+    )
+    found = [(verdict.runtime, item) for verdict in verdicts for item in verdict.components]
+    yield from (_blocks(phone, item) for phone, item in found if item.engine.blocks)
+    rows = [
+        (
+            item.component,
+            phone,
+            op.operator,
+            "\n".join(name or "the component itself" for name in op.modules) or "?",
+            op.node,
+        )
+        for phone, item in found
+        for op in item.engine.refused
+    ]
+    yield from _if_any("what the NPU leaves to the CPU", ("component", "runtime", "operation", "module", "node"), rows)
+
+
+def runtimes_tables(verdicts: Sequence[Verdict[KernelsRun]]) -> Iterator[Table]:
+    """Figures of each component in each set of kernels; then the ops to blame, if there are any."""
+    title = f"{verdicts[0].recipe}: other runtimes on {verdicts[0].cases} golden cases (worst case)"
+    yield drawn(title, *verdict_cells(verdicts, _KERNELS))
+    rows = [
+        (item.component, verdict.runtime, one.operator, _where(one), spelled_shape(one.shape), decibel(one.snr_db))
+        for verdict in verdicts
+        for item in verdict.components
+        for one in item.engine.findings
+    ]
+    head = ("component", "runtime", "op", "module and tensor", "shape", "SNR dB")
+    yield from _if_any("the same inputs, other results than LiteRT with XNNPACK", head, rows)
+
+
+def verdict_cells(verdicts: Sequence[Verdict[Engine]], columns: Sequence[Column[Engine]]) -> Cells:
+    """One row per component and one for the picture of each verdict.
+
+    Args:
+        columns: details of the engine. Without any, each row has all figures and all faults; the picture has a row
+            even where it was not judged.
+    """
+    named = any(verdict.runtime for verdict in verdicts)
+    figures = ("SNR dB", "at least", "PSNR dB", "cosine", "max error")[: 3 if columns else 5]
+    head = ("component", *(["runtime"] if named else []), *figures, *(name for name, _ in columns), "verdict")
+    rows = []
+    for verdict in verdicts:
+        runtime = {"runtime": verdict.runtime}
+        for item in verdict.components:
+            engine = {name: cell(item) for name, cell in columns}
+            cells = {"component": item.component, **runtime, **_figures(item), **engine}
+            rows.append({**cells, "verdict": said(item.faults, brief=bool(columns))})
+        if verdict.picture:
+            figure, least = decibel(verdict.picture.psnr_db), f"{verdict.picture.least_psnr_db:g} (PSNR)"
+            cells = {"component": "picture", **runtime, "at least": least, "PSNR dB": figure}
+            rows.append({**cells, "verdict": said(verdict.picture.faults, brief=bool(columns))})
+        elif not columns:
+            rows.append({"component": "picture", "verdict": "not judged: the export lacks a component"})
+    return Cells(head, tuple(tuple(row.get(name, "-") for name in head) for row in rows))
+
+
+def _figures(item: ComponentVerdict[Engine]) -> dict[str, str]:
+    least = {"at least": f"{item.tolerance.snr_db:g}"}
+    if item.parity is None:
+        return least
+    snr, psnr = decibel(item.parity.snr_db), decibel(item.parity.psnr_db)
+    others = {"cosine": f"{item.parity.cosine:.6f}", "max error": f"{item.parity.max_abs:.2e}"}
+    return {**least, "SNR dB": snr, "PSNR dB": psnr, **others}
+
+
+def _blocks(phone: str, item: ComponentVerdict[NpuRun]) -> Table:
+    blocks = item.engine.blocks
+    worst = min((block.snr_db for block in blocks if block.snr_db is not None), default=None)
+    rows = [
+        (
+            block.title,
+            _all(block.nodes),
+            f"{block.compile_seconds:.1f}",
+            f"{block.peak_bytes / 1e9:.2f}",
+            f"{block.run_seconds:.2f}",
+            decibel(block.snr_db),
+            said(block.faults, brief=True) + (" (the least)" if worst is not None and block.snr_db == worst else ""),
+        )
+        for block in blocks
+    ]
+    return drawn(
+        f"{item.component} on {phone}, block by block ({item.engine.why})",
+        ("modules", "on the NPU", "compile s", "GB", "run s", "SNR dB", "verdict"),
+        rows,
+        caption="SNR of each block alone, against float32 on the same inputs; each takes what those before it made.\n"
+        "The component's figure has the errors of all. What the compiler does across the cuts is not seen.",
+    )
+
+
+def _where(op: OpFinding | OpDisagreement) -> str:
+    return f"{op.module}\n{op.tensor}"
+
+
+def _modules(op: RefusedOp) -> str:
+    return "\n".join(name or "the component itself" for name in op.modules) or "?"
+
+
+def _all(nodes: int) -> str:
+    return f"all {nodes}" if nodes else "-"
+
+
+def _if_any(title: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[Table]:
+    """A table of ops to blame, each apart from the next."""
+    if rows:
+        yield drawn(title, head, rows, lines=True)
