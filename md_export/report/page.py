@@ -126,13 +126,8 @@ def _audit_line(item: ComponentAudit) -> str:
     asked = item.as_requested / max(1, item.promised)
     return (
         f"{item.proven_share:.2%} of the stored bytes are the checkpoint's, within the rounding of their type; "
-        f"{asked:.0%} of the weights are {item.requested}, as requested; {_count(item.missing)} missing"
+        f"{asked:.0%} of the weights are {item.requested}, as requested; {len(item.missing) or 'none'} missing"
     )
-
-
-def _count(items: Iterable[object]) -> str:
-    number = len(list(items))
-    return "none" if number == 0 else str(number)
 
 
 _MOST_PICTURES: Final = 12
@@ -155,27 +150,20 @@ class Shown:
 
 @dataclass(frozen=True)
 class Chapter:
-    """One export."""
+    """One export as the template reads it: what was found, and the plots, tables and pictures made of it."""
 
     name: str
-    passed: bool
-    failures: tuple[str, ...]
-    cases: int
-    steps: str
-    bytes: int
-    picture: str
-    least_picture: str
+    manifest: Manifest
+    verdict: Verdict
+    found: Insight
     parity: Cells
     artifacts: Cells
     plots: tuple[str, ...]
     op_plots: tuple[str, ...]
     pictures: tuple[Shown, ...]
-    explained: bool
-    unexplained: tuple[str, ...]
     modules: tuple[Part, ...]
     weights: tuple[Part, ...]
     lint: Cells
-    manifest: str
 
 
 def html_page(exports: Sequence[tuple[str, Verification, Insight]]) -> str:
@@ -183,35 +171,33 @@ def html_page(exports: Sequence[tuple[str, Verification, Insight]]) -> str:
     environment = Environment(
         loader=PackageLoader("md_export.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    chapters = [_chapter(*item) for item in exports]
+    environment.filters |= {"decibel": decibel, "steps": steps_in_words, "json": _json}
     template = environment.get_template("report.html.jinja")
-    return template.render(title="md-export report", chapters=chapters, version=__version__)
+    return template.render(
+        title="md-export report", chapters=[_chapter(*item) for item in exports], version=__version__
+    )
 
 
 def _chapter(name: str, verification: Verification, found: Insight) -> Chapter:
-    manifest, result = verification.manifest, verification.result
-    picture = result.picture
+    manifest, verdict = verification.manifest, verification.result
     return Chapter(
-        name=name,
-        passed=result.passed,
-        failures=result.failures,
-        cases=result.cases,
-        steps=steps_in_words(manifest.ddim),
-        bytes=sum(entry.bytes for entry in manifest.artifacts),
-        picture="-" if picture is None else decibel(picture.psnr_db),
-        least_picture="-" if picture is None else f"{picture.least_psnr_db:g}",
-        parity=parity_cells(result),
+        name,
+        manifest,
+        verdict,
+        found,
+        parity=parity_cells(verdict),
         artifacts=artifact_cells(manifest),
-        plots=tuple(_plots(manifest, result)),
+        plots=tuple(_plots(manifest, verdict)),
         op_plots=tuple(_op_plots(manifest)),
         pictures=tuple(_shown(verification)),
-        explained=found.explained,
-        unexplained=tuple(found.failures),
         modules=tuple(module_parts(found)),
         weights=tuple(weight_parts(found)),
         lint=lint_cells(found.lint),
-        manifest=json.dumps(manifest_to_dict(manifest), indent=1),
     )
+
+
+def _json(manifest: Manifest) -> str:
+    return json.dumps(manifest_to_dict(manifest), indent=1)
 
 
 def _plots(manifest: Manifest, result: Verdict) -> Iterable[str]:
