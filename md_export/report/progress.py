@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.markup import escape
 from rich.table import Table
@@ -20,8 +20,19 @@ from md_export.engine.scheduler import Failure, Limits
 from md_export.report.tables import console, decibel, drawn
 from md_export.spec.manifest import read_manifest
 
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
 # Lines of a log that nobody watches: often enough to see that it goes on.
 _LINE_EVERY_S: Final = 20.0
+
+
+def _bar() -> Progress:
+    """A bar on standard error with a spinner, the elapsed time and what is being done."""
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), BarColumn(bar_width=24), TimeElapsedColumn(), TextColumn("{task.description}"))
+    return Progress(*columns, console=console(stderr=True), transient=True)
 
 
 @contextmanager
@@ -30,18 +41,9 @@ def progress_to_stderr(steps: int) -> Iterator[Callable[[str], None]]:
     if not sys.stderr.isatty():
         yield lambda text: print(text, file=sys.stderr, flush=True)
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), BarColumn(bar_width=24), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with _bar() as bar:
         task = bar.add_task("starting", total=steps + 1)
-
-        def report(text: str) -> None:
-            bar.advance(task)
-            bar.update(task, description=text)
-
-        yield report
+        yield lambda text: bar.update(task, advance=1, description=text)
 
 
 @contextmanager
@@ -50,13 +52,11 @@ def counting_to_stderr(what: str) -> Iterator[Callable[[int, int, str], None]]:
     if not sys.stderr.isatty():
         yield _Lines(what).count
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
-
-    columns = (SpinnerColumn(), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with _bar() as bar:
         task = bar.add_task(what, total=None)
-        yield lambda done, total, text: bar.update(task, completed=done, total=total, description=f"{what}, {text}")
+        yield lambda done, total, text: bar.update(
+            task, completed=done, total=total, description=f"{done} of {total} {what}, {text}"
+        )
 
 
 class _Lines:
@@ -80,10 +80,7 @@ def building_to_stderr() -> Iterator[Listener]:
     if not sys.stderr.isatty():
         yield _Teller(None)
         return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (BarColumn(bar_width=24), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
+    with _bar() as bar:
         yield _Teller(bar)
 
 

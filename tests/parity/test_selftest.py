@@ -65,13 +65,13 @@ def test_every_check_is_what_some_mutation_needs() -> None:
 
 # A check, where it is called, what it says of everything once it is broken, and who gets past it then.
 BROKEN: list[tuple[str, Any, str, Hashes, str]] = [
-    ("verify.is_unchanged", True, "64 bytes of a weight flipped", Hashes.KEPT, "by accident"),
-    ("verify.first_fault", None, "wrong dtype, float16", Hashes.KEPT, "NOT REJECTED"),
-    ("verify.shortfalls", [], "zeros", Hashes.KEPT, "by accident"),
-    ("verify.note_faults", [], "artifact of another checkpoint", Hashes.ALL, "NOT REJECTED"),
-    ("verify.stored_faults", [], UNQUANTIZED, Hashes.ALL, "by accident"),
-    ("verify.surface_faults", [], "wrong output dtype", Hashes.KEPT, "NOT REJECTED"),
-    ("verify.claim_faults", [], "other stored bytes", Hashes.KEPT, "NOT REJECTED"),
+    ("subject.is_unchanged", True, "64 bytes of a weight flipped", Hashes.KEPT, "by accident"),
+    ("subject.first_fault", None, "wrong dtype, float16", Hashes.KEPT, "NOT REJECTED"),
+    ("subject.shortfalls", [], "zeros", Hashes.KEPT, "by accident"),
+    ("judge.note_faults", [], "artifact of another checkpoint", Hashes.ALL, "NOT REJECTED"),
+    ("judge.stored_faults", [], UNQUANTIZED, Hashes.ALL, "by accident"),
+    ("judge.surface_faults", [], "wrong output dtype", Hashes.KEPT, "NOT REJECTED"),
+    ("judge.claim_faults", [], "other stored bytes", Hashes.KEPT, "NOT REJECTED"),
 ]
 
 

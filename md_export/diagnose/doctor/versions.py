@@ -37,6 +37,7 @@ TESTED: Final = (
     Tested("tomlkit", ">=0.13", "0.15.2"),
     Tested("torch", ">=2.11,<2.14", "2.13.0"),
     Tested("transformers", ">=5.20,<6", "5.23.0"),
+    Tested("typing-extensions", ">=4.12", "4.12.2"),
     Tested("coremltools", ">=9.0,<9.1", "9.0", "coreml"),
     Tested("litert-torch", ">=0.10,<0.11", "0.10.0", "tflite"),
     Tested("tensorflow", ">=2.21,<2.22", None, "tensorflow"),

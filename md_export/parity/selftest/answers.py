@@ -30,28 +30,27 @@ from md_export.targets.execution import Execution
 Distortion = Callable[[Execute], Execute]
 
 
-def each_output(change: Callable[[Array], Array]) -> Distortion:
-    """Every output goes through ``change``."""
+def on_outputs(change: Callable[[list[dict[str, Array]]], list[dict[str, Array]]]) -> Distortion:
+    """The outputs of all runs go through ``change``."""
 
     def distort(execute: Execute) -> Execute:
         def run(target: str, path: Path, batches: Sequence[Arrays]) -> Execution:
             made = execute(target, path, batches)
-            outputs = [{name: change(value) for name, value in item.items()} for item in made.outputs]
-            return dataclasses.replace(made, outputs=outputs)
+            return dataclasses.replace(made, outputs=change(made.outputs))
 
         return run
 
     return distort
 
 
-def outputs_exchanged(execute: Execute) -> Execute:
+def each_output(change: Callable[[Array], Array]) -> Distortion:
+    """Every output goes through ``change``."""
+    return on_outputs(lambda made: [{name: change(value) for name, value in item.items()} for item in made])
+
+
+def exchanged(made: list[dict[str, Array]]) -> list[dict[str, Array]]:
     """The first prompt gets the second's answer, and the other way round."""
-
-    def run(target: str, path: Path, batches: Sequence[Arrays]) -> Execution:
-        made = execute(target, path, batches)
-        return dataclasses.replace(made, outputs=[made.outputs[place] for place in _pairs(len(made.outputs))])
-
-    return run
+    return [made[place] for place in _pairs(len(made))]
 
 
 def inputs_exchanged(execute: Execute) -> Execute:

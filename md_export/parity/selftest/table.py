@@ -11,7 +11,7 @@ import numpy as np
 
 from md_export.parity.metrics import Check
 from md_export.parity.selftest import answers, records, stored
-from md_export.parity.selftest.answers import Distortion, each_output
+from md_export.parity.selftest.answers import Distortion, each_output, on_outputs
 from md_export.parity.selftest.sandbox import Sandbox
 from md_export.parity.selftest.stored import on_constants
 
@@ -91,7 +91,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     _answer("Inf in one value", Check.FINITE, each_output(answers.one_value(np.inf))),
     _answer("zeros", Check.FIGURES, each_output(np.zeros_like)),
     _answer("negated output", Check.FIGURES, each_output(np.negative)),
-    _answer("swapped outputs of two prompts", Check.FIGURES, answers.outputs_exchanged),
+    _answer("swapped outputs of two prompts", Check.FIGURES, on_outputs(answers.exchanged)),
     _answer("swapped inputs of two prompts", Check.FIGURES, answers.inputs_exchanged),
     _answer("transposed layout, same shape", Check.FIGURES, each_output(answers.transposed)),
     _answer("transposed layout, channels last", Check.SHAPE, each_output(answers.channels_last)),
