@@ -142,7 +142,7 @@ def stable_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def gpu_driver() -> None:
     """Skips where LiteRT's GPU engine cannot run; in CI, which installs a driver, that is a failure."""
-    from md_export.targets.tflite.gpu.driver import find_driver
+    from md_export.targets.tflite.gpu.engine import find_driver
 
     try:
         find_driver()

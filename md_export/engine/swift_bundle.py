@@ -20,8 +20,7 @@ from md_export.models.sampling.generate import tokenize
 from md_export.models.sampling.schedule import ScheduleConfig
 from md_export.parity.golden.prepare import one_step
 from md_export.spec.tensors import TensorSpec
-from md_export.targets.coreml.package import read_spec
-from md_export.targets.coreml.surface import feature_specs
+from md_export.targets.coreml.package import feature_specs, read_spec
 from md_export.worker.calling import call_worker
 
 SCRIPT: Final = "finish-on-mac.sh"

@@ -7,10 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol, Self, runtime_checkable
-
-if TYPE_CHECKING:
-    from torch import nn
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol, Self, runtime_checkable
 
 from md_export.errors import MissingExtraError
 from md_export.spec.calibration import RangeRule
@@ -20,8 +17,10 @@ from md_export.spec.tensors import Array, Arrays, TensorSpec
 from md_export.spec.weight_storage import WeightStorage
 from md_export.targets.advice import LintReport
 from md_export.targets.costs import OpCost
-from md_export.targets.editing import Constant
-from md_export.targets.stored import StoredWeight
+from md_export.targets.stored import Constant, StoredWeight
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -239,3 +238,18 @@ class HasForms(Protocol):
     """
 
     forms: ClassVar[Mapping[str, str]]
+
+
+# The one entry that holds all notes as JSON, where a format has named blobs; the prefix of each where it has pairs.
+NAME: Final = "md_export"
+_PREFIX: Final = f"{NAME}."
+
+
+def labelled(notes: Mapping[str, str]) -> dict[str, str]:
+    """Notes as pairs among those of others, in alphabetical order."""
+    return {_PREFIX + name: notes[name] for name in sorted(notes)}
+
+
+def notes_among(pairs: Mapping[str, str]) -> dict[str, str]:
+    """What :func:`labelled` put there; empty for an artifact by another tool."""
+    return {name.removeprefix(_PREFIX): value for name, value in sorted(pairs.items()) if name.startswith(_PREFIX)}

@@ -99,3 +99,24 @@ def along(vector: Any, rank: int, axis: int) -> Float32:
     """A scalar or vector laid along ``axis`` of ``rank`` axes."""
     flat = np.asarray(vector, np.float32).reshape(-1)
     return flat.reshape([-1 if position == axis % max(rank, 1) else 1 for position in range(rank)])
+
+
+@dataclass(frozen=True)
+class Constant:
+    """One stored array of an artifact that is open for change.
+
+    Attributes:
+        name: unique in the artifact.
+        role: ``packed`` for several values to a byte, ``scale`` of quantized weights, ``palette`` for the table that
+            indices point into, ``weight`` for everything else: what is stored in a type that numpy has.
+        values: as stored; written in place, of the stored shape or flat. Packed values are bytes.
+    """
+
+    name: str
+    role: Literal["weight", "packed", "scale", "palette"]
+    values: NDArray[Any]
+
+    @property
+    def is_float(self) -> bool:
+        """Whether NaN and Inf can be stored in it."""
+        return bool(np.issubdtype(self.values.dtype, np.floating))

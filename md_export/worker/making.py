@@ -35,7 +35,7 @@ def join(request: dict[str, Any]) -> dict[str, Any]:
     """Make one Core ML package of several, a function each."""
     import tempfile
 
-    from md_export.targets.coreml.functions import join
+    from md_export.targets.coreml.save import join
 
     path = Path(request["path"])
     with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as scratch:
@@ -46,7 +46,7 @@ def join(request: dict[str, Any]) -> dict[str, Any]:
 def split(request: dict[str, Any]) -> dict[str, Any]:
     """Write one function of a Core ML package as a package of its own; answers with what is found inside."""
     from md_export.targets.coreml.describe import describe
-    from md_export.targets.coreml.functions import split
+    from md_export.targets.coreml.save import split
 
     split(Path(request["package"]), request["function"], Path(request["path"]))
     found = describe(Path(request["path"]))

@@ -48,7 +48,7 @@ def execute_on_gpu(request: dict[str, Any]) -> dict[str, Any]:
     """Run a .tflite file, or its first ops beside XNNPACK's answer, on LiteRT's GPU engine."""
     from md_export.targets.execution import load_batches, save_batches
     from md_export.targets.tflite.gpu.engine import run_on_gpu
-    from md_export.targets.tflite.gpu.prefix import write_prefix
+    from md_export.targets.tflite.gpu.graph import write_prefix
     from md_export.targets.tflite.run import load
 
     path, batches = Path(request["path"]), load_batches(Path(request["inputs"]))
@@ -88,8 +88,7 @@ def execute_on_npu(request: dict[str, Any]) -> dict[str, Any]:
     """Run a compiled graph on batches of inputs in the NPU's simulator; outputs go to the named file."""
     from md_export.spec.snapdragon import Soc
     from md_export.targets.execution import load_batches, save_batches
-    from md_export.targets.onnx.npu.context import check_context
-    from md_export.targets.onnx.npu.engine import run_on_npu
+    from md_export.targets.onnx.npu.context import check_context, run_on_npu
 
     soc, context = Soc(**request["soc"]), Path(request["context"])
     check_context(context, Path(request["path"]), soc)
@@ -105,8 +104,7 @@ def try_on_npu(request: dict[str, Any]) -> dict[str, Any]:
     from md_export.spec.artifact import files_of_context
     from md_export.spec.snapdragon import Soc
     from md_export.targets.execution import load_batches, save_batches
-    from md_export.targets.onnx.npu.context import compile_context
-    from md_export.targets.onnx.npu.engine import run_on_npu
+    from md_export.targets.onnx.npu.context import compile_context, run_on_npu
     from md_export.targets.onnx.run import UNOPTIMIZED, load
 
     soc, path, batches = Soc(**request["soc"]), Path(request["path"]), load_batches(Path(request["inputs"]))

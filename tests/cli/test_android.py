@@ -23,7 +23,7 @@ from md_export.models.sampling.generate import draw_noise, tokenize
 from md_export.models.sampling.picture_files import to_bytes
 from md_export.spec.manifest import Manifest, read_manifest
 from md_export.targets import TARGETS
-from md_export.targets.notes import NAME
+from md_export.targets.contract import NAME
 from md_export.targets.tflite.lower import SIGNATURE
 from support import Exported
 

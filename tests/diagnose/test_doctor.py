@@ -28,7 +28,7 @@ from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
 from md_export.spec.tensors import Array, Arrays
 from md_export.targets import TARGETS
-from md_export.targets.tflite.gpu import driver
+from md_export.targets.tflite.gpu import engine as driver
 from md_export.worker.calling import Ended
 from support import installed
 

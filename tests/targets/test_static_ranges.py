@@ -18,7 +18,7 @@ from md_export.spec.tensors import Array, TensorSpec
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
 from md_export.targets.observers import portions
-from md_export.targets.onnx import ranges
+from md_export.targets.onnx import qdq as ranges
 
 WIDTH = 64
 SHAPE = (1, WIDTH, 8, 8)

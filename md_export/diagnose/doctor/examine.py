@@ -17,7 +17,7 @@ from md_export.errors import MissingExtraError
 from md_export.spec.recipe import Recipe
 from md_export.targets import TARGETS
 from md_export.targets.contract import Target
-from md_export.targets.tflite.gpu.driver import find_driver
+from md_export.targets.tflite.gpu.engine import find_driver
 from md_export.worker.calling import Ended, run_worker
 
 CANARY_LIMIT_S: Final = 120.0

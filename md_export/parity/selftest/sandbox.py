@@ -17,7 +17,7 @@ from md_export.spec.manifest import MANIFEST, Manifest
 from md_export.system.files import sha256_of
 from md_export.targets import TARGETS
 from md_export.targets.contract import Target
-from md_export.targets.editing import Constant
+from md_export.targets.stored import Constant
 
 Change = Callable[[dict[str, Any]], Any]
 

@@ -13,7 +13,7 @@ from md_export.checkpoint.origin import hash_of_folder
 from md_export.models.graph import ALL_COMPONENTS
 from md_export.parity.selftest.sandbox import NotApplicable, Sandbox, halve
 from md_export.spec.artifact import artifact_path
-from md_export.targets.editing import Constant
+from md_export.targets.stored import Constant
 
 # The last layer's weight and bias, or a last norm's.
 _LAST: Final = 2

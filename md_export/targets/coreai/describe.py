@@ -11,9 +11,9 @@ import numpy as np
 
 from md_export.errors import RuntimeFault, one_line
 from md_export.targets.contract import Description
-from md_export.targets.coreai.activations import takes_int8
 from md_export.targets.coreai.bindings import VENDOR_ERRORS, kind_of, operations, read_program
 from md_export.targets.coreai.constants import element_of, is_constant, stored_bytes, values_of
+from md_export.targets.coreai.quantize import takes_int8
 from md_export.targets.coreai.save import read_notes
 from md_export.targets.coreai.weights import Reader, path_of, readers_of, weights_of
 

@@ -9,10 +9,9 @@ from typing import Any, Final
 
 from md_export.errors import ArtifactError, RuntimeFault
 from md_export.spec.tensors import Array
-from md_export.targets.coreai.bindings import VENDOR_ERRORS, ir, kind_of, operations, read_program
+from md_export.targets.coreai.bindings import VENDOR_ERRORS, ir, kind_of, module_of, operations, read_program
 from md_export.targets.coreai.constants import ELEMENTS, is_constant, stored_bytes, values_of
-from md_export.targets.coreai.inside import OUTPUT, names_of
-from md_export.targets.coreai.places import module_of
+from md_export.targets.coreai.run import OUTPUT, names_of
 from md_export.targets.coreai.weights import DECODERS
 
 # Bytes to which the Neural Engine pads the last axis (docs/lint.md, rule last-axis-32).

@@ -10,8 +10,7 @@ from torch import nn
 
 from md_export.errors import ConversionError
 from md_export.targets.contract import LoweringJob
-from md_export.targets.coreai.bindings import converting, ir, main_graph
-from md_export.targets.coreai.places import name_places
+from md_export.targets.coreai.bindings import converting, ir, main_graph, name_places
 from md_export.targets.coreai.quantize import check_scheme
 from md_export.targets.coreai.target import CoreaiModel
 from md_export.targets.half import half_copy

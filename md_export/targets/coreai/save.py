@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from md_export.errors import ConversionError, one_line
+from md_export.targets.contract import labelled, notes_among
 from md_export.targets.coreai.bindings import VENDOR_ERRORS, operations
 from md_export.targets.coreai.constants import name_constants
 from md_export.targets.coreai.target import CoreaiModel
-from md_export.targets.notes import labelled, notes_among
 
 _METADATA = "metadata.json"
 _CUSTOM = "creatorDefinedMetadata"

@@ -14,8 +14,7 @@ from md_export.spec.tensors import Array, Arrays
 from md_export.spec.weight_storage import WeightStorage
 from md_export.targets.advice import LintReport
 from md_export.targets.contract import Description, Lints, LoweringJob, Step, Target
-from md_export.targets.editing import Constant
-from md_export.targets.stored import StoredWeight
+from md_export.targets.stored import Constant, StoredWeight
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,7 +59,7 @@ class CoreaiTarget(Target, Lints):
         return lower(job)
 
     def weight_storage(self, path: str, layer: nn.Module, scheme: QuantScheme) -> WeightStorage | None:
-        from md_export.targets.coreai.storage import weight_storage
+        from md_export.targets.coreai.weights import weight_storage
 
         return weight_storage(path, layer, scheme)
 
@@ -75,22 +74,22 @@ class CoreaiTarget(Target, Lints):
         return load(path, runtime)
 
     def edit(self, path: Path) -> AbstractContextManager[list[Constant]]:
-        from md_export.targets.coreai.edit import edit
+        from md_export.targets.coreai.stored import edit
 
         return edit(path)
 
     def store_as_float(self, path: Path) -> bool:
-        from md_export.targets.coreai.edit import store_as_float
+        from md_export.targets.coreai.stored import store_as_float
 
         return store_as_float(path)
 
     def steps(self, path: Path) -> tuple[Step, ...]:
-        from md_export.targets.coreai.inside import steps
+        from md_export.targets.coreai.run import steps
 
         return steps(path)
 
     def values(self, path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Array]:
-        from md_export.targets.coreai.inside import values
+        from md_export.targets.coreai.run import values
 
         return values(path, inputs, names)
 

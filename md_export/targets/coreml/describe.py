@@ -1,23 +1,26 @@
-"""What a package really holds: operations, and the bytes of its weights by the type they are stored in."""
+"""Operations of a saved package, the bytes of its weights by the type they are stored in, and what each costs."""
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from md_export.errors import ArtifactError, RuntimeFault
-from md_export.targets.contract import Description
+from md_export.targets.contract import Description, notes_among
 from md_export.targets.coreml.mil.blob import BlobFile
-from md_export.targets.coreml.modules import KEY
+from md_export.targets.coreml.mil.dtypes import TensorType, parse_type
+from md_export.targets.coreml.mil.package import Package
+from md_export.targets.coreml.modules import KEY, read_modules
 from md_export.targets.coreml.package import WEIGHTS, main_operations, read_spec
 from md_export.targets.coreml.weights import float_weights
-from md_export.targets.notes import notes_among
+from md_export.targets.costs import Node, OpCost, Value, Work, costs_of, einsum_macs, multiplying, product_macs
 
 # numpy's names, as in recipes, of types that MIL calls otherwise.
 _NAMES: Final = {"fp16": "float16", "fp32": "float32"}
@@ -118,3 +121,146 @@ def _blob(weights: BlobFile, offset: int, use: _Use) -> _Blob:
         dtype = f"uint{8 * record.nbytes // use.packed}"
     finite = not dtype.startswith("float") or bool(np.isfinite(weights.raw(record).view(dtype)).all())
     return _Blob(use.name, dtype, record.nbytes, finite)
+
+
+_VIEWS: Final = ("reshape", "expand_dims", "squeeze", "flatten2d", "identity")
+_MOVES: Final = ("transpose", "depth_to_space", "space_to_depth", "pixel_shuffle", "pixel_unshuffle", "reverse")
+_PASSING: Final = ("quantize", "dequantize")
+_LOOKUPS: Final = ("gather", "gather_along_axis", "gather_nd")
+_BLOB: Final = "blobFileValue"
+# Of the values in each role.
+_Shapes = Mapping[str, list[tuple[int, ...]]]
+
+
+def costs(path: Path) -> tuple[OpCost, ...]:
+    """One for each operation of the program's main function.
+
+    Raises:
+        ArtifactError: no readable package.
+    """
+    try:
+        package = Package(path)
+        spec = package.spec
+        function = spec.mlProgram.functions[spec.description.defaultFunctionName or "main"]
+        block = function.block_specializations[function.opset]
+        values = dict(_values(package, function, block))
+        modules = read_modules(spec)
+        texts = {op.outputs[0].name: op.attributes["val"] for op in block.operations if op.type == "const"}
+        executed = [op for op in block.operations if op.type != "const"]
+        return costs_of([_node(op, values, modules, texts) for op in executed], values)
+    except (RuntimeFault, KeyError, IndexError) as error:
+        raise ArtifactError(f"{path.name}: {error}; export it again") from error
+
+
+def _values(package: Package, function: Any, block: Any) -> Iterator[tuple[str, Value]]:
+    for given in function.inputs:
+        yield given.name, _value(given)
+    for op in block.operations:
+        constant = _stored(package, op.attributes["val"]) if op.type == "const" else None
+        for output in op.outputs:
+            yield output.name, _value(output, constant)
+        for operand in _operands(op):
+            if operand.given is not None:
+                yield operand.name, _value(operand.given, _stored(package, operand.given))
+
+
+class _Operand(NamedTuple):
+    """``given``: the constant, where it stands in the operation itself."""
+
+    role: str
+    name: str
+    given: Any
+
+
+def _operands(op: Any) -> Iterator[_Operand]:
+    for role, value in op.inputs.items():
+        for place, argument in enumerate(value.arguments):
+            name = argument.name or f"{op.outputs[0].name}/{role}/{place}"
+            yield _Operand(role, name, None if argument.name else argument.value)
+    for role, value in op.attributes.items():
+        if op.type.startswith("constexpr_") and role != "name":
+            yield _Operand(role, f"{op.outputs[0].name}/{role}", value)
+
+
+def _value(proto: Any, stored: int | None = None) -> Value:
+    declared = parse_type(proto.type)
+    if not isinstance(declared, TensorType):
+        return Value((), "uint8", stored)
+    name = declared.dtype.name
+    dtype = f"float{declared.dtype.bits}" if declared.dtype.kind == "float" else name
+    return Value(tuple(size or 1 for size in declared.shape or ()), dtype, stored)
+
+
+def _stored(package: Package, value: Any) -> int:
+    """Bytes of a constant in the weight file; of what lies in the program itself, which is small, as it is written."""
+    if value.WhichOneof("value") == _BLOB:
+        return int(package.weights(value.blobFileValue.fileName).record(value.blobFileValue.offset).nbytes)
+    return int(value.immediateValue.ByteSize())
+
+
+def _node(op: Any, values: Mapping[str, Value], modules: Mapping[str, str], texts: Mapping[str, Any]) -> Node:
+    operands = sorted(_operands(op), key=_order)
+    outputs = tuple(output.name for output in op.outputs)
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+    for operand in operands:
+        if operand.name in values:
+            shapes.setdefault(operand.role, []).append(values[operand.name].shape)
+    out = values[outputs[0]].shape if outputs else ()
+    macs = _MACS[op.type](shapes, out) if op.type in _MACS else 0
+    if op.type == "einsum":
+        macs = einsum_macs(_equation(operands, texts), shapes["values"])
+    return Node(
+        op.type,
+        _work(op.type, shapes),
+        tuple(operand.name for operand in operands),
+        outputs,
+        macs,
+        modules.get(outputs[0], "") if outputs else "",
+        passing=op.type.startswith("constexpr_") or op.type in _PASSING,
+        looks_up=op.type in _LOOKUPS,
+    )
+
+
+def _equation(operands: Iterable[_Operand], texts: Mapping[str, Any]) -> str:
+    (operand,) = (operand for operand in operands if operand.role == "equation")
+    written = texts[operand.name] if operand.given is None else operand.given
+    return str(written.immediateValue.tensor.strings.values[0])
+
+
+def _order(operand: _Operand) -> tuple[bool, str]:
+    """The values that an operation is applied to come first, whatever the program's order."""
+    return operand.role not in ("x", "input", "query", "values"), operand.role
+
+
+def _work(kind: str, shapes: _Shapes) -> Work:
+    if kind in ("conv", "conv_transpose"):
+        return multiplying(math.prod(shapes["weight"][0][2:]))
+    if kind in _MACS or kind == "einsum":
+        return "matrix product"
+    return "view" if kind in _VIEWS else "layout move" if kind in _MOVES else "other"
+
+
+def _conv(shapes: _Shapes, out: tuple[int, ...]) -> int:
+    return math.prod(out) * math.prod(shapes["weight"][0][1:])
+
+
+def _conv_transpose(shapes: _Shapes, _: tuple[int, ...]) -> int:
+    return math.prod(shapes["x"][0]) * math.prod(shapes["weight"][0][1:])
+
+
+def _linear(shapes: _Shapes, out: tuple[int, ...]) -> int:
+    return math.prod(out) * shapes["weight"][0][-1]
+
+
+def _attention(shapes: _Shapes, out: tuple[int, ...]) -> int:
+    query, keys = shapes["query"][0], shapes["key"][0][-2]
+    return (math.prod(query) + math.prod(out)) * keys
+
+
+_MACS: Final[Mapping[str, Callable[[_Shapes, tuple[int, ...]], int]]] = {
+    "conv": _conv,
+    "conv_transpose": _conv_transpose,
+    "linear": _linear,
+    "matmul": lambda shapes, out: product_macs(shapes["x"][0], out),
+    "scaled_dot_product_attention": _attention,
+}

@@ -9,7 +9,8 @@ same peak memory. Form rewrites happen on the module before it comes here.
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import numpy as np
@@ -17,16 +18,165 @@ import torch
 from torch.export import ExportedProgram
 
 from md_export.errors import ConversionError
+from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import TensorSpec
 from md_export.system.memory import let_go_of_weights
 from md_export.targets.contract import LoweringJob
 from md_export.targets.coreml.modules import number_nodes, operation_modules
-from md_export.targets.coreml.overflow import lean_overflow_check
-from md_export.targets.coreml.package import read_spec
-from md_export.targets.coreml.precision import compute_precision
-from md_export.targets.coreml.surface import feature_specs
+from md_export.targets.coreml.package import feature_specs, read_spec
 from md_export.targets.coreml.target import CoremlModel
 from md_export.targets.coreml.vendor import converting, ct
+
+_COMPRESSED: Final = ("int8", "int4", "palette8", "palette6", "palette4", "palette3", "palette2")
+_FLOAT: Final = ("float32", "float16")
+# With int8 activations a palette's table is int8 too; coremltools leaves tables of fewer than 10 entries in float.
+_LEAST_BITS: Final = 4
+# Of the full-size UNet 50 operations have 100 MB of weights.
+_CASTS_BETWEEN: Final = 50
+_TRIGONOMETRY: Final = frozenset({"sin", "cos"})
+_SUMS: Final = frozenset({"add", "sub", "mul"})
+
+
+class SparesFragile:
+    """Op selector of coremltools' fp16 pass: false for what float16 breaks, found once per block before its first cast.
+
+    Sines, cosines and all they are computed from: the arguments of the time embedding reach 999 radians, where
+    float16 is off by up to 0.25; the embedding would be off by up to 0.32.
+
+    The sum x0 = a·x_T + b·output of fold_x0: both terms are 14.6 times what is left of them where a checkpoint
+    predicts noise, and so is their rounding. Input and output of a program are float32 anyway.
+    """
+
+    def __init__(self, now_and_then: Callable[[], None] = lambda: None) -> None:
+        """``now_and_then``: called between some of the casts, each of which reads a whole weight."""
+        self._spared: dict[int, frozenset[int]] = {}
+        self._now_and_then, self._asked = now_and_then, 0
+
+    def __call__(self, op: Any) -> bool:
+        """Whether ``op`` may become float16."""
+        self._asked += 1
+        if self._asked % _CASTS_BETWEEN == 0:
+            self._now_and_then()
+        block = op.enclosing_block
+        if id(block) not in self._spared:
+            self._spared[id(block)] = frozenset(_trigonometric(block) | _last_sum(block))
+        return id(op) not in self._spared[id(block)]
+
+
+def _trigonometric(block: Any) -> set[int]:
+    pending = [op for op in block.operations if op.op_type in _TRIGONOMETRY]
+    seen: set[int] = set()
+    while pending:
+        op = pending.pop()
+        seen.add(id(op))
+        pending.extend(parent for parent in _parents(op) if id(parent) not in seen)
+    return seen
+
+
+def _last_sum(block: Any) -> set[int]:
+    """Ops that do nothing but scale and add before an output, where one of them takes an input of the program."""
+    pending = [v.op for v in block.outputs if v.op is not None and v.op.op_type in _SUMS]
+    seen: dict[int, Any] = {}
+    while pending:
+        op = pending.pop()
+        seen[id(op)] = op
+        pending.extend(parent for parent in _parents(op) if parent.op_type in _SUMS and id(parent) not in seen)
+    return set(seen) if any(v.op is None for op in seen.values() for v in _variables(op)) else set()
+
+
+def _parents(op: Any) -> list[Any]:
+    return [v.op for v in _variables(op) if v.op is not None]
+
+
+def _variables(op: Any) -> list[Any]:
+    return [v for value in op.inputs.values() for v in (value if isinstance(value, (list, tuple)) else (value,))]
+
+
+def compute_precision(job: LoweringJob) -> Any:
+    """coremltools' ``compute_precision`` for the job's scheme; int8 activations are float16 between operations.
+
+    Raises:
+        ConversionError: a pair of weights and activations that Core ML cannot store, or that the job's oldest system
+            does not know; says which it can.
+    """
+    storages = job.scheme.storages
+    unknown = next((scheme for scheme in storages if not _is_known(scheme)), None)
+    if unknown is None and all(_is_float_in_int8(scheme) for scheme in storages):
+        unknown = job.scheme
+    if unknown is not None:
+        raise ConversionError(
+            f"{job.component}: Core ML has no scheme weights={unknown.weights}, activations={unknown.activations}; "
+            f"choose weights/activations from float32/float32, float16/float16, or {', '.join(_COMPRESSED)} with "
+            f"float16, float32 or int8_static, int8_static with palettes of {_LEAST_BITS} bits and more; "
+            "a float16 part beside int8_static is float16/float16"
+        )
+    newer = next((found for scheme in storages if (found := _since_ios18(scheme))), None)
+    if newer and job.deployment_target != "iOS18":
+        raise ConversionError(f'{job.component}: {newer} needs iOS 18; set deployment_target = "iOS18" in the recipe')
+    if job.scheme.activations == "float32":
+        return ct.precision.FLOAT32
+    return ct.transform.FP16ComputePrecision(op_selector=SparesFragile(lambda: let_go_of_weights(job.module)))
+
+
+def _is_known(scheme: QuantScheme) -> bool:
+    if scheme.weights in _FLOAT:
+        return scheme.weights == scheme.activations or _is_float_in_int8(scheme)
+    if scheme.activations == "int8_static":
+        return (scheme.palette_bits or _LEAST_BITS) >= _LEAST_BITS
+    return scheme.activations in _FLOAT
+
+
+def _is_float_in_int8(scheme: QuantScheme) -> bool:
+    """Float16 in float16 beside int8: what a rule may ask for, but no component altogether."""
+    return (scheme.weights, scheme.activations) == ("float16", "int8_static")
+
+
+def _since_ios18(scheme: QuantScheme) -> str | None:
+    """What of the scheme older systems cannot read, after coremltools' guide ("What's New" of the optimizations)."""
+    features = (
+        (scheme.weights == "int4", "int4"),
+        (scheme.palette_bits == 3, "a palette of 3 bits"),
+        (scheme.granularity == "block", "a scale per block"),
+        (scheme.granularity == "group", "a table per group"),
+        (bool(scheme.palette_bits) and scheme.activations == "int8_static", "a table of int8"),
+        (scheme.sparsity is not None and scheme.weights not in _FLOAT, f"sparse {scheme.weights}"),
+    )
+    return next((name for present, name in features if present), None)
+
+
+_LARGEST: Final = 65504.0
+# What coremltools takes for an infinity, which may become one of float16.
+_INFINITE: Final = 1e38
+_AT_A_TIME: Final = 1 << 20
+
+
+@contextmanager
+def lean_overflow_check() -> Iterator[None]:
+    """Put :func:`overflows` into coremltools' place, for the duration."""
+    owner: Any = ct.transform.FP16ComputePrecision
+    before = owner.fp16_overflow
+    owner.fp16_overflow = staticmethod(overflows)
+    try:
+        yield
+    finally:
+        owner.fp16_overflow = staticmethod(before)
+
+
+def overflows(op: Any) -> bool:
+    """Whether a float32 constant that ``op`` takes has values beyond float16's range, infinities apart."""
+    given = [v for value in op.inputs.values() for v in (value if isinstance(value, (list, tuple)) else (value,))]
+    constants = [v for v in given if v.op is not None and v.op.op_type == "const"]
+    return any(_overflow(v.op.val.val) for v in constants if v.is_tensor_or_scalar_of(dtype="fp32"))
+
+
+def _overflow(values: Any) -> bool:
+    flat = np.asarray(values).reshape(-1)
+    for start in range(0, flat.size, _AT_A_TIME):
+        sizes = np.abs(flat[start : start + _AT_A_TIME])
+        if bool(((sizes > _LARGEST) & (sizes < _INFINITE)).any()):
+            return True
+    return False
+
 
 # Oldest system that must load a package whose recipe names none.
 DEPLOYMENT_TARGET: Final = "iOS17"

@@ -1,22 +1,212 @@
-"""A lowered program with its weights, and activations where asked, stored as the scheme says."""
+"""Weights of a lowered program as integers, palettes or sparse data, and int8 activations, as the scheme says."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+import numpy as np
 
 from md_export.errors import ConversionError
+from md_export.spec.calibration import RangeRule
+from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import Arrays
+from md_export.spec.weight_storage import largest_divisor
 from md_export.targets.contract import LoweringJob
-from md_export.targets.coreml.activations import measure_ranges, quantize_activations
-from md_export.targets.coreml.compress import compress
+from md_export.targets.coreml import mil
 from md_export.targets.coreml.lower import deployment_target
 from md_export.targets.coreml.package import WEIGHTS, read_spec
 from md_export.targets.coreml.target import CoremlModel
-from md_export.targets.coreml.vendor import converting, ct
-from md_export.targets.coreml.weights import float_weights, storage_of
+from md_export.targets.coreml.vendor import converting, ct, cto
+from md_export.targets.coreml.weights import float_weights, pays, storage_of
+from md_export.targets.observers import ObserverTable
+from md_export.targets.quantization.palette import palettize
+
+Ranges = dict[str, dict[str, float]]
+_MULTIPLIES: Final = ("conv", "linear")
+# A scale is range / 127 in float16; below the least normal number it would lose its digits.
+_LEAST_RANGE: Final = 127 * float(np.finfo(np.float16).smallest_normal)
+
+
+def measure_ranges(package: Path, calibration: Sequence[Arrays], rule: RangeRule) -> Ranges:
+    """Range of every float in the program by the rule, as coremltools' passes take them.
+
+    Raises:
+        ValueError: a value passes what float16 can hold, or is NaN.
+    """
+    program, seen = mil.load(package), ObserverTable(rule, symmetric=True)
+    for inputs in calibration:
+        for name, array in inputs.items():
+            seen.add(name, array)
+        program.predict(inputs, observer=lambda event: _observe(seen, event))
+    return {
+        name: {"rmin": min(low, -_LEAST_RANGE), "rmax": max(high, _LEAST_RANGE)}
+        for name, (low, high) in seen.ranges().items()
+    }
+
+
+def _observe(seen: ObserverTable, event: mil.Event) -> None:
+    if event.tensor.is_floating_point():
+        seen.add(event.name, event.tensor.float().numpy())
+
+
+def quantize_activations(program: Any, ranges: Ranges, weights: frozenset[str]) -> None:
+    """Put int8 before and after each convolution and linear that multiplies one of these weights.
+
+    Symmetric, one scale per value. Values between stay in the type they have, as do the operations.
+    """
+    from coremltools.converters.mil.mil.passes.defs import optimize_activation_quantization as after
+    from coremltools.optimize.coreml import _quantization_passes as before
+
+    block = program.functions["main"]
+    int8 = cto.OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8")
+    chosen = [op for op in block.operations if op.op_type in _MULTIPLIES and op.inputs["weight"].op.name in weights]
+    config = cto.OptimizationConfig(op_name_configs={op.name: int8 for op in chosen})
+    prefix = before.insert_prefix_quantize_dequantize_pair(config)
+    prefix.activation_stats = ranges
+    prefix.apply(program)
+    suffix = after.insert_suffix_quantize_dequantize_pair()
+    suffix.config, suffix.activation_stats = config, ranges
+    suffix.apply(program)
+    for kind in ("quantize", "dequantize"):
+        _share(block, kind)
+
+
+def _share(block: Any, kind: str) -> None:
+    """One operation per value: the passes give each consumer of a value its own, with the same scale."""
+    first: dict[Any, Any] = {}
+    for op in list(block.operations):
+        if op.op_type != kind:
+            continue
+        kept = first.setdefault(op.inputs["input"], op)
+        if kept is not op:
+            block.replace_uses_of_var_after_op(anchor_op=op, old_var=op.outputs[0], new_var=kept.outputs[0])
+            block.remove_ops([op])
+
+
+# weight_threshold: coremltools would leave weights of up to 2048 elements as they are.
+_ALL_SIZES: Final[Mapping[str, int]] = {"weight_threshold": 0}
+
+
+def compress(program: Any, stored: Mapping[str, QuantScheme]) -> frozenset[str]:
+    """Store each of these weights as its scheme says; all else is untouched.
+
+    Where a block or group does not divide a weight's channels, the largest divisor above half of it is taken, and
+    else the whole axis. A weight that a palette would not make smaller stays as it is.
+
+    Args:
+        program: of coremltools; changed in place.
+        stored: scheme by name of the weight; all have the same activations and the same sparsity.
+
+    Returns:
+        Names of the weights that stay because a palette would not make them smaller.
+    """
+    from coremltools.optimize.coreml import _quantization_passes as passes
+
+    weights = {op.name: op for op in _operations(program) if op.name in stored}
+    small = frozenset(name for name, op in weights.items() if not _pays(op, stored[name]))
+    chosen = {name: stored[name] for name in weights if name not in small}
+    palettes = {name: _palette_config(weights[name], own) for name, own in chosen.items() if own.palette_bits}
+    integers = {name: _linear_config(weights[name], own) for name, own in chosen.items() if _is_integer(own)}
+    sparse = any(own.sparsity is not None for own in chosen.values())
+    if sparse:
+        _apply(passes.prune_weights, program, {name: _pruner(weights[name], own) for name, own in chosen.items()})
+        palettes, integers = (_moved(configs, program) for configs in (palettes, integers))
+    if palettes:
+        _apply(passes.palettize_weights, program, palettes, joint=sparse)
+        if any(own.activations == "int8_static" for own in chosen.values()):
+            _apply(passes.linear_quantize_weights, program, _tables(program), joint=True)
+    if integers:
+        _apply(passes.linear_quantize_weights, program, integers, joint=sparse)
+    return small
+
+
+def _is_integer(scheme: QuantScheme) -> bool:
+    return scheme.weights.startswith("int")
+
+
+def _operations(program: Any) -> list[Any]:
+    return list(program.functions["main"].operations)
+
+
+def _apply(kind: Callable[[Any], Any], program: Any, configs: Mapping[str, Any], joint: bool = False) -> None:
+    step = kind(cto.OptimizationConfig(op_name_configs=dict(configs)))
+    step.joint_compression = joint
+    step.apply(program)
+
+
+def _pruner(op: Any, scheme: QuantScheme) -> Any:
+    """By a threshold of our own: coremltools 9.0 takes the percentile in float16, which is NaN for more than 65504
+    elements, and leaves the weight whole."""
+    threshold = float(np.percentile(np.abs(op.outputs[0].val.astype(np.float32)), 100 * (scheme.sparsity or 0)))
+    return cto.OpThresholdPrunerConfig(threshold=threshold, minimum_sparsity_percentile=0.0, **_ALL_SIZES)
+
+
+def _moved(configs: Mapping[str, Any], program: Any) -> dict[str, Any]:
+    """The configurations under the names of the constants that hold the data of the weights after pruning."""
+    made = {op.name: op for op in _operations(program)}
+    return {made[f"{name}_sparsified"].inputs["nonzero_data"].op.name: config for name, config in configs.items()}
+
+
+def _tables(program: Any) -> dict[str, Any]:
+    """int8 for the tables of all palettes: only then does the Neural Engine multiply int8 by int8.
+
+    coremltools takes one scale per tensor here and no other.
+    """
+    config = cto.OpLinearQuantizerConfig(dtype="int8", granularity="per_tensor", **_ALL_SIZES)
+    palettes = [
+        op for op in _operations(program) if op.op_type in ("constexpr_lut_to_dense", "constexpr_lut_to_sparse")
+    ]
+    return {op.inputs["lut"].op.name: config for op in palettes}
+
+
+def _linear_config(op: Any, scheme: QuantScheme) -> Any:
+    """Symmetric: the Neural Engine wants no zero points."""
+    if scheme.block_size is None:
+        return cto.OpLinearQuantizerConfig(dtype=scheme.weights, granularity=f"per_{scheme.granularity}", **_ALL_SIZES)
+    given, made = _axes(op)
+    blocks = [0] * len(op.outputs[0].shape)
+    blocks[given], blocks[made] = largest_divisor(op.outputs[0].shape[given], scheme.block_size), 1
+    return cto.OpLinearQuantizerConfig(
+        dtype=scheme.weights, granularity="per_block", block_size=tuple(blocks), **_ALL_SIZES
+    )
+
+
+def _palette_config(op: Any, scheme: QuantScheme) -> Any:
+    function = partial(palettize, entries=2 ** (scheme.palette_bits or 0), skip_zeros=scheme.sparsity is not None)
+    group = _group(op, scheme)
+    if group is None:
+        return cto.OpPalettizerConfig(mode="custom", lut_function=function, **_ALL_SIZES)
+    return cto.OpPalettizerConfig(
+        mode="custom",
+        lut_function=function,
+        granularity="per_grouped_channel",
+        group_size=group,
+        channel_axis=_axes(op)[1],
+        **_ALL_SIZES,
+    )
+
+
+def _pays(op: Any, scheme: QuantScheme) -> bool:
+    return pays(tuple(op.outputs[0].shape), _axes(op)[1], op.outputs[0].val.itemsize, scheme)
+
+
+def _group(op: Any, scheme: QuantScheme) -> int | None:
+    """Output channels that share a table; None where all do."""
+    channels = op.outputs[0].shape[_axes(op)[1]]
+    group = largest_divisor(channels, scheme.group_size) if scheme.group_size else channels
+    return None if group == channels else group
+
+
+def _axes(op: Any) -> tuple[int, int]:
+    """Axes of the input and output channels of a weight, as its consumers read it."""
+    from coremltools.optimize._utils import select_input_output_channel_axis
+
+    given, made = select_input_output_channel_axis(op)
+    return (1 if given is None else given), (0 if made is None else made)
 
 
 def quantize(model: CoremlModel, job: LoweringJob) -> CoremlModel:

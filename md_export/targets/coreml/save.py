@@ -1,19 +1,21 @@
-"""Write a ``.mlpackage`` with the same bytes for the same model."""
+"""Write a ``.mlpackage`` with the same bytes for the same model; join several into one, and take one out again."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from md_export.errors import OutputError
 from md_export.system.files import sha256_of
+from md_export.targets.contract import labelled
 from md_export.targets.coreml.modules import write_modules
-from md_export.targets.coreml.package import AUTHOR, MODEL, WEIGHTS, read_spec
+from md_export.targets.coreml.package import AUTHOR, MODEL, WEIGHTS, read_spec, read_whole_spec, take_function
 from md_export.targets.coreml.target import CoremlModel
-from md_export.targets.notes import labelled
+from md_export.targets.coreml.vendor import converting, ct
 
 _MANIFEST: Final = "Manifest.json"
 _DATE: Final = "com.github.apple.coremltools.conversion_date"
@@ -72,3 +74,40 @@ def _manifest(path: Path) -> dict[str, Any]:
 def _sha256_or_none(file: Path) -> str:
     """A program without weights has no weight file."""
     return sha256_of(file) if file.exists() else "none"
+
+
+def join(packages: Mapping[str, Path], path: Path, workdir: Path) -> None:
+    """Write a package whose functions are the programs of ``packages``, by their names there; the first is the default.
+
+    Equal weights are stored once. What a package says of itself stays with its function.
+
+    Args:
+        workdir: an empty folder on a disk that has room for the result.
+
+    Raises:
+        ConversionError: coremltools cannot join them.
+        OutputError: ``path`` cannot be written.
+    """
+    made = workdir / "joined.mlpackage"
+    wanted = ct.utils.MultiFunctionDescriptor()
+    with converting(path.stem, "joining"):
+        for name, package in packages.items():
+            wanted.add_function(str(package), "main", name)
+        wanted.default_function_name = next(iter(packages))
+        ct.utils.save_multifunction(wanted, str(made))
+    spec = read_whole_spec(made)
+    for name, package in packages.items():
+        told = read_spec(package).description.metadata.userDefined
+        for key in sorted(told):
+            spec.description.metadata.userDefined[f"{name}/{key}"] = told[key]
+    write_package(spec, made / WEIGHTS, path)
+
+
+def split(package: Path, function: str, path: Path) -> None:
+    """Write one function as a package of its own. It has the weight file of all of them.
+
+    Raises:
+        ArtifactError: there is no such function.
+        OutputError: ``path`` cannot be written.
+    """
+    write_package(take_function(read_whole_spec(package), function, package), package / WEIGHTS, path)

@@ -15,8 +15,7 @@ from md_export.spec.weight_storage import WeightStorage
 from md_export.targets.advice import LintReport
 from md_export.targets.contract import CountsCosts, Description, Lints, LoweringJob, Step, Target
 from md_export.targets.costs import OpCost
-from md_export.targets.editing import Constant
-from md_export.targets.stored import StoredWeight
+from md_export.targets.stored import Constant, StoredWeight
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,7 +62,7 @@ class CoremlTarget(Target, Lints, CountsCosts):
         return lower(job)
 
     def weight_storage(self, path: str, layer: nn.Module, scheme: QuantScheme) -> WeightStorage | None:
-        from md_export.targets.coreml.storage import weight_storage
+        from md_export.targets.coreml.weights import weight_storage
 
         return weight_storage(path, layer, scheme)
 
@@ -78,22 +77,22 @@ class CoremlTarget(Target, Lints, CountsCosts):
         return load(path, runtime)
 
     def edit(self, path: Path) -> AbstractContextManager[list[Constant]]:
-        from md_export.targets.coreml.edit import edit
+        from md_export.targets.coreml.stored import edit
 
         return edit(path)
 
     def store_as_float(self, path: Path) -> bool:
-        from md_export.targets.coreml.edit import store_as_float
+        from md_export.targets.coreml.stored import store_as_float
 
         return store_as_float(path)
 
     def steps(self, path: Path) -> tuple[Step, ...]:
-        from md_export.targets.coreml.inside import steps
+        from md_export.targets.coreml.run import steps
 
         return steps(path)
 
     def values(self, path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Array]:
-        from md_export.targets.coreml.inside import values
+        from md_export.targets.coreml.run import values
 
         return values(path, inputs, names)
 
@@ -108,6 +107,6 @@ class CoremlTarget(Target, Lints, CountsCosts):
         return lint(path, system, batches)
 
     def costs(self, path: Path) -> tuple[OpCost, ...]:
-        from md_export.targets.coreml.costs import costs
+        from md_export.targets.coreml.describe import costs
 
         return costs(path)

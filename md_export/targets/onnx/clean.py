@@ -3,10 +3,37 @@
 from __future__ import annotations
 
 import ast
+from typing import Final
 
+import numpy as np
 import onnx_ir as ir
 
-from md_export.targets.onnx.standard import check_portable
+from md_export.errors import ConversionError
+
+_STANDARD: Final = ("", "ai.onnx")
+
+
+def qualified(domain: str, kind: str) -> str:
+    """An operator's name; ``com.microsoft::FusedConv`` where it is none of the standard's."""
+    return kind if domain in _STANDARD else f"{domain}::{kind}"
+
+
+def foreign_operators(model: ir.Model) -> list[str]:
+    """Operators outside the standard, and functions, which an exporter may leave in a file; in alphabetical order."""
+    nodes = sorted({qualified(node.domain, node.op_type) for node in model.graph if node.domain not in _STANDARD})
+    return nodes + sorted(f"function {function.name}" for function in model.functions.values())
+
+
+def check_portable(model: ir.Model, maker: str) -> None:
+    """Refuse what only some runtimes execute; ``maker`` is who made the graph.
+
+    Raises:
+        ConversionError: names the operators.
+    """
+    foreign = foreign_operators(model)
+    if foreign:
+        raise ConversionError(f"{maker} emitted operators outside the ONNX standard: {', '.join(foreign)}")
+
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -65,3 +92,19 @@ def strip(model: ir.Model) -> None:
     for item in (model, graph, *graph, *values):
         item.metadata_props.clear()
         item.doc_string = None
+
+
+NAME: Final = "resized_region"
+_REGION: Final = 1
+
+
+def name_regions(graph: ir.Graph) -> None:
+    """Give each Resize of a 4-D value its region, one constant for all, in place."""
+    nameless = [node for node in graph if node.op_type == "Resize" and node.inputs[_REGION] is None]
+    if not nameless:
+        return
+    whole = ir.tensor(np.array([0.0] * 4 + [1.0] * 4, np.float32), name=NAME)
+    region = ir.Value(name=NAME, const_value=whole, type=ir.TensorType(whole.dtype), shape=ir.Shape([8]))
+    graph.register_initializer(region)
+    for node in nameless:
+        node.replace_input_with(_REGION, region)

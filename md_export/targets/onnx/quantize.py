@@ -9,17 +9,14 @@ import onnx_ir as ir
 
 from md_export.errors import ConversionError
 from md_export.spec.scheme import QuantScheme, Weights
-from md_export.targets.contract import LoweringJob
+from md_export.targets.contract import LoweringJob, labelled
 from md_export.targets.globs import check_weight_globs
-from md_export.targets.notes import labelled
 from md_export.targets.onnx.clean import module_path, strip
 from md_export.targets.onnx.describe import WEIGHT_INPUT
-from md_export.targets.onnx.embedding import is_table_lookup, quantize_table
 from md_export.targets.onnx.npu.qdq import quantize_for_npu
 from md_export.targets.onnx.qdq import QUANTIZED_OPS, quantize_static
-from md_export.targets.onnx.storage import fits_table
 from md_export.targets.onnx.target import OnnxModel
-from md_export.targets.onnx.weights import store_weights
+from md_export.targets.onnx.weights import fits_table, is_table_lookup, quantize_table, store_weights
 
 _STATIC: Final = "int8_static"
 _STATIC16: Final = "int16_static"

@@ -2,18 +2,90 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import onnxruntime as ort
+from onnx_ir.passes.common import ShapeInferencePass
 
 from md_export.errors import RuntimeFault, UsageError, one_line
 from md_export.spec.tensors import Array, Arrays, TensorSpec
+from md_export.targets.contract import Step
 from md_export.targets.inputs import check_inputs
-from md_export.targets.onnx.fused import ORT_SUFFIX
-from md_export.targets.onnx.rounding import rounded_graph
-from md_export.targets.onnx.sessions import ORT_ERRORS, WEIGHTS_FOLDER, session_options
+from md_export.targets.onnx.clean import module_path
+from md_export.targets.onnx.describe import read_graph, read_unfused
+from md_export.targets.onnx.save import ORT_SUFFIX
+from md_export.targets.onnx.vendor import ORT_ERRORS, WEIGHTS_FOLDER, session_options
+
+_HALF: Final = ir.DataType.FLOAT16
+_FLOAT: Final = ir.DataType.FLOAT
+# They give values that they were given, which are rounded already.
+_MOVING: Final = frozenset(
+    ("Concat", "Gather", "Identity", "Reshape", "Resize", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
+)
+
+
+def rounded_graph(path: Path) -> onnx.ModelProto | None:
+    """The saved graph in float32 with every result that it has in float16 rounded to float16; None where it has none.
+
+    Values keep their names. Weights that lie beside the file stay there: open the session with
+    :data:`md_export.targets.onnx.vendor.WEIGHTS_FOLDER`.
+
+    Raises:
+        RuntimeFault: the file is no ONNX model.
+    """
+    model = ir.from_proto(read_graph(path))
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    ShapeInferencePass()(model)
+    halves = [value for node in model.graph for value in node.outputs if value.dtype == _HALF]
+    if not halves:
+        return None
+    for constant in list(model.graph.initializers.values()):
+        if constant.dtype == _HALF:
+            _widen(model.graph, constant)
+    for value in halves:
+        _round(model.graph, value)
+    proto: onnx.ModelProto = ir.to_proto(model)
+    return proto
+
+
+def _widen(graph: ir.Graph, constant: ir.Value) -> None:
+    uses = list(constant.uses())
+    cast = _cast(constant, _FLOAT, f"{constant.name}.float32")
+    graph.insert_before(graph[0], [cast])
+    _redirect(uses, cast.outputs[0])
+
+
+def _round(graph: ir.Graph, value: ir.Value) -> None:
+    node, uses, name = value.producer(), list(value.uses()), value.name
+    if node is None or node.op_type in _MOVING:
+        value.dtype = _FLOAT
+        return
+    value.name = f"{name}.exact"
+    if node.op_type == "Cast":
+        casts = [_cast(value, _FLOAT, str(name))]
+    else:
+        value.dtype = _FLOAT
+        narrow = _cast(value, _HALF, f"{name}.float16")
+        casts = [narrow, _cast(narrow.outputs[0], _FLOAT, str(name))]
+    graph.insert_after(node, casts)
+    _redirect(uses, casts[-1].outputs[0])
+
+
+def _redirect(uses: Iterable[tuple[ir.Node, int]], value: ir.Value) -> None:
+    for node, position in uses:
+        node.replace_input_with(position, value)
+
+
+def _cast(value: ir.Value, dtype: ir.DataType, name: str) -> ir.Node:
+    node = ir.node("Cast", [value], {"to": dtype.value})
+    node.outputs[0].name, node.outputs[0].dtype = name, dtype
+    return node
+
 
 UNOPTIMIZED: Final = "unoptimized"
 _DTYPES: Final = {"tensor(float)": "float32", "tensor(int32)": "int32"}
@@ -52,7 +124,7 @@ def load(path: Path, runtime: str | None = None) -> OnnxRunner:
         runtime: :data:`UNOPTIMIZED` for onnxruntime without its own changes to the graph.
 
     A float16 graph is opened as it is, to see that onnxruntime takes it, and then executed with every result rounded to
-    float16, as hardware does that computes in it: see :mod:`md_export.targets.onnx.rounding`.
+    float16, as hardware does that computes in it: see :mod:`md_export.targets.onnx.run`.
 
     Raises:
         RuntimeFault: onnxruntime refuses the file.
@@ -84,3 +156,47 @@ def _spec(node: ort.NodeArg, name: str) -> TensorSpec:
     if node.type not in _DTYPES or not all(isinstance(size, int) for size in node.shape):
         raise RuntimeFault(f"{name}: {node.name} is {node.type}{node.shape}; artifacts hold static float32 or int32")
     return TensorSpec(node.name, tuple(node.shape), _DTYPES[node.type])
+
+
+# What onnxruntime's quantizer inserts; it names these nodes after tensors.
+_INSERTED: Final = ("QuantizeLinear", "DequantizeLinear")
+_SPINNING: Final = "session.intra_op.allow_spinning"
+
+
+def steps(path: Path) -> tuple[Step, ...]:
+    """Every node with the torch module that its name tells; an inserted one has that of the node it reads.
+
+    Raises:
+        RuntimeFault: the file is no ONNX model.
+    """
+    return tuple(_steps(read_unfused(path).graph))
+
+
+def _steps(graph: Any) -> Iterator[Step]:
+    made: dict[str, tuple[str, ...]] = {}
+    for node in graph.node:
+        modules = made.get(node.input[0], ()) if node.op_type in _INSERTED else (module_path(node.name),)
+        made |= dict.fromkeys(node.output, modules)
+        yield Step(node.op_type, modules, tuple(filter(None, node.input)), tuple(filter(None, node.output)))
+
+
+def values(path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Array]:
+    """Execute the graph as it is written, without onnxruntime's optimizations, and keep the named values as float32.
+
+    What a float16 graph has in float16 is rounded to it: see :mod:`md_export.targets.onnx.run`.
+
+    Raises:
+        RuntimeFault: onnxruntime refuses the graph or the inputs.
+    """
+    model = rounded_graph(path) or read_unfused(path)
+    known = {output.name for output in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
+    options = session_options(optimized=False)
+    options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
+    options.add_session_config_entry(_SPINNING, "0")
+    try:
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        found = session.run(list(names), {name: np.ascontiguousarray(value) for name, value in inputs.items()})
+    except (*ORT_ERRORS, ValueError) as error:
+        raise RuntimeFault(f"{path.name}: onnxruntime failed: {one_line(error)}") from error
+    return {name: value.astype(np.float32) for name, value in zip(names, found, strict=True)}

@@ -3,16 +3,71 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 
-from md_export.targets.notes import notes_among
-from md_export.targets.onnx.fused import write_fused
-from md_export.targets.onnx.standard import check_portable
+from md_export.errors import ConversionError, RuntimeFault, one_line
+from md_export.targets.contract import notes_among
+from md_export.targets.onnx.clean import check_portable
 from md_export.targets.onnx.target import OnnxModel
+from md_export.targets.onnx.vendor import ORT_ERRORS, session_options
 from md_export.targets.onnx.wire import data_name, write_inline
+
+ORT_SUFFIX: Final = ".ort"
+_LEFT_OUT: Final[Mapping[str, tuple[str, ...]]] = {"ort": ("NchwcTransformer",), "cpu_fused": ()}
+_SAVE_AS: Final = "session.save_model_format"
+_DATA_NAME: Final = "session.optimized_model_external_initializers_file_name"
+
+
+def write_fused(source: Path, path: Path, form: str, external: bool) -> None:
+    """Optimize the graph of ``source`` and write ``path``.
+
+    Args:
+        source: a saved graph of standard operators.
+        path: file to create.
+        form: ``ort`` or ``cpu_fused``.
+        external: the weights are too large to lie inside.
+
+    Raises:
+        ConversionError: onnxruntime failed, or the format cannot hold so much.
+    """
+    options = session_options(optimized=True)
+    options.optimized_model_filepath = str(path)
+    if form == "ort":
+        if external:
+            raise ConversionError(f"{path.name}: .ort files hold 2 GB at most; export --int8, or leave out --ort")
+        options.add_session_config_entry(_SAVE_AS, "ORT")
+    elif external:
+        options.add_session_config_entry(_DATA_NAME, data_name(path.name))
+    left_out = list(_LEFT_OUT[form])
+    try:
+        ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"], disabled_optimizers=left_out)
+    except ORT_ERRORS as error:
+        raise ConversionError(f"{path.name}: onnxruntime could not fuse it: {one_line(error)}") from error
+
+
+def as_onnx(path: Path) -> onnx.ModelProto:
+    """The graph of an ``.ort`` file, weights inside; onnxruntime writes it back as it is.
+
+    Raises:
+        RuntimeFault: onnxruntime refuses the file.
+    """
+    options = session_options(optimized=False)
+    options.add_session_config_entry(_SAVE_AS, "ONNX")
+    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
+        back = Path(scratch) / "back.onnx"
+        options.optimized_model_filepath = str(back)
+        try:
+            ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            return onnx.load(back)
+        except (*ORT_ERRORS, OSError) as error:
+            raise RuntimeFault(f"{path.name} is no .ort file of this onnxruntime: {one_line(error)}") from error
+
 
 # protobuf refuses messages of 2 GiB; the rest is left for the graph itself.
 INLINE_BYTES: Final = 1_900_000_000
@@ -21,7 +76,7 @@ INLINE_BYTES: Final = 1_900_000_000
 def save(model: OnnxModel, path: Path) -> None:
     """Write ``path``; above 1.9 GB the weights go to ``<name>.data`` beside it.
 
-    A model whose notes name a form of :mod:`md_export.targets.onnx.fused` is written in that form.
+    A model whose notes name a form of :mod:`md_export.targets.onnx.save` is written in that form.
 
     Args:
         model: what :func:`lower` or :func:`quantize` returned.

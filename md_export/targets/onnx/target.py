@@ -14,8 +14,7 @@ from md_export.spec.tensors import Array, Arrays
 from md_export.spec.weight_storage import WeightStorage
 from md_export.targets.contract import CountsCosts, Description, HasForms, LoweringJob, RunsAsWritten, Step, Target
 from md_export.targets.costs import OpCost
-from md_export.targets.editing import Constant
-from md_export.targets.stored import StoredWeight
+from md_export.targets.stored import Constant, StoredWeight
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -60,7 +59,7 @@ class OnnxTarget(Target, CountsCosts, RunsAsWritten, HasForms):
         return lower(job)
 
     def weight_storage(self, path: str, layer: nn.Module, scheme: QuantScheme) -> WeightStorage | None:
-        from md_export.targets.onnx.storage import weight_storage
+        from md_export.targets.onnx.weights import weight_storage
 
         return weight_storage(path, layer, scheme)
 
@@ -75,22 +74,22 @@ class OnnxTarget(Target, CountsCosts, RunsAsWritten, HasForms):
         return load(path, runtime)
 
     def edit(self, path: Path) -> AbstractContextManager[list[Constant]]:
-        from md_export.targets.onnx.edit import edit
+        from md_export.targets.onnx.stored import edit
 
         return edit(path)
 
     def store_as_float(self, path: Path) -> bool:
-        from md_export.targets.onnx.edit import store_as_float
+        from md_export.targets.onnx.stored import store_as_float
 
         return store_as_float(path)
 
     def steps(self, path: Path) -> tuple[Step, ...]:
-        from md_export.targets.onnx.inside import steps
+        from md_export.targets.onnx.run import steps
 
         return steps(path)
 
     def values(self, path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Array]:
-        from md_export.targets.onnx.inside import values
+        from md_export.targets.onnx.run import values
 
         return values(path, inputs, names)
 
@@ -100,6 +99,6 @@ class OnnxTarget(Target, CountsCosts, RunsAsWritten, HasForms):
         return stored_weights(path, scheme)
 
     def costs(self, path: Path) -> tuple[OpCost, ...]:
-        from md_export.targets.onnx.costs import costs
+        from md_export.targets.onnx.describe import costs
 
         return costs(path)

@@ -10,17 +10,170 @@ Operators of the standard alone: what fuses them, or folds the constants at load
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
 from typing import Any, Final
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from onnxscript.version_converter import convert_version
+from torch import nn
 
 from md_export.spec.scheme import QuantScheme
+from md_export.spec.weight_storage import WeightStorage, largest_divisor, per_channel, per_tensor
 from md_export.targets.onnx.describe import WEIGHT_INPUT
-from md_export.targets.onnx.embedding import initializer, is_table_lookup, quantize_table
-from md_export.targets.onnx.integers import integers
-from md_export.targets.onnx.storage import integer_storage
+
+_TYPES: Final[Mapping[int, Any]] = {8: np.int8, 4: ml_dtypes.int4}
+
+
+@dataclass(frozen=True)
+class Integers:
+    """What DequantizeLinear takes.
+
+    Attributes:
+        values: int8 or int4, of the weight's shape; ``[out, in·kernel]`` where blocks span a kernel.
+        scales: of the weight's own type; a scalar, ``[out]``, or as ``values`` with blocks for elements.
+        attributes: DequantizeLinear's axis and block_size, as far as it needs them.
+    """
+
+    values: np.ndarray[Any, Any]
+    scales: np.ndarray[Any, Any]
+    attributes: Mapping[str, int]
+
+
+def integers(weight: np.ndarray[Any, Any], made: int, storage: WeightStorage) -> Integers:
+    """Round a weight to integers.
+
+    A block spans all of a kernel, but DequantizeLinear has blocks along one axis: such a weight becomes a matrix.
+
+    Args:
+        weight: float32 or float16, ``[out, in, *kernel]`` or ``[in, out]``.
+        made: axis of the output channels, 0 or 1; the other is the input channels'.
+        storage: of the weight in torch's layout.
+    """
+    if storage.groups[1] > 1:
+        return _in_blocks(weight, 1 - made, storage)
+    whole = storage.groups[0] == 1
+    axes = tuple(axis for axis in range(weight.ndim) if whole or axis != made)
+    values, scales = symmetric(weight, axes, storage.bits)
+    return Integers(values, scales.reshape(() if whole else -1), {} if whole else {"axis": made})
+
+
+def _in_blocks(weight: np.ndarray[Any, Any], given: int, storage: WeightStorage) -> Integers:
+    matrix = weight.reshape(len(weight), -1) if prod(weight.shape[2:]) > 1 else weight
+    shape = matrix.shape
+    size = shape[given] // storage.groups[1]
+    values, scales = symmetric(
+        matrix.reshape(*shape[:given], -1, size, *shape[given + 1 :]), (given + 1,), storage.bits
+    )
+    return Integers(values.reshape(shape), scales.squeeze(given + 1), {"axis": given, "block_size": size})
+
+
+def symmetric(
+    values: np.ndarray[Any, Any], axes: tuple[int, ...], bits: int
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Integers of so many bits, and scales of the values' own type; what lies along ``axes`` shares one."""
+    most = 2 ** (bits - 1) - 1
+    wide = values.astype(np.float32, copy=False)
+    scales = (np.abs(wide).max(axis=axes, keepdims=True) / most).astype(values.dtype)
+    scales[scales == 0] = 1
+    rounded = np.rint(wide / scales.astype(np.float32))
+    return np.clip(rounded, -most, most).astype(_TYPES[bits]), scales
+
+
+def is_table_lookup(node: ir.Node) -> bool:
+    """Whether the node gathers rows of a constant float matrix."""
+    table = node.inputs[0] if node.op_type == "Gather" else None
+    if table is None or not table.is_initializer() or table.const_value is None:
+        return False
+    return (
+        table.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+        and len(table.const_value.shape) == 2
+        and _axis(node) == 0
+    )
+
+
+def quantize_table(graph: ir.Graph, node: ir.Node, per_row: bool) -> None:
+    """Store the table of ``node`` in int8, in place.
+
+    Args:
+        graph: holds ``node``.
+        node: see :func:`is_table_lookup`.
+        per_row: one scale per row, else the same for all.
+
+    Raises:
+        ValueError: ``node`` gathers from something computed.
+    """
+    table, ids, looked_up = node.inputs[0], node.inputs[1], node.outputs[0]
+    if table is None or table.name is None or table.const_value is None:
+        raise ValueError(f"{node.name} looks up no constant table")
+    values = table.const_value.numpy()
+    rows, scales = symmetric(values, (1,) if per_row else (0, 1), bits=8)
+    scales = np.ascontiguousarray(np.broadcast_to(scales, (len(rows), 1)))
+    prefix = node.name or ""
+    integers = ir.node("Gather", [initializer(graph, f"{table.name}_int8", rows), ids], name=prefix)
+    scale = ir.node("Gather", [initializer(graph, f"{table.name}_scale", scales), ids], name=f"{prefix}.scale")
+    cast = ir.node(
+        "Cast", [integers.outputs[0]], {"to": ir.DataType.from_numpy(values.dtype).value}, name=f"{prefix}.cast"
+    )
+    product = ir.node("Mul", [cast.outputs[0], scale.outputs[0]], name=f"{prefix}.dequantize")
+    for suffix, made in (("int8", integers), ("scale", scale), ("cast", cast)):
+        made.outputs[0].name = f"{looked_up.name}_{suffix}"
+    ir.convenience.replace_nodes_and_values(
+        graph, node, [node], [integers, scale, cast, product], [looked_up], [product.outputs[0]]
+    )
+    if not table.uses():
+        del graph.initializers[table.name]
+
+
+def _axis(node: ir.Node) -> int:
+    axis = node.attributes.get("axis")
+    return 0 if axis is None else axis.as_int()
+
+
+def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """A new constant of the graph."""
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
+    graph.register_initializer(value)
+    return value
+
+
+_INTEGERS: Final = ("int8", "int4")
+
+
+def weight_storage(path: str, layer: nn.Module, scheme: QuantScheme) -> WeightStorage | None:
+    """How :func:`quantize` stores a layer's weight; ``scheme`` is the module's own, without rules. None: in float.
+
+    The table of positions is folded to a constant that is added, and no weight.
+    """
+    if not isinstance(layer, nn.Conv2d | nn.Linear | nn.Embedding) or path.endswith("position_embedding"):
+        return None
+    if scheme.weights not in _INTEGERS or (isinstance(layer, nn.Embedding) and not fits_table(scheme)):
+        return None
+    return integer_storage(tuple(layer.weight.shape), scheme)
+
+
+def fits_table(scheme: QuantScheme) -> bool:
+    """Whether an embedding's rows can be looked up so: Gather takes whole bytes, and each row has one scale."""
+    return scheme.weights != "int4" and scheme.block_size is None
+
+
+def integer_storage(shape: tuple[int, ...], scheme: QuantScheme) -> WeightStorage:
+    """Of a weight of this shape, ``[out, in, *kernel]``, as int8 or int4.
+
+    Where a block does not divide the input channels, the largest divisor above half of it is taken, and else the whole
+    channel.
+    """
+    if scheme.block_size is not None:
+        groups = (shape[0], shape[1] // largest_divisor(shape[1], scheme.block_size), *[1] * (len(shape) - 2))
+    else:
+        groups = per_tensor(shape) if scheme.granularity == "tensor" else per_channel(shape)
+    bits = int(scheme.weights.removeprefix("int"))
+    scale_bits = 16 if scheme.activations == "float16" else 32
+    return WeightStorage(bits, groups, levels=2 ** (bits - 1) - 1, scale_bits=scale_bits)
+
 
 # int4 and blocks came with it, scales in float16 with 19. The converter rewrites what changed its meaning on the way.
 OPSET: Final = 21

@@ -1,16 +1,18 @@
-"""What a .tflite file really holds: operators, stored bytes by type, and where weights stayed float."""
+"""Operators of a saved .tflite file, stored bytes by type, weights that stayed float, and what each op costs."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from md_export.errors import RuntimeFault
 from md_export.targets.contract import Description
+from md_export.targets.costs import Node, OpCost, Value, Work, costs_of, multiplying, product_macs
 from md_export.targets.tflite.flatbuffer import (
     DTYPES,
     MALFORMED,
@@ -18,9 +20,11 @@ from md_export.targets.tflite.flatbuffer import (
     data_of,
     operator_name,
     read_model,
+    read_notes,
+    shape_of,
     weighted_ops,
 )
-from md_export.targets.tflite.notes import read_notes
+from md_export.targets.tflite.names import END, modules_in
 
 
 def describe(path: Path) -> Description:
@@ -77,3 +81,87 @@ def _bytes_by_dtype(model: Any) -> dict[str, int]:
 def _finite(model: Any, tensor: Any) -> bool:
     dtype = DTYPES.get(tensor.type, "other")
     return not dtype.startswith("float") or bool(np.isfinite(data_of(model, tensor).view(dtype)).all())
+
+
+_VIEWS: Final = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE")
+_MOVES: Final = ("TRANSPOSE", "SPACE_TO_DEPTH", "DEPTH_TO_SPACE", "SPACE_TO_BATCH_ND", "BATCH_TO_SPACE_ND")
+_PASSING: Final = ("QUANTIZE", "DEQUANTIZE")
+_LOOKUPS: Final = ("EMBEDDING_LOOKUP", "GATHER")
+_PRODUCTS: Final = ("FULLY_CONNECTED", "BATCH_MATMUL")
+# Of an op's operands.
+_Shapes = Sequence[tuple[int, ...]]
+
+
+def costs(path: Path) -> tuple[OpCost, ...]:
+    """One for each op of the main graph.
+
+    Raises:
+        RuntimeFault: the file is no .tflite file.
+    """
+    model = read_model(path)
+    try:
+        graph = model.subgraphs[0]
+        values = {str(number): _value(model, tensor) for number, tensor in enumerate(graph.tensors)}
+        modules = {op.output: op.module for op in weighted_ops(model)}
+        return costs_of([_node(model, graph, operator, values, modules) for operator in graph.operators], values)
+    except MALFORMED as error:
+        raise RuntimeFault(f"{path.name}: corrupted: {error}; export it again") from error
+
+
+def _value(model: Any, tensor: Any) -> Value:
+    stored = int(data_of(model, tensor).size)
+    return Value(shape_of(tensor), DTYPES.get(tensor.type, "other"), stored or None)
+
+
+def _node(model: Any, graph: Any, operator: Any, values: Mapping[str, Value], modules: Mapping[str, str]) -> Node:
+    kind = operator_name(model, operator)
+    inputs, outputs = (
+        tuple(str(index) for index in indices if index >= 0) for indices in (operator.inputs, operator.outputs)
+    )
+    shapes = [values[name].shape for name in inputs]
+    macs = _MACS[kind](shapes, values[outputs[0]].shape) if kind in _MACS else 0
+    name = graph.tensors[operator.outputs[0]].name.decode()
+    named = modules_in(name) if END in name else []
+    return Node(
+        kind,
+        _work(kind, shapes),
+        # The values that it is applied to are last; see _conv_transpose.
+        inputs[::-1] if kind == "TRANSPOSE_CONV" else inputs,
+        outputs,
+        macs,
+        modules.get(name, named[-1] if named else ""),
+        passing=kind in _PASSING,
+        looks_up=kind in _LOOKUPS,
+    )
+
+
+def _work(kind: str, shapes: _Shapes) -> Work:
+    if kind in _PRODUCTS:
+        return "matrix product"
+    if kind in _MACS:
+        return multiplying(math.prod(shapes[1][1:3]))
+    return "view" if kind in _VIEWS else "layout move" if kind in _MOVES else "other"
+
+
+def _conv(shapes: _Shapes, out: tuple[int, ...]) -> int:
+    """Weights ``[out, height, width, in]``."""
+    return math.prod(out) * math.prod(shapes[1][1:])
+
+
+def _depthwise(shapes: _Shapes, out: tuple[int, ...]) -> int:
+    """Weights ``[1, height, width, channels]``."""
+    return math.prod(out) * math.prod(shapes[1][1:3])
+
+
+def _conv_transpose(shapes: _Shapes, _: tuple[int, ...]) -> int:
+    """Operands: the shape of the output, weights ``[out, height, width, in]``, values."""
+    return math.prod(shapes[2]) * math.prod(shapes[1][:3])
+
+
+_MACS: Final[Mapping[str, Callable[[_Shapes, tuple[int, ...]], int]]] = {
+    "CONV_2D": _conv,
+    "DEPTHWISE_CONV_2D": _depthwise,
+    "TRANSPOSE_CONV": _conv_transpose,
+    "FULLY_CONNECTED": lambda shapes, out: math.prod(out) * shapes[1][-1],
+    "BATCH_MATMUL": lambda shapes, out: product_macs(shapes[0], out),
+}

@@ -1,19 +1,26 @@
-"""Read a .tflite file's tables, without running it and without loading its weights."""
+"""The tables of a .tflite file: read without running it, constants decoded, metadata, and a changed graph written."""
 
 from __future__ import annotations
 
+import json
 import mmap
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
+import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from md_export.errors import RuntimeFault
+from md_export.spec.tensors import Array
+from md_export.targets.contract import NAME
+from md_export.targets.stored import Float32, along
 from md_export.targets.tflite.names import module_of
 
 IDENTIFIER: Final = b"TFL3"
@@ -128,3 +135,101 @@ def _weighted(model: Any, graph: Any) -> Iterator[WeightedOp]:
             module = module_of(weight.name.decode(), output)
             value = graph.tensors[operator.inputs[_VALUES.get(name, 0)]]
             yield WeightedOp(name, module, output, DTYPES.get(weight.type, "other"), DTYPES.get(value.type, "other"))
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One constant.
+
+    Attributes:
+        dtype: in which it is stored.
+        values: float32 of what is stored in float16, or in integers with a scale; else as stored.
+        steps: scales of integers, laid along their axis; None where there is none.
+    """
+
+    dtype: str
+    values: Array
+    steps: Float32 | None
+
+
+def decode(model: Any, tensor: Any) -> Decoded:
+    """A constant of the ``ModelT`` that ``read_model`` gives.
+
+    Raises:
+        RuntimeFault: it is stored in a way that is not read here.
+        ValueError: it has fewer bytes than its shape says.
+    """
+    dtype, scheme, shape = DTYPES.get(tensor.type), tensor.quantization, shape_of(tensor)
+    if dtype is None or (scheme is not None and scheme.details is not None):
+        raise RuntimeFault(f"{tensor.name.decode()}: stored in a type that is not read here; export it in another one")
+    raw = data_of(model, tensor)
+    plain: Array = (_nibbles(raw)[: prod(shape)] if dtype == "int4" else raw.view(dtype)).reshape(shape)
+    if scheme is None or scheme.scale is None or not len(scheme.scale):
+        return Decoded(dtype, plain.astype(np.float32) if dtype == "float16" else plain, None)
+    steps = along(scheme.scale, plain.ndim, scheme.quantizedDimension)
+    zero = 0 if scheme.zeroPoint is None else along(scheme.zeroPoint, plain.ndim, scheme.quantizedDimension)
+    return Decoded(dtype, (plain.astype(np.float32) - zero) * steps, steps)
+
+
+def _nibbles(raw: NDArray[np.uint8]) -> NDArray[np.int8]:
+    """Two's complement of 4 bits, the lower half of each byte first."""
+    halves = np.stack([raw << 4, raw], axis=-1).view(np.int8).reshape(-1)
+    return halves >> 4
+
+
+def signature_entry(name: str, tensor: int) -> Any:
+    """A tensor of the first graph as an input or output of the signature."""
+    entry = schema.TensorMapT()
+    entry.name, entry.tensorIndex = name, tensor
+    return entry
+
+
+def write_rewired(model: Any, path: Path) -> None:
+    """Write a model that ``read_model`` gave; constants that no op of its first graph reads are left out."""
+    _keep_constants(model, model.subgraphs[0])
+    builder = flatbuffers.Builder()
+    builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
+    path.write_bytes(builder.Output())
+
+
+def _keep_constants(model: Any, graph: Any) -> None:
+    """Drop the bytes of constants that no op is left to read; write the others inside the tables."""
+    read = {index for operator in graph.operators for index in operator.inputs if index >= 0}
+    kept = {graph.tensors[index].buffer: data_of(model, graph.tensors[index]) for index in read}
+    for number, buffer in enumerate(model.buffers):
+        buffer.offset = buffer.size = 0
+        buffer.data = kept[number] if number in kept and kept[number].size else None
+    model.metadata = None
+
+
+_FORM: Final = TypeAdapter(dict[str, str])
+
+
+def attach_notes(converted: Any, notes: Mapping[str, str]) -> None:
+    """Have a converted model's exporter write the notes; its weights are not touched.
+
+    The exporter writes each string of the module's ``tfl.metadata`` as an entry (flatbuffer_export.cc,
+    ``CreateMetadataVector``), and the quantizer keeps entries. litert_torch has no argument for it, hence the
+    reach for its exporter's module. Editing the file instead would hold all of it in memory.
+    """
+    from litert_converter.mlir import ir
+
+    if not notes:
+        return
+    module = converted._exporter.module.operation
+    text = json.dumps(notes, sort_keys=True, separators=(",", ":"))
+    with module.context:
+        module.attributes["tfl.metadata"] = ir.DictAttr.get({NAME: ir.StringAttr.get(text)})
+
+
+def read_notes(model: Any) -> dict[str, str]:
+    """What :func:`attach_notes` wrote, from the ``ModelT`` that ``read_model`` gives; empty where there is none.
+
+    Raises:
+        ValueError: the entry is no JSON object of strings.
+    """
+    for entry in model.metadata or ():
+        if entry.name == NAME.encode():
+            data = model.buffers[entry.buffer].data
+            return _FORM.validate_json(np.asarray([] if data is None else data, np.uint8).tobytes())
+    return {}

@@ -15,8 +15,8 @@ from md_export.targets.advice import LintReport, OpAdvice, Verdict
 from md_export.targets.tflite.flatbuffer import MALFORMED, read_model, weighted_ops
 from md_export.targets.tflite.gpu.graph import GraphOp, ops_of
 from md_export.targets.tflite.gpu.rules import RULES, VERSION
-from md_export.targets.tflite.half.constants import write_float_weights
-from md_export.targets.tflite.half.measure import measure
+from md_export.targets.tflite.half.activations import write_float_weights
+from md_export.targets.tflite.half.bounds import measure
 from md_export.targets.tflite.half.rounded import emulated_db
 
 ENGINE: Final = "LiteRT's GPU engine"

@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 
 from md_export.spec.tensors import Array
-from md_export.targets.tflite.flatbuffer import read_model
+from md_export.targets.tflite.flatbuffer import read_model, signature_entry, write_rewired
 from md_export.targets.tflite.gpu.graph import GraphOp, ops_of
-from md_export.targets.tflite.rewire import signature_entry, write_rewired
 
 
 @dataclass(frozen=True)

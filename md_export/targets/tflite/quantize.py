@@ -2,26 +2,117 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections import defaultdict
-from contextlib import redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
+import numpy as np
 from torch import nn
 
 from md_export.errors import ConversionError
 from md_export.spec.recipe import QuantScheme
 from md_export.targets.contract import LoweringJob
+from md_export.targets.observers import ObserverTable
 from md_export.targets.tflite.flatbuffer import read_model, weighted_ops
-from md_export.targets.tflite.large_weights import chunked_by_channel
-from md_export.targets.tflite.lower import scratch_file
+from md_export.targets.tflite.lower import SIGNATURE, quiet, scratch_file
 from md_export.targets.tflite.names import exactly
-from md_export.targets.tflite.quiet import quiet
-from md_export.targets.tflite.ranges import measure_ranges
-from md_export.targets.tflite.storage import EMBEDDING, check_scheme, is_per_channel, stored_as
 from md_export.targets.tflite.target import TfliteModel
+from md_export.targets.tflite.weights import EMBEDDING, check_scheme, is_per_channel, stored_as
+
+_THREADS = 2
+
+
+def measure_ranges(source: Path, quantizer: Any, job: LoweringJob) -> dict[str, Any]:
+    """Range of each tensor that the quantizer's recipe asks for, by its name: arrays ``min`` and ``max``.
+
+    ai_edge_quantizer's calibrator measures extremes and shows no values to what it lets others put in its place, so
+    other ranges than the extremes come from a run of our own.
+
+    Raises:
+        ConversionError: no calibration inputs.
+        ValueError: a tensor holds NaN or Inf.
+    """
+    if not job.calibration:
+        raise ConversionError(f"int8_static needs calibration inputs, but {job.component} has none")
+    extremes = _extremes(source, quantizer, job)
+    return extremes if job.ranges.observer == "min_max" else extremes | _observed(source, extremes, job)
+
+
+def _extremes(source: Path, quantizer: Any, job: LoweringJob) -> dict[str, Any]:
+    from ai_edge_quantizer.calibrator import Calibrator
+    from ai_edge_quantizer.recipe_manager import RecipeManager
+    from ai_edge_quantizer.utils.qsv_utils import min_max_update
+
+    rules = RecipeManager()
+    rules.load_quantization_recipe(quantizer.get_quantization_recipe())
+    # The default, a moving average, would forget all but the last few inputs.
+    calibrator = Calibrator(str(source), num_threads=_THREADS, qsv_update_func=min_max_update)
+    # One call for each: it makes a list of what it is given, only to count it.
+    for inputs in job.calibration if job.ranges.observer == "min_max" else job.calibration[:1]:
+        calibrator.calibrate({SIGNATURE: [dict(inputs)]}, rules)
+    return cast(dict[str, Any], calibrator.get_model_qsvs())
+
+
+def _observed(source: Path, extremes: dict[str, Any], job: LoweringJob) -> dict[str, Any]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(source), num_threads=_THREADS, experimental_preserve_all_tensors=True)
+    runner, seen = interpreter.get_signature_runner(SIGNATURE), ObserverTable(job.ranges, symmetric=False)
+    places = {item["name"]: item["index"] for item in interpreter.get_tensor_details() if item["name"] in extremes}
+    for inputs in job.calibration:
+        runner(**inputs)
+        for name, place in places.items():
+            seen.add(name, interpreter.get_tensor(place))
+    return {name: _as_extremes(extremes[name], *ends) for name, ends in seen.ranges().items()}
+
+
+def _as_extremes(known: dict[str, Any], low: float, high: float) -> dict[str, Any]:
+    """In the shape and type that the calibrator gives."""
+    return {**known, "min": np.full_like(known["min"], low), "max": np.full_like(known["max"], high)}
+
+
+# Where uniform_quantize starts to cut a tensor into chunks.
+_CHUNK_BYTES: Final = 32 * 1024 * 1024
+
+
+@contextmanager
+def chunked_by_channel() -> Iterator[None]:
+    """Hand large weights of rank over 2 to ``uniform_quantize`` as matrices."""
+    from ai_edge_quantizer.algorithms.uniform_quantize import uniform_quantize_tensor
+
+    original = uniform_quantize_tensor.uniform_quantize
+
+    def uniform_quantize(tensor_data: Any, quantization_params: Any, is_blockwise_quant: bool = False) -> Any:
+        if tensor_data.ndim <= 2 or tensor_data.nbytes <= _CHUNK_BYTES or is_blockwise_quant:
+            return original(tensor_data, quantization_params, is_blockwise_quant)
+        matrix, params = as_matrix(tensor_data, quantization_params)
+        return original(matrix, params).reshape(tensor_data.shape)
+
+    uniform_quantize_tensor.uniform_quantize = uniform_quantize
+    try:
+        yield
+    finally:
+        uniform_quantize_tensor.uniform_quantize = original
+
+
+def as_matrix(tensor: Any, params: Any) -> tuple[Any, Any]:
+    """Views of a weight and its parameters of rank 2, quantized along axis 0 or 1 (or as a whole)."""
+    axis = params.quantized_dimension
+    last = axis == tensor.ndim - 1
+    matrix = tensor.reshape(-1, tensor.shape[-1]) if last else tensor.reshape(tensor.shape[0], -1)
+    shape = (1, -1) if last else (-1, 1)
+    return matrix, dataclasses.replace(
+        params,
+        scale=params.scale.reshape(shape),
+        zero_point=params.zero_point.reshape(shape),
+        quantized_dimension=None if axis is None else int(last),
+    )
+
 
 _NORMS: Final = (nn.GroupNorm, nn.LayerNorm)
 _STATIC: Final = "int8_static"

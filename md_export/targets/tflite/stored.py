@@ -1,28 +1,34 @@
-"""Every constant of a saved .tflite file, decoded, with the torch modules that read it."""
+"""Constants of a saved .tflite file: decoded one at a time, and changed for the gate's self-test."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import flatbuffers
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from numpy.typing import NDArray
 
 from md_export.errors import RuntimeFault
 from md_export.spec.scheme import QuantScheme
-from md_export.targets.stored import Float32, Grid, Role, StoredWeight, Use
-from md_export.targets.tflite.decode import Decoded, decode
+from md_export.targets.stored import Constant, Float32, Grid, Role, StoredWeight, Use
 from md_export.targets.tflite.flatbuffer import (
     DTYPES,
+    IDENTIFIER,
     MALFORMED,
     WEIGHTED,
+    Decoded,
     data_of,
+    decode,
     operator_name,
     read_model,
 )
 from md_export.targets.tflite.names import END, module_of, modules_in
-from md_export.targets.tflite.storage import is_promised
+from md_export.targets.tflite.weights import is_promised
 
 # Axes of a weight in the file → torch's [out, in, height, width]; of a transposed convolution [in, out, …].
 _LAYOUTS: Final = {
@@ -111,3 +117,58 @@ def _use(name: str, reader: _Reader) -> Use:
 
 def _as_torch(values: Float32, layout: tuple[int, ...] | None) -> Float32:
     return values if layout is None or values.ndim != len(layout) else values.transpose(layout)
+
+
+# A flatbuffer is written from its end; the builder grows by doubling.
+_FIRST_BYTES: Final = 1 << 20
+_NARROW: Final = (schema.TensorType.INT8, schema.TensorType.INT4)
+
+
+@contextmanager
+def edit(path: Path) -> Iterator[list[Constant]]:
+    """Every constant in the order in which ops take it; what was written in place is saved in the end."""
+    content = bytearray(path.read_bytes())
+    model = schema.Model.GetRootAs(content, 0)
+    yield [constant for index in range(model.SubgraphsLength()) for constant in _constants(model, content, index)]
+    path.write_bytes(content)
+
+
+def _constants(model: Any, content: bytearray, subgraph: int) -> Iterator[Constant]:
+    graph = model.Subgraphs(subgraph)
+    operators = [graph.Operators(index) for index in range(graph.OperatorsLength())]
+    taken = dict.fromkeys(int(item) for operator in operators for item in operator.InputsAsNumpy() if item >= 0)
+    for index in taken:
+        tensor = graph.Tensors(index)
+        raw = _bytes_of(model.Buffers(tensor.Buffer()), content)
+        if not raw.size:
+            continue
+        name, dtype = f"{tensor.Name().decode()} #{index}", DTYPES.get(tensor.Type())
+        quantization = tensor.Quantization()
+        is_packed = dtype in (None, "int4")
+        yield Constant(name, "packed" if is_packed else "weight", raw if is_packed else raw.view(dtype))
+        if dtype in ("int8", "int4") and quantization is not None and quantization.ScaleLength():
+            yield Constant(f"{name} scale", "scale", quantization.ScaleAsNumpy())
+
+
+def _bytes_of(buffer: Any, content: bytearray) -> NDArray[np.uint8]:
+    """A view; the quantizer keeps large constants behind the tables."""
+    if buffer.Offset():
+        return np.frombuffer(content, np.uint8, buffer.Size(), buffer.Offset())
+    return buffer.DataAsNumpy() if buffer.DataLength() else np.empty(0, np.uint8)
+
+
+def store_as_float(path: Path) -> bool:
+    """Store each int8 or int4 weight as the float32 that it stands for, as a float file has it. False where none is."""
+    model = read_model(path)
+    tensors = [tensor for graph in model.subgraphs for tensor in graph.tensors]
+    weights = [tensor for tensor in tensors if tensor.type in _NARROW and data_of(model, tensor).size]
+    for buffer in model.buffers:
+        buffer.data, buffer.offset, buffer.size = None if buffer.data is None else np.array(buffer.data), 0, 0
+    # Equal weights share a buffer.
+    for tensor, values in [(tensor, decode(model, tensor).values) for tensor in weights]:
+        model.buffers[tensor.buffer].data = np.ascontiguousarray(values, np.float32).view(np.uint8).reshape(-1)
+        tensor.type, tensor.quantization = schema.TensorType.FLOAT32, None
+    builder = flatbuffers.Builder(_FIRST_BYTES)
+    builder.Finish(model.Pack(builder), IDENTIFIER)
+    path.write_bytes(builder.Output())
+    return bool(weights)

@@ -15,8 +15,7 @@ from md_export.spec.weight_storage import WeightStorage
 from md_export.targets.advice import LintReport
 from md_export.targets.contract import CountsCosts, Description, Lints, LoweringJob, Step, Target
 from md_export.targets.costs import OpCost
-from md_export.targets.editing import Constant
-from md_export.targets.stored import StoredWeight
+from md_export.targets.stored import Constant, StoredWeight
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,7 +53,7 @@ class TfliteTarget(Target, Lints, CountsCosts):
         return lower(job)
 
     def weight_storage(self, path: str, layer: nn.Module, scheme: QuantScheme) -> WeightStorage | None:
-        from md_export.targets.tflite.storage import weight_storage
+        from md_export.targets.tflite.weights import weight_storage
 
         return weight_storage(path, layer, scheme)
 
@@ -69,22 +68,22 @@ class TfliteTarget(Target, Lints, CountsCosts):
         return load(path, runtime)
 
     def edit(self, path: Path) -> AbstractContextManager[list[Constant]]:
-        from md_export.targets.tflite.edit import edit
+        from md_export.targets.tflite.stored import edit
 
         return edit(path)
 
     def store_as_float(self, path: Path) -> bool:
-        from md_export.targets.tflite.edit import store_as_float
+        from md_export.targets.tflite.stored import store_as_float
 
         return store_as_float(path)
 
     def steps(self, path: Path) -> tuple[Step, ...]:
-        from md_export.targets.tflite.inside import steps
+        from md_export.targets.tflite.run import steps
 
         return steps(path)
 
     def values(self, path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Array]:
-        from md_export.targets.tflite.inside import values
+        from md_export.targets.tflite.run import values
 
         return values(path, inputs, names)
 
@@ -99,6 +98,6 @@ class TfliteTarget(Target, Lints, CountsCosts):
         return lint(path, system, batches)
 
     def costs(self, path: Path) -> tuple[OpCost, ...]:
-        from md_export.targets.tflite.costs import costs
+        from md_export.targets.tflite.describe import costs
 
         return costs(path)

@@ -107,7 +107,7 @@ def test_activations_are_told_and_the_weights_are_still_proven(
 def test_ranges_do_not_depend_on_how_many_values_are_held(
     padded: Path, coreai: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("md_export.targets.coreai.activations._PORTION", 1)
+    monkeypatch.setattr("md_export.targets.coreai.quantize._PORTION", 1)
     again = exported(coreai, tmp_path)
     assert (again / "main.mlirb").read_bytes() == (padded / "main.mlirb").read_bytes()
 

@@ -86,7 +86,7 @@ def test_packing_is_apples() -> None:
 
 @pytest.mark.parametrize("groups", [(1, 1), (8, 1), (8, 3), (1, 2)])
 def test_integers_are_within_half_a_step(groups: tuple[int, ...]) -> None:
-    from md_export.targets.coreai.coding import integers, scaled
+    from md_export.targets.coreai.constants import integers, scaled
 
     weight = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
     values, scales = integers(weight, WeightStorage(4, groups, levels=7))

@@ -23,8 +23,8 @@ from md_export.spec.scheme import QuantScheme
 from md_export.spec.weight_storage import largest_divisor
 from md_export.targets.contract import LoweringJob
 from md_export.targets.coreml import mil
-from md_export.targets.coreml.edit import edit
 from md_export.targets.coreml.mil.graph import Ref
+from md_export.targets.coreml.stored import edit
 from md_export.targets.coreml.target import CoremlModel, CoremlTarget
 
 coreml = CoremlTarget()

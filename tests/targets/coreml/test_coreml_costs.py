@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from md_export.errors import ArtifactError
-from md_export.targets.coreml.costs import costs
+from md_export.targets.coreml.describe import costs
 from md_export.targets.costs import OpCost
 
 Build = Callable[..., Any]

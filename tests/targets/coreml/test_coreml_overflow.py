@@ -10,7 +10,7 @@ import pytest
 from coremltools.converters.mil.mil import Builder
 from coremltools.converters.mil.mil.passes.defs.quantization import FP16ComputePrecision
 
-from md_export.targets.coreml.overflow import lean_overflow_check, overflows
+from md_export.targets.coreml.lower import lean_overflow_check, overflows
 
 OWN = FP16ComputePrecision.fp16_overflow
 SIZE = (1 << 20) + 7

@@ -19,8 +19,7 @@ from torch import nn
 from md_export.errors import ArtifactError
 from md_export.spec.recipe import QuantScheme
 from md_export.targets.contract import LoweringJob
-from md_export.targets.coreml.package import main_operations, read_spec
-from md_export.targets.coreml.surface import feature_specs
+from md_export.targets.coreml.package import feature_specs, main_operations, read_spec
 from md_export.targets.coreml.target import CoremlTarget
 
 coreml = CoremlTarget()

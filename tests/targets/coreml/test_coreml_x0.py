@@ -18,7 +18,8 @@ from md_export.spec.sampler import OneStep
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import TensorSpec
 from md_export.targets.contract import LoweringJob
-from md_export.targets.coreml import mil, precision
+from md_export.targets.coreml import lower as precision
+from md_export.targets.coreml import mil
 from md_export.targets.coreml.lower import lower
 from md_export.targets.coreml.package import main_operations, read_spec
 

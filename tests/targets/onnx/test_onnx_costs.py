@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from md_export.errors import RuntimeFault
-from md_export.targets.onnx.costs import costs
+from md_export.targets.onnx.describe import costs
 
 SINGLE = 4  # bytes of float32
 

@@ -17,7 +17,7 @@ from md_export.parity.metrics import compare
 from md_export.spec.tensors import Array
 from md_export.targets import TARGETS
 from md_export.targets.half import half_copy
-from md_export.targets.onnx.rounding import rounded_graph
+from md_export.targets.onnx.run import rounded_graph
 
 target = TARGETS["onnx"].open()
 

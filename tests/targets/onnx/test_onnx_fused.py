@@ -25,8 +25,8 @@ from md_export.spec.recipe_file import load_recipe, recipe_from_dict, recipe_to_
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.shipped_files import builtin_recipe
 from md_export.targets import TARGETS, target_of
+from md_export.targets.contract import labelled
 from md_export.targets.execution import execute
-from md_export.targets.notes import labelled
 from md_export.targets.onnx.target import OnnxModel
 from support import Exported
 

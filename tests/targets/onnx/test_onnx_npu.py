@@ -21,7 +21,7 @@ from md_export.spec.manifest import Manifest, files_beside, read_manifest, write
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
 from md_export.spec.snapdragon import SOCS
-from md_export.targets.notes import labelled
+from md_export.targets.contract import labelled
 from md_export.targets.onnx.npu.process import NpuLimits, compile_contexts, compile_for_npu
 from planted import write_export
 

@@ -13,8 +13,8 @@ import pytest
 
 from md_export.errors import ConversionError, RuntimeFault
 from md_export.targets import TARGETS
+from md_export.targets.onnx.clean import NAME
 from md_export.targets.onnx.mobile import coreml_partitions
-from md_export.targets.onnx.regions import NAME
 from md_export.targets.onnx.target import OnnxModel
 
 target = TARGETS["onnx"].open()

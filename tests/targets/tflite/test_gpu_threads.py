@@ -10,7 +10,7 @@ import pytest
 # In a process of its own: other threads of a test process may be at work.
 PROGRAM = """
 import hashlib, threading, time
-from md_export.targets.tflite.gpu.threads import others_run, wait_for_threads
+from md_export.targets.tflite.gpu.engine import others_run, wait_for_threads
 
 def work():
     for _ in range(ROUNDS):

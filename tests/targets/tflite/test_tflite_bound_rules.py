@@ -17,7 +17,7 @@ from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
 from md_export.spec.tensors import Array
 from md_export.targets.bounds import RULES, Float16Bound, judged
-from md_export.targets.tflite.half.measure import bound_of
+from md_export.targets.tflite.half.bounds import bound_of
 from md_export.targets.tflite.half.rounded import LOST_DB, emulated_db
 from one_op import MODULE, OneOp, conv, noise
 from planted import STEP

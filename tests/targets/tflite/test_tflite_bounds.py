@@ -14,8 +14,7 @@ from md_export.spec.tensors import Array
 from md_export.targets.tflite.half import bounds
 from md_export.targets.tflite.half.activations import OpValues
 from md_export.targets.tflite.half.bounds import Precision, errors_of
-from md_export.targets.tflite.half.sums import Terms
-from md_export.targets.tflite.half.terms import terms_of
+from md_export.targets.tflite.half.terms import Terms, terms_of
 from one_op import SAME, VALID, OneOp, conv, noise
 
 ARITHMETIC: list[tuple[Precision, Arithmetic]] = [("float16_sums", in_float16), ("float32_sums", in_blocks)]

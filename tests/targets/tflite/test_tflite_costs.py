@@ -10,7 +10,7 @@ import pytest
 
 from md_export.errors import RuntimeFault
 from md_export.targets.costs import OpCost
-from md_export.targets.tflite.costs import costs
+from md_export.targets.tflite.describe import costs
 from one_op import MODULE, OneOp
 
 SINGLE = 4  # bytes of float32

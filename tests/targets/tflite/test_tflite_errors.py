@@ -18,7 +18,7 @@ from md_export.spec.scheme import WeightRule
 from md_export.spec.tensors import TensorSpec
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
-from md_export.targets.tflite.large_weights import as_matrix, chunked_by_channel
+from md_export.targets.tflite.quantize import as_matrix, chunked_by_channel
 
 target = TARGETS["tflite"].open()
 
@@ -154,7 +154,7 @@ def test_the_quantizer_still_needs_our_work_around() -> None:
     except ValueError as error:
         assert "axis remapping" in str(error)
     else:
-        pytest.fail("ai_edge_quantizer is mended: remove md_export/targets/tflite/large_weights.py and its uses")
+        pytest.fail("ai_edge_quantizer is mended: remove md_export/targets/tflite/quantize.py and its uses")
 
 
 # A 3×3 convolution, and a token linear written as one of 1×1.

@@ -16,7 +16,7 @@ from md_export.errors import MissingExtraError, UsageError
 from md_export.parity.metrics import compare
 from md_export.spec.manifest import read_manifest, write_manifest
 from md_export.spec.tensors import write_npz
-from md_export.targets.tflite.gpu.driver import MANIFEST, VARIABLES, find_driver, load_driver
+from md_export.targets.tflite.gpu.engine import MANIFEST, VARIABLES, find_driver, load_driver
 from md_export.targets.tflite.gpu.process import execute_on_gpu
 from md_export.targets.tflite.run import load
 from planted import COMPONENT, LATENT
@@ -28,7 +28,7 @@ INPUTS = {"latent": np.random.default_rng(0).standard_normal(LATENT, dtype=np.fl
 @pytest.fixture
 def no_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder in which a driver would be looked for first; there is none anywhere."""
-    from md_export.targets.tflite.gpu import driver
+    from md_export.targets.tflite.gpu import engine as driver
 
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)

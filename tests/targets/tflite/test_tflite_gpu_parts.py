@@ -12,9 +12,8 @@ import pytest
 from md_export.parity.metrics import compare
 from md_export.rewrites import REWRITES
 from md_export.targets.tflite.gpu import advice
-from md_export.targets.tflite.gpu.graph import GraphOp, graph_ops
+from md_export.targets.tflite.gpu.graph import GraphOp, graph_ops, write_prefix
 from md_export.targets.tflite.gpu.log import Refusal, read_log
-from md_export.targets.tflite.gpu.prefix import write_prefix
 from md_export.targets.tflite.gpu.residency import refused_ops
 from md_export.targets.tflite.run import load
 from planted import COMPONENT, LATENT

@@ -18,11 +18,10 @@ from md_export.spec.scheme import WeightRule
 from md_export.spec.weight_storage import WeightStorage
 from md_export.targets import TARGETS
 from md_export.targets.stored import StoredWeight
-from md_export.targets.tflite.decode import decode
-from md_export.targets.tflite.flatbuffer import read_model
-from md_export.targets.tflite.half.constants import write_float_weights
-from md_export.targets.tflite.storage import stored_as
+from md_export.targets.tflite.flatbuffer import decode, read_model
+from md_export.targets.tflite.half.activations import write_float_weights
 from md_export.targets.tflite.target import TfliteModel
+from md_export.targets.tflite.weights import stored_as
 from tflite_models import Subject
 
 target = TARGETS["tflite"].open()

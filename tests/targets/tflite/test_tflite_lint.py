@@ -20,8 +20,7 @@ from md_export.spec.tensors import Arrays, write_npz
 from md_export.targets.advice import LintReport
 from md_export.targets.tflite.gpu.graph import GraphOp, graph_ops
 from md_export.targets.tflite.gpu.rules import RULES, EngineRule
-from md_export.targets.tflite.half.activations import Recorder
-from md_export.targets.tflite.half.constants import write_float_weights
+from md_export.targets.tflite.half.activations import Recorder, write_float_weights
 from md_export.targets.tflite.half.terms import terms_of
 from planted import COMPONENT
 from support import Exported

@@ -24,7 +24,7 @@ from md_export.spec.artifact import GOLDEN_FOLDER
 from md_export.spec.manifest import read_manifest, write_manifest
 from md_export.spec.recipe import Tolerance
 from md_export.spec.tensors import Arrays, write_npz
-from md_export.targets.tflite import runtimes
+from md_export.targets.tflite import run as runtimes
 from md_export.targets.tflite.observe import observed
 from md_export.targets.tflite.run import load
 from planted import COMPONENT

@@ -8,18 +8,145 @@ so that what one block gives is what the next takes, and each computes what the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
 from md_export.errors import RuntimeFault, one_line
-from md_export.targets.onnx.costs import costs
-from md_export.targets.onnx.describe import MALFORMED, read_unfused
-from md_export.targets.onnx.npu.piece import Whole, write_exact, write_piece
+from md_export.targets.onnx.describe import MALFORMED, costs, read_unfused
 from md_export.targets.onnx.npu.plan import Part, own_nodes, plan, titles
+
+_HALF: Final = onnx.TensorProto.FLOAT16
+_FLOAT: Final = onnx.TensorProto.FLOAT
+_MARKING: Final = ("QuantizeLinear", "DequantizeLinear")
+# Names that no exporter gives.
+_INSIDE: Final = "md_export.inside/"
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A graph with the shapes of its values; weights lie in files of ``folder``.
+
+    Attributes:
+        made_by: number of the node that computes a value.
+        shapes, types: of values, as ONNX numbers types.
+    """
+
+    model: onnx.ModelProto
+    folder: Path
+    made_by: Mapping[str, int]
+    constants: Mapping[str, onnx.TensorProto]
+    shapes: Mapping[str, tuple[int, ...]]
+    types: Mapping[str, int]
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto, folder: Path) -> Whole:
+        """A parsed model whose shapes were inferred."""
+        graph = model.graph
+        known = [(info.name, info.type.tensor_type) for info in (*graph.input, *graph.value_info, *graph.output)]
+        return cls(
+            model,
+            folder,
+            {name: number for number, node in enumerate(graph.node) for name in node.output if name},
+            {tensor.name: tensor for tensor in graph.initializer},
+            {name: tuple(size.dim_value for size in kind.shape.dim) for name, kind in known},
+            {name: kind.elem_type for name, kind in known},
+        )
+
+    @property
+    def graph(self) -> onnx.GraphProto:
+        """Its nodes and constants."""
+        return self.model.graph
+
+    def marked(self, name: str) -> str:
+        """What readers get of a value: the end of its pair of QuantizeLinear and DequantizeLinear, if it has one."""
+        end = name
+        for kind in _MARKING:
+            after = [node.output[0] for node in self.graph.node if node.op_type == kind and node.input[0] == end]
+            if not after:
+                return name
+            end = after[0]
+        return end
+
+    def unmarked(self, name: str) -> str:
+        """The value before such a pair, of what is read after it."""
+        while name in self.made_by and self.graph.node[self.made_by[name]].op_type in _MARKING:
+            name = self.graph.node[self.made_by[name]].input[0]
+        return name
+
+
+def write_piece(
+    whole: Whole, nodes: Sequence[int], inputs: Sequence[str], outputs: Mapping[str, str], path: Path
+) -> None:
+    """Write some nodes as a model that takes and gives float32, or what else is no float16.
+
+    Args:
+        nodes: in an order in which they can be executed.
+        inputs: values that come from outside.
+        outputs: name that a value leaves under → its name in the graph.
+    """
+    halves = [name for name in (*inputs, *outputs.values()) if whole.types[name] == _HALF]
+    names = {name: f"{_INSIDE}{name}" for name in (*outputs, *halves) if name not in outputs.values() or name in halves}
+    names |= {name: outer for outer, name in outputs.items() if name not in halves}
+    body = [onnx.NodeProto.FromString(whole.graph.node[number].SerializeToString()) for number in nodes]
+    for node in body:
+        for values in (node.input, node.output):
+            values[:] = [names.get(name, name) for name in values]
+    read = {name for node in body for name in node.input}
+    graph = onnx.helper.make_graph(
+        [
+            *(_cast(name, names[name], _HALF) for name in inputs if name in halves),
+            *body,
+            *(_cast(names[name], outer, _FLOAT) for outer, name in outputs.items() if name in halves),
+        ],
+        path.stem,
+        [_surface(whole, name, name) for name in inputs],
+        [_surface(whole, outer, name) for outer, name in outputs.items()],
+        [_loaded(tensor, whole.folder) for name, tensor in whole.constants.items() if name in read],
+    )
+    version = whole.model.ir_version
+    onnx.save(onnx.helper.make_model(graph, opset_imports=whole.model.opset_import, ir_version=version), path)
+
+
+def _cast(given: str, made: str, kind: int) -> onnx.NodeProto:
+    return onnx.helper.make_node("Cast", [given], [made], name=f"/{made}", to=kind)
+
+
+def _surface(whole: Whole, outer: str, name: str) -> onnx.ValueInfoProto:
+    kind = whole.types[name]
+    return onnx.helper.make_tensor_value_info(outer, _FLOAT if kind == _HALF else kind, whole.shapes[name])
+
+
+def _loaded(tensor: onnx.TensorProto, folder: Path) -> onnx.TensorProto:
+    own: onnx.TensorProto = onnx.TensorProto.FromString(tensor.SerializeToString())
+    if own.data_location == onnx.TensorProto.EXTERNAL:
+        onnx.external_data_helper.load_external_data_for_tensor(own, str(folder))
+        own.data_location = onnx.TensorProto.DEFAULT
+        del own.external_data[:]
+    return own
+
+
+def write_exact(path: Path, exact: Path) -> Path:
+    """The same model in float32 where it has float16; ``path`` itself where it has none."""
+    model = onnx.load(path)
+    casts = [node for node in model.graph.node if node.op_type == "Cast"]
+    targets = [item for node in casts for item in node.attribute if item.name == "to" and item.i == _HALF]
+    halves = [tensor for tensor in model.graph.initializer if tensor.data_type == _HALF]
+    if not targets and not halves:
+        return path
+    for target in targets:
+        target.i = _FLOAT
+    for tensor in halves:
+        tensor.CopyFrom(
+            onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
+        )
+    onnx.save(model, exact)
+    return exact
 
 
 @dataclass(frozen=True)

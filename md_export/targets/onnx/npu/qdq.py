@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import onnx_ir as ir
 from onnxruntime.quantization import QuantType
-from onnxruntime.quantization.calibrate import TensorsData
+from onnxruntime.quantization.calibrate import TensorData, TensorsData
 from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
@@ -20,15 +20,81 @@ from onnxscript.version_converter import convert_version
 
 from md_export.errors import ConversionError
 from md_export.targets.contract import LoweringJob
-from md_export.targets.onnx.embedding import initializer
-from md_export.targets.onnx.npu.apart import keep_apart
-from md_export.targets.onnx.npu.masks import soften_masks
-from md_export.targets.onnx.quiet import quiet
-from md_export.targets.onnx.ranges import measure_ranges
+from md_export.targets.onnx.qdq import measure_ranges
 from md_export.targets.onnx.save import weights_are_external
-from md_export.targets.onnx.sessions import ORT_ERRORS
 from md_export.targets.onnx.target import OnnxModel
-from md_export.targets.onnx.weights import OPSET
+from md_export.targets.onnx.vendor import ORT_ERRORS, quiet
+from md_export.targets.onnx.weights import OPSET, initializer
+
+
+def keep_apart(model: ir.Model) -> None:
+    """Put multiplications by one into a float32 graph, in place; they are quantized with all the rest."""
+    for node in list(model.graph):
+        if node.op_type == "Mul":
+            _part_swish(model.graph, node)
+        elif node.op_type == "InstanceNormalization":
+            _part_norm(model.graph, node)
+
+
+def _part_swish(graph: ir.Graph, product: ir.Node) -> None:
+    for position, value in enumerate(product.inputs):
+        gate = product.inputs[1 - position]
+        made_by = gate.producer() if gate is not None else None
+        if value is None or made_by is None or made_by.op_type != "Sigmoid" or made_by.inputs[0] is not value:
+            continue
+        same = _times_one(graph, value, f"{product.name}.value")
+        graph.insert_before(product, same)
+        product.replace_input_with(position, same.outputs[0])
+        return
+
+
+def _part_norm(graph: ir.Graph, norm: ir.Node) -> None:
+    readers = list(norm.outputs[0].uses())
+    same = _times_one(graph, norm.outputs[0], f"{norm.name}.value")
+    graph.insert_after(norm, same)
+    for node, position in readers:
+        node.replace_input_with(position, same.outputs[0])
+
+
+def _times_one(graph: ir.Graph, value: ir.Value, name: str) -> ir.Node:
+    one = initializer(graph, f"{name}.one", np.ones(1, np.float32))
+    same = ir.node("Mul", [value, one], name=name)
+    made = same.outputs[0]
+    made.name, made.shape, made.type = name, value.shape, value.type
+    return same
+
+
+_MASKED: Final = -1000.0
+_ROOM: Final = 16.0
+
+
+def soften_masks(model: ir.Model, ranges: TensorsData) -> None:
+    """Give each sum of scores and mask a mask of its own, in place, and its range to ``ranges``."""
+    for node in model.graph:
+        if node.op_type != "Softmax" or node.inputs[0] is None:
+            continue
+        total = node.inputs[0].producer()
+        if total is not None and total.op_type == "Add":
+            _soften(model.graph, total, ranges)
+
+
+def _soften(graph: ir.Graph, total: ir.Node, ranges: TensorsData) -> None:
+    for position, mask in enumerate(total.inputs):
+        scores = total.inputs[1 - position]
+        if mask is None or mask.const_value is None or scores is None:
+            continue
+        values = mask.const_value.numpy()
+        if values.min() > _MASKED or scores.name not in ranges.data:
+            continue
+        least, most = (float(end) for end in ranges[scores.name].range_value)
+        floor = -(most - least + _ROOM)
+        softer = np.where(values <= _MASKED, floor, values).astype(np.float32)
+        total.replace_input_with(position, initializer(graph, f"{total.name}.mask", softer))
+        if not mask.uses():
+            del graph.initializers[mask.name or ""]
+        made = total.outputs[0].name or ""
+        ranges.data[made] = TensorData(lowest=np.float32(least + floor), highest=np.float32(most))
+
 
 _ACTIVATIONS: Final = {"int8_static": QuantType.QUInt8, "int16_static": QuantType.QUInt16}
 _WEIGHTS: Final = {"int8": QuantType.QInt8, "int4": QuantType.QInt4}

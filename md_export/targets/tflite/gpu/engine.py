@@ -6,6 +6,9 @@ The engine can abort the process it runs in, and tells on standard error alone w
 
 from __future__ import annotations
 
+import ctypes
+import os
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +17,94 @@ from typing import Any, Final
 
 import numpy as np
 
-from md_export.errors import RuntimeFault
+from md_export.errors import MissingExtraError, RuntimeFault
 from md_export.spec.tensors import Array, Arrays
-from md_export.targets.tflite.gpu.driver import find_driver, load_driver
-from md_export.targets.tflite.gpu.threads import wait_for_threads
+
+# The Vulkan loader's own variables, the newer one first; each may list several files.
+VARIABLES: Final = ("VK_DRIVER_FILES", "VK_ICD_FILENAMES")
+MANIFEST: Final = "vk_swiftshader_icd.json"
+DEBIAN: Final = Path("/usr/lib/chromium")
+LOADER: Final = "libvulkan.so.1"
+
+
+@dataclass(frozen=True)
+class Driver:
+    """A driver's JSON manifest, and the variable that names it already, if one does."""
+
+    manifest: Path
+    variable: str | None
+
+
+def cache_folder() -> Path:
+    """Where ``make gpu-driver`` puts the driver."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "md-export" / "gpu-driver"
+
+
+def find_driver() -> Driver:
+    """The driver that the environment names, else the one of ``make gpu-driver``, else Chromium's of Debian.
+
+    Raises:
+        MissingExtraError: there is none; the message says what to install.
+    """
+    for variable in VARIABLES:
+        if os.environ.get(variable):
+            manifest = Path(os.environ[variable].split(os.pathsep)[0])
+            if not manifest.is_file():
+                raise MissingExtraError(f"{variable} names {manifest}, which does not exist; correct it or unset it")
+            return Driver(manifest, variable)
+    for folder in (cache_folder(), DEBIAN):
+        if (folder / MANIFEST).is_file():
+            return Driver(folder / MANIFEST, None)
+    raise MissingExtraError(
+        "LiteRT's GPU engine needs a Vulkan driver, and none was found: run `make gpu-driver`, install Debian's "
+        f"package chromium-common, or set {VARIABLES[0]} to the JSON file of a driver"
+    )
+
+
+def load_driver(driver: Driver) -> None:
+    """Make this process use ``driver``; to be called before the engine is created.
+
+    Raises:
+        MissingExtraError: no Vulkan loader lies beside the driver or in the system.
+    """
+    beside = driver.manifest.with_name(LOADER)
+    try:
+        # The engine opens the loader by name, and gets the one that is open already.
+        ctypes.CDLL(str(beside) if beside.is_file() else LOADER)
+    except OSError as error:
+        raise MissingExtraError(f"the Vulkan loader cannot be loaded ({error}); install libvulkan1") from error
+    if driver.variable is None:
+        # The older of the two, which every loader knows; the loader reads it when the engine starts.
+        os.environ[VARIABLES[1]] = str(driver.manifest)
+
+
+_TASKS: Final = Path("/proc/self/task")
+_PERIOD_S: Final = 0.02
+# One look may fall between two pieces of work.
+_LOOKS: Final = 5
+
+
+def wait_for_threads() -> None:
+    """Return when no other thread of this process has run at several looks; at once on a system without ``/proc``."""
+    quiet = 0
+    while _TASKS.is_dir() and quiet < _LOOKS:
+        quiet = 0 if others_run() else quiet + 1
+        time.sleep(_PERIOD_S)
+
+
+def others_run() -> bool:
+    """Whether a thread other than the calling one is running or waiting for a processor."""
+    own = str(threading.get_native_id())
+    return any(_state(task) == "R" for task in _TASKS.iterdir() if task.name != own)
+
+
+def _state(task: Path) -> str:
+    try:
+        # After the name, which stands in parentheses and may hold some itself.
+        return (task / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
+    except (OSError, IndexError):  # the thread ended meanwhile
+        return ""
+
 
 # From the message with which a compilation for the GPU alone refuses a graph that it could take in part.
 _PARTLY: Final = "Some ops are not accelerated"

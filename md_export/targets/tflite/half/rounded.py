@@ -17,9 +17,8 @@ import torch
 from ai_edge_litert import schema_py_generated as schema
 
 from md_export.spec.tensors import Array, Arrays
-from md_export.targets.tflite.flatbuffer import data_of, operator_name, read_model
+from md_export.targets.tflite.flatbuffer import data_of, operator_name, read_model, write_rewired
 from md_export.targets.tflite.half.bounds import decibels
-from md_export.targets.tflite.rewire import write_rewired
 from md_export.targets.tflite.run import load
 
 _FLOAT32: Final = schema.TensorType.FLOAT32

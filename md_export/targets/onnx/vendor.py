@@ -1,4 +1,4 @@
-"""Keep the exporter's and the quantizer's chatter off the terminal; errors still pass."""
+"""onnxruntime's sessions and errors, and the exporter's noise kept off the terminal."""
 
 from __future__ import annotations
 
@@ -6,6 +6,38 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
+
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+# onnxruntime's exceptions share no base class but Exception.
+ORT_ERRORS: Final = tuple(
+    getattr(ort_errors, name)
+    for name in (
+        "EPFail",
+        "Fail",
+        "InvalidArgument",
+        "InvalidGraph",
+        "InvalidProtobuf",
+        "NoModel",
+        "NoSuchFile",
+        "NotImplemented",
+        "RuntimeException",
+    )
+)
+# For graphs that come as bytes.
+WEIGHTS_FOLDER: Final = "session.model_external_initializers_file_folder_path"
+_ERRORS_ONLY: Final = 3
+
+
+def session_options(optimized: bool) -> ort.SessionOptions:
+    """Errors only; without ``optimized`` the graph is executed node by node as it is written."""
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    if not optimized:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
 
 
 class _ErrorsOnly(logging.Filter):
