@@ -81,7 +81,7 @@ def _in_tflite(path: Path) -> dict[str, Place]:
 
 
 def _in_package(path: Path) -> dict[str, Place]:
-    from md_export.targets.coreml.mil.blob import BlobFile
+    from md_export.targets.coreml.mil.values import BlobFile
     from md_export.targets.coreml.modules import read_modules
     from md_export.targets.coreml.package import WEIGHTS, main_operations, read_spec
 

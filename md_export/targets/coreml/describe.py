@@ -14,9 +14,9 @@ import numpy as np
 
 from md_export.errors import ArtifactError, RuntimeFault
 from md_export.targets.contract import Description, notes_among
-from md_export.targets.coreml.mil.blob import BlobFile
 from md_export.targets.coreml.mil.dtypes import TensorType, parse_type
-from md_export.targets.coreml.mil.package import Package
+from md_export.targets.coreml.mil.loading import Package
+from md_export.targets.coreml.mil.values import BlobFile
 from md_export.targets.coreml.modules import KEY, read_modules
 from md_export.targets.coreml.package import WEIGHTS, main_operations, read_spec
 from md_export.targets.coreml.weights import float_weights

@@ -12,7 +12,7 @@ import torch
 
 from md_export.errors import ArtifactError, RuntimeFault
 from md_export.targets.coreml.mil.dtypes import TensorType, parse_type
-from md_export.targets.coreml.mil.package import Package
+from md_export.targets.coreml.mil.loading import Package
 from md_export.targets.coreml.mil.values import Value, decode
 
 # Of the last axis (docs/lint.md, rule last-axis-32).

@@ -17,8 +17,8 @@ from md_export.errors import RuntimeFault
 from md_export.spec.scheme import QuantScheme
 from md_export.targets.coreml import mil
 from md_export.targets.coreml.decompress import DECODERS, Constants
-from md_export.targets.coreml.mil.blob import SENTINEL, BlobFile
-from md_export.targets.coreml.mil.package import Package
+from md_export.targets.coreml.mil.loading import Package
+from md_export.targets.coreml.mil.values import SENTINEL, BlobFile
 from md_export.targets.coreml.modules import read_modules
 from md_export.targets.coreml.package import MODEL, WEIGHTS, feature_specs, main_operations, read_spec
 from md_export.targets.coreml.weights import LEAST_ELEMENTS, WEIGHT_INPUTS, pays

@@ -1,19 +1,73 @@
-"""From a saved package to a program."""
+"""From a saved ``.mlpackage`` to a program, also behind coremltools' own ``MLModel.predict``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
 from md_export.errors import RuntimeFault
-from md_export.targets.coreml.mil.features import features
 from md_export.targets.coreml.mil.graph import parse_function
-from md_export.targets.coreml.mil.package import Package
-from md_export.targets.coreml.mil.program import Precision, Program
-from md_export.targets.coreml.mil.values import Value, decode
+from md_export.targets.coreml.mil.program import Precision, Program, State, features
+from md_export.targets.coreml.mil.values import BlobFile, Value, decode
+
+_MODEL_PATH = "@model_path/"
+
+
+class Package:
+    """A saved ML program on disk.
+
+    Attributes:
+        spec: the parsed ``Model_pb2.Model``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read the manifest and the specification; the weights stay on disk.
+
+        Raises:
+            RuntimeFault: ``path`` is no ``.mlpackage`` with an ML program in it.
+        """
+        from coremltools.proto import Model_pb2
+        from google.protobuf.message import DecodeError
+
+        model = _root_model(path)
+        self.spec: Any = Model_pb2.Model()
+        try:
+            self.spec.ParseFromString(model.read_bytes())
+        except (OSError, DecodeError) as error:
+            raise RuntimeFault(f"{path}: the specification cannot be read: {error}; convert the model again") from error
+        if self.spec.WhichOneof("Type") != "mlProgram":
+            raise RuntimeFault(f"{path} holds a {self.spec.WhichOneof('Type')}, not an mlProgram")
+        self._folder = model.parent
+        self._files: dict[str, BlobFile] = {}
+
+    def weights(self, name: str) -> BlobFile:
+        """The weight file that the program calls ``name`` (``@model_path/…``), mapped once.
+
+        Raises:
+            RuntimeFault: the name leaves the package, or there is no such weight file.
+        """
+        if name not in self._files:
+            path = (self._folder / name.removeprefix(_MODEL_PATH)).resolve()
+            if not name.startswith(_MODEL_PATH) or not path.is_relative_to(self._folder.resolve()):
+                raise RuntimeFault(f"the program refers to weights outside its package: {name}")
+            self._files[name] = BlobFile(path)
+        return self._files[name]
+
+
+def _root_model(path: Path) -> Path:
+    try:
+        manifest = json.loads((path / "Manifest.json").read_text())
+        entry = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RuntimeFault(f"{path} is no .mlpackage (its Manifest.json names no model): {error!r}") from error
+    return path / "Data" / str(entry)
+
 
 # Elements of a constant up to which a second copy does not matter.
 _SMALL = 1 << 18
@@ -52,3 +106,43 @@ def _reader(package: Package, precision: Precision) -> Callable[[Any], Value]:
         return value
 
     return read
+
+
+@contextmanager
+def patch_predict(precision: Precision = "storage") -> Iterator[None]:
+    """Inside this context ``MLModel.predict`` and ``make_state`` execute ML programs with this runtime.
+
+    A model is loaded at its first prediction and kept as long as the ``MLModel`` lives. What needs predictions of
+    coremltools itself (calibration of activations, for instance) then works on Linux.
+
+    Args:
+        precision: as for :func:`load`.
+
+    Raises:
+        RuntimeFault: from ``predict``, for a model that is no saved ML program.
+    """
+    from coremltools.models import MLModel
+
+    programs: WeakKeyDictionary[Any, Program] = WeakKeyDictionary()
+
+    def program(model: Any) -> Program:
+        if model not in programs:
+            if not model.package_path:
+                raise RuntimeFault("only ML programs can be executed, not neural networks")
+            programs[model] = load(model.package_path, precision, model.function_name)
+        return programs[model]
+
+    def predict(model: Any, data: Any, state: State | None = None) -> Any:
+        if isinstance(data, list):
+            return [program(model).predict(item) for item in data]
+        return program(model).predict(data, state=state)
+
+    def make_state(model: Any) -> State:
+        return program(model).make_state()
+
+    saved = MLModel.predict, MLModel.make_state
+    MLModel.predict, MLModel.make_state = predict, make_state
+    try:
+        yield
+    finally:
+        MLModel.predict, MLModel.make_state = saved

@@ -1,17 +1,116 @@
-"""Decode a ``MIL_pb2.Value``, immediate or in the weight file."""
+"""Values of a program, immediate or in the weight file."""
 
 from __future__ import annotations
 
 import math
+import mmap
+import struct
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from md_export.errors import RuntimeFault
-from md_export.targets.coreml.mil.blob import BlobFile
-from md_export.targets.coreml.mil.dtypes import TensorType, parse_type, to_carrier, unpack_bits
+from md_export.targets.coreml.mil.dtypes import Dtype, TensorType, parse_type, to_carrier, unpack_bits
+
+SENTINEL = 0xDEADBEEF
+VERSION = 2
+_HEADER = struct.Struct("<II")
+_RECORD = struct.Struct("<IIQQQ")
+_RECORD_BYTES = 64
+
+# MILBlob's own numbering of element types, unrelated to the one in MIL.proto.
+BLOB_DTYPES = {
+    1: "fp16",
+    2: "fp32",
+    3: "uint8",
+    4: "int8",
+    6: "int16",
+    7: "uint16",
+    8: "int4",
+    9: "uint1",
+    10: "uint2",
+    11: "uint4",
+    12: "uint3",
+    13: "uint6",
+    14: "int32",
+    15: "uint32",
+}
+
+
+class Record(NamedTuple):
+    """What the file says of a blob: MIL's name of its element type, where its data start, and their number of bytes."""
+
+    dtype: str
+    start: int
+    nbytes: int
+
+
+class BlobFile:
+    """A memory-mapped weight file; nothing is read before a blob is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with path.open("rb") as file:
+                # Copy-on-write: torch wants writable memory, the file must not change.
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except (OSError, ValueError) as error:
+            raise RuntimeFault(f"{path.name} cannot be opened: {error}; convert the model again") from error
+        self._bytes = np.frombuffer(self._map, np.uint8)
+        self._name = path.name
+        if len(self._bytes) < _RECORD_BYTES or self._unpack(_HEADER, 0)[1] != VERSION:
+            raise RuntimeFault(f"{path.name} is no weight file of version {VERSION}; convert the model again")
+
+    def read(self, offset: int, dtype: Dtype, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        """The blob whose record is at ``offset``, as an array of ``shape``.
+
+        Whole-byte types are a view of the mapping; sub-byte types are unpacked to int8 or uint8.
+
+        Raises:
+            RuntimeFault: no blob there, or one of another type or size than the program declares.
+        """
+        record, count = self.record(offset), math.prod(shape)
+        if record.dtype != dtype.name:
+            raise RuntimeFault(
+                f"{self._name}: the blob at {offset} is {record.dtype}, the program declares {dtype.name}"
+            )
+        if record.nbytes != math.ceil(count * dtype.bits / 8):
+            raise RuntimeFault(
+                f"{self._name}: the blob at {offset} has {record.nbytes} bytes, {dtype.name}{list(shape)} needs others"
+            )
+        raw = self.raw(record)
+        if dtype.bits < 8:
+            return unpack_bits(raw, dtype, count).reshape(shape)
+        return np.asarray(raw).view(dtype.stored).reshape(shape)
+
+    def record(self, offset: int) -> Record:
+        """The record at ``offset``.
+
+        Raises:
+            RuntimeFault: none is there, its type is unknown, or its data end outside the file.
+        """
+        if offset + _RECORD_BYTES > len(self._bytes):
+            raise RuntimeFault(f"{self._name} ends before the blob at {offset}; the package is truncated")
+        sentinel, code, nbytes, start, _ = self._unpack(_RECORD, offset)
+        if sentinel != SENTINEL:
+            raise RuntimeFault(
+                f"{self._name} has no blob at {offset}; the program and its weights do not belong together"
+            )
+        if start + nbytes > len(self._bytes):
+            raise RuntimeFault(f"{self._name} ends inside the blob at {offset}; the package is truncated")
+        if code not in BLOB_DTYPES:
+            raise RuntimeFault(f"{self._name}: the blob at {offset} is of unknown type {code}; convert the model again")
+        return Record(BLOB_DTYPES[code], start, nbytes)
+
+    def raw(self, record: Record) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """A blob's bytes, a view of the mapping."""
+        return self._bytes[record.start : record.start + record.nbytes]
+
+    def _unpack(self, layout: struct.Struct, offset: int) -> tuple[int, ...]:
+        return layout.unpack_from(self._map, offset)
+
 
 # A run-time value: a tensor, or a Python string for MIL's string type.
 Value = torch.Tensor | str

@@ -10,8 +10,11 @@ import torch
 from md_export.targets.coreml.mil.bind import Native, Scratch, Tensor, bind
 from md_export.targets.coreml.mil.dtypes import DTYPES, TensorType
 from md_export.targets.coreml.mil.graph import Declared, Op, Ref
-from md_export.targets.coreml.mil.kernels import activation, elementwise_binary, image_resizing, normalization
 from md_export.targets.coreml.mil.kernels import conv as convolution
+from md_export.targets.coreml.mil.kernels import elementwise as elementwise_binary
+from md_export.targets.coreml.mil.kernels import image as image_resizing
+from md_export.targets.coreml.mil.kernels import layers as activation
+from md_export.targets.coreml.mil.kernels import layers as normalization
 
 Y = Declared("y", TensorType(DTYPES["fp16"], (2,)))
 HALF = torch.ones(2, dtype=torch.float16)

@@ -7,21 +7,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from md_export.targets.coreml.mil.kernels import (
-    activation,
-    conv,
-    elementwise_binary,
-    elementwise_unary,
-    image_resizing,
-    image_sampling,
-    linear,
-    normalization,
-    pool,
-    reduction,
-    suppression,
-    tensor_operation,
-    tensor_transformation,
-)
+from md_export.targets.coreml.mil.kernels import conv, image_sampling, tensor_operation, tensor_transformation
+from md_export.targets.coreml.mil.kernels import conv as pool
+from md_export.targets.coreml.mil.kernels import elementwise as elementwise_binary
+from md_export.targets.coreml.mil.kernels import elementwise as elementwise_unary
+from md_export.targets.coreml.mil.kernels import image as image_resizing
+from md_export.targets.coreml.mil.kernels import image as suppression
+from md_export.targets.coreml.mil.kernels import layers as activation
+from md_export.targets.coreml.mil.kernels import layers as linear
+from md_export.targets.coreml.mil.kernels import layers as normalization
+from md_export.targets.coreml.mil.kernels import tensor_operation as reduction
 
 torch.manual_seed(0)
 IMAGE = torch.randn(2, 6, 9, 7)

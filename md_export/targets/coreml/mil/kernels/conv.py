@@ -1,4 +1,4 @@
-"""Convolutions."""
+"""Convolutions and pools, which share their padding."""
 
 from __future__ import annotations
 
@@ -9,7 +9,40 @@ import torch
 import torch.nn.functional as F
 
 from md_export.targets.coreml.mil.bind import Ints, Native, Tensor
-from md_export.targets.coreml.mil.kernels.padding import window_pads
+
+
+def window_pads(
+    pad_type: str,
+    sizes: Sequence[int],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    pad: Sequence[int] | None,
+) -> list[tuple[int, int]]:
+    """Elements to add before and after every spatial axis.
+
+    ``same`` pads so that the output has ⌈size / stride⌉ elements, the odd one at the end; ``same_lower`` puts the odd
+    one at the beginning.
+
+    Raises:
+        ValueError: an unknown ``pad_type``, or ``custom`` without pads.
+    """
+    kind = pad_type.lower()
+    if kind == "valid":
+        return [(0, 0)] * len(sizes)
+    if kind == "custom":
+        if pad is None or len(pad) != 2 * len(sizes):
+            raise ValueError("pad_type custom needs two pads per spatial axis")
+        return [(pad[2 * i], pad[2 * i + 1]) for i in range(len(sizes))]
+    if kind not in ("same", "same_lower"):
+        raise ValueError(f"pad_type {pad_type!r}")
+    pads = []
+    for size, k, s, d in zip(sizes, kernel, strides, dilations, strict=True):
+        total = max(0, s * -(-size // s) - size + (k - 1) * d + 1 - s)
+        small, large = total // 2, total - total // 2
+        pads.append((small, large) if kind == "same" else (large, small))
+    return pads
+
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 # Elements computed at a time: their float32 copies stay in the processor's cache.
@@ -136,3 +169,85 @@ def _window(x: Tensor, axis: int, begin: int, size: int) -> Tensor:
         zeros[axis] = missing
         x = torch.cat([x, x.new_zeros(zeros)], axis)
     return x.narrow(axis, begin, size)
+
+
+Pads = list[tuple[int, int]]
+
+
+def _ceil_extension(sizes: list[int], kernel: Ints, strides: Ints, pads: Pads) -> list[int]:
+    """Elements to add at the end of every axis so that a last, incomplete window counts (torch's ceil_mode)."""
+    extra = []
+    for size, k, s, (before, after) in zip(sizes, kernel, strides, pads, strict=True):
+        total = size + before + after
+        count = -(-(total - k) // s) + 1
+        if (count - 1) * s >= size + before and before + after > 0:
+            count -= 1
+        extra.append(max(0, (count - 1) * s + k - total))
+    return extra
+
+
+def _flat(pads: Pads) -> list[int]:
+    return [amount for pair in reversed(pads) for amount in pair]
+
+
+def _frame(
+    x: Tensor, kernel_sizes: Ints, strides: Ints | None, pad_type: str, pad: Ints | None, ceil_mode: bool
+) -> tuple[Ints, Pads, Pads]:
+    """Strides, declared padding and the extension of ceil_mode."""
+    strides = strides or (1,) * len(kernel_sizes)
+    pads = window_pads(pad_type, x.shape[2:], kernel_sizes, strides, (1,) * len(kernel_sizes), pad)
+    extra = _ceil_extension(list(x.shape[2:]), kernel_sizes, strides, pads) if ceil_mode else [0] * len(pads)
+    return strides, pads, [(0, amount) for amount in extra]
+
+
+def _sum(x: Tensor, kernel: Ints, strides: Ints) -> Tensor:
+    if x.dim() == 3:
+        return _sum(x[:, :, None], (1, *kernel), (1, *strides))[:, :, 0]
+    pool = F.avg_pool2d if x.dim() == 4 else F.avg_pool3d
+    return pool(x, kernel, strides, divisor_override=1)
+
+
+def avg_pool(
+    x: Tensor,
+    kernel_sizes: Ints,
+    strides: Ints | None = None,
+    pad_type: str = "valid",
+    pad: Ints | None = None,
+    exclude_padding_from_average: bool = False,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """Mean of every window; zeros of the padding count unless excluded, those of ceil_mode never do."""
+    strides, pads, extra = _frame(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
+    padded = F.pad(F.pad(x, _flat(pads)), _flat(extra))
+    ones = torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype)
+    counted = F.pad(F.pad(ones, _flat(pads), value=0.0 if exclude_padding_from_average else 1.0), _flat(extra))
+    return _sum(padded, kernel_sizes, strides) / _sum(counted, kernel_sizes, strides)
+
+
+def l2_pool(
+    x: Tensor,
+    kernel_sizes: Ints,
+    strides: Ints | None = None,
+    pad_type: str = "valid",
+    pad: Ints | None = None,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """Root of the sum of squares of every window."""
+    strides, pads, extra = _frame(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
+    return torch.sqrt(_sum(F.pad(F.pad(x * x, _flat(pads)), _flat(extra)), kernel_sizes, strides))
+
+
+def max_pool(
+    x: Tensor,
+    kernel_sizes: Ints,
+    strides: Ints | None = None,
+    pad_type: str = "valid",
+    pad: Ints | None = None,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """Largest element of every window; padding never wins."""
+    strides, pads, extra = _frame(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
+    joined = [(before, after + more) for (before, after), (_, more) in zip(pads, extra, strict=True)]
+    padded = F.pad(x, _flat(joined), value=float("-inf"))
+    pool = {3: F.max_pool1d, 4: F.max_pool2d, 5: F.max_pool3d}[x.dim()]
+    return pool(padded, kernel_sizes, strides)
