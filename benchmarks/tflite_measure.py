@@ -99,7 +99,7 @@ def naive(job: LoweringJob) -> Path:
     """litert_torch's own call, as its manual has it."""
     import litert_torch
 
-    from md_export.targets.tflite.lower import quiet
+    from md_export.targets.quiet import quiet
 
     sample = {name: torch.from_numpy(value) for name, value in job.example.items()}
     path = job.workdir / "naive.tflite"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
+from md_export.spec.scheme import QuantScheme
+
 
 @dataclass(frozen=True)
 class WeightStorage:
@@ -43,3 +45,27 @@ def per_tensor(shape: tuple[int, ...]) -> tuple[int, ...]:
 def largest_divisor(channels: int, wanted: int) -> int:
     """The largest divisor of ``channels`` in (wanted / 2, wanted]; all of them if none is."""
     return next((size for size in range(wanted, wanted // 2, -1) if channels % size == 0), channels)
+
+
+def integer_storage(shape: tuple[int, ...], scheme: QuantScheme, scale_bits: int) -> WeightStorage:
+    """Storage of a weight ``[out, in, *kernel]`` as symmetric integers.
+
+    Where a block does not divide the input channels, the largest divisor above half of it is taken, and else the whole
+    channel.
+    """
+    groups = per_tensor(shape) if scheme.granularity == "tensor" else per_channel(shape)
+    if scheme.block_size is not None:
+        groups = (shape[0], shape[1] // largest_divisor(shape[1], scheme.block_size), *groups[2:])
+    bits = int(scheme.weights.removeprefix("int"))
+    return WeightStorage(bits, groups, levels=2 ** (bits - 1) - 1, scale_bits=scale_bits)
+
+
+def palette_storage(shape: tuple[int, ...], scheme: QuantScheme, scale_bits: int) -> WeightStorage:
+    """Storage of a weight ``[out, in, *kernel]`` as indices into one table, or one for each group of output channels.
+
+    A group that does not divide the channels becomes smaller as a block does in :func:`integer_storage`.
+    """
+    groups, bits = per_tensor(shape), scheme.palette_bits or 0
+    if scheme.group_size is not None:
+        groups = (shape[0] // largest_divisor(shape[0], scheme.group_size), *groups[1:])
+    return WeightStorage(bits, groups, entries=2**bits, scale_bits=scale_bits)

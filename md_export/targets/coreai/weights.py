@@ -10,7 +10,7 @@ from torch import nn
 
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import Array
-from md_export.spec.weight_storage import WeightStorage, largest_divisor, per_channel, per_tensor
+from md_export.spec.weight_storage import WeightStorage, integer_storage, palette_storage
 from md_export.targets.coreai.bindings import kind_of, module_of
 from md_export.targets.coreai.constants import is_constant, shape_of
 from md_export.targets.stored import Role
@@ -122,25 +122,11 @@ def weight_storage(path: str, layer: nn.Module, scheme: QuantScheme) -> WeightSt
 
 
 def storage_of(shape: tuple[int, ...], scheme: QuantScheme) -> WeightStorage | None:
-    """Of a weight of this shape, ``[out, in, *kernel]``; None where it stays float.
-
-    Where a block or group does not divide the channels, the largest divisor above half of it is taken, and else all of
-    them. A weight that a palette would not make smaller stays float.
-    """
+    """Storage of a weight ``[out, in, *kernel]``; None where it stays float, as where a palette is no smaller."""
     if scheme.weights.startswith("float"):
         return None
     width = 16 if scheme.activations == "float16" else 32
     if scheme.palette_bits is None:
-        bits = int(scheme.weights.removeprefix("int"))
-        return WeightStorage(bits, _scales(shape, scheme), levels=2 ** (bits - 1) - 1, scale_bits=width)
-    tables = per_tensor(shape)
-    if scheme.group_size is not None:
-        tables = (shape[0] // largest_divisor(shape[0], scheme.group_size), *tables[1:])
-    storage = WeightStorage(scheme.palette_bits, tables, entries=2**scheme.palette_bits, scale_bits=width)
+        return integer_storage(shape, scheme, width)
+    storage = palette_storage(shape, scheme, width)
     return storage if storage.stored_bits(shape) < width * prod(shape) else None
-
-
-def _scales(shape: tuple[int, ...], scheme: QuantScheme) -> tuple[int, ...]:
-    if scheme.block_size is not None:
-        return (shape[0], shape[1] // largest_divisor(shape[1], scheme.block_size), *[1] * (len(shape) - 2))
-    return per_tensor(shape) if scheme.granularity == "tensor" else per_channel(shape)

@@ -9,7 +9,7 @@ from typing import Any, Final
 from torch import nn
 
 from md_export.spec.scheme import QuantScheme
-from md_export.spec.weight_storage import WeightStorage, largest_divisor, per_channel, per_tensor
+from md_export.spec.weight_storage import WeightStorage, integer_storage, largest_divisor, palette_storage
 from md_export.targets.contract import LoweringJob
 from md_export.targets.coreml.package import main_operations
 from md_export.targets.coreml.target import CoremlModel
@@ -82,12 +82,8 @@ def weight_storage(path: str, layer: nn.Module, scheme: QuantScheme) -> WeightSt
     shape = tuple(layer.weight.shape)
     if scheme.weights.startswith("float") or not pays(shape, 0, _BITS // 8, scheme):
         return None
-    if scheme.palette_bits:
-        return WeightStorage(
-            scheme.palette_bits, _tables(shape, scheme), entries=2**scheme.palette_bits, scale_bits=_BITS
-        )
-    bits = int(scheme.weights.removeprefix("int"))
-    return WeightStorage(bits, _scales(shape, scheme), levels=2 ** (bits - 1) - 1, scale_bits=_BITS)
+    storage = palette_storage if scheme.palette_bits else integer_storage
+    return storage(shape, scheme, _BITS)
 
 
 def pays(shape: tuple[int, ...], made: int, itemsize: int, scheme: QuantScheme) -> bool:
@@ -104,17 +100,3 @@ def pays(shape: tuple[int, ...], made: int, itemsize: int, scheme: QuantScheme) 
     tables = shape[made] // largest_divisor(shape[made], scheme.group_size) if scheme.group_size else 1
     kept, width = prod(shape) * (1 - (scheme.sparsity or 0)), 8 * itemsize
     return bool(kept * scheme.palette_bits + tables * 2**scheme.palette_bits * width < kept * width)
-
-
-def _tables(shape: tuple[int, ...], scheme: QuantScheme) -> tuple[int, ...]:
-    if scheme.group_size is None:
-        return per_tensor(shape)
-    return (shape[0] // largest_divisor(shape[0], scheme.group_size), *[1] * (len(shape) - 1))
-
-
-def _scales(shape: tuple[int, ...], scheme: QuantScheme) -> tuple[int, ...]:
-    if scheme.granularity == "tensor":
-        return per_tensor(shape)
-    if scheme.block_size is None:
-        return per_channel(shape)
-    return (shape[0], shape[1] // largest_divisor(shape[1], scheme.block_size), *[1] * (len(shape) - 2))

@@ -16,8 +16,8 @@ from md_export.targets.half import half_copy
 from md_export.targets.onnx.clean import clean, name_regions
 from md_export.targets.onnx.quantize import check_scheme
 from md_export.targets.onnx.target import OnnxModel
-from md_export.targets.onnx.vendor import quiet
 from md_export.targets.onnx.weights import initializer
+from md_export.targets.quiet import quiet
 
 _ANY_SIZE: Final = 1 << 40
 

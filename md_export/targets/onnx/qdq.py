@@ -21,8 +21,9 @@ from md_export.spec.tensors import Arrays
 from md_export.targets.contract import LoweringJob
 from md_export.targets.observers import ObserverTable, portions
 from md_export.targets.onnx.save import weights_are_external
+from md_export.targets.onnx.sessions import ORT_ERRORS, session_options
 from md_export.targets.onnx.target import OnnxModel
-from md_export.targets.onnx.vendor import ORT_ERRORS, quiet, session_options
+from md_export.targets.quiet import quiet
 
 
 def keep_biases_apart(graph: ir.Graph) -> None:

@@ -19,7 +19,7 @@ from md_export.targets.inputs import check_inputs
 from md_export.targets.onnx.clean import module_path
 from md_export.targets.onnx.describe import read_graph, read_unfused
 from md_export.targets.onnx.save import ORT_SUFFIX
-from md_export.targets.onnx.vendor import ORT_ERRORS, WEIGHTS_FOLDER, session_options
+from md_export.targets.onnx.sessions import ORT_ERRORS, WEIGHTS_FOLDER, session_options
 
 _HALF: Final = ir.DataType.FLOAT16
 _FLOAT: Final = ir.DataType.FLOAT
@@ -33,7 +33,7 @@ def rounded_graph(path: Path) -> onnx.ModelProto | None:
     """The saved graph in float32 with every result that it has in float16 rounded to float16; None where it has none.
 
     Values keep their names. Weights that lie beside the file stay there: open the session with
-    :data:`md_export.targets.onnx.vendor.WEIGHTS_FOLDER`.
+    :data:`md_export.targets.onnx.sessions.WEIGHTS_FOLDER`.
 
     Raises:
         RuntimeFault: the file is no ONNX model.

@@ -14,8 +14,8 @@ import onnxruntime as ort
 from md_export.errors import ConversionError, RuntimeFault, one_line
 from md_export.targets.contract import notes_among
 from md_export.targets.onnx.clean import check_portable
+from md_export.targets.onnx.sessions import ORT_ERRORS, session_options
 from md_export.targets.onnx.target import OnnxModel
-from md_export.targets.onnx.vendor import ORT_ERRORS, session_options
 from md_export.targets.onnx.wire import data_name, write_inline
 
 ORT_SUFFIX: Final = ".ort"

@@ -21,7 +21,7 @@ from onnxscript.version_converter import convert_version
 from torch import nn
 
 from md_export.spec.scheme import QuantScheme
-from md_export.spec.weight_storage import WeightStorage, largest_divisor, per_channel, per_tensor
+from md_export.spec.weight_storage import WeightStorage, integer_storage
 from md_export.targets.onnx.describe import WEIGHT_INPUT
 
 _TYPES: Final[Mapping[int, Any]] = {8: np.int8, 4: ml_dtypes.int4}
@@ -152,7 +152,7 @@ def weight_storage(path: str, layer: nn.Module, scheme: QuantScheme) -> WeightSt
         return None
     if scheme.weights not in _INTEGERS or (isinstance(layer, nn.Embedding) and not fits_table(scheme)):
         return None
-    return integer_storage(tuple(layer.weight.shape), scheme)
+    return storage_of(tuple(layer.weight.shape), scheme)
 
 
 def fits_table(scheme: QuantScheme) -> bool:
@@ -160,19 +160,9 @@ def fits_table(scheme: QuantScheme) -> bool:
     return scheme.weights != "int4" and scheme.block_size is None
 
 
-def integer_storage(shape: tuple[int, ...], scheme: QuantScheme) -> WeightStorage:
-    """Of a weight of this shape, ``[out, in, *kernel]``, as int8 or int4.
-
-    Where a block does not divide the input channels, the largest divisor above half of it is taken, and else the whole
-    channel.
-    """
-    if scheme.block_size is not None:
-        groups = (shape[0], shape[1] // largest_divisor(shape[1], scheme.block_size), *[1] * (len(shape) - 2))
-    else:
-        groups = per_tensor(shape) if scheme.granularity == "tensor" else per_channel(shape)
-    bits = int(scheme.weights.removeprefix("int"))
-    scale_bits = 16 if scheme.activations == "float16" else 32
-    return WeightStorage(bits, groups, levels=2 ** (bits - 1) - 1, scale_bits=scale_bits)
+def storage_of(shape: tuple[int, ...], scheme: QuantScheme) -> WeightStorage:
+    """Storage of a weight of this shape, ``[out, in, *kernel]``, as int8 or int4."""
+    return integer_storage(shape, scheme, 16 if scheme.activations == "float16" else 32)
 
 
 # int4 and blocks came with it, scales in float16 with 19. The converter rewrites what changed its meaning on the way.
@@ -225,7 +215,7 @@ def _half(graph: ir.Graph, node: ir.Node, weight: ir.Value) -> list[ir.Node]:
 
 def _integer(graph: ir.Graph, node: ir.Node, weight: ir.Value, storage: QuantScheme) -> list[ir.Node]:
     values, made = _values(weight), _output_axis(node)
-    stored = integers(values, made, integer_storage(values.shape if made == 0 else values.shape[::-1], storage))
+    stored = integers(values, made, storage_of(values.shape if made == 0 else values.shape[::-1], storage))
     constants = [
         initializer(graph, f"{weight.name}_{storage.weights}", stored.values),
         initializer(graph, f"{weight.name}_scale", stored.scales),

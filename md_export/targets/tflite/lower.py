@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,29 +16,11 @@ from md_export.errors import ConversionError
 from md_export.spec.tensors import TensorSpec
 from md_export.system.memory import let_go_of_weights
 from md_export.targets.contract import LoweringJob
+from md_export.targets.quiet import quiet
 from md_export.targets.tflite.flatbuffer import DTYPES, attach_notes, read_model, shape_of
 from md_export.targets.tflite.names import COMPONENT, module_paths_as_names
 from md_export.targets.tflite.target import TfliteModel
 from md_export.targets.tflite.weights import check_scheme
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Drop Python warnings and log records below ERROR for the duration, and litert_torch's stage list.
-
-    Standard error itself stays: what C++ writes there before it aborts is all that a crash tells.
-    """
-    # Read at every stage by litert_torch, which else prints to standard output.
-    os.environ.setdefault("LITERT_TORCH_SHOW_PROGRESS", "n")
-    before = logging.root.manager.disable
-    logging.disable(max(before, logging.WARNING))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
 
 SIGNATURE: Final = "main"
 
@@ -73,6 +51,8 @@ def lower(job: LoweringJob) -> TfliteModel:
     # Before the minutes that a conversion takes.
     check_scheme(job)
     path = scratch_file(job.workdir)
+    # Read at every stage by litert_torch, which else prints to standard output.
+    os.environ.setdefault("LITERT_TORCH_SHOW_PROGRESS", "n")
     with quiet():
         _convert(job, path)
     gc.collect()  # the converter's program holds the weights and is full of cycles

@@ -23,9 +23,9 @@ from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
 from md_export.spec.tensors import Array
 from md_export.targets import TARGETS
+from md_export.targets.quiet import quiet
 from md_export.targets.tflite.gpu.graph import GraphOp
 from md_export.targets.tflite.gpu.rules import RULES
-from md_export.targets.tflite.lower import quiet
 from planted import COMPONENT
 from support import Exported
 from tflite_models import Quantized

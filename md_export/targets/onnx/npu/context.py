@@ -25,7 +25,7 @@ from md_export.targets.contract import labelled, notes_among
 from md_export.targets.onnx.describe import read_graph
 from md_export.targets.onnx.npu.refused import RefusedOp
 from md_export.targets.onnx.run import OnnxRunner, steps
-from md_export.targets.onnx.vendor import ORT_ERRORS, session_options
+from md_export.targets.onnx.sessions import ORT_ERRORS, session_options
 
 _PROVIDER: Final = "QNN"
 # Own messages of the provider are told by exceptions and placements.
@@ -42,7 +42,7 @@ def npu_session(path: Path, soc: Soc, fallback: bool, context: Path | None = Non
         context: where to write the compiled graph; its binary goes beside it.
 
     Raises:
-        one of :data:`md_export.targets.onnx.vendor.ORT_ERRORS`.
+        one of :data:`md_export.targets.onnx.sessions.ORT_ERRORS`.
     """
     import onnxruntime_qnn
 

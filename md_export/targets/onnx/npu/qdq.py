@@ -22,9 +22,10 @@ from md_export.errors import ConversionError
 from md_export.targets.contract import LoweringJob
 from md_export.targets.onnx.qdq import measure_ranges
 from md_export.targets.onnx.save import weights_are_external
+from md_export.targets.onnx.sessions import ORT_ERRORS
 from md_export.targets.onnx.target import OnnxModel
-from md_export.targets.onnx.vendor import ORT_ERRORS, quiet
 from md_export.targets.onnx.weights import OPSET, initializer
+from md_export.targets.quiet import quiet
 
 
 def keep_apart(model: ir.Model) -> None:

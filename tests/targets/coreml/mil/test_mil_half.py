@@ -10,11 +10,7 @@ import torch
 from md_export.targets.coreml.mil.bind import Native, Scratch, Tensor, bind
 from md_export.targets.coreml.mil.dtypes import DTYPES, TensorType
 from md_export.targets.coreml.mil.graph import Declared, Op, Ref
-from md_export.targets.coreml.mil.kernels import conv as convolution
-from md_export.targets.coreml.mil.kernels import elementwise as elementwise_binary
-from md_export.targets.coreml.mil.kernels import image as image_resizing
-from md_export.targets.coreml.mil.kernels import layers as activation
-from md_export.targets.coreml.mil.kernels import layers as normalization
+from md_export.targets.coreml.mil.kernels import conv, elementwise, image, layers
 
 Y = Declared("y", TensorType(DTYPES["fp16"], (2,)))
 HALF = torch.ones(2, dtype=torch.float16)
@@ -52,7 +48,7 @@ def test_native_stays_float16_only_among_float16(
     assert call(dict(zip("xyz", given, strict=True)).__getitem__, Scratch(keeps_half)) == expected
 
 
-@pytest.mark.parametrize("kernel", [activation.relu, activation.sigmoid, activation.silu])
+@pytest.mark.parametrize("kernel", [layers.relu, layers.sigmoid, layers.silu])
 def test_unary_on_every_float16(kernel: Callable[[torch.Tensor], torch.Tensor]) -> None:
     x = _all_finite()
     assert torch.equal(kernel(x), kernel(x.float()).half())
@@ -61,10 +57,10 @@ def test_unary_on_every_float16(kernel: Callable[[torch.Tensor], torch.Tensor]) 
 def test_two_roundings_would_be_seen() -> None:
     """The comparison above can fail: silu in two float16 steps is another function."""
     x = _all_finite()
-    assert not torch.equal(x * torch.sigmoid(x), activation.silu(x.float()).half())
+    assert not torch.equal(x * torch.sigmoid(x), layers.silu(x.float()).half())
 
 
-@pytest.mark.parametrize("kernel", [elementwise_binary.add, elementwise_binary.mul, elementwise_binary.sub])
+@pytest.mark.parametrize("kernel", [elementwise.add, elementwise.mul, elementwise.sub])
 @pytest.mark.parametrize("shape", [(1 << 16,), (1,), ()])
 def test_binary(kernel: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], shape: tuple[int, ...]) -> None:
     x = _all_finite()
@@ -77,7 +73,7 @@ def test_binary(kernel: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], sh
 def test_softmax(axis: int) -> None:
     x = _drawn(2, 9, 33)
     torch.testing.assert_close(
-        activation.softmax(x, axis).float(), activation.softmax(x.float(), axis), rtol=ULP, atol=2.0**-24
+        layers.softmax(x, axis).float(), layers.softmax(x.float(), axis), rtol=ULP, atol=2.0**-24
     )
 
 
@@ -87,8 +83,8 @@ def test_norms(affine: bool) -> None:
     gamma, beta, mean, variance = (_drawn(5, seed=seed).float().abs() for seed in range(1, 5))
     affines = {"gamma": gamma, "beta": beta} if affine else {}
     norms: tuple[tuple[Callable[..., torch.Tensor], dict[str, torch.Tensor]], ...] = (
-        (normalization.instance_norm, {}),
-        (normalization.batch_norm, {"mean": mean, "variance": variance}),
+        (layers.instance_norm, {}),
+        (layers.batch_norm, {"mean": mean, "variance": variance}),
     )
     for kernel, statistics in norms:
         half, wide = kernel(x, **statistics, **affines), kernel(x.float(), **statistics, **affines)
@@ -105,10 +101,10 @@ def test_conv_in_bands(
 ) -> None:
     x, weight, bias = _drawn(2, 4, 11, 8), _drawn(6, 2, 3, 3, seed=1).float(), _drawn(6, seed=2).float()
     options = {"strides": (stride, stride), "dilations": (dilation,) * 2, "pad_type": "custom", "pad": pad, "groups": 2}
-    monkeypatch.setattr(convolution, "_BAND", band)
-    banded = convolution.conv(x, weight, bias, **options)  # type: ignore[arg-type]
+    monkeypatch.setattr(conv, "_BAND", band)
+    banded = conv.conv(x, weight, bias, **options)  # type: ignore[arg-type]
     assert banded.dtype == torch.float16
-    whole = convolution.conv(x.float(), weight, bias, **options)  # type: ignore[arg-type]
+    whole = conv.conv(x.float(), weight, bias, **options)  # type: ignore[arg-type]
     torch.testing.assert_close(banded.float(), whole, rtol=ULP, atol=1e-3)
 
 
@@ -118,4 +114,4 @@ def test_nearest_upsampling_takes_the_input_at_the_scaled_position(factors: tupl
     height, width = (int(size * factor) for size, factor in zip((4, 6), factors, strict=True))
     rows, columns = (torch.arange(n) * size // n for n, size in ((height, 4), (width, 6)))
     expected = x[:, :, rows][..., columns]
-    assert torch.equal(image_resizing.upsample_nearest_neighbor(x, *factors), expected)
+    assert torch.equal(image.upsample_nearest_neighbor(x, *factors), expected)

@@ -7,16 +7,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from md_export.targets.coreml.mil.kernels import conv, image_sampling, tensor_operation, tensor_transformation
-from md_export.targets.coreml.mil.kernels import conv as pool
-from md_export.targets.coreml.mil.kernels import elementwise as elementwise_binary
-from md_export.targets.coreml.mil.kernels import elementwise as elementwise_unary
-from md_export.targets.coreml.mil.kernels import image as image_resizing
-from md_export.targets.coreml.mil.kernels import image as suppression
-from md_export.targets.coreml.mil.kernels import layers as activation
-from md_export.targets.coreml.mil.kernels import layers as linear
-from md_export.targets.coreml.mil.kernels import layers as normalization
-from md_export.targets.coreml.mil.kernels import tensor_operation as reduction
+from md_export.targets.coreml.mil.kernels import (
+    conv,
+    elementwise,
+    image,
+    image_sampling,
+    layers,
+    tensor_operation,
+    tensor_transformation,
+)
+from md_export.targets.coreml.mil.table import IOS15
 
 torch.manual_seed(0)
 IMAGE = torch.randn(2, 6, 9, 7)
@@ -40,25 +40,25 @@ def _close(found: torch.Tensor, expected: torch.Tensor) -> None:
     ],
 )
 def test_sampling_grids_are_those_of_the_documentation(mode: str, target: int, expected: list[float]) -> None:
-    _close(image_resizing.grid(2, target, mode), torch.tensor(expected))
+    _close(image.grid(2, target, mode), torch.tensor(expected))
 
 
 def test_bilinear_resizing_is_torchs() -> None:
     for align, mode in ((True, "STRICT_ALIGN_CORNERS"), (False, "UNALIGN_CORNERS")):
         expected = F.interpolate(IMAGE, (13, 20), mode="bilinear", align_corners=align)
-        _close(image_resizing.resize_bilinear(IMAGE, 13, 20, mode), expected)
-        _close(image_resizing.upsample_bilinear(IMAGE, 2, 3, align), F.interpolate(
+        _close(image.resize_bilinear(IMAGE, 13, 20, mode), expected)
+        _close(image.upsample_bilinear(IMAGE, 2, 3, align), F.interpolate(
             IMAGE, (18, 21), mode="bilinear", align_corners=align))  # fmt: skip
 
 
 def test_nearest_upsampling_is_torchs() -> None:
-    _close(image_resizing.upsample_nearest_neighbor(IMAGE, 2, 3), F.interpolate(IMAGE, (18, 21), mode="nearest"))
-    _close(image_resizing.resize_nearest_neighbor(IMAGE, 4, 11), F.interpolate(IMAGE, (4, 11), mode="nearest"))
+    _close(image.upsample_nearest_neighbor(IMAGE, 2, 3), F.interpolate(IMAGE, (18, 21), mode="nearest"))
+    _close(image.resize_nearest_neighbor(IMAGE, 4, 11), F.interpolate(IMAGE, (4, 11), mode="nearest"))
 
 
 def test_resize_keeps_the_sizes_that_are_zero() -> None:
-    assert image_resizing.resize(IMAGE, (1, 0, 10), 2).shape == (2, 6, 9, 10)
-    assert image_resizing.resize(IMAGE, (5,), 1, "NEAREST_NEIGHBOR").shape == (2, 6, 9, 5)
+    assert image.resize(IMAGE, (1, 0, 10), 2).shape == (2, 6, 9, 10)
+    assert image.resize(IMAGE, (5,), 1, "NEAREST_NEIGHBOR").shape == (2, 6, 9, 5)
 
 
 @pytest.mark.parametrize(
@@ -102,74 +102,79 @@ def test_transposed_convolution() -> None:
 @pytest.mark.parametrize("ceil", [False, True])
 @pytest.mark.parametrize("excluded", [False, True])
 def test_average_pooling_is_torchs(ceil: bool, excluded: bool) -> None:
-    found = pool.avg_pool(IMAGE, (3, 2), (2, 2), "custom", (1, 1, 1, 1), excluded, ceil)
+    found = conv.avg_pool(IMAGE, (3, 2), (2, 2), "custom", (1, 1, 1, 1), excluded, ceil)
     _close(found, F.avg_pool2d(IMAGE, (3, 2), 2, 1, ceil, not excluded))
 
 
 @pytest.mark.parametrize("ceil", [False, True])
 def test_max_pooling_is_torchs_for_every_rank(ceil: bool) -> None:
     _close(
-        pool.max_pool(IMAGE, (3, 3), (2, 2), "custom", (1, 1, 1, 1), ceil), F.max_pool2d(IMAGE, 3, 2, 1, ceil_mode=ceil)
+        conv.max_pool(IMAGE, (3, 3), (2, 2), "custom", (1, 1, 1, 1), ceil), F.max_pool2d(IMAGE, 3, 2, 1, ceil_mode=ceil)
     )
-    _close(pool.max_pool(IMAGE[0], (3,), (2,)), F.max_pool1d(IMAGE[0], 3, 2))
-    _close(pool.l2_pool(IMAGE[0], (3,), (2,)), F.lp_pool1d(IMAGE[0], 2, 3, 2))
-    _close(pool.avg_pool(IMAGE[:, :, None], (1, 3, 3)), F.avg_pool3d(IMAGE[:, :, None], (1, 3, 3), 1))
+    _close(conv.max_pool(IMAGE[0], (3,), (2,)), F.max_pool1d(IMAGE[0], 3, 2))
+    _close(conv.l2_pool(IMAGE[0], (3,), (2,)), F.lp_pool1d(IMAGE[0], 2, 3, 2))
+    _close(conv.avg_pool(IMAGE[:, :, None], (1, 3, 3)), F.avg_pool3d(IMAGE[:, :, None], (1, 3, 3), 1))
 
 
 def test_normalizations_are_torchs() -> None:
     gamma, beta = torch.randn(6), torch.randn(6)
-    _close(normalization.instance_norm(IMAGE, gamma, beta), F.instance_norm(IMAGE, weight=gamma, bias=beta))
+    _close(layers.instance_norm(IMAGE, gamma, beta), F.instance_norm(IMAGE, weight=gamma, bias=beta))
     mean, variance = torch.randn(6), torch.rand(6)
     expected = F.batch_norm(IMAGE, mean, variance, gamma, beta)
-    _close(normalization.batch_norm(IMAGE, mean, variance, gamma, beta), expected)
+    _close(layers.batch_norm(IMAGE, mean, variance, gamma, beta), expected)
     last = torch.randn(7)
-    _close(normalization.layer_norm(IMAGE, (-1,), last), F.layer_norm(IMAGE, (7,), last))
+    _close(layers.layer_norm(IMAGE, (-1,), last), F.layer_norm(IMAGE, (7,), last))
     expected = F.layer_norm(IMAGE.movedim(1, -1), (6,), gamma, beta).movedim(-1, 1)
-    _close(normalization.layer_norm(IMAGE, (1,), gamma, beta), expected)
+    _close(layers.layer_norm(IMAGE, (1,), gamma, beta), expected)
     expected = F.local_response_norm(IMAGE, 4, 0.3, 0.7, 2.0)
-    _close(normalization.local_response_norm(IMAGE, 4, 0.3, 0.7, 2.0), expected)
+    _close(layers.local_response_norm(IMAGE, 4, 0.3, 0.7, 2.0), expected)
 
 
 def test_activations_are_torchs() -> None:
-    _close(activation.gelu(IMAGE), F.gelu(IMAGE))
-    _close(activation.gelu(IMAGE, "TANH_APPROXIMATION"), F.gelu(IMAGE, approximate="tanh"))
-    _close(activation.softplus(IMAGE * 50), F.softplus(IMAGE * 50))
-    _close(activation.prelu(IMAGE, torch.arange(6.0)), F.prelu(IMAGE, torch.arange(6.0)))
-    _close(activation.elu(IMAGE, 0.3), F.elu(IMAGE, 0.3))
+    _close(layers.gelu(IMAGE), F.gelu(IMAGE))
+    _close(layers.gelu(IMAGE, "TANH_APPROXIMATION"), F.gelu(IMAGE, approximate="tanh"))
+    _close(layers.softplus(IMAGE * 50), F.softplus(IMAGE * 50))
+    _close(layers.prelu(IMAGE, torch.arange(6.0)), F.prelu(IMAGE, torch.arange(6.0)))
+    _close(layers.elu(IMAGE, 0.3), F.elu(IMAGE, 0.3))
     with pytest.raises(ValueError, match="gelu mode"):
-        activation.gelu(IMAGE, "ROUGHLY")
+        layers.gelu(IMAGE, "ROUGHLY")
 
 
 def test_nan_stays_nan() -> None:
     nan = torch.tensor([float("nan"), 1.0])
     for result in (
-        activation.relu(nan),
-        activation.thresholded_relu(nan, 0.5),
-        activation.clamped_relu(nan, 0.1, 2.0),
-        elementwise_unary.clip(nan, -1.0, 1.0),
-        elementwise_unary.sign(nan),
-        elementwise_binary.maximum(nan, torch.zeros(2)),
-        reduction.reduce_max(nan[None], (1,)),
-        activation.softmax(nan),
-        pool.max_pool(nan.reshape(1, 1, 2), (2,)),
+        layers.relu(nan),
+        layers.thresholded_relu(nan, 0.5),
+        layers.clamped_relu(nan, 0.1, 2.0),
+        elementwise.clip(nan, -1.0, 1.0),
+        elementwise.sign(nan),
+        IOS15["maximum"](nan, torch.zeros(2)),
+        tensor_operation.reduce_max(nan[None], (1,)),
+        layers.softmax(nan),
+        conv.max_pool(nan.reshape(1, 1, 2), (2,)),
     ):
         assert torch.isnan(result.reshape(-1)[0])
 
 
 def test_integers_stay_integers() -> None:
     x, y = torch.tensor([7, -7], dtype=torch.int32), torch.tensor([2, 2], dtype=torch.int32)
-    assert elementwise_binary.floor_div(x, y).tolist() == [3, -4]
-    assert elementwise_binary.mod(x, y).tolist() == [1, 1]
-    assert elementwise_binary.real_div(x, y).tolist() == [3, -3]
-    assert elementwise_binary.pow_(x, y).tolist() == [49, 49]
-    for result in (reduction.reduce_mean(x), reduction.reduce_l2_norm(x), reduction.reduce_sum(x), x * y):
+    assert IOS15["floor_div"](x, y).tolist() == [3, -4]
+    assert IOS15["mod"](x, y).tolist() == [1, 1]
+    assert elementwise.real_div(x, y).tolist() == [3, -3]
+    assert elementwise.pow_(x, y).tolist() == [49, 49]
+    for result in (
+        tensor_operation.reduce_mean(x),
+        tensor_operation.reduce_l2_norm(x),
+        tensor_operation.reduce_sum(x),
+        x * y,
+    ):
         assert result.dtype == torch.int32
 
 
 def test_casts() -> None:
-    assert elementwise_unary.cast(torch.tensor([1.9, -1.9]), "int32").tolist() == [1, -1]
-    assert elementwise_unary.cast(torch.tensor([0.5, 0.0]), "bool").tolist() == [True, False]
-    assert elementwise_unary.cast(torch.tensor([-1], dtype=torch.int32), "uint16").tolist() == [65535]
+    assert elementwise.cast(torch.tensor([1.9, -1.9]), "int32").tolist() == [1, -1]
+    assert elementwise.cast(torch.tensor([0.5, 0.0]), "bool").tolist() == [True, False]
+    assert elementwise.cast(torch.tensor([-1], dtype=torch.int32), "uint16").tolist() == [65535]
 
 
 def test_slicing_is_numpys() -> None:
@@ -229,13 +234,13 @@ def test_attention_with_both_kinds_of_mask() -> None:
     added = torch.randn(5, 7)
     for mask in (None, boolean, added):
         expected = F.scaled_dot_product_attention(q, k, v, mask)
-        _close(linear.scaled_dot_product_attention(q, k, v, mask), expected)
+        _close(layers.scaled_dot_product_attention(q, k, v, mask), expected)
 
 
 def test_suppression_drops_what_overlaps() -> None:
     boxes = torch.tensor([[[0.0, 0, 2, 2], [0.1, 0, 2, 2], [9, 9, 2, 2]]])
     scores = torch.tensor([[[0.9], [0.8], [0.7]]])
-    kept, _, indices, count = suppression.non_maximum_suppression(boxes, scores, 0.5, 0.1, 4)
+    kept, _, indices, count = image.non_maximum_suppression(boxes, scores, 0.5, 0.1, 4)
     assert indices.tolist() == [[0, 2, -1, -1]]
     assert count.tolist() == [2]
     assert kept[0, 2:].abs().sum() == 0

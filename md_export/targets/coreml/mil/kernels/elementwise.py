@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
-from md_export.targets.coreml.mil.bind import Native, Stored, Tensor
+from md_export.targets.coreml.mil.bind import Kernel, Native, Stored, Tensor
 from md_export.targets.coreml.mil.dtypes import DTYPES
 
 
-def abs_(x: Tensor) -> Tensor:
-    """|x|."""
-    return x.abs()
+def of_one(function: Callable[[Tensor], Tensor]) -> Kernel:
+    """Kernel of a torch function of one tensor."""
+
+    def kernel(x: Tensor) -> Tensor:
+        return function(x)
+
+    return kernel
 
 
-def acos(x: Tensor) -> Tensor:
-    """Inverse cosine."""
-    return torch.acos(x)
+def of_two(function: Callable[[Tensor, Tensor], Tensor]) -> Kernel:
+    """Kernel of a torch function of two tensors, with numpy's broadcasting."""
 
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return function(x, y)
 
-def asin(x: Tensor) -> Tensor:
-    """Inverse sine."""
-    return torch.asin(x)
-
-
-def atan(x: Tensor) -> Tensor:
-    """Inverse tangent."""
-    return torch.atan(x)
-
-
-def atanh(x: Tensor) -> Tensor:
-    """Inverse hyperbolic tangent."""
-    return torch.atanh(x)
+    return kernel
 
 
 def cast(x: Stored, dtype: str) -> Tensor:
@@ -47,44 +42,14 @@ def cast(x: Stored, dtype: str) -> Tensor:
     return x.to(target)
 
 
-def ceil(x: Tensor) -> Tensor:
-    """Smallest integer not below x."""
-    return torch.ceil(x)
-
-
 def clip(x: Tensor, alpha: float, beta: float) -> Tensor:
     """min(max(x, alpha), beta)."""
     return x.clamp(alpha, beta)
 
 
-def cos(x: Tensor) -> Tensor:
-    """Cosine."""
-    return torch.cos(x)
-
-
-def cosh(x: Tensor) -> Tensor:
-    """Hyperbolic cosine."""
-    return torch.cosh(x)
-
-
-def erf(x: Tensor) -> Tensor:
-    """Gauss error function."""
-    return torch.erf(x)
-
-
-def exp(x: Tensor) -> Tensor:
-    """eˣ."""
-    return torch.exp(x)
-
-
 def exp2(x: Tensor) -> Tensor:
     """2ˣ; integers stay integers."""
     return torch.exp2(x) if x.is_floating_point() else torch.exp2(x.double()).to(x.dtype)
-
-
-def floor(x: Tensor) -> Tensor:
-    """Largest integer not above x."""
-    return torch.floor(x)
 
 
 def inverse(x: Tensor, epsilon: float = 1e-4) -> Tensor:
@@ -97,16 +62,6 @@ def log(x: Tensor, epsilon: float = 1e-45) -> Tensor:
     return torch.log(x + epsilon)
 
 
-def logical_not(x: Tensor) -> Tensor:
-    """Not x."""
-    return torch.logical_not(x)
-
-
-def round_(x: Tensor) -> Tensor:
-    """Nearest integer, ties to even."""
-    return torch.round(x)
-
-
 def rsqrt(x: Tensor, epsilon: float = 1e-12) -> Tensor:
     """1 / √(x + epsilon)."""
     return torch.rsqrt(x + epsilon)
@@ -117,34 +72,9 @@ def sign(x: Tensor) -> Tensor:
     return torch.where(torch.isnan(x), x, torch.sign(x)) if x.is_floating_point() else torch.sign(x)
 
 
-def sin(x: Tensor) -> Tensor:
-    """Sine."""
-    return torch.sin(x)
-
-
-def sinh(x: Tensor) -> Tensor:
-    """Hyperbolic sine."""
-    return torch.sinh(x)
-
-
-def sqrt(x: Tensor) -> Tensor:
-    """√x."""
-    return torch.sqrt(x)
-
-
 def square(x: Tensor) -> Tensor:
     """x²."""
     return x * x
-
-
-def tan(x: Tensor) -> Tensor:
-    """Tangent."""
-    return torch.tan(x)
-
-
-def tanh(x: Tensor) -> Tensor:
-    """Hyperbolic tangent."""
-    return torch.tanh(x)
 
 
 def threshold(x: Tensor, alpha: float) -> Tensor:
@@ -157,74 +87,9 @@ def add(x: Native, y: Native) -> Tensor:
     return x + y
 
 
-def equal(x: Tensor, y: Tensor) -> Tensor:
-    """x = y."""
-    return torch.eq(x, y)
-
-
-def floor_div(x: Tensor, y: Tensor) -> Tensor:
-    """Largest integer not above x / y."""
-    return torch.floor_divide(x, y)
-
-
-def greater(x: Tensor, y: Tensor) -> Tensor:
-    """x > y."""
-    return x > y
-
-
-def greater_equal(x: Tensor, y: Tensor) -> Tensor:
-    """x ≥ y."""
-    return x >= y
-
-
-def less(x: Tensor, y: Tensor) -> Tensor:
-    """x < y."""
-    return x < y
-
-
-def less_equal(x: Tensor, y: Tensor) -> Tensor:
-    """x ≤ y."""
-    return x <= y
-
-
-def logical_and(x: Tensor, y: Tensor) -> Tensor:
-    """x and y."""
-    return torch.logical_and(x, y)
-
-
-def logical_or(x: Tensor, y: Tensor) -> Tensor:
-    """x or y."""
-    return torch.logical_or(x, y)
-
-
-def logical_xor(x: Tensor, y: Tensor) -> Tensor:
-    """Either x or y."""
-    return torch.logical_xor(x, y)
-
-
-def maximum(x: Tensor, y: Tensor) -> Tensor:
-    """The larger; NaN if either is."""
-    return torch.maximum(x, y)
-
-
-def minimum(x: Tensor, y: Tensor) -> Tensor:
-    """The smaller; NaN if either is."""
-    return torch.minimum(x, y)
-
-
-def mod(x: Tensor, y: Tensor) -> Tensor:
-    """Remainder with the sign of y."""
-    return torch.remainder(x, y)
-
-
 def mul(x: Native, y: Native) -> Tensor:
     """x · y."""
     return x * y
-
-
-def not_equal(x: Tensor, y: Tensor) -> Tensor:
-    """x ≠ y."""
-    return torch.ne(x, y)
 
 
 def pow_(x: Tensor, y: Tensor) -> Tensor:
