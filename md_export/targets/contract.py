@@ -22,6 +22,10 @@ from md_export.targets.stored import Constant, StoredWeight
 if TYPE_CHECKING:
     from torch import nn
 
+# The one entry that holds all notes as JSON, where a format has named blobs; the prefix of each where it has pairs.
+NAME: Final = "md_export"
+_PREFIX: Final = f"{NAME}."
+
 
 @dataclass(frozen=True)
 class LoweringJob:
@@ -238,11 +242,6 @@ class HasForms(Protocol):
     """
 
     forms: ClassVar[Mapping[str, str]]
-
-
-# The one entry that holds all notes as JSON, where a format has named blobs; the prefix of each where it has pairs.
-NAME: Final = "md_export"
-_PREFIX: Final = f"{NAME}."
 
 
 def labelled(notes: Mapping[str, str]) -> dict[str, str]:

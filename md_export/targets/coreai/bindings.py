@@ -64,6 +64,9 @@ __all__ = [
     "set_block_arg_location",
     "set_op_location",
 ]
+# The root module's path is empty, which no file name may be; the dash is the format's own word for unknown.
+_ROOT, _UNKNOWN = ".", "-"
+_PLACE: Final = re.compile(r'loc\("([^"]*)":')
 
 
 @contextlib.contextmanager
@@ -152,13 +155,11 @@ def callee_of(op: Any) -> str:
     return str(op.attributes["callee"]).partition("@")[2].partition(">")[0].strip()
 
 
-# The root module's path is empty, which no file name may be; the dash is the format's own word for unknown.
-_ROOT, _UNKNOWN = ".", "-"
-_PLACE: Final = re.compile(r'loc\("([^"]*)":')
-
-
 def name_places(program: Any, exported: Any) -> None:
     """Give every operation the path of its torch module, and composites names by number, in place.
+
+    The converter writes this machine's source paths and stack traces instead, and random names for composites; both
+    would make the bytes of two exports differ.
 
     Args:
         program: as the converter made it in debug mode, which keeps the names of torch's nodes.

@@ -15,6 +15,8 @@ from md_export.spec.weight_storage import WeightStorage
 from md_export.targets.coreai.bindings import copy_constant_value_to_array, ir
 from md_export.targets.quantization.palette import palettize
 
+Floats = np.ndarray[Any, Any]
+
 
 @dataclass(frozen=True)
 class Element:
@@ -141,9 +143,6 @@ def name_constants(program: Any, operations: list[Any]) -> None:
                 op.attributes["value"] = ir.DenseResourceElementsAttr.get_from_buffer(
                     raw, f"constant_{number}", op.results[0].type
                 )
-
-
-Floats = np.ndarray[Any, Any]
 
 
 def integers(weight: Floats, storage: WeightStorage) -> tuple[Array, Floats]:

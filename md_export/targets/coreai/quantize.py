@@ -38,6 +38,9 @@ _PORTION: Final = 1 << 29
 _LEVELS: Final = 127
 # A scale below float32's least normal number would lose its digits.
 _LEAST_RANGE: Final = _LEVELS * float(np.finfo(np.float32).smallest_normal)
+_FLOAT: Final = ("float32", "float16")
+_SMALL: Final = ("int8", "int4", "palette8", "palette6", "palette4", "palette2")
+_INT8: Final = "int8_static"
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,12 @@ class _Edge:
 
 def quantize_activations(program: Any, products: Sequence[Reader], job: LoweringJob) -> None:
     """Give each product int8 values and make int8 of what it gives, in place.
+
+        conv2d(pad(x), w) + b → dequantize(quantize(conv2d(pad(dequantize(quantize(x))), w) + b))
+
+    In front of the padding, behind the bias, symmetric, one scale per value, as Apple's coreai-opt writes them. It
+    is not used itself: its ranges are extremes or a moving average of them, and it quantizes what every operation
+    of torch's graph takes, norms and reshapes too.
 
     Args:
         program: its weights stored already: the ranges are those of what it will compute.
@@ -154,11 +163,6 @@ def _insert(edge: _Edge, scale: float) -> None:
 def _number(value: Any) -> Any:
     held = np.asarray(value)
     return dialect.ConstantOp(value=held_value(held, held.dtype.name, "")).result
-
-
-_FLOAT: Final = ("float32", "float16")
-_SMALL: Final = ("int8", "int4", "palette8", "palette6", "palette4", "palette2")
-_INT8: Final = "int8_static"
 
 
 def check_scheme(job: LoweringJob) -> None:

@@ -31,6 +31,8 @@ from md_export.targets.coreai.save import write_program
 from md_export.targets.inputs import check_inputs
 
 _DTYPES: Final = ("float32", "int32")
+_NAME: Final = "coreai.name"
+OUTPUT: Final = "coreai.output"
 
 
 class CoreAIRunner:
@@ -91,10 +93,6 @@ def load(path: Path, runtime: str | None = None) -> CoreAIRunner:
 def _close(loop: asyncio.AbstractEventLoop, stack: AsyncExitStack) -> None:
     loop.run_until_complete(stack.aclose())
     loop.close()
-
-
-_NAME: Final = "coreai.name"
-OUTPUT: Final = "coreai.output"
 
 
 def steps(path: Path) -> tuple[Step, ...]:

@@ -41,6 +41,11 @@ from md_export.targets.stored import Constant, Float32, Grid, Palette, StoredWei
 
 _SCALED, _LOOKED_UP = "blockwise_shift_scale", "lut_to_dense"
 _LEVELS: Final = {"int4": 7, "int8": 127}
+Role = Literal["weight", "scale", "palette"]
+_OPERANDS: Final[dict[tuple[str, int], Role]] = {
+    ("blockwise_shift_scale", 1): "scale",
+    ("lut_to_dense", 1): "palette",
+}
 
 
 def stored_weights(path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:
@@ -114,13 +119,6 @@ def _is_promised(shape: tuple[int, ...], readers: list[Reader], scheme: QuantSch
         return False
     own = scheme.for_module(path_of(multiplied))
     return own.weights.startswith("float") or storage_of(shape, own) is not None
-
-
-Role = Literal["weight", "scale", "palette"]
-_OPERANDS: Final[dict[tuple[str, int], Role]] = {
-    ("blockwise_shift_scale", 1): "scale",
-    ("lut_to_dense", 1): "palette",
-}
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Constants of a program by name, each with the operands that it is decompressed from."""
+"""Constants of a program by name, with the operands that they are decompressed from, by the runtime's own kernels."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from md_export.targets.stored import Grid, Palette, StoredWeight, along
 _CONST: Final = "const"
 _CONSTEXPR: Final = "constexpr_"
 _NAMES: Final = {"fp16": "float16", "fp32": "float32", "fp64": "float64"}
+_LEVELS: Final = {"int8": 127, "uint8": 255, "int4": 7, "uint4": 15}
 
 
 @dataclass(frozen=True)
@@ -114,9 +115,6 @@ def _bound(op: Any) -> Iterator[Any]:
     if op.type.startswith(_CONSTEXPR):
         for value in op.inputs.values():
             yield from (argument for argument in value.arguments if argument.name)
-
-
-_LEVELS: Final = {"int8": 127, "uint8": 255, "int4": 7, "uint4": 15}
 
 
 def _parts(*arguments: Argument | None) -> dict[str, int]:

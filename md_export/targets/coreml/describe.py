@@ -27,6 +27,13 @@ _NAMES: Final = {"fp16": "float16", "fp32": "float32"}
 # What constexpr_lut_to_dense and constexpr_sparse_to_dense call them.
 _PACKED: Final = ("indices", "mask")
 _MULTIPLIES: Final = ("conv", "linear")
+_VIEWS: Final = ("reshape", "expand_dims", "squeeze", "flatten2d", "identity")
+_MOVES: Final = ("transpose", "depth_to_space", "space_to_depth", "pixel_shuffle", "pixel_unshuffle", "reverse")
+_PASSING: Final = ("quantize", "dequantize")
+_LOOKUPS: Final = ("gather", "gather_along_axis", "gather_nd")
+_BLOB: Final = "blobFileValue"
+# Of the values in each role.
+_Shapes = Mapping[str, list[tuple[int, ...]]]
 
 
 def describe(path: Path) -> Description:
@@ -121,15 +128,6 @@ def _blob(weights: BlobFile, offset: int, use: _Use) -> _Blob:
         dtype = f"uint{8 * record.nbytes // use.packed}"
     finite = not dtype.startswith("float") or bool(np.isfinite(weights.raw(record).view(dtype)).all())
     return _Blob(use.name, dtype, record.nbytes, finite)
-
-
-_VIEWS: Final = ("reshape", "expand_dims", "squeeze", "flatten2d", "identity")
-_MOVES: Final = ("transpose", "depth_to_space", "space_to_depth", "pixel_shuffle", "pixel_unshuffle", "reverse")
-_PASSING: Final = ("quantize", "dequantize")
-_LOOKUPS: Final = ("gather", "gather_along_axis", "gather_nd")
-_BLOB: Final = "blobFileValue"
-# Of the values in each role.
-_Shapes = Mapping[str, list[tuple[int, ...]]]
 
 
 def costs(path: Path) -> tuple[OpCost, ...]:

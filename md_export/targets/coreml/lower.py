@@ -35,6 +35,12 @@ _LEAST_BITS: Final = 4
 _CASTS_BETWEEN: Final = 50
 _TRIGONOMETRY: Final = frozenset({"sin", "cos"})
 _SUMS: Final = frozenset({"add", "sub", "mul"})
+_LARGEST: Final = 65504.0
+# What coremltools takes for an infinity, which may become one of float16.
+_INFINITE: Final = 1e38
+_AT_A_TIME: Final = 1 << 20
+# Oldest system that must load a package whose recipe names none.
+DEPLOYMENT_TARGET: Final = "iOS17"
 
 
 class SparesFragile:
@@ -144,15 +150,13 @@ def _since_ios18(scheme: QuantScheme) -> str | None:
     return next((name for present, name in features if present), None)
 
 
-_LARGEST: Final = 65504.0
-# What coremltools takes for an infinity, which may become one of float16.
-_INFINITE: Final = 1e38
-_AT_A_TIME: Final = 1 << 20
-
-
 @contextmanager
 def lean_overflow_check() -> Iterator[None]:
-    """Put :func:`overflows` into coremltools' place, for the duration."""
+    """Put :func:`overflows` into coremltools' place, for the duration.
+
+    coremltools 9.0 (mil/passes/defs/quantization.py) makes an index array for each axis of a weight: five 64-bit
+    numbers for each float of a convolution, which is where converting took the most memory.
+    """
     owner: Any = ct.transform.FP16ComputePrecision
     before = owner.fp16_overflow
     owner.fp16_overflow = staticmethod(overflows)
@@ -176,10 +180,6 @@ def _overflow(values: Any) -> bool:
         if bool(((sizes > _LARGEST) & (sizes < _INFINITE)).any()):
             return True
     return False
-
-
-# Oldest system that must load a package whose recipe names none.
-DEPLOYMENT_TARGET: Final = "iOS17"
 
 
 def lower(job: LoweringJob) -> CoremlModel:

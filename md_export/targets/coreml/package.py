@@ -15,6 +15,8 @@ from md_export.targets.coreml.vendor import ct
 AUTHOR: Final = "com.apple.CoreML"
 MODEL: Final = f"Data/{AUTHOR}/model.mlmodel"
 WEIGHTS: Final = f"Data/{AUTHOR}/weights/weight.bin"
+# ArrayFeatureType.ArrayDataType of Model.proto; a component's surface has no other.
+_DTYPES: Final = {65568: "float32", 131104: "int32"}
 
 
 def read_spec(package: Path) -> Any:
@@ -78,10 +80,6 @@ def main_operations(spec: Any) -> Any:
     """The operations of ``main``, constants included, in order of execution."""
     function = spec.mlProgram.functions["main"]
     return function.block_specializations[function.opset].operations
-
-
-# ArrayFeatureType.ArrayDataType of Model.proto; a component's surface has no other.
-_DTYPES: Final = {65568: "float32", 131104: "int32"}
 
 
 def feature_specs(features: Iterable[Any]) -> tuple[TensorSpec, ...]:

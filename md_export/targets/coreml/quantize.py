@@ -29,10 +29,16 @@ Ranges = dict[str, dict[str, float]]
 _MULTIPLIES: Final = ("conv", "linear")
 # A scale is range / 127 in float16; below the least normal number it would lose its digits.
 _LEAST_RANGE: Final = 127 * float(np.finfo(np.float16).smallest_normal)
+# weight_threshold: coremltools would leave weights of up to 2048 elements as they are.
+_ALL_SIZES: Final[Mapping[str, int]] = {"weight_threshold": 0}
 
 
 def measure_ranges(package: Path, calibration: Sequence[Arrays], rule: RangeRule) -> Ranges:
     """Range of every float in the program by the rule, as coremltools' passes take them.
+
+    ``coremltools.optimize.coreml.linear_quantize_activations`` runs the same passes, but overwrites the range of a
+    value with every sample, so that the last sample alone decides (coremltools 9.0,
+    ``record_intermediate_output``).
 
     Raises:
         ValueError: a value passes what float16 can hold, or is NaN.
@@ -87,12 +93,14 @@ def _share(block: Any, kind: str) -> None:
             block.remove_ops([op])
 
 
-# weight_threshold: coremltools would leave weights of up to 2048 elements as they are.
-_ALL_SIZES: Final[Mapping[str, int]] = {"weight_threshold": 0}
-
-
 def compress(program: Any, stored: Mapping[str, QuantScheme]) -> frozenset[str]:
     """Store each of these weights as its scheme says; all else is untouched.
+
+    The public functions of ``coremltools.optimize.coreml`` run these passes and then every graph pass of a
+    conversion once more: ten times slower, and they wrap the indices of a gather a second time.
+
+    Constants are chosen by name, not by type of operation: equal constants of 100 elements and more are stored
+    once, and where a norm and a linear share a zero bias coremltools sees a conflict.
 
     Where a block or group does not divide a weight's channels, the largest divisor above half of it is taken, and
     else the whole axis. A weight that a palette would not make smaller stays as it is.

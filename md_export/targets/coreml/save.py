@@ -79,6 +79,8 @@ def _sha256_or_none(file: Path) -> str:
 def join(packages: Mapping[str, Path], path: Path, workdir: Path) -> None:
     """Write a package whose functions are the programs of ``packages``, by their names there; the first is the default.
 
+    Core ML loads such packages from iOS 18 on; an app names the function in ``MLModelConfiguration.functionName``.
+
     Equal weights are stored once. What a package says of itself stays with its function.
 
     Args:

@@ -39,6 +39,16 @@ _ROLES: Final[dict[tuple[str, str], Role]] = {
 }
 # Axis of a weight's output channels; the first but for a transposed convolution.
 _MADE: Final = {"conv_transpose": 1}
+_ROLES_EDIT: Final = {"scale": "scale", "lut": "palette"}
+# numpy's names of the types that it has.
+_NUMPY: Final = {"fp16": "float16", "fp32": "float32"} | {
+    name: name for name in ("int8", "uint8", "int16", "uint16", "int32", "uint32")
+}
+# Roles of what constexpr_* operations keep several to a byte, whatever type the record names.
+_PACKED: Final = ("indices", "mask")
+# MILBlob's codes of the two float types.
+_CODES: Final = {"float16": 1, "float32": 2}
+_ALIGNED: Final = 64
 
 
 class _Reader(NamedTuple):
@@ -112,18 +122,6 @@ def _transposed(weight: StoredWeight) -> StoredWeight:
     palette = weight.palette and replace(weight.palette, tables=np.swapaxes(weight.palette.tables, 0, 1))
     kept = None if weight.kept is None else weight.kept.T
     return replace(weight, values=weight.values.T, grid=grid, palette=palette, kept=kept)
-
-
-_ROLES_EDIT: Final = {"scale": "scale", "lut": "palette"}
-# numpy's names of the types that it has.
-_NUMPY: Final = {"fp16": "float16", "fp32": "float32"} | {
-    name: name for name in ("int8", "uint8", "int16", "uint16", "int32", "uint32")
-}
-# Roles of what constexpr_* operations keep several to a byte, whatever type the record names.
-_PACKED: Final = ("indices", "mask")
-# MILBlob's codes of the two float types.
-_CODES: Final = {"float16": 1, "float32": 2}
-_ALIGNED: Final = 64
 
 
 @contextmanager

@@ -30,6 +30,8 @@ WEIGHT_INPUTS: Final[Mapping[str, tuple[str, ...]]] = {
 # leaves them as they are (should_use_weight_file).
 LEAST_ELEMENTS: Final = 10
 _FLOATS: Final = ("FLOAT32", "FLOAT16")
+# Scales and tables are float16, as the weights that they stand for.
+_BITS: Final = 16
 
 
 def float_weights(spec: Any) -> frozenset[str]:
@@ -66,10 +68,6 @@ def storage_of(weights: frozenset[str], model: CoremlModel, job: LoweringJob) ->
 
 def _module(constant: str, modules: Mapping[str, str]) -> str:
     return modules.get(constant.removesuffix("_to_fp16"), "")
-
-
-# Scales and tables are float16, as the weights that they stand for.
-_BITS: Final = 16
 
 
 def weight_storage(path: str, layer: nn.Module, scheme: QuantScheme) -> WeightStorage | None:

@@ -11,6 +11,9 @@ import onnx_ir as ir
 from md_export.errors import ConversionError
 
 _STANDARD: Final = ("", "ai.onnx")
+_SCOPES = "pkg.torch.onnx.name_scopes"
+NAME: Final = "resized_region"
+_REGION: Final = 1
 
 
 def qualified(domain: str, kind: str) -> str:
@@ -33,9 +36,6 @@ def check_portable(model: ir.Model, maker: str) -> None:
     foreign = foreign_operators(model)
     if foreign:
         raise ConversionError(f"{maker} emitted operators outside the ONNX standard: {', '.join(foreign)}")
-
-
-_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def clean(model: ir.Model) -> None:
@@ -94,12 +94,14 @@ def strip(model: ir.Model) -> None:
         item.doc_string = None
 
 
-NAME: Final = "resized_region"
-_REGION: Final = 1
-
-
 def name_regions(graph: ir.Graph) -> None:
-    """Give each Resize of a 4-D value its region, one constant for all, in place."""
+    """Give each Resize of a 4-D value its region, one constant for all, in place.
+
+        Resize(x, —, scales) → Resize(x, region, scales)        region = [0, 0, 0, 0, 1, 1, 1, 1]
+
+    The standard makes the region optional and ignores it in all modes but one. onnxruntime's check of mobile
+    usability takes a missing input for one of unknown shape, and tells people to keep such a graph off Core ML.
+    """
     nameless = [node for node in graph if node.op_type == "Resize" and node.inputs[_REGION] is None]
     if not nameless:
         return

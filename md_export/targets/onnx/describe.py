@@ -27,6 +27,22 @@ WEIGHT_INPUT: Final = {"Conv": 1, "Gemm": 1, "MatMul": 1, "Gather": 0}
 MALFORMED: Final = (onnx.checker.ValidationError, OSError, ValueError, KeyError, IndexError, TypeError)
 # What stands between a stored weight and the operator that takes it.
 _DECODING: Final = ("DequantizeLinear", "Cast", "Reshape")
+_VIEWS: Final = ("Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Shape", "Constant")
+_MOVES: Final = ("Transpose", "DepthToSpace", "SpaceToDepth")
+_PASSING: Final = ("QuantizeLinear", "DequantizeLinear")
+_CONVOLUTIONS: Final = ("Conv", "ConvTranspose")
+# What only gives a constant another form where it is given one.
+_FORMS: Final = ("Cast", "Reshape", "Transpose", "Unsqueeze", "Identity")
+# Of a node's inputs.
+_Shapes = Sequence[tuple[int, ...]]
+_MACS: Final[Mapping[str, Callable[[_Shapes, tuple[int, ...]], int]]] = {
+    # Weights [out, in of a group, …], and [in, out of a group, …].
+    "Conv": lambda shapes, out: math.prod(out) * math.prod(shapes[1][1:]),
+    "ConvTranspose": lambda shapes, _: math.prod(shapes[0]) * math.prod(shapes[1][1:]),
+    "Gemm": lambda shapes, out: product_macs(shapes[0], out),
+    "MatMul": lambda shapes, out: product_macs(shapes[0], out),
+    "MatMulNBits": lambda _shapes, _out: 0,
+}
 
 
 def describe(path: Path) -> Description:
@@ -122,16 +138,6 @@ def stored_bytes(tensor: onnx.TensorProto) -> int:
     return int(-(-prod(tensor.dims) * ir.DataType(tensor.data_type).bitwidth // 8))
 
 
-_VIEWS: Final = ("Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Shape", "Constant")
-_MOVES: Final = ("Transpose", "DepthToSpace", "SpaceToDepth")
-_PASSING: Final = ("QuantizeLinear", "DequantizeLinear")
-_CONVOLUTIONS: Final = ("Conv", "ConvTranspose")
-# What only gives a constant another form where it is given one.
-_FORMS: Final = ("Cast", "Reshape", "Transpose", "Unsqueeze", "Identity")
-# Of a node's inputs.
-_Shapes = Sequence[tuple[int, ...]]
-
-
 def costs(path: Path) -> tuple[OpCost, ...]:
     """One for each node.
 
@@ -211,13 +217,3 @@ def _macs(node: onnx.NodeProto, shapes: _Shapes, out: tuple[int, ...]) -> int:
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-
-
-_MACS: Final[Mapping[str, Callable[[_Shapes, tuple[int, ...]], int]]] = {
-    # Weights [out, in of a group, …], and [in, out of a group, …].
-    "Conv": lambda shapes, out: math.prod(out) * math.prod(shapes[1][1:]),
-    "ConvTranspose": lambda shapes, _: math.prod(shapes[0]) * math.prod(shapes[1][1:]),
-    "Gemm": lambda shapes, out: product_macs(shapes[0], out),
-    "MatMul": lambda shapes, out: product_macs(shapes[0], out),
-    "MatMulNBits": lambda _shapes, _out: 0,
-}

@@ -20,10 +20,19 @@ from md_export.targets.onnx.weights import initializer
 from md_export.targets.quiet import quiet
 
 _ANY_SIZE: Final = 1 << 40
+# From 21 on the exporter emits GroupNormalization, which onnxruntime's CPU provider expands into more
+# and slower nodes and which mobile providers do not take.
+OPSET: Final = 18
 
 
 def part_weights(model: ir.Model) -> None:
-    """Take parts of constants out of them, in place; all parts being used, the bytes stay as many."""
+    """Take parts of constants out of them, in place; all parts being used, the bytes stay as many.
+
+        Conv(x, Gather(stack[4, out, in, k, k], 2)) → Conv(x, part[out, in, k, k])
+        Conv(x, Split(whole[out, in, k, k])[0])     → Conv(x, part[out, in/2, k, k])
+
+    The exporter leaves large constants as they are; but only what is a constant can be stored otherwise.
+    """
     fold_constants(model, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE, should_fold=_looks_up)
     for node in list(model.graph):
         whole = node.inputs[0] if node.op_type == "Split" else None
@@ -51,11 +60,6 @@ def _cut(graph: ir.Graph, node: ir.Node, whole: ir.Value, values: np.ndarray) ->
     graph.remove(node, safe=True)
     if not whole.uses():
         del graph.initializers[whole.name or ""]
-
-
-# From 21 on the exporter emits GroupNormalization, which onnxruntime's CPU provider expands into more
-# and slower nodes and which mobile providers do not take.
-OPSET: Final = 18
 
 
 def lower(job: LoweringJob) -> OnnxModel:

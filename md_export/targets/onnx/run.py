@@ -27,10 +27,23 @@ _FLOAT: Final = ir.DataType.FLOAT
 _MOVING: Final = frozenset(
     ("Concat", "Gather", "Identity", "Reshape", "Resize", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
 )
+UNOPTIMIZED: Final = "unoptimized"
+_DTYPES: Final = {"tensor(float)": "float32", "tensor(int32)": "int32"}
+# What onnxruntime's quantizer inserts; it names these nodes after tensors.
+_INSERTED: Final = ("QuantizeLinear", "DequantizeLinear")
+_SPINNING: Final = "session.intra_op.allow_spinning"
 
 
 def rounded_graph(path: Path) -> onnx.ModelProto | None:
     """The saved graph in float32 with every result that it has in float16 rounded to float16; None where it has none.
+
+        y = MatMul(a, b)        in float16
+        y = Cast(Cast(MatMul(Cast(a), Cast(b)), float16), float32)        sums in float32, the result rounded
+
+    onnxruntime has float16 kernels for few operators on x86. It runs the others in float32, each between two casts
+    of its own, and then drops every pair of casts that meet, optimizations off or not
+    (``RemoveDuplicateCastTransformer``): what comes out has hardly been rounded, and nothing overflows. Casts that
+    the graph itself holds are kept.
 
     Values keep their names. Weights that lie beside the file stay there: open the session with
     :data:`md_export.targets.onnx.sessions.WEIGHTS_FOLDER`.
@@ -85,10 +98,6 @@ def _cast(value: ir.Value, dtype: ir.DataType, name: str) -> ir.Node:
     node = ir.node("Cast", [value], {"to": dtype.value})
     node.outputs[0].name, node.outputs[0].dtype = name, dtype
     return node
-
-
-UNOPTIMIZED: Final = "unoptimized"
-_DTYPES: Final = {"tensor(float)": "float32", "tensor(int32)": "int32"}
 
 
 class OnnxRunner:
@@ -156,11 +165,6 @@ def _spec(node: ort.NodeArg, name: str) -> TensorSpec:
     if node.type not in _DTYPES or not all(isinstance(size, int) for size in node.shape):
         raise RuntimeFault(f"{name}: {node.name} is {node.type}{node.shape}; artifacts hold static float32 or int32")
     return TensorSpec(node.name, tuple(node.shape), _DTYPES[node.type])
-
-
-# What onnxruntime's quantizer inserts; it names these nodes after tensors.
-_INSERTED: Final = ("QuantizeLinear", "DequantizeLinear")
-_SPINNING: Final = "session.intra_op.allow_spinning"
 
 
 def steps(path: Path) -> tuple[Step, ...]:

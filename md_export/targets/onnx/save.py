@@ -22,10 +22,18 @@ ORT_SUFFIX: Final = ".ort"
 _LEFT_OUT: Final[Mapping[str, tuple[str, ...]]] = {"ort": ("NchwcTransformer",), "cpu_fused": ()}
 _SAVE_AS: Final = "session.save_model_format"
 _DATA_NAME: Final = "session.optimized_model_external_initializers_file_name"
+# protobuf refuses messages of 2 GiB; the rest is left for the graph itself.
+INLINE_BYTES: Final = 1_900_000_000
 
 
 def write_fused(source: Path, path: Path, form: str, external: bool) -> None:
     """Optimize the graph of ``source`` and write ``path``.
+
+    ``ort``: the format of onnxruntime's small mobile builds, which read no ONNX and optimize nothing when they
+    load. Fused with operators of its own, for any processor: what makes a graph fit one kind (``NchwcTransformer``)
+    is left out, as onnxruntime's own converter leaves it out.
+
+    ``cpu_fused``: ONNX with all that onnxruntime does for the processor at hand, done once. Not portable.
 
     Args:
         source: a saved graph of standard operators.
@@ -67,10 +75,6 @@ def as_onnx(path: Path) -> onnx.ModelProto:
             return onnx.load(back)
         except (*ORT_ERRORS, OSError) as error:
             raise RuntimeFault(f"{path.name} is no .ort file of this onnxruntime: {one_line(error)}") from error
-
-
-# protobuf refuses messages of 2 GiB; the rest is left for the graph itself.
-INLINE_BYTES: Final = 1_900_000_000
 
 
 def save(model: OnnxModel, path: Path) -> None:

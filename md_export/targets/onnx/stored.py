@@ -18,6 +18,26 @@ from md_export.targets.onnx.clean import module_path
 from md_export.targets.onnx.describe import read_unfused, stored_bytes
 from md_export.targets.stored import Constant, Float32, Grid, Role, StoredWeight, Use, along
 
+# What an operand is, by operator and position. A product of the norm's value and its gamma stands second.
+_ROLES: Final[dict[tuple[str, int], Role]] = {
+    ("Conv", 1): "weight",
+    ("Gemm", 1): "weight",
+    ("MatMul", 1): "weight",
+    ("Gather", 0): "weight",
+    ("Mul", 1): "weight",
+    ("LayerNormalization", 1): "weight",
+    ("InstanceNormalization", 1): "weight",
+    ("Conv", 2): "bias",
+    ("Gemm", 2): "bias",
+    ("Add", 1): "bias",
+    ("LayerNormalization", 2): "bias",
+    ("InstanceNormalization", 2): "bias",
+}
+_MULTIPLIED: Final = (("Conv", 1), ("Gemm", 1), ("MatMul", 1), ("Gather", 0))
+_LEVELS: Final = {"int4": 7, "int8": 127, "uint8": 255, "int32": 2**31 - 1}
+_SCALED: Final = "DequantizeLinear"
+_NARROW: Final = (onnx.TensorProto.INT8, onnx.TensorProto.INT4)
+
 
 def dequantized(node: Any, read: Callable[[str], Any]) -> tuple[Float32, Float32]:
     """The product of a DequantizeLinear of constants, and its steps: as many axes, each of 1 or of the blocks on it.
@@ -44,26 +64,6 @@ def _read(node: Any, position: int, read: Callable[[str], Any]) -> Float32:
 def attribute(node: Any, name: str, default: int) -> int:
     """An integer attribute of a node."""
     return next((int(item.i) for item in node.attribute if item.name == name), default)
-
-
-# What an operand is, by operator and position. A product of the norm's value and its gamma stands second.
-_ROLES: Final[dict[tuple[str, int], Role]] = {
-    ("Conv", 1): "weight",
-    ("Gemm", 1): "weight",
-    ("MatMul", 1): "weight",
-    ("Gather", 0): "weight",
-    ("Mul", 1): "weight",
-    ("LayerNormalization", 1): "weight",
-    ("InstanceNormalization", 1): "weight",
-    ("Conv", 2): "bias",
-    ("Gemm", 2): "bias",
-    ("Add", 1): "bias",
-    ("LayerNormalization", 2): "bias",
-    ("InstanceNormalization", 2): "bias",
-}
-_MULTIPLIED: Final = (("Conv", 1), ("Gemm", 1), ("MatMul", 1), ("Gather", 0))
-_LEVELS: Final = {"int4": 7, "int8": 127, "uint8": 255, "int32": 2**31 - 1}
-_SCALED: Final = "DequantizeLinear"
 
 
 class _Reader(NamedTuple):
@@ -195,9 +195,6 @@ def _is_promised(readers: tuple[_Reader, ...], shape: tuple[int, ...]) -> bool:
 
 def _dtype(tensor: Any) -> str:
     return str(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).name)
-
-
-_NARROW: Final = (onnx.TensorProto.INT8, onnx.TensorProto.INT4)
 
 
 @contextmanager

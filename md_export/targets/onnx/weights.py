@@ -25,6 +25,9 @@ from md_export.spec.weight_storage import WeightStorage, integer_storage
 from md_export.targets.onnx.describe import WEIGHT_INPUT
 
 _TYPES: Final[Mapping[int, Any]] = {8: np.int8, 4: ml_dtypes.int4}
+_INTEGERS: Final = ("int8", "int4")
+# int4 and blocks came with it, scales in float16 with 19. The converter rewrites what changed its meaning on the way.
+OPSET: Final = 21
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,11 @@ def is_table_lookup(node: ir.Node) -> bool:
 def quantize_table(graph: ir.Graph, node: ir.Node, per_row: bool) -> None:
     """Store the table of ``node`` in int8, in place.
 
+        Gather(float[V, D], ids) → Mul(Cast(Gather(int8[V, D], ids)), Gather(float[V, 1], ids))
+
+    onnxruntime's own rewrite has one scale for the whole table; a DequantizeLinear with one scale per row would
+    expand the whole table on each call. CLIP's table is a third of the text encoder.
+
     Args:
         graph: holds ``node``.
         node: see :func:`is_table_lookup`.
@@ -140,9 +148,6 @@ def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     return value
 
 
-_INTEGERS: Final = ("int8", "int4")
-
-
 def weight_storage(path: str, layer: nn.Module, scheme: QuantScheme) -> WeightStorage | None:
     """How :func:`quantize` stores a layer's weight; ``scheme`` is the module's own, without rules. None: in float.
 
@@ -163,10 +168,6 @@ def fits_table(scheme: QuantScheme) -> bool:
 def storage_of(shape: tuple[int, ...], scheme: QuantScheme) -> WeightStorage:
     """Storage of a weight of this shape, ``[out, in, *kernel]``, as int8 or int4."""
     return integer_storage(shape, scheme, 16 if scheme.activations == "float16" else 32)
-
-
-# int4 and blocks came with it, scales in float16 with 19. The converter rewrites what changed its meaning on the way.
-OPSET: Final = 21
 
 
 def store_weights(model: ir.Model, storages: Mapping[str, QuantScheme]) -> None:

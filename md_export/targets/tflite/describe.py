@@ -26,6 +26,14 @@ from md_export.targets.tflite.flatbuffer import (
 )
 from md_export.targets.tflite.names import END, modules_in
 
+_VIEWS: Final = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE")
+_MOVES: Final = ("TRANSPOSE", "SPACE_TO_DEPTH", "DEPTH_TO_SPACE", "SPACE_TO_BATCH_ND", "BATCH_TO_SPACE_ND")
+_PASSING: Final = ("QUANTIZE", "DEQUANTIZE")
+_LOOKUPS: Final = ("EMBEDDING_LOOKUP", "GATHER")
+_PRODUCTS: Final = ("FULLY_CONNECTED", "BATCH_MATMUL")
+# Of an op's operands.
+_Shapes = Sequence[tuple[int, ...]]
+
 
 def describe(path: Path) -> Description:
     """Read a saved file without running it.
@@ -81,15 +89,6 @@ def _bytes_by_dtype(model: Any) -> dict[str, int]:
 def _finite(model: Any, tensor: Any) -> bool:
     dtype = DTYPES.get(tensor.type, "other")
     return not dtype.startswith("float") or bool(np.isfinite(data_of(model, tensor).view(dtype)).all())
-
-
-_VIEWS: Final = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE")
-_MOVES: Final = ("TRANSPOSE", "SPACE_TO_DEPTH", "DEPTH_TO_SPACE", "SPACE_TO_BATCH_ND", "BATCH_TO_SPACE_ND")
-_PASSING: Final = ("QUANTIZE", "DEQUANTIZE")
-_LOOKUPS: Final = ("EMBEDDING_LOOKUP", "GATHER")
-_PRODUCTS: Final = ("FULLY_CONNECTED", "BATCH_MATMUL")
-# Of an op's operands.
-_Shapes = Sequence[tuple[int, ...]]
 
 
 def costs(path: Path) -> tuple[OpCost, ...]:

@@ -52,6 +52,7 @@ WEIGHTED: Final = {
 }
 # The operand that holds the values, where it is not the first.
 _VALUES: Final = {"TRANSPOSE_CONV": 2}
+_FORM: Final = TypeAdapter(dict[str, str])
 
 
 @dataclass(frozen=True)
@@ -200,9 +201,6 @@ def _keep_constants(model: Any, graph: Any) -> None:
         buffer.offset = buffer.size = 0
         buffer.data = kept[number] if number in kept and kept[number].size else None
     model.metadata = None
-
-
-_FORM: Final = TypeAdapter(dict[str, str])
 
 
 def attach_notes(converted: Any, notes: Mapping[str, str]) -> None:

@@ -26,6 +26,12 @@ from md_export.targets.tflite.target import TfliteModel
 from md_export.targets.tflite.weights import EMBEDDING, check_scheme, is_per_channel, stored_as
 
 _THREADS = 2
+# Where uniform_quantize starts to cut a tensor into chunks.
+_CHUNK_BYTES: Final = 32 * 1024 * 1024
+_NORMS: Final = (nn.GroupNorm, nn.LayerNorm)
+_STATIC: Final = "int8_static"
+# ai_edge_quantizer's name for an operation where it is not the file's.
+_QUANTIZER_NAMES: Final = {"TRANSPOSE_CONV": "CONV_2D_TRANSPOSE"}
 
 
 def measure_ranges(source: Path, quantizer: Any, job: LoweringJob) -> dict[str, Any]:
@@ -77,13 +83,14 @@ def _as_extremes(known: dict[str, Any], low: float, high: float) -> dict[str, An
     return {**known, "min": np.full_like(known["min"], low), "max": np.full_like(known["max"], high)}
 
 
-# Where uniform_quantize starts to cut a tensor into chunks.
-_CHUNK_BYTES: Final = 32 * 1024 * 1024
-
-
 @contextmanager
 def chunked_by_channel() -> Iterator[None]:
-    """Hand large weights of rank over 2 to ``uniform_quantize`` as matrices."""
+    """Hand large weights of rank over 2 to ``uniform_quantize`` as matrices.
+
+    ``uniform_quantize`` quantizes such a tensor in chunks and flattens it to rows of its last axis, but not the
+    scales, which keep the tensor's rank: "input operand has more dimensions than allowed by the axis remapping". A
+    weight given as a matrix whose one axis is the quantized one goes through.
+    """
     from ai_edge_quantizer.algorithms.uniform_quantize import uniform_quantize_tensor
 
     original = uniform_quantize_tensor.uniform_quantize
@@ -113,12 +120,6 @@ def as_matrix(tensor: Any, params: Any) -> tuple[Any, Any]:
         zero_point=params.zero_point.reshape(shape),
         quantized_dimension=None if axis is None else int(last),
     )
-
-
-_NORMS: Final = (nn.GroupNorm, nn.LayerNorm)
-_STATIC: Final = "int8_static"
-# ai_edge_quantizer's name for an operation where it is not the file's.
-_QUANTIZER_NAMES: Final = {"TRANSPOSE_CONV": "CONV_2D_TRANSPOSE"}
 
 
 @dataclass(frozen=True)

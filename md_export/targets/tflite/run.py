@@ -23,6 +23,15 @@ from md_export.targets.tflite.names import END, modules_in
 
 THREADS: Final = 2
 OWN: Final = "litert"
+# AUTO applies XNNPACK, as both libraries do where an app asks for nothing.
+_KERNELS: Final = (
+    ("", "AUTO", "XNNPACK"),
+    ("-builtin", "BUILTIN_WITHOUT_DEFAULT_DELEGATES", "optimized, without XNNPACK"),
+    ("-reference", "BUILTIN_REF", "reference"),
+)
+LIBRARIES: Final = (OWN, "tensorflow")
+# Place of the field in the table SubGraph of LiteRT's schema, in its vtable.
+_OUTPUTS: Final = 8
 
 
 @dataclass(frozen=True)
@@ -78,13 +87,6 @@ def _tensorflow() -> tuple[Any, Any]:
     return tf.lite.Interpreter, tf.lite.experimental.OpResolverType
 
 
-# AUTO applies XNNPACK, as both libraries do where an app asks for nothing.
-_KERNELS: Final = (
-    ("", "AUTO", "XNNPACK"),
-    ("-builtin", "BUILTIN_WITHOUT_DEFAULT_DELEGATES", "optimized, without XNNPACK"),
-    ("-reference", "BUILTIN_REF", "reference"),
-)
-LIBRARIES: Final = (OWN, "tensorflow")
 RUNTIMES: Final[Mapping[str, Runtime]] = {
     f"{library}{suffix}": Runtime(f"{library}{suffix}", library, resolver, kernels)
     for library in LIBRARIES
@@ -172,10 +174,6 @@ def _specs(details: Mapping[str, Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
         TensorSpec(name, tuple(int(size) for size in detail["shape"]), np.dtype(detail["dtype"]).name)
         for name, detail in items
     )
-
-
-# Place of the field in the table SubGraph of LiteRT's schema, in its vtable.
-_OUTPUTS: Final = 8
 
 
 def steps(path: Path) -> tuple[Step, ...]:

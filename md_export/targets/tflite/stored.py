@@ -43,6 +43,9 @@ _ROLES: Final[dict[tuple[str, int], Role]] = {
     ("ADD", 1): "bias",
 }
 _LEVELS: Final = {"int4": 7, "int8": 127, "int16": 2**15 - 1, "int32": 2**31 - 1}
+# A flatbuffer is written from its end; the builder grows by doubling.
+_FIRST_BYTES: Final = 1 << 20
+_NARROW: Final = (schema.TensorType.INT8, schema.TensorType.INT4)
 
 
 class _Reader(NamedTuple):
@@ -117,11 +120,6 @@ def _use(name: str, reader: _Reader) -> Use:
 
 def _as_torch(values: Float32, layout: tuple[int, ...] | None) -> Float32:
     return values if layout is None or values.ndim != len(layout) else values.transpose(layout)
-
-
-# A flatbuffer is written from its end; the builder grows by doubling.
-_FIRST_BYTES: Final = 1 << 20
-_NARROW: Final = (schema.TensorType.INT8, schema.TensorType.INT4)
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from md_export.targets.coreml.mil.values import Value
 # Spelling of an opset in a program → its number; CoreML5 came with iOS15.
 _OPSET_PREFIX = "CoreML"
 OLDEST_OPSET = 5
+# Ops whose result's type comes from a parameter or from one operand among several, not from the inputs at large.
+_CHOOSE_THEIR_TYPE = frozenset({"cast", "quantize", "dequantize", "fill", "fill_like", "one_hot", "range_1d"})
 
 
 @dataclass(frozen=True)
@@ -172,10 +174,6 @@ def _dead_after(
         if name not in results and name not in constants:
             dead[position].append(name)
     return tuple(tuple(names) for names in dead)
-
-
-# Ops whose result's type comes from a parameter or from one operand among several, not from the inputs at large.
-_CHOOSE_THEIR_TYPE = frozenset({"cast", "quantize", "dequantize", "fill", "fill_like", "one_hot", "range_1d"})
 
 
 def check_widths(op: Op, types: Mapping[str, ValueType]) -> None:

@@ -17,6 +17,8 @@ from md_export.targets.coreml.mil.program import Precision, Program, State, feat
 from md_export.targets.coreml.mil.values import BlobFile, Value, decode
 
 _MODEL_PATH = "@model_path/"
+# Elements of a constant up to which a second copy does not matter.
+_SMALL = 1 << 18
 
 
 class Package:
@@ -67,10 +69,6 @@ def _root_model(path: Path) -> Path:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RuntimeFault(f"{path} is no .mlpackage (its Manifest.json names no model): {error!r}") from error
     return path / "Data" / str(entry)
-
-
-# Elements of a constant up to which a second copy does not matter.
-_SMALL = 1 << 18
 
 
 def load(path: Path | str, precision: Precision = "storage", function: str | None = None) -> Program:

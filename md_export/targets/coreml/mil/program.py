@@ -22,6 +22,8 @@ Array = NDArray[Any]
 
 # ArrayFeatureType.ArrayDataType → numpy.
 _ARRAY_DTYPES = {65568: "float32", 65600: "float64", 131104: "int32", 65552: "float16", 131080: "int8"}
+Precision = Literal["storage", "float32"]
+State = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,6 @@ def _feature(proto: Any) -> Feature:
         )
     flexible = array.WhichOneof("ShapeFlexibility") is not None
     return Feature(proto.name, tuple(int(d) for d in array.shape), dtype, flexible)
-
-
-Precision = Literal["storage", "float32"]
-State = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)

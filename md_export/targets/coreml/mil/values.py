@@ -38,6 +38,8 @@ BLOB_DTYPES = {
     14: "int32",
     15: "uint32",
 }
+# A run-time value: a tensor, or a Python string for MIL's string type.
+Value = torch.Tensor | str
 
 
 class Record(NamedTuple):
@@ -49,7 +51,13 @@ class Record(NamedTuple):
 
 
 class BlobFile:
-    """A memory-mapped weight file; nothing is read before a blob is asked for."""
+    """A memory-mapped weight file; nothing is read before a blob is asked for.
+
+    Layout (MILBlob's storage format version 2, little-endian): a 64-byte header (``uint32`` number of blobs,
+    ``uint32`` version), then blobs. Each blob is a 64-byte record (``uint32`` 0xDEADBEEF, ``uint32`` element type,
+    ``uint64`` bytes of data, ``uint64`` offset of the data in the file, ``uint64`` padding bits at the end of the
+    data) and its data, both aligned to 64 bytes. A program refers to the record's offset.
+    """
 
     def __init__(self, path: Path) -> None:
         try:
@@ -110,10 +118,6 @@ class BlobFile:
 
     def _unpack(self, layout: struct.Struct, offset: int) -> tuple[int, ...]:
         return layout.unpack_from(self._map, offset)
-
-
-# A run-time value: a tensor, or a Python string for MIL's string type.
-Value = torch.Tensor | str
 
 
 def decode(proto: Any, weights: Callable[[str], BlobFile]) -> Value:

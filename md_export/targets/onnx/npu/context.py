@@ -30,6 +30,12 @@ from md_export.targets.onnx.sessions import ORT_ERRORS, session_options
 _PROVIDER: Final = "QNN"
 # Own messages of the provider are told by exceptions and placements.
 _FATAL_ONLY: Final = 4
+_NODE: Final = "EPContext"
+_COMPILED_FROM: Final = "compiled_from"
+_SOC: Final = "soc"
+# What onnxruntime appends where it moves transposes through a graph.
+_MOVED: Final = re.compile(r"_token_\d+$")
+_LARGEST: Final = 1 << 20
 
 
 def npu_session(path: Path, soc: Soc, fallback: bool, context: Path | None = None) -> ort.InferenceSession:
@@ -97,14 +103,6 @@ def on_cpu(session: ort.InferenceSession) -> list[tuple[str, str]]:
 def on_npu(session: ort.InferenceSession) -> int:
     """Number of nodes that the NPU took."""
     return len(placement(session).get(_PROVIDER, []))
-
-
-_NODE: Final = "EPContext"
-_COMPILED_FROM: Final = "compiled_from"
-_SOC: Final = "soc"
-# What onnxruntime appends where it moves transposes through a graph.
-_MOVED: Final = re.compile(r"_token_\d+$")
-_LARGEST: Final = 1 << 20
 
 
 @dataclass(frozen=True)

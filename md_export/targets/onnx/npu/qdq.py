@@ -27,9 +27,24 @@ from md_export.targets.onnx.target import OnnxModel
 from md_export.targets.onnx.weights import OPSET, initializer
 from md_export.targets.quiet import quiet
 
+_MASKED: Final = -1000.0
+_ROOM: Final = 16.0
+_ACTIVATIONS: Final = {"int8_static": QuantType.QUInt8, "int16_static": QuantType.QUInt16}
+_WEIGHTS: Final = {"int8": QuantType.QInt8, "int4": QuantType.QInt4}
+
 
 def keep_apart(model: ir.Model) -> None:
-    """Put multiplications by one into a float32 graph, in place; they are quantized with all the rest."""
+    """Put multiplications by one into a float32 graph, in place; they are quantized with all the rest.
+
+        Mul(x, Sigmoid(x))             →  Mul(Mul(x, 1), Sigmoid(x))
+        InstanceNormalization(x)       →  Mul(InstanceNormalization(x), 1)
+
+    On 16-bit values what it makes of them answers something else than the graph. A swish is wrong on maps of 16
+    pixels after an addition, and at some sizes before a 3×3 convolution: about 0 dB, 70 and more with the
+    multiplication between them. A group's norm and the affine of its channels are right alone and wrong in some
+    places of a UNet. So it is on the simulators of all generations, at all levels of the compiler's optimization
+    (tests/targets/onnx/test_onnx_npu_apart.py).
+    """
     for node in list(model.graph):
         if node.op_type == "Mul":
             _part_swish(model.graph, node)
@@ -65,12 +80,14 @@ def _times_one(graph: ir.Graph, value: ir.Value, name: str) -> ir.Node:
     return same
 
 
-_MASKED: Final = -1000.0
-_ROOM: Final = 16.0
-
-
 def soften_masks(model: ir.Model, ranges: TensorsData) -> None:
-    """Give each sum of scores and mask a mask of its own, in place, and its range to ``ranges``."""
+    """Give each sum of scores and mask a mask of its own, in place, and its range to ``ranges``.
+
+        Softmax(Add(scores, mask))        mask of 0 and -10000 → 0 and -(range of the scores + 16)
+
+    In integers a sum has one step for all of its values: with -10000 among them, 16 bits leave 0.15 for a step.
+    What is masked still weighs at most e^-16, 1e-7, of what is not.
+    """
     for node in model.graph:
         if node.op_type != "Softmax" or node.inputs[0] is None:
             continue
@@ -95,10 +112,6 @@ def _soften(graph: ir.Graph, total: ir.Node, ranges: TensorsData) -> None:
             del graph.initializers[mask.name or ""]
         made = total.outputs[0].name or ""
         ranges.data[made] = TensorData(lowest=np.float32(least + floor), highest=np.float32(most))
-
-
-_ACTIVATIONS: Final = {"int8_static": QuantType.QUInt8, "int16_static": QuantType.QUInt16}
-_WEIGHTS: Final = {"int8": QuantType.QInt8, "int4": QuantType.QInt4}
 
 
 def quantize_for_npu(model: ir.Model, job: LoweringJob, exclude: Sequence[str]) -> ir.Model:

@@ -25,6 +25,12 @@ VARIABLES: Final = ("VK_DRIVER_FILES", "VK_ICD_FILENAMES")
 MANIFEST: Final = "vk_swiftshader_icd.json"
 DEBIAN: Final = Path("/usr/lib/chromium")
 LOADER: Final = "libvulkan.so.1"
+_TASKS: Final = Path("/proc/self/task")
+_PERIOD_S: Final = 0.02
+# One look may fall between two pieces of work.
+_LOOKS: Final = 5
+# From the message with which a compilation for the GPU alone refuses a graph that it could take in part.
+_PARTLY: Final = "Some ops are not accelerated"
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,9 @@ def cache_folder() -> Path:
 
 def find_driver() -> Driver:
     """The driver that the environment names, else the one of ``make gpu-driver``, else Chromium's of Debian.
+
+    SwiftShader, a Vulkan driver in software, comes with Chromium. Mesa's llvmpipe of Debian 12 lacks a feature that
+    the engine needs.
 
     Raises:
         MissingExtraError: there is none; the message says what to install.
@@ -78,14 +87,12 @@ def load_driver(driver: Driver) -> None:
         os.environ[VARIABLES[1]] = str(driver.manifest)
 
 
-_TASKS: Final = Path("/proc/self/task")
-_PERIOD_S: Final = 0.02
-# One look may fall between two pieces of work.
-_LOOKS: Final = 5
-
-
 def wait_for_threads() -> None:
-    """Return when no other thread of this process has run at several looks; at once on a system without ``/proc``."""
+    """Return when no other thread of this process has run at several looks; at once on a system without ``/proc``.
+
+    Reading an output waits for the engine, but for 120 seconds at most; then it fails and leaves the buffer locked
+    for good. A full-size decoder takes longer in software. The driver's threads are busy until all is computed.
+    """
     quiet = 0
     while _TASKS.is_dir() and quiet < _LOOKS:
         quiet = 0 if others_run() else quiet + 1
@@ -104,10 +111,6 @@ def _state(task: Path) -> str:
         return (task / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
     except (OSError, IndexError):  # the thread ended meanwhile
         return ""
-
-
-# From the message with which a compilation for the GPU alone refuses a graph that it could take in part.
-_PARTLY: Final = "Some ops are not accelerated"
 
 
 @dataclass(frozen=True)

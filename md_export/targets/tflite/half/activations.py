@@ -27,6 +27,7 @@ from md_export.targets.tflite.run import values
 
 # Values kept at once, in bytes; a graph with more is executed several times.
 _KEPT: Final = 2 * 2**30
+_NARROW: Final = (schema.TensorType.INT8, schema.TensorType.INT4)
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,6 @@ class Recorder:
         if index < 0:
             return None
         return decode(self._model, self._constants[index]).values if index in self._constants else found[str(index)]
-
-
-_NARROW: Final = (schema.TensorType.INT8, schema.TensorType.INT4)
 
 
 def write_float_weights(source: Path, path: Path) -> bool:

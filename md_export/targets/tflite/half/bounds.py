@@ -38,6 +38,8 @@ BLOCK: Final = 4
 NO_ERROR_DB: Final = 999.0
 
 Precision = Literal["float16_sums", "float32_sums"]
+# Sums that an older engine or another maker's may form in float16; the default precision is ML Drift's F16.
+_PRECISIONS: Final[tuple[Precision, Precision]] = ("float16_sums", "float32_sums")
 
 
 @dataclass(frozen=True)
@@ -101,10 +103,6 @@ def decibels(values: Tensor, error_square: Tensor) -> float:
     if signal == 0:
         return NO_ERROR_DB
     return 10 * math.log10(signal / noise)
-
-
-# Sums that an older engine or another maker's may form in float16; the default precision is ML Drift's F16.
-_PRECISIONS: Final[tuple[Precision, Precision]] = ("float16_sums", "float32_sums")
 
 
 def measure(path: Path, batches: Sequence[Arrays]) -> tuple[Float16Bound, ...]:

@@ -18,6 +18,7 @@ from md_export.targets.tflite.half.activations import OpValues
 # Relative error of one rounding to float16, and error of a number too small for that.
 UNIT: Final = 2.0**-11
 TINY: Final = 2.0**-25
+_Sum = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,6 @@ class Terms:
 def tensor(values: Array) -> Tensor:
     """As float32."""
     return torch.from_numpy(np.ascontiguousarray(values, np.float32))
-
-
-_Sum = Callable[[Tensor, Tensor], Tensor]
 
 
 def _product(values: OpValues, count: int, left: Tensor, right: Tensor, add: _Sum, bias: Tensor | None) -> Terms:

@@ -10,6 +10,12 @@ import torch.nn.functional as F
 
 from md_export.targets.coreml.mil.bind import Ints, Native, Tensor
 
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+# Elements computed at a time: their float32 copies stay in the processor's cache.
+_BAND = 1 << 20
+_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+Pads = list[tuple[int, int]]
+
 
 def window_pads(
     pad_type: str,
@@ -42,12 +48,6 @@ def window_pads(
         small, large = total // 2, total - total // 2
         pads.append((small, large) if kind == "same" else (large, small))
     return pads
-
-
-_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-# Elements computed at a time: their float32 copies stay in the processor's cache.
-_BAND = 1 << 20
-_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
 def conv(
@@ -169,9 +169,6 @@ def _window(x: Tensor, axis: int, begin: int, size: int) -> Tensor:
         zeros[axis] = missing
         x = torch.cat([x, x.new_zeros(zeros)], axis)
     return x.narrow(axis, begin, size)
-
-
-Pads = list[tuple[int, int]]
 
 
 def _ceil_extension(sizes: list[int], kernel: Ints, strides: Ints, pads: Pads) -> list[int]:
