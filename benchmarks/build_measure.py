@@ -101,11 +101,9 @@ def ours(
     jobs: int | None,
 ) -> Exported:
     """The export of some components, verified on golden cases; with ``jobs`` by a build of so many steps at a time."""
-    pid = out.with_suffix(".pid")
-    pid.write_text(str(os.getpid()), encoding="utf-8")
     asked = recipe(target, precision).narrowed(components)
     clock = _Clock()
-    with watching(pid, _NO_LIMIT) as watch:
+    with watching(os.getpid(), _NO_LIMIT) as watch:
         if jobs is None:
             manifest, _ = export(asked, checkpoint, out, golden_cases, progress=lambda _: None)
         else:

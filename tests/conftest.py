@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,24 +17,19 @@ from md_export.models.unet_config import MDUNetConfig
 from md_export.models.vae import VAEConfig
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe, nano_checkpoint
-from md_export.system import isolation
-from md_export.worker import calling as workers
 from support import Exported, installed, made_once
 
 
 @pytest.fixture(scope="session", autouse=True)
 def forked_workers() -> Iterator[None]:
     """Workers are forks, except where ``spawned`` is asked for."""
-    vars(workers)["subprocess"] = vars(isolation)["subprocess"] = FORKS
     yield
-    vars(workers)["subprocess"] = vars(isolation)["subprocess"] = subprocess
     FORKS.close()
 
 
 @pytest.fixture
 def spawned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Worker processes as users have them, interpreter and imports included."""
-    monkeypatch.setattr(workers, "subprocess", subprocess)
 
 
 @pytest.fixture(scope="session")

@@ -70,7 +70,7 @@ class Forks:
             both = stdout.name if stdout else None
             files = [both or f"{scratch}/{name}" for name in ("out", "err")]
             request = {"argv": argv[1:], "env": dict(env or os.environ), "cwd": str(cwd or Path.cwd()), "files": files}
-            status = self._ask({**request, "folder": str(self._start())}, timeout)
+            status = self._ask(self._start(), request, timeout)
             found = [Path(path).read_bytes() for path in files] if capture_output else [None, None]
         out, err = (item.decode() if text and item is not None else item for item in found)
         return subprocess.CompletedProcess(argv, status, out, err)
@@ -90,9 +90,9 @@ class Forks:
             assert self._server.stdout.readline() == b"ready\n"
         return self._folder
 
-    def _ask(self, request: dict[str, Any], timeout: float | None) -> int:
+    def _ask(self, folder: Path, request: dict[str, Any], timeout: float | None) -> int:
         with socket.socket(socket.AF_UNIX) as client:
-            client.connect(str(Path(request["folder"]) / "socket"))
+            client.connect(str(folder / "socket"))
             answers = client.makefile("rwb")
             answers.write(json.dumps(request).encode() + b"\n")
             answers.flush()
@@ -140,7 +140,7 @@ class _Server(socketserver.ForkingMixIn, socketserver.UnixStreamServer):
             sys.exit("whoever asked is gone")
 
 
-def _become(argv: list[str], env: dict[str, str], cwd: str, files: list[str], folder: str) -> NoReturn:
+def _become(argv: list[str], env: dict[str, str], cwd: str, files: list[str]) -> NoReturn:
     """Be ``python *argv``, and leave."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.chdir(cwd)
@@ -148,7 +148,7 @@ def _become(argv: list[str], env: dict[str, str], cwd: str, files: list[str], fo
     os.environ.update(env)
     for number, path in enumerate(files, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
-    status = _status_of(argv, Path(folder))
+    status = _status_of(argv)
     # What a library wants to clean up at the end, temporary files for one.
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -156,13 +156,10 @@ def _become(argv: list[str], env: dict[str, str], cwd: str, files: list[str], fo
     os._exit(status)
 
 
-def _status_of(argv: list[str], folder: Path) -> int:
+def _status_of(argv: list[str]) -> int:
     kind, what, *arguments = argv
     sys.argv = [kind, *arguments]
     try:
-        from md_export.worker import calling as workers
-
-        vars(workers)["subprocess"] = Forks(folder)
         if kind == "-m":
             runpy.run_module(what, run_name="__main__", alter_sys=True)
         else:

@@ -6,30 +6,23 @@ end of the run. Request and result are frozen dataclasses, coded from the functi
 
 from __future__ import annotations
 
-import ctypes
-import os
 import signal
-import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final, Generic, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
 from md_export.errors import MdExportError
+from md_export.system.forkserver import POOL, Exit, environment
 from md_export.system.memory import Watch, watching
 from md_export.system.wire import adapters, read, write
-from md_export.system.worker import Call, read_answer, write_call
+from md_export.system.worker import Call, read_error, write_call
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
-
-# Passive: threads that spin between a graph's many small ops make it ten times slower on a busy machine.
-_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +43,7 @@ class Ended(Generic[Result]):
         death: how the process died; empty where it answered.
         timed_out: the process was stopped at the time limit.
         log: everything that the process wrote to the terminal.
-        peak_bytes: most memory that it and its children were seen to hold, where that was limited.
+        peak_bytes: most memory that the process was seen to hold, with its children where that was limited.
         over_memory: the process was stopped for holding more than it may.
     """
 
@@ -64,17 +57,17 @@ class Ended(Generic[Result]):
 
 
 def isolated(
-    function: Callable[[Request], Result], failure: type[MdExportError], what: str
+    function: Callable[[Request], Result], failure: type[MdExportError], what: str, preload: Sequence[str] = ()
 ) -> Callable[[Request], Result]:
     """Return a function that calls ``function``, which a module holds, in a process of its own.
 
-    The returned function raises:
+    ``preload`` as in :func:`attempt`. The returned function raises:
         MdExportError: the error that ``function`` raised, of its own class.
         ``failure``: the process died; the message begins with ``what`` and ends with the last lines of its log.
     """
 
     def call(request: Request) -> Result:
-        return result_of(attempt(function, request), failure, what)
+        return result_of(attempt(function, request, preload=preload), failure, what)
 
     return call
 
@@ -88,45 +81,45 @@ def result_of(ended: Ended[Result], failure: type[MdExportError], what: str) -> 
     return cast(Result, ended.result)
 
 
-def attempt(function: Callable[[Request], Result], request: Request, limits: Limits = Limits()) -> Ended[Result]:
-    """Call ``function`` in a process of its own; whatever happens to that process is a result."""
+def attempt(
+    function: Callable[[Request], Result], request: Request, limits: Limits = Limits(), preload: Sequence[str] = ()
+) -> Ended[Result]:
+    """Call ``function`` in a process of its own; whatever happens to that process is a result.
+
+    ``preload``: modules that this and later processes find imported already.
+    """
     with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
         folder = Path(scratch)
         asked, answered = adapters(function)
         write(request, asked, folder / "request.json")
-        write_call(Call(function.__module__, function.__qualname__, tuple(sys.path)), folder)
-        log, most = folder / "log.txt", limits.most_bytes
-        watched = nullcontext(Watch()) if most is None else watching(folder / "pid", most)
-        with log.open("wb") as stream, watched as watch:
-            status = _wait(folder, stream, limits.seconds)
-        text = log.read_text(encoding="utf-8", errors="replace")
-        error, result = read_answer(folder) if status == 0 else None, folder / "result.json"
-        if error is not None or (status == 0 and result.is_file()):
-            value = None if error else read(answered, result)
-            return Ended(value, error, "", False, text, watch.peak_bytes)
-        death = _over(watch, most) if watch.over and most else _death(status, limits.seconds)
-        return Ended(None, None, death, status is None, text, watch.peak_bytes, watch.over)
+        where = tuple(sys.path), environment(), str(Path.cwd())
+        write_call(Call(function.__module__, function.__qualname__, *where), folder)
+        (folder / "log.txt").touch()
+        ended, watch = _run(folder, (*preload, function.__module__), limits)
+        log = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
+        error, result = read_error(folder), folder / "result.json"
+        peak = max(watch.peak_bytes, ended.peak_bytes if ended else 0)
+        if ended and ended.status == 0 and (error or result.is_file()):
+            return Ended(None if error else read(answered, result), error, "", False, log, peak)
+        death = _over(watch, limits) if watch.over else _death(ended, limits)
+        return Ended(None, None, death, ended is None, log, peak, watch.over)
 
 
-def _wait(folder: Path, stream: IO[bytes], limit_s: float | None) -> int | None:
-    """The exit status; None at the time limit."""
+def _run(folder: Path, modules: Sequence[str], limits: Limits) -> tuple[Exit | None, Watch]:
+    """How the process ended, and what was seen of its memory; no exit where it was stopped at the limit of time."""
+    process = POOL.begin(folder, modules)
     try:
-        return subprocess.run(
-            [sys.executable, "-m", "md_export.system.worker", str(folder)],
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            env={**_ENVIRONMENT, **os.environ, "PYTHONHASHSEED": "0"},
-            check=False,
-            timeout=limit_s,
-        ).returncode
-    except subprocess.TimeoutExpired:
-        return None
+        with watching(process.pid, limits.most_bytes) if limits.most_bytes else nullcontext(Watch()) as watch:
+            ended = process.wait(limits.seconds)
+    finally:
+        process.stop()
+    return ended, watch
 
 
-def _death(status: int | None, limit_s: float | None) -> str:
-    if status is None:
-        return f"the process was stopped at the time limit of {limit_s:g} s"
+def _death(ended: Exit | None, limits: Limits) -> str:
+    if ended is None:
+        return f"the process was stopped at the time limit of {limits.seconds:g} s"
+    status = ended.status
     if status == -signal.SIGKILL:
         return "the process was killed, most likely for lack of memory; free memory or export one --component at a time"
     if status < 0:
@@ -134,29 +127,11 @@ def _death(status: int | None, limit_s: float | None) -> str:
     return f"the process failed (status {status})"
 
 
-def _over(watch: Watch, most_bytes: int) -> str:
-    held, most = watch.peak_bytes / 1e9, most_bytes / 1e9
+def _over(watch: Watch, limits: Limits) -> str:
+    held, most = watch.peak_bytes / 1e9, (limits.most_bytes or 0) / 1e9
     return f"the process was stopped when it held {held:.2f} GB of memory, more than the {most:.2f} GB it was given"
 
 
 def _tail(log: str, lines: int = 6) -> str:
     text = log.strip().splitlines()
     return "; its last lines:\n  " + "\n  ".join(text[-lines:]) if text else ""
-
-
-# linux/prctl.h
-_PR_SET_PDEATHSIG: Final = 1
-
-
-def end_with_parent() -> None:
-    """Linux kills the process, whatever a library is doing in it then; elsewhere a thread looks every second."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    else:
-        threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
-
-
-def _follow(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)

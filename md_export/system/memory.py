@@ -32,10 +32,10 @@ class Watch:
 
 
 @contextmanager
-def watching(pid_file: Path, most_bytes: int) -> Iterator[Watch]:
-    """Watch the process whose number ``pid_file`` will hold, and its children; kill them all above ``most_bytes``."""
+def watching(process: int, most_bytes: int) -> Iterator[Watch]:
+    """Watch a process and those that it started; kill them all when they hold more than ``most_bytes``."""
     watch, ended = Watch(), threading.Event()
-    thread = threading.Thread(target=_watch, args=(pid_file, most_bytes, watch, ended), daemon=True)
+    thread = threading.Thread(target=_watch, args=(process, most_bytes, watch, ended), daemon=True)
     thread.start()
     try:
         yield watch
@@ -44,9 +44,9 @@ def watching(pid_file: Path, most_bytes: int) -> Iterator[Watch]:
         thread.join()
 
 
-def _watch(pid_file: Path, most_bytes: int, watch: Watch, ended: threading.Event) -> None:
+def _watch(process: int, most_bytes: int, watch: Watch, ended: threading.Event) -> None:
     while not ended.wait(_EVERY_S):
-        processes = _tree(pid_file)
+        processes = _started_by(process)
         watch.peak_bytes = max(watch.peak_bytes, sum(map(_resident, processes)))
         if watch.peak_bytes > most_bytes:
             watch.over = True
@@ -54,12 +54,21 @@ def _watch(pid_file: Path, most_bytes: int, watch: Watch, ended: threading.Event
             return
 
 
-def _tree(pid_file: Path) -> list[psutil.Process]:
-    """The process and its children; none before it has started and after it has ended."""
-    with suppress(OSError, ValueError, psutil.Error):
-        first = psutil.Process(int(pid_file.read_text()))
-        return [first, *first.children(recursive=True)]
-    return []
+def _started_by(process: int) -> list[psutil.Process]:
+    """The process and its children, and the members of its group if it leads one; none after it has ended."""
+    found: dict[int, psutil.Process] = {}
+    with suppress(OSError, psutil.Error):
+        first = psutil.Process(process)
+        found = {one.pid: one for one in (first, *first.children(recursive=True))}
+        if os.getpgid(process) == process:
+            found |= {one: psutil.Process(one) for one in psutil.pids() if _group(one) == process}
+    return list(found.values())
+
+
+def _group(process: int) -> int:
+    with suppress(OSError):
+        return os.getpgid(process)
+    return -1
 
 
 def _resident(process: psutil.Process) -> int:

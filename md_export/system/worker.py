@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,11 +20,13 @@ _ERRORS: Final = {
 
 @dataclass(frozen=True)
 class Call:
-    """A function of a module, and the path on which modules are found."""
+    """A function of a module, and where it is called: the path of modules, the environment, the current folder."""
 
     module: str
     name: str
     path: tuple[str, ...]
+    environment: dict[str, str]
+    folder: str
 
 
 def write_call(call: Call, folder: Path) -> None:
@@ -33,10 +34,14 @@ def write_call(call: Call, folder: Path) -> None:
     (folder / "call.json").write_text(json.dumps(asdict(call)), encoding="utf-8")
 
 
+def call_of(folder: Path) -> Call:
+    """Read what :func:`write_call` wrote."""
+    return Call(**json.loads((folder / "call.json").read_text(encoding="utf-8")))
+
+
 def answer(folder: Path) -> None:
     """Carry out the call in ``folder``. Errors of our own become data; anything else is a crash with its traceback."""
-    (folder / "pid").write_text(str(os.getpid()), encoding="utf-8")
-    call = Call(**json.loads((folder / "call.json").read_text(encoding="utf-8")))
+    call = call_of(folder)
     sys.path[:] = call.path
     function: Any = getattr(importlib.import_module(call.module), call.name)
     asked, answered = adapters(function)
@@ -47,17 +52,10 @@ def answer(folder: Path) -> None:
         (folder / "error.json").write_text(text, encoding="utf-8")
 
 
-def read_answer(folder: Path) -> MdExportError | None:
+def read_error(folder: Path) -> MdExportError | None:
     """The error of our own that the function raised, if it did."""
     path = folder / "error.json"
     if not path.is_file():
         return None
     found = json.loads(path.read_text(encoding="utf-8"))
     return _ERRORS[found["error"]](found["message"])
-
-
-if __name__ == "__main__":
-    from md_export.system.isolation import end_with_parent
-
-    end_with_parent()
-    answer(Path(sys.argv[1]))

@@ -1,25 +1,14 @@
-"""One process per component and target: memory is bounded by the largest component, and a crash of a
-converter or a runtime is an error message instead of the end of the run.
-
-Requests and answers are JSON files; a worker is ``python -m md_export.worker``.
-"""
+"""Tasks that are still named by strings, until their callers name functions."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import tempfile
-from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from md_export import errors
 from md_export.errors import MdExportError
-from md_export.system.isolation import _ENVIRONMENT, _death, _over, _tail
-from md_export.system.memory import Watch, watching
+from md_export.system.isolation import Limits, _tail, attempt
 
 
 @dataclass(frozen=True)
@@ -62,6 +51,21 @@ def answer_of(ended: Ended, failure: type[MdExportError], what: str) -> dict[str
     return ended.answer
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A task and its request."""
+
+    task: str
+    request: str
+
+
+def do(asked: Asked) -> str:
+    """Carry out a task."""
+    from md_export.worker import TASKS
+
+    return json.dumps(TASKS[asked.task](json.loads(asked.request)))
+
+
 def run_worker(
     task: str, request: dict[str, Any], limit_s: float | None = None, most_bytes: int | None = None
 ) -> Ended:
@@ -69,32 +73,8 @@ def run_worker(
 
     It is stopped after ``limit_s`` seconds, or when it and its children hold more than ``most_bytes`` of memory.
     """
-    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
-        folder = Path(scratch)
-        (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
-        log = folder / "log.txt"
-        watched = nullcontext(Watch()) if most_bytes is None else watching(folder / "pid", most_bytes)
-        with log.open("wb") as stream, watched as watch:
-            status = _wait(task, folder, stream, limit_s)
-        text = log.read_text(encoding="utf-8", errors="replace")
-        answer = folder / "answer.json"
-        if status == 0 and answer.is_file():
-            return Ended(json.loads(answer.read_text(encoding="utf-8")), "", False, text, watch.peak_bytes)
-        death = _over(watch, most_bytes) if watch.over and most_bytes else _death(status, limit_s)
-        return Ended(None, death, status is None, text, watch.peak_bytes, watch.over)
-
-
-def _wait(task: str, folder: Path, stream: IO[bytes], limit_s: float | None) -> int | None:
-    """The exit status; None at the time limit."""
-    try:
-        return subprocess.run(
-            [sys.executable, "-m", "md_export.worker", task, str(folder)],
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            env={**_ENVIRONMENT, **os.environ, "PYTHONHASHSEED": "0"},
-            check=False,
-            timeout=limit_s,
-        ).returncode
-    except subprocess.TimeoutExpired:
-        return None
+    ended = attempt(do, Asked(task, json.dumps(request)), Limits(limit_s, most_bytes))
+    answer = None if ended.result is None else json.loads(ended.result)
+    if ended.error is not None:
+        answer = {"error": type(ended.error).__name__, "message": str(ended.error)}
+    return Ended(answer, ended.death, ended.timed_out, ended.log, ended.peak_bytes, ended.over_memory)

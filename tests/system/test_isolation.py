@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import signal
+import subprocess
 import sys
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from md_export.errors import ConversionError, MdExportError, ParityError
 from md_export.spec.tensors import Array, Arrays, TensorSpec
+from md_export.system import forkserver, isolation
+from md_export.system.forkserver import Pool
 from md_export.system.isolation import Limits, attempt, isolated
 
 
@@ -58,6 +65,61 @@ def fill(count: int) -> int:
     held[::4096] = b"x" * len(held[::4096])
     time.sleep(60)
     return len(held)
+
+
+@dataclass(frozen=True)
+class Nest:
+    folder: Path
+    seconds: float = 60
+    held: int = 0
+
+
+def nest(asked: Nest) -> int:
+    """Call for a process that holds memory and sleeps, and say who it is."""
+    return isolated(hold, ConversionError, "inner")(asked)
+
+
+def hold(asked: Nest) -> int:
+    (asked.folder / "pid").write_text(str(os.getpid()))
+    (asked.folder / "ready").touch()
+    content = bytearray(b"x") * asked.held
+    time.sleep(asked.seconds)
+    return len(content)
+
+
+def sleep_and_tell(seconds: float) -> int:
+    time.sleep(seconds)
+    return os.getpid()
+
+
+def threads_of_torch(_: None) -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def import_module(name: str) -> None:
+    importlib.import_module(name)
+
+
+def leave(_: None) -> None:
+    sys.exit(0)
+
+
+def inner_pid(folder: Path) -> int:
+    end = time.monotonic() + 60
+    while not (folder / "ready").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    return int((folder / "pid").read_text())
+
+
+def gone(process: int, within_s: float = 10) -> bool:
+    end = time.monotonic() + within_s
+    while psutil.pid_exists(process):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def seen(_: None) -> dict[str, str]:
@@ -127,3 +189,121 @@ def test_a_process_sees_the_callers_environment(monkeypatch: pytest.MonkeyPatch,
     assert (found["PYTHONHASHSEED"], found["OMP_WAIT_POLICY"], found["MINE"]) == ("0", "PASSIVE", "x")
     assert found["folder"] == str(tmp_path)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_call_that_leaves_without_an_answer_has_died() -> None:
+    assert attempt(leave, None).death == "the process failed (status 0)"
+
+
+def test_the_process_that_a_process_asked_for_ends_with_it(tmp_path: Path) -> None:
+    asked = attempt(nest, Nest(tmp_path), Limits(seconds=2.0))
+    assert asked.timed_out
+    assert gone(inner_pid(tmp_path))
+
+
+def test_memory_of_the_process_that_a_process_asked_for_counts(tmp_path: Path) -> None:
+    ended = attempt(nest, Nest(tmp_path, held=700_000_000), Limits(most_bytes=600_000_000))
+    assert ended.over_memory
+    assert gone(inner_pid(tmp_path))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_no_process_outlives_the_one_that_asked(tmp_path: Path, number: int) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom system.test_isolation import Nest, attempt, nest\n"
+        "attempt(nest, Nest(Path(sys.argv[1])))"
+    )
+    tests = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])}
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment, stderr=subprocess.DEVNULL)
+    inner = inner_pid(tmp_path)
+    family = psutil.Process(parent.pid).children(recursive=True)
+    assert len(family) == 3  # the server, and two forks
+    assert inner in {one.pid for one in family}
+    parent.send_signal(number)
+    assert parent.wait() != 0
+    assert all(gone(one.pid) for one in family)
+
+
+def test_calls_leave_neither_processes_nor_files_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    attempt(talk, "first")
+    before = psutil.Process().num_fds(), len(psutil.Process().children(recursive=True))
+    for _ in range(5):
+        attempt(kill, 9)
+        attempt(sleep, 60.0, Limits(seconds=0.05))
+        attempt(talk, "again")
+    assert before == (psutil.Process().num_fds(), len(psutil.Process().children(recursive=True)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_calls_of_many_threads_run_side_by_side() -> None:
+    with ThreadPoolExecutor(8) as executor:
+        started = time.monotonic()
+        assert len(set(executor.map(lambda _: attempt(sleep_and_tell, 1.0).result, range(8)))) == 8
+        assert time.monotonic() - started < 6
+
+
+def test_another_server_serves_once_the_first_is_gone() -> None:
+    attempt(talk, "first")
+    for one in psutil.Process().children():
+        one.kill()
+    assert attempt(talk, "again").result
+
+
+def test_a_library_that_kills_whoever_imports_it_hurts_only_those_who_need_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "deadly_library.py").write_text("import os\nos.kill(os.getpid(), 11)\n")
+    (tmp_path / "broken_library.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    pool = Pool()
+    monkeypatch.setattr(isolation, "POOL", pool)
+    assert attempt(talk, "x", preload=("broken_library", "no_such_library", "deadly_library")).result
+    assert attempt(import_module, "deadly_library").death == "the process crashed (SIGSEGV)"
+    assert "ZeroDivisionError" in attempt(import_module, "broken_library").log
+    pool.close()
+
+
+def test_what_is_preloaded_is_imported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "counted.py").write_text(f"open({str(tmp_path / 'count')!r}, 'a').write('x')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for _ in range(3):
+        assert attempt(import_module, "counted", preload=("counted",)).error is None
+    assert (tmp_path / "count").read_text() == "x"
+
+
+def test_another_number_of_threads_reaches_the_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Pool()
+    monkeypatch.setattr(isolation, "POOL", pool)
+    for count in ("1", "2"):
+        monkeypatch.setenv("OMP_NUM_THREADS", count)
+        assert attempt(threads_of_torch, None, preload=("torch",)).result == int(count)
+    pool.close()
+
+
+def test_a_new_process_behaves_as_a_fork(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a Mac."""
+    monkeypatch.setattr(forkserver, "WARM", False)
+    test_dataclasses_and_arrays_arrive_as_they_were()
+    test_our_own_errors_travel_with_their_class()
+    test_a_dying_process_is_reported(11, r"crashed \(SIGSEGV\)")
+    test_the_limit_of_time()
+    test_the_limit_of_memory()
+    test_all_that_is_written_is_in_the_log()
+    test_a_process_sees_the_callers_environment(monkeypatch, tmp_path)
+
+
+@pytest.mark.parametrize("how", ["-c", "file", "-m"])
+def test_a_program_needs_no_main_guard(tmp_path: Path, how: str) -> None:
+    code = (
+        "print('top')\nfrom md_export.errors import RuntimeFault\nfrom md_export.system.isolation import isolated\n"
+        "from md_export.spec.artifact import data_name\nprint(isolated(data_name, RuntimeFault, 'x')('a'))\n"
+    )
+    (tmp_path / "program.py").write_text(code)
+    arguments = {"-c": ["-c", code], "file": ["program.py"], "-m": ["-m", "program"]}[how]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "top\na.data\n"
