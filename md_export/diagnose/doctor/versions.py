@@ -39,12 +39,20 @@ TESTED: Final = (
     Tested("transformers", ">=5.20,<6", "5.23.0"),
     Tested("typing-extensions", ">=4.12", "4.12.2"),
     Tested("coremltools", ">=9.0,<9.1", "9.0", "coreml"),
+    Tested("protobuf", ">=6.31", "7.36.2", "coreml"),
     Tested("litert-torch", ">=0.10,<0.11", "0.10.0", "tflite"),
+    Tested("ai-edge-litert", ">=2.3,<2.4", "2.3.0", "tflite"),
+    Tested("ai-edge-quantizer", ">=0.10,<0.11", "0.10.0", "tflite"),
+    Tested("litert-converter", ">=0.5,<0.6", "0.5.0", "tflite"),
+    Tested("flatbuffers", ">=25", "25.12.19", "tflite"),
     Tested("tensorflow", ">=2.21,<2.22", None, "tensorflow"),
     Tested("diffusers", ">=0.37", "0.42.1", "diffusers"),
     Tested("onnx", ">=1.19", "1.23.2", "onnx"),
     Tested("onnxruntime", ">=1.23", "1.31.1", "onnx"),
     Tested("onnxscript", ">=0.5", "0.7.2", "onnx"),
+    Tested("onnx-ir", ">=0.1.16", "1.1.0", "onnx"),
+    Tested("ml-dtypes", ">=0.5.4", "0.6.0", "onnx"),
+    Tested("protobuf", ">=6.31", "7.36.2", "onnx"),
     Tested("onnxruntime-qnn", "==2.7.0", "2.7.0", "qnn"),
     Tested("coreai-core", "==1.0.0b3", "1.0.0b3", "coreai"),
     Tested("coreai-torch", "==0.4.3", "0.4.3", "coreai"),
@@ -52,10 +60,6 @@ TESTED: Final = (
     Tested("matplotlib", ">=3.9", "3.11.2", "report"),
     Tested("distributed", ">=2024.8", "2026.8.0", "dask"),
     Tested("fsspec", ">=2024.6", "2026.9.0", "dask"),
-    # What litert-torch brings; their versions follow from its own.
-    Tested("ai-edge-litert", "", "2.3.0", "tflite"),
-    Tested("ai-edge-quantizer", "", "0.10.0", "tflite"),
-    Tested("litert-converter", "", "0.5.0", "tflite"),
 )
 
 
