@@ -148,52 +148,25 @@ class Shown:
     psnr: str
 
 
-@dataclass(frozen=True)
-class Chapter:
-    """One export as the template reads it: what was found, and the plots, tables and pictures made of it."""
-
-    name: str
-    manifest: Manifest
-    verdict: Verdict
-    found: Insight
-    parity: Cells
-    artifacts: Cells
-    plots: tuple[str, ...]
-    op_plots: tuple[str, ...]
-    pictures: tuple[Shown, ...]
-    modules: tuple[Part, ...]
-    weights: tuple[Part, ...]
-    lint: Cells
-
-
 def html_page(exports: Sequence[tuple[str, Verification, Insight]]) -> str:
     """A page with one chapter per (name, verification, what explains it)."""
     environment = Environment(
         loader=PackageLoader("md_export.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters |= {"decibel": decibel, "steps": steps_in_words, "json": _json}
+    # The tables, plots and pictures of a chapter, which the template calls where it has a place for them.
+    environment.globals |= {
+        "artifact_cells": artifact_cells,
+        "lint_cells": lint_cells,
+        "module_parts": module_parts,
+        "op_plots": _op_plots,
+        "parity_cells": parity_cells,
+        "pictures": _shown,
+        "plots": _plots,
+        "weight_parts": weight_parts,
+    }
     template = environment.get_template("report.html.jinja")
-    return template.render(
-        title="md-export report", chapters=[_chapter(*item) for item in exports], version=__version__
-    )
-
-
-def _chapter(name: str, verification: Verification, found: Insight) -> Chapter:
-    manifest, verdict = verification.manifest, verification.result
-    return Chapter(
-        name,
-        manifest,
-        verdict,
-        found,
-        parity=parity_cells(verdict),
-        artifacts=artifact_cells(manifest),
-        plots=tuple(_plots(manifest, verdict)),
-        op_plots=tuple(_op_plots(manifest)),
-        pictures=tuple(_shown(verification)),
-        modules=tuple(module_parts(found)),
-        weights=tuple(weight_parts(found)),
-        lint=lint_cells(found.lint),
-    )
+    return template.render(title="md-export report", exports=exports, version=__version__)
 
 
 def _json(manifest: Manifest) -> str:
@@ -215,7 +188,7 @@ def _op_plots(manifest: Manifest) -> Iterable[str]:
         yield bars(f"{entry.component}: {sum(entry.ops.values())} ops", "count", [Bar(*item) for item in often])
 
 
-def _shown(verification: Verification) -> Iterable[Shown]:
+def _shown(verification: Verification) -> Iterator[Shown]:
     for case, made in list(zip(verification.golden.cases, verification.pictures, strict=False))[:_MOST_PICTURES]:
         wanted = np.asarray(case.values.picture, np.float32)
         error = np.abs(made - wanted)
