@@ -11,6 +11,7 @@ from md_export.cli.shared import (
     PATH,
     annotate_option,
     checkpoint_or_nano,
+    conclude,
     json_option,
     lora_option,
     progress,
@@ -33,16 +34,13 @@ def audit(out: Path, checkpoint: Path | None, loras: tuple[str, ...], json_file:
     Exit 3 if a weight is further off than its scheme rounds, is nowhere, or is stored otherwise than requested.
     """
     from md_export.checkpoint.lora.source import adapted
-    from md_export.errors import ParityError
     from md_export.parity.weights.audit import audit as hold
     from md_export.report.diagnoses import audit_table, unmatched_table
 
     with adapted(checkpoint_or_nano(checkpoint), loras) as folder, progress(len(COMPONENT_NAMES)) as report:
         result = hold(out, folder, report)
-    show(json_file, result, audit_table(result), unmatched_table(result))
-    if not result.passed:
-        raise ParityError("; ".join(result.failures))
-    say(json_file, f"{out}: every weight is the checkpoint's")
+    tables = (audit_table(result), unmatched_table(result))
+    conclude(json_file, result, result.failures, tables, f"{out}: every weight is the checkpoint's")
 
 
 @click.command()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from md_export.cli.shared import PATH, json_option, progress, say, show
+from md_export.cli.shared import PATH, conclude, json_option, progress, say, show
 from md_export.errors import UsageError
 
 
@@ -52,15 +52,12 @@ def split(joined: Path, function: str | None, output: Path | None) -> None:
 def verify_joined(out: Path, flags: Mapping[str, object], json_file: Path | None) -> None:
     """``md-export verify`` of a joined export; ``flags``: those given that it cannot have."""
     from md_export.engine.join import verify_functions
-    from md_export.errors import ParityError
     from md_export.report.verdicts import parity_table
 
     if given := [name for name, value in flags.items() if value]:
         raise UsageError(f"{given[0]} is for one export; take it out first: md-export split {out} FUNCTION -o DIR")
     with progress(8) as report:
         results = verify_functions(out, report)
-    show(json_file, results, *map(parity_table, results.values()))
     failures = [f"{name}: {fault}" for name, result in results.items() for fault in result.failures]
-    if failures:
-        raise ParityError("; ".join(failures))
-    say(json_file, f"{out}: {', '.join(results)} verified")
+    tables = map(parity_table, results.values())
+    conclude(json_file, results, failures, tables, f"{out}: {', '.join(results)} verified")
