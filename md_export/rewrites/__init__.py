@@ -43,10 +43,10 @@ class Rewrite:
     Attributes:
         exact: it changes the form only; the function stays equal to float32 rounding.
         components: where it may fire.
-        apply: rewrites a module in place, knowing the checkpoint's one-step constants, and returns how often it fired.
-        present: how many places have the new form already.
+        apply: rewrites a module in place, given the checkpoint's one-step constants, and returns how often it fired.
+        present: counts the places that have the new form already.
         drops: inputs that the rewritten module no longer takes.
-        output: the name of its output where that is no longer the component's own.
+        output: name of the module's output after the rewrite, where it changes.
     """
 
     name: str
@@ -58,29 +58,24 @@ class Rewrite:
     output: str | None = None
 
 
-_VAE: Final = ("vae_decoder", "vae_encoder")
 _UNET: Final = ("unet", CONTROLNET)
+_MAPS: Final = (*_UNET, "vae_decoder", "vae_encoder")
+_ALL: Final = ("text_encoder", *_MAPS)
 REWRITES: Mapping[str, Rewrite] = {
     rewrite.name: rewrite
     for rewrite in (
         Rewrite("gelu_to_swish", exact=False, components=("unet",), apply=gelu_to_swish, present=count_swish),
         Rewrite("softmax_to_relu", exact=False, components=("unet",), apply=softmax_to_relu, present=count_relu),
-        Rewrite("linear_to_conv2d", True, ("text_encoder", *_UNET, *_VAE), linear_to_conv2d, count_conv2d),
-        Rewrite(
-            "group_norm_to_instance_norm",
-            True,
-            (*_UNET, *_VAE),
-            group_norm_to_instance_norm,
-            count_instance_norm,
-        ),
-        Rewrite("fold_attention_scale", True, ("text_encoder", *_UNET, *_VAE), fold_attention_scale, count_unscaled),
+        Rewrite("linear_to_conv2d", True, _ALL, linear_to_conv2d, count_conv2d),
+        Rewrite("group_norm_to_instance_norm", True, _MAPS, group_norm_to_instance_norm, count_instance_norm),
+        Rewrite("fold_attention_scale", True, _ALL, fold_attention_scale, count_unscaled),
         Rewrite("split_attention_heads", True, _UNET, split_attention_heads, count_split),
         Rewrite("fold_timestep", True, _UNET, fold_timestep, count_one_step, drops=("timestep",)),
-        Rewrite("tokens_to_maps", True, ("text_encoder", *_UNET, *_VAE), tokens_to_maps, count_maps),
+        Rewrite("tokens_to_maps", True, _ALL, tokens_to_maps, count_maps),
         Rewrite("vector_linear_to_conv2d", True, _UNET, vector_linear_to_conv2d, count_vector_conv2d),
-        Rewrite("staged_group_norm", True, (*_UNET, *_VAE), staged_group_norm, count_staged),
-        Rewrite("fold_norm_affine", True, ("text_encoder", *_UNET, *_VAE), fold_norm_affine, count_plain_norms),
-        Rewrite("split_wide_conv2d", True, (*_UNET, *_VAE), split_wide_conv2d, count_narrow),
+        Rewrite("staged_group_norm", True, _MAPS, staged_group_norm, count_staged),
+        Rewrite("fold_norm_affine", True, _ALL, fold_norm_affine, count_plain_norms),
+        Rewrite("split_wide_conv2d", True, _MAPS, split_wide_conv2d, count_narrow),
         Rewrite("upsample_to_four_convs", True, ("unet", "vae_decoder"), upsample_to_four_convs, count_four_convs),
         Rewrite("tabulate_timestep", True, _UNET, tabulate_timestep, count_tabled),
         Rewrite("fold_x0", True, ("unet",), fold_x0, count_latent, output="latent"),
@@ -128,8 +123,7 @@ def apply_rewrites(
 
 
 def _apply(rewrite: Rewrite, component: str, module: nn.Module, one_step: OneStep, consent: Consent) -> RewriteRecord:
-    present = rewrite.present(module)
-    fired = rewrite.apply(module, one_step)
+    present, fired = rewrite.present(module), rewrite.apply(module, one_step)
     if fired == 0 and present:
         note = "nothing left to change" if rewrite.exact else "the checkpoint was trained so: already in place"
         return RewriteRecord(rewrite.name, 0, rewrite.exact, note)

@@ -24,7 +24,7 @@ from md_export.models.layers import Attention, Gelu, GluProjection, ResnetBlock,
 from md_export.models.text_encoder import MASKED, TextEncoder
 from md_export.models.unet import TransformerBlock, TransformerStack, Upsample
 from md_export.models.vae import SpatialAttention
-from md_export.rewrites.conv1x1 import as_linear
+from md_export.rewrites.tokens_as_channels import as_linear
 
 TypeName = tuple[str, str]
 
@@ -37,10 +37,6 @@ TIMESTEP_EMBEDDING: Final[TypeName] = ("diffusers.models.embeddings", "TimestepE
 def type_name(layer: nn.Module) -> TypeName:
     """Module and name of the layer's own class; subclasses have other names."""
     return type(layer).__module__, type(layer).__qualname__
-
-
-def nothing_to_prepare(layer: Any) -> None:
-    """The layer has all that our class needs."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ class Adoption:
 
     ours: type[nn.Module]
     must_be: Mapping[str, object] = field(default_factory=dict)
-    prepare: Callable[[Any], None] = nothing_to_prepare
+    prepare: Callable[[Any], None] | None = None
     takes: tuple[str, ...] = ()
     ignores: tuple[str, ...] = ()
     answer: Callable[[Tensor], object] | None = None
@@ -71,7 +67,8 @@ class Adoption:
 
     def apply(self, layer: nn.Module, path: str) -> None:
         """Change ``layer`` in place; ``path`` names it in errors."""
-        self.prepare(layer)
+        if self.prepare is not None:
+            self.prepare(layer)
         layer.__class__ = self.ours
         if self.takes:
             translate = partial(_translate, path, self.takes, self.ignores)
@@ -126,8 +123,6 @@ def _answer(
 
 # Layers that compute something else than ours (an adapter's attention, another norm) are refused, not left alone:
 # a form that goes half through a model fails far from its cause.
-
-
 # Processors that differ in how they compute the same attention.
 _SAME_ATTENTION: Final = frozenset(
     {"AttnProcessor", "AttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor"}

@@ -20,8 +20,8 @@ from md_export.errors import RewriteError
 from md_export.models.layers import SepConvBlock
 from md_export.models.unet import TransformerBlock, TransformerStack
 from md_export.models.vae import SpatialAttention
-from md_export.rewrites.channel_layer_norm import ChannelLayerNorm
 from md_export.rewrites.fold_timestep import TimelessSepConvBlock
+from md_export.rewrites.linear_to_conv2d import ChannelLayerNorm
 from md_export.spec.sampler import OneStep
 
 # A norm, and every layer that reads it.

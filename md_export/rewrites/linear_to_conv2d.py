@@ -1,7 +1,7 @@
 """Token linears → 1×1 convolutions, everything between them on ``[B, C, 1, S]``.
 
     linear(x: [B, S, C])      →  conv2d(x: [B, C, 1, S]), weight [out, in, 1, 1] a view of [out, in]
-    layer_norm over C         →  channel layer norm (channel_layer_norm.py)
+    layer_norm(x: [B, S, C])  →  (z·rsqrt(mean_C(z²) + eps) + beta/gamma)·gamma,  z = x - mean_C(x),  x: [B, C, 1, S]
     [B, S, C] → heads by reshape and transpose  →  [B, C, 1, S] → [B, h, d, S] by reshape alone
     flatten, transpose, reshape around a stack  →  reshape [B, C, H, W] ↔ [B, C, 1, H·W]
 
@@ -9,45 +9,118 @@ The function is the same but for the order of float32 sums. Inputs and outputs o
 shapes: the text costs one transpose. Linears on vectors, as in the time embedding, stay.
 """
 
+# Principle, for the whole file: the Neural Engine wants [B, C, 1, S] with the sequence last (64-byte alignment
+# of the last axis), linears as 1×1 convolutions and few memory copies. Source: Apple, "Deploying Transformers on
+# the Apple Neural Engine" (machinelearning.apple.com/research/neural-engine-transformers), principles 1 and 3.
+
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from md_export.models.layers import Attention, GluProjection
-from md_export.models.text_encoder import TextEncoder
-from md_export.models.unet import TransformerStack
-from md_export.models.vae import SpatialAttention
-from md_export.rewrites.channel_first import (
-    ChannelFirstAttention,
-    ChannelFirstClipAttention,
-    ChannelFirstSpatialAttention,
-    ChannelFirstStack,
-    ChannelFirstTextEncoder,
-)
-from md_export.rewrites.channel_layer_norm import to_channel_layer_norm
-from md_export.rewrites.token_forms import ChannelGlu, TokenForm
+from md_export.rewrites.tokens_as_channels import Form, use_form
 from md_export.spec.sampler import OneStep
 
-_FORM: Final = TokenForm(
-    {
-        TransformerStack: ChannelFirstStack,
-        Attention: ChannelFirstAttention,
-        GluProjection: ChannelGlu,
-        SpatialAttention: ChannelFirstSpatialAttention,
-        TextEncoder: ChannelFirstTextEncoder,
-    },
-    ChannelFirstClipAttention,
-    to_channel_layer_norm,
-)
+# The Neural Engine keeps activations as [B, C, 1, S], so that a norm over channels needs no transpose
+# (ml-ane-transformers, reference/layer_norm.py). coremltools fuses this form, shift before scale, to one
+# layer_norm over axis 1: passes/defs/optimize_normalization.py, fuse_layernorm_or_instancenorm, pattern 5.
+# It fuses only if scale and shift are both there or both absent after factors of 1 and terms of 0 are
+# removed. Hence values that nothing can see in float32, and that keep the operation in the graph.
+_INVISIBLE: Final = 2.0**-64
+_ALMOST_ONE: Final = 1.0 - 2.0**-24
+
+
+class ChannelLayerNorm(nn.LayerNorm):
+    """LayerNorm over the channels of ``[B, C, 1, S]``; keeps ``weight`` and ``bias`` of the LayerNorm it was.
+
+    The values in use are ``scale`` and ``shift``, both ``[1, C, 1, 1]``, made from them once.
+    """
+
+    scale: Tensor | None
+    shift: Tensor | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, 1, S]`` → ``[B, C, 1, S]``, normalized over C."""
+        centred = x - x.mean(dim=1, keepdim=True)
+        # Not square(): the pattern asks for a product.
+        variance = (centred * centred).mean(dim=1, keepdim=True)
+        out = centred * torch.rsqrt(variance + self.eps)
+        if self.scale is None or self.shift is None:
+            return out
+        return (out + self.shift) * self.scale
+
+
+def to_channel_layer_norm(norm: nn.LayerNorm) -> None:
+    """Change ``norm`` in place into a :class:`ChannelLayerNorm`."""
+    (channels,) = norm.normalized_shape
+    norm.__class__ = ChannelLayerNorm
+    scale, shift = _affine(norm, channels)
+    norm.register_buffer("scale", scale, persistent=False)
+    norm.register_buffer("shift", shift, persistent=False)
+
+
+def _affine(norm: nn.LayerNorm, channels: int) -> tuple[Tensor | None, Tensor | None]:
+    """Return scale and beta/gamma as ``[1, C, 1, 1]``; None for a norm that has neither."""
+    gamma = torch.ones(channels) if norm.weight is None else norm.weight.detach()
+    beta = torch.zeros(channels) if norm.bias is None else norm.bias.detach()
+    if bool((gamma == 1).all()) and bool((beta == 0).all()):
+        return None, None
+    scale = torch.where(gamma == 0, torch.full_like(gamma, _INVISIBLE), gamma)
+    if bool((scale == 1).all()):
+        scale = torch.cat([torch.full_like(scale[:1], _ALMOST_ONE), scale[1:]])
+    shift = beta / scale
+    if bool((shift == 0).all()):
+        shift = torch.cat([torch.full_like(shift[:1], _INVISIBLE), shift[1:]])
+    return scale[None, :, None, None], shift[None, :, None, None]
+
+
+class ChannelFirst(Form):
+    """``[B, C, 1, S]`` throughout; heads are reshapes of the channels: ``[B, heads, C/heads, S]``."""
+
+    def enter(self, tokens: Tensor) -> Tensor:
+        """``[B, S, C]`` → ``[B, C, 1, S]``."""
+        return tokens.transpose(1, 2)[:, :, None]
+
+    def leave(self, channels: Tensor) -> Tensor:
+        """``[B, C, 1, S]`` → ``[B, S, C]``."""
+        return channels[:, :, 0].transpose(1, 2)
+
+    def flat(self, x: Tensor) -> Tensor:
+        """``[B, C, H, W]`` → ``[B, C, 1, H·W]``."""
+        batch, channels, height, width = x.shape
+        return x.reshape(batch, channels, 1, height * width)
+
+    def unflat(self, x: Tensor, shape: Any) -> Tensor:
+        """``[B, C, 1, H·W]`` → ``[B, C, H, W]``."""
+        return x.reshape(*shape)
+
+    def heads(self, x: Tensor, heads: int) -> Tensor:
+        """``[B, C, 1, S]`` → ``[B, heads, C/heads, S]``: a reshape, no copy."""
+        batch, channels, _, length = x.shape
+        return x.reshape(batch, heads, channels // heads, length)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, weigh: Callable[[Tensor], Tensor], shape: Any) -> Tensor:  # noqa: ARG002
+        """``[B, heads, d, Lq]`` and ``[B, heads, d, Lk]`` → ``[B, heads·d, 1, Lq]``.
+
+        Both transposes are of a product's operand: matmul's own flags in a Core ML program.
+        """
+        weights = weigh(torch.matmul(q.transpose(-1, -2), k))
+        out = torch.matmul(v, weights.transpose(-1, -2))
+        return out.reshape(q.shape[0], -1, 1, q.shape[-1])
+
+    def layer_norm(self, norm: nn.LayerNorm) -> None:
+        """Change ``norm`` in place."""
+        to_channel_layer_norm(norm)
 
 
 def linear_to_conv2d(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG001 (the table's signature)
     """Rewrite in place; returns the number of linears that became convolutions."""
-    return _FORM.apply(module)
+    return use_form(module, ChannelFirst())
 
 
 def count_conv2d(module: nn.Module) -> int:
-    """1×1 convolutions; a component without token linears, such as the lite decoder, has all it needs."""
+    """Count 1×1 convolutions; a component without token linears, such as the lite decoder, has all it needs."""
     return sum(isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) for layer in module.modules())

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from md_export.errors import RewriteError
 from md_export.models.layers import Attention, Relu, Softmax
-from md_export.rewrites.channel_first import ChannelFirstAttention
-from md_export.rewrites.token_forms import scaled
+from md_export.rewrites.linear_to_conv2d import ChannelFirst
+from md_export.rewrites.tokens_as_channels import ChannelAttention, scaled
 from md_export.spec.sampler import OneStep
 
 
-class SplitHeadAttention(ChannelFirstAttention):
+class SplitHeadAttention(ChannelAttention):
     """Attention head by head."""
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -59,11 +59,11 @@ def split_attention_heads(module: nn.Module, one_step: OneStep) -> int:  # noqa:
     """
     found = [layer for layer in module.modules() if isinstance(layer, Attention)]
     for attention in found:
-        if not isinstance(attention, ChannelFirstAttention):
+        if not isinstance(getattr(attention, "form", None), ChannelFirst):
             raise RewriteError("split_attention_heads needs [B, C, 1, S]: put linear_to_conv2d before it in the recipe")
         if not isinstance(attention.weights, (Softmax, Relu)):
             raise RewriteError(f"split_attention_heads knows softmax and relu, not {type(attention.weights).__name__}")
-    whole = [layer for layer in found if type(layer) is ChannelFirstAttention]
+    whole = [layer for layer in found if type(layer) is ChannelAttention]
     for attention in whole:
         attention.__class__ = SplitHeadAttention
     return len(whole)

@@ -5,51 +5,82 @@
     scores [B, h, Lq, Lk], rank 4       →  [B·h, Lq, Lk], rank 3
     flatten, transpose, reshape around a stack  →  nothing
 
-The function is the same but for the order of float32 sums. Inputs and outputs of the component keep their shapes.
-Linears on vectors, as in the time embedding, stay (vector_linear_to_conv2d).
+The function is the same but for the order of float32 sums. Inputs and outputs of the component keep their shapes; text
+is a map of height 1. Linears on vectors, as in the time embedding, stay (vector_linear_to_conv2d).
 """
+
+# Principle, for the whole file: LiteRT keeps maps as [B, H, W, C], where a linear on tokens is a 1×1 convolution,
+# a norm over channels reduces the last axis, and nothing between attentions needs a RESHAPE or TRANSPOSE. The
+# GPU engine runs an int8 convolution but no int8 FULLY_CONNECTED of this size ("Failed to initialize kernel"), and
+# it computes a rank-4 batched product followed by a mask wrongly: attention is of rank 3, heads in the batch.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from md_export.models.layers import Attention, GluProjection
-from md_export.models.text_encoder import TextEncoder
-from md_export.models.unet import TransformerStack
-from md_export.models.vae import SpatialAttention
-from md_export.rewrites.token_forms import ROOTS, ChannelGlu, TokenForm
-from md_export.rewrites.token_maps import (
-    MapAttention,
-    MapClipAttention,
-    MapSpatialAttention,
-    MapStack,
-    MapTextEncoder,
-    to_map_layer_norm,
-)
+from md_export.rewrites.tokens_as_channels import ROOTS, Form, use_form
 from md_export.spec.sampler import OneStep
 
-_FORM: Final = TokenForm(
-    {
-        TransformerStack: MapStack,
-        Attention: MapAttention,
-        GluProjection: ChannelGlu,
-        SpatialAttention: MapSpatialAttention,
-        TextEncoder: MapTextEncoder,
-    },
-    MapClipAttention,
-    to_map_layer_norm,
-)
+
+class MapLayerNorm(nn.LayerNorm):
+    """LayerNorm over the channels of a map; keeps ``weight`` and ``bias``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, H, W]`` → ``[B, C, H, W]``, normalized over C."""
+        centred = x - x.mean(dim=1, keepdim=True)
+        variance = (centred * centred).mean(dim=1, keepdim=True)
+        out = centred * torch.rsqrt(variance + self.eps)
+        if self.weight is None:
+            return out
+        return out * self.weight[None, :, None, None] + self.bias[None, :, None, None]
+
+
+class Maps(Form):
+    """``[B, C, H, W]`` throughout; heads go into the batch: ``[B·heads, H·W, C/heads]``."""
+
+    def enter(self, tokens: Tensor) -> Tensor:
+        """``[B, L, C]`` → ``[B, C, 1, L]``; with channels last a reshape."""
+        return tokens[:, None].permute(0, 3, 1, 2)
+
+    def leave(self, channels: Tensor) -> Tensor:
+        """``[B, C, 1, L]`` → ``[B, L, C]``."""
+        return channels.permute(0, 2, 3, 1)[:, 0]
+
+    def mask(self, mask: Tensor) -> Tensor:
+        """``[1, 1, L, L]`` → ``[1, L, L]``."""
+        return mask[0]
+
+    def heads(self, x: Tensor, heads: int) -> Tensor:
+        """``[B, C, H, W]`` → ``[B·heads, H·W, C/heads]``."""
+        batch, channels, height, width = x.shape
+        size = (height * width, heads, channels // heads)
+        last = x.permute(0, 2, 3, 1)
+        if batch == 1:  # as in every artifact: one RESHAPE less
+            return last.reshape(size).transpose(0, 1)
+        return last.reshape(batch, *size).transpose(1, 2).flatten(0, 1)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, weigh: Callable[[Tensor], Tensor], shape: Any) -> Tensor:
+        """``[B·heads, Lq, d]`` and ``[B·heads, Lk, d]`` → ``[B, heads·d, H, W]``; ``shape`` is that of the queries."""
+        x = torch.matmul(weigh(torch.matmul(q, k.transpose(1, 2))), v)
+        batch, _, height, width = shape
+        last = x.transpose(0, 1) if batch == 1 else x.reshape(batch, -1, *x.shape[1:]).transpose(1, 2)
+        return last.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
+
+    def layer_norm(self, norm: nn.LayerNorm) -> None:
+        """Change ``norm`` in place into a :class:`MapLayerNorm`."""
+        norm.__class__ = MapLayerNorm
 
 
 def tokens_to_maps(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG001 (the table's signature)
     """Rewrite in place; returns the number of linears that became convolutions."""
-    return _FORM.apply(module)
+    return use_form(module, Maps())
 
 
 def count_maps(module: nn.Module) -> int:
-    """Modules that have the form already; a component without tokens, such as the lite decoder, has all it needs."""
-    forms = tuple(_FORM.classes[root] for root in ROOTS)
-    tokens = any(isinstance(layer, ROOTS) for layer in module.modules())
-    return sum(isinstance(layer, forms) for layer in module.modules()) or int(not tokens)
+    """Count modules in this form; a component without tokens, such as the lite decoder, has all it needs."""
+    roots = [layer for layer in module.modules() if isinstance(layer, ROOTS)]
+    return sum(isinstance(getattr(layer, "form", None), Maps) for layer in roots) or int(not roots)

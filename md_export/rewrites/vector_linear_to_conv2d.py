@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from md_export.models.layers import ResnetBlock, SepConvBlock, TimestepEmbedding
 from md_export.rewrites.adopt import TIMESTEP_EMBEDDING, type_name
-from md_export.rewrites.conv1x1 import as_conv2d
 from md_export.rewrites.fold_timestep import count_one_step
+from md_export.rewrites.tokens_as_channels import as_conv2d
 from md_export.spec.sampler import OneStep
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from md_export.rewrites.channel_layer_norm import to_channel_layer_norm
+from md_export.rewrites.linear_to_conv2d import to_channel_layer_norm
 from md_export.spec.sampler import OneStep
 from md_export.spec.tensors import TensorSpec
 from rewrites.forms import Graph, Subject, convert

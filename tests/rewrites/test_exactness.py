@@ -12,7 +12,7 @@ from md_export.models.layers import Attention
 from md_export.models.text_encoder import TextEncoder
 from md_export.models.unet import MDUNet
 from md_export.models.vae import VAEDecoder
-from md_export.rewrites.channel_first import ChannelFirstClipAttention
+from md_export.rewrites.tokens_as_channels import ChannelClipAttention
 from rewrites.forms import EXACT_DB, Subject
 
 MODELS = ("nano", "other")
@@ -83,7 +83,7 @@ def other_groups(module: nn.Module) -> None:
 
 def scale_twice(module: nn.Module) -> None:
     for layer in module.modules():
-        if isinstance(layer, (Attention, ChannelFirstClipAttention)):
+        if isinstance(layer, (Attention, ChannelClipAttention)):
             layer.scale = 1.01
 
 

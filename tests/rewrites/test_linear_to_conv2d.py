@@ -7,8 +7,12 @@ import torch
 from torch import nn
 
 from md_export.parity.metrics import compare
-from md_export.rewrites.channel_layer_norm import ChannelLayerNorm, to_channel_layer_norm
-from md_export.rewrites.linear_to_conv2d import count_conv2d, linear_to_conv2d
+from md_export.rewrites.linear_to_conv2d import (
+    ChannelLayerNorm,
+    count_conv2d,
+    linear_to_conv2d,
+    to_channel_layer_norm,
+)
 from md_export.spec.sampler import OneStep
 from rewrites.forms import EXACT_DB, Subject, check_vae_attention
 

@@ -10,8 +10,7 @@ from md_export.errors import RewriteError
 from md_export.models.layers import Attention, Softmax
 from md_export.models.vae import SpatialAttention
 from md_export.parity.metrics import compare
-from md_export.rewrites.token_maps import MapLayerNorm
-from md_export.rewrites.tokens_to_maps import tokens_to_maps
+from md_export.rewrites.tokens_to_maps import MapLayerNorm, tokens_to_maps
 from md_export.spec.sampler import OneStep
 from rewrites.forms import EXACT_DB, Subject, check_vae_attention
 

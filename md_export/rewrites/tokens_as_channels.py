@@ -1,0 +1,216 @@
+"""Tokens as channels: what linear_to_conv2d and tokens_to_maps share.
+
+Both make 1×1 convolutions of the linears on tokens and keep the tokens as channels ``[B, C, 1, L]`` between them. They
+differ in a :class:`Form`: how tokens become channels, how heads are split, and in which products attention is computed.
+Each substitute is a subclass that an original becomes in place, or holds the original's children under their names:
+module paths and parameters stay the same.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from torch import Tensor, nn
+
+from md_export.models.layers import Attention, GluProjection
+from md_export.models.text_encoder import TextEncoder
+from md_export.models.unet import TransformerStack
+from md_export.models.vae import SpatialAttention
+
+# Modules that contain tokens; TextEncoder contains transformers' own layers.
+ROOTS: Final = (TransformerStack, SpatialAttention, TextEncoder)
+
+
+def as_conv2d(linear: nn.Linear) -> nn.Conv2d:
+    """Return the same weight and bias, not copied: weight ``[out, in, 1, 1]`` is a view of ``[out, in]``."""
+    conv = nn.Conv2d(linear.in_features, linear.out_features, 1, bias=linear.bias is not None, device="meta")
+    conv.weight = nn.Parameter(linear.weight.detach()[:, :, None, None], requires_grad=linear.weight.requires_grad)
+    conv.bias = linear.bias
+    return conv.train(linear.training)
+
+
+def as_linear(conv: nn.Conv2d) -> nn.Linear:
+    """Return the inverse of :func:`as_conv2d`, not copied either; ``conv`` is 1×1."""
+    linear = nn.Linear(conv.in_channels, conv.out_channels, bias=conv.bias is not None, device="meta")
+    linear.weight = nn.Parameter(conv.weight.detach()[:, :, 0, 0], requires_grad=conv.weight.requires_grad)
+    linear.bias = conv.bias  # type: ignore[assignment]  # None where there is none
+    return linear.train(conv.training)
+
+
+def scaled(x: Tensor, scale: float) -> Tensor:
+    """Return ``x · scale``; no operation where the scale was folded into a projection's weights."""
+    return x if scale == 1.0 else x * scale
+
+
+class Form(ABC):
+    """How tokens lie as channels, and how attention is computed on them."""
+
+    @abstractmethod
+    def enter(self, tokens: Tensor) -> Tensor:
+        """``[B, L, C]`` → ``[B, C, 1, L]``."""
+
+    @abstractmethod
+    def leave(self, channels: Tensor) -> Tensor:
+        """``[B, C, 1, L]`` → ``[B, L, C]``."""
+
+    @abstractmethod
+    def heads(self, x: Tensor, heads: int) -> Tensor:
+        """Split the channels of ``[B, C, H, W]`` into heads."""
+
+    @abstractmethod
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, weigh: Callable[[Tensor], Tensor], shape: Any) -> Tensor:
+        """Attention of split heads → ``[B, C, H, W]``; ``weigh``: scores → weights; ``shape``: of the queries."""
+
+    @abstractmethod
+    def layer_norm(self, norm: nn.LayerNorm) -> None:
+        """Change a LayerNorm over tokens, in place, into one over channels."""
+
+    def mask(self, mask: Tensor) -> Tensor:
+        """``[1, 1, L, L]`` → the rank of the scores."""
+        return mask
+
+    def flat(self, x: Tensor) -> Tensor:
+        """``[B, C, H, W]`` → what norms and projections compute on."""
+        return x
+
+    def unflat(self, x: Tensor, shape: Any) -> Tensor:  # noqa: ARG002 (a form that flattens needs it)
+        """Return the inverse of :meth:`flat`."""
+        return x
+
+
+class ChannelGlu(GluProjection):
+    """The gated projection; halves [value | gate] of the channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, …]`` → ``[B, inner, …]``."""
+        value, gate = self.proj(x).chunk(2, dim=1)
+        out: Tensor = value * self.act(gate)
+        return out
+
+
+class ChannelAttention(Attention):
+    """Multi-head attention between channels."""
+
+    form: Form
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """``x: [B, C, H, W]``, ``context: [B, D, 1, L]`` → ``[B, C, H, W]``."""
+        q = self.form.heads(self.to_q(x), self.heads)
+        # After the split: right behind the convolution, coremltools would make a new, nameless weight of it.
+        q = scaled(q, self.scale)
+        k, v = self.keys_values(x if context is None else context, lambda source: self.form.heads(source, self.heads))
+        out: Tensor = self.to_out[0](self.form.attend(q, k, v, self.weights, x.shape))
+        return out
+
+
+class ChannelStack(TransformerStack):
+    """The stack on channels.
+
+    Every stack brings the text into the form itself, so that it stays a drop-in; converters merge the equal transposes.
+    """
+
+    form: Form
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """``x: [B, C, H, W]``, ``context: [B, L, D]`` → ``[B, C, H, W]``."""
+        text = self.form.enter(context)
+        inner = self.proj_in(self.norm(self.form.flat(x)))
+        for block in self.transformer_blocks:
+            inner = block(inner, text)
+        out: Tensor = x + self.form.unflat(self.proj_out(inner), x.shape)
+        return out
+
+
+class ChannelSpatialAttention(SpatialAttention):
+    """The VAE's attention over all pixels, one head."""
+
+    form: Form
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, H, W]`` → ``[B, C, H, W]``."""
+        pixels = self.form.flat(x)
+        normed = self.group_norm(pixels)
+        q, k, v = (self.form.heads(project(normed), 1) for project in (self.to_q, self.to_k, self.to_v))
+        q = scaled(q, self.scale)
+        attended = self.form.attend(q, k, v, lambda scores: scores.softmax(dim=-1), pixels.shape)
+        out: Tensor = x + self.form.unflat(self.to_out[0](attended), x.shape)
+        return out
+
+
+class ChannelClipAttention(nn.Module):
+    """CLIP's attention on ``[B, C, 1, L]``: the projections of transformers' ``CLIPAttention`` under their names.
+
+    No subclass of CLIPAttention: transformers takes ten seconds to import.
+    """
+
+    def __init__(self, clip: Any, form: Form) -> None:
+        super().__init__()
+        self.form = form
+        self.heads = int(clip.num_heads)
+        self.scale = float(clip.scale)
+        self.k_proj: nn.Module = clip.k_proj
+        self.v_proj: nn.Module = clip.v_proj
+        self.q_proj: nn.Module = clip.q_proj
+        self.out_proj: nn.Module = clip.out_proj
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> tuple[Tensor, None]:
+        """As CLIPAttention: output and weights, the latter not kept; ``attention_mask: [1, 1, L, L]`` is added."""
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (self.form.heads(project(hidden_states), self.heads) for project in projections)
+
+        def weigh(scores: Tensor) -> Tensor:
+            return (scores + self.form.mask(attention_mask)).softmax(dim=-1)
+
+        q = scaled(q, self.scale)
+        return self.out_proj(self.form.attend(q, k, v, weigh, hidden_states.shape)), None
+
+
+class ChannelTextEncoder(TextEncoder):
+    """The text encoder; its layers see ``[B, hidden, 1, L]``."""
+
+    form: Form
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """``[B, L]`` token ids → ``[B, L, hidden]``."""
+        length = input_ids.shape[1]
+        hidden = self.form.enter(self.embeddings(input_ids=input_ids))
+        hidden = self.encoder(inputs_embeds=hidden, attention_mask=self.mask[:, :, :length, :length]).last_hidden_state
+        return self.form.leave(self.final_layer_norm(hidden))
+
+
+_CLASSES: Final[Mapping[type[nn.Module], type[nn.Module]]] = {
+    TransformerStack: ChannelStack,
+    Attention: ChannelAttention,
+    GluProjection: ChannelGlu,
+    SpatialAttention: ChannelSpatialAttention,
+    TextEncoder: ChannelTextEncoder,
+}
+
+
+def use_form(module: nn.Module, form: Form) -> int:
+    """Rewrite in place; returns the number of linears that became convolutions."""
+    return sum(_rewrite(layer, form) for layer in list(module.modules()) if type(layer) in ROOTS)
+
+
+def _rewrite(parent: Any, form: Form) -> int:
+    if type(parent) in _CLASSES:
+        parent.__class__ = _CLASSES[type(parent)]
+        parent.form = form
+    fired = 0
+    for name, child in list(parent.named_children()):
+        substitute = _substitute(name, child, form)
+        setattr(parent, name, substitute)
+        fired += int(isinstance(child, nn.Linear)) + _rewrite(substitute, form)
+    return fired
+
+
+def _substitute(name: str, child: nn.Module, form: Form) -> nn.Module:
+    if isinstance(child, nn.Linear):
+        return as_conv2d(child)
+    if name == "self_attn":  # transformers' CLIPAttention
+        return ChannelClipAttention(child, form)
+    if type(child) is nn.LayerNorm:
+        form.layer_norm(child)
+    return child
