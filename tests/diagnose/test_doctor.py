@@ -20,7 +20,7 @@ from md_export.diagnose.doctor.canary import LEAST_SNR_DB, fly
 from md_export.diagnose.doctor.examine import canary_finding, canary_judged, gpu_finding
 from md_export.diagnose.doctor.finding import Diagnosis, Finding
 from md_export.diagnose.doctor.machine import Memory, Need, Place, disk_findings, group_room, memory_finding, need_of
-from md_export.diagnose.doctor.versions import TESTED, Tested, version_findings
+from md_export.diagnose.doctor.versions import Supported, _tested, supported, version_findings
 from md_export.engine.costs import artifact_cost
 from md_export.errors import MdExportError, RuntimeFault
 from md_export.report.doctor import doctor_text, without_names
@@ -40,16 +40,35 @@ NEED = Need(memory=5 * GB, step="coreml unet", out=2 * GB, temp=3 * GB, cache=GB
 # Versions
 
 
-def test_the_table_is_that_of_the_project_file() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    groups = {None: project["dependencies"], **project["optional-dependencies"]}
+def project() -> dict[str, Any]:
+    table: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return table
+
+
+def test_the_rows_are_those_of_the_project_file() -> None:
+    """Metadata repeats an extra's lines with a marker, those that another extra takes over too."""
+    groups = {None: project()["dependencies"], **project()["optional-dependencies"]}
     lines = {(Requirement(line), extra) for extra, group in groups.items() for line in group}
     wanted = {(line.name, str(line.specifier), extra) for line, extra in lines if line.name != "md-export"}
-    table = {(row.name, str(Requirement(row.name + row.allowed).specifier), row.extra) for row in TESTED}
-    assert table == wanted and all(row.allowed for row in TESTED)
+    marked = [
+        f"{line}; extra == '{extra}'" if extra else str(line) for line, extra in lines if line.name != "md-export"
+    ]
+    again = [f"{line}; extra == 'all'" for line, extra in lines if extra in ("coreml", "onnx")]
+    rows = supported([*again, *marked], [extra for extra in groups if extra not in (None, "all")])
+    table = {(row.name, str(Requirement(row.name + row.allowed).specifier), row.extra) for row in rows}
+    shared = {row for row in wanted if row[0] == "protobuf"}
+    assert table - shared == wanted - shared
+    assert len(table & shared) == 1
 
 
-TABLE = (Tested("numpy", ">=2.3,<2.4", "2.3.5"), Tested("coremltools", ">=9.0,<9.1", "9.0", "coreml"))
+def test_every_requirement_has_a_tested_version() -> None:
+    groups = [project()["dependencies"], *project()["optional-dependencies"].values()]
+    names = {Requirement(line).name for group in groups for line in group}
+    assert {"python", *names} - set(_tested()) == {"md-export", "tensorflow"}
+    assert {name for target in TARGETS.values() for name in target.distributions} <= set(_tested())
+
+
+TABLE = (Supported("numpy", ">=2.3,<2.4", "2.3.5"), Supported("coremltools", ">=9.0,<9.1", "9.0", "coreml"))
 
 
 @pytest.mark.parametrize(
@@ -80,6 +99,15 @@ def test_versions(
     assert python.verdict in ("ok", "note")
     assert tuple(item.verdict for item in findings) == verdicts
     assert said in " ".join(f"{item.found} {item.advice}" for item in findings)
+
+
+def test_without_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "metadata", missing)
+    (found,) = version_findings()
+    assert (found.what, found.verdict, found.advice) == ("md-export", "broken", "pip install md-export")
 
 
 def test_an_old_python(monkeypatch: pytest.MonkeyPatch) -> None:
