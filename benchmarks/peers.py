@@ -23,9 +23,9 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 import md_export
 from md_export.checkpoint import build_on_meta
 from md_export.checkpoint.architectures import arch_config
-from md_export.diagnose.estimate.recorded import record
 from md_export.models.graph import COMPONENTS
 from md_export.targets.costs import OpCost
+from recorded_operations import record
 
 FILE: Final = Path(md_export.__file__).parent / "diagnose" / "estimate" / "peers.json"
 LATENT, TEXT = 64, 77

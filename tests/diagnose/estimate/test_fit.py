@@ -12,11 +12,11 @@ from md_export.checkpoint import build_on_meta
 from md_export.checkpoint.architectures import arch_config
 from md_export.diagnose.estimate.devices import Device, Knowledge, Latency, knowledge
 from md_export.diagnose.estimate.fit import Fit, fit, fit_of
-from md_export.diagnose.estimate.recorded import record
 from md_export.diagnose.estimate.roofline import Constants, floor_of, seconds_of
 from md_export.diagnose.inspect import count_macs
 from md_export.errors import UsageError
 from md_export.models.graph import COMPONENTS
+from recorded_operations import record
 
 KNOWN: Final = knowledge()
 UNITS: Final = tuple(dict.fromkeys(device.unit.title for device in KNOWN.devices.values()))

@@ -20,7 +20,7 @@ from md_export.targets.costs import OpCost, Work, multiplying
 
 # Give a new view of the same memory, make a constant, or look at one number.
 _FREE: Final = frozenset(
-    (
+    {
         "view",
         "_unsafe_view",
         "reshape",
@@ -58,7 +58,7 @@ _FREE: Final = frozenset(
         "eq",
         "index",
         "is_same_size",
-    )
+    }
 )
 _MOVES: Final = ("clone", "contiguous", "copy_")
 _BITS_OF_PLAIN_FLOAT: Final = 32
