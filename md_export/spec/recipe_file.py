@@ -1,4 +1,4 @@
-"""Recipes as files: TOML in, JSON for workers and manifests; what is wrong is said with file, table and field.
+"""Recipes as files: TOML in, JSON for workers and manifests; errors name file, table and field.
 
 Recipes are TOML files (``recipes/README.md`` documents every field); a flag such as ``--fp16`` names one of them.
 """
@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -27,13 +27,16 @@ from md_export.spec.shipped_files import builtin_recipes
 from md_export.system.files import read_regular
 from md_export.system.terminal_text import first_control
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 # The rules of a search for each of the full-size model's 700 modules have 50 KB; tomllib takes a time and memory
 # that grow with the square of a dotted key.
 _LARGEST_FILE: Final = 1 << 17
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """The table in a recipe's file.
+def read_toml(path: Path) -> dict[str, object]:
+    """Return the table in a recipe's file.
 
     Raises:
         RecipeError: it cannot be read, is too large, or is no TOML.
@@ -45,11 +48,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}; name a .toml file or one of {known}") from error
     if content is None:
         raise RecipeError(f"{path}: no regular file of at most {_LARGEST_FILE} bytes; this is no recipe")
-    return parse_toml(content, path)
+    return _parse_toml(content, path)
 
 
-def parse_toml(content: bytes, path: Path) -> dict[str, Any]:
-    """The same of its content; ``path`` stands in error messages."""
+def _parse_toml(content: bytes, path: Path) -> dict[str, object]:
     try:
         return tomllib.loads(content.decode())
     except UnicodeDecodeError as error:
@@ -68,7 +70,7 @@ def load_recipe(path: Path) -> Recipe:
     Raises:
         RecipeError: unreadable TOML, or an unknown, missing or wrong field; names file, table and field.
     """
-    recipe = _from_table(read_toml(path), path)
+    recipe = recipe_from_dict(_spread(read_toml(path), path), str(path))
     return dataclasses.replace(recipe, loras=tuple(anchored(lora, path.parent) for lora in recipe.loras))
 
 
@@ -78,14 +80,10 @@ def recipe_from_toml(content: bytes, path: Path) -> Recipe:
     Raises:
         RecipeError: as :func:`load_recipe`.
     """
-    return _from_table(parse_toml(content, path), path)
+    return recipe_from_dict(_spread(_parse_toml(content, path), path), str(path))
 
 
-def _from_table(values: dict[str, Any], path: Path) -> Recipe:
-    return recipe_from_dict(_spread(values, path), str(path))
-
-
-def recipe_from_dict(values: Mapping[str, Any], source: str) -> Recipe:
+def recipe_from_dict(values: Mapping[str, object], source: str) -> Recipe:
     """Validate the spread-out form that :func:`recipe_to_dict` writes; ``source`` stands in error messages."""
     if (found := first_control(values)) is not None:
         raise RecipeError(f"{source}: {found} holds a control character, which no recipe needs; take it out")
@@ -107,7 +105,7 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     return plain
 
 
-def _spread(values: dict[str, Any], path: Path) -> dict[str, Any]:
+def _spread(values: Mapping[str, object], path: Path) -> dict[str, object]:
     """Resolve ``[scheme]`` and ``[scheme.unet]`` into one entry per component."""
     components = values.get("components", list(COMPONENT_NAMES))
     names = [name for name in components if isinstance(name, str)] if isinstance(components, list) else []
@@ -159,7 +157,7 @@ def _without_repeats(findings: list[str]) -> list[str]:
 
 
 def _known_fields(table: str) -> list[str]:
-    kinds: dict[str, Any] = {
+    kinds: dict[str, type[DataclassInstance]] = {
         "scheme": QuantScheme,
         "rules": WeightRule,
         "tolerance": Tolerance,
