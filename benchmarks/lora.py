@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contact_sheet import COLUMNS, sheet
-from md_export.checkpoint.lora.source import adapted
+from md_export.checkpoint.derived import adapted
 from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.spec.recipe_file import load_recipe

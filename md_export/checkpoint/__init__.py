@@ -6,8 +6,8 @@ from pathlib import Path
 
 from md_export.checkpoint.build import build_on_meta
 from md_export.checkpoint.configs import read_model_config
+from md_export.checkpoint.derived import open_layout
 from md_export.checkpoint.folder import Checkpoint, open_checkpoint
-from md_export.checkpoint.origin import open_layout
 from md_export.models.graph import ModelConfig
 
 __all__ = ["Checkpoint", "build_on_meta", "open_checkpoint", "read_config"]

@@ -39,8 +39,9 @@ _LARGEST: Final[Mapping[str, int]] = {
 # Counts that may be 0.
 _FROM_ZERO: Final = ("steps_offset", "freq_shift")
 # What AutoencoderKL takes for a field that its config leaves out, as those of Stable Diffusion 1 do.
-_AUTOENCODER: Final[Mapping[str, Any]] = {"latent_channels": 4, "scaling_factor": 0.18215}
+_AUTOENCODER: Final[Mapping[str, object]] = {"latent_channels": 4, "scaling_factor": 0.18215}
 _LEVELS: Final = 16
+SCHEDULER: Final = "scheduler/scheduler_config.json"
 _TEXT_SIZES: Final = (
     "vocab_size",
     "hidden_size",
@@ -77,7 +78,7 @@ def read_model_config(layout: Layout) -> ModelConfig:
         text_encoder={field: text[field] for field in _TEXT_FIELDS if field in text},
         unet=unet,
         vae=_parse(VAEConfig, "vae", vae),
-        schedule=_parse(ScheduleConfig, "scheduler", read_json(layout.require("scheduler/scheduler_config.json"))),
+        schedule=_parse(ScheduleConfig, "scheduler", read_json(layout.require(SCHEDULER))),
         adapter=None if adapter is None else _parse(AdapterConfig, "t2i_adapter", read_json(adapter)),
         controlnet=None if controlnet is None else _controlnet(unet, read_json(controlnet)),
     )
@@ -107,7 +108,7 @@ def check_vocabulary(path: Path, config: ModelConfig) -> None:
         )
 
 
-def _unet(values: dict[str, Any]) -> UNetConfig:
+def _unet(values: Mapping[str, object]) -> UNetConfig:
     """MobileDiffusion's, unless diffusers says that it is its own class."""
     given = {key: value for key, value in values.items() if key != "trained_substitutions"}
     if given.get("_class_name") == CLASS_NAME:
@@ -115,15 +116,15 @@ def _unet(values: dict[str, Any]) -> UNetConfig:
     return _parse(MDUNetConfig, "unet", given)
 
 
-def _controlnet(unet: UNetConfig, values: dict[str, Any]) -> ControlConfig:
+def _controlnet(unet: UNetConfig, values: Mapping[str, object]) -> ControlConfig:
     """Of the kind that belongs to the UNet."""
     if isinstance(unet, DiffusersUNetConfig):
         return _parse(DiffusersControlNetConfig, "controlnet", values)
     return _parse(ControlNetConfig, "controlnet", values)
 
 
-def _parse(kind: type[ConfigT], folder: str, values: Mapping[str, Any]) -> ConfigT:
-    file = "scheduler/scheduler_config.json" if folder == "scheduler" else f"{folder}/config.json"
+def _parse(kind: type[ConfigT], folder: str, values: Mapping[str, object]) -> ConfigT:
+    file = SCHEDULER if folder == "scheduler" else f"{folder}/config.json"
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         if field.name in values:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 from pydantic_core import from_json
 
@@ -65,7 +65,7 @@ def read_text(path: Path, limit: int) -> str:
         raise CheckpointError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): replace it") from error
 
 
-def read_json(path: Path, limit: int = CONFIG_LIMIT) -> dict[str, Any]:
+def read_json(path: Path, limit: int = CONFIG_LIMIT) -> dict[str, object]:
     """The JSON object in ``path``; raises :class:`CheckpointError` for anything else, NaN and Infinity included."""
     text = read_text(path, limit)
     try:

@@ -10,20 +10,13 @@ from typing import Final
 from torch import Tensor, nn
 
 from md_export.checkpoint.build import build_on_meta, component_named
-from md_export.checkpoint.configs import check_vocabulary, read_model_config, read_trained_substitutions
+from md_export.checkpoint.configs import SCHEDULER, check_vocabulary, read_model_config, read_trained_substitutions
+from md_export.checkpoint.derived import base_of, loras_of, open_layout
 from md_export.checkpoint.files import Layout
+from md_export.checkpoint.hashes import INHERITED, hash_of_file, hash_of_files, hash_of_folder, hashes_of_loras
 from md_export.checkpoint.keys import KeyDifference, as_float32, difference, own_tensors
 from md_export.checkpoint.lora.fuse import LowRank, changes_of, fused
 from md_export.checkpoint.lora.read import LoraFile, open_lora
-from md_export.checkpoint.lora.source import base_of, loras_of
-from md_export.checkpoint.origin import (
-    INHERITED,
-    hash_of_file,
-    hash_of_files,
-    hash_of_folder,
-    hashes_of_loras,
-    open_layout,
-)
 from md_export.checkpoint.tokenizer import TOKENIZER_FILES, check_tokenizer, copy_tokenizer, tokenizer_dir
 from md_export.checkpoint.weights import WeightSet, find_weights, weight_names
 from md_export.errors import CheckpointError
@@ -31,12 +24,7 @@ from md_export.models.graph import ALL_COMPONENTS, COMPONENTS, Component, ModelC
 from md_export.spec.loras import Lora
 from md_export.spec.names import ORDER
 
-_CONFIGS: Final = (
-    "text_encoder/config.json",
-    "unet/config.json",
-    "vae/config.json",
-    "scheduler/scheduler_config.json",
-)
+_CONFIGS: Final = (*(f"{name}/config.json" for name in ("text_encoder", "unet", "vae")), SCHEDULER)
 
 
 @dataclass(frozen=True)
@@ -146,7 +134,7 @@ class Checkpoint:
         return hash_of_folder(self.file_hashes(), component_named(name).folder)
 
     def file_hashes(self) -> dict[str, str]:
-        """SHA-256 of every config, tokenizer and weight file in use, by its path (see :mod:`.origin`); read once."""
+        """SHA-256 of every config, tokenizer and weight file in use, by its path (see :mod:`.hashes`); read once."""
         if not self._hashes:
             self._hashes.update({label: hash_of_file(file) for label, file in sorted(self._files_in_use())})
             for name, loras in self.adapted().items():

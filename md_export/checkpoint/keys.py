@@ -30,10 +30,6 @@ def _text_encoder_key(name: str) -> str | None:
     return None if own in _TEXT_UNUSED else own
 
 
-def _same(name: str) -> str | None:
-    return name
-
-
 def _vae_key(name: str) -> str | None:
     return _OLD_ATTENTION_KEY.sub(lambda match: f"{match[1]}{_OLD_ATTENTION[match[2]]}.", name)
 
@@ -43,7 +39,7 @@ _OWN_NAME: Final[Mapping[str, Callable[[str], str | None]]] = {"text_encoder": _
 
 def own_tensors(component: Component, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """``stored`` under the component's names; tensors of other components in the same file are left out."""
-    rename = _OWN_NAME.get(component.folder, _same)
+    rename = _OWN_NAME.get(component.folder)
     others = tuple(
         prefix
         for other in ALL_COMPONENTS.values()
@@ -52,7 +48,7 @@ def own_tensors(component: Component, stored: Mapping[str, Tensor]) -> dict[str,
     )
     tensors: dict[str, Tensor] = {}
     for name, tensor in stored.items():
-        own = rename(name)
+        own = rename(name) if rename else name
         if own is None or own.startswith(others):
             continue
         if own in tensors:
@@ -95,16 +91,10 @@ def difference(component: Component, expected: Mapping[str, Shape], stored: Mapp
     missing = tuple((name, shape) for name, shape in expected.items() if name not in stored)
     extra = sorted(name for name in stored if name not in expected)
     near = [name for name, _ in missing] or list(expected)
-    hints = [difflib.get_close_matches(name, near, n=1, cutoff=0.7) if len(name) < 200 else [] for name in extra[:20]]
-    hints += [[] for _ in extra[20:]]
-    return KeyDifference(
-        component,
-        missing,
-        tuple((name, hint[0] if hint else None) for name, hint in zip(extra, hints, strict=True)),
-        tuple(
-            (name, stored[name], shape) for name, shape in expected.items() if name in stored and stored[name] != shape
-        ),
-    )
+    hints = {name: difflib.get_close_matches(name, near, n=1, cutoff=0.7) for name in extra[:20] if len(name) < 200}
+    reshaped = [(name, stored[name], shape) for name, shape in expected.items() if stored.get(name, shape) != shape]
+    with_hints = [(name, next(iter(hints.get(name, [])), None)) for name in extra]
+    return KeyDifference(component, missing, tuple(with_hints), tuple(reshaped))
 
 
 def _group(title: str, lines: list[str]) -> list[str]:
@@ -131,13 +121,7 @@ def as_float32(component: str, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
             broken.append(f"{name}: {nans} NaN and {infinities} Inf among {tensor.numel()} values")
         let_go_of([tensor])
     if broken:
-        raise CheckpointError(
-            "\n    ".join(
-                [
-                    f"{component}: {len(broken)} tensors hold values that are not finite; "
-                    "use a checkpoint from before training diverged, or copy it again:",
-                    *capped(broken),
-                ]
-            )
-        )
+        what = f"{component}: {len(broken)} tensors hold values that are not finite; "
+        advice = "use a checkpoint from before training diverged, or copy it again:"
+        raise CheckpointError("\n    ".join([what + advice, *capped(broken)]))
     return converted

@@ -104,7 +104,7 @@ def _parameters(config: ModelConfig) -> int:
     return sum(p.numel() for component in components for p in build_on_meta(component, config).parameters())
 
 
-def config_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
+def config_files(config: ModelConfig) -> dict[str, dict[str, object]]:
     """File name → JSON content."""
     pipeline, unet = _UNET_CLASSES[type(config.unet)]
     classes = {**_CLASSES, "unet": unet}
@@ -118,11 +118,11 @@ def config_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
     }
 
 
-def _with_class(library_and_class: tuple[str, str], config: Any) -> dict[str, Any]:
+def _with_class(library_and_class: tuple[str, str], config: Any) -> dict[str, object]:
     return {"_class_name": library_and_class[1], **dataclasses.asdict(config)}
 
 
-def _block_types(config: ModelConfig) -> dict[str, Any]:
+def _block_types(config: ModelConfig) -> dict[str, object]:
     """What diffusers' AutoencoderKL needs to know beside our fields, where the whole checkpoint is diffusers'."""
     if not isinstance(config.unet, DiffusersUNetConfig):
         return {}
@@ -162,7 +162,7 @@ def _byte_letters() -> list[str]:
     return [chr(code) for code in [*shown, *range(256, 512 - len(shown))]]
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, object]) -> None:
     """Write a JSON file, its folder too."""
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

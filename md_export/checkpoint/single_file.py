@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -90,7 +90,7 @@ def _with_channels(config: ModelConfig, tensors: Tensors) -> ModelConfig:
     return replace(config, unet=replace(config.unet, in_channels=channels))
 
 
-def _converters(files: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, Convert]]:
+def _converters(files: Mapping[str, Mapping[str, object]]) -> dict[str, tuple[str, Convert]]:
     """By folder: what its tensors' names begin with, and diffusers' function that gives them diffusers' names."""
     try:
         library = import_quietly("diffusers.loaders.single_file_utils")

@@ -81,28 +81,13 @@ def _globals(stream: io.BytesIO) -> Iterator[str]:
 
 _INDEX: Final = ".index.json"
 _SUFFIXES: Final = (".safetensors", ".safetensors" + _INDEX, ".bin", ".bin" + _INDEX)
-# transformers and diffusers name their files differently; ".fp16" is the hub's half-precision variant.
-_STEMS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
-    "text_encoder": {".safetensors": ("model", "model.fp16"), ".bin": ("pytorch_model", "pytorch_model.fp16")},
-}
-_DIFFUSERS_STEMS: Final[Mapping[str, tuple[str, ...]]] = {
-    ".safetensors": ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16"),
-    ".bin": ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16"),
-}
+# transformers' names; diffusers' files of both kinds have one.
+_TEXT_ENCODER_STEMS: Final[Mapping[str, str]] = {".safetensors": "model", ".bin": "pytorch_model"}
+# The hub's half-precision files have the second.
+_VARIANTS: Final = ("", ".fp16")
 # What torch's restricted unpickler was seen to raise on files with a few bytes changed.
-_DAMAGED: Final = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zipfile.BadZipFile,
-)
+_DAMAGED: Final = (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, RuntimeError)
+_MALFORMED: Final = (TypeError, ValueError, struct.error, zipfile.BadZipFile, pickle.UnpicklingError)
 # safetensors itself reads headers of 100 MB; those of the largest model that is read have 2 MB.
 _LARGEST_HEADER: Final = 8 << 20
 # Whole numbers that are no weights.
@@ -137,8 +122,12 @@ class WeightSet:
 
 def weight_names(folder: str) -> tuple[str, ...]:
     """File names under which the weights of ``folder`` are looked for, the first that exists wins."""
-    stems = _STEMS.get(folder, _DIFFUSERS_STEMS)
-    return tuple(stem + suffix for suffix in _SUFFIXES for stem in stems[suffix.removesuffix(_INDEX)])
+    stems = _TEXT_ENCODER_STEMS if folder == "text_encoder" else {}
+    return tuple(
+        stems.get(suffix.removesuffix(_INDEX), "diffusion_pytorch_model") + variant + suffix
+        for suffix in _SUFFIXES
+        for variant in _VARIANTS
+    )
 
 
 def find_weights(root: Path, folder: str) -> WeightSet | None:
@@ -220,7 +209,7 @@ def _read_torch(file: Path) -> dict[str, Tensor]:
     try:
         check_pickles(file)
         content: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except (pickle.UnpicklingError, *_DAMAGED) as error:
+    except (*_DAMAGED, *_MALFORMED) as error:
         raise CheckpointError(f"{file} is truncated or damaged: copy or download it again") from error
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()

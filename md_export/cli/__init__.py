@@ -10,14 +10,12 @@ import click
 from md_export import __version__
 from md_export.cli.artifacts import lint, run, verify
 from md_export.cli.build import build, cache
-from md_export.cli.check import audit, compare, manifest
+from md_export.cli.check import audit, compare, manifest, report
 from md_export.cli.checkpoints import adapt, golden, init, inspect, unpack
-from md_export.cli.doctor import doctor
-from md_export.cli.explain import attribute, crosscheck, estimate
+from md_export.cli.explain import attribute, crosscheck, doctor, estimate
 from md_export.cli.exports import EXPORTS
 from md_export.cli.generate import generate
 from md_export.cli.join import join, split
-from md_export.cli.report import report
 from md_export.cli.search import search
 from md_export.errors import MdExportError
 from md_export.system.terminal_text import visible

@@ -9,26 +9,13 @@ from typing import Final
 import click
 
 from md_export.cli.exports import check_npu, npu_options, verify_npu
-from md_export.cli.shared import (
-    PATH,
-    conclude,
-    json_option,
-    progress,
-    show,
-)
+from md_export.cli.shared import PATH, conclude, golden_option, json_option, progress, show
 from md_export.errors import UsageError
 from md_export.spec.names import COMPONENT_NAMES
 
-self_test_option = click.option(
-    "--self-test", is_flag=True, help="Damage copies of OUT in every known way: does the gate notice each?"
-)
-checkpoint_option = click.option(
-    "--checkpoint", type=PATH, help="With --self-test: what OUT was exported from. Default: the nano one."
-)
 
-
-def check_self_test(self_test: bool, checkpoint: Path | None, others: dict[str, object]) -> None:
-    """UsageError where ``--checkpoint`` stands alone, or one of ``others``, options by name, stands beside it."""
+def _check_self_test(self_test: bool, checkpoint: Path | None, others: Mapping[str, object]) -> None:
+    """Raise UsageError where ``--checkpoint`` stands alone, or ``others``, options by name, beside ``--self-test``."""
     if checkpoint and not self_test:
         raise UsageError("--checkpoint is for --self-test; leave it out")
     given = [name for name, value in others.items() if value]
@@ -36,8 +23,8 @@ def check_self_test(self_test: bool, checkpoint: Path | None, others: dict[str, 
         raise UsageError(f"--self-test damages copies of OUT as they are; leave out {', '.join(given)}")
 
 
-def run_self_test(out: Path, checkpoint: Path | None, json_file: Path | None) -> None:
-    """Print the table; ParityError where a mutation was not noticed, or by accident."""
+def _run_self_test(out: Path, checkpoint: Path | None, json_file: Path | None) -> None:
+    """Print the table; raises ParityError where a mutation was not noticed, or by accident."""
     from md_export.parity.selftest.command import self_test
     from md_export.report.diagnoses import self_test_table
     from md_export.spec.shipped_files import nano_checkpoint
@@ -47,28 +34,16 @@ def run_self_test(out: Path, checkpoint: Path | None, json_file: Path | None) ->
     conclude(json_file, result, result.failures, [self_test_table(result)], f"{out}: the gate noticed everything")
 
 
-# Spelled out, since the targets' own tables are heavy to import; a test holds this against them.
+# Spelled out, since the targets' own tables are heavy to import; a test compares the two.
 LIBRARIES: Final = ("litert", "tensorflow")
 RUNTIMES: Final[Mapping[str, tuple[str, ...]]] = {
     "coreml": ("mil", "coreml"),
     "tflite": tuple(f"{library}{kernels}" for library in LIBRARIES for kernels in ("", "-builtin", "-reference")),
 }
 
-runtime_option = click.option(
-    "--runtime",
-    type=click.Choice([name for names in RUNTIMES.values() for name in names]),
-    help="For a Core ML package: ours, or Apple's on a Mac. For a TFLite file: a library and its kernels.",
-)
-library_option = click.option(
-    "--runtime",
-    "library",
-    type=click.Choice(LIBRARIES),
-    help="For TFLite: in all kernels of this library, and against LiteRT with XNNPACK.",
-)
 
-
-def check_runtime(runtime: str | None, gpu: bool, target: str) -> None:
-    """UsageError where an artifact of the target has no such runtime, or another engine is asked for, too."""
+def _check_runtime(runtime: str | None, gpu: bool, target: str) -> None:
+    """Raise UsageError where the target has no such runtime, or another engine is asked for, too."""
     known = RUNTIMES.get(target, ())
     if runtime is not None and runtime not in known:
         raise UsageError(
@@ -78,8 +53,7 @@ def check_runtime(runtime: str | None, gpu: bool, target: str) -> None:
         raise UsageError("--gpu is a runtime of its own; leave out --runtime")
 
 
-def verify_in_library(out: Path, golden_dir: Path | None, library: str, json_file: Path | None) -> None:
-    """The body of ``verify --runtime``."""
+def _verify_in_library(out: Path, golden_dir: Path | None, library: str, json_file: Path | None) -> None:
     from md_export.targets import TARGETS
 
     TARGETS["tflite"].require()
@@ -89,28 +63,30 @@ def verify_in_library(out: Path, golden_dir: Path | None, library: str, json_fil
 
     with progress(len(COMPONENT_NAMES) * len(RUNTIMES["tflite"]) // len(LIBRARIES)) as report:
         result = verify_in_runtimes(out, golden_dir, library, report)
-    conclude(
-        json_file,
-        result,
-        failures_of(result),
-        runtimes_tables(result),
-        f"{out}: right in every set of kernels of {library}",
-    )
+    passed = f"{out}: right in every set of kernels of {library}"
+    conclude(json_file, result, failures_of(result), runtimes_tables(result), passed)
 
 
 # LiteRT's engine for the GPU, in software: minutes for a full-size graph.
 GPU_LIMIT_S: Final = 600.0
-gpu_option = click.option("--gpu", is_flag=True, help="For TFLite: on LiteRT's GPU engine, by Vulkan in software.")
+gpu_option = click.option("--gpu", is_flag=True, help="Use LiteRT's GPU engine on a software Vulkan driver (TFLite).")
 limit_option = click.option(
-    "--limit", "limit_s", type=float, help=f"With --gpu or --npu: seconds for one artifact.  [default: {GPU_LIMIT_S:g}]"
+    "--limit",
+    "limit_s",
+    type=float,
+    help=f"Seconds per artifact, with --gpu or --npu.  [default: {GPU_LIMIT_S:g}]",
 )
 
 
 @click.command()
 @click.argument("artifact", type=PATH)
-@click.option("--inputs", type=PATH, required=True, help="An .npz file with one array per input.")
-@click.option("-o", "--output", type=PATH, required=True, help="The .npz file to write.")
-@runtime_option
+@click.option("--inputs", type=PATH, required=True, help="Read inputs from an .npz file with one array per input.")
+@click.option("-o", "--output", type=PATH, required=True, help="Write outputs to this .npz file.")
+@click.option(
+    "--runtime",
+    type=click.Choice([name for names in RUNTIMES.values() for name in names]),
+    help="Choose the runtime of a Core ML package (ours, or Apple's on a Mac) or a TFLite library and its kernels.",
+)
 @gpu_option
 @limit_option
 def run(artifact: Path, inputs: Path, output: Path, runtime: str | None, gpu: bool, limit_s: float | None) -> None:
@@ -120,7 +96,7 @@ def run(artifact: Path, inputs: Path, output: Path, runtime: str | None, gpu: bo
     from md_export.targets.execution import execute
 
     target = target_of(artifact)
-    check_runtime(runtime, gpu, target.name)
+    _check_runtime(runtime, gpu, target.name)
     limit_s = gpu_limit(gpu, limit_s, target.name)
     if gpu:
         target.require()
@@ -138,13 +114,18 @@ def run(artifact: Path, inputs: Path, output: Path, runtime: str | None, gpu: bo
 
 @click.command()
 @click.argument("out", type=PATH)
-@click.option("--golden", "golden_dir", type=PATH, help="Golden cases; by default those that lie in OUT.")
+@golden_option
 @gpu_option
 @npu_options
 @limit_option
-@library_option
-@self_test_option
-@checkpoint_option
+@click.option(
+    "--runtime",
+    "library",
+    type=click.Choice(LIBRARIES),
+    help="Run TFLite files in all kernels of this library and compare with LiteRT and XNNPACK.",
+)
+@click.option("--self-test", is_flag=True, help="Damage copies of OUT in every known way; each must be noticed.")
+@click.option("--checkpoint", type=PATH, help="Checkpoint of OUT, for --self-test.  [default: the nano one]")
 @json_option
 def verify(
     out: Path,
@@ -163,13 +144,10 @@ def verify(
 ) -> None:
     """Run every artifact of an export on every golden case, and the chain to the picture; exit 3 if one falls short.
 
-    With --gpu: is all of a TFLite graph on the GPU, and right there? Each op that is not is named with its module.
+    --gpu, --npu and --runtime check that all of a graph runs on LiteRT's GPU engine, on a phone's NPU or in another
+    TensorFlow library, and computes the same there; operations that do not are named with their modules.
 
-    With --npu: is all of an ONNX graph on a phone's NPU, and right there? Each operation that is not is named.
-
-    With --runtime: is a TFLite file right in an older library, and without XNNPACK? Each op that is not is named.
-
-    With --self-test: would all this notice? Each way to damage an export is tried, and must be noticed.
+    --self-test checks the gate itself: each known way to damage an export must be noticed.
     """
     from md_export.cli.join import verify_joined
     from md_export.parity.judge import verify as judge
@@ -190,24 +168,22 @@ def verify(
         return
     target = read_manifest(out).target
     limit_s = gpu_limit(gpu, limit_s, target)
-    check_runtime(library, gpu, target)
-    check_self_test(self_test, checkpoint, {"--golden": golden_dir, "--gpu": gpu, "--runtime": library})
+    _check_runtime(library, gpu, target)
+    _check_self_test(self_test, checkpoint, {"--golden": golden_dir, "--gpu": gpu, "--runtime": library})
     if self_test:
-        run_self_test(out, checkpoint, json_file)
-        return
-    if gpu:
+        _run_self_test(out, checkpoint, json_file)
+    elif gpu:
         _verify_on_gpu(out, golden_dir, limit_s, json_file)
-        return
-    if library:
-        verify_in_library(out, golden_dir, library, json_file)
-        return
-    with progress(len(COMPONENT_NAMES)) as report:
-        result = judge(out, golden_dir, report)
-    conclude(json_file, result, result.failures, [parity_table(result)], f"{out}: verified")
+    elif library:
+        _verify_in_library(out, golden_dir, library, json_file)
+    else:
+        with progress(len(COMPONENT_NAMES)) as report:
+            result = judge(out, golden_dir, report)
+        conclude(json_file, result, result.failures, [parity_table(result)], f"{out}: verified")
 
 
 def gpu_limit(gpu: bool, limit_s: float | None, target: str) -> float:
-    """Seconds for one artifact; UsageError where the flags make no sense for the target."""
+    """Return the seconds for one artifact; raises UsageError where the flags make no sense for the target."""
     if limit_s is not None and not gpu:
         raise UsageError("--limit is for --gpu and --npu; leave it out")
     if gpu and target != "tflite":
@@ -229,14 +205,20 @@ def _verify_on_gpu(out: Path, golden_dir: Path | None, limit_s: float, json_file
 
 @click.command()
 @click.argument("path", type=PATH, required=False)
-@click.option("--os", "system", help="For Core ML: whose rules, iOS18 for instance. Default: the oldest that loads it.")
-@click.option("--inputs", type=PATH, help="An .npz file for one package: what float16 does to its activations.")
-@click.option("--rules", "show_rules", is_flag=True, help="Print the rules for Core ML and their sources.")
+@click.option(
+    "--os",
+    "system",
+    help="Core ML rules to apply, such as iOS18.  [default: the oldest system]",
+)
+@click.option("--inputs", type=PATH, help="Inputs (.npz) on which float16 activations of one package are checked.")
+@click.option("--rules", "show_rules", is_flag=True, help="List the Core ML rules and their sources, and lint nothing.")
 @json_option
 def lint(path: Path | None, system: str | None, inputs: Path | None, show_rules: bool, json_file: Path | None) -> None:
-    """Advise on a Core ML package, a Core AI asset or a TFLite file, or on each of an export with its golden inputs:
-    what the Neural Engine or LiteRT's GPU engine may refuse, and what float16 may do to its values. Advice is no
-    failure: exit 0."""
+    """Advise on a Core ML package, a Core AI asset or a TFLite file, or on every artifact of an export.
+
+    Lists what the Neural Engine or LiteRT's GPU engine may refuse, and what float16 may do to values; an export's
+    golden cases are the inputs. Advice is no failure: exit 0.
+    """
     from md_export.report.lint import lint_tables, rule_table, source_lines
 
     if show_rules == (path is not None):

@@ -1,4 +1,4 @@
-"""Commands that check an export without running it on golden cases again: audit, compare, manifest."""
+"""Commands that check exports and write the findings: audit, compare, report, manifest."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from md_export.cli.shared import (
     checkpoint_or_nano,
     conclude,
     json_option,
+    junit_option,
     lora_option,
+    markdown_option,
     progress,
     say,
     say_annotations,
     show,
 )
-from md_export.errors import ArtifactError
+from md_export.errors import ArtifactError, ParityError, RegressionError, UsageError
 from md_export.spec.names import COMPONENT_NAMES
 
 
@@ -29,17 +31,17 @@ from md_export.spec.names import COMPONENT_NAMES
 @lora_option
 @json_option
 def audit(out: Path, checkpoint: Path | None, loras: tuple[str, ...], json_file: Path | None) -> None:
-    """Decode every weight that an export stores and compare it with CHECKPOINT, the nano one by default.
+    """Decode every weight that an export stores and compare it with CHECKPOINT (default: the nano one).
 
-    Exit 3 if a weight is further off than its scheme rounds, is nowhere, or is stored otherwise than requested.
+    Exit 3 if a weight differs by more than its scheme rounds, is missing, or is stored in another type than requested.
     """
-    from md_export.checkpoint.lora.source import adapted
+    from md_export.checkpoint.derived import adapted
     from md_export.parity.weights.audit import audit as hold
     from md_export.report.diagnoses import audit_table, unmatched_table
 
     with adapted(checkpoint_or_nano(checkpoint), loras) as folder, progress(len(COMPONENT_NAMES)) as report:
         result = hold(out, folder, report)
-    tables = (audit_table(result), unmatched_table(result))
+    tables = audit_table(result), unmatched_table(result)
     conclude(json_file, result, result.failures, tables, f"{out}: every weight is the checkpoint's")
 
 
@@ -48,8 +50,8 @@ def audit(out: Path, checkpoint: Path | None, loras: tuple[str, ...], json_file:
 @click.argument("new", type=PATH)
 @gpu_option
 @limit_option
-@click.option("--junit", type=PATH, help="Also write JUnit XML, for a CI system.")
-@click.option("--markdown", type=PATH, help="Also write Markdown, for a pull request's comment.")
+@junit_option
+@markdown_option
 @annotate_option
 @json_option
 def compare(
@@ -62,13 +64,12 @@ def compare(
     annotate: str | None,
     json_file: Path | None,
 ) -> None:
-    """Run two exports of one target and hold NEW against OLD: parity, bytes, operations, stored types, lint, pictures.
+    """Run two exports of one target and compare parity, bytes, operations, stored types, lint findings and pictures.
 
-    Exit 3 if NEW is worse by more than the [regression] table of its recipe allows, or falls short by itself.
-    With --gpu, for TFLite: operations left to the CPU too.
+    Exit 3 if NEW is worse by more than the [regression] table of its recipe allows, or falls short by itself. With
+    --gpu, operations that LiteRT's GPU engine leaves to the CPU are compared, too.
     """
     from md_export.diagnose.compare import compare_exports
-    from md_export.errors import RegressionError
     from md_export.report.compare import comparison_junit, comparison_markdown, comparison_tables
     from md_export.spec.manifest import read_manifest
 
@@ -86,18 +87,69 @@ def compare(
     say(json_file, f"{new}: within the budget of {result.new}")
 
 
+@click.command()
+@click.argument("outs", metavar="OUT...", type=PATH, nargs=-1, required=True)
+@click.option("-o", "--output", type=PATH, help="Write one .html page that opens without a network.")
+@junit_option
+@markdown_option
+@annotate_option
+@click.option("--checkpoint", type=PATH, help="Checkpoint of OUT; with it, the page explains each module and weight.")
+@json_option
+def report(
+    outs: tuple[Path, ...],
+    output: Path | None,
+    junit: Path | None,
+    markdown: Path | None,
+    annotate: str | None,
+    checkpoint: Path | None,
+    json_file: Path | None,
+) -> None:
+    """Verify exports and write the findings as a page, JUnit XML, Markdown or JSON; exit 3 as verify does."""
+    from md_export.parity.judge import judge
+    from md_export.report.verdicts import parity_table
+
+    if not (output or junit or markdown or json_file):
+        raise UsageError("say what to write: -o report.html, --junit, --markdown or --json")
+    if checkpoint and not output:
+        raise UsageError("--checkpoint is for the page; name it with -o, or leave it out")
+    with progress(len(COMPONENT_NAMES) * len(outs)) as tell:
+        exports = [(out.resolve().name, judge(out, progress=tell)) for out in outs]
+    results = [(name, verification.result) for name, verification in exports]
+    if output:
+        from md_export.diagnose.insight import look_inside
+        from md_export.report.page import html_page
+
+        with progress(7 * len(outs)) as tell:
+            insights = [look_inside(out, checkpoint, tell) for out in outs]
+        page = html_page([(*export, insight) for export, insight in zip(exports, insights, strict=True)])
+        output.write_text(page, encoding="utf-8")
+    if junit:
+        from md_export.report.ci import junit_xml
+
+        junit.write_text(junit_xml(results), encoding="utf-8")
+    if markdown:
+        from md_export.report.ci import markdown_page
+
+        markdown.write_text(markdown_page(results), encoding="utf-8")
+    show(json_file, [result for _, result in results], *(parity_table(result) for _, result in results))
+    failures = [f"{name}: {failure}" for name, result in results for failure in result.failures]
+    say_annotations(json_file, annotate, "md-export report", failures)
+    if failures:
+        raise ParityError("; ".join(failures))
+
+
 @click.group()
 def manifest() -> None:
-    """Look at what exports say of themselves."""
+    """Check the manifests of exports."""
 
 
 @manifest.command()
 @click.argument("out", type=PATH)
 @json_option
 def check(out: Path, json_file: Path | None) -> None:
-    """Hold every file of an export, or of a folder of exports, against the hash in its manifest; exit 1 if one differs.
+    """Compare every file of an export, or of a folder of exports, with the hash in its manifest; exit 1 if one differs.
 
-    Needs no runtime and no network; the functions of a joined export are taken out one by one, by coremltools.
+    Needs no runtime and no network. coremltools takes the functions of a joined export out one by one.
     """
     from md_export.engine.join import check_functions
     from md_export.parity.manifest_check import check_exports

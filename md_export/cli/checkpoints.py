@@ -13,6 +13,7 @@ from md_export.cli.shared import (
     guidance_option,
     json_option,
     lora_option,
+    output_option,
     progress,
     show,
     size_option,
@@ -26,14 +27,12 @@ ARCHS: Final = ("md", "md-lite", "sd15", "nano")
 
 @click.command()
 @click.argument("checkpoint", metavar="[CHECKPOINT|ARTIFACT]", type=PATH, required=False)
-@click.option(
-    "--arch", type=click.Choice(ARCHS), help="A named architecture instead of a checkpoint; needs no weights."
-)
+@click.option("--arch", type=click.Choice(ARCHS), help="Inspect a named architecture instead; needs no weights.")
 @json_option
 def inspect(checkpoint: Path | None, arch: str | None, json_file: Path | None) -> None:
     """Count parameters, multiply-adds and blocks of each component, beside the paper's numbers.
 
-    Of an ARTIFACT: what it tells an app, its weights by stored type, and its operations.
+    Of an ARTIFACT, print its metadata, its weights by stored type, and its operations.
     """
     from md_export.diagnose.inspect import inspect_config
     from md_export.report.tables import inspection_tables
@@ -42,7 +41,11 @@ def inspect(checkpoint: Path | None, arch: str | None, json_file: Path | None) -
     if checkpoint and arch:
         raise UsageError("name a CHECKPOINT or an --arch, not both")
     if checkpoint and checkpoint.suffix in {target.suffix for target in TARGETS.values()}:
-        _inspect_artifact(checkpoint, json_file)
+        from md_export.report.tables import description_tables
+        from md_export.targets import target_of
+
+        found = target_of(checkpoint).open().describe(checkpoint)
+        show(json_file, found, *description_tables(found, checkpoint.name))
         return
     if arch:
         from md_export.checkpoint.architectures import arch_config
@@ -55,14 +58,6 @@ def inspect(checkpoint: Path | None, arch: str | None, json_file: Path | None) -
         config, title = open_checkpoint(source).config, str(source)
     inspection = inspect_config(config)
     show(json_file, inspection, *inspection_tables(inspection, title, arch))
-
-
-def _inspect_artifact(artifact: Path, json_file: Path | None) -> None:
-    from md_export.report.tables import description_tables
-    from md_export.targets import target_of
-
-    found = target_of(artifact).open().describe(artifact)
-    show(json_file, found, *description_tables(found, artifact.name))
 
 
 @click.command()
@@ -79,11 +74,11 @@ def init(directory: Path, arch: str, seed: int) -> None:
 
 @click.command()
 @click.argument("checkpoint", type=PATH)
-@click.option("-o", "--output", type=PATH, required=True, help="Folder to write; must not exist.")
-@click.option("--prompts", type=PATH, help="Text file with one prompt a line.")
-@click.option("--prompt", "single", multiple=True, help="A prompt; may be given several times.")
+@output_option
+@click.option("--prompts", type=PATH, help="Read prompts from a text file, one a line.")
+@click.option("--prompt", "single", multiple=True, help="Add a prompt; repeatable.")
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0,), show_default=True)
-@click.option("--encoder", is_flag=True, help="Also what the VAE encoder makes of each picture.")
+@click.option("--encoder", is_flag=True, help="Record the VAE encoder's output for each picture, too.")
 @size_option
 @steps_option
 @guidance_option
@@ -102,7 +97,7 @@ def golden(
 ) -> None:
     """Write golden cases: every component's inputs and outputs for each prompt and seed, computed by torch."""
     from md_export.checkpoint import open_checkpoint
-    from md_export.checkpoint.lora.source import adapted
+    from md_export.checkpoint.derived import adapted
     from md_export.parity.golden.prepare import golden_source
     from md_export.parity.golden.record import read_prompts, write_golden
     from md_export.spec.sampler import sampler_of
@@ -122,15 +117,15 @@ def golden(
 @click.command()
 @click.argument("checkpoint", type=PATH)
 @lora_option
-@click.option("--adapter", type=PATH, help="Folder of a T2I-Adapter, as diffusers writes it: config.json and weights.")
-@click.option("--controlnet", type=PATH, help="Folder of a ControlNet, with diffusers' names: config.json and weights.")
-@click.option("-o", "--output", type=PATH, required=True, help="Folder to write; must not exist.")
+@click.option("--adapter", type=PATH, help="Add the T2I-Adapter in this folder (diffusers' config.json and weights).")
+@click.option("--controlnet", type=PATH, help="Add the ControlNet in this folder (diffusers' config.json and weights).")
+@output_option
 def adapt(
     checkpoint: Path, loras: tuple[str, ...], adapter: Path | None, controlnet: Path | None, output: Path
 ) -> None:
-    """Write CHECKPOINT with LoRAs, an adapter or a ControlNet as a folder of its own, a checkpoint for every command.
+    """Write a checkpoint folder that adds LoRAs, an adapter or a ControlNet to CHECKPOINT.
 
-    It holds the added files and a relative path to CHECKPOINT, whose weights stay where they are.
+    The folder holds the added files and a relative path to CHECKPOINT, whose weights are not copied.
     """
     given = {name: folder for name, folder in ((ADAPTER, adapter), (CONTROLNET, controlnet)) if folder is not None}
     if len(given) + bool(loras) != 1:
@@ -148,7 +143,7 @@ def adapt(
 
 def _add_loras(checkpoint: Path, loras: tuple[str, ...], output: Path) -> str:
     from md_export.checkpoint import open_checkpoint
-    from md_export.checkpoint.lora.source import write_adapted
+    from md_export.checkpoint.derived import write_adapted
     from md_export.spec.loras import parse_loras
     from md_export.system.files import staging
 
@@ -161,7 +156,7 @@ def _add_loras(checkpoint: Path, loras: tuple[str, ...], output: Path) -> str:
 
 def _add_steering(checkpoint: Path, component: str, given: Path, output: Path) -> str:
     from md_export.checkpoint import open_checkpoint
-    from md_export.checkpoint.steered import write_steered
+    from md_export.checkpoint.derived import write_steered
     from md_export.system.files import staging
 
     with staging(output) as folder:
@@ -175,10 +170,15 @@ def _add_steering(checkpoint: Path, component: str, given: Path, output: Path) -
 
 @click.command()
 @click.argument("file", type=PATH)
-@click.option("--tokenizer", type=PATH, required=True, help="Folder with CLIP's vocab.json and merges.txt.")
-@click.option("-o", "--output", type=PATH, required=True, help="Folder to write; must not exist.")
+@click.option(
+    "--tokenizer",
+    type=PATH,
+    required=True,
+    help="Folder of CLIP's vocab.json and merges.txt.",
+)
+@output_option
 def unpack(file: Path, tokenizer: Path, output: Path) -> None:
-    """Write FILE, a single .safetensors of Stable Diffusion 1, as a checkpoint folder for every command."""
+    """Unpack FILE, a single .safetensors file of Stable Diffusion 1, into a checkpoint folder."""
     from md_export.checkpoint.single_file import unpack as write
 
     write(file, tokenizer, output)

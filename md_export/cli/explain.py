@@ -1,26 +1,27 @@
-"""Commands that explain an export: attribute, crosscheck, estimate."""
+"""Commands that explain an export or a failure: attribute, crosscheck, estimate, doctor."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
 
-from md_export.cli.shared import PATH, checkpoint_or_nano, json_option, progress, show
-from md_export.errors import UsageError
+from md_export.cli.shared import PATH, checkpoint_or_nano, json_option, progress, recipe_named, say, show
+from md_export.errors import MdExportError, UsageError
 from md_export.spec.names import COMPONENT_NAMES
 
 
 @click.command()
 @click.argument("artifact", type=PATH)
 @click.argument("checkpoint", type=PATH, required=False)
-@click.option("--hops", "lower_again", is_flag=True, help="Also convert to float32 once more: is it the lowering?")
+@click.option("--hops", "lower_again", is_flag=True, help="Convert to float32 again, to check the lowering.")
 @json_option
 def attribute(artifact: Path, checkpoint: Path | None, lower_again: bool, json_file: Path | None) -> None:
-    """Follow ARTIFACT, a file of an export, module by module beside torch, in the golden case in which it is worst.
+    """Compare ARTIFACT, a file of an export, with torch module by module, on the golden case where it is worst.
 
-    Names the hop and the first module that diverge, the ten worst, and what to change in the recipe. CHECKPOINT is
-    the one that the export was made from; by default the nano one. Advice is no failure: exit 0.
+    Names the stage and the first module where accuracy drops, the ten worst modules, and what to change in the recipe.
+    CHECKPOINT is the one that the export was made from (default: the nano one). Advice is no failure: exit 0.
     """
     from md_export.diagnose.attribution.attribute import attribute as follow
     from md_export.report.diagnoses import attribution_tables
@@ -32,53 +33,45 @@ def attribute(artifact: Path, checkpoint: Path | None, lower_again: bool, json_f
 
 @click.command()
 @click.argument("artifacts", type=PATH, nargs=-1)
-@click.option("--checkpoint", type=PATH, help="That both were exported from.  [default: the nano one that ships]")
-@click.option("--ops", is_flag=True, help="No artifacts: a corpus of operations in float16, Core ML and Core AI.")
+@click.option("--checkpoint", type=PATH, help="Checkpoint of both artifacts.  [default: the nano one]")
+@click.option("--ops", is_flag=True, help="Compare single float16 operations of Core ML and Core AI instead.")
 @json_option
 def crosscheck(artifacts: tuple[Path, ...], checkpoint: Path | None, ops: bool, json_file: Path | None) -> None:
-    """Run two ARTIFACTS of one component, files of two exports, each in its own runtime on the same golden inputs.
+    """Run two ARTIFACTS of one component, each in its own runtime, on the same golden inputs.
 
-    Names the modules that one computes worse than the other by more than rounding explains. Advice is no failure:
+    Names the modules where one is less accurate than the other by more than rounding explains. Advice is no failure:
     exit 0.
     """
+    from md_export.report.diagnoses import crosscheck_tables, operation_table
+
     if ops and (artifacts or checkpoint):
         raise UsageError("--ops makes artifacts of its own; leave out yours and --checkpoint")
-    if not ops and len(artifacts) != len(("A", "B")):
-        raise UsageError("name two artifacts of one component, such as ios/unet.mlpackage ios27/unet.aimodel, or --ops")
     if ops:
-        _operations(json_file)
-    else:
-        _artifacts(artifacts, checkpoint, json_file)
+        from md_export.diagnose.crosscheck.operations import crosscheck_operations
 
-
-def _artifacts(artifacts: tuple[Path, ...], checkpoint: Path | None, json_file: Path | None) -> None:
-    from md_export.diagnose.crosscheck.artifacts import crosscheck as hold
-    from md_export.report.diagnoses import crosscheck_tables
+        with progress(1) as tell:
+            operations = crosscheck_operations(tell)
+        show(json_file, operations, operation_table(operations))
+        return
+    if len(artifacts) != len(("A", "B")):
+        raise UsageError("name two artifacts of one component, such as ios/unet.mlpackage ios27/unet.aimodel, or --ops")
+    from md_export.diagnose.crosscheck.artifacts import crosscheck as compare
 
     first, second = artifacts
     with progress(1) as tell:
-        found = hold(first, second, checkpoint_or_nano(checkpoint), tell)
+        found = compare(first, second, checkpoint_or_nano(checkpoint), tell)
     show(json_file, found, *crosscheck_tables(found))
-
-
-def _operations(json_file: Path | None) -> None:
-    from md_export.diagnose.crosscheck.operations import crosscheck_operations
-    from md_export.report.diagnoses import operation_table
-
-    with progress(1) as tell:
-        found = crosscheck_operations(tell)
-    show(json_file, found, operation_table(found))
 
 
 @click.command()
 @click.argument("out", type=PATH)
-@click.option("--device", required=True, help="A phone: iphone15pro, galaxy-s24, …; any other name lists them all.")
+@click.option("--device", required=True, help="Phone, such as iphone15pro or galaxy-s24; an unknown name lists all.")
 @json_option
 def estimate(out: Path, device: str, json_file: Path | None) -> None:
-    """Estimate how long each artifact of an export might take on a phone, and rank what to change for speed.
+    """Estimate how long each artifact of an export takes on a phone, and rank what to change for speed.
 
-    A roofline of the lowered graphs, fitted to latencies that others published; printed with the fit's error and
-    beside the physical floor. No phone is asked, and nothing is run.
+    The estimate is a roofline of the lowered graphs, fitted to published latencies; it is printed with the fit's error
+    and the physical lower bound. Nothing is run, and no phone is needed.
     """
     from md_export.diagnose.estimate.command import estimate as judge
     from md_export.report.estimate import estimate_tables
@@ -86,3 +79,37 @@ def estimate(out: Path, device: str, json_file: Path | None) -> None:
     with progress(len(COMPONENT_NAMES)) as tell:
         found = judge(out, device, tell)
     show(json_file, found, *estimate_tables(found))
+
+
+@click.command()
+@click.argument("recipe", type=PATH, required=False)
+@click.option("--checkpoint", type=PATH, help="Checkpoint to export, with RECIPE.  [default: the nano one]")
+@click.option("--canary/--no-canary", default=True, help="Convert and run a small module on each target.")
+@json_option
+def doctor(recipe: Path | None, checkpoint: Path | None, canary: bool, json_file: Path | None) -> None:
+    """Check that exports can work on this machine; exit 1 if something is broken.
+
+    Compares library versions with the supported ones, free memory and disk with what RECIPE needs, looks for the GPU
+    driver, and converts a small module on each installed target. The text after the table is for bug reports.
+    """
+    from md_export.diagnose.doctor.examine import examine
+    from md_export.report.doctor import doctor_table, doctor_text
+    from md_export.spec.recipe_file import load_recipe
+    from md_export.spec.shipped_files import nano_checkpoint
+
+    if checkpoint and not recipe:
+        raise UsageError("--checkpoint is for the prediction of a RECIPE; name one, coreml-fp16 for instance")
+    source = None if recipe is None else recipe_named(recipe)
+    with progress(3) as report:
+        wanted = None if source is None else load_recipe(source)
+        found = examine(wanted, checkpoint or nano_checkpoint(), canary, report)
+    text = doctor_text(found)
+    if sys.stdout.isatty() and str(json_file) != "-":
+        show(json_file, found, doctor_table(found))
+        say(json_file, "\nFor a bug report:\n")
+    else:
+        show(json_file, found)
+    say(json_file, text)
+    if found.broken:
+        names = ", ".join(item.what for item in found.broken)
+        raise MdExportError(f"broken: {names}; what to do stands behind each of them above")

@@ -9,14 +9,7 @@ from typing import Any
 
 import click
 
-from md_export.cli.shared import (
-    PATH,
-    checkpoint_or_nano,
-    guidance_option,
-    lora_option,
-    size_option,
-    steps_option,
-)
+from md_export.cli.shared import PATH, checkpoint_or_nano, guidance_option, lora_option, size_option, steps_option
 from md_export.errors import UsageError
 
 # Of a picture to start from, where nobody says.
@@ -25,18 +18,18 @@ _STRENGTH = 0.8
 
 @click.command()
 @click.argument("prompt")
-@click.option("--artifacts", type=PATH, help="An export: the picture is made by its artifacts.")
-@click.option("--checkpoint", type=PATH, help="A checkpoint: the picture is made by torch. Default: the nano one.")
+@click.option("--artifacts", type=PATH, help="Run the artifacts of this export.")
+@click.option("--checkpoint", type=PATH, help="Run this checkpoint in torch.  [default: the nano one]")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--init-image", type=PATH, help="A picture to start from, or, with --mask, of which a part is kept.")
-@click.option("--strength", type=float, help=f"How much of --init-image may change, in (0, 1].  [default: {_STRENGTH}]")
-@click.option("--mask", type=PATH, help="Of the same size: what is white here is painted anew.")
-@click.option("--condition", type=PATH, help="For a model with an adapter or a ControlNet: what steers it, edges say.")
+@click.option("--init-image", type=PATH, help="Start from this picture; with --mask, keep a part of it.")
+@click.option("--strength", type=float, help=f"Share of --init-image to change, in (0, 1].  [default: {_STRENGTH}]")
+@click.option("--mask", type=PATH, help="Paint anew what is white in this picture of the same size.")
+@click.option("--condition", type=PATH, help="Condition image for the adapter or ControlNet, such as edges.")
 @size_option
 @steps_option
 @guidance_option
 @lora_option
-@click.option("-o", "--output", type=PATH, required=True, help="The .png file to write.")
+@click.option("-o", "--output", type=PATH, required=True, help="Write the picture to this .png file.")
 def generate(
     prompt: str,
     artifacts: Path | None,
@@ -52,12 +45,12 @@ def generate(
     loras: tuple[str, ...],
     output: Path,
 ) -> None:
-    """Make a picture from PROMPT in one UNet step, or in many, by an export's artifacts or by torch.
+    """Generate a picture from PROMPT in one UNet step, or in --steps, by an export's artifacts or by torch.
 
-    With --init-image: start from a picture. With --mask, too: paint a part of it anew and keep the rest, best where
-    the UNet was trained for it. Both need the VAE encoder.
+    --init-image starts from a picture. With --mask, a part of it is painted anew and the rest is kept, best with a UNet
+    that was trained for it. Both need the VAE encoder.
     """
-    from md_export.checkpoint.lora.source import adapted
+    from md_export.checkpoint.derived import adapted
     from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
     from md_export.engine.runnable_export import frame_of_artifacts, frame_of_checkpoint
     from md_export.models.sampling.picture_files import write_png
@@ -104,7 +97,7 @@ class _Files:
             raise UsageError("--strength is for a picture to start from: --init-image without --mask")
 
     def read(self, frame: Callable[[], Any]) -> tuple[list[Any] | None, list[Any] | None, list[Any] | None]:
-        """What is kept, what steers, and what is started from; ``frame`` says what the model takes."""
+        """Return pictures to keep, to condition on and to start from; ``frame`` gives the model's sizes."""
         if self.init_image is None and self.condition is None:
             return None, None, None
         from md_export.models.sampling.picture_files import read_condition, read_given, read_start

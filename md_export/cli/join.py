@@ -7,19 +7,19 @@ from pathlib import Path
 
 import click
 
-from md_export.cli.shared import PATH, conclude, json_option, progress, say, show
+from md_export.cli.shared import PATH, conclude, json_option, output_option, progress, say, show
 from md_export.errors import UsageError
 
 
 @click.command()
 @click.argument("exports", type=PATH, nargs=-1, required=True)
-@click.option("-o", "--output", type=PATH, required=True, help="Folder to write; must not exist.")
+@output_option
 @json_option
 def join(exports: tuple[Path, ...], output: Path, json_file: Path | None) -> None:
-    """Join Core ML EXPORTS of one checkpoint in several sizes: one package a component, a function for each size.
+    """Join Core ML EXPORTS of one checkpoint in several sizes: one package per component, one function per size.
 
-    Weights are stored once. The first export's function is the default; each is proved on golden cases of its size.
-    Needs iOS 18.
+    Weights are stored once. The function of the first export is the default. Each function is verified on golden cases
+    of its size. Needs iOS 18.
     """
     from md_export.engine.join import join as join_exports
     from md_export.report.progress import shared_table
@@ -36,7 +36,7 @@ def join(exports: tuple[Path, ...], output: Path, json_file: Path | None) -> Non
 @click.argument("function", required=False)
 @click.option("-o", "--output", type=PATH, help="Folder to write; must not exist.")
 def split(joined: Path, function: str | None, output: Path | None) -> None:
-    """Take one FUNCTION out of a JOINED export, as an export of its own; without one, list them."""
+    """Write one FUNCTION of a JOINED export as a separate export; without FUNCTION, list them."""
     from md_export.engine.join import read_functions
     from md_export.engine.join import split as take_out
 
@@ -50,7 +50,7 @@ def split(joined: Path, function: str | None, output: Path | None) -> None:
 
 
 def verify_joined(out: Path, flags: Mapping[str, object], json_file: Path | None) -> None:
-    """``md-export verify`` of a joined export; ``flags``: those given that it cannot have."""
+    """Verify a joined export; ``flags``: options that it does not take, by name."""
     from md_export.engine.join import verify_functions
     from md_export.report.verdicts import parity_table
 

@@ -1,4 +1,4 @@
-"""What commands share: options, names, and how results reach the terminal. Heavy imports are inside the bodies."""
+"""What the commands share: options, names, and how results reach the terminal. Heavy imports are inside the bodies."""
 
 from __future__ import annotations
 
@@ -9,34 +9,38 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from md_export.errors import UsageError
+from md_export.errors import ParityError, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 PATH = click.Path(path_type=Path)
 size_option = click.option(
-    "--size", type=click.IntRange(min=1), help="Side of the picture in pixels. Default: what the checkpoint is for."
+    "--size", type=click.IntRange(min=1), help="Side of the pictures in pixels.  [default: the checkpoint's own]"
 )
-steps_option = click.option("--steps", type=int, help="Make pictures in so many steps, by DDIM. Default: in one.")
+steps_option = click.option("--steps", type=int, help="Sample in this many DDIM steps.  [default: one step]")
 guidance_option = click.option(
-    "--guidance", type=float, help="Classifier-free guidance of many steps. Default: 7.5, or the recipe's."
+    "--guidance", type=float, help="Scale of classifier-free guidance, with --steps.  [default: 7.5, or the recipe's]"
 )
 lora_option = click.option(
     "--lora",
     "loras",
     metavar="FILE[:SCALE]",
     multiple=True,
-    help="Add a LoRA (.safetensors) to the weights; may be given several times.",
+    help="Fuse a LoRA (.safetensors) into the weights; repeatable.",
 )
-json_option = click.option("--json", "json_file", type=PATH, help="Also write the result as JSON ('-': stdout).")
+json_option = click.option("--json", "json_file", type=PATH, help="Write the result as JSON, too ('-': to stdout).")
+output_option = click.option("-o", "--output", type=PATH, required=True, help="Folder to write; must not exist.")
+golden_option = click.option("--golden", "golden_dir", type=PATH, help="Golden cases.  [default: those in OUT]")
+junit_option = click.option("--junit", type=PATH, help="Write the verdicts as JUnit XML, for a CI system.")
+markdown_option = click.option("--markdown", type=PATH, help="Write the verdicts as Markdown, for pull requests.")
 annotate_option = click.option(
-    "--annotate", metavar="FILE", help="Also print each failure as an error that GitHub shows at FILE, the recipe say."
+    "--annotate", metavar="FILE", help="Print each failure as a GitHub error annotation at FILE, such as the recipe."
 )
 
 
 def checkpoint_or_nano(checkpoint: Path | None) -> Path:
-    """The checkpoint that was named, else the one that ships, and a line that says so."""
+    """Return the checkpoint that was named, else the one that ships, and print a line that says so."""
     if checkpoint is not None:
         return checkpoint
     from md_export.spec.shipped_files import nano_checkpoint
@@ -46,10 +50,10 @@ def checkpoint_or_nano(checkpoint: Path | None) -> Path:
 
 
 def recipe_named(given: Path) -> Path:
-    """The file that ``--recipe`` means: one that is there, or the recipe that ships under that name.
+    """Return the file that ``--recipe`` names: an existing file, or a recipe that ships under that name.
 
     Raises:
-        UsageError: there is neither; another file's name is left to whoever reads it.
+        UsageError: there is neither; a missing file with a suffix is left to the reader of recipes.
     """
     from md_export.spec.shipped_files import builtin_recipes, recipe_file
 
@@ -60,14 +64,14 @@ def recipe_named(given: Path) -> Path:
 
 
 def progress(steps: int) -> Any:
-    """A context manager that yields ``report(text)``; see :mod:`md_export.report.progress`."""
+    """Return a context manager that yields ``report(text)``; see :mod:`md_export.report.progress`."""
     from md_export.report.progress import progress_to_stderr
 
     return progress_to_stderr(steps)
 
 
 def show(json_file: Path | None, result: Any, *tables: Any) -> None:
-    """A result as tables, and as JSON where it was asked for; ``-`` gives standard output to the JSON alone."""
+    """Print a result as tables, and as JSON where it was asked for; ``-`` gives standard output to the JSON alone."""
     from md_export.report.tables import console
 
     if json_file is not None:
@@ -81,8 +85,6 @@ def conclude(
     json_file: Path | None, result: object, failures: Sequence[str], tables: Iterable[Table], passed: str
 ) -> None:
     """Show a verdict, then the line ``passed``; raise ParityError where there are ``failures``."""
-    from md_export.errors import ParityError
-
     show(json_file, result, *tables)
     if failures:
         raise ParityError("; ".join(failures))
@@ -90,12 +92,12 @@ def conclude(
 
 
 def say(json_file: Path | None, text: str) -> None:
-    """A line where the tables go."""
+    """Print a line where the tables go."""
     click.echo(text, err=_takes_stdout(json_file))
 
 
 def say_annotations(json_file: Path | None, file: str | None, title: str, failures: Iterable[str]) -> None:
-    """Failures as annotations of ``file``, where one was named."""
+    """Print failures as annotations of ``file``, where one was named."""
     from md_export.report.ci import error_annotations
 
     for line in error_annotations(title, failures, file) if file else ():
@@ -122,12 +124,12 @@ _AGES: Final = {"M": 60.0, "H": 3600.0, "D": 86400.0, "W": 7 * 86400.0}
 
 
 def size(text: str) -> int:
-    """Bytes; click's BadParameter where it is no size."""
+    """Read ``8G`` as bytes; raises click's BadParameter for anything else."""
     return _number(text, _SIZES, "B", "a size: write 8G or 500M")
 
 
 def age(text: str) -> int:
-    """Seconds; click's BadParameter where it is no time."""
+    """Read ``30d`` as seconds; raises click's BadParameter for anything else."""
     return _number(text, _AGES, "", "a time: write 30d, 12h or 2w")
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from md_export.checkpoint import Checkpoint, open_checkpoint
 from md_export.checkpoint.build import build_on_meta, component_named
-from md_export.checkpoint.origin import INHERITED, hash_of_folder
+from md_export.checkpoint.hashes import INHERITED, hash_of_folder
 from md_export.engine.keys import maker
 from md_export.engine.metadata import notes_of
 from md_export.models.graph import ALL_COMPONENTS, COMPONENTS

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from md_export import __version__
 from md_export.checkpoint import Checkpoint, open_checkpoint
-from md_export.checkpoint.lora.source import adapted
+from md_export.checkpoint.derived import adapted
 from md_export.engine.artifact import BuildStep
 from md_export.engine.coreai_bundle import write_assets
 from md_export.engine.hops import explain

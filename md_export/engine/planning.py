@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from md_export.checkpoint.lora.source import adapted
+from md_export.checkpoint.derived import adapted
 from md_export.engine.costs import artifact_cost, cases_cost, export_cost, space_of
 from md_export.engine.dependencies import (
     OF_AN_ARTIFACT,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from md_export.checkpoint import open_checkpoint
-from md_export.checkpoint.lora.source import adapted
+from md_export.checkpoint.derived import adapted
 from md_export.engine.artifact import BuildStep, build_component
 from md_export.engine.export import seal
 from md_export.engine.hops import explain

@@ -7,7 +7,7 @@ from pathlib import Path
 from string import ascii_letters
 from typing import Final
 
-from md_export.checkpoint.origin import hash_of_files, hash_of_folder
+from md_export.checkpoint.hashes import hash_of_files, hash_of_folder
 from md_export.models.graph import ALL_COMPONENTS
 from md_export.parity.metrics import Check, Fault
 from md_export.spec.artifact import ArtifactEntry, artifact_path, bytes_of_artifact

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from md_export.checkpoint import Checkpoint
+from md_export.checkpoint.hashes import hash_of_file
 from md_export.checkpoint.lora.fuse import LowRank, unfused_call
-from md_export.checkpoint.origin import hash_of_file
 from md_export.errors import ParityError
 from md_export.models.graph import COMPONENTS
 from md_export.parity.golden.case import GoldenCase

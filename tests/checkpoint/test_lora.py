@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from md_export.checkpoint import Checkpoint, build_on_meta, open_checkpoint
+from md_export.checkpoint.derived import LORA_NOTE, adapted, write_adapted
 from md_export.checkpoint.lora.fuse import LowRank, changes_of, fused, product
 from md_export.checkpoint.lora.read import open_lora
-from md_export.checkpoint.lora.source import NOTE, adapted, write_adapted
 from md_export.cli import cli
 from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
@@ -382,7 +382,7 @@ def test_notes_that_are_wrong(nano: Path, tmp_path: Path, note: str, message: st
     folder = tmp_path / "adapted"
     (folder / "loras").mkdir(parents=True)
     written(folder / "loras", named("kohya", LINEAR, *HALVES[LINEAR]), "0.safetensors")
-    (folder / NOTE).write_text(note.replace("BASE", "../base"))
+    (folder / LORA_NOTE).write_text(note.replace("BASE", "../base"))
     with pytest.raises(CheckpointError, match=message):
         open_checkpoint(folder)
 

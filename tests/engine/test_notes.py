@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from md_export.checkpoint import open_checkpoint
-from md_export.checkpoint.origin import hash_of_files
+from md_export.checkpoint.hashes import hash_of_files
 from md_export.cli import cli
 from md_export.engine.metadata import notes_of
 from md_export.models.sampling.generate import picture_from, tokenize

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from md_export.checkpoint import open_checkpoint
-from md_export.checkpoint.steered import write_steered
+from md_export.checkpoint.derived import write_steered
 from md_export.cli import cli
 from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint

@@ -14,8 +14,8 @@ import torch
 
 from in_process import in_process
 from md_export.checkpoint import open_checkpoint
+from md_export.checkpoint.derived import write_steered
 from md_export.checkpoint.random_init import write_checkpoint
-from md_export.checkpoint.steered import write_steered
 from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.errors import ConfigError

@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 
 from in_process import in_process
 from md_export.checkpoint import open_checkpoint
+from md_export.checkpoint.derived import write_steered
 from md_export.checkpoint.random_init import write_checkpoint
-from md_export.checkpoint.steered import write_steered
 from md_export.cli import cli
 from md_export.engine.dependencies import makers_of_inputs
 from md_export.engine.export import export

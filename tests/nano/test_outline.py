@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from md_export.checkpoint.lora.source import adapted
+from md_export.checkpoint.derived import adapted
 from md_export.engine.generate import pictures_of_checkpoint
 from md_export.spec.shipped_files import nano_checkpoint
 from training.drawing import draw

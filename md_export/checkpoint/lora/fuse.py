@@ -92,7 +92,7 @@ def _low_rank(file: LoraFile, component: str, path: str, layer: Layer, parts: Pa
     return LowRank(path, down, up, file.lora.factor * own)
 
 
-def _own_scale(config: Mapping[str, Any], component: str, path: str, rank: int) -> float:
+def _own_scale(config: Mapping[str, object], component: str, path: str, rank: int) -> float:
     """alpha / rank of a module whose alpha is no tensor: by peft's config, else 1."""
     for prefix in (f"{component}.", ""):
         alpha, patterns = (config.get(prefix + field) for field in ("lora_alpha", "alpha_pattern"))

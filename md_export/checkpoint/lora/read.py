@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from pydantic_core import from_json
 from torch import Tensor
@@ -104,7 +104,7 @@ class LoraFile:
 
     lora: Lora
     modules: Mapping[str, Mapping[str, Parts]]
-    config: Mapping[str, Any]
+    config: Mapping[str, object]
 
 
 def open_lora(lora: Lora) -> LoraFile:
@@ -157,7 +157,7 @@ def _check_parts(parts: Parts, where: str) -> None:
         raise CheckpointError(f"{where} holds NaN or Inf: use a file from before training diverged")
 
 
-def _check_alpha_is_known(lora: Lora, names: Iterable[str], config: Mapping[str, Any]) -> None:
+def _check_alpha_is_known(lora: Lora, names: Iterable[str], config: Mapping[str, object]) -> None:
     """peft alone keeps alpha in a file beside, so nothing here says how strong such a LoRA is."""
     peft = any(name.startswith(PEFT_PREFIX) for name in names) and not any(name.endswith(".alpha") for name in names)
     if peft and not config and lora.scale is None:
@@ -167,7 +167,7 @@ def _check_alpha_is_known(lora: Lora, names: Iterable[str], config: Mapping[str,
         )
 
 
-def _config(lora: Lora, metadata: Mapping[str, str]) -> dict[str, Any]:
+def _config(lora: Lora, metadata: Mapping[str, str]) -> dict[str, object]:
     text = metadata.get(_METADATA, "{}")
     try:
         values = from_json(text, allow_inf_nan=False) if len(text) <= TABLE_LIMIT else None

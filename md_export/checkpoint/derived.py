@@ -1,0 +1,167 @@
+"""Checkpoint folders that add to another checkpoint, named in a note by a path relative to their own folder.
+
+``sibling.json`` names a parent; the folder stores only the files that differ from it, or an adapter or a ControlNet.
+``loras.json`` names a base and the LoRA files, in ``loras/``, that are added to its weights.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from pydantic_core import to_json
+
+from md_export.checkpoint.files import Layout, read_json, shown, unreadable
+from md_export.checkpoint.weights import find_weights, weight_names
+from md_export.errors import CheckpointError, UsageError
+from md_export.spec.loras import MOST_LORAS, SUFFIX, Lora, is_scale, parse_loras
+
+SIBLING_NOTE: Final = "sibling.json"
+LORA_NOTE: Final = "loras.json"
+LORA_FOLDER: Final = "loras"
+_CONFIG: Final = "config.json"
+_TITLES: Final[Mapping[str, str]] = {"t2i_adapter": "adapter", "controlnet": "ControlNet"}
+
+
+def open_layout(path: Path) -> Layout:
+    """Find the folder and, through ``sibling.json``, its parent; through ``loras.json``, those of its base."""
+    try:
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(f"{path} does not exist: give the folder of a checkpoint") from None
+    except OSError as error:
+        unreadable(path, error)
+    if not is_folder:
+        # All of a model may be in the file, as Stable Diffusion's authors publish it.
+        single = path.suffix == ".safetensors"
+        also = f", or make one of it with: md-export unpack {path} --tokenizer DIR -o DIR" if single else ""
+        raise CheckpointError(
+            f"{path} is a file: give the checkpoint folder that holds unet/, vae/ and text_encoder/{also}"
+        )
+    path = base_of(path) or path
+    chained = "itself a sibling: name that one's parent instead"
+    return Layout(path, _folder_named_in(path / SIBLING_NOTE, "parent", "../..", chained))
+
+
+def base_of(folder: Path) -> Path | None:
+    """Return the checkpoint whose weights ``folder`` adds LoRAs to; None where it adds none.
+
+    Raises:
+        CheckpointError: its note is damaged, or names no other folder.
+    """
+    chained = "which has LoRAs itself: name its base, and all LoRAs together"
+    return _folder_named_in(folder / LORA_NOTE, "base", "../nano", chained)
+
+
+def _folder_named_in(note: Path, field: str, example: str, chained: str) -> Path | None:
+    """Return the folder that a note names; None without a note; ``chained``: why not one with such a note itself."""
+    if not note.is_file():
+        return None
+    given = read_json(note).get(field)
+    if not isinstance(given, str) or not given or Path(given).is_absolute():
+        raise CheckpointError(f'{note} must say "{field}": a path relative to its folder, such as "{example}"')
+    found, named = (note.parent / given).resolve(), f"{note} names the {field} {shown(given)!r}"
+    if not found.is_dir() or found == note.parent.resolve():
+        raise CheckpointError(f"{named}, which is no other folder: correct the path")
+    if (found / note.name).is_file():
+        raise CheckpointError(f"{named}, {chained}")
+    return found
+
+
+def loras_of(folder: Path) -> tuple[Lora, ...]:
+    """Return the LoRAs that a folder adds to its base; none without a note.
+
+    Raises:
+        CheckpointError: its note is damaged, or names files outside the folder.
+    """
+    note = folder / LORA_NOTE
+    if not note.is_file():
+        return ()
+    entries = read_json(note).get("loras")
+    if not isinstance(entries, list) or not 0 < len(entries) <= MOST_LORAS:
+        raise CheckpointError(f'{note} must say "loras": a list of 1 to {MOST_LORAS} files; write it again')
+    return tuple(_lora(folder, entry) for entry in entries)
+
+
+def _lora(folder: Path, entry: object) -> Lora:
+    note = folder / LORA_NOTE
+    values = [entry.get(field) for field in ("name", "file", "scale")] if isinstance(entry, dict) else [None] * 3
+    name, file, scale = values
+    if not isinstance(name, str) or not isinstance(file, str) or not isinstance(scale, (int, float, type(None))):
+        raise CheckpointError(f'{note}: each of "loras" needs "name", "file" and perhaps "scale"; write it again')
+    if PurePosixPath(file).name != file or "\\" in file or not file.endswith(SUFFIX):
+        raise CheckpointError(f"{note} names {shown(file)!r}, which is no {SUFFIX} file in {LORA_FOLDER}/: refused")
+    path = folder / LORA_FOLDER / file
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing, though {LORA_NOTE} names it: copy it there")
+    if not is_scale(scale):
+        raise CheckpointError(f"{note}: {scale!r:.20} is no scale; write it again")
+    return Lora(path, shown(name), None if scale is None else float(scale))
+
+
+@contextmanager
+def adapted(checkpoint: Path, loras: Sequence[str]) -> Iterator[Path]:
+    """Yield the folder of a checkpoint with some LoRAs, each ``FILE`` or ``FILE:scale``; it is removed afterwards.
+
+    Raises:
+        UsageError: as :func:`md_export.spec.loras.parse_loras`.
+    """
+    if not loras:
+        yield checkpoint
+        return
+    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
+        write_adapted(Path(scratch), checkpoint, parse_loras(loras), Path.symlink_to)
+        yield Path(scratch)
+
+
+def _copy(target: Path, file: Path) -> None:
+    shutil.copyfile(file, target)
+
+
+def write_adapted(
+    folder: Path, checkpoint: Path, loras: Sequence[Lora], put: Callable[[Path, Path], object] = _copy
+) -> None:
+    """Make the empty ``folder`` a checkpoint with LoRAs; ``put(target, file)`` brings each LoRA file to its place."""
+    (folder / LORA_FOLDER).mkdir()
+    entries = [{"name": lora.name, "file": f"{place}{SUFFIX}", "scale": lora.scale} for place, lora in enumerate(loras)]
+    for entry, lora in zip(entries, loras, strict=True):
+        put(folder / LORA_FOLDER / str(entry["file"]), lora.path.resolve())
+    _write_note(folder / LORA_NOTE, "base", checkpoint, {"loras": entries})
+
+
+def write_steered(folder: Path, checkpoint: Path, given: Path, component: str) -> None:
+    """Make the empty ``folder`` a checkpoint: ``checkpoint``, whose files stay where they are, and ``component``.
+
+    ``given`` holds config.json and weights as diffusers' T2IAdapter or ControlNetModel writes them; ``component`` is
+    ``t2i_adapter`` or ``controlnet``.
+
+    Raises:
+        UsageError: ``given`` holds no such model, or the checkpoint only adds to another one itself.
+    """
+    weights = find_weights(given.resolve().parent, given.resolve().name)
+    if weights is None or not (given / _CONFIG).is_file():
+        raise UsageError(
+            f"{given} holds no {_TITLES[component]}: {_CONFIG} and {weight_names(component)[0]} are needed"
+        )
+    for note in (SIBLING_NOTE, LORA_NOTE):
+        if (checkpoint / note).is_file():
+            raise UsageError(
+                f"{checkpoint} only adds to another checkpoint ({note}): give the {_TITLES[component]} to that one, "
+                "then LoRAs to the folder that this writes"
+            )
+    own = folder / component
+    own.mkdir()
+    for file in (given / _CONFIG, *weights.files, *([weights.index] if weights.index else [])):
+        shutil.copyfile(file, own / file.name)
+    _write_note(folder / SIBLING_NOTE, "parent", checkpoint, {})
+
+
+def _write_note(note: Path, field: str, checkpoint: Path, more: Mapping[str, object]) -> None:
+    path = Path(os.path.relpath(checkpoint.resolve(), note.parent.resolve())).as_posix()
+    note.write_bytes(to_json({field: path, **more}, indent=2) + b"\n")
