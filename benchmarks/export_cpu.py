@@ -1,0 +1,69 @@
+"""CPU seconds of a first export and of its verification, this checkout against another.
+
+    python benchmarks/export_cpu.py --against DIR [--rounds 3]
+
+``md-export onnx --fp16 -o A`` and ``md-export verify A`` of the nano checkpoint, user and system time of each command
+with all its processes. The two checkouts alternate, each command with an empty cache of builds. Prints the median of
+each in seconds, and the ratio of this checkout to the other.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+import click
+
+HERE: Final = Path(__file__).resolve().parents[1]
+# linux/prctl.h: processes whose parent ended become children of this one.
+_PR_SET_CHILD_SUBREAPER: Final = 36
+COMMANDS: Final = {"export": ("onnx", "--fp16", "-o", "A"), "verify": ("verify", "A")}
+
+
+def cpu_seconds(checkout: Path, arguments: tuple[str, ...], folder: Path) -> float:
+    """Run ``md-export`` of a checkout in ``folder``; returns user and system seconds of its whole process tree."""
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "PYTHONPATH": str(checkout), "MD_EXPORT_CACHE": cache}
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        argv = [sys.executable, "-c", "from md_export.cli import main; main()", *arguments]
+        subprocess.run(argv, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
+        _wait_for_orphans()
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def _wait_for_orphans() -> None:
+    """Wait for servers and workers that outlive the command; only then does their time count as a child's."""
+    with suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)
+
+
+def measure(checkout: Path) -> dict[str, float]:
+    """Return the CPU seconds of each command, one after the other in a folder of their own."""
+    with tempfile.TemporaryDirectory() as folder:
+        return {name: cpu_seconds(checkout, arguments, Path(folder)) for name, arguments in COMMANDS.items()}
+
+
+@click.command()
+@click.option("--against", type=click.Path(path_type=Path, exists=True), required=True, help="The other checkout.")
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Runs of each checkout.")
+def main(against: Path, rounds: int) -> None:
+    """Print CPU seconds of both checkouts and their ratio."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    runs = [(measure(HERE), measure(against.resolve())) for _ in range(rounds)]
+    for name in COMMANDS:
+        ours, theirs = (median(run[place][name] for run in runs) for place in (0, 1))
+        print(f"{name}: {ours:.1f} s here, {theirs:.1f} s there, ratio {ours / theirs:.2f}")
+
+
+if __name__ == "__main__":
+    main()
