@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from md_export.checkpoint import Checkpoint, build_on_meta, open_checkpoint
 from md_export.checkpoint.derived import LORA_NOTE, adapted, write_adapted
-from md_export.checkpoint.lora.fuse import LowRank, changes_of, fused, product
-from md_export.checkpoint.lora.read import open_lora
+from md_export.checkpoint.lora import LowRank, changes_of, fused, open_lora, product
 from md_export.cli import cli
 from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint

@@ -17,8 +17,7 @@ from torch import nn
 from cli.test_cli import fails, md_export
 from md_export.checkpoint import build_on_meta, open_checkpoint, read_config
 from md_export.checkpoint.architectures import arch_config
-from md_export.checkpoint.lora.fuse import changes_of
-from md_export.checkpoint.lora.read import open_lora
+from md_export.checkpoint.lora import changes_of, open_lora
 from md_export.diagnose.inspect import inspect_config
 from md_export.errors import CheckpointError, ConfigError, MissingExtraError, UsageError
 from md_export.models.diffusers_unet import PLAIN

@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from md_export.checkpoint.lora.fuse import LowRank, beside
+from md_export.checkpoint.lora import LowRank
 from md_export.models.vae import VAEDecoder
+from md_export.parity.lora_fusing import beside
 from training.checkpoint import NANO, load_nano
 from training.drawing import draw
 from training.evaluate import held_out_scenes, load_stored_decoder, make
