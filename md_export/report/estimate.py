@@ -8,7 +8,7 @@ from typing import Final
 from rich.table import Table
 
 from md_export.diagnose.estimate.command import ComponentEstimate, Estimate
-from md_export.diagnose.estimate.ranking import Place
+from md_export.diagnose.estimate.roofline import Place
 from md_export.report.tables import drawn
 
 _MOST: Final = 6

@@ -11,8 +11,17 @@ from pydantic import TypeAdapter
 
 from md_export.diagnose.estimate.devices import Device, knowledge
 from md_export.diagnose.estimate.fit import LIKELY, Fit, fit_of
-from md_export.diagnose.estimate.ranking import Change, Place, by, changes, pattern
-from md_export.diagnose.estimate.roofline import Constants, Floor, floor_of, seconds_of
+from md_export.diagnose.estimate.roofline import (
+    Change,
+    Constants,
+    Floor,
+    Place,
+    by,
+    changes,
+    floor_of,
+    pattern,
+    seconds_of,
+)
 from md_export.errors import ArtifactError, UsageError
 from md_export.spec.artifact import ArtifactEntry, artifact_path
 from md_export.spec.manifest import Manifest, read_manifest

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from md_export.diagnose.estimate.devices import Device, UnitClass, knowledge
-from md_export.diagnose.estimate.ranking import by, changes, pattern
-from md_export.diagnose.estimate.roofline import Constants, floor_of, seconds_of
+from md_export.diagnose.estimate.roofline import Constants, by, changes, floor_of, pattern, seconds_of
 from md_export.errors import UsageError
 from md_export.targets.costs import Node, OpCost, Value, Work, costs_of, einsum_macs, product_macs
 
