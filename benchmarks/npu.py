@@ -19,7 +19,7 @@ from md_export.checkpoint import open_checkpoint
 from md_export.engine.export import export
 from md_export.parity.golden.prepare import golden_source
 from md_export.parity.golden.record import write_golden
-from md_export.parity.npu.verify import NpuRun, verify_on_npu
+from md_export.parity.npu.verify import NpuDetails, verify_on_npu
 from md_export.parity.verdict import ComponentVerdict, Verification
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe, nano_checkpoint
@@ -48,7 +48,7 @@ def main(captions: int, names: list[str]) -> None:
                 print(*rows(name, phone, found, detector), sep="\n", flush=True)
 
 
-def rows(name: str, phone: str, found: Verification[NpuRun], detector: Detector) -> Iterator[str]:
+def rows(name: str, phone: str, found: Verification[NpuDetails], detector: Detector) -> Iterator[str]:
     """One for each component, the picture's figures beside the last."""
     pictures = list(found.pictures)
     picture = found.result.picture.psnr_db if found.result.picture else None
@@ -60,7 +60,7 @@ def rows(name: str, phone: str, found: Verification[NpuRun], detector: Detector)
         yield f"| {' | '.join(cells)} |"
 
 
-def figures(item: ComponentVerdict[NpuRun]) -> tuple[str, ...]:
+def figures(item: ComponentVerdict[NpuDetails]) -> tuple[str, ...]:
     """What the compiler and the simulator made of a component."""
     engine = item.engine
     placed = f"all {engine.nodes}" if engine.nodes else f"{len(engine.refused)} refused"

@@ -96,7 +96,7 @@ _NOBODY = (
 
 
 @dataclass(frozen=True)
-class GpuRun:
+class GpuDetails:
     """How the GPU engine executed one artifact.
 
     Attributes:
@@ -118,7 +118,7 @@ class GpuRun:
 
 def verify_on_gpu(
     out: Path, golden_dir: Path | None, limit_s: float, progress: Callable[[str], None] = lambda _: None
-) -> Verdict[GpuRun]:
+) -> Verdict[GpuDetails]:
     """Judge a TFLite export in ``out`` as the GPU engine executes it, each attempt stopped after ``limit_s`` seconds.
 
     Raises:
@@ -135,14 +135,14 @@ def verify_on_gpu(
     return Verdict(manifest.target, manifest.recipe.name, len(cases), tuple(components))
 
 
-def _judge(subject: Subject, limit_s: float, progress: Callable[[str], None]) -> ComponentVerdict[GpuRun]:
+def _judge(subject: Subject, limit_s: float, progress: Callable[[str], None]) -> ComponentVerdict[GpuDetails]:
     path, inputs = subject.path, subject.inputs()
     run = execute_on_gpu(path, inputs, limit_s)
     log = read_log(run.log)
     try:
         ops = graph_ops(path)
     except RuntimeFault as error:
-        return subject.verdict(GpuRun(log.adapter), [str(error)])
+        return subject.verdict(GpuDetails(log.adapter), [str(error)])
     findings = refused_ops(log.refusals, ops)
     parity, wrong = subject.compare(run.outputs) if run.outputs else (None, [])
     if parity:
@@ -155,7 +155,7 @@ def _judge(subject: Subject, limit_s: float, progress: Callable[[str], None]) ->
         faults.append(f"to blame first: {culprit}" if culprit else _NOBODY[search.failing])
     resident = None if run.failure else run.resident
     seconds = (run.compile_seconds, run.run_seconds / len(inputs))
-    return subject.verdict(GpuRun(log.adapter, resident, len(ops), log.on_cpu, findings, *seconds), faults, parity)
+    return subject.verdict(GpuDetails(log.adapter, resident, len(ops), log.on_cpu, findings, *seconds), faults, parity)
 
 
 def _refusal_faults(run: GpuExecution, log: EngineLog, count: int, findings: tuple[OpFinding, ...]) -> list[str]:

@@ -87,7 +87,7 @@ def _finding(tensor: Observed, value: Array, reference: Array) -> OpDisagreement
 
 
 @dataclass(frozen=True)
-class KernelsRun:
+class KernelDetails:
     """How one set of kernels computed an artifact.
 
     Attributes:
@@ -104,7 +104,7 @@ class KernelsRun:
 
 def verify_in_runtimes(
     out: Path, golden_dir: Path | None, library: str, progress: Callable[[str], None] = lambda _: None
-) -> tuple[Verdict[KernelsRun], ...]:
+) -> tuple[Verdict[KernelDetails], ...]:
     """Judge a TFLite export in ``out`` in every set of kernels of ``library``.
 
     Raises:
@@ -126,14 +126,14 @@ def verify_in_runtimes(
 
 def _judge(
     subject: Subject, runtimes: Sequence[Runtime], progress: Callable[[str], None]
-) -> list[ComponentVerdict[KernelsRun]]:
+) -> list[ComponentVerdict[KernelDetails]]:
     """One verdict for each set of kernels."""
     inputs = subject.inputs()
     try:
         own = _run(subject.path, inputs, OWN)
     except RuntimeFault as error:
         # A file that LiteRT itself does not run has nothing to be held against.
-        return [subject.verdict(KernelsRun(runtime.kernels), [str(error)]) for runtime in runtimes]
+        return [subject.verdict(KernelDetails(runtime.kernels), [str(error)]) for runtime in runtimes]
     verdicts = []
     for runtime in runtimes:
         progress(f"verify {subject.entry.component} in {runtime.name} ({runtime.kernels})")
@@ -147,20 +147,20 @@ def _judge_kernels(
     inputs: Sequence[Arrays],
     own: Sequence[Arrays],
     progress: Callable[[str], None],
-) -> ComponentVerdict[KernelsRun]:
+) -> ComponentVerdict[KernelDetails]:
     """``own``: what LiteRT with XNNPACK makes of the golden ``inputs``."""
-    least, engine = subject.tolerance.snr_db, KernelsRun(runtime.kernels)
+    least, engine = subject.tolerance.snr_db, KernelDetails(runtime.kernels)
     parity, faults = None, list[str]()
     try:
         made = _run(subject.path, inputs, runtime.name)
         parity, short = subject.compare(made)
         faults += short
         each = [agreement(joined(got), joined(want)) for got, want in zip(made, own, strict=True)]
-        engine = KernelsRun(runtime.kernels, min(each))
+        engine = KernelDetails(runtime.kernels, min(each))
         if not min(each) >= least:
             progress(f"{subject.entry.component} in {runtime.name}: which op?")
             findings = disagreements(subject.path, inputs[int(np.argmin(each))], runtime.name, least)
-            engine = KernelsRun(runtime.kernels, min(each), findings)
+            engine = KernelDetails(runtime.kernels, min(each), findings)
             faults.append(_blame(min(each), least, findings))
     except RuntimeFault as error:
         faults.append(str(error))

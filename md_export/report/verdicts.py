@@ -7,9 +7,9 @@ from typing import Final
 
 from rich.table import Table
 
-from md_export.parity.gpu import GpuRun
-from md_export.parity.npu.verify import NpuRun
-from md_export.parity.runtimes import KernelsRun, OpDisagreement
+from md_export.parity.gpu import GpuDetails
+from md_export.parity.npu.verify import NpuDetails
+from md_export.parity.runtimes import KernelDetails, OpDisagreement
 from md_export.parity.verdict import ComponentVerdict, Engine, Verdict
 from md_export.report.tables import Cells, decibel, drawn, said, spelled_shape
 from md_export.targets.onnx.npu.refused import RefusedOp
@@ -18,13 +18,13 @@ from md_export.targets.tflite.gpu.residency import OpFinding
 # Heading of a column, and its cell for one component.
 Column = tuple[str, Callable[[ComponentVerdict[Engine]], str]]
 
-_GPU: Final[tuple[Column[GpuRun], ...]] = (
+_GPU: Final[tuple[Column[GpuDetails], ...]] = (
     ("ops", lambda item: str(item.engine.ops)),
     ("on the CPU", lambda item: "-" if item.engine.resident is None else str(item.engine.on_cpu)),
     ("compile s", lambda item: f"{item.engine.compile_seconds:.1f}"),
     ("run s", lambda item: f"{item.engine.run_seconds:.2f}"),
 )
-_NPU: Final[tuple[Column[NpuRun], ...]] = (
+_NPU: Final[tuple[Column[NpuDetails], ...]] = (
     ("on the NPU", lambda item: _all(item.engine.nodes)),
     ("context MB", lambda item: f"{item.engine.context_bytes / 1e6:.2f}"),
     ("compile s", lambda item: f"{item.engine.compile_seconds:.1f}"),
@@ -32,7 +32,7 @@ _NPU: Final[tuple[Column[NpuRun], ...]] = (
     ("run", lambda item: item.engine.extent),
     ("run s", lambda item: f"{item.engine.run_seconds:.2f}"),
 )
-_KERNELS: Final[tuple[Column[KernelsRun], ...]] = (
+_KERNELS: Final[tuple[Column[KernelDetails], ...]] = (
     ("kernels", lambda item: item.engine.kernels),
     ("against LiteRT", lambda item: decibel(item.engine.agreement_db)),
 )
@@ -49,7 +49,7 @@ def parity_cells(verdict: Verdict) -> Cells:
     return verdict_cells([verdict], ())
 
 
-def gpu_tables(verdict: Verdict[GpuRun]) -> Iterator[Table]:
+def gpu_tables(verdict: Verdict[GpuDetails]) -> Iterator[Table]:
     """Residency and figures of each component; then every op to blame, if there is one."""
     adapters = ", ".join(sorted({item.engine.adapter for item in verdict.components}))
     yield drawn(
@@ -67,7 +67,7 @@ def gpu_tables(verdict: Verdict[GpuRun]) -> Iterator[Table]:
     yield from _if_any("what keeps it from the GPU", head, rows)
 
 
-def npu_tables(verdicts: Sequence[Verdict[NpuRun]]) -> Iterator[Table]:
+def npu_tables(verdicts: Sequence[Verdict[NpuDetails]]) -> Iterator[Table]:
     """Placement and figures of each component and phone; then the blocks of each that was executed so, and every
     operation that is left to the CPU, if there are any."""
     yield drawn(
@@ -91,7 +91,7 @@ def npu_tables(verdicts: Sequence[Verdict[NpuRun]]) -> Iterator[Table]:
     yield from _if_any("what the NPU leaves to the CPU", ("component", "runtime", "operation", "module", "node"), rows)
 
 
-def runtimes_tables(verdicts: Sequence[Verdict[KernelsRun]]) -> Iterator[Table]:
+def runtimes_tables(verdicts: Sequence[Verdict[KernelDetails]]) -> Iterator[Table]:
     """Figures of each component in each set of kernels; then the ops to blame, if there are any."""
     title = f"{verdicts[0].recipe}: other runtimes on {verdicts[0].cases} golden cases (worst case)"
     yield drawn(title, *verdict_cells(verdicts, _KERNELS))
@@ -140,7 +140,7 @@ def _figures(item: ComponentVerdict[Engine]) -> dict[str, str]:
     return {**least, "SNR dB": snr, "PSNR dB": psnr, **others}
 
 
-def _blocks(phone: str, item: ComponentVerdict[NpuRun]) -> Table:
+def _blocks(phone: str, item: ComponentVerdict[NpuDetails]) -> Table:
     blocks = item.engine.blocks
     worst = min((block.snr_db for block in blocks if block.snr_db is not None), default=None)
     rows = [

@@ -38,7 +38,7 @@ from md_export.targets.onnx.npu.refused import RefusedOp
 
 
 @dataclass(frozen=True)
-class NpuRun:
+class NpuDetails:
     """How a phone's NPU, as its simulator computes, executed one artifact.
 
     Attributes:
@@ -92,7 +92,7 @@ def verify_on_npu(
     limits: NpuLimits,
     progress: Callable[[str], None] = lambda _: None,
     blocks: bool = False,
-) -> tuple[Verification[NpuRun], ...]:
+) -> tuple[Verification[NpuDetails], ...]:
     """Judge an ONNX export as NPUs execute it: one verdict for each phone.
 
     Args:
@@ -128,7 +128,7 @@ def verify_on_npu(
     return tuple(found)
 
 
-def _judge_phone(phone: _Phone) -> Verification[NpuRun]:
+def _judge_phone(phone: _Phone) -> Verification[NpuDetails]:
     """The verdict on all artifacts, and on the picture where the export makes one in one step."""
     manifest, golden = phone.export.manifest, phone.export.golden
     chain: dict[str, list[Array]] = {}
@@ -147,7 +147,7 @@ def _judge_phone(phone: _Phone) -> Verification[NpuRun]:
 
 def _judge(
     phone: _Phone, subject: Subject, chain: dict[str, list[Array]]
-) -> tuple[ComponentVerdict[NpuRun], list[Array]]:
+) -> tuple[ComponentVerdict[NpuDetails], list[Array]]:
     """A verdict, and what the artifact makes of what those before it made."""
     entry, inputs = subject.entry, subject.inputs()
     batches = [*inputs, *_following(phone, entry, chain)]
@@ -171,17 +171,17 @@ def hints(entry: ArtifactEntry, blocks: Sequence[NpuBlock]) -> Iterator[str]:
 
 
 # What a component's engine tells, what is wrong, and the outputs; none of these where a fault forbids it.
-_Executed = tuple[NpuRun, list[str], Sequence[Arrays]]
+_Executed = tuple[NpuDetails, list[str], Sequence[Arrays]]
 
 
 def _whole(phone: _Phone, entry: ArtifactEntry, batches: list[Arrays]) -> _Executed:
     """Compile the artifact where the export holds no context of it, and execute it on each set of inputs."""
     context, found = _compiled(phone, entry)
     if found.context is None:
-        return NpuRun(refused=found.refused), [found.failure or refusal(found.refused)], []
+        return NpuDetails(refused=found.refused), [found.failure or refusal(found.refused)], []
     run = execute_on_npu(artifact_path(phone.export.out, entry), phone.soc, context, batches, phone.limits)
     failures = [Fault(Check.EXECUTION, run.failure)] if run.failure else []
-    engine = NpuRun(
+    engine = NpuDetails(
         nodes=found.context.nodes,
         compile_seconds=found.context.seconds,
         compile_bytes=found.context.peak_bytes,
@@ -205,9 +205,9 @@ def _in_blocks(phone: _Phone, entry: ArtifactEntry, batches: list[Arrays], why: 
         try:
             found = run_in_blocks(path, phone.soc, batches, names, phone.limits, Path(scratch), phone.progress)
         except RuntimeFault as error:
-            return NpuRun(why=why), [Fault(Check.EXECUTION, str(error))], []
+            return NpuDetails(why=why), [Fault(Check.EXECUTION, str(error))], []
     faults = [f"block {item.title}: {fault}" for item in found.blocks for fault in item.faults]
-    engine = NpuRun(
+    engine = NpuDetails(
         nodes=0 if any(item.refused for item in found.blocks) else sum(item.nodes for item in found.blocks),
         refused=tuple(op for item in found.blocks for op in item.refused),
         compile_seconds=sum(item.compile_seconds for item in found.blocks),

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from md_export.cli import cli
 from md_export.errors import ConversionError, MissingExtraError, ParityError, RecipeError, UsageError
-from md_export.parity.npu.verify import NpuRun, verify_on_npu
+from md_export.parity.npu.verify import NpuDetails, verify_on_npu
 from md_export.parity.verdict import Verdict
 from md_export.spec.artifact import artifact_path, context_path, files_of_context
 from md_export.spec.manifest import Manifest, files_beside, read_manifest, write_manifest
@@ -67,7 +67,7 @@ def _write(manifest: Manifest, out: Path) -> None:
     write_manifest(dataclasses.replace(manifest, files=files_beside(out, manifest.artifacts)), out)
 
 
-def _verify(out: Path, limits: NpuLimits | None = None) -> Verdict[NpuRun]:
+def _verify(out: Path, limits: NpuLimits | None = None) -> Verdict[NpuDetails]:
     (found,) = verify_on_npu(out, None, ELITE.name, None, limits or NpuLimits(300.0))
     return found.result
 

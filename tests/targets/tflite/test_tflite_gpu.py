@@ -11,7 +11,7 @@ import pytest
 
 from md_export.errors import RuntimeFault
 from md_export.parity.golden.folder import read_golden
-from md_export.parity.gpu import GpuRun, Search, first_bad_op, run_on_gpu, verify_on_gpu
+from md_export.parity.gpu import GpuDetails, Search, first_bad_op, run_on_gpu, verify_on_gpu
 from md_export.parity.metrics import compare
 from md_export.parity.verdict import ComponentVerdict
 from md_export.spec.artifact import GOLDEN_FOLDER
@@ -20,16 +20,16 @@ from support import Exported
 
 pytestmark = pytest.mark.usefixtures("gpu_driver")
 LIMIT_S = 120.0
-Judged = Callable[[str], ComponentVerdict[GpuRun]]
+Judged = Callable[[str], ComponentVerdict[GpuDetails]]
 ARTIFACT = f"{COMPONENT}.tflite"
 
 
 @pytest.fixture(scope="session")
 def verdict(planted: Callable[[str], Path]) -> Judged:
     """``verdict("rank5")`` → what ``verify --gpu`` found, computed once."""
-    found: dict[str, ComponentVerdict[GpuRun]] = {}
+    found: dict[str, ComponentVerdict[GpuDetails]] = {}
 
-    def get(plant: str) -> ComponentVerdict[GpuRun]:
+    def get(plant: str) -> ComponentVerdict[GpuDetails]:
         if plant not in found:
             (found[plant],) = verify_on_gpu(planted(plant), None, LIMIT_S).components
         return found[plant]

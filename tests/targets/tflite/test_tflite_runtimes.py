@@ -18,7 +18,7 @@ from md_export.cli import cli
 from md_export.errors import MissingExtraError, UsageError
 from md_export.parity.golden.folder import read_golden
 from md_export.parity.metrics import EXACT_DB
-from md_export.parity.runtimes import KernelsRun, agreement, disagreements, verify_in_runtimes
+from md_export.parity.runtimes import KernelDetails, agreement, disagreements, verify_in_runtimes
 from md_export.parity.verdict import Verdict, failures_of
 from md_export.spec.artifact import GOLDEN_FOLDER
 from md_export.spec.manifest import read_manifest, write_manifest
@@ -41,7 +41,7 @@ LIBRARIES = [
     ),
 ]
 Planted = Callable[[str], Path]
-Verdicts = tuple[Verdict[KernelsRun], ...]
+Verdicts = tuple[Verdict[KernelDetails], ...]
 
 
 @pytest.fixture(scope="session")
