@@ -6,7 +6,7 @@ from md_export.diagnose.attribution.attribute import Attribution, ModuleError
 from md_export.diagnose.insight import Insight
 from md_export.engine.hops import Hop
 from md_export.parity.weights.audit import AuditResult, ComponentAudit, WeightError
-from md_export.targets.advice import LintReport, OpAdvice, Rule
+from md_export.targets.lint.report import LintReport, OpAdvice, Rule
 
 BAD = ModuleError("down_blocks.1.conv", "Conv2d", 9.5, 11.5, 70000.0, alone_snr_db=12.5)
 MODULES = (

@@ -224,9 +224,9 @@ def lint(path: Path | None, system: str | None, inputs: Path | None, show_rules:
     if show_rules == (path is not None):
         raise UsageError("name a package or an export, or ask for --rules")
     if path is None:
-        from md_export.targets.coreml.rules import load_rules
+        from md_export.targets.lint.rules import rules_of
 
-        file = load_rules()
+        file = rules_of("coreml")
         show(
             json_file, file, rule_table(file.rule, file.hazard, file.version), *source_lines((*file.rule, *file.hazard))
         )

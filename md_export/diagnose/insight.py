@@ -15,8 +15,8 @@ from md_export.parity.weights.audit import AuditResult, audit
 from md_export.spec.artifact import artifact_path
 from md_export.spec.manifest import read_manifest
 from md_export.targets import TARGETS
-from md_export.targets.advice import LintReport
 from md_export.targets.contract import Lints
+from md_export.targets.lint.report import LintReport
 
 
 @dataclass

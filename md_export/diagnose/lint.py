@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-
-from pydantic import TypeAdapter
 
 from md_export.errors import ArtifactError, UsageError
 from md_export.parity.golden.folder import INDEX, read_golden
@@ -16,16 +14,32 @@ from md_export.parity.golden.surface import golden_inputs
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, artifact_path
 from md_export.spec.manifest import MANIFEST, Manifest, read_manifest
 from md_export.spec.tensors import Arrays, read_npz
+from md_export.system.isolation import isolated
 from md_export.targets import TARGETS, target_of
-from md_export.targets.advice import LintReport
-from md_export.targets.bounds import judged
 from md_export.targets.contract import Lints, Target
-from md_export.targets.execution import exchange
-from md_export.worker.calling import call_worker
+from md_export.targets.lint.judge import judged
+from md_export.targets.lint.report import LintReport
 
-_REPORT: Final = TypeAdapter(LintReport)
 # Of the recipes that store weights in float16: what float16 arithmetic may cost where nothing stricter can be met.
 FLOAT16_BUDGET_DB: Final = 55.0
+
+
+@dataclass(frozen=True)
+class LintRequest:
+    """One artifact of a target, the system whose rules to apply, and the inputs to run it on."""
+
+    target: str
+    path: Path
+    system: str | None
+    batches: tuple[Arrays, ...]
+
+
+def advise(request: LintRequest) -> LintReport:
+    """Advise on one artifact; with inputs, run it and report float16 hazards too."""
+    target = TARGETS[request.target].open()
+    if not isinstance(target, Lints):
+        raise _no_rules(request.path)
+    return target.lint(request.path, request.system, request.batches)
 
 
 def lint(
@@ -70,17 +84,20 @@ def _within(report: LintReport, budget_db: float) -> LintReport:
     """With its bounds, if it has any, held against a budget."""
     if report.bounds is None:
         return report
-    return dataclasses.replace(report, bounds=judged(report.bounds, budget_db), budget_db=budget_db)
+    return dataclasses.replace(
+        report, bounds=judged(report.bounds, report.hazard_rules, budget_db), budget_db=budget_db
+    )
 
 
 def _lint_one(target: Target, path: Path, system: str | None, batches: Sequence[Arrays]) -> LintReport:
     if not isinstance(target, Lints):
-        known = ", ".join(item.suffix for item in TARGETS.values() if isinstance(item, Lints))
-        raise UsageError(f"there are no rules for {path.name}; lint reads {known}")
-    with exchange(batches) as files:
-        request = {**files.request, "target": target.name, "path": str(path), "system": system}
-        answer = call_worker("lint", request, ArtifactError, path.name)
-    return _REPORT.validate_json(json.dumps(answer))
+        raise _no_rules(path)
+    return isolated(advise, ArtifactError, path.name)(LintRequest(target.name, path, system, tuple(batches)))
+
+
+def _no_rules(path: Path) -> UsageError:
+    known = ", ".join(item.suffix for item in TARGETS.values() if isinstance(item, Lints))
+    return UsageError(f"there are no rules for {path.name}; lint reads {known}")
 
 
 def _golden_inputs(out: Path, manifest: Manifest, entry: ArtifactEntry) -> list[Arrays]:

@@ -13,8 +13,8 @@ from md_export.parity.verdict import Verification
 from md_export.spec.artifact import artifact_path, bytes_of_artifact
 from md_export.spec.manifest import Manifest
 from md_export.targets import TARGETS
-from md_export.targets.advice import LintReport
 from md_export.targets.contract import Lints
+from md_export.targets.lint.report import LintReport
 
 Counts = dict[str, dict[str, int]]
 

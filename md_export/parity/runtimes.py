@@ -20,6 +20,7 @@ from md_export.parity.subject import Subject
 from md_export.parity.verdict import ComponentVerdict, Verdict
 from md_export.spec.tensors import Array, Arrays, joined
 from md_export.targets.execution import execute
+from md_export.targets.lint.op import Shape
 from md_export.targets.tflite.observe import Observed, observed, write_alone, write_observed
 from md_export.targets.tflite.run import OWN, Runtime, runtimes_of
 
@@ -36,7 +37,7 @@ class OpDisagreement:
     operator: str
     module: str
     tensor: str
-    shape: tuple[int, ...]
+    shape: Shape
     snr_db: float
 
     def __str__(self) -> str:
@@ -83,7 +84,7 @@ def disagreements(path: Path, inputs: Arrays, runtime: str, least_snr_db: float)
 
 def _finding(tensor: Observed, value: Array, reference: Array) -> OpDisagreement:
     op, snr_db = tensor.op, agreement(tensor.centred(value), tensor.centred(reference))
-    return OpDisagreement(op.operator, op.module, op.outputs[0], op.shape, snr_db)
+    return OpDisagreement(op.kind, op.module, op.name, op.shape, snr_db)
 
 
 @dataclass(frozen=True)

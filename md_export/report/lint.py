@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from rich.table import Table
 
 from md_export.report.tables import drawn
-from md_export.targets.advice import Hazard, HazardRule, LintReport, Rule
-from md_export.targets.bounds import RULES, Figures, Float16Bound, worst_op
+from md_export.targets.lint.float16_bound import Figures, Float16Bound, worst_op
+from md_export.targets.lint.report import Hazard, HazardRule, LintReport, Rule
 
 _SHOWN: Final = 10
 _Choice = Callable[[Float16Bound], Figures | None]
@@ -31,13 +31,7 @@ def bound_tables(report: LintReport) -> Iterator[Table | str]:
     yield _precisions(report, bounds)
     if any(bound.rules for bound in bounds):
         yield _ops(report, bounds)
-    for rule in RULES:
-        kinds = Counter(bound.kind for bound in bounds if rule.id in bound.rules)
-        if kinds:
-            yield f"{rule.id} ({'certain' if rule.certain else 'possible'}; found in {kinds.total()}): {rule.title}"
-        for advice in dict.fromkeys(map(rule.advice_for, kinds)):
-            about = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if rule.advice_for(kind) == advice)
-            yield f"  {about}: {advice}"
+    yield from _findings(report, bounds)
     if report.emulated_db is not None:
         yield f"{report.file}: {emulated(report.emulated_db, report.budget_db)}"
     yield LEGEND
@@ -70,8 +64,8 @@ def _precisions(report: LintReport, bounds: tuple[Float16Bound, ...]) -> Table:
 
 def _ops(report: LintReport, bounds: tuple[Float16Bound, ...]) -> Table:
     found = [bound for bound in bounds if bound.rules]
-    rows = []
-    for bound in sorted(found, key=_urgency)[:_SHOWN]:
+    rows, order = [], [rule.id for rule in report.hazard_rules]
+    for bound in sorted(found, key=lambda bound: _urgency(bound, order))[:_SHOWN]:
         figures = [_triple(bound, choice) for choice in list(PRECISIONS.values())[:2]]
         sizes = (f"{bound.largest:.4g}", str(bound.terms or "-"), f"{bound.partial_sum:.4g}")
         rows.append((bound.kind, bound.module or bound.name, *sizes, *figures, ", ".join(bound.rules)))
@@ -80,8 +74,7 @@ def _ops(report: LintReport, bounds: tuple[Float16Bound, ...]) -> Table:
     return drawn(title, head, rows)
 
 
-def _urgency(bound: Float16Bound) -> tuple[int, float]:
-    order = [rule.id for rule in RULES]
+def _urgency(bound: Float16Bound, order: Sequence[str]) -> tuple[int, float]:
     by_rule = min(order.index(name) for name in bound.rules)
     float32 = bound.rules == ("loses",) and bound.float32_sums
     figures = float32 or bound.default
@@ -108,7 +101,7 @@ def lint_tables(reports: Iterable[LintReport]) -> Iterator[Table | str]:
             yield _worst(report)
         if report.hazards is not None:
             yield _hazards(report)
-            yield from _findings(report)
+            yield from _findings(report, report.hazards)
         if report.bounds is not None:
             yield from bound_tables(report)
     yield from _sources(reports)
@@ -188,16 +181,19 @@ def _hazard_cells(item: Hazard) -> tuple[str, ...]:
     return (item.name, item.kind, item.module or "-", *figures, ", ".join(item.rules) or "-")
 
 
-def _findings(report: LintReport) -> Iterator[str]:
-    """What the findings of the hazard table mean, each with the number of values it was made on."""
+def _findings(report: LintReport, values: Sequence[Hazard | Float16Bound]) -> Iterator[str]:
+    """What each finding means, on how many values it was made, and what to do about each kind of operation."""
     for rule in report.hazard_rules:
-        count = sum(rule.id in item.rules for item in report.hazards or ())
-        if count:
-            yield f"{rule.id} ({rule.grade}, {rule.confidence}; found in {count}): {rule.title}; {rule.advice}"
+        kinds = Counter(value.kind for value in values if rule.id in value.rules)
+        if kinds:
+            yield f"{rule.id} ({rule.grade}, {rule.confidence}; found in {kinds.total()}): {rule.title}"
+        for advice in dict.fromkeys(map(rule.advice_for, kinds)):
+            about = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if rule.advice_for(kind) == advice)
+            yield f"  {about}: {advice}"
 
 
 def _sources(reports: tuple[LintReport, ...]) -> Iterator[str]:
-    said = {name for report in reports for item in report.hazards or () for name in item.rules}
+    said = {name for report in reports for item in report.hazards or report.bounds or () for name in item.rules}
     hazards = [rule for report in reports for rule in report.hazard_rules if rule.id in said]
     return source_lines([*(rule for report in reports for rule in report.rules), *hazards])
 

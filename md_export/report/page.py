@@ -28,7 +28,7 @@ from md_export.report.tables import Cells, artifact_cells, decibel
 from md_export.report.verdicts import parity_cells
 from md_export.spec.manifest import Manifest, manifest_to_dict
 from md_export.spec.sampler import steps_in_words
-from md_export.targets.advice import LintReport
+from md_export.targets.lint.report import LintReport
 
 _LARGEST_FLOAT16: Final = 65504.0
 _WORST_WEIGHTS: Final = 10

@@ -73,7 +73,7 @@ def decibel(value: float | None) -> str:
     return "not finite" if value <= -EXACT_DB else f"{value:.1f}"
 
 
-def spelled_shape(shape: Sequence[int]) -> str:
+def spelled_shape(shape: Sequence[int | None]) -> str:
     """``1×2×2×12``; "scalar" for a shape without axes."""
     return "×".join(map(str, shape)) or "scalar"
 

@@ -15,8 +15,8 @@ from md_export.spec.recipe import QuantScheme
 from md_export.spec.runner import Runner
 from md_export.spec.tensors import Array, Arrays, TensorSpec
 from md_export.spec.weight_storage import WeightStorage
-from md_export.targets.advice import LintReport
 from md_export.targets.costs import OpCost
+from md_export.targets.lint.report import LintReport
 from md_export.targets.stored import Constant, StoredWeight
 
 if TYPE_CHECKING:

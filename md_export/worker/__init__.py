@@ -23,7 +23,6 @@ TASKS: Final[Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]]] = {
         running.execute_on_npu,
         running.try_on_npu,
         running.canary,
-        judging.lint,
         judging.costs,
         judging.audit,
         judging.self_test,

@@ -9,22 +9,6 @@ from pathlib import Path
 from typing import Any
 
 
-def lint(request: dict[str, Any]) -> dict[str, Any]:
-    """Advise on one artifact; with inputs, run it and answer with float16 hazards too."""
-    import dataclasses
-
-    from md_export.errors import UsageError
-    from md_export.targets import TARGETS
-    from md_export.targets.contract import Lints
-    from md_export.targets.execution import load_batches
-
-    target = TARGETS[request["target"]].open()
-    if not isinstance(target, Lints):
-        raise UsageError(f"there are no rules for {target.suffix} files")
-    batches = load_batches(Path(request["inputs"]))
-    return dataclasses.asdict(target.lint(Path(request["path"]), request["system"], batches))
-
-
 def costs(request: dict[str, Any]) -> dict[str, Any]:
     """Tell what each operation of one artifact computes and moves; nothing is run."""
     import dataclasses

@@ -48,7 +48,7 @@ def execute_on_gpu(request: dict[str, Any]) -> dict[str, Any]:
     """Run a .tflite file, or its first ops beside XNNPACK's answer, on LiteRT's GPU engine."""
     from md_export.targets.execution import load_batches, save_batches
     from md_export.targets.tflite.gpu.engine import run_on_gpu
-    from md_export.targets.tflite.gpu.graph import write_prefix
+    from md_export.targets.tflite.observe import write_prefix
     from md_export.targets.tflite.run import load
 
     path, batches = Path(request["path"]), load_batches(Path(request["inputs"]))

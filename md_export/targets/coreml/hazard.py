@@ -6,7 +6,6 @@ What happens inside an operation, a sum of squares in a norm for instance, is no
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,12 +15,12 @@ from typing import Final
 import torch
 
 from md_export.spec.tensors import Arrays
-from md_export.targets.advice import Hazard, HazardRule
 from md_export.targets.coreml import mil
 from md_export.targets.coreml.mil.dtypes import TensorType
 from md_export.targets.coreml.mil.graph import Graph
 from md_export.targets.coreml.modules import read_modules
 from md_export.targets.coreml.package import read_spec
+from md_export.targets.lint.report import Hazard
 
 # IEEE 754 binary16: half a step above the largest number, 65504, rounding to nearest gives infinity; half of the
 # smallest subnormal, 2^-24, gives zero; below 2^-14 numbers lose bits.
@@ -110,22 +109,6 @@ def _halves(graph: Graph) -> Iterator[str]:
             for output in op.outputs:
                 if isinstance(output.type, TensorType) and output.type.dtype.name == "fp16":
                     yield output.name
-
-
-def judged(hazards: Sequence[Hazard], rules: Sequence[HazardRule]) -> tuple[Hazard, ...]:
-    """With the ids of the rules that fit each."""
-    return tuple(
-        dataclasses.replace(hazard, rules=tuple(rule.id for rule in rules if _fits(hazard, rule))) for hazard in hazards
-    )
-
-
-def _fits(hazard: Hazard, rule: HazardRule) -> bool:
-    if rule.overflows_over is not None:
-        return hazard.overflows > rule.overflows_over
-    if rule.largest_over is not None:
-        return hazard.largest > rule.largest_over
-    # A value that is zero throughout loses nothing.
-    return rule.largest_below is not None and 0.0 < hazard.largest < rule.largest_below
 
 
 class OverflowWatch:

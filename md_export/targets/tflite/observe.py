@@ -3,7 +3,8 @@
 A runtime that keeps its tensors may not be the one that an app gets: with XNNPACK there are none to keep. What
 a graph returns it must compute, so :func:`write_observed` makes every tensor an output. :func:`write_alone`
 makes each of them an input, too, for the ops that read it: then every op is executed on values that are given,
-and what differs between two runtimes is the op's own doing.
+and what differs between two runtimes is the op's own doing. :func:`write_prefix`
+keeps the first ops, to find the one at which an engine goes wrong.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from md_export.spec.tensors import Array
-from md_export.targets.tflite.flatbuffer import read_model, signature_entry, write_rewired
-from md_export.targets.tflite.gpu.graph import GraphOp, ops_of
+from md_export.targets.lint.op import Op
+from md_export.targets.tflite.facts import ops_of
+from md_export.targets.tflite.flatbuffer import DTYPES, read_model, signature_entry, write_rewired
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Observed:
     """
 
     key: str
-    op: GraphOp
+    op: Op
     zero_point: int
 
     def centred(self, value: Array) -> Array:
@@ -110,3 +112,34 @@ def _zero_point(tensor: Any) -> int:
     quantized = tensor.quantization
     points = None if quantized is None else quantized.zeroPoint
     return 0 if points is None or len(points) != 1 else int(points[0])
+
+
+def write_prefix(source: Path, count: int, path: Path) -> bool:
+    """Write ``path``: the first ``count`` ops of ``source``, same inputs.
+
+    Its outputs are the float32 tensors that those ops compute for the ops after them, all of them, so that
+    no op before the cut is without use and what goes wrong before it shows.
+
+    Returns:
+        whether anything float32 crosses the cut; else no file is written.
+
+    Raises:
+        RuntimeFault: ``source`` is no .tflite file.
+    """
+    model = read_model(source)
+    graph = model.subgraphs[0]
+    crossing = _crossing(graph, count)
+    if not crossing:
+        return False
+    graph.operators = graph.operators[:count]
+    graph.outputs = crossing
+    signature = model.signatureDefs[0]
+    signature.outputs = [signature_entry(f"tensor_{index}", index) for index in crossing]
+    write_rewired(model, path)
+    return True
+
+
+def _crossing(graph: Any, count: int) -> list[int]:
+    made = {index for operator in graph.operators[:count] for index in operator.outputs}
+    wanted = {index for operator in graph.operators[count:] for index in operator.inputs} | set(graph.outputs)
+    return [int(index) for index in sorted(made & wanted) if DTYPES.get(graph.tensors[index].type) == "float32"]

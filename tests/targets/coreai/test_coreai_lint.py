@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from md_export.errors import ArtifactError, UsageError
 from md_export.rewrites import REWRITES
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import TensorSpec
-from md_export.targets.advice import LintReport, OpAdvice
 from md_export.targets.contract import LoweringJob
+from md_export.targets.lint.report import LintReport, OpAdvice
+from md_export.targets.lint.rules import load_rules, rule_path
 
 FLOAT, HALF = QuantScheme("float32", "float32"), QuantScheme("float16", "float16")
 PALETTE = QuantScheme("palette4", "float32", "tensor")
@@ -129,12 +131,10 @@ def test_a_rule_fits_what_was_planted_and_not_its_twin(rule: str, reports: tuple
 
 
 def test_every_rule_is_tried_and_stands_on_a_page() -> None:
-    from md_export.targets.coreai.rules import RULES, SIZE
-
-    rules = [item.rule for item in RULES]
-    assert {rule.id for rule in rules} == {*PLANTED, *ELSEWHERE}
-    assert len({rule.id for rule in (*rules, SIZE)}) == len(rules) + 1
-    for rule in (*rules, SIZE):
+    rules = load_rules(rule_path("coreai")).rule
+    assert {rule.id for rule in rules} == {*PLANTED, *ELSEWHERE, "asset-size"}
+    assert len({rule.id for rule in rules}) == len(rules)
+    for rule in rules:
         assert rule.source.startswith("https://") and rule.advice
         assert set(rule.helps) <= set(REWRITES), rule.id
 
@@ -189,9 +189,12 @@ def test_flexible_shapes(coreai: Any, tmp_path: Path) -> None:
 
 
 def test_a_large_asset_is_remarked_on(asset: Callable[..., Path], coreai: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from md_export.targets.coreai.facts import read_facts
+
     path = asset("small", FLOAT)
     assert found(coreai, path).remarks == ()
-    monkeypatch.setattr("md_export.targets.coreai.lint.MOST_BYTES", 1000)
+    facts = replace(read_facts(path), weight_bytes=2_000_000_001)
+    monkeypatch.setattr("md_export.targets.coreai.lint.read_facts", lambda _: facts)
     report = found(coreai, path)
     assert report.remarks == ("asset-size",)
     assert report.rule("asset-size").advice

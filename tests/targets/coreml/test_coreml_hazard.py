@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from md_export.spec.runner import WatchedRunner
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import Arrays, TensorSpec
-from md_export.targets.advice import Hazard
 from md_export.targets.contract import LoweringJob
 from md_export.targets.coreml.hazard import measure
 from md_export.targets.coreml.target import CoremlTarget
 from md_export.targets.execution import execute
+from md_export.targets.lint.report import Hazard
 
 coreml = CoremlTarget()
 SCHEMES = {"fp16": QuantScheme("float16", "float16"), "fp32": QuantScheme("float32", "float32")}

@@ -1,10 +1,10 @@
-"""The rule file, what its conditions mean, and lints of packages of ours and of others."""
+"""Lints of packages of ours and of others, and what the conditions of rules mean in them."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from md_export.errors import ArtifactError, UsageError
-from md_export.rewrites import REWRITES
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import TensorSpec
-from md_export.targets.advice import LintReport, OpAdvice
 from md_export.targets.contract import LoweringJob
-from md_export.targets.coreml.conditions import CONDITIONS
 from md_export.targets.coreml.facts import read_facts
 from md_export.targets.coreml.modules import KEY, read_modules
 from md_export.targets.coreml.package import MODEL, main_operations, read_spec
-from md_export.targets.coreml.rules import RULE_FILE, SYSTEMS, When, load_rules
 from md_export.targets.coreml.target import CoremlTarget
+from md_export.targets.lint.report import LintReport, OpAdvice
+from md_export.targets.lint.rules import rules_of
 
 coreml = CoremlTarget()
 FP16 = QuantScheme("float16", "float16")
@@ -49,48 +47,6 @@ def linted(module: nn.Module, out_shape: tuple[int, ...], tmp_path: Path) -> Lin
 def the(report: LintReport, kind: str) -> OpAdvice:
     (op,) = [op for op in report.ops if op.kind == kind]
     return op
-
-
-def test_every_condition_has_a_meaning() -> None:
-    assert {field.name for field in fields(When)} == {*CONDITIONS, "weight_bytes_over"}
-
-
-def test_rules_name_rewrites_that_exist() -> None:
-    for rule in load_rules().rule:
-        assert set(rule.helps) <= set(REWRITES), rule.id
-
-
-def test_rules_are_facts_with_an_address() -> None:
-    rules = load_rules()
-    assert all(rule.source.startswith("https://") and rule.advice for rule in rules.rule)
-    assert all(rule.source.startswith("https://") and rule.advice for rule in rules.hazard)
-    assert "16384" not in RULE_FILE.read_text()
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("version = 1", "version = 'one'", "version: .*; correct the rule"),
-        ("rank_over = 5", "rank_under = 5", "rank_under"),
-        ('confidence = "documented"', 'confidence = "sure"', "confidence"),
-        ('verdict = "likely"', 'verdict = "runs on ANE"', "verdict"),
-        ("rank_over = 5", "", "rule rank: its condition is empty"),
-        ('id = "integers"', 'id = "float32"', "two rules are called float32"),
-        ('since = "iOS18"', 'since = "iOS99"', "rule blocks: iOS99 is none of iOS15"),
-        ("weight_bytes_over =", "rank_over = 5\nweight_bytes_over =", "speaks of a package"),
-        ("overflows_over = 0", "overflows_over = 0\nlargest_over = 1.0", "rule overflow: give exactly one limit"),
-        ('source = "https://standards', 'source = "standards', "rule overflow: source is no https address"),
-        ("version = 1", "version 1", "cannot be read"),
-    ],
-)
-def test_a_wrong_rule_file_is_named(tmp_path: Path, old: str, new: str, message: str) -> None:
-    text = RULE_FILE.read_text()
-    assert old in text
-    path = tmp_path / "rules.toml"
-    path.write_text(text.replace(old, new, 1))
-    with pytest.raises(ArtifactError, match=message) as caught:
-        load_rules(path)
-    assert "rules.toml" in str(caught.value)
 
 
 @pytest.mark.parametrize("scheme", ["fp16", "int8"])
@@ -238,7 +194,7 @@ def test_systems(package: Package) -> None:
     assert coreml.lint(path, "iOS18").system == "iOS18"
     with pytest.raises(UsageError, match="does not load before iOS17"):
         coreml.lint(path, "iOS16")
-    with pytest.raises(UsageError, match=f"use one of {', '.join(SYSTEMS)}"):
+    with pytest.raises(UsageError, match=f"use one of {', '.join(rules_of('coreml').systems)}"):
         coreml.lint(path, "iOS99")
 
 

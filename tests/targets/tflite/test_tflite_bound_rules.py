@@ -16,7 +16,9 @@ from md_export.rewrites.staged_group_norm import staged_group_norm
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
 from md_export.spec.tensors import Array
-from md_export.targets.bounds import RULES, Float16Bound, judged
+from md_export.targets.lint.float16_bound import Float16Bound
+from md_export.targets.lint.judge import judged
+from md_export.targets.lint.rules import rules_of
 from md_export.targets.tflite.half.bounds import bound_of
 from md_export.targets.tflite.half.rounded import LOST_DB, emulated_db
 from one_op import MODULE, OneOp, conv, noise
@@ -27,7 +29,7 @@ SIDE, CHANNELS = 512, 4
 
 
 def judge(op: OneOp, folder: Path) -> Float16Bound:
-    (found,) = judged([bound_of(op.values(folder))], FLOAT16_BUDGET_DB)
+    (found,) = judged([bound_of(op.values(folder))], rules_of("tflite").hazard, FLOAT16_BUDGET_DB)
     return found
 
 
@@ -84,7 +86,9 @@ def test_what_is_healthy_is_not(tmp_path: Path, name: str) -> None:
 
 
 def test_every_rule_is_planted() -> None:
-    assert {rule for _, rules, _ in PLANTED.values() for rule in rules} == {rule.id for rule in RULES}
+    assert {rule for _, rules, _ in PLANTED.values() for rule in rules} == {
+        rule.id for rule in rules_of("tflite").hazard
+    }
 
 
 def test_the_budget_is_the_float16_recipes() -> None:

@@ -11,10 +11,12 @@ import pytest
 
 from md_export.parity.metrics import compare
 from md_export.rewrites import REWRITES
-from md_export.targets.tflite.gpu import advice
-from md_export.targets.tflite.gpu.graph import GraphOp, graph_ops, write_prefix
+from md_export.targets.lint.op import Op, Value
+from md_export.targets.lint.rules import rules_of
+from md_export.targets.tflite.facts import graph_ops
 from md_export.targets.tflite.gpu.log import Refusal, read_log
-from md_export.targets.tflite.gpu.residency import refused_ops
+from md_export.targets.tflite.gpu.residency import NONE, advice_for, refused_ops
+from md_export.targets.tflite.observe import write_prefix
 from md_export.targets.tflite.run import load
 from planted import COMPONENT, LATENT
 
@@ -63,8 +65,9 @@ def test_a_log_that_says_nothing() -> None:
     assert (log.adapter, log.refusals, log.on_cpu, log.trouble) == ("no adapter", (), 0, ())
 
 
-def op(operator: str, output: str, *inputs: str, rank: int = 4) -> GraphOp:
-    return GraphOp(operator, output.split(";")[0], inputs, (output,), ((1,) * rank,), (1,) * rank)
+def op(operator: str, output: str, *inputs: str, rank: int = 4) -> Op:
+    reads = tuple(Value(name, ()) for name in inputs)
+    return Op(operator, output.split(";")[0], reads, (Value(output, (1,) * rank),))
 
 
 GRAPH = [
@@ -96,12 +99,12 @@ def test_from_a_refusal_to_its_ops(operator: str, reason: str, outputs: list[str
 
 
 def test_advice_names_rewrites_that_exist() -> None:
-    texts = [line.text for line in advice._TABLE]
+    texts = [remedy.advice for remedy in rules_of("tflite").remedy]
     named = [name for text in texts for name in re.findall(r"rewrite (\w+)", text)]
     assert named
     assert set(named) <= set(REWRITES)
     unknown = op("CUMSUM", "a;1", "x")
-    assert advice.advice_for(unknown, "Operation is not supported.") == advice.NONE
+    assert advice_for(unknown, "Operation is not supported.") == NONE
 
 
 def test_the_first_ops_compute_what_they_compute_in_the_whole(planted: Callable[[str], Path], tmp_path: Path) -> None:

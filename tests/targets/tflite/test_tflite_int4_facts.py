@@ -23,9 +23,10 @@ from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
 from md_export.spec.tensors import Array
 from md_export.targets import TARGETS
+from md_export.targets.lint.conditions import fits as fits_op
+from md_export.targets.lint.op import Op, Value
+from md_export.targets.lint.rules import rules_of
 from md_export.targets.quiet import quiet
-from md_export.targets.tflite.gpu.graph import GraphOp
-from md_export.targets.tflite.gpu.rules import RULES
 from planted import COMPONENT
 from support import Exported
 from tflite_models import Quantized
@@ -127,5 +128,6 @@ def test_four_bits_with_float_values_are_still_wrong_on_the_cpu(planted: Callabl
 
 @pytest.mark.parametrize(("dtype", "fits"), [("int4", True), ("int8", True), ("float16", False)])
 def test_lint_knows_linears_that_the_engine_does_not_compile(dtype: str, fits: bool) -> None:
-    op = GraphOp("FULLY_CONNECTED", "module", ("a", "b"), ("out",), ((1, 8), (4, 8), (1, 4)), (1, 4))
-    assert ("int8-fully-connected" in {item.rule.id for item in RULES if item.fits(op, dtype)}) == fits
+    op = Op("FULLY_CONNECTED", "module", (Value("a", (1, 8)), Value("b", (4, 8))), (Value("out", (1, 4)),), dtype)
+    found = {rule.id for rule in rules_of("tflite").rule if fits_op(op, rule.when)}
+    assert ("int8-fully-connected" in found) == fits

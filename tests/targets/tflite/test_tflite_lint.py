@@ -17,9 +17,11 @@ from md_export.parity.golden.folder import read_golden
 from md_export.spec.artifact import GOLDEN_FOLDER
 from md_export.spec.manifest import read_manifest
 from md_export.spec.tensors import Arrays, write_npz
-from md_export.targets.advice import LintReport
-from md_export.targets.tflite.gpu.graph import GraphOp, graph_ops
-from md_export.targets.tflite.gpu.rules import RULES, EngineRule
+from md_export.targets.lint.conditions import fits
+from md_export.targets.lint.op import Op, Value
+from md_export.targets.lint.report import LintReport
+from md_export.targets.lint.rules import EngineRule, rules_of
+from md_export.targets.tflite.facts import graph_ops
 from md_export.targets.tflite.half.activations import Recorder, write_float_weights
 from md_export.targets.tflite.half.terms import terms_of
 from planted import COMPONENT
@@ -29,37 +31,43 @@ DECODER = "vae_decoder"
 
 
 def op(
-    kind: str, shape: tuple[int, ...] = (1, 4, 4, 8), inputs: tuple[str, ...] = ("a", "b"), *others: tuple[int, ...]
-) -> GraphOp:
-    return GraphOp(kind, "module", inputs, ("out",), (*others, shape), shape)
+    kind: str,
+    shape: tuple[int, ...] = (1, 4, 4, 8),
+    inputs: tuple[str, ...] = ("a", "b"),
+    *others: tuple[int, ...],
+    stored: str = "",
+) -> Op:
+    shapes = others or ((),) * len(inputs)
+    reads = tuple(Value(name, given) for name, given in zip(inputs, shapes, strict=True))
+    return Op(kind, "module", reads, (Value("out", shape),), stored)
 
 
 FITTING = {
-    "broadcast-to": (op("BROADCAST_TO"), ""),
-    "rank-over-4": (op("RESHAPE", (1, 2, 3, 4, 5)), ""),
-    "same-tensor-twice": (op("BATCH_MATMUL", inputs=("a", "a")), ""),
-    "masked-attention-rank-4": (op("ADD", (1, 12, 77, 77), ("a", "b"), (1, 12, 77, 77), (1, 1, 77, 77)), ""),
-    "int8-fully-connected": (op("FULLY_CONNECTED"), "int8"),
-    "float16-embedding": (op("EMBEDDING_LOOKUP"), "float16"),
-    "wide-convolution": (op("CONV_2D", (1, 32, 32, 640), ("a", "b"), (1, 32, 32, 960), (640, 3, 3, 960)), "int8"),
-    "taken": (op("CONV_2D"), "int8"),
+    "broadcast-to": op("BROADCAST_TO"),
+    "rank-over-4": op("RESHAPE", (1, 2, 3, 4, 5)),
+    "same-tensor-twice": op("BATCH_MATMUL", inputs=("a", "a")),
+    "masked-attention-rank-4": op("ADD", (1, 12, 77, 77), ("a", "b"), (1, 12, 77, 77), (1, 1, 77, 77)),
+    "int8-fully-connected": op("FULLY_CONNECTED", stored="int8"),
+    "float16-embedding": op("EMBEDDING_LOOKUP", stored="float16"),
+    "wide-convolution": op("CONV_2D", (1, 32, 32, 640), ("a", "b"), (1, 32, 32, 960), (640, 3, 3, 960), stored="int8"),
+    "taken": op("CONV_2D", stored="int8"),
 }
 
 
 HEALTHY = [
-    (op("MUL", inputs=("a", "a")), ""),
-    (op("ADD", (1, 8, 8, 3), ("a", "b"), (1, 8, 8, 3), (1, 1, 1, 3)), ""),
-    (op("FULLY_CONNECTED"), "float32"),
-    (op("EMBEDDING_LOOKUP"), "int8"),
-    (op("CONV_2D"), "int8"),
-    (op("CONV_2D", (1, 32, 32, 640), ("a", "b"), (1, 32, 32, 910), (640, 3, 3, 910)), "int8"),
+    op("MUL", inputs=("a", "a")),
+    op("ADD", (1, 8, 8, 3), ("a", "b"), (1, 8, 8, 3), (1, 1, 1, 3)),
+    op("FULLY_CONNECTED", stored="float32"),
+    op("EMBEDDING_LOOKUP", stored="int8"),
+    op("CONV_2D", stored="int8"),
+    op("CONV_2D", (1, 32, 32, 640), ("a", "b"), (1, 32, 32, 910), (640, 3, 3, 910), stored="int8"),
 ]
 
 
-@pytest.mark.parametrize("item", RULES, ids=lambda item: item.rule.id)
-def test_each_rule_fits_what_it_speaks_of(item: EngineRule) -> None:
-    assert item.fits(*FITTING[item.rule.id])
-    assert item.rule.verdict == "likely" or not any(item.fits(*one) for one in HEALTHY)
+@pytest.mark.parametrize("rule", rules_of("tflite").rule, ids=lambda rule: rule.id)
+def test_each_rule_fits_what_it_speaks_of(rule: EngineRule) -> None:
+    assert fits(FITTING[rule.id], rule.when)
+    assert rule.verdict == "likely" or not any(fits(one, rule.when) for one in HEALTHY)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +104,7 @@ def report(exported: Exported, inputs: Arrays, tmp_path_factory: pytest.TempPath
 def test_every_op_of_an_export_is_bounded(exported: Exported, report: LintReport) -> None:
     ops = graph_ops(exported("tflite", "int8") / f"{DECODER}.tflite")
     assert report.bounds is not None
-    assert [bound.name for bound in report.bounds] == [item.outputs[0] for item in ops]
+    assert [bound.name for bound in report.bounds] == [item.name for item in ops]
     assert {item.verdict for item in report.ops} == {"likely"}
     kinds = {"CONV_2D", "MEAN", "MUL", "ADD", "SUB", "RSQRT", "LOGISTIC"}
     assert {bound.kind for bound in report.bounds if bound.default} == kinds
@@ -123,7 +131,7 @@ def test_terms_of_real_activations_are_those_that_the_runtime_adds(
     assert not write_float_weights(path, tmp_path / "again.tflite")
     for values in Recorder(path).run(inputs):
         terms = terms_of(values)
-        if terms is not None and values.op.operator in ("CONV_2D", "MEAN", "ADD", "SUB"):
+        if terms is not None and values.op.kind in ("CONV_2D", "MEAN", "ADD", "SUB"):
             slack = 1e-4 * terms.sizes + 1e-6
             assert (terms.sizes + slack >= terms.values.abs()).all()
             assert (terms.squares <= terms.sizes.square() + slack).all()

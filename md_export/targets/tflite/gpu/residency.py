@@ -6,9 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from md_export.targets.tflite.gpu.advice import advice_for
-from md_export.targets.tflite.gpu.graph import LARGEST_RANK, GraphOp
+from md_export.targets.lint.conditions import fits
+from md_export.targets.lint.op import Op, Shape
+from md_export.targets.lint.rules import rules_of
 from md_export.targets.tflite.gpu.log import Refusal
+
+# Of a tensor that the GPU engine takes.
+LARGEST_RANK: Final = 4
+NONE: Final = "no rewrite is known; express it by other ops"
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class OpFinding:
     operator: str
     module: str
     tensor: str
-    shape: tuple[int, ...]
+    shape: Shape
     reason: str
     certain: bool
     advice: str
@@ -36,37 +41,39 @@ class OpFinding:
         return f"{kind}{self.operator} {shape} of {self.module or 'no module'} ({self.tensor}): {self.reason}"
 
 
-def finding_of(op: GraphOp, reason: str, certain: bool) -> OpFinding:
+def finding_of(op: Op, reason: str, certain: bool) -> OpFinding:
     """Say ``reason`` of an op, with the advice for it."""
-    return OpFinding(op.operator, op.module, op.outputs[0], op.shape, reason, certain, advice_for(op, reason))
+    return OpFinding(op.kind, op.module, op.name, op.shape, reason, certain, advice_for(op, reason))
 
 
-def _repeats_an_input(op: GraphOp) -> bool:
-    return len(set(op.inputs)) < len(op.inputs)
+def advice_for(op: Op, reason: str) -> str:
+    """What would help this op: the first remedy of the rule file that fits."""
+    remedies = rules_of("tflite").remedy
+    return next((item.advice for item in remedies if item.reason in reason and fits(op, item.when)), NONE)
 
 
 # Which ops of its kind a reason is about. Reasons that end with a tensor's name need no entry.
-_ABOUT: Final[tuple[tuple[str, Callable[[GraphOp], bool]], ...]] = (
+_ABOUT: Final[tuple[tuple[str, Callable[[Op], bool]], ...]] = (
     ("Operation is not supported", lambda _: True),
-    ("few identical inputs", _repeats_an_input),
+    ("few identical inputs", lambda op: op.reads_twice),
     ("Permutation for transpose is invalid", lambda op: op.rank > LARGEST_RANK),
 )
 
 
-def refused_ops(refusals: Sequence[Refusal], ops: Sequence[GraphOp]) -> tuple[OpFinding, ...]:
+def refused_ops(refusals: Sequence[Refusal], ops: Sequence[Op]) -> tuple[OpFinding, ...]:
     """Every op that a refusal is about, in the order of the graph; an op with several reasons once."""
     found: dict[str, OpFinding] = {}
     for refusal in refusals:
-        kind = [op for op in ops if op.operator == refusal.operator]
+        kind = [op for op in ops if op.kind == refusal.operator]
         meant = [op for op in kind if _is_named(op, refusal.reason)] or [op for op in kind if _is_about(op, refusal)]
         for op in meant or kind:
-            found.setdefault(op.outputs[0], finding_of(op, refusal.reason, certain=bool(meant)))
-    return tuple(found[op.outputs[0]] for op in ops if op.outputs[0] in found)
+            found.setdefault(op.name, finding_of(op, refusal.reason, certain=bool(meant)))
+    return tuple(found[op.name] for op in ops if op.name in found)
 
 
-def _is_named(op: GraphOp, reason: str) -> bool:
-    return any(reason.endswith(f" {name}") for name in (*op.inputs, *op.outputs))
+def _is_named(op: Op, reason: str) -> bool:
+    return any(reason.endswith(f" {value.name}") for value in op.values)
 
 
-def _is_about(op: GraphOp, refusal: Refusal) -> bool:
+def _is_about(op: Op, refusal: Refusal) -> bool:
     return any(words in refusal.reason and applies(op) for words, applies in _ABOUT)

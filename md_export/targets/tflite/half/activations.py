@@ -13,6 +13,8 @@ from ai_edge_litert import schema_py_generated as schema
 
 from md_export.errors import RuntimeFault
 from md_export.spec.tensors import Array, Arrays
+from md_export.targets.lint.op import Op
+from md_export.targets.tflite.facts import ops_of
 from md_export.targets.tflite.flatbuffer import (
     WEIGHTED,
     data_of,
@@ -22,7 +24,6 @@ from md_export.targets.tflite.flatbuffer import (
     shape_of,
     write_rewired,
 )
-from md_export.targets.tflite.gpu.graph import GraphOp, ops_of
 from md_export.targets.tflite.run import values
 
 # Values kept at once, in bytes; a graph with more is executed several times.
@@ -41,7 +42,7 @@ class OpValues:
         output: what its first output holds. What is stored in integers with a scale is given as the numbers meant.
     """
 
-    op: GraphOp
+    op: Op
     options: Any
     inputs: tuple[Array | None, ...]
     output: Array
@@ -54,7 +55,7 @@ class OpValues:
         """
         found = self.inputs[place] if place < len(self.inputs) else None
         if found is None:
-            raise RuntimeFault(f"{self.op.operator} {self.op.outputs[0]} lacks input {place}; export it again")
+            raise RuntimeFault(f"{self.op.kind} {self.op.name} lacks input {place}; export it again")
         return found
 
 
@@ -96,9 +97,9 @@ class Recorder:
         used = {int(index) for index in (*operator.inputs, operator.outputs[0])}
         return used - set(self._constants) - {-1}
 
-    def _parts(self, pairs: Sequence[tuple[GraphOp, Any]]) -> Iterator[list[tuple[GraphOp, Any]]]:
+    def _parts(self, pairs: Sequence[tuple[Op, Any]]) -> Iterator[list[tuple[Op, Any]]]:
         """Runs of ops whose values fit the memory."""
-        part: list[tuple[GraphOp, Any]] = []
+        part: list[tuple[Op, Any]] = []
         size = 0
         for pair in pairs:
             need = sum(4 * prod(shape_of(self._graph.tensors[index])) for index in self._computed(pair[1]))

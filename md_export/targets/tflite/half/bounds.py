@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from md_export.spec.tensors import Array, Arrays
-from md_export.targets.bounds import Figures, Float16Bound
-from md_export.targets.tflite.gpu.graph import GraphOp
+from md_export.targets.lint.float16_bound import Figures, Float16Bound
+from md_export.targets.lint.op import Op
 from md_export.targets.tflite.half.activations import OpValues, Recorder
 from md_export.targets.tflite.half.terms import TINY, UNIT, Terms, terms_of
 
@@ -137,9 +137,9 @@ def bound_of(values: OpValues) -> Float16Bound:
     )
 
 
-def _plain(op: GraphOp, output: Array) -> Float16Bound:
+def _plain(op: Op, output: Array) -> Float16Bound:
     largest = float(np.abs(output).max(initial=0.0))
-    return Float16Bound(op.outputs[0], op.operator, op.module, largest)
+    return Float16Bound(op.name, op.kind, op.module, largest)
 
 
 def _figures(terms: Terms, errors: Errors) -> Figures:

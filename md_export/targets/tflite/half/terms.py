@@ -167,7 +167,7 @@ def reduction(values: OpValues) -> Terms:
     x, axes = tensor(values.read(0)), values.read(1)
     dims = [int(axis) % x.ndim for axis in np.atleast_1d(axes)]
     count = int(np.prod([x.shape[dim] for dim in dims]))
-    out, divided = tensor(values.output), count if values.op.operator == "MEAN" else 1
+    out, divided = tensor(values.output), count if values.op.kind == "MEAN" else 1
     return Terms(
         count=count,
         operands=1,
@@ -256,7 +256,7 @@ def _function(values: OpValues, largest: Tensor, expected: Tensor) -> Terms:
 
 def terms_of(values: OpValues) -> Terms | None:
     """The sums of one op; None for a kind that only moves data or is not known here."""
-    rule = _KINDS.get(values.op.operator)
+    rule = _KINDS.get(values.op.kind)
     return rule(values) if rule else None
 
 

@@ -5,12 +5,13 @@ A lint is advice from published guidance. It never says where an operation runs;
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pydantic import ConfigDict
 
-from md_export.targets.bounds import Float16Bound
+from md_export.targets.lint.float16_bound import Float16Bound
 
 Verdict = Literal["likely", "unknown", "unlikely"]
 Confidence = Literal["documented", "guidance", "community", "measured"]
@@ -67,25 +68,63 @@ class OpAdvice:
     bytes: int
 
 
+class Conditions:
+    """Base of the conditions of a rule, all optional fields; all that are given must hold."""
+
+    __pydantic_config__ = _STRICT
+
+    def given(self) -> dict[str, object]:
+        """The conditions that are set."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Limits(Conditions):
+    """What the figures of a value must be for a rule to fit.
+
+    Attributes:
+        overflows_over: more values overflow.
+        largest_from, largest_over, largest_below: its largest magnitude, which is not zero for the last.
+        partial_sum_over: its largest sum of magnitudes is larger.
+        sums_in_float32: whether the engine forms its sums in float32 in its default precision too.
+        loses: its expected error is above the budget in the engine's default precision but not with float32 sums
+            (``by default``), or with float32 sums too (``always``).
+    """
+
+    overflows_over: int | None = None
+    largest_from: float | None = None
+    largest_over: float | None = None
+    largest_below: float | None = None
+    partial_sum_over: float | None = None
+    sums_in_float32: bool | None = None
+    loses: Literal["by default", "always"] | None = None
+
+
 @dataclass(frozen=True)
 class HazardRule:
-    """What a measured value may mean; a ``fault`` fails verification, a ``note`` is advice.
+    """What a measured or bounded value may mean. The other fields are those of :class:`Rule`.
 
-    Exactly one limit is given. A value fits where more values overflow than ``overflows_over``, or where its largest
-    magnitude is above ``largest_over`` or below ``largest_below``. The other fields are those of :class:`Rule`.
+    Attributes:
+        grade: a ``fault`` fails verification, a ``note`` is advice; of what is bounded, some is ``certain`` wherever
+            float16 is computed, some is ``possible``: it depends on order or engine.
+        when: what the value must be.
+        by_kind: better advice for some kinds of operation.
     """
 
     __pydantic_config__ = _STRICT
 
     id: str
     title: str
-    grade: Literal["fault", "note"]
+    grade: Literal["fault", "note", "certain", "possible"]
     confidence: Confidence
     source: str
     advice: str
-    overflows_over: int | None = None
-    largest_over: float | None = None
-    largest_below: float | None = None
+    when: Limits = field(default_factory=Limits)
+    by_kind: Mapping[str, str] = field(default_factory=dict)
+
+    def advice_for(self, kind: str) -> str:
+        """What to do about an operation of this kind."""
+        return self.by_kind.get(kind, self.advice)
 
 
 @dataclass(frozen=True)
@@ -102,6 +141,7 @@ class Hazard:
         subnormal: values that float16 would store with fewer than eleven significant bits.
         count: values seen in all.
         rules: ids of the hazard rules that fit.
+        advice: what to do about the first of them.
     """
 
     name: str
@@ -115,6 +155,7 @@ class Hazard:
     subnormal: int
     count: int
     rules: tuple[str, ...] = ()
+    advice: str = ""
 
 
 @dataclass(frozen=True)

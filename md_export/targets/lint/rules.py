@@ -1,0 +1,185 @@
+"""The rule files, ``<target>/engine_rules.toml``: what an engine is known to compute, to refuse, and what it costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from md_export.errors import ArtifactError
+from md_export.targets.lint.report import Conditions, HazardRule, Rule
+
+_STRICT: Final = ConfigDict(extra="forbid", strict=True)
+_MANUAL: Final = "docs/"
+
+
+@dataclass(frozen=True)
+class When(Conditions):
+    """What an operation must be for a rule to fit; all that is given must hold.
+
+    Attributes:
+        kinds, other_than: globs on the operation's kind.
+        stored: globs on how its weight is stored: a dtype, or the kind of operation that decodes it.
+        dtypes: one value that the operation reads or writes has one of these types.
+        rank_over: a value that it reads or writes has more dimensions.
+        output_rank: its output has exactly so many dimensions.
+        dynamic: it reads or writes a value with a dimension that is known at run time only.
+        last_axis_from, last_axis_below: length of the last axis of a value that it writes, first included.
+        moves_last_axis: it writes a last axis that is not the one it reads.
+        axis_among_last: its axis is one of so many last ones.
+        square: the last two axes of its output are equally long.
+        several_heads: scores of more than one head are in its output, with the keys on the last axis.
+        adds_mask: its output has the shape of scores of more than one head, and it reads one mask for all heads.
+        reads_twice: it reads one value more than once.
+        stride_factor_over: a stride has a larger prime factor.
+        stride_over, kernel_over, dilation_over, scale_over: the largest of that parameter is larger.
+        weight_inputs_over: its weight adds up more input values for one output.
+        infinite_constant: it reads a constant with an infinity in it.
+        constant_over: it reads a constant, wider than float16, with a larger finite magnitude in it.
+        number_up_to: it reads a single constant number that is not zero and not larger.
+        scale_per_block: it decodes a weight whose scales cover neither a whole axis nor one element of it.
+        weight_bytes_over: of the artifact's weights, for rules about an artifact as a whole.
+    """
+
+    kinds: tuple[str, ...] | None = None
+    other_than: tuple[str, ...] | None = None
+    stored: tuple[str, ...] | None = None
+    dtypes: tuple[str, ...] | None = None
+    rank_over: int | None = None
+    output_rank: int | None = None
+    dynamic: Literal[True] | None = None
+    last_axis_from: int | None = None
+    last_axis_below: int | None = None
+    moves_last_axis: Literal[True] | None = None
+    axis_among_last: int | None = None
+    square: Literal[True] | None = None
+    several_heads: Literal[True] | None = None
+    adds_mask: Literal[True] | None = None
+    reads_twice: Literal[True] | None = None
+    stride_factor_over: int | None = None
+    stride_over: int | None = None
+    kernel_over: int | None = None
+    dilation_over: int | None = None
+    scale_over: float | None = None
+    weight_inputs_over: int | None = None
+    infinite_constant: Literal[True] | None = None
+    constant_over: float | None = None
+    number_up_to: float | None = None
+    scale_per_block: Literal[True] | None = None
+    weight_bytes_over: int | None = None
+
+
+@dataclass(frozen=True)
+class EngineRule(Rule):
+    """A rule with its condition."""
+
+    when: When = dataclasses.field(default_factory=When)
+
+    def bare(self) -> Rule:
+        """Without the condition, as reports carry it."""
+        return Rule(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Rule)})
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What would help an operation that an engine refused or computed wrongly.
+
+    Attributes:
+        advice: what to do.
+        when: what the operation is; empty for any.
+        reason: part of the engine's words.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    advice: str
+    when: When = dataclasses.field(default_factory=When)
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class RuleFile:
+    """One target's rules.
+
+    Attributes:
+        version: of the file.
+        engine: that the verdicts are about.
+        systems: that load the target's artifacts, oldest first; rules name them in ``since`` and ``until``.
+        layout: kinds of operations that only move data.
+        rule, hazard: on operations; on measured values.
+        remedy: for operations that an engine itself refused; the first that fits is given.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    version: int
+    engine: str
+    systems: tuple[str, ...]
+    layout: tuple[str, ...]
+    rule: tuple[EngineRule, ...]
+    hazard: tuple[HazardRule, ...] = ()
+    remedy: tuple[Remedy, ...] = ()
+
+    def rules_for(self, system: str) -> list[EngineRule]:
+        """The rules whose ``since`` and ``until`` include ``system``."""
+        place = self.systems.index
+        first, last = self.systems[0], self.systems[-1]
+        return [rule for rule in self.rule if place(rule.since or first) <= place(system) <= place(rule.until or last)]
+
+
+_RULES: Final = TypeAdapter(RuleFile)
+
+
+def rule_path(target: str) -> Path:
+    """Where a target's rules are."""
+    return Path(__file__).parent.parent / target / "engine_rules.toml"
+
+
+@cache
+def rules_of(target: str) -> RuleFile:
+    """The rules of a target, read once."""
+    return load_rules(rule_path(target))
+
+
+def load_rules(path: Path) -> RuleFile:
+    """Read a rule file.
+
+    Raises:
+        ArtifactError: not TOML, an unknown, missing or wrong field, or a rule that says nothing; names file and rule.
+    """
+    try:
+        rules = _RULES.validate_json(json.dumps(tomllib.loads(path.read_text(encoding="utf-8"))))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ArtifactError(f"{path}: the rules cannot be read: {error}; install md-export again") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(f"{path}: {where}: {first['msg']}; correct the rule") from error
+    everything: tuple[EngineRule | HazardRule, ...] = (*rules.rule, *rules.hazard)
+    ids = [rule.id for rule in everything]
+    if repeated := sorted({name for name in ids if ids.count(name) > 1}):
+        raise ArtifactError(f"{path}: two rules are called {repeated[0]}; rename one")
+    for rule in everything:
+        if fault := _fault(rule, rules.systems):
+            raise ArtifactError(f"{path}: rule {rule.id}: {fault}")
+    return rules
+
+
+def _fault(rule: EngineRule | HazardRule, systems: tuple[str, ...]) -> str | None:
+    is_ours = rule.confidence == "measured" and rule.source.startswith(_MANUAL)
+    if not (is_ours or rule.source.startswith("https://")):
+        return "source is no https address; a rule needs one"
+    if not rule.when.given():
+        return "its condition is empty; it would fit everything"
+    if isinstance(rule, HazardRule):
+        return None
+    if rule.when.weight_bytes_over is not None and len(rule.when.given()) > 1:
+        return "weight_bytes_over speaks of a package, not of an operation"
+    unknown = [system for system in (rule.since, rule.until) if system not in (None, *systems)]
+    return f"{unknown[0]} is none of {', '.join(systems)}" if unknown else None
