@@ -17,9 +17,8 @@ from coreml_measure import THREADS, Subject
 from md_export.checkpoint import open_checkpoint
 from md_export.checkpoint.random_init import write_checkpoint
 from md_export.engine.artifact import peak_resident_bytes
-from md_export.engine.build import build
-from md_export.engine.export import export
-from md_export.engine.request import BuildRequest
+from md_export.engine.export import build, export
+from md_export.engine.request import BuildRequest, Resources
 from md_export.errors import MdExportError
 from md_export.models.graph import COMPONENTS
 from md_export.parity.golden.prepare import golden_source
@@ -105,7 +104,7 @@ def ours(
     clock = _Clock()
     with watching(os.getpid(), _NO_LIMIT) as watch:
         if jobs is None:
-            manifest, _ = export(asked, checkpoint, out, golden_cases, progress=lambda _: None)
+            manifest, _ = export(asked, checkpoint, out, golden_cases, lambda _: None, Resources(cache=None))
         else:
             manifest = _built(BuildRequest((asked,), checkpoint, out, out / ".cache", golden_cases, jobs))
     measured = {one.component: one.measured for one in manifest.artifacts}

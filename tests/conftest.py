@@ -17,7 +17,7 @@ from md_export.models.unet_config import MDUNetConfig
 from md_export.models.vae import VAEConfig
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe, nano_checkpoint
-from support import Exported, installed, made_once
+from support import Exported, installed, made_once, shared_folder
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,6 +25,20 @@ def forked_workers() -> Iterator[None]:
     """Workers are forks, except where ``spawned`` is asked for."""
     yield
     FORKS.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cached(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests share what exports make, and leave the user's cache alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MD_EXPORT_CACHE", str(shared_folder(tmp_path_factory) / "cache"))
+        yield
+
+
+@pytest.fixture
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A cache for one test, whose exports are wrong on purpose or must be made anew."""
+    monkeypatch.setenv("MD_EXPORT_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture

@@ -31,12 +31,17 @@ def installed(target: str) -> None:
         pytest.skip(str(error))
 
 
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of this session; the workers of a parallel run share one above their own."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 def made_once(
     tmp_path_factory: pytest.TempPathFactory, folder: str, make: Callable[[str, str, Path], object]
 ) -> Exported:
-    """Calls ``make`` for what nobody asked for yet. The workers of a parallel run share a folder above their own."""
-    base = tmp_path_factory.getbasetemp()
-    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / folder
+    """Calls ``make`` for what nobody asked for yet."""
+    root = shared_folder(tmp_path_factory) / folder
     root.mkdir(exist_ok=True)
 
     def get(target: str, precision: str) -> Path:

@@ -9,23 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from md_export.cli.shared import PATH, age, checkpoint_or_nano, json_option, say, show, size
+from md_export.cli.shared import PATH, age, cache_option, cache_root, checkpoint_or_nano, json_option, say, show, size
 from md_export.errors import UsageError
 
 if TYPE_CHECKING:
     from md_export.engine.scheduler import Failure
-
-
-cache_option = click.option(
-    "--cache", type=PATH, help="Folder of the cache.  [default: $MD_EXPORT_CACHE, else the platform's]"
-)
-
-
-def cache_root(given: Path | None) -> Path:
-    """The folder that was named, else the default one."""
-    from md_export.engine.cache import default_root
-
-    return given or default_root()
 
 
 @click.group()
@@ -96,10 +84,8 @@ def build(
     What was built before is not built again. A step that fails does not stop the others. Interrupted or killed, the
     same command goes on where it was.
     """
-    import os
-
-    from md_export.engine.build import build as run
-    from md_export.engine.request import BuildRequest, load_recipes
+    from md_export.engine.export import build as run
+    from md_export.engine.request import BuildRequest, default_jobs, load_recipes
     from md_export.errors import UsageError
     from md_export.report.progress import building_to_stderr, outcome_table
 
@@ -116,7 +102,7 @@ def build(
         out=output,
         cache=cache_root(cache),
         golden=golden_dir,
-        jobs=jobs or max(1, (os.cpu_count() or 1) // 2),
+        jobs=jobs or default_jobs(),
         most_bytes=max_memory,
         dask=dask,
         store=store,

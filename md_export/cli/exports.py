@@ -10,11 +10,15 @@ import click
 
 from md_export.cli.shared import (
     PATH,
+    cache_option,
+    cache_root,
     checkpoint_or_nano,
     conclude,
     guidance_option,
     json_option,
     lora_option,
+    max_memory_option,
+    no_cache_option,
     progress,
     recipe_named,
     say,
@@ -143,11 +147,16 @@ def _export_command(target: str) -> Callable[..., None]:
         steps: int | None,
         guidance: float | None,
         loras: tuple[str, ...],
+        jobs: int | None,
+        max_memory: int | None,
+        cache: Path | None,
+        keep: bool,
         output: Path,
         json_file: Path | None,
         **own: str | tuple[str, ...] | None,
     ) -> None:
         from md_export.engine.export import export
+        from md_export.engine.request import Resources, default_jobs
         from md_export.report.tables import artifact_table
         from md_export.report.verdicts import parity_table
 
@@ -156,8 +165,11 @@ def _export_command(target: str) -> Callable[..., None]:
         recipe = _recipe(target, precision, recipe_file, asked, rewrites, allow_drift, own, many)
         recipe = recipe.widened(("vae_encoder",)) if encoder else recipe
         recipe = recipe.sampled(steps, guidance).sized(size).adapted(loras)
-        with progress(2 * len(recipe.components)) as report:
-            manifest, result = export(recipe, checkpoint_or_nano(checkpoint), output, golden_dir, report)
+        resources = Resources(cache_root(cache) if keep else None, jobs or default_jobs(), max_memory)
+        with progress(3 + len(recipe.components)) as report:
+            manifest, result = export(
+                recipe, checkpoint_or_nano(checkpoint), output, golden_dir, report, resources, note=_note
+            )
         show(json_file, manifest, artifact_table(manifest), parity_table(result))
         if manifest.drift:
             drift = manifest.drift
@@ -172,6 +184,10 @@ def _export_command(target: str) -> Callable[..., None]:
         f"Export CHECKPOINT to {TARGET_TITLES[target]}, verified. Without CHECKPOINT the nano one that ships is used."
     )
     return command
+
+
+def _note(text: str) -> None:
+    click.echo(text, err=True)
 
 
 def _recipe(
@@ -214,6 +230,10 @@ def _options(target: str) -> Iterator[Callable[[Any], Any]]:
     """Last one first, as decorators are read."""
     yield json_option
     yield click.option("-o", "--output", type=PATH, required=True, help="Folder to write; must not exist.")
+    yield no_cache_option
+    yield cache_option
+    yield max_memory_option
+    yield click.option("--jobs", type=click.IntRange(min=1), help="Steps at a time.  [default: one for two cores]")
     yield lora_option
     yield guidance_option
     yield steps_option

@@ -9,7 +9,17 @@ from typing import Literal
 import click
 
 from md_export.cli.exports import TARGET_TITLES
-from md_export.cli.shared import PATH, checkpoint_or_nano, json_option, recipe_named, show
+from md_export.cli.shared import (
+    PATH,
+    cache_option,
+    cache_root,
+    checkpoint_or_nano,
+    json_option,
+    max_memory_option,
+    no_cache_option,
+    recipe_named,
+    show,
+)
 from md_export.errors import UsageError
 from md_export.spec.names import COMPONENT_NAMES
 
@@ -36,6 +46,10 @@ ROUNDINGS = ("nearest", "mse", "gptq")
 @click.option("--golden", "golden_dir", type=PATH, help="Golden cases to measure on and to be judged by.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes at a time.  [default: one a core]")
 @click.option("--dask", metavar="ADDRESS", help="Measure on the workers of this Dask scheduler.")
+@click.option("--store", metavar="URL", help="With --dask: build there, too; as for build.")
+@max_memory_option
+@cache_option
+@no_cache_option
 @click.option("--journal", type=PATH, help="File of measurements; serves every budget.  [default: OUT.journal]")
 @click.option("-o", "--output", type=PATH, required=True, help="Folder to write; must not exist.")
 @json_option
@@ -51,6 +65,10 @@ def search(
     golden_dir: Path | None,
     jobs: int | None,
     dask: str | None,
+    store: str | None,
+    max_memory: int | None,
+    cache: Path | None,
+    keep: bool,
     journal: Path | None,
     output: Path,
     json_file: Path | None,
@@ -60,6 +78,7 @@ def search(
     Writes the recipe, the curve of bytes against picture PSNR, and the artifacts, verified. What was measured is kept
     until then: run the same command again to go on where it was stopped.
     """
+    from md_export.engine.request import Resources, default_jobs
     from md_export.engine.search.budget import parse_budget
     from md_export.engine.search.run import search as find
     from md_export.engine.search.starting import SearchRequest
@@ -71,6 +90,8 @@ def search(
         raise UsageError("--prompts makes golden cases and --golden brings them; give one of them")
     if jobs and dask is not None:
         raise UsageError("--jobs is for this machine, --dask for the workers of a cluster; give one of them")
+    if store is not None and dask is None:
+        raise UsageError("--store is where the workers of --dask find and leave files; give both")
     request = SearchRequest(
         checkpoint=checkpoint_or_nano(checkpoint),
         target=target,
@@ -85,6 +106,9 @@ def search(
         jobs=jobs,
         dask=dask,
         journal=journal,
+        resources=Resources(
+            cache_root(cache) if keep else None, jobs or default_jobs(), max_memory, dask if store else None, store
+        ),
     )
     try:
         with counting_to_stderr("modules measured") as count:

@@ -34,6 +34,12 @@ output_option = click.option("-o", "--output", type=PATH, required=True, help="F
 golden_option = click.option("--golden", "golden_dir", type=PATH, help="Golden cases.  [default: those in OUT]")
 junit_option = click.option("--junit", type=PATH, help="Write the verdicts as JUnit XML, for a CI system.")
 markdown_option = click.option("--markdown", type=PATH, help="Write the verdicts as Markdown, for pull requests.")
+cache_option = click.option(
+    "--cache", type=PATH, help="Folder of the cache.  [default: $MD_EXPORT_CACHE, else the platform's]"
+)
+no_cache_option = click.option(
+    "--no-cache", "keep", flag_value=False, default=True, help="Take nothing from the cache, and keep nothing in it."
+)
 annotate_option = click.option(
     "--annotate", metavar="FILE", help="Print each failure as a GitHub error annotation at FILE, such as the recipe."
 )
@@ -139,3 +145,15 @@ def _number(text: str, units: Mapping[str, float], ending: str, wanted: str) -> 
     if found is None or unit is None or not float(found[1]):
         raise click.BadParameter(f"{text!r:.40} is not {wanted}")
     return int(float(found[1]) * unit)
+
+
+def cache_root(given: Path | None) -> Path:
+    """The folder that was named, else the default one."""
+    from md_export.engine.cache import default_root
+
+    return given or default_root()
+
+
+max_memory_option = click.option(
+    "--max-memory", type=size, help="Memory of all steps that run at a time: 8G, 500M.  [default: 3/4 of the machine's]"
+)

@@ -1,6 +1,6 @@
 """What was built, by the key of all that it depends on. An entry is there whole or not at all, and checked when read.
 
-<root>/entries/<key>/entry.json     what it is, the hash of each of its files, and what else was found
+<root>/entries/<key>/entry.json     what it is, the hash of each of its files, and the step's result
                      files/…
 <root>/work/                        entries in the making
 <root>/plans, seen, measured/       memories that cost time when they are lost, and nothing else
@@ -16,16 +16,17 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
 from md_export.engine.keys import files_in
+from md_export.engine.plan import Result
 from md_export.errors import ArtifactError, OutputError
 from md_export.system.files import is_plain_name, sha256_of, sha256_of_text, to_disk
 from md_export.system.workspace import is_in_use
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 
 
 @dataclass(frozen=True)
@@ -43,17 +44,17 @@ class Entry:
     Attributes:
         kind, label: of the step.
         files: by path in the entry.
-        value: plain data: the artifact's entry of the manifest, for one.
+        result: of the step; None for an input of a build.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
-    schema: Literal[1]
+    schema: Literal[2]
     key: str
     kind: str
     label: str
     files: dict[str, StoredFile]
-    value: dict[str, Any]
+    result: Result | None = None
 
     @property
     def bytes(self) -> int:
@@ -163,7 +164,7 @@ class Cache:
             os.utime(folder / _RECORD)
         return entry
 
-    def put(self, key: str, kind: str, label: str, folder: Path, value: dict[str, Any]) -> Entry:
+    def put(self, key: str, kind: str, label: str, folder: Path, result: Result | None) -> Entry:
         """Keep the files in ``folder``, which lies in :attr:`work` and is moved; an entry that is there already stays.
 
         Raises:
@@ -173,7 +174,7 @@ class Cache:
         try:
             made.mkdir()
             folder.rename(made / _FILES)
-            entry = Entry(SCHEMA, key, kind, label, stored(made / _FILES), value)
+            entry = Entry(SCHEMA, key, kind, label, stored(made / _FILES), result)
             (made / _RECORD).write_text(entry_to_json(entry), encoding="utf-8")
             to_disk(made / _RECORD)
             self._publish(made, key)
@@ -207,7 +208,7 @@ class Cache:
         return self.work.is_dir() and is_in_use(self.work)
 
     def prune(self, before: float | None, keep_bytes: int | None) -> tuple[Listed, ...]:
-        """Remove entries last used before a time, then those not used for longest until the rest fits.
+        """Remove entries last used before a time, those not used for longest until the rest fits, and unreadable ones.
 
         Raises:
             OutputError: a build uses the cache now.
@@ -216,6 +217,10 @@ class Cache:
             raise OutputError(f"a build uses {self.root} now; prune it when the build has ended")
         for left in self.work.glob("removed-*"):
             shutil.rmtree(left, ignore_errors=True)
+        for folder in self._entries.glob("*"):
+            # Damaged, or of another version of md-export.
+            if self.read(folder.name) is None:
+                self.remove(folder.name)
         newest = sorted(self.list(), key=lambda one: one.used, reverse=True)
         removed, held = [], 0
         for one in newest:

@@ -13,7 +13,7 @@ from md_export.spec.names import OPTIONAL_NAMES
 from md_export.spec.scheme import QuantScheme
 from md_export.system.files import write_whole
 
-# What another run may take more than the one that was measured.
+# Safety margin added to measured memory before a step is scheduled.
 _MARGIN: Final = 1.1
 
 
@@ -113,19 +113,19 @@ def cases_cost(weight_bytes: int, cases: int, area: float = 1.0) -> Cost:
 
 
 class Measured:
-    """What steps took in earlier builds, in ``folder``, by the key of steps that are alike."""
+    """What steps took in earlier builds, in ``folder``, by their cost keys."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def add(self, alike: str, cost: Cost) -> None:
+    def add(self, cost_key: str, cost: Cost) -> None:
         """Remember what the last such step took."""
-        write_whole(self._folder / f"{alike}.json", json.dumps(asdict(cost)), keep_going=True)
+        write_whole(self._folder / f"{cost_key}.json", json.dumps(asdict(cost)), keep_going=True)
 
-    def cost(self, alike: str, predicted: Cost) -> Cost:
+    def cost(self, cost_key: str, predicted: Cost) -> Cost:
         """What such a step took with some margin, else what was predicted."""
         try:
-            found = json.loads((self._folder / f"{alike}.json").read_text(encoding="utf-8"))
+            found = json.loads((self._folder / f"{cost_key}.json").read_text(encoding="utf-8"))
             return Cost(round(found["peak_bytes"] * _MARGIN), round(found["seconds"], 1))
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return predicted

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
 from typing import Any, Final
 
-from md_export.engine.cache import default_root
+from md_export.engine.cache import Entry, default_root
 from md_export.engine.keys import maker
-from md_export.engine.perform import Task, others_of, perform
-from md_export.engine.plan import Cost, Step
+from md_export.engine.perform import Task, files_before, perform
+from md_export.engine.plan import Cost, ExportResult, Inputs, Step
 from md_export.engine.shared_store import BackedCache, Store
 from md_export.errors import ArtifactError, MissingExtraError, RuntimeFault
 from md_export.system.memory import installed_bytes
@@ -107,7 +107,7 @@ _THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True)
-class Errand:
+class RemoteTask:
     """A step for a worker.
 
     Attributes:
@@ -134,8 +134,8 @@ class Worker:
     versions: dict[str, str]
 
 
-def introduce(targets: tuple[str, ...]) -> Worker:
-    """The process that is asked."""
+def describe(targets: tuple[str, ...]) -> Worker:
+    """The process that is asked, as a worker."""
     return Worker(platform.node(), installed_bytes(), versions(targets))
 
 
@@ -157,16 +157,16 @@ def lacks(url: str, keys: list[str]) -> bool:
     return any(store.read(key) is None for key in keys)
 
 
-def carry_out(errand: Errand) -> Cost:
+def carry_out(task: RemoteTask) -> Cost:
     """What a worker of Dask executes; it may use the cores that Dask gave it."""
     from distributed import get_worker
 
     # Dask itself allows one, for its own threads.
     os.environ |= dict.fromkeys(_THREADS, str(get_worker().state.nthreads))
-    return perform_there(errand)
+    return perform_there(task)
 
 
-def perform_there(errand: Errand, perform: Callable[[Task, BackedCache], Cost] = perform) -> Cost:
+def perform_there(remote: RemoteTask, perform: Callable[[Task, BackedCache], Cost] = perform) -> Cost:
     """Carry a step out, unless that was done before: by a worker that died when its work was done, for one.
 
     Raises:
@@ -175,22 +175,23 @@ def perform_there(errand: Errand, perform: Callable[[Task, BackedCache], Cost] =
         MdExportError: as :func:`md_export.engine.perform.perform`.
     """
     with _ONE_AT_A_TIME:
-        if text := difference(versions(errand.targets), errand.versions):
+        if text := difference(versions(remote.targets), remote.versions):
             raise RuntimeFault(f"the Dask worker on {platform.node()} {text}; install the same")
-        step, cache = errand.step, BackedCache(default_root(), Store(errand.store))
+        step, cache = remote.step, BackedCache(default_root(), Store(remote.store))
         needed = [_fetched(cache, key) for key in step.needs]
         made = cache.get(step.key)
-        if made is not None and made.value.get("others") in (None, others_of(needed)):
+        if made is not None and not (
+            isinstance(made.result, ExportResult) and made.result.others != files_before(needed)
+        ):
             cache.share(step.key)
             return Cost(0, 0.0)
-        places: dict[str, Any] = {"given": None}
-        for name, (key, within) in errand.inputs.items():
-            places[name] = str(cache.files(_fetched(cache, key).key) / within)
+        found = {name: cache.files(_fetched(cache, key).key) / within for name, (key, within) in remote.inputs.items()}
+        inputs = Inputs(found.pop("checkpoint"), found.pop("golden", None), found)
         with workspace(cache.work) as work:
-            return perform(Task(step, cache.root, work, places, errand.most_bytes), cache)
+            return perform(Task(step, cache.root, work, inputs, remote.most_bytes), cache)
 
 
-def _fetched(cache: BackedCache, key: str) -> Any:
+def _fetched(cache: BackedCache, key: str) -> Entry:
     damage: list[str] = []
     entry = cache.get(key, damage.append)
     if entry is None:

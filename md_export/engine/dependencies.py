@@ -13,6 +13,7 @@ from md_export.checkpoint.build import build_on_meta, component_named
 from md_export.checkpoint.hashes import INHERITED, hash_of_folder
 from md_export.engine.keys import maker
 from md_export.engine.metadata import notes_of
+from md_export.engine.plan import LoraInput
 from md_export.models.graph import ALL_COMPONENTS, COMPONENTS
 from md_export.parity.chain import CHAIN
 from md_export.rewrites import find_rewrite
@@ -25,7 +26,7 @@ _FLOAT32_BYTES: Final = 4
 
 
 @dataclass(frozen=True)
-class Ground:
+class Source:
     """What all recipes share that have the same LoRAs.
 
     Attributes:
@@ -33,7 +34,7 @@ class Ground:
         notes: of the artifacts, by the size of the pictures and the component.
         given: folder of golden cases that the request names.
         weights: bytes of each component in float32, of those also that the checkpoint's pictures do without.
-        loras: those of the checkpoint, as steps are told.
+        loras: those of the checkpoint, as requests name them.
     """
 
     checkpoint: Checkpoint
@@ -41,7 +42,7 @@ class Ground:
     notes: dict[int | None, dict[str, dict[str, str]]]
     given: Path | None
     weights: dict[str, int]
-    loras: list[list[str]]
+    loras: tuple[LoraInput, ...]
 
     @property
     def all_weights(self) -> int:
@@ -53,9 +54,9 @@ class Ground:
         return float((self.checkpoint.at(recipe.size).config.image_size / self.checkpoint.config.image_size) ** 2)
 
 
-def ground_of(
-    checkpoint_dir: Path, golden: Path | None, sizes: set[int | None], loras: list[list[str]] | None = None
-) -> Ground:
+def source_of(
+    checkpoint_dir: Path, golden: Path | None, sizes: set[int | None], loras: tuple[LoraInput, ...] = ()
+) -> Source:
     """Open the checkpoint and check that it is whole, for pictures of some ``sizes``.
 
     Raises:
@@ -63,7 +64,7 @@ def ground_of(
     """
     checkpoint = open_checkpoint(checkpoint_dir)
     checkpoint.check()
-    return Ground(
+    return Source(
         checkpoint,
         {
             "checkpoint": checkpoint.sha256(),
@@ -74,7 +75,7 @@ def ground_of(
         {size: notes_of(checkpoint.at(size)) for size in sizes},
         golden,
         {name: _weight_bytes(checkpoint, name) for name in (*checkpoint.components, "vae_encoder")},
-        loras or [],
+        loras,
     )
 
 

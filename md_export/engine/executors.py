@@ -15,19 +15,19 @@ from typing import Any, Final
 from md_export.engine.cache import Cache
 from md_export.engine.costs import Measured
 from md_export.engine.dask import (
-    Errand,
+    RemoteTask,
     Worker,
     ask_each,
     carry_out,
     check_same,
     connected,
+    describe,
     explain,
-    introduce,
     lacks,
     versions,
 )
-from md_export.engine.inputs import inputs_of, places
-from md_export.engine.keys import Seen
+from md_export.engine.inputs import inputs_for_store, inputs_of
+from md_export.engine.keys import FileHashes
 from md_export.engine.perform import Task, perform
 from md_export.engine.plan import Cost, Plan, Step
 from md_export.engine.request import BuildRequest
@@ -41,7 +41,7 @@ _LOOK_S: Final = 5.0
 
 
 @dataclass(frozen=True)
-class Site:
+class Executor:
     """Where steps run.
 
     Attributes:
@@ -56,8 +56,8 @@ class Site:
     news: Callable[[], Iterable[str]] = tuple
 
 
-def site_of(request: BuildRequest, plan: Plan) -> AbstractContextManager[Site]:
-    """The place that the request names.
+def executor_of(request: BuildRequest, plan: Plan) -> AbstractContextManager[Executor]:
+    """The executor that the request names.
 
     Raises:
         MdExportError: the cluster or its store cannot be used.
@@ -66,10 +66,10 @@ def site_of(request: BuildRequest, plan: Plan) -> AbstractContextManager[Site]:
 
 
 @contextmanager
-def _here(request: BuildRequest) -> Iterator[Site]:
+def _here(request: BuildRequest) -> Iterator[Executor]:
     cache = Cache(request.cache)
     limits = Limits(request.jobs, request.most_bytes or _most(installed_bytes()))
-    yield Site(cache, limits, lambda _: _processes(request, cache))
+    yield Executor(cache, limits, lambda _: _processes(request, cache))
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def _processes(request: BuildRequest, cache: Cache) -> Iterator[Begin]:
 
 
 def _perform(request: BuildRequest, cache: Path, work: Path, step: Step, most_bytes: int) -> Cost:
-    return perform(Task(step, cache, work, places(request), most_bytes))
+    return perform(Task(step, cache, work, inputs_of(request), most_bytes, request.rejected))
 
 
 @contextmanager
@@ -97,18 +97,18 @@ def _threads(jobs: int) -> Iterator[ThreadPoolExecutor]:
 
 
 @contextmanager
-def _on_dask(request: BuildRequest, plan: Plan) -> Iterator[Site]:
+def _on_dask(request: BuildRequest, plan: Plan) -> Iterator[Executor]:
     assert request.dask is not None and request.store is not None  # noqa: S101 (see BuildRequest)
     fused = [recipe.name for recipe in request.recipes if recipe.form == "cpu_fused"]
     if fused:
         raise RecipeError(f"recipe {fused[0]}: form cpu_fused serves the machine that makes it; build without --dask")
     targets = tuple(sorted({export.target for export in plan.exports}))
     with connected(request.dask) as client:
-        found: dict[str, Worker] = ask_each(client, introduce, targets)
+        found: dict[str, Worker] = ask_each(client, describe, targets)
         check_same({address: worker.versions for address, worker in found.items()}, versions(targets))
         cache = BackedCache(request.cache, Store(store_url(request.store)))
         limits = Limits(len(found), request.most_bytes or _least(found.values()), apart=True)
-        yield Site(cache, limits, partial(_workers, client, request, cache, targets), _News(client, set(found)))
+        yield Executor(cache, limits, partial(_workers, client, request, cache, targets), _News(client, set(found)))
 
 
 @contextmanager
@@ -121,9 +121,9 @@ def _workers(
 
     def begin(step: Step, most_bytes: int) -> Future[Cost]:
         answer: Future[Cost] = Future()
-        errand = Errand(step, cache.store.url, inputs, most_bytes, targets, versions(targets))
+        task = RemoteTask(step, cache.store.url, inputs, most_bytes, targets, versions(targets))
         try:
-            asked = executor.submit(carry_out, errand)
+            asked = executor.submit(carry_out, task)
         except Exception:  # noqa: BLE001 (of any class, by version; a client that has lost its scheduler takes no more)
             answer.set_exception(RuntimeFault(explain(CancelledError())))
         else:
@@ -144,7 +144,7 @@ def _brought(
     """Keys and paths of the inputs, which all workers find."""
     if not steps:
         return {}
-    inputs = inputs_of(request, Seen(cache.root / "seen"))
+    inputs = inputs_for_store(request, FileHashes(cache.root / "seen"))
     for one in inputs.values():
         cache.store.put(one.entry, one.root)
     for key in {need for step in steps for need in step.needs} - {step.key for step in steps}:
@@ -164,7 +164,7 @@ def _pass_on(answer: Future[Cost], measured: Measured, step: Step, asked: Future
     if error is None:
         cost = asked.result()
         if cost.seconds:
-            measured.add(step.alike, cost)
+            measured.add(step.cost_key, cost)
         answer.set_result(cost)
     elif isinstance(error, (MdExportError, OSError)):
         answer.set_exception(error)

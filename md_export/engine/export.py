@@ -1,159 +1,187 @@
-"""THE map: from a checkpoint folder to verified artifacts, in straight-line named stages."""
+"""THE map: from a checkpoint folder to verified exports. Every command that makes artifacts is a plan for this engine.
+
+    plan       recipes + checkpoint → steps, each with the cache key of all that its result depends on    planning
+    look up    the steps whose results the cache lacks                                                    cache
+    run        golden cases → calibration cases → artifacts → export, verified                            steps
+               each in a process of its own, as many at a time as memory allows, here or on Dask          executors
+    place      entries of the cache → the export's folder, whole or not at all                            placing
+
+``md-export coreml|tflite|onnx|coreai`` is a plan with one recipe, ``md-export build`` one with many, and
+``md-export search`` one for each try, whose unchanged components come from the cache. Nothing here imports torch: what
+has nothing to do says so at once, and memory is the workers' alone.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from md_export import __version__
-from md_export.checkpoint import Checkpoint, open_checkpoint
-from md_export.checkpoint.derived import adapted
-from md_export.engine.artifact import BuildStep
-from md_export.engine.coreai_bundle import write_assets
-from md_export.engine.hops import explain
-from md_export.engine.metadata import notes_of, steps_notes
-from md_export.engine.swift_bundle import check_bundle, write_bundle
+from md_export.engine.cache import Cache, Entry
+from md_export.engine.executors import executor_of
+from md_export.engine.inputs import planned
+from md_export.engine.keys import FileHashes
+from md_export.engine.placing import Built, Outcome, Placer, Status, check_replaceable, is_placed
+from md_export.engine.plan import ExportPlan, ExportResult, Plan, Step
+from md_export.engine.request import BuildRequest, Resources
+from md_export.engine.scheduler import Failure, Listener, Teller, run_steps
 from md_export.errors import ConversionError, ParityError
-from md_export.parity.golden.calibration import calibration_cases
-from md_export.parity.golden.folder import read_golden
-from md_export.parity.golden.prepare import ddim_of, one_step, prepare_golden, schedule_of
-from md_export.parity.judge import verify
-from md_export.parity.lora_fusing import added_loras
 from md_export.parity.verdict import Verdict
-from md_export.rewrites import find_rewrite
-from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, entry_from_dict
-from md_export.spec.manifest import SCHEMA, Drift, Manifest, files_beside, write_manifest
+from md_export.spec.manifest import Manifest, read_manifest
 from md_export.spec.recipe import Recipe
-from md_export.system.files import refuse_existing, require_space, staging
-from md_export.targets import TARGETS
-from md_export.targets.layouts import layout_of
-from md_export.targets.onnx.npu.process import compile_contexts
-from md_export.targets.versions import tools_of
-from md_export.worker.calling import call_worker
+from md_export.system.files import refuse_existing, require_space
+from md_export.system.workspace import workspace
 
 Progress = Callable[[str], None]
 
 
 def export(
-    recipe: Recipe, checkpoint_dir: Path, out: Path, golden_dir: Path | None = None, progress: Progress = print
+    recipe: Recipe,
+    checkpoint_dir: Path,
+    out: Path,
+    golden_dir: Path | None = None,
+    progress: Progress = print,
+    resources: Resources | None = None,
+    note: Progress | None = None,
 ) -> tuple[Manifest, Verdict]:
     """Checkpoint → artifacts, each executed by its own runtime and proved against golden outputs.
 
     ``out`` appears whole or not at all; what fails parity is kept beside it as ``<out>.rejected``.
 
+    Args:
+        progress: is told each step as it begins.
+        note: is told what is built and what is taken from the cache; by default as ``progress``.
+
     Raises:
         MdExportError: see :mod:`md_export.errors`; ParityError where an artifact falls short.
     """
-    check_recipe(recipe)
     refuse_existing(out)
-    with adapted(checkpoint_dir, recipe.loras) as folder:
-        return _export(dataclasses.replace(recipe, loras=()), folder, out, golden_dir, progress)
+    with (resources or Resources()).request(recipe, checkpoint_dir, out.parent, golden_dir, out.name) as request:
+        plan = planned(request)
+        outcome = carry_out(plan, plan.exports, request, Teller(progress, note))
+        if outcome.failures:
+            raise _error(outcome.failures[0], request)
+        result = Cache(request.cache).require(plan.exports[0].key).result
+    assert isinstance(result, ExportResult)  # noqa: S101 (the last step of a plan)
+    return read_manifest(out), result.verdict
 
 
-def _export(
-    recipe: Recipe, checkpoint_dir: Path, out: Path, golden_dir: Path | None, progress: Progress
-) -> tuple[Manifest, Verdict]:
-    checkpoint = open_checkpoint(checkpoint_dir).at(recipe.size)
-    recipe = recipe.completed(checkpoint.components)
-    checkpoint.check(recipe.components)
-    require_space(out, 3 * sum(checkpoint.component_bytes(name) for name in recipe.components))
-    with staging(out) as folder:
-        drift = prepare_golden(recipe, checkpoint, golden_dir, folder / GOLDEN_FOLDER, progress)
-        if recipe.layout == "swift":
-            write_bundle(checkpoint, folder)
-        entries = _build(recipe, checkpoint, folder, progress)
-        manifest, result = seal(recipe, checkpoint, folder, entries, drift, progress)
-        if not result.passed:
-            _reject(folder, out, result, explain(folder, result, checkpoint.root, progress))
-    return manifest, result
+def build(request: BuildRequest, listener: Listener, dry: bool = False) -> Outcome:
+    """Bring one export for each recipe into ``request.out``; what is there and right already stays as it is.
 
-
-def check_recipe(recipe: Recipe) -> None:
-    """Whether a recipe can be carried out here: the target's libraries, its rewrites, its layout.
+    ``dry``: tell the plan, and do nothing.
 
     Raises:
-        MdExportError: MissingExtraError, RewriteError or RecipeError.
+        MdExportError: nothing could be begun. What fails later is in the outcome.
     """
-    TARGETS[recipe.target].require()
-    for name in recipe.rewrites:
-        find_rewrite(name)
-    layout_of(recipe)
+    plan = planned(request)
+    due = [export for export in plan.exports if not _is_there(export, request)]
+    if not due:
+        return _outcome(plan, request, {})
+    for export in due:
+        check_replaceable(request.out / export.name)
+    outcome = carry_out(plan, due, request, listener, dry)
+    for export in due if not dry else ():
+        _is_there(export, request)
+    return outcome
 
 
-def seal(
+def cases(
     recipe: Recipe,
-    checkpoint: Checkpoint,
+    checkpoint_dir: Path,
     folder: Path,
-    entries: tuple[ArtifactEntry, ...],
-    drift: Drift | None,
-    progress: Progress,
-) -> tuple[Manifest, Verdict]:
-    """Artifacts and golden cases in ``folder`` → an export: tokenizer and manifest beside them, and judged."""
-    if recipe.layout == "swift":
-        check_bundle(folder, tuple(entry.file for entry in entries))
-    if recipe.target == "coreai":
-        write_assets(recipe, checkpoint, folder, entries)
-    entries = compile_contexts(recipe.npu, folder, entries, progress)
-    checkpoint.copy_tokenizer(folder / "tokenizer")
-    manifest = _manifest(recipe, checkpoint, folder, entries, drift)
-    write_manifest(manifest, folder)
-    result = verify(folder, progress=progress)
-    manifest = with_parity(manifest, result)
-    write_manifest(manifest, folder)
-    return manifest, result
+    golden_dir: Path | None = None,
+    progress: Progress = print,
+    resources: Resources | None = None,
+) -> tuple[Path, Path | None]:
+    """Copy the golden cases of a recipe's export to ``folder``, and its calibration cases where it has some.
+
+    Raises:
+        MdExportError: as :func:`export`.
+    """
+    with (resources or Resources()).request(recipe, checkpoint_dir, folder, golden_dir) as request:
+        plan = planned(request)
+        wanted = [step for step in plan.steps if step.kind in ("golden", "calibration")]
+        with executor_of(request, plan) as executor:
+            steps, cached = missing(plan, [step.key for step in wanted], executor.cache, progress)
+            teller = Teller(progress)
+            teller.planned(steps, cached, executor.limits)
+            with executor.open(steps) as begin:
+                failures = run_steps(steps, begin, executor.limits, teller)
+            if failures:
+                raise _error(failures[0], request)
+            for step in wanted:
+                executor.cache.require(step.key)
+                shutil.copytree(executor.cache.files(step.key), folder / step.kind, copy_function=shutil.copyfile)
+    golden, calibration = folder / "golden" / "golden", folder / "calibration" / "cases"
+    return golden, calibration if calibration.exists() else None
 
 
-def _build(recipe: Recipe, checkpoint: Checkpoint, folder: Path, progress: Progress) -> tuple[ArtifactEntry, ...]:
-    """One artifact per component, all calibrated on the same cases."""
-    golden, notes, entries = folder / GOLDEN_FOLDER, notes_of(checkpoint), []
-    steps = steps_notes(checkpoint, recipe.sampler)
-    with calibration_cases(recipe, checkpoint, golden, folder, progress) as cases:
-        for component in recipe.components:
-            progress(f"{recipe.target}: {component} → {' and '.join(recipe.schemes[component].all_weights)}")
-            step = BuildStep(checkpoint.root, component, recipe, golden, folder, notes[component] | steps, cases)
-            answer = call_worker("build", step.to_dict(), ConversionError, f"{recipe.target} {component}")
-            entries.append(entry_from_dict(answer))
-    return tuple(entries)
+def carry_out(
+    plan: Plan, due: Iterable[ExportPlan], request: BuildRequest, listener: Listener, dry: bool = False
+) -> Outcome:
+    """Run the steps that the cache lacks for the exports that are ``due``, and place each as soon as it is proved."""
+    due = list(due)
+    with executor_of(request, plan) as executor:
+        steps, cached = missing(plan, [export.key for export in due], executor.cache, listener.line)
+        listener.planned(steps, cached, executor.limits)
+        if dry:
+            return _outcome(plan, request, {export.name: "planned" for export in due})
+        require_space(request.out, sum(export.space for export in due))
+        require_space(request.cache, sum(export.space for export in due if plan.step(export.key) in steps))
+        with workspace(request.out) as placing, executor.open(steps) as begin:
+            placer = Placer(plan, due, request, executor, placing, listener)
+            placer.place_cached(steps)
+            failures = run_steps(steps, begin, executor.limits, placer)
+    return _outcome(plan, request, placer.status, (*failures, *placer.failures))
 
 
-def _manifest(
-    recipe: Recipe, checkpoint: Checkpoint, folder: Path, entries: tuple[ArtifactEntry, ...], drift: Drift | None
-) -> Manifest:
-    return Manifest(
-        schema=SCHEMA,
-        md_export=__version__,
-        target=recipe.target,
-        recipe=recipe,
-        checkpoint_sha256=checkpoint.sha256(),
-        golden_sha256=read_golden(folder / GOLDEN_FOLDER).sha256,
-        tools=tools_of(recipe.target, checkpoint.config.libraries),
-        one_step=one_step(checkpoint.config),
-        artifacts=entries,
-        drift=drift,
-        files=files_beside(folder, entries),
-        checkpoint_files=checkpoint.file_hashes(),
-        ddim=ddim_of(checkpoint.config, recipe.sampler),
-        loras=added_loras(checkpoint),
-        schedule=schedule_of(checkpoint.config) if "vae_encoder" in recipe.components else None,
-    )
+def missing(
+    plan: Plan, wanted: Iterable[str], cache: Cache, tell: Progress
+) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
+    """Steps whose results the cache lacks, and those that it has, of all that lead to the ``wanted`` keys.
+
+    What a step needs is not looked at where the step itself is there; but an export is copied with all of its parts,
+    and one whose part has to be made again is proved again.
+    """
+    looked: dict[str, Entry | None] = {}
+
+    def look(key: str) -> bool:
+        if key not in looked:
+            looked[key] = cache.get(key, tell)
+        step, there = plan.step(key), looked[key] is not None
+        if not there or step.kind == "export":
+            whole = [look(need) for need in step.needs]
+            if there and not all(whole):
+                cache.remove(key)
+                looked[key] = None
+        return looked[key] is not None
+
+    for key in wanted:
+        look(key)
+    known = [step for step in plan.steps if step.key in looked]
+    lacking = tuple(step for step in known if looked[step.key] is None)
+    return lacking, tuple(step for step in known if looked[step.key] is not None)
 
 
-def with_parity(manifest: Manifest, result: Verdict) -> Manifest:
-    """The manifest with the figures by which its artifacts and the picture were judged."""
-    figures = {item.component: item.parity for item in result.components}
-    entries = tuple(dataclasses.replace(entry, parity=figures[entry.component]) for entry in manifest.artifacts)
-    picture = result.picture.psnr_db if result.picture else None
-    return dataclasses.replace(manifest, artifacts=entries, picture_psnr_db=picture)
+def _error(failure: Failure, request: BuildRequest) -> Exception:
+    """The error of a build with one export."""
+    if isinstance(failure.error, ParityError) and failure.step.kind == "export":
+        return ParityError(
+            f"the export does not compute what the checkpoint computes: {failure.error}. "
+            f"{request.out / str(request.only)} was not written; the rejected artifacts are in {request.rejected}"
+        )
+    return failure.error or ConversionError(f"{failure.step.label}: {failure.reason}")
 
 
-def _reject(folder: Path, out: Path, result: Verdict, hops: list[str]) -> None:
-    kept = out.with_name(f"{out.name}.rejected")
-    shutil.rmtree(kept, ignore_errors=True)
-    folder.rename(kept)
-    raise ParityError(
-        "the export does not compute what the checkpoint computes: "
-        + "; ".join([*hops, *result.failures])
-        + f". {out} was not written; the rejected artifacts are in {kept}"
-    )
+def _outcome(
+    plan: Plan, request: BuildRequest, status: dict[str, Status], failures: tuple[Failure, ...] = ()
+) -> Outcome:
+    names = [export.name for export in plan.exports]
+    return Outcome(tuple(Built(one, request.out / one, status.get(one, "up to date")) for one in names), failures)
+
+
+def _is_there(export: ExportPlan, request: BuildRequest) -> bool:
+    """Whether its folder holds what its entry says; hashes are remembered for the next time."""
+    entry = Cache(request.cache).read(export.key)
+    return entry is not None and is_placed(request.out / export.name, entry, FileHashes(request.cache / "seen"))

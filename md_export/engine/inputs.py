@@ -1,24 +1,28 @@
-"""The checkpoint and the golden cases that were given, as entries: so they reach machines that lack their paths."""
+"""What a build reads: the plan that follows from it, and checkpoints and golden cases as entries of a store."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from md_export.engine.cache import SCHEMA, Cache, Entry, StoredFile
+from pydantic import TypeAdapter
+
+from md_export.engine.cache import SCHEMA, Entry, StoredFile
 from md_export.engine.costs import Measured
-from md_export.engine.keys import Seen, files_in, key_of, maker
-from md_export.engine.plan import ExportPlan, Plan, Step, plan_from_json
-from md_export.engine.request import BuildRequest, lora_places
+from md_export.engine.keys import FileHashes, files_in, key_of, maker
+from md_export.engine.plan import Inputs, Plan, plan_from_json, plan_to_json
+from md_export.engine.request import BuildRequest, lora_files
 from md_export.errors import ArtifactError, ConversionError
-from md_export.spec.recipe_file import recipe_to_dict
+from md_export.spec.recipe import Recipe, Tolerance
+from md_export.spec.scheme import QuantScheme
 from md_export.system.files import write_whole
+from md_export.system.isolation import isolated
+from md_export.targets import TARGETS
 from md_export.targets.versions import optional, tools_of
-from md_export.worker.calling import call_worker
 
 # All that is read when a checkpoint is opened and exported; a test holds it against the files that are opened.
 READ: Final = (
@@ -35,73 +39,86 @@ READ: Final = (
 )
 
 
-def planned(request: BuildRequest, cache: Cache, seen: Seen) -> Plan:
+@dataclass(frozen=True)
+class PlanRequest:
+    """What a plan is made of.
+
+    Attributes:
+        optional: each recipe's ``optional_schemes`` and ``optional_tolerances``, which recipes do not write.
+    """
+
+    recipes: tuple[Recipe, ...]
+    optional: tuple[tuple[dict[str, QuantScheme], dict[str, Tolerance]], ...]
+    checkpoint: Path
+    golden: Path | None
+
+
+_REQUEST: Final = TypeAdapter(PlanRequest)
+
+
+def planned(request: BuildRequest) -> Plan:
     """The steps for a request, with the costs of earlier builds.
 
     Raises:
         MdExportError: a recipe cannot be carried out here, or the checkpoint or the golden cases cannot be read.
     """
-    asked = {"recipes": [recipe_to_dict(recipe) for recipe in request.recipes], **places(request)}
+    for recipe in request.recipes:
+        TARGETS[recipe.target].require()
+    asked = PlanRequest(
+        request.recipes,
+        tuple((recipe.optional_schemes, recipe.optional_tolerances) for recipe in request.recipes),
+        request.checkpoint.resolve(),
+        request.golden and request.golden.resolve(),
+    )
     content = {
-        **asked,
+        "request": _REQUEST.dump_json(asked).decode(),
+        "loras": [str(file.resolve()) for file in lora_files(request.recipes).values()],
         "maker": maker(),
         "tools": [tools_of(recipe.target) for recipe in request.recipes] + [optional()],
-        "files": _read_by(request, seen),
+        "files": _read_by(request, FileHashes(request.cache / "seen")),
     }
-    memory = cache.root / "plans" / f"{key_of(content)}.json"
+    memory = request.cache / "plans" / f"{key_of(content)}.json"
     try:
         plan = plan_from_json(memory.read_bytes())
     except (OSError, ValueError):
-        answer = json.dumps(call_worker("plan", asked, ConversionError, "planning"))
-        plan = plan_from_json(answer)
-        write_whole(memory, answer, keep_going=True)
-    measured = Measured(cache.root / "measured")
-    return replace(plan, steps=tuple(replace(one, cost=measured.cost(one.alike, one.cost)) for one in plan.steps))
+        plan = isolated(make_plan, ConversionError, "planning", preload=("md_export.engine.planning",))(asked)
+        write_whole(memory, plan_to_json(plan), keep_going=True)
+    exports = plan.exports if request.only is None else tuple(replace(one, name=request.only) for one in plan.exports)
+    measured = Measured(request.cache / "measured")
+    return replace(
+        plan,
+        exports=exports,
+        steps=tuple(replace(one, cost=measured.cost(one.cost_key, one.cost)) for one in plan.steps),
+    )
 
 
-def places(request: BuildRequest) -> dict[str, Any]:
-    """Where workers find the checkpoint and golden cases."""
-    given = request.golden and str(request.golden.resolve())
-    loras = {name: str(file.resolve()) for name, file in lora_places(request.recipes).items()}
-    return {"checkpoint": str(request.checkpoint.resolve()), "given": given, **loras}
+def make_plan(request: PlanRequest) -> Plan:
+    """Plan; runs inside a worker process, which alone imports what reads checkpoints."""
+    from md_export.engine.planning import plan
+
+    pairs = zip(request.recipes, request.optional, strict=True)
+    recipes = [
+        replace(recipe, optional_schemes=schemes, optional_tolerances=tolerances)
+        for recipe, (schemes, tolerances) in pairs
+    ]
+    return plan(recipes, request.checkpoint, request.golden)
 
 
-def missing(
-    plan: Plan, exports: Sequence[ExportPlan], cache: Cache, tell: Callable[[str], None]
-) -> tuple[tuple[Step, ...], int]:
-    """Steps whose results the cache lacks, and how many it has, of those that some exports need.
-
-    What a step needs is not looked at where the step itself is there; but an export is copied with all of its parts,
-    and one whose part has to be made again is proved again.
-    """
-    looked: dict[str, Entry | None] = {}
-
-    def look(key: str) -> bool:
-        if key not in looked:
-            looked[key] = cache.get(key, tell)
-        step, there = plan.step(key), looked[key] is not None
-        if not there or step.kind == "export":
-            whole = [look(need) for need in step.needs]
-            if there and not all(whole):
-                cache.remove(key)
-                looked[key] = None
-        return looked[key] is not None
-
-    for export in exports:
-        look(export.key)
-    lacking = tuple(step for step in plan.steps if step.key in looked and looked[step.key] is None)
-    return lacking, len(looked) - len(lacking)
+def inputs_of(request: BuildRequest) -> Inputs:
+    """Where this machine has the inputs of all steps."""
+    loras = {name: file.resolve() for name, file in lora_files(request.recipes).items()}
+    return Inputs(request.checkpoint.resolve(), request.golden and request.golden.resolve(), loras)
 
 
-def _read_by(request: BuildRequest, seen: Seen) -> list[dict[str, str | None]]:
+def _read_by(request: BuildRequest, hashes: FileHashes) -> list[dict[str, str | None]]:
     """Hashes of all files that the plan is made from."""
     roots: list[tuple[Path, tuple[str, ...]]] = [
         (root, READ) for root in (request.checkpoint, *parents(request.checkpoint)) if root.is_dir()
     ]
     if request.golden is not None and request.golden.is_dir():
         roots.append((request.golden, ("index.json",)))
-    roots += [(file.parent, (file.name,)) for file in lora_places(request.recipes).values()]
-    return [seen.hashes(root.resolve(), files_in(root, within)) for root, within in roots]
+    roots += [(file.parent, (file.name,)) for file in lora_files(request.recipes).values()]
+    return [hashes.hashes(root.resolve(), files_in(root, within)) for root, within in roots]
 
 
 def parents(checkpoint: Path) -> Iterator[Path]:
@@ -122,8 +139,8 @@ _INDEX: Final = "index.json"
 
 
 @dataclass(frozen=True)
-class Input:
-    """A folder of the request.
+class StoredInput:
+    """A folder of the request, for a store.
 
     Attributes:
         entry: all of its files, and those of the folder that it inherits from, by their paths in ``root``.
@@ -135,8 +152,8 @@ class Input:
     within: str
 
 
-def inputs_of(request: BuildRequest, seen: Seen) -> dict[str, Input]:
-    """By the name that steps know them by; files that were read before are not read again.
+def inputs_for_store(request: BuildRequest, hashes: FileHashes) -> dict[str, StoredInput]:
+    """``checkpoint``, ``golden`` and each LoRA, by its name; files that were read before are not read again.
 
     Raises:
         ArtifactError: a file went away.
@@ -145,23 +162,23 @@ def inputs_of(request: BuildRequest, seen: Seen) -> dict[str, Input]:
     folders = [checkpoint, *(parent.resolve() for parent in parents(checkpoint))]
     root = Path(os.path.commonpath(folders))
     names = [_within(root, folder, name) for folder in folders for name in files_in(folder, READ)]
-    found = {"checkpoint": _input("checkpoint", root, names, _within(root, checkpoint), seen)}
+    found = {"checkpoint": _input("checkpoint", root, names, _within(root, checkpoint), hashes)}
     if request.golden is not None:
         golden = request.golden.resolve()
-        found["given"] = _input("golden cases", golden, [_INDEX, *_cases(golden)], "", seen)
-    for name, file in lora_places(request.recipes).items():
-        found[name] = _input(f"LoRA {file.name}", file.absolute().parent, [file.name], file.name, seen)
+        found["golden"] = _input("golden cases", golden, [_INDEX, *_cases(golden)], "", hashes)
+    for name, file in lora_files(request.recipes).items():
+        found[name] = _input(f"LoRA {file.name}", file.absolute().parent, [file.name], file.name, hashes)
     return found
 
 
-def _input(label: str, root: Path, names: Iterable[str], within: str, seen: Seen) -> Input:
+def _input(label: str, root: Path, names: Iterable[str], within: str, hashes: FileHashes) -> StoredInput:
     files = {}
-    for name, digest in seen.hashes(root, sorted(set(names))).items():
+    for name, digest in hashes.hashes(root, sorted(set(names))).items():
         if digest is None:
             raise ArtifactError(f"{root / name} went away; run the same command again")
         files[name] = StoredFile((root / name).stat().st_size, digest)
     key = key_of({"input": {name: file.sha256 for name, file in files.items()}})
-    return Input(Entry(SCHEMA, key, "input", label, files, {}), root, within)
+    return StoredInput(Entry(SCHEMA, key, "input", label, files), root, within)
 
 
 def _cases(golden: Path) -> list[str]:

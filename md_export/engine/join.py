@@ -19,7 +19,7 @@ from typing import Any, Final, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from md_export.engine.export import with_parity
+from md_export.engine.steps import with_parity
 from md_export.errors import ArtifactError, ConversionError, ParityError, UsageError
 from md_export.parity.judge import verify
 from md_export.parity.manifest_check import Checked, check_export

@@ -17,7 +17,7 @@ from md_export.system.files import sha256_of, sha256_of_text, write_whole
 
 _PACKAGE: Final = Path(__file__).parent.parent
 # Code that has no part in what is built; how files lie in the cache is the cache's own schema.
-_APART: Final = ("cli", "report", "search", "__pycache__", "_data")
+_APART: Final = ("cli/", "report/", "diagnose/", "engine/search/", "_data/")
 
 
 def key_of(content: Mapping[str, Any]) -> str:
@@ -41,7 +41,7 @@ def code_sha256() -> str:
     digest = hashlib.sha256()
     for path in sorted(_PACKAGE.rglob("*")):
         name = path.relative_to(_PACKAGE)
-        if path.suffix in (".py", ".toml", ".sh") and name.parts[0] not in _APART:
+        if path.suffix in (".py", ".toml", ".sh") and not name.as_posix().startswith(_APART):
             digest.update(f"{name.as_posix()}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
@@ -52,7 +52,7 @@ _YOUNG_NS: Final = 100_000_000
 Stamp = list[int]
 
 
-class Seen:
+class FileHashes:
     """Hashes of files, remembered in ``folder``; a memory that is lost or damaged costs time and nothing else."""
 
     def __init__(self, folder: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,36 +16,41 @@ from md_export.checkpoint.derived import adapted
 from md_export.engine.costs import artifact_cost, cases_cost, export_cost, space_of
 from md_export.engine.dependencies import (
     OF_AN_ARTIFACT,
-    Ground,
+    Source,
     alone,
     calls_of,
     changes_of,
-    ground_of,
     is_calibrated,
     makers_of_inputs,
+    source_of,
 )
-from md_export.engine.export import check_recipe
 from md_export.engine.keys import key_of, maker
 from md_export.engine.metadata import steps_notes
-from md_export.engine.plan import ExportPlan, Plan, Step, plan_to_dict
-from md_export.engine.request import lora_places, lora_request
+from md_export.engine.plan import (
+    ArtifactRequest,
+    CalibrationRequest,
+    Cost,
+    ExportPlan,
+    ExportRequest,
+    GoldenRequest,
+    Plan,
+    Request,
+    Step,
+)
+from md_export.engine.request import lora_files, lora_inputs
 from md_export.parity.golden.calibration import calibration_pairs, needs_calibration
 from md_export.parity.golden.folder import INDEX, read_index
 from md_export.parity.golden.prepare import planned_cases, present_golden
+from md_export.rewrites import find_rewrite
 from md_export.spec.recipe import Recipe
-from md_export.spec.recipe_file import recipe_from_dict, recipe_to_dict
+from md_export.spec.recipe_file import recipe_to_dict
 from md_export.system.files import sha256_of
+from md_export.targets import TARGETS
+from md_export.targets.layouts import layout_of
 from md_export.targets.versions import tools_of
 
 # Prompt and seed of each case.
 _Pairs = list[tuple[str, int]]
-
-
-def plan_in_worker(request: dict[str, Any]) -> dict[str, Any]:
-    """The worker's side of :func:`plan`: plain data in and out."""
-    recipes = [recipe_from_dict(values, "recipe") for values in request["recipes"]]
-    given = request["given"] and Path(request["given"])
-    return plan_to_dict(plan(recipes, Path(request["checkpoint"]), given))
 
 
 def plan(recipes: list[Recipe], checkpoint_dir: Path, golden: Path | None) -> Plan:
@@ -55,152 +61,164 @@ def plan(recipes: list[Recipe], checkpoint_dir: Path, golden: Path | None) -> Pl
     """
     for recipe in recipes:
         check_recipe(recipe)
-    steps: dict[str, Step] = {}
     with ExitStack() as folders:
-        grounds = _grounds(recipes, checkpoint_dir, golden, folders)
-        exports = tuple(
-            _export(_complete(recipe, grounds[recipe.loras]), grounds[recipe.loras], steps) for recipe in recipes
-        )
-    return Plan(tuple(steps.values()), exports)
+        sources = _sources(recipes, checkpoint_dir, golden, folders)
+        made = _Planner()
+        exports = tuple(made.export(_complete(one, sources[one.loras]), sources[one.loras]) for one in recipes)
+    return Plan(tuple(made.steps.values()), exports)
 
 
-def _complete(recipe: Recipe, ground: Ground) -> Recipe:
+def check_recipe(recipe: Recipe) -> None:
+    """Whether a recipe can be carried out here: the target's libraries, its rewrites, its layout.
+
+    Raises:
+        MdExportError: MissingExtraError, RewriteError or RecipeError.
+    """
+    TARGETS[recipe.target].require()
+    for name in recipe.rewrites:
+        find_rewrite(name)
+    layout_of(recipe)
+
+
+def _complete(recipe: Recipe, source: Source) -> Recipe:
     """For the checkpoint as it is with its LoRAs, with all components that it has."""
-    return dataclasses.replace(recipe, loras=()).completed(ground.checkpoint.components)
+    return dataclasses.replace(recipe, loras=()).completed(source.checkpoint.components)
 
 
-def _grounds(
+def _sources(
     recipes: list[Recipe], checkpoint_dir: Path, golden: Path | None, folders: ExitStack
-) -> dict[tuple[str, ...], Ground]:
+) -> dict[tuple[str, ...], Source]:
     """The checkpoint with each set of LoRAs that some recipe names, while ``folders`` is open."""
-    places, found = lora_places(recipes), dict[tuple[str, ...], Ground]()
+    files, found = lora_files(recipes), dict[tuple[str, ...], Source]()
     for loras in dict.fromkeys(recipe.loras for recipe in recipes):
         folder = folders.enter_context(adapted(checkpoint_dir, loras))
         sizes = {recipe.size for recipe in recipes if recipe.loras == loras}
-        found[loras] = ground_of(folder, golden, sizes, lora_request(loras, places))
+        found[loras] = source_of(folder, golden, sizes, lora_inputs(loras, files))
     return found
 
 
-def _export(recipe: Recipe, ground: Ground, steps: dict[str, Step]) -> ExportPlan:
-    golden, judging = _golden(recipe, ground, steps)
-    made = _calibration(recipe, ground, golden, judging, steps)
-    cases = len(judging)
-    parts = tuple(_artifact(recipe, name, ground, golden, made, steps) for name in recipe.components)
-    plain = recipe_to_dict(recipe)
-    tools = tools_of(recipe.target, ground.checkpoint.config.libraries)
-    content = {"step": "export", **ground.common, "tools": tools, "recipe": plain, "parts": parts}
-    content["loras"] = [str(lora) for lora in ground.checkpoint.loras]
-    weights = sum(ground.weights[name] for name in recipe.components)
-    step = Step(
-        key=key_of(content | {"golden": golden}),
-        kind="export",
-        label=f"{recipe.name}: verify",
-        needs=(golden, *parts),
-        request={"recipe": plain, "golden": golden, "parts": list(parts), "loras": ground.loras},
-        alike=_alike("export", weights, cases, calls_of(recipe), *_of_an_export(recipe)),
-        cost=export_cost(recipe.target, weights, cases * calls_of(recipe), ground.area(recipe)),
-    )
-    steps.setdefault(step.key, step)
-    space = sum(space_of(recipe.schemes[name], ground.weights[name]) for name in recipe.components)
-    return ExportPlan(recipe.name, recipe.target, step.key, space)
+@dataclass(frozen=True)
+class _Calibrated:
+    """The step that makes calibration cases: its key, and what the cases depend on."""
+
+    key: str
+    asked: dict[str, Any]
 
 
-def _golden(recipe: Recipe, ground: Ground, steps: dict[str, Step]) -> tuple[str, _Pairs]:
-    """Key of the cases that judge, and what they are of."""
-    checkpoint = ground.checkpoint.at(recipe.size)
-    given = present_golden(checkpoint, ground.given, recipe.sampler, recipe.encodes)
-    if given is not None:
-        pairs = [(case.prompt, case.seed) for case in read_index(given).cases]
-        source: dict[str, Any] = {"index": sha256_of(given / INDEX)}
-    else:
-        pairs = planned_cases(recipe, checkpoint)
-        source = {"pairs": pairs, "size": checkpoint.config.image_size}
-    changes = changes_of(recipe)
-    key = key_of({"step": "golden", **ground.common, **changes, **source, "encodes": recipe.encodes})
-    computed = len(pairs) if given is None or changes["rewrites"] else 0
-    step = Step(
-        key=key,
-        kind="golden",
-        label="golden cases" if computed == 0 else f"{computed} golden cases by torch",
-        needs=(),
-        request={"recipe": recipe_to_dict(dataclasses.replace(recipe, rewrites=tuple(changes["rewrites"])))}
-        | {"loras": ground.loras},
-        alike=_alike("golden", ground.all_weights, computed, recipe.size, calls_of(recipe)),
-        cost=cases_cost(ground.all_weights, computed * calls_of(recipe), ground.area(recipe)),
-    )
-    steps.setdefault(key, step)
-    return key, pairs
+@dataclass
+class _Planner:
+    """Steps by their keys: those of different exports that have the same key are one."""
+
+    steps: dict[str, Step] = field(default_factory=dict)
+
+    def export(self, recipe: Recipe, source: Source) -> ExportPlan:
+        """The export, and all steps that lead to it."""
+        golden, judging = self._golden(recipe, source)
+        calibrated = self._calibration(recipe, source, golden, judging)
+        parts = tuple(self._artifact(recipe, name, source, golden, calibrated) for name in recipe.components)
+        content = {
+            "step": "export",
+            **source.common,
+            "tools": tools_of(recipe.target, source.checkpoint.config.libraries),
+            "recipe": recipe_to_dict(recipe),
+            "parts": parts,
+            "loras": [str(lora) for lora in source.checkpoint.loras],
+            "golden": golden,
+        }
+        weights, calls = sum(source.weights[name] for name in recipe.components), calls_of(recipe)
+        schemes = [recipe.schemes[name] for name in recipe.components]
+        key = self._add(
+            content,
+            f"{recipe.name}: verify",
+            (golden, *parts),
+            ExportRequest(recipe, source.loras, golden, parts),
+            _cost_key("export", weights, len(judging), calls, recipe.target, recipe.size, *schemes),
+            export_cost(recipe.target, weights, len(judging) * calls, source.area(recipe)),
+        )
+        space = sum(space_of(recipe.schemes[name], source.weights[name]) for name in recipe.components)
+        return ExportPlan(recipe.name, recipe.target, key, space)
+
+    def _golden(self, recipe: Recipe, source: Source) -> tuple[str, _Pairs]:
+        """Key of the cases that judge, and what they are of."""
+        checkpoint = source.checkpoint.at(recipe.size)
+        given = present_golden(checkpoint, source.given, recipe.sampler, recipe.encodes)
+        if given is not None:
+            pairs = [(case.prompt, case.seed) for case in read_index(given).cases]
+            origin: dict[str, Any] = {"index": sha256_of(given / INDEX)}
+        else:
+            pairs = planned_cases(recipe, checkpoint)
+            origin = {"pairs": pairs, "size": checkpoint.config.image_size}
+        changes = changes_of(recipe)
+        computed = len(pairs) if given is None or changes["rewrites"] else 0
+        key = self._add(
+            {"step": "golden", **source.common, **changes, **origin, "encodes": recipe.encodes},
+            "golden cases" if computed == 0 else f"{computed} golden cases by torch",
+            (),
+            GoldenRequest(dataclasses.replace(recipe, rewrites=tuple(changes["rewrites"])), source.loras),
+            _cost_key("golden", source.all_weights, computed, recipe.size, calls_of(recipe)),
+            cases_cost(source.all_weights, computed * calls_of(recipe), source.area(recipe)),
+        )
+        return key, pairs
+
+    def _calibration(self, recipe: Recipe, source: Source, golden: str, judging: _Pairs) -> _Calibrated | None:
+        """The cases that calibrate; None where the golden ones serve, or none are needed."""
+        plan = recipe.calibration
+        if plan is None or not needs_calibration(recipe):
+            return None
+        pairs = calibration_pairs(recipe.name, plan, judging)
+        asked = {**changes_of(recipe), "pairs": pairs, "size": recipe.size, "encodes": recipe.encodes}
+        key = self._add(
+            {"step": "calibration", **source.common, **asked},
+            f"{len(pairs)} calibration cases by torch",
+            (golden,),
+            CalibrationRequest(recipe, source.loras, golden),
+            _cost_key("calibration", source.all_weights, len(pairs), recipe.size, calls_of(recipe)),
+            cases_cost(source.all_weights, len(pairs) * calls_of(recipe), source.area(recipe)),
+        )
+        return _Calibrated(key, asked)
+
+    def _artifact(self, recipe: Recipe, name: str, source: Source, golden: str, calibrated: _Calibrated | None) -> str:
+        """Key of one artifact. What the component does not depend on has no part in it: thresholds, names, other
+        schemes, rewrites that fire elsewhere, weights of other components; what it has of their configs is in the
+        notes."""
+        scheme, checkpoint = recipe.schemes[name], source.checkpoint
+        notes = source.notes[recipe.size][name] | steps_notes(checkpoint, recipe.sampler)
+        part = alone(recipe, name)
+        plain = recipe_to_dict(part)
+        content = {
+            "step": "artifact",
+            "maker": maker(),
+            "tools": tools_of(recipe.target, checkpoint.config.libraries),
+            "notes": notes,
+            **{field: plain[field] for field in OF_AN_ARTIFACT},
+            # What onnxruntime fuses for a processor is for the machine that it was fused on.
+            "host": platform.node() if recipe.form else None,
+        }
+        cases = calibrated.key if calibrated and is_calibrated(scheme) else None
+        if calibrated and cases:
+            before = makers_of_inputs(checkpoint.file_hashes(), name, checkpoint.config.inpaints)
+            content["calibrated on"] = {**calibrated.asked, "by": before}
+        elif is_calibrated(scheme):
+            content["calibrated on"] = golden
+        if changes_of(part)["rewrites"]:
+            content["trained"] = checkpoint.trained_substitutions
+        return self._add(
+            content,
+            f"{recipe.name}: {name}",
+            (golden,) if cases is None else (golden, cases),
+            ArtifactRequest(part, source.loras, name, notes, golden, cases),
+            _cost_key("artifact", recipe.target, name, source.weights[name], scheme, recipe.size),
+            artifact_cost(recipe.target, name, scheme, source.weights[name], source.area(recipe)),
+        )
+
+    def _add(
+        self, content: dict[str, Any], label: str, needs: tuple[str, ...], request: Request, cost_key: str, cost: Cost
+    ) -> str:
+        """Add a step whose result depends on ``content``; answers with its key."""
+        key = key_of(content)
+        self.steps.setdefault(key, Step(key, label, needs, request, cost_key, cost))
+        return key
 
 
-def _calibration(
-    recipe: Recipe, ground: Ground, golden: str, judging: _Pairs, steps: dict[str, Step]
-) -> tuple[str, dict[str, Any]] | None:
-    """Key of the cases that calibrate, and what they are of; None where the golden ones serve, or none are needed."""
-    plan = recipe.calibration
-    if plan is None or not needs_calibration(recipe):
-        return None
-    pairs = calibration_pairs(recipe.name, plan, judging)
-    asked = {**changes_of(recipe), "pairs": pairs, "size": recipe.size, "encodes": recipe.encodes}
-    key = key_of({"step": "calibration", **ground.common, **asked})
-    count = len(pairs)
-    step = Step(
-        key=key,
-        kind="calibration",
-        label=f"{count} calibration cases by torch",
-        needs=(golden,),
-        request={"recipe": recipe_to_dict(recipe), "golden": golden, "loras": ground.loras},
-        alike=_alike("calibration", ground.all_weights, count, recipe.size, calls_of(recipe)),
-        cost=cases_cost(ground.all_weights, count * calls_of(recipe), ground.area(recipe)),
-    )
-    steps.setdefault(key, step)
-    return key, asked
-
-
-def _artifact(
-    recipe: Recipe,
-    name: str,
-    ground: Ground,
-    golden: str,
-    made: tuple[str, dict[str, Any]] | None,
-    steps: dict[str, Step],
-) -> str:
-    """Key of one artifact. What the component does not depend on has no part in it: thresholds, names, other schemes,
-    rewrites that fire elsewhere, weights of other components; what it has of their configs is in the notes."""
-    scheme = recipe.schemes[name]
-    notes = ground.notes[recipe.size][name] | steps_notes(ground.checkpoint, recipe.sampler)
-    cases, asked = made if made and is_calibrated(scheme) else (None, None)
-    part = alone(recipe, name)
-    plain = recipe_to_dict(part)
-    own = {field: plain[field] for field in OF_AN_ARTIFACT}
-    tools = tools_of(recipe.target, ground.checkpoint.config.libraries)
-    content = {"step": "artifact", "maker": maker(), "tools": tools, "notes": notes, **own}
-    if asked is not None:
-        files, inpaints = ground.checkpoint.file_hashes(), ground.checkpoint.config.inpaints
-        content["calibrated on"] = {**asked, "by": makers_of_inputs(files, name, inpaints)}
-    elif is_calibrated(scheme):
-        content["calibrated on"] = golden
-    if changes_of(part)["rewrites"]:
-        content["trained"] = ground.checkpoint.trained_substitutions
-    # What onnxruntime fuses for a processor is for the machine that it was fused on.
-    host = platform.node() if recipe.form else None
-    key = key_of(content | {"host": host})
-    step = Step(
-        key=key,
-        kind="artifact",
-        label=f"{recipe.name}: {name}",
-        needs=(golden,) if cases is None else (golden, cases),
-        request={"recipe": plain, "component": name, "notes": notes, "golden": golden, "cases": cases}
-        | {"loras": ground.loras},
-        alike=_alike("artifact", recipe.target, name, ground.weights[name], scheme, recipe.size),
-        cost=artifact_cost(recipe.target, name, scheme, ground.weights[name], ground.area(recipe)),
-    )
-    steps.setdefault(key, step)
-    return key
-
-
-def _of_an_export(recipe: Recipe) -> tuple[Any, ...]:
-    return recipe.target, recipe.size, *map(recipe.schemes.get, recipe.components)
-
-
-def _alike(*what: Any) -> str:
+def _cost_key(*what: Any) -> str:
     return key_of({"alike": [repr(one) for one in what]})

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from md_export.engine.cache import default_root
+from md_export.engine.plan import LoraInput
 from md_export.errors import RecipeError
 from md_export.spec.loras import anchored, split_lora
 from md_export.spec.names import ComponentName
@@ -17,6 +21,7 @@ from md_export.spec.recipe_file import load_recipe, read_toml
 from md_export.spec.shipped_files import builtin_recipe, builtin_recipes, recipe_file
 from md_export.system.files import is_plain_name
 from md_export.system.terminal_text import first_control
+from md_export.system.workspace import workspace
 
 _FORBID: Final = ConfigDict(extra="forbid", strict=True)
 _MOST_RECIPES: Final = 1000
@@ -70,6 +75,8 @@ class BuildRequest:
     Attributes:
         checkpoint: folder of the checkpoint.
         out: folder that gets one export for each recipe, by its name.
+        only: name of the folder of the only recipe's export, which must not exist; one that falls short is kept as
+            ``<only>.rejected``. None: an export that is there is replaced where it differs.
         golden: golden cases; None: the checkpoint's own, else made from the recipes' prompts.
         cache: folder of what was built before.
         jobs: steps at a time.
@@ -87,6 +94,41 @@ class BuildRequest:
     most_bytes: int | None = None
     dask: str | None = None
     store: str | None = None
+    only: str | None = None
+
+    @property
+    def rejected(self) -> Path | None:
+        """Folder for the only export where it falls short."""
+        return None if self.only is None else self.out / f"{self.only}.rejected"
+
+
+def default_jobs() -> int:
+    """One step for two cores."""
+    return max(1, (os.cpu_count() or 1) // 2)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the engine may use; fields as of :class:`BuildRequest`.
+
+    Attributes:
+        cache: None: one of its own, which is removed at the end.
+    """
+
+    cache: Path | None = field(default_factory=default_root)
+    jobs: int = field(default_factory=default_jobs)
+    most_bytes: int | None = None
+    dask: str | None = None
+    store: str | None = None
+
+    @contextmanager
+    def request(
+        self, recipe: Recipe, checkpoint: Path, out: Path, golden: Path | None, only: str | None = None
+    ) -> Iterator[BuildRequest]:
+        """A request with one recipe, while its cache is needed."""
+        with nullcontext(self.cache) if self.cache else workspace(out) as cache:
+            limits = self.jobs, self.most_bytes, self.dask, self.store
+            yield BuildRequest((recipe,), checkpoint, out, cache, golden, *limits, only)
 
 
 _BUILD: Final = TypeAdapter(BuildRecipe)
@@ -148,22 +190,14 @@ def _build_recipe(values: dict[str, Any], file: Path) -> BuildRecipe:
         raise RecipeError(f"{file}: {'.'.join(map(str, found['loc']))}: {found['msg']}") from error
 
 
-_PLACE: Final = "lora"
-
-
-def lora_places(recipes: Iterable[Recipe]) -> dict[str, Path]:
+def lora_files(recipes: Iterable[Recipe]) -> dict[str, Path]:
     """All LoRA files of some recipes, by the name that steps know them by."""
     files = dict.fromkeys(Path(split_lora(text)[0]) for recipe in recipes for text in recipe.loras)
-    return {f"{_PLACE} {index}": file for index, file in enumerate(files)}
+    return {f"lora {index}": file for index, file in enumerate(files)}
 
 
-def lora_request(loras: Iterable[str], places: dict[str, Path]) -> list[list[str]]:
-    """What a step is told: of each LoRA the name of its place, and what follows the file, such as ``:0.5``."""
-    names = {str(file): name for name, file in places.items()}
+def lora_inputs(loras: Iterable[str], files: dict[str, Path]) -> tuple[LoraInput, ...]:
+    """The LoRAs of a recipe as a step's request names them."""
+    names = {str(file): name for name, file in files.items()}
     found = [(split_lora(text)[0], text) for text in loras]
-    return [[names[str(Path(file))], text[len(file) :]] for file, text in found]
-
-
-def loras_there(request: dict[str, Any]) -> list[str]:
-    """The LoRAs of a step's request, each ``FILE`` or ``FILE:scale``, where the step runs."""
-    return [f"{request[place]}{tail}" for place, tail in request["loras"]]
+    return tuple((names[str(Path(file))], text[len(file) :]) for file, text in found)

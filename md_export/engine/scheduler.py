@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Protocol
 
 from md_export.engine.plan import Cost, Step
@@ -51,6 +52,53 @@ class Watcher(Protocol):
 
     def tick(self) -> None:
         """Some time went by."""
+
+
+class Listener(Watcher, Protocol):
+    """Who is told what is going to happen, and then what happens."""
+
+    def line(self, text: str) -> None:
+        """Something that should be known."""
+
+    def planned(self, steps: tuple[Step, ...], cached: tuple[Step, ...], limits: Limits) -> None:
+        """The steps that will run, and those whose results are in the cache."""
+
+    def placed(self, folder: Path) -> None:
+        """An export is in its folder."""
+
+
+class Teller:
+    """A listener that tells a line for each step; ``note`` gets what should stay to be seen, such as the line that says
+    what is built and what is taken from the cache."""
+
+    def __init__(self, tell: Callable[[str], None], note: Callable[[str], None] | None = None) -> None:
+        self._tell, self.line = tell, note or tell
+
+    def planned(self, steps: tuple[Step, ...], cached: tuple[Step, ...], limits: Limits) -> None:
+        """Say what is built and what is taken from the cache."""
+        del limits
+        self.line(f"to build: {_names(steps)}; from the cache: {_names(cached)}")
+
+    def started(self, step: Step) -> None:
+        """Say what is made."""
+        self._tell(step.label)
+
+    def placed(self, folder: Path) -> None:
+        """Say nothing."""
+
+    def finished(self, step: Step, cost: Cost) -> None:
+        """Say nothing."""
+
+    def failed(self, failure: Failure) -> None:
+        """Say nothing."""
+
+    def tick(self) -> None:
+        """Say nothing."""
+
+
+def _names(steps: Iterable[Step]) -> str:
+    """What some steps of one recipe make."""
+    return ", ".join(step.label.rpartition(": ")[2] for step in steps) or "nothing"
 
 
 # Begins a step that may hold so many bytes.

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from md_export.engine.cache import Cache, Entry, StoredFile, Tell, entry_from_json, entry_to_json
+from md_export.engine.plan import Result
 from md_export.errors import ArtifactError, MdExportError, MissingExtraError, RuntimeFault, UsageError
 from md_export.system.files import require_space
 from md_export.system.workspace import workspace
@@ -177,9 +178,9 @@ class BackedCache(Cache):
         """As :meth:`Cache.require`, fetched where it is not here."""
         return self.read(key) or self._fetched(key, lambda _: None) or super().require(key)
 
-    def put(self, key: str, kind: str, label: str, folder: Path, value: dict[str, Any]) -> Entry:
+    def put(self, key: str, kind: str, label: str, folder: Path, result: Result | None) -> Entry:
         """As :meth:`Cache.put`, then to the store."""
-        super().put(key, kind, label, folder, value)
+        super().put(key, kind, label, folder, result)
         return self.share(key)
 
     def share(self, key: str) -> Entry:
@@ -203,4 +204,4 @@ class BackedCache(Cache):
             if damage := self.store.fetch(entry, work / key):
                 tell(f"store: {entry.label} is damaged ({damage}); it will be built again")
                 return None
-            return super().put(key, entry.kind, entry.label, work / key, entry.value)
+            return super().put(key, entry.kind, entry.label, work / key, entry.result)

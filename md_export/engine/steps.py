@@ -1,91 +1,156 @@
-"""One step of a plan, inside its worker process: the same stages as :func:`md_export.engine.export.export`.
+"""The steps of a plan, inside their worker processes: golden cases, calibration cases, an artifact, an export.
 
-The request names folders of the entries that the step needs; what it makes goes to the folder ``folder``.
+Each takes its request, the checkpoint and the :class:`md_export.engine.perform.Job`, which names the folders of the
+steps that it needs and the folder for what it makes, and returns its result.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from md_export.checkpoint import open_checkpoint
+from md_export import __version__
+from md_export.checkpoint import Checkpoint, open_checkpoint
 from md_export.checkpoint.derived import adapted
 from md_export.engine.artifact import BuildStep, build_component
-from md_export.engine.export import seal
+from md_export.engine.coreai_bundle import write_assets
 from md_export.engine.hops import explain
-from md_export.engine.request import loras_there
-from md_export.engine.swift_bundle import write_bundle
+from md_export.engine.perform import Job
+from md_export.engine.plan import (
+    ArtifactRequest,
+    ArtifactResult,
+    CalibrationRequest,
+    CasesResult,
+    ExportRequest,
+    ExportResult,
+    GoldenRequest,
+    Result,
+)
+from md_export.engine.swift_bundle import check_bundle, write_bundle
 from md_export.parity.golden.calibration import calibration_cases
-from md_export.parity.golden.prepare import prepare_golden
-from md_export.spec.artifact import GOLDEN_FOLDER, entry_from_dict, entry_to_dict
-from md_export.spec.manifest import Drift
+from md_export.parity.golden.folder import read_golden
+from md_export.parity.golden.prepare import ddim_of, one_step, prepare_golden, schedule_of
+from md_export.parity.judge import verify
+from md_export.parity.lora_fusing import added_loras
+from md_export.parity.verdict import Verdict
+from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry
+from md_export.spec.manifest import SCHEMA, Drift, Manifest, files_beside, write_manifest
 from md_export.spec.recipe import Recipe
-from md_export.spec.recipe_file import recipe_from_dict
+from md_export.system.files import copy_file
+from md_export.targets.onnx.npu.process import compile_contexts
+from md_export.targets.versions import tools_of
 
+# Folder of calibration cases in the entry of their step.
 CASES: Final = "cases"
 
 
-def step_in_worker(request: dict[str, Any]) -> dict[str, Any]:
-    """Carry out one step; answers with what is kept beside its files.
+def carry_out(job: Job) -> Result:
+    """Carry out one step.
 
     Raises:
-        MdExportError: as the stages of an export. An export that falls short answers with ``failures``.
+        MdExportError: see the steps. An export that falls short is a result.
     """
-    with adapted(Path(request["checkpoint"]), loras_there(request)) as folder:
-        return _KINDS[request["kind"]]({**request, "checkpoint": str(folder)})
+    loras = [f"{job.inputs.loras[name]}{tail}" for name, tail in job.request.loras]
+    with adapted(job.inputs.checkpoint, loras) as folder:
+        checkpoint = open_checkpoint(folder)
+        match job.request:
+            case GoldenRequest():
+                return golden(job.request, checkpoint, job)
+            case CalibrationRequest():
+                return calibration(job.request, checkpoint, job)
+            case ArtifactRequest():
+                return artifact(job.request, checkpoint, job)
+            case ExportRequest():
+                return export(job.request, checkpoint, job)
 
 
-def _golden(request: dict[str, Any]) -> dict[str, Any]:
-    checkpoint = open_checkpoint(Path(request["checkpoint"]))
-    given = request["given"] and Path(request["given"])
-    drift = prepare_golden(_recipe(request), checkpoint, given, Path(request["folder"]) / GOLDEN_FOLDER, print)
-    return {"drift": drift and dataclasses.asdict(drift)}
+def golden(request: GoldenRequest, checkpoint: Checkpoint, job: Job) -> CasesResult:
+    """Golden cases: given, the checkpoint's own, or computed by torch."""
+    return CasesResult(prepare_golden(request.recipe, checkpoint, job.inputs.golden, job.folder / GOLDEN_FOLDER, print))
 
 
-def _calibration(request: dict[str, Any]) -> dict[str, Any]:
-    checkpoint, folder = open_checkpoint(Path(request["checkpoint"])), Path(request["folder"])
-    golden = _files(request, request["golden"]) / GOLDEN_FOLDER
-    with calibration_cases(_recipe(request), checkpoint, golden, folder, print) as made:
+def calibration(request: CalibrationRequest, checkpoint: Checkpoint, job: Job) -> CasesResult:
+    """Calibration cases, computed by torch."""
+    judging = job.files[request.golden] / GOLDEN_FOLDER
+    with calibration_cases(request.recipe, checkpoint, judging, job.folder, print) as made:
         assert made is not None  # noqa: S101 (the plan has such a step for recipes that calibrate only)
-        shutil.copytree(made, folder / CASES)
-    return {}
+        shutil.copytree(made, job.folder / CASES)
+    return CasesResult()
 
 
-def _artifact(request: dict[str, Any]) -> dict[str, Any]:
-    cases = request["cases"] and _files(request, request["cases"]) / CASES
-    golden = _files(request, request["golden"]) / GOLDEN_FOLDER
-    step = BuildStep(
-        Path(request["checkpoint"]),
-        request["component"],
-        _recipe(request),
-        golden,
-        Path(request["folder"]),
-        request["notes"],
-        cases,
-    )
-    return entry_to_dict(build_component(step))
+def artifact(request: ArtifactRequest, checkpoint: Checkpoint, job: Job) -> ArtifactResult:
+    """One component: checkpoint → module → rewrites → lower → quantize → file."""
+    judging = job.files[request.golden] / GOLDEN_FOLDER
+    cases = None if request.cases is None else job.files[request.cases] / CASES
+    step = BuildStep(checkpoint.root, request.component, request.recipe, judging, job.folder, request.notes, cases)
+    return ArtifactResult(build_component(step))
 
 
-def _export(request: dict[str, Any]) -> dict[str, Any]:
-    """Seals the artifacts in the worker's folder; of what it holds then only what the step itself made stays."""
-    folder, values = Path(request["folder"]), request["values"]
-    recipe = _recipe(request)
-    checkpoint = open_checkpoint(Path(request["checkpoint"])).at(recipe.size)
+def export(request: ExportRequest, checkpoint: Checkpoint, job: Job) -> ExportResult:
+    """Artifacts and golden cases together, sealed; of one that passes only what the step itself made stays here."""
+    recipe, folder, checkpoint = request.recipe, job.folder, checkpoint.at(request.recipe.size)
     if recipe.layout == "swift":
         write_bundle(checkpoint, folder)
-    for key in (request["golden"], *request["parts"]):
+    for key in (request.golden, *request.parts):
         # Not links: onnx takes weights with a second name for an attack.
-        shutil.copytree(_files(request, key), folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
-    entries = tuple(entry_from_dict(values[key]) for key in request["parts"])
-    drift = values[request["golden"]]["drift"]
-    _, result = seal(recipe, checkpoint, folder, entries, drift and Drift(**drift), print)
-    if not result.passed:
-        return {"failures": [*explain(folder, result, checkpoint.root, print), *result.failures]}
+        shutil.copytree(job.files[key], folder, copy_function=copy_file, dirs_exist_ok=True)
+    made = [job.results[key] for key in request.parts]
+    entries = tuple(result.entry for result in made if isinstance(result, ArtifactResult))
+    judged = job.results[request.golden]
+    verdict = seal(recipe, checkpoint, folder, entries, judged.drift if isinstance(judged, CasesResult) else None)
+    if not verdict.passed:
+        return ExportResult(verdict, tuple(explain(folder, verdict, checkpoint.root, print)))
     _remove_parts(folder, [GOLDEN_FOLDER, *(name for one in entries for name in (one.file, one.data) if name)])
-    return {}
+    return ExportResult(verdict)
+
+
+def seal(
+    recipe: Recipe, checkpoint: Checkpoint, folder: Path, entries: tuple[ArtifactEntry, ...], drift: Drift | None
+) -> Verdict:
+    """Artifacts and golden cases in ``folder`` → an export: tokenizer and manifest beside them, and judged."""
+    if recipe.layout == "swift":
+        check_bundle(folder, tuple(entry.file for entry in entries))
+    if recipe.target == "coreai":
+        write_assets(recipe, checkpoint, folder, entries)
+    entries = compile_contexts(recipe.npu, folder, entries, print)
+    checkpoint.copy_tokenizer(folder / "tokenizer")
+    manifest = _manifest(recipe, checkpoint, folder, entries, drift)
+    write_manifest(manifest, folder)
+    result = verify(folder, progress=print)
+    write_manifest(with_parity(manifest, result), folder)
+    return result
+
+
+def _manifest(
+    recipe: Recipe, checkpoint: Checkpoint, folder: Path, entries: tuple[ArtifactEntry, ...], drift: Drift | None
+) -> Manifest:
+    return Manifest(
+        schema=SCHEMA,
+        md_export=__version__,
+        target=recipe.target,
+        recipe=recipe,
+        checkpoint_sha256=checkpoint.sha256(),
+        golden_sha256=read_golden(folder / GOLDEN_FOLDER).sha256,
+        tools=tools_of(recipe.target, checkpoint.config.libraries),
+        one_step=one_step(checkpoint.config),
+        artifacts=entries,
+        drift=drift,
+        files=files_beside(folder, entries),
+        checkpoint_files=checkpoint.file_hashes(),
+        ddim=ddim_of(checkpoint.config, recipe.sampler),
+        loras=added_loras(checkpoint),
+        schedule=schedule_of(checkpoint.config) if "vae_encoder" in recipe.components else None,
+    )
+
+
+def with_parity(manifest: Manifest, result: Verdict) -> Manifest:
+    """The manifest with the figures by which its artifacts and the picture were judged."""
+    figures = {item.component: item.parity for item in result.components}
+    entries = tuple(dataclasses.replace(entry, parity=figures[entry.component]) for entry in manifest.artifacts)
+    picture = result.picture.psnr_db if result.picture else None
+    return dataclasses.replace(manifest, artifacts=entries, picture_psnr_db=picture)
 
 
 def _remove_parts(folder: Path, names: list[str]) -> None:
@@ -94,19 +159,3 @@ def _remove_parts(folder: Path, names: list[str]) -> None:
             shutil.rmtree(folder / name)
         else:
             (folder / name).unlink()
-
-
-def _recipe(request: dict[str, Any]) -> Recipe:
-    return recipe_from_dict(request["recipe"], "recipe")
-
-
-def _files(request: dict[str, Any], key: str) -> Path:
-    return Path(request["files"][key])
-
-
-_KINDS: Final[Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]]] = {
-    "golden": _golden,
-    "calibration": _calibration,
-    "artifact": _artifact,
-    "export": _export,
-}

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Generic
+from typing import TYPE_CHECKING, Generic
 
 from typing_extensions import TypeVar
 
-from md_export.models.sampling.generate import Float32
-from md_export.parity.golden.folder import GoldenSet
 from md_export.parity.metrics import Fault
 from md_export.spec.artifact import Parity
 from md_export.spec.manifest import Manifest
 from md_export.spec.recipe import Tolerance
+
+if TYPE_CHECKING:
+    from md_export.models.sampling.generate import Float32
+    from md_export.parity.golden.folder import GoldenSet
 
 # Details of the engine that executed a component: placement, seconds, ops to blame. A target's own runtime has none.
 Engine = TypeVar("Engine", default=None)

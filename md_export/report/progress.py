@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.markup import escape
 from rich.table import Table
 
-from md_export.engine.build import Listener, Outcome
 from md_export.engine.cache import Listed
 from md_export.engine.join import Shared
+from md_export.engine.placing import Outcome
 from md_export.engine.plan import Cost, Step
-from md_export.engine.scheduler import Failure, Limits
+from md_export.engine.scheduler import Failure, Limits, Listener
 from md_export.report.tables import console, decibel, drawn
 from md_export.spec.manifest import read_manifest
 
@@ -101,12 +101,12 @@ class _Teller:
         else:
             self._bar.console.print(escape(text), soft_wrap=True)
 
-    def planned(self, steps: tuple[Step, ...], cached: int, limits: Limits) -> None:
+    def planned(self, steps: tuple[Step, ...], cached: tuple[Step, ...], limits: Limits) -> None:
         self._open = {step.key: step for step in steps}
         self._count, self._jobs = len(steps), limits.jobs
         if self._bar is not None:
             self._task = self._bar.add_task("", total=max(1.0, self._left()))
-        for text in plan_lines(steps, cached, limits):
+        for text in plan_lines(steps, len(cached), limits):
             self.line(text)
 
     def started(self, step: Step) -> None:

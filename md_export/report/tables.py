@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from md_export.diagnose.inspect import CONVENTION, PAPER, Inspection
 from md_export.parity.metrics import EXACT_DB
 from md_export.spec.artifact import ArtifactEntry
 from md_export.spec.manifest import Manifest
 from md_export.targets.contract import Description
+
+if TYPE_CHECKING:
+    from md_export.diagnose.inspect import Inspection
 
 # Beginnings of a verdict.
 _COLOURS: Final = {
@@ -126,6 +128,8 @@ def description_tables(found: Description, title: str) -> tuple[Table, ...]:
 
 def inspection_tables(inspection: Inspection, title: str, arch: str | None) -> tuple[Table | str, ...]:
     """Figures per component, the paper's beside ours, and how multiply-adds are counted."""
+    from md_export.diagnose.inspect import CONVENTION, PAPER
+
     paper = arch if arch is not None and arch in PAPER else inspection.family
     compared = [
         (row.label, f"{row.ours:,.4g}", f"{row.paper:,.4g}", f"{row.percent:+.1f} %")

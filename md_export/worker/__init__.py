@@ -11,8 +11,6 @@ TASKS: Final[Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]]] = {
     task.__name__: task
     for task in (
         making.build,
-        making.plan,
-        making.step,
         making.join,
         making.split,
         running.execute,

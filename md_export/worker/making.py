@@ -1,4 +1,4 @@
-"""Tasks of a worker process: one artifact, or one step of a build.
+"""Tasks of a worker process: one artifact.
 
 Imports are inside, so that a task loads what it needs.
 """
@@ -15,20 +15,6 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     from md_export.spec.artifact import entry_to_dict
 
     return entry_to_dict(build_component(BuildStep.from_dict(request)))
-
-
-def plan(request: dict[str, Any]) -> dict[str, Any]:
-    """All steps that lead to the exports of some recipes, each with its key in the cache."""
-    from md_export.engine.planning import plan_in_worker
-
-    return plan_in_worker(request)
-
-
-def step(request: dict[str, Any]) -> dict[str, Any]:
-    """One step of a plan: files go to the request's folder, the answer is what else is to be kept."""
-    from md_export.engine.steps import step_in_worker
-
-    return step_in_worker(request)
 
 
 def join(request: dict[str, Any]) -> dict[str, Any]:

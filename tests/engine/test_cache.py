@@ -9,7 +9,9 @@ import pytest
 
 from md_export.engine.cache import Cache, default_root
 from md_export.engine.keys import key_of
+from md_export.engine.plan import CasesResult
 from md_export.errors import ArtifactError, OutputError
+from md_export.spec.manifest import Drift
 from md_export.system.workspace import workspace
 
 
@@ -25,7 +27,7 @@ def filled(cache: Cache, name: str, size: int = 10) -> str:
         folder = work / key
         (folder / "sub").mkdir(parents=True)
         (folder / "sub" / "a.bin").write_bytes(b"x" * size)
-        cache.put(key, "artifact", name, folder, {"answer": [1, None, "two"]})
+        cache.put(key, "artifact", name, folder, CasesResult(Drift(1.0, 2.0)))
     return key
 
 
@@ -33,7 +35,7 @@ def test_what_was_put_is_found(cache: Cache) -> None:
     key = filled(cache, "one")
     entry = cache.get(key)
     assert entry is not None
-    assert entry.value == {"answer": [1, None, "two"]}
+    assert entry.result == CasesResult(Drift(1.0, 2.0))
     assert (entry.label, entry.bytes, list(entry.files)) == ("one", 10, ["sub/a.bin"])
     assert (cache.files(key) / "sub" / "a.bin").read_bytes() == b"x" * 10
     assert cache.get(key_of({"name": "two"})) is None

@@ -78,6 +78,7 @@ def test_same_checkpoint_same_bytes(
     """Of every component; the second time in processes that have nothing in common with those of the first."""
     first, again = exported_other(target, precision), tmp_path / "again"
     request.getfixturevalue("spawned")
+    request.getfixturevalue("own_cache")
     export(load_recipe(builtin_recipe(target, precision)), other_checkpoint, again, first / "golden")
     names = [entry.file for entry in read_manifest(first).artifacts]
     assert [sha256_of(again / name) for name in names] == [sha256_of(first / name) for name in names]

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 from torch import nn
 
+from in_process import in_process
 from md_export.diagnose.attribution.attribute import entry_of
 from md_export.engine.export import export
 from md_export.engine.hops import failing_hop, hops_of, measure, verdict
-from md_export.errors import ConversionError, MdExportError, ParityError
+from md_export.errors import ConversionError, ParityError
 from md_export.parity.golden.folder import read_golden
 from md_export.rewrites import REWRITES, Rewrite
 from md_export.spec.manifest import read_manifest
@@ -28,9 +29,6 @@ from md_export.spec.tensors import Array, Arrays
 from md_export.targets.contract import LoweringJob
 from md_export.targets.onnx import lower, quantize, run
 from md_export.targets.onnx.target import OnnxModel
-from md_export.worker import TASKS
-from md_export.worker import calling as workers
-from md_export.worker.calling import Ended
 from support import Exported
 
 pytestmark = pytest.mark.slow
@@ -38,18 +36,11 @@ REWRITE = "linear_to_conv2d"
 
 
 @pytest.fixture(autouse=True)
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers' tasks in this process, where a test can plant something."""
-
-    def run_worker(task: str, request: dict[str, Any], limit_s: float | None = None) -> Ended:
-        del limit_s
-        try:
-            answer = TASKS[task](request)
-        except MdExportError as error:
-            answer = {"error": type(error).__name__, "message": str(error)}
-        return Ended(answer, "", False, "")
-
-    monkeypatch.setattr(workers, "run_worker", run_worker)
+def planting(own_cache: None) -> Iterator[None]:
+    """Steps in this process, where a test can plant something, and a cache that nobody else takes it from."""
+    del own_cache
+    with in_process():
+        yield
 
 
 def text_encoder() -> Recipe:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from md_export.checkpoint import open_checkpoint
-from md_export.engine.inputs import inputs_of
-from md_export.engine.keys import Seen
+from md_export.engine.inputs import inputs_for_store
+from md_export.engine.keys import FileHashes
 from md_export.engine.request import BuildRequest, load_recipes
 from md_export.engine.shared_store import BackedCache, Store
 from md_export.errors import ArtifactError
@@ -27,7 +27,7 @@ def there(folder: Path, asked: BuildRequest) -> dict[str, Path]:
     """Where a machine that has nothing but the store finds the inputs."""
     store = Store(f"file://{folder}/store")
     cache, found = BackedCache(folder / "elsewhere", store), dict[str, Path]()
-    for name, one in inputs_of(asked, Seen(folder / "seen")).items():
+    for name, one in inputs_for_store(asked, FileHashes(folder / "seen")).items():
         store.put(one.entry, one.root)
         found[name] = cache.files(cache.require(one.entry.key).key) / one.within
     return found
@@ -43,7 +43,7 @@ def test_a_checkpoint_is_the_same_there_with_what_it_inherits(tmp_path: Path, na
 def test_golden_cases_travel_without_what_lies_beside_them(tmp_path: Path, nano: Path) -> None:
     golden = Path(shutil.copytree(nano / "golden", tmp_path / "given"))
     (golden / "other.bin").write_text("")
-    found = there(tmp_path, request(tmp_path, nano, golden))["given"]
+    found = there(tmp_path, request(tmp_path, nano, golden))["golden"]
     assert sha256_of(found) == sha256_of(nano / "golden")
 
 
@@ -59,4 +59,4 @@ def test_what_goes_away_meanwhile_is_named(tmp_path: Path, nano: Path) -> None:
     golden = Path(shutil.copytree(nano / "golden", tmp_path / "given"))
     (golden / "case-000.safetensors").unlink()
     with pytest.raises(ArtifactError, match=r"case-000\.safetensors went away; run the same command again"):
-        inputs_of(request(tmp_path, nano, golden), Seen(tmp_path / "seen"))
+        inputs_for_store(request(tmp_path, nano, golden), FileHashes(tmp_path / "seen"))

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from forks import FORKS
 from md_export.engine.inputs import READ
-from md_export.engine.plan import ExportPlan, Plan, plan_from_json, plan_to_dict
+from md_export.engine.plan import ArtifactRequest, ExportPlan, Plan, plan_from_json, plan_to_json
 from md_export.engine.planning import plan
 from md_export.errors import RewriteError
 from md_export.spec.calibration import CalibrationPlan
@@ -71,7 +71,9 @@ def plans(nano: Path) -> Callable[[Recipe], dict[str, str]]:
 def keys(found: Plan, export: ExportPlan) -> dict[str, str]:
     last = found.step(export.key)
     below = [found.step(key) for key in last.needs]
-    named = {step.request.get("component", step.kind): step.key for step in below}
+    named = {
+        step.request.component if isinstance(step.request, ArtifactRequest) else step.kind: step.key for step in below
+    }
     further = {found.step(key).kind: key for step in below for key in step.needs}
     return {"export": last.key, **named, **further}
 
@@ -86,9 +88,9 @@ def test_one_field_rebuilds_what_depends_on_it(plans: Callable[[Recipe], dict[st
 def test_paths_and_copies_do_not_matter(nano: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(nano, tmp_path / "other" / "place", ignore=shutil.ignore_patterns("siblings", "training"))
     here, there = plan([FLOAT], nano, None), plan([FLOAT], copy, None)
-    assert plan_to_dict(here) == plan_to_dict(there)
-    assert str(nano) not in json.dumps(plan_to_dict(here))
-    assert plan_from_json(json.dumps(plan_to_dict(here))) == here
+    assert plan_to_json(here) == plan_to_json(there)
+    assert str(nano) not in plan_to_json(here)
+    assert plan_to_json(plan_from_json(plan_to_json(here))) == plan_to_json(here)
     path = copy / "unet" / "config.json"
     path.write_text(path.read_text() + "\n")
     (copy / "golden").rename(copy / "put-aside")
@@ -160,7 +162,7 @@ def test_a_lora_leaves_what_it_does_not_touch(nano: Path, tmp_path: Path) -> Non
     for recipe, touched in ((FLOAT, {"unet"}), (INT8, {"unet", "vae_decoder", "calibration"})):
         each = [replace(recipe, loras=(str(file),)) for file in files]
         found = plan([recipe, *each], nano, None)
-        assert str(tmp_path) not in json.dumps(plan_to_dict(found))
+        assert str(tmp_path) not in plan_to_json(found)
         # Shared artifacts were made beside the cases of the first recipe that asked for them.
         judged = [found.step(found.step(export.key).needs[0]) for export in found.exports]
         bare, one, moved, renamed = (
@@ -169,8 +171,8 @@ def test_a_lora_leaves_what_it_does_not_touch(nano: Path, tmp_path: Path) -> Non
         assert {name for name in bare if bare[name] != one[name]} == {"golden", "export", *touched}
         assert one == moved
         assert {name for name in one if one[name] != renamed[name]} == {"export"}
-        assert [step.request["loras"] for step in judged[:2]] == [[], [["lora 0", ""]]]
-        assert judged[1].request["recipe"]["loras"] == []
+        assert [step.request.loras for step in judged[:2]] == [(), (("lora 0", ""),)]
+        assert judged[1].request.recipe.loras == ()
 
 
 def test_steps_come_after_what_they_need(nano: Path) -> None:
@@ -180,6 +182,14 @@ def test_steps_come_after_what_they_need(nano: Path) -> None:
         seen.add(step.key)
     assert len(found.steps) == 1 + 1 + 2 * 4, "golden cases are shared"
     assert all(step.cost.peak_bytes > 1e8 and step.cost.seconds > 0 for step in found.steps)
+
+
+def test_calibration_cases_are_made_once_for_all_components_and_are_not_shipped(nano: Path) -> None:
+    found = plan([INT8], nano, None)
+    (made,) = [step for step in found.steps if step.kind == "calibration"]
+    artifacts = [step.request for step in found.steps if isinstance(step.request, ArtifactRequest)]
+    assert [request.cases for request in artifacts] == [made.key] * 3
+    assert made.key not in found.step(found.exports[0].key).needs
 
 
 def test_a_recipe_that_cannot_be_carried_out_is_refused_at_once(nano: Path) -> None:

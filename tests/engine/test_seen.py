@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from md_export.engine import keys as seen_module
-from md_export.engine.keys import Seen, files_in
+from md_export.engine.keys import FileHashes, files_in
 from md_export.system.files import sha256_of
 
 
@@ -34,16 +34,16 @@ def settled(path: Path, content: bytes = b"a") -> Path:
 
 
 def test_an_unchanged_file_is_read_once(tmp_path: Path, read: list[str]) -> None:
-    path, seen = settled(tmp_path / "a"), Seen(tmp_path / "memory")
+    path, seen = settled(tmp_path / "a"), FileHashes(tmp_path / "memory")
     first = seen.hashes(tmp_path, ["a", "missing"])
     assert first == {"a": sha256_of(path), "missing": None}
-    assert Seen(tmp_path / "memory").hashes(tmp_path, ["a", "missing"]) == first
+    assert FileHashes(tmp_path / "memory").hashes(tmp_path, ["a", "missing"]) == first
     assert read == ["a"]
 
 
 @pytest.mark.parametrize("keep_time", [False, True])
 def test_a_change_is_seen_even_where_size_and_time_are_kept(tmp_path: Path, read: list[str], keep_time: bool) -> None:
-    path, seen = settled(tmp_path / "a"), Seen(tmp_path / "memory")
+    path, seen = settled(tmp_path / "a"), FileHashes(tmp_path / "memory")
     seen.hashes(tmp_path, ["a"])
     before = path.stat()
     path.write_bytes(b"b")
@@ -55,7 +55,7 @@ def test_a_change_is_seen_even_where_size_and_time_are_kept(tmp_path: Path, read
 
 def test_a_young_file_is_not_remembered(tmp_path: Path, read: list[str]) -> None:
     (tmp_path / "a").write_bytes(b"a")
-    seen = Seen(tmp_path / "memory")
+    seen = FileHashes(tmp_path / "memory")
     seen.hashes(tmp_path, ["a"])
     seen.hashes(tmp_path, ["a"])
     assert read == ["a", "a"]
@@ -63,7 +63,7 @@ def test_a_young_file_is_not_remembered(tmp_path: Path, read: list[str]) -> None
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"a": 1}', b'{"a": [["x"], 1]}', b"\xff", b"[" * 100_000])
 def test_a_damaged_memory_costs_time_only(tmp_path: Path, content: bytes) -> None:
-    path, seen = settled(tmp_path / "a"), Seen(tmp_path / "memory")
+    path, seen = settled(tmp_path / "a"), FileHashes(tmp_path / "memory")
     seen.hashes(tmp_path, ["a"])
     (memory,) = (tmp_path / "memory").glob("*.json")
     memory.write_bytes(content)
@@ -73,7 +73,7 @@ def test_a_damaged_memory_costs_time_only(tmp_path: Path, content: bytes) -> Non
 def test_a_memory_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
     path = settled(tmp_path / "a")
     (tmp_path / "memory").write_text("a file")
-    assert Seen(tmp_path / "memory").hashes(tmp_path, ["a"]) == {"a": sha256_of(path)}
+    assert FileHashes(tmp_path / "memory").hashes(tmp_path, ["a"]) == {"a": sha256_of(path)}
 
 
 def test_files_in_follows_the_names_only(tmp_path: Path) -> None:

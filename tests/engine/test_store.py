@@ -13,8 +13,10 @@ import pytest
 from md_export.engine import shared_store as store
 from md_export.engine.cache import Entry, StoredFile, entry_from_json, entry_to_json
 from md_export.engine.keys import key_of
+from md_export.engine.plan import CasesResult
 from md_export.engine.shared_store import BackedCache, Store, store_url
 from md_export.errors import ArtifactError, MissingExtraError, RuntimeFault, UsageError
+from md_export.spec.manifest import Drift
 from md_export.system.files import sha256_of_text
 from md_export.system.workspace import workspace
 
@@ -39,7 +41,7 @@ def filled(cache: BackedCache, content: bytes = b"x" * 10) -> Entry:
         for name in NAMES:
             (work / KEY / name).parent.mkdir(parents=True, exist_ok=True)
             (work / KEY / name).write_bytes(content)
-        return cache.put(KEY, "artifact", "one", work / KEY, {"answer": [1, None]})
+        return cache.put(KEY, "artifact", "one", work / KEY, CasesResult(Drift(1.0, 2.0)))
 
 
 def contents(url: str) -> dict[str, bytes]:
@@ -101,7 +103,7 @@ def test_an_altered_content_is_refused_removed_and_put_again(tmp_path: Path, url
 def record(**changes: Any) -> bytes:
     """A record whose own hash is right."""
     digest = "0" * 64
-    fields = {"schema": 1, "key": KEY, "kind": "artifact", "label": "one", "value": {}}
+    fields = {"schema": 2, "key": KEY, "kind": "artifact", "label": "one", "result": {"kind": "cases"}}
     text = json.dumps({**fields, "files": {"a": {"bytes": 1, "sha256": digest}}, **changes})
     return json.dumps({"sha256": sha256_of_text(text), "entry": text}).encode()
 
@@ -115,7 +117,7 @@ def record(**changes: Any) -> bytes:
         b"[" * 100_000,
         record()[:-9],
         record(key="1" * 64),
-        record(schema=2),
+        record(schema=1),
         *(
             record(files={name: {"bytes": 1, "sha256": "0" * 64}})
             for name in ("../../x", "/etc/x", "a/../../x", "", "a//b", ".", "a/", "..", "a\0b", "a\\b")

@@ -16,20 +16,40 @@ from pathlib import Path
 from typing import Final
 from unittest.mock import patch
 
-from md_export.engine import build as run
-from md_export.engine import executors as sites
-from md_export.engine.build import Outcome, build
+from md_export.engine import executors
+from md_export.engine import export as run
 from md_export.engine.cache import Cache
-from md_export.engine.dask import Errand, perform_there
+from md_export.engine.dask import RemoteTask, perform_there
+from md_export.engine.export import build
 from md_export.engine.keys import key_of
 from md_export.engine.perform import Task
-from md_export.engine.plan import Cost, ExportPlan, Plan, Step
+from md_export.engine.placing import Outcome
+from md_export.engine.plan import (
+    ArtifactRequest,
+    ArtifactResult,
+    CasesResult,
+    Cost,
+    ExportPlan,
+    ExportRequest,
+    ExportResult,
+    GoldenRequest,
+    Plan,
+    Request,
+    Result,
+    Step,
+)
 from md_export.engine.request import BuildRequest
 from md_export.engine.scheduler import Failure, Limits
+from md_export.parity.verdict import Verdict
+from md_export.spec.artifact import ArtifactEntry, Measured
+from md_export.spec.recipe_file import load_recipe
+from md_export.spec.shipped_files import builtin_recipe
 from md_export.system.files import sha256_of
 
 COST: Final = Cost(1000, 1.0)
 _PIECES: Final = 4
+_RECIPE: Final = load_recipe(builtin_recipe("onnx", "fp16"))
+_VERDICT: Final = Verdict("onnx", "toy", 0, ())
 
 
 class Quiet:
@@ -43,8 +63,8 @@ class Quiet:
     def line(self, text: str) -> None:
         self.lines.append(text)
 
-    def planned(self, steps: tuple[Step, ...], cached: int, limits: Limits) -> None:
-        self.lines.append(f"{len(steps)} steps, {cached} cached, {limits.jobs} jobs")
+    def planned(self, steps: tuple[Step, ...], cached: tuple[Step, ...], limits: Limits) -> None:
+        self.lines.append(f"{len(steps)} steps, {len(cached)} cached, {limits.jobs} jobs")
 
     def placed(self, folder: Path) -> None:
         self.lines.append(f"{folder.name} placed")
@@ -64,7 +84,12 @@ class Quiet:
 
 def step_of(kind: str, label: str, needs: tuple[str, ...] = (), cost: Cost = COST) -> Step:
     """A step whose key follows from its label."""
-    return Step(key_of({"label": label}), kind, label, needs, {}, key_of({"alike": label}), cost)  # type: ignore[arg-type]
+    requests: dict[str, Request] = {
+        "golden": GoldenRequest(_RECIPE, ()),
+        "artifact": ArtifactRequest(_RECIPE, (), label, {}, "", None),
+        "export": ExportRequest(_RECIPE, (), "", needs),
+    }
+    return Step(key_of({"label": label}), label, needs, requests[kind], key_of({"alike": label}), cost)
 
 
 def toy_plan(exports: int = 3) -> Plan:
@@ -95,19 +120,25 @@ def toy_perform(task: Task, cache: Cache | None = None) -> Cost:
                 time.sleep(0.002)
     needed = [cache.require(key) for key in step.needs]
     others = {name: file.sha256 for entry in needed for name, file in entry.files.items()}
-    cache.put(step.key, step.kind, step.label, folder, {"others": others} if step.kind == "export" else {})
+    made = ArtifactEntry(step.label, "", "", 0, "", "", {}, {}, (), (), (), Measured(0.0, 0))
+    results: dict[str, Result] = {
+        "golden": CasesResult(),
+        "artifact": ArtifactResult(made),
+        "export": ExportResult(_VERDICT, others=others),
+    }
+    cache.put(step.key, step.kind, step.label, folder, results[step.kind])
     return COST
 
 
-def toy_there(errand: Errand) -> Cost:
+def toy_there(task: RemoteTask) -> Cost:
     """What a worker of Dask executes. It reads the checkpoint; and where a file ``hold`` asks for it, the first worker
     that comes to that step leaves its number there and is never done."""
-    return perform_there(errand, _toy_perform_there)
+    return perform_there(task, _toy_perform_there)
 
 
 def _toy_perform_there(task: Task, cache: Cache) -> Cost:
     hold = Path(os.environ["TOY_HOLD"])
-    assert (Path(task.places["checkpoint"]) / "unet" / "weights").read_text() == "weights"
+    assert (task.inputs.checkpoint / "unet" / "weights").read_text() == "weights"
     if hold.is_file() and hold.read_text() == task.step.label:
         hold.write_text(str(os.getpid()))
         time.sleep(1000)
@@ -119,7 +150,7 @@ def toy_build(folder: Path, listener: Quiet, plan: Plan | None = None, **where: 
     known = plan or toy_plan()
     request = BuildRequest((), folder, folder / "out", folder / "cache", jobs=2, **where)  # type: ignore[arg-type]
     local = {"perform": toy_perform, "carry_out": toy_there}
-    with patch.dict(vars(run), {"planned": lambda *_: known}), patch.dict(vars(sites), local):
+    with patch.dict(vars(run), {"planned": lambda *_: known}), patch.dict(vars(executors), local):
         return build(request, listener)
 
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from md_export.checkpoint import Checkpoint, open_checkpoint
-from md_export.engine import export as pipeline
-from md_export.engine.artifact import BuildStep
 from md_export.errors import GoldenError, RecipeError
 from md_export.parity.golden import calibration
 from md_export.parity.golden import folder as golden_module
@@ -26,7 +23,6 @@ from md_export.parity.golden.folder import read_golden
 from md_export.parity.golden.prepare import golden_source
 from md_export.parity.golden.record import GoldenSource, write_golden
 from md_export.parity.rewritten_module import rewritten
-from md_export.spec.artifact import GOLDEN_FOLDER
 from md_export.spec.calibration import CalibrationPlan
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import recipe_from_dict, recipe_from_toml, recipe_to_dict
@@ -222,30 +218,3 @@ def test_without_a_plan_every_other_golden_case_serves(checkpoint: Checkpoint, g
     seen = list(calibration_inputs(recipe(), part, golden, None))
     wanted = read_golden(golden).cases[::2]
     assert [bool(np.array_equal(a["sample"], b.values.noise)) for a, b in zip(seen, wanted, strict=True)] == [True] * 2
-
-
-@pytest.mark.usefixtures("built_once")
-def test_an_export_makes_them_once_for_all_components(
-    checkpoint: Checkpoint, source: GoldenSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each worker gets the same folder, which is there while they work and is not shipped."""
-    steps: list[tuple[BuildStep, list[str]]] = []
-
-    def called(job: str, request: dict[str, Any], *_: Any) -> dict[str, Any]:
-        step = BuildStep.from_dict(request)
-        assert (job, step.to_dict()) == ("build", request)
-        assert step.calibration is not None
-        steps.append((step, sorted(path.name for path in step.calibration.iterdir())))
-        return {}
-
-    monkeypatch.setattr(pipeline, "call_worker", called)
-    monkeypatch.setattr(pipeline, "entry_from_dict", lambda _: SimpleNamespace())
-    (tmp_path / GOLDEN_FOLDER).mkdir()
-    write_golden(source, GOLDEN[:1], tmp_path / GOLDEN_FOLDER)
-    lines: list[str] = []
-    pipeline._build(recipe(), checkpoint, tmp_path, lines.append)
-    assert len(steps) == 3
-    assert len({step.calibration for step, _ in steps}) == 1
-    assert all(files == ["case-000.safetensors", "case-001.safetensors", "index.json"] for _, files in steps)
-    assert sum(line.startswith("calibration case") for line in lines) == 2
-    assert [path.name for path in tmp_path.iterdir()] == [GOLDEN_FOLDER]

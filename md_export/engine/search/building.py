@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from md_export.engine.export import export
+from md_export.engine.request import Resources
 from md_export.engine.search.budget import Budget
 from md_export.engine.search.quality import Quality
-from md_export.errors import ParityError, RuntimeFault
-from md_export.parity.judge import verify
-from md_export.spec.manifest import Manifest, write_manifest
+from md_export.errors import RuntimeFault
+from md_export.spec.manifest import Manifest
 from md_export.spec.recipe import Recipe, Tolerance
 
 # What a measured figure may lose before the recipe that was found rejects it.
@@ -38,7 +38,12 @@ class Built:
 
 
 def build(
-    recipe: Recipe, checkpoint: Path, folder: Path, golden: Path | None, progress: Callable[[str], None]
+    recipe: Recipe,
+    checkpoint: Path,
+    folder: Path,
+    golden: Path | None,
+    progress: Callable[[str], None],
+    resources: Resources,
 ) -> Built:
     """Export with thresholds that anything finite passes: the caller holds what was measured against a budget."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -47,29 +52,19 @@ def build(
         tolerances={name: Tolerance(snr_db=0.0) for name in recipe.tolerances},
         picture_psnr_db=0.0,
     )
-    manifest, _ = export(anything, checkpoint, folder, golden, progress)
+    manifest, _ = export(anything, checkpoint, folder, golden, progress, resources)
     return Built(folder, manifest, _quality(manifest))
 
 
-def seal(built: Built, recipe: Recipe, budget: Budget) -> Recipe:
-    """Give an export the thresholds that its recipe shall have, and verify it by them.
-
-    They are the budget's, and where it names none what was measured less a decibel.
-
-    Raises:
-        ParityError: it falls short of what it was measured at.
-    """
-    snr = {name: budget.snr_db or _below(measured) for name, measured in built.quality.snr_db.items()}
-    sealed = dataclasses.replace(
+def sealed(recipe: Recipe, quality: Quality, budget: Budget) -> Recipe:
+    """The recipe with the thresholds that it shall have: the budget's, and where it names none what was measured less
+    a decibel."""
+    snr = {name: budget.snr_db or _below(measured) for name, measured in quality.snr_db.items()}
+    return dataclasses.replace(
         recipe,
         tolerances={name: Tolerance(snr_db=snr[name]) for name in recipe.components},
-        picture_psnr_db=budget.picture_db or _below(built.quality.picture_db or 0.0),
+        picture_psnr_db=budget.picture_db or _below(quality.picture_db or 0.0),
     )
-    write_manifest(dataclasses.replace(built.manifest, recipe=sealed), built.folder)
-    verdict = verify(built.folder)
-    if not verdict.passed:
-        raise ParityError("the artifacts do not compute twice the same: " + "; ".join(verdict.failures))
-    return sealed
 
 
 def _below(measured: float) -> float:

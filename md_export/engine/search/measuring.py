@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, Generic
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
 
-from md_export.engine.search.choice import Module
+from md_export.engine.search.choice import Candidate, Module
 from md_export.engine.search.journal import Journal
-from md_export.engine.search.spread import Measure, Workers, spread
+from md_export.engine.search.spread import Request, Workers, spread
 from md_export.errors import RuntimeFault
 
 # Told how many of how many are measured, and how long the rest takes in words.
@@ -22,22 +22,26 @@ _MODULE: Final = TypeAdapter(Module)
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(Generic[Request]):
     """One module to measure.
 
     Attributes:
         weights: elements.
-        request: what the measure function gets; it answers with the module's candidates as plain data.
+        request: what the measure function gets; it answers with the module's candidates.
     """
 
     component: str
     path: str
     weights: int
-    request: dict[str, Any]
+    request: Request
 
 
 def measure_all(
-    jobs: Sequence[Job], measure: Measure, found: Workers, journal: Journal, count: Count = lambda *_: None
+    jobs: Sequence[Job[Request]],
+    measure: Callable[[Request], Sequence[Candidate]],
+    found: Workers,
+    journal: Journal,
+    count: Count = lambda *_: None,
 ) -> tuple[Module, ...]:
     """Measure what the journal does not have; all modules in the order of the jobs.
 
@@ -61,11 +65,11 @@ def measure_all(
     return tuple(journal.found[job.component, job.path] for job in jobs)
 
 
-def _module(job: Job, answer: Any) -> Module:
+def _module(job: Job[Request], answer: Sequence[Candidate]) -> Module:
     plain = {"component": job.component, "path": job.path, "weights": job.weights, "candidates": answer}
     try:
-        # Through JSON: strict mode then takes arrays for tuples.
-        return _MODULE.validate_json(json.dumps(plain))
+        # A worker may be another machine's: nothing that it answers is believed unseen.
+        return _MODULE.validate_json(to_json(plain))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

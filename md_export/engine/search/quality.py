@@ -6,21 +6,20 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import nn
 
 from md_export.engine.search.budget import Budget
 from md_export.engine.search.choice import Point
-from md_export.engine.search.sensitivity import Probe
+from md_export.engine.search.sensitivity import Probe, Probing
 from md_export.parity.golden.case import GoldenCase
 from md_export.parity.golden.folder import read_golden
 from md_export.parity.metrics import compare
 from md_export.parity.rewritten_module import adjust, storages
 from md_export.rewrites.upsample_to_four_convs import FourConv2d
 from md_export.spec.recipe import Recipe
-from md_export.spec.recipe_file import recipe_from_dict
 from md_export.spec.tensors import Arrays
 from md_export.spec.weight_storage import WeightStorage
 from md_export.targets.quantization.gptq import rounded
@@ -99,16 +98,19 @@ def tries(
         aim = next_aim(budget, point, found)
 
 
-def rehearse_request(request: dict[str, Any]) -> dict[str, Any]:
-    """:func:`rehearse` with plain data in and out, so that it runs in any process.
+@dataclass(frozen=True)
+class Rehearsal:
+    """A recipe to rehearse, on what its choice was measured on."""
 
-    Args:
-        request: ``checkpoint``, ``golden``, ``cases``: folders, the last for rounding; ``step``: 2 for every other of
-            those; ``recipe``: as recipe_to_dict writes it.
-    """
-    recipe, golden = recipe_from_dict(request["recipe"], "recipe"), read_golden(Path(request["golden"])).cases
-    calibration = read_golden(Path(request["cases"])).cases[:: request["step"]]
-    return dataclasses.asdict(rehearse(Path(request["checkpoint"]), recipe, golden, calibration))
+    on: Probing
+    recipe: Recipe
+
+
+def rehearse_request(request: Rehearsal) -> Quality:
+    """:func:`rehearse` in any process."""
+    on = request.on
+    golden, calibration = read_golden(on.golden).cases, read_golden(on.cases).cases[:: on.step]
+    return rehearse(on.checkpoint, request.recipe, golden, calibration)
 
 
 def rehearse(

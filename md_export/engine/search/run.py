@@ -9,34 +9,36 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from md_export import __version__
 from md_export.checkpoint import Checkpoint, open_checkpoint
+from md_export.engine.export import cases, export
+from md_export.engine.request import Resources
 from md_export.engine.search.budget import Budget
-from md_export.engine.search.building import Built, build, judged, seal
-from md_export.engine.search.choice import Base, Form, Module, Point, point_of, uniform
+from md_export.engine.search.building import Built, build, judged, sealed
+from md_export.engine.search.choice import Base, Module, Point, point_of, uniform
 from md_export.engine.search.choose import choose, first_passing
 from md_export.engine.search.journal import Key, open_journal
 from md_export.engine.search.measuring import Count, Job, measure_all
-from md_export.engine.search.quality import Quality, next_aim, rehearse_request, tries
+from md_export.engine.search.quality import Quality, Rehearsal, next_aim, rehearse_request, tries
 from md_export.engine.search.recipe_writing import chosen_recipe, recipe_toml
-from md_export.engine.search.sensitivity import list_modules, measure
+from md_export.engine.search.sensitivity import ListRequest, ModuleRequest, Probing, list_modules, measure
 from md_export.engine.search.spread import Workers, spread, workers
 from md_export.engine.search.starting import STARTS, SearchRequest, starting_recipe
 from md_export.engine.search.tradeoff import Figures, TradeOff, curve, figures_of, trade_off_json
 from md_export.errors import ParityError, UsageError
-from md_export.parity.golden.calibration import calibration_cases
 from md_export.parity.golden.folder import INDEX
-from md_export.parity.golden.prepare import golden_source, prepare_golden
+from md_export.parity.golden.prepare import golden_source
 from md_export.parity.golden.record import write_golden
 from md_export.spec.recipe import Recipe
-from md_export.spec.recipe_file import recipe_to_dict
 from md_export.system.files import refuse_existing, sha256_of, staging
+from md_export.targets.versions import tools_of
 
 ARTIFACTS: Final = "artifacts"
 RECIPE: Final = "recipe.toml"
 CURVE: Final = "curve.json"
+_TRIES: Final = ".tries"
 _MOST_REHEARSALS: Final = 6
 _MOST_BUILDS: Final = 3
 # Qualities at which a judge is asked.
@@ -59,26 +61,26 @@ def search(request: SearchRequest, count: Count, progress: Progress = lambda _: 
     checkpoint = open_checkpoint(request.checkpoint)
     checkpoint.check()
     recipe = starting_recipe(request)
-    checkpoint = checkpoint.at(recipe.size)
     with tempfile.TemporaryDirectory(prefix="md-export-") as scratch, staging(request.out) as folder:
-        ground = _prepare(request, recipe, checkpoint, Path(scratch), progress)
+        resources = request.resources or Resources()
+        if resources.cache is None:
+            resources = dataclasses.replace(resources, cache=folder / _TRIES / "cache")
+        ground = _prepare(request, recipe, checkpoint.at(recipe.size), Path(scratch), progress, resources)
         with _measured(request, ground, count) as (modules, rehearse):
             aim = request.budget if request.budget.score is not None else _rehearsed(request.budget, modules, rehearse)
-        builder = _Builder(request, ground, modules, folder, progress)
+        builder = _Builder(request, ground, modules, folder / _TRIES, progress, resources)
         if request.judge is not None and request.budget.score is not None:
             point, built = builder.judged(request.judge, request.budget.score)
         else:
             point, built = builder.settled(aim)
-        sealed = seal(built, builder.recipe_of(point), request.budget)
-        built.folder.rename(folder / ARTIFACTS)
-        for other in folder.glob(".try-*"):
-            shutil.rmtree(other)
+        found = builder.sealed(point, built, folder / ARTIFACTS)
+        shutil.rmtree(folder / _TRIES)
         result = _trade_off(request.budget, request.target, modules, builder.base, point, built)
         notes = (
             f"Found by md-export search for: {request.budget.spelled}.",
             "Thresholds: the budget's, else measured.",
         )
-        (folder / RECIPE).write_text(recipe_toml(sealed, notes), encoding="utf-8")
+        (folder / RECIPE).write_text(recipe_toml(found, notes), encoding="utf-8")
         (folder / CURVE).write_text(trade_off_json(result), encoding="utf-8")
     return result
 
@@ -90,27 +92,31 @@ class _Ground:
     Attributes:
         given: golden cases that the request brings, or asks for by prompts.
         golden: folder of the cases that judge.
-        scratch: folder that is removed at the end.
+        cases: folder of the cases that calibrate; None: every other one of those that judge.
     """
 
     recipe: Recipe
     checkpoint: Checkpoint
     given: Path | None
     golden: Path
-    scratch: Path
+    cases: Path | None
 
 
 def _prepare(
-    request: SearchRequest, recipe: Recipe, checkpoint: Checkpoint, scratch: Path, progress: Progress
+    request: SearchRequest,
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    scratch: Path,
+    progress: Progress,
+    resources: Resources,
 ) -> _Ground:
     given = request.golden
     if request.prompts:
         given = scratch / "prompts"
         given.mkdir()
         write_golden(golden_source(checkpoint), [(prompt, 0) for prompt in request.prompts], given, progress)
-    golden = scratch / "golden"
-    prepare_golden(recipe, checkpoint, given, golden, progress)
-    return _Ground(recipe, checkpoint, given, golden, scratch)
+    golden, made = cases(recipe, checkpoint.root, scratch, given, progress, resources)
+    return _Ground(recipe, checkpoint, given, golden, made)
 
 
 Rehearse = Callable[[Point], Quality]
@@ -119,28 +125,18 @@ Rehearse = Callable[[Point], Quality]
 @contextmanager
 def _measured(request: SearchRequest, ground: _Ground, count: Count) -> Iterator[tuple[tuple[Module, ...], Rehearse]]:
     """All modules as measured, and a rehearsal of choices, while there are workers for it."""
-    recipe, forms = ground.recipe, STARTS[request.target].forms
-    with (
-        calibration_cases(recipe, ground.checkpoint, ground.golden, ground.scratch, lambda _: None) as made,
-        workers(request.jobs, request.dask) as found,
-    ):
-        asked = {
-            "checkpoint": str(ground.checkpoint.root),
-            "recipe": recipe_to_dict(recipe),
-            "cases": str(made or ground.golden),
-            "step": 1 if made else 2,
-            "forms": [dataclasses.asdict(form) for form in forms],
-            "golden": str(ground.golden),
-        }
-        chosen = list(request.components or recipe.components)
-        (listed,) = [answer.value for answer in spread(list_modules, [asked | {"components": chosen}], found)]
+    recipe, made = ground.recipe, ground.cases
+    forms = STARTS[request.target].forms
+    on = Probing(ground.checkpoint.root, recipe, made or ground.golden, 1 if made else 2, ground.golden, forms)
+    with workers(request.jobs, request.dask) as found:
+        chosen = tuple(request.components or recipe.components)
+        (listed,) = [answer.value for answer in spread(list_modules, [ListRequest(on, chosen)], found)]
         jobs = [
-            Job(component, path, weights, asked | {"component": component, "path": path})
-            for component, path, weights in listed
+            Job(component, path, weights, ModuleRequest(on, component, path)) for component, path, weights in listed
         ]
-        with open_journal(journal_of(request), _key(request, ground, made, forms)) as journal:
+        with open_journal(journal_of(request), _key(request, ground)) as journal:
             modules = measure_all(jobs, measure, found, journal, count)
-        yield modules, lambda point: _rehearse(found, asked, ground.recipe, point)
+        yield modules, lambda point: _rehearse(found, on, point)
 
 
 def journal_of(request: SearchRequest) -> Path:
@@ -148,25 +144,25 @@ def journal_of(request: SearchRequest) -> Path:
     return request.journal or request.out.with_name(f"{request.out.name}.journal")
 
 
-def _key(request: SearchRequest, ground: _Ground, made: Path | None, forms: Sequence[Form]) -> Key:
+def _key(request: SearchRequest, ground: _Ground) -> Key:
     recipe = ground.recipe
     schemes = [recipe.schemes[name] for name in request.components or recipe.components]
     return Key(
         checkpoint=ground.checkpoint.sha256(),
         target=request.target,
         components=tuple(request.components or recipe.components),
-        forms=tuple(form.label for form in forms),
+        forms=tuple(form.label for form in STARTS[request.target].forms),
         rewrites=recipe.rewrites,
         rounding=", ".join(sorted({f"{one.rounding}{' and biases' * one.bias_correction}" for one in schemes})),
-        calibration=sha256_of((made or ground.golden) / INDEX),
-        versions={"md-export": __version__},
+        calibration=sha256_of((ground.cases or ground.golden) / INDEX),
+        versions={"md-export": __version__} | tools_of(request.target, ground.checkpoint.config.libraries),
     )
 
 
-def _rehearse(found: Workers, asked: dict[str, Any], recipe: Recipe, point: Point) -> Quality:
-    plain = recipe_to_dict(chosen_recipe(recipe, point.forms, recipe.name))
-    (answer,) = [answer.value for answer in spread(rehearse_request, [asked | {"recipe": plain}], found)]
-    return Quality(**answer)
+def _rehearse(found: Workers, on: Probing, point: Point) -> Quality:
+    recipe = chosen_recipe(on.recipe, point.forms, on.recipe.name)
+    (answer,) = [answer.value for answer in spread(rehearse_request, [Rehearsal(on, recipe)], found)]
+    return answer
 
 
 def _rehearsed(budget: Budget, modules: Sequence[Module], rehearse: Rehearse) -> Budget:
@@ -181,10 +177,16 @@ class _Builder:
     """Builds choices, each in a folder of its own until one is kept."""
 
     def __init__(
-        self, request: SearchRequest, ground: _Ground, modules: Sequence[Module], folder: Path, progress: Progress
+        self,
+        request: SearchRequest,
+        ground: _Ground,
+        modules: Sequence[Module],
+        folder: Path,
+        progress: Progress,
+        resources: Resources,
     ) -> None:
         self._request, self._ground, self._modules = request, ground, modules
-        self._folder, self._progress = folder, progress
+        self._folder, self._progress, self._resources = folder, progress, resources
         self._built = 0
         # What artifacts hold beside the weights that are chosen for is known after the first build.
         self.base = Base()
@@ -231,6 +233,19 @@ class _Builder:
             raise ParityError(f"the judge gives less than {least:g} to the best choice of {_JUDGED_DB[-1]:g} dB, too")
         return point, passed[point.bytes]
 
+    def sealed(self, point: Point, built: Built, out: Path) -> Recipe:
+        """Export what was built to ``out``, judged by the thresholds that its recipe shall have; the recipe.
+
+        Raises:
+            ParityError: it falls short of what it was measured at.
+        """
+        recipe, ground = sealed(self.recipe_of(point), built.quality, self._request.budget), self._ground
+        try:
+            export(recipe, ground.checkpoint.root, out, ground.given, self._progress, self._resources)
+        except ParityError as error:
+            raise ParityError(f"the artifacts do not compute twice the same: {error}") from error
+        return recipe
+
     def _keeps(self, built: Built) -> bool:
         most = self._request.budget.bytes
         return built.quality.keeps_to(self._request.budget) and (most is None or built.bytes <= most)
@@ -238,8 +253,10 @@ class _Builder:
     def _build(self, point: Point) -> Built:
         self._built += 1
         self._progress(f"build {self._built}: {point.bits:.2f} bits per weight, predicted {point.picture_db:.1f} dB")
-        folder = self._folder / f".try-{self._built}"
-        built = build(self.recipe_of(point), self._ground.checkpoint.root, folder, self._ground.given, self._progress)
+        folder, ground = self._folder / f"{self._built}", self._ground
+        built = build(
+            self.recipe_of(point), ground.checkpoint.root, folder, ground.given, self._progress, self._resources
+        )
         self.base = Base(bytes=built.bytes - sum(one.bytes for one in point.chosen))
         return built
 

@@ -8,17 +8,14 @@ runtime adds of its own is left to the verification of what is built.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from math import isfinite, prod
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter
 from torch import nn
 
 from md_export.checkpoint import open_checkpoint
@@ -32,7 +29,6 @@ from md_export.parity.golden.surface import packed
 from md_export.parity.rewritten_module import Rewritten, rewritten
 from md_export.rewrites.upsample_to_four_convs import FourConv2d
 from md_export.spec.recipe import Recipe
-from md_export.spec.recipe_file import recipe_from_dict
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import Array
 from md_export.spec.weight_storage import WeightStorage
@@ -120,67 +116,66 @@ def stored(layer: Any, storage: WeightStorage, scheme: QuantScheme, sums: InputS
             setattr(layer, name, value)
 
 
-_FORMS: Final = TypeAdapter(tuple[Form, ...])
-_CANDIDATES: Final = TypeAdapter(tuple[Candidate, ...])
+@dataclasses.dataclass(frozen=True)
+class Probing:
+    """What a worker measures on.
 
-
-def measure(request: dict[str, Any]) -> list[dict[str, Any]]:
-    """One module in each of some forms; plain data in and out, so that it runs in any process.
-
-    Args:
-        request: ``checkpoint``, ``cases``: folders; ``step``: 2 for every other case; ``recipe``: as recipe_to_dict
-            writes it; ``component``, ``path``; ``forms``: what the module may be, as plain data.
-
-    Returns:
-        One candidate for each form that the target has for the module, as plain data.
+    Attributes:
+        cases: folder of the cases to measure on; ``step``: 2 for every other of them.
+        golden: folder of the cases that judge.
+        forms: what a module may be.
     """
-    probe = _probe_of(request)
-    found = candidates(probe, request["component"], request["path"], _forms_of(request))
-    plain: list[dict[str, Any]] = _CANDIDATES.dump_python(found, mode="json")
-    return plain
+
+    checkpoint: Path
+    recipe: Recipe
+    cases: Path
+    step: int
+    golden: Path
+    forms: tuple[Form, ...]
 
 
-def list_modules(request: dict[str, Any]) -> list[tuple[str, str, int]]:
-    """Component, path and stored elements of each module that the target has in one of some forms other than float.
+@dataclasses.dataclass(frozen=True)
+class ModuleRequest:
+    """One module to measure."""
 
-    Args:
-        request: as :func:`measure` takes it, with ``components`` for ``component`` and ``path``.
-    """
-    probe = _probe_of(request)
+    on: Probing
+    component: str
+    path: str
+
+
+def measure(request: ModuleRequest) -> tuple[Candidate, ...]:
+    """One candidate for each form that the target has for the module; runs in any process."""
+    return candidates(_probe(request.on), request.component, request.path, request.on.forms)
+
+
+@dataclasses.dataclass(frozen=True)
+class ListRequest:
+    """All modules of some components."""
+
+    on: Probing
+    components: tuple[str, ...]
+
+
+def list_modules(request: ListRequest) -> list[tuple[str, str, int]]:
+    """Component, path and stored elements of each module that the target has in one of the forms other than float."""
+    probe = _probe(request.on)
     return [
         (component, path, stored_elements(layer))
-        for component in request["components"]
+        for component in request.components
         for path, layer in probe.parts[component].module.named_modules()
         if not probe.recipe.schemes[component].keeps_float(path)
-        and any(_storage(probe, component, path, form) for form in _forms_of(request))
+        and any(_storage(probe, component, path, form) for form in request.on.forms)
     ]
 
 
-def _forms_of(request: dict[str, Any]) -> tuple[Form, ...]:
-    # Through JSON: strict mode then takes arrays for tuples.
-    return _FORMS.validate_json(json.dumps(request["forms"]))
+# The last one, as no worker measures on two at a time.
+_PROBES: list[tuple[Probing, Probe]] = []
 
 
-def _probe_of(request: dict[str, Any]) -> Probe:
-    return _probe(request["checkpoint"], request["cases"], request["step"], _Key(request["recipe"]))
-
-
-class _Key:
-    """A recipe as a key of the cache."""
-
-    def __init__(self, recipe: dict[str, Any]) -> None:
-        self.recipe = recipe_from_dict(recipe, "recipe")
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self.recipe == other.recipe
-
-    def __hash__(self) -> int:
-        return hash(self.recipe.name)
-
-
-@lru_cache(maxsize=1)
-def _probe(checkpoint: str, cases: str, step: int, key: _Key) -> Probe:
-    return Probe(Path(checkpoint), key.recipe, read_golden(Path(cases)).cases[::step])
+def _probe(on: Probing) -> Probe:
+    if not _PROBES or _PROBES[0][0] != on:
+        _PROBES[:] = [(on, Probe(on.checkpoint, on.recipe, read_golden(on.cases).cases[:: on.step]))]
+    return _PROBES[0][1]
 
 
 def candidates(probe: Probe, component: str, path: str, forms: Sequence[Form]) -> tuple[Candidate, ...]:

@@ -13,14 +13,15 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.connection import wait
-from typing import Any, Final
+from typing import Final, Generic, TypeVar
 
 from md_export.engine.dask import ask_each, check_same, connected, explain, version
 from md_export.errors import MdExportError, RuntimeFault
+from md_export.system.forkserver import end_with_parent
 
-# A function of a module, plain data in and out: it is called in other processes, on other machines perhaps.
-Measure = Callable[[dict[str, Any]], Any]
+# Pickled: the function of a module that measures is called in other processes, on other machines perhaps.
+Request = TypeVar("Request")
+Result = TypeVar("Result")
 # A worker of Dask may have several threads, and a measurement changes the module that its process holds.
 _ONE_AT_A_TIME: Final = threading.Lock()
 _ALSO: Final = ", and see the checkpoint at the same path"
@@ -45,12 +46,12 @@ class Workers:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Answer(Generic[Result]):
     """Of the request at ``index``, after ``seconds`` of work."""
 
     index: int
     seconds: float
-    value: Any
+    value: Result
 
 
 def workers(jobs: int | None, dask: str | None) -> AbstractContextManager[Workers]:
@@ -58,7 +59,9 @@ def workers(jobs: int | None, dask: str | None) -> AbstractContextManager[Worker
     return local_workers(jobs or os.cpu_count() or 1) if dask is None else dask_workers(dask)
 
 
-def spread(measure: Measure, requests: Sequence[dict[str, Any]], found: Workers) -> Iterator[Answer]:
+def spread(
+    measure: Callable[[Request], Result], requests: Sequence[Request], found: Workers
+) -> Iterator[Answer[Result]]:
     """Answers as they come, in any order.
 
     Raises:
@@ -79,7 +82,7 @@ def spread(measure: Measure, requests: Sequence[dict[str, Any]], found: Workers)
         raise RuntimeFault(text) from error
 
 
-def timed(measure: Measure, request: dict[str, Any]) -> tuple[float, Any]:
+def timed(measure: Callable[[Request], Result], request: Request) -> tuple[float, Result]:
     """What a worker executes."""
     with _ONE_AT_A_TIME:
         started = time.perf_counter()
@@ -122,15 +125,8 @@ def _begin(threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ |= {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A parent that was killed cannot end its workers, and they would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
+    # A parent that was killed cannot end its workers, and they would wait for work for ever.
+    end_with_parent()
 
 
 @contextmanager

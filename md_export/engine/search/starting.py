@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from md_export.engine.request import Resources
 from md_export.engine.search.budget import Budget
 from md_export.engine.search.choice import Form
 from md_export.errors import UsageError
@@ -32,6 +33,7 @@ class SearchRequest:
         dask: address of a scheduler whose workers measure instead.
         out: folder to write; must not exist.
         journal: file of measurements, made here or by an earlier search; None for one beside ``out``.
+        resources: what builds may use; None for the defaults.
     """
 
     checkpoint: Path
@@ -47,6 +49,7 @@ class SearchRequest:
     jobs: int | None = None
     dask: str | None = None
     journal: Path | None = None
+    resources: Resources | None = None
 
 
 @dataclass(frozen=True)

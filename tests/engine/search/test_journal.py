@@ -86,7 +86,8 @@ def test_killed_while_writing(tmp_path: Path) -> None:
     """A real process, killed at a random place: the journal opens, and holds a beginning of what was written."""
     path = tmp_path / "search.jsonl"
     code = (
-        "import sys, itertools, dataclasses\nfrom pathlib import Path\nfrom search.test_journal import KEY, ONE\n"
+        "import sys, itertools, dataclasses\nfrom pathlib import Path\n"
+        "from engine.search.test_journal import KEY, ONE\n"
         "from md_export.engine.search.journal import open_journal\n"
         f"with open_journal(Path({str(path)!r}), KEY) as journal:\n"
         "    for count in itertools.count():\n"

@@ -123,7 +123,7 @@ def test_a_stopped_search_goes_on_where_it_was(tmp_path: Path, number: signal.Si
     """The signal reaches the process alone, or, as from a terminal, all of its group; no worker outlives it."""
     path = tmp_path / "search.jsonl"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-m", "search.toy", str(path)]
+    command = [sys.executable, "-m", "engine.search.toy", str(path)]
     process = subprocess.Popen(
         command, env=environment, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=_heeds_interrupts
     )

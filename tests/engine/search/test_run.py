@@ -48,8 +48,19 @@ def without_table(text: str, name: str) -> str:
 @pytest.fixture(scope="module")
 def whole(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "found"
-    subprocess.run([*words, "-o", str(out)], check=True, capture_output=True)
+    run = subprocess.run([*words, "-o", str(out)], check=True, capture_output=True, text=True)
+    (out.with_name("told.txt")).write_text(run.stderr)
     return out
+
+
+def test_what_is_found_is_not_built_again(whole: Path) -> None:
+    """Its thresholds are other ones than those of the try: it is verified by them, and nothing else is done."""
+    told = whole.with_name("told.txt").read_text().splitlines()
+    plans = [line for line in told if line.startswith("to build: ")]
+    tries = [line for line in told if line.startswith("build ")]
+    assert len(plans) == 1 + len(tries) + 1, "the cases to measure on, each try, and what was found"
+    assert plans[-1] == "to build: verify; from the cache: golden cases, vae_decoder"
+    assert all("from the cache: golden cases" in line for line in plans[1:])
 
 
 def test_what_is_written_keeps_to_the_budget(whole: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from functools import cache
 from typing import Any
 
@@ -12,11 +13,20 @@ import torch
 from md_export.engine.search.choice import Candidate, Form, decibels
 from md_export.engine.search.quality import rehearse
 from md_export.engine.search.recipe_writing import chosen_recipe
-from md_export.engine.search.sensitivity import Probe, candidates, list_modules, measure, stored_bytes
+from md_export.engine.search.sensitivity import (
+    ListRequest,
+    ModuleRequest,
+    Probe,
+    Probing,
+    candidates,
+    list_modules,
+    measure,
+    stored_bytes,
+)
 from md_export.engine.search.starting import STARTS
 from md_export.parity.golden.folder import read_golden
 from md_export.spec.recipe import Recipe
-from md_export.spec.recipe_file import load_recipe, recipe_to_dict
+from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe, nano_checkpoint
 from md_export.spec.weight_storage import WeightStorage
 
@@ -73,7 +83,7 @@ def test_a_rehearsal_of_one_module_is_what_was_measured_of_it() -> None:
     recipe, cases = recipe_of("onnx"), read_golden(GOLDEN).cases[:1]
     probe = Probe(nano_checkpoint(), recipe, cases)
     (one,) = candidates(probe, "vae_decoder", MODULE, (Form("int4"),))
-    paths = [path for _, path, _ in list_modules(asked(recipe) | {"components": ["vae_decoder"]})]
+    paths = [path for _, path, _ in list_modules(ListRequest(asked(recipe), ("vae_decoder",)))]
     forms = {path: Form("int4") if path == MODULE else Form("float32") for path in paths}
     alone = dataclasses.replace(recipe, components=("vae_decoder",))
     quality = rehearse(nano_checkpoint(), chosen_recipe(alone, {"vae_decoder": forms}, "one"), cases, cases)
@@ -82,25 +92,25 @@ def test_a_rehearsal_of_one_module_is_what_was_measured_of_it() -> None:
     assert quality.picture_db == pytest.approx(decibels(one.noise), abs=0.1)
 
 
-def asked(recipe: Recipe) -> dict[str, Any]:
-    folders = {"checkpoint": str(nano_checkpoint()), "cases": str(GOLDEN), "step": 8}
-    return {**folders, "recipe": recipe_to_dict(recipe), "forms": [dataclasses.asdict(Form("int4"))]}
+def asked(recipe: Recipe) -> Probing:
+    return Probing(nano_checkpoint(), recipe, GOLDEN, 8, GOLDEN, (Form("int4"),))
 
 
 def test_modules_are_those_that_the_target_stores_small() -> None:
     recipe = recipe_of("onnx")
     kept = dataclasses.replace(recipe.schemes["vae_decoder"], keep_float=("decoder.conv_in",))
     recipe = dataclasses.replace(recipe, schemes={**recipe.schemes, "vae_decoder": kept})
-    found = list_modules(asked(recipe) | {"components": ["vae_decoder", "text_encoder"]})
+    found = list_modules(ListRequest(asked(recipe), ("vae_decoder", "text_encoder")))
     paths = {path for _, path, _ in found}
     assert MODULE in paths
     assert "decoder.conv_in" not in paths
     assert not any("position_embedding" in path or "norm" in path for path in paths)
 
 
-def test_measuring_takes_and_gives_plain_data() -> None:
-    plain = measure(asked(recipe_of("onnx")) | {"component": "vae_decoder", "path": MODULE})
-    assert [(one["form"]["weights"], one["noise"] > 0) for one in plain] == [("int4", True)]
+def test_measuring_takes_and_gives_what_travels_between_processes() -> None:
+    request = pickle.loads(pickle.dumps(ModuleRequest(asked(recipe_of("onnx")), "vae_decoder", MODULE)))  # noqa: S301
+    found = pickle.loads(pickle.dumps(measure(request)))  # noqa: S301
+    assert [(one.form.weights, one.noise > 0) for one in found] == [("int4", True)]
 
 
 def test_stored_bytes_count_scales() -> None:

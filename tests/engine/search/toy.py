@@ -17,7 +17,7 @@ from md_export.errors import CheckpointError
 KEY = Key("a" * 64, "onnx", ("unet",), ("int8",), (), "nearest", "b" * 64, {"md-export": "1"})
 
 
-def measure(request: dict[str, Any]) -> list[dict[str, Any]]:
+def measure(request: dict[str, Any]) -> Any:
     number = request["number"]
     if number == request.get("dies"):
         # Not before the others had their turn, where their results are to be seen.
@@ -38,7 +38,7 @@ def surroundings(_request: dict[str, Any]) -> tuple[bool, str]:
     return signal.getsignal(signal.SIGINT) == signal.SIG_IGN, os.environ["OMP_NUM_THREADS"]
 
 
-def jobs(count: int, **how: float | str) -> list[Job]:
+def jobs(count: int, **how: float | str) -> list[Job[dict[str, Any]]]:
     return [Job("unet", f"{number}", 100 + number, {"number": number, **how}) for number in range(count)]
 
 
