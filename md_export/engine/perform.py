@@ -13,6 +13,7 @@ from md_export.engine.costs import Measured
 from md_export.engine.plan import ArtifactResult, Cost, ExportResult, Inputs, Request, Result, Step
 from md_export.errors import ConversionError, ParityError
 from md_export.system.isolation import Ended, Limits, attempt, result_of
+from md_export.targets import TARGETS
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,10 @@ def perform(task: Task, cache: Cache | None = None) -> Cost:
     results = {key: entry.result for key, entry in needed.items() if entry.result is not None}
     started = time.perf_counter()
     job = Job(step.request, task.inputs, folder, files, results)
-    ended = attempt(carry_out, job, Limits(most_bytes=task.most_bytes), preload=("md_export.engine.steps",))
+    target = TARGETS[step.request.recipe.target]
+    ended = attempt(
+        carry_out, job, Limits(most_bytes=task.most_bytes), preload=("md_export.engine.steps", *target.requires)
+    )
     cost = Cost(_peak(ended), round(time.perf_counter() - started, 2))
     if ended.over_memory or not ended.death:
         Measured(cache.root / "measured").add(step.cost_key, cost)
