@@ -30,7 +30,7 @@ from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
 from md_export.system.memory import watching
 from md_export.targets.contract import LoweringJob
-from md_export.targets.quiet import quiet
+from md_export.targets.lowering import quiet
 
 _NO_LIMIT: Final = 1 << 60
 # Random weights: what would be a fault of a trained model's artifact is none here.

@@ -101,7 +101,7 @@ def _optimum(job: LoweringJob, path: Path) -> None:
     """The arguments that optimum's ``export_pytorch`` passes, and the look at the file that follows."""
     import onnx
 
-    from md_export.targets.quiet import quiet
+    from md_export.targets.lowering import quiet
 
     axes = _AXES[job.component]
     dummy = {name: torch.from_numpy(value) for name, value in job.example.items()}

@@ -68,7 +68,6 @@ def convert(subject: Subject, form: str, folder: Path) -> dict[str, Converted]:
     from md_export.targets.tflite.describe import describe
     from md_export.targets.tflite.lower import lower
     from md_export.targets.tflite.quantize import quantize
-    from md_export.targets.tflite.save import save
     from md_export.targets.tflite.target import TfliteModel
 
     name, config, module = subject.component, subject.config, subject.module()
@@ -83,7 +82,7 @@ def convert(subject: Subject, form: str, folder: Path) -> dict[str, Converted]:
         path = folder / f"{form} {precision}.tflite"
         quantized = quantize(lowered, replace(job, scheme=recipe(precision).schemes[name]))
         spent = (time.perf_counter() - wall, time.process_time() - cpu)
-        save(quantized, path)
+        quantized.save(path)
         made[f"{form} {precision}"] = Converted(path, *spent, peak_resident_bytes(), describe(path).ops)
     return made
 
@@ -99,7 +98,7 @@ def naive(job: LoweringJob) -> Path:
     """litert_torch's own call, as its manual has it."""
     import litert_torch
 
-    from md_export.targets.quiet import quiet
+    from md_export.targets.lowering import quiet
 
     sample = {name: torch.from_numpy(value) for name, value in job.example.items()}
     path = job.workdir / "naive.tflite"

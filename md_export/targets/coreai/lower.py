@@ -13,7 +13,7 @@ from md_export.targets.contract import LoweringJob
 from md_export.targets.coreai.bindings import converting, ir, main_graph, name_places
 from md_export.targets.coreai.quantize import check_scheme
 from md_export.targets.coreai.target import CoreaiModel
-from md_export.targets.half import half_copy
+from md_export.targets.lowering import half_copy
 
 _NAME = "coreai.name"
 _TYPES = {"f32": "float32", "si32": "int32"}

@@ -30,7 +30,7 @@ from md_export.targets.coreai.run import names_of, watched
 from md_export.targets.coreai.save import write_program
 from md_export.targets.coreai.target import CoreaiModel
 from md_export.targets.coreai.weights import Reader, path_of, storage_of, to_program, to_torch, weights_of
-from md_export.targets.globs import check_weight_globs
+from md_export.targets.lowering import check_weight_globs
 from md_export.targets.observers import ObserverTable, portions
 
 # Bytes of activations that one run may give: the full-size decoder has some of 134 MB.

@@ -28,7 +28,7 @@ from md_export.targets.coreai.bindings import (
 )
 from md_export.targets.coreai.constants import is_constant
 from md_export.targets.coreai.save import write_program
-from md_export.targets.inputs import check_inputs
+from md_export.targets.lowering import check_inputs
 
 _DTYPES: Final = ("float32", "int32")
 _NAME: Final = "coreai.name"

@@ -140,7 +140,7 @@ def _operations(program: Any) -> list[Any]:
     return list(program.functions["main"].operations)
 
 
-def _apply(kind: Callable[[Any], Any], program: Any, configs: Mapping[str, Any], joint: bool = False) -> None:
+def _apply(kind: Callable[[Any], Any], program: Any, configs: Mapping[str, object], joint: bool = False) -> None:
     step = kind(cto.OptimizationConfig(op_name_configs=dict(configs)))
     step.joint_compression = joint
     step.apply(program)
@@ -153,13 +153,13 @@ def _pruner(op: Any, scheme: QuantScheme) -> Any:
     return cto.OpThresholdPrunerConfig(threshold=threshold, minimum_sparsity_percentile=0.0, **_ALL_SIZES)
 
 
-def _moved(configs: Mapping[str, Any], program: Any) -> dict[str, Any]:
+def _moved(configs: Mapping[str, object], program: Any) -> dict[str, object]:
     """The configurations under the names of the constants that hold the data of the weights after pruning."""
     made = {op.name: op for op in _operations(program)}
     return {made[f"{name}_sparsified"].inputs["nonzero_data"].op.name: config for name, config in configs.items()}
 
 
-def _tables(program: Any) -> dict[str, Any]:
+def _tables(program: Any) -> dict[str, object]:
     """int8 for the tables of all palettes: only then does the Neural Engine multiply int8 by int8.
 
     coremltools takes one scale per tensor here and no other.

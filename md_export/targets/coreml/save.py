@@ -54,20 +54,16 @@ def write_package(spec: Any, weights: Path, path: Path) -> None:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}; choose another OUT") from error
 
 
-def _manifest(path: Path) -> dict[str, Any]:
+def _manifest(path: Path) -> dict[str, object]:
     items = (
         ("model.mlmodel", "CoreML Model Specification", path / MODEL),
         ("weights", "CoreML Model Weights", path / WEIGHTS),
     )
-    entries: dict[str, Any] = {}
+    entries: dict[str, dict[str, str]] = {}
     for name, description, file in items:
         identifier = uuid.uuid5(uuid.NAMESPACE_OID, f"{name}:{_sha256_or_none(file)}")
-        entries[str(identifier)] = {
-            "author": AUTHOR,
-            "description": description,
-            "name": name,
-            "path": f"{AUTHOR}/{name}",
-        }
+        entry = {"author": AUTHOR, "description": description, "name": name, "path": f"{AUTHOR}/{name}"}
+        entries[str(identifier)] = entry
     return {"fileFormatVersion": "1.0.0", "itemInfoEntries": entries, "rootModelIdentifier": next(iter(entries))}
 
 

@@ -14,7 +14,7 @@ from md_export.targets.contract import LoweringJob
 from md_export.targets.coreml.package import main_operations
 from md_export.targets.coreml.target import CoremlModel
 from md_export.targets.coreml.vendor import ct
-from md_export.targets.globs import check_module_globs
+from md_export.targets.lowering import check_module_globs
 
 # Only what these operations multiply with or look up is a weight. Other constants of rank 2 and more
 # stay float: the frequencies of the time embedding, the causal mask, the position embedding (folded

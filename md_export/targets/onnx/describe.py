@@ -209,11 +209,11 @@ def _work(kind: str, shapes: _Shapes) -> Work:
 
 def _macs(node: onnx.NodeProto, shapes: _Shapes, out: tuple[int, ...]) -> int:
     if node.op_type == "Einsum":
-        return einsum_macs(_attributes(node)["equation"].decode(), shapes)
+        return einsum_macs(_attribute(node, "equation").decode(), shapes)
     if node.op_type == "MatMulNBits":
-        return math.prod(out) * int(_attributes(node)["K"])
+        return math.prod(out) * int(_attribute(node, "K"))
     return _MACS[node.op_type](shapes, out) if node.op_type in _MACS else 0
 
 
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+def _attribute(node: onnx.NodeProto, name: str) -> Any:
+    return onnx.helper.get_node_attr_value(node, name)

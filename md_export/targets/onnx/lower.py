@@ -12,12 +12,11 @@ from torch import nn
 
 from md_export.errors import ConversionError
 from md_export.targets.contract import LoweringJob
-from md_export.targets.half import half_copy
+from md_export.targets.lowering import half_copy, quiet
 from md_export.targets.onnx.clean import clean, name_regions
 from md_export.targets.onnx.quantize import check_scheme
 from md_export.targets.onnx.target import OnnxModel
 from md_export.targets.onnx.weights import initializer
-from md_export.targets.quiet import quiet
 
 _ANY_SIZE: Final = 1 << 40
 # From 21 on the exporter emits GroupNormalization, which onnxruntime's CPU provider expands into more

@@ -19,11 +19,11 @@ from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 from md_export.errors import ConversionError
 from md_export.spec.tensors import Arrays
 from md_export.targets.contract import LoweringJob
+from md_export.targets.lowering import quiet
 from md_export.targets.observers import ObserverTable, portions
 from md_export.targets.onnx.save import weights_are_external
 from md_export.targets.onnx.sessions import ORT_ERRORS, session_options
 from md_export.targets.onnx.target import OnnxModel
-from md_export.targets.quiet import quiet
 
 # Bytes of activations that one run may give: the full-size UNet has more than its weights.
 _PORTION: Final = 1 << 29

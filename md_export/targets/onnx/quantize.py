@@ -10,7 +10,7 @@ import onnx_ir as ir
 from md_export.errors import ConversionError
 from md_export.spec.scheme import QuantScheme, Weights
 from md_export.targets.contract import LoweringJob, labelled
-from md_export.targets.globs import check_weight_globs
+from md_export.targets.lowering import check_weight_globs
 from md_export.targets.onnx.clean import module_path, strip
 from md_export.targets.onnx.describe import WEIGHT_INPUT
 from md_export.targets.onnx.npu.qdq import quantize_for_npu

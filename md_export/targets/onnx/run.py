@@ -15,7 +15,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from md_export.errors import RuntimeFault, UsageError, one_line
 from md_export.spec.tensors import Array, Arrays, TensorSpec
 from md_export.targets.contract import Step
-from md_export.targets.inputs import check_inputs
+from md_export.targets.lowering import check_inputs
 from md_export.targets.onnx.clean import module_path
 from md_export.targets.onnx.describe import read_graph, read_unfused
 from md_export.targets.onnx.save import ORT_SUFFIX

@@ -16,7 +16,7 @@ from md_export.errors import ConversionError
 from md_export.spec.tensors import TensorSpec
 from md_export.system.memory import let_go_of_weights
 from md_export.targets.contract import LoweringJob
-from md_export.targets.quiet import quiet
+from md_export.targets.lowering import quiet
 from md_export.targets.tflite.flatbuffer import DTYPES, attach_notes, read_model, shape_of
 from md_export.targets.tflite.names import COMPONENT, module_paths_as_names
 from md_export.targets.tflite.target import TfliteModel

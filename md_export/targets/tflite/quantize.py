@@ -9,16 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
 from torch import nn
 
 from md_export.errors import ConversionError
 from md_export.spec.recipe import QuantScheme
+from md_export.spec.tensors import Array
 from md_export.targets.contract import LoweringJob
+from md_export.targets.lowering import quiet
 from md_export.targets.observers import ObserverTable
-from md_export.targets.quiet import quiet
 from md_export.targets.tflite.flatbuffer import read_model, weighted_ops
 from md_export.targets.tflite.lower import SIGNATURE, scratch_file
 from md_export.targets.tflite.names import exactly
@@ -27,6 +28,8 @@ from md_export.targets.tflite.weights import EMBEDDING, check_scheme, is_per_cha
 
 _THREADS = 2
 # Where uniform_quantize starts to cut a tensor into chunks.
+# Arrays ``min`` and ``max`` of each tensor, by its name, as the calibrator gives them.
+Extremes = dict[str, dict[str, Array]]
 _CHUNK_BYTES: Final = 32 * 1024 * 1024
 _NORMS: Final = (nn.GroupNorm, nn.LayerNorm)
 _STATIC: Final = "int8_static"
@@ -34,7 +37,7 @@ _STATIC: Final = "int8_static"
 _QUANTIZER_NAMES: Final = {"TRANSPOSE_CONV": "CONV_2D_TRANSPOSE"}
 
 
-def measure_ranges(source: Path, quantizer: Any, job: LoweringJob) -> dict[str, Any]:
+def measure_ranges(source: Path, quantizer: Any, job: LoweringJob) -> Extremes:
     """Range of each tensor that the quantizer's recipe asks for, by its name: arrays ``min`` and ``max``.
 
     ai_edge_quantizer's calibrator measures extremes and shows no values to what it lets others put in its place, so
@@ -50,7 +53,7 @@ def measure_ranges(source: Path, quantizer: Any, job: LoweringJob) -> dict[str, 
     return extremes if job.ranges.observer == "min_max" else extremes | _observed(source, extremes, job)
 
 
-def _extremes(source: Path, quantizer: Any, job: LoweringJob) -> dict[str, Any]:
+def _extremes(source: Path, quantizer: Any, job: LoweringJob) -> Extremes:
     from ai_edge_quantizer.calibrator import Calibrator
     from ai_edge_quantizer.recipe_manager import RecipeManager
     from ai_edge_quantizer.utils.qsv_utils import min_max_update
@@ -62,10 +65,11 @@ def _extremes(source: Path, quantizer: Any, job: LoweringJob) -> dict[str, Any]:
     # One call for each: it makes a list of what it is given, only to count it.
     for inputs in job.calibration if job.ranges.observer == "min_max" else job.calibration[:1]:
         calibrator.calibrate({SIGNATURE: [dict(inputs)]}, rules)
-    return cast(dict[str, Any], calibrator.get_model_qsvs())
+    found: Extremes = calibrator.get_model_qsvs()
+    return found
 
 
-def _observed(source: Path, extremes: dict[str, Any], job: LoweringJob) -> dict[str, Any]:
+def _observed(source: Path, extremes: Extremes, job: LoweringJob) -> Extremes:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(source), num_threads=_THREADS, experimental_preserve_all_tensors=True)
@@ -78,7 +82,7 @@ def _observed(source: Path, extremes: dict[str, Any], job: LoweringJob) -> dict[
     return {name: _as_extremes(extremes[name], *ends) for name, ends in seen.ranges().items()}
 
 
-def _as_extremes(known: dict[str, Any], low: float, high: float) -> dict[str, Any]:
+def _as_extremes(known: dict[str, Array], low: float, high: float) -> dict[str, Array]:
     """In the shape and type that the calibrator gives."""
     return {**known, "min": np.full_like(known["min"], low), "max": np.full_like(known["max"], high)}
 

@@ -225,7 +225,7 @@ def values(path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Arra
         except (RuntimeError, ValueError, KeyError) as error:
             raise RuntimeFault(f"{path.name}: LiteRT failed: {error}") from error
         details = {str(detail["index"]): detail for detail in interpreter.get_tensor_details()}
-        return {name: _float(interpreter.get_tensor(int(name)), details[name]) for name in names}
+        return {name: _float(interpreter.get_tensor(int(name)), *details[name]["quantization"]) for name in names}
 
 
 def _give(path: Path, tensors: list[int]) -> None:
@@ -242,7 +242,6 @@ def _give(path: Path, tensors: list[int]) -> None:
         file.write(struct.pack("<I", start - field))
 
 
-def _float(value: Array, detail: dict[str, Any]) -> Array:
-    scale, zero = detail["quantization"]
+def _float(value: Array, scale: float, zero: int) -> Array:
     real = value.astype(np.float32)
     return (real - np.float32(zero)) * np.float32(scale) if scale else real

@@ -11,7 +11,7 @@ from md_export.errors import ConversionError
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.weight_storage import WeightStorage, per_channel, per_tensor
 from md_export.targets.contract import LoweringJob
-from md_export.targets.globs import check_module_globs
+from md_export.targets.lowering import check_module_globs
 
 EMBEDDING: Final = "EMBEDDING_LOOKUP"
 DEPTHWISE: Final = "DEPTHWISE_CONV_2D"

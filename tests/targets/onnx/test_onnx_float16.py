@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from md_export.parity.metrics import compare
 from md_export.spec.tensors import Array
 from md_export.targets import TARGETS
-from md_export.targets.half import half_copy
+from md_export.targets.lowering import half_copy
 from md_export.targets.onnx.run import rounded_graph
 
 target = TARGETS["onnx"].open()

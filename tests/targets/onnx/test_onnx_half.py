@@ -10,7 +10,7 @@ from torch import nn
 from md_export.errors import ConversionError
 from md_export.models.layers import TimestepEmbedding
 from md_export.parity.metrics import compare
-from md_export.targets.half import half_copy
+from md_export.targets.lowering import half_copy
 
 
 def snr_db(copy: nn.Module, module: nn.Module, value: torch.Tensor) -> float:

@@ -26,7 +26,7 @@ from md_export.targets import TARGETS
 from md_export.targets.lint.conditions import fits as fits_op
 from md_export.targets.lint.op import Op, Value
 from md_export.targets.lint.rules import rules_of
-from md_export.targets.quiet import quiet
+from md_export.targets.lowering import quiet
 from planted import COMPONENT
 from support import Exported
 from tflite_models import Quantized

@@ -182,20 +182,20 @@ class Call:
     op: Op
     kernel: Kernel
     forms: dict[str, Form]
-    fixed: dict[str, Any]
+    fixed: dict[str, ValueType]
 
     def __call__(self, value_of: Callable[[str], Value], scratch: Scratch) -> tuple[Any, ...]:
         """Run the kernel; ``value_of`` gives a named value."""
-        kwargs = dict(self.fixed)
-        for name, form in self.forms.items():
-            group = self.op.args[name]
-            kwargs[name] = form(tuple(value_of(item.name) if isinstance(item, Ref) else item for item in group))
+        given = {
+            name: form(tuple(value_of(item.name) if isinstance(item, Ref) else item for item in self.op.args[name]))
+            for name, form in self.forms.items()
+        }
         lifted = [name for name, form in self.forms.items() if form is _tensor]
         native = [name for name, form in self.forms.items() if form is _native]
-        if not (scratch.keeps_half and all(kwargs[name].dtype == torch.float16 for name in lifted + native)):
+        if not (scratch.keeps_half and all(given[name].dtype == torch.float16 for name in lifted + native)):
             lifted += native
-        kwargs.update((name, scratch.lift(kwargs[name])) for name in lifted)
-        result = self.kernel(**kwargs)
+        given.update((name, scratch.lift(given[name])) for name in lifted)
+        result = self.kernel(**given, **self.fixed)
         return scratch.release(result if isinstance(result, tuple) else (result,))
 
 

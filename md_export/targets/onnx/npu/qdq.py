@@ -20,15 +20,17 @@ from onnxscript.version_converter import convert_version
 
 from md_export.errors import ConversionError
 from md_export.targets.contract import LoweringJob
+from md_export.targets.lowering import quiet
 from md_export.targets.onnx.qdq import measure_ranges
 from md_export.targets.onnx.save import weights_are_external
 from md_export.targets.onnx.sessions import ORT_ERRORS
 from md_export.targets.onnx.target import OnnxModel
 from md_export.targets.onnx.weights import OPSET, initializer
-from md_export.targets.quiet import quiet
 
 _MASKED: Final = -1000.0
 _ROOM: Final = 16.0
+# Types of constants, by their names, as the helper takes them.
+Overrides = dict[str, list[dict[str, QuantType]]]
 _ACTIVATIONS: Final = {"int8_static": QuantType.QUInt8, "int16_static": QuantType.QUInt16}
 _WEIGHTS: Final = {"int8": QuantType.QInt8, "int4": QuantType.QInt4}
 
@@ -143,7 +145,7 @@ def quantize_for_npu(model: ir.Model, job: LoweringJob, exclude: Sequence[str]) 
         raise ConversionError(f"{job.component}: onnxruntime's quantizer failed: {error}") from error
 
 
-def _norm_scales(model: ir.Model) -> dict[str, list[dict[str, Any]]]:
+def _norm_scales(model: ir.Model) -> Overrides:
     """Scales of norms as uint8.
 
     Beside values of 16 bits and a bias of int32 the NPU takes no others. The helper gives them the values' type where
@@ -153,7 +155,7 @@ def _norm_scales(model: ir.Model) -> dict[str, list[dict[str, Any]]]:
     return {scale.name or "": [{"quant_type": QuantType.QUInt8}] for scale in norms if scale}
 
 
-def _config(path: Path, job: LoweringJob, exclude: Sequence[str], overrides: dict[str, list[dict[str, Any]]]) -> Any:
+def _config(path: Path, job: LoweringJob, exclude: Sequence[str], overrides: Overrides) -> Any:
     config = get_qnn_qdq_config(
         path,
         None,  # ranges are measured elsewhere

@@ -183,12 +183,11 @@ def _execute(model: Any, batch: Arrays) -> dict[str, Array]:
         buffer.write(np.ascontiguousarray(batch[name]))
     model.run_by_name(signature, inputs, outputs)
     wait_for_threads()
-    return {name: _read(buffer, made[name]) for name, buffer in outputs.items()}
+    return {name: _read(buffer, made[name]["shape"], made[name]["dtype"]) for name, buffer in outputs.items()}
 
 
-def _read(buffer: Any, detail: dict[str, Any]) -> Array:
-    shape, dtype = tuple(detail["shape"]), np.dtype(detail["dtype"])
-    values: Array = buffer.read(int(np.prod(shape)), dtype)
+def _read(buffer: Any, shape: list[int], dtype: str) -> Array:
+    values: Array = buffer.read(int(np.prod(shape)), np.dtype(dtype))
     return values.reshape(shape).copy()
 
 
