@@ -18,14 +18,12 @@ from md_export.targets.coreml.mil.dtypes import TensorType, parse_type
 from md_export.targets.coreml.mil.loading import Package
 from md_export.targets.coreml.mil.values import BlobFile
 from md_export.targets.coreml.modules import KEY, read_modules
-from md_export.targets.coreml.package import WEIGHTS, main_operations, read_spec
+from md_export.targets.coreml.package import PACKED, WEIGHTS, blobs_of, main_operations, read_spec
 from md_export.targets.coreml.weights import float_weights
 from md_export.targets.costs import Node, OpCost, Value, Work, costs_of, einsum_macs, multiplying, product_macs
 
 # numpy's names, as in recipes, of types that MIL calls otherwise.
 _NAMES: Final = {"fp16": "float16", "fp32": "float32"}
-# What constexpr_lut_to_dense and constexpr_sparse_to_dense call them.
-_PACKED: Final = ("indices", "mask")
 _MULTIPLIES: Final = ("conv", "linear")
 _VIEWS: Final = ("reshape", "expand_dims", "squeeze", "flatten2d", "identity")
 _MOVES: Final = ("transpose", "depth_to_space", "space_to_depth", "pixel_shuffle", "pixel_unshuffle", "reverse")
@@ -95,11 +93,9 @@ class _Blob:
 
 
 def _uses(op: Any) -> Iterable[tuple[int, _Use]]:
-    bound = [(role, argument.value) for role, value in op.inputs.items() for argument in value.arguments]
-    for role, value in (*op.attributes.items(), *bound):
-        if value.WhichOneof("value") == "blobFileValue":
-            packed = _elements(op.outputs[0]) if role in _PACKED and op.type.startswith("constexpr_") else None
-            yield int(value.blobFileValue.offset), _Use(op.outputs[0].name, packed)
+    for role, offset in blobs_of(op):
+        packed = _elements(op.outputs[0]) if role in PACKED and op.type.startswith("constexpr_") else None
+        yield offset, _Use(op.outputs[0].name, packed)
 
 
 def _elements(value: Any) -> int:

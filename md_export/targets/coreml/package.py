@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from google.protobuf.message import DecodeError
 
@@ -14,6 +14,8 @@ from md_export.targets.coreml.vendor import ct
 
 AUTHOR: Final = "com.apple.CoreML"
 MODEL: Final = f"Data/{AUTHOR}/model.mlmodel"
+# Roles of constants of constexpr_* operations that lie several to a byte, whatever type the record names.
+PACKED: Final = ("indices", "mask")
 WEIGHTS: Final = f"Data/{AUTHOR}/weights/weight.bin"
 # ArrayFeatureType.ArrayDataType of Model.proto; a component's surface has no other.
 _DTYPES: Final = {65568: "float32", 131104: "int32"}
@@ -118,3 +120,18 @@ def check(arrays: Arrays, specs: Sequence[TensorSpec], what: str) -> None:
             raise RuntimeFault(
                 f"{what} {name} is {array.dtype}{list(array.shape)}; the model's is {spec.dtype}{list(spec.shape)}"
             )
+
+
+class Blob(NamedTuple):
+    """A constant in the weight file: what an operation does with it, and where its record lies."""
+
+    role: str
+    offset: int
+
+
+def blobs_of(op: Any) -> Iterator[Blob]:
+    """Each constant in the weight file that an operation of a program takes."""
+    bound = [(role, argument.value) for role, value in op.inputs.items() for argument in value.arguments]
+    for role, value in (*op.attributes.items(), *bound):
+        if value.WhichOneof("value") == "blobFileValue":
+            yield Blob(role, int(value.blobFileValue.offset))

@@ -20,7 +20,7 @@ from md_export.targets.coreml.decompress import DECODERS, Constants
 from md_export.targets.coreml.mil.loading import Package
 from md_export.targets.coreml.mil.values import SENTINEL, BlobFile
 from md_export.targets.coreml.modules import read_modules
-from md_export.targets.coreml.package import MODEL, WEIGHTS, feature_specs, main_operations, read_spec
+from md_export.targets.coreml.package import MODEL, PACKED, WEIGHTS, blobs_of, feature_specs, main_operations, read_spec
 from md_export.targets.coreml.weights import LEAST_ELEMENTS, WEIGHT_INPUTS, pays
 from md_export.targets.stored import Constant, Role, StoredWeight, Use
 
@@ -44,8 +44,6 @@ _ROLES_EDIT: Final = {"scale": "scale", "lut": "palette"}
 _NUMPY: Final = {"fp16": "float16", "fp32": "float32"} | {
     name: name for name in ("int8", "uint8", "int16", "uint16", "int32", "uint32")
 }
-# Roles of what constexpr_* operations keep several to a byte, whatever type the record names.
-_PACKED: Final = ("indices", "mask")
 # MILBlob's codes of the two float types.
 _CODES: Final = {"float16": 1, "float32": 2}
 _ALIGNED: Final = 64
@@ -129,22 +127,18 @@ def edit(path: Path) -> Iterator[list[Constant]]:
     """Every constant of the weight file in the order of the program; what was written in place is saved."""
     file = path / WEIGHTS
     content, blobs = bytearray(file.read_bytes()), BlobFile(file)
-    yield [_constant(content, blobs, *use) for op in main_operations(read_spec(path)) for use in _uses(op)]
+    yield [
+        _constant(content, blobs, op.outputs[0].name, *blob)
+        for op in main_operations(read_spec(path))
+        for blob in sorted(blobs_of(op), key=lambda blob: blob.role)
+    ]
     file.write_bytes(content)
-
-
-def _uses(op: Any) -> Iterator[tuple[str, str, int]]:
-    """Output name, role and record of each blob that an operation takes."""
-    bound = [(role, argument.value) for role, value in op.inputs.items() for argument in value.arguments]
-    for role, value in sorted((*op.attributes.items(), *bound), key=lambda item: item[0]):
-        if value.WhichOneof("value") == "blobFileValue":
-            yield op.outputs[0].name, role, int(value.blobFileValue.offset)
 
 
 def _constant(content: bytearray, blobs: BlobFile, name: str, role: str, offset: int) -> Constant:
     record = blobs.record(offset)
     raw = np.frombuffer(content, np.uint8, record.nbytes, record.start)
-    if record.dtype not in _NUMPY or role in _PACKED:
+    if record.dtype not in _NUMPY or role in PACKED:
         return Constant(f"{name}.{role}", "packed", raw)
     kind: Any = _ROLES_EDIT.get(role, "weight")
     return Constant(f"{name}.{role}", kind, raw.view(_NUMPY[record.dtype]))

@@ -76,7 +76,7 @@ def _description(model: onnx.ModelProto, folder: Path) -> Description:
 
 def _weight_dtypes(graph: onnx.GraphProto) -> dict[str, str]:
     # One column is the row scales of an int8 embedding table.
-    dtypes = {tensor.name: _dtype(tensor) for tensor in graph.initializer if list(tensor.dims[1:]) != [1]}
+    dtypes = {tensor.name: dtype_of(tensor) for tensor in graph.initializer if list(tensor.dims[1:]) != [1]}
     for node in graph.node:
         if node.op_type in _DECODING and node.input[0] in dtypes:
             dtypes[node.output[0]] = dtypes[node.input[0]]
@@ -117,19 +117,20 @@ def read_unfused(path: Path) -> onnx.ModelProto:
 
 
 def _finite(tensor: onnx.TensorProto, folder: Path) -> bool:
-    if not _dtype(tensor).startswith("float"):
+    if not dtype_of(tensor).startswith("float"):
         return True
     return bool(np.isfinite(onnx.numpy_helper.to_array(tensor, str(folder))).all())
 
 
-def _dtype(tensor: onnx.TensorProto) -> str:
-    return onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).name
+def dtype_of(tensor: onnx.TensorProto) -> str:
+    """numpy's name of a constant's type, or that of ml_dtypes."""
+    return str(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).name)
 
 
 def _bytes_by_dtype(graph: onnx.GraphProto) -> dict[str, int]:
     totals: Counter[str] = Counter()
     for tensor in graph.initializer:
-        totals[_dtype(tensor)] += stored_bytes(tensor)
+        totals[dtype_of(tensor)] += stored_bytes(tensor)
     return dict(sorted(totals.items()))
 
 
@@ -171,12 +172,12 @@ def _declared(graph: onnx.GraphProto) -> Iterator[tuple[str, Value]]:
     for info in (*graph.input, *graph.value_info, *graph.output):
         tensor = info.type.tensor_type
         shape = tuple(max(dimension.dim_value, 1) for dimension in tensor.shape.dim)
-        yield info.name, Value(shape, _dtype_costs(tensor.elem_type))
+        yield info.name, Value(shape, _dtype(tensor.elem_type))
     for constant in graph.initializer:
-        yield constant.name, Value(tuple(constant.dims), _dtype_costs(constant.data_type), stored_bytes(constant))
+        yield constant.name, Value(tuple(constant.dims), _dtype(constant.data_type), stored_bytes(constant))
 
 
-def _dtype_costs(number: int) -> str:
+def _dtype(number: int) -> str:
     """numpy's name; ONNX calls float32 plainly float."""
     name = str(onnx.TensorProto.DataType.Name(number)).lower()
     return "float32" if name == "float" else name

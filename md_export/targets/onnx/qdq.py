@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, StaticQuantConfig
 from onnxruntime.quantization.calibrate import CalibraterBase, TensorsData, create_calibrator
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
@@ -137,21 +137,35 @@ def quantize_static(model: ir.Model, job: LoweringJob, exclude: Sequence[str]) -
     try:
         with quiet():
             ranges = measure_ranges(path, QUANTIZED_OPS, weights_are_external(model), job)
-            quantizer = QDQQuantizer(
-                load_model_with_shape_infer(path),
+            config = StaticQuantConfig(
+                _Reader(job.calibration),
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
                 per_channel=job.scheme.granularity == "channel",
-                reduce_range=False,
-                weight_qType=QuantType.QInt8,
-                activation_qType=QuantType.QUInt8,
-                tensors_range=ranges,
-                nodes_to_quantize=[],
                 nodes_to_exclude=excluded,
                 op_types_to_quantize=list(QUANTIZED_OPS),
                 extra_options={"OpTypesToExcludeOutputQuantization": _FLOAT_OUTPUT},
             )
-            quantizer.quantize_model()
+            return with_pairs(path, config, ranges)
     except (*ORT_ERRORS, ValueError) as error:
         raise ConversionError(f"{job.component}: onnxruntime's quantizer failed: {error}") from error
+
+
+def with_pairs(path: Path, config: StaticQuantConfig, ranges: TensorsData) -> ir.Model:
+    """The saved float graph with the pairs of QuantizeLinear and DequantizeLinear that a configuration asks for."""
+    quantizer = QDQQuantizer(
+        load_model_with_shape_infer(path),
+        per_channel=config.per_channel,
+        reduce_range=False,
+        weight_qType=config.weight_type,
+        activation_qType=config.activation_type,
+        tensors_range=ranges,
+        nodes_to_quantize=[],
+        nodes_to_exclude=config.nodes_to_exclude,
+        op_types_to_quantize=config.op_types_to_quantize,
+        extra_options=config.extra_options,
+    )
+    quantizer.quantize_model()
     quantized: ir.Model = ir.from_proto(quantizer.model.model)
     return quantized
 

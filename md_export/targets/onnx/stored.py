@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from md_export.errors import RuntimeFault
 from md_export.spec.scheme import QuantScheme
 from md_export.targets.onnx.clean import module_path
-from md_export.targets.onnx.describe import read_unfused, stored_bytes
+from md_export.targets.onnx.describe import MALFORMED, dtype_of, read_unfused, stored_bytes
 from md_export.targets.stored import Constant, Float32, Grid, Role, StoredWeight, Use, along
 
 # What an operand is, by operator and position. A product of the norm's value and its gamma stands second.
@@ -90,7 +90,7 @@ def stored_weights(path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:  
     graph = read_unfused(path).graph
     try:
         yield from _File(graph, path.parent).weights()
-    except (onnx.checker.ValidationError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
+    except MALFORMED as error:
         raise RuntimeFault(f"{path.name}: its weights cannot be read: {error}; export it again") from error
 
 
@@ -114,9 +114,9 @@ class _File:
                 yield self._weight(name, codings.get(name))
 
     def _weight(self, name: str, coding: _Coding | None) -> StoredWeight:
-        dtype, parts = _dtype(self._tensors[name]), Counter[str]()
+        dtype, parts = dtype_of(self._tensors[name]), Counter[str]()
         for part in (name, *(coding.parts if coding else ())):
-            parts[_dtype(self._tensors[part])] += stored_bytes(self._tensors[part])
+            parts[dtype_of(self._tensors[part])] += stored_bytes(self._tensors[part])
         values, steps = self._decoded(name, coding)
         readers = coding.readers if coding else tuple(self._readers[name])
         turned = any(_is_transposed(reader) for reader in readers)
@@ -133,7 +133,7 @@ class _File:
 
     def _coding(self, name: str) -> _Coding | None:
         """By DequantizeLinear, after the look-up of its rows, by Cast from float16; None for a float as it is."""
-        dtype = _dtype(self._tensors[name])
+        dtype = dtype_of(self._tensors[name])
         for node in [reader.node for reader in self._readers[name] if reader.position == 0]:
             if node.op_type == _SCALED:
                 return self._scaled(node)
@@ -158,7 +158,7 @@ class _File:
             steps = along(self._read(coding.parts[0]), 2, 0)
             return self._read(name).astype(np.float32) * steps, steps
         values, steps = dequantized(coding.node, self._read)
-        shape = self._read(coding.parts[-1]) if _dtype(self._tensors[coding.parts[-1]]) == "int64" else values.shape
+        shape = self._read(coding.parts[-1]) if dtype_of(self._tensors[coding.parts[-1]]) == "int64" else values.shape
         values = values.reshape(shape)
         return values, steps.reshape(*steps.shape, *[1] * (values.ndim - steps.ndim))
 
@@ -191,10 +191,6 @@ def _as_torch(values: Float32, turned: bool) -> Float32:
 def _is_promised(readers: tuple[_Reader, ...], shape: tuple[int, ...]) -> bool:
     """Every operand of a product or a look-up is stored as the scheme says."""
     return len(shape) >= 2 and any((reader.node.op_type, reader.position) in _MULTIPLIED for reader in readers)
-
-
-def _dtype(tensor: Any) -> str:
-    return str(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).name)
 
 
 @contextmanager

@@ -7,21 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import onnx_ir as ir
-from onnxruntime.quantization import QuantType
+from onnxruntime.quantization import QuantType, StaticQuantConfig
 from onnxruntime.quantization.calibrate import TensorData, TensorsData
 from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config
-from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 from onnxscript.version_converter import convert_version
 
 from md_export.errors import ConversionError
 from md_export.targets.contract import LoweringJob
 from md_export.targets.lowering import quiet
-from md_export.targets.onnx.qdq import measure_ranges
+from md_export.targets.onnx.qdq import measure_ranges, with_pairs
 from md_export.targets.onnx.save import weights_are_external
 from md_export.targets.onnx.sessions import ORT_ERRORS
 from md_export.targets.onnx.target import OnnxModel
@@ -140,7 +138,7 @@ def quantize_for_npu(model: ir.Model, job: LoweringJob, exclude: Sequence[str]) 
             soften_masks(model, ranges)
             path.unlink()
             OnnxModel(model).save(path)
-            return _quantized(path, config, ranges)
+            return with_pairs(path, config, ranges)
     except (*ORT_ERRORS, ValueError) as error:
         raise ConversionError(f"{job.component}: onnxruntime's quantizer failed: {error}") from error
 
@@ -155,8 +153,8 @@ def _norm_scales(model: ir.Model) -> Overrides:
     return {scale.name or "": [{"quant_type": QuantType.QUInt8}] for scale in norms if scale}
 
 
-def _config(path: Path, job: LoweringJob, exclude: Sequence[str], overrides: Overrides) -> Any:
-    config = get_qnn_qdq_config(
+def _config(path: Path, job: LoweringJob, exclude: Sequence[str], overrides: Overrides) -> StaticQuantConfig:
+    config: StaticQuantConfig = get_qnn_qdq_config(
         path,
         None,  # ranges are measured elsewhere
         activation_type=_ACTIVATIONS[job.scheme.activations],
@@ -168,24 +166,6 @@ def _config(path: Path, job: LoweringJob, exclude: Sequence[str], overrides: Ove
     )
     config.op_types_to_quantize = sorted(config.op_types_to_quantize)
     return config
-
-
-def _quantized(path: Path, config: Any, ranges: TensorsData) -> ir.Model:
-    quantizer = QDQQuantizer(
-        load_model_with_shape_infer(path),
-        per_channel=config.per_channel,
-        reduce_range=False,
-        weight_qType=config.weight_type,
-        activation_qType=config.activation_type,
-        tensors_range=ranges,
-        nodes_to_quantize=[],
-        nodes_to_exclude=config.nodes_to_exclude,
-        op_types_to_quantize=config.op_types_to_quantize,
-        extra_options=config.extra_options,
-    )
-    quantizer.quantize_model()
-    quantized: ir.Model = ir.from_proto(quantizer.model.model)
-    return quantized
 
 
 def _divide(model: ir.Model) -> None:
