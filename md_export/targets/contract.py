@@ -1,4 +1,4 @@
-"""What every target agrees to: a job comes in, a saved artifact goes out, a runner executes it."""
+"""The contract of targets: a job comes in, a saved artifact goes out, a runner executes it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from md_export.targets.stored import Constant, StoredWeight
 if TYPE_CHECKING:
     from torch import nn
 
-# The one entry that holds all notes as JSON, where a format has named blobs; the prefix of each where it has pairs.
-NAME: Final = "md_export"
-_PREFIX: Final = f"{NAME}."
+# Name of the entry that holds all notes as JSON, where a format has named blobs; prefix of each where it has pairs.
+METADATA: Final = "md_export"
+_PREFIX: Final = f"{METADATA}."
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class LoweringJob:
 
 @dataclass(frozen=True)
 class Description:
-    """What is found inside a saved artifact, read from its own bytes.
+    """Contents of a saved artifact, read from its own bytes.
 
     Attributes:
         stored: bytes of stored weights by dtype (``float32``, ``float16``, ``int8``, …).
@@ -250,5 +250,5 @@ def labelled(notes: Mapping[str, str]) -> dict[str, str]:
 
 
 def notes_among(pairs: Mapping[str, str]) -> dict[str, str]:
-    """What :func:`labelled` put there; empty for an artifact by another tool."""
+    """Return the notes that :func:`labelled` put there; empty for an artifact by another tool."""
     return {name.removeprefix(_PREFIX): value for name, value in sorted(pairs.items()) if name.startswith(_PREFIX)}

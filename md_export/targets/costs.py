@@ -1,4 +1,4 @@
-"""What each operation of a saved artifact computes and moves, in words that every format shares.
+"""Arithmetic and traffic of each operation of a saved artifact, in words that every format shares.
 
 A target tells its values and nodes; :func:`costs_of` sees weights through what only decodes them, and int8 values
 through the pairs that only mark them, and gives one :class:`OpCost` for each operation that is left.
@@ -56,7 +56,7 @@ class OpCost:
 
 
 def bits_of(dtype: str) -> int:
-    """Of an element: the number at the end of the type's name, 8 for ``bool``."""
+    """Return the bits of an element: the number at the end of the type's name, 8 for ``bool``."""
     digits = dtype.lstrip("abcdefghijklmnopqrstuvwxyz")
     return int(digits) if digits.isdigit() else 8
 
@@ -77,7 +77,7 @@ class Value:
 
     @property
     def bits(self) -> int:
-        """Of an element."""
+        """Bytes of an element."""
         return bits_of(self.dtype)
 
     @property
@@ -118,7 +118,7 @@ def costs_of(nodes: Sequence[Node], values: Mapping[str, Value]) -> tuple[OpCost
 
 
 def multiplying(taps: int) -> Work:
-    """What a convolution with so many taps in space is: with one, it multiplies matrices."""
+    """Return the work of a convolution with so many taps in space: with one, it multiplies matrices."""
     return "convolution" if taps > 1 else "matrix product"
 
 

@@ -1,4 +1,4 @@
-"""Whose names and shapes an artifact has at its surface: our own, or those that Apple's Swift package reads.
+"""Names and shapes at an artifact's surface: our own, or those that Apple's Swift package reads.
 
 Golden cases, the chain and the samplers speak our names. :meth:`Layout.pack` translates what they give for an
 artifact of that layout, and :func:`adapt` puts the way back into the graph, so that the artifact computes the same.

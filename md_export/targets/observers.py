@@ -30,7 +30,7 @@ _ROUNDS: Final = 3
 
 
 class Observer(Protocol):
-    """What is seen of one value of a graph."""
+    """Observer of one value of a graph."""
 
     def add(self, values: Array) -> None:
         """Take note of one tensor of floats. ValueError where it holds NaN or Inf."""
@@ -140,7 +140,7 @@ class Histogram(Extremes):
 
     @property
     def centres(self) -> _Floats:
-        """Of the bins, ``[2 * _BINS]``."""
+        """Centres of the bins, ``[2 * _BINS]``."""
         return np.asarray((np.arange(2 * _BINS) - _BINS + 0.5) * self.width, np.float64)
 
 
@@ -176,7 +176,7 @@ class LeastError(Histogram):
         self._symmetric = symmetric
 
     def bounds(self) -> tuple[float, float]:
-        """Of what was seen, or less of it below zero, above zero or on both sides."""
+        """Return the range that was seen, or less of it below zero, above zero or on both sides."""
         low, high = super().bounds()
         kept = self.counts > 0
         values, counts = self.centres[kept], self.counts[kept].astype(np.float64)
@@ -198,7 +198,7 @@ def _best(errors: list[float]) -> float:
 
 
 def _error(values: _Floats, counts: _Floats, low: float, high: float, steps: int) -> float:
-    """Of so many equal steps, one of which begins at zero: sum of squares over values and counts."""
+    """Return the squared error of so many equal steps, one of which begins at zero, summed over values and counts."""
     step = (high - low) / steps or 1.0
     represented = np.rint(np.clip(values, low, high) / step) * step
     return float(((represented - values) ** 2) @ counts)

@@ -20,7 +20,7 @@ def tools_of(target: str | None = None, also: tuple[str, ...] = ()) -> dict[str,
 
 
 def optional() -> dict[str, str]:
-    """What some checkpoints need, where it is installed."""
+    """Return the versions of packages that some checkpoints need, where they are installed."""
     try:
         return {DIFFUSERS: version(DIFFUSERS)}
     except PackageNotFoundError:

@@ -23,7 +23,7 @@ from md_export.models.sampling.generate import draw_noise, tokenize
 from md_export.models.sampling.picture_files import to_bytes
 from md_export.spec.manifest import Manifest, read_manifest
 from md_export.targets import TARGETS
-from md_export.targets.contract import NAME
+from md_export.targets.contract import METADATA
 from md_export.targets.tflite.lower import SIGNATURE
 from support import Exported
 
@@ -46,7 +46,7 @@ def listing_faults(listing: str, manifest: Manifest, notes: dict[str, str]) -> l
     text, unet, decoder = manifest.artifacts
     (ids,), (last,), (image,) = text.inputs, text.outputs, decoder.outputs
     wanted = [
-        f'const val NAME = "{NAME}"',
+        f'const val NAME = "{METADATA}"',
         f'const val SIGNATURE = "{SIGNATURE}"',
         *(f'"{spec.name}" to ' for spec in unet.inputs),
         *(f'"{entry.component}"' for entry in manifest.artifacts),

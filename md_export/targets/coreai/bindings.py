@@ -121,7 +121,7 @@ def graphs(program: Any) -> list[Any]:
 
 
 def name_of(graph: Any) -> str:
-    """Of a graph."""
+    """Return the name of a graph."""
     return str(ir.StringAttr(graph.attributes["sym_name"]).value)
 
 
@@ -138,7 +138,7 @@ def main_graph(program: Any) -> Any:
 
 
 def operations(program: Any) -> list[Any]:
-    """Of ``main``, in order of execution, its output last."""
+    """Return the operations of ``main``, in order of execution, its output last."""
     return [op.operation for op in main_graph(program).regions[0].blocks[0].operations]
 
 

@@ -62,12 +62,12 @@ def element_of(op: Any) -> Element:
 
 
 def shape_of(op: Any) -> tuple[int, ...]:
-    """Of a constant."""
+    """Return the shape of a constant."""
     return tuple(op.results[0].type.shape)
 
 
 def stored_bytes(op: Any) -> int:
-    """Of a constant's values; two of int4 are one byte, and equal ones are stored once."""
+    """Return the bytes of a constant's values; two of int4 are one byte, and equal ones are stored once."""
     held, element = op.attributes["value"], element_of(op)
     if ir.DenseElementsAttr.isinstance(held) and ir.DenseElementsAttr(held).is_splat:
         return -(-element.bits // 8)
@@ -103,7 +103,7 @@ def unpacked(raw: np.ndarray[Any, Any], element: Element, shape: tuple[int, ...]
 
 
 def packed(values: Array, element: Element) -> np.ndarray[Any, Any]:
-    """What :func:`unpacked` reads."""
+    """Return values in the form that :func:`unpacked` reads."""
     if element.bits >= 8:
         return np.ascontiguousarray(values).reshape(-1)
     bits = np.unpackbits(values.reshape(-1, 1).view(np.uint8), axis=1, bitorder="little")[:, : element.bits]
@@ -178,14 +178,14 @@ def indices(weight: Floats, storage: WeightStorage) -> tuple[Array, Floats]:
 
 
 def scaled(values: Array, scales: Floats, offsets: tuple[Array, Floats]) -> Floats:
-    """Of ``blockwise_shift_scale``: ``scale · (value - offset) + offset``, in the second offset's type."""
+    """Compute ``blockwise_shift_scale``: ``scale · (value - offset) + offset``, in the second offset's type."""
     first, second = (_each(offset, values.shape) for offset in offsets)
     found = _each(scales, values.shape).astype(np.float32) * (values.astype(np.float32) - first) + second
     return np.asarray(found.astype(offsets[1].dtype))
 
 
 def looked_up(chosen: Array, tables: Floats) -> Floats:
-    """Of ``lut_to_dense`` with one value per entry."""
+    """Compute ``lut_to_dense`` with one value per entry."""
     groups = tables.shape[: chosen.ndim]
     numbers = _each(np.arange(int(np.prod(groups))).reshape(groups), chosen.shape)
     return np.asarray(tables.reshape(-1, tables.shape[-2])[numbers, chosen])

@@ -1,4 +1,4 @@
-"""What a saved asset really holds: operations, stored bytes by type, and where weights stayed float."""
+"""Contents of a saved asset: operations, stored bytes by type, and where weights stayed float."""
 
 from __future__ import annotations
 

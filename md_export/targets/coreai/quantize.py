@@ -89,7 +89,7 @@ def takes_int8(product: Reader) -> bool:
 
 
 def _edges(products: Sequence[Reader]) -> list[_Edge]:
-    """What products give, then what others of them take, each value once."""
+    """Return the outputs of products, then the inputs of other products, each value once."""
     given = {_output(product.op): product.op.location for product in products}
     taken: dict[Any, list[Any]] = {}
     asking = dict.fromkeys(product.op for product in products)
@@ -118,7 +118,7 @@ def _made_by(value: Any) -> str:
 
 
 def _output(op: Any) -> Any:
-    """What a product gives, with its bias."""
+    """Return the output of a product, with its bias."""
     made = op.results[0]
     takers = _takers(made)
     first = next(iter(takers))

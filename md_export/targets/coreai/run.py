@@ -142,7 +142,7 @@ def watched(path: Path, names: Collection[str]) -> Iterator[Callable[[Arrays], d
 
 
 def names_of(program: Any) -> dict[Any, str]:
-    """Of every value of ``main``, by its place in the program; a saved program has the same."""
+    """Name every value of ``main`` by its place in the program; a saved program has the same names."""
     block = main_graph(program).regions[0].blocks[0]
     found = {argument: f"%input{number}" for number, argument in enumerate(block.arguments)}
     for number, op in enumerate(operations(program)):

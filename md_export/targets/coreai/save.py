@@ -57,5 +57,5 @@ def read_custom(path: Path) -> dict[str, str]:
 
 
 def read_notes(path: Path) -> dict[str, str]:
-    """Those of the job."""
+    """Return the job's metadata."""
     return notes_among(read_custom(path))

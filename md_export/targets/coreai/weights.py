@@ -49,7 +49,7 @@ class Reader(NamedTuple):
 
     @property
     def place(self) -> tuple[str, int]:
-        """What it does with the value, as the tables name it."""
+        """Kind of the operation and position of the operand, as the tables name them."""
         return kind_of(self.op), self.position
 
     @property
@@ -107,7 +107,7 @@ def to_program(values: Array, readers: list[Reader], leading: int) -> Array:
 
 
 def path_of(readers: list[Reader]) -> str:
-    """Of the first module that reads a weight; empty where the file does not tell."""
+    """Return the path of the first module that reads a weight; empty where the file does not tell."""
     return next((path for reader in readers if (path := module_of(reader.op)) is not None), "")
 
 

@@ -138,7 +138,7 @@ def _is_float_in_int8(scheme: QuantScheme) -> bool:
 
 
 def _since_ios18(scheme: QuantScheme) -> str | None:
-    """What of the scheme older systems cannot read, after coremltools' guide ("What's New" of the optimizations)."""
+    """Return the part of a scheme that needs iOS 18 ("What's New" of the optimizations, in coremltools' guide)."""
     features = (
         (scheme.weights == "int4", "int4"),
         (scheme.palette_bits == 3, "a palette of 3 bits"),

@@ -71,7 +71,7 @@ def take_function(spec: Any, name: str, package: Path) -> Any:
 
 
 def _keep(functions: Any, name: str) -> None:
-    """Of a program's functions one, called ``main``."""
+    """Keep one of a program's functions, under the name ``main``."""
     kept = type(functions[name])()
     kept.CopyFrom(functions[name])
     functions.clear()

@@ -39,7 +39,7 @@ _ROLES: Final[dict[tuple[str, str], Role]] = {
 }
 # Axis of a weight's output channels; the first but for a transposed convolution.
 _MADE: Final = {"conv_transpose": 1}
-_ROLES_EDIT: Final = {"scale": "scale", "lut": "palette"}
+_EDITED_ROLES: Final = {"scale": "scale", "lut": "palette"}
 # numpy's names of the types that it has.
 _NUMPY: Final = {"fp16": "float16", "fp32": "float32"} | {
     name: name for name in ("int8", "uint8", "int16", "uint16", "int32", "uint32")
@@ -140,7 +140,7 @@ def _constant(content: bytearray, blobs: BlobFile, name: str, role: str, offset:
     raw = np.frombuffer(content, np.uint8, record.nbytes, record.start)
     if record.dtype not in _NUMPY or role in PACKED:
         return Constant(f"{name}.{role}", "packed", raw)
-    kind: Any = _ROLES_EDIT.get(role, "weight")
+    kind: Any = _EDITED_ROLES.get(role, "weight")
     return Constant(f"{name}.{role}", kind, raw.view(_NUMPY[record.dtype]))
 
 

@@ -71,7 +71,7 @@ def _module(constant: str, modules: Mapping[str, str]) -> str:
 
 
 def weight_storage(path: str, layer: nn.Module, scheme: QuantScheme) -> WeightStorage | None:
-    """What ``compress`` makes of a weight; ``scheme`` is the module's own, without rules. None: it stays float.
+    """Return how ``compress`` stores a weight; ``scheme`` is the module's own, without rules. None: it stays float.
 
     The table of positions is folded to a constant that is added, and no weight.
     """

@@ -135,7 +135,7 @@ def _bytes_by_dtype(graph: onnx.GraphProto) -> dict[str, int]:
 
 
 def stored_bytes(tensor: onnx.TensorProto) -> int:
-    """Of a constant's values; two of int4 are one byte."""
+    """Return the bytes of a constant's values; two of int4 are one byte."""
     return int(-(-prod(tensor.dims) * ir.DataType(tensor.data_type).bitwidth // 8))
 
 

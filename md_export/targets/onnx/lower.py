@@ -40,7 +40,7 @@ def part_weights(model: ir.Model) -> None:
 
 
 def _looks_up(node: ir.Node) -> bool:
-    """What is no constant for all that, such as rows by token, is not folded."""
+    """Whether a node looks up parts of a constant; rows by token, which are no constants, are not folded."""
     whole = node.inputs[0] if node.op_type == "Gather" else None
     return whole is not None and whole.is_initializer()
 

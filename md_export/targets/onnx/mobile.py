@@ -18,7 +18,7 @@ _MLPROGRAM: Final = "coreml_supported_mlprogram_ops.md"
 
 @dataclass(frozen=True)
 class Partitions:
-    """What becomes of a graph on an iPhone.
+    """Parts of a graph on an iPhone.
 
     Attributes:
         count: Core ML models that onnxruntime makes of it; each border is a copy and a wait.

@@ -32,7 +32,7 @@ OPSET: Final = 21
 
 @dataclass(frozen=True)
 class Integers:
-    """What DequantizeLinear takes.
+    """Operands of a DequantizeLinear.
 
     Attributes:
         values: int8 or int4, of the weight's shape; ``[out, in·kernel]`` where blocks span a kernel.

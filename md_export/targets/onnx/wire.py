@@ -106,7 +106,7 @@ def _head(name: str, tensor: ir.TensorProtocol) -> bytes:
 
 
 def _tag(number: int, size: int) -> bytes:
-    """What stands before a field of ``size`` bytes."""
+    """Return the bytes in front of a field of ``size`` bytes."""
     return _varint(number << 3 | _BYTES) + _varint(size)
 
 

@@ -58,7 +58,7 @@ def adjust_weights(
 
 @dataclass(frozen=True)
 class Stored:
-    """What a layer computes with once it is stored; ``bias`` as it is, or corrected; None where there is none."""
+    """Weight and bias of a layer once it is stored; ``bias`` unchanged or corrected, None where the layer has none."""
 
     weight: Tensor
     bias: Tensor | None

@@ -82,7 +82,7 @@ def _in_order(weight: Tensor, factor: Tensor, levels: Levels) -> Tensor:
 
 
 def rounded(layer: nn.Module, weight: Tensor, storage: WeightStorage, how: Rounding, sums: InputSums | None) -> Tensor:
-    """What a layer computes with once ``weight`` is stored.
+    """Return the weight that a layer computes with once ``weight`` is stored.
 
     Args:
         layer: whose weight it is; it is not changed.

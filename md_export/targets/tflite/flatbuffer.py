@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from md_export.errors import RuntimeFault
 from md_export.spec.tensors import Array
-from md_export.targets.contract import NAME
+from md_export.targets.contract import METADATA
 from md_export.targets.stored import Float32, along
 from md_export.targets.tflite.names import module_of
 
@@ -217,17 +217,17 @@ def attach_notes(converted: Any, notes: Mapping[str, str]) -> None:
     module = converted._exporter.module.operation
     text = json.dumps(notes, sort_keys=True, separators=(",", ":"))
     with module.context:
-        module.attributes["tfl.metadata"] = ir.DictAttr.get({NAME: ir.StringAttr.get(text)})
+        module.attributes["tfl.metadata"] = ir.DictAttr.get({METADATA: ir.StringAttr.get(text)})
 
 
 def read_notes(model: Any) -> dict[str, str]:
-    """What :func:`attach_notes` wrote, from the ``ModelT`` that ``read_model`` gives; empty where there is none.
+    """Return the notes that :func:`attach_notes` wrote, from the ``ModelT`` of ``read_model``; empty if it has none.
 
     Raises:
         ValueError: the entry is no JSON object of strings.
     """
     for entry in model.metadata or ():
-        if entry.name == NAME.encode():
+        if entry.name == METADATA.encode():
             data = model.buffers[entry.buffer].data
             return _FORM.validate_json(np.asarray([] if data is None else data, np.uint8).tobytes())
     return {}

@@ -52,7 +52,7 @@ def module_of(weight: str, output: str) -> str:
 
 
 def modules_in(tensor: str) -> list[str]:
-    """What a tensor's name joins: module paths, or a name that the exporter chose."""
+    """Return the parts that a tensor's name joins: module paths, or a name that the exporter chose."""
     return [part for part in tensor.split(END) if part and not part.isdigit()]
 
 

@@ -138,7 +138,7 @@ FORMS: dict[Any, Form] = {
 
 @dataclass(frozen=True)
 class Signature:
-    """What a kernel takes: each argument's form, the names it cannot do without, who gets the result's type."""
+    """Parameters of a kernel: each argument's form, the names it cannot do without, who gets the result's type."""
 
     forms: dict[str, Form]
     required: frozenset[str]

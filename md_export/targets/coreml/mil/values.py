@@ -43,7 +43,7 @@ Value = torch.Tensor | str
 
 
 class Record(NamedTuple):
-    """What the file says of a blob: MIL's name of its element type, where its data start, and their number of bytes."""
+    """Record of a blob: MIL's name of its element type, where its data start, and their number of bytes."""
 
     dtype: str
     start: int

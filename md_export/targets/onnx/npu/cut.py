@@ -64,7 +64,7 @@ class Whole:
         return self.model.graph
 
     def marked(self, name: str) -> str:
-        """What readers get of a value: the end of its pair of QuantizeLinear and DequantizeLinear, if it has one."""
+        """Return the value that readers take: the end of its pair of QuantizeLinear and DequantizeLinear, if any."""
         end = name
         for kind in _MARKING:
             after = [node.output[0] for node in self.graph.node if node.op_type == kind and node.input[0] == end]

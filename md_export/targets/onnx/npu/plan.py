@@ -41,7 +41,7 @@ class Part:
 
 
 def titles(parts: Sequence[Part]) -> list[str]:
-    """What each part is called: the module that it is all of, or the first and the last of its modules."""
+    """Return the title of each part: the module that it is all of, or the first and the last of its modules."""
     sizes = Counter(name for part in parts for path in part.modules for name in _above(path))
     return [_title(part, sizes) for part in parts]
 

@@ -1,4 +1,4 @@
-"""What the NPU's compiler leaves to the CPU."""
+"""Operations that the NPU's compiler leaves to the CPU."""
 
 from __future__ import annotations
 

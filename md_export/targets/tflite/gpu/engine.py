@@ -115,7 +115,7 @@ def _state(task: Path) -> str:
 
 @dataclass(frozen=True)
 class GpuRun:
-    """What the engine made of a file.
+    """Result of running a file on the engine.
 
     Attributes:
         outputs: one dict for each set of inputs.

@@ -1,4 +1,4 @@
-"""What LiteRT's GPU engine writes on standard error while it compiles a graph."""
+"""Messages that LiteRT's GPU engine writes on standard error while it compiles a graph."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class EngineLog:
 
     @property
     def invalid(self) -> tuple[str, ...]:
-        """What the device refused, although the engine may report success and answer with zeros then."""
+        """Operations that the device refused, although the engine may report success and answer with zeros then."""
         first = (line.removeprefix(_INVALID) for line in self.trouble if line.startswith(_INVALID))
         # What follows from an earlier refusal begins with a bracket.
         return tuple(line for line in first if not line.startswith("["))

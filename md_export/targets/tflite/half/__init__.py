@@ -1,1 +1,1 @@
-"""What float16 arithmetic may do to a .tflite graph, bounded from measured activations."""
+"""Errors of float16 arithmetic in a .tflite graph, bounded from measured activations."""

@@ -1,4 +1,4 @@
-"""What every op of a .tflite graph reads and writes on real inputs, as XNNPACK computes it in float32."""
+"""Inputs and outputs of every op of a .tflite graph on real inputs, as XNNPACK computes it in float32."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ _PRECISIONS: Final[tuple[Precision, Precision]] = ("float16_sums", "float32_sums
 
 @dataclass(frozen=True)
 class Errors:
-    """Of each output of one op, float64.
+    """Errors of each output of one op, float64.
 
     Attributes:
         worst: no order of the terms and no luck with the roundings gives more.
@@ -122,7 +122,7 @@ def measure(path: Path, batches: Sequence[Arrays]) -> tuple[Float16Bound, ...]:
 
 
 def bound_of(values: OpValues) -> Float16Bound:
-    """Of one op in one run."""
+    """Return the bound of one op in one run."""
     op, terms = values.op, terms_of(values)
     if terms is None:
         return _plain(op, values.output)

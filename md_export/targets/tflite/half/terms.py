@@ -103,7 +103,7 @@ def fully_connected(values: OpValues) -> Terms:
 
 
 def batch_matmul(values: OpValues) -> Terms:
-    """Of the last two axes."""
+    """Return the terms of a product over the last two axes."""
     left, right = tensor(values.read(0)), tensor(values.read(1))
     left = left.mT if values.options.adjX else left
     right = right.mT if values.options.adjY else right
