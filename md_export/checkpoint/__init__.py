@@ -14,5 +14,5 @@ __all__ = ["Checkpoint", "build_on_meta", "open_checkpoint", "read_config"]
 
 
 def read_config(path: Path) -> ModelConfig:
-    """The configs of a checkpoint folder alone; weights and tokenizer need not be there."""
+    """Return the configs of a checkpoint folder; weights and tokenizer need not be there."""
     return read_model_config(open_layout(path))

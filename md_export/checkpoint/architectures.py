@@ -1,4 +1,4 @@
-"""Named architectures: the configs of models whose weights nobody needs to have."""
+"""Named architectures: configs that can be inspected and initialized without a checkpoint."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ ARCHS: Final[Mapping[str, Callable[[], ModelConfig]]] = {"md": _md, "md-lite": _
 
 
 def arch_config(name: str) -> ModelConfig:
-    """The configs of a named architecture; raises :class:`UsageError` for an unknown name."""
+    """Return the configs of a named architecture; raises :class:`UsageError` for an unknown name."""
     if name not in ARCHS:
         raise UsageError(f"unknown architecture {name!r}; use one of {', '.join(ARCHS)}")
     return ARCHS[name]()

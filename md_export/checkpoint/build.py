@@ -1,4 +1,4 @@
-"""Modules without memory: parameters on the meta device, constants computed, size refused before it hurts."""
+"""Modules without memory: parameters on the meta device, constants computed, absurd sizes refused."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from md_export.errors import CheckpointError, ConfigError, UsageError
 from md_export.models.graph import ALL_COMPONENTS, Component, ModelConfig
 
 MAX_PARAMETERS: Final = 8_000_000_000
-# The objects of so many layers cost seconds and gigabytes whatever their widths; MD's UNet has 700 tensors.
+# More layers cost seconds and gigabytes whatever their widths; MobileDiffusion's UNet has 700 tensors.
 MAX_TENSORS: Final = 10_000
 
 
 class _ParametersOnMeta(TorchFunctionMode):
-    """Redirect ``torch.empty``, which every layer takes its parameters from, and count what it hands out.
+    """Redirect ``torch.empty``, which allocates the parameters of every layer, and count the elements.
 
     Constants (time frequencies, the causal mask) come from other functions and stay on the CPU:
     no file holds them, so a module built wholly on the meta device could not get them back.
@@ -55,14 +55,14 @@ class _TooLargeError(Exception):
 
 
 def component_named(name: str) -> Component:
-    """One of ALL_COMPONENTS; raises :class:`UsageError` for another name."""
+    """Return one of ALL_COMPONENTS; raises :class:`UsageError` for another name."""
     if name not in ALL_COMPONENTS:
         raise UsageError(f"unknown component {name!r}; use one of {', '.join(ALL_COMPONENTS)}")
     return ALL_COMPONENTS[name]
 
 
 def build_on_meta(component: Component, config: ModelConfig) -> nn.Module:
-    """``component`` in eval mode, parameters on the meta device, constants on the CPU.
+    """Return ``component`` in eval mode, parameters on the meta device, constants on the CPU.
 
     Raises:
         CheckpointError: the config describes more than 8·10⁹ parameters or 10⁴ tensors.
@@ -83,14 +83,14 @@ def build_on_meta(component: Component, config: ModelConfig) -> nn.Module:
 
 
 def _build_failures() -> tuple[type[Exception], ...]:
-    """What layers and transformers' config raise on values that do not go together."""
+    """Return the errors that layers and transformers' config raise for inconsistent values."""
     from huggingface_hub.errors import StrictDataclassError
 
     return (KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError, StrictDataclassError)
 
 
 def _reason(error: Exception) -> str:
-    """One line: the last, since transformers opens with the name of its validator."""
+    """Return the last line of a message; transformers puts the name of its validator first."""
     if isinstance(error, KeyError):
         return f"unknown name {error}"
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()

@@ -38,7 +38,7 @@ _LARGEST: Final[Mapping[str, int]] = {
 }
 # Counts that may be 0.
 _FROM_ZERO: Final = ("steps_offset", "freq_shift")
-# What AutoencoderKL takes for a field that its config leaves out, as those of Stable Diffusion 1 do.
+# AutoencoderKL's defaults for fields that configs of Stable Diffusion 1 leave out.
 _AUTOENCODER: Final[Mapping[str, object]] = {"latent_channels": 4, "scaling_factor": 0.18215}
 _LEVELS: Final = 16
 SCHEDULER: Final = "scheduler/scheduler_config.json"
@@ -50,7 +50,7 @@ _TEXT_SIZES: Final = (
     "num_attention_heads",
     "max_position_embeddings",
 )
-# What CLIPTextModel's function follows from. transformers takes hundreds of other fields, some of which allocate
+# Fields that decide what CLIPTextModel computes. transformers takes hundreds of other fields, some of which allocate
 # (num_labels) or fetch code (attn_implementation): none of them gets there.
 _TEXT_FIELDS: Final = (
     *_TEXT_SIZES,
@@ -64,7 +64,7 @@ _TEXT_FIELDS: Final = (
 
 
 def read_model_config(layout: Layout) -> ModelConfig:
-    """All configs of a checkpoint; raises :class:`CheckpointError` or :class:`ConfigError`, naming the file."""
+    """Return all configs of a checkpoint; raises :class:`CheckpointError` or :class:`ConfigError` naming the file."""
     text = read_json(layout.require("text_encoder/config.json"))
     for field in _TEXT_SIZES:
         if field in text:
@@ -87,7 +87,7 @@ def read_model_config(layout: Layout) -> ModelConfig:
 
 
 def read_trained_substitutions(layout: Layout) -> tuple[str, ...]:
-    """``trained_substitutions`` of ``unet/config.json``: rewrites that the weights were trained to expect."""
+    """Return ``trained_substitutions`` of ``unet/config.json``: rewrites that the weights were trained with."""
     names = read_json(layout.require("unet/config.json")).get("trained_substitutions", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"unet/config.json: trained_substitutions must be a list of rewrite names, not {names!r:.80}")
@@ -109,7 +109,7 @@ def check_vocabulary(path: Path, config: ModelConfig) -> None:
 
 
 def _unet(values: Mapping[str, object]) -> UNetConfig:
-    """MobileDiffusion's, unless diffusers says that it is its own class."""
+    """Return MobileDiffusion's config, or Stable Diffusion's where ``_class_name`` is diffusers' own class."""
     given = {key: value for key, value in values.items() if key != "trained_substitutions"}
     if given.get("_class_name") == CLASS_NAME:
         return _parse(DiffusersUNetConfig, "unet", given)
@@ -117,7 +117,7 @@ def _unet(values: Mapping[str, object]) -> UNetConfig:
 
 
 def _controlnet(unet: UNetConfig, values: Mapping[str, object]) -> ControlConfig:
-    """Of the kind that belongs to the UNet."""
+    """Return the config of the kind of ControlNet that belongs to the UNet."""
     if isinstance(unet, DiffusersUNetConfig):
         return _parse(DiffusersControlNetConfig, "controlnet", values)
     return _parse(ControlNetConfig, "controlnet", values)
@@ -137,11 +137,13 @@ def _check_value(where: str, field: str, value: Any, hint: Any) -> None:
     allowed = typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
     if value is None and NoneType in allowed:
         return
-    kinds = [kind for kind in allowed if kind is not NoneType]
-    wanted = max(kinds, key=lambda kind: _is_list(kind) == isinstance(value, list))
-    if _is_list(wanted):
-        _check_list(where, field, value, typing.get_args(wanted)[0])
-    elif wanted is int:
+    kinds = {typing.get_origin(kind) or kind: kind for kind in allowed if kind is not NoneType}
+    lists = kinds.pop(tuple, None)
+    if lists is not None and (isinstance(value, list) or not kinds):
+        _check_list(where, field, value, typing.get_args(lists)[0])
+        return
+    wanted = next(iter(kinds))
+    if wanted is int:
         if not _is_size(value) and not (field in _FROM_ZERO and value == 0):
             raise ConfigError(f"{where} must be a whole number above 0, not {value!r:.80}")
         _check_largest(where, field, value)
@@ -152,17 +154,13 @@ def _check_value(where: str, field: str, value: Any, hint: Any) -> None:
         raise ConfigError(f"{where} must be {wanted.__name__}, not {value!r:.80}")
 
 
-def _is_list(hint: Any) -> bool:
-    return typing.get_origin(hint) is tuple
-
-
 def _check_largest(where: str, field: str, value: int) -> None:
     if value > _LARGEST.get(field, value):
         raise CheckpointError(f"{where}={value} is absurd (at most {_LARGEST[field]} is read): correct the file")
 
 
 def _check_list(where: str, field: str, value: Any, item_kind: type) -> None:
-    """Raise :class:`ConfigError` unless it is a list of names, or of sizes, with an entry for each of some levels."""
+    """Raise :class:`ConfigError` unless ``value`` is a list of names or sizes, one for each level."""
     words = "whole numbers above 0" if item_kind is int else "names"
     fits = _is_size if item_kind is int else lambda item: isinstance(item, item_kind)
     if not isinstance(value, list) or not 0 < len(value) <= _LEVELS or not all(fits(item) for item in value):

@@ -1,4 +1,4 @@
-"""Small files of an untrusted folder: where they lie, how much of them is read, what is said when they are wrong."""
+"""Small files of an untrusted folder: where they lie, how much of them is read, and errors about them."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _SHOWN_CHARACTERS: Final = 160
 
 @dataclass(frozen=True)
 class Layout:
-    """A checkpoint folder and, for a sibling, the parent whose files it inherits."""
+    """A checkpoint folder and, for a sibling, the parent that it inherits files from."""
 
     root: Path
     parent: Path | None = None
 
     @property
     def tiers(self) -> tuple[Path, ...]:
-        """The folders that hold weights, the ones that override last."""
+        """The folders that hold weights; later ones override earlier ones."""
         return (self.root,) if self.parent is None else (self.parent, self.root)
 
     def find(self, relative: str) -> Path | None:
-        """The file ``relative``: the sibling's own, else the parent's, else ``None``."""
+        """Return the file ``relative``: the sibling's, else the parent's, else ``None``."""
         try:
             return next((tier / relative for tier in reversed(self.tiers) if (tier / relative).is_file()), None)
         except OSError as error:
@@ -49,7 +49,7 @@ class Layout:
 
 
 def read_text(path: Path, limit: int) -> str:
-    """UTF-8 text of at most ``limit`` bytes; raises :class:`CheckpointError` beyond it or when unreadable."""
+    """Return UTF-8 text of at most ``limit`` bytes; raises :class:`CheckpointError` beyond it or when unreadable."""
     try:
         with path.open("rb") as file:
             content = file.read(limit + 1)
@@ -66,7 +66,7 @@ def read_text(path: Path, limit: int) -> str:
 
 
 def read_json(path: Path, limit: int = CONFIG_LIMIT) -> dict[str, object]:
-    """The JSON object in ``path``; raises :class:`CheckpointError` for anything else, NaN and Infinity included."""
+    """Return the JSON object in ``path``; raises :class:`CheckpointError` for all else, NaN and Infinity included."""
     text = read_text(path, limit)
     try:
         # Not json: its recursion is bounded by Python's limit, which litert_converter raises beyond the stack.
@@ -79,23 +79,23 @@ def read_json(path: Path, limit: int = CONFIG_LIMIT) -> dict[str, object]:
 
 
 def unreadable(path: Path, error: OSError) -> NoReturn:
-    """Raise :class:`CheckpointError` for a file that the operating system does not hand out."""
+    """Raise :class:`CheckpointError` for a file that cannot be opened or read."""
     raise CheckpointError(f"{path} cannot be read ({error.strerror or error}): check the path and its permissions")
 
 
 def git_lfs_pointer(path: Path) -> NoReturn:
-    """Raise :class:`CheckpointError` for a placeholder that ``git clone`` left behind."""
+    """Raise :class:`CheckpointError` for the placeholder of a file in Git LFS."""
     raise CheckpointError(f"{path} is a Git LFS placeholder, not the file itself: run `git lfs pull` in that clone")
 
 
 def shown(name: str) -> str:
-    """A name from an untrusted file, printable and short enough for a terminal."""
+    """Return a name from an untrusted file, made printable and short enough for a terminal."""
     printable = name if name.isprintable() else name.encode("unicode_escape").decode("ascii")
     return printable if len(printable) <= _SHOWN_CHARACTERS else printable[: _SHOWN_CHARACTERS - 1] + "…"
 
 
 def capped(lines: list[str], most: int = 20) -> Iterator[str]:
-    """The first ``most`` lines, then how many were left out."""
+    """Yield the first ``most`` lines, then how many were left out."""
     yield from lines[:most]
     if len(lines) > most:
         yield f"… and {len(lines) - most} more"

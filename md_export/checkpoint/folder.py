@@ -44,7 +44,7 @@ class Checkpoint:
     _hashes: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def at(self, size: int | None) -> Checkpoint:
-        """The same checkpoint for pictures of ``size`` pixels a side; None: those that it was trained for.
+        """Return the same checkpoint for pictures of ``size`` pixels a side; None: the size that it was trained for.
 
         Raises:
             UsageError: it cannot make such pictures.
@@ -52,7 +52,7 @@ class Checkpoint:
         return self if size is None else replace(self, config=self.config.at(size))
 
     def module(self, name: str) -> nn.Module:
-        """Component ``name`` with its weights, its LoRAs among them: float32, eval mode, no gradients.
+        """Return component ``name`` with its weights and LoRAs: float32, eval mode, no gradients.
 
         Float32 files stay memory-mapped, other dtypes are converted. Raises :class:`CheckpointError`
         for missing, extra, wrongly shaped or non-finite tensors, for LoRAs that do not fit, for files that cannot be
@@ -68,8 +68,8 @@ class Checkpoint:
         module.load_state_dict(weights, strict=True, assign=True)
         return module.requires_grad_(False)
 
-    def unadapted(self, name: str) -> tuple[nn.Module, list[LowRank]]:
-        """Component ``name`` without its LoRAs, and what they would add; raises as :meth:`module`."""
+    def without_loras(self, name: str) -> tuple[nn.Module, list[LowRank]]:
+        """Return component ``name`` without its LoRAs, and the changes that they make; raises as :meth:`module`."""
         module = replace(self, loras=(), _hashes={}).module(name)
         return module, self._changes(name, module)
 
@@ -90,7 +90,7 @@ class Checkpoint:
 
     @property
     def components(self) -> tuple[str, ...]:
-        """What it is made of, in the order in which it runs: those of COMPONENTS, and what else it has."""
+        """Names of its components in the order in which they run: those of COMPONENTS and optional ones."""
         has = {*COMPONENTS, *((self.config.steering,) if self.config.steering else ())}
         # Others may have the encoder's weights, too, but no use for it in making a picture.
         has |= {"vae_encoder"} if self.config.inpaints else set()
@@ -98,45 +98,45 @@ class Checkpoint:
 
     @property
     def title(self) -> str:
-        """What commands would be given for it: the folder, or the base's and ``--lora`` for each."""
+        """The arguments that name it on the command line: the folder, or the base's and ``--lora`` for each."""
         return str(self.root) if self.base is None else " ".join([str(self.base), *(f"--lora {x}" for x in self.loras)])
 
     @property
-    def homes(self) -> tuple[Path, ...]:
-        """The folders that something about it may lie in, its own first."""
+    def folders(self) -> tuple[Path, ...]:
+        """The folders that hold its files, its own first."""
         return tuple(home for home in (self.root, self.base, self.parent) if home is not None)
 
-    def adapted(self) -> dict[str, tuple[Lora, ...]]:
-        """The LoRAs of each component that has some."""
+    def loras_by_component(self) -> dict[str, tuple[Lora, ...]]:
+        """Return the LoRAs of each component that has some."""
         files = self._lora_files()
         found = {name: tuple(file.lora for file in files if name in file.modules) for name in COMPONENTS}
         return {name: loras for name, loras in found.items() if loras}
 
     def weight_files(self, name: str) -> tuple[Path, ...]:
-        """Files that hold the weights of ``name``, those of the parent first."""
+        """Return the files that hold the weights of ``name``, those of the parent first."""
         return tuple(file for weights in self._weights(component_named(name)) for file in weights.files)
 
     def component_bytes(self, name: str) -> int:
-        """Bytes of the tensors of ``name`` in the dtype in which they are stored."""
+        """Return the bytes of the tensors of ``name`` in their stored dtype."""
         return sum(tensor.nbytes for tensor in self._tensors(component_named(name)).values())
 
     def copy_tokenizer(self, folder: Path) -> None:
-        """As :func:`copy_tokenizer <md_export.checkpoint.tokenizer.copy_tokenizer>`: into the new ``folder``."""
+        """Copy the tokenizer's files into the new ``folder``."""
         copy_tokenizer(self.tokenizer_dir, folder)
 
     def sha256(self) -> str:
-        """Hex digest over names and contents of every config, tokenizer and weight file in use."""
+        """Return the hex digest over names and contents of every config, tokenizer and weight file in use."""
         return hash_of_files(self.file_hashes())
 
     def source_sha256(self, name: str) -> str:
-        """Hex digest over names and contents of the weight files, the LoRAs and the config of component ``name``."""
+        """Return the hex digest over the weight files, the LoRAs and the config of component ``name``."""
         return hash_of_folder(self.file_hashes(), component_named(name).folder)
 
     def file_hashes(self) -> dict[str, str]:
-        """SHA-256 of every config, tokenizer and weight file in use, by its path (see :mod:`.hashes`); read once."""
+        """Return the SHA-256 of every config, tokenizer and weight file in use, by its path; read once."""
         if not self._hashes:
             self._hashes.update({label: hash_of_file(file) for label, file in sorted(self._files_in_use())})
-            for name, loras in self.adapted().items():
+            for name, loras in self.loras_by_component().items():
                 self._hashes.update(hashes_of_loras(COMPONENTS[name].folder, loras))
         return dict(self._hashes)
 

@@ -5,13 +5,13 @@ Files are named by their path in the checkpoint, those that a sibling inherits w
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from md_export.checkpoint.files import unreadable
 from md_export.spec.loras import Lora
+from md_export.system.files import sha256_of, sha256_of_text
 
 INHERITED: Final = "parent/"
 
@@ -19,16 +19,14 @@ INHERITED: Final = "parent/"
 def hash_of_file(file: Path) -> str:
     """Return the SHA-256 of a file's content; CheckpointError where it cannot be read."""
     try:
-        with file.open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
+        return sha256_of(file)
     except OSError as error:
         unreadable(file, error)
 
 
 def hash_of_files(files: Mapping[str, str]) -> str:
     """Return the SHA-256 over names and contents of files, given the SHA-256 of each by its name."""
-    lines = "".join(f"{name}\0{digest}\n" for name, digest in sorted(files.items()))
-    return hashlib.sha256(lines.encode()).hexdigest()
+    return sha256_of_text("".join(f"{name}\0{digest}\n" for name, digest in sorted(files.items())))
 
 
 def hash_of_folder(files: Mapping[str, str], folder: str) -> str:

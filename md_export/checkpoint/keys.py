@@ -1,4 +1,4 @@
-"""Stored tensor names ↔ a component's own, and the one readable error when they do not fit."""
+"""Stored tensor names ↔ a component's names, and one readable error where they do not match."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from md_export.checkpoint.files import capped, shown
 from md_export.errors import CheckpointError
 from md_export.models.graph import ALL_COMPONENTS, Component
-from md_export.system.memory import let_go_of
+from md_export.system.memory import release_tensors
 
 Shape = tuple[int, ...]
 
@@ -38,7 +38,7 @@ _OWN_NAME: Final[Mapping[str, Callable[[str], str | None]]] = {"text_encoder": _
 
 
 def own_tensors(component: Component, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``stored`` under the component's names; tensors of other components in the same file are left out."""
+    """Return ``stored`` under the component's names, without tensors of other components in the same file."""
     rename = _OWN_NAME.get(component.folder)
     others = tuple(
         prefix
@@ -61,7 +61,7 @@ def own_tensors(component: Component, stored: Mapping[str, Tensor]) -> dict[str,
 
 @dataclass(frozen=True)
 class KeyDifference:
-    """What the files of one component lack, hold too much, or hold in another shape."""
+    """Tensors that the files of one component lack, have in addition, or have in another shape."""
 
     component: Component
     missing: tuple[tuple[str, Shape], ...]
@@ -106,7 +106,7 @@ def _with_hint(name: str, hint: str | None) -> str:
 
 
 def as_float32(component: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All in float32 and contiguous; those that are already are not copied, and the pages of others are given back.
+    """Return all tensors in float32 and contiguous, copied only where they are not; mapped pages are released.
 
     Raises:
         CheckpointError: NaN or Inf among them.
@@ -119,7 +119,7 @@ def as_float32(component: str, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
             nans = int(converted[name].isnan().sum())
             infinities = int(converted[name].isinf().sum())
             broken.append(f"{name}: {nans} NaN and {infinities} Inf among {tensor.numel()} values")
-        let_go_of([tensor])
+        release_tensors([tensor])
     if broken:
         what = f"{component}: {len(broken)} tensors hold values that are not finite; "
         advice = "use a checkpoint from before training diverged, or copy it again:"

@@ -41,7 +41,7 @@ _STARTS: Final = (
     ("unet.", "unet"),
     ("text_encoder.", "text_encoder"),
 )
-# Other ways to change a weight, by what their names hold; none of them is up · down.
+# Other forms of adapters, by a part of their tensors' names; none of them is up · down.
 _OTHER_FORMS: Final = (
     ("lora_magnitude_vector", "DoRA"),
     ("dora_scale", "DoRA"),
@@ -53,7 +53,7 @@ _OTHER_FORMS: Final = (
 
 @dataclass(frozen=True)
 class Name:
-    """What a tensor's name says: the component, the module's path with underscores for dots, and which part it is."""
+    """A tensor's name, parsed: the component, the module's path with underscores for dots, and the part."""
 
     component: str
     module: str
@@ -61,7 +61,7 @@ class Name:
 
 
 def read_name(name: str) -> Name | None:
-    """The meaning of a tensor's name; None where it is no LoRA's."""
+    """Parse a tensor's name; None where it is no LoRA's."""
     ending, part = next(((ending, part) for ending, part in _ENDINGS if name.endswith(ending)), ("", None))
     if part is None:
         return None
@@ -79,17 +79,17 @@ def underscored(path: str) -> str:
 
 
 def other_form(names: Iterable[str]) -> str | None:
-    """What kind of adapter a name shows that is no LoRA; None where there is none."""
+    """Return the kind of adapter that a name belongs to if it is no LoRA; None for a LoRA."""
     return next((form for name in names for mark, form in _OTHER_FORMS if mark in name), None)
 
 
-# diffusers keeps peft's config there; names of components stand before its fields, or none.
+# diffusers' key for peft's config; its fields may have the component's name as a prefix.
 _METADATA: Final = "lora_adapter_metadata"
 
 
 @dataclass
 class Parts:
-    """The tensors of one module; ``name``: what one of them is called in the file."""
+    """The tensors of one module; ``name``: the name of one of them in the file."""
 
     name: str
     tensors: dict[Part, Tensor] = field(default_factory=dict)
@@ -101,7 +101,7 @@ class LoraFile:
 
     Attributes:
         modules: by component, and by their paths with underscores for dots; memory-mapped.
-        config: what peft says of them beside the tensors.
+        config: peft's config in the file's metadata.
     """
 
     lora: Lora
@@ -160,7 +160,7 @@ def _check_parts(parts: Parts, where: str) -> None:
 
 
 def _check_alpha_is_known(lora: Lora, names: Iterable[str], config: Mapping[str, object]) -> None:
-    """peft alone keeps alpha in a file beside, so nothing here says how strong such a LoRA is."""
+    """Refuse a LoRA of peft without alpha: peft keeps it in another file, so the strength is unknown."""
     peft = any(name.startswith(PEFT_PREFIX) for name in names) and not any(name.endswith(".alpha") for name in names)
     if peft and not config and lora.scale is None:
         raise CheckpointError(
@@ -189,7 +189,7 @@ Layer = nn.Linear | nn.Conv2d
 
 @dataclass(frozen=True)
 class LowRank:
-    """What one LoRA adds to one module's weight: ``scale`` · up · down.
+    """The change that one LoRA makes to one module's weight: ``scale`` · up · down.
 
     Attributes:
         module: path in its component.
@@ -205,7 +205,7 @@ class LowRank:
 
 
 def changes_of(file: LoraFile, component: str, module: nn.Module) -> list[LowRank]:
-    """What a LoRA adds to each layer of a component; ``module`` may be on the meta device.
+    """Return the change of each layer of a component; ``module`` may be on the meta device.
 
     Raises:
         CheckpointError: a layer is not there, or is of another shape; names the nearest there is.
@@ -227,7 +227,7 @@ def changes_of(file: LoraFile, component: str, module: nn.Module) -> list[LowRan
 
 
 def _misfit(layer: Layer, parts: Parts) -> str | None:
-    """Why a LoRA's halves do not make the layer's weight."""
+    """Return why a LoRA's halves do not fit the layer's weight; None where they do."""
     if isinstance(layer, nn.Conv2d) and layer.groups > 1:
         return "no LoRA fits a convolution in groups:"
     down, up = parts.tensors["down"], parts.tensors["up"]
@@ -256,7 +256,7 @@ def _low_rank(file: LoraFile, component: str, path: str, layer: Layer, parts: Pa
 
 
 def _own_scale(config: Mapping[str, object], component: str, path: str, rank: int) -> float:
-    """alpha / rank of a module whose alpha is no tensor: by peft's config, else 1."""
+    """Return alpha / rank of a module whose alpha is no tensor, from peft's config; 1 without one."""
     for prefix in (f"{component}.", ""):
         alpha, patterns = (config.get(prefix + field) for field in ("lora_alpha", "alpha_pattern"))
         if isinstance(patterns, dict):
@@ -280,7 +280,7 @@ def _unmatched(file: LoraFile, component: str, names: list[str], paths: list[str
 
 
 def fused(weights: dict[str, Tensor], changes: Iterable[LowRank], what: str) -> dict[str, Tensor]:
-    """The float32 ``weights`` of a component with some changes added; the tensors given stay as they are.
+    """Return the float32 ``weights`` of a component with the changes added; the given tensors are not modified.
 
     Raises:
         CheckpointError: a sum is not finite.
@@ -295,7 +295,7 @@ def fused(weights: dict[str, Tensor], changes: Iterable[LowRank], what: str) -> 
 
 
 def product(change: LowRank) -> Tensor:
-    """``scale`` · up · down in float32, of the weight's shape: ``[out, in]`` or ``[out, in, k, k]``."""
+    """Return ``scale`` · up · down in float32, in the weight's shape: ``[out, in]`` or ``[out, in, k, k]``."""
     up, down = change.up.double().flatten(1), change.down.double()
     flat = up @ down.flatten(1)
     return (change.scale * flat).float().reshape(up.shape[0], *down.shape[1:])

@@ -1,4 +1,4 @@
-"""Random checkpoints in diffusers' folder layout, for work on scale before there are weights."""
+"""Random checkpoints in diffusers' folder layout, for full-size work without trained weights."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def init_checkpoint(out: Path, arch: str, seed: int, dtype: str = "float16") -> 
 
 
 def write_checkpoint(out: Path, config: ModelConfig, seed: int, dtype: str = "float16") -> None:
-    """As :func:`init_checkpoint`, for configs of your own."""
+    """As :func:`init_checkpoint`, for any configs."""
     config.check()
     refuse_existing(out)
     require_space(out, _parameters(config) * DTYPES[dtype].itemsize)
@@ -99,13 +99,13 @@ def _random_tensors(component: Component, config: ModelConfig, seed: int, dtype:
 
 
 def _parameters(config: ModelConfig) -> int:
-    """Parameters of everything written; refuses absurd configs before anything is allocated."""
+    """Count the parameters of everything written; refuses absurd configs before anything is allocated."""
     components = [component for _, group in FILES.values() for component in group]
     return sum(p.numel() for component in components for p in build_on_meta(component, config).parameters())
 
 
 def config_files(config: ModelConfig) -> dict[str, dict[str, object]]:
-    """File name → JSON content."""
+    """Return file name → JSON content."""
     pipeline, unet = _UNET_CLASSES[type(config.unet)]
     classes = {**_CLASSES, "unet": unet}
     text = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **config.text_encoder}
@@ -123,7 +123,7 @@ def _with_class(library_and_class: tuple[str, str], config: Any) -> dict[str, ob
 
 
 def _block_types(config: ModelConfig) -> dict[str, object]:
-    """What diffusers' AutoencoderKL needs to know beside our fields, where the whole checkpoint is diffusers'."""
+    """Return fields that diffusers' AutoencoderKL needs in addition to ours, for checkpoints of diffusers."""
     if not isinstance(config.unet, DiffusersUNetConfig):
         return {}
     levels = len(config.vae.block_out_channels)
@@ -131,7 +131,7 @@ def _block_types(config: ModelConfig) -> dict[str, object]:
 
 
 def _write_tokenizer(folder: Path, config: ModelConfig) -> None:
-    """CLIP's byte-level tokenizer without a merge: one token a byte, start and end as the text encoder numbers them."""
+    """Write CLIP's byte-level tokenizer without merges: one token a byte; start and end as in the text encoder."""
     letters = _byte_letters()
     tokens = [*letters, *(letter + "</w>" for letter in letters)]
     rows = int(config.text_encoder.get("vocab_size", 49408))
@@ -157,7 +157,7 @@ def _write_tokenizer(folder: Path, config: ModelConfig) -> None:
 
 
 def _byte_letters() -> list[str]:
-    """256 printable letters that stand for the bytes, in the order of GPT-2's and CLIP's vocabularies."""
+    """Return 256 printable letters that stand for the bytes, in the order of GPT-2's and CLIP's vocabularies."""
     shown = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     return [chr(code) for code in [*shown, *range(256, 512 - len(shown))]]
 

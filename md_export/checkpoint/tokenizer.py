@@ -1,4 +1,4 @@
-"""The tokenizer's files: transformers opens them by itself, so what they may hold is checked before."""
+"""The tokenizer's files, checked before transformers opens them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TEMPLATES: Final = ("chat_template.jinja", "chat_templates")
 
 
 def tokenizer_dir(layout: Layout) -> Path:
-    """The sibling's tokenizer folder if it has one, else the parent's."""
+    """Return the sibling's tokenizer folder if it has one, else the parent's."""
     for folder in (tier / "tokenizer" for tier in reversed(layout.tiers)):
         if (folder / "tokenizer.json").is_file():
             return folder
@@ -70,7 +70,7 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
 
 
 def _check_place(path: Path) -> None:
-    """A regular file of the checkpoint's own, since exports carry a copy of it.
+    """Refuse a file outside the checkpoint, since exports contain a copy of it.
 
     The hub's cache is made of links from ``snapshots/REVISION/tokenizer/`` to ``blobs/``.
     """

@@ -37,9 +37,9 @@ _ALLOWED: Final = frozenset(
 
 
 def check_pickles(file: Path) -> None:
-    """Raise :class:`CheckpointError` where ``file`` asks for more than tensors.
+    """Raise :class:`CheckpointError` where the pickles in ``file`` name anything but tensors.
 
-    What is no pickle raises whatever ``pickletools`` or ``zipfile`` do: ValueError, BadZipFile and the like.
+    Anything that is no pickle raises the errors of ``pickletools`` or ``zipfile``: ValueError, BadZipFile and others.
     """
     for stream, count in _pickles(file):
         for _ in range(count):
@@ -52,7 +52,7 @@ def check_pickles(file: Path) -> None:
 
 
 def _pickles(file: Path) -> Iterator[tuple[io.BytesIO, int]]:
-    """Streams, and how many pickles each begins with."""
+    """Yield streams, and how many pickles each begins with."""
     if not zipfile.is_zipfile(file):
         with file.open("rb") as handle:
             yield io.BytesIO(handle.read(_LARGEST_PICKLE)), _LEGACY_PICKLES
@@ -71,7 +71,7 @@ def _pickles(file: Path) -> Iterator[tuple[io.BytesIO, int]]:
 
 
 def _globals(stream: io.BytesIO) -> Iterator[str]:
-    """Everything callable that one pickle names, as ``module.name``."""
+    """Yield everything callable that one pickle names, as ``module.name``."""
     for opcode, argument, _ in pickletools.genops(stream):
         if opcode.name == "GLOBAL":
             yield str(argument).replace(" ", ".", 1)
@@ -85,7 +85,7 @@ _SUFFIXES: Final = (".safetensors", ".safetensors" + _INDEX, ".bin", ".bin" + _I
 _TEXT_ENCODER_STEMS: Final[Mapping[str, str]] = {".safetensors": "model", ".bin": "pytorch_model"}
 # The hub's half-precision files have the second.
 _VARIANTS: Final = ("", ".fp16")
-# What torch's restricted unpickler was seen to raise on files with a few bytes changed.
+# Errors that torch's restricted unpickler raised in tests on files with a few bytes changed.
 _DAMAGED: Final = (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, RuntimeError)
 _MALFORMED: Final = (TypeError, ValueError, struct.error, zipfile.BadZipFile, pickle.UnpicklingError)
 # safetensors itself reads headers of 100 MB; those of the largest model that is read have 2 MB.
@@ -104,7 +104,7 @@ class WeightSet:
     where: Mapping[str, str] | None = None
 
     def read(self) -> dict[str, Tensor]:
-        """Every tensor by its stored name, memory-mapped, any float dtype."""
+        """Return every tensor by its stored name, memory-mapped, in any float dtype."""
         if self.where is None:
             return read_tensors(self.files[0])
         tensors: dict[str, Tensor] = {}
@@ -121,7 +121,7 @@ class WeightSet:
 
 
 def weight_names(folder: str) -> tuple[str, ...]:
-    """File names under which the weights of ``folder`` are looked for, the first that exists wins."""
+    """Return the file names that may hold the weights of ``folder``, in the order in which they are tried."""
     stems = _TEXT_ENCODER_STEMS if folder == "text_encoder" else {}
     return tuple(
         stems.get(suffix.removesuffix(_INDEX), "diffusion_pytorch_model") + variant + suffix
@@ -131,7 +131,7 @@ def weight_names(folder: str) -> tuple[str, ...]:
 
 
 def find_weights(root: Path, folder: str) -> WeightSet | None:
-    """The weights of ``root/folder``, or ``None`` if it holds none."""
+    """Return the weights of ``root/folder``, or ``None`` if it holds none."""
     for name in weight_names(folder):
         path = root / folder / name
         if path.is_file():
@@ -158,7 +158,7 @@ def _sharded(index: Path) -> WeightSet:
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Every tensor of a file by its stored name, memory-mapped; raises :class:`CheckpointError`."""
+    """Return every tensor of a file by its stored name, memory-mapped; raises :class:`CheckpointError`."""
     try:
         with file.open("rb") as handle:
             if handle.read(len(LFS_HEADER)) == LFS_HEADER:
@@ -185,7 +185,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def read_metadata(file: Path) -> dict[str, str]:
-    """What a safetensors file that :func:`read_tensors` has read says beside its tensors."""
+    """Return the metadata of a safetensors file that :func:`read_tensors` has read."""
     with safe_open(file, framework="pt", device="cpu") as handle:
         return dict(handle.metadata() or {})
 

@@ -151,7 +151,7 @@ def _add_loras(checkpoint: Path, loras: tuple[str, ...], output: Path) -> str:
         write_adapted(folder, checkpoint, parse_loras(loras))
         adapted = open_checkpoint(folder)
         adapted.check()
-        return f"{', '.join(map(str, adapted.loras))} in {' and '.join(adapted.adapted())}"
+        return f"{', '.join(map(str, adapted.loras))} in {' and '.join(adapted.loras_by_component())}"
 
 
 def _add_steering(checkpoint: Path, component: str, given: Path, output: Path) -> str:

@@ -1,4 +1,4 @@
-"""Parameters, multiply-adds and layer counts of each component, beside the paper's; no weights, seconds."""
+"""Parameters, multiply-adds and layer counts of each component, beside the paper's; needs no weights."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ComponentFigures:
 
 @dataclass(frozen=True)
 class PaperFigure:
-    """One number that arXiv 2311.16567 publishes; ``unit`` is what one of ``value`` is worth."""
+    """One number that arXiv 2311.16567 publishes; ``value`` counts in multiples of ``unit``."""
 
     label: str
     component: str
@@ -115,7 +115,7 @@ class Inspection:
         return ComponentFigures(WHOLE, *sums)
 
     def compare(self, arch: str = "md") -> tuple[Comparison, ...]:
-        """Each number published for ``arch`` beside ours; of the paper's two decoders, the one nearer in size.
+        """Return each number published for ``arch`` beside ours; of the paper's two decoders, the one nearer in size.
 
         An ``arch`` that the paper does not know is compared with MobileDiffusion itself.
         """
@@ -130,7 +130,7 @@ class Inspection:
 
 
 def inspect_config(config: ModelConfig) -> Inspection:
-    """Figures of every component of ``config``, computed on the meta device."""
+    """Return the figures of every component of ``config``, computed on the meta device."""
     config.check()
     steering = () if config.steering is None else (OPTIONAL[config.steering],)
     family = "md" if isinstance(config.unet, MDUNetConfig) else "sd15"
@@ -155,7 +155,7 @@ def _figures(component: Component, config: ModelConfig) -> ComponentFigures:
 
 
 def count_macs(module: nn.Module, *inputs: Tensor) -> tuple[int, int]:
-    """(multiply-adds of one call, those among them whose factor is a convolution's zero padding)."""
+    """Return the multiply-adds of one call, and how many of them multiply a convolution's zero padding."""
     padding = 0
 
     def add_padding(layer: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
@@ -182,7 +182,7 @@ def _padding_macs(conv: nn.Conv2d, x: Tensor, out: Tensor) -> int:
 
 
 def _real_taps(conv: nn.Conv2d, axis: int, size_in: int, size_out: int) -> int:
-    """Taps along one axis, over all output positions, that fall inside the input."""
+    """Count the taps along one axis, over all output positions, that fall inside the input."""
     assert not isinstance(conv.padding, str)  # noqa: S101 (our modules pad by numbers)
     offset, stride, dilation = conv.padding[axis], conv.stride[axis], conv.dilation[axis]
     return sum(

@@ -19,7 +19,7 @@ from md_export.spec.calibration import RangeRule
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import recipe_from_dict, recipe_to_dict
 from md_export.spec.tensors import TensorSpec
-from md_export.system.memory import let_go_of_weights
+from md_export.system.memory import release_weights
 from md_export.targets import TARGETS, suffix_of
 from md_export.targets.contract import LoweringJob
 from md_export.targets.layouts import layout_of
@@ -72,7 +72,7 @@ def build_component(step: BuildStep) -> ArtifactEntry:
     target = TARGETS[recipe.target].open()
     part = rewritten(checkpoint, name, recipe)
     snr_db = part.snr_db(read_case(step.golden, read_index(step.golden).cases[0]))
-    let_go_of_weights(part.module)
+    release_weights(part.module)
     calibration = calibration_inputs(recipe, part, step.golden, step.calibration)
     adjust(part, target, calibration)
     inputs, outputs, scheme = part.inputs, part.outputs, recipe.schemes[name]

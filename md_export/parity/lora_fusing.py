@@ -26,7 +26,7 @@ _LEAST_SNR_DB: Final = 95.0
 
 def added_loras(checkpoint: Checkpoint) -> tuple[AddedLora, ...]:
     """What the manifest says of a checkpoint's LoRAs."""
-    of = checkpoint.adapted()
+    of = checkpoint.loras_by_component()
     return tuple(
         AddedLora(lora.name, hash_of_file(lora.path), lora.factor, tuple(name for name in of if lora in of[name]))
         for lora in checkpoint.loras
@@ -39,8 +39,8 @@ def check_fusing(checkpoint: Checkpoint, case: GoldenCase, progress: Callable[[s
     Raises:
         ParityError: the two differ by more than float32 rounding.
     """
-    for name, loras in checkpoint.adapted().items():
-        base, changes = checkpoint.unadapted(name)
+    for name, loras in checkpoint.loras_by_component().items():
+        base, changes = checkpoint.without_loras(name)
         inputs = case.calls(name)[-1].inputs(name)
         given = tuple(torch.from_numpy(inputs[spec.name]) for spec in COMPONENTS[name].inputs(checkpoint.config))
         named = f"{' and '.join(map(str, loras))} in {name}"

@@ -8,7 +8,7 @@ from typing import Final
 from rich.table import Table
 
 from md_export.diagnose.estimate.command import ComponentEstimate, Estimate
-from md_export.diagnose.estimate.roofline import Place
+from md_export.diagnose.estimate.roofline import Group
 from md_export.report.tables import drawn
 
 _MOST: Final = 6
@@ -65,7 +65,7 @@ def _places(found: Estimate) -> Table:
     return drawn("where the estimated time goes", ("component", "by", "", "ms", "share", "ops"), rows)
 
 
-def _place(place: Place, whole: float) -> tuple[str, ...]:
+def _place(place: Group, whole: float) -> tuple[str, ...]:
     return place.name or "-", _ms(place.ms), f"{place.ms / whole:.1%}" if whole else "-", str(place.ops)
 
 

@@ -96,8 +96,8 @@ def _translate(
     ignores: tuple[str, ...],
     layer: nn.Module,  # noqa: ARG001 (the hook's signature)
     args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    kwargs: dict[str, object],
+) -> tuple[tuple[object, ...], dict[str, object]]:
     """The foreign call → positional arguments of ours.
 
     Raises:

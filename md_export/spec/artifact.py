@@ -1,11 +1,12 @@
-"""One artifact of an export as data, and the files that it is."""
+"""One artifact of an export as data, and its files."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from pydantic import TypeAdapter
 
@@ -39,7 +40,7 @@ class Parity:
 
 @dataclass(frozen=True)
 class Measured:
-    """Of the worker process that made the artifact: wall seconds and peak resident bytes."""
+    """Wall seconds and peak resident bytes of the worker process that made the artifact."""
 
     seconds: float
     peak_resident_bytes: int
@@ -47,7 +48,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class NpuContext:
-    """An ONNX artifact compiled for one chip's NPU; where it lies is :func:`context_path`'s to say.
+    """An ONNX artifact compiled for one chip's NPU; :func:`context_path` returns where it lies.
 
     Attributes:
         soc: name in SOCS.
@@ -94,19 +95,19 @@ class ArtifactEntry:
 _ENTRY = TypeAdapter(ArtifactEntry)
 
 
-def entry_to_dict(entry: ArtifactEntry) -> dict[str, Any]:
-    """Plain JSON-ready form of one entry; :func:`entry_from_dict` reads it back."""
-    plain: dict[str, Any] = json.loads(_ENTRY.dump_json(entry))
+def entry_to_dict(entry: ArtifactEntry) -> dict[str, object]:
+    """Return the plain form that JSON has; :func:`entry_from_dict` reads it back."""
+    plain: dict[str, object] = json.loads(_ENTRY.dump_json(entry))
     return plain
 
 
-def entry_from_dict(values: dict[str, Any]) -> ArtifactEntry:
+def entry_from_dict(values: Mapping[str, object]) -> ArtifactEntry:
     """Read what :func:`entry_to_dict` wrote."""
     return _ENTRY.validate_json(json.dumps(values), strict=True)
 
 
 def artifact_path(folder: Path, entry: ArtifactEntry) -> Path:
-    """Where the artifact lies.
+    """Return where the artifact lies.
 
     Raises:
         ArtifactError: it is not there.
@@ -118,35 +119,35 @@ def artifact_path(folder: Path, entry: ArtifactEntry) -> Path:
 
 
 def context_path(folder: Path, entry: ArtifactEntry, soc: str) -> Path:
-    """Where the context lies that an artifact was compiled to for a chip: ``npu/snapdragon-8-elite/unet.onnx``."""
+    """Return where an artifact's context for a chip lies: ``npu/snapdragon-8-elite/unet.onnx``."""
     return folder / NPU_FOLDER / soc / entry.file
 
 
 def files_of_context(context: Path) -> tuple[Path, Path]:
-    """The compiled graph and the NPU's binary beside it, as onnxruntime calls it: ``unet.onnx``, ``unet_qnn.bin``."""
+    """Return the compiled graph and the NPU's binary beside it, as onnxruntime names them: ``unet_qnn.bin``."""
     return context, context.with_name(f"{context.stem}_qnn.bin")
 
 
 def sha256_of_artifact(path: Path) -> str:
-    """SHA-256 of a file or package, with the ``<name>.data`` file beside it that a large ONNX graph needs."""
+    """Return the SHA-256 of a file or package, with the ``<name>.data`` file that a large ONNX graph needs."""
     own, data = sha256_of(path), data_of(path)
     return sha256_of_text(own + sha256_of(data)) if data else own
 
 
 def bytes_of_artifact(path: Path) -> int:
-    """Size of what :func:`sha256_of_artifact` covers."""
+    """Return the size of what :func:`sha256_of_artifact` covers."""
     data = data_of(path)
     return bytes_of(path) + (bytes_of(data) if data else 0)
 
 
 def data_of(path: Path) -> Path | None:
-    """The file beside an artifact that holds its weights; None where it holds them itself."""
+    """Return the file beside an artifact that holds its weights; None where the artifact holds them."""
     data = path.with_name(data_name(path.name))
     return data if data.is_file() else None
 
 
 def data_name(file: str) -> str:
-    """Of the file that may lie beside an artifact called ``file``."""
+    """Return the name of the file that may hold the weights of an artifact called ``file``."""
     return f"{file}.data"
 
 

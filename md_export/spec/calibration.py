@@ -1,4 +1,4 @@
-"""What the ranges of int8 activations are measured on, and how a range follows from what was seen."""
+"""Inputs on which ranges of int8 activations are measured, and how a range follows from observed values."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class CalibrationPlan:
     percentile: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what contradicts itself. RecipeError names the field."""
+        """Refuse contradictions. RecipeError names the field."""
         for field in ("seeds", "prompts"):
             if getattr(self, field) == ():
                 raise RecipeError(
@@ -64,12 +64,12 @@ class CalibrationPlan:
 
     @property
     def rule(self) -> RangeRule:
-        """How ranges follow from what is seen."""
+        """How ranges follow from observed values."""
         return RangeRule(self.observer, self.percentile)
 
 
 def check_cases(table: str, prompts: tuple[str, ...], seeds: tuple[int, ...]) -> None:
-    """Raise :class:`RecipeError` for more cases than anybody would wait for, or such that torch cannot make."""
+    """Raise :class:`RecipeError` for too many cases, and for seeds that torch cannot use."""
     if max(len(prompts), 1) * len(seeds) > MOST_CASES or len(prompts) > MOST_CASES:
         raise RecipeError(f"[{table}] prompts times seeds are more than {MOST_CASES:,} cases; name fewer")
     if any(len(prompt) > _LONGEST_PROMPT for prompt in prompts):

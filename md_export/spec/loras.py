@@ -20,7 +20,7 @@ class Lora:
     """A LoRA file and how strongly it is applied.
 
     Attributes:
-        name: of the file as its user knows it.
+        name: the file's name as its user knows it.
         scale: factor beside the file's own alpha / rank; None where nobody gave one, which is 1.
     """
 
@@ -38,10 +38,10 @@ class Lora:
 
 
 def parse_lora(text: str) -> Lora:
-    """``FILE`` or ``FILE:scale``.
+    """Parse ``FILE`` or ``FILE:scale``.
 
     Raises:
-        UsageError: no such file, or a scale that is none.
+        UsageError: no such file, or an invalid scale.
     """
     where, (file, scale) = f"LoRA {text!r:.120}", split_lora(text)
     path = Path(file)
@@ -55,27 +55,27 @@ def parse_lora(text: str) -> Lora:
 
 
 def parse_loras(texts: Sequence[str]) -> tuple[Lora, ...]:
-    """Each of some; raises as :func:`parse_lora`, and where there are too many."""
+    """Parse several LoRAs; raises as :func:`parse_lora`, and where there are too many."""
     if len(texts) > MOST_LORAS:
         raise UsageError(f"{len(texts)} LoRAs; {MOST_LORAS} are the most that one model takes")
     return tuple(parse_lora(text) for text in texts)
 
 
 def is_scale(scale: object) -> bool:
-    """Whether something is a scale, or None."""
+    """Whether a value is a scale, or None."""
     return scale is None or (
         isinstance(scale, (int, float)) and not isinstance(scale, bool) and abs(scale) <= LARGEST_SCALE
     )
 
 
 def anchored(text: str, folder: Path) -> str:
-    """The same LoRA with a path that is relative to ``folder`` made absolute."""
+    """Return the same LoRA with a path relative to ``folder`` made absolute."""
     file, _ = split_lora(text)
     return str((folder / file).resolve()) + text[len(file) :]
 
 
 def label(texts: Sequence[str]) -> str:
-    """What such LoRAs add to the name of a recipe: ``-crayon-0.5``."""
+    """Return the suffix that LoRAs add to the name of a recipe: ``-crayon-0.5``."""
     parts = []
     for text in texts:
         file, scale = split_lora(text)
@@ -85,7 +85,7 @@ def label(texts: Sequence[str]) -> str:
 
 
 def split_lora(text: str) -> tuple[str, float | None]:
-    """``FILE:scale`` → both; ``FILE`` → that, and None."""
+    """Split ``FILE:scale``; the scale of a plain ``FILE`` is None."""
     file, colon, tail = text.rpartition(":")
     try:
         return (file, float(tail)) if colon and file else (text, None)

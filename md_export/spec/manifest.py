@@ -1,4 +1,4 @@
-"""``manifest.json``: everything that an export says of itself."""
+"""``manifest.json``: the contents of an export and how it was made."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -18,7 +18,7 @@ from md_export.system.files import is_plain_name, read_limited, sha256_of
 from md_export.system.terminal_text import first_control
 
 MANIFEST: Final = "manifest.json"
-# Instead, of a folder that holds the functions of several exports.
+# In its place, in a folder that holds the functions of several exports.
 JOIN: Final = "join.json"
 SCHEMA: Final = 1
 _LARGEST_FILE: Final = 16 << 20
@@ -27,7 +27,7 @@ _FORBID = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 @dataclass(frozen=True)
 class Drift:
-    """What rewrites that change the function did to the pictures, torch against torch on the golden cases."""
+    """How far rewrites that change the function move the pictures, torch against torch on the golden cases."""
 
     unet_snr_db: float
     picture_psnr_db: float
@@ -74,7 +74,7 @@ class Manifest:
     schedule: NoiseSchedule | None = None
 
     def entry_for(self, component: str) -> ArtifactEntry:
-        """The component's artifact; ArtifactError where the export has none."""
+        """Return the component's artifact; ArtifactError where the export has none."""
         for entry in self.artifacts:
             if entry.component == component:
                 return entry
@@ -91,9 +91,9 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
-def manifest_to_dict(manifest: Manifest) -> dict[str, Any]:
-    """Plain JSON-ready form."""
-    plain: dict[str, Any] = json.loads(_MANIFEST.dump_json(manifest))
+def manifest_to_dict(manifest: Manifest) -> dict[str, object]:
+    """Return the plain form that JSON has."""
+    plain: dict[str, object] = json.loads(_MANIFEST.dump_json(manifest))
     return plain
 
 
@@ -158,7 +158,7 @@ def _check_entries(manifest: Manifest, path: Path) -> None:
 
 
 def first_finding(error: ValidationError | RecursionError) -> str:
-    """What makes JSON unfit, and in which field: ``one_step.a: Input should be a valid number``."""
+    """Return the first error in JSON with its field: ``one_step.a: Input should be a valid number``."""
     if isinstance(error, RecursionError):
         return str(error)
     first = error.errors()[0]
@@ -166,12 +166,12 @@ def first_finding(error: ValidationError | RecursionError) -> str:
 
 
 def files_beside(folder: Path, entries: Iterable[ArtifactEntry]) -> dict[str, str]:
-    """SHA-256 of each of :func:`paths_beside`."""
+    """Return the SHA-256 of each of :func:`paths_beside`."""
     return {name: sha256_of(path) for name, path in paths_beside(folder, entries).items()}
 
 
 def paths_beside(folder: Path, entries: Iterable[ArtifactEntry]) -> dict[str, Path]:
-    """Every file of an export that is neither its manifest nor of an artifact, by its name there, sorted."""
+    """Return every file of an export but its manifest and artifacts, by its name there, sorted."""
     known = {MANIFEST, *(name for entry in entries for name in (entry.file, entry.data))}
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     names = {path.relative_to(folder).as_posix(): path for path in paths}

@@ -23,7 +23,7 @@ from md_export.system.files import is_plain_name
 
 @dataclass(frozen=True)
 class Regression:
-    """Most by which one component, or the picture, may get worse. What improves is never held against an export.
+    """Most by which one component, or the picture, may get worse; improvements never fail.
 
     Attributes:
         snr_db_loss: of a component's SNR, in dB.
@@ -45,18 +45,18 @@ class Regression:
 
 # Modules that VAE encoder and decoder have under the same name.
 _OF_BOTH: Final = ("conv_in", "conv_out", "mid_block")
-# Fields that a file has as tables for all components together.
+# Fields that a recipe file writes as tables for all components together.
 TABLES: Final = {"schemes": "scheme", "tolerances": "tolerance"}
 _OF_ONE_TARGET: Final = {"deployment_target": "coreml", "layout": "coreml", "form": "onnx", "npu": "onnx"}
 _LARGEST_SIZE: Final = 1 << 14
 _LONGEST_NAME: Final = 200
-# A threshold of NaN or -Infinity would be none.
+# A threshold of NaN or -Infinity would never fail.
 _FORBID = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Least quality of one component's outputs against the golden ones, in float64."""
+    """Least quality of one component's outputs, compared with the golden ones in float64."""
 
     __pydantic_config__ = _FORBID
 
@@ -68,7 +68,7 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class GoldenPlan:
-    """Prompts and seeds from which golden cases are made for a checkpoint that brings none."""
+    """Prompts and seeds for golden cases of a checkpoint that has none."""
 
     __pydantic_config__ = _FORBID
 
@@ -76,7 +76,7 @@ class GoldenPlan:
     seeds: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
-        """Refuse more cases than anybody would wait for. RecipeError names the field."""
+        """Refuse too many cases. RecipeError names the field."""
         check_cases("golden", self.prompts, self.seeds)
 
 
@@ -127,7 +127,7 @@ class Recipe:
     optional_tolerances: Annotated[dict[str, Tolerance], Field(exclude=True)] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse what no target can carry out. RecipeError names the field."""
+        """Refuse recipes that no target can carry out. RecipeError names the field."""
         if self.size is not None and not 0 < self.size <= _LARGEST_SIZE:
             raise RecipeError(f"size: {self.size!s:.20} is no side of a picture; give pixels, up to {_LARGEST_SIZE}")
         # Stands in titles, which read brackets as styles, and in names of files.
@@ -205,7 +205,7 @@ class Recipe:
 
 
 def _alike(scheme: QuantScheme, beside: str, name: str) -> QuantScheme:
-    """The scheme without what is about modules that only ``beside`` has."""
+    """Return the scheme without globs and rules for modules that only ``beside`` has."""
     old, new = f"{beside.removeprefix('vae_')}.", f"{name.removeprefix('vae_')}."
     globs = [glob.removeprefix(old) for glob in scheme.keep_float if glob.startswith(old)]
     kept = tuple(new + glob for glob in globs if glob.startswith(_OF_BOTH))

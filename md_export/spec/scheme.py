@@ -95,7 +95,7 @@ class QuantScheme:
 
     @property
     def palette_bits(self) -> int | None:
-        """Bits of an index into a palette; None for weights that have none."""
+        """Bits of an index into a palette; None for weights without one."""
         return palette_bits(self.weights)
 
     @property
@@ -115,7 +115,7 @@ class QuantScheme:
 
     @property
     def refinements(self) -> tuple[str, ...]:
-        """What it asks for beyond a scale per tensor or channel, in a recipe's words; not every target has these."""
+        """Settings beyond a scale per tensor or channel, as a recipe writes them; not every target has these."""
         asked = [f"{field} = {getattr(self, field)}" for field in _REFINEMENTS if getattr(self, field) is not None]
         return tuple(asked)
 
@@ -124,16 +124,16 @@ class QuantScheme:
         return any(fnmatchcase(module_path, pattern) for pattern in self.keep_float)
 
     def for_module(self, module_path: str) -> QuantScheme:
-        """How one module is stored: the first matching rule's storage, else the component's own; without rules.
+        """Return how one module is stored: by the first matching rule, else as the component; without rules.
 
-        Whether the module stays float altogether is :meth:`keeps_float`'s to say.
+        :meth:`keeps_float` tells whether the module stays float.
         """
         rule = next((rule for rule in self.rules if rule.matches(module_path)), None)
         return self._stored_as(rule)
 
     @property
     def storages(self) -> tuple[QuantScheme, ...]:
-        """What :meth:`for_module` may give: the component's own storage, then each rule's."""
+        """All results of :meth:`for_module`: the component's storage, then each rule's."""
         return tuple(self._stored_as(rule) for rule in (None, *self.rules))
 
     def _stored_as(self, rule: WeightRule | None) -> QuantScheme:
@@ -142,17 +142,17 @@ class QuantScheme:
 
     @property
     def all_weights(self) -> tuple[str, ...]:
-        """Types of stored weights that it speaks of, the component's own first."""
+        """All types of stored weights in the scheme, the component's own first."""
         return tuple(dict.fromkeys((self.weights, *(rule.weights for rule in self.rules))))
 
 
 def palette_bits(weights: str) -> int | None:
-    """Bits of an index of such weights into a palette; None for weights that have none."""
+    """Return the bits of an index into a palette; None for weights without one."""
     return int(weights.removeprefix(_PALETTE)) if weights.startswith(_PALETTE) else None
 
 
 def stored_type(weights: str) -> str:
-    """The type that weights of a scheme have in a file: ``palette4`` is stored as indices of type ``uint4``."""
+    """Return the type of a scheme's weights in a file: ``palette4`` is stored as indices of type ``uint4``."""
     return weights.replace(_PALETTE, "uint")
 
 

@@ -1,9 +1,8 @@
-"""The shape of data on the arrows between stages: named tensors."""
+"""Named tensors: their specs, and the files that hold them."""
 
 from __future__ import annotations
 
-import os
-import tempfile
+import io
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from md_export.errors import OutputError, UsageError
+from md_export.system.files import write_whole
 from md_export.system.wire import BesideTheJson
 
 Array = Annotated[NDArray[np.generic], BesideTheJson()]
@@ -49,7 +49,7 @@ def save_tensors(arrays: Arrays, path: Path) -> None:
 
 
 def joined(arrays: Arrays) -> Array:
-    """The only array as it is; several as one row of numbers, in the order of their names."""
+    """Return the only array; several arrays as one row of numbers, in the order of their names."""
     if len(arrays) == 1:
         (value,) = arrays.values()
         return value
@@ -57,7 +57,7 @@ def joined(arrays: Arrays) -> Array:
 
 
 def select(arrays: Arrays, specs: tuple[TensorSpec, ...]) -> dict[str, Array]:
-    """The arrays that ``specs`` name, in their order."""
+    """Return the arrays that ``specs`` name, in their order."""
     return {spec.name: arrays[spec.name] for spec in specs}
 
 
@@ -84,12 +84,6 @@ def read_npz(path: Path) -> dict[str, Array]:
 
 def write_npz(path: Path, arrays: Arrays) -> None:
     """Write named arrays; the file appears whole or not at all."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial.npz", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        np.savez(temporary, **dict(arrays))  # type: ignore[arg-type]  # stubs take allow_pickle for one of the names
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = io.BytesIO()
+    np.savez(content, **dict(arrays))  # type: ignore[arg-type]  # stubs take allow_pickle for one of the names
+    write_whole(path, content.getvalue())

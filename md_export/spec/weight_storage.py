@@ -1,4 +1,4 @@
-"""How one weight lies in a file: what shares a scale or a table, and how many bits that costs."""
+"""How one weight is stored in a file: which elements share a scale or a table, and how many bits that costs."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ class WeightStorage:
     scale_bits: int = 32
 
     def stored_bits(self, shape: tuple[int, ...]) -> int:
-        """Of a weight of this shape, scales and tables included."""
+        """Return the bits of a weight of this shape, scales and tables included."""
         return self.bits * prod(shape) + prod(self.groups) * max(1, self.entries) * self.scale_bits
 
 
 def per_channel(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Groups of a scale per output channel."""
+    """Return the groups for one scale per output channel."""
     return (shape[0], *[1] * (len(shape) - 1))
 
 
 def per_tensor(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Groups of one scale or table for all."""
+    """Return the groups for one scale or table."""
     return (1,) * len(shape)
 
 
 def largest_divisor(channels: int, wanted: int) -> int:
-    """The largest divisor of ``channels`` in (wanted / 2, wanted]; all of them if none is."""
+    """Return the largest divisor of ``channels`` in (wanted / 2, wanted], or ``channels`` if there is none."""
     return next((size for size in range(wanted, wanted // 2, -1) if channels % size == 0), channels)
 
 

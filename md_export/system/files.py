@@ -1,4 +1,4 @@
-"""Hashing and writing that never leaves a half-written result under its final name."""
+"""Hashes, limited reading, and writing that never leaves a half-written result under its final name."""
 
 from __future__ import annotations
 
@@ -14,43 +14,40 @@ from pathlib import Path
 
 from md_export.errors import MdExportError, OutputError
 
-_CHUNK = 1 << 20
-# Bytes, of common file systems.
+# Bytes, on common file systems.
 _LONGEST_NAME = 255
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, or of a folder's files with their relative names in sorted order."""
-    digest = hashlib.sha256()
+    """Return the SHA-256 of a file, or of a folder's files with their relative names in sorted order."""
     if path.is_dir():
+        digest = hashlib.sha256()
         for file in sorted(item for item in path.rglob("*") if item.is_file()):
             digest.update(f"{file.relative_to(path).as_posix()}\0{sha256_of(file)}\n".encode())
         return digest.hexdigest()
     with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sha256_of_text(text: str) -> str:
-    """SHA-256 of a string in UTF-8."""
+    """Return the SHA-256 of a string in UTF-8."""
     return sha256_of_bytes(text.encode())
 
 
 def sha256_of_bytes(content: bytes) -> str:
-    """SHA-256 of what was read already."""
+    """Return the SHA-256 of bytes."""
     return hashlib.sha256(content).hexdigest()
 
 
 def bytes_of(path: Path) -> int:
-    """Size of a file, or of all files in a folder."""
+    """Return the size of a file, or of all files in a folder."""
     if path.is_dir():
         return sum(item.stat().st_size for item in path.rglob("*") if item.is_file())
     return path.stat().st_size
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a name that somebody else wrote means a file of the folder it is looked up in, on any system."""
+    """Whether an untrusted name can only mean a file of the folder that it is looked up in, on any system."""
     return (
         name not in ("", ".", "..")
         and not set(name) & set("/\\\0")
@@ -59,7 +56,7 @@ def is_plain_name(name: str) -> bool:
 
 
 def read_regular(path: Path, limit: int) -> bytes | None:
-    """The content of a regular file of at most ``limit`` bytes; None for a larger one, a pipe or a device.
+    """Return the content of a regular file of at most ``limit`` bytes; None for a larger one, a pipe or a device.
 
     Raises:
         OSError: it cannot be read.
@@ -73,7 +70,7 @@ def read_regular(path: Path, limit: int) -> bytes | None:
 
 
 def read_limited(path: Path, limit: int, error: type[MdExportError], remedy: str) -> bytes:
-    """The content of a file of at most ``limit`` bytes; raises ``error``, with what to do, where it cannot be had."""
+    """Return the content of a file of at most ``limit`` bytes; otherwise raise ``error`` with the ``remedy``."""
     try:
         content = read_regular(path, limit)
     except OSError as fault:
@@ -91,7 +88,7 @@ def refuse_existing(out: Path) -> None:
 
 @contextmanager
 def staging(out: Path) -> Iterator[Path]:
-    """A temporary sibling of ``out`` that becomes ``out`` on success and is removed on any failure.
+    """Yield a temporary sibling of ``out`` that becomes ``out`` on success and is removed on any failure.
 
     Raises:
         OutputError: ``out`` exists, or its parent cannot be written.
@@ -122,15 +119,15 @@ def require_space(folder: Path, needed: int) -> None:
         )
 
 
-def write_whole(path: Path, text: str, keep_going: bool = False) -> None:
-    """Write a small file under another name, bring it to the disk, and give it its own name.
+def write_whole(path: Path, content: str | bytes, keep_going: bool = False) -> None:
+    """Write a small file under another name, sync it to the disk, and rename it.
 
-    ``keep_going``: what could not be written does not matter.
+    ``keep_going``: ignore a file that cannot be written.
     """
     other = path.with_name(f"{path.name}.{secrets.token_hex(6)}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        other.write_text(text, encoding="utf-8")
+        other.write_bytes(content.encode() if isinstance(content, str) else content)
         to_disk(other)
         other.replace(path)
     except OSError:

@@ -1,4 +1,4 @@
-"""Memory of processes: how much they hold, an end to those that hold too much, and mapped pages given back."""
+"""Memory of processes: how much they hold, limits on it, and the release of mapped pages."""
 
 from __future__ import annotations
 
@@ -100,29 +100,29 @@ _PRESENT, _SWAPPED, _OF_A_FILE = 1 << 63, 1 << 62, 1 << 61
 _PAGEMAP: Final = Path("/proc/self/pagemap")
 
 
-def let_go_of_weights(module: nn.Module) -> None:
-    """Give back what is resident of a checkpoint's mapped weights; the module stays as it is.
+def release_weights(module: nn.Module) -> None:
+    """Release the resident pages of a checkpoint's mapped weights; the module is not changed.
 
     A conversion reads each weight once or twice, in the order of the graph: between its stages none need be in memory.
     """
-    let_go_of((*module.parameters(), *module.buffers()))
+    release_tensors((*module.parameters(), *module.buffers()))
 
 
-def let_go_of(tensors: Iterable[Tensor]) -> None:
-    """As :func:`let_go`, for tensors on the CPU."""
+def release_tensors(tensors: Iterable[Tensor]) -> None:
+    """Release the pages of tensors on the CPU; see :func:`release_pages`."""
     for tensor in tensors:
         if tensor.device.type == "cpu":
-            let_go(tensor.data_ptr(), tensor.nbytes)
+            release_pages(tensor.data_ptr(), tensor.nbytes)
 
 
-def let_go(address: int, size: int) -> bool:
-    """Give the pages back that lie wholly in ``size`` bytes at ``address``; whoever reads them has them read anew.
+def release_pages(address: int, size: int) -> bool:
+    """Release the pages that lie wholly in ``size`` bytes at ``address``; they are read again when needed.
 
     Only where that loses nothing: all of them are pages of a mapped file to which nobody has written, or were never
     touched. Else, and on systems other than Linux, nothing happens.
 
     Returns:
-        Whether they were given back.
+        Whether they were released.
     """
     first, end = -(-address // mmap.PAGESIZE), (address + size) // mmap.PAGESIZE
     if first >= end or sys.platform != "linux" or not _is_clean(first, end - first):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from md_export.errors import ConversionError, RuntimeFault
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import Arrays, TensorSpec
-from md_export.system.memory import let_go_of
+from md_export.system.memory import release_tensors
 from md_export.targets.contract import LoweringJob
 
 
@@ -55,7 +55,7 @@ def _half(name: str, value: Tensor) -> Tensor:
             f"{name} holds values that float16 cannot (largest magnitude {value.abs().max().item():.4g}, "
             "limit 65504, or not finite): export this component as float32"
         )
-    let_go_of([value])
+    release_tensors([value])
     return nn.Parameter(half, requires_grad=False) if isinstance(value, nn.Parameter) else half
 
 

@@ -191,7 +191,7 @@ def inputs(checkpoint: Checkpoint, name: str) -> tuple[Tensor, ...]:
 def test_inside_the_weights_as_beside_them(styled: Checkpoint, name: str) -> None:
     """And one layer of all that is left out, or is too strong, is noticed."""
     lines: list[str] = []
-    base, added = styled.unadapted(name)
+    base, added = styled.without_loras(name)
     check_fused(styled.module(name), base, added, inputs(styled, name), "it", lines.append)
     assert lines and int(lines[0].split("fused equals unfused to ")[1].split()[0]) > 100
     for wrong in (added[1:], [replace(added[0], scale=1.1 * added[0].scale), *added[1:]]):

@@ -15,7 +15,7 @@ from torch import Tensor
 from md_export.checkpoint import open_checkpoint
 from md_export.checkpoint.random_init import init_checkpoint
 from md_export.models.torch_runner import OneAtATime, TorchRunner
-from md_export.system.memory import let_go, let_go_of, let_go_of_weights
+from md_export.system.memory import release_pages, release_tensors, release_weights
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems keep pages as they see fit")
 MEGABYTE = 1 << 20
@@ -40,7 +40,7 @@ def mapped(tmp_path: Path) -> Tensor:
 
 def test_what_was_read_is_given_back_and_read_again(mapped: Tensor) -> None:
     before = of_files()
-    let_go_of([mapped])
+    release_tensors([mapped])
     assert before - of_files() > 60
     assert torch.equal(mapped, torch.arange(16 * MEGABYTE, dtype=torch.float32))
 
@@ -49,16 +49,16 @@ def test_what_was_written_is_kept(mapped: Tensor) -> None:
     """Of a page that somebody wrote to the mapping has the only copy."""
     mapped[5 * MEGABYTE] = -1.0
     before = of_files()
-    assert not let_go(mapped.data_ptr(), mapped.nbytes)
+    assert not release_pages(mapped.data_ptr(), mapped.nbytes)
     assert before - of_files() < 1
     assert mapped[5 * MEGABYTE] == -1.0
 
 
 def test_memory_of_no_file_is_kept() -> None:
     tensor = torch.ones(MEGABYTE)
-    assert not let_go(tensor.data_ptr(), tensor.nbytes)
+    assert not release_pages(tensor.data_ptr(), tensor.nbytes)
     assert tensor.sum() == MEGABYTE
-    assert not let_go(tensor.data_ptr(), 10), "less than a page"
+    assert not release_pages(tensor.data_ptr(), 10), "less than a page"
 
 
 def test_a_checkpoint_s_module_holds_no_weights_until_it_is_run(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_checkpoint_s_module_holds_no_weights_until_it_is_run(tmp_path: Path) 
     weights = sum(parameter.nbytes for parameter in module.parameters()) / MEGABYTE
     assert sum(float(parameter.sum()) for parameter in module.parameters())
     assert of_files() - before > held + 0.8 * weights
-    let_go_of_weights(module)
+    release_weights(module)
     assert of_files() - before < held + 0.2 * weights
 
 

@@ -1,4 +1,4 @@
-"""THE map of an examination: versions, memory, disk, GPU driver, canaries."""
+"""The whole examination: versions, memory, disk, GPU driver, and a small module through each target."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ Progress = Callable[[str], None]
 def examine(
     recipe: Recipe | None, checkpoint: Path, canaries: bool = True, progress: Progress = lambda _: None
 ) -> Diagnosis:
-    """Look at everything that an export depends on.
+    """Check everything that an export depends on.
 
     Args:
-        recipe: whose need of memory and disk is predicted for ``checkpoint``; None for what any export needs.
+        recipe: its need of memory and disk is predicted for ``checkpoint``; None for the least that any export needs.
         canaries: convert and run a small module on each target.
-        progress: told of each canary.
+        progress: called with a line for each canary.
 
     Raises:
         CheckpointError, ConfigError: the checkpoint cannot be opened.
@@ -53,7 +53,7 @@ def examine(
 
 
 def gpu_finding() -> Finding:
-    """The Vulkan driver that ``verify --gpu`` needs; all else works without."""
+    """Look for the Vulkan driver, which only ``verify --gpu`` needs."""
     try:
         return Finding("gpu", "Vulkan driver", "ok", str(find_driver().manifest))
     except MissingExtraError as error:
@@ -61,7 +61,7 @@ def gpu_finding() -> Finding:
 
 
 def canary_finding(target: Target) -> Finding:
-    """Whether a target converts and computes, found in a process of its own."""
+    """Check that a target converts and computes, in an isolated process."""
     try:
         target.require()
     except MissingExtraError as error:

@@ -1,4 +1,4 @@
-"""What an examination finds."""
+"""The findings of an examination."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ Verdict = Literal["ok", "note", "not installed", "broken"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
         area: versions, disk, memory, gpu or canary.
-        what: a library, a place, a target.
-        verdict: ``broken`` needs to be put right; a ``note`` works, but otherwise than where it was tested.
+        what: the library, folder or target that was checked.
+        verdict: ``broken`` must be fixed; a ``note`` works, but differs from the tested setup.
         found: the figure, in words.
-        advice: what to do, empty where nothing is to be done.
+        advice: what to do; empty where nothing is wrong.
     """
 
     area: str
@@ -37,5 +37,5 @@ class Diagnosis:
 
     @property
     def broken(self) -> tuple[Finding, ...]:
-        """What needs to be put right."""
+        """Findings that must be fixed."""
         return tuple(finding for finding in self.findings if finding.verdict == "broken")

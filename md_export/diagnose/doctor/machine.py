@@ -23,11 +23,11 @@ _FLOAT32 = 4
 
 @dataclass(frozen=True)
 class Need:
-    """Of one export.
+    """Memory and disk that one export needs.
 
     Attributes:
         memory: most bytes resident at once.
-        step: what takes them.
+        step: the step that takes them.
         out, temp, cache: bytes on the disks of OUT, of temporary files, and of the cache that builds use.
     """
 
@@ -39,7 +39,7 @@ class Need:
 
 
 def need_of(recipe: Recipe, checkpoint_dir: Path) -> Need:
-    """Predict; nothing is converted.
+    """Predict the need of an export; nothing is converted.
 
     Raises:
         CheckpointError, ConfigError: the checkpoint cannot be opened.
@@ -70,7 +70,7 @@ _LEAST_DISK = 500_000_000
 
 @dataclass(frozen=True)
 class Place:
-    """Where files go: for what, the folder, free bytes there, and a number that places on one disk share."""
+    """A folder that files are written to: its purpose, path, free bytes, and the number of its disk."""
 
     what: str
     path: Path
@@ -80,7 +80,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Memory:
-    """``available``: without swapping; ``group``: what the container leaves, None where it has no limit."""
+    """``available``: bytes without swapping; ``group``: bytes left in the container, None where it has no limit."""
 
     available: int
     group: int | None
@@ -92,12 +92,12 @@ class Memory:
 
 
 def memory_here() -> Memory:
-    """Of this machine and of the control group of this process."""
+    """Return the memory of this machine and of the control group of this process."""
     return Memory(int(psutil.virtual_memory().available), group_room(Path("/")))
 
 
 def places_here() -> tuple[Place, ...]:
-    """The folder one is in, that for temporary files, and the cache."""
+    """Return the current folder, the folder for temporary files, and the cache."""
     folders = {"this folder": Path.cwd(), "temporary files": Path(tempfile.gettempdir()), "cache": default_root()}
     return tuple(_place(what, path) for what, path in folders.items())
 
@@ -108,7 +108,7 @@ def _place(what: str, path: Path) -> Place:
 
 
 def group_room(root: Path) -> int | None:
-    """Bytes that the control group of this process, or one above it, still gives; None without a limit.
+    """Return the bytes left in the control group of this process and those above it; None without a limit.
 
     Both versions of Linux' control groups are read; pages of files that it would drop count as free.
     """
@@ -143,7 +143,7 @@ def _room(folder: Path) -> int | None:
 
 
 def memory_finding(memory: Memory, need: Need | None) -> Finding:
-    """Free memory against what the recipe takes, or what any export takes."""
+    """Compare free memory with the need of the recipe, or of any export."""
     wanted, why = (_LEAST_MEMORY, "any export") if need is None else (need.memory, need.step)
     found = f"{_gb(memory.available)} available"
     if memory.group is not None:
@@ -156,7 +156,7 @@ def memory_finding(memory: Memory, need: Need | None) -> Finding:
 
 
 def disk_findings(places: Sequence[Place], need: Need | None) -> tuple[Finding, ...]:
-    """Free room in each place against what the recipe writes there and to other places on the same disk."""
+    """Compare the free room of each disk with the bytes that the recipe writes to all folders on it."""
     wanted = [_LEAST_DISK] * len(places) if need is None else [need.out, need.temp, need.cache]
     findings = []
     for place in places:

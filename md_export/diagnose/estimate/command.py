@@ -15,10 +15,10 @@ from md_export.diagnose.estimate.roofline import (
     Change,
     Constants,
     Floor,
-    Place,
-    by,
+    Group,
     changes,
     floor_of,
+    grouped,
     pattern,
     seconds_of,
 )
@@ -52,16 +52,16 @@ class ComponentEstimate:
     macs: int
     weight_bytes: int
     activation_bytes: int
-    by_work: tuple[Place, ...]
-    by_kind: tuple[Place, ...]
-    by_pattern: tuple[Place, ...]
-    by_module: tuple[Place, ...]
+    by_work: tuple[Group, ...]
+    by_kind: tuple[Group, ...]
+    by_pattern: tuple[Group, ...]
+    by_module: tuple[Group, ...]
     changes: tuple[Change, ...]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of an export on a phone; no phone was asked.
+    """The estimated latency of an export on a phone; nothing was measured on one.
 
     Attributes:
         likely_factor: within it, up or down, lie four of five published latencies that the fit had not seen; of half of
@@ -81,12 +81,12 @@ class Estimate:
 
     @property
     def ms(self) -> float:
-        """Of a picture."""
+        """Milliseconds for a picture."""
         return sum(item.calls * item.ms for item in self.components)
 
     @property
     def floor_ms(self) -> float:
-        """Of a picture."""
+        """Least milliseconds for a picture."""
         return sum(item.calls * item.floor.ms for item in self.components)
 
 
@@ -96,7 +96,7 @@ def estimate(out: Path, device: str, progress: Callable[[str], None] = lambda _:
     Args:
         out: a folder that md-export wrote.
         device: a name in ``devices.toml``.
-        progress: told of each artifact.
+        progress: called with a line for each artifact.
 
     Raises:
         UsageError: an unknown device, one that does not execute the target's artifacts or their arithmetic.
@@ -118,7 +118,7 @@ def estimate(out: Path, device: str, progress: Callable[[str], None] = lambda _:
 
 
 def costs_of(out: Path, manifest: Manifest, entry: ArtifactEntry) -> tuple[OpCost, ...]:
-    """What the operations of one artifact compute and move; raises as :func:`estimate`."""
+    """Return what the operations of one artifact compute and move; raises as :func:`estimate`."""
     path = artifact_path(out, entry)
     answer = call_worker("costs", {"target": manifest.target, "path": str(path)}, ArtifactError, path.name)
     return _OPS.validate_python(answer["ops"])
@@ -137,10 +137,10 @@ def _component(
         macs=sum(op.macs for op in executed),
         weight_bytes=sum(op.weight_bytes for op in executed),
         activation_bytes=sum(op.activation_bytes for op in executed),
-        by_work=by(lambda op: op.work, executed, device, constants),
-        by_kind=by(lambda op: op.kind, executed, device, constants),
-        by_pattern=by(lambda op: pattern(op.module), executed, device, constants),
-        by_module=by(lambda op: op.module, executed, device, constants),
+        by_work=grouped(lambda op: op.work, executed, device, constants),
+        by_kind=grouped(lambda op: op.kind, executed, device, constants),
+        by_pattern=grouped(lambda op: pattern(op.module), executed, device, constants),
+        by_module=grouped(lambda op: op.module, executed, device, constants),
         changes=changes(executed, device, constants),
     )
 

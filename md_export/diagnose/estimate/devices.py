@@ -20,13 +20,13 @@ Parameter = Literal["convolution", "matrix_product", "multiplying", "spill", "la
 
 @dataclass(frozen=True)
 class UnitClass:
-    """Units of phones that compute alike.
+    """A class of phone processors that compute alike.
 
     Attributes:
-        targets: whose artifacts they execute.
-        fit: what is fitted to published latencies; see :class:`md_export.diagnose.estimate.roofline.Constants`.
+        targets: names of the targets whose artifacts they execute.
+        fit: constants fitted to published latencies; see :class:`md_export.diagnose.estimate.roofline.Constants`.
         spill: share of activations that goes through memory, where it is not fitted.
-        float32: what becomes of float32 values: ``float16``, or they leave the unit.
+        float32: whether float32 values become ``float16`` or leave the processor.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
@@ -65,8 +65,8 @@ class Latency:
     """A published time of one call.
 
     Attributes:
-        peer: what was called, a name in ``peers.json``.
-        fit: whether constants are fitted to it; else it is only compared with.
+        peer: the model that was measured, a name in ``peers.json``.
+        fit: whether constants are fitted to it; otherwise it is only compared.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
@@ -83,14 +83,14 @@ class Latency:
 
 @dataclass(frozen=True)
 class Knowledge:
-    """Both files."""
+    """The contents of both data files."""
 
     devices: Mapping[str, Device]
     latencies: tuple[Latency, ...]
     peers: Mapping[str, tuple[PeerOps, ...]] = field(repr=False)
 
     def device(self, name: str) -> Device:
-        """The phone of that name.
+        """Return the phone of that name.
 
         Raises:
             UsageError: there is none.
@@ -111,7 +111,7 @@ class PeerOps:
     number: int
 
     def cost(self, weight_bits: float, arithmetic: str) -> OpCost:
-        """One of them, as it was measured."""
+        """Return the cost of one operation as it was measured."""
         stored = int(self.weights * weight_bits / _BITS_OF_BYTE)
         moved = self.activations * bits_of(arithmetic) // _BITS_OF_BYTE
         return OpCost("", "", self.work, self.macs, arithmetic, self.weights, stored, moved, 0)
@@ -122,7 +122,7 @@ _BITS_OF_BYTE: Final = 8
 
 @cache
 def knowledge() -> Knowledge:
-    """What ``devices.toml`` and ``peers.json`` of this package say."""
+    """Return the contents of ``devices.toml`` and ``peers.json``."""
     folder = files(__package__)
     table = tomllib.loads((folder / "devices.toml").read_text(encoding="utf-8"))
     peers = json.loads((folder / "peers.json").read_text(encoding="utf-8"))

@@ -20,7 +20,7 @@ from md_export.diagnose.estimate.roofline import Constants
 from md_export.spec.tensors import Array
 from md_export.targets.costs import MULTIPLYING
 
-# Of the rows, for a range that an estimate is given.
+# Share of the rows inside the range that is printed with an estimate.
 LIKELY: Final = 0.8
 # Shares: 8 % from one to the next. Launches: nothing, and from a quarter of a microsecond on the double each.
 _SHARES: Final = tuple(float(share) for share in np.geomspace(0.05, 1.0, 41))
@@ -36,7 +36,7 @@ _STEPS: Final[Mapping[Parameter, tuple[float, ...]]] = {
 
 @dataclass(frozen=True)
 class RowError:
-    """A published latency and what the fit makes of it, in milliseconds.
+    """A published latency and the fit's estimates of it, in milliseconds.
 
     Attributes:
         fitted: by the constants fitted to all rows.
@@ -51,7 +51,7 @@ class RowError:
 
     @property
     def factor(self) -> float:
-        """Of the estimate that has not seen the row over the latency."""
+        """Ratio of the estimate without this row to the latency."""
         return self.without_row / self.latency.ms
 
 
@@ -63,14 +63,14 @@ class Fit:
     rows: tuple[RowError, ...]
 
     def factor(self, share: float) -> float:
-        """Within it, up or down, lies that share of the rows, each predicted without itself."""
+        """Return the factor, up or down, within which that share of the rows lies, each predicted without itself."""
         apart = np.array([abs(math.log(row.factor)) for row in self.rows])
         return math.exp(float(np.quantile(apart, share, method="higher")))
 
 
 @cache
 def fit_of(unit: str) -> Fit:
-    """The fit of a class of units, by its title."""
+    """Return the fit of a class of processors, by its title."""
     known = knowledge()
     devices = {name: device for name, device in known.devices.items() if device.unit.title == unit}
     return fit(known, devices)

@@ -32,7 +32,7 @@ class Constants:
     launch_s: float
 
     def share_of(self, work: Work) -> float:
-        """Of the peak, for what multiplies."""
+        """Return the share of the peak that multiplying operations reach."""
         return self.convolution if work == "convolution" else self.matrix_product
 
 
@@ -45,15 +45,15 @@ class Floor:
 
     @property
     def ms(self) -> float:
-        """The higher one."""
+        """The larger of the two."""
         return max(self.arithmetic_ms, self.memory_ms)
 
 
 def seconds_of(op: OpCost, device: Device, constants: Constants) -> float:
-    """Multiply-adds at the rate that is reached, or bytes at the memory's, whichever takes longer, and the launch.
+    """Return the longer of multiply-adds at the reached rate and bytes at the memory's rate, and the launch.
 
     Raises:
-        UsageError: the device computes no such values.
+        UsageError: no rate is known for the arithmetic on this device.
     """
     if op.work == "view":
         return 0.0
@@ -63,7 +63,7 @@ def seconds_of(op: OpCost, device: Device, constants: Constants) -> float:
 
 
 def floor_of(ops: Sequence[OpCost], device: Device, stored: float = math.inf) -> Floor:
-    """Of one call of an artifact, each of its operations being called once; ``stored``: bytes of weights in its file.
+    """Return the floor of one call of an artifact; ``stored``: bytes of weights in its file.
 
     Constants that several operations share are read once at least, so never more than what is stored.
     """
@@ -72,7 +72,7 @@ def floor_of(ops: Sequence[OpCost], device: Device, stored: float = math.inf) ->
 
 
 def as_computed(op: OpCost, device: Device) -> tuple[str, float]:
-    """Arithmetic on the device, and which share of the file's bytes its values have there."""
+    """Return the arithmetic on the device, and the share of the file's bytes that values have there."""
     if op.arithmetic == "float32" and device.unit.float32 == "float16":
         return "float16", 1 / _HALF_BYTES
     return op.arithmetic, 1.0
@@ -100,7 +100,7 @@ _LEAST_SHARE: Final = 0.005
 
 
 @dataclass(frozen=True)
-class Place:
+class Group:
     """Operations that have something in common, and their estimated milliseconds."""
 
     name: str
@@ -110,7 +110,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Change:
-    """What could be changed, and how many estimated milliseconds it would save at most; savings do not add up."""
+    """A possible change, and how many estimated milliseconds it saves at most; savings do not add up."""
 
     what: str
     ops: int
@@ -119,31 +119,33 @@ class Change:
 
 @dataclass(frozen=True)
 class _Remedy:
-    """``concerns`` an operation, which ``changed`` would replace; None: it would not be there."""
+    """A kind of change: ``concerns`` selects operations, ``changed`` returns the replacement, None for removal."""
 
     what: str
     concerns: Callable[[OpCost, Device], bool]
     changed: Callable[[OpCost, Device], OpCost | None]
 
 
-def by(key: Callable[[OpCost], str], ops: Iterable[OpCost], device: Device, constants: Constants) -> tuple[Place, ...]:
-    """Operations grouped by ``key``, the group that takes longest first."""
+def grouped(
+    key: Callable[[OpCost], str], ops: Iterable[OpCost], device: Device, constants: Constants
+) -> tuple[Group, ...]:
+    """Group operations by ``key``, the group that takes longest first."""
     counts: dict[str, int] = {}
     times: dict[str, float] = {}
     for op in ops:
         name = key(op)
         counts[name] = counts.get(name, 0) + 1
         times[name] = times.get(name, 0.0) + 1e3 * seconds_of(op, device, constants)
-    return tuple(Place(name, counts[name], ms) for name, ms in sorted(times.items(), key=lambda item: -item[1]))
+    return tuple(Group(name, counts[name], ms) for name, ms in sorted(times.items(), key=lambda item: -item[1]))
 
 
 def pattern(module: str) -> str:
-    """A module's path with a star for each number: ``encoder.layers.*.mlp.fc1``."""
+    """Return a module's path with a star for each number: ``encoder.layers.*.mlp.fc1``."""
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", module)
 
 
 def changes(ops: Sequence[OpCost], device: Device, constants: Constants) -> tuple[Change, ...]:
-    """What would save time, the change that saves most first."""
+    """Return the changes that would save time, the largest saving first."""
     total = sum(seconds_of(op, device, constants) for op in ops)
     found = sorted(_changes(ops, device, constants), key=lambda change: -change.saves_ms)
     return tuple(change for change in found if change.saves_ms > 1e3 * _LEAST_SHARE * total)

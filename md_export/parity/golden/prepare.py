@@ -204,7 +204,7 @@ def planned_cases(recipe: Recipe, checkpoint: Checkpoint) -> list[tuple[str, int
 
 
 def _known_cases(recipe: Recipe, checkpoint: Checkpoint) -> list[tuple[str, int]]:
-    for root in checkpoint.homes:
+    for root in checkpoint.folders:
         if (root / GOLDEN_FOLDER).is_dir():
             return [(case.prompt, case.seed) for case in read_index(root / GOLDEN_FOLDER).cases]
     return [(prompt, seed) for prompt in recipe.golden.prompts for seed in recipe.golden.seeds]

@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 from md_export.errors import ConversionError
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import TensorSpec
-from md_export.system.memory import let_go_of_weights
+from md_export.system.memory import release_weights
 from md_export.targets.contract import LoweringJob
 from md_export.targets.coreml.modules import number_nodes, operation_modules
 from md_export.targets.coreml.package import feature_specs, read_spec
@@ -121,7 +121,7 @@ def compute_precision(job: LoweringJob) -> Any:
         raise ConversionError(f'{job.component}: {newer} needs iOS 18; set deployment_target = "iOS18" in the recipe')
     if job.scheme.activations == "float32":
         return ct.precision.FLOAT32
-    return ct.transform.FP16ComputePrecision(op_selector=SparesFragile(lambda: let_go_of_weights(job.module)))
+    return ct.transform.FP16ComputePrecision(op_selector=SparesFragile(lambda: release_weights(job.module)))
 
 
 def _is_known(scheme: QuantScheme) -> bool:
@@ -192,7 +192,7 @@ def lower(job: LoweringJob) -> CoremlModel:
     precision = compute_precision(job)
     with converting(job.component, "tracing"):
         program = _export(job)
-    let_go_of_weights(job.module)
+    release_weights(job.module)
     paths = number_nodes(program)
     package = job.workdir / f"{job.component}.float.mlpackage"
     with converting(job.component, "conversion"), lean_overflow_check():

@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from md_export.system.memory import let_go_of
+from md_export.system.memory import release_tensors
 
 # Numbers of fields in onnx.proto.
 _GRAPH: Final = 7  # of ModelProto
@@ -78,7 +78,7 @@ def write_inline(model: ir.Model, file: IO[bytes]) -> None:
         else:
             file.write(tensor.tobytes())
         if isinstance(tensor.raw, torch.Tensor):
-            let_go_of([tensor.raw])
+            release_tensors([tensor.raw])
 
 
 def _without_weights(model: ir.Model, weights: Mapping[str, ir.TensorProtocol]) -> onnx.ModelProto:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from md_export.errors import ConversionError
 from md_export.spec.tensors import TensorSpec
-from md_export.system.memory import let_go_of_weights
+from md_export.system.memory import release_weights
 from md_export.targets.contract import LoweringJob
 from md_export.targets.lowering import quiet
 from md_export.targets.tflite.flatbuffer import DTYPES, attach_notes, read_model, shape_of
@@ -79,7 +79,7 @@ def _convert(job: LoweringJob, path: Path) -> None:
             # half of the memory and a quarter of the time.
             converted = signature.convert(lightweight_conversion=True)
             # It has its own copies, and writing makes further ones.
-            let_go_of_weights(job.module)
+            release_weights(job.module)
             attach_notes(converted, job.notes)
             converted.export(str(path))
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ir.MLIRError) as error:

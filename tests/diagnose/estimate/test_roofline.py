@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from md_export.diagnose.estimate.devices import Device, UnitClass, knowledge
-from md_export.diagnose.estimate.roofline import Constants, by, changes, floor_of, pattern, seconds_of
+from md_export.diagnose.estimate.roofline import Constants, changes, floor_of, grouped, pattern, seconds_of
 from md_export.errors import UsageError
 from md_export.targets.costs import Node, OpCost, Value, Work, costs_of, einsum_macs, product_macs
 
@@ -96,7 +96,7 @@ def test_the_floor_is_weights_once_or_all_multiply_adds() -> None:
 
 def test_groups_are_sorted_by_time() -> None:
     several = [op(macs=10**9), op("other", read_bytes=5 * 10**6, kind="add"), op(macs=10**9)]
-    first, second = by(lambda one: one.kind, several, DEVICE, FULL)
+    first, second = grouped(lambda one: one.kind, several, DEVICE, FULL)
     assert [(place.name, place.ops) for place in (first, second)] == [("add", 1), ("conv", 2)]
     assert (first.ms, second.ms) == pytest.approx((5.0, 4.0))
 
