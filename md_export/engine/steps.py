@@ -39,7 +39,8 @@ from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry
 from md_export.spec.manifest import SCHEMA, Drift, Manifest, files_beside, write_manifest
 from md_export.spec.recipe import Recipe
 from md_export.system.files import copy_file
-from md_export.targets.onnx.npu.process import compile_contexts
+from md_export.targets import TARGETS
+from md_export.targets.contract import CompilesForNpu
 from md_export.targets.versions import tools_of
 
 # Folder of calibration cases in the entry of their step.
@@ -114,7 +115,8 @@ def seal(
         check_bundle(folder, tuple(entry.file for entry in entries))
     if recipe.target == "coreai":
         write_assets(recipe, checkpoint, folder, entries)
-    entries = compile_contexts(recipe.npu, folder, entries, print)
+    if isinstance(target := TARGETS[recipe.target], CompilesForNpu):
+        entries = target.compile_contexts(recipe.npu, folder, entries, print)
     checkpoint.copy_tokenizer(folder / "tokenizer")
     manifest = _manifest(recipe, checkpoint, folder, entries, drift)
     write_manifest(manifest, folder)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final, Protocol, Self, runtime_checkable
 
 from md_export.errors import MissingExtraError
+from md_export.spec.artifact import ArtifactEntry
 from md_export.spec.calibration import RangeRule
 from md_export.spec.recipe import QuantScheme
 from md_export.spec.runner import Runner
@@ -231,6 +232,24 @@ class RunsAsWritten(Protocol):
     """
 
     as_written: ClassVar[str]
+
+
+@runtime_checkable
+class CompilesForNpu(Protocol):
+    """A target whose artifacts a compiler turns into programs for phones' NPUs."""
+
+    def compile_contexts(
+        self,
+        names: Sequence[str],
+        folder: Path,
+        entries: Sequence[ArtifactEntry],
+        progress: Callable[[str], None],
+    ) -> tuple[ArtifactEntry, ...]:
+        """Compile each artifact of an export in ``folder`` for each chip, by its name; the contexts lie beside them.
+
+        ConversionError where a chip's compiler refuses an operation; MissingExtraError where no compiler is installed.
+        """
+        ...
 
 
 @runtime_checkable

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from md_export.spec.artifact import ArtifactEntry
 from md_export.spec.runner import Runner
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import Array, Arrays
 from md_export.spec.weight_storage import WeightStorage
-from md_export.targets.contract import CountsCosts, Description, HasForms, LoweringJob, RunsAsWritten, Step, Target
+from md_export.targets.contract import (
+    CompilesForNpu,
+    CountsCosts,
+    Description,
+    HasForms,
+    LoweringJob,
+    RunsAsWritten,
+    Step,
+    Target,
+)
 from md_export.targets.costs import OpCost
 from md_export.targets.stored import Constant, StoredWeight
 
@@ -42,7 +52,7 @@ class OnnxModel:
         save(self, path)
 
 
-class OnnxTarget(Target, CountsCosts, RunsAsWritten, HasForms):
+class OnnxTarget(Target, CountsCosts, RunsAsWritten, HasForms, CompilesForNpu):
     """ONNX: standard opset-18 graphs for onnxruntime, float32, float16 or int8 QDQ."""
 
     name = "onnx"
@@ -102,3 +112,14 @@ class OnnxTarget(Target, CountsCosts, RunsAsWritten, HasForms):
         from md_export.targets.onnx.describe import costs
 
         return costs(path)
+
+    def compile_contexts(
+        self,
+        names: Sequence[str],
+        folder: Path,
+        entries: Sequence[ArtifactEntry],
+        progress: Callable[[str], None],
+    ) -> tuple[ArtifactEntry, ...]:
+        from md_export.targets.onnx.npu.process import compile_contexts
+
+        return compile_contexts(names, folder, entries, progress)
