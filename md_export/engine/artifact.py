@@ -7,7 +7,6 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from md_export.checkpoint import open_checkpoint
 from md_export.errors import ConversionError
@@ -17,7 +16,6 @@ from md_export.parity.rewritten_module import adjust, rewritten
 from md_export.spec.artifact import ArtifactEntry, Measured, bytes_of_artifact, data_of, sha256_of_artifact
 from md_export.spec.calibration import RangeRule
 from md_export.spec.recipe import Recipe
-from md_export.spec.recipe_file import recipe_from_dict, recipe_to_dict
 from md_export.spec.tensors import TensorSpec
 from md_export.system.memory import release_weights
 from md_export.targets import TARGETS, suffix_of
@@ -41,27 +39,6 @@ class BuildStep:
     out: Path
     notes: dict[str, str]
     calibration: Path | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain form for the worker's request."""
-        paths = {name: str(getattr(self, name)) for name in ("checkpoint", "golden", "out")}
-        return {
-            **paths,
-            "component": self.component,
-            "recipe": recipe_to_dict(self.recipe),
-            "notes": self.notes,
-            "calibration": self.calibration and str(self.calibration),
-        }
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> BuildStep:
-        """Read what :meth:`to_dict` wrote."""
-        paths = {name: Path(values[name]) for name in ("checkpoint", "golden", "out")}
-        recipe, made = recipe_from_dict(values["recipe"], "recipe"), values["calibration"]
-        calibration = None if made is None else Path(made)
-        return cls(
-            component=values["component"], recipe=recipe, notes=values["notes"], calibration=calibration, **paths
-        )
 
 
 def build_component(step: BuildStep) -> ArtifactEntry:

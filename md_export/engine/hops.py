@@ -14,21 +14,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from md_export.engine.artifact import BuildStep
+from md_export.checkpoint import open_checkpoint
+from md_export.engine.artifact import BuildStep, build_component
 from md_export.errors import ConversionError, MdExportError
 from md_export.parity.golden.case import GoldenCase
 from md_export.parity.golden.folder import read_golden
 from md_export.parity.golden.surface import golden_cases
 from md_export.parity.metrics import EXACT_DB, Check, Fault, snr_db
+from md_export.parity.opened_export import check_checkpoint, open_export
+from md_export.parity.rewritten_module import Rewritten, rewritten
 from md_export.parity.verdict import Verdict
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry
 from md_export.spec.manifest import Manifest, read_manifest
 from md_export.spec.recipe import QuantScheme, Recipe
 from md_export.spec.tensors import joined
+from md_export.system.isolation import isolated
 from md_export.targets import TARGETS
 from md_export.targets.contract import RunsAsWritten
 from md_export.targets.execution import execute
-from md_export.worker.calling import call_worker
 
 Progress = Callable[[str], None]
 # What such a failure says lies in the numbers, which a hop can explain.
@@ -131,18 +134,48 @@ def rewritten_hop(
     out: Path, manifest: Manifest, entry: ArtifactEntry, cases: Sequence[GoldenCase], checkpoint_dir: Path
 ) -> Hop:
     """The torch module with the recipe's rewrites."""
-    request = {
-        "out": str(out),
-        "component": entry.component,
-        "checkpoint": str(checkpoint_dir),
-        "cases": [case.name for case in cases],
-    }
+    part, names = Part(out, entry.component, checkpoint_dir), tuple(case.name for case in cases)
     fired = ", ".join(record.name for record in entry.rewrites if record.fired)
 
     def run() -> float:
-        return float(call_worker("rewritten", request, ConversionError, f"{entry.component} in torch")["snr_db"])
+        return isolated(rewritten_snr_db, ConversionError, f"{entry.component} in torch")(TorchJob(part, names))
 
     return _hop("rewritten", f"torch after {fired}" if fired else "torch, nothing rewritten", manifest, entry, run)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One component of the export in ``out``, and the checkpoint that the export was made from."""
+
+    out: Path
+    component: str
+    checkpoint: Path
+
+
+@dataclass(frozen=True)
+class TorchJob:
+    """A component, and the names of golden cases."""
+
+    part: Part
+    cases: tuple[str, ...]
+
+
+def rewritten_snr_db(job: TorchJob) -> float:
+    """SNR of the torch module as it was lowered against the golden outputs, the worst case, in this process."""
+    _, module, known = opened(job.part)
+    return min(module.snr_db(case) for case in known if case.name in job.cases)
+
+
+def opened(part: Part) -> tuple[Manifest, Rewritten, tuple[GoldenCase, ...]]:
+    """An export's manifest, one component's torch module as it was lowered, and the golden cases.
+
+    Raises:
+        ArtifactError: the export was made from another checkpoint.
+        GoldenError: its golden cases are unreadable or altered.
+    """
+    export, checkpoint = open_export(part.out), open_checkpoint(part.checkpoint)
+    check_checkpoint(export.manifest, checkpoint)
+    return export.manifest, rewritten(checkpoint, part.component, export.manifest.recipe), export.golden.cases
 
 
 def lowered_hop(
@@ -154,7 +187,7 @@ def lowered_hop(
     def run() -> float:
         with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
             step = BuildStep(checkpoint_dir, entry.component, recipe, out / GOLDEN_FOLDER, Path(scratch), {})
-            call_worker("build", step.to_dict(), ConversionError, f"{manifest.target} {entry.component}")
+            isolated(build_component, ConversionError, f"{manifest.target} {entry.component}")(step)
             return _executed(manifest, entry, Path(scratch), cases, _as_written(manifest))
 
     return _hop("lowered", f"converted to {manifest.target} in float32", manifest, entry, run)

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -28,7 +28,8 @@ from md_export.spec.artifact import ArtifactEntry, artifact_path, bytes_of_artif
 from md_export.spec.manifest import JOIN, Manifest, first_finding, read_manifest, write_manifest
 from md_export.spec.recipe import Recipe
 from md_export.system.files import bytes_of, is_plain_name, read_regular, staging
-from md_export.worker.calling import call_worker
+from md_export.system.isolation import isolated
+from md_export.targets.contract import Description
 
 Progress = Callable[[str], None]
 _LARGEST_FILE: Final = 1 << 16
@@ -180,8 +181,7 @@ def _join(component: str, named: Mapping[str, tuple[Path, Manifest]], folder: Pa
     packages = {name: artifact_path(path, made.entry_for(component)) for name, (path, made) in named.items()}
     joined = folder / next(iter(packages.values())).name
     progress(f"join {joined.name}: {', '.join(named)}")
-    request = {"packages": {name: str(path) for name, path in packages.items()}, "path": str(joined)}
-    call_worker("join", request, ConversionError, f"joining {joined.name}")
+    isolated(join_packages, ConversionError, f"joining {joined.name}")(Joining(packages, joined))
     return Shared(component, sum(map(bytes_of, packages.values())), bytes_of(joined))
 
 
@@ -210,12 +210,45 @@ def _described(folder: Path, entry: ArtifactEntry, function: str, made: Path) ->
         entry,
         sha256=sha256_of_artifact(path),
         bytes=bytes_of_artifact(path),
-        stored=found["stored"],
-        ops=found["ops"],
+        stored=found.stored,
+        ops=found.ops,
     )
 
 
-def _take(package: Path, function: str, path: Path) -> dict[str, Any]:
+def _take(package: Path, function: str, path: Path) -> Description:
     """Write a function as a package of its own; its description."""
-    request = {"package": str(package), "function": function, "path": str(path)}
-    return call_worker("split", request, ArtifactError, f"{package.name}: function {function}")
+    what = f"{package.name}: function {function}"
+    return isolated(take_function, ArtifactError, what)(Taking(package, function, path))
+
+
+@dataclass(frozen=True)
+class Joining:
+    """Core ML packages by the names that their functions get, and the package to make of them."""
+
+    packages: Mapping[str, Path]
+    path: Path
+
+
+def join_packages(job: Joining) -> None:
+    """Make one Core ML package of several, in this process."""
+    from md_export.targets.coreml import save
+
+    with tempfile.TemporaryDirectory(prefix=".", dir=job.path.parent) as scratch:
+        save.join(job.packages, job.path, Path(scratch))
+
+
+@dataclass(frozen=True)
+class Taking:
+    """A function of a Core ML package, and the package to make of it."""
+
+    package: Path
+    function: str
+    path: Path
+
+
+def take_function(job: Taking) -> Description:
+    """Write a function as a package of its own, in this process; its description."""
+    from md_export.targets.coreml import describe, save
+
+    save.split(job.package, job.function, job.path)
+    return describe.describe(job.path)

@@ -20,8 +20,8 @@ from md_export.models.sampling.generate import tokenize
 from md_export.models.sampling.schedule import ScheduleConfig
 from md_export.parity.golden.prepare import one_step
 from md_export.spec.tensors import TensorSpec
+from md_export.system.isolation import isolated
 from md_export.targets.coreml.package import feature_specs, read_spec
-from md_export.worker.calling import call_worker
 
 SCRIPT: Final = "finish-on-mac.sh"
 # The one scheduler of the Swift package that is right at one step, and the schedule that is fixed in it
@@ -87,10 +87,22 @@ def check_bundle(folder: Path, packages: tuple[str, ...]) -> None:
     Raises:
         ConversionError: a demand is not met.
     """
-    request = {"folder": str(folder), "packages": list(packages)}
-    answer = call_worker("contract", request, ConversionError, "the check against Apple's Swift package")
-    if answer["faults"]:
-        raise ConversionError(f"Apple's Swift package could not read this export: {'; '.join(answer['faults'])}")
+    check = isolated(bundle_faults, ConversionError, "the check against Apple's Swift package")
+    if found := check(Bundle(folder, packages)):
+        raise ConversionError(f"Apple's Swift package could not read this export: {'; '.join(found)}")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A folder in the Swift layout, and the packages in it to look at."""
+
+    folder: Path
+    packages: tuple[str, ...]
+
+
+def bundle_faults(bundle: Bundle) -> tuple[str, ...]:
+    """Compare a folder in the Swift layout with what Apple's Swift package reads, in this process."""
+    return faults(bundle.folder, bundle.packages)
 
 
 def _read(path: Path) -> bytes:

@@ -12,7 +12,7 @@ from md_export.parity.npu.verify import NpuDetails
 from md_export.parity.runtimes import KernelDetails, OpDisagreement
 from md_export.parity.verdict import ComponentVerdict, Engine, Verdict
 from md_export.report.tables import Cells, decibel, drawn, said, spelled_shape
-from md_export.targets.onnx.npu.refused import RefusedOp
+from md_export.targets.onnx.npu.answers import RefusedOp
 from md_export.targets.tflite.gpu.residency import OpFinding
 
 # Heading of a column, and its cell for one component.

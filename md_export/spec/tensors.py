@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
@@ -12,7 +12,7 @@ from typing import Annotated, Final
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from md_export.errors import OutputError, UsageError
 from md_export.system.files import write_whole
@@ -46,6 +46,22 @@ def save_tensors(arrays: Arrays, path: Path) -> None:
         save_file({name: np.asarray(value, order="C") for name, value in arrays.items()}, path)
     except (SafetensorError, OSError) as error:
         raise OutputError(f"{path.name} could not be written: {error}; nothing was kept. Is the disk full?") from error
+
+
+def save_batches(batches: Sequence[Arrays], path: Path) -> None:
+    """Write sets of named arrays into one safetensors file, keys ``index/name``."""
+    save_tensors(
+        {f"{index}/{name}": value for index, batch in enumerate(batches) for name, value in batch.items()}, path
+    )
+
+
+def load_batches(path: Path) -> list[dict[str, Array]]:
+    """Read what :func:`save_batches` wrote."""
+    batches: dict[int, dict[str, Array]] = {}
+    for key, value in load_file(path).items():
+        index, name = key.split("/", 1)
+        batches.setdefault(int(index), {})[name] = value
+    return [batches[index] for index in sorted(batches)]
 
 
 def joined(arrays: Arrays) -> Array:

@@ -144,6 +144,11 @@ class Target(Protocol):
                     f"pip install 'md-export[{self.name}]'{system}"
                 )
 
+    def modules(self, *names: str) -> tuple[str, ...]:
+        """Modules of the target's package by their full names, for a worker to have imported."""
+        package = type(self).__module__.rpartition(".")[0]
+        return tuple(f"{package}.{name}" for name in names)
+
     def open(self) -> Self:
         """This target, its vendor's libraries being installed.
 

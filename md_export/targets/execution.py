@@ -1,44 +1,20 @@
-"""Artifacts executed in their own runtimes, each in a process of its own; arrays travel as safetensors."""
+"""Artifacts executed in their own runtimes, each in a process of its own."""
 
 from __future__ import annotations
 
-import dataclasses
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.numpy import load_file
-
-from md_export.errors import RuntimeFault
+from md_export.errors import MdExportError, RuntimeFault, UsageError
+from md_export.models.sampling.denoising import denoise
+from md_export.spec.runner import Runner, WatchedRunner
 from md_export.spec.sampler import Ddim
-from md_export.spec.tensors import Array, Arrays, save_tensors
-from md_export.targets.contract import Description
-from md_export.worker.calling import call_worker
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """Arrays on their way to a worker and back, each kind in a file of ``folder``; ``request`` names them to it."""
-
-    folder: Path
-    request: Mapping[str, str]
-
-    def read(self, answer: str = "outputs") -> list[dict[str, Array]]:
-        """What the worker wrote; nothing where it did not come to that."""
-        path = Path(self.request[answer])
-        return load_batches(path) if path.is_file() else []
-
-
-@contextmanager
-def exchange(batches: Sequence[Arrays], *answers: str) -> Iterator[Exchange]:
-    """Write ``inputs`` for a worker, and name files for its ``outputs`` and further ``answers``."""
-    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
-        folder = Path(scratch)
-        request = {name: str(folder / f"{name}.safetensors") for name in ("inputs", "outputs", *answers)}
-        save_batches(batches, Path(request["inputs"]))
-        yield Exchange(folder, request)
+from md_export.spec.tensors import Array, Arrays
+from md_export.system.isolation import isolated
+from md_export.targets import TARGETS
+from md_export.targets.contract import CountsCosts, Description
+from md_export.targets.costs import OpCost
 
 
 @dataclass(frozen=True)
@@ -50,6 +26,16 @@ class Execution:
     hazards: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Job:
+    """An artifact, the inputs of each of its executions, and the runtime if it is not the target's own."""
+
+    target: str
+    path: Path
+    batches: Sequence[Arrays]
+    runtime: str | None = None
+
+
 def execute(target: str, path: Path, batches: Sequence[Arrays], runtime: str | None = None) -> Execution:
     """Run an artifact on each set of inputs, in its own runtime and a process of its own.
 
@@ -57,10 +43,21 @@ def execute(target: str, path: Path, batches: Sequence[Arrays], runtime: str | N
         RuntimeFault: the runtime refused the artifact or its inputs, or crashed.
         MissingExtraError: the target's runtime is not installed.
     """
-    with exchange(batches) as files:
-        request = {**files.request, "target": target, "path": str(path), "runtime": runtime}
-        answer = call_worker("execute", request, RuntimeFault, f"{path.name} in the {target} runtime")
-        return Execution(files.read(), Description(**answer["found"]), tuple(answer["hazards"]))
+    what, modules = f"{path.name} in the {target} runtime", TARGETS[target].modules("run", "describe")
+    return isolated(run_batches, RuntimeFault, what, modules)(Job(target, path, batches, runtime))
+
+
+def run_batches(job: Job) -> Execution:
+    """Run an artifact on each set of inputs, in this process."""
+    target = TARGETS[job.target].open()
+    runner = target.load(job.path, job.runtime) if job.runtime else target.load(job.path)
+    outputs = [runner.run(batch) for batch in job.batches]
+    return Execution(outputs, target.describe(job.path), hazards_of(runner))
+
+
+def hazards_of(*runners: Runner) -> tuple[str, ...]:
+    """What went wrong in all runs so far, where a runner sees it."""
+    return tuple(line for one in runners if isinstance(one, WatchedRunner) for line in one.hazards())
 
 
 @dataclass(frozen=True)
@@ -71,31 +68,61 @@ class Walk:
     hazards: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class WalkJob:
+    """All steps of some pictures with a UNet's artifact, and a ControlNet's if there is one."""
+
+    target: str
+    path: Path
+    starts: Sequence[Arrays]
+    ddim: Ddim
+    control: Path | None = None
+
+
 def walk(target: str, path: Path, starts: Sequence[Arrays], ddim: Ddim, control: Path | None = None) -> Walk:
     """Take all steps of some pictures with a UNet's artifact, in its own runtime and one process.
 
     ``control``: a ControlNet's artifact, which takes part in each step. ``starts`` as in
     :func:`md_export.models.sampling.denoising.denoise`; raises as :func:`execute`.
     """
-    with exchange(starts) as files:
-        request = {**files.request, "target": target, "path": str(path), "ddim": dataclasses.asdict(ddim)}
-        request |= {} if control is None else {"control": str(control)}
-        what = f"{path.name} in the {target} runtime, {len(ddim.steps)} steps"
-        answer = call_worker("walk", request, RuntimeFault, what)
-        return Walk([batch["latent"] for batch in files.read()], tuple(answer["hazards"]))
+    what = f"{path.name} in the {target} runtime, {len(ddim.steps)} steps"
+    modules = TARGETS[target].modules("run")
+    return isolated(take_steps, RuntimeFault, what, modules)(WalkJob(target, path, starts, ddim, control))
 
 
-def save_batches(batches: Sequence[Arrays], path: Path) -> None:
-    """Write sets of named arrays into one safetensors file, keys ``index/name``."""
-    save_tensors(
-        {f"{index}/{name}": value for index, batch in enumerate(batches) for name, value in batch.items()}, path
+def take_steps(job: WalkJob) -> Walk:
+    """Take all steps of some pictures, in this process."""
+    from md_export.models.sampling.generate import only_output
+
+    paths = [job.path] if job.control is None else [job.path, job.control]
+    runner, *controls = (TARGETS[job.target].open().load(path) for path in paths)
+    control = (lambda batches: [controls[0].run(batch) for batch in batches]) if controls else None
+    latents = denoise(
+        lambda batches: [only_output(runner.run(batch)) for batch in batches], job.starts, job.ddim, control
     )
+    return Walk([*latents], hazards_of(runner, *controls))
 
 
-def load_batches(path: Path) -> list[dict[str, Array]]:
-    """Read what :func:`save_batches` wrote."""
-    batches: dict[int, dict[str, Array]] = {}
-    for key, value in load_file(path).items():
-        index, name = key.split("/", 1)
-        batches.setdefault(int(index), {})[name] = value
-    return [batches[index] for index in sorted(batches)]
+@dataclass(frozen=True)
+class CostJob:
+    """An artifact whose operations are to be counted."""
+
+    target: str
+    path: Path
+
+
+def costs(target: str, path: Path, failure: type[MdExportError]) -> tuple[OpCost, ...]:
+    """Arithmetic and traffic of each operation of an artifact, read in a process of its own; nothing is run.
+
+    Raises:
+        MdExportError: it cannot be read; ``failure`` where the process died.
+    """
+    return isolated(count_costs, failure, path.name)(CostJob(target, path))
+
+
+def count_costs(job: CostJob) -> tuple[OpCost, ...]:
+    """Arithmetic and traffic of each operation of an artifact, read in this process."""
+    target = TARGETS[job.target].open()
+    if not isinstance(target, CountsCosts):
+        raise UsageError(f"an estimate reads no {target.suffix} file")
+    return target.costs(job.path)

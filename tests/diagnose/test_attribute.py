@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from cli.test_cli import md_export
-from md_export.diagnose.attribution.attribute import Attribution, attribute, blame, opened
+from md_export.diagnose.attribution.attribute import Attribution, attribute, blame
+from md_export.engine.hops import Part, opened
 from md_export.errors import ArtifactError
 from module_faults import scrambled, weight_places
 from mutations import rehash
@@ -34,7 +35,7 @@ class Opened:
     """One component of an export, prepared once."""
 
     def __init__(self, out: Path, component: str, checkpoint: Path) -> None:
-        self.manifest, self.part, self.cases = opened(out, component, checkpoint)
+        self.manifest, self.part, self.cases = opened(Part(out, component, checkpoint))
         self.entry = self.manifest.entry_for(component)
         self.path = out / self.entry.file
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cli.test_cli import fails, md_export
-from md_export.diagnose.crosscheck.artifacts import Crosscheck, ModuleRow, crosscheck_in_worker
+from md_export.diagnose.crosscheck.artifacts import Crosscheck, ModuleRow, Pair, crosscheck_pair
 from md_export.diagnose.crosscheck.operations import OPERATIONS, judged, rows
 from md_export.report.diagnoses import crosscheck_tables, operation_table, verdict
 from md_export.spec.manifest import read_manifest
@@ -27,7 +27,7 @@ def test_right_artifacts_agree_and_a_reversed_weight_is_named(
     exported: Exported, copy_of: Exported, nano: Path
 ) -> None:
     one, other = artifacts(exported("onnx", "int8"), exported("coreai", "int8"))
-    found = crosscheck_in_worker(one, other, nano)
+    found = crosscheck_pair(Pair(one, other, nano))
     assert found.files == ("text_encoder.onnx", "text_encoder.aimodel")
     assert len(found.cases) == 16
     assert all(row.between_db > 20 for row in found.cases)
@@ -40,7 +40,7 @@ def test_right_artifacts_agree_and_a_reversed_weight_is_named(
         alike = [item for item in constants if item.values.dtype == np.int8 and item.values.shape == (128, 384)]
         alike[1].values[...] = alike[1].values[::-1].copy()
     rehash(folder)
-    wrong = crosscheck_in_worker(one, damaged, nano)
+    wrong = crosscheck_pair(Pair(one, damaged, nano))
     assert [row.path for row in wrong.disagreements if row.apart_db > 0] == [FC2]
     assert f"{FC2} (Linear) is " in verdict(wrong)
     assert "worse in text_encoder.aimodel than in text_encoder.onnx" in verdict(wrong)
@@ -49,7 +49,7 @@ def test_right_artifacts_agree_and_a_reversed_weight_is_named(
 
 def test_operations_that_round_alike_are_equal_and_one_that_does_not_is_seen() -> None:
     installed("coreai")
-    found = {row.name: row for row in rows(["silu", "linear"])}
+    found = {row.name: row for row in rows(("silu", "linear"))}
     assert {row.fault for row in found.values()} == {""}
     silu, linear = found["silu"], found["linear"]
     assert silu.equal == 1

@@ -16,20 +16,20 @@ from packaging.requirements import Requirement
 
 from md_export.cli import cli
 from md_export.diagnose.doctor import examine, machine
-from md_export.diagnose.doctor.canary import LEAST_SNR_DB, fly
+from md_export.diagnose.doctor.canary import LEAST_SNR_DB, Flight, fly
 from md_export.diagnose.doctor.examine import canary_finding, canary_judged, gpu_finding
 from md_export.diagnose.doctor.finding import Diagnosis, Finding
 from md_export.diagnose.doctor.machine import Memory, Need, Place, disk_findings, group_room, memory_finding, need_of
 from md_export.diagnose.doctor.versions import Supported, _tested, supported, version_findings
 from md_export.engine.costs import artifact_cost
-from md_export.errors import MdExportError, RuntimeFault
+from md_export.errors import ConversionError, MdExportError, RuntimeFault
 from md_export.report.doctor import doctor_text, without_names
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
 from md_export.spec.tensors import Array, Arrays
+from md_export.system.isolation import Ended
 from md_export.targets import TARGETS
 from md_export.targets.tflite.gpu import engine as driver
-from md_export.worker.calling import Ended
 from support import installed
 
 ROOT = Path(__file__).parents[2]
@@ -260,8 +260,7 @@ class Wrong:
 def test_a_runtime_with_wrong_numbers_is_broken(change: Callable[[Array], Array], said: str | None) -> None:
     target: Any = Wrong(change)
     flight = fly(target, ".onnx")
-    answer = {"snr_db": flight.snr_db, "fault": flight.fault, "seconds": flight.seconds}
-    finding = canary_judged("onnx", Ended(answer, "", False, ""), 1.0)
+    finding = canary_judged("onnx", Ended(flight, None, "", False, ""), 1.0)
     assert finding.verdict == ("ok" if said is None else "broken")
     assert said is None or said in finding.found
 
@@ -269,14 +268,14 @@ def test_a_runtime_with_wrong_numbers_is_broken(change: Callable[[Array], Array]
 @pytest.mark.parametrize(
     ("ended", "said"),
     [
-        (Ended(None, "the process crashed (SIGSEGV)", False, "first\nlast words\n"), "(SIGSEGV): last words"),
-        (Ended(None, "the process was stopped at the time limit of 120 s", True, ""), "time limit"),
-        (Ended({"error": "ConversionError", "message": "no such op"}, "", False, ""), "no such op"),
-        (Ended({"snr_db": LEAST_SNR_DB - 1, "fault": "", "seconds": 1}, "", False, ""), "89 dB"),
-        (Ended({"snr_db": float("nan"), "fault": "", "seconds": 1}, "", False, ""), "otherwise"),
+        (Ended(None, None, "the process crashed (SIGSEGV)", False, "first\nlast words\n"), "(SIGSEGV): last words"),
+        (Ended(None, None, "the process was stopped at the time limit of 120 s", True, ""), "time limit"),
+        (Ended(None, ConversionError("no such op"), "", False, ""), "no such op"),
+        (Ended(Flight(LEAST_SNR_DB - 1, "", 1), None, "", False, ""), "89 dB"),
+        (Ended(Flight(float("nan"), "", 1), None, "", False, ""), "otherwise"),
     ],
 )
-def test_a_canary_that_dies_is_broken(ended: Ended, said: str) -> None:
+def test_a_canary_that_dies_is_broken(ended: Ended[Flight], said: str) -> None:
     finding = canary_judged("onnx", ended, 1.0)
     assert finding.verdict == "broken"
     assert said in finding.found

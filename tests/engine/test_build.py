@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from md_export.parity.manifest_check import check_exports
 from md_export.spec.manifest import read_manifest
 from md_export.spec.shipped_files import builtin_recipe
 from md_export.system.files import sha256_of
-from md_export.worker.calling import answer_of, run_worker
+from md_export.system.isolation import Limits, attempt, result_of
 from support import Exported
 
 TEXT = 'name = "x"\nrecipes = ["mine.toml"]\ncomponents = ["vae_decoder"]\n'
@@ -120,13 +121,17 @@ def test_a_threshold_that_is_missed_fails_alone_and_is_not_kept(built: Path, nan
     assert sha256_of(built / "out" / "onnx-fp32") == before
 
 
+def sleep(seconds: float) -> None:
+    time.sleep(seconds)
+
+
 def test_a_process_that_holds_too_much_is_stopped_and_says_so() -> None:
-    ended = run_worker("plan", {}, most_bytes=20_000_000)
+    ended = attempt(sleep, 60.0, Limits(most_bytes=20_000_000))
     assert ended.over_memory
     assert ended.peak_bytes > 20_000_000
     with pytest.raises(ConversionError, match=r"unet: the process was stopped when it held .* more than the 0.02 GB"):
-        answer_of(ended, ConversionError, "unet")
-    assert not run_worker("no such task", {}, most_bytes=LARGE).over_memory
+        result_of(ended, ConversionError, "unet")
+    assert not attempt(sleep, 0.0, Limits(most_bytes=LARGE)).over_memory
 
 
 def command(*arguments: object) -> Result:

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from md_export.diagnose.attribution.attribute import blame, opened
+from md_export.diagnose.attribution.attribute import blame
+from md_export.engine.hops import Part, opened
 from md_export.parity.golden.folder import read_golden
 from md_export.parity.judge import verify
 from md_export.parity.metrics import compare
 from md_export.parity.selftest.command import self_test
 from md_export.parity.selftest.table import MUTATIONS
-from md_export.parity.weights.audit import audit_in_worker
+from md_export.parity.weights.audit import AuditJob, audit_part
 from md_export.spec.manifest import read_manifest
 from md_export.targets import TARGETS
 from mutations import rehash
@@ -49,7 +50,7 @@ def test_it_is_verified_again(out: Path) -> None:
 
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_every_weight_is_proven(out: Path, nano: Path, component: str) -> None:
-    found = audit_in_worker(out, nano, component)
+    found = audit_part(AuditJob(out, nano, component))
     assert found.faults == found.missing == ()
     assert found.as_requested == found.promised > 0.5 * found.total
     assert found.proven_share > 0.99
@@ -58,7 +59,7 @@ def test_every_weight_is_proven(out: Path, nano: Path, component: str) -> None:
 
 @pytest.mark.parametrize("component", ["text_encoder", "vae_decoder"])
 def test_attribution_sees_every_module_and_blames_none(out: Path, nano: Path, component: str) -> None:
-    manifest, part, cases = opened(out, component, nano)
+    manifest, part, cases = opened(Part(out, component, nano))
     entry = manifest.entry_for(component)
     found = blame(manifest, entry, out / entry.file, part, cases[:1])
     assert found.first is None
@@ -69,7 +70,7 @@ def test_attribution_sees_every_module_and_blames_none(out: Path, nano: Path, co
 
 def test_a_reversed_weight_is_blamed(copy_of: Exported, nano: Path) -> None:
     folder, path = copy_of("coreai", "int8"), "encoder.layers.1.mlp.fc2"
-    manifest, part, cases = opened(folder, "text_encoder", nano)
+    manifest, part, cases = opened(Part(folder, "text_encoder", nano))
     entry = manifest.entry_for("text_encoder")
     wanted = part.module.get_submodule(path).weight
     with TARGETS["coreai"].open().edit(folder / entry.file) as constants:

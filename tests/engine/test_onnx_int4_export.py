@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from md_export.checkpoint import open_checkpoint
-from md_export.diagnose.attribution.attribute import blame, opened
+from md_export.diagnose.attribution.attribute import blame
+from md_export.engine.hops import Part, opened
 from md_export.parity.metrics import Check
 from md_export.parity.selftest.command import auditor
 from md_export.parity.selftest.run import try_all
@@ -62,7 +63,7 @@ def test_every_weight_is_proven_and_a_wrong_one_named(copy_of: Exported) -> None
 
 def test_a_wrong_weight_is_blamed(copy_of: Exported) -> None:
     out, module = copy_of("onnx", "int4"), "down_blocks.1.resnets.0.conv1"
-    manifest, part, cases = opened(out, "unet", nano_checkpoint())
+    manifest, part, cases = opened(Part(out, "unet", nano_checkpoint()))
     entry = manifest.entry_for("unet")
     untouched = blame(manifest, entry, out / entry.file, part, cases[:1])
     assert untouched.first is None

@@ -130,7 +130,7 @@ def test_the_command_prints_the_table_and_exits_as_the_gate_did(
 ) -> None:
     out = exported("onnx", "int8")
     rows = [row(), row(mutation="negated", verdict="NOT REJECTED", caught_by=(), said="", passed=False)]
-    monkeypatch.setattr(command, "call_worker", lambda *_: {"rows": [dataclasses.asdict(item) for item in rows]})
+    monkeypatch.setattr(command, "isolated", lambda *_: lambda _: tuple(rows))
     result = CliRunner().invoke(cli, ["verify", str(out), "--self-test", "--json", str(tmp_path / "x.json")])
     assert isinstance(result.exception, ParityError)
     assert str(result.exception) == "negated (answer, hashes kept): figures was to notice, nothing noticed"

@@ -10,25 +10,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter
 
-from md_export.checkpoint import open_checkpoint
 from md_export.diagnose.attribution.locate import Located, Search
 from md_export.diagnose.attribution.remedies import remedies
 from md_export.diagnose.attribution.walk import Walker
-from md_export.engine.hops import Hop, hops_of
+from md_export.engine.hops import Hop, Part, hops_of, opened
 from md_export.errors import ArtifactError, RuntimeFault
 from md_export.parity.golden.case import GoldenCase
 from md_export.parity.golden.surface import each_call
 from md_export.parity.metrics import snr_db
-from md_export.parity.opened_export import check_checkpoint, open_export
-from md_export.parity.rewritten_module import Rewritten, rewritten
+from md_export.parity.rewritten_module import Rewritten
 from md_export.spec.artifact import ArtifactEntry, artifact_path, is_unchanged
 from md_export.spec.manifest import Manifest, read_manifest
 from md_export.spec.tensors import joined
+from md_export.system.isolation import isolated
 from md_export.targets import TARGETS, target_of
 from md_export.targets.contract import Target
-from md_export.worker.calling import call_worker
 
 
 @dataclass(frozen=True)
@@ -83,9 +80,6 @@ class Attribution:
     advice: tuple[str, ...]
 
 
-_ATTRIBUTION = TypeAdapter(Attribution)
-
-
 def attribute(
     artifact: Path, checkpoint_dir: Path, progress: Callable[[str], None] = lambda _: None, lower_again: bool = False
 ) -> Attribution:
@@ -107,13 +101,8 @@ def attribute(
     manifest = read_manifest(artifact.parent)
     entry = entry_of(manifest, artifact)
     progress(f"{manifest.target} {entry.component}: module by module")
-    request = {
-        "out": str(artifact.parent),
-        "component": entry.component,
-        "checkpoint": str(checkpoint_dir),
-    }
-    answer = call_worker("attribute", request, RuntimeFault, f"{artifact.name} in the {target.name} runtime")
-    found = _ATTRIBUTION.validate_python(answer)
+    part = Part(artifact.parent, entry.component, checkpoint_dir)
+    found = isolated(blame_part, RuntimeFault, f"{artifact.name} in the {target.name} runtime")(part)
     progress(f"{manifest.target} {entry.component}: hop by hop")
     hops = hops_of(artifact.parent, manifest, entry, found.case, checkpoint_dir, lower_again)
     return dataclasses.replace(found, hops=hops)
@@ -128,34 +117,17 @@ def entry_of(manifest: Manifest, artifact: Path) -> ArtifactEntry:
     raise ArtifactError(f"{artifact.parent} lists no artifact {artifact.name}; it has {known}")
 
 
-def blame_in_worker(out: Path, component: str, checkpoint_dir: Path) -> Attribution:
-    """Attribute one component's errors; the hops are left to the caller.
+def blame_part(part: Part) -> Attribution:
+    """Attribute one component's errors in this process; the hops are left to the caller.
 
     Raises:
         ArtifactError: the artifact tells nothing of torch modules, or was made from another checkpoint.
         RuntimeFault: it does not run.
     """
-    manifest, part, cases = opened(out, component, checkpoint_dir)
-    entry = manifest.entry_for(component)
-    return blame(manifest, entry, artifact_path(out, entry), part, cases, altered=not is_unchanged(out, entry))
-
-
-def opened(out: Path, component: str, checkpoint_dir: Path) -> tuple[Manifest, Rewritten, tuple[GoldenCase, ...]]:
-    """An export's manifest, one component's torch module as it was lowered, and the golden cases.
-
-    Raises:
-        ArtifactError: the export was made from another checkpoint.
-        GoldenError: its golden cases are unreadable or altered.
-    """
-    export, checkpoint = open_export(out), open_checkpoint(checkpoint_dir)
-    check_checkpoint(export.manifest, checkpoint)
-    return export.manifest, rewritten(checkpoint, component, export.manifest.recipe), export.golden.cases
-
-
-def rewritten_in_worker(out: Path, component: str, checkpoint_dir: Path, cases: Sequence[str]) -> float:
-    """SNR of the torch module as it was lowered against the golden outputs, the worst of the named cases."""
-    _, part, known = opened(out, component, checkpoint_dir)
-    return min(part.snr_db(case) for case in known if case.name in cases)
+    manifest, module, cases = opened(part)
+    entry = manifest.entry_for(part.component)
+    path, altered = artifact_path(part.out, entry), not is_unchanged(part.out, entry)
+    return blame(manifest, entry, path, module, cases, altered)
 
 
 def blame(

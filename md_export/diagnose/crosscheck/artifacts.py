@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pydantic import TypeAdapter
-
-from md_export.diagnose.attribution.attribute import blame, entry_of, opened
+from md_export.diagnose.attribution.attribute import blame, entry_of
+from md_export.engine.hops import Part, opened
 from md_export.errors import ArtifactError, RuntimeFault, UsageError
 from md_export.parity.golden.case import GoldenCase
 from md_export.parity.golden.surface import each_call
@@ -17,8 +16,8 @@ from md_export.parity.metrics import snr_db
 from md_export.spec.artifact import ArtifactEntry, artifact_path
 from md_export.spec.manifest import read_manifest
 from md_export.spec.tensors import Array, joined
+from md_export.system.isolation import isolated
 from md_export.targets import TARGETS, target_of
-from md_export.worker.calling import call_worker
 
 # Two right float16 runtimes round in another order: by so much one may be worse on a module than the other.
 APART_DB: Final = 10.0
@@ -78,7 +77,13 @@ class Crosscheck:
         return tuple(sorted(found, key=lambda row: -abs(row.apart_db)))
 
 
-_CROSSCHECK = TypeAdapter(Crosscheck)
+@dataclass(frozen=True)
+class Pair:
+    """Two artifacts of one component, and the checkpoint that both were exported from."""
+
+    first: Path
+    second: Path
+    checkpoint: Path
 
 
 def crosscheck(
@@ -100,8 +105,7 @@ def crosscheck(
         target_of(path).require()
     _check_pair(first, second)
     progress(f"{first.name} and {second.name}: every golden case, then module by module")
-    request = {"first": str(first), "second": str(second), "checkpoint": str(checkpoint)}
-    return _CROSSCHECK.validate_python(call_worker("crosscheck", request, RuntimeFault, "the crosscheck"))
+    return isolated(crosscheck_pair, RuntimeFault, "the crosscheck")(Pair(first, second, checkpoint))
 
 
 def _check_pair(first: Path, second: Path) -> None:
@@ -117,15 +121,15 @@ def _check_pair(first: Path, second: Path) -> None:
         )
 
 
-def crosscheck_in_worker(first: Path, second: Path, checkpoint: Path) -> Crosscheck:
-    """What :func:`crosscheck` does inside a worker process; the pair has been checked."""
-    sides = [_Side(path, checkpoint) for path in (first, second)]
+def crosscheck_pair(pair: Pair) -> Crosscheck:
+    """Compare two artifacts in this process; the pair has been checked."""
+    sides = [_Side(path, pair.checkpoint) for path in (pair.first, pair.second)]
     rows = [_case_row(case, *sides) for case in each_call(sides[0].entry.component, sides[0].cases)]
     followed = min(rows, key=lambda row: row.between_db).case
     one, other = (side.modules(followed) for side in sides)
     return Crosscheck(
         component=sides[0].entry.component,
-        files=(first.name, second.name),
+        files=(pair.first.name, pair.second.name),
         schemes=(sides[0].scheme, sides[1].scheme),
         cases=tuple(rows),
         followed=followed,
@@ -141,7 +145,7 @@ class _Side:
     def __init__(self, path: Path, checkpoint: Path) -> None:
         manifest = read_manifest(path.parent)
         self.entry: ArtifactEntry = entry_of(manifest, path)
-        self.manifest, self.part, self.cases = opened(path.parent, self.entry.component, checkpoint)
+        self.manifest, self.part, self.cases = opened(Part(path.parent, self.entry.component, checkpoint))
         self.path = artifact_path(path.parent, self.entry)
         self.runner = TARGETS[manifest.target].open().load(self.path)
         self.scheme = f"{self.entry.weights} weights, {self.entry.activations} activations"

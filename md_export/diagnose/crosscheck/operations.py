@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,9 +16,9 @@ from md_export.errors import MdExportError, RuntimeFault
 from md_export.parity.metrics import snr_db
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import TensorSpec
+from md_export.system.isolation import isolated
 from md_export.targets import TARGETS
 from md_export.targets.trial import answer_of
-from md_export.worker.calling import call_worker
 
 
 class _Apply(nn.Module):
@@ -145,9 +144,6 @@ class OperationRow:
     fault: str = ""
 
 
-_ROWS = TypeAdapter(list[OperationRow])
-
-
 def crosscheck_operations(progress: Callable[[str], None] = lambda _: None) -> list[OperationRow]:
     """The whole corpus, in a process of its own.
 
@@ -157,12 +153,11 @@ def crosscheck_operations(progress: Callable[[str], None] = lambda _: None) -> l
     for target in PAIR:
         TARGETS[target].require()
     progress(f"{len(OPERATIONS)} operations by {' and '.join(PAIR)}")
-    answer = call_worker("crosscheck_operations", {}, RuntimeFault, "the corpus of operations")
-    return _ROWS.validate_python(answer["rows"])
+    return isolated(rows, RuntimeFault, "the corpus of operations")(())
 
 
-def rows(names: Iterable[str] = ()) -> list[OperationRow]:
-    """Of all operations, or of those named; runs inside a worker process."""
+def rows(names: tuple[str, ...] = ()) -> list[OperationRow]:
+    """Compare the named operations, or all of them, in this process."""
     wanted = frozenset(names)
     return [_row(item) for item in OPERATIONS if not wanted or item.name in wanted]
 

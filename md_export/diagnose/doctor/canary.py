@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import numpy as np
 import torch
@@ -73,7 +73,6 @@ def _judged(made: Array, wanted: Array, seconds: float) -> Flight:
     return Flight(compare(made, wanted).snr_db, "", round(seconds, 1))
 
 
-def fly_in_worker(name: str) -> dict[str, Any]:
-    """A :class:`Flight` of one target as data."""
-    flight = fly(TARGETS[name].open(), TARGETS[name].suffix)
-    return {"snr_db": flight.snr_db, "fault": flight.fault, "seconds": flight.seconds}
+def fly_named(name: str) -> Flight:
+    """The flight of one target's canary."""
+    return fly(TARGETS[name].open(), TARGETS[name].suffix)

@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from md_export import __version__
 from md_export.diagnose.doctor.finding import Diagnosis, Finding
@@ -15,10 +15,13 @@ from md_export.diagnose.doctor.machine import disk_findings, memory_finding, mem
 from md_export.diagnose.doctor.versions import version_findings
 from md_export.errors import MissingExtraError
 from md_export.spec.recipe import Recipe
+from md_export.system.isolation import Ended, Limits, attempt
 from md_export.targets import TARGETS
 from md_export.targets.contract import Target
 from md_export.targets.tflite.gpu.engine import find_driver
-from md_export.worker.calling import Ended, run_worker
+
+if TYPE_CHECKING:
+    from md_export.diagnose.doctor.canary import Flight
 
 CANARY_LIMIT_S: Final = 120.0
 Progress = Callable[[str], None]
@@ -66,24 +69,26 @@ def canary_finding(target: Target) -> Finding:
         target.require()
     except MissingExtraError as error:
         return Finding("canary", target.name, "not installed", "-", str(error))
+    from md_export.diagnose.doctor.canary import fly_named
+
     started = time.perf_counter()
-    ended = run_worker("canary", {"target": target.name}, CANARY_LIMIT_S)
+    ended = attempt(fly_named, target.name, Limits(seconds=CANARY_LIMIT_S))
     return canary_judged(target.name, ended, time.perf_counter() - started)
 
 
-def canary_judged(name: str, ended: Ended, seconds: float) -> Finding:
+def canary_judged(name: str, ended: Ended[Flight], seconds: float) -> Finding:
     """What a canary's worker answered, or how it died; ``seconds``: of the whole process."""
     from md_export.diagnose.doctor.canary import LEAST_SNR_DB
 
     again = f"pip install --force-reinstall 'md-export[{name}]'; if that does not help, report this"
-    if ended.answer is None:
+    if ended.error is not None:
+        return Finding("canary", name, "broken", f"{ended.error!s:.300}", again)
+    if ended.result is None:
         last = (ended.log.strip().splitlines() or [""])[-1]
         return Finding("canary", name, "broken", f"{ended.death}: {last:.200}", again)
-    if "error" in ended.answer:
-        return Finding("canary", name, "broken", f"{ended.answer['message']:.300}", again)
-    snr_db = ended.answer["snr_db"]
+    snr_db = ended.result.snr_db
     if snr_db is None:
-        return Finding("canary", name, "broken", f"its runtime answers {ended.answer['fault']}", again)
+        return Finding("canary", name, "broken", f"its runtime answers {ended.result.fault}", again)
     found = f"{min(snr_db, 999):.0f} dB SNR against torch in {seconds:.1f} s"
     if not snr_db >= LEAST_SNR_DB:
         return Finding("canary", name, "broken", f"{found}; {LEAST_SNR_DB:g} dB expected: it computes otherwise", again)

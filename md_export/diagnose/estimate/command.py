@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pydantic import TypeAdapter
-
 from md_export.diagnose.estimate.devices import Device, knowledge
 from md_export.diagnose.estimate.fit import LIKELY, Fit, fit_of
 from md_export.diagnose.estimate.roofline import (
@@ -26,9 +24,8 @@ from md_export.errors import ArtifactError, UsageError
 from md_export.spec.artifact import ArtifactEntry, artifact_path
 from md_export.spec.manifest import Manifest, read_manifest
 from md_export.targets.costs import OpCost
-from md_export.worker.calling import call_worker
+from md_export.targets.execution import costs
 
-_OPS: Final = TypeAdapter(tuple[OpCost, ...])
 _REPEATED: Final = "unet"
 
 
@@ -119,9 +116,7 @@ def estimate(out: Path, device: str, progress: Callable[[str], None] = lambda _:
 
 def costs_of(out: Path, manifest: Manifest, entry: ArtifactEntry) -> tuple[OpCost, ...]:
     """Return what the operations of one artifact compute and move; raises as :func:`estimate`."""
-    path = artifact_path(out, entry)
-    answer = call_worker("costs", {"target": manifest.target, "path": str(path)}, ArtifactError, path.name)
-    return _OPS.validate_python(answer["ops"])
+    return costs(manifest.target, artifact_path(out, entry), ArtifactError)
 
 
 def _component(

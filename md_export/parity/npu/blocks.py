@@ -18,9 +18,9 @@ from md_export.errors import RuntimeFault
 from md_export.parity.metrics import Check, Fault, compare, first_fault
 from md_export.spec.snapdragon import Soc
 from md_export.spec.tensors import Array, Arrays
+from md_export.targets.execution import costs
+from md_export.targets.onnx.npu.answers import RefusedOp
 from md_export.targets.onnx.npu.process import NpuLimits, NpuTrial, cut_for_npu, refusal, try_on_npu
-from md_export.targets.onnx.npu.refused import RefusedOp
-from md_export.worker.calling import call_worker
 
 # A block has at most this share of the multiply-adds, where its modules can be told apart.
 BLOCKS: Final = 16
@@ -89,12 +89,12 @@ def least_of(blocks: Sequence[NpuBlock]) -> str:
 def demand_of(graph: Path) -> Demand | None:
     """Foretell what a whole artifact takes, from its multiply-adds, weights and largest value; None for no graph."""
     try:
-        ops = call_worker("costs", {"target": "onnx", "path": str(graph)}, RuntimeFault, graph.name)["ops"]
+        ops = costs("onnx", graph, RuntimeFault)
     except RuntimeFault:
         return None
-    weights, largest = sum(op["weight_bytes"] for op in ops), max((op["written_bytes"] for op in ops), default=0)
+    weights, largest = sum(op.weight_bytes for op in ops), max((op.written_bytes for op in ops), default=0)
     return Demand(
-        _SECONDS_PER_MAC * sum(op["macs"] for op in ops),
+        _SECONDS_PER_MAC * sum(op.macs for op in ops),
         _START_BYTES + _PER_WEIGHT_BYTE * weights + _PER_VALUE_BYTE * largest,
     )
 
@@ -123,12 +123,12 @@ def run_in_blocks(
     values: list[Arrays] = list(batches)
     verdicts = []
     for number, cut in enumerate(cuts):
-        progress(f"block {number + 1} of {len(cuts)}: {cut['title']}")
-        given = [{name: held[name] for name in cut["inputs"]} for held in values]
-        trial = try_on_npu(Path(cut["file"]), Path(cut["exact"]), soc, given, limits)
-        verdicts.append(_verdict(cut["title"], trial, len(batches)))
+        progress(f"block {number + 1} of {len(cuts)}: {cut.title}")
+        given = [{name: held[name] for name in cut.inputs} for held in values]
+        trial = try_on_npu(Path(cut.file), Path(cut.exact), soc, given, limits)
+        verdicts.append(_verdict(cut.title, trial, len(batches)))
         made = trial.wanted if verdicts[-1].faults else trial.outputs
-        read = {name for later in cuts[number + 1 :] for name in later["inputs"]} | {*outputs}
+        read = {name for later in cuts[number + 1 :] for name in later.inputs} | {*outputs}
         values = [_kept({**held, **new}, read) for held, new in zip(values, made, strict=True)]
     return Blockwise(tuple(verdicts), [_kept(held, outputs) for held in values])
 

@@ -26,6 +26,7 @@ from md_export.spec.artifact import ArtifactEntry, artifact_path, context_path, 
 from md_export.spec.snapdragon import SOCS, Soc
 from md_export.spec.tensors import Array, Arrays, joined
 from md_export.system.files import sha256_of
+from md_export.targets.onnx.npu.answers import RefusedOp
 from md_export.targets.onnx.npu.process import (
     Compilation,
     NpuLimits,
@@ -34,7 +35,6 @@ from md_export.targets.onnx.npu.process import (
     refusal,
     require_qnn,
 )
-from md_export.targets.onnx.npu.refused import RefusedOp
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from pydantic import TypeAdapter
 
 from md_export.checkpoint import open_checkpoint
 from md_export.errors import RuntimeFault
@@ -18,8 +15,8 @@ from md_export.parity.weights.audit import audit_component
 from md_export.parity.weights.reference import Reference, prepare_reference
 from md_export.spec.artifact import GOLDEN_FOLDER
 from md_export.spec.manifest import read_manifest
+from md_export.system.isolation import isolated
 from md_export.targets import TARGETS
-from md_export.worker.calling import call_worker
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,12 @@ def _failure(row: Row) -> str:
     return f"{row.mutation} ({where}): {row.expected} was to notice, {noticed}"
 
 
-_ROWS = TypeAdapter(tuple[Row, ...])
+@dataclass(frozen=True)
+class Subject:
+    """The export in ``out``, and the checkpoint that it was made from."""
+
+    out: Path
+    checkpoint: Path
 
 
 def self_test(out: Path, checkpoint_dir: Path, progress: Callable[[str], None] = lambda _: None) -> SelfTest:
@@ -62,15 +64,13 @@ def self_test(out: Path, checkpoint_dir: Path, progress: Callable[[str], None] =
     TARGETS[manifest.target].require()
     check_checkpoint(manifest, open_checkpoint(checkpoint_dir))
     progress(f"self-test of the gate on copies of {out}")
-    request = {"out": str(out), "checkpoint": str(checkpoint_dir)}
-    answer = call_worker("self_test", request, RuntimeFault, f"self-test on {out}")
-    seconds = round(time.perf_counter() - started, 1)
-    return SelfTest(manifest.target, manifest.recipe.name, seconds, _ROWS.validate_python(answer["rows"]))
+    rows = isolated(try_everything, RuntimeFault, f"self-test on {out}")(Subject(out, checkpoint_dir))
+    return SelfTest(manifest.target, manifest.recipe.name, round(time.perf_counter() - started, 1), rows)
 
 
-def rows_in_worker(out: Path, checkpoint_dir: Path) -> list[dict[str, Any]]:
-    """What :func:`self_test` does inside its worker process."""
-    return [asdict(row) for row in try_all(out, auditor(checkpoint_dir))]
+def try_everything(subject: Subject) -> tuple[Row, ...]:
+    """Damage copies of an export and see which check notices, in this process."""
+    return tuple(try_all(subject.out, auditor(subject.checkpoint)))
 
 
 def auditor(checkpoint_dir: Path) -> Audit:

@@ -13,8 +13,6 @@ from math import prod
 from pathlib import Path
 from typing import Final
 
-from pydantic import TypeAdapter
-
 from md_export.checkpoint import open_checkpoint
 from md_export.errors import ArtifactError
 from md_export.parity.contents import SPARSITY_SLACK
@@ -24,9 +22,9 @@ from md_export.parity.weights.reference import Mismatch, Reference, Wanted, matc
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, artifact_path
 from md_export.spec.manifest import Manifest, read_manifest
 from md_export.spec.scheme import QuantScheme, stored_type
+from md_export.system.isolation import isolated
 from md_export.targets import TARGETS
 from md_export.targets.stored import StoredWeight, squeezed
-from md_export.worker.calling import call_worker
 
 _MOST_FAULTS: Final = 20
 # Elements from which on a constant that matches nothing is no list of sizes or axes.
@@ -220,7 +218,13 @@ class AuditResult:
         return not self.failures
 
 
-_COMPONENT = TypeAdapter(ComponentAudit)
+@dataclass(frozen=True)
+class AuditJob:
+    """One component of the export in ``out``, and the checkpoint that the export was made from."""
+
+    out: Path
+    checkpoint: Path
+    component: str
 
 
 def audit(out: Path, checkpoint_dir: Path, progress: Callable[[str], None] = lambda _: None) -> AuditResult:
@@ -237,17 +241,16 @@ def audit(out: Path, checkpoint_dir: Path, progress: Callable[[str], None] = lam
     found = []
     for entry in manifest.artifacts:
         progress(f"audit {manifest.target} {entry.component}")
-        request = {"out": str(out), "checkpoint": str(checkpoint_dir), "component": entry.component}
-        answer = call_worker("audit", request, ArtifactError, f"{entry.file}: reading its weights")
-        found.append(_COMPONENT.validate_python(answer))
+        read = isolated(audit_part, ArtifactError, f"{entry.file}: reading its weights")
+        found.append(read(AuditJob(out, checkpoint_dir, entry.component)))
     return AuditResult(manifest.target, manifest.recipe.name, tuple(found))
 
 
-def audit_in_worker(out: Path, checkpoint_dir: Path, component: str) -> ComponentAudit:
-    """What :func:`audit` does for one component inside a worker process; the checkpoint has been checked."""
-    manifest = read_manifest(out)
-    reference = prepare_reference(open_checkpoint(checkpoint_dir), manifest.recipe, component, out / GOLDEN_FOLDER)
-    return audit_component(out, manifest, manifest.entry_for(component), reference)
+def audit_part(job: AuditJob) -> ComponentAudit:
+    """Audit one component in this process; the checkpoint has been checked."""
+    manifest, checkpoint = read_manifest(job.out), open_checkpoint(job.checkpoint)
+    reference = prepare_reference(checkpoint, manifest.recipe, job.component, job.out / GOLDEN_FOLDER)
+    return audit_component(job.out, manifest, manifest.entry_for(job.component), reference)
 
 
 def audit_component(out: Path, manifest: Manifest, entry: ArtifactEntry, reference: Reference) -> ComponentAudit:

@@ -22,7 +22,8 @@ from md_export.parity.npu.verify import hints, verify_on_npu
 from md_export.spec.manifest import read_manifest
 from md_export.spec.snapdragon import SOCS
 from md_export.spec.tensors import Array, Arrays, TensorSpec
-from md_export.targets.onnx.npu.cut import CutBlock, cut
+from md_export.targets.onnx.npu.answers import CutBlock
+from md_export.targets.onnx.npu.cut import cut
 from md_export.targets.onnx.npu.process import NpuLimits, cut_for_npu
 from md_export.targets.onnx.run import UNOPTIMIZED, load
 from planted import write_export
@@ -133,13 +134,13 @@ def test_too_much_for_one_process_is_done_in_blocks(
 def test_a_damaged_block_is_named(planted: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """A weight of the second block is changed in what is compiled, not in what the CPU computes."""
 
-    def damaged(graph: Path, number: int, folder: Path) -> list[dict[str, Any]]:
+    def damaged(graph: Path, number: int, folder: Path) -> tuple[CutBlock, ...]:
         found = cut_for_npu(graph, number, folder)
-        model = onnx.load(found[-1]["file"])
+        model = onnx.load(found[-1].file)
         largest = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
         values = onnx.numpy_helper.to_array(largest)
         largest.CopyFrom(onnx.numpy_helper.from_array((values * 1.1).astype(values.dtype), largest.name))
-        onnx.save(model, found[-1]["file"])
+        onnx.save(model, found[-1].file)
         return found
 
     monkeypatch.setattr(blocks, "cut_for_npu", damaged)

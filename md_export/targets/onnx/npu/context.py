@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -20,10 +19,10 @@ from google.protobuf.message import DecodeError
 from md_export.errors import ConversionError, RuntimeFault, one_line
 from md_export.spec.artifact import files_of_context, sha256_of_artifact
 from md_export.spec.snapdragon import Soc
-from md_export.spec.tensors import Array, Arrays
+from md_export.spec.tensors import Arrays
 from md_export.targets.contract import labelled, notes_among
 from md_export.targets.onnx.describe import read_graph
-from md_export.targets.onnx.npu.refused import RefusedOp
+from md_export.targets.onnx.npu.answers import Compiled, RefusedOp, SimulatorRun
 from md_export.targets.onnx.run import OnnxRunner, steps
 from md_export.targets.onnx.sessions import ORT_ERRORS, session_options
 
@@ -105,15 +104,6 @@ def on_npu(session: ort.InferenceSession) -> int:
     return len(placement(session).get(_PROVIDER, []))
 
 
-@dataclass(frozen=True)
-class Compiled:
-    """Nodes of the graph that the NPU has, those that it refused, and seconds; nothing is written where it refused."""
-
-    nodes: int
-    refused: tuple[RefusedOp, ...]
-    seconds: float
-
-
 def compile_context(graph: Path, soc: Soc, context: Path) -> Compiled:
     """Compile ``graph`` for an NPU and write ``context``, its binary beside it.
 
@@ -177,16 +167,7 @@ def check_context(context: Path, graph: Path, soc: Soc) -> None:
         )
 
 
-@dataclass(frozen=True)
-class NpuRun:
-    """Outputs for each set of inputs; seconds of loading, and of all executions, by the simulator."""
-
-    outputs: list[dict[str, Array]]
-    load_seconds: float
-    run_seconds: float
-
-
-def run_on_npu(context: Path, soc: Soc, batches: Sequence[Arrays]) -> NpuRun:
+def run_on_npu(context: Path, soc: Soc, batches: Sequence[Arrays]) -> SimulatorRun:
     """Run what :func:`md_export.targets.onnx.npu.context.compile_context` wrote, without any help of the CPU.
 
     Raises:
@@ -199,4 +180,4 @@ def run_on_npu(context: Path, soc: Soc, batches: Sequence[Arrays]) -> NpuRun:
         raise RuntimeFault(f"{context.name}: the NPU's backend does not load it: {one_line(error)}") from error
     loaded = time.perf_counter()
     outputs = [runner.run(batch) for batch in batches]
-    return NpuRun(outputs, round(loaded - started, 2), round(time.perf_counter() - loaded, 2))
+    return SimulatorRun(outputs, round(loaded - started, 2), round(time.perf_counter() - loaded, 2))

@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from md_export.errors import RuntimeFault, one_line
 from md_export.targets.onnx.describe import MALFORMED, costs, read_unfused
+from md_export.targets.onnx.npu.answers import CutBlock
 from md_export.targets.onnx.npu.plan import Part, own_nodes, plan, titles
 
 _HALF: Final = onnx.TensorProto.FLOAT16
@@ -147,24 +148,6 @@ def write_exact(path: Path, exact: Path) -> Path:
         )
     onnx.save(model, exact)
     return exact
-
-
-@dataclass(frozen=True)
-class CutBlock:
-    """One block.
-
-    Attributes:
-        file: its graph.
-        exact: the same in float32, for the CPU; may be the same file.
-        title: the torch modules that it computes.
-        inputs, outputs: values of the whole graph, by their names there.
-    """
-
-    file: str
-    exact: str
-    title: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
 
 
 def cut(path: Path, blocks: int, folder: Path) -> tuple[CutBlock, ...]:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from md_export.errors import ConversionError, MissingExtraError, RuntimeFault
 from md_export.spec.artifact import ArtifactEntry, NpuContext, artifact_path, context_path, files_of_context
 from md_export.spec.snapdragon import SOCS, Soc
-from md_export.spec.tensors import Array, Arrays
+from md_export.spec.tensors import Array, Arrays, load_batches, save_batches
+from md_export.system.isolation import Ended, Limits, Result, attempt, isolated
 from md_export.system.memory import installed_bytes
-from md_export.targets.execution import exchange
-from md_export.targets.onnx.npu.refused import RefusedOp
-from md_export.worker.calling import call_worker, run_worker
+from md_export.targets.onnx.npu.answers import Compiled, CutBlock, RefusedOp, SimulatorRun
 
 # Refused nodes that a one-line error spells out.
 _SPELLED_OUT: Final = 3
 _SHARE: Final = 0.9
+_WANTED: Final = "wanted.safetensors"
 
 
 @dataclass(frozen=True)
@@ -91,41 +92,94 @@ def require_qnn() -> None:
         )
 
 
+@dataclass(frozen=True)
+class NpuJob:
+    """A saved graph, a chip, the compiled context, and the inputs of each execution."""
+
+    graph: Path
+    soc: Soc
+    context: Path
+    batches: Sequence[Arrays] = ()
+
+
+@dataclass(frozen=True)
+class TrialJob:
+    """A graph to compile and run on a chip, the same in float32 for the CPU, inputs, and a folder for what is made."""
+
+    graph: Path
+    exact: Path
+    soc: Soc
+    batches: Sequence[Arrays]
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What was compiled, the size of that, and its run; no run where an operation was refused."""
+
+    compiled: Compiled
+    context_bytes: int = 0
+    run: SimulatorRun | None = None
+
+
+@dataclass(frozen=True)
+class CutJob:
+    """A saved graph, the number of blocks to cut it into, and the folder for them."""
+
+    graph: Path
+    blocks: int
+    folder: Path
+
+
 def compile_for_npu(graph: Path, soc: Soc, context: Path, limits: NpuLimits) -> Compilation:
     """Compile a saved graph and write ``context``, its binary beside it; whatever happens is a result."""
     context.parent.mkdir(parents=True, exist_ok=True)
-    request = {"path": str(graph), "soc": dataclasses.asdict(soc), "context": str(context)}
-    ended = run_worker("compile_for_npu", request, limits.seconds, limits.most_bytes)
-    answer = ended.answer or {"message": ended.death}
-    if "message" in answer:
-        return Compilation(None, failure=answer["message"])
-    refused = _refused(answer)
-    if refused:
-        return Compilation(None, refused)
+    ended = attempt(compile_here, NpuJob(graph, soc, context), Limits(limits.seconds, limits.most_bytes))
+    if ended.result is None:
+        return Compilation(None, failure=_failure(ended))
+    if ended.result.refused:
+        return Compilation(None, ended.result.refused)
     size = sum(path.stat().st_size for path in files_of_context(context))
-    return Compilation(NpuContext(soc.name, size, answer["nodes"], answer["seconds"], ended.peak_bytes))
+    return Compilation(NpuContext(soc.name, size, ended.result.nodes, ended.result.seconds, ended.peak_bytes))
+
+
+def compile_here(job: NpuJob) -> Compiled:
+    """Compile a saved graph in this process."""
+    from md_export.targets.onnx.npu.context import compile_context
+
+    return compile_context(job.graph, job.soc, job.context)
 
 
 def execute_on_npu(graph: Path, soc: Soc, context: Path, batches: Sequence[Arrays], limits: NpuLimits) -> NpuExecution:
     """Run what was compiled from ``graph`` on each set of inputs; whatever happens is a result."""
-    with exchange(batches) as files:
-        request = {"path": str(graph), "soc": dataclasses.asdict(soc), "context": str(context)}
-        ended = run_worker("execute_on_npu", {**request, **files.request}, limits.seconds, limits.most_bytes)
-        answer = ended.answer or {"message": ended.death}
-        if "message" in answer:
-            return NpuExecution([], answer["message"], peak_bytes=ended.peak_bytes)
-        return NpuExecution(files.read(), None, answer["run_seconds"], ended.peak_bytes)
+    ended = attempt(run_here, NpuJob(graph, soc, context, batches), Limits(limits.seconds, limits.most_bytes))
+    if ended.result is None:
+        return NpuExecution([], _failure(ended), peak_bytes=ended.peak_bytes)
+    return NpuExecution(ended.result.outputs, None, ended.result.run_seconds, ended.peak_bytes)
 
 
-def cut_for_npu(graph: Path, blocks: int, folder: Path) -> list[dict[str, Any]]:
-    """Write a saved graph in blocks: fields of :class:`md_export.targets.onnx.npu.cut.CutBlock` for each.
+def run_here(job: NpuJob) -> SimulatorRun:
+    """Run a compiled graph in this process."""
+    from md_export.targets.onnx.npu.context import check_context, run_on_npu
+
+    check_context(job.context, job.graph, job.soc)
+    return run_on_npu(job.context, job.soc, job.batches)
+
+
+def cut_for_npu(graph: Path, blocks: int, folder: Path) -> tuple[CutBlock, ...]:
+    """Write a saved graph in blocks.
 
     Raises:
         RuntimeFault: it cannot be cut.
     """
-    request = {"path": str(graph), "blocks": blocks, "folder": str(folder)}
-    found: list[dict[str, Any]] = call_worker("cut_for_npu", request, RuntimeFault, graph.name)["blocks"]
-    return found
+    return isolated(cut_here, RuntimeFault, graph.name)(CutJob(graph, blocks, folder))
+
+
+def cut_here(job: CutJob) -> tuple[CutBlock, ...]:
+    """Cut a saved graph in this process."""
+    from md_export.targets.onnx.npu.cut import cut
+
+    return cut(job.graph, job.blocks, job.folder)
 
 
 def try_on_npu(graph: Path, exact: Path, soc: Soc, batches: Sequence[Arrays], limits: NpuLimits) -> NpuTrial:
@@ -134,29 +188,46 @@ def try_on_npu(graph: Path, exact: Path, soc: Soc, batches: Sequence[Arrays], li
     Raises:
         RuntimeFault: the CPU does not run ``exact``.
     """
-    with exchange(batches, "wanted") as files:
-        request = {"path": str(graph), "exact": str(exact), "soc": dataclasses.asdict(soc)}
-        asked = {**request, **files.request, "folder": str(files.folder)}
-        ended = run_worker("try_on_npu", asked, limits.seconds, limits.most_bytes)
-        answer = ended.answer or {"message": ended.death}
-        wanted = files.read("wanted")
-        if not wanted:
-            raise RuntimeFault(f"{graph.name} on the CPU: {answer['message']}")
+    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
+        job = TrialJob(graph, exact, soc, batches, Path(scratch))
+        ended = attempt(try_here, job, Limits(limits.seconds, limits.most_bytes))
+        wanted = Path(scratch) / _WANTED
+        if not wanted.is_file():
+            raise RuntimeFault(f"{graph.name} on the CPU: {_failure(ended)}")
+        tried = ended.result or Tried(Compiled(0, (), 0.0))
         return NpuTrial(
-            outputs=files.read(),
-            wanted=wanted,
-            refused=_refused(answer),
-            failure=answer.get("message"),
-            nodes=answer.get("nodes", 0),
-            context_bytes=answer.get("bytes", 0),
-            compile_seconds=answer.get("seconds", 0.0),
-            run_seconds=answer.get("run_seconds", 0.0),
+            outputs=tried.run.outputs if tried.run else [],
+            wanted=load_batches(wanted),
+            refused=tried.compiled.refused,
+            failure=_failure(ended),
+            nodes=tried.compiled.nodes,
+            context_bytes=tried.context_bytes,
+            compile_seconds=tried.compiled.seconds,
+            run_seconds=tried.run.run_seconds if tried.run else 0.0,
             peak_bytes=ended.peak_bytes,
         )
 
 
-def _refused(answer: dict[str, Any]) -> tuple[RefusedOp, ...]:
-    return tuple(RefusedOp(**{**op, "modules": tuple(op["modules"])}) for op in answer.get("refused", ()))
+def try_here(job: TrialJob) -> Tried:
+    """Run a graph on the CPU, compile it and run that, in this process.
+
+    The CPU's answer goes to a file: it is there even if the compiler then ends the process.
+    """
+    from md_export.targets.onnx.npu.context import compile_context, run_on_npu
+    from md_export.targets.onnx.run import UNOPTIMIZED, load
+
+    exact = load(job.exact, UNOPTIMIZED)
+    save_batches([exact.run(batch) for batch in job.batches], job.folder / _WANTED)
+    context = job.folder / job.graph.name
+    compiled = compile_context(job.graph, job.soc, context)
+    if compiled.refused:
+        return Tried(compiled)
+    run = run_on_npu(context, job.soc, job.batches)
+    return Tried(compiled, sum(file.stat().st_size for file in files_of_context(context)), run)
+
+
+def _failure(ended: Ended[Result]) -> str | None:
+    return str(ended.error) if ended.error else ended.death or None
 
 
 def compile_contexts(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from md_export.errors import MissingExtraError
-from md_export.spec.tensors import Array, Arrays
-from md_export.targets.execution import exchange
-from md_export.worker.calling import run_worker
+from md_export.spec.tensors import Array, Arrays, load_batches, save_batches
+from md_export.system.isolation import Limits, attempt
+from md_export.targets.tflite.gpu.engine import GpuRun, run_on_gpu
+
+_REFERENCE: Final = "reference.safetensors"
 
 
 @dataclass(frozen=True)
@@ -42,18 +46,47 @@ def execute_on_gpu(path: Path, batches: Sequence[Arrays], limit_s: float, ops: i
     Raises:
         MissingExtraError: there is no Vulkan driver. Every other failure is a result.
     """
-    with exchange(batches, "reference") as files:
-        ended = run_worker("execute_on_gpu", {**files.request, "path": str(path), "ops": ops}, limit_s)
-        answer = ended.answer or {"message": ended.death}
-        if answer.get("error") == MissingExtraError.__name__:
-            raise MissingExtraError(answer["message"])
+    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
+        ended = attempt(run_first_ops, GpuJob(path, batches, ops, Path(scratch)), Limits(limit_s))
+        if isinstance(ended.error, MissingExtraError):
+            raise ended.error
+        reference = Path(scratch) / _REFERENCE
+        run = ended.result or GpuRun([], resident=False, compile_seconds=0.0, run_seconds=0.0)
         return GpuExecution(
-            outputs=files.read(),
-            reference=files.read("reference"),
-            resident=answer.get("resident", False),
-            compile_seconds=answer.get("compile_seconds", 0.0),
-            run_seconds=answer.get("run_seconds", 0.0),
-            failure=answer.get("message"),
+            outputs=run.outputs,
+            reference=load_batches(reference) if reference.is_file() else [],
+            resident=run.resident,
+            compile_seconds=run.compile_seconds,
+            run_seconds=run.run_seconds,
+            failure=str(ended.error) if ended.error else ended.death or None,
             timed_out=ended.timed_out,
             log=ended.log,
         )
+
+
+@dataclass(frozen=True)
+class GpuJob:
+    """A file, the inputs of each execution, how many of its ops to run (None: all), and a folder for answers."""
+
+    path: Path
+    batches: Sequence[Arrays]
+    ops: int | None
+    scratch: Path
+
+
+def run_first_ops(job: GpuJob) -> GpuRun | None:
+    """Run a file, or its first ops beside XNNPACK, on the GPU engine in this process; None where there are no ops.
+
+    XNNPACK's answer goes to a file: it is there even if the engine then ends the process.
+    """
+    from md_export.targets.tflite.observe import write_prefix
+    from md_export.targets.tflite.run import load
+
+    if job.ops is None:
+        return run_on_gpu(job.path, job.batches)
+    prefix = job.scratch / job.path.name
+    if not write_prefix(job.path, job.ops, prefix):
+        return None
+    runner = load(prefix)
+    save_batches([runner.run(batch) for batch in job.batches], job.scratch / _REFERENCE)
+    return run_on_gpu(prefix, job.batches)
