@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from md_export.checkpoint import Checkpoint, open_checkpoint
 from md_export.checkpoint.build import build_on_meta, component_named
@@ -19,6 +19,7 @@ from md_export.parity.chain import CHAIN
 from md_export.rewrites import find_rewrite
 from md_export.spec.names import ADAPTER, CONTROLNET
 from md_export.spec.recipe import Recipe
+from md_export.spec.sampler import SamplerPlan
 from md_export.spec.scheme import QuantScheme
 from md_export.targets.versions import tools_of
 
@@ -38,7 +39,7 @@ class Source:
     """
 
     checkpoint: Checkpoint
-    common: dict[str, Any]
+    common: dict[str, object]
     notes: dict[int | None, dict[str, dict[str, str]]]
     given: Path | None
     weights: dict[str, int]
@@ -116,11 +117,24 @@ def alone(recipe: Recipe, name: str) -> Recipe:
     )
 
 
-def changes_of(recipe: Recipe) -> dict[str, Any]:
-    """The rewrites that change the function, and with them the cases that show it."""
-    changing = [name for name in recipe.rewrites if not find_rewrite(name).exact]
-    sampler = recipe.sampler and dataclasses.asdict(recipe.sampler)
-    return {"rewrites": changing, "allow_drift": bool(changing) and recipe.allow_drift, "sampler": sampler}
+@dataclass(frozen=True)
+class Changes:
+    """What changes the function, and with it the cases that show it: rewrites, and the sampler."""
+
+    rewrites: tuple[str, ...]
+    allow_drift: bool
+    sampler: SamplerPlan | None
+
+    @property
+    def content(self) -> dict[str, object]:
+        """Plain data for a cache key."""
+        return dataclasses.asdict(self)
+
+
+def changes_of(recipe: Recipe) -> Changes:
+    """The changes that a recipe asks for."""
+    changing = tuple(name for name in recipe.rewrites if not find_rewrite(name).exact)
+    return Changes(changing, bool(changing) and recipe.allow_drift, recipe.sampler)
 
 
 def calls_of(recipe: Recipe) -> int:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from md_export import __version__
 from md_export.system.files import sha256_of, sha256_of_text, write_whole
@@ -20,7 +20,7 @@ _PACKAGE: Final = Path(__file__).parent.parent
 _APART: Final = ("cli/", "report/", "diagnose/", "engine/search/", "_data/")
 
 
-def key_of(content: Mapping[str, Any]) -> str:
+def key_of(content: Mapping[str, object]) -> str:
     """SHA-256 of plain JSON-ready data; the order of its names does not count."""
     return sha256_of_text(json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False))
 

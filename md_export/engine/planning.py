@@ -102,7 +102,7 @@ class _Calibrated:
     """The step that makes calibration cases: its key, and what the cases depend on."""
 
     key: str
-    asked: dict[str, Any]
+    asked: dict[str, object]
 
 
 @dataclass
@@ -144,17 +144,17 @@ class _Planner:
         given = present_golden(checkpoint, source.given, recipe.sampler, recipe.encodes)
         if given is not None:
             pairs = [(case.prompt, case.seed) for case in read_index(given).cases]
-            origin: dict[str, Any] = {"index": sha256_of(given / INDEX)}
+            origin: dict[str, object] = {"index": sha256_of(given / INDEX)}
         else:
             pairs = planned_cases(recipe, checkpoint)
             origin = {"pairs": pairs, "size": checkpoint.config.image_size}
         changes = changes_of(recipe)
-        computed = len(pairs) if given is None or changes["rewrites"] else 0
+        computed = len(pairs) if given is None or changes.rewrites else 0
         key = self._add(
-            {"step": "golden", **source.common, **changes, **origin, "encodes": recipe.encodes},
+            {"step": "golden", **source.common, **changes.content, **origin, "encodes": recipe.encodes},
             "golden cases" if computed == 0 else f"{computed} golden cases by torch",
             (),
-            GoldenRequest(dataclasses.replace(recipe, rewrites=tuple(changes["rewrites"])), source.loras),
+            GoldenRequest(dataclasses.replace(recipe, rewrites=changes.rewrites), source.loras),
             _cost_key("golden", source.all_weights, computed, recipe.size, calls_of(recipe)),
             cases_cost(source.all_weights, computed * calls_of(recipe), source.area(recipe)),
         )
@@ -166,7 +166,7 @@ class _Planner:
         if plan is None or not needs_calibration(recipe):
             return None
         pairs = calibration_pairs(recipe.name, plan, judging)
-        asked = {**changes_of(recipe), "pairs": pairs, "size": recipe.size, "encodes": recipe.encodes}
+        asked = {**changes_of(recipe).content, "pairs": pairs, "size": recipe.size, "encodes": recipe.encodes}
         key = self._add(
             {"step": "calibration", **source.common, **asked},
             f"{len(pairs)} calibration cases by torch",
@@ -200,7 +200,7 @@ class _Planner:
             content["calibrated on"] = {**calibrated.asked, "by": before}
         elif is_calibrated(scheme):
             content["calibrated on"] = golden
-        if changes_of(part)["rewrites"]:
+        if changes_of(part).rewrites:
             content["trained"] = checkpoint.trained_substitutions
         return self._add(
             content,
@@ -212,7 +212,13 @@ class _Planner:
         )
 
     def _add(
-        self, content: dict[str, Any], label: str, needs: tuple[str, ...], request: Request, cost_key: str, cost: Cost
+        self,
+        content: dict[str, object],
+        label: str,
+        needs: tuple[str, ...],
+        request: Request,
+        cost_key: str,
+        cost: Cost,
     ) -> str:
         """Add a step whose result depends on ``content``; answers with its key."""
         key = key_of(content)

@@ -6,7 +6,6 @@ steps that it needs and the folder for what it makes, and returns its result.
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from pathlib import Path
 from typing import Final
@@ -34,7 +33,7 @@ from md_export.parity.golden.folder import read_golden
 from md_export.parity.golden.prepare import ddim_of, one_step, prepare_golden, schedule_of
 from md_export.parity.judge import verify
 from md_export.parity.lora_fusing import added_loras
-from md_export.parity.verdict import Verdict
+from md_export.parity.verdict import Verdict, with_parity
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry
 from md_export.spec.manifest import SCHEMA, Drift, Manifest, files_beside, write_manifest
 from md_export.spec.recipe import Recipe
@@ -145,14 +144,6 @@ def _manifest(
         loras=added_loras(checkpoint),
         schedule=schedule_of(checkpoint.config) if "vae_encoder" in recipe.components else None,
     )
-
-
-def with_parity(manifest: Manifest, result: Verdict) -> Manifest:
-    """The manifest with the figures by which its artifacts and the picture were judged."""
-    figures = {item.component: item.parity for item in result.components}
-    entries = tuple(dataclasses.replace(entry, parity=figures[entry.component]) for entry in manifest.artifacts)
-    picture = result.picture.psnr_db if result.picture else None
-    return dataclasses.replace(manifest, artifacts=entries, picture_psnr_db=picture)
 
 
 def _remove_parts(folder: Path, names: list[str]) -> None:

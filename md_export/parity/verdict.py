@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic
 
 from typing_extensions import TypeVar
@@ -100,3 +100,11 @@ class Verification(Generic[Engine]):
     result: Verdict[Engine]
     golden: GoldenSet
     pictures: tuple[Float32, ...]
+
+
+def with_parity(manifest: Manifest, result: Verdict[None]) -> Manifest:
+    """The manifest with the figures by which its artifacts and the picture were judged."""
+    figures = {item.component: item.parity for item in result.components}
+    entries = tuple(replace(entry, parity=figures[entry.component]) for entry in manifest.artifacts)
+    picture = result.picture.psnr_db if result.picture else None
+    return replace(manifest, artifacts=entries, picture_psnr_db=picture)

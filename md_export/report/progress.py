@@ -13,7 +13,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from md_export.engine.cache import Listed
-from md_export.engine.join import Shared
 from md_export.engine.placing import Outcome
 from md_export.engine.plan import Cost, Step
 from md_export.engine.scheduler import Failure, Limits, Listener
@@ -22,6 +21,8 @@ from md_export.spec.manifest import read_manifest
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+    from md_export.engine.join import Shared
 
 # Lines of a log that nobody watches: often enough to see that it goes on.
 _LINE_EVERY_S: Final = 20.0
