@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from rich.table import Table
 
-from md_export.parity.gpu import GpuDetails
-from md_export.parity.npu.verify import NpuDetails
-from md_export.parity.runtimes import KernelDetails, OpDisagreement
 from md_export.parity.verdict import ComponentVerdict, Engine, Verdict
 from md_export.report.tables import Cells, decibel, drawn, said, spelled_shape
-from md_export.targets.onnx.npu.answers import RefusedOp
-from md_export.targets.tflite.gpu.residency import OpFinding
+
+if TYPE_CHECKING:
+    from md_export.parity.gpu import GpuDetails
+    from md_export.parity.npu.verify import NpuDetails
+    from md_export.parity.runtimes import KernelDetails, OpDisagreement
+    from md_export.targets.onnx.npu.answers import RefusedOp
+    from md_export.targets.tflite.gpu.residency import OpFinding
 
 # Heading of a column, and its cell for one component.
 Column = tuple[str, Callable[[ComponentVerdict[Engine]], str]]
