@@ -17,12 +17,13 @@ from md_export.models.unet_config import MDUNetConfig
 from md_export.models.vae import VAEConfig
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe, nano_checkpoint
+from md_export.system import forkserver
 from support import Exported, installed, made_once, shared_folder
 
 
 @pytest.fixture(scope="session", autouse=True)
 def forked_workers() -> Iterator[None]:
-    """Workers are forks, except where ``spawned`` is asked for."""
+    """End the server of commands with the session."""
     yield
     FORKS.close()
 
@@ -43,7 +44,8 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture
 def spawned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Worker processes as users have them, interpreter and imports included."""
+    """Worker processes that start from nothing, interpreter and imports included."""
+    monkeypatch.setattr(forkserver, "WARM", False)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
-"""Python processes that start in milliseconds: forks of a server that has imported the vendors' libraries, no more.
+"""Commands that start in milliseconds: forks of a server that has imported the vendors' libraries, no more.
 
 What takes a new process seconds is those imports, and the suite starts hundreds. md_export itself is imported in each
 fork, its arguments, environment, folder, exit status and death by a signal are those of ``subprocess.run``; only the
-interpreter's own start-up is not repeated, which the fixture ``spawned`` brings back.
+interpreter's own start-up is not repeated. What commands isolate runs in forks of their own server, as users have it.
 """
 
 from __future__ import annotations

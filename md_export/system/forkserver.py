@@ -408,7 +408,7 @@ def end_with_parent() -> None:
     "Parent" is the thread that started the process, so that one must not end first.
     """
     parent = os.getppid()
-    if WARM:
+    if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # gone before it was said
             os._exit(1)
