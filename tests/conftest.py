@@ -17,7 +17,7 @@ from md_export.models.unet_config import MDUNetConfig
 from md_export.models.vae import VAEConfig
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe, nano_checkpoint
-from md_export.system import forkserver
+from md_export.system import process
 from support import Exported, installed, made_once, shared_folder
 
 
@@ -45,7 +45,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
 @pytest.fixture
 def spawned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Worker processes that start from nothing, interpreter and imports included."""
-    monkeypatch.setattr(forkserver, "WARM", False)
+    monkeypatch.setattr(process, "WARM", False)
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Generic, TypeVar, cast
 
 from md_export.errors import MdExportError
-from md_export.system.forkserver import POOL, Exit, environment
 from md_export.system.memory import Watch, watching
+from md_export.system.process import POOL, Exit, environment
 from md_export.system.wire import adapters, read, write
 from md_export.system.worker import Call, read_error, write_call
 

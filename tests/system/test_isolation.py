@@ -20,9 +20,9 @@ import pytest
 
 from md_export.errors import ConversionError, MdExportError, ParityError
 from md_export.spec.tensors import Array, Arrays, TensorSpec
-from md_export.system import forkserver, isolation
-from md_export.system.forkserver import Pool
+from md_export.system import isolation, process
 from md_export.system.isolation import Limits, attempt, isolated
+from md_export.system.process import Pool
 
 
 @dataclass(frozen=True)
@@ -284,7 +284,7 @@ def test_another_number_of_threads_reaches_the_libraries(monkeypatch: pytest.Mon
 
 def test_a_new_process_behaves_as_a_fork(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a Mac."""
-    monkeypatch.setattr(forkserver, "WARM", False)
+    monkeypatch.setattr(process, "WARM", False)
     test_dataclasses_and_arrays_arrive_as_they_were()
     test_our_own_errors_travel_with_their_class()
     test_a_dying_process_is_reported(11, r"crashed \(SIGSEGV\)")

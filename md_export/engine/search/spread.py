@@ -17,7 +17,7 @@ from typing import Final, Generic, TypeVar
 
 from md_export.engine.dask import ask_each, check_same, connected, explain, version
 from md_export.errors import MdExportError, RuntimeFault
-from md_export.system.forkserver import end_with_parent
+from md_export.system.process import end_with_parent
 
 # Pickled: the function of a module that measures is called in other processes, on other machines perhaps.
 Request = TypeVar("Request")
