@@ -157,8 +157,8 @@ def test_a_lowering_that_fails_is_a_hop(exported: Exported, nano: Path, monkeypa
     def fails(job: LoweringJob) -> ir.Model:
         raise ConversionError(f"{job.component}: planted")
 
-    monkeypatch.setattr(lower, "lower", fails)
     out = exported("onnx", "int8")
+    monkeypatch.setattr(lower, "lower", fails)
     manifest = read_manifest(out)
     entry = entry_of(manifest, out / "text_encoder.onnx")
     hops = hops_of(out, manifest, entry, "case-000", nano, lower_again=True)
