@@ -23,7 +23,7 @@ from typing import Final
 
 from build_measure import Exported, Taken, golden, init, naive, ours
 from coreml_measure import Subject
-from md_export.models.graph import COMPONENTS
+from md_export.models.families import COMPONENTS
 from side_by_side import apart, folder, megabytes, print_table
 
 # Most times the bytes of a component's weights in float32, and of the naive seconds: what this project asks of itself.

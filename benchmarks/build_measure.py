@@ -20,7 +20,7 @@ from md_export.engine.artifact import peak_resident_bytes
 from md_export.engine.export import build, export
 from md_export.engine.request import BuildRequest, Resources
 from md_export.errors import MdExportError
-from md_export.models.graph import COMPONENTS
+from md_export.models.families import COMPONENTS
 from md_export.parity.golden.prepare import golden_source
 from md_export.parity.golden.record import write_golden
 from md_export.report.progress import building_to_stderr
@@ -157,7 +157,7 @@ def _tflite(module: nn.Module, subject: Subject, out: Path) -> None:
     from tflite_measure import naive as convert
 
     name, drawn = subject.component, subject.inputs()
-    specs = COMPONENTS[name].inputs(subject.config), COMPONENTS[name].outputs(subject.config)
+    specs = COMPONENTS[name].input_specs(subject.config), COMPONENTS[name].output_specs(subject.config)
     convert(LoweringJob(name, module, *specs, drawn, recipe("tflite", "fp32").schemes[name], (), out))
 
 

@@ -33,7 +33,7 @@ from coreml_measure import (
     serve_package,
     serve_torch,
 )
-from md_export.models.graph import COMPONENTS
+from md_export.models.families import COMPONENTS
 from md_export.spec.artifact import Parity
 from side_by_side import SPAWN, apart, folder, megabytes, print_table
 

@@ -18,10 +18,11 @@ from torch import nn
 
 from md_export.checkpoint.architectures import arch_config
 from md_export.engine.artifact import peak_resident_bytes
-from md_export.models.graph import COMPONENTS, ModelConfig
+from md_export.models.config import ModelConfig
+from md_export.models.families import COMPONENTS
+from md_export.models.sampling.one_step import one_step
 from md_export.models.torch_runner import TorchRunner
 from md_export.models.unet_config import MDUNetConfig
-from md_export.parity.golden.prepare import one_step
 from md_export.parity.metrics import compare
 from md_export.parity.rewritten_module import surface
 from md_export.rewrites import Consent, apply_rewrites
@@ -72,7 +73,7 @@ class Subject:
         """The step's timestep, random tokens, and unit noise for what is a latent or a normalized text."""
         rng = np.random.default_rng(seed)
         drawn: dict[str, Array] = {}
-        for spec in COMPONENTS[self.component].inputs(self.config):
+        for spec in COMPONENTS[self.component].input_specs(self.config):
             if spec.name == "timestep":
                 drawn[spec.name] = np.full(spec.shape, self.config.schedule.last_timestep, np.float32)
             elif spec.dtype == "int32":

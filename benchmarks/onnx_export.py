@@ -23,7 +23,7 @@ from typing import Final
 
 import onnx_measure as measure
 from coreml_measure import reference
-from md_export.models.graph import COMPONENTS
+from md_export.models.families import COMPONENTS
 from onnx_measure import OURS, THEIRS, Converted, Round, Subject
 from side_by_side import apart, latencies, spread, table, times_faster
 

@@ -23,7 +23,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 import md_export
 from md_export.checkpoint import build_on_meta
 from md_export.checkpoint.architectures import arch_config
-from md_export.models.graph import COMPONENTS
+from md_export.models.families import COMPONENTS
 from md_export.targets.costs import OpCost
 from recorded_operations import record
 
@@ -200,7 +200,7 @@ def clip_b_16() -> Peer:
 def own(arch: str, component: str) -> Peer:
     """A component of MobileDiffusion as this package reconstructs it."""
     config, entry = arch_config(arch), COMPONENTS[component]
-    inputs = [shaped(*spec.shape, dtype=getattr(torch, spec.dtype)) for spec in entry.inputs(config)]
+    inputs = [shaped(*spec.shape, dtype=getattr(torch, spec.dtype)) for spec in entry.input_specs(config)]
     return Peer(build_on_meta(entry, config).to("meta").eval(), tuple(inputs), {})
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import tflite_measure as measure
 from coreml_measure import Subject, reference
 from md_export.errors import MissingExtraError
-from md_export.models.graph import COMPONENTS
+from md_export.models.families import COMPONENTS
 from md_export.parity.metrics import compare
 from side_by_side import apart, latencies, spread, table, times_faster
 from tflite_measure import Converted, Round

@@ -71,16 +71,17 @@ def loaded(folder: Path, component: str = "unet") -> None:
 def built(folder: Path) -> None:
     """The text encoder, whose config is transformers' own; and nothing of what the config asks for beyond it."""
     from md_export.checkpoint import open_checkpoint
-    from md_export.checkpoint.build import build_on_meta, component_named
+    from md_export.checkpoint.build import build_on_meta
+    from md_export.models.families import component_of
 
     checkpoint = open_checkpoint(folder)
     assert not set(checkpoint.config.text_encoder) & {"num_labels", "attn_implementation", "auto_map"}
-    build_on_meta(component_named("text_encoder"), checkpoint.config)
+    build_on_meta(component_of(checkpoint.config, "text_encoder"), checkpoint.config)
 
 
 def tokenized(folder: Path) -> None:
     from md_export.checkpoint import open_checkpoint
-    from md_export.models.sampling.generate import tokenize
+    from md_export.models.sampling.prompts import tokenize
 
     checkpoint = open_checkpoint(folder)
     assert tokenize(checkpoint.tokenizer_dir, "a" * 4000 + "!", 77).shape == (1, 77)

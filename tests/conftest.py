@@ -12,7 +12,7 @@ import pytest
 
 from forks import FORKS
 from md_export.errors import MissingExtraError
-from md_export.models.graph import ModelConfig
+from md_export.models.config import ModelConfig
 from md_export.models.unet_config import MDUNetConfig
 from md_export.models.vae import VAEConfig
 from md_export.spec.recipe_file import load_recipe

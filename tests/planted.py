@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from md_export import __version__
+from md_export.models.families import WIRING
+from md_export.models.sampling.generate import Pipeline
+from md_export.models.walk import Runners
 from md_export.parity.golden.folder import read_golden
 from md_export.parity.golden.record import GoldenSource, write_golden
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, Measured, bytes_of_artifact, sha256_of_artifact
@@ -165,14 +168,20 @@ def write_export(plant: str, out: Path, tokenizer: Path, target: str = "tflite",
         "unet": Answer("out_sample", torch.zeros_like),
         COMPONENT: Answer("image", module),
     }
-    source = GoldenSource(runners, tokenizer, 77, LATENT, STEP, "planted")
+    pipeline = Pipeline(
+        WIRING, WIRING.required, Runners(runners), tokenizer, 77, LATENT, 1, inpaints=False, one_step=STEP, steps=None
+    )
+    source = GoldenSource(pipeline, "planted")
     write_golden(source, [("a", 0)], out / GOLDEN_FOLDER)
     write_manifest(_manifest(_convert(module, out, recipe), out, recipe), out)
 
 
 def _convert(module: nn.Module, out: Path, recipe: Recipe) -> ArtifactEntry:
     (case,) = read_golden(out / GOLDEN_FOLDER).cases
-    inputs, outputs = TensorSpec("latent", LATENT, "float32"), TensorSpec("image", case.values.image.shape, "float32")
+    inputs, outputs = (
+        TensorSpec("latent", LATENT, "float32"),
+        TensorSpec("image", case.output(COMPONENT, "image").shape, "float32"),
+    )
     scheme = recipe.schemes[COMPONENT]
     job = LoweringJob(COMPONENT, module, (inputs,), (outputs,), case.inputs(COMPONENT), scheme, (), out)
     known = TARGETS[recipe.target]

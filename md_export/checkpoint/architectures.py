@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Final
 
 from md_export.errors import UsageError
+from md_export.models.config import ModelConfig
 from md_export.models.diffusers_unet import DiffusersUNetConfig
-from md_export.models.graph import ModelConfig
 from md_export.models.unet_config import MDUNetConfig
 from md_export.models.vae import VAEConfig
 

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from md_export.errors import CheckpointError, ConfigError, UsageError
-from md_export.models.graph import ALL_COMPONENTS, Component, ModelConfig
+from md_export.errors import CheckpointError, ConfigError
+from md_export.models.config import ModelConfig
+from md_export.models.graph import Component
 
 MAX_PARAMETERS: Final = 8_000_000_000
 # More layers cost seconds and gigabytes whatever their widths; MobileDiffusion's UNet has 700 tensors.
@@ -52,13 +53,6 @@ class _ParametersOnMeta(TorchFunctionMode):
 
 class _TooLargeError(Exception):
     """Stops a build in the middle."""
-
-
-def component_named(name: str) -> Component:
-    """Return one of ALL_COMPONENTS; raises :class:`UsageError` for another name."""
-    if name not in ALL_COMPONENTS:
-        raise UsageError(f"unknown component {name!r}; use one of {', '.join(ALL_COMPONENTS)}")
-    return ALL_COMPONENTS[name]
 
 
 def build_on_meta(component: Component, config: ModelConfig) -> nn.Module:

@@ -13,11 +13,10 @@ from typing import Any, Final
 from md_export.checkpoint.files import TABLE_LIMIT, Layout, read_json
 from md_export.errors import CheckpointError, ConfigError
 from md_export.models.adapter import AdapterConfig
-from md_export.models.config import ControlConfig
+from md_export.models.config import ControlConfig, ModelConfig, UNetConfig
 from md_export.models.controlnet import ControlNetConfig
 from md_export.models.diffusers_controlnet import DiffusersControlNetConfig
 from md_export.models.diffusers_unet import CLASS_NAME, DiffusersUNetConfig
-from md_export.models.graph import ModelConfig, UNetConfig
 from md_export.models.parsing import ConfigT, parse_config
 from md_export.models.sampling.schedule import ScheduleConfig
 from md_export.models.unet_config import MDUNetConfig

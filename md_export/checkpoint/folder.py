@@ -9,7 +9,7 @@ from typing import Final
 
 from torch import Tensor, nn
 
-from md_export.checkpoint.build import build_on_meta, component_named
+from md_export.checkpoint.build import build_on_meta
 from md_export.checkpoint.configs import SCHEDULER, check_vocabulary, read_model_config, read_trained_substitutions
 from md_export.checkpoint.derived import base_of, loras_of, open_layout
 from md_export.checkpoint.files import Layout
@@ -19,11 +19,11 @@ from md_export.checkpoint.lora import LoraFile, LowRank, changes_of, fused, open
 from md_export.checkpoint.tokenizer import TOKENIZER_FILES, check_tokenizer, copy_tokenizer, tokenizer_dir
 from md_export.checkpoint.weights import WeightSet, find_weights, weight_names
 from md_export.errors import CheckpointError
-from md_export.models.graph import ALL_COMPONENTS, COMPONENTS, Component, ModelConfig
+from md_export.models.config import ModelConfig
+from md_export.models.families import component_of, family_of
+from md_export.models.graph import Component
 from md_export.spec.loras import Lora
-from md_export.spec.names import ORDER
 
-_CONFIGS: Final = (*(f"{name}/config.json" for name in ("text_encoder", "unet", "vae")), SCHEDULER)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Checkpoint:
         for missing, extra, wrongly shaped or non-finite tensors, for LoRAs that do not fit, for files that cannot be
         read, and for configs beyond all size; :class:`ConfigError` for one that cannot be built.
         """
-        component = component_named(name)
+        component = component_of(self.config, name)
         module = build_on_meta(component, self.config)
         tensors = self._tensors(component)
         found = _compare(component, module, tensors)
@@ -78,7 +78,8 @@ class Checkpoint:
 
         ``also``: further components that are asked for, the VAE encoder of a model that does not in-paint.
         """
-        components = {name: ALL_COMPONENTS[name] for name in ORDER if name in (*self.components, *also)}
+        rows = family_of(self.config).components
+        components = {row.name: row for row in rows if row.name in (*self.components, *also)}
         modules = {name: build_on_meta(component, self.config) for name, component in components.items()}
         differences = [
             _compare(component, modules[name], self._tensors(component)) for name, component in components.items()
@@ -90,11 +91,11 @@ class Checkpoint:
 
     @property
     def components(self) -> tuple[str, ...]:
-        """Names of its components in the order in which they run: those of COMPONENTS and optional ones."""
-        has = {*COMPONENTS, *((self.config.steering,) if self.config.steering else ())}
-        # Others may have the encoder's weights, too, but no use for it in making a picture.
-        has |= {"vae_encoder"} if self.config.inpaints else set()
-        return tuple(name for name in ORDER if name in has)
+        """Components that make its pictures, in the order in which they run.
+
+        Weights of another may be there, too, such as the encoder's of a UNet that does not in-paint.
+        """
+        return tuple(row.name for row in family_of(self.config).components if row.needed(self.config))
 
     @property
     def title(self) -> str:
@@ -109,16 +110,16 @@ class Checkpoint:
     def loras_by_component(self) -> dict[str, tuple[Lora, ...]]:
         """Return the LoRAs of each component that has some."""
         files = self._lora_files()
-        found = {name: tuple(file.lora for file in files if name in file.modules) for name in COMPONENTS}
+        found = {name: tuple(file.lora for file in files if name in file.modules) for name in self.components}
         return {name: loras for name, loras in found.items() if loras}
 
     def weight_files(self, name: str) -> tuple[Path, ...]:
         """Return the files that hold the weights of ``name``, those of the parent first."""
-        return tuple(file for weights in self._weights(component_named(name)) for file in weights.files)
+        return tuple(file for weights in self._weights(component_of(self.config, name)) for file in weights.files)
 
     def component_bytes(self, name: str) -> int:
         """Return the bytes of the tensors of ``name`` in their stored dtype."""
-        return sum(tensor.nbytes for tensor in self._tensors(component_named(name)).values())
+        return sum(tensor.nbytes for tensor in self._tensors(component_of(self.config, name)).values())
 
     def copy_tokenizer(self, folder: Path) -> None:
         """Copy the tokenizer's files into the new ``folder``."""
@@ -130,22 +131,22 @@ class Checkpoint:
 
     def source_sha256(self, name: str) -> str:
         """Return the hex digest over the weight files, the LoRAs and the config of component ``name``."""
-        return hash_of_folder(self.file_hashes(), component_named(name).folder)
+        return hash_of_folder(self.file_hashes(), component_of(self.config, name).folder)
 
     def file_hashes(self) -> dict[str, str]:
         """Return the SHA-256 of every config, tokenizer and weight file in use, by its path; read once."""
         if not self._hashes:
             self._hashes.update({label: hash_of_file(file) for label, file in sorted(self._files_in_use())})
             for name, loras in self.loras_by_component().items():
-                self._hashes.update(hashes_of_loras(COMPONENTS[name].folder, loras))
+                self._hashes.update(hashes_of_loras(component_of(self.config, name).folder, loras))
         return dict(self._hashes)
 
     def _files_in_use(self) -> Iterable[tuple[str, Path]]:
         layout = self._layout
-        used = {layout.require(name) for name in _CONFIGS}
-        used |= {layout.require(f"{self.config.steering}/config.json")} if self.config.steering else set()
+        rows = [component_of(self.config, name) for name in self.components]
+        used = {layout.require(f"{row.folder}/config.json") for row in rows} | {layout.require(SCHEDULER)}
         used |= {file for file in (self.tokenizer_dir / name for name in TOKENIZER_FILES) if file.is_file()}
-        for component in (ALL_COMPONENTS[name] for name in self.components):
+        for component in rows:
             for weights in self._weights(component):
                 used |= {*weights.files, *(() if weights.index is None else (weights.index,))}
         for file in used:

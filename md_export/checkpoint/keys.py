@@ -13,7 +13,8 @@ from torch import Tensor
 
 from md_export.checkpoint.files import capped, shown
 from md_export.errors import CheckpointError
-from md_export.models.graph import ALL_COMPONENTS, Component
+from md_export.models.families import WIRING
+from md_export.models.graph import Component
 from md_export.system.memory import release_tensors
 
 Shape = tuple[int, ...]
@@ -42,7 +43,7 @@ def own_tensors(component: Component, stored: Mapping[str, Tensor]) -> dict[str,
     rename = _OWN_NAME.get(component.folder)
     others = tuple(
         prefix
-        for other in ALL_COMPONENTS.values()
+        for other in WIRING.components
         if other.folder == component.folder and other.name != component.name
         for prefix in other.key_prefixes
     )

@@ -17,18 +17,20 @@ from torch import Tensor
 from md_export.checkpoint import build_on_meta
 from md_export.checkpoint.architectures import arch_config
 from md_export.errors import ConfigError, OutputError, UsageError
+from md_export.models.config import ModelConfig
 from md_export.models.diffusers_unet import CLASS_NAME, DiffusersUNetConfig
-from md_export.models.graph import COMPONENTS, ENCODER, Component, ModelConfig
+from md_export.models.families import family_of
+from md_export.models.graph import Component
 from md_export.models.unet_config import MDUNetConfig
 from md_export.system.files import refuse_existing, require_space, staging
 
 DTYPES: Final[Mapping[str, torch.dtype]] = {"float16": torch.float16, "float32": torch.float32}
 START, END = "<|startoftext|>", "<|endoftext|>"
-# Folder → (weight file, its components); the names are those that transformers and diffusers write.
-FILES: Final[Mapping[str, tuple[str, tuple[Component, ...]]]] = {
-    "text_encoder": ("model.safetensors", (COMPONENTS["text_encoder"],)),
-    "unet": ("diffusion_pytorch_model.safetensors", (COMPONENTS["unet"],)),
-    "vae": ("diffusion_pytorch_model.safetensors", (COMPONENTS["vae_decoder"], ENCODER)),
+# Folder → its weight file, by the names that transformers and diffusers write.
+FILES: Final[Mapping[str, str]] = {
+    "text_encoder": "model.safetensors",
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
 }
 _CLASSES: Final[Mapping[str, tuple[str, str]]] = {
     "text_encoder": ("transformers", "CLIPTextModel"),
@@ -82,11 +84,15 @@ def _write_files(folder: Path, config: ModelConfig, seed: int, dtype: torch.dtyp
     for name, content in config_files(config).items():
         write_json(folder / name, content)
     _write_tokenizer(folder / "tokenizer", config)
-    for name, (file, components) in FILES.items():
+    for name, file in FILES.items():
         tensors: dict[str, Tensor] = {}
-        for component in components:
+        for component in _components(config, name):
             tensors |= _random_tensors(component, config, seed, dtype)
         save_file(tensors, folder / name / file, metadata={"format": "pt"})
+
+
+def _components(config: ModelConfig, folder: str) -> list[Component]:
+    return [component for component in family_of(config).components if component.folder == folder]
 
 
 def _random_tensors(component: Component, config: ModelConfig, seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -100,7 +106,7 @@ def _random_tensors(component: Component, config: ModelConfig, seed: int, dtype:
 
 def _parameters(config: ModelConfig) -> int:
     """Count the parameters of everything written; refuses absurd configs before anything is allocated."""
-    components = [component for _, group in FILES.values() for component in group]
+    components = [component for folder in FILES for component in _components(config, folder)]
     return sum(p.numel() for component in components for p in build_on_meta(component, config).parameters())
 
 

@@ -16,7 +16,7 @@ from md_export.checkpoint.random_init import FILES, config_files, write_json
 from md_export.checkpoint.tokenizer import copy_tokenizer
 from md_export.checkpoint.weights import read_tensors
 from md_export.errors import CheckpointError, MissingExtraError, one_line
-from md_export.models.graph import ModelConfig
+from md_export.models.config import ModelConfig
 from md_export.system.files import refuse_existing, require_space, staging
 from md_export.system.quiet_imports import import_quietly
 

@@ -12,7 +12,6 @@ from typing import Literal
 
 from md_export.diagnose.snapshot import Counts, Snapshot, snapshot
 from md_export.errors import ArtifactError, RecipeError, UsageError
-from md_export.models.sampling.generate import Float32
 from md_export.parity.judge import judge
 from md_export.parity.metrics import EXACT_DB, first_fault
 from md_export.parity.metrics import compare as figures_of
@@ -20,6 +19,7 @@ from md_export.parity.verdict import Verification
 from md_export.spec.artifact import GOLDEN_FOLDER
 from md_export.spec.manifest import Manifest, read_manifest
 from md_export.spec.recipe import Regression
+from md_export.spec.tensors import Float32
 
 Figure = Literal["SNR dB", "PSNR dB", "bytes", "ops", "lint findings", "ops on the CPU"]
 

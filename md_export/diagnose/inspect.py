@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from md_export.checkpoint import build_on_meta
-from md_export.models.graph import COMPONENTS, OPTIONAL, Component, ModelConfig
+from md_export.models.config import ModelConfig
+from md_export.models.families import family_of
+from md_export.models.graph import Component
 from md_export.models.unet_config import MDUNetConfig
 
 CONVENTION: Final = (
@@ -132,14 +134,16 @@ class Inspection:
 def inspect_config(config: ModelConfig) -> Inspection:
     """Return the figures of every component of ``config``, computed on the meta device."""
     config.check()
-    steering = () if config.steering is None else (OPTIONAL[config.steering],)
+    # The encoder has no part in a figure of the paper.
+    rows = [row for row in family_of(config).components if not row.optional or row.needed(config)]
+    rows.sort(key=lambda row: row.optional)
     family = "md" if isinstance(config.unet, MDUNetConfig) else "sd15"
-    return Inspection(tuple(_figures(component, config) for component in (*COMPONENTS.values(), *steering)), family)
+    return Inspection(tuple(_figures(component, config) for component in rows), family)
 
 
 def _figures(component: Component, config: ModelConfig) -> ComponentFigures:
     module = build_on_meta(component, config).to("meta")
-    specs = component.inputs(config)
+    specs = component.input_specs(config)
     inputs = [torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device="meta") for spec in specs]
     macs, padding = count_macs(module, *inputs)
     paths = [path for path, _ in module.named_modules()] if component.name == "unet" else []

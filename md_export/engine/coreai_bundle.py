@@ -19,9 +19,9 @@ from typing import Any, Final
 import numpy as np
 
 from md_export.checkpoint import Checkpoint
+from md_export.models.sampling.one_step import one_step
 from md_export.parity.golden.case import GoldenCase
 from md_export.parity.golden.folder import read_case, read_index
-from md_export.parity.golden.prepare import one_step
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry
 from md_export.spec.recipe import Recipe
 
@@ -89,4 +89,4 @@ def _arrays(case: GoldenCase, entry: ArtifactEntry) -> Iterable[tuple[str, Any]]
     for spec in entry.outputs:
         alone = len(entry.outputs) == 1
         name = "text_encoder_hidden" if entry.component == "text_encoder" else made
-        yield name if alone else f"{entry.component}_{spec.name}", case.output(spec.name)
+        yield name if alone else f"{entry.component}_{spec.name}", case.output(entry.component, spec.name)

@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
 from md_export.checkpoint import Checkpoint, open_checkpoint
-from md_export.checkpoint.build import build_on_meta, component_named
+from md_export.checkpoint.build import build_on_meta
 from md_export.checkpoint.hashes import INHERITED, hash_of_folder
 from md_export.engine.keys import maker
 from md_export.engine.metadata import notes_of
 from md_export.engine.plan import LoraInput
-from md_export.models.graph import ALL_COMPONENTS, COMPONENTS
-from md_export.parity.chain import CHAIN
+from md_export.models.families import WIRING, component_of, family_of
+from md_export.models.given import CONDITION
 from md_export.rewrites import find_rewrite
-from md_export.spec.names import ADAPTER, CONTROLNET
 from md_export.spec.recipe import Recipe
 from md_export.spec.sampler import SamplerPlan
 from md_export.spec.scheme import QuantScheme
@@ -65,6 +65,7 @@ def source_of(
     """
     checkpoint = open_checkpoint(checkpoint_dir)
     checkpoint.check()
+    names = [component.name for component in family_of(checkpoint.config).of(checkpoint.components)]
     return Source(
         checkpoint,
         {
@@ -75,13 +76,13 @@ def source_of(
         },
         {size: notes_of(checkpoint.at(size)) for size in sizes},
         golden,
-        {name: _weight_bytes(checkpoint, name) for name in (*checkpoint.components, "vae_encoder")},
+        {name: _weight_bytes(checkpoint, name) for name in names},
         loras,
     )
 
 
 def _weight_bytes(checkpoint: Checkpoint, name: str) -> int:
-    module = build_on_meta(component_named(name), checkpoint.config)
+    module = build_on_meta(component_of(checkpoint.config, name), checkpoint.config)
     return _FLOAT32_BYTES * sum(int(tensor.numel()) for tensor in module.state_dict().values())
 
 
@@ -152,10 +153,14 @@ def makers_of_inputs(files: Mapping[str, str], name: str, inpaints: bool = False
 
     ``files``: SHA-256 of the checkpoint's files by their names; ``inpaints``: the UNet takes a picture's latents.
     """
-    before = [COMPONENTS[one].folder for one in CHAIN[: CHAIN.index(name)]] if name in CHAIN else []
-    if any(file.removeprefix(INHERITED).startswith((f"{ADAPTER}/", f"{CONTROLNET}/")) for file in files):
-        # Its condition is of a picture, which all of them make.
-        before = [component.folder for component in ALL_COMPONENTS.values()]
-    elif name == "vae_encoder" or (inpaints and name != "text_encoder"):
-        before = [component.folder for component in COMPONENTS.values()]
-    return [hash_of_folder(files, folder) for folder in ("tokenizer", *before)]
+    rows = WIRING.components
+    steering = tuple(f"{row.folder}/" for row in rows if any(port.source == CONDITION for port in row.inputs))
+    if any(file.removeprefix(INHERITED).startswith(steering) for file in files):
+        # The condition is of a picture, which all of them make.
+        before = [*rows]
+    elif name == WIRING.encoded.node or (inpaints and not WIRING[name].is_first):
+        before = [*WIRING.required]
+    else:
+        before = [*takewhile(lambda row: row.name != name, WIRING.required)]
+    folders = dict.fromkeys(row.folder for row in before)
+    return [hash_of_folder(files, folder) for folder in ("tokenizer", *folders)]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from md_export import __version__
 from md_export.checkpoint import Checkpoint
-from md_export.models.graph import ALL_COMPONENTS
-from md_export.models.sampling.generate import tokenize
-from md_export.parity.golden.prepare import ddim_of, one_step
+from md_export.models.families import family_of
+from md_export.models.sampling.ddim import ddim_of
+from md_export.models.sampling.one_step import one_step
+from md_export.models.sampling.prompts import tokenize
 from md_export.spec.sampler import SamplerPlan
 
 
@@ -51,7 +52,7 @@ def notes_of(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
     }
     if config.condition_shape is not None:
         shared["condition_shape"] = ",".join(str(size) for size in config.condition_shape)
-    return {name: {"source_sha256": checkpoint.source_sha256(name)} | shared for name in ALL_COMPONENTS}
+    return {name: {"source_sha256": checkpoint.source_sha256(name)} | shared for name in family_of(config).rows}
 
 
 def steps_notes(checkpoint: Checkpoint, plan: SamplerPlan | None) -> dict[str, str]:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from md_export.checkpoint import open_checkpoint
 from md_export.errors import ArtifactError, UsageError
-from md_export.models.sampling.generate import only_output
-from md_export.parity.chain import CHAIN
+from md_export.models.families import WIRING
+from md_export.models.given import CONDITION
+from md_export.models.walk import Steps, Tensors
+from md_export.parity.golden.surface import packed, unpacked
 from md_export.spec.artifact import ArtifactEntry, artifact_path
 from md_export.spec.manifest import Manifest, read_manifest
-from md_export.spec.tensors import Array, Arrays, select
-from md_export.targets.execution import execute
-from md_export.targets.layouts import layout_of
+from md_export.spec.tensors import Array, Arrays
+from md_export.targets.execution import execute, parts_of, take_steps
 
 
 @dataclass(frozen=True)
@@ -28,17 +29,17 @@ class Export:
     @property
     def inpaints(self) -> bool:
         """Whether its UNet takes a picture's latents beside the noise."""
-        return self.entries["unet"].inputs[0].shape[1] > self.latent_shape[1]
+        return self.entries[WIRING.denoised.node].inputs[0].shape[1] > self.latent_shape[1]
 
     @property
     def image_side(self) -> int:
         """Of a picture, in pixels."""
-        return self.entries["vae_decoder"].outputs[0].shape[-1]
+        return self.entries[WIRING.image.node].outputs[0].shape[-1]
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """``[1, C, h, w]`` of noise and latents."""
-        return (1, *self.entries["vae_decoder"].inputs[0].shape[1:])
+        return (1, *self.entries[WIRING.image.node].inputs[0].shape[1:])
 
     @property
     def downscale(self) -> int:
@@ -49,38 +50,52 @@ class Export:
     def condition_shape(self) -> tuple[int, ...] | None:
         """``[1, C, H, W]`` of the condition picture that it takes; None where it takes none."""
         specs = [spec for entry in self.entries.values() for spec in entry.inputs]
-        return next((spec.shape for spec in specs if spec.name == "condition"), None)
+        return next((spec.shape for spec in specs if spec.name == CONDITION.name), None)
 
-    def path(self, name: str) -> Path:
-        """Of a component's artifact."""
-        return artifact_path(self.out, self.entries[name])
+    @property
+    def neutral(self) -> dict[str, Array]:
+        """Values that add nothing, for inputs of its artifacts that a request without a condition leaves empty."""
+        rows = ((WIRING[name], entry) for name, entry in self.entries.items())
+        return {key: value for row, entry in rows for key, value in row.neutral(entry.inputs).items()}
 
-    def run(self, name: str, batches: Sequence[Arrays]) -> list[Array]:
-        """One output for each set of inputs, under our names."""
-        return [only_output(outputs) for outputs in self.outputs(name, batches)]
+    def entry(self, component: str) -> ArtifactEntry:
+        """Return a component's artifact; ArtifactError where the export has none."""
+        if component not in self.entries:
+            raise ArtifactError(
+                f"{self.out} has no {component}; export it, too: md-export {self.manifest.target} --encoder"
+            )
+        return self.entries[component]
 
-    def outputs(self, name: str, batches: Sequence[Arrays]) -> Sequence[Arrays]:
-        """All outputs for each set of inputs.
+    def run(self, component: str, batches: Sequence[Arrays]) -> Sequence[Arrays]:
+        """All outputs for each set of inputs, under our names.
 
         Raises:
             ArtifactError: the export has no such component.
             RuntimeFault: the artifact does not run.
         """
-        if name not in self.entries:
-            raise ArtifactError(f"{self.out} has no {name}; export it, too: md-export {self.manifest.target} --encoder")
-        entry = self.entries[name]
-        layout = layout_of(self.manifest.recipe)
-        chosen = [select(layout.pack(name, batch), entry.inputs) for batch in batches]
-        return execute(self.manifest.target, artifact_path(self.out, entry), chosen).outputs
+        if not batches:
+            return []
+        entry, recipe = self.entry(component), self.manifest.recipe
+        chosen = [packed(recipe, entry, batch) for batch in batches]
+        made = execute(self.manifest.target, artifact_path(self.out, entry), chosen).outputs
+        return [unpacked(recipe, entry, outputs) for outputs in made]
+
+    def take(self, steps: Steps, pictures: Sequence[Tensors]) -> None:
+        """Take many steps in one process."""
+        if steps.sampler.guidance is None:
+            steps.take(self.run, pictures)
+        else:
+            take_steps(self.manifest.target, parts_of(self.out, self.manifest, steps, pictures), steps, pictures)
 
 
 def open_to_run(out: Path) -> Export:
     """An export that pictures can be made with; raises :class:`ArtifactError` where it lacks what all need."""
     manifest = read_manifest(out)
     entries = {entry.component: entry for entry in manifest.artifacts}
-    for name in CHAIN:
+    needed = [row.name for row in WIRING.required]
+    for name in needed:
         if name not in entries:
-            raise ArtifactError(f"{out} has no {name}; a picture needs all of {', '.join(CHAIN)}: export them all")
+            raise ArtifactError(f"{out} has no {name}; a picture needs all of {', '.join(needed)}: export them all")
     return Export(out, manifest, entries)
 
 

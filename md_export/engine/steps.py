@@ -30,7 +30,10 @@ from md_export.engine.plan import (
 from md_export.engine.swift_bundle import check_bundle, write_bundle
 from md_export.parity.golden.calibration import calibration_cases
 from md_export.parity.golden.folder import read_golden
-from md_export.parity.golden.prepare import ddim_of, one_step, prepare_golden, schedule_of
+from md_export.models.families import WIRING
+from md_export.models.sampling.ddim import ddim_of
+from md_export.models.sampling.one_step import one_step
+from md_export.parity.golden.prepare import prepare_golden
 from md_export.parity.judge import verify
 from md_export.parity.lora_fusing import added_loras
 from md_export.parity.verdict import Verdict, with_parity
@@ -142,7 +145,7 @@ def _manifest(
         checkpoint_files=checkpoint.file_hashes(),
         ddim=ddim_of(checkpoint.config, recipe.sampler),
         loras=added_loras(checkpoint),
-        schedule=schedule_of(checkpoint.config) if "vae_encoder" in recipe.components else None,
+        schedule=checkpoint.config.schedule.noise() if WIRING.encoded.node in recipe.components else None,
     )
 
 

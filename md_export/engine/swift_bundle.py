@@ -15,10 +15,10 @@ from typing import Any, Final
 
 from md_export.checkpoint import Checkpoint
 from md_export.errors import ArtifactError, CheckpointError, ConversionError
-from md_export.models.graph import ModelConfig
-from md_export.models.sampling.generate import tokenize
+from md_export.models.config import ModelConfig
+from md_export.models.sampling.one_step import one_step
+from md_export.models.sampling.prompts import tokenize
 from md_export.models.sampling.schedule import ScheduleConfig
-from md_export.parity.golden.prepare import one_step
 from md_export.spec.tensors import TensorSpec
 from md_export.system.isolation import isolated
 from md_export.targets.coreml.package import feature_specs, read_spec

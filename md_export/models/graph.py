@@ -1,170 +1,305 @@
-"""What a checkpoint is made of: the COMPONENTS table."""
+"""The model graph: components as rows, and typed references from each input to the value that feeds it.
+
+A value is called ``node.output``: ``text_encoder.last_hidden_state``, ``given.noise``, ``sampler.timestep``. Where a
+node is called more than once for a picture the number of the call follows: ``unet.out_sample.16``. Nothing here loads
+torch.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final, Literal
 
-from torch import nn
+import numpy as np
 
-from md_export.errors import UsageError
-from md_export.models.adapter import RESIDUAL, T2IAdapter, residual_shapes
-from md_export.models.config import ModelConfig as ModelConfig
-from md_export.models.config import UNetConfig as UNetConfig
-from md_export.models.controlnet import MDControlNet, skip_shapes
-from md_export.models.diffusers_controlnet import (
-    DiffusersControlNetConfig,
-    build_diffusers_controlnet,
-    controlled_shapes,
-)
-from md_export.models.diffusers_unet import build_diffusers_unet
-from md_export.models.text_encoder import TextEncoder
-from md_export.models.unet import MDUNet
-from md_export.models.unet_config import MDUNetConfig
-from md_export.models.vae import VAEDecoder, VAEEncoder
-from md_export.spec.names import ADAPTER, CONTROLNET
-from md_export.spec.tensors import TensorSpec
+from md_export.spec.names import OPTIONAL_NAMES, ORDER, ComponentName
+from md_export.spec.tensors import Array, Arrays, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from md_export.models.config import ModelConfig
+
+Shape = tuple[int, ...]
+# How often a node is called for a picture; with guidance there are two prompts, the first of them empty.
+Called = Literal["once", "per prompt", "per step"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Rank, dtype and, by the checkpoint's configs, shapes of a value; ``many``: of several that are numbered."""
+
+    rank: int
+    shapes: Callable[[ModelConfig], tuple[Shape, ...]]
+    dtype: str = "float32"
+    many: bool = False
+
+    def specs(self, name: str, config: ModelConfig) -> tuple[TensorSpec, ...]:
+        """Specs of the value called ``name``; of many ``name0``, ``name1``, …"""
+        shapes = self.shapes(config)
+        names = [f"{name}{place}" for place in range(len(shapes))] if self.many else [name]
+        return tuple(TensorSpec(*both, self.dtype) for both in zip(names, shapes, strict=True))
+
+
+def kind(rank: int, shape: Callable[[ModelConfig], Shape], dtype: str = "float32") -> Kind:
+    """Return the kind of a single value."""
+    return Kind(rank, lambda config: (shape(config),), dtype)
+
+
+@dataclass(frozen=True)
+class Value:
+    """A reference to what a node gives.
+
+    ``otherwise``: the value that stands for it where there is none, such as the noise for the sample of the only step.
+    """
+
+    node: str
+    name: str
+    kind: Kind
+    called: Called = "once"
+    otherwise: Value | None = None
+
+    @property
+    def key(self) -> str:
+        """Its name among the values of a picture."""
+        return f"{self.node}.{self.name}"
+
+    def or_else(self, other: Value) -> Value:
+        """Return this value, for which ``other`` stands where there is none."""
+        return replace(self, otherwise=other)
+
+    def alternatives(self) -> Iterator[Value]:
+        """Yield the value, and those that stand for it."""
+        yield self
+        if self.otherwise is not None:
+            yield from self.otherwise.alternatives()
+
+    def read(self, values: Arrays, called: Called, call: int | None) -> dict[str, Array]:
+        """Find it for one call of a node, by ``""`` or, of many, by their numbers; empty where there is none."""
+        found = {}
+        for number in self._numbers():
+            value = self._of_call(f"{self.key}{number}", values, called, call)
+            if value is None:
+                break
+            found[number] = value
+        return found if found or self.otherwise is None else self.otherwise.read(values, called, call)
+
+    def _numbers(self) -> Iterator[str]:
+        yield from map(str, range(MOST)) if self.kind.many else ("",)
+
+    def _of_call(self, key: str, values: Arrays, called: Called, call: int | None) -> Array | None:
+        if key in values:
+            return values[key]
+        if self.called == called:
+            return values.get(f"{key}.{call}")
+        # Whoever is called less often than a prompt is encoded takes the encodings of all prompts.
+        rows = [values[name] for name in (f"{key}.{prompt}" for prompt in range(2)) if name in values]
+        return np.concatenate(rows) if self.called == "per prompt" and rows else None
+
+
+# Values of one kind that a node may give.
+MOST: Final = 32
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input of a component, or one for each of the values of its source.
+
+    Attributes:
+        name: the input's; the beginning of the inputs' where the source has many.
+        source: the value that it takes.
+        kind: of the input, where ``beside`` makes it another than the source's.
+        beside: values that are joined to it along the channels, where the first of them is given.
+        batched: guidance doubles it, to the empty prompt's and the prompt's.
+        when: the given value without which the port may stay empty.
+    """
+
+    name: str
+    source: Value
+    kind: Kind | None = None
+    beside: tuple[Value, ...] = ()
+    batched: bool = True
+    when: Value | None = None
+
+    def specs(self, config: ModelConfig) -> tuple[TensorSpec, ...]:
+        """Specs of the inputs, for one prompt."""
+        return (self.kind or self.source.kind).specs(self.name, config)
+
+    def covers(self, name: str) -> bool:
+        """Whether an input of that name is the port's."""
+        return name.startswith(self.name) if self.source.kind.many else name == self.name
+
+    def read(self, values: Arrays, called: Called, call: int | None) -> dict[str, Array]:
+        """Find the inputs by name; KeyError for one that should be there."""
+        found = self.source.read(values, called, call)
+        if not found and (self.when is None or self.when.key in values):
+            raise KeyError(self.source.key)
+        if self.beside and self.beside[0].key in values:
+            more = [values[value.key] for value in self.beside]
+            found = {number: _joined(value, more) for number, value in found.items()}
+        return {f"{self.name}{number}": value for number, value in found.items()}
+
+
+def _joined(value: Array, more: list[Array]) -> Array:
+    return np.concatenate([value, *(np.repeat(one.astype(value.dtype), len(value), axis=0) for one in more)], axis=1)
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output of a component; where its kind is of many, the beginning of their names."""
+
+    name: str
+    kind: Kind
+
+
+def _always(config: ModelConfig) -> bool:  # noqa: ARG001 (a row's signature)
+    return True
 
 
 @dataclass(frozen=True)
 class Component:
-    """One exported part: its folder in the checkpoint, how it is built, its named inputs and outputs."""
+    """One exported part of a model.
 
-    name: str
+    Attributes:
+        folder: of its config and weights in a checkpoint, which several components may share.
+        build: torch module for a checkpoint's configs.
+        key_prefixes: of the names of its weights in the folder's files.
+        needed: whether a picture of such a checkpoint needs it.
+    """
+
+    name: ComponentName
     folder: str
     build: Callable[[ModelConfig], nn.Module]
-    inputs: Callable[[ModelConfig], tuple[TensorSpec, ...]]
-    outputs: Callable[[ModelConfig], tuple[TensorSpec, ...]]
-    key_prefixes: tuple[str, ...]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Output, ...]
+    key_prefixes: tuple[str, ...] = ("",)
+    called: Called = "once"
+    needed: Callable[[ModelConfig], bool] = _always
+
+    def __getitem__(self, output: str) -> Value:
+        """Return the reference to an output; KeyError for one that it does not give."""
+        kinds = {one.name: one.kind for one in self.outputs}
+        return Value(self.name, output, kinds[output], self.called)
+
+    @property
+    def optional(self) -> bool:
+        """Whether checkpoints may do without it."""
+        return self.name in OPTIONAL_NAMES
+
+    @property
+    def is_first(self) -> bool:
+        """Whether no other component feeds it."""
+        return all(port.source.node == "given" for port in self.inputs)
+
+    def is_asked(self, values: Arrays) -> bool:
+        """Whether all is given that it takes of a request."""
+        given = [port.source for port in self.inputs if port.source.node == "given"]
+        return all(source.read(values, "once", None) for source in given)
+
+    def input_specs(self, config: ModelConfig) -> tuple[TensorSpec, ...]:
+        """Inputs for one prompt, in the order in which the module takes them."""
+        return tuple(spec for port in self.inputs for spec in port.specs(config))
+
+    def output_specs(self, config: ModelConfig) -> tuple[TensorSpec, ...]:
+        """Outputs for one prompt, in the order in which the module gives them."""
+        return tuple(spec for output in self.outputs for spec in output.kind.specs(output.name, config))
+
+    def may_lack(self, name: str) -> bool:
+        """Whether an input may be left out, which then adds nothing."""
+        return any(port.when is not None and port.covers(name) for port in self.inputs)
+
+    def neutral(self, specs: Sequence[TensorSpec]) -> dict[str, Array]:
+        """Return values for the inputs of an artifact that may be left out, which then add nothing."""
+        pairs = [(port, spec) for port in self.inputs if port.when for spec in specs if port.covers(spec.name)]
+        return {f"{port.source.key}{spec.name.removeprefix(port.name)}": spec.zeros()[:1] for port, spec in pairs}
+
+    def is_shared(self, name: str) -> bool:
+        """Whether guidance leaves an input or output as it is, one for both prompts."""
+        return any(not port.batched and port.covers(name) for port in self.inputs)
+
+    def read(self, values: Arrays, call: int | None = None) -> dict[str, Array]:
+        """Inputs of one call, given the values on the way to a picture; KeyError for one that should be there."""
+        batch = 2 if self.called == "per step" and is_guided(values) else 1
+        found = {}
+        for port in self.inputs:
+            for name, value in port.read(values, self.called, call).items():
+                short = port.batched and len(value) < batch
+                found[name] = np.repeat(value, batch, axis=0) if short else value
+        return found
 
 
-def build_unet(config: UNetConfig) -> nn.Module:
-    """MobileDiffusion's UNet or Stable Diffusion's; MissingExtraError where the latter's library is not installed."""
-    return MDUNet(config) if isinstance(config, MDUNetConfig) else build_diffusers_unet(config)
+_INPUT_IDS: Final = "given.input_ids"
 
 
-def _text(config: ModelConfig) -> TensorSpec:
-    return TensorSpec("encoder_hidden_states", config.text_shape, "float32")
+def is_guided(values: Arrays) -> bool:
+    """Whether a picture is made with guidance, and so with two prompts."""
+    return f"{_INPUT_IDS}.1" in values
 
 
-def _latent(config: ModelConfig, name: str) -> TensorSpec:
-    return TensorSpec(name, config.latent_shape, "float32")
+def calls_in(values: Collection[str], key: str) -> tuple[int, ...]:
+    """Numbers of the calls of which values hold ``key``, in order; none where it is of the only call."""
+    beginning = f"{key}."
+    return tuple(sorted(int(name.removeprefix(beginning)) for name in values if name.startswith(beginning)))
 
 
-def _sample(config: ModelConfig) -> TensorSpec:
-    shape = (1, config.unet.in_channels, *config.latent_shape[2:])
-    return TensorSpec("sample", shape, "float32")
+@dataclass(frozen=True)
+class Family:
+    """Models of one wiring: their components in the order in which they run.
 
+    Attributes:
+        outside: values that requests and the sampler feed into the components.
+        denoised: the output that each step of the sampler takes.
+        encoded: the output that a given picture's latents are.
+        image: the output that is the picture.
+        libraries: distributions beside torch and transformers that compute it.
+    """
 
-def _image(config: ModelConfig) -> TensorSpec:
-    return TensorSpec("image", (1, config.vae.out_channels, config.image_size, config.image_size), "float32")
+    name: str
+    components: tuple[Component, ...]
+    outside: tuple[Value, ...]
+    denoised: Value
+    encoded: Value
+    image: Value
+    libraries: tuple[str, ...] = ()
+    rows: dict[str, Component] = field(init=False, repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        """Refuse a graph in which an input has no producer. ValueError names both."""
+        known = {value.key for value in self.outside}
+        for component in self.components:
+            for port in component.inputs:
+                self._check(component, port, known)
+            known |= {f"{component.name}.{output.name}" for output in component.outputs}
+        if not {self.denoised.key, self.encoded.key, self.image.key} <= known:
+            raise ValueError(f"{self.name}: denoised, encoded and image must be outputs of its components")
+        names = [component.name for component in self.components]
+        if names != [name for name in ORDER if name in names]:
+            raise ValueError(f"{self.name}: components must be declared in the order {', '.join(ORDER)}")
+        object.__setattr__(self, "rows", {component.name: component for component in self.components})
 
-def _residuals(config: ModelConfig) -> tuple[TensorSpec, ...]:
-    """What an adapter or a ControlNet gives and the UNet takes; none where the checkpoint has neither."""
-    return tuple(TensorSpec(f"{RESIDUAL}{place}", shape, "float32") for place, shape in enumerate(_added(config)))
+    def _check(self, component: Component, port: Port, known: set[str]) -> None:
+        for value in (port.source, *port.beside, *([port.when] if port.when else [])):
+            for source in value.alternatives():
+                if source.key not in known:
+                    raise ValueError(
+                        f"{self.name}: {component.name}.{port.name} takes {source.key}, which nothing before it "
+                        f"gives; known are {', '.join(sorted(known))}"
+                    )
 
+    def __getitem__(self, name: str) -> Component:
+        """Return a component's row; KeyError for a name that the family does not have."""
+        return self.rows[name]
 
-def _added(config: ModelConfig) -> tuple[tuple[int, ...], ...]:
-    if config.adapter is not None:
-        return residual_shapes(config.adapter, config.latent_shape)
-    if config.controlnet is None:
-        return ()
-    if isinstance(config.unet, MDUNetConfig):
-        return skip_shapes(config.unet, config.latent_shape)
-    return controlled_shapes(config.unet, config.latent_shape)
+    @property
+    def required(self) -> tuple[Component, ...]:
+        """Rows of the components that every checkpoint has."""
+        return tuple(component for component in self.components if not component.optional)
 
+    def of(self, names: Collection[str]) -> tuple[Component, ...]:
+        """Rows of all parts of a checkpoint or export that has the components ``names``, in order.
 
-def _condition(config: ModelConfig, component: str) -> TensorSpec:
-    if config.condition_shape is None or config.steering != component:
-        raise UsageError(f"this checkpoint has no {component}: put its config.json and weights into {component}/")
-    return TensorSpec("condition", config.condition_shape, "float32")
-
-
-def _build_adapter(config: ModelConfig) -> nn.Module:
-    if config.adapter is None:
-        raise UsageError("this checkpoint has no adapter: put its config.json and weights into t2i_adapter/")
-    return T2IAdapter(config.adapter)
-
-
-def _build_controlnet(config: ModelConfig) -> nn.Module:
-    if isinstance(config.controlnet, DiffusersControlNetConfig):
-        return build_diffusers_controlnet(config.controlnet)
-    if config.controlnet is None or not isinstance(config.unet, MDUNetConfig):
-        raise UsageError("this checkpoint has no ControlNet: put its config.json and weights into controlnet/")
-    return MDControlNet(config.controlnet, config.unet)
-
-
-def _unet_output(config: ModelConfig) -> TensorSpec:
-    return dataclasses.replace(
-        _latent(config, "out_sample"), shape=(1, config.unet.out_channels, *config.latent_shape[2:])
-    )
-
-
-COMPONENTS: Mapping[str, Component] = {
-    "text_encoder": Component(
-        "text_encoder",
-        folder="text_encoder",
-        build=lambda config: TextEncoder(config.text_encoder),
-        inputs=lambda config: (TensorSpec("input_ids", config.text_shape[:2], "int32"),),
-        outputs=lambda config: (dataclasses.replace(_text(config), name="last_hidden_state"),),
-        key_prefixes=("",),
-    ),
-    "unet": Component(
-        "unet",
-        folder="unet",
-        build=lambda config: build_unet(config.unet),
-        inputs=lambda config: (
-            _sample(config),
-            TensorSpec("timestep", (1,), "float32"),
-            _text(config),
-            *_residuals(config),
-        ),
-        outputs=lambda config: (_unet_output(config),),
-        key_prefixes=("",),
-    ),
-    "vae_decoder": Component(
-        "vae_decoder",
-        folder="vae",
-        build=lambda config: VAEDecoder(config.vae),
-        inputs=lambda config: (_latent(config, "latent"),),
-        outputs=lambda config: (_image(config),),
-        key_prefixes=("decoder.", "post_quant_conv."),
-    ),
-}
-# The encoder is trained and tested here, but no target exports it yet.
-ENCODER = Component(
-    "vae_encoder",
-    folder="vae",
-    build=lambda config: VAEEncoder(config.vae),
-    inputs=lambda config: (_image(config),),
-    outputs=lambda config: (_latent(config, "latent_mean"),),
-    key_prefixes=("encoder.", "quant_conv."),
-)
-# Those that a checkpoint may have: see Checkpoint.components.
-OPTIONAL: Mapping[str, Component] = {
-    "t2i_adapter": Component(
-        "t2i_adapter",
-        folder="t2i_adapter",
-        build=_build_adapter,
-        inputs=lambda config: (_condition(config, ADAPTER),),
-        outputs=_residuals,
-        key_prefixes=("",),
-    ),
-    "controlnet": Component(
-        "controlnet",
-        folder="controlnet",
-        build=_build_controlnet,
-        inputs=lambda config: (
-            _latent(config, "sample"),
-            TensorSpec("timestep", (1,), "float32"),
-            _text(config),
-            _condition(config, CONTROLNET),
-        ),
-        outputs=_residuals,
-        key_prefixes=("",),
-    ),
-    ENCODER.name: ENCODER,
-}
-ALL_COMPONENTS: Mapping[str, Component] = {**COMPONENTS, **OPTIONAL}
+        A component in the same folder as one of these is there, too.
+        """
+        folders = {self.rows[name].folder for name in names}
+        return tuple(component for component in self.components if component.folder in folders)

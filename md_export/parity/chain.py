@@ -1,130 +1,110 @@
-"""The chain from prompt to picture: each artifact is fed what those before it made."""
+"""The chain from prompt to picture: each artifact is judged, then fed what the artifacts before it made."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Final
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic
 
 import numpy as np
 
-from md_export.errors import ArtifactError
-from md_export.models.adapter import RESIDUAL
-from md_export.models.sampling.denoising import start_of
-from md_export.models.sampling.generate import latent_from, only_output
-from md_export.models.sampling.inpainting import around_of, with_around
+from md_export.errors import MdExportError
+from md_export.models.families import WIRING
+from md_export.models.given import MADE
+from md_export.models.sampling.sampler import sampler_for
+from md_export.models.walk import Steps, Tensors, walk
 from md_export.parity.golden.case import GoldenCase
-from md_export.parity.golden.surface import each_call
-from md_export.spec.artifact import ArtifactEntry, artifact_path
+from md_export.parity.golden.surface import unpacked
+from md_export.parity.metrics import Check, Fault
+from md_export.parity.opened_export import OpenedExport
+from md_export.parity.subject import Subject, judge_picture
+from md_export.parity.verdict import ComponentVerdict, Engine, PictureVerdict
 from md_export.spec.manifest import Manifest
-from md_export.spec.names import CONTROLNET
-from md_export.spec.tensors import Array, Arrays
+from md_export.spec.tensors import Arrays, Float32
+from md_export.targets.execution import Part, parts_of
 
-# Each feeds the next.
-CHAIN: Final = ("text_encoder", "unet", "vae_decoder")
+# Judges an artifact by its golden cases, and runs it on further inputs under our names; returns what it made of all, or
+# nothing where it cannot be judged.
+Judge = Callable[[Subject, Sequence[Arrays]], tuple[ComponentVerdict[Engine], Sequence[Arrays]]]
+# Takes many steps with artifacts of a target, as :func:`md_export.targets.execution.take_steps` does.
+Take = Callable[[str, Sequence[Part], Steps, Sequence[Tensors]], tuple[str, ...]]
 
 
-def chain_inputs(
-    manifest: Manifest, entry: ArtifactEntry, cases: Sequence[GoldenCase], made: Mapping[str, list[Array]]
-) -> list[Arrays]:
-    """The golden inputs with what the artifacts before this one ``made`` in place of the golden values.
+@dataclass(frozen=True)
+class Walked(Generic[Engine]):
+    """The verdicts on the artifacts in the manifest's order, on the picture, and the pictures."""
 
-    It is by component, and of what gives several outputs by output: see :func:`by_output`.
-    None where the chain broke off. In many steps, the UNet's are what it starts from: see
-    :func:`md_export.models.sampling.generate.denoise`.
+    verdicts: tuple[ComponentVerdict[Engine], ...]
+    picture: PictureVerdict | None
+    pictures: tuple[Float32, ...]
+
+
+def judge_on_the_way(
+    export: OpenedExport,
+    cases: Sequence[GoldenCase],
+    judge: Judge[Engine],
+    take: Take | None,
+    tell: Callable[[str], None],
+) -> Walked[Engine]:
+    """Judge all artifacts of an export, and the pictures that they make together where it has all that is needed.
+
+    ``take``: for many steps; None where none are taken, and no pictures made. ``tell``: is told each component's name.
     """
-    if entry.component == CONTROLNET:
-        return _of_controlnet(manifest, cases, made)
-    if entry.component not in CHAIN[1:]:
-        return [case.inputs(entry.component) for case in each_call(entry.component, cases)]
-    before = made.get(CHAIN[CHAIN.index(entry.component) - 1], [])
-    if entry.component == "vae_decoder":
-        pairs = zip(cases, before, strict=False)
-        return [{"latent": latent_of(manifest, case.values.noise, value)} for case, value in pairs]
-    around = _around(manifest, cases, made)
-    if manifest.ddim is not None:
-        both = zip(cases, before[::2], before[1::2], around, strict=False)
-        return [
-            start_of(
-                case.values.noise, np.concatenate([no, text]), beside, residuals, condition_in_steps(manifest, case)
-            )
-            for (case, no, text, beside), residuals in zip(both, _residuals(cases, made, manifest), strict=False)
-        ]
-    batches: list[Arrays] = []
-    for case, value, beside, residuals in zip(cases, before, around, _residuals(cases, made, manifest), strict=False):
-        sample = with_around(case.values.noise, beside)
-        batches.append({**case.inputs("unet"), "sample": sample, "encoder_hidden_states": value, **residuals})
-    return batches
+    manifest = export.manifest
+    crew, names = _Judges(export, cases, judge, take, tell), [entry.component for entry in manifest.artifacts]
+    rows = [row for row in WIRING.components if row.name in names]
+    whole = {row.name for row in WIRING.required} <= set(names) and (take is not None or manifest.ddim is None)
+    begun = [_begin(manifest, case) for case in cases] if whole else []
+    walked = walk(WIRING, rows, crew, begun, sampler_for(manifest.ddim or manifest.one_step))
+    pictures = tuple(np.asarray(values[MADE.key], np.float32) for values in walked if MADE.key in values)
+    picture = judge_picture(manifest, cases, pictures) if whole else None
+    return Walked(tuple(crew.verdicts[name] for name in names), picture, pictures)
 
 
-def named(entry: ArtifactEntry, outputs: Arrays) -> Arrays:
-    """Outputs under the manifest's names; a single one may have any.
-
-    Raises:
-        ArtifactError: of several there are others than in the manifest.
-    """
-    names = [spec.name for spec in entry.outputs]
-    if len(names) == 1:
-        return {names[0]: only_output(outputs)}
-    if set(outputs) != set(names):
-        raise ArtifactError(f"it gives {', '.join(outputs)}, not the manifest's {', '.join(names)}; export again")
-    return outputs
+def _begin(manifest: Manifest, case: GoldenCase) -> Tensors:
+    """Return the values of a golden case that a walk begins with: what was given, and what the export cannot make."""
+    lacked = [name for name in WIRING.rows if name not in {entry.component for entry in manifest.artifacts}]
+    beginnings = tuple(f"{node}." for node in ("given", *lacked))
+    return {key: value for key, value in case.values.items() if key.startswith(beginnings)}
 
 
-def by_output(entry: ArtifactEntry, made: Sequence[Arrays]) -> dict[str, list[Array]]:
-    """What an artifact made of some cases: by its component's name, of several outputs by each one's."""
-    if len(entry.outputs) == 1:
-        return {entry.component: [only_output(outputs) for outputs in made]}
-    return {spec.name: [outputs[spec.name] for outputs in made] for spec in entry.outputs}
+@dataclass
+class _Judges(Generic[Engine]):
+    """A crew that judges each component before the component takes part in the walk."""
 
+    export: OpenedExport
+    cases: Sequence[GoldenCase]
+    judge: Judge[Engine]
+    take_many: Take | None
+    tell: Callable[[str], None]
+    verdicts: dict[str, ComponentVerdict[Engine]] = field(default_factory=dict)
 
-def condition_in_steps(manifest: Manifest, case: GoldenCase) -> Array | None:
-    """What a ControlNet takes in each of many steps; None in one step, and for an adapter."""
-    return case.values.condition if manifest.ddim is not None and _has_controlnet(manifest) else None
+    def run(self, component: str, batches: Sequence[Arrays]) -> Sequence[Arrays]:
+        """Judge a component, and return what it makes of other inputs; nothing where it cannot be judged."""
+        self.tell(component)
+        subject = Subject(self.export, self.export.manifest.entry_for(component), self.cases)
+        # One that no other component feeds takes its golden inputs.
+        others = [] if WIRING[component].is_first else batches
+        self.verdicts[component], made = self.judge(subject, others)
+        chained = made[-len(batches) :] if batches else []
+        return [unpacked(self.export.manifest.recipe, subject.entry, outputs) for outputs in chained]
 
-
-def control_path(out: Path, manifest: Manifest) -> Path | None:
-    """The ControlNet's artifact; None where the export has none."""
-    return artifact_path(out, manifest.entry_for(CONTROLNET)) if _has_controlnet(manifest) else None
-
-
-def _has_controlnet(manifest: Manifest) -> bool:
-    return any(entry.component == CONTROLNET for entry in manifest.artifacts)
-
-
-def _of_controlnet(manifest: Manifest, cases: Sequence[GoldenCase], made: Mapping[str, list[Array]]) -> list[Arrays]:
-    """As for the UNet, whose inputs it takes; none in many steps, which it takes together with the UNet."""
-    if manifest.ddim is not None:
-        return []
-    texts = zip(cases, made.get("text_encoder", []), strict=False)
-    return [{**case.inputs(CONTROLNET), "encoder_hidden_states": text} for case, text in texts]
-
-
-def _residuals(
-    cases: Sequence[GoldenCase], made: Mapping[str, list[Array]], manifest: Manifest
-) -> list[dict[str, Array]]:
-    """What is added in each case: the artifact's where the export has one, else the golden values."""
-    if manifest.ddim is not None and _has_controlnet(manifest):
-        return [{} for _ in cases]
-    names = [f"{RESIDUAL}{level}" for level in range(len(cases[0].values.residuals))]
-    if not names or names[0] not in made:
-        return [case.residuals() for case in cases]
-    return [dict(zip(names, values, strict=True)) for values in zip(*(made[name] for name in names), strict=True)]
-
-
-def _around(manifest: Manifest, cases: Sequence[GoldenCase], made: Mapping[str, list[Array]]) -> Sequence[Array | None]:
-    """What a UNet that in-paints takes beside the noise, by the encoder's artifact where the export has one."""
-    golden = [case.values.around for case in cases]
-    if "vae_encoder" not in made:
-        return golden
-    scale = manifest.one_step.scaling_factor
-    return [
-        None if around is None else around_of(around[:, :1], latent, scale)
-        for around, latent in zip(golden, made["vae_encoder"], strict=False)
-    ]
-
-
-def latent_of(manifest: Manifest, noise: Array, unet_output: Array) -> Array:
-    """What the decoder takes; many steps, or an artifact whose graph ends in the latent, have computed it already."""
-    folded = manifest.ddim is not None or manifest.entry_for("unet").outputs[0].name == "latent"
-    return unet_output if folded else latent_from(noise, unet_output, manifest.one_step)
+    def take(self, steps: Steps, pictures: Sequence[Tensors]) -> None:
+        """Take the only step; or judge the components that take part in many, then let them take these."""
+        if steps.sampler.guidance is None:
+            steps.take(self.run, pictures)
+            return
+        names = [row.name for row in steps.components]
+        for name in names:
+            self.run(name, [])
+        if self.take_many is None or not pictures or any(self.verdicts[name].parity is None for name in names):
+            return
+        last = self.verdicts[names[-1]]
+        try:
+            parts = parts_of(self.export.out, self.export.manifest, steps, pictures)
+            hazards = self.take_many(self.export.manifest.target, parts, steps, pictures)
+            faults = [Fault(Check.OVERFLOW, line) for line in hazards if line not in last.faults]
+        except MdExportError as error:
+            faults = [Fault(Check.EXECUTION, str(error))]
+        self.verdicts[last.component] = dataclasses.replace(last, faults=(*last.faults, *faults))

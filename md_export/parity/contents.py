@@ -8,7 +8,7 @@ from string import ascii_letters
 from typing import Final
 
 from md_export.checkpoint.hashes import hash_of_files, hash_of_folder
-from md_export.models.graph import ALL_COMPONENTS
+from md_export.models.families import WIRING
 from md_export.parity.metrics import Check, Fault
 from md_export.spec.artifact import ArtifactEntry, artifact_path, bytes_of_artifact
 from md_export.spec.manifest import Manifest
@@ -28,7 +28,7 @@ def note_faults(manifest: Manifest, entry: ArtifactEntry, notes: Mapping[str, st
         lines.append(
             "the manifest's files of the checkpoint are not those of its checkpoint; it was edited, export again"
         )
-    source = hash_of_folder(manifest.checkpoint_files, ALL_COMPONENTS[entry.component].folder)
+    source = hash_of_folder(manifest.checkpoint_files, WIRING[entry.component].folder)
     if component != entry.component:
         lines.append(f"it says that it is {component!r:.40}; export again")
     elif made_from != source:

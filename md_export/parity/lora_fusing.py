@@ -14,7 +14,7 @@ from md_export.checkpoint import Checkpoint
 from md_export.checkpoint.hashes import hash_of_file
 from md_export.checkpoint.lora import LowRank
 from md_export.errors import ParityError
-from md_export.models.graph import COMPONENTS
+from md_export.models.families import component_of
 from md_export.parity.golden.case import GoldenCase
 from md_export.parity.metrics import compare
 from md_export.spec.manifest import AddedLora
@@ -42,7 +42,10 @@ def check_fusing(checkpoint: Checkpoint, case: GoldenCase, progress: Callable[[s
     for name, loras in checkpoint.loras_by_component().items():
         base, changes = checkpoint.without_loras(name)
         inputs = case.calls(name)[-1].inputs(name)
-        given = tuple(torch.from_numpy(inputs[spec.name]) for spec in COMPONENTS[name].inputs(checkpoint.config))
+        given = tuple(
+            torch.from_numpy(inputs[spec.name])
+            for spec in component_of(checkpoint.config, name).input_specs(checkpoint.config)
+        )
         named = f"{' and '.join(map(str, loras))} in {name}"
         check_fused(checkpoint.module(name), base, changes, given, named, progress)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from md_export.checkpoint import Checkpoint
 from md_export.errors import ArtifactError, GoldenError
+from md_export.models.families import WIRING
+from md_export.models.given import LATENT
 from md_export.parity.golden.folder import INDEX, GoldenSet, read_golden
 from md_export.spec.artifact import GOLDEN_FOLDER
 from md_export.spec.manifest import Manifest, read_manifest
@@ -60,8 +62,9 @@ def check_belongs(manifest: Manifest, golden: GoldenSet, own: bool) -> None:
 
 def _check_size(manifest: Manifest, golden: GoldenSet) -> None:
     """Raise :class:`GoldenError` where the cases are of pictures of another size."""
-    latents = [entry.inputs[0].shape for entry in manifest.artifacts if entry.component != "text_encoder"]
-    found = golden.cases[0].values.noise.shape[2:]
+    rows = ((entry, WIRING[entry.component]) for entry in manifest.artifacts)
+    latents = [entry.inputs[0].shape for entry, row in rows if row.inputs[0].source.kind is LATENT]
+    found = golden.cases[0].latent_sides
     if latents and latents[0][2:] != found:
         wanted, size = (" × ".join(map(str, shape)) for shape in (latents[0][2:], found))
         raise GoldenError(

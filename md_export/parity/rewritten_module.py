@@ -12,15 +12,16 @@ import torch
 from torch import nn
 
 from md_export.checkpoint import Checkpoint
-from md_export.models.graph import ALL_COMPONENTS, Component, ModelConfig
+from md_export.models.config import ModelConfig
+from md_export.models.families import family_of
+from md_export.models.graph import Component
+from md_export.models.sampling.one_step import one_step
 from md_export.parity.golden.calibration import calibration_cases, calibration_inputs
 from md_export.parity.golden.case import GoldenCase
-from md_export.parity.golden.prepare import one_step
 from md_export.parity.golden.surface import inputs_of, output_of
 from md_export.parity.metrics import compare
 from md_export.rewrites import REWRITES, Consent, apply_rewrites
 from md_export.spec.artifact import RewriteRecord
-from md_export.spec.names import CONTROLNET
 from md_export.spec.recipe import Recipe
 from md_export.spec.tensors import Array, Arrays, TensorSpec, joined
 from md_export.spec.weight_storage import WeightStorage
@@ -78,18 +79,19 @@ def rewritten(checkpoint: Checkpoint, name: str, recipe: Recipe) -> Rewritten:
     module = checkpoint.module(name)
     consent = Consent(checkpoint.trained_substitutions, recipe.allow_drift)
     records = apply_rewrites(recipe.rewrites, name, module, one_step(checkpoint.config), consent)
-    given, made = surface(ALL_COMPONENTS[name], checkpoint.config, records)
-    if recipe.sampler is not None and name in ("unet", CONTROLNET):
-        given, made = guided(given), guided(made)
+    row = family_of(checkpoint.config)[name]
+    given, made = surface(row, checkpoint.config, records)
+    if recipe.sampler is not None and row.called == "per step":
+        given, made = guided(row, given), guided(row, made)
     layout = layout_of(recipe)
     layout.adapt(name, module, given)
     return Rewritten(name, recipe, module, layout.inputs(name, given), layout.outputs(name, made), records)
 
 
-def guided(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+def guided(component: Component, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
     """Inputs or outputs with the empty prompt beside the prompt: batch 2 but for the one timestep and condition."""
     return tuple(
-        spec if spec.name in ("timestep", "condition") else dataclasses.replace(spec, shape=(2, *spec.shape[1:]))
+        spec if component.is_shared(spec.name) else dataclasses.replace(spec, shape=(2, *spec.shape[1:]))
         for spec in specs
     )
 
@@ -100,10 +102,10 @@ def surface(
     """Inputs and outputs of a rewritten component: a rewrite may fold an input away or rename the output."""
     rewrites = [REWRITES[record.name] for record in records if record.fired]
     dropped = {name for rewrite in rewrites for name in rewrite.drops}
-    outputs = component.outputs(config)
+    outputs = component.output_specs(config)
     for name in (rewrite.output for rewrite in rewrites if rewrite.output):
         outputs = tuple(dataclasses.replace(output, name=name) for output in outputs)
-    return tuple(spec for spec in component.inputs(config) if spec.name not in dropped), outputs
+    return tuple(spec for spec in component.input_specs(config) if spec.name not in dropped), outputs
 
 
 def lowered_part(checkpoint: Checkpoint, component: str, recipe: Recipe, golden: Path) -> Rewritten:

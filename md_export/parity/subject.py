@@ -8,17 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from md_export.models.sampling.generate import Float32
-from md_export.parity.chain import named
 from md_export.parity.golden.case import GoldenCase
-from md_export.parity.golden.surface import each_call, golden_inputs, golden_outputs
+from md_export.parity.golden.surface import each_call, golden_inputs, golden_outputs, named
 from md_export.parity.metrics import Check, Fault, compare, first_fault, worst
 from md_export.parity.opened_export import OpenedExport
 from md_export.parity.verdict import ComponentVerdict, Engine, PictureVerdict
 from md_export.spec.artifact import ArtifactEntry, Parity, artifact_path, is_unchanged
 from md_export.spec.manifest import Manifest
 from md_export.spec.recipe import Tolerance
-from md_export.spec.tensors import Array, Arrays
+from md_export.spec.tensors import Array, Arrays, Float32
 
 
 @dataclass(frozen=True)
@@ -108,10 +106,10 @@ def judge_picture(manifest: Manifest, cases: Sequence[GoldenCase], pictures: Seq
         return PictureVerdict(None, least, (Fault(Check.PICTURE, "no picture, since a component before it failed"),))
     figures = []
     for case, picture in zip(cases, pictures, strict=True):
-        fault = first_fault(picture, case.values.picture)
+        fault = first_fault(picture, case.picture)
         if fault:
             return PictureVerdict(None, least, (Fault(Check.PICTURE, f"{case.name}: {fault}"),))
-        figures.append(compare(picture, case.values.picture).psnr_db)
+        figures.append(compare(picture, case.picture).psnr_db)
     psnr = float(np.min(figures))
     below = Fault(Check.PICTURE, f"PSNR {psnr:.1f} dB is below the recipe's {least:g} dB")
     return PictureVerdict(psnr, least, () if psnr >= least else (below,))

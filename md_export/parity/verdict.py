@@ -12,9 +12,10 @@ from md_export.parity.metrics import Fault
 from md_export.spec.artifact import Parity
 from md_export.spec.manifest import Manifest
 from md_export.spec.recipe import Tolerance
+from md_export.spec.tensors import Float32
 
 if TYPE_CHECKING:
-    from md_export.models.sampling.generate import Float32
+    from md_export.spec.tensors import Float32
     from md_export.parity.golden.folder import GoldenSet
 
 # Details of the engine that executed a component: placement, seconds, ops to blame. A target's own runtime has none.

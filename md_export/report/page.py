@@ -17,7 +17,6 @@ from PIL import Image
 from md_export import __version__
 from md_export.diagnose.attribution.attribute import ModuleError
 from md_export.diagnose.insight import Insight
-from md_export.models.sampling.generate import Float32
 from md_export.models.sampling.picture_files import to_bytes
 from md_export.parity.metrics import compare
 from md_export.parity.verdict import Verdict, Verification
@@ -28,6 +27,7 @@ from md_export.report.tables import Cells, artifact_cells, decibel
 from md_export.report.verdicts import parity_cells
 from md_export.spec.manifest import Manifest, manifest_to_dict
 from md_export.spec.sampler import steps_in_words
+from md_export.spec.tensors import Float32
 from md_export.targets.lint.report import LintReport
 
 _LARGEST_FLOAT16: Final = 65504.0
@@ -190,7 +190,7 @@ def _op_plots(manifest: Manifest) -> Iterable[str]:
 
 def _shown(verification: Verification) -> Iterator[Shown]:
     for case, made in list(zip(verification.golden.cases, verification.pictures, strict=False))[:_MOST_PICTURES]:
-        wanted = np.asarray(case.values.picture, np.float32)
+        wanted = np.asarray(case.picture, np.float32)
         error = np.abs(made - wanted)
         gain = _gain(float(error.max()))
         psnr = decibel(compare(made, wanted).psnr_db)

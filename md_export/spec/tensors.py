@@ -21,6 +21,7 @@ from md_export.system.wire import BesideTheJson
 Array = Annotated[NDArray[np.generic], BesideTheJson()]
 
 Arrays = Mapping[str, Array]
+Float32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,12 @@ def joined(arrays: Arrays) -> Array:
         (value,) = arrays.values()
         return value
     return np.concatenate([arrays[name].ravel() for name in sorted(arrays)])
+
+
+def only_output(outputs: Arrays) -> Array:
+    """Return the single output of a component that has one."""
+    (value,) = outputs.values()
+    return value
 
 
 def select(arrays: Arrays, specs: tuple[TensorSpec, ...]) -> dict[str, Array]:

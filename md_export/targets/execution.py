@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from md_export.errors import MdExportError, RuntimeFault, UsageError
-from md_export.models.sampling.denoising import denoise
+from md_export.models.families import WIRING
+from md_export.models.given import LAST
+from md_export.models.sampling.sampler import sampler_for
+from md_export.models.walk import Steps, Tensors
+from md_export.spec.artifact import artifact_path
+from md_export.spec.manifest import Manifest
 from md_export.spec.runner import Runner, WatchedRunner
 from md_export.spec.sampler import Ddim
-from md_export.spec.tensors import Array, Arrays
+from md_export.spec.tensors import Array, Arrays, TensorSpec, select
 from md_export.system.isolation import isolated
 from md_export.targets import TARGETS
 from md_export.targets.contract import CountsCosts, Description
@@ -61,46 +66,87 @@ def hazards_of(*runners: Runner) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Walk:
-    """The decoder's input ``[1, C, h, w]`` for each picture, and what went wrong inside the UNet on the way."""
+class Part:
+    """An artifact that takes part in each step: its component, where it lies, and what it takes."""
 
-    latents: list[Array]
-    hazards: tuple[str, ...] = ()
+    component: str
+    path: Path
+    inputs: tuple[TensorSpec, ...]
+
+
+def parts_of(out: Path, manifest: Manifest, steps: Steps, pictures: Sequence[Arrays]) -> tuple[Part, ...]:
+    """Return the artifacts of an export that take part in each step of some pictures.
+
+    Raises:
+        ArtifactError: one is missing.
+    """
+    asked = [row.name for row in steps.components if all(row.is_asked(values) for values in pictures)]
+    entries = [manifest.entry_for(name) for name in asked]
+    return tuple(Part(entry.component, artifact_path(out, entry), entry.inputs) for entry in entries)
 
 
 @dataclass(frozen=True)
-class WalkJob:
-    """All steps of some pictures with a UNet's artifact, and a ControlNet's if there is one."""
+class StepsJob:
+    """Some pictures before the first step: their values, and the artifacts of a target that take all steps."""
 
     target: str
-    path: Path
-    starts: Sequence[Arrays]
-    ddim: Ddim
-    control: Path | None = None
+    parts: tuple[Part, ...]
+    constants: Ddim
+    pictures: tuple[dict[str, Array], ...]
 
 
-def walk(target: str, path: Path, starts: Sequence[Arrays], ddim: Ddim, control: Path | None = None) -> Walk:
-    """Take all steps of some pictures with a UNet's artifact, in its own runtime and one process.
+@dataclass(frozen=True)
+class StepsTaken:
+    """The decoder's input ``[1, C, h, w]`` for each picture, and what went wrong inside the artifacts on the way."""
 
-    ``control``: a ControlNet's artifact, which takes part in each step. ``starts`` as in
-    :func:`md_export.models.sampling.denoising.denoise`; raises as :func:`execute`.
+    latents: tuple[Array, ...]
+    hazards: tuple[str, ...] = ()
+
+
+def take_steps(target: str, parts: Sequence[Part], steps: Steps, pictures: Sequence[Tensors]) -> tuple[str, ...]:
+    """Take all steps of some pictures with artifacts in their own runtimes and one process, which loads each once.
+
+    Leaves the latent among the values of each picture, and returns what went wrong inside the artifacts; raises as
+    :func:`execute`.
     """
-    what = f"{path.name} in the {target} runtime, {len(ddim.steps)} steps"
-    modules = TARGETS[target].modules("run")
-    return isolated(take_steps, RuntimeFault, what, modules)(WalkJob(target, path, starts, ddim, control))
+    constants = steps.sampler.constants
+    assert isinstance(constants, Ddim)  # noqa: S101 (a single step needs no process that stays)
+    names = " and ".join(part.path.name for part in parts)
+    what, modules = f"{names} in the {target} runtime, {len(constants.steps)} steps", TARGETS[target].modules("run")
+    job = StepsJob(target, tuple(parts), constants, tuple(pictures))
+    taken = isolated(take_all, RuntimeFault, what, modules)(job)
+    for values, latent in zip(pictures, taken.latents, strict=False):
+        values[LAST.key] = latent
+    return taken.hazards
 
 
-def take_steps(job: WalkJob) -> Walk:
-    """Take all steps of some pictures, in this process."""
-    from md_export.models.sampling.generate import only_output
+def take_all(job: StepsJob) -> StepsTaken:
+    """Load the artifacts of a job and take all of its steps, in this process."""
+    target = TARGETS[job.target].open()
+    runners = {part.component: target.load(part.path) for part in job.parts}
+    pictures = [dict(values) for values in job.pictures]
+    steps = Steps(WIRING, tuple(WIRING[part.component] for part in job.parts), sampler_for(job.constants))
+    run_steps(steps, job.parts, lambda part, batches: [runners[part.component].run(b) for b in batches], pictures)
+    latents = tuple(values[LAST.key] for values in pictures if LAST.key in values)
+    return StepsTaken(latents, hazards_of(*runners.values()))
 
-    paths = [job.path] if job.control is None else [job.path, job.control]
-    runner, *controls = (TARGETS[job.target].open().load(path) for path in paths)
-    control = (lambda batches: [controls[0].run(batch) for batch in batches]) if controls else None
-    latents = denoise(
-        lambda batches: [only_output(runner.run(batch)) for batch in batches], job.starts, job.ddim, control
-    )
-    return Walk([*latents], hazards_of(runner, *controls))
+
+def run_steps(
+    steps: Steps,
+    parts: Sequence[Part],
+    run: Callable[[Part, Sequence[Arrays]], Sequence[Arrays]],
+    pictures: Sequence[Tensors],
+) -> None:
+    """Take all steps with whatever runs a part on some sets of its inputs."""
+    by_name = {part.component: part for part in parts}
+
+    def run_named(component: str, batches: Sequence[Arrays]) -> Sequence[Arrays]:
+        if not batches:
+            return []
+        part = by_name[component]
+        return run(part, [select(batch, part.inputs) for batch in batches])
+
+    steps.take(run_named, pictures)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from md_export.checkpoint import Checkpoint, build_on_meta, open_checkpoint, rea
 from md_export.checkpoint.random_init import write_checkpoint
 from md_export.checkpoint.weights import WeightSet
 from md_export.errors import CheckpointError, ConfigError, MdExportError, UsageError
-from md_export.models.graph import COMPONENTS, ENCODER, ModelConfig
+from md_export.models.config import ModelConfig
+from md_export.models.families import COMPONENTS, WIRING
 from md_export.models.unet_config import MDUNetConfig
 from md_export.models.vae import VAEConfig
 
@@ -125,10 +126,10 @@ def test_open_gives_configs_and_places(master: Path) -> None:
     checkpoint.check()
 
 
-@pytest.mark.parametrize("name", [*COMPONENTS, ENCODER.name])
+@pytest.mark.parametrize("name", [*COMPONENTS, WIRING["vae_encoder"].name])
 def test_module_holds_the_stored_values(master: Path, name: str) -> None:
     module = open_checkpoint(master).module(name)
-    component = {**COMPONENTS, ENCODER.name: ENCODER}[name]
+    component = {**COMPONENTS, WIRING["vae_encoder"].name: WIRING["vae_encoder"]}[name]
     (file,) = open_checkpoint(master).weight_files(name)
     stored = {k: v for k, v in load_file(file).items() if k.startswith(component.key_prefixes)}
     assert stored.keys() == module.state_dict().keys()
@@ -150,9 +151,9 @@ def test_constants_are_those_of_a_module_built_with_memory(master: Path, name: s
 def test_all_components_run(master: Path) -> None:
     checkpoint = open_checkpoint(master)
     for component in COMPONENTS.values():
-        inputs = [torch.from_numpy(spec.zeros()) for spec in component.inputs(checkpoint.config)]
+        inputs = [torch.from_numpy(spec.zeros()) for spec in component.input_specs(checkpoint.config)]
         out = checkpoint.module(component.name)(*inputs)
-        assert tuple(out.shape) == component.outputs(checkpoint.config)[0].shape
+        assert tuple(out.shape) == component.output_specs(checkpoint.config)[0].shape
         assert torch.isfinite(out).all()
 
 
@@ -649,7 +650,7 @@ def test_any_value_of_any_field_is_read_or_refused(folder: Path, file: str) -> N
         try:
             config = read_config(folder)
             for name in built:
-                build_on_meta({**COMPONENTS, ENCODER.name: ENCODER}[name], config)
+                build_on_meta({**COMPONENTS, WIRING["vae_encoder"].name: WIRING["vae_encoder"]}[name], config)
         except (CheckpointError, ConfigError) as error:
             assert "\n" not in str(error)
             refused += 1

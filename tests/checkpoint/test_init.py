@@ -19,7 +19,8 @@ from md_export.checkpoint import random_init as init
 from md_export.checkpoint.architectures import ARCHS, arch_config
 from md_export.checkpoint.random_init import init_checkpoint, write_checkpoint
 from md_export.errors import CheckpointError, ConfigError, OutputError, UsageError
-from md_export.models.graph import COMPONENTS, ENCODER, ModelConfig
+from md_export.models.config import ModelConfig
+from md_export.models.families import COMPONENTS, WIRING
 
 
 def files_of(folder: Path) -> list[str]:
@@ -54,7 +55,7 @@ def test_configs_survive_the_round_trip(other_checkpoint: Path, other_config: Mo
 def test_the_result_opens_and_every_component_loads(other_checkpoint: Path) -> None:
     checkpoint = open_checkpoint(other_checkpoint)
     checkpoint.check()
-    for name in (*COMPONENTS, ENCODER.name):
+    for name in (*COMPONENTS, WIRING["vae_encoder"].name):
         assert all(torch.isfinite(p).all() for p in checkpoint.module(name).parameters())
 
 

@@ -24,7 +24,7 @@ from md_export.cli import cli
 from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.errors import ArtifactError, CheckpointError, MdExportError, ParityError, UsageError
-from md_export.models.graph import COMPONENTS
+from md_export.models.families import COMPONENTS
 from md_export.parity.lora_fusing import check_fused
 from md_export.parity.weights.audit import audit
 from md_export.spec.loras import Lora, label, parse_lora

@@ -11,7 +11,7 @@ from torch import nn
 
 from md_export.checkpoint.architectures import arch_config
 from md_export.diagnose.inspect import CONVENTION, ComponentFigures, Inspection, count_macs, inspect_config
-from md_export.models.graph import ModelConfig
+from md_export.models.config import ModelConfig
 from md_export.models.unet_config import MDUNetConfig
 from md_export.models.vae import VAEConfig
 
@@ -165,7 +165,7 @@ def test_convention_is_stated() -> None:
 
 
 def test_whole_of_a_small_model_is_the_sum_of_its_modules(other_config: ModelConfig) -> None:
-    from md_export.models.graph import COMPONENTS
+    from md_export.models.families import COMPONENTS
 
     figures = inspect_config(other_config)
     counted = {c.name: sum(p.numel() for p in c.build(other_config).parameters()) for c in COMPONENTS.values()}

@@ -123,8 +123,8 @@ def test_its_arrays_are_a_golden_case(out: Path) -> None:
     arrays = {path.stem: np.load(path) for path in (out / "parity").iterdir()}
     assert {name: (array.shape, array.dtype.name) for name, array in arrays.items()} == PARITY
     case = read_golden(out / "golden").cases[0]
-    assert np.array_equal(arrays["unet_output"], case.output("out_sample"))
-    assert np.array_equal(arrays["vae_decoder_output"], case.output("image"))
+    assert np.array_equal(arrays["unet_output"], case.output("unet", "out_sample"))
+    assert np.array_equal(arrays["vae_decoder_output"], case.output("vae_decoder", "image"))
     # One step in an app: what the UNet gave and what the decoder takes belong together.
     step = read_manifest(out).one_step
     assert step is not None

@@ -19,7 +19,7 @@ from md_export.errors import ArtifactError, GoldenError
 from md_export.parity.golden.folder import read_golden, write_index
 from md_export.parity.golden.prepare import golden_source
 from md_export.parity.golden.record import write_golden
-from md_export.parity.judge import Execute, judge, verify, walker
+from md_export.parity.judge import Execute, judge, taking, verify
 from md_export.parity.metrics import Check, compare
 from md_export.parity.selftest.answers import Bench
 from md_export.parity.verdict import Verdict
@@ -59,7 +59,7 @@ BENCH = Bench()
 
 
 def judged(out: Path, execute: Execute = BENCH.execute) -> Verdict:
-    return judge(out, execute=execute, walk=walker(execute)).result
+    return judge(out, execute=execute, take=taking(execute)).result
 
 
 def changed(unet: Callable[[Arrays], Arrays], output: Callable[[Array], Array] = lambda a: a) -> Execute:
@@ -153,7 +153,7 @@ def test_manifest_recipe_and_golden_cases_agree(copied: Path) -> None:
 
 
 def test_pictures_by_artifacts_and_by_torch(out: Path, nano: Path) -> None:
-    wanted = [case.values.picture for case in read_golden(out / "golden").cases]
+    wanted = [case.picture for case in read_golden(out / "golden").cases]
     for made in (pictures_of_artifacts(out, REQUESTS), pictures_of_checkpoint(nano, REQUESTS, sampler=PLAN)):
         assert min(compare(*pair).psnr_db for pair in zip(made, wanted, strict=True)) > 80
     (one,) = pictures_of_checkpoint(nano, REQUESTS[:1])

@@ -15,7 +15,8 @@ from md_export.checkpoint import open_checkpoint
 from md_export.checkpoint.hashes import hash_of_files
 from md_export.cli import cli
 from md_export.engine.metadata import notes_of
-from md_export.models.sampling.generate import picture_from, tokenize
+from md_export.models.sampling.prompts import tokenize
+from md_export.models.walk import picture_from
 from md_export.parity.contents import note_faults
 from md_export.parity.judge import verify
 from md_export.spec.artifact import ArtifactEntry

@@ -18,7 +18,7 @@ from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpo
 from md_export.engine.join import join, read_functions, split, verify_functions
 from md_export.engine.planning import plan
 from md_export.errors import ArtifactError, GoldenError, RecipeError, UsageError
-from md_export.models.graph import ModelConfig
+from md_export.models.config import ModelConfig
 from md_export.parity.golden.folder import read_golden
 from md_export.parity.golden.prepare import golden_source, planned_cases, present_golden
 from md_export.parity.golden.record import write_golden

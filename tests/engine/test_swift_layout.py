@@ -19,7 +19,7 @@ from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.engine.swift_bundle import FIELDS, check_bundle, faults
 from md_export.errors import ConversionError, RecipeError
-from md_export.models.graph import COMPONENTS
+from md_export.models.families import COMPONENTS
 from md_export.parity.metrics import compare
 from md_export.spec.manifest import read_manifest
 from md_export.spec.recipe import QuantScheme
@@ -178,7 +178,7 @@ def test_an_export_that_breaks_a_demand_does_not_finish(swift: Path, tmp_path: P
 def test_packing_and_unpacking_are_inverse(component: str) -> None:
     arrays = random_inputs(component, NANO, seed=1)
     packed = SWIFT.pack(component, arrays)
-    specs = SWIFT.inputs(component, COMPONENTS[component].inputs(NANO))
+    specs = SWIFT.inputs(component, COMPONENTS[component].input_specs(NANO))
     assert [(name, a.shape, str(a.dtype)) for name, a in packed.items()] == [(s.name, s.shape, s.dtype) for s in specs]
     forms = SWIFT.surfaces[component].inputs
     for name, form in forms.items():
@@ -194,7 +194,7 @@ def test_module_paths_stay(tmp_path: Path) -> None:
     paths = [path for path, _ in module.named_modules()]
     ids = np.arange(49408 - 77, 49408, dtype=np.int32)[None]
     wanted = module(torch.from_numpy(ids)).numpy()
-    SWIFT.adapt("text_encoder", module, component.inputs(config))
+    SWIFT.adapt("text_encoder", module, component.input_specs(config))
     assert [path for path, _ in module.named_modules()] == paths
     made = run_in_half(module, SWIFT.pack("text_encoder", {"input_ids": ids}), tmp_path)
     assert compare(made, wanted).snr_db >= 50
@@ -206,8 +206,8 @@ def run_in_half(module: torch.nn.Module, arrays: dict[str, Any], workdir: Path) 
 
     config = replace(NANO, text_encoder={**NANO.text_encoder, "vocab_size": 49408, "num_hidden_layers": 1})
     entry, scheme = COMPONENTS["text_encoder"], QuantScheme("float16", "float16")
-    inputs = SWIFT.inputs("text_encoder", entry.inputs(config))
-    job = LoweringJob("text_encoder", module, inputs, entry.outputs(config), arrays, scheme, (), workdir)
+    inputs = SWIFT.inputs("text_encoder", entry.input_specs(config))
+    job = LoweringJob("text_encoder", module, inputs, entry.output_specs(config), arrays, scheme, (), workdir)
     (made,) = mil.load(lower(job).package).predict(arrays).values()
     return made
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -25,7 +24,8 @@ from md_export.engine.planning import plan
 from md_export.errors import CheckpointError, ConfigError, GoldenError, UsageError
 from md_export.models.adapter import AdapterConfig, T2IAdapter, Unshuffle
 from md_export.models.condition_images import edges
-from md_export.models.graph import ALL_COMPONENTS, COMPONENTS, OPTIONAL, ModelConfig
+from md_export.models.config import ModelConfig
+from md_export.models.families import COMPONENTS, WIRING
 from md_export.models.unet import MDUNet
 from md_export.models.unet_config import MDUNetConfig
 from md_export.parity.golden.case import GoldenCase, values_from_bytes
@@ -134,9 +134,9 @@ def test_edges() -> None:
 
 
 def test_optional_components_are_the_recipes() -> None:
-    assert set(OPTIONAL) == set(OPTIONAL_NAMES)
+    assert {component.name for component in WIRING.components if component.optional} == set(OPTIONAL_NAMES)
     assert set(OPTIONAL_NAMES.values()) < set(COMPONENTS)
-    assert set(ORDER) == set(ALL_COMPONENTS)
+    assert tuple(WIRING.rows) == ORDER
 
 
 def test_a_checkpoint_has_an_adapter_or_not(nano: Path, steered: Path) -> None:
@@ -204,26 +204,31 @@ def test_golden_cases_hold_the_condition_and_what_it_adds(cases: Path, nano: Pat
     case = read_golden(cases).cases[0]
     plain = golden_source(open_checkpoint(nano)).generate(PROMPT, 0)
     (condition,) = case.inputs("t2i_adapter").values()
-    assert np.array_equal(condition, edges(plain.picture))
+    assert np.array_equal(condition, edges(plain["made.picture"]))
     with torch.no_grad():
         made = open_checkpoint(steered).module("t2i_adapter")(torch.from_numpy(condition))
     for level, value in enumerate(made):
         name = f"residual_{level}"
-        assert np.array_equal(case.inputs("unet")[name], case.output(name))
-        torch.testing.assert_close(torch.from_numpy(case.output(name)), value, rtol=1e-5, atol=1e-5)
-    assert not np.array_equal(case.values.unet_output, plain.unet_output)
-    assert values_from_bytes((cases / "case-000.safetensors").read_bytes(), cases).residuals[2].shape == (1, 96, 2, 2)
+        assert np.array_equal(case.inputs("unet")[name], case.output("t2i_adapter", name))
+        torch.testing.assert_close(torch.from_numpy(case.output("t2i_adapter", name)), value, rtol=1e-5, atol=1e-5)
+    assert not np.array_equal(case.values["unet.out_sample"], plain["unet.out_sample"])
+    assert values_from_bytes((cases / "case-000.safetensors").read_bytes(), cases)["t2i_adapter.residual_2"].shape == (
+        1,
+        96,
+        2,
+        2,
+    )
 
 
 def test_the_golden_cases_that_ship_are_of_it(steered: Path) -> None:
     index = read_golden(steered / "golden").index
     assert index.checkpoint_sha256 == open_checkpoint(steered).sha256()
-    assert read_golden(steered / "golden").cases[0].values.condition is not None
+    assert read_golden(steered / "golden").cases[0].values["given.condition"].size
 
 
 def test_a_case_without_a_condition_says_so(nano: Path) -> None:
     case = read_golden(nano / "golden").cases[0]
-    with pytest.raises(GoldenError, match="holds nothing of an adapter"):
+    with pytest.raises(GoldenError, match="holds nothing of t2i_adapter "):
         case.inputs("t2i_adapter")
 
 
@@ -327,7 +332,10 @@ def test_verify_names_an_adapter_that_adds_nothing(made: Exported, tmp_path: Pat
 
 
 def test_the_case_is_judged_output_by_output(cases: Path) -> None:
-    values = read_golden(cases).cases[0].values
-    row = joined({f"residual_{level}": value for level, value in enumerate(values.residuals)})
-    assert row.shape == (sum(value.size for value in values.residuals),)
-    assert dataclasses.replace(values, residuals=()).residuals == ()
+    case = read_golden(cases).cases[0]
+    residuals = {f"residual_{level}": case.output("t2i_adapter", f"residual_{level}") for level in range(3)}
+    assert joined(residuals).shape == (sum(value.size for value in residuals.values()),)
+    with pytest.raises(GoldenError, match=r"nothing of t2i_adapter \(no t2i_adapter\.residual_3\)"):
+        case.output("t2i_adapter", "residual_3")
+    with pytest.raises(KeyError):
+        case.output("t2i_adapter", "residual_x")

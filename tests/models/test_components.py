@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from md_export.errors import ConfigError
-from md_export.models.graph import COMPONENTS, ENCODER, ModelConfig
+from md_export.models.config import ModelConfig
+from md_export.models.families import COMPONENTS, WIRING
 from md_export.models.layers import Attention, FeedForward, Relu, SepConvBlock, Softmax, TimestepEmbedding
 from md_export.models.parsing import parse_config
 from md_export.models.sampling.schedule import ScheduleConfig
@@ -163,12 +164,12 @@ def test_quant_convs_can_be_left_out(field: str, prefix: str) -> None:
 
 
 def test_declared_inputs_and_outputs_are_the_real_ones(other_config: ModelConfig) -> None:
-    for component in (*COMPONENTS.values(), ENCODER):
+    for component in (*COMPONENTS.values(), WIRING["vae_encoder"]):
         module = component.build(other_config).eval()
-        inputs = {spec.name: torch.from_numpy(spec.zeros()) for spec in component.inputs(other_config)}
+        inputs = {spec.name: torch.from_numpy(spec.zeros()) for spec in component.input_specs(other_config)}
         with torch.no_grad():
-            out = module(**({"image": inputs["image"]} if component is ENCODER else inputs))
-        (declared,) = component.outputs(other_config)
+            out = module(**({"image": inputs["image"]} if component is WIRING["vae_encoder"] else inputs))
+        (declared,) = component.output_specs(other_config)
         assert tuple(out.shape) == declared.shape, component.name
         assert out.dtype == getattr(torch, declared.dtype)
 

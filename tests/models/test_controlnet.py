@@ -26,15 +26,17 @@ from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpo
 from md_export.engine.planning import plan
 from md_export.errors import CheckpointError, ConfigError, UsageError
 from md_export.models.condition_images import edges
+from md_export.models.config import ModelConfig
 from md_export.models.controlnet import ConditionEncoder, ControlNetConfig, MDControlNet, skip_shapes
-from md_export.models.graph import ModelConfig
-from md_export.models.sampling.denoising import start_of
+from md_export.models.sampling.one_step import one_step
+from md_export.models.sampling.sampler import sampler_for
 from md_export.models.unet import MDUNet
 from md_export.models.unet_config import MDUNetConfig
+from md_export.models.walk import Steps, Tensors
 from md_export.parity.golden.case import GoldenCase
-from md_export.parity.golden.prepare import golden_source, one_step
+from md_export.parity.golden.prepare import golden_source
 from md_export.parity.golden.record import write_golden
-from md_export.parity.judge import verify, walker
+from md_export.parity.judge import taking, verify
 from md_export.parity.metrics import EXACT_DB, snr_db
 from md_export.rewrites import Consent, apply_rewrites
 from md_export.spec.artifact import sha256_of_artifact
@@ -42,9 +44,9 @@ from md_export.spec.manifest import read_manifest
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.sampler import SamplerPlan
 from md_export.spec.shipped_files import builtin_recipe
-from md_export.spec.tensors import Arrays
+from md_export.spec.tensors import Array, Arrays, TensorSpec
 from md_export.targets.contract import Description
-from md_export.targets.execution import Execution
+from md_export.targets.execution import Execution, Part
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PAIR = ("a cat", 0)
@@ -115,6 +117,11 @@ def here() -> Iterator[None]:
         yield
 
 
+def residuals(values: Arrays) -> list[Array]:
+    """What a golden case says that it gave."""
+    return [values[key] for key in sorted(values) if key.startswith("controlnet.residual_")]
+
+
 def condition(seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
     return (np.random.default_rng(seed).uniform(size=(1, 1, SIDE, SIDE)) > 0.8).astype(np.float32)
 
@@ -172,7 +179,7 @@ def test_the_unets_rewrites_are_its_own(steered: Path, case: GoldenCase, names: 
     if "fold_timestep" in names:
         given.pop("timestep")
     with torch.no_grad():
-        for value, wanted in zip(module(*given.values()), case.values.residuals, strict=True):
+        for value, wanted in zip(module(*given.values()), residuals(case.values), strict=True):
             assert snr_db(value.numpy(), wanted) > min(EXACT_DB, 100)
 
 
@@ -254,11 +261,11 @@ def test_a_build_knows_one_unet_from_the_other(other_checkpoint: Path, steered: 
 def test_golden_cases_hold_what_it_adds(case: GoldenCase, other_checkpoint: Path) -> None:
     plain = golden_source(open_checkpoint(other_checkpoint)).generate(*PAIR)
     given = case.inputs("controlnet")
-    assert np.array_equal(given["condition"], edges(plain.picture))
+    assert np.array_equal(given["condition"], edges(plain["made.picture"]))
     assert list(given) == ["sample", "timestep", "encoder_hidden_states", "condition"]
-    assert len(case.values.residuals) == 8
-    assert np.array_equal(case.inputs("unet")["residual_7"], case.output("residual_7"))
-    assert not np.array_equal(case.values.unet_output, plain.unet_output)
+    assert len(residuals(case.values)) == 8
+    assert np.array_equal(case.inputs("unet")["residual_7"], case.output("controlnet", "residual_7"))
+    assert not np.array_equal(case.values["unet.out_sample"], plain["unet.out_sample"])
 
 
 def test_it_adds_something_else_in_each_of_many_steps(steered: Path) -> None:
@@ -272,25 +279,29 @@ def test_it_adds_something_else_in_each_of_many_steps(steered: Path) -> None:
         with torch.no_grad():
             wanted = module(*given)[3].numpy()
         assert snr_db(call.inputs("unet")["residual_3"], wanted) > 100
-    assert not np.allclose(first.output("residual_3"), last.output("residual_3"))
+    assert not np.allclose(first.output("controlnet", "residual_3"), last.output("controlnet", "residual_3"))
 
 
 def test_whoever_takes_the_steps_asks_it_each_time(steered: Path) -> None:
     source = golden_source(open_checkpoint(steered), sampler=STEPS)
-    values = source.generate(*PAIR)
+    values, pipeline = source.generate(*PAIR), source.pipeline
     asked: list[str] = []
 
     def execute(target: str, path: Path, batches: Sequence[Arrays]) -> Execution:
         asked.append(path.name)
-        made = [source.runners[path.name].run(batch) for batch in batches]
-        return Execution(made, Description({}, {}), hazards=(target,))
+        return Execution(
+            [dict(made) for made in pipeline.crew.run(path.name, batches)], Description({}, {}), hazards=(target,)
+        )
 
-    assert source.ddim is not None
-    start = start_of(values.noise, values.encoder_hidden_states, condition=values.condition)
-    walked = walker(execute)("onnx", Path("unet"), [start], source.ddim, Path("controlnet"))
+    assert pipeline.steps is not None
+    begun: Tensors = {key: value for key, value in values.items() if key.startswith(("given.", "text_encoder."))}
+    rows = tuple(row for row in pipeline.components if row.called == "per step")
+    specs = {row.name: tuple(TensorSpec(name, (), "") for name in row.read(values, 0)) for row in rows}
+    parts = [Part(row.name, Path(row.name), specs[row.name]) for row in rows]
+    hazards = taking(execute)("onnx", parts, Steps(pipeline.family, rows, sampler_for(pipeline.steps)), [begun])
     assert asked == ["controlnet", "unet"] * 2
-    assert walked.hazards == ("onnx",)
-    assert np.allclose(walked.latents[0], values.latent, rtol=1e-5, atol=1e-5)
+    assert hazards == ("onnx",)
+    assert np.allclose(begun["sampler.latent"], values["sampler.latent"], rtol=1e-5, atol=1e-5)
 
 
 # --- artifacts

@@ -28,11 +28,12 @@ from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.errors import CheckpointError, ConfigError, GoldenError, RecipeError, UsageError
 from md_export.models.adapter import AdapterConfig, T2IAdapter
-from md_export.models.graph import COMPONENTS, ModelConfig
+from md_export.models.config import ModelConfig
+from md_export.models.families import COMPONENTS
 from md_export.models.sampling.image_to_image import Start
-from md_export.models.sampling.inpainting import Given, around_of, blend, cells_of, hide, middle
+from md_export.models.sampling.inpainting import Given, blend, cells_of, hide, middle
 from md_export.models.sampling.picture_files import read_given
-from md_export.parity.golden.case import GoldenCase, arrays_of
+from md_export.parity.golden.case import GoldenCase
 from md_export.parity.golden.folder import GoldenSet, read_golden
 from md_export.parity.golden.prepare import golden_source, present_golden
 from md_export.parity.golden.record import write_golden
@@ -147,7 +148,7 @@ def test_an_unet_takes_the_latent_or_the_latent_twice_and_a_mask(other_config: M
     painting.check()
     assert painting.inpaints
     assert painting.latent_shape == other_config.latent_shape
-    assert COMPONENTS["unet"].inputs(painting)[0].shape == (1, 17, 8, 8)
+    assert COMPONENTS["unet"].input_specs(painting)[0].shape == (1, 17, 8, 8)
     for channels in (9, 16, 18):
         with pytest.raises(ConfigError, match=f"in_channels={channels}.*must be equal, or 17 for in-painting"):
             widened(other_config, channels).check()
@@ -162,17 +163,17 @@ def test_the_unet_must_give_a_latent(other_config: ModelConfig) -> None:
 def test_golden_case_of_a_painter_says_what_the_unet_took(painter: Path, tmp_path: Path) -> None:
     case = only_case(read_golden(golden_of(painter, tmp_path / "golden")))
     values, config = case.values, open_checkpoint(painter).config
-    assert values.encoder_image is not None
-    assert values.encoder_latent is not None
+    image, latent = values["given.image"], values["vae_encoder.latent_mean"]
     sample = case.inputs("unet")["sample"]
-    assert np.array_equal(sample[:, :CHANNELS], values.noise)
+    assert np.array_equal(sample[:, :CHANNELS], values["given.noise"])
     mask = middle(SIDE, SIDE)
     scale = config.vae.scaling_factor
-    assert np.array_equal(sample[:, CHANNELS:], around_of(cells_of(mask, 4), values.encoder_latent, scale))
-    assert np.array_equal(hide(values.encoder_image, mask), values.encoder_image)
-    assert values.encoder_image.any()
-    assert np.array_equal(case.inputs("vae_encoder")["image"], values.encoder_image)
-    assert np.array_equal(case.output("latent_mean"), values.encoder_latent)
+    assert np.array_equal(sample[:, CHANNELS : CHANNELS + 1], cells_of(mask, 4))
+    assert np.array_equal(sample[:, CHANNELS + 1 :], latent.astype(np.float32) * np.float32(scale))
+    assert np.array_equal(hide(image, mask), image)
+    assert image.any()
+    assert np.array_equal(case.inputs("vae_encoder")["image"], image)
+    assert np.array_equal(case.output("vae_encoder", "latent_mean"), latent)
 
 
 def test_many_steps_show_the_rest_in_each(painter: Path, tmp_path: Path) -> None:
@@ -189,17 +190,16 @@ def test_many_steps_show_the_rest_in_each(painter: Path, tmp_path: Path) -> None
 
 def test_golden_case_of_the_encoder_is_of_the_picture(other_checkpoint: Path, tmp_path: Path) -> None:
     values = only_case(read_golden(golden_of(other_checkpoint, tmp_path / "golden", encodes=True))).values
-    assert values.encoder_image is not None
-    assert np.array_equal(values.encoder_image, np.clip(values.image, -1, 1))
-    assert values.around is None
+    assert np.array_equal(values["given.image"], np.clip(values["vae_decoder.image"], -1, 1))
+    assert "given.mask" not in values
 
 
 def test_cases_without_the_encoder_open_and_say_what_they_lack(other_checkpoint: Path, tmp_path: Path) -> None:
     folder = golden_of(other_checkpoint, tmp_path / "golden")
     case = only_case(read_golden(folder))
-    assert not {"encoder_image", "encoder_latent", "around"} & set(arrays_of(case.values))
-    for ask in (lambda: case.inputs("vae_encoder"), lambda: case.output("latent_mean")):
-        with pytest.raises(GoldenError, match=r"nothing of the VAE encoder; .* md-export golden CHECKPOINT --encoder"):
+    assert not {"given.image", "vae_encoder.latent_mean", "given.mask", "sampler.shown"} & set(case.values)
+    for ask in (lambda: case.inputs("vae_encoder"), lambda: case.output("vae_encoder", "latent_mean")):
+        with pytest.raises(GoldenError, match=r"nothing of vae_encoder .*; .* md-export golden CHECKPOINT --encoder"):
             ask()
     checkpoint = open_checkpoint(other_checkpoint)
     assert present_golden(checkpoint, folder) == folder
@@ -317,9 +317,8 @@ def squares() -> Float32:
 
 def test_golden_case_of_a_painter_with_an_adapter_holds_both(edged: Path) -> None:
     values = golden_source(open_checkpoint(edged)).generate(*PAIR)
-    assert values.around is not None
-    assert values.condition is not None
-    assert values.condition.shape == (1, 1, SIDE, SIDE)
+    assert "given.mask" in values
+    assert values["given.condition"].shape == (1, 1, SIDE, SIDE)
     taken = GoldenCase("case", *PAIR, values).inputs("unet")
     assert (taken["sample"].shape[1], taken["residual_0"].shape) == (2 * CHANNELS + 1, (1, 16, 8, 8))
 

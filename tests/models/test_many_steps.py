@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,14 @@ from md_export.checkpoint import open_checkpoint
 from md_export.cli import cli
 from md_export.engine.metadata import steps_notes
 from md_export.errors import ConfigError, GoldenError, RecipeError
-from md_export.models.sampling.denoising import denoise
-from md_export.models.sampling.generate import Float32
+from md_export.models.families import WIRING
+from md_export.models.sampling.ddim import ddim_of
+from md_export.models.sampling.sampler import sampler_for
 from md_export.models.sampling.schedule import ScheduleConfig
+from md_export.models.walk import Steps, Tensors
 from md_export.parity.golden.calibration import CalibrationInputs
 from md_export.parity.golden.folder import read_golden
-from md_export.parity.golden.prepare import ddim_of, golden_source, planned_cases, present_golden
+from md_export.parity.golden.prepare import golden_source, planned_cases, present_golden
 from md_export.parity.golden.record import write_golden
 from md_export.parity.golden.surface import each_call
 from md_export.parity.metrics import snr_db
@@ -35,7 +37,7 @@ from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.sampler import Ddim, DdimStep, SamplerPlan, sampler_of
 from md_export.spec.shipped_files import builtin_recipe
-from md_export.spec.tensors import Array, Arrays
+from md_export.spec.tensors import Array, Arrays, Float32
 from md_export.system.files import sha256_of
 from mutations import edit_json
 
@@ -85,6 +87,20 @@ class FakeUNet:
     def _output(self, sample: Float32, timestep: Float32, encoder_hidden_states: Float32) -> Array:
         made: Array = np.tanh(sample + timestep / 1000 + encoder_hidden_states.mean((1, 2))[:, None, None, None])
         return made
+
+
+def denoise(unet: FakeUNet, given: Sequence[Arrays], ddim: Ddim) -> list[Array]:
+    """All steps of some pictures, by the executor of the graph."""
+    texts = "text_encoder.last_hidden_state"
+    pictures: list[Tensors] = []
+    for one in given:
+        without, text = np.split(one["encoder_hidden_states"], 2)
+        ids = np.zeros((1, 5), np.int32)
+        values = {"given.noise": one["sample"], f"{texts}.0": without, f"{texts}.1": text}
+        pictures.append(values | {"given.input_ids.0": ids, "given.input_ids.1": ids})
+    steps = Steps(WIRING, (WIRING["unet"],), sampler_for(ddim))
+    steps.take(lambda _, batches: [{"out_sample": output} for output in unet(batches)], pictures)
+    return [values["sampler.latent"] for values in pictures]
 
 
 def start(seed: int) -> dict[str, Array]:
@@ -194,7 +210,7 @@ def test_golden_cases_hold_calls_of_the_unet(golden: Path, nano: Path, plain: Re
     assert empty.shape == text.shape == (1, 77)
     assert empty[0, 1] == empty[0, 2] != text[0, 1]
     first = case.calls("unet")[0].inputs("unet")
-    assert all(np.array_equal(row, case.values.noise[0]) for row in first["sample"])
+    assert all(np.array_equal(row, case.values["given.noise"][0]) for row in first["sample"])
     many = plain.sampled(PLAN.steps, PLAN.guidance)
     part = rewritten(open_checkpoint(nano), "unet", many)
     assert [spec.shape for spec in part.inputs] == [(2, 8, 8, 8), (1,), (2, 77, 128)]
@@ -209,19 +225,22 @@ def test_golden_cases_that_do_not_fit_their_steps(golden: Path, tmp_path: Path) 
     def damaged(name: str) -> Path:
         return Path(shutil.copytree(golden, tmp_path / name))
 
-    changes: dict[str, Callable[[Array], Array]] = {
-        "sample": lambda array: array[:2],
-        "timestep": lambda array: array[::-1].copy(),
-        "input_ids": lambda array: array[:1],
+    changes = {
+        "sampler.sample.1": "sampler.sample.2",
+        "sampler.timestep.0": "sampler.timestep.1",
+        "unet.out_sample.2": "unet.out_sample.3",
+        "given.input_ids.0": "given.input_ids",
+        "text_encoder.last_hidden_state.1": "text_encoder.last_hidden_state",
     }
-    for name, change in changes.items():
+    for name, other in changes.items():
         folder = damaged(name)
         arrays = load_file(folder / "case-000.safetensors")
-        save_file({**arrays, name: change(arrays[name])}, folder / "case-000.safetensors")
+        arrays[other] = arrays.pop(name)
+        save_file(arrays, folder / "case-000.safetensors")
         index = json.loads((folder / "index.json").read_text())
         index["cases"][0]["sha256"] = sha256_of(folder / "case-000.safetensors")
         (folder / "index.json").write_text(json.dumps(index))
-        with pytest.raises(GoldenError, match="other calls than its steps have"):
+        with pytest.raises(GoldenError, match=r"other calls than its steps have|does not hold the tensors"):
             read_golden(folder)
     folder = damaged("one step")
     edit_json(folder / "index.json", lambda values: values.pop("ddim"))

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 
 from md_export.errors import ConfigError
-from md_export.models.sampling.generate import draw_noise, generate, latent_from, picture_from
+from md_export.models.families import WIRING
+from md_export.models.sampling.prompts import draw_noise
+from md_export.models.sampling.sampler import sampler_for
 from md_export.models.sampling.schedule import ScheduleConfig
+from md_export.models.walk import Runners, Steps, Tensors, picture_from, walk
 from md_export.spec.sampler import OneStep
 from md_export.spec.tensors import Array, Arrays
 
@@ -34,9 +37,14 @@ def test_noise_is_a_function_of_the_seed() -> None:
 
 def test_latent_is_x0_over_the_scaling_factor() -> None:
     step = OneStep(999, 2.0, -3.0, 0.5, "epsilon")
-    latent = latent_from(np.ones((1, 1), np.float32), np.full((1, 1), 0.25, np.float32), step)
-    assert latent.dtype == np.float32
-    assert latent.item() == pytest.approx((2.0 - 0.75) / 0.5)
+    noise = np.ones((1, 1), np.float32)
+    values: Tensors = {"given.noise": noise}
+    Steps(WIRING, (WIRING["unet"],), sampler_for(step)).take(lambda *_: [], [values])
+    assert "sampler.latent" not in values
+    values |= {"text_encoder.last_hidden_state": noise}
+    Steps(WIRING, (WIRING["unet"],), sampler_for(step)).take(lambda *_: [{"out_sample": noise / 4}], [values])
+    assert values["sampler.latent"].dtype == np.float32
+    assert values["sampler.latent"].item() == pytest.approx((2.0 - 0.75) / 0.5)
 
 
 def test_picture_clamps_but_keeps_nan() -> None:
@@ -62,14 +70,15 @@ class Fake:
 
 
 def test_generate_wires_the_components() -> None:
-    text, unet, decoder = Fake("h", (1, 77, 4)), Fake("o", (1, 8, 2, 2)), Fake("i", (1, 3, 16, 16))
+    text = Fake("last_hidden_state", (1, 77, 4))
+    unet, decoder = Fake("out_sample", (1, 8, 2, 2)), Fake("image", (1, 3, 16, 16))
     noise = draw_noise(0, (1, 8, 2, 2))
     step = OneStep(999, 0.0, 1.0, 0.25, "sample")
-    values = generate(
-        {"text_encoder": text, "unet": unet, "vae_decoder": decoder}, np.zeros((1, 77), np.int32), noise, step
-    )
+    crew = Runners({"text_encoder": text, "unet": unet, "vae_decoder": decoder})
+    begun = {"given.input_ids": np.zeros((1, 77), np.int32), "given.noise": noise}
+    (values,) = walk(WIRING, WIRING.required, crew, [begun], sampler_for(step))
     assert unet.seen["timestep"].tolist() == [999.0]
     assert np.array_equal(unet.seen["sample"], noise)
     assert unet.seen["encoder_hidden_states"].shape == (1, 77, 4)
     assert np.all(decoder.seen["latent"] == 2.0)
-    assert np.all(values.picture == 0.75)
+    assert np.all(values["made.picture"] == 0.75)

@@ -122,10 +122,10 @@ def test_cases_are_the_chains_own_and_none_of_them_judges(checkpoint: Checkpoint
     assert [line.split(":")[0] for line in lines] == [f"calibration case {number} of 4" for number in (1, 2, 3, 4)]
     # Each component's input is what the one before it gave.
     decoder, values = made[1].inputs("vae_decoder"), made[1].values
-    assert np.array_equal(decoder["latent"], values.latent)
+    assert np.array_equal(decoder["latent"], values["sampler.latent"])
     unet = rewritten(checkpoint, "unet", recipe())
-    assert np.array_equal(unet.run(unet.inputs_of(made[1])), values.unet_output)
-    assert not np.array_equal(made[1].values.noise, made[3].values.noise)
+    assert np.array_equal(unet.run(unet.inputs_of(made[1])), values["unet.out_sample"])
+    assert not np.array_equal(made[1].values["given.noise"], made[3].values["given.noise"])
 
 
 @pytest.mark.usefixtures("built_once")
@@ -217,4 +217,4 @@ def test_without_a_plan_every_other_golden_case_serves(checkpoint: Checkpoint, g
     part = rewritten(checkpoint, "unet", recipe())
     seen = list(calibration_inputs(recipe(), part, golden, None))
     wanted = read_golden(golden).cases[::2]
-    assert [bool(np.array_equal(a["sample"], b.values.noise)) for a, b in zip(seen, wanted, strict=True)] == [True] * 2
+    assert [bool(np.array_equal(a["sample"], b.values["given.noise"])) for a, b in zip(seen, wanted, strict=True)] == [True] * 2

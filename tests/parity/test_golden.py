@@ -50,11 +50,14 @@ def test_holds_every_value_of_every_case(golden: Path, other_checkpoint: Path) -
     assert [(case.prompt, case.seed) for case in opened.cases] == [("a cat", 0), ("a dog", 5)]
     assert opened.index.checkpoint_sha256 == open_checkpoint(other_checkpoint).sha256()
     values = opened.cases[0].values
-    assert values.input_ids.dtype == np.int32
-    assert values.timestep.tolist() == [999.0]
-    assert values.picture.shape == (32, 32, 3)
-    for name in ("noise", "encoder_hidden_states", "unet_output", "latent", "image", "picture"):
-        assert getattr(values, name).dtype == np.float32
+    assert values["given.input_ids"].dtype == np.int32
+    assert values["sampler.timestep"].tolist() == [999.0]
+    assert values["made.picture"].shape == (32, 32, 3)
+    components = ("text_encoder.last_hidden_state", "unet.out_sample", "vae_decoder.image")
+    floats = {"given.noise", *components, "sampler.latent", "made.picture"}
+    assert set(values) == {*floats, "given.input_ids", "sampler.timestep"}
+    for name in floats:
+        assert values[name].dtype == np.float32
     assert set(opened.cases[0].inputs("unet")) == {"sample", "timestep", "encoder_hidden_states"}
 
 
@@ -64,7 +67,10 @@ def test_same_checkpoint_same_bytes(golden: Path, other_checkpoint: Path, tmp_pa
 
 
 def set_nan(arrays: dict[str, np.ndarray]) -> None:
-    arrays["unet_output"][0, 0, 0, 0] = np.nan
+    arrays["unet.out_sample"][0, 0, 0, 0] = np.nan
+
+
+OLD = "has schema 1, this version reads 2; make the golden cases again with: md-export golden CHECKPOINT -o DIR"
 
 
 @pytest.mark.parametrize(
@@ -76,12 +82,17 @@ def set_nan(arrays: dict[str, np.ndarray]) -> None:
         (lambda f: (f / "case-001.safetensors").unlink(), "listed in index.json but missing"),
         (lambda f: (f / "case-001.safetensors").write_bytes(b"x"), "was altered"),
         (lambda f: edit_index(f, lambda i: i["cases"].clear()), "lists no case"),
-        (lambda f: edit_index(f, lambda i: i.update(schema=2)), "has schema 2"),
+        (
+            lambda f: edit_index(f, lambda i: i.update(schema=1)),
+            "has schema 1, this version reads 2; make the golden cases again with: md-export golden",
+        ),
         (lambda f: edit_index(f, lambda i: i.update(note="x")), "note"),
         (lambda f: edit_index(f, lambda i: i["cases"][0].update(file="../x")), "not a plain name"),
         (lambda f: rewrite_case(f, set_nan), "NaN"),
-        (lambda f: rewrite_case(f, lambda a: a.pop("latent")), "does not hold the tensors"),
-        (lambda f: rewrite_case(f, lambda a: a.update(extra=a["latent"])), "does not hold the tensors"),
+        (lambda f: rewrite_case(f, lambda a: a.pop("sampler.latent")), "does not hold the tensors"),
+        (lambda f: rewrite_case(f, lambda a: a.pop("unet.out_sample")), "does not hold the tensors"),
+        (lambda f: rewrite_case(f, lambda a: a.pop("given.input_ids")), "does not hold the tensors"),
+        (lambda f: rewrite_case(f, lambda a: a.update(extra=a["sampler.latent"])), "does not hold the tensors"),
     ],
 )
 def test_damage_is_named(copied: Path, damage: Any, message: str) -> None:

@@ -58,5 +58,5 @@ def judged(nano: Path) -> Judged:
         for entry in entries
     )
     verdict = Verdict("onnx", "onnx-int8", len(cases), results, PictureVerdict(36.1, 30.0, ()))
-    pictures = tuple(np.clip(np.asarray(case.values.picture, np.float32) + 0.015, 0, 1) for case in cases)
+    pictures = tuple(np.clip(np.asarray(case.picture, np.float32) + 0.015, 0, 1) for case in cases)
     return "my-export", Verification(manifest, verdict, golden, pictures)

@@ -42,7 +42,7 @@ def test_nothing_comes_from_a_network_and_prompts_are_text(page: str) -> None:
 def test_pictures_are_the_golden_ones_and_the_difference_is_amplified(page: str, judged: Judged) -> None:
     golden = judged[1].golden
     assert page.count('alt="by torch"') == min(len(golden.cases), 12)
-    assert data_uri(np.asarray(golden.cases[0].values.picture, np.float32)) in page
+    assert data_uri(np.asarray(golden.cases[0].picture, np.float32)) in page
     assert "difference ×64" in page
     found = re.findall(r'alt="difference" src="data:image/png;base64,([^"]+)"', page)
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(found[0]))))

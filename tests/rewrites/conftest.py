@@ -11,10 +11,13 @@ import torch
 from torch import nn
 
 from md_export.checkpoint import open_checkpoint
-from md_export.models.graph import COMPONENTS, ModelConfig
-from md_export.models.sampling.generate import draw_noise, generate, tokenize
+from md_export.models.config import ModelConfig
+from md_export.models.families import COMPONENTS, family_of
+from md_export.models.sampling.one_step import one_step
+from md_export.models.sampling.prompts import draw_noise, tokenize
+from md_export.models.sampling.sampler import sampler_for
 from md_export.models.torch_runner import TorchRunner
-from md_export.parity.golden.prepare import one_step
+from md_export.models.walk import Runners, walk
 from md_export.spec.sampler import OneStep
 from md_export.spec.shipped_files import nano_checkpoint
 from rewrites.forms import Subject
@@ -44,20 +47,19 @@ def subjects(config: ModelConfig, modules: dict[str, nn.Module], input_ids: np.n
     """Each component with its inputs and output on the way from ``input_ids`` to a picture."""
     step = one_step(config)
     runners = {name: TorchRunner(name, module, config) for name, module in modules.items()}
-    made = generate(runners, input_ids, draw_noise(3, config.latent_shape), step)
-    given = {
-        "text_encoder": (made.input_ids,),
-        "unet": (made.noise, made.timestep, made.encoder_hidden_states),
-        "vae_decoder": (made.latent,),
-    }
-    expected = {"text_encoder": made.encoder_hidden_states, "unet": made.unet_output, "vae_decoder": made.image}
+    begun = {"given.input_ids": input_ids, "given.noise": draw_noise(3, config.latent_shape)}
+    rows = tuple(COMPONENTS.values())
+    (made,) = walk(family_of(config), rows, Runners(runners), [begun], sampler_for(step))
+    given = {name: tuple(component.read(made).values()) for name, component in COMPONENTS.items()}
+    outputs = {"text_encoder": "last_hidden_state", "unet": "out_sample", "vae_decoder": "image"}
+    expected = {name: made[f"{name}.{output}"] for name, output in outputs.items()}
     return {
         name: Subject(
             name,
             copy.deepcopy(modules[name]),
-            COMPONENTS[name].inputs(config),
-            COMPONENTS[name].outputs(config),
-            {spec.name: array for spec, array in zip(COMPONENTS[name].inputs(config), given[name], strict=True)},
+            COMPONENTS[name].input_specs(config),
+            COMPONENTS[name].output_specs(config),
+            {spec.name: array for spec, array in zip(COMPONENTS[name].input_specs(config), given[name], strict=True)},
             expected[name],
             step,
         )

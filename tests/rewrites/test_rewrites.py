@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from md_export.errors import RewriteError
-from md_export.models.graph import ModelConfig
+from md_export.models.config import ModelConfig
 from md_export.models.layers import Attention, Gelu, Relu, Softmax, Swish
 from md_export.models.unet import MDUNet
 from md_export.models.unet_config import MDUNetConfig

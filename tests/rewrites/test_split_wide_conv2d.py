@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from md_export.checkpoint.architectures import arch_config
-from md_export.models.graph import COMPONENTS
+from md_export.models.families import COMPONENTS
 from md_export.parity.metrics import compare
 from md_export.rewrites.split_wide_conv2d import SplitConv2d, count_narrow, parts_of, split_wide_conv2d
 from md_export.spec.sampler import OneStep

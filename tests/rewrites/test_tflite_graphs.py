@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from md_export.models.graph import ModelConfig
+from md_export.models.config import ModelConfig
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.sampler import OneStep
 from md_export.spec.shipped_files import builtin_recipe

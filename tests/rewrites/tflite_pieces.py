@@ -9,7 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from md_export.models.graph import ModelConfig
+from md_export.models.config import ModelConfig
 from md_export.models.layers import ResnetBlock, TimestepEmbedding
 from md_export.models.text_encoder import TextEncoder
 from md_export.models.unet import TransformerStack, Upsample

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from md_export.errors import RecipeError
-from md_export.models.graph import COMPONENTS
+from md_export.models.families import COMPONENTS
 from md_export.rewrites import REWRITES
 from md_export.spec.names import COMPONENT_NAMES
 from md_export.spec.recipe import Recipe

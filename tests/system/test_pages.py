@@ -14,6 +14,7 @@ from torch import Tensor
 
 from md_export.checkpoint import open_checkpoint
 from md_export.checkpoint.random_init import init_checkpoint
+from md_export.models.families import family_of
 from md_export.models.torch_runner import OneAtATime, TorchRunner
 from md_export.system.memory import release_pages, release_tensors, release_weights
 
@@ -82,9 +83,13 @@ def test_runners_come_one_at_a_time(nano: Path) -> None:
         loaded.append(name)
         return TorchRunner(name, checkpoint.module(name), checkpoint.config)
 
-    held = OneAtATime(load)
+    held = OneAtATime(family_of(checkpoint.config), load)
     assert held["unet"] is held["unet"]
-    assert [held[name].outputs[0].name for name in held] == ["last_hidden_state", "out_sample", "image"]
+    assert [held[name].outputs[0].name for name in checkpoint.components] == [
+        "last_hidden_state",
+        "out_sample",
+        "image",
+    ]
     assert loaded == ["unet", "text_encoder", "unet", "vae_decoder"]
     before = weakref.ref(next(held["vae_decoder"].module.parameters()))
     assert before() is not None

@@ -15,7 +15,7 @@ from md_export.checkpoint import build_on_meta, open_checkpoint
 from md_export.diagnose.doctor.finding import Finding
 from md_export.engine.cache import default_root
 from md_export.engine.costs import artifact_cost, export_cost
-from md_export.models.graph import ALL_COMPONENTS
+from md_export.models.families import component_of
 from md_export.spec.recipe import Recipe
 
 _FLOAT32 = 4
@@ -45,9 +45,9 @@ def need_of(recipe: Recipe, checkpoint_dir: Path) -> Need:
         CheckpointError, ConfigError: the checkpoint cannot be opened.
     """
     checkpoint = open_checkpoint(checkpoint_dir)
-    recipe = recipe.completed(checkpoint.components)
+    recipe, config = recipe.completed(checkpoint.components), checkpoint.config
     weights = {
-        name: _FLOAT32 * sum(p.numel() for p in build_on_meta(ALL_COMPONENTS[name], checkpoint.config).parameters())
+        name: _FLOAT32 * sum(p.numel() for p in build_on_meta(component_of(config, name), config).parameters())
         for name in recipe.components
     }
     area = (checkpoint.at(recipe.size).config.image_size / checkpoint.config.image_size) ** 2

@@ -8,8 +8,10 @@ runtime adds of its own is left to the verification of what is built.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import takewhile
 from math import isfinite, prod
 from pathlib import Path
 from typing import Any
@@ -20,17 +22,19 @@ from torch import nn
 
 from md_export.checkpoint import open_checkpoint
 from md_export.engine.search.choice import Candidate, Form
-from md_export.models.graph import COMPONENTS
-from md_export.models.sampling.generate import latent_from, picture_from
+from md_export.models.families import WIRING
+from md_export.models.given import MADE
+from md_export.models.sampling.one_step import one_step
+from md_export.models.sampling.sampler import sampler_for
+from md_export.models.walk import Steps, Tensors, walk
 from md_export.parity.golden.case import GoldenCase
 from md_export.parity.golden.folder import read_golden
-from md_export.parity.golden.prepare import one_step
-from md_export.parity.golden.surface import packed
+from md_export.parity.golden.surface import packed, unpacked
 from md_export.parity.rewritten_module import Rewritten, rewritten
 from md_export.rewrites.upsample_to_four_convs import FourConv2d
 from md_export.spec.recipe import Recipe
 from md_export.spec.scheme import QuantScheme
-from md_export.spec.tensors import Array
+from md_export.spec.tensors import Array, Arrays
 from md_export.spec.weight_storage import WeightStorage
 from md_export.targets import TARGETS
 from md_export.targets.quantization.adjust import stored_values
@@ -46,8 +50,10 @@ class Probe:
         self.target = TARGETS[recipe.target].open()
         self.recipe = recipe
         self.cases = cases
-        self.parts = {name: rewritten(checkpoint, name, recipe) for name in COMPONENTS}
-        self._step = one_step(checkpoint.config)
+        self._rows = WIRING.required
+        self._computed = ("sampler.", *(f"{row.name}." for row in self._rows))
+        self.parts: dict[str, Rewritten] = {row.name: rewritten(checkpoint, row.name, recipe) for row in self._rows}
+        self._sampler = sampler_for(one_step(checkpoint.config))
 
     def noises(self, component: str) -> tuple[float, float]:
         """Noise power of the picture and of the component's output, relative to the squared peak and the power.
@@ -61,32 +67,42 @@ class Probe:
     def pictures(self) -> Iterator[tuple[Array, Array]]:
         """What the parts make of each case from its tokens to the picture, beside the golden picture."""
         for case in self.cases:
-            made = self._run("text_encoder", {"input_ids": case.values.input_ids})
-            yield self._picture("text_encoder", case, made), case.values.picture
+            yield self._picture(case, {}), case.picture
 
     def _noises(self, component: str, case: GoldenCase) -> tuple[float, float]:
         part = self.parts[component]
         made, wanted = part.run(part.inputs_of(case)), part.output_of(case)
-        picture = self._picture(component, case, made)
-        peak = float(np.max(np.abs(case.values.picture))) ** 2
+        before = takewhile(lambda name: name != component, self.parts)
+        recorded = {name: self.parts[name].output_of(case) for name in before}
+        picture = self._picture(case, {**recorded, component: made})
+        peak = float(np.max(np.abs(case.picture))) ** 2
         power = float(np.mean(wanted.astype(np.float64) ** 2))
-        return _error(picture, case.values.picture) / max(peak, _LEAST), _error(made, wanted) / max(power, _LEAST)
+        return _error(picture, case.picture) / max(peak, _LEAST), _error(made, wanted) / max(power, _LEAST)
 
-    def _picture(self, component: str, case: GoldenCase, made: Array) -> Array:
-        """The picture of a case whose values are golden up to what the component gives."""
-        values = case.values
-        if component == "text_encoder":
-            given = {"sample": values.noise, "timestep": values.timestep, "encoder_hidden_states": made}
-            return self._picture("unet", case, self._run("unet", given))
-        if component == "unet":
-            folded = self.parts["unet"].outputs[0].name == "latent"
-            latent = made if folded else latent_from(values.noise, made, self._step)
-            return self._picture("vae_decoder", case, self._run("vae_decoder", {"latent": latent}))
-        return picture_from(made)
+    def _picture(self, case: GoldenCase, recorded: Mapping[str, Array]) -> Array:
+        """Return the picture of a case that the parts make, but for what some of them gave already."""
+        given = {key: value for key, value in case.values.items() if not key.startswith(self._computed)}
+        (values,) = walk(WIRING, self._rows, _Parts(self.parts, recorded), [given], self._sampler)
+        return values[MADE.key]
 
-    def _run(self, component: str, arrays: dict[str, Array]) -> Array:
-        part = self.parts[component]
-        return part.run(packed(self.recipe, part, arrays))
+
+@dataclass(frozen=True)
+class _Parts:
+    """A crew of rewritten modules; what some gave already is recorded."""
+
+    parts: Mapping[str, Rewritten]
+    recorded: Mapping[str, Array]
+
+    def run(self, component: str, batches: Sequence[Arrays]) -> Sequence[Arrays]:
+        """Run a module, or return what it gave."""
+        part, known = self.parts[component], self.recorded.get(component)
+        made = [part.run(packed(part.recipe, part, batch)) if known is None else known for batch in batches]
+        (output,) = part.outputs
+        return [unpacked(part.recipe, part, {output.name: value}) for value in made]
+
+    def take(self, steps: Steps, pictures: Sequence[Tensors]) -> None:
+        """Take the step."""
+        steps.take(self.run, pictures)
 
 
 # Of a power, so that an output of zeros divides nothing.

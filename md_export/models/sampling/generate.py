@@ -1,217 +1,118 @@
-"""From a prompt to a picture, in one UNet step or in many; any runner may sit behind each component.
-
-tokenize → noise → text encoder → UNet → x0 → decoder → picture (section 2 of arXiv 2311.16567). In many steps, x0 comes
-from DDIM with classifier-free guidance, as the paper's model does before it learns to take one.
-"""
+"""Pictures for prompts: what a request gives to the model graph, whoever computes the components."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from md_export.errors import CheckpointError
-from md_export.models.sampling.denoising import Control, denoise, start_of
-from md_export.models.sampling.inpainting import with_around
-from md_export.spec.names import ADAPTER, CONTROLNET
-from md_export.spec.runner import Runner
+from md_export.errors import UsageError
+from md_export.models.given import BLEND, CONDITION, INPUT_IDS, MASK, NOISE, PICTURE
+from md_export.models.graph import Component, Family
+from md_export.models.sampling.image_to_image import Start, enter
+from md_export.models.sampling.inpainting import Given, cells_of, hide, nothing
+from md_export.models.sampling.prompts import draw_noise, tokenize
+from md_export.models.sampling.sampler import sampler_for
+from md_export.models.sampling.schedule import ScheduleConfig
+from md_export.models.walk import Crew, Tensors, call, walk
 from md_export.spec.sampler import Ddim, OneStep
-from md_export.spec.tensors import Array, Arrays
-from md_export.system.quiet_imports import import_quietly
-
-Float32 = NDArray[np.float32]
-_OF_EVERY_UNET = ("sample", "timestep", "encoder_hidden_states")
+from md_export.spec.tensors import Array, Float32
 
 
 @dataclass(frozen=True)
-class Steering:
-    """What steers the UNet: a condition picture ``[1, C, H, W]`` in [0, 1], and the component that takes it."""
+class PictureRequest:
+    """One picture that somebody asks for.
 
-    component: str
-    condition: Array
+    Attributes:
+        given: a picture of which what is not hidden is kept.
+        condition: ``[1, C, H, W]`` in [0, 1], for an adapter or a ControlNet, which otherwise adds nothing.
+        start: a picture that is under the noise.
+    """
+
+    prompt: str
+    seed: int
+    given: Given | None = None
+    condition: Array | None = None
+    start: Start | None = None
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Whoever makes pictures: the torch modules of a checkpoint, or the artifacts of an export.
+
+    Attributes:
+        components: rows of the family that are there.
+        text_length: token ids of a prompt.
+        latent_shape: ``[1, C, h, w]``.
+        downscale: pixels of a latent cell along a side.
+        inpaints: the UNet takes a picture's latents beside the noise.
+        steps: constants of many steps; None for the one.
+        schedule: the noise of every timestep, where a picture can be started from.
+        recorded: values that need not be computed, the same for all pictures.
+    """
+
+    family: Family
+    components: tuple[Component, ...]
+    crew: Crew
+    tokenizer_dir: Path
+    text_length: int
+    latent_shape: tuple[int, ...]
+    downscale: int
+    inpaints: bool
+    one_step: OneStep
+    steps: Ddim | None
+    schedule: ScheduleConfig | None = None
+    recorded: Mapping[str, Array] = field(default_factory=dict)
+
+    def values(self, requests: Sequence[PictureRequest], kept: Collection[int] = ()) -> list[Tensors]:
+        """All values on the way to each picture; ``kept``: of many steps those whose values are among them.
+
+        Raises:
+            UsageError: a UNet for noise alone takes many steps and so cannot keep a part of a picture.
+        """
+        entered, noises = self._entered(requests)
+        pictures = [self._given(*both) for both in zip(requests, noises, strict=True)]
+        sampler = sampler_for(entered.steps or entered.one_step)
+        return walk(self.family, self.components, self.crew, pictures, sampler, kept)
+
+    def _entered(self, requests: Sequence[PictureRequest]) -> tuple[Pipeline, list[Float32]]:
+        """Return the pipeline with what is left of its steps, and what each picture starts from: noise, or more."""
+        noises = [draw_noise(request.seed, self.latent_shape) for request in requests]
+        starts = [request.start for request in requests if request.start is not None]
+        if not starts or self.schedule is None:
+            return self, noises
+        # All requests share their steps.
+        (strength,) = {start.strength for start in starts}
+        entry = enter(self.schedule, self.one_step, self.steps, strength)
+        encoded = self.encoded([start.image for start in starts])
+        noised = [entry.noised(*both) for both in zip(encoded, noises, strict=True)]
+        return replace(self, one_step=entry.one_step, steps=entry.ddim), noised
+
+    def _given(self, request: PictureRequest, noise: Float32) -> Tensors:
+        texts = ["", request.prompt] if self.steps else [request.prompt]
+        ids = [tokenize(self.tokenizer_dir, text, self.text_length) for text in texts]
+        names = [f"{INPUT_IDS.key}.{place}" for place in range(2)] if self.steps else [INPUT_IDS.key]
+        found: Tensors = {**self.recorded, NOISE.key: noise, **dict(zip(names, ids, strict=True))}
+        found |= {} if request.condition is None else {CONDITION.key: request.condition}
+        given = request.given or (nothing(*self.sides) if self.inpaints else None)
+        if given is not None:
+            if self.steps and not self.inpaints:
+                raise UsageError(
+                    "in many steps only a UNet that was trained for in-painting can keep a part of a picture; use one, "
+                    "or one step (leave out --steps, or export without it)"
+                )
+            found[MASK.key if self.inpaints else BLEND.key] = cells_of(given.mask, self.downscale)
+            found[PICTURE.key] = hide(given.image, given.mask) if self.inpaints else given.image
+        return found
 
     @property
-    def once(self) -> bool:
-        """Whether the picture is all that the component looks at, so that one call serves all steps."""
-        return self.component == ADAPTER
+    def sides(self) -> tuple[int, int]:
+        """Height and width of a picture in pixels."""
+        _, _, height, width = self.latent_shape
+        return height * self.downscale, width * self.downscale
 
-
-@dataclass(frozen=True)
-class Generation:
-    """Every value on the way to one picture; arrays as the components' inputs and outputs, batch 1.
-
-    ``picture`` is ``[H, W, 3]`` float32 in [0, 1]. Of many steps, N of them are held, those that
-    :attr:`Ddim.recorded` names: ``sample`` ``[N, C, h, w]`` and ``timestep`` ``[N]``
-    are what the UNet took and ``unet_output`` ``[2·N, C, h, w]`` what it gave, for the empty prompt and for the prompt;
-    ``input_ids`` and ``encoder_hidden_states`` are of both, too. In one step ``sample`` is the noise, and None here.
-
-    Of the VAE encoder, where it was run: ``encoder_image`` ``[1, 3, H, W]`` is what it took, ``encoder_latent``
-    ``[1, C, h, w]`` the mean that it gave. ``around`` ``[1, C + 1, h, w]``: what an in-painting UNet took beside
-    ``sample`` (see :mod:`md_export.models.sampling.inpainting`).
-
-    ``condition``: the picture that an adapter or a ControlNet took, and ``residuals`` what it gave, the outermost
-    first; what a ControlNet gave in many steps is ``[2·N, …]``, as ``unet_output``.
-    """
-
-    input_ids: Array
-    noise: Array
-    timestep: Array
-    encoder_hidden_states: Array
-    unet_output: Array
-    latent: Array
-    image: Array
-    picture: Array
-    sample: Array | None = None
-    encoder_image: Array | None = None
-    encoder_latent: Array | None = None
-    around: Array | None = None
-    condition: Array | None = None
-    residuals: tuple[Array, ...] = ()
-
-
-def tokenize(tokenizer_dir: Path, prompt: str, length: int) -> NDArray[np.int32]:
-    """CLIP BPE ids ``[1, length]``, cut and padded as CLIP does.
-
-    Raises:
-        CheckpointError: the folder holds no CLIP tokenizer.
-    """
-    tokenizer = _tokenizer(tokenizer_dir)
-    try:
-        encoded = tokenizer(prompt, padding="max_length", max_length=length, truncation=True)
-    except Exception as error:
-        raise CheckpointError(f"{tokenizer_dir} holds no CLIP tokenizer: {error}; replace its files") from error
-    return np.asarray([encoded["input_ids"]], dtype=np.int32)
-
-
-@cache
-def _tokenizer(folder: Path) -> Any:
-    clip = import_quietly("transformers.models.clip.tokenization_clip")
-    # Built from file names instead of a folder, this class silently yields a vocabulary of two tokens.
-    try:
-        tokenizer = clip.CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"{folder} holds no CLIP tokenizer (vocab.json, merges.txt, tokenizer_config.json): {error}"
-        ) from error
-    if len(tokenizer) < 3:
-        raise CheckpointError(f"{folder}: the tokenizer's vocabulary is empty; vocab.json and merges.txt are needed")
-    return tokenizer
-
-
-def draw_noise(seed: int, shape: tuple[int, ...]) -> Float32:
-    """x_T ~ N(0, I), the same for the same seed and torch version; golden cases store it."""
-    generator = torch.Generator("cpu").manual_seed(seed)
-    noise: Float32 = torch.randn(shape, generator=generator, dtype=torch.float32).numpy()
-    return noise
-
-
-def latent_from(noise: Array, unet_output: Array, step: OneStep) -> Float32:
-    """x0 / scaling factor, in float32: with ``epsilon`` the output's error is multiplied by 14.6 here."""
-    a, b = np.float32(step.a), np.float32(step.b)
-    x0 = a * noise.astype(np.float32) + b * unet_output.astype(np.float32)
-    return (x0 / np.float32(step.scaling_factor)).astype(np.float32)
-
-
-def picture_from(image: Array) -> Float32:
-    """Decoder output ``[1, 3, H, W]`` in [-1, 1] → ``[H, W, 3]`` in [0, 1]. NaN stays NaN."""
-    picture = np.clip(image.astype(np.float32)[0].transpose(1, 2, 0) / 2 + 0.5, 0.0, 1.0)
-    return np.ascontiguousarray(picture)
-
-
-def encode(runners: Mapping[str, Runner], image: Array) -> Array:
-    """The latent mean ``[1, C, h, w]`` of a picture ``[1, 3, H, W]`` in [-1, 1], not yet scaled."""
-    return only_output(runners["vae_encoder"].run({"image": image}))
-
-
-def residuals_of(runners: Mapping[str, Runner], steering: Steering | None, given: Arrays) -> dict[str, Array]:
-    """What is added to the UNet's maps, by the names of its inputs; nothing without a condition.
-
-    ``given``: what the UNet takes, which a ControlNet takes, too.
-    """
-    if steering is None:
-        return {}
-    others = {} if steering.once else given
-    return dict(runners[steering.component].run({**others, "condition": steering.condition}))
-
-
-def generate(
-    runners: Mapping[str, Runner],
-    input_ids: Array,
-    noise: Array,
-    step: OneStep,
-    around: Array | None = None,
-    steering: Steering | None = None,
-) -> Generation:
-    """Run the components one after the other; ``around``: for a UNet that in-paints, ``steering``: for one steered."""
-    timestep = np.asarray([step.timestep], dtype=np.float32)
-    hidden = only_output(runners["text_encoder"].run({"input_ids": input_ids}))
-    given = {"sample": noise, "timestep": timestep, "encoder_hidden_states": hidden}
-    residuals = residuals_of(runners, steering, given)
-    output = only_output(runners["unet"].run({**given, "sample": with_around(noise, around), **residuals}))
-    latent = latent_from(noise, output, step)
-    image = only_output(runners["vae_decoder"].run({"latent": latent}))
-    made = hidden, output, latent, image, picture_from(image)
-    added, condition = tuple(residuals.values()), None if steering is None else steering.condition
-    return Generation(input_ids, noise, timestep, *made, around=around, condition=condition, residuals=added)
-
-
-def generate_in_steps(
-    runners: Mapping[str, Runner],
-    input_ids: Array,
-    noise: Array,
-    ddim: Ddim,
-    around: Array | None = None,
-    steering: Steering | None = None,
-) -> Generation:
-    """As :func:`generate`, in many steps; ``input_ids`` ``[2, L]``: of the empty prompt, and of the prompt."""
-    condition = None if steering is None else steering.condition
-    once = residuals_of(runners, steering, {}) if steering and steering.once else {}
-    control = None if steering is None or steering.once else _control_of(runners)
-    rows = [only_output(runners["text_encoder"].run({"input_ids": row[None]})) for row in input_ids]
-    hidden, taken = np.concatenate(rows), list[tuple[Arrays, Array]]()
-
-    def calls(batches: Sequence[Arrays]) -> list[Array]:
-        made = [only_output(runners["unet"].run(batch)) for batch in batches]
-        taken.extend(zip(batches, made, strict=True))
-        return made
-
-    start = start_of(noise, hidden, around, once, condition if control else None)
-    (latent,) = denoise(calls, [start], ddim, control)
-    image = only_output(runners["vae_decoder"].run({"latent": latent}))
-    kept = [taken[place] for place in ddim.recorded]
-    return Generation(
-        input_ids,
-        noise,
-        timestep=np.concatenate([given["timestep"] for given, _ in kept]),
-        encoder_hidden_states=hidden,
-        unet_output=np.concatenate([made for _, made in kept]),
-        latent=latent,
-        image=image,
-        picture=picture_from(image),
-        sample=np.concatenate([given["sample"][:1, : noise.shape[1]] for given, _ in kept]),
-        around=around,
-        condition=condition,
-        residuals=tuple(once.values()) or _of_each_call([given for given, _ in kept]),
-    )
-
-
-def _control_of(runners: Mapping[str, Runner]) -> Control:
-    return lambda batches: [dict(runners[CONTROLNET].run(batch)) for batch in batches]
-
-
-def _of_each_call(batches: Sequence[Arrays]) -> tuple[Array, ...]:
-    """What a ControlNet gave for some calls of the UNet, which took it; nothing where there is none."""
-    names = [name for name in batches[0] if name not in _OF_EVERY_UNET]
-    return tuple(np.concatenate([batch[name] for batch in batches]) for name in names)
-
-
-def only_output(outputs: Mapping[str, Array]) -> Array:
-    """The single output that every component has."""
-    (value,) = outputs.values()
-    return value
+    def encoded(self, images: Sequence[Array]) -> list[Array]:
+        """Latent means ``[1, C, h, w]`` of pictures ``[1, 3, H, W]`` in [-1, 1], not yet scaled."""
+        values: list[Tensors] = [{PICTURE.key: image} for image in images]
+        call(self.family[self.family.encoded.node], self.crew.run, values)
+        return [one[self.family.encoded.key] for one in values]

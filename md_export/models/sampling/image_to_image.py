@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from md_export.errors import UsageError
-from md_export.models.sampling.inpainting import Float32
 from md_export.models.sampling.schedule import ScheduleConfig
 from md_export.spec.sampler import Ddim, OneStep
-from md_export.spec.tensors import Array
+from md_export.spec.tensors import Array, Float32
 
 
 @dataclass(frozen=True)

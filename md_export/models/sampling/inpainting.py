@@ -1,8 +1,8 @@
 """In-painting: what is painted anew, what the UNet sees of the rest, and how the two become one.
 
 Masks are 1 where a picture is painted anew. A UNet that was trained for it takes ``2·C + 1`` channels: noise, mask, and
-the latents of the picture with gray in place of what is hidden, as Stable Diffusion's in-painting UNets do; the last
-two together are called ``around`` here. With any other UNet the latents outside of the mask are put back after it.
+the latents of the picture with gray in place of what is hidden, as Stable Diffusion's in-painting UNets do. With any
+other UNet the latents outside of the mask are put back after it.
 """
 
 from __future__ import annotations
@@ -10,11 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from md_export.spec.tensors import Array
-
-Float32 = NDArray[np.float32]
+from md_export.spec.tensors import Array, Float32
 
 
 @dataclass(frozen=True)
@@ -40,19 +37,6 @@ def cells_of(mask: Array, downscale: int) -> Float32:
     _, _, height, width = mask.shape
     blocks = mask.reshape(1, 1, height // downscale, downscale, width // downscale, downscale)
     return np.ascontiguousarray(blocks.max((3, 5)), dtype=np.float32)
-
-
-def around_of(cells: Array, latent_mean: Array, scaling_factor: float) -> Float32:
-    """What the UNet takes beside the noise, ``[1, C + 1, h, w]``: the mask, and what is seen as scaled latents."""
-    scaled = latent_mean.astype(np.float32) * np.float32(scaling_factor)
-    return np.concatenate([cells.astype(np.float32), scaled], axis=1)
-
-
-def with_around(sample: Array, around: Array | None) -> Array:
-    """The UNet's ``sample``: noise ``[N, C, h, w]``, for in-painting with ``around`` in further channels."""
-    if around is None:
-        return sample
-    return np.concatenate([sample, np.repeat(around.astype(sample.dtype), len(sample), axis=0)], axis=1)
 
 
 def blend(latent: Array, cells: Array, kept: Array) -> Float32:

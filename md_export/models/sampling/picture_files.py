@@ -11,8 +11,8 @@ from PIL import Image, UnidentifiedImageError
 
 from md_export.errors import OutputError, UsageError
 from md_export.models.sampling.image_to_image import Start
-from md_export.models.sampling.inpainting import Float32, Given
-from md_export.spec.tensors import Array
+from md_export.models.sampling.inpainting import Given
+from md_export.spec.tensors import Array, Float32
 
 _COLOURS: Final = (("RGB",), "a picture in colour without transparency")
 _FORMATS: Final = ("PNG", "JPEG")

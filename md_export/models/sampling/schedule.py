@@ -4,13 +4,14 @@ and of each step of DDIM (arXiv 2010.02502, equation 12 with eta 0).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from md_export.errors import ConfigError
+from md_export.spec.sampler import NoiseSchedule
 
 BETA_SCHEDULES: Final = ("linear", "scaled_linear")
 SPACINGS: Final = ("leading", "trailing", "linspace")
@@ -89,6 +90,10 @@ class ScheduleConfig:
             return np.linspace(self.beta_start, self.beta_end, self.num_train_timesteps)
         squares: NDArray[np.float64] = np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.num_train_timesteps)
         return squares**2
+
+    def noise(self) -> NoiseSchedule:
+        """What an export holds of it."""
+        return NoiseSchedule(**{field.name: getattr(self, field.name) for field in fields(NoiseSchedule)})
 
     def one_step(self) -> tuple[float, float]:
         """(a, b) with x0 = a·x_T + b·output at the last timestep.

@@ -14,15 +14,18 @@ from typing import Final
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from md_export.errors import GoldenError
-from md_export.models.sampling.generate import Generation
-from md_export.parity.golden.case import GoldenCase, check_finite, values_from_bytes
+from md_export.models.families import WIRING
+from md_export.models.given import INPUT_IDS, SAMPLE, TIMESTEP
+from md_export.models.graph import calls_in
+from md_export.parity.golden.case import GoldenCase, check_finite, key_without_call, values_from_bytes
 from md_export.spec.manifest import first_finding
 from md_export.spec.sampler import Ddim, OneStep
+from md_export.spec.tensors import Arrays
 from md_export.system.files import is_plain_name, read_limited, sha256_of, sha256_of_bytes
 from md_export.system.terminal_text import first_control
 
 INDEX: Final = "index.json"
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 _LARGEST_INDEX: Final = 16 << 20
 # Of a 768² picture: 22 MB.
 _LARGEST_CASE: Final = 256 << 20
@@ -95,17 +98,18 @@ def read_golden(folder: Path) -> GoldenSet:
     return GoldenSet(folder, index, cases)
 
 
-def _check_calls(ddim: Ddim | None, values: Generation, path: Path) -> None:
+def _check_calls(ddim: Ddim | None, values: Arrays, path: Path) -> None:
     """Whether a case holds the calls that belong to the index's steps."""
-    if ddim is None:
-        fits = values.sample is None
-    else:
-        timesteps = [ddim.steps[place].timestep for place in ddim.recorded]
-        texts = {len(values.input_ids), len(values.encoder_hidden_states)}
-        counts = (0 if values.sample is None else len(values.sample), len(values.unet_output))
-        fits = values.timestep.tolist() == timesteps and texts == {2}
-        fits = fits and counts == (len(timesteps), 2 * len(timesteps))
-    if not fits:
+    places = ddim.recorded if ddim else ()
+    wanted = {f"{TIMESTEP.key}.{place}": ddim.steps[place].timestep for place in places} if ddim else {}
+    texts = (0, 1) if ddim else ()
+    fits = calls_in(values, SAMPLE.key) == calls_in(values, TIMESTEP.key) == places
+    fits = fits and all(values[key].tolist() == [timestep] for key, timestep in wanted.items())
+    for component in WIRING.components:
+        held = [key for key in values if key.startswith(f"{component.name}.")]
+        calls = {"once": (), "per prompt": texts, "per step": places}[component.called]
+        fits = fits and all(calls_in(held, key_without_call(key)) == calls for key in held)
+    if not fits or calls_in(values, INPUT_IDS.key) != texts:
         raise GoldenError(f"{path}: a case holds other calls than its steps have; {_AGAIN}")
 
 
@@ -128,7 +132,10 @@ def index_from_bytes(content: bytes, path: Path) -> GoldenIndex:
     except (ValidationError, RecursionError) as error:
         raise GoldenError(f"{path} is no golden index: {first_finding(error)}; {_AGAIN}") from error
     if index.schema != SCHEMA:
-        raise GoldenError(f"{path} has schema {index.schema}, this version reads {SCHEMA}")
+        raise GoldenError(
+            f"{path} has schema {index.schema}, this version reads {SCHEMA}; make the golden cases again with: "
+            "md-export golden CHECKPOINT -o DIR"
+        )
     if not index.cases:
         raise GoldenError(f"{path} lists no case, so nothing could be proved against it")
     if (control := first_control(json.loads(content))) is not None:

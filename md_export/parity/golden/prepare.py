@@ -5,16 +5,20 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 
 from md_export.checkpoint import Checkpoint
 from md_export.errors import GoldenError
-from md_export.models.graph import COMPONENTS, ModelConfig
-from md_export.models.sampling.generate import Generation
+from md_export.models.families import WIRING, family_of
+from md_export.models.sampling.ddim import ddim_of
+from md_export.models.sampling.generate import Pipeline
+from md_export.models.sampling.one_step import one_step
 from md_export.models.torch_runner import OneAtATime, TorchRunner
+from md_export.models.walk import Runners
+from md_export.parity.golden.case import GoldenCase
 from md_export.parity.golden.folder import INDEX, GoldenSet, read_case, read_golden, read_index
 from md_export.parity.golden.record import GoldenSource, write_golden
 from md_export.parity.lora_fusing import check_fusing
@@ -23,32 +27,10 @@ from md_export.rewrites import Consent, apply_rewrites, find_rewrite
 from md_export.spec.artifact import GOLDEN_FOLDER
 from md_export.spec.manifest import Drift
 from md_export.spec.recipe import Recipe
-from md_export.spec.sampler import Ddim, DdimStep, NoiseSchedule, OneStep, SamplerPlan, steps_in_words
+from md_export.spec.sampler import SamplerPlan, steps_in_words
+from md_export.spec.tensors import Array
 
 Progress = Callable[[str], None]
-
-
-def one_step(config: ModelConfig) -> OneStep:
-    """The checkpoint's one-step constants."""
-    a, b = config.schedule.one_step()
-    return OneStep(config.schedule.last_timestep, a, b, config.vae.scaling_factor, config.schedule.prediction_type)
-
-
-def ddim_of(config: ModelConfig, plan: SamplerPlan | None) -> Ddim | None:
-    """The checkpoint's constants for so many steps; None for one step.
-
-    Raises:
-        ConfigError: its schedule has no such steps.
-    """
-    if plan is None:
-        return None
-    steps = tuple(DdimStep(*step) for step in config.schedule.ddim(plan.steps))
-    return Ddim(plan.guidance, steps, config.vae.scaling_factor, config.schedule.prediction_type)
-
-
-def schedule_of(config: ModelConfig) -> NoiseSchedule:
-    """The checkpoint's noise, as an export holds it."""
-    return NoiseSchedule(**{field.name: getattr(config.schedule, field.name) for field in fields(NoiseSchedule)})
 
 
 def golden_source(
@@ -74,21 +56,27 @@ def golden_source(
         records = apply_rewrites(changing, name, module, step, consent)
         return module, tuple(record.name for record in records if record.fired)
 
-    applied = [fired for name in COMPONENTS for fired in changed(name)[1]] if changing else []
+    config, family = checkpoint.config, family_of(checkpoint.config)
+    applied = [fired for row in family.required for fired in changed(row.name)[1]] if changing else []
+    runners = OneAtATime(family, lambda name: TorchRunner(name, changed(name)[0], config))
     return GoldenSource(
-        runners=OneAtATime(lambda name: TorchRunner(name, changed(name)[0], checkpoint.config)),
-        tokenizer_dir=checkpoint.tokenizer_dir,
-        text_length=checkpoint.config.text_shape[1],
-        latent_shape=checkpoint.config.latent_shape,
-        one_step=step,
+        Pipeline(
+            family,
+            family.of(checkpoint.components),
+            Runners(runners),
+            tokenizer_dir=checkpoint.tokenizer_dir,
+            text_length=config.text_shape[1],
+            latent_shape=config.latent_shape,
+            downscale=config.vae.downscale,
+            inpaints=config.inpaints,
+            one_step=step,
+            steps=ddim_of(config, sampler),
+            schedule=config.schedule,
+        ),
         checkpoint_sha256=checkpoint.sha256(),
         rewrites=tuple(applied),
-        ddim=ddim_of(checkpoint.config, sampler),
-        downscale=checkpoint.config.vae.downscale,
-        inpaints=checkpoint.config.inpaints,
         encodes=encodes,
-        steering=checkpoint.config.steering,
-        condition_channels=checkpoint.config.condition_shape[1] if checkpoint.config.condition_shape else 0,
+        condition_channels=config.condition_shape[1] if config.condition_shape else 0,
     )
 
 
@@ -169,30 +157,23 @@ def present_golden(
             f"{given} holds golden cases of {steps_in_words(index.ddim)}, which are not the recipe's; make some with: "
             f"md-export golden {checkpoint.title} {flags}-o DIR"
         )
-    values = read_case(present, index.cases[0]).values
-    found = values.noise.shape[2:]
-    lacks = _lacks(values, checkpoint.config, encodes)
+    case, encoder = read_case(present, index.cases[0]), family_of(checkpoint.config).encoded
+    found = case.latent_sides
+    lacks = (encodes or checkpoint.config.inpaints) and encoder.key not in case.values
     if found == checkpoint.config.latent_shape[2:] and not lacks:
         return present
     if given is None:
         return None
     if lacks:
         raise GoldenError(
-            f"{given} holds golden cases without {lacks}; make some with: md-export golden {checkpoint.title} "
-            f"{'' if checkpoint.config.inpaints else '--encoder '}-o DIR"
+            f"{given} holds golden cases without what the VAE encoder makes of a picture; make some with: md-export "
+            f"golden {checkpoint.title} {'' if checkpoint.config.inpaints else '--encoder '}-o DIR"
         )
     size, scale = checkpoint.config.image_size, checkpoint.config.vae.downscale
     raise GoldenError(
         f"{given} holds golden cases of pictures of {found[1] * scale} × {found[0] * scale} pixels, which cannot judge "
         f"artifacts for {size} × {size}; make some with: md-export golden {checkpoint.title} --size {size} -o DIR"
     )
-
-
-def _lacks(values: Generation, config: ModelConfig, encodes: bool) -> str:
-    """What a golden case would have to hold."""
-    if (encodes or config.inpaints) and values.encoder_latent is None:
-        return "what the VAE encoder makes of a picture"
-    return "the picture that is painted anew" if config.inpaints and values.around is None else ""
 
 
 def planned_cases(recipe: Recipe, checkpoint: Checkpoint) -> list[tuple[str, int]]:
@@ -212,8 +193,14 @@ def _known_cases(recipe: Recipe, checkpoint: Checkpoint) -> list[tuple[str, int]
 
 def measure_drift(before: GoldenSet, after: GoldenSet) -> Drift:
     """Worst figures over all cases of the UNet's output and of the picture, ``before`` being the reference."""
-    pairs = [(old.values, new.values) for old, new in zip(before.cases, after.cases, strict=True)]
+    pairs = list(zip(before.cases, after.cases, strict=True))
     return Drift(
-        unet_snr_db=min(compare(new.unet_output, old.unet_output).snr_db for old, new in pairs),
+        unet_snr_db=min(compare(_denoised(new), _denoised(old)).snr_db for old, new in pairs),
         picture_psnr_db=min(compare(new.picture, old.picture).psnr_db for old, new in pairs),
     )
+
+
+def _denoised(case: GoldenCase) -> Array:
+    """Return what the UNet gave in all calls that a case holds."""
+    output = WIRING.denoised
+    return np.concatenate([call.output(output.node, output.name) for call in case.calls(output.node)])

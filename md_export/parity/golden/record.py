@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,23 +12,13 @@ import numpy as np
 from md_export import __version__
 from md_export.errors import GoldenError
 from md_export.models.condition_images import edges
-from md_export.models.sampling.generate import (
-    Generation,
-    Steering,
-    draw_noise,
-    encode,
-    generate,
-    generate_in_steps,
-    only_output,
-    picture_from,
-    tokenize,
-)
-from md_export.models.sampling.inpainting import Given, around_of, blend, cells_of, hide, middle, nothing
-from md_export.parity.golden.case import arrays_of, check_finite
+from md_export.models.given import MADE, PICTURE
+from md_export.models.sampling.generate import PictureRequest, Pipeline
+from md_export.models.sampling.inpainting import Given, middle
+from md_export.models.walk import Tensors
+from md_export.parity.golden.case import check_finite
 from md_export.parity.golden.folder import SCHEMA, GoldenFile, GoldenIndex, write_index
-from md_export.spec.runner import Runner
-from md_export.spec.sampler import Ddim, OneStep
-from md_export.spec.tensors import Array, save_tensors
+from md_export.spec.tensors import save_tensors
 from md_export.system.files import sha256_of
 
 
@@ -36,95 +26,38 @@ from md_export.system.files import sha256_of
 class GoldenSource:
     """What golden cases are computed from.
 
-    ``downscale``: pixels per latent cell along a side. ``inpaints``: the UNet takes a picture's latents, too, and
-    ``encodes``: cases hold what the VAE encoder makes of a picture. ``steering``: the component that takes a condition
-    picture, if any, and ``condition_channels`` of that picture.
+    ``encodes``: cases hold what the VAE encoder makes of a picture. ``condition_channels``: of the picture that an
+    adapter or a ControlNet takes; 0 where there is none.
     """
 
-    runners: Mapping[str, Runner]
-    tokenizer_dir: Path
-    text_length: int
-    latent_shape: tuple[int, ...]
-    one_step: OneStep
+    pipeline: Pipeline
     checkpoint_sha256: str
     rewrites: tuple[str, ...] = ()
-    ddim: Ddim | None = None
-    downscale: int = 8
-    inpaints: bool = False
     encodes: bool = False
-    steering: str | None = None
     condition_channels: int = 0
 
-    def generate(self, prompt: str, seed: int) -> Generation:
-        """A golden case's values for one prompt and seed.
+    def generate(self, prompt: str, seed: int) -> Tensors:
+        """Return a golden case's values for one prompt and seed.
 
         The encoder's input is the picture itself. A UNet that in-paints first makes a picture of nothing, all of it
         hidden, and then paints the middle of that one again: the encoder's input is what it leaves. The condition of
         an adapter or a ControlNet are the edges of the picture that is made without it.
         """
-        if not self.inpaints:
-            values = self.picture(prompt, seed)
-            if self.steering:
-                values = self.picture(prompt, seed, condition=edges(values.picture, self.condition_channels))
-            return self._encoded(values, np.clip(values.image, -1, 1)) if self.encodes else values
-        _, _, height, width = self.latent_shape
-        sides = height * self.downscale, width * self.downscale
-        first = self._inpainted(prompt, seed, nothing(*sides))
-        condition = edges(first.picture, self.condition_channels) if self.steering else None
-        return self._inpainted(prompt, seed, Given(np.clip(first.image, -1, 1), middle(*sides)), condition)
+        inpaints, channels, image = self.pipeline.inpaints, self.condition_channels, self.pipeline.family.image.key
+        values = self._values(PictureRequest(prompt, seed))
+        if inpaints or channels:
+            given = Given(np.clip(values[image], -1, 1), middle(*self.pipeline.sides)) if inpaints else None
+            condition = edges(values[MADE.key], channels) if channels else None
+            values = self._values(PictureRequest(prompt, seed, given, condition))
+        if self.encodes and not inpaints:
+            values[PICTURE.key] = np.clip(values[image], -1, 1)
+            (values[self.pipeline.family.encoded.key],) = self.pipeline.encoded([values[PICTURE.key]])
+        return values
 
-    def painted(
-        self,
-        prompt: str,
-        seed: int,
-        given: Given | None = None,
-        condition: Array | None = None,
-        noise: Array | None = None,
-    ) -> Generation:
-        """A picture in which what of ``given`` is not hidden is kept; None: a picture of nothing but the prompt.
-
-        ``condition``: for what steers the UNet, which otherwise adds nothing. ``noise``: in place of the seed's.
-        """
-        _, _, height, width = self.latent_shape
-        if self.inpaints:
-            given = given or nothing(height * self.downscale, width * self.downscale)
-            return self._inpainted(prompt, seed, given, condition, noise)
-        values = self.picture(prompt, seed, None, condition, noise)
-        if given is None:
-            return values
-        kept = encode(self.runners, given.image)
-        latent = blend(values.latent, cells_of(given.mask, self.downscale), kept)
-        image = only_output(self.runners["vae_decoder"].run({"latent": latent}))
-        return replace(values, latent=latent, image=image, picture=picture_from(image))
-
-    def picture(
-        self,
-        prompt: str,
-        seed: int,
-        around: Array | None = None,
-        condition: Array | None = None,
-        noise: Array | None = None,
-    ) -> Generation:
-        """In one step or in many; ``around``: for a UNet that in-paints, others as in :meth:`painted`."""
-        ids = tokenize(self.tokenizer_dir, prompt, self.text_length)
-        noise = draw_noise(seed, self.latent_shape) if noise is None else noise
-        steering = None if condition is None or self.steering is None else Steering(self.steering, condition)
-        if self.ddim is None:
-            return generate(self.runners, ids, noise, self.one_step, around, steering)
-        both = np.concatenate([tokenize(self.tokenizer_dir, "", self.text_length), ids])
-        return generate_in_steps(self.runners, both, noise, self.ddim, around, steering)
-
-    def _inpainted(
-        self, prompt: str, seed: int, given: Given, condition: Array | None = None, noise: Array | None = None
-    ) -> Generation:
-        shown = hide(given.image, given.mask)
-        latent = encode(self.runners, shown)
-        around = around_of(cells_of(given.mask, self.downscale), latent, self.one_step.scaling_factor)
-        values = self.picture(prompt, seed, around, condition, noise)
-        return replace(values, encoder_image=shown, encoder_latent=latent)
-
-    def _encoded(self, values: Generation, image: Array) -> Generation:
-        return replace(values, encoder_image=image, encoder_latent=encode(self.runners, image))
+    def _values(self, request: PictureRequest) -> Tensors:
+        steps = self.pipeline.steps
+        (values,) = self.pipeline.values([request], steps.recorded if steps else ())
+        return values
 
 
 def write_golden(
@@ -148,10 +81,11 @@ def write_golden(
         check_finite(values, prompt)
         name = f"case-{number:03d}"
         path = folder / f"{name}.safetensors"
-        save_tensors(arrays_of(values), path)
+        save_tensors(values, path)
         path.chmod(0o644)  # safetensors makes files that only their owner can read
         files.append(GoldenFile(name, prompt, seed, path.name, sha256_of(path)))
-    made = source.checkpoint_sha256, source.rewrites, source.one_step, _versions(), tuple(files), source.ddim
+    one_step, steps = source.pipeline.one_step, source.pipeline.steps
+    made = source.checkpoint_sha256, source.rewrites, one_step, _versions(), tuple(files), steps
     write_index(GoldenIndex(SCHEMA, *made), folder)
 
 

@@ -9,7 +9,7 @@ from typing import Protocol
 from md_export.errors import ArtifactError
 from md_export.parity.golden.case import GoldenCase
 from md_export.spec.recipe import Recipe
-from md_export.spec.tensors import Array, Arrays, TensorSpec, joined, select
+from md_export.spec.tensors import Array, Arrays, TensorSpec, joined, only_output, select
 from md_export.targets.layouts import layout_of
 
 
@@ -42,12 +42,34 @@ def inputs_of(recipe: Recipe, part: Surface, case: GoldenCase) -> dict[str, Arra
 def outputs_of(recipe: Recipe, part: Surface, case: GoldenCase) -> dict[str, Array]:
     """What the golden case says that must come out, by the part's names."""
     layout = layout_of(recipe)
-    return {spec.name: case.output(layout.output_of(part.component, spec.name)) for spec in part.outputs}
+    return {
+        spec.name: case.output(part.component, layout.output_of(part.component, spec.name)) for spec in part.outputs
+    }
 
 
 def output_of(recipe: Recipe, part: Surface, case: GoldenCase) -> Array:
     """The same as one array: see :func:`joined <md_export.spec.tensors.joined>`."""
     return joined(outputs_of(recipe, part, case))
+
+
+def named(part: Surface, outputs: Arrays) -> Arrays:
+    """Outputs of an artifact under the manifest's names; a single one may have any.
+
+    Raises:
+        ArtifactError: of several there are others than in the manifest.
+    """
+    names = [spec.name for spec in part.outputs]
+    if len(names) == 1:
+        return {names[0]: only_output(outputs)}
+    if set(outputs) != set(names):
+        raise ArtifactError(f"it gives {', '.join(outputs)}, not the manifest's {', '.join(names)}; export again")
+    return outputs
+
+
+def unpacked(recipe: Recipe, part: Surface, outputs: Arrays) -> dict[str, Array]:
+    """Outputs of an artifact under our names."""
+    layout = layout_of(recipe)
+    return {layout.output_of(part.component, name): value for name, value in named(part, outputs).items()}
 
 
 def each_call(component: str, cases: Sequence[GoldenCase]) -> list[GoldenCase]:

@@ -10,21 +10,21 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from md_export.errors import RuntimeFault, UsageError
-from md_export.models.sampling.generate import picture_from
-from md_export.parity.chain import CHAIN, chain_inputs
+from md_export.parity.chain import judge_on_the_way
 from md_export.parity.golden.case import GoldenCase
 from md_export.parity.golden.surface import packed
 from md_export.parity.metrics import Check, Fault
 from md_export.parity.npu.blocks import Demand, NpuBlock, demand_of, least_of, run_in_blocks
 from md_export.parity.opened_export import OpenedExport, open_export
-from md_export.parity.subject import Subject, judge_picture
+from md_export.parity.subject import Subject
 from md_export.parity.verdict import ComponentVerdict, Verdict, Verification
 from md_export.spec.artifact import ArtifactEntry, artifact_path, context_path, files_of_context
 from md_export.spec.snapdragon import SOCS, Soc
-from md_export.spec.tensors import Array, Arrays, joined
+from md_export.spec.tensors import Arrays
 from md_export.system.files import sha256_of
 from md_export.targets.onnx.npu.answers import RefusedOp
 from md_export.targets.onnx.npu.process import (
@@ -131,26 +131,22 @@ def verify_on_npu(
 def _judge_phone(phone: _Phone) -> Verification[NpuDetails]:
     """The verdict on all artifacts, and on the picture where the export makes one in one step."""
     manifest, golden = phone.export.manifest, phone.export.golden
-    chain: dict[str, list[Array]] = {}
-    verdicts = []
-    for entry in manifest.artifacts:
-        phone.progress(f"verify {entry.component} on the NPU of {phone.soc.title} with {len(phone.cases)} golden cases")
-        verdict, chain[entry.component] = _judge(phone, Subject(phone.export, entry, phone.cases), chain)
-        verdicts.append(verdict)
-    whole = manifest.ddim is None and set(CHAIN) <= set(chain)
-    pictures = tuple(picture_from(image) for image in chain["vae_decoder"]) if whole else ()
-    picture = judge_picture(manifest, phone.cases, pictures) if whole else None
+
+    def tell(component: str) -> None:
+        phone.progress(f"verify {component} on the NPU of {phone.soc.title} with {len(phone.cases)} golden cases")
+
+    walked = judge_on_the_way(phone.export, phone.cases, partial(_judge, phone), None, tell)
     name, count = manifest.recipe.name, len(phone.cases)
-    result = Verdict(manifest.target, name, count, tuple(verdicts), picture, phone.soc.name)
-    return Verification(manifest, result, golden, pictures)
+    result = Verdict(manifest.target, name, count, walked.verdicts, walked.picture, phone.soc.name)
+    return Verification(manifest, result, golden, walked.pictures)
 
 
 def _judge(
-    phone: _Phone, subject: Subject, chain: dict[str, list[Array]]
-) -> tuple[ComponentVerdict[NpuDetails], list[Array]]:
-    """A verdict, and what the artifact makes of what those before it made."""
+    phone: _Phone, subject: Subject, others: Sequence[Arrays]
+) -> tuple[ComponentVerdict[NpuDetails], Sequence[Arrays]]:
+    """A verdict, and what the artifact makes of its golden inputs and then of what those before it made."""
     entry, inputs = subject.entry, subject.inputs()
-    batches = [*inputs, *_following(phone, entry, chain)]
+    batches = [*inputs, *(packed(phone.export.manifest.recipe, entry, batch) for batch in others)]
     why = _why_in_blocks(phone, entry, len(batches))
     engine, faults, outputs = _whole(phone, entry, batches) if why is None else _in_blocks(phone, entry, batches, why)
     if not outputs:
@@ -158,8 +154,7 @@ def _judge(
     parity, wrong = subject.compare(outputs[: len(inputs)])
     if parity and wrong:
         wrong[-1] = Fault(Check.FIGURES, "; ".join([wrong[-1], *hints(entry, engine.blocks)]))
-    following = outputs if entry.component not in CHAIN[1:] else outputs[len(inputs) :]
-    return subject.verdict(engine, [*faults, *wrong], parity), [joined(made) for made in following]
+    return subject.verdict(engine, [*faults, *wrong], parity), outputs
 
 
 def hints(entry: ArtifactEntry, blocks: Sequence[NpuBlock]) -> Iterator[str]:
@@ -237,11 +232,3 @@ def _altered_context(export: OpenedExport, context: Path) -> list[Fault]:
     listed = export.manifest.files
     altered = [name for name, path in names.items() if not path.is_file() or listed.get(name) != sha256_of(path)]
     return [Fault(Check.BYTES, f"{name} is not the file of the manifest; it was altered") for name in altered]
-
-
-def _following(phone: _Phone, entry: ArtifactEntry, chain: dict[str, list[Array]]) -> list[Arrays]:
-    """Inputs as the artifacts before it made them; none for those that take what the golden cases have."""
-    manifest = phone.export.manifest
-    if entry.component not in CHAIN[1:] or manifest.ddim is not None:
-        return []
-    return [packed(manifest.recipe, entry, batch) for batch in chain_inputs(manifest, entry, phone.cases, chain)]

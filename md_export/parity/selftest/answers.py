@@ -13,7 +13,7 @@ import numpy as np
 
 from md_export.errors import ArtifactError, GoldenError, MdExportError, RecipeError, RuntimeFault
 from md_export.parity.golden.folder import read_golden
-from md_export.parity.judge import Execute, judge, walker
+from md_export.parity.judge import Execute, judge, taking
 from md_export.parity.metrics import Check, Fault
 from md_export.parity.opened_export import check_belongs
 from md_export.parity.selftest.sandbox import NotApplicable
@@ -179,7 +179,7 @@ def examine(out: Path, execute: Execute, audit: Callable[[], Sequence[str]]) -> 
         check_belongs(manifest, golden, own=True)
     except GoldenError as error:
         return (Fault(Check.BELONGING, str(error)),)
-    return (*judge(out, execute=execute, walk=walker(execute)).result.faults, *_audited(audit))
+    return (*judge(out, execute=execute, take=taking(execute)).result.faults, *_audited(audit))
 
 
 def _audited(audit: Callable[[], Sequence[str]]) -> list[Fault]:

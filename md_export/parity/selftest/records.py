@@ -9,31 +9,36 @@ from typing import Any, Final
 import numpy as np
 from safetensors.numpy import load_file
 
-from md_export.models.sampling.generate import only_output, picture_from
+from md_export.models.families import WIRING
+from md_export.models.given import LAST, MADE
+from md_export.models.walk import picture_from
 from md_export.parity.golden.folder import INDEX
 from md_export.parity.golden.surface import inputs_of
 from md_export.parity.selftest.sandbox import Change, NotApplicable, Sandbox, halve, make_own
 from md_export.parity.selftest.stored import flip_block, on_constants
 from md_export.spec.manifest import MANIFEST
-from md_export.spec.tensors import save_tensors
+from md_export.spec.tensors import only_output, save_tensors
 
 OTHER_HASH: Final = "0" * 64
-# What components give; the rest of a golden file is what they take.
-_GIVEN: Final = ("encoder_hidden_states", "unet_output", "latent", "image", "picture")
 
 
 def stale_golden(sandbox: Sandbox) -> None:
     """The first golden file holds what another checkpoint might have given for its prompt."""
     path = sandbox.golden_file()
     arrays = load_file(path)
-    save_tensors({name: value[..., ::-1] if name in _GIVEN else value for name, value in arrays.items()}, path)
+    save_tensors({name: value[..., ::-1] if _is_made(name) else value for name, value in arrays.items()}, path)
+
+
+def _is_made(name: str) -> bool:
+    """Whether a component gave a value of a golden file; the others are what they take."""
+    return name.startswith((*(f"{row}." for row in WIRING.rows), LAST.key, MADE.key))
 
 
 def nan_in_golden(sandbox: Sandbox) -> None:
     """One NaN in the first golden file."""
     path = sandbox.golden_file()
     arrays = load_file(path)
-    arrays["latent"].reshape(-1)[0] = np.nan
+    arrays[LAST.key].reshape(-1)[0] = np.nan
     save_tensors(arrays, path)
 
 
@@ -44,7 +49,7 @@ def truncated_golden(sandbox: Sandbox) -> None:
 
 def recorded_from_broken(sandbox: Sandbox) -> None:
     """One block of a weight flipped, and the golden outputs taken from that artifact: all that runs, agrees."""
-    if sandbox.component != "vae_decoder":
+    if sandbox.component != WIRING.image.node:
         raise NotApplicable("the export has no decoder, whose output no other component takes")
     on_constants(flip_block)(sandbox)
     recipe, runner = sandbox.manifest.recipe, sandbox.target.load(sandbox.artifact())
@@ -52,7 +57,7 @@ def recorded_from_broken(sandbox: Sandbox) -> None:
         image = only_output(runner.run(inputs_of(recipe, sandbox.entry, case)))
         path = sandbox.folder / sandbox.golden.folder.name / item.file
         make_own(path)
-        save_tensors({**load_file(path), "image": image, "picture": picture_from(image)}, path)
+        save_tensors({**load_file(path), WIRING.image.key: image, MADE.key: picture_from(image)}, path)
 
 
 def index(change: Change) -> Callable[[Sandbox], None]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from md_export.checkpoint.hashes import hash_of_folder
-from md_export.models.graph import ALL_COMPONENTS
+from md_export.models.families import WIRING
 from md_export.parity.selftest.sandbox import NotApplicable, Sandbox, halve
 from md_export.spec.artifact import artifact_path
 from md_export.targets.stored import Constant
@@ -163,7 +163,7 @@ def weight_file(artifact: Path) -> Path:
 def name_another_checkpoint(sandbox: Sandbox) -> None:
     """The artifact's own notes name another checkpoint; its weights stay as they are."""
     artifact = sandbox.artifact()
-    folder = ALL_COMPONENTS[sandbox.component].folder
+    folder = WIRING[sandbox.component].folder
     mine = hash_of_folder(sandbox.manifest.checkpoint_files, folder).encode()
     for file in [item for item in (*artifact.rglob("*"), artifact) if item.is_file()]:
         file.write_bytes(file.read_bytes().replace(mine, b"0" * len(mine)))

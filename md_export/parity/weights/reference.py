@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from md_export.checkpoint import Checkpoint
-from md_export.checkpoint.build import build_on_meta, component_named
+from md_export.checkpoint.build import build_on_meta
+from md_export.models.families import component_of
 from md_export.parity.rewritten_module import lowered_part
 from md_export.parity.weights.rounding import Misfit, misfit
 from md_export.rewrites.split_wide_conv2d import SplitConv2d, parts_of
@@ -95,7 +96,7 @@ def prepare_reference(checkpoint: Checkpoint, recipe: Recipe, component: str, go
         RewriteError: the recipe's rewrites do not apply to this checkpoint.
         GoldenError: the cases are needed and cannot be read.
     """
-    before = build_on_meta(component_named(component), checkpoint.config).state_dict()
+    before = build_on_meta(component_of(checkpoint.config, component), checkpoint.config).state_dict()
     return reference_of(component, lowered_part(checkpoint, component, recipe, golden).module, frozenset(before))
 
 

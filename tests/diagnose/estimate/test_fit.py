@@ -15,7 +15,7 @@ from md_export.diagnose.estimate.fit import Fit, fit, fit_of
 from md_export.diagnose.estimate.roofline import Constants, floor_of, seconds_of
 from md_export.diagnose.inspect import count_macs
 from md_export.errors import UsageError
-from md_export.models.graph import COMPONENTS
+from md_export.models.families import COMPONENTS
 from recorded_operations import record
 
 KNOWN: Final = knowledge()
@@ -67,7 +67,9 @@ def test_the_recorded_peers_are_the_counters(component: str) -> None:
     import torch
 
     config, entry = arch_config("md"), COMPONENTS[component]
-    inputs = [torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device="meta") for spec in entry.inputs(config)]
+    inputs = [
+        torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device="meta") for spec in entry.input_specs(config)
+    ]
     module = build_on_meta(entry, config).to("meta").eval()
     ops, peer = record(module, inputs), KNOWN.peers[f"md/{component}"]
     assert sum(op.macs for op in ops) == sum(row.macs * row.number for row in peer) == count_macs(module, *inputs)[0]

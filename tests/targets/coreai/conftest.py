@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from md_export.models.graph import COMPONENTS
+from md_export.models.families import COMPONENTS
 from md_export.spec.recipe import QuantScheme
 from md_export.spec.tensors import Array, Arrays, TensorSpec
 from md_export.targets import TARGETS
@@ -97,7 +97,9 @@ def component_subject(component: str) -> Subject:
     entry = COMPONENTS[component]
     torch.manual_seed(0)
     module = entry.build(NANO).eval()
-    return Subject(component, module, entry.inputs(NANO), entry.outputs(NANO), random_inputs(component, NANO, 0))
+    return Subject(
+        component, module, entry.input_specs(NANO), entry.output_specs(NANO), random_inputs(component, NANO, 0)
+    )
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from md_export.models.graph import COMPONENTS, ModelConfig
+from md_export.models.config import ModelConfig
+from md_export.models.families import COMPONENTS
 from md_export.spec.recipe import QuantScheme
 from md_export.spec.tensors import Array, TensorSpec
 from md_export.targets.contract import LoweringJob
@@ -42,7 +43,7 @@ def build_subject(component: str, config: ModelConfig) -> Subject:
     torch.manual_seed(0)
     module: nn.Module = entry.build(config).eval()
     example = random_inputs(component, config, seed=0)
-    inputs, outputs = entry.inputs(config), entry.outputs(config)
+    inputs, outputs = entry.input_specs(config), entry.output_specs(config)
     with torch.no_grad():
         out = module(*(torch.from_numpy(example[spec.name]) for spec in inputs))
     job = LoweringJob(component, module, inputs, outputs, example, SCHEMES["fp32"], (), Path())

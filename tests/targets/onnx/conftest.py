@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from md_export.models.graph import COMPONENTS, ModelConfig
+from md_export.models.config import ModelConfig
+from md_export.models.families import COMPONENTS
 from md_export.parity.metrics import compare, first_fault
 from md_export.spec.recipe import QuantScheme
 from md_export.spec.tensors import Array, Arrays
@@ -55,7 +56,7 @@ def build_subject(component: str, config: ModelConfig) -> Subject:
     module = entry.build(config).eval()
     calibration = tuple(random_inputs(component, config, seed) for seed in range(CASES))
     held_out = random_inputs(component, config, CASES)
-    inputs, outputs = entry.inputs(config), entry.outputs(config)
+    inputs, outputs = entry.input_specs(config), entry.output_specs(config)
     with torch.no_grad():
         expected = module(*(torch.from_numpy(held_out[spec.name]) for spec in inputs)).numpy()
     scheme = SCHEMES["fp32"]

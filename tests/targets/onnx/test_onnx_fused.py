@@ -135,7 +135,7 @@ def test_an_export_of_ort_files(build: Callable[[Recipe], Any], exported: Export
     case = read_golden(exported("onnx", "int8") / "golden").cases[1]
     run = execute("onnx", path, [case.inputs("vae_decoder")])
     assert run.found.notes["form"] == "ort" and run.found.ops == entry.ops
-    assert compare(run.outputs[0]["image"], case.output("image")).snr_db > 20
+    assert compare(run.outputs[0]["image"], case.output("vae_decoder", "image")).snr_db > 20
 
 
 def test_weights_beside_a_file_are_listed_and_hashed(

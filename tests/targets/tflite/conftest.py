@@ -83,7 +83,7 @@ def quantized(
         TfliteModel(float_file).quantize(job).save(path)
         (made,), runner = part.outputs, target.load(path)
         figures = [
-            compare(runner.run(batch)[made.name], case.output(made.name))
+            compare(runner.run(batch)[made.name], case.output(name, made.name))
             for batch, case in zip(batches, cases, strict=True)
         ]
         return Quantized(path, worst(figures).snr_db)

@@ -70,7 +70,7 @@ def on_gpu(path: Path, nano: Path) -> tuple[float, str]:
     """SNR in dB of a text encoder on the first golden case, and the note on where it ran."""
     case = read_golden(nano / GOLDEN_FOLDER).cases[0]
     made, note = run_on_gpu(path, case.inputs("text_encoder"), LIMIT_S)
-    return compare(made["last_hidden_state"], case.output("last_hidden_state")).snr_db, note
+    return compare(made["last_hidden_state"], case.output("text_encoder", "last_hidden_state")).snr_db, note
 
 
 @pytest.mark.slow

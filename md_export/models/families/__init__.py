@@ -1,0 +1,31 @@
+"""Model families, one file each: what their components are built of and how values flow between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from md_export.errors import UsageError
+from md_export.models.config import ModelConfig
+from md_export.models.families.mobile_diffusion import MOBILE_DIFFUSION
+from md_export.models.graph import Component, Family
+
+FAMILIES: Final = (MOBILE_DIFFUSION,)
+# For golden cases and exports, which do not name their family: all families so far have the same wiring.
+WIRING: Final = MOBILE_DIFFUSION
+
+COMPONENTS: Final[Mapping[str, Component]] = {component.name: component for component in WIRING.required}
+
+
+def component_of(config: ModelConfig, name: str) -> Component:
+    """Return the row of a checkpoint's component; raises :class:`UsageError` for a name that its family lacks."""
+    rows = family_of(config).rows
+    if name not in rows:
+        raise UsageError(f"unknown component {name!r}; use one of {', '.join(rows)}")
+    return rows[name]
+
+
+def family_of(config: ModelConfig) -> Family:
+    """Return the family of a checkpoint."""
+    del config
+    return MOBILE_DIFFUSION

@@ -1,0 +1,135 @@
+"""The wiring that all latent diffusion models of this package share: prompt → text encoder → UNet → VAE decoder.
+
+A UNet that in-paints takes a picture's latents and a mask after the noise; an adapter or a ControlNet may add residuals
+to its maps. What differs between families is what their UNet and ControlNet are built of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from md_export.errors import UsageError
+from md_export.models.adapter import T2IAdapter, residual_shapes
+from md_export.models.config import ModelConfig
+from md_export.models.given import (
+    CONDITION,
+    GIVEN,
+    IMAGE,
+    INPUT_IDS,
+    LAST,
+    LATENT,
+    MASK,
+    PICTURE,
+    SAMPLE,
+    SAMPLER,
+    SHOWN,
+    TEXT,
+    TIMESTEP,
+)
+from md_export.models.graph import Component, Family, Kind, Output, Port, Shape, kind
+from md_export.models.text_encoder import TextEncoder
+from md_export.models.vae import VAEDecoder, VAEEncoder
+
+Build = Callable[[ModelConfig], nn.Module]
+# Of a UNet that in-paints, with the mask and the picture's latents.
+_OF_UNET = kind(4, lambda config: (1, config.unet.in_channels, *config.latent_shape[2:]))
+
+
+def latent_diffusion(
+    name: str,
+    build_unet: Build,
+    build_controlnet: Build,
+    controlled_shapes: Callable[[ModelConfig], tuple[Shape, ...]],
+    libraries: tuple[str, ...] = (),
+) -> Family:
+    """Declare a family.
+
+    ``controlled_shapes``: of what its ControlNet adds, to each skip connection and, the last, to the innermost map.
+    """
+    residuals = Kind(4, lambda config: _residual_shapes(config, controlled_shapes), many=True)
+    text_encoder = Component(
+        "text_encoder",
+        folder="text_encoder",
+        build=lambda config: TextEncoder(config.text_encoder),
+        inputs=(Port("input_ids", INPUT_IDS),),
+        outputs=(Output("last_hidden_state", TEXT),),
+        called="per prompt",
+    )
+    vae_encoder = Component(
+        "vae_encoder",
+        folder="vae",
+        build=lambda config: VAEEncoder(config.vae),
+        inputs=(Port("image", PICTURE),),
+        outputs=(Output("latent_mean", LATENT),),
+        key_prefixes=("encoder.", "quant_conv."),
+        needed=lambda config: config.inpaints,
+    )
+    t2i_adapter = Component(
+        "t2i_adapter",
+        folder="t2i_adapter",
+        build=_adapter,
+        inputs=(Port("condition", CONDITION, batched=False),),
+        outputs=(Output("residual_", residuals),),
+        needed=lambda config: config.adapter is not None,
+    )
+    controlnet = Component(
+        "controlnet",
+        folder="controlnet",
+        build=build_controlnet,
+        inputs=(
+            Port("sample", SAMPLE),
+            Port("timestep", TIMESTEP, batched=False),
+            Port("encoder_hidden_states", text_encoder["last_hidden_state"]),
+            Port("condition", CONDITION, batched=False),
+        ),
+        outputs=(Output("residual_", residuals),),
+        called="per step",
+        needed=lambda config: config.controlnet is not None,
+    )
+    unet = Component(
+        "unet",
+        folder="unet",
+        build=build_unet,
+        inputs=(
+            Port("sample", SAMPLE, _OF_UNET, beside=(MASK, SHOWN)),
+            Port("timestep", TIMESTEP, batched=False),
+            Port("encoder_hidden_states", text_encoder["last_hidden_state"]),
+            Port("residual_", t2i_adapter["residual_"].or_else(controlnet["residual_"]), when=CONDITION),
+        ),
+        outputs=(Output("out_sample", LATENT),),
+        called="per step",
+    )
+    vae_decoder = Component(
+        "vae_decoder",
+        folder="vae",
+        build=lambda config: VAEDecoder(config.vae),
+        inputs=(Port("latent", LAST),),
+        outputs=(Output("image", IMAGE),),
+        key_prefixes=("decoder.", "post_quant_conv."),
+    )
+    return Family(
+        name,
+        components=(text_encoder, vae_encoder, t2i_adapter, controlnet, unet, vae_decoder),
+        outside=(*GIVEN, *SAMPLER),
+        denoised=unet["out_sample"],
+        encoded=vae_encoder["latent_mean"],
+        image=vae_decoder["image"],
+        libraries=libraries,
+    )
+
+
+def _residual_shapes(
+    config: ModelConfig, controlled_shapes: Callable[[ModelConfig], tuple[Shape, ...]]
+) -> tuple[Shape, ...]:
+    """Shapes of what an adapter or a ControlNet adds to the UNet's maps; none where the checkpoint has neither."""
+    if config.adapter is not None:
+        return residual_shapes(config.adapter, config.latent_shape)
+    return () if config.controlnet is None else controlled_shapes(config)
+
+
+def _adapter(config: ModelConfig) -> nn.Module:
+    if config.adapter is None:
+        raise UsageError("this checkpoint has no adapter: put its config.json and weights into t2i_adapter/")
+    return T2IAdapter(config.adapter)

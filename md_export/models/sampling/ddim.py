@@ -1,0 +1,62 @@
+"""DDIM without noise of its own (arXiv 2010.02502, eta 0), with classifier-free guidance (arXiv 2207.12598)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from md_export.models.sampling.one_step import linear
+from md_export.spec.sampler import Ddim, DdimStep, SamplerPlan
+from md_export.spec.tensors import Array, Float32
+
+if TYPE_CHECKING:
+    from md_export.models.config import ModelConfig
+
+
+def ddim_of(config: ModelConfig, plan: SamplerPlan | None) -> Ddim | None:
+    """Return the checkpoint's constants for so many steps; None for one step.
+
+    Raises:
+        ConfigError: its schedule has no such steps.
+    """
+    if plan is None:
+        return None
+    steps = tuple(DdimStep(*step) for step in config.schedule.ddim(plan.steps))
+    return Ddim(plan.guidance, steps, config.vae.scaling_factor, config.schedule.prediction_type)
+
+
+@dataclass(frozen=True)
+class DdimSampler:
+    """Takes all steps."""
+
+    constants: Ddim
+
+    @property
+    def timesteps(self) -> tuple[float, ...]:
+        """The noisiest first."""
+        return tuple(step.timestep for step in self.constants.steps)
+
+    @property
+    def guidance(self) -> float:
+        """As the recipe has it."""
+        return self.constants.guidance
+
+    @property
+    def scaling_factor(self) -> float:
+        """Of latents."""
+        return self.constants.scaling_factor
+
+    def start(self, noise: Array) -> Float32:
+        """The noise as it is."""
+        return noise.astype(np.float32, copy=False)
+
+    def taken(self, step: int, x: Float32) -> Float32:  # noqa: ARG002 (the protocol's)
+        """x as it is."""
+        return x
+
+    def step(self, step: int, x: Float32, output: Float32) -> Float32:
+        """a·x + b·output with the step's own constants."""
+        one = self.constants.steps[step]
+        return linear(one.a, one.b, x, output)

@@ -1,0 +1,111 @@
+"""The model graph: rows that refer to each other, and the walk over any crew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from md_export.models.families import FAMILIES, WIRING
+from md_export.models.given import GIVEN, NOISE, SAMPLER
+from md_export.models.graph import Component, Family, Port, Value, calls_in
+from md_export.models.sampling.sampler import sampler_for
+from md_export.models.walk import Steps, Tensors, walk
+from md_export.spec.names import ORDER
+from md_export.spec.sampler import OneStep
+from md_export.spec.tensors import Array, Arrays
+from md_export.targets.layouts import LAYOUTS
+
+ONE = OneStep(999, 0.5, 1.0, 0.5, "sample")
+
+
+def declared(*components: Component) -> Family:
+    return Family(
+        "declared",
+        components,
+        outside=(*GIVEN, *SAMPLER),
+        denoised=WIRING.denoised,
+        encoded=WIRING.encoded,
+        image=WIRING.image,
+    )
+
+
+def test_an_input_without_a_producer_is_refused() -> None:
+    declared(*WIRING.components)
+    unet = WIRING["unet"]
+    nobody = Port("pooled", Value("text_encoder", "pooled_output", NOISE.kind))
+    odd = Component("unet", "unet", unet.build, (*unet.inputs, nobody), unet.outputs, called="per step")
+    rows = [odd if row.name == "unet" else row for row in WIRING.components]
+    with pytest.raises(ValueError, match=r"unet\.pooled takes text_encoder\.pooled_output, which nothing before it"):
+        declared(*rows)
+    with pytest.raises(ValueError, match=r"unet\.encoder_hidden_states takes text_encoder\.last_hidden_state"):
+        declared(*(row for row in WIRING.components if row.name != "text_encoder"))
+    with pytest.raises(ValueError, match="in the order text_encoder"):
+        declared(*WIRING.components[1:2], *WIRING.components[:1], *WIRING.components[2:])
+    with pytest.raises(KeyError, match="pooled_output"):
+        WIRING["text_encoder"]["pooled_output"]
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_families_have_one_wiring(family: Family) -> None:
+    """Golden cases and exports do not name their family."""
+    assert tuple(family.rows) == ORDER
+    for mine, other in zip(family.components, WIRING.components, strict=True):
+        assert [(port.name, port.source.key, port.batched) for port in mine.inputs] == [
+            (port.name, port.source.key, port.batched) for port in other.inputs
+        ]
+        assert [output.name for output in mine.outputs] == [output.name for output in other.outputs]
+
+
+def test_layouts_know_inputs_and_outputs_of_the_graph() -> None:
+    for layout in LAYOUTS.values():
+        for component, surface in layout.surfaces.items():
+            assert set(surface.inputs) <= {port.name for port in WIRING[component].inputs}
+            assert set(surface.outputs) <= {output.name for output in WIRING[component].outputs}
+
+
+class Recorded:
+    """A crew of numbers; ``broken`` computes nothing."""
+
+    def __init__(self, broken: str = "") -> None:
+        self.asked: list[tuple[str, int]] = []
+        self.broken = broken
+
+    def run(self, component: str, batches: Sequence[Arrays]) -> Sequence[Arrays]:
+        self.asked.append((component, len(batches)))
+        if component == self.broken:
+            return []
+        made: Array = np.zeros((1, 3, 4, 4), np.float32)
+        names = {"text_encoder": "last_hidden_state", "unet": "out_sample", "vae_decoder": "image"}
+        return [{names[component]: made} for _ in batches]
+
+    def take(self, steps: Steps, pictures: Sequence[Tensors]) -> None:
+        steps.take(self.run, pictures)
+
+
+def begun(seed: int) -> Tensors:
+    noise = np.random.default_rng(seed).standard_normal((1, 3, 4, 4)).astype(np.float32)
+    return {"given.noise": noise, "given.input_ids": np.zeros((1, 5), np.int32)}
+
+
+def test_each_component_is_asked_once_for_all_pictures() -> None:
+    crew = Recorded()
+    made = walk(WIRING, WIRING.required, crew, [begun(0), begun(1)], sampler_for(ONE))
+    assert crew.asked == [("text_encoder", 2), ("unet", 2), ("vae_decoder", 2)]
+    for values, seed in zip(made, (0, 1), strict=True):
+        assert np.array_equal(values["sampler.latent"], begun(seed)["given.noise"])
+        assert values["made.picture"].shape == (4, 4, 3)
+
+
+@pytest.mark.parametrize("broken", ["text_encoder", "unet", "vae_decoder"])
+def test_what_follows_a_component_that_fails_is_visited_without_inputs(broken: str) -> None:
+    crew = Recorded(broken)
+    (values,) = walk(WIRING, WIRING.required, crew, [begun(0)], sampler_for(ONE))
+    place = [name for name, _ in crew.asked].index(broken)
+    assert [count for _, count in crew.asked] == [1] * (place + 1) + [0] * (2 - place)
+    assert "made.picture" not in values
+
+
+def test_calls_are_counted_by_their_numbers() -> None:
+    assert calls_in(["a.b.16", "a.b.3", "a.bc.1", "a.b"], "a.b") == (3, 16)
