@@ -5,16 +5,14 @@ diffusers' ``T2IAdapter`` of the kind ``full_adapter``, module by module, so tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from md_export.errors import ConfigError
-
-RESIDUAL: Final = "residual_"
 
 
 @dataclass(frozen=True)
@@ -23,6 +21,9 @@ class AdapterConfig:
 
     ``in_channels``: 1 for edges, depth or a sketch, 3 for a picture in colour.
     """
+
+    IGNORED: ClassVar[tuple[str, ...]] = ()
+    REQUIRED: ClassVar[Mapping[str, Any]] = {"adapter_type": "full_adapter"}
 
     in_channels: int = 3
     channels: tuple[int, ...] = (320, 640, 1280, 1280)

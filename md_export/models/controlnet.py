@@ -6,9 +6,10 @@ Parameters have the names of diffusers' ControlNetModel; those of the down path 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final
+from typing import Any, ClassVar, Final
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,6 +28,14 @@ class ControlNetConfig:
     ``conditioning_channels``: 1 for edges, depth or a sketch, 3 for a picture in colour. Each width of the condition's
     encoder after the first is reached by halving the picture, until it has the size of a latent.
     """
+
+    IGNORED: ClassVar[tuple[str, ...]] = ()
+    REQUIRED: ClassVar[Mapping[str, Any]] = {
+        "controlnet_conditioning_channel_order": "rgb",
+        "global_pool_conditions": False,
+    }
+    # It takes the UNet's own config.
+    OF_UNET: ClassVar[tuple[str, ...]] = ()
 
     conditioning_channels: int = 3
     conditioning_embedding_out_channels: tuple[int, ...] = (16, 32, 96, 256)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from torch import Tensor, nn
 
@@ -44,6 +44,16 @@ PLAIN_CONTROLNET: Final[Mapping[str, Any]] = {
 @dataclass(frozen=True)
 class DiffusersControlNetConfig:
     """``controlnet/config.json`` of diffusers' ControlNetModel; defaults are its own."""
+
+    IGNORED: ClassVar[tuple[str, ...]] = ("addition_embed_type_num_heads",)
+    REQUIRED: ClassVar[Mapping[str, Any]] = PLAIN_CONTROLNET
+    # Fields that must have the UNet's values.
+    OF_UNET: ClassVar[tuple[str, ...]] = (
+        "in_channels",
+        "block_out_channels",
+        "layers_per_block",
+        "cross_attention_dim",
+    )
 
     in_channels: int = 4
     conditioning_channels: int = 3

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from torch import Tensor, nn
 
@@ -73,6 +73,9 @@ class DiffusersUNetConfig:
     have no ``mid_block_type``.
     """
 
+    IGNORED: ClassVar[tuple[str, ...]] = ("dropout", "addition_embed_type_num_heads")
+    REQUIRED: ClassVar[Mapping[str, Any]] = PLAIN
+
     sample_size: int = 64
     in_channels: int = 4
     out_channels: int = 4
@@ -113,6 +116,16 @@ class DiffusersUNetConfig:
                 f"sample_size={self.sample_size} must be a multiple of {2**self.halvings}: the UNet halves it "
                 f"{self.halvings} times"
             )
+
+    @property
+    def why_no_adapter(self) -> str:
+        """Reason why no adapter is read beside it; empty where one is."""
+        if "DownBlock2D" not in self.down_block_types[:-1]:
+            return ""
+        return (
+            f"down_block_types={self.down_block_types}; adapters are read for UNets of which every level but the last "
+            "has attention, as those of Stable Diffusion have"
+        )
 
     @property
     def halvings(self) -> int:

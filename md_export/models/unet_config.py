@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from md_export.errors import ConfigError
 from md_export.models.layers import ACTIVATIONS, ATTENTION_KINDS, SEP_CONV_TIME
@@ -11,6 +13,10 @@ from md_export.models.layers import ACTIVATIONS, ATTENTION_KINDS, SEP_CONV_TIME
 @dataclass(frozen=True)
 class MDUNetConfig:
     """``unet/config.json``; every field may be left out there. Channels are counts, sizes are latent pixels."""
+
+    IGNORED: ClassVar[tuple[str, ...]] = ()
+    REQUIRED: ClassVar[Mapping[str, Any]] = {}
+    why_no_adapter: ClassVar[str] = ""
 
     sample_size: int = 64
     in_channels: int = 8

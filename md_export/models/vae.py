@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,15 @@ class VAEConfig:
     MD's decoders differ from its encoder, hence the two ``decoder_*`` fields; left out, they follow
     AutoencoderKL (same channels, one more ResNet block a level).
     """
+
+    # Fields of diffusers that change nothing here, and those with the only value that is read.
+    IGNORED: ClassVar[tuple[str, ...]] = ("down_block_types", "up_block_types", "sample_size", "force_upcast")
+    REQUIRED: ClassVar[Mapping[str, Any]] = {
+        "act_fn": "silu",
+        "shift_factor": None,
+        "latents_mean": None,
+        "latents_std": None,
+    }
 
     in_channels: int = 3
     out_channels: int = 3

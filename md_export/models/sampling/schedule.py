@@ -4,8 +4,9 @@ and of each step of DDIM (arXiv 2010.02502, equation 12 with eta 0).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,14 @@ class ScheduleConfig:
 
     The last four are for many steps only; where a checkpoint leaves them out they are as in Stable Diffusion.
     """
+
+    IGNORED: ClassVar[tuple[str, ...]] = OTHER_SAMPLERS
+    REQUIRED: ClassVar[Mapping[str, Any]] = {
+        "trained_betas": None,
+        "rescale_betas_zero_snr": False,
+        "thresholding": False,
+        "use_flow_sigmas": False,
+    }
 
     num_train_timesteps: int = 1000
     beta_start: float = 0.00085
