@@ -6,7 +6,7 @@ import numpy as np
 
 from md_export.models.config import ModelConfig
 from md_export.models.diffusers_unet import DiffusersUNetConfig
-from md_export.models.families import COMPONENTS
+from md_export.models.families import component_of
 from md_export.models.unet_config import MDUNetConfig
 from md_export.models.vae import VAEConfig
 from md_export.spec.tensors import Array
@@ -97,7 +97,7 @@ def random_inputs(component: str, config: ModelConfig, seed: int) -> dict[str, A
     """Token ids, the last timestep, and standard normal values for everything else."""
     generator = np.random.default_rng(seed)
     arrays: dict[str, Array] = {}
-    for spec in COMPONENTS[component].input_specs(config):
+    for spec in component_of(config, component).input_specs(config):
         if spec.dtype == "int32":
             arrays[spec.name] = generator.integers(0, VOCABULARY, spec.shape, dtype=np.int32)
         elif spec.name == "timestep":

@@ -13,13 +13,10 @@ from typing import Any, Final
 from md_export.checkpoint.files import TABLE_LIMIT, Layout, read_json
 from md_export.errors import CheckpointError, ConfigError
 from md_export.models.adapter import AdapterConfig
-from md_export.models.config import ControlConfig, ModelConfig, UNetConfig
-from md_export.models.controlnet import ControlNetConfig
-from md_export.models.diffusers_controlnet import DiffusersControlNetConfig
-from md_export.models.diffusers_unet import CLASS_NAME, DiffusersUNetConfig
+from md_export.models.config import ModelConfig
+from md_export.models.families import family_by_class
 from md_export.models.parsing import ConfigT, parse_config
 from md_export.models.sampling.schedule import ScheduleConfig
-from md_export.models.unet_config import MDUNetConfig
 from md_export.models.vae import VAEConfig
 
 # Sizes that cost memory before a parameter is counted; several times what any known model of this kind uses.
@@ -37,8 +34,6 @@ _LARGEST: Final[Mapping[str, int]] = {
 }
 # Counts that may be 0.
 _FROM_ZERO: Final = ("steps_offset", "freq_shift")
-# AutoencoderKL's defaults for fields that configs of Stable Diffusion 1 leave out.
-_AUTOENCODER: Final[Mapping[str, object]] = {"latent_channels": 4, "scaling_factor": 0.18215}
 _LEVELS: Final = 16
 SCHEDULER: Final = "scheduler/scheduler_config.json"
 _TEXT_SIZES: Final = (
@@ -68,18 +63,18 @@ def read_model_config(layout: Layout) -> ModelConfig:
     for field in _TEXT_SIZES:
         if field in text:
             _check_value(f"text_encoder/config.json: {field}", field, text[field], int)
-    unet = _unet(read_json(layout.require("unet/config.json")))
-    vae = read_json(layout.require("vae/config.json"))
-    if isinstance(unet, DiffusersUNetConfig):
-        vae = {**_AUTOENCODER, **vae}
+    unet = read_json(layout.require("unet/config.json"))
+    unet = {name: value for name, value in unet.items() if name != "trained_substitutions"}
+    form = family_by_class(str(unet.get("_class_name"))).form
+    vae = {**form.vae, **read_json(layout.require("vae/config.json"))}
     adapter, controlnet = (layout.find(f"{name}/config.json") for name in ("t2i_adapter", "controlnet"))
     config = ModelConfig(
         text_encoder={field: text[field] for field in _TEXT_FIELDS if field in text},
-        unet=unet,
+        unet=_parse(form.unet, "unet", unet),
         vae=_parse(VAEConfig, "vae", vae),
         schedule=_parse(ScheduleConfig, "scheduler", read_json(layout.require(SCHEDULER))),
         adapter=None if adapter is None else _parse(AdapterConfig, "t2i_adapter", read_json(adapter)),
-        controlnet=None if controlnet is None else _controlnet(unet, read_json(controlnet)),
+        controlnet=None if controlnet is None else _parse(form.controlnet, "controlnet", read_json(controlnet)),
     )
     config.check()
     return config
@@ -105,21 +100,6 @@ def check_vocabulary(path: Path, config: ModelConfig) -> None:
             f"{path} has token ids {span}, but text_encoder/config.json has vocab_size={rows}: "
             "the tokenizer and the text encoder are not of the same model"
         )
-
-
-def _unet(values: Mapping[str, object]) -> UNetConfig:
-    """Return MobileDiffusion's config, or Stable Diffusion's where ``_class_name`` is diffusers' own class."""
-    given = {key: value for key, value in values.items() if key != "trained_substitutions"}
-    if given.get("_class_name") == CLASS_NAME:
-        return _parse(DiffusersUNetConfig, "unet", given)
-    return _parse(MDUNetConfig, "unet", given)
-
-
-def _controlnet(unet: UNetConfig, values: Mapping[str, object]) -> ControlConfig:
-    """Return the config of the kind of ControlNet that belongs to the UNet."""
-    if isinstance(unet, DiffusersUNetConfig):
-        return _parse(DiffusersControlNetConfig, "controlnet", values)
-    return _parse(ControlNetConfig, "controlnet", values)
 
 
 def _parse(kind: type[ConfigT], folder: str, values: Mapping[str, object]) -> ConfigT:

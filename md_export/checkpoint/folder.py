@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
 
 from torch import Tensor, nn
 
@@ -23,7 +22,6 @@ from md_export.models.config import ModelConfig
 from md_export.models.families import component_of, family_of
 from md_export.models.graph import Component
 from md_export.spec.loras import Lora
-
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,8 @@ from md_export.checkpoint import build_on_meta
 from md_export.checkpoint.architectures import arch_config
 from md_export.errors import ConfigError, OutputError, UsageError
 from md_export.models.config import ModelConfig
-from md_export.models.diffusers_unet import CLASS_NAME, DiffusersUNetConfig
 from md_export.models.families import family_of
 from md_export.models.graph import Component
-from md_export.models.unet_config import MDUNetConfig
 from md_export.system.files import refuse_existing, require_space, staging
 
 DTYPES: Final[Mapping[str, torch.dtype]] = {"float16": torch.float16, "float32": torch.float32}
@@ -37,11 +35,6 @@ _CLASSES: Final[Mapping[str, tuple[str, str]]] = {
     "tokenizer": ("transformers", "CLIPTokenizer"),
     "vae": ("diffusers", "AutoencoderKL"),
     "scheduler": ("diffusers", "DDIMScheduler"),
-}
-# Config of a UNet → the pipeline that its checkpoint is of, and its own library and class.
-_UNET_CLASSES: Final[Mapping[type, tuple[str, tuple[str, str]]]] = {
-    MDUNetConfig: ("MobileDiffusionPipeline", ("md_export", "MDUNet")),
-    DiffusersUNetConfig: ("StableDiffusionPipeline", ("diffusers", CLASS_NAME)),
 }
 
 
@@ -112,13 +105,13 @@ def _parameters(config: ModelConfig) -> int:
 
 def config_files(config: ModelConfig) -> dict[str, dict[str, object]]:
     """Return file name → JSON content."""
-    pipeline, unet = _UNET_CLASSES[type(config.unet)]
-    classes = {**_CLASSES, "unet": unet}
+    form = family_of(config).form
+    classes = {**_CLASSES, "unet": form.unet_class}
     text = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **config.text_encoder}
     return {
-        "model_index.json": {"_class_name": pipeline, **{k: list(v) for k, v in classes.items()}},
+        "model_index.json": {"_class_name": form.pipeline, **{k: list(v) for k, v in classes.items()}},
         "text_encoder/config.json": text,
-        "unet/config.json": _with_class(unet, config.unet),
+        "unet/config.json": _with_class(form.unet_class, config.unet),
         "vae/config.json": _with_class(classes["vae"], config.vae) | _block_types(config),
         "scheduler/scheduler_config.json": _with_class(classes["scheduler"], config.schedule),
     }
@@ -130,7 +123,7 @@ def _with_class(library_and_class: tuple[str, str], config: Any) -> dict[str, ob
 
 def _block_types(config: ModelConfig) -> dict[str, object]:
     """Return fields that diffusers' AutoencoderKL needs in addition to ours, for checkpoints of diffusers."""
-    if not isinstance(config.unet, DiffusersUNetConfig):
+    if family_of(config).form.unet_class[0] != _CLASSES["vae"][0]:
         return {}
     levels = len(config.vae.block_out_channels)
     return {"down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels}

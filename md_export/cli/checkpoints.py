@@ -20,7 +20,6 @@ from md_export.cli.shared import (
     steps_option,
 )
 from md_export.errors import UsageError
-from md_export.spec.names import ADAPTER, CONTROLNET
 
 ARCHS: Final = ("md", "md-lite", "sd15", "nano")
 
@@ -127,7 +126,8 @@ def adapt(
 
     The folder holds the added files and a relative path to CHECKPOINT, whose weights are not copied.
     """
-    given = {name: folder for name, folder in ((ADAPTER, adapter), (CONTROLNET, controlnet)) if folder is not None}
+    both = {"t2i_adapter": adapter, "controlnet": controlnet}
+    given = {name: folder for name, folder in both.items() if folder is not None}
     if len(given) + bool(loras) != 1:
         raise UsageError(
             "name LoRAs with --lora FILE or --lora FILE:scale, an --adapter FOLDER, or a --controlnet FOLDER; for "

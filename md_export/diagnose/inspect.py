@@ -16,7 +16,6 @@ from md_export.checkpoint import build_on_meta
 from md_export.models.config import ModelConfig
 from md_export.models.families import family_of
 from md_export.models.graph import Component
-from md_export.models.unet_config import MDUNetConfig
 
 CONVENTION: Final = (
     "1 MAC = one multiply-add (the paper's 'GFLOPs'), attention products included, batch 1, one call, no guidance; "
@@ -134,11 +133,11 @@ class Inspection:
 def inspect_config(config: ModelConfig) -> Inspection:
     """Return the figures of every component of ``config``, computed on the meta device."""
     config.check()
+    family = family_of(config)
     # The encoder has no part in a figure of the paper.
-    rows = [row for row in family_of(config).components if not row.optional or row.needed(config)]
-    rows.sort(key=lambda row: row.optional)
-    family = "md" if isinstance(config.unet, MDUNetConfig) else "sd15"
-    return Inspection(tuple(_figures(component, config) for component in rows), family)
+    optional = [row for row in family.components if row.optional and row.name != family.encoded.node]
+    rows = (*family.required, *(row for row in optional if row.needed(config)))
+    return Inspection(tuple(_figures(component, config) for component in rows), family.form.name)
 
 
 def _figures(component: Component, config: ModelConfig) -> ComponentFigures:

@@ -72,7 +72,7 @@ def source_of(
             "checkpoint": checkpoint.sha256(),
             "trained": checkpoint.trained_substitutions,
             "maker": maker(),
-            "tools": tools_of(also=checkpoint.config.libraries),
+            "tools": tools_of(also=family_of(checkpoint.config).form.libraries),
         },
         {size: notes_of(checkpoint.at(size)) for size in sizes},
         golden,

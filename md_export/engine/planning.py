@@ -38,6 +38,7 @@ from md_export.engine.plan import (
     Step,
 )
 from md_export.engine.request import lora_files, lora_inputs
+from md_export.models.families import family_of
 from md_export.parity.golden.calibration import calibration_pairs, needs_calibration
 from md_export.parity.golden.folder import INDEX, read_index
 from md_export.parity.golden.prepare import planned_cases, present_golden
@@ -119,7 +120,7 @@ class _Planner:
         content = {
             "step": "export",
             **source.common,
-            "tools": tools_of(recipe.target, source.checkpoint.config.libraries),
+            "tools": tools_of(recipe.target, family_of(source.checkpoint.config).form.libraries),
             "recipe": recipe_to_dict(recipe),
             "parts": parts,
             "loras": [str(lora) for lora in source.checkpoint.loras],
@@ -188,7 +189,7 @@ class _Planner:
         content = {
             "step": "artifact",
             "maker": maker(),
-            "tools": tools_of(recipe.target, checkpoint.config.libraries),
+            "tools": tools_of(recipe.target, family_of(checkpoint.config).form.libraries),
             "notes": notes,
             **{field: plain[field] for field in OF_AN_ARTIFACT},
             # What onnxruntime fuses for a processor is for the machine that it was fused on.

@@ -28,11 +28,11 @@ from md_export.engine.plan import (
     Result,
 )
 from md_export.engine.swift_bundle import check_bundle, write_bundle
-from md_export.parity.golden.calibration import calibration_cases
-from md_export.parity.golden.folder import read_golden
-from md_export.models.families import WIRING
+from md_export.models.families import WIRING, family_of
 from md_export.models.sampling.ddim import ddim_of
 from md_export.models.sampling.one_step import one_step
+from md_export.parity.golden.calibration import calibration_cases
+from md_export.parity.golden.folder import read_golden
 from md_export.parity.golden.prepare import prepare_golden
 from md_export.parity.judge import verify
 from md_export.parity.lora_fusing import added_loras
@@ -137,7 +137,7 @@ def _manifest(
         recipe=recipe,
         checkpoint_sha256=checkpoint.sha256(),
         golden_sha256=read_golden(folder / GOLDEN_FOLDER).sha256,
-        tools=tools_of(recipe.target, checkpoint.config.libraries),
+        tools=tools_of(recipe.target, family_of(checkpoint.config).form.libraries),
         one_step=one_step(checkpoint.config),
         artifacts=entries,
         drift=drift,

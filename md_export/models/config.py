@@ -15,7 +15,6 @@ from md_export.models.diffusers_unet import DiffusersUNetConfig
 from md_export.models.sampling.schedule import ScheduleConfig
 from md_export.models.unet_config import MDUNetConfig
 from md_export.models.vae import VAEConfig
-from md_export.spec.names import ADAPTER, CONTROLNET
 
 ControlConfig = ControlNetConfig | DiffusersControlNetConfig
 UNetConfig = MDUNetConfig | DiffusersUNetConfig
@@ -38,11 +37,8 @@ def check_steering(
 def _check_adapter(unet: UNetConfig, vae: VAEConfig, adapter: AdapterConfig) -> None:
     _check("t2i_adapter", "channels", adapter.channels, "unet", "block_out_channels", unet.block_out_channels)
     _check("t2i_adapter", "downscale_factor", adapter.downscale_factor, "vae", "an enlargement of", vae.downscale)
-    if isinstance(unet, DiffusersUNetConfig) and "DownBlock2D" in unet.down_block_types[:-1]:
-        raise ConfigError(
-            f"unet/config.json: down_block_types={unet.down_block_types}; adapters are read for UNets of which every "
-            "level but the last has attention, as those of Stable Diffusion have"
-        )
+    if unet.why_no_adapter:
+        raise ConfigError(f"unet/config.json: {unet.why_no_adapter}")
 
 
 def _check_controlnet(unet: UNetConfig, vae: VAEConfig, controlnet: ControlConfig) -> None:
@@ -57,9 +53,7 @@ def _check_controlnet(unet: UNetConfig, vae: VAEConfig, controlnet: ControlConfi
         raise ConfigError(
             "controlnet/ beside a UNet that in-paints; ControlNets are read for UNets that take the noise alone"
         )
-    if not isinstance(controlnet, DiffusersControlNetConfig):
-        return
-    for field in ("in_channels", "block_out_channels", "layers_per_block", "cross_attention_dim"):
+    for field in controlnet.OF_UNET:
         _check("controlnet", field, getattr(controlnet, field), "unet", field, getattr(unet, field))
 
 
@@ -92,13 +86,6 @@ class ModelConfig:
     controlnet: ControlConfig | None = None
 
     @property
-    def steering(self) -> str | None:
-        """The component that takes the condition picture; None where there is none."""
-        if self.adapter is not None:
-            return ADAPTER
-        return None if self.controlnet is None else CONTROLNET
-
-    @property
     def condition_shape(self) -> tuple[int, ...] | None:
         """``[1, C, H, W]`` of the condition picture; None where nothing takes one."""
         channels = 0 if self.controlnet is None else self.controlnet.conditioning_channels
@@ -115,11 +102,6 @@ class ModelConfig:
     def inpaints(self) -> bool:
         """Whether the UNet takes mask and a picture's latents after the noise: ``2·C + 1`` channels."""
         return self.unet.in_channels == 2 * self.vae.latent_channels + 1
-
-    @property
-    def libraries(self) -> tuple[str, ...]:
-        """Distributions beside torch and transformers that compute golden cases."""
-        return () if isinstance(self.unet, MDUNetConfig) else ("diffusers",)
 
     @property
     def image_size(self) -> int:

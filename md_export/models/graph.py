@@ -7,7 +7,7 @@ torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -19,7 +19,7 @@ from md_export.spec.tensors import Array, Arrays, TensorSpec
 if TYPE_CHECKING:
     from torch import nn
 
-    from md_export.models.config import ModelConfig
+    from md_export.models.config import ControlConfig, ModelConfig, UNetConfig
 
 Shape = tuple[int, ...]
 # How often a node is called for a picture; with guidance there are two prompts, the first of them empty.
@@ -244,6 +244,28 @@ def calls_in(values: Collection[str], key: str) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
+class Form:
+    """The files that a family's checkpoints are recognized and written by.
+
+    Attributes:
+        name: of the architecture that stands for the family.
+        unet, controlnet: of the fields of ``config.json``.
+        pipeline: diffusers' class of the whole.
+        unet_class: library and class of the UNet; a config that names another family's is not of this one.
+        libraries: distributions beside torch and transformers that compute it.
+        vae: fields of ``vae/config.json`` that its checkpoints may leave out.
+    """
+
+    name: str
+    unet: type[UNetConfig]
+    controlnet: type[ControlConfig]
+    pipeline: str
+    unet_class: tuple[str, str]
+    libraries: tuple[str, ...] = ()
+    vae: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Family:
     """Models of one wiring: their components in the order in which they run.
 
@@ -252,16 +274,14 @@ class Family:
         denoised: the output that each step of the sampler takes.
         encoded: the output that a given picture's latents are.
         image: the output that is the picture.
-        libraries: distributions beside torch and transformers that compute it.
     """
 
-    name: str
+    form: Form
     components: tuple[Component, ...]
     outside: tuple[Value, ...]
     denoised: Value
     encoded: Value
     image: Value
-    libraries: tuple[str, ...] = ()
     rows: dict[str, Component] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -272,10 +292,10 @@ class Family:
                 self._check(component, port, known)
             known |= {f"{component.name}.{output.name}" for output in component.outputs}
         if not {self.denoised.key, self.encoded.key, self.image.key} <= known:
-            raise ValueError(f"{self.name}: denoised, encoded and image must be outputs of its components")
+            raise ValueError(f"{self.form.name}: denoised, encoded and image must be outputs of its components")
         names = [component.name for component in self.components]
         if names != [name for name in ORDER if name in names]:
-            raise ValueError(f"{self.name}: components must be declared in the order {', '.join(ORDER)}")
+            raise ValueError(f"{self.form.name}: components must be declared in the order {', '.join(ORDER)}")
         object.__setattr__(self, "rows", {component.name: component for component in self.components})
 
     def _check(self, component: Component, port: Port, known: set[str]) -> None:
@@ -283,7 +303,7 @@ class Family:
             for source in value.alternatives():
                 if source.key not in known:
                     raise ValueError(
-                        f"{self.name}: {component.name}.{port.name} takes {source.key}, which nothing before it "
+                        f"{self.form.name}: {component.name}.{port.name} takes {source.key}, which nothing before it "
                         f"gives; known are {', '.join(sorted(known))}"
                     )
 

@@ -15,8 +15,8 @@ from md_export.spec.recipe import Tolerance
 from md_export.spec.tensors import Float32
 
 if TYPE_CHECKING:
-    from md_export.spec.tensors import Float32
     from md_export.parity.golden.folder import GoldenSet
+    from md_export.spec.tensors import Float32
 
 # Details of the engine that executed a component: placement, seconds, ops to blame. A target's own runtime has none.
 Engine = TypeVar("Engine", default=None)

@@ -32,7 +32,6 @@ from md_export.rewrites.tokens_to_maps import count_maps, tokens_to_maps
 from md_export.rewrites.upsample_to_four_convs import count_four_convs, upsample_to_four_convs
 from md_export.rewrites.vector_linear_to_conv2d import count_vector_conv2d, vector_linear_to_conv2d
 from md_export.spec.artifact import RewriteRecord
-from md_export.spec.names import CONTROLNET
 from md_export.spec.sampler import OneStep
 
 
@@ -58,7 +57,7 @@ class Rewrite:
     output: str | None = None
 
 
-_UNET: Final = ("unet", CONTROLNET)
+_UNET: Final = ("unet", "controlnet")
 _MAPS: Final = (*_UNET, "vae_decoder", "vae_encoder")
 _ALL: Final = ("text_encoder", *_MAPS)
 REWRITES: Mapping[str, Rewrite] = {

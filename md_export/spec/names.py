@@ -10,9 +10,5 @@ ComponentName = Literal["text_encoder", "vae_encoder", "t2i_adapter", "controlne
 ORDER: Final[tuple[ComponentName, ...]] = get_args(ComponentName)
 # Those that a checkpoint may have, each with the one whose scheme, tolerance and costs are meant for it, too.
 OPTIONAL_NAMES: Final[Mapping[str, str]] = {"vae_encoder": "vae_decoder", "t2i_adapter": "unet", "controlnet": "unet"}
-# Those of them that steer the UNet by a condition picture: the one looks at the picture alone, the other at what the
-# UNet takes, too.
-ADAPTER: Final = "t2i_adapter"
-CONTROLNET: Final = "controlnet"
 # Those that every checkpoint has.
 COMPONENT_NAMES: Final = tuple(name for name in ORDER if name not in OPTIONAL_NAMES)

@@ -22,7 +22,7 @@ ONE = OneStep(999, 0.5, 1.0, 0.5, "sample")
 
 def declared(*components: Component) -> Family:
     return Family(
-        "declared",
+        WIRING.form,
         components,
         outside=(*GIVEN, *SAMPLER),
         denoised=WIRING.denoised,
@@ -47,7 +47,7 @@ def test_an_input_without_a_producer_is_refused() -> None:
         WIRING["text_encoder"]["pooled_output"]
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.form.name)
 def test_families_have_one_wiring(family: Family) -> None:
     """Golden cases and exports do not name their family."""
     assert tuple(family.rows) == ORDER

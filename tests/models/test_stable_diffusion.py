@@ -21,7 +21,7 @@ from md_export.checkpoint.lora import changes_of, open_lora
 from md_export.diagnose.inspect import inspect_config
 from md_export.errors import CheckpointError, ConfigError, MissingExtraError, UsageError
 from md_export.models.diffusers_unet import PLAIN
-from md_export.models.families import COMPONENTS
+from md_export.models.families.stable_diffusion import STABLE_DIFFUSION
 from md_export.models.sampling.one_step import one_step
 from md_export.models.unet_config import MDUNetConfig
 from md_export.parity.metrics import compare
@@ -181,7 +181,7 @@ def test_any_value_of_any_field_is_read_or_refused(folder: Path) -> None:
     for field, value in itertools.product((*whole, *PLAIN), strange):
         (folder / UNET).write_text(json.dumps({**whole, field: value}))
         try:
-            build_on_meta(COMPONENTS["unet"], read_config(folder))
+            build_on_meta(STABLE_DIFFUSION["unet"], read_config(folder))
         except (CheckpointError, ConfigError) as error:
             assert "\n" not in str(error)
             refused += 1

@@ -217,4 +217,6 @@ def test_without_a_plan_every_other_golden_case_serves(checkpoint: Checkpoint, g
     part = rewritten(checkpoint, "unet", recipe())
     seen = list(calibration_inputs(recipe(), part, golden, None))
     wanted = read_golden(golden).cases[::2]
-    assert [bool(np.array_equal(a["sample"], b.values["given.noise"])) for a, b in zip(seen, wanted, strict=True)] == [True] * 2
+    assert [bool(np.array_equal(a["sample"], b.values["given.noise"])) for a, b in zip(seen, wanted, strict=True)] == [
+        True
+    ] * 2

@@ -28,6 +28,7 @@ from md_export.engine.search.spread import Workers, spread, workers
 from md_export.engine.search.starting import STARTS, SearchRequest, starting_recipe
 from md_export.engine.search.tradeoff import Figures, TradeOff, curve, figures_of, trade_off_json
 from md_export.errors import ParityError, UsageError
+from md_export.models.families import family_of
 from md_export.parity.golden.folder import INDEX
 from md_export.parity.golden.prepare import golden_source
 from md_export.parity.golden.record import write_golden
@@ -155,7 +156,8 @@ def _key(request: SearchRequest, ground: _Ground) -> Key:
         rewrites=recipe.rewrites,
         rounding=", ".join(sorted({f"{one.rounding}{' and biases' * one.bias_correction}" for one in schemes})),
         calibration=sha256_of((ground.cases or ground.golden) / INDEX),
-        versions={"md-export": __version__} | tools_of(request.target, ground.checkpoint.config.libraries),
+        versions={"md-export": __version__}
+        | tools_of(request.target, family_of(ground.checkpoint.config).form.libraries),
     )
 
 

@@ -8,9 +8,10 @@ from typing import Final
 from md_export.errors import UsageError
 from md_export.models.config import ModelConfig
 from md_export.models.families.mobile_diffusion import MOBILE_DIFFUSION
+from md_export.models.families.stable_diffusion import STABLE_DIFFUSION
 from md_export.models.graph import Component, Family
 
-FAMILIES: Final = (MOBILE_DIFFUSION,)
+FAMILIES: Final = (MOBILE_DIFFUSION, STABLE_DIFFUSION)
 # For golden cases and exports, which do not name their family: all families so far have the same wiring.
 WIRING: Final = MOBILE_DIFFUSION
 
@@ -26,6 +27,11 @@ def component_of(config: ModelConfig, name: str) -> Component:
 
 
 def family_of(config: ModelConfig) -> Family:
-    """Return the family of a checkpoint."""
-    del config
-    return MOBILE_DIFFUSION
+    """Return the family of a checkpoint, by its UNet."""
+    (family,) = (family for family in FAMILIES if isinstance(config.unet, family.form.unet))
+    return family
+
+
+def family_by_class(name: str) -> Family:
+    """Return the family of a checkpoint by the class that ``unet/config.json`` names; MobileDiffusion for any other."""
+    return next((family for family in FAMILIES if family.form.unet_class[1] == name), MOBILE_DIFFUSION)

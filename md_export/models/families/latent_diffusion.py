@@ -28,7 +28,7 @@ from md_export.models.given import (
     TEXT,
     TIMESTEP,
 )
-from md_export.models.graph import Component, Family, Kind, Output, Port, Shape, kind
+from md_export.models.graph import Component, Family, Form, Kind, Output, Port, Shape, kind
 from md_export.models.text_encoder import TextEncoder
 from md_export.models.vae import VAEDecoder, VAEEncoder
 
@@ -38,11 +38,10 @@ _OF_UNET = kind(4, lambda config: (1, config.unet.in_channels, *config.latent_sh
 
 
 def latent_diffusion(
-    name: str,
+    form: Form,
     build_unet: Build,
     build_controlnet: Build,
     controlled_shapes: Callable[[ModelConfig], tuple[Shape, ...]],
-    libraries: tuple[str, ...] = (),
 ) -> Family:
     """Declare a family.
 
@@ -110,13 +109,12 @@ def latent_diffusion(
         key_prefixes=("decoder.", "post_quant_conv."),
     )
     return Family(
-        name,
+        form,
         components=(text_encoder, vae_encoder, t2i_adapter, controlnet, unet, vae_decoder),
         outside=(*GIVEN, *SAMPLER),
         denoised=unet["out_sample"],
         encoded=vae_encoder["latent_mean"],
         image=vae_decoder["image"],
-        libraries=libraries,
     )
 
 

@@ -8,36 +8,37 @@ from torch import nn
 
 from md_export.errors import UsageError
 from md_export.models.config import ModelConfig
-from md_export.models.controlnet import MDControlNet, skip_shapes
-from md_export.models.diffusers_controlnet import (
-    DiffusersControlNetConfig,
-    build_diffusers_controlnet,
-    controlled_shapes,
-)
-from md_export.models.diffusers_unet import build_diffusers_unet
+from md_export.models.controlnet import ControlNetConfig, MDControlNet, skip_shapes
 from md_export.models.families.latent_diffusion import latent_diffusion
-from md_export.models.graph import Shape
+from md_export.models.graph import Form, Shape
 from md_export.models.unet import MDUNet
 from md_export.models.unet_config import MDUNetConfig
 
 
-def _unet(config: ModelConfig) -> nn.Module:
-    unet = config.unet
-    return MDUNet(unet) if isinstance(unet, MDUNetConfig) else build_diffusers_unet(unet)
+def _unet_config(config: ModelConfig) -> MDUNetConfig:
+    assert isinstance(config.unet, MDUNetConfig)  # noqa: S101 (the family was chosen by it)
+    return config.unet
 
 
 def _controlnet(config: ModelConfig) -> nn.Module:
-    if isinstance(config.controlnet, DiffusersControlNetConfig):
-        return build_diffusers_controlnet(config.controlnet)
-    if config.controlnet is None or not isinstance(config.unet, MDUNetConfig):
+    if not isinstance(config.controlnet, ControlNetConfig):
         raise UsageError("this checkpoint has no ControlNet: put its config.json and weights into controlnet/")
-    return MDControlNet(config.controlnet, config.unet)
+    return MDControlNet(config.controlnet, _unet_config(config))
 
 
 def _skips(config: ModelConfig) -> tuple[Shape, ...]:
-    unet = config.unet
-    shapes = skip_shapes if isinstance(unet, MDUNetConfig) else controlled_shapes
-    return shapes(unet, config.latent_shape)  # type: ignore[arg-type]
+    return skip_shapes(_unet_config(config), config.latent_shape)
 
 
-MOBILE_DIFFUSION: Final = latent_diffusion("MobileDiffusion", _unet, _controlnet, _skips)
+MOBILE_DIFFUSION: Final = latent_diffusion(
+    Form(
+        "md",
+        unet=MDUNetConfig,
+        controlnet=ControlNetConfig,
+        pipeline="MobileDiffusionPipeline",
+        unet_class=("md_export", "MDUNet"),
+    ),
+    build_unet=lambda config: MDUNet(_unet_config(config)),
+    build_controlnet=_controlnet,
+    controlled_shapes=_skips,
+)
