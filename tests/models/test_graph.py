@@ -39,7 +39,7 @@ def test_an_input_without_a_producer_is_refused() -> None:
     rows = [odd if row.name == "unet" else row for row in WIRING.components]
     with pytest.raises(ValueError, match=r"unet\.pooled takes text_encoder\.pooled_output, which nothing before it"):
         declared(*rows)
-    with pytest.raises(ValueError, match=r"unet\.encoder_hidden_states takes text_encoder\.last_hidden_state"):
+    with pytest.raises(ValueError, match=r"controlnet\.encoder_hidden_states takes text_encoder\.last_hidden_state"):
         declared(*(row for row in WIRING.components if row.name != "text_encoder"))
     with pytest.raises(ValueError, match="in the order text_encoder"):
         declared(*WIRING.components[1:2], *WIRING.components[:1], *WIRING.components[2:])

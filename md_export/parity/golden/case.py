@@ -18,8 +18,6 @@ from md_export.models.given import LAST, MADE, NOISE, TIMESTEP
 from md_export.models.graph import MOST, Component, Kind, calls_in
 from md_export.spec.tensors import Array, Arrays
 
-_PROMPTS: Final = ("without a prompt", "")
-
 
 @dataclass(frozen=True)
 class GoldenCase:
@@ -62,8 +60,9 @@ class GoldenCase:
 
     def _title(self, row: Component, call: int) -> str:
         if row.called == "per prompt":
-            return f"{self.name} {_PROMPTS[call]}".rstrip()
-        return f"{self.name} at timestep {self.values[f'{TIMESTEP.key}.{call}'].item():g}"
+            return self.name if call else f"{self.name} without a prompt"
+        timestep = self.values.get(f"{TIMESTEP.key}.{call}", np.zeros(0)).tolist()
+        return f"{self.name} at timestep {timestep[0]:g}" if timestep else f"{self.name} in call {call}"
 
     def inputs(self, component: str) -> Arrays:
         """Return the component's golden inputs under the names that its artifacts use.
