@@ -69,7 +69,7 @@ def _pipeline(export: Export) -> Pipeline:
         downscale=export.downscale,
         inpaints=export.inpaints,
         one_step=manifest.one_step,
-        steps=manifest.ddim,
+        steps=manifest.steps,
         schedule=schedule,
     )
 
@@ -78,7 +78,7 @@ def _check_start(export: Export, starts: Sequence[Start]) -> None:
     """Raise where no picture can be started from: the export does not say how, or holds the last timestep alone."""
     unet = export.entries[WIRING.denoised.node]
     folded = unet.outputs[0].name == LAST.name or TIMESTEP.name not in {spec.name for spec in unet.inputs}
-    if folded and export.manifest.ddim is None and any(start.strength < 1 for start in starts):
+    if folded and export.manifest.steps is None and any(start.strength < 1 for start in starts):
         raise UsageError(
             f"{export.out}: its UNet holds the one timestep {export.manifest.one_step.timestep} (fold_timestep or "
             "fold_x0), and a --strength below 1 starts at another; export without these rewrites"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from md_export import __version__
 from md_export.checkpoint import Checkpoint
 from md_export.models.families import family_of
-from md_export.models.sampling.ddim import ddim_of
 from md_export.models.sampling.one_step import one_step
 from md_export.models.sampling.prompts import tokenize
-from md_export.spec.sampler import SamplerPlan
+from md_export.models.sampling.sampler import steps_of
+from md_export.spec.sampler import Euler, SamplerPlan
 
 
 def notes_of(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
@@ -61,19 +63,21 @@ def steps_notes(checkpoint: Checkpoint, plan: SamplerPlan | None) -> dict[str, s
     ``timestep``, ``a``, ``b``
         of each step, joined by commas: x becomes a·x + b·output. The decoder takes the last x / ``scaling_factor``.
     ``sampler``, ``guidance``
-        ``ddim``; the output is u + guidance·(c - u), with u and c what the UNet gives for the empty prompt and for
-        the prompt.
+        ``ddim`` or ``euler``; the output is u + guidance·(c - u), with u and c what the UNet gives for the empty prompt
+        and for the prompt.
+    ``start``, ``scale``
+        of ``euler``: the first x is start·noise, and the UNet takes scale·x in each step.
 
     Raises:
         ConfigError: the checkpoint's schedule has no such steps.
     """
-    ddim = ddim_of(checkpoint.config, plan)
-    if ddim is None:
+    steps = steps_of(checkpoint.config, plan)
+    if steps is None or plan is None:
         return {}
+    columns = [field.name for field in dataclasses.fields(steps.steps[0])]
     return {
-        "sampler": "ddim",
-        "guidance": repr(float(ddim.guidance)),
-        "timestep": ",".join(str(step.timestep) for step in ddim.steps),
-        "a": ",".join(repr(step.a) for step in ddim.steps),
-        "b": ",".join(repr(step.b) for step in ddim.steps),
+        "sampler": plan.kind,
+        "guidance": repr(float(steps.guidance)),
+        **({"start": repr(steps.start)} if isinstance(steps, Euler) else {}),
+        **{name: ",".join(repr(getattr(step, name)) for step in steps.steps) for name in columns},
     }

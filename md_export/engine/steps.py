@@ -29,8 +29,8 @@ from md_export.engine.plan import (
 )
 from md_export.engine.swift_bundle import check_bundle, write_bundle
 from md_export.models.families import WIRING, family_of
-from md_export.models.sampling.ddim import ddim_of
 from md_export.models.sampling.one_step import one_step
+from md_export.models.sampling.sampler import steps_of
 from md_export.parity.golden.calibration import calibration_cases
 from md_export.parity.golden.folder import read_golden
 from md_export.parity.golden.prepare import prepare_golden
@@ -40,6 +40,7 @@ from md_export.parity.verdict import Verdict, with_parity
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry
 from md_export.spec.manifest import SCHEMA, Drift, Manifest, files_beside, write_manifest
 from md_export.spec.recipe import Recipe
+from md_export.spec.sampler import Ddim, Euler
 from md_export.system.files import copy_file
 from md_export.targets import TARGETS
 from md_export.targets.contract import CompilesForNpu
@@ -130,6 +131,7 @@ def seal(
 def _manifest(
     recipe: Recipe, checkpoint: Checkpoint, folder: Path, entries: tuple[ArtifactEntry, ...], drift: Drift | None
 ) -> Manifest:
+    steps = steps_of(checkpoint.config, recipe.sampler)
     return Manifest(
         schema=SCHEMA,
         md_export=__version__,
@@ -143,7 +145,8 @@ def _manifest(
         drift=drift,
         files=files_beside(folder, entries),
         checkpoint_files=checkpoint.file_hashes(),
-        ddim=ddim_of(checkpoint.config, recipe.sampler),
+        ddim=steps if isinstance(steps, Ddim) else None,
+        euler=steps if isinstance(steps, Euler) else None,
         loras=added_loras(checkpoint),
         schedule=checkpoint.config.schedule.noise() if WIRING.encoded.node in recipe.components else None,
     )

@@ -54,9 +54,9 @@ def judge_on_the_way(
     manifest = export.manifest
     crew, names = _Judges(export, cases, judge, take, tell), [entry.component for entry in manifest.artifacts]
     rows = [row for row in WIRING.components if row.name in names]
-    whole = {row.name for row in WIRING.required} <= set(names) and (take is not None or manifest.ddim is None)
+    whole = {row.name for row in WIRING.required} <= set(names) and (take is not None or manifest.steps is None)
     begun = [_begin(manifest, case) for case in cases] if whole else []
-    walked = walk(WIRING, rows, crew, begun, sampler_for(manifest.ddim or manifest.one_step))
+    walked = walk(WIRING, rows, crew, begun, sampler_for(manifest.steps or manifest.one_step))
     pictures = tuple(np.asarray(values[MADE.key], np.float32) for values in walked if MADE.key in values)
     picture = judge_picture(manifest, cases, pictures) if whole else None
     return Walked(tuple(crew.verdicts[name] for name in names), picture, pictures)

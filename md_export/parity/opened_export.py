@@ -49,10 +49,10 @@ def check_belongs(manifest: Manifest, golden: GoldenSet, own: bool) -> None:
             f"{golden.folder} was made with other one-step constants than the manifest's; one of the two was edited, "
             "export again"
         )
-    if golden.index.ddim != manifest.ddim:
+    if golden.index.steps != manifest.steps:
         raise GoldenError(
-            f"{golden.folder} holds golden cases of {steps_in_words(golden.index.ddim)}, the artifacts are for "
-            f"{steps_in_words(manifest.ddim)}; pass the right folder with --golden, or export again"
+            f"{golden.folder} holds golden cases of {steps_in_words(golden.index.steps)}, the artifacts are for "
+            f"{steps_in_words(manifest.steps)}; pass the right folder with --golden, or export again"
         )
     if not own:
         _check_size(manifest, golden)

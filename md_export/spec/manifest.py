@@ -13,7 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from md_export.errors import ArtifactError
 from md_export.spec.artifact import ArtifactEntry, data_name
 from md_export.spec.recipe import Recipe
-from md_export.spec.sampler import Ddim, NoiseSchedule, OneStep
+from md_export.spec.sampler import Ddim, Euler, ManySteps, NoiseSchedule, OneStep
 from md_export.system.files import is_plain_name, read_limited, sha256_of
 from md_export.system.terminal_text import first_control
 
@@ -49,7 +49,7 @@ class Manifest:
 
     ``files`` maps the path of every other file of the export (golden cases, tokenizer) to its SHA-256, and
     ``checkpoint_files`` that of every file of the checkpoint, from which ``checkpoint_sha256`` follows.
-    ``ddim``: how to take many steps, where the recipe asks for them; ``one_step`` is not for such artifacts.
+    ``ddim`` or ``euler``: how to take many steps, where the recipe asks for them, and ``one_step`` is of no use.
     ``schedule``: of an export with the VAE encoder, to start from a picture.
     ``loras``: what was added to the checkpoint; ``recipe`` is of the checkpoint with them, and does not name them.
     """
@@ -72,6 +72,12 @@ class Manifest:
     ddim: Ddim | None = None
     loras: tuple[AddedLora, ...] = ()
     schedule: NoiseSchedule | None = None
+    euler: Euler | None = None
+
+    @property
+    def steps(self) -> ManySteps | None:
+        """Constants of many steps; None for one step."""
+        return self.ddim or self.euler
 
     def entry_for(self, component: str) -> ArtifactEntry:
         """Return the component's artifact; ArtifactError where the export has none."""
@@ -85,15 +91,20 @@ class Manifest:
 _MANIFEST = TypeAdapter(Manifest)
 
 
+def _dumped(manifest: Manifest, indent: int | None = None) -> bytes:
+    """JSON, without the field of a sampler that came later where it is not used."""
+    return _MANIFEST.dump_json(manifest, indent=indent, exclude={"euler"} if manifest.euler is None else None)
+
+
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Write ``folder/manifest.json``, keys in declaration order, one indent a level."""
-    text = _MANIFEST.dump_json(manifest, indent=2).decode()
+    text = _dumped(manifest, 2).decode()
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
 def manifest_to_dict(manifest: Manifest) -> dict[str, object]:
     """Return the plain form that JSON has."""
-    plain: dict[str, object] = json.loads(_MANIFEST.dump_json(manifest))
+    plain: dict[str, object] = json.loads(_dumped(manifest))
     return plain
 
 
@@ -136,8 +147,8 @@ def _check_recipe(manifest: Manifest, path: Path) -> None:
         raise ArtifactError(
             f"{path} is of {manifest.target!r:.40}, its recipe of {recipe.target!r:.40}; it was edited, export again"
         )
-    one_step = manifest.ddim is None and recipe.sampler is None
-    if not one_step and (manifest.ddim is None or not manifest.ddim.agrees(recipe.sampler)):
+    one_step = manifest.steps is None and recipe.sampler is None
+    if not one_step and (manifest.steps is None or not manifest.steps.agrees(recipe.sampler)):
         raise ArtifactError(f"{path} has other steps or guidance than its recipe; it was edited, export again")
     listed = [entry.component for entry in manifest.artifacts]
     if listed != list(recipe.components):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict
 
 from md_export.errors import RecipeError
 
@@ -54,7 +54,8 @@ class SamplerPlan:
     """A recipe's ``[sampler]``; without it pictures are made in one step.
 
     Attributes:
-        kind: DDIM without noise of its own (arXiv 2010.02502, eta 0), timesteps as the checkpoint's scheduler has them.
+        kind: DDIM without noise of its own (arXiv 2010.02502, eta 0), or Euler's method (arXiv 2206.00364);
+            timesteps are spaced as the checkpoint's scheduler has them.
         steps: calls of the UNet for a picture.
         guidance: classifier-free (arXiv 2207.12598): each call takes the empty prompt and the prompt, and the step is
             taken with u + guidance·(c - u).
@@ -63,7 +64,7 @@ class SamplerPlan:
 
     __pydantic_config__ = _FORBID
 
-    kind: Literal["ddim"]
+    kind: Literal["ddim", "euler"]
     steps: int
     guidance: float
     cases: int = 4
@@ -143,23 +144,69 @@ class Ddim:
     @property
     def recorded(self) -> tuple[int, ...]:
         """Places of the steps whose UNet calls a golden case holds, spread evenly over all."""
-        last = len(self.steps) - 1
-        count = min(_RECORDED, len(self.steps))
-        return tuple(round(place * last / max(count - 1, 1)) for place in range(count))
+        return _spread(len(self.steps))
 
     def agrees(self, plan: SamplerPlan | None) -> bool:
         """Whether this is what a recipe asks for."""
-        return plan is not None and (plan.steps, plan.guidance) == (len(self.steps), self.guidance)
+        own = ("ddim", len(self.steps), self.guidance)
+        return plan is not None and (plan.kind, plan.steps, plan.guidance) == own
 
 
-def steps_in_words(ddim: Ddim | None) -> str:
+@dataclass(frozen=True)
+class EulerStep:
+    """The UNet takes ``scale``·x at ``timestep``; x becomes a·x + b·output."""
+
+    __pydantic_config__ = _FORBID
+
+    timestep: float
+    scale: float
+    a: float
+    b: float
+
+
+@dataclass(frozen=True)
+class Euler:
+    """What an app needs to run the artifacts in many steps of Euler's method, from ``start``·x with x ~ N(0, I) on.
+
+    Guidance and the decoder's input are as for :class:`Ddim`.
+    """
+
+    __pydantic_config__ = _FORBID
+
+    guidance: float
+    start: float
+    steps: tuple[EulerStep, ...]
+    scaling_factor: float
+    prediction_type: str
+
+    def __post_init__(self) -> None:
+        # Of a file that anybody may have written.
+        if not 1 <= len(self.steps) <= _MOST_STEPS:
+            raise ValueError(f"{len(self.steps)} steps, not from 1 to {_MOST_STEPS}")
+
+    @property
+    def recorded(self) -> tuple[int, ...]:
+        """As for :class:`Ddim`."""
+        return _spread(len(self.steps))
+
+    def agrees(self, plan: SamplerPlan | None) -> bool:
+        """Whether this is what a recipe asks for."""
+        own = ("euler", len(self.steps), self.guidance)
+        return plan is not None and (plan.kind, plan.steps, plan.guidance) == own
+
+
+ManySteps = Ddim | Euler
+
+
+def _spread(steps: int) -> tuple[int, ...]:
+    """Places of a few steps, the first and the last among them."""
+    count = min(_RECORDED, steps)
+    return tuple(round(place * (steps - 1) / max(count - 1, 1)) for place in range(count))
+
+
+def steps_in_words(steps: ManySteps | None) -> str:
     """``one step``, or how many with which guidance."""
-    return "one step" if ddim is None else f"{len(ddim.steps)} steps with guidance {ddim.guidance:g}"
-
-
-_DDIM: Final = TypeAdapter(Ddim)
-
-
-def ddim_from_dict(values: dict[str, Any]) -> Ddim:
-    """Read what ``dataclasses.asdict`` made of one."""
-    return _DDIM.validate_python(values, strict=False)
+    if steps is None:
+        return "one step"
+    how = " of Euler's method" if isinstance(steps, Euler) else ""
+    return f"{len(steps.steps)} steps{how} with guidance {steps.guidance:g}"

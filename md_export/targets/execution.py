@@ -14,7 +14,7 @@ from md_export.models.walk import Steps, Tensors
 from md_export.spec.artifact import artifact_path
 from md_export.spec.manifest import Manifest
 from md_export.spec.runner import Runner, WatchedRunner
-from md_export.spec.sampler import Ddim
+from md_export.spec.sampler import ManySteps, OneStep
 from md_export.spec.tensors import Array, Arrays, TensorSpec, select
 from md_export.system.isolation import isolated
 from md_export.targets import TARGETS
@@ -91,7 +91,7 @@ class StepsJob:
 
     target: str
     parts: tuple[Part, ...]
-    constants: Ddim
+    constants: ManySteps
     pictures: tuple[dict[str, Array], ...]
 
 
@@ -110,7 +110,7 @@ def take_steps(target: str, parts: Sequence[Part], steps: Steps, pictures: Seque
     :func:`execute`.
     """
     constants = steps.sampler.constants
-    assert isinstance(constants, Ddim)  # noqa: S101 (a single step needs no process that stays)
+    assert not isinstance(constants, OneStep)  # noqa: S101 (a single step needs no process that stays)
     names = " and ".join(part.path.name for part in parts)
     what, modules = f"{names} in the {target} runtime, {len(constants.steps)} steps", TARGETS[target].modules("run")
     job = StepsJob(target, tuple(parts), constants, tuple(pictures))

@@ -84,10 +84,10 @@ def test_noise_is_that_of_diffusers() -> None:
     noise, latent = (torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
     config = ModelConfig({}, None, type("Vae", (), {"scaling_factor": 1.0})(), schedule)  # type: ignore[arg-type]
     entry = enter(schedule, one_step(config), ddim_of(config, SamplerPlan("ddim", 20, 7.5)), 0.63)
-    assert entry.ddim is not None
+    assert entry.steps is not None
     # As diffusers counts: int(20 * 0.63) steps are left.
-    assert len(entry.ddim.steps) == 12
-    timestep = torch.tensor([entry.ddim.steps[0].timestep])
+    assert len(entry.steps.steps) == 12
+    timestep = torch.tensor([entry.steps.steps[0].timestep])
     wanted = theirs.add_noise(latent, noise, timestep).numpy()
     assert np.allclose(entry.noised(latent.numpy(), noise.numpy()), wanted, atol=1e-6)
 
@@ -96,7 +96,7 @@ def test_nothing_is_left_of_the_picture_at_strength_1(other_config: ModelConfig)
     step, ddim = one_step(other_config), ddim_of(other_config, SamplerPlan("ddim", 4, 3.0))
     entry = enter(other_config.schedule, step, ddim, 1)
     noise = np.ones((1, 8, 4, 4), np.float32)
-    assert (entry.one_step, entry.ddim) == (step, ddim)
+    assert (entry.one_step, entry.steps) == (step, ddim)
     assert entry.noised(noise * 7, noise) is noise
 
 

@@ -108,7 +108,7 @@ def estimate(out: Path, device: str, progress: Callable[[str], None] = lambda _:
     components = []
     for entry in manifest.artifacts:
         progress(f"estimate {entry.component}")
-        calls = len(manifest.ddim.steps) if manifest.ddim and entry.component == _REPEATED else 1
+        calls = len(manifest.steps.steps) if manifest.steps and entry.component == _REPEATED else 1
         floor = floor_of(ops := costs_of(out, manifest, entry), phone, sum(entry.stored.values()))
         components.append(_component(entry.component, ops, phone, fitted.constants, floor, calls))
     return _whole(manifest, phone, fitted, tuple(components))

@@ -15,14 +15,12 @@ if TYPE_CHECKING:
     from md_export.models.config import ModelConfig
 
 
-def ddim_of(config: ModelConfig, plan: SamplerPlan | None) -> Ddim | None:
-    """Return the checkpoint's constants for so many steps; None for one step.
+def ddim_of(config: ModelConfig, plan: SamplerPlan) -> Ddim:
+    """Return the checkpoint's constants for so many steps.
 
     Raises:
         ConfigError: its schedule has no such steps.
     """
-    if plan is None:
-        return None
     steps = tuple(DdimStep(*step) for step in config.schedule.ddim(plan.steps))
     return Ddim(plan.guidance, steps, config.vae.scaling_factor, config.schedule.prediction_type)
 

@@ -15,7 +15,7 @@ from md_export.models.sampling.prompts import draw_noise, tokenize
 from md_export.models.sampling.sampler import sampler_for
 from md_export.models.sampling.schedule import ScheduleConfig
 from md_export.models.walk import Crew, Tensors, call, walk
-from md_export.spec.sampler import Ddim, OneStep
+from md_export.spec.sampler import ManySteps, OneStep
 from md_export.spec.tensors import Array, Float32
 
 
@@ -60,7 +60,7 @@ class Pipeline:
     downscale: int
     inpaints: bool
     one_step: OneStep
-    steps: Ddim | None
+    steps: ManySteps | None
     schedule: ScheduleConfig | None = None
     recorded: Mapping[str, Array] = field(default_factory=dict)
 
@@ -86,7 +86,7 @@ class Pipeline:
         entry = enter(self.schedule, self.one_step, self.steps, strength)
         encoded = self.encoded([start.image for start in starts])
         noised = [entry.noised(*both) for both in zip(encoded, noises, strict=True)]
-        return replace(self, one_step=entry.one_step, steps=entry.ddim), noised
+        return replace(self, one_step=entry.one_step, steps=entry.steps), noised
 
     def _given(self, request: PictureRequest, noise: Float32) -> Tensors:
         texts = ["", request.prompt] if self.steps else [request.prompt]

@@ -12,7 +12,7 @@ import numpy as np
 
 from md_export.errors import UsageError
 from md_export.models.sampling.schedule import ScheduleConfig
-from md_export.spec.sampler import Ddim, OneStep
+from md_export.spec.sampler import Euler, ManySteps, OneStep
 from md_export.spec.tensors import Array, Float32
 
 
@@ -37,12 +37,12 @@ class Entry:
 
     Attributes:
         alpha: ᾱ there: the share of the picture's latents in the start's variance; 0 where it is noise alone.
-        one_step, ddim: the constants of what is left.
+        one_step, steps: the constants of what is left.
     """
 
     alpha: float
     one_step: OneStep
-    ddim: Ddim | None
+    steps: ManySteps | None
 
     def noised(self, latent_mean: Array, noise: Float32) -> Float32:
         """The start ``[1, C, h, w]``: of what the VAE encoder gave, not yet scaled, and noise."""
@@ -52,22 +52,25 @@ class Entry:
         return np.float32(self.alpha**0.5) * latent + np.float32((1 - self.alpha) ** 0.5) * noise
 
 
-def enter(schedule: ScheduleConfig, one_step: OneStep, ddim: Ddim | None, strength: float) -> Entry:
+def enter(schedule: ScheduleConfig, one_step: OneStep, steps: ManySteps | None, strength: float) -> Entry:
     """Enter the schedule at the share ``strength`` of its timesteps, or of the steps that are taken.
 
     Raises:
         UsageError: no step would be left.
     """
     if strength == 1:
-        return Entry(0.0, one_step, ddim)
-    if ddim is None:
+        return Entry(0.0, one_step, steps)
+    if steps is None:
         timestep = round(strength * one_step.timestep)
         a, b = schedule.x0_at(timestep)
         return Entry(schedule.alpha_cumprod(timestep), replace(one_step, timestep=timestep, a=a, b=b), None)
-    left = int(strength * len(ddim.steps))
+    left = int(strength * len(steps.steps))
     if not left:
         raise UsageError(
-            f"--strength {strength:g} leaves none of {len(ddim.steps)} steps; give at least {1 / len(ddim.steps):g}"
+            f"--strength {strength:g} leaves none of {len(steps.steps)} steps; give at least {1 / len(steps.steps):g}"
         )
-    kept = ddim.steps[-left:]
-    return Entry(schedule.alpha_cumprod(kept[0].timestep), one_step, replace(ddim, steps=kept))
+    if isinstance(steps, Euler):
+        rest = steps.steps[-left:]
+        return Entry(rest[0].scale ** 2, one_step, replace(steps, steps=rest, start=1 / rest[0].scale))
+    kept = steps.steps[-left:]
+    return Entry(schedule.alpha_cumprod(kept[0].timestep), one_step, replace(steps, steps=kept))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from md_export.models.sampling.ddim import DdimSampler
+from md_export.models.sampling.ddim import DdimSampler, ddim_of
+from md_export.models.sampling.euler import EulerSampler, euler_of
 from md_export.models.sampling.one_step import OneStepSampler
-from md_export.spec.sampler import Ddim, OneStep
+from md_export.spec.sampler import Ddim, ManySteps, OneStep, SamplerPlan
 from md_export.spec.tensors import Array, Float32
 
-Constants = OneStep | Ddim
+if TYPE_CHECKING:
+    from md_export.models.config import ModelConfig
+
+Constants = OneStep | ManySteps
 
 
 class Sampler(Protocol):
@@ -43,4 +47,17 @@ class Sampler(Protocol):
 
 def sampler_for(constants: Constants) -> Sampler:
     """Return the sampler for the constants of a manifest or a golden index."""
-    return OneStepSampler(constants) if isinstance(constants, OneStep) else DdimSampler(constants)
+    if isinstance(constants, OneStep):
+        return OneStepSampler(constants)
+    return DdimSampler(constants) if isinstance(constants, Ddim) else EulerSampler(constants)
+
+
+def steps_of(config: ModelConfig, plan: SamplerPlan | None) -> ManySteps | None:
+    """Return the checkpoint's constants for the steps that a recipe asks for; None for one step.
+
+    Raises:
+        ConfigError: its schedule has no such steps.
+    """
+    if plan is None:
+        return None
+    return ddim_of(config, plan) if plan.kind == "ddim" else euler_of(config, plan)

@@ -126,25 +126,46 @@ class ScheduleConfig:
         Raises:
             ConfigError: the schedule has no such steps, or clips as only models of pixels do.
         """
-        if self.clip_sample:
-            raise ConfigError(
-                "scheduler/scheduler_config.json: clip_sample is for models of pixels; set it to false to take more "
-                "than one step"
-            )
-        timesteps = self._spread(steps)
-        if steps > self.num_train_timesteps or not 0 <= timesteps[-1] <= timesteps[0] <= self.last_timestep:
-            raise ConfigError(
-                f"scheduler/scheduler_config.json has timesteps 0 to {self.last_timestep}, and {steps} steps would "
-                f"begin at {timesteps[0]} and end at {timesteps[-1]}; take fewer steps, or change steps_offset"
-            )
+        timesteps = [int(timestep) for timestep in self.timesteps(steps)]
         products = np.cumprod(1.0 - self._betas())
         last, ratio = 1.0 if self.set_alpha_to_one else float(products[0]), self.num_train_timesteps // steps
         targets = [float(products[t - ratio]) if t >= ratio else last for t in timesteps]
         pairs = zip(timesteps, targets, strict=True)
         return tuple((t, *self._of_step(float(products[t]), after)) for t, after in pairs)
 
-    def _spread(self, steps: int) -> list[int]:
-        """Timesteps as diffusers' schedulers choose them, the largest first."""
+    def timesteps(self, steps: int, whole: bool = True) -> list[float]:
+        """Timesteps as diffusers' schedulers choose them, the largest first; ``whole``: rounded in any spacing.
+
+        Raises:
+            ConfigError: as :meth:`ddim`.
+        """
+        if self.clip_sample:
+            raise ConfigError(
+                "scheduler/scheduler_config.json: clip_sample is for models of pixels; set it to false to take more "
+                "than one step"
+            )
+        timesteps = self._spread(steps, whole)
+        if steps > self.num_train_timesteps or not 0 <= timesteps[-1] <= timesteps[0] <= self.last_timestep:
+            raise ConfigError(
+                f"scheduler/scheduler_config.json has timesteps 0 to {self.last_timestep}, and {steps} steps would "
+                f"begin at {timesteps[0]} and end at {timesteps[-1]}; take fewer steps, or change steps_offset"
+            )
+        return timesteps
+
+    def noise_level(self, timestep: float) -> float:
+        """Standard deviation of the noise beside an unscaled latent at a timestep, which may lie between two."""
+        products = np.cumprod(1.0 - self._betas())
+        return float(np.interp(timestep, np.arange(len(products)), ((1 - products) / products) ** 0.5))
+
+    def euler_step(self, level: float, after: float) -> tuple[float, float]:
+        """(a, b) from a noise level to the one ``after`` it: x becomes a·x + b·output of the UNet at unit variance."""
+        alpha = 1 / (level**2 + 1)
+        a, b = self._of_x0(alpha)
+        # x0 = a·(scale·x) + b·output, and x moves to it in proportion.
+        share = (after - level) / level
+        return 1 + share * (1 - a * alpha**0.5), -share * b
+
+    def _spread(self, steps: int, whole: bool) -> list[float]:
         count = self.num_train_timesteps
         if self.timestep_spacing not in SPACINGS:
             raise ConfigError(
@@ -154,10 +175,11 @@ class ScheduleConfig:
         if self.timestep_spacing == "trailing":
             chosen = np.round(np.arange(count, 0, -count / steps)) - 1
         elif self.timestep_spacing == "linspace":
-            chosen = np.linspace(0, count - 1, steps).round()[::-1]
+            chosen = np.linspace(0, count - 1, steps)[::-1]
+            chosen = chosen.round() if whole else chosen
         else:
             chosen = (np.arange(steps) * (count // steps))[::-1] + self.steps_offset
-        return [int(t) for t in chosen]
+        return [float(t) for t in chosen]
 
     def _of_step(self, alpha: float, after: float) -> tuple[float, float]:
         """(a, b) from ᾱ to the ᾱ ``after`` it: sqrt(after)·x0 + sqrt(1-after)·noise, both linear in x and output."""

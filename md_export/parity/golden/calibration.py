@@ -29,7 +29,7 @@ class CalibrationInputs(Sequence[Arrays]):
         self._recipe, self._part, self._folder = recipe, part, folder
         index = read_index(folder)
         # Every case of a folder holds as many calls of a component.
-        count = len(read_case(folder, index.cases[0]).calls(part.component)) if index.ddim else 1
+        count = len(read_case(folder, index.cases[0]).calls(part.component)) if index.steps else 1
         self._places = [(item, call) for item in index.cases[::step] for call in range(count)]
 
     def __len__(self) -> int:

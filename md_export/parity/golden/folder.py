@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from md_export.errors import GoldenError
@@ -19,7 +20,7 @@ from md_export.models.given import INPUT_IDS, SAMPLE, TIMESTEP
 from md_export.models.graph import calls_in
 from md_export.parity.golden.case import GoldenCase, check_finite, key_without_call, values_from_bytes
 from md_export.spec.manifest import first_finding
-from md_export.spec.sampler import Ddim, OneStep
+from md_export.spec.sampler import Ddim, Euler, ManySteps, OneStep
 from md_export.spec.tensors import Arrays
 from md_export.system.files import is_plain_name, read_limited, sha256_of, sha256_of_bytes
 from md_export.system.terminal_text import first_control
@@ -48,7 +49,8 @@ class GoldenFile:
 class GoldenIndex:
     """``index.json``; ``rewrites`` names the substitutions that were in force when the cases were made.
 
-    ``ddim``: how the cases were sampled, where that was in many steps; each then holds some of the UNet's calls.
+    ``ddim`` or ``euler``: how the cases were sampled, where that was in many steps; each then holds some of the UNet's
+    calls.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -60,6 +62,12 @@ class GoldenIndex:
     versions: dict[str, str]
     cases: tuple[GoldenFile, ...]
     ddim: Ddim | None = None
+    euler: Euler | None = None
+
+    @property
+    def steps(self) -> ManySteps | None:
+        """Constants of many steps; None for one step."""
+        return self.ddim or self.euler
 
 
 @dataclass(frozen=True)
@@ -94,15 +102,15 @@ def read_golden(folder: Path) -> GoldenSet:
     index = read_index(folder)
     cases = tuple(read_case(folder, item) for item in index.cases)
     for case in cases:
-        _check_calls(index.ddim, case.values, folder / INDEX)
+        _check_calls(index.steps, case.values, folder / INDEX)
     return GoldenSet(folder, index, cases)
 
 
-def _check_calls(ddim: Ddim | None, values: Arrays, path: Path) -> None:
+def _check_calls(steps: ManySteps | None, values: Arrays, path: Path) -> None:
     """Whether a case holds the calls that belong to the index's steps."""
-    places = ddim.recorded if ddim else ()
-    wanted = {f"{TIMESTEP.key}.{place}": ddim.steps[place].timestep for place in places} if ddim else {}
-    texts = (0, 1) if ddim else ()
+    places = steps.recorded if steps else ()
+    wanted = {f"{TIMESTEP.key}.{place}": np.float32(steps.steps[place].timestep) for place in places} if steps else {}
+    texts = (0, 1) if steps else ()
     fits = calls_in(values, SAMPLE.key) == calls_in(values, TIMESTEP.key) == places
     fits = fits and all(values[key].tolist() == [timestep] for key, timestep in wanted.items())
     for component in WIRING.components:

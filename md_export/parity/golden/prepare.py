@@ -13,9 +13,9 @@ from torch import nn
 from md_export.checkpoint import Checkpoint
 from md_export.errors import GoldenError
 from md_export.models.families import WIRING, family_of
-from md_export.models.sampling.ddim import ddim_of
 from md_export.models.sampling.generate import Pipeline
 from md_export.models.sampling.one_step import one_step
+from md_export.models.sampling.sampler import steps_of
 from md_export.models.torch_runner import OneAtATime, TorchRunner
 from md_export.models.walk import Runners
 from md_export.parity.golden.case import GoldenCase
@@ -70,7 +70,7 @@ def golden_source(
             downscale=config.vae.downscale,
             inpaints=config.inpaints,
             one_step=step,
-            steps=ddim_of(config, sampler),
+            steps=steps_of(config, sampler),
             schedule=config.schedule,
         ),
         checkpoint_sha256=checkpoint.sha256(),
@@ -149,12 +149,12 @@ def present_golden(
     if present is None:
         return None
     index = read_index(present)
-    if index.ddim != ddim_of(checkpoint.config, sampler):
+    if index.steps != steps_of(checkpoint.config, sampler):
         if given is None:
             return None
         flags = f"--steps {sampler.steps} --guidance {sampler.guidance:g} " if sampler else ""
         raise GoldenError(
-            f"{given} holds golden cases of {steps_in_words(index.ddim)}, which are not the recipe's; make some with: "
+            f"{given} holds golden cases of {steps_in_words(index.steps)}, which are not the recipe's; make some with: "
             f"md-export golden {checkpoint.title} {flags}-o DIR"
         )
     case, encoder = read_case(present, index.cases[0]), family_of(checkpoint.config).encoded

@@ -18,6 +18,7 @@ from md_export.models.sampling.inpainting import Given, middle
 from md_export.models.walk import Tensors
 from md_export.parity.golden.case import check_finite
 from md_export.parity.golden.folder import SCHEMA, GoldenFile, GoldenIndex, write_index
+from md_export.spec.sampler import Ddim, Euler
 from md_export.spec.tensors import save_tensors
 from md_export.system.files import sha256_of
 
@@ -85,8 +86,9 @@ def write_golden(
         path.chmod(0o644)  # safetensors makes files that only their owner can read
         files.append(GoldenFile(name, prompt, seed, path.name, sha256_of(path)))
     one_step, steps = source.pipeline.one_step, source.pipeline.steps
-    made = source.checkpoint_sha256, source.rewrites, one_step, _versions(), tuple(files), steps
-    write_index(GoldenIndex(SCHEMA, *made), folder)
+    made = source.checkpoint_sha256, source.rewrites, one_step, _versions(), tuple(files)
+    both = steps if isinstance(steps, Ddim) else None, steps if isinstance(steps, Euler) else None
+    write_index(GoldenIndex(SCHEMA, *made, *both), folder)
 
 
 def _versions() -> dict[str, str]:

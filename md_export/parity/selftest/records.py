@@ -89,7 +89,7 @@ def both_have_other_constants(sandbox: Sandbox) -> None:
 
 def negate_step(values: dict[str, Any]) -> None:
     """x0 = a·noise − b·output, in an index or a manifest; of many steps, each."""
-    for step in (values["one_step"], *(values.get("ddim") or {"steps": ()})["steps"]):
+    for step in (values["one_step"], *(values.get("ddim") or values.get("euler") or {"steps": ()})["steps"]):
         step["b"] *= -1
 
 
