@@ -17,6 +17,7 @@ from md_export.models.config import ModelConfig
 from md_export.models.families import family_by_class
 from md_export.models.parsing import ConfigT, parse_config
 from md_export.models.sampling.schedule import ScheduleConfig
+from md_export.models.tiny_autoencoder import TINY_CLASS, TinyConfig
 from md_export.models.vae import VAEConfig
 
 # Sizes that cost memory before a parameter is counted; several times what any known model of this kind uses.
@@ -29,6 +30,8 @@ _LARGEST: Final[Mapping[str, int]] = {
     "num_hidden_layers": 256,
     "sample_size": 256,
     "num_res_blocks": 64,
+    "num_encoder_blocks": 64,
+    "num_decoder_blocks": 64,
     "max_position_embeddings": 1024,
     "num_train_timesteps": 100_000,
 }
@@ -66,12 +69,13 @@ def read_model_config(layout: Layout) -> ModelConfig:
     unet = read_json(layout.require("unet/config.json"))
     unet = {name: value for name, value in unet.items() if name != "trained_substitutions"}
     form = family_by_class(str(unet.get("_class_name"))).form
-    vae = {**form.vae, **read_json(layout.require("vae/config.json"))}
+    vae = read_json(layout.require("vae/config.json"))
+    tiny = vae.get("_class_name") == TINY_CLASS
     adapter, controlnet = (layout.find(f"{name}/config.json") for name in ("t2i_adapter", "controlnet"))
     config = ModelConfig(
         text_encoder={field: text[field] for field in _TEXT_FIELDS if field in text},
         unet=_parse(form.unet, "unet", unet),
-        vae=_parse(VAEConfig, "vae", vae),
+        vae=_parse(TinyConfig, "vae", vae) if tiny else _parse(VAEConfig, "vae", {**form.vae, **vae}),
         schedule=_parse(ScheduleConfig, "scheduler", read_json(layout.require(SCHEDULER))),
         adapter=None if adapter is None else _parse(AdapterConfig, "t2i_adapter", read_json(adapter)),
         controlnet=None if controlnet is None else _parse(form.controlnet, "controlnet", read_json(controlnet)),

@@ -20,6 +20,7 @@ from md_export.errors import ConfigError, OutputError, UsageError
 from md_export.models.config import ModelConfig
 from md_export.models.families import family_of
 from md_export.models.graph import Component
+from md_export.models.tiny_autoencoder import TINY_CLASS, TinyConfig
 from md_export.system.files import refuse_existing, require_space, staging
 
 DTYPES: Final[Mapping[str, torch.dtype]] = {"float16": torch.float16, "float32": torch.float32}
@@ -107,6 +108,7 @@ def config_files(config: ModelConfig) -> dict[str, dict[str, object]]:
     """Return file name → JSON content."""
     form = family_of(config).form
     classes = {**_CLASSES, "unet": form.unet_class}
+    classes |= {"vae": (_CLASSES["vae"][0], TINY_CLASS)} if isinstance(config.vae, TinyConfig) else {}
     text = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **config.text_encoder}
     return {
         "model_index.json": {"_class_name": form.pipeline, **{k: list(v) for k, v in classes.items()}},
@@ -123,7 +125,8 @@ def _with_class(library_and_class: tuple[str, str], config: Any) -> dict[str, ob
 
 def _block_types(config: ModelConfig) -> dict[str, object]:
     """Return fields that diffusers' AutoencoderKL needs in addition to ours, for checkpoints of diffusers."""
-    if family_of(config).form.unet_class[0] != _CLASSES["vae"][0]:
+    of_diffusers = family_of(config).form.unet_class[0] == _CLASSES["vae"][0]
+    if not of_diffusers or isinstance(config.vae, TinyConfig):
         return {}
     levels = len(config.vae.block_out_channels)
     return {"down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels}

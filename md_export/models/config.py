@@ -13,15 +13,17 @@ from md_export.models.controlnet import ControlNetConfig
 from md_export.models.diffusers_controlnet import DiffusersControlNetConfig
 from md_export.models.diffusers_unet import DiffusersUNetConfig
 from md_export.models.sampling.schedule import ScheduleConfig
+from md_export.models.tiny_autoencoder import TinyConfig
 from md_export.models.unet_config import MDUNetConfig
 from md_export.models.vae import VAEConfig
 
 ControlConfig = ControlNetConfig | DiffusersControlNetConfig
 UNetConfig = MDUNetConfig | DiffusersUNetConfig
+AutoencoderConfig = VAEConfig | TinyConfig
 
 
 def check_steering(
-    unet: UNetConfig, vae: VAEConfig, adapter: AdapterConfig | None, controlnet: ControlConfig | None
+    unet: UNetConfig, vae: AutoencoderConfig, adapter: AdapterConfig | None, controlnet: ControlConfig | None
 ) -> None:
     """Raise :class:`ConfigError` where an adapter or a ControlNet is for another UNet, or both are there."""
     if adapter is not None and controlnet is not None:
@@ -34,14 +36,14 @@ def check_steering(
         _check_controlnet(unet, vae, controlnet)
 
 
-def _check_adapter(unet: UNetConfig, vae: VAEConfig, adapter: AdapterConfig) -> None:
+def _check_adapter(unet: UNetConfig, vae: AutoencoderConfig, adapter: AdapterConfig) -> None:
     _check("t2i_adapter", "channels", adapter.channels, "unet", "block_out_channels", unet.block_out_channels)
     _check("t2i_adapter", "downscale_factor", adapter.downscale_factor, "vae", "an enlargement of", vae.downscale)
     if unet.why_no_adapter:
         raise ConfigError(f"unet/config.json: {unet.why_no_adapter}")
 
 
-def _check_controlnet(unet: UNetConfig, vae: VAEConfig, controlnet: ControlConfig) -> None:
+def _check_controlnet(unet: UNetConfig, vae: AutoencoderConfig, controlnet: ControlConfig) -> None:
     widths = controlnet.conditioning_embedding_out_channels
     if 2 ** (len(widths) - 1) != vae.downscale:
         raise ConfigError(
@@ -80,7 +82,7 @@ class ModelConfig:
 
     text_encoder: Mapping[str, Any]
     unet: UNetConfig
-    vae: VAEConfig
+    vae: AutoencoderConfig
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     adapter: AdapterConfig | None = None
     controlnet: ControlConfig | None = None

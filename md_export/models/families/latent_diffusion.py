@@ -30,6 +30,7 @@ from md_export.models.given import (
 )
 from md_export.models.graph import Component, Family, Form, Kind, Output, Port, Shape, kind
 from md_export.models.text_encoder import TextEncoder
+from md_export.models.tiny_autoencoder import TinyConfig, TinyDecoder, TinyEncoder
 from md_export.models.vae import VAEDecoder, VAEEncoder
 
 Build = Callable[[ModelConfig], nn.Module]
@@ -59,7 +60,7 @@ def latent_diffusion(
     vae_encoder = Component(
         "vae_encoder",
         folder="vae",
-        build=lambda config: VAEEncoder(config.vae),
+        build=lambda config: _autoencoder(config, VAEEncoder, TinyEncoder),
         inputs=(Port("image", PICTURE),),
         outputs=(Output("latent_mean", LATENT),),
         key_prefixes=("encoder.", "quant_conv."),
@@ -103,7 +104,7 @@ def latent_diffusion(
     vae_decoder = Component(
         "vae_decoder",
         folder="vae",
-        build=lambda config: VAEDecoder(config.vae),
+        build=lambda config: _autoencoder(config, VAEDecoder, TinyDecoder),
         inputs=(Port("latent", LAST),),
         outputs=(Output("image", IMAGE),),
         key_prefixes=("decoder.", "post_quant_conv."),
@@ -125,6 +126,12 @@ def _residual_shapes(
     if config.adapter is not None:
         return residual_shapes(config.adapter, config.latent_shape)
     return () if config.controlnet is None else controlled_shapes(config)
+
+
+def _autoencoder(
+    config: ModelConfig, kl: type[VAEDecoder | VAEEncoder], tiny: type[TinyDecoder | TinyEncoder]
+) -> nn.Module:
+    return tiny(config.vae) if isinstance(config.vae, TinyConfig) else kl(config.vae)
 
 
 def _adapter(config: ModelConfig) -> nn.Module:

@@ -1,0 +1,121 @@
+"""The tiny autoencoder (TAESD, by Ollin Boer Bohan) in the layout of diffusers' AutoencoderTiny.
+
+Its files load as they are. Plain convolutions with ReLU and residuals, a few megabytes in place of the VAE's hundreds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from md_export.errors import ConfigError
+
+TINY_CLASS: Final = "AutoencoderTiny"
+
+
+@dataclass(frozen=True)
+class TinyConfig:
+    """``vae/config.json`` of AutoencoderTiny; defaults are diffusers' own.
+
+    Widths and block counts are the encoder's from the picture on, and the decoder's from the latent on.
+    """
+
+    IGNORED: ClassVar[tuple[str, ...]] = ("block_out_channels", "force_upcast", "latent_magnitude", "latent_shift")
+    REQUIRED: ClassVar[Mapping[str, Any]] = {
+        "act_fn": "relu",
+        "upsample_fn": "nearest",
+        "upsampling_scaling_factor": 2,
+        "shift_factor": 0.0,
+    }
+
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 4
+    encoder_block_out_channels: tuple[int, ...] = (64, 64, 64, 64)
+    decoder_block_out_channels: tuple[int, ...] = (64, 64, 64, 64)
+    num_encoder_blocks: tuple[int, ...] = (1, 3, 3, 3)
+    num_decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
+    scaling_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        levels = len(self.decoder_block_out_channels)
+        for field in ("encoder_block_out_channels", "num_encoder_blocks", "num_decoder_blocks"):
+            if len(getattr(self, field)) != levels:
+                raise ConfigError(f"{field} must have {levels} entries, as decoder_block_out_channels has")
+
+    @property
+    def downscale(self) -> int:
+        """Picture pixels per latent pixel along one side."""
+        return int(2 ** (len(self.decoder_block_out_channels) - 1))
+
+
+class TinyBlock(nn.Module):
+    """Three 3×3 convolutions with ReLU between, plus the input, then ReLU."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        convs = [nn.Conv2d(channels, channels, 3, padding=1) for _ in range(3)]
+        self.conv = nn.Sequential(convs[0], nn.ReLU(), convs[1], nn.ReLU(), convs[2])
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = F.relu(self.conv(x) + x)
+        return out
+
+
+class DoubleSize(nn.Module):
+    """Each pixel → 2×2 pixels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+class _Half(nn.Module):
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+
+class TinyDecoder(nn.Module):
+    """``decoder.*`` of a ``vae/`` folder."""
+
+    def __init__(self, config: TinyConfig) -> None:
+        super().__init__()
+        widths, last = config.decoder_block_out_channels, len(config.decoder_block_out_channels) - 1
+        layers: list[nn.Module] = [nn.Conv2d(config.latent_channels, widths[0], 3, padding=1), nn.ReLU()]
+        for level, (width, blocks) in enumerate(zip(widths, config.num_decoder_blocks, strict=True)):
+            layers += [TinyBlock(width) for _ in range(blocks)]
+            layers += [DoubleSize()] if level < last else []
+            out = width if level < last else config.out_channels
+            layers.append(nn.Conv2d(width, out, 3, padding=1, bias=level == last))
+        self.decoder = _Half(layers)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """``[B, latent_channels, h, w]``, divided by the scaling factor → ``[B, 3, f·h, f·w]`` in about [-1, 1]."""
+        out: Tensor = self.decoder.layers(torch.tanh(latent / 3) * 3) * 2 - 1
+        return out
+
+
+class TinyEncoder(nn.Module):
+    """``encoder.*`` of a ``vae/`` folder."""
+
+    def __init__(self, config: TinyConfig) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = config.in_channels
+        for width, blocks in zip(config.encoder_block_out_channels, config.num_encoder_blocks, strict=True):
+            halves = bool(layers)
+            layers.append(nn.Conv2d(before, width, 3, padding=1, stride=2 if halves else 1, bias=not halves))
+            layers += [TinyBlock(width) for _ in range(blocks)]
+            before = width
+        layers.append(nn.Conv2d(before, config.latent_channels, 3, padding=1))
+        self.encoder = _Half(layers)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """``[B, 3, H, W]`` in [-1, 1] → latent ``[B, latent_channels, H/f, W/f]``, not yet scaled."""
+        out: Tensor = self.encoder.layers((image + 1) / 2)
+        return out
