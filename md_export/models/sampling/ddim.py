@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from md_export.models.sampling.one_step import linear
-from md_export.spec.sampler import Ddim, DdimStep, SamplerPlan
+from md_export.spec.sampler import Ddim, DdimStep, ManySteps, SamplerPlan
 from md_export.spec.tensors import Array, Float32
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def ddim_of(config: ModelConfig, plan: SamplerPlan) -> Ddim:
 class DdimSampler:
     """Takes all steps."""
 
-    constants: Ddim
+    constants: ManySteps
 
     @property
     def timesteps(self) -> tuple[float, ...]:

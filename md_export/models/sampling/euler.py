@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from md_export.models.sampling.one_step import linear
+from md_export.models.sampling.ddim import DdimSampler
 from md_export.spec.sampler import Euler, EulerStep, SamplerPlan
 from md_export.spec.tensors import Array, Float32
 
@@ -32,25 +32,10 @@ def euler_of(config: ModelConfig, plan: SamplerPlan) -> Euler:
 
 
 @dataclass(frozen=True)
-class EulerSampler:
+class EulerSampler(DdimSampler):
     """Takes all steps; x is the latent plus noise of the present level, which the UNet takes at unit variance."""
 
     constants: Euler
-
-    @property
-    def timesteps(self) -> tuple[float, ...]:
-        """The noisiest first."""
-        return tuple(step.timestep for step in self.constants.steps)
-
-    @property
-    def guidance(self) -> float:
-        """As the recipe has it."""
-        return self.constants.guidance
-
-    @property
-    def scaling_factor(self) -> float:
-        """Of latents."""
-        return self.constants.scaling_factor
 
     def start(self, noise: Array) -> Float32:
         """Noise of the first level."""
@@ -59,8 +44,3 @@ class EulerSampler:
     def taken(self, step: int, x: Float32) -> Float32:
         """x at unit variance."""
         return np.float32(self.constants.steps[step].scale) * x
-
-    def step(self, step: int, x: Float32, output: Float32) -> Float32:
-        """a·x + b·output with the step's own constants."""
-        one = self.constants.steps[step]
-        return linear(one.a, one.b, x, output)
