@@ -61,7 +61,7 @@ def unpack(file: Path, tokenizer: Path, out: Path, config: ModelConfig | None = 
             write_json(folder / name, content)
         for name, (prefix, convert) in converters.items():
             part = _converted(file, tensors, prefix, convert)
-            save_file(part, folder / name / FILES[name][0], metadata={"format": "pt"})
+            save_file(part, folder / name / FILES[name], metadata={"format": "pt"})
         _copy_tokenizer(tokenizer, folder / "tokenizer")
         open_checkpoint(folder).check()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from artifact_edits import change, one_value
 from md_export.checkpoint import open_checkpoint
 from md_export.engine.export import export
 from md_export.parity.gpu import verify_on_gpu
@@ -20,7 +21,6 @@ from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
 from mutations import flip_block, rehash, weight_file
-from parity.test_audit import change, one_value
 from support import Exported, installed, made_once
 
 pytestmark = pytest.mark.slow

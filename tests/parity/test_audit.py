@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from artifact_edits import Change, change, entry_of, largest, one_value
 from cli.test_cli import fails, md_export
 from md_export.checkpoint import open_checkpoint
 from md_export.errors import ArtifactError, RuntimeFault
 from md_export.parity.weights.audit import ComponentAudit, audit, audit_component
 from md_export.parity.weights.reference import Reference, prepare_reference
-from md_export.spec.artifact import ArtifactEntry
-from md_export.spec.manifest import Manifest, read_manifest
+from md_export.spec.manifest import read_manifest
 from md_export.spec.recipe import Recipe
 from md_export.spec.shipped_files import nano_checkpoint
+from md_export.targets import TARGETS
 from mutations import deepen_mask, edit_json, flip_block, rehash, weight_file
 from support import ONE_EACH, Exported
 
 DECODER = "vae_decoder"
-# Every constant of an artifact, open for change; what is written into one is saved.
-Change = Callable[[list[Any]], None]
 
 
 @pytest.fixture(scope="module")
@@ -58,24 +56,6 @@ def audited(references: Callable[[Recipe, str], Reference]) -> Audited:
     return get
 
 
-def entry_of(out: Path, component: str) -> tuple[Manifest, ArtifactEntry]:
-    manifest = read_manifest(out)
-    return manifest, manifest.entry_for(component)
-
-
-def change(out: Path, component: str, how: Change) -> None:
-    """Open the artifact for change, and make the manifest agree with it again."""
-    manifest, entry = entry_of(out, component)
-    editor = importlib.import_module(f"md_export.targets.{manifest.target}.edit")
-    with editor.edit(out / entry.file) as constants:
-        how(constants)
-    rehash(out)
-
-
-def largest(constants: Sequence[Any], role: str = "weight") -> Any:
-    return max((item for item in constants if item.role == role), key=lambda item: item.values.nbytes)
-
-
 def swap_two(constants: list[Any]) -> None:
     """Two different weights of one size and type, each in the other's place."""
     first = largest(constants)
@@ -88,14 +68,6 @@ def swap_two(constants: list[Any]) -> None:
     kept = first.values.copy()
     first.values[...] = second.values.reshape(first.values.shape)
     second.values[...] = kept.reshape(second.values.shape)
-
-
-def one_value(constants: list[Any]) -> None:
-    """A tenth of the largest magnitude more or less, in one value of the largest weight."""
-    values = largest(constants).values.reshape(-1)
-    peak = np.abs(values.astype(np.float64)).max()
-    step = peak / 10 if values[0] < 0 else -peak / 10
-    values[0] = np.asarray(values[0] + step).astype(values.dtype)
 
 
 def reversed_rows(constants: list[Any]) -> None:
@@ -175,7 +147,7 @@ def test_int8_that_is_float_inside(copy_of: Exported, audited: Audited, target: 
     """Decoded, so that it computes the same: only what is stored tells."""
     out = copy_of(target, "int8")
     _, entry = entry_of(out, DECODER)
-    assert importlib.import_module(f"md_export.targets.{target}.edit").store_as_float(out / entry.file)
+    assert TARGETS[target].store_as_float(out / entry.file)
     rehash(out)
     found = audited(out, DECODER)
     assert found.as_requested == 0 < found.promised

@@ -20,10 +20,11 @@ COMPONENTS: Final[Mapping[str, Component]] = {component.name: component for comp
 
 def component_of(config: ModelConfig, name: str) -> Component:
     """Return the row of a checkpoint's component; raises :class:`UsageError` for a name that its family lacks."""
-    rows = family_of(config).rows
-    if name not in rows:
-        raise UsageError(f"unknown component {name!r}; use one of {', '.join(rows)}")
-    return rows[name]
+    family = family_of(config)
+    if name not in family.rows:
+        known = ", ".join(row.name for row in family.required)
+        raise UsageError(f"unknown component {name!r}; use one of {known}")
+    return family.rows[name]
 
 
 def family_of(config: ModelConfig) -> Family:
