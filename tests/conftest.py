@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from forks import FORKS
 from md_export.errors import MissingExtraError
 from md_export.models.config import ModelConfig
 from md_export.models.unet_config import MDUNetConfig
@@ -19,13 +18,6 @@ from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe, nano_checkpoint
 from md_export.system import process
 from support import Exported, installed, made_once, shared_folder
-
-
-@pytest.fixture(scope="session", autouse=True)
-def forked_workers() -> Iterator[None]:
-    """End the server of commands with the session."""
-    yield
-    FORKS.close()
 
 
 @pytest.fixture(scope="session", autouse=True)

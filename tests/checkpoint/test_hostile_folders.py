@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+import commands
 import jail
 from attacks import ATTACKS
-from forks import FORKS
 from jail import Outcome, jailed
 from md_export.cli import main
 
@@ -28,7 +28,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Outcome]:
     """Of all attacks."""
     code = f"import sys; sys.path[:0] = [{str(TESTS)!r}]; import jail; jail.main('attacks', sys.argv[1])"
     folder = tmp_path_factory.mktemp("attacks")
-    done = FORKS.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
+    done = commands.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     return {line.pop("name"): Outcome(**line) for line in lines}

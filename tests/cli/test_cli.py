@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from forks import FORKS
+import commands
 from mutations import flip_block, weight_file
 from support import Exported
 
@@ -23,7 +23,7 @@ def md_export(
 ) -> subprocess.CompletedProcess[str]:
     """In a fork; in a new process where ``fresh`` or with an environment of its own. One of each command is fresh."""
     command = [sys.executable, "-c", "from md_export.cli import main; main()", *map(str, arguments)]
-    run = subprocess.run if fresh or env else FORKS.run
+    run = subprocess.run if fresh or env else commands.run
     return run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **(env or {})}, check=False)
 
 

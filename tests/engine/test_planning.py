@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from forks import FORKS
+import commands
 from md_export.engine.inputs import READ
 from md_export.engine.plan import ArtifactRequest, ExportPlan, Plan, plan_from_json, plan_to_json
 from md_export.engine.planning import plan
@@ -211,7 +211,7 @@ plan([load_recipe(Path({str(builtin_recipe("onnx", "int8"))!r}))], Path(root), N
 open_checkpoint(Path(root)).module("vae_decoder")
 print(json.dumps(sorted(os.path.relpath(path, root) for path in opened if path.startswith(root + "/"))))
 """
-    run = FORKS.run([sys.executable, "-c", code], capture_output=True, text=True)
+    run = commands.run([sys.executable, "-c", code], capture_output=True, text=True)
     opened = json.loads(run.stdout.splitlines()[-1])
     assert {"unet/config.json", "golden/index.json"} <= set(opened)
     assert {name.split("/")[0] for name in opened} <= set(READ)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from forks import FORKS, Forks
+import commands
 
 SAY = """
 import os, sys
@@ -26,7 +26,7 @@ def command(code: str, *arguments: str) -> list[str]:
 def both(code: str, *arguments: str, **options: Any) -> tuple[subprocess.CompletedProcess[str], ...]:
     """What a fork and a new process make of it."""
     argv = command(code, *arguments)
-    return tuple(run(argv, capture_output=True, text=True, **options) for run in (FORKS.run, subprocess.run))
+    return tuple(run(argv, capture_output=True, text=True, **options) for run in (commands.run, subprocess.run))
 
 
 def test_what_a_process_sees_and_says(tmp_path: Path) -> None:
@@ -52,15 +52,18 @@ def test_how_it_ends(code: str, status: int, last: str) -> None:
 
 def test_the_time_limit() -> None:
     with pytest.raises(subprocess.TimeoutExpired):
-        FORKS.run(command("import time; time.sleep(60)"), timeout=0.5)
+        commands.run(command("import time; time.sleep(60)"), timeout=0.5)
 
 
-def test_nothing_is_left_behind() -> None:
-    forks = Forks(imported=())
-    parent = int(forks.run(command("import os; print(os.getppid())"), capture_output=True, text=True).stdout)
-    assert forks._folder is not None
-    assert forks._folder.is_dir()
-    forks.close()
-    assert not forks._folder.exists()
-    with pytest.raises(ProcessLookupError):
-        os.kill(parent, 0)
+def test_what_a_command_isolates_is_a_fork_of_the_same_server() -> None:
+    ask = """
+import os
+from md_export.errors import RuntimeFault
+from md_export.system.isolation import isolated
+from parents import Nothing, parent
+print(os.getppid(), isolated(parent, RuntimeFault, "a fork")(Nothing()).process)
+"""
+    environment = {**os.environ, "PYTHONHASHSEED": "0"}
+    run = commands.run(command(ask), capture_output=True, text=True, env={**environment})
+    first, second = run.stdout.split()
+    assert first == second
