@@ -32,6 +32,10 @@ _DTYPES: Final = {"tensor(float)": "float32", "tensor(int32)": "int32"}
 # What onnxruntime's quantizer inserts; it names these nodes after tensors.
 _INSERTED: Final = ("QuantizeLinear", "DequantizeLinear")
 _SPINNING: Final = "session.intra_op.allow_spinning"
+# On x86 without VNNI, onnxruntime's products of uint8 and int8 overflow 16 bits; phones and newer processors have no
+# such overflow. This asks for its exact kernels there, and changes nothing elsewhere
+# (onnxruntime_session_options_config_keys.h).
+_EXACT_INT8: Final = "session.x64quantprecision"
 
 
 def rounded_graph(path: Path) -> onnx.ModelProto | None:
@@ -142,6 +146,7 @@ def load(path: Path, runtime: str | None = None) -> OnnxRunner:
     if runtime not in (None, UNOPTIMIZED):
         raise UsageError(f"{path.name} runs in onnxruntime only; leave out the runtime {runtime!r}")
     options = session_options(optimized=runtime is None)
+    options.add_session_config_entry(_EXACT_INT8, "1")
     runner = OnnxRunner(_session(path, str(path), options), path.name)
     rounded = None if path.suffix == ORT_SUFFIX else rounded_graph(path)
     if rounded is None:
