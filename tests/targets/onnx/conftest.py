@@ -41,9 +41,9 @@ class Subject:
     def with_scheme(self, scheme: QuantScheme, workdir: Path) -> LoweringJob:
         return replace(self.job, scheme=scheme, workdir=workdir)
 
-    def snr_db(self, path: Path) -> float:
+    def snr_db(self, path: Path, runtime: str | None = None) -> float:
         """Decibels of a saved file against torch; anything not finite or misshapen fails the test."""
-        outputs = target.load(path).run(self.held_out)
+        outputs = target.load(path, runtime).run(self.held_out)
         assert list(outputs) == [self.job.outputs[0].name]
         (found,) = outputs.values()
         assert first_fault(found, self.expected) is None

@@ -22,6 +22,7 @@ from md_export.spec.tensors import TensorSpec
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
 from md_export.targets.onnx.npu.process import NpuLimits, compile_for_npu, execute_on_npu
+from md_export.targets.onnx.run import UNOPTIMIZED
 
 target = TARGETS["onnx"].open()
 W8A16 = QuantScheme("int8", "int16_static")
@@ -59,7 +60,8 @@ def quantized(
 def test_it_computes_the_same(
     component: str, scheme: str, least: float, quantized: Quantized, subject: Callable[..., Any]
 ) -> None:
-    assert subject(component).snr_db(quantized(component, scheme)) > least
+    # As written, which the NPU takes: what onnxruntime fuses for a processor differs from version to version.
+    assert subject(component).snr_db(quantized(component, scheme), UNOPTIMIZED) > least
 
 
 @pytest.mark.parametrize("component", ["vae_decoder", "text_encoder"])
