@@ -1,1 +1,1 @@
-"""Many exports of one checkpoint, built in steps: planned, cached by content, each in a process of its own."""
+"""Builds of one or more exports of a checkpoint as planned steps, cached by content, each in a separate process."""

@@ -1,4 +1,4 @@
-"""One artifact: checkpoint → module → rewrites → lower → quantize → file, inside a worker process."""
+"""Build of one artifact in a worker process: checkpoint → module → rewrites → lower → quantize → file."""
 
 from __future__ import annotations
 
@@ -25,11 +25,14 @@ from md_export.targets.layouts import layout_of
 
 @dataclass(frozen=True)
 class BuildStep:
-    """What one worker needs to make one artifact.
+    """Input of :func:`build_component`.
 
     Attributes:
-        notes: those that all components share.
-        calibration: folder of cases made for it; None: the golden ones serve.
+        checkpoint: folder of the checkpoint.
+        golden: folder of the golden cases.
+        out: folder for the artifact.
+        notes: metadata to store in the artifact, in addition to :func:`own_notes`.
+        calibration: folder of calibration cases; None: the golden cases are used.
     """
 
     checkpoint: Path
@@ -42,7 +45,11 @@ class BuildStep:
 
 
 def build_component(step: BuildStep) -> ArtifactEntry:
-    """Checkpoint → module → rewrites → lower → quantize → file; runs inside a worker process."""
+    """Build one artifact and return its manifest entry; runs in a worker process.
+
+    Raises:
+        ConversionError: the conversion made NaN or Inf of some weights.
+    """
     started = time.perf_counter()
     recipe, name = step.recipe, step.component
     checkpoint = open_checkpoint(step.checkpoint)
@@ -70,7 +77,7 @@ def build_component(step: BuildStep) -> ArtifactEntry:
             npu=bool(recipe.npu),
         )
         lowered = target.lower(job)
-        part.module.to("meta")  # the converter has the weights; what follows asks for names and classes alone
+        part.module.to("meta")  # the converter holds the weights; the code below needs only names and classes
         lowered.quantize(job).save(path)
         del lowered
     found = target.describe(path)
@@ -97,13 +104,16 @@ def build_component(step: BuildStep) -> ArtifactEntry:
 
 
 def own_notes(name: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> dict[str, str]:
-    """Which component it is, and the names that its artifact takes and gives, joined by commas."""
+    """Return the metadata of one component: its name, and the names of its inputs and outputs joined by commas."""
     joined = {"inputs": inputs, "outputs": outputs}
     return {"component": name} | {key: ",".join(spec.name for spec in specs) for key, specs in joined.items()}
 
 
 def peak_resident_bytes() -> int:
-    """Of this process. Linux' ``ru_maxrss`` survives exec and would report the parent's peak, hence VmHWM."""
+    """Return the peak resident memory of this process in bytes.
+
+    On Linux ``ru_maxrss`` survives exec and would report the parent's peak, so VmHWM is read instead.
+    """
     status = Path("/proc/self/status")
     if status.is_file():
         fields = dict(line.split(":", 1) for line in status.read_text().splitlines())

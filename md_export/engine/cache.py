@@ -1,9 +1,11 @@
-"""What was built, by the key of all that it depends on. An entry is there whole or not at all, and checked when read.
+"""Cache of step results. The key covers everything that a result depends on.
 
-<root>/entries/<key>/entry.json     what it is, the hash of each of its files, and the step's result
+An entry appears whole or not at all, and is checked when it is read.
+
+<root>/entries/<key>/entry.json     kind and label, the hash of each file, and the step's result
                      files/…
-<root>/work/                        entries in the making
-<root>/plans, seen, measured/       memories that cost time when they are lost, and nothing else
+<root>/work/                        entries that are being written
+<root>/plans, seen, measured/       stored plans, file hashes and costs; losing them costs only time
 """
 
 from __future__ import annotations
@@ -39,12 +41,12 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Entry:
-    """What a step left behind.
+    """Record of a cached step: its files and its result.
 
     Attributes:
-        kind, label: of the step.
-        files: by path in the entry.
-        result: of the step; None for an input of a build.
+        kind, label: kind and label of the step.
+        files: the entry's files, by path in the entry.
+        result: result of the step; None if the entry is an input of a build.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
@@ -58,13 +60,13 @@ class Entry:
 
     @property
     def bytes(self) -> int:
-        """Of all files together."""
+        """Total size of the files in bytes."""
         return sum(file.bytes for file in self.files.values())
 
 
 @dataclass(frozen=True)
 class Listed:
-    """One line of a list: the entry, and when it was last used, in seconds since 1970."""
+    """An entry and the time of its last use, in seconds since 1970."""
 
     entry: Entry
     used: float
@@ -74,13 +76,17 @@ _ENTRY: Final = TypeAdapter(Entry)
 
 
 def entry_to_json(entry: Entry) -> str:
-    """The record of an entry, with a hash of itself."""
+    """Serialize an entry to a JSON record that includes the record's SHA-256."""
     text = _ENTRY.dump_json(entry).decode()
     return json.dumps({"sha256": sha256_of_text(text), "entry": text})
 
 
 def entry_from_json(record: str) -> Entry:
-    """Read what :func:`entry_to_json` wrote; ValueError, KeyError, TypeError or RecursionError for anything else."""
+    """Parse the output of :func:`entry_to_json`.
+
+    Raises:
+        ValueError, KeyError, TypeError, RecursionError: the record is damaged or is something else.
+    """
     values = json.loads(record)
     if sha256_of_text(values["entry"]) != values["sha256"]:
         raise ValueError("the record was altered")
@@ -91,7 +97,11 @@ def entry_from_json(record: str) -> Entry:
 
 
 def stored(folder: Path) -> dict[str, StoredFile]:
-    """Hashes of all files, which are brought to the disk and protected from slips."""
+    """Make all files in ``folder`` read-only, flush them to disk and return their sizes and hashes.
+
+    Raises:
+        OutputError: a file name is not allowed.
+    """
     names = files_in(folder, [one.name for one in folder.iterdir()])
     found = {}
     for name in names:
@@ -114,7 +124,7 @@ Tell = Callable[[str], None]
 
 
 def default_root() -> Path:
-    """``$MD_EXPORT_CACHE``, else ``md-export`` in the platform's folder for caches."""
+    """Return ``$MD_EXPORT_CACHE`` if it is set, else ``md-export`` in the platform's cache folder."""
     if given := os.environ.get("MD_EXPORT_CACHE"):
         return Path(given)
     if sys.platform == "darwin":
@@ -123,7 +133,7 @@ def default_root() -> Path:
 
 
 class Cache:
-    """The entries in ``root``; any number of processes may use them at once."""
+    """Cache of entries in ``root``; any number of processes may use it at the same time."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
@@ -131,11 +141,11 @@ class Cache:
         self._entries = self.root / "entries"
 
     def files(self, key: str) -> Path:
-        """The folder of an entry's files."""
+        """Return the folder that holds an entry's files."""
         return self._entries / key / _FILES
 
     def read(self, key: str) -> Entry | None:
-        """An entry's record, its files unread; None where there is none, or it is damaged."""
+        """Return an entry's record without reading its files; None if it is missing or damaged."""
         try:
             entry = entry_from_json((self._entries / key / _RECORD).read_text(encoding="utf-8"))
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -143,14 +153,17 @@ class Cache:
         return entry if entry.key == key else None
 
     def require(self, key: str) -> Entry:
-        """As :meth:`read`; ArtifactError where there is none."""
+        """Return an entry's record as :meth:`read` does; raises ArtifactError if it is missing or damaged."""
         entry = self.read(key)
         if entry is None:
             raise ArtifactError(f"the entry {key[:12]} of {self.root} is gone; run the same command again")
         return entry
 
     def get(self, key: str, tell: Tell = lambda _: None) -> Entry | None:
-        """An entry whose files are all what they were; one that is damaged is removed, with a line to ``tell``."""
+        """Return an entry after checking the hashes of all its files; None if it is missing or damaged.
+
+        A damaged entry is removed and reported to ``tell``.
+        """
         folder = self._entries / key
         if not folder.exists():
             return None
@@ -165,10 +178,12 @@ class Cache:
         return entry
 
     def put(self, key: str, kind: str, label: str, folder: Path, result: Result | None) -> Entry:
-        """Keep the files in ``folder``, which lies in :attr:`work` and is moved; an entry that is there already stays.
+        """Store the files in ``folder`` as an entry; an existing entry with the same key is kept instead.
+
+        ``folder`` must be in :attr:`work` and is moved.
 
         Raises:
-            OutputError: it could not be written.
+            OutputError: the cache could not be written.
         """
         made = folder.with_name(f"{folder.name}.entry")
         try:
@@ -186,7 +201,7 @@ class Cache:
         return entry
 
     def remove(self, key: str) -> None:
-        """Take an entry away, at once for everybody who looks."""
+        """Remove an entry; it disappears for all processes at the same moment."""
         self._take_away(key)
 
     def _take_away(self, key: str) -> None:
@@ -197,28 +212,32 @@ class Cache:
         shutil.rmtree(aside, ignore_errors=True)
 
     def list(self) -> Iterator[Listed]:
-        """All entries that can be read, in no order."""
+        """Yield all readable entries in arbitrary order."""
         for folder in self._entries.glob("*"):
             entry = self.read(folder.name)
             if entry is not None:
                 yield Listed(entry, (folder / _RECORD).stat().st_mtime)
 
     def is_in_use(self) -> bool:
-        """Whether a build uses it now."""
+        """Return whether a running build uses the cache."""
         return self.work.is_dir() and is_in_use(self.work)
 
     def prune(self, before: float | None, keep_bytes: int | None) -> tuple[Listed, ...]:
-        """Remove entries last used before a time, those not used for longest until the rest fits, and unreadable ones.
+        """Remove unreadable entries, entries last used before ``before``, and then the least recently used ones.
+
+        Args:
+            before: time in seconds since 1970; None: no limit by age.
+            keep_bytes: size that the remaining entries may have together; None: no limit by size.
 
         Raises:
-            OutputError: a build uses the cache now.
+            OutputError: a running build uses the cache.
         """
         if self.is_in_use():
             raise OutputError(f"a build uses {self.root} now; prune it when the build has ended")
         for left in self.work.glob("removed-*"):
             shutil.rmtree(left, ignore_errors=True)
         for folder in self._entries.glob("*"):
-            # Damaged, or of another version of md-export.
+            # The entry is damaged or was written by another version of md-export.
             if self.read(folder.name) is None:
                 self.remove(folder.name)
         newest = sorted(self.list(), key=lambda one: one.used, reverse=True)
@@ -232,7 +251,7 @@ class Cache:
         return tuple(removed)
 
     def _damage(self, entry: Entry) -> str:
-        """The first file that is missing or altered; empty where none is."""
+        """Return the name of the first file that is missing or altered, or an empty string."""
         for name, file in entry.files.items():
             path = self.files(entry.key) / name
             try:
@@ -247,7 +266,7 @@ class Cache:
         try:
             made.rename(self._entries / key)
         except OSError:
-            # Another process was first; what it made is the same.
+            # Another process published the same entry first; its content is equivalent.
             if self.read(key) is None:
                 raise
         to_disk(self._entries)

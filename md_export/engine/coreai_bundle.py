@@ -1,12 +1,11 @@
-"""What a Core AI export has beside its assets, as Apple's Swift package for Core AI reads a folder.
+"""Files beside the assets of a Core AI export, in the layout that Apple's Swift package for Core AI reads.
 
     OUT/metadata.json            kind, assets, constants of the model and its schedule
     OUT/tokenizer/               vocab.json and merges.txt, as in every export
     OUT/parity/unet_output.npy   one golden case, array by array
 
-Read from the sources of https://github.com/apple/coreai-models at 86b363d: ``PipelineDescriptor.swift`` for the fields
-(metadata version 0.2), ``SD3ParityDataTests.swift`` for the arrays. What its pipeline can do with
-them: docs/coreai.md.
+Source: https://github.com/apple/coreai-models at 86b363d, ``PipelineDescriptor.swift`` for the fields (metadata version
+0.2) and ``SD3ParityDataTests.swift`` for the arrays. docs/coreai.md describes what its pipeline can do with them.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ from md_export.spec.recipe import Recipe
 METADATA: Final = "metadata.json"
 PARITY: Final = "parity"
 _VERSION: Final = "0.2"
-# What PredictionType of the package knows of ours. Without a "diffusion" block it says so; with one that leaves the
-# field out it would take epsilon.
+# The prediction types that the package's PredictionType supports. For others we omit the "diffusion" block, because the
+# package reports a missing block as an error; a block without the field would be read as epsilon.
 _PREDICTIONS: Final = ("epsilon", "v_prediction")
 _STEM: Final = {"vae_decoder": ("vae_decoder_input", "vae_decoder_output")}
 
 
 def write_assets(recipe: Recipe, checkpoint: Checkpoint, folder: Path, entries: Iterable[ArtifactEntry]) -> None:
-    """Write ``metadata.json`` and the arrays of the first golden case that lies in ``folder``."""
+    """Write ``metadata.json`` and the arrays of the first golden case in ``folder``."""
     entries = tuple(entries)
     text = json.dumps(metadata(recipe, checkpoint, entries), indent=2, sort_keys=True)
     (folder / METADATA).write_text(text + "\n", encoding="utf-8")
@@ -48,7 +47,10 @@ def write_assets(recipe: Recipe, checkpoint: Checkpoint, folder: Path, entries: 
 
 
 def metadata(recipe: Recipe, checkpoint: Checkpoint, entries: Iterable[ArtifactEntry]) -> dict[str, Any]:
-    """The package's own fields, and ``one_step``: x0 = a·noise + b·output, which it has no scheduler for."""
+    """Return the content of ``metadata.json``: the package's fields, and ``one_step``.
+
+    ``one_step`` describes x0 = a·noise + b·output; the package has no scheduler for it.
+    """
     config = checkpoint.config
     step, schedule = one_step(config), config.schedule
     model = {
@@ -80,7 +82,7 @@ def metadata(recipe: Recipe, checkpoint: Checkpoint, entries: Iterable[ArtifactE
 
 
 def _arrays(case: GoldenCase, entry: ArtifactEntry) -> Iterable[tuple[str, Any]]:
-    """Names and values of what an asset takes and gives; the package's tests hold token ids as int64."""
+    """Yield the names and values of an asset's inputs and outputs; token ids as int64, as in the package's tests."""
     given, made = _STEM.get(entry.component, (None, f"{entry.component}_output"))
     inputs = case.inputs(entry.component)
     for spec in entry.inputs:

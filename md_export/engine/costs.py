@@ -1,4 +1,4 @@
-"""What a step will take: predicted from measurements of this project, and from what was measured here before."""
+"""Predicted memory and time of build steps, from this project's benchmarks and from earlier builds on this machine."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ _MARGIN: Final = 1.1
 
 @dataclass(frozen=True)
 class Rate:
-    """A straight line over the bytes of the weights in float32, whatever type they are stored in.
+    """Linear cost model over the size of the weights in float32, independent of the type they are stored in.
 
     Attributes:
-        base_bytes: libraries, and a component without weights.
-        per_byte: further bytes of memory for each byte of weights.
-        base_s, s_per_gb: seconds.
+        base_bytes: memory for the libraries and for a component without weights.
+        per_byte: additional bytes of memory per byte of weights.
+        base_s: seconds for a component without weights.
+        s_per_gb: additional seconds per gigabyte (1e9 bytes) of weights.
     """
 
     base_bytes: int
@@ -33,14 +34,15 @@ class Rate:
     s_per_gb: float
 
     def cost(self, weight_bytes: int, slower: float = 1.0, larger: float = 1.0) -> Cost:
-        """What so many bytes of weights take, ``larger`` times the memory for each."""
+        """Return the cost for ``weight_bytes``, with time scaled by ``slower`` and memory per byte by ``larger``."""
         seconds = slower * (self.base_s + self.s_per_gb * weight_bytes / 1e9)
         return Cost(round(self.base_bytes + larger * self.per_byte * weight_bytes), round(seconds, 1))
 
 
-# Through the nano checkpoint's workers (13 MB of weights) and full-size ones: "The whole build" in
-# docs/benchmarks.md, of a checkpoint in float16, whose weights are converted into memory. Largest of all precisions.
-# The decoder's lines are steep because of its activations, 512 × 512 pixels at full size.
+# Lines through two measurements: workers on the nano checkpoint (13 MB of weights) and on a full-size one ("The whole
+# build" in docs/benchmarks.md). The full-size checkpoint is in float16, so its weights are converted in memory. Each
+# line uses the most expensive precision. The decoder's lines are steep because of its activations, which are
+# 512 × 512 pixels at full size.
 _ARTIFACT: Final[Mapping[tuple[str, str], Rate]] = {
     ("coreml", "text_encoder"): Rate(510_000_000, 3.9, 5, 50),
     ("coreml", "unet"): Rate(530_000_000, 1.9, 11, 80),
@@ -55,44 +57,49 @@ _ARTIFACT: Final[Mapping[tuple[str, str], Rate]] = {
     ("coreai", "unet"): Rate(540_000_000, 4.0, 12, 40),
     ("coreai", "vae_decoder"): Rate(480_000_000, 5.0, 5, 300),
 }
-# onnxruntime's calibrator and quantizer hold copies of the graph, and activations of all layers at a time.
+# onnxruntime's calibrator and quantizer hold copies of the graph and the activations of all layers at the same time.
 _STATIC_ONNX: Final[Mapping[str, Rate]] = {
     "text_encoder": Rate(530_000_000, 4.3, 10, 150),
     "unet": Rate(480_000_000, 6.9, 16, 200),
     "vae_decoder": Rate(430_000_000, 98.0, 6, 8000),
 }
-# All components of an export, two processes at a time, over 4 golden cases, each run twice; docs/benchmarks.md: once
-# takes 40 s by our runtime of Core ML packages, 3 s by XNNPACK. By onnxruntime: 5 s.
+# Verification of all components of an export: two processes at a time, 4 golden cases, each case run twice. One run
+# takes 40 s in our runtime for Core ML packages, 3 s in XNNPACK and 5 s in onnxruntime (docs/benchmarks.md).
 _EXPORT: Final[Mapping[str, Rate]] = {
     "coreml": Rate(1_000_000_000, 1.2, 15, 60),
     "tflite": Rate(800_000_000, 1.6, 10, 15),
     "onnx": Rate(600_000_000, 1.6, 10, 25),
     "coreai": Rate(600_000_000, 3.0, 15, 400),
 }
-# All components in torch, one in memory at a time, for one case; docs/benchmarks.md.
+# One case through all components in torch, with one component in memory at a time (docs/benchmarks.md).
 _CASE: Final = Rate(700_000_000, 1.0, 0.3, 12)
-# Times slower than storing floats; nano: 23.9 s beside 11.5 for a palette, 21.0 for static ranges.
+# Slowdown relative to storing floats. Measured on nano: 11.5 s for floats, 23.9 s for a palette, 21.0 s for static
+# ranges.
 _SLOWER: Final[Mapping[str, float]] = {"palette": 2.2, "int8_static": 2.0, "int16_static": 2.0, "gptq": 2.0, "mse": 1.5}
 
-# Of float32 weights, by the type that they are stored in, generously.
+# Upper estimate of artifact bytes per byte of float32 weights, by stored type.
 _SPACE: Final = {"float32": 1.1, "float16": 0.7}
 _SPACE_OF_OTHERS: Final = 0.4
 
 
 def space_of(scheme: QuantScheme, weight_bytes: int) -> int:
-    """About how many bytes an artifact will have."""
+    """Estimate the size of an artifact in bytes from the size of its weights in float32."""
     return round(weight_bytes * _SPACE.get(scheme.weights, _SPACE_OF_OTHERS))
 
 
 def artifact_cost(target: str, component: str, scheme: QuantScheme, weight_bytes: int, area: float = 1.0) -> Cost:
-    """Of making one artifact; ``area`` of the picture, relative to what the checkpoint was trained for.
+    """Predict the cost of making one artifact.
 
-    One that not every checkpoint has costs what the one does that it stands beside.
+    An optional component costs as much as the required component that it accompanies.
+
+    Args:
+        weight_bytes: size of the component's weights in float32.
+        area: area of the picture relative to the size that the checkpoint was trained for.
     """
     component = OPTIONAL_NAMES.get(component, component)
     words = (*scheme.all_weights, scheme.activations, scheme.rounding)
     slower = [times for word, times in _SLOWER.items() if any(one.startswith(word) for one in words)]
-    # A line through weights says nothing of smaller pictures; in larger ones the decoder's activations grow.
+    # The model has no measurements of smaller pictures; in larger ones the decoder's activations grow with the area.
     area = max(1.0, area) if component == "vae_decoder" else 1.0
     if target == "onnx" and scheme.activations == "int8_static":
         return _STATIC_ONNX[component].cost(weight_bytes, area, area)
@@ -100,12 +107,12 @@ def artifact_cost(target: str, component: str, scheme: QuantScheme, weight_bytes
 
 
 def export_cost(target: str, weight_bytes: int, cases: int, area: float = 1.0) -> Cost:
-    """Of verifying an export on golden cases."""
+    """Predict the cost of verifying an export on ``cases`` golden cases."""
     return _EXPORT[target].cost(weight_bytes, max(1.0, area) * max(1.0, cases / 4), max(1.0, area))
 
 
 def cases_cost(weight_bytes: int, cases: int, area: float = 1.0) -> Cost:
-    """Of computing golden or calibration cases by torch, or of copying them where there are none to compute."""
+    """Predict the cost of computing ``cases`` golden or calibration cases in torch; 0 cases means they are copied."""
     if cases == 0:
         return Cost(300_000_000, 8.0)
     found = _CASE.cost(weight_bytes, cases * max(1.0, area))
@@ -113,17 +120,17 @@ def cases_cost(weight_bytes: int, cases: int, area: float = 1.0) -> Cost:
 
 
 class Measured:
-    """What steps took in earlier builds, in ``folder``, by their cost keys."""
+    """Measured costs of steps in earlier builds, stored in ``folder`` by cost key."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def add(self, cost_key: str, cost: Cost) -> None:
-        """Remember what the last such step took."""
+        """Record the measured cost of a step; replaces the previous measurement with the same key."""
         write_whole(self._folder / f"{cost_key}.json", json.dumps(asdict(cost)), keep_going=True)
 
     def cost(self, cost_key: str, predicted: Cost) -> Cost:
-        """What such a step took with some margin, else what was predicted."""
+        """Return the recorded cost with the safety margin on memory, or ``predicted`` if none can be read."""
         try:
             found = json.loads((self._folder / f"{cost_key}.json").read_text(encoding="utf-8"))
             return Cost(round(found["peak_bytes"] * _MARGIN), round(found["seconds"], 1))

@@ -1,6 +1,7 @@
-"""What a worker of a cluster does: fetch what a step needs, carry the step out, and bring what it made to the store.
+"""Dask: connection to a cluster, and the code that its workers run for a step.
 
-It needs nothing of the machine that asks but the store: the checkpoint comes from there, too.
+A worker fetches what the step needs from the store, carries the step out and copies the result to the store. It shares
+only the store with the client's machine; the checkpoint comes from the store, too.
 """
 
 from __future__ import annotations
@@ -32,19 +33,20 @@ _CONNECT_S: Final = 10
 
 @contextmanager
 def connected(address: str) -> Iterator[Any]:
-    """A ``distributed.Client`` of a scheduler with workers, which execute what this process sends them: name only a
-    scheduler of your own.
+    """Yield a ``distributed.Client`` connected to a scheduler that has workers.
+
+    The workers execute code that this process sends, so connect only to a scheduler that you control.
 
     Raises:
         MissingExtraError: Dask is not installed.
-        RuntimeFault: nobody answers at the address, or there are no workers.
+        RuntimeFault: no scheduler answers at the address, or it has no workers.
     """
     for name in ("distributed", "fsspec"):
         if importlib.util.find_spec(name) is None:
             raise MissingExtraError(f"--dask needs {name}, which is not installed: pip install 'md-export[dask]'")
     distributed: Any = importlib.import_module("distributed")
     try:
-        # An empty address would start a cluster here.
+        # With an empty address, Client would start a cluster on this machine.
         client = distributed.Client(address or "tcp://", timeout=_CONNECT_S, set_as_default=False)
     except (OSError, ValueError) as error:
         raise RuntimeFault(f"no Dask scheduler answers at {address!r}: start one with: dask scheduler") from error
@@ -57,7 +59,11 @@ def connected(address: str) -> Iterator[Any]:
 
 
 def ask_each(client: Any, function: Callable[..., Any], *given: Any) -> dict[str, Any]:
-    """What a function of a module answers on every worker, by the worker's address; RuntimeFault where one cannot."""
+    """Call a module-level function on every worker, and return the results by the worker's address.
+
+    Raises:
+        RuntimeFault: the call failed on a worker.
+    """
     try:
         found: dict[str, Any] = client.run(function, *given)
     except Exception as error:
@@ -66,14 +72,18 @@ def ask_each(client: Any, function: Callable[..., Any], *given: Any) -> dict[str
 
 
 def check_same(found: Mapping[str, Mapping[str, str]], here: Mapping[str, str]) -> None:
-    """Raise RuntimeFault that names a worker whose versions, by what they are of, are not those of this process."""
+    """Check that the versions on all workers are those of this process; both map a name to its version.
+
+    Raises:
+        RuntimeFault: a worker has another version of something; the message names the worker.
+    """
     for worker, versions in sorted(found.items()):
         if text := difference(versions, here):
             raise RuntimeFault(f"the Dask worker {worker} {text}; install the same")
 
 
 def difference(found: Mapping[str, str], here: Mapping[str, str]) -> str:
-    """The first thing that is of another version in ``found``; empty where all are the same."""
+    """Describe the first difference between the versions in ``found`` and ``here``; empty if there is no difference."""
     for name, wanted in here.items():
         if found.get(name) != wanted:
             return f"has {name} {found.get(name)}, this is {wanted}"
@@ -81,14 +91,17 @@ def difference(found: Mapping[str, str], here: Mapping[str, str]) -> str:
 
 
 def version() -> dict[str, str]:
-    """Of md-export, in the process that is asked."""
+    """Return the version of md-export in the process that runs this function."""
     from md_export import __version__
 
     return {"md-export": __version__}
 
 
 def explain(error: BaseException, also: str = "") -> str:
-    """What to tell the user of an exception that came from Dask; ``also`` is what workers need besides md-export."""
+    """Return the error message for an exception from Dask.
+
+    ``also``: text appended to the message, about what workers need besides md-export.
+    """
     from distributed.scheduler import KilledWorker
 
     if isinstance(error, KilledWorker):
@@ -101,20 +114,22 @@ def explain(error: BaseException, also: str = "") -> str:
     )
 
 
-# A worker of Dask may have several threads; the memory that a step may hold is one worker's.
+# A Dask worker can have several threads, but a step's memory limit is that of the whole worker.
 _ONE_AT_A_TIME: Final = threading.Lock()
 _THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True)
 class RemoteTask:
-    """A step for a worker.
+    """A step to run on a worker.
 
     Attributes:
-        store: URL.
-        inputs: by the name that the step knows them by, the key of each in the store and its path in that entry.
-        most_bytes: memory that its processes may hold.
-        targets, versions: :func:`versions` of these targets must be those here, or keys would lie.
+        store: URL of the store.
+        inputs: for each input, by the name that the step uses: its key in the store and its path in that entry.
+        most_bytes: memory limit of the step's processes in bytes.
+        targets: targets of the plan.
+        versions: required result of :func:`versions` for ``targets`` on the worker; otherwise the cache keys would be
+            wrong.
     """
 
     step: Step
@@ -127,7 +142,7 @@ class RemoteTask:
 
 @dataclass(frozen=True)
 class Worker:
-    """What a worker says of itself; ``bytes`` of memory are its machine's."""
+    """Description of a worker: its host, the host's memory in bytes, and the installed versions."""
 
     host: str
     bytes: int
@@ -135,12 +150,12 @@ class Worker:
 
 
 def describe(targets: tuple[str, ...]) -> Worker:
-    """The process that is asked, as a worker."""
+    """Return the description of the process that runs this function, as a worker."""
     return Worker(platform.node(), installed_bytes(), versions(targets))
 
 
 def versions(targets: tuple[str, ...]) -> dict[str, str]:
-    """All that every key of a plan for these targets depends on and that belongs to the process that is asked."""
+    """Return the versions in this process that the cache keys of a plan for ``targets`` depend on."""
     made = maker()
     found = {"md-export": made.pop("md-export"), "code of md-export": made.pop("code")[:12], **made}
     for target in (None, *targets):
@@ -152,27 +167,29 @@ def versions(targets: tuple[str, ...]) -> dict[str, str]:
 
 
 def lacks(url: str, keys: list[str]) -> bool:
-    """Whether the process that is asked does not find all of these entries in a store."""
+    """Return whether any of these entries is missing in the store, as seen by the process that runs this function."""
     store = Store(url)
     return any(store.read(key) is None for key in keys)
 
 
 def carry_out(task: RemoteTask) -> Cost:
-    """What a worker of Dask executes; it may use the cores that Dask gave it."""
+    """Carry out a step on a Dask worker, with as many threads as Dask assigned to the worker."""
     from distributed import get_worker
 
-    # Dask itself allows one, for its own threads.
+    # Dask sets these variables to 1 because it runs tasks in its own threads.
     os.environ |= dict.fromkeys(_THREADS, str(get_worker().state.nthreads))
     return perform_there(task)
 
 
 def perform_there(remote: RemoteTask, perform: Callable[[Task, BackedCache], Cost] = perform) -> Cost:
-    """Carry a step out, unless that was done before: by a worker that died when its work was done, for one.
+    """Carry out a step and copy its result to the store, unless the result already exists.
+
+    The result exists, for example, if a worker finished the step and died before it could report it.
 
     Raises:
-        RuntimeFault: this is another md-export, or the store does not answer.
-        ArtifactError: the store lacks what the step needs.
-        MdExportError: as :func:`md_export.engine.perform.perform`.
+        RuntimeFault: the versions on this worker differ from those of the client, or the store does not answer.
+        ArtifactError: an entry that the step needs is missing in the store.
+        MdExportError: as for :func:`md_export.engine.perform.perform`.
     """
     with _ONE_AT_A_TIME:
         if text := difference(versions(remote.targets), remote.versions):

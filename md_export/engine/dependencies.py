@@ -1,4 +1,4 @@
-"""What all recipes of a plan share: the checkpoint, what its artifacts say of it, and who computes."""
+"""Dependencies of cache keys: the checkpoint, the metadata of its artifacts, the versions of md-export and tools."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _FLOAT32_BYTES: Final = 4
 
 @dataclass(frozen=True)
 class Source:
-    """What all recipes share that have the same LoRAs.
+    """Data shared by all recipes with the same LoRAs.
 
     Attributes:
-        common: of every key but an artifact's: the checkpoint, and who computes.
-        notes: of the artifacts, by the size of the pictures and the component.
+        common: part of every cache key except an artifact's: the checkpoint, md-export and the tools.
+        notes: metadata of the artifacts, by picture size and component.
         given: folder of golden cases that the request names.
-        weights: bytes of each component in float32, of those also that the checkpoint's pictures do without.
-        loras: those of the checkpoint, as requests name them.
+        weights: bytes of each component in float32, including components that are not needed to make a picture.
+        loras: LoRAs of the checkpoint, as named in requests.
     """
 
     checkpoint: Checkpoint
@@ -47,21 +47,21 @@ class Source:
 
     @property
     def all_weights(self) -> int:
-        """Bytes of all components in float32."""
+        """Size of all components in float32, in bytes."""
         return sum(self.weights[name] for name in self.checkpoint.components)
 
     def area(self, recipe: Recipe) -> float:
-        """Of the recipe's pictures, relative to those that the checkpoint was trained for."""
+        """Return the area of the recipe's pictures relative to the size that the checkpoint was trained for."""
         return float((self.checkpoint.at(recipe.size).config.image_size / self.checkpoint.config.image_size) ** 2)
 
 
 def source_of(
     checkpoint_dir: Path, golden: Path | None, sizes: set[int | None], loras: tuple[LoraInput, ...] = ()
 ) -> Source:
-    """Open the checkpoint and check that it is whole, for pictures of some ``sizes``.
+    """Open the checkpoint and check that it is complete, for pictures of the given ``sizes``.
 
     Raises:
-        MdExportError: it cannot be read, or cannot make such pictures.
+        MdExportError: the checkpoint cannot be read, or cannot make pictures of these sizes.
     """
     checkpoint = open_checkpoint(checkpoint_dir)
     checkpoint.check()
@@ -86,7 +86,7 @@ def _weight_bytes(checkpoint: Checkpoint, name: str) -> int:
     return _FLOAT32_BYTES * sum(int(tensor.numel()) for tensor in module.state_dict().values())
 
 
-# Fields that may change an artifact, once the recipe is that of one component.
+# Recipe fields that can change an artifact, after the recipe is reduced to one component by :func:`alone`.
 OF_AN_ARTIFACT: Final = (
     "target",
     "components",
@@ -104,7 +104,7 @@ OF_AN_ARTIFACT: Final = (
 
 
 def alone(recipe: Recipe, name: str) -> Recipe:
-    """The recipe of one component without what others alone need."""
+    """Return the recipe reduced to one component, without settings that only other components need."""
     rewrites = tuple(one for one in recipe.rewrites if name in find_rewrite(one).components)
     changing = any(not find_rewrite(one).exact for one in rewrites)
     return dataclasses.replace(
@@ -120,7 +120,7 @@ def alone(recipe: Recipe, name: str) -> Recipe:
 
 @dataclass(frozen=True)
 class Changes:
-    """What changes the function, and with it the cases that show it: rewrites, and the sampler."""
+    """Settings that change the computed function and therefore the golden cases: inexact rewrites and the sampler."""
 
     rewrites: tuple[str, ...]
     allow_drift: bool
@@ -133,30 +133,36 @@ class Changes:
 
 
 def changes_of(recipe: Recipe) -> Changes:
-    """The changes that a recipe asks for."""
+    """Return the settings of a recipe that change the computed function."""
     changing = tuple(name for name in recipe.rewrites if not find_rewrite(name).exact)
     return Changes(changing, bool(changing) and recipe.allow_drift, recipe.sampler)
 
 
 def calls_of(recipe: Recipe) -> int:
-    """Of the UNet for a picture, each of one prompt: what golden cases and their verification cost."""
+    """Return the number of UNet calls per picture, counting one prompt per call.
+
+    The cost of golden cases and of their verification is proportional to it.
+    """
     return 1 if recipe.sampler is None else 2 * recipe.sampler.steps
 
 
 def is_calibrated(scheme: QuantScheme) -> bool:
-    """Whether the artifact depends on more inputs than the one that it is traced with."""
+    """Return whether the artifact depends on inputs other than the one that it is traced with."""
     return scheme.is_static or scheme.is_adjusted
 
 
 def makers_of_inputs(files: Mapping[str, str], name: str, inpaints: bool = False) -> list[str]:
-    """Hashes of what computes a component's inputs: the tokenizer, and the components before it.
+    """Return the hashes of everything that computes a component's inputs: the tokenizer and the components before it.
 
-    ``files``: SHA-256 of the checkpoint's files by their names; ``inpaints``: the UNet takes a picture's latents.
+    Args:
+        files: SHA-256 of the checkpoint's files by name.
+        name: the component.
+        inpaints: whether the UNet takes a picture's latents.
     """
     rows = WIRING.components
     steering = tuple(f"{row.folder}/" for row in rows if any(port.source == CONDITION for port in row.inputs))
     if any(file.removeprefix(INHERITED).startswith(steering) for file in files):
-        # The condition is of a picture, which all of them make.
+        # The condition is computed from a picture, and all components take part in making that picture.
         before = [*rows]
     elif name == WIRING.encoded.node or (inpaints and not WIRING[name].is_first):
         before = [*WIRING.required]

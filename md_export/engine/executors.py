@@ -1,4 +1,4 @@
-"""Where the steps of a build run: in processes of this machine, or on the workers of a Dask cluster."""
+"""Executors for the steps of a build: processes on this machine, or the workers of a Dask cluster."""
 
 from __future__ import annotations
 
@@ -42,12 +42,13 @@ _LOOK_S: Final = 5.0
 
 @dataclass(frozen=True)
 class Executor:
-    """Where steps run.
+    """Cache, limits and start function for the steps of one build.
 
     Attributes:
-        cache: where their results are found.
-        open: makes what begins the steps that are asked for.
-        news: lines that the user should read, since it was called last.
+        cache: cache that holds the results of the steps.
+        limits: number of concurrent steps and their memory.
+        open: context manager that prepares the given steps and yields the function that starts one of them.
+        news: returns the messages for the user that have accumulated since the last call.
     """
 
     cache: Cache
@@ -57,7 +58,7 @@ class Executor:
 
 
 def executor_of(request: BuildRequest, plan: Plan) -> AbstractContextManager[Executor]:
-    """The executor that the request names.
+    """Return the executor that the request selects: Dask if ``request.dask`` is set, else this machine.
 
     Raises:
         MdExportError: the cluster or its store cannot be used.
@@ -84,7 +85,7 @@ def _perform(request: BuildRequest, cache: Path, work: Path, step: Step, most_by
 
 @contextmanager
 def _threads(jobs: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that wait for processes; an interrupt ends those."""
+    """Yield an executor whose threads wait for worker processes; an exception such as an interrupt kills those."""
     executor = ThreadPoolExecutor(jobs)
     try:
         yield executor
@@ -115,7 +116,7 @@ def _on_dask(request: BuildRequest, plan: Plan) -> Iterator[Executor]:
 def _workers(
     client: Any, request: BuildRequest, cache: BackedCache, targets: tuple[str, ...], steps: Sequence[Step]
 ) -> Iterator[Begin]:
-    """Brings what the steps need to the store first."""
+    """Copy everything that the steps need to the store, then yield the function that submits a step to Dask."""
     inputs = _brought(client, request, cache, steps)
     executor = client.get_executor(pure=False)
 
@@ -124,7 +125,7 @@ def _workers(
         task = RemoteTask(step, cache.store.url, inputs, most_bytes, targets, versions(targets))
         try:
             asked = executor.submit(carry_out, task)
-        except Exception:  # noqa: BLE001 (of any class, by version; a client that has lost its scheduler takes no more)
+        except Exception:  # noqa: BLE001 (a client without a scheduler raises; which class depends on the version)
             answer.set_exception(RuntimeFault(explain(CancelledError())))
         else:
             asked.add_done_callback(partial(_pass_on, answer, Measured(cache.root / "measured"), step))
@@ -133,7 +134,7 @@ def _workers(
     try:
         yield begin
     finally:
-        # Where the scheduler is gone there is nothing to cancel.
+        # If the scheduler is gone, nothing is left to cancel.
         with suppress(Exception):
             executor.shutdown(wait=False)
 
@@ -141,7 +142,11 @@ def _workers(
 def _brought(
     client: Any, request: BuildRequest, cache: BackedCache, steps: Sequence[Step]
 ) -> dict[str, tuple[str, str]]:
-    """Keys and paths of the inputs, which all workers find."""
+    """Upload the inputs and cached needs of the steps, and return the key and path of each input in the store.
+
+    Raises:
+        RuntimeFault: a worker does not find the inputs in the store.
+    """
     if not steps:
         return {}
     inputs = inputs_for_store(request, FileHashes(cache.root / "seen"))
@@ -159,7 +164,7 @@ def _brought(
 
 
 def _pass_on(answer: Future[Cost], measured: Measured, step: Step, asked: Future[Cost]) -> None:
-    """What Dask says of a step, in this package's own errors."""
+    """Copy the outcome of a Dask future to ``answer``, with errors translated to this package's classes."""
     error = CancelledError() if asked.cancelled() else asked.exception()
     if error is None:
         cost = asked.result()
@@ -173,7 +178,7 @@ def _pass_on(answer: Future[Cost], measured: Measured, step: Step, asked: Future
 
 
 class _News:
-    """Which workers went away."""
+    """Reports Dask workers that have disappeared since the last call; looks at most every :data:`_LOOK_S` seconds."""
 
     def __init__(self, client: Any, known: set[str]) -> None:
         self._client, self._known, self._next = client, known, 0.0
@@ -194,7 +199,7 @@ class _News:
 
 
 def _least(workers: Iterable[Worker]) -> int:
-    """What each worker may have: those of one machine share its memory."""
+    """Return the memory in bytes that every worker may use; workers on the same machine share its memory."""
     found = list(workers)
     count = Counter(worker.host for worker in found)
     return min(_most(worker.bytes) // count[worker.host] for worker in found)

@@ -1,14 +1,14 @@
-"""THE map: from a checkpoint folder to verified exports. Every command that makes artifacts is a plan for this engine.
+"""THE map: from a checkpoint folder to verified exports. Every command that makes artifacts runs a plan in this engine.
 
-    plan       recipes + checkpoint → steps, each with the cache key of all that its result depends on    planning
-    look up    the steps whose results the cache lacks                                                    cache
+    plan       recipes + checkpoint → steps, each with a cache key over all that its result depends on    planning
+    look up    the steps whose results are not in the cache                                               cache
     run        golden cases → calibration cases → artifacts → export, verified                            steps
-               each in a process of its own, as many at a time as memory allows, here or on Dask          executors
-    place      entries of the cache → the export's folder, whole or not at all                            placing
+               each step in a separate process, as many at a time as memory allows, here or on Dask       executors
+    place      cache entries → the export's folder, whole or not at all                                   placing
 
-``md-export coreml|tflite|onnx|coreai`` is a plan with one recipe, ``md-export build`` one with many, and
-``md-export search`` one for each try, whose unchanged components come from the cache. Nothing here imports torch: what
-has nothing to do says so at once, and memory is the workers' alone.
+``md-export coreml|tflite|onnx|coreai`` runs a plan with one recipe, ``md-export build`` a plan with many, and
+``md-export search`` one plan per try, with unchanged components from the cache. Nothing here imports torch: a build
+with nothing to do ends at once, and only the workers need memory for models.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ def export(
     resources: Resources | None = None,
     note: Progress | None = None,
 ) -> tuple[Manifest, Verdict]:
-    """Checkpoint → artifacts, each executed by its own runtime and proved against golden outputs.
+    """Export a checkpoint to artifacts, run each in its runtime and verify it against golden outputs.
 
-    ``out`` appears whole or not at all; what fails parity is kept beside it as ``<out>.rejected``.
+    ``out`` appears whole or not at all; an export that fails parity is kept beside it as ``<out>.rejected``.
 
     Args:
-        progress: is told each step as it begins.
-        note: is told what is built and what is taken from the cache; by default as ``progress``.
+        progress: called with the label of each step when it begins.
+        note: called with a line that lists what is built and what comes from the cache (default: ``progress``).
 
     Raises:
-        MdExportError: see :mod:`md_export.errors`; ParityError where an artifact falls short.
+        MdExportError: see :mod:`md_export.errors`; ParityError if an artifact is below a threshold.
     """
     refuse_existing(out)
     with (resources or Resources()).request(recipe, checkpoint_dir, out.parent, golden_dir, out.name) as request:
@@ -67,12 +67,12 @@ def export(
 
 
 def build(request: BuildRequest, listener: Listener, dry: bool = False) -> Outcome:
-    """Bring one export for each recipe into ``request.out``; what is there and right already stays as it is.
+    """Build one export per recipe in ``request.out``; exports that are already there and correct stay untouched.
 
-    ``dry``: tell the plan, and do nothing.
+    ``dry``: report the plan to the listener without running it.
 
     Raises:
-        MdExportError: nothing could be begun. What fails later is in the outcome.
+        MdExportError: the build could not begin. Later failures are part of the outcome.
     """
     plan = planned(request)
     due = [export for export in plan.exports if not _is_there(export, request)]
@@ -94,10 +94,12 @@ def cases(
     progress: Progress = print,
     resources: Resources | None = None,
 ) -> tuple[Path, Path | None]:
-    """Copy the golden cases of a recipe's export to ``folder``, and its calibration cases where it has some.
+    """Copy the golden cases of a recipe's export to ``folder``, and its calibration cases if it has any.
+
+    Returns the folder of the golden cases and that of the calibration cases, or None for the latter.
 
     Raises:
-        MdExportError: as :func:`export`.
+        MdExportError: as for :func:`export`.
     """
     with (resources or Resources()).request(recipe, checkpoint_dir, folder, golden_dir) as request:
         plan = planned(request)
@@ -120,7 +122,10 @@ def cases(
 def carry_out(
     plan: Plan, due: Iterable[ExportPlan], request: BuildRequest, listener: Listener, dry: bool = False
 ) -> Outcome:
-    """Run the steps that the cache lacks for the exports that are ``due``, and place each as soon as it is proved."""
+    """Run the steps of the ``due`` exports that are not in the cache; place each export as soon as it is verified.
+
+    ``dry``: report the plan to the listener without running it.
+    """
     due = list(due)
     with executor_of(request, plan) as executor:
         steps, cached = missing(plan, [export.key for export in due], executor.cache, listener.line)
@@ -139,10 +144,10 @@ def carry_out(
 def missing(
     plan: Plan, wanted: Iterable[str], cache: Cache, tell: Progress
 ) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
-    """Steps whose results the cache lacks, and those that it has, of all that lead to the ``wanted`` keys.
+    """Return the steps for the ``wanted`` keys whose results are not in the cache, and those whose results are.
 
-    What a step needs is not looked at where the step itself is there; but an export is copied with all of its parts,
-    and one whose part has to be made again is proved again.
+    If a step's result is cached, the steps that it needs are not looked up. Exports are the exception: an export is
+    copied with all of its parts, and if a part has to be made again, the export is verified again.
     """
     looked: dict[str, Entry | None] = {}
 
@@ -165,7 +170,7 @@ def missing(
 
 
 def _error(failure: Failure, request: BuildRequest) -> Exception:
-    """The error of a build with one export."""
+    """Return the exception to raise for a failure in a build with one export."""
     if isinstance(failure.error, ParityError) and failure.step.kind == "export":
         return ParityError(
             f"the export does not compute what the checkpoint computes: {failure.error}. "
@@ -182,6 +187,6 @@ def _outcome(
 
 
 def _is_there(export: ExportPlan, request: BuildRequest) -> bool:
-    """Whether its folder holds what its entry says; hashes are remembered for the next time."""
+    """Return whether the export's folder holds the files of its cache entry; file hashes are stored for reuse."""
     entry = Cache(request.cache).read(export.key)
     return entry is not None and is_placed(request.out / export.name, entry, FileHashes(request.cache / "seen"))

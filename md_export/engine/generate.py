@@ -1,4 +1,4 @@
-"""Pictures for prompts, by torch or by exported artifacts."""
+"""Generation of pictures from prompts, by torch or by exported artifacts."""
 
 from __future__ import annotations
 
@@ -32,16 +32,20 @@ def pictures_of_artifacts(
     conditions: Sequence[Array] | None = None,
     starts: Sequence[Start] | None = None,
 ) -> list[Float32]:
-    """One ``[H, W, 3]`` picture in [0, 1] for each (prompt, seed), every component run by its target's runtime.
+    """Return one ``[H, W, 3]`` picture in [0, 1] per request; the target's runtime runs every component.
 
-    ``given``: for each, a picture of which what is not hidden is kept. ``conditions``: for each, what an adapter or a
-    ControlNet takes; without them it adds nothing. ``starts``: for each, a picture in place of noise alone; all with
-    the same strength.
+    Args:
+        out: folder of the export.
+        requests: prompts and seeds.
+        given: one picture per request to in-paint; the part that is not hidden is kept.
+        conditions: one condition per request for the adapter or the ControlNet; without conditions it has no effect.
+        starts: one picture per request to start from instead of pure noise; all with the same strength.
 
     Raises:
         ArtifactError: the export lacks a component.
         RuntimeFault: an artifact does not run.
-        UsageError: its UNet takes many steps and cannot in-paint, or one step from noise alone.
+        UsageError: ``given`` for a UNet that takes many steps and has no inputs for in-painting, or ``starts`` for a
+            UNet with one fixed timestep, which can only start from pure noise.
     """
     export = open_to_run(out)
     if conditions is not None:
@@ -75,7 +79,12 @@ def _pipeline(export: Export) -> Pipeline:
 
 
 def _check_start(export: Export, starts: Sequence[Start]) -> None:
-    """Raise where no picture can be started from: the export does not say how, or holds the last timestep alone."""
+    """Check that the export can start from a picture.
+
+    Raises:
+        UsageError: the UNet contains a single fixed timestep, and a strength below 1 needs another.
+        ArtifactError: the export has no VAE encoder, or its manifest has no noise schedule.
+    """
     unet = export.entries[WIRING.denoised.node]
     folded = unet.outputs[0].name == LAST.name or TIMESTEP.name not in {spec.name for spec in unet.inputs}
     if folded and export.manifest.steps is None and any(start.strength < 1 for start in starts):
@@ -97,12 +106,13 @@ def pictures_of_checkpoint(
     conditions: Sequence[Array] | None = None,
     starts: Sequence[Start] | None = None,
 ) -> list[Float32]:
-    """One ``[H, W, 3]`` picture in [0, 1] for each (prompt, seed), computed by torch in float32.
+    """Return one ``[H, W, 3]`` picture in [0, 1] per request, computed by torch in float32.
 
-    ``given``, ``conditions``, ``starts``: as for :func:`pictures_of_artifacts`.
+    ``requests``, ``given``, ``conditions``, ``starts``: as for :func:`pictures_of_artifacts`.
 
     Raises:
-        UsageError: the checkpoint cannot make pictures of ``size`` pixels a side, or keep a part of one in many steps.
+        UsageError: the checkpoint does not support pictures with sides of ``size`` pixels, or ``given`` is used with
+            many steps and the UNet has no inputs for in-painting.
     """
     checkpoint = open_checkpoint(checkpoint_dir).at(size)
     if conditions is not None:

@@ -1,8 +1,8 @@
-"""From checkpoint to runtime in hops: which stage loses what an artifact lacks?
+"""Diagnosis of an artifact: find the first stage (rewrite, lowering, quantization, runtime) where accuracy drops.
 
     checkpoint → rewritten torch module → lowered to float32 → stored as the recipe asks → executed by the runtime
 
-Each hop is judged by its own output against the golden one, which torch computed from the checkpoint.
+The output of each stage (hop) is compared with the golden output, which torch computed from the checkpoint.
 """
 
 from __future__ import annotations
@@ -34,20 +34,21 @@ from md_export.targets.contract import RunsAsWritten
 from md_export.targets.execution import execute
 
 Progress = Callable[[str], None]
-# What such a failure says lies in the numbers, which a hop can explain.
+# Checks on the output values. A hop can explain only failures of these checks.
 _NUMBERS: Final = (Check.FIGURES, Check.FINITE)
 _FLOAT32: Final = QuantScheme("float32", "float32")
 
 
 @dataclass(frozen=True)
 class Hop:
-    """One stage's output against the golden one, the worst case of those that were run.
+    """Accuracy of one stage's output against the golden output, for the worst of the cases that were run.
 
     Attributes:
         name: ``rewritten``, ``lowered``, ``quantized`` or ``runtime``.
-        what: the stage in words.
-        least_snr_db: what the recipe asks of the component.
-        failure: why there is no output; the SNR is :data:`EXACT_DB` below zero then.
+        what: description of the stage.
+        snr_db: SNR of the worst case in decibels.
+        least_snr_db: threshold that the recipe sets for the component, in decibels.
+        failure: reason why the stage has no output; ``snr_db`` is -:data:`EXACT_DB` in that case.
     """
 
     name: str
@@ -58,7 +59,7 @@ class Hop:
 
     @property
     def passed(self) -> bool:
-        """Whether the stage still meets the recipe; a NaN does not."""
+        """Whether the stage meets the recipe's threshold; NaN does not."""
         return self.snr_db >= self.least_snr_db
 
     def __str__(self) -> str:
@@ -67,14 +68,14 @@ class Hop:
 
 
 def failing_hop(hops: Sequence[Hop]) -> Hop | None:
-    """The first that falls short."""
+    """Return the first hop below its threshold, or None."""
     return next((hop for hop in hops if not hop.passed), None)
 
 
 def explain(out: Path, result: Verdict, checkpoint_dir: Path, progress: Progress) -> list[str]:
-    """For each component whose numbers fall short a line that names the hop at which they do.
+    """Return one line for each component with failing numbers, which names the hop where they first fail.
 
-    Costs a conversion to float32 for each of them, unless its rewritten module is wrong already.
+    Each such component costs one conversion to float32, unless its rewritten module already fails.
     """
     manifest, golden = read_manifest(out), read_golden(out / GOLDEN_FOLDER)
     short = {item.component for item in result.components if _in_numbers(item.faults)}
@@ -87,7 +88,7 @@ def explain(out: Path, result: Verdict, checkpoint_dir: Path, progress: Progress
 
 
 def verdict(hops: Sequence[Hop]) -> str:
-    """The failing hop first, then the figures of those before it."""
+    """Describe the hops in one sentence: the failing hop first, then the figures of the hops before it."""
     failing = failing_hop(hops)
     if failing is None:
         return f"no hop falls short in SNR ({'; '.join(map(str, hops))})"
@@ -99,7 +100,7 @@ def verdict(hops: Sequence[Hop]) -> str:
 def measure(
     out: Path, manifest: Manifest, entry: ArtifactEntry, cases: Sequence[GoldenCase], checkpoint_dir: Path
 ) -> tuple[Hop, ...]:
-    """Hops up to the first that falls short."""
+    """Measure the hops in order, up to and including the first that is below its threshold."""
     hops: list[Hop] = []
     for stage in _stages(out, manifest, entry, cases, checkpoint_dir):
         hop = stage()
@@ -112,7 +113,7 @@ def measure(
 def hops_of(
     out: Path, manifest: Manifest, entry: ArtifactEntry, case: str, checkpoint_dir: Path, lower_again: bool
 ) -> tuple[Hop, ...]:
-    """All hops on one golden case; that of lowering, which takes a conversion, where it is asked for."""
+    """Measure all hops on one golden case; ``lower_again`` includes the lowering hop, which needs a conversion."""
     cases = [item for item in read_golden(out / GOLDEN_FOLDER).cases if item.name == case]
     rewrite, lower, *others = _stages(out, manifest, entry, cases, checkpoint_dir)
     hops = [stage() for stage in (rewrite, *([lower] if lower_again else []), *others)]
@@ -133,7 +134,7 @@ def _stages(
 def rewritten_hop(
     out: Path, manifest: Manifest, entry: ArtifactEntry, cases: Sequence[GoldenCase], checkpoint_dir: Path
 ) -> Hop:
-    """The torch module with the recipe's rewrites."""
+    """Measure the torch module after the recipe's rewrites."""
     part, names = Part(out, entry.component, checkpoint_dir), tuple(case.name for case in cases)
     fired = ", ".join(record.name for record in entry.rewrites if record.fired)
 
@@ -161,17 +162,20 @@ class TorchJob:
 
 
 def rewritten_snr_db(job: TorchJob) -> float:
-    """SNR of the torch module as it was lowered against the golden outputs, the worst case, in this process."""
+    """Return the SNR in decibels of the torch module that was lowered, against the golden outputs, for the worst case.
+
+    Runs in the calling process.
+    """
     _, module, known = opened(job.part)
     return min(module.snr_db(case) for case in known if case.name in job.cases)
 
 
 def opened(part: Part) -> tuple[Manifest, Rewritten, tuple[GoldenCase, ...]]:
-    """An export's manifest, one component's torch module as it was lowered, and the golden cases.
+    """Return an export's manifest, the torch module that was lowered for one component, and the golden cases.
 
     Raises:
         ArtifactError: the export was made from another checkpoint.
-        GoldenError: its golden cases are unreadable or altered.
+        GoldenError: the golden cases are unreadable or altered.
     """
     export, checkpoint = open_export(part.out), open_checkpoint(part.checkpoint)
     check_checkpoint(export.manifest, checkpoint)
@@ -181,7 +185,7 @@ def opened(part: Part) -> tuple[Manifest, Rewritten, tuple[GoldenCase, ...]]:
 def lowered_hop(
     out: Path, manifest: Manifest, entry: ArtifactEntry, cases: Sequence[GoldenCase], checkpoint_dir: Path
 ) -> Hop:
-    """The recipe's own conversion once more, in float32 and without what comes after it."""
+    """Repeat the recipe's conversion in float32, without quantization, and measure its output."""
     recipe = _in_float32(manifest.recipe, entry.component)
 
     def run() -> float:
@@ -194,7 +198,10 @@ def lowered_hop(
 
 
 def quantized_hop(out: Path, manifest: Manifest, entry: ArtifactEntry, cases: Sequence[GoldenCase]) -> Hop | None:
-    """The artifact's graph as it is written; None where it is float32 and :func:`runtime_hop` says all."""
+    """Measure the artifact's graph, executed as written.
+
+    Returns None if the component is stored and computed in float32; :func:`runtime_hop` covers that case.
+    """
     scheme, runtime = manifest.recipe.schemes[entry.component], _as_written(manifest)
     if scheme == _FLOAT32:
         return None
@@ -203,14 +210,17 @@ def quantized_hop(out: Path, manifest: Manifest, entry: ArtifactEntry, cases: Se
 
 
 def runtime_hop(out: Path, manifest: Manifest, entry: ArtifactEntry, cases: Sequence[GoldenCase]) -> Hop | None:
-    """The artifact in its runtime; None where that executes the graph as it is written, as the hop before did."""
+    """Measure the artifact in its runtime.
+
+    Returns None if the runtime executes the graph as written and the quantized hop has already measured that.
+    """
     if _as_written(manifest) is None and manifest.recipe.schemes[entry.component] != _FLOAT32:
         return None
     return _hop("runtime", "executed by its runtime", manifest, entry, lambda: _executed(manifest, entry, out, cases))
 
 
 def _as_written(manifest: Manifest) -> str | None:
-    """Name of the runtime that executes a graph as it is written; None where the target's usual one does."""
+    """Return the name of the runtime that executes a graph as written; None if the target's usual runtime does."""
     target = TARGETS[manifest.target]
     return target.as_written if isinstance(target, RunsAsWritten) else None
 

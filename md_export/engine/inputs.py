@@ -1,4 +1,4 @@
-"""What a build reads: the plan that follows from it, and checkpoints and golden cases as entries of a store."""
+"""Inputs of a build: the plan derived from them, and checkpoints, golden cases and LoRAs as entries of a store."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from md_export.system.isolation import isolated
 from md_export.targets import TARGETS
 from md_export.targets.versions import optional, tools_of
 
-# All that is read when a checkpoint is opened and exported; a test holds it against the files that are opened.
+# All paths that are read when a checkpoint is opened and exported; a test compares them with the files opened.
 READ: Final = (
     "sibling.json",
     "loras.json",
@@ -41,10 +41,10 @@ READ: Final = (
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What a plan is made of.
+    """Input of :func:`make_plan`, for a worker process.
 
     Attributes:
-        optional: each recipe's ``optional_schemes`` and ``optional_tolerances``, which recipes do not write.
+        optional: each recipe's ``optional_schemes`` and ``optional_tolerances``, which its serialized form omits.
     """
 
     recipes: tuple[Recipe, ...]
@@ -57,7 +57,7 @@ _REQUEST: Final = TypeAdapter(PlanRequest)
 
 
 def planned(request: BuildRequest) -> Plan:
-    """The steps for a request, with the costs of earlier builds.
+    """Return the plan for a request, with costs measured in earlier builds where they are known.
 
     Raises:
         MdExportError: a recipe cannot be carried out here, or the checkpoint or the golden cases cannot be read.
@@ -93,7 +93,7 @@ def planned(request: BuildRequest) -> Plan:
 
 
 def make_plan(request: PlanRequest) -> Plan:
-    """Plan; runs inside a worker process, which alone imports what reads checkpoints."""
+    """Make the plan; runs in a worker process, the only one that imports the modules for reading checkpoints."""
     from md_export.engine.planning import plan
 
     pairs = zip(request.recipes, request.optional, strict=True)
@@ -105,13 +105,13 @@ def make_plan(request: PlanRequest) -> Plan:
 
 
 def inputs_of(request: BuildRequest) -> Inputs:
-    """Where this machine has the inputs of all steps."""
+    """Return the paths of the steps' inputs on this machine."""
     loras = {name: file.resolve() for name, file in lora_files(request.recipes).items()}
     return Inputs(request.checkpoint.resolve(), request.golden and request.golden.resolve(), loras)
 
 
 def _read_by(request: BuildRequest, hashes: FileHashes) -> list[dict[str, str | None]]:
-    """Hashes of all files that the plan is made from."""
+    """Return the hashes of all files that the plan depends on, one mapping per folder."""
     roots: list[tuple[Path, tuple[str, ...]]] = [
         (root, READ) for root in (request.checkpoint, *parents(request.checkpoint)) if root.is_dir()
     ]
@@ -122,7 +122,10 @@ def _read_by(request: BuildRequest, hashes: FileHashes) -> list[dict[str, str | 
 
 
 def parents(checkpoint: Path) -> Iterator[Path]:
-    """The folders that a checkpoint takes files from, if there are any; where a note is wrong, the worker says so."""
+    """Yield the other folders that a checkpoint takes files from.
+
+    Unreadable ``loras.json`` or ``sibling.json`` files are ignored here; the worker reports them as errors.
+    """
     base = _named(checkpoint / "loras.json", "base")
     parent = _named((base or checkpoint) / "sibling.json", "parent")
     yield from (folder for folder in (base, parent) if folder is not None)
@@ -140,11 +143,12 @@ _INDEX: Final = "index.json"
 
 @dataclass(frozen=True)
 class StoredInput:
-    """A folder of the request, for a store.
+    """An input folder or file of a request, as an entry for a store.
 
     Attributes:
-        entry: all of its files, and those of the folder that it inherits from, by their paths in ``root``.
-        within: the folder's own path in ``root``.
+        entry: all of its files and those of the folders that it inherits from, by path relative to ``root``.
+        root: common parent folder of all these files.
+        within: path of the input itself, relative to ``root``.
     """
 
     entry: Entry
@@ -153,10 +157,12 @@ class StoredInput:
 
 
 def inputs_for_store(request: BuildRequest, hashes: FileHashes) -> dict[str, StoredInput]:
-    """``checkpoint``, ``golden`` and each LoRA, by its name; files that were read before are not read again.
+    """Return the inputs of a request by name: ``checkpoint``, ``golden`` if given, and each LoRA.
+
+    Files whose hash is already known are not read again.
 
     Raises:
-        ArtifactError: a file went away.
+        ArtifactError: a file has disappeared.
     """
     checkpoint = request.checkpoint.resolve()
     folders = [checkpoint, *(parent.resolve() for parent in parents(checkpoint))]
@@ -182,7 +188,7 @@ def _input(label: str, root: Path, names: Iterable[str], within: str, hashes: Fi
 
 
 def _cases(golden: Path) -> list[str]:
-    """Files that the index names; planning has read it by now."""
+    """Return the case files listed in the index, which planning has already validated."""
     return [str(case["file"]) for case in json.loads((golden / _INDEX).read_text(encoding="utf-8"))["cases"]]
 
 

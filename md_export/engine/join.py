@@ -1,10 +1,10 @@
-"""Core ML exports of several sizes → one whose packages have a function for each; and one function taken out again.
+"""Joining of Core ML exports of several sizes into one with a function per size, and splitting it again.
 
     OUT/join.json                  names of the functions, the default one first
-    OUT/unet.mlpackage, …          one package a component, its weights stored once
-    OUT/size_256/                  what the export of that size has beside its packages: manifest, golden cases, …
+    OUT/unet.mlpackage, …          one package per component, with its weights stored once
+    OUT/size_256/                  all other files of the export of that size: manifest, golden cases, …
 
-A function taken out is an export as any other, and is proved like one.
+A function that is split off is an ordinary export and is verified like one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _OLDEST: Final = "iOS18"
 
 @dataclass(frozen=True)
 class Functions:
-    """``join.json``; the default function comes first."""
+    """Content of ``join.json``; the default function comes first."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
@@ -47,7 +47,7 @@ class Functions:
 
 @dataclass(frozen=True)
 class Shared:
-    """Bytes of one component: of its packages before, together, and of the one that they became."""
+    """Size of one component in bytes: ``apart`` of its separate packages together, ``joined`` of the joined package."""
 
     component: str
     apart: int
@@ -58,11 +58,11 @@ _FUNCTIONS: Final = TypeAdapter(Functions)
 
 
 def join(exports: Sequence[Path], out: Path, progress: Progress = print) -> tuple[tuple[Shared, ...], list[Verdict]]:
-    """Join verified exports that differ in their pictures' size alone; ``out`` appears when every function is proved.
+    """Join verified exports that differ only in picture size; ``out`` appears after every function is verified.
 
     Raises:
-        UsageError: they are not of one checkpoint and recipe in several sizes, or not of Core ML.
-        ParityError: a function does not compute what its export did.
+        UsageError: the exports are not Core ML exports of one checkpoint and recipe in several sizes.
+        ParityError: a function does not compute what its export computed.
     """
     manifests = {path: read_manifest(path) for path in exports}
     named = _named(manifests)
@@ -78,10 +78,10 @@ def join(exports: Sequence[Path], out: Path, progress: Progress = print) -> tupl
 
 
 def split(out: Path, function: str, folder: Path) -> Manifest:
-    """Write the export that a function of a joined one is to ``folder``, which must not exist.
+    """Write one function of a joined export to ``folder`` as an ordinary export; ``folder`` must not exist.
 
     Raises:
-        ArtifactError: ``out`` is no joined export, or has no such function.
+        ArtifactError: ``out`` is not a joined export, or has no such function.
     """
     known = read_functions(out)
     if function not in known:
@@ -95,10 +95,10 @@ def split(out: Path, function: str, folder: Path) -> Manifest:
 
 
 def verify_functions(out: Path, progress: Progress = lambda _: None) -> dict[str, Verdict]:
-    """The verdict on each function of a joined export, on golden cases of its size.
+    """Verify each function of a joined export on the golden cases of its size, and return the verdicts by function.
 
     Raises:
-        ArtifactError: ``out`` is no joined export, or cannot be read.
+        ArtifactError: ``out`` is not a joined export, or cannot be read.
     """
     results = {}
     with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
@@ -112,10 +112,10 @@ def verify_functions(out: Path, progress: Progress = lambda _: None) -> dict[str
 
 
 def check_functions(out: Path) -> tuple[Checked, ...]:
-    """Each function of a joined export, taken out and held against the hashes of its manifest.
+    """Split off each function of a joined export and compare it with the hashes in its manifest.
 
     Raises:
-        ArtifactError: ``out`` is no joined export, or cannot be read.
+        ArtifactError: ``out`` is not a joined export, or cannot be read.
     """
     found = []
     for function in read_functions(out):
@@ -126,10 +126,10 @@ def check_functions(out: Path) -> tuple[Checked, ...]:
 
 
 def read_functions(out: Path) -> tuple[str, ...]:
-    """Names of the functions of a joined export, the default one first.
+    """Return the names of the functions of a joined export, the default one first.
 
     Raises:
-        ArtifactError: it is none.
+        ArtifactError: ``out`` is not a joined export, or its ``join.json`` is invalid.
     """
     path = out / JOIN
     try:
@@ -145,7 +145,11 @@ def read_functions(out: Path) -> tuple[str, ...]:
 
 
 def _named(manifests: Mapping[Path, Manifest]) -> dict[str, Path]:
-    """Function → export, in the order that was given."""
+    """Return the exports by function name, in the given order.
+
+    Raises:
+        UsageError: the exports cannot be joined.
+    """
     first, *others = manifests.values()
     if not others or any(manifest.target != "coreml" for manifest in manifests.values()):
         raise UsageError("join takes two or more Core ML exports; other targets have one file a size (docs/sizes.md)")
@@ -168,7 +172,7 @@ def _differences(first: Recipe, other: Recipe) -> list[str]:
 
 
 def _size(path: Path, manifest: Manifest) -> int:
-    """Side of the export's pictures."""
+    """Return the side of the export's pictures in pixels; raises UsageError if the export does not define it."""
     pictures = [entry.outputs[0].shape[-1] for entry in manifest.artifacts if entry.component == "vae_decoder"]
     size = manifest.recipe.size or next(iter(pictures), None)
     if size is None:
@@ -185,7 +189,7 @@ def _join(component: str, named: Mapping[str, tuple[Path, Manifest]], folder: Pa
 
 
 def _seal(folder: Path, function: str, export: Path, manifest: Manifest, progress: Progress) -> Verdict:
-    """What lies beside a function's packages, and its verdict."""
+    """Verify one function, write its folder without the packages, and return the verdict."""
     packages = {entry.file for entry in manifest.artifacts}
     with tempfile.TemporaryDirectory(prefix=".", dir=folder) as scratch:
         made = Path(scratch) / function
@@ -215,21 +219,21 @@ def _described(folder: Path, entry: ArtifactEntry, function: str, made: Path) ->
 
 
 def _take(package: Path, function: str, path: Path) -> Description:
-    """Write a function as a package of its own; its description."""
+    """Write one function as a separate package, in a child process, and return its description."""
     what = f"{package.name}: function {function}"
     return isolated(take_function, ArtifactError, what)(Taking(package, function, path))
 
 
 @dataclass(frozen=True)
 class Joining:
-    """Core ML packages by the names that their functions get, and the package to make of them."""
+    """Input of :func:`join_packages`: Core ML packages by their future function names, and the path to write."""
 
     packages: Mapping[str, Path]
     path: Path
 
 
 def join_packages(job: Joining) -> None:
-    """Make one Core ML package of several, in this process."""
+    """Join several Core ML packages into one, in the calling process."""
     from md_export.targets.coreml import save
 
     with tempfile.TemporaryDirectory(prefix=".", dir=job.path.parent) as scratch:
@@ -238,7 +242,7 @@ def join_packages(job: Joining) -> None:
 
 @dataclass(frozen=True)
 class Taking:
-    """A function of a Core ML package, and the package to make of it."""
+    """Input of :func:`take_function`: a Core ML package, one of its functions, and the path to write."""
 
     package: Path
     function: str
@@ -246,7 +250,7 @@ class Taking:
 
 
 def take_function(job: Taking) -> Description:
-    """Write a function as a package of its own, in this process; its description."""
+    """Write one function as a separate package, in the calling process, and return its description."""
     from md_export.targets.coreml import describe, save
 
     save.split(job.package, job.function, job.path)

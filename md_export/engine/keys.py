@@ -1,4 +1,4 @@
-"""Names for what a step makes: SHA-256 over everything that it depends on."""
+"""Cache keys: SHA-256 over everything that a step's result depends on."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ from md_export import __version__
 from md_export.system.files import sha256_of, sha256_of_text, write_whole
 
 _PACKAGE: Final = Path(__file__).parent.parent
-# Code that has no part in what is built; how files lie in the cache is the cache's own schema.
+# Code that does not affect results. The cache's file layout is versioned by the schema number of its records.
 _APART: Final = ("cli/", "report/", "diagnose/", "engine/search/", "_data/")
 
 
 def key_of(content: Mapping[str, object]) -> str:
-    """SHA-256 of plain JSON-ready data; the order of its names does not count."""
+    """Return the SHA-256 of JSON-serializable data; the order of dictionary keys does not matter."""
     return sha256_of_text(json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False))
 
 
 def maker() -> dict[str, str]:
-    """Who makes things here: md-export, its code (a checkout changes without its version), Python and processor."""
+    """Return the versions that affect results here: md-export, a hash of its code, Python and the processor type.
+
+    The hash of the code is included because a checkout can change without a new version number.
+    """
     return {
         "md-export": __version__,
         "code": code_sha256(),
@@ -37,7 +40,7 @@ def maker() -> dict[str, str]:
 
 @cache
 def code_sha256() -> str:
-    """SHA-256 over the files of this package that have a part in what is built."""
+    """Return the SHA-256 over the files of this package that affect results."""
     digest = hashlib.sha256()
     for path in sorted(_PACKAGE.rglob("*")):
         name = path.relative_to(_PACKAGE)
@@ -46,20 +49,20 @@ def code_sha256() -> str:
     return digest.hexdigest()
 
 
-# A file may change again within a tick of the file system's clock: what is younger is not remembered.
+# A file can change twice within one tick of the file system's clock, so hashes of younger files are not stored.
 _YOUNG_NS: Final = 100_000_000
 
 Stamp = list[int]
 
 
 class FileHashes:
-    """Hashes of files, remembered in ``folder``; a memory that is lost or damaged costs time and nothing else."""
+    """File hashes, stored in ``folder`` for reuse; losing or damaging the stored data costs only time."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def hashes(self, root: Path, names: Iterable[str]) -> dict[str, str | None]:
-        """SHA-256 of each file in ``root``, by its path there; None where there is no such file."""
+        """Return the SHA-256 of each named file, by path relative to ``root``; None for a file that does not exist."""
         memory = self._folder / f"{sha256_of_text(str(root.absolute()))[:32]}.json"
         known, kept, found = _read(memory), dict[str, tuple[Stamp, str]](), dict[str, str | None]()
         for name in names:
@@ -79,8 +82,10 @@ class FileHashes:
 
 
 def files_in(root: Path, within: Iterable[str]) -> list[str]:
-    """Paths of all files of ``root`` that lie in, or are, one of ``within``; sorted. Links to folders are followed at
-    the top only."""
+    """Return the sorted relative paths of all files in ``root`` that are, or are inside, one of ``within``.
+
+    Symbolic links to folders are followed only at the top level.
+    """
     found = []
     for name in within:
         path = root / name

@@ -1,4 +1,4 @@
-"""What an app must know to run an artifact, as it is written into the artifact itself."""
+"""Metadata that an app needs to run an artifact; it is stored in the artifact itself."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from md_export.spec.sampler import Euler, SamplerPlan
 
 
 def notes_of(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
-    """The notes of each component; floats read back exactly, sizes are joined by commas.
+    """Return the metadata of each component; floats parse back exactly, sizes are joined by commas.
 
     ``source_sha256``, ``md_export``
-        which weights and config the component was made of, by which version. All others are the same for all:
+        hash of the weights and config that the component was made from, and the md-export version. All other fields
+        are the same for all components:
     ``prediction_type``, ``timestep``, ``a``, ``b``, ``scaling_factor``
-        x0 = a·noise + b·output of one UNet call at ``timestep``; the decoder takes x0 / ``scaling_factor``.
+        x0 = a·noise + b·output of one UNet call at ``timestep``; the decoder's input is x0 / ``scaling_factor``.
     ``latent_shape``, ``image_size``
         ``1,C,h,w`` of noise, UNet output and x0; side of the picture in pixels.
     ``image_scale``, ``image_offset``
         picture = image · scale + offset, clipped to [0, 1].
     ``condition_shape``
-        ``1,C,H,W`` of the picture in [0, 1] that the adapter or the ControlNet takes; only where there is one.
+        ``1,C,H,W`` of the picture in [0, 1] for the adapter or the ControlNet; absent without one.
     ``text_length``, ``bos_token_id``, ``eos_token_id``, ``pad_token_id``
-        token ids are bos, the prompt's (cut to fit), eos, and pad up to the length.
+        the token ids are bos, the prompt's tokens (cut to fit), eos, and pad up to ``text_length``.
 
     Raises:
-        CheckpointError: a file cannot be read, or the tokenizer is none of CLIP's.
+        CheckpointError: a file cannot be read, or the tokenizer is not a CLIP tokenizer.
     """
     config, step = checkpoint.config, one_step(checkpoint.config)
     length = config.text_shape[1]
-    # The tokenizer itself says what it puts around no words at all; its files say it in several ways.
+    # Read the special tokens from a tokenized empty prompt: the tokenizer's files store them in several formats.
     start, end, *padding = (int(token) for token in tokenize(checkpoint.tokenizer_dir, "", length)[0])
     shared = {
         "md_export": __version__,
@@ -58,18 +59,19 @@ def notes_of(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
 
 
 def steps_notes(checkpoint: Checkpoint, plan: SamplerPlan | None) -> dict[str, str]:
-    """Of artifacts for many steps, in place of the notes of the same names; none for one step.
+    """Return the metadata for sampling in many steps, which replaces fields of the same name; empty for one step.
 
     ``timestep``, ``a``, ``b``
-        of each step, joined by commas: x becomes a·x + b·output. The decoder takes the last x / ``scaling_factor``.
+        one value per step, joined by commas: x becomes a·x + b·output. The decoder's input is the last
+        x / ``scaling_factor``.
     ``sampler``, ``guidance``
-        ``ddim`` or ``euler``; the output is u + guidance·(c - u), with u and c what the UNet gives for the empty prompt
-        and for the prompt.
+        ``ddim`` or ``euler``; the output is u + guidance·(c - u), where u and c are the UNet's outputs for the empty
+        prompt and for the prompt.
     ``start``, ``scale``
-        of ``euler``: the first x is start·noise, and the UNet takes scale·x in each step.
+        only for ``euler``: the first x is start·noise, and the UNet's input is scale·x in each step.
 
     Raises:
-        ConfigError: the checkpoint's schedule has no such steps.
+        ConfigError: the checkpoint's schedule does not support these steps.
     """
     steps = steps_of(checkpoint.config, plan)
     if steps is None or plan is None:

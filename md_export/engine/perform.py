@@ -1,4 +1,7 @@
-"""One step from its request to its entry in the cache. Data in and out: any executor may call it."""
+"""Execution of one step, from its request to its cache entry.
+
+Arguments and results are plain data, so any executor can call it.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,14 @@ from md_export.targets import TARGETS
 
 @dataclass(frozen=True)
 class Task:
-    """A step, and where it finds and leaves things.
+    """A step with the paths that it reads and writes.
 
     Attributes:
         cache: root of the cache.
-        work: folder of this build in the cache, for entries in the making.
-        most_bytes: memory that its processes may hold; None: any amount.
-        rejected: folder for an export that falls short; None: it is not kept.
+        work: folder of this build in the cache, for entries that are being written.
+        inputs: paths of the inputs on this machine.
+        most_bytes: memory limit of its processes in bytes; None: no limit.
+        rejected: folder for an export that fails verification; None: it is not kept.
     """
 
     step: Step
@@ -37,11 +41,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Job:
-    """A step inside its worker process.
+    """Input of a step in its worker process.
 
     Attributes:
-        folder: for the files that it makes.
-        files, results: of the steps that it needs, by their keys.
+        folder: folder for the files that the step makes.
+        files: folders of the files of the needed steps, by key.
+        results: results of the needed steps, by key.
     """
 
     request: Request
@@ -52,13 +57,14 @@ class Job:
 
 
 def perform(task: Task, cache: Cache | None = None) -> Cost:
-    """Carry a step out in a process of its own and keep what it made; answers with what it took.
+    """Carry out a step in a separate process, store its result in the cache and return its measured cost.
 
-    ``cache``: the one at ``task.cache``, where it is more than a folder.
+    Args:
+        cache: cache object for ``task.cache`` if it is not a plain folder, such as one backed by a store.
 
     Raises:
-        MdExportError: what the step raised.
-        ConversionError: the process died, or held more memory than it may.
+        MdExportError: the error that the step raised.
+        ConversionError: the process died, or exceeded its memory limit.
         ParityError: an export does not compute what the checkpoint computes.
         OutputError: the cache cannot be written.
     """
@@ -88,19 +94,19 @@ def perform(task: Task, cache: Cache | None = None) -> Cost:
 
 
 def carry_out(job: Job) -> Result:
-    """Carry out one step; runs inside its worker process, which alone imports what the step needs."""
+    """Carry out one step; runs in its worker process, the only one that imports the step's libraries."""
     from md_export.engine.steps import carry_out
 
     return carry_out(job)
 
 
 def files_before(needed: Iterable[Entry]) -> dict[str, str]:
-    """SHA-256 of each file that an export has from the steps before it."""
+    """Return the SHA-256 of each file of an export that comes from earlier steps, by path in the export."""
     return {name: file.sha256 for entry in needed for name, file in entry.files.items()}
 
 
 def _peak(ended: Ended[Result]) -> int:
-    """The peak that was seen from outside, now and then, or the one that the worker measured of itself."""
+    """Return the peak memory in bytes: the larger of the peak sampled from outside and the worker's own measurement."""
     own = ended.result.entry.measured.peak_resident_bytes if isinstance(ended.result, ArtifactResult) else 0
     return max(ended.peak_bytes, own)
 

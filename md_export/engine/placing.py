@@ -1,4 +1,4 @@
-"""Entries of the cache → an export folder under its name, whole or not at all."""
+"""Copying of cache entries to an export folder, which appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Status = Literal["up to date", "planned", "from the cache", "built", "failed"]
 
 @dataclass(frozen=True)
 class Built:
-    """What became of one export."""
+    """Final status of one export."""
 
     name: str
     folder: Path
@@ -33,14 +33,14 @@ class Built:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a build."""
+    """Result of a build: the status of each export, and the failures."""
 
     exports: tuple[Built, ...]
     failures: tuple[Failure, ...] = ()
 
 
 class Placer:
-    """Passes on what happens, and puts each export into its folder as soon as it is proved."""
+    """Forwards events to the listener, and places each export in its folder as soon as it is verified."""
 
     def __init__(
         self,
@@ -57,28 +57,28 @@ class Placer:
         self.failures: list[Failure] = []
 
     def place_cached(self, steps: tuple[Step, ...]) -> None:
-        """Place exports that need no step any more."""
+        """Place the exports whose last step is not among ``steps``, because the cache has its result."""
         for export in self._due:
             if self._plan.step(export.key) not in steps:
                 self._place(export, "from the cache")
 
     def started(self, step: Step) -> None:
-        """Pass it on."""
+        """Forward the event."""
         self._listener.started(step)
 
     def finished(self, step: Step, cost: Cost) -> None:
-        """Pass it on; place the export that the step completes."""
+        """Forward the event, and place the exports that the step completes."""
         self._listener.finished(step, cost)
         for export in self._due:
             if export.key == step.key:
                 self._place(export, "built")
 
     def failed(self, failure: Failure) -> None:
-        """Pass it on."""
+        """Forward the event."""
         self._listener.failed(failure)
 
     def tick(self) -> None:
-        """Pass it on, after the executor's news."""
+        """Forward the executor's news, then the event."""
         for text in self._executor.news():
             self._listener.line(text)
         self._listener.tick()
@@ -97,13 +97,16 @@ class Placer:
 
 
 def expected(entry: Entry) -> dict[str, str]:
-    """SHA-256 of every file of an export, by its path there, from the entry of its last step."""
+    """Return the SHA-256 of every file of an export by its path in the export, from the entry of its last step."""
     others = entry.result.others if isinstance(entry.result, ExportResult) else {}
     return others | {name: file.sha256 for name, file in entry.files.items()}
 
 
 def is_placed(folder: Path, entry: Entry, hashes: FileHashes) -> bool:
-    """Whether the folder holds these files, and no others in folders of theirs; unchanged ones are not read again."""
+    """Return whether ``folder`` holds exactly the files of ``entry``, with the same hashes.
+
+    Files outside the entry's own top-level names are ignored. Unchanged files are not read again.
+    """
     wanted = expected(entry)
     if files_in(folder, {name.split("/", 1)[0] for name in wanted}) != sorted(wanted):
         return False
@@ -111,21 +114,21 @@ def is_placed(folder: Path, entry: Entry, hashes: FileHashes) -> bool:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raise :class:`OutputError` where something lies there that is no export."""
+    """Raise :class:`OutputError` if ``folder`` exists and is not an export."""
     if folder.is_symlink() or (folder.exists() and not (folder / MANIFEST).is_file()):
         raise OutputError(f"{folder} exists and is no export of md-export; remove it, or name another folder with -o")
 
 
 def place(cache: Cache, entries: Iterable[Entry], folder: Path, work: Path, replace: bool) -> None:
-    """Copy all files of the entries to ``folder``; what lay there goes when the new files are complete.
+    """Copy all files of the entries to ``folder``; an existing export is removed after the new files are complete.
 
     Args:
-        work: a folder on the same disk, to copy to first.
-        replace: an export may lie there already.
+        work: folder on the same disk that receives the files first.
+        replace: whether ``folder`` may be an existing export.
 
     Raises:
-        ArtifactError: a file of the cache is not what it was.
-        OutputError: something lies there that is no export, or anything where it may not be replaced.
+        ArtifactError: a file in the cache was altered.
+        OutputError: ``folder`` exists and is not an export, or exists and ``replace`` is false.
     """
     made = work / folder.name
     shutil.rmtree(made, ignore_errors=True)
@@ -142,7 +145,7 @@ def place(cache: Cache, entries: Iterable[Entry], folder: Path, work: Path, repl
 
 
 def _swap(made: Path, folder: Path) -> None:
-    """Give ``made`` the name ``folder``. Another build may do the same at any moment: the last one stays."""
+    """Rename ``made`` to ``folder``. Another build may do the same concurrently; the last one stays."""
     old = made.with_name(f"{made.name}.replaced")
     for attempt in range(_ATTEMPTS):
         check_replaceable(folder)
@@ -159,7 +162,7 @@ def _swap(made: Path, folder: Path) -> None:
 
 
 def _copy(source: Path, destination: Path, sha256: str) -> None:
-    """Bring a copy to the disk, and compare its hash."""
+    """Copy a file, flush the copy to disk and check its hash."""
     destination.parent.mkdir(parents=True, exist_ok=True)
     copy_file(source, destination)
     to_disk(destination)

@@ -1,6 +1,6 @@
-"""A plan: all steps that lead to some exports, in an order in which each comes after those that it needs.
+"""Plan of a build: all steps for some exports, ordered so that each step comes after the steps that it needs.
 
-Each step has a request and a result of its own class: both are data, and name neither folders nor machines.
+Each kind of step has its request and result class. Both are plain data without paths or host names.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from md_export.spec.artifact import ArtifactEntry
 from md_export.spec.manifest import Drift
 from md_export.spec.recipe import Recipe
 
-# Name of a LoRA's file among the inputs, and what follows the file in a recipe, such as ``:0.5``.
+# Name of a LoRA's file among the inputs, and the suffix after the file in a recipe, such as ``:0.5``.
 LoraInput: TypeAlias = tuple[str, str]
 
 
@@ -29,14 +29,14 @@ class _Request:
 
 @dataclass(frozen=True)
 class GoldenRequest(_Request):
-    """Golden cases of what the artifacts of ``recipe`` must compute."""
+    """Request for golden cases: inputs and the outputs that the artifacts of ``recipe`` must compute."""
 
     kind: Literal["golden"] = "golden"
 
 
 @dataclass(frozen=True)
 class CalibrationRequest(_Request):
-    """Cases by the recipe's ``[calibration]``; ``golden`` is the key of the cases that judge."""
+    """Request for calibration cases by the recipe's ``[calibration]``; ``golden`` is the key of the golden cases."""
 
     golden: str
     kind: Literal["calibration"] = "calibration"
@@ -44,7 +44,13 @@ class CalibrationRequest(_Request):
 
 @dataclass(frozen=True)
 class ArtifactRequest(_Request):
-    """One artifact. ``golden`` and ``cases`` are keys; without ``cases`` the golden ones calibrate."""
+    """Request for one artifact.
+
+    Attributes:
+        notes: metadata to store in the artifact.
+        golden: key of the golden cases.
+        cases: key of the calibration cases; None: the golden cases serve for calibration.
+    """
 
     component: str
     notes: dict[str, str]
@@ -55,7 +61,7 @@ class ArtifactRequest(_Request):
 
 @dataclass(frozen=True)
 class ExportRequest(_Request):
-    """Artifacts and golden cases, by their keys, as one export with its manifest, verified."""
+    """Request for a verified export with its manifest, from artifacts and golden cases given by key."""
 
     golden: str
     parts: tuple[str, ...]
@@ -69,7 +75,11 @@ Request: TypeAlias = Annotated[
 
 @dataclass(frozen=True)
 class CasesResult:
-    """Golden or calibration cases; ``drift`` of rewrites that change the function, None where there are none."""
+    """Result of making golden or calibration cases.
+
+    Attributes:
+        drift: measured drift of the rewrites that change the function; None without such rewrites.
+    """
 
     drift: Drift | None = None
     kind: Literal["cases"] = "cases"
@@ -77,7 +87,7 @@ class CasesResult:
 
 @dataclass(frozen=True)
 class ArtifactResult:
-    """The artifact's entry of the manifest."""
+    """Result of making an artifact: its entry for the manifest."""
 
     entry: ArtifactEntry
     kind: Literal["artifact"] = "artifact"
@@ -85,11 +95,11 @@ class ArtifactResult:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """The verdict on an export.
+    """Result of verifying an export.
 
     Attributes:
-        hops: for each component whose numbers fall short, where they do.
-        others: SHA-256 of each file that the export has from the steps before it.
+        hops: one line per failing component, which names the stage where its accuracy drops.
+        others: SHA-256 of each file in the export that comes from earlier steps.
     """
 
     verdict: Verdict[None]
@@ -103,11 +113,11 @@ Result: TypeAlias = Annotated[CasesResult | ArtifactResult | ExportResult, Field
 
 @dataclass(frozen=True)
 class Inputs:
-    """Where a machine has the inputs of all steps.
+    """Paths of the steps' inputs on one machine.
 
     Attributes:
-        golden: cases that were given; None where there are none.
-        loras: files by the names that requests know them by.
+        golden: folder of the given golden cases; None if none were given.
+        loras: LoRA files, by their names in requests.
     """
 
     checkpoint: Path
@@ -117,7 +127,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step takes: most bytes resident at once in its processes, and wall seconds."""
+    """Cost of a step: peak resident bytes of its processes together, and wall-clock seconds."""
 
     peak_bytes: int
     seconds: float
@@ -125,14 +135,14 @@ class Cost:
 
 @dataclass(frozen=True)
 class Step:
-    """One process.
+    """One unit of work, which runs in one process.
 
     Attributes:
-        key: cache key of its result.
-        label: what it makes, for people.
-        needs: keys of the steps before it.
-        cost_key: the same for steps that take about as much.
-        cost: predicted.
+        key: cache key of the result.
+        label: human-readable name of the result.
+        needs: keys of the steps whose results it needs.
+        cost_key: key shared by steps with about the same cost.
+        cost: predicted cost.
     """
 
     key: str
@@ -144,13 +154,19 @@ class Step:
 
     @property
     def kind(self) -> str:
-        """``golden``, ``calibration``, ``artifact`` or ``export``."""
+        """Kind of the step: ``golden``, ``calibration``, ``artifact`` or ``export``."""
         return self.request.kind
 
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """One export; ``name`` is its folder's, ``key`` its last step's. ``space`` bytes are about what it will have."""
+    """One export of a plan.
+
+    Attributes:
+        name: name of its folder.
+        key: cache key of its last step.
+        space: estimated size in bytes.
+    """
 
     name: str
     target: str
@@ -160,13 +176,13 @@ class ExportPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps and exports of a build."""
+    """The steps and exports of a build."""
 
     steps: tuple[Step, ...]
     exports: tuple[ExportPlan, ...]
 
     def step(self, key: str) -> Step:
-        """The step of that key."""
+        """Return the step with the given key."""
         return next(step for step in self.steps if step.key == key)
 
 
@@ -174,10 +190,10 @@ _PLAN: Final = TypeAdapter(Plan)
 
 
 def plan_to_json(plan: Plan) -> str:
-    """JSON that :func:`plan_from_json` reads back."""
+    """Serialize a plan to JSON for :func:`plan_from_json`."""
     return _PLAN.dump_json(plan).decode()
 
 
 def plan_from_json(text: str | bytes) -> Plan:
-    """Read what :func:`plan_to_json` gave; ValueError where it is something else."""
+    """Parse the output of :func:`plan_to_json`; raises ValueError for anything else."""
     return _PLAN.validate_json(text, strict=True)

@@ -1,6 +1,9 @@
-"""Recipes and a checkpoint → a plan, inside a worker process: it is what reads the checkpoint and knows the rewrites.
+"""Planning: recipes and a checkpoint → a plan.
 
-Each key is of all that a step's result depends on, and of nothing else: that is what decides what is built again.
+Runs in a worker process, because it opens the checkpoint and imports the rewrites.
+
+Each cache key covers everything that a step's result depends on, and nothing else. A step is built again exactly when
+its key changes.
 """
 
 from __future__ import annotations
@@ -50,12 +53,12 @@ from md_export.targets import TARGETS
 from md_export.targets.layouts import layout_of
 from md_export.targets.versions import tools_of
 
-# Prompt and seed of each case.
+# Prompt and seed of each golden or calibration case.
 _Pairs = list[tuple[str, int]]
 
 
 def plan(recipes: list[Recipe], checkpoint_dir: Path, golden: Path | None) -> Plan:
-    """All steps for the recipes, shared where they are the same.
+    """Return the plan for the recipes; identical steps of different recipes are shared.
 
     Raises:
         MdExportError: a recipe cannot be carried out here, or the checkpoint or the golden cases cannot be read.
@@ -70,7 +73,7 @@ def plan(recipes: list[Recipe], checkpoint_dir: Path, golden: Path | None) -> Pl
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Whether a recipe can be carried out here: the target's libraries, its rewrites, its layout.
+    """Check that a recipe can be carried out here: the target's libraries, the rewrites and the layout.
 
     Raises:
         MdExportError: MissingExtraError, RewriteError or RecipeError.
@@ -82,14 +85,14 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def _complete(recipe: Recipe, source: Source) -> Recipe:
-    """For the checkpoint as it is with its LoRAs, with all components that it has."""
+    """Return the recipe with all of the checkpoint's components, and without LoRAs, since the checkpoint has them."""
     return dataclasses.replace(recipe, loras=()).completed(source.checkpoint.components)
 
 
 def _sources(
     recipes: list[Recipe], checkpoint_dir: Path, golden: Path | None, folders: ExitStack
 ) -> dict[tuple[str, ...], Source]:
-    """The checkpoint with each set of LoRAs that some recipe names, while ``folders`` is open."""
+    """Open the checkpoint once per set of LoRAs in the recipes; the results are valid while ``folders`` is open."""
     files, found = lora_files(recipes), dict[tuple[str, ...], Source]()
     for loras in dict.fromkeys(recipe.loras for recipe in recipes):
         folder = folders.enter_context(adapted(checkpoint_dir, loras))
@@ -100,7 +103,12 @@ def _sources(
 
 @dataclass(frozen=True)
 class _Calibrated:
-    """The step that makes calibration cases: its key, and what the cases depend on."""
+    """The step that makes calibration cases.
+
+    Attributes:
+        key: cache key of the step.
+        asked: the settings that the cases depend on.
+    """
 
     key: str
     asked: dict[str, object]
@@ -108,12 +116,12 @@ class _Calibrated:
 
 @dataclass
 class _Planner:
-    """Steps by their keys: those of different exports that have the same key are one."""
+    """Collects steps by cache key; steps of different exports with the same key are merged."""
 
     steps: dict[str, Step] = field(default_factory=dict)
 
     def export(self, recipe: Recipe, source: Source) -> ExportPlan:
-        """The export, and all steps that lead to it."""
+        """Add an export and all steps that lead to it."""
         golden, judging = self._golden(recipe, source)
         calibrated = self._calibration(recipe, source, golden, judging)
         parts = tuple(self._artifact(recipe, name, source, golden, calibrated) for name in recipe.components)
@@ -140,7 +148,7 @@ class _Planner:
         return ExportPlan(recipe.name, recipe.target, key, space)
 
     def _golden(self, recipe: Recipe, source: Source) -> tuple[str, _Pairs]:
-        """Key of the cases that judge, and what they are of."""
+        """Add the step for the golden cases; return its key, and the prompt and seed of each case."""
         checkpoint = source.checkpoint.at(recipe.size)
         given = present_golden(checkpoint, source.given, recipe.sampler, recipe.encodes)
         if given is not None:
@@ -162,7 +170,7 @@ class _Planner:
         return key, pairs
 
     def _calibration(self, recipe: Recipe, source: Source, golden: str, judging: _Pairs) -> _Calibrated | None:
-        """The cases that calibrate; None where the golden ones serve, or none are needed."""
+        """Add the step for calibration cases; None if the golden cases serve for calibration or none are needed."""
         plan = recipe.calibration
         if plan is None or not needs_calibration(recipe):
             return None
@@ -179,9 +187,12 @@ class _Planner:
         return _Calibrated(key, asked)
 
     def _artifact(self, recipe: Recipe, name: str, source: Source, golden: str, calibrated: _Calibrated | None) -> str:
-        """Key of one artifact. What the component does not depend on has no part in it: thresholds, names, other
-        schemes, rewrites that fire elsewhere, weights of other components; what it has of their configs is in the
-        notes."""
+        """Add the step for one artifact and return its key.
+
+        The key excludes everything that the artifact does not depend on: thresholds, names, schemes of other
+        components, rewrites that fire elsewhere, and weights of other components. The parts of their configs that it
+        depends on are in the metadata.
+        """
         scheme, checkpoint = recipe.schemes[name], source.checkpoint
         notes = source.notes[recipe.size][name] | steps_notes(checkpoint, recipe.sampler)
         part = alone(recipe, name)
@@ -192,7 +203,7 @@ class _Planner:
             "tools": tools_of(recipe.target, family_of(checkpoint.config).form.libraries),
             "notes": notes,
             **{field: plain[field] for field in OF_AN_ARTIFACT},
-            # What onnxruntime fuses for a processor is for the machine that it was fused on.
+            # A graph that onnxruntime fused for a processor is valid only on the machine where it was fused.
             "host": platform.node() if recipe.form else None,
         }
         cases = calibrated.key if calibrated and is_calibrated(scheme) else None
@@ -221,7 +232,7 @@ class _Planner:
         cost_key: str,
         cost: Cost,
     ) -> str:
-        """Add a step whose result depends on ``content``; answers with its key."""
+        """Add a step whose result depends on ``content``, and return its key."""
         key = key_of(content)
         self.steps.setdefault(key, Step(key, label, needs, request, cost_key, cost))
         return key

@@ -1,4 +1,4 @@
-"""What shall be built: build recipes, and the export recipes that they stand for."""
+"""Build requests, and build recipes with their expansion to export recipes."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ from md_export.system.workspace import workspace
 
 _FORBID: Final = ConfigDict(extra="forbid", strict=True)
 _MOST_RECIPES: Final = 1000
-# What an export recipe never has, a build recipe always.
+# Keys that identify a build recipe: each has at least one of them, and an export recipe has none.
 _MARKS: Final = ("matrix", "recipes")
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """Every target in every precision: the recipes ``<target>-<precision>`` that ship.
+    """Every target in every precision: the built-in recipes ``<target>-<precision>``.
 
     Attributes:
-        sizes: each of them in every one.
-        loras: each with every set of LoRAs, files relative to this one; an empty set stands for the checkpoint alone.
+        sizes: picture sizes; each recipe is built in every one.
+        loras: sets of LoRAs; each recipe is built with every set. Files are relative to the build recipe's file. An
+            empty set stands for the checkpoint without LoRAs.
     """
 
     __pydantic_config__ = _FORBID
@@ -47,17 +48,17 @@ class Matrix:
 
     @property
     def count(self) -> int:
-        """Of the recipes."""
+        """Number of recipes."""
         return len(self.targets) * len(self.precisions) * (len(self.sizes) or 1) * (len(self.loras) or 1)
 
 
 @dataclass(frozen=True)
 class BuildRecipe:
-    """A build recipe's file.
+    """Content of a build recipe's file.
 
     Attributes:
-        recipes: export recipes beside the matrix: files, relative to this one, or names of those that ship.
-        components: only these of each.
+        recipes: export recipes in addition to the matrix: files relative to this one, or names of built-in recipes.
+        components: components to build of each recipe; all if empty.
     """
 
     __pydantic_config__ = _FORBID
@@ -74,15 +75,15 @@ class BuildRequest:
 
     Attributes:
         checkpoint: folder of the checkpoint.
-        out: folder that gets one export for each recipe, by its name.
-        only: name of the folder of the only recipe's export, which must not exist; one that falls short is kept as
-            ``<only>.rejected``. None: an export that is there is replaced where it differs.
-        golden: golden cases; None: the checkpoint's own, else made from the recipes' prompts.
-        cache: folder of what was built before.
-        jobs: steps at a time.
-        most_bytes: memory that all steps that run at a time may hold together; None: most of what is installed.
-        dask: a scheduler on whose workers the steps run: as many at a time as there are workers, ``most_bytes`` each.
-        store: given with it: URL of a folder that this machine and all workers read and write.
+        out: folder that receives one export per recipe, named after the recipe.
+        only: name of the export's folder if there is exactly one recipe; the folder must not exist. An export that
+            fails verification is kept as ``<only>.rejected``. None: an existing export is replaced if it differs.
+        golden: folder of golden cases; None: the checkpoint's cases, or cases made from the recipes' prompts.
+        cache: folder of the cache.
+        jobs: number of steps that run at the same time.
+        most_bytes: memory in bytes for all running steps together; None: three quarters of the installed memory.
+        dask: address of a scheduler whose workers run the steps: one step per worker, ``most_bytes`` for each.
+        store: required with ``dask``: URL of a folder that this machine and all workers can read and write.
     """
 
     recipes: tuple[Recipe, ...]
@@ -98,21 +99,21 @@ class BuildRequest:
 
     @property
     def rejected(self) -> Path | None:
-        """Folder for the only export where it falls short."""
+        """Folder for an export that fails verification; None without ``only``."""
         return None if self.only is None else self.out / f"{self.only}.rejected"
 
 
 def default_jobs() -> int:
-    """One step for two cores."""
+    """Return the default number of concurrent steps: one per two cores, at least one."""
     return max(1, (os.cpu_count() or 1) // 2)
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What the engine may use; fields as of :class:`BuildRequest`.
+    """Resources that the engine may use; the fields are those of :class:`BuildRequest`.
 
     Attributes:
-        cache: None: one of its own, which is removed at the end.
+        cache: folder of the cache; None: a temporary cache that is removed at the end.
     """
 
     cache: Path | None = field(default_factory=default_root)
@@ -125,7 +126,7 @@ class Resources:
     def request(
         self, recipe: Recipe, checkpoint: Path, out: Path, golden: Path | None, only: str | None = None
     ) -> Iterator[BuildRequest]:
-        """A request with one recipe, while its cache is needed."""
+        """Yield a request with one recipe; a temporary cache is removed when the context ends."""
         with nullcontext(self.cache) if self.cache else workspace(out) as cache:
             limits = self.jobs, self.most_bytes, self.dask, self.store
             yield BuildRequest((recipe,), checkpoint, out, cache, golden, *limits, only)
@@ -135,10 +136,10 @@ _BUILD: Final = TypeAdapter(BuildRecipe)
 
 
 def load_recipes(files: Iterable[Path]) -> tuple[Recipe, ...]:
-    """The export recipes that files or names stand for, build recipes among them spread out.
+    """Load export recipes from files or built-in names; build recipes are expanded to their export recipes.
 
     Raises:
-        RecipeError: a file cannot be read or is wrong, or two recipes of one name differ.
+        RecipeError: a file cannot be read or is invalid, or two different recipes have the same name.
     """
     found: dict[str, Recipe] = {}
     for recipe in (recipe for file in files for recipe in _recipes_of(recipe_file(file))):
@@ -183,7 +184,8 @@ def _shipped(target: str, precision: str, file: Path) -> Path:
 
 def _build_recipe(values: dict[str, Any], file: Path) -> BuildRecipe:
     try:
-        # As with export recipes, arrays stand for tuples: that is JSON's strict mode, or Python's lax one.
+        # TOML arrays fill tuple fields, as in export recipes. Pydantic allows this in JSON's strict mode or Python's
+        # lax mode.
         return _BUILD.validate_python(values, strict=False)
     except ValidationError as error:
         found = error.errors()[0]
@@ -191,13 +193,13 @@ def _build_recipe(values: dict[str, Any], file: Path) -> BuildRecipe:
 
 
 def lora_files(recipes: Iterable[Recipe]) -> dict[str, Path]:
-    """All LoRA files of some recipes, by the name that steps know them by."""
+    """Return the LoRA files of the recipes, by the names that steps use for them."""
     files = dict.fromkeys(Path(split_lora(text)[0]) for recipe in recipes for text in recipe.loras)
     return {f"lora {index}": file for index, file in enumerate(files)}
 
 
 def lora_inputs(loras: Iterable[str], files: dict[str, Path]) -> tuple[LoraInput, ...]:
-    """The LoRAs of a recipe as a step's request names them."""
+    """Return the LoRAs of a recipe as (name, suffix) pairs for a step's request."""
     names = {str(file): name for name, file in files.items()}
     found = [(split_lora(text)[0], text) for text in loras]
     return tuple((names[str(Path(file))], text[len(file) :]) for file, text in found)

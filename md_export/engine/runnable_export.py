@@ -1,4 +1,4 @@
-"""An export, opened to run its artifacts one after the other."""
+"""Exports opened for running their artifacts one after the other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from md_export.targets.execution import execute, parts_of, take_steps
 
 @dataclass(frozen=True)
 class Export:
-    """A folder that md-export wrote, and its artifacts by component."""
+    """An export folder with its manifest, and its artifacts by component."""
 
     out: Path
     manifest: Manifest
@@ -28,38 +28,38 @@ class Export:
 
     @property
     def inpaints(self) -> bool:
-        """Whether its UNet takes a picture's latents beside the noise."""
+        """Whether the UNet takes a picture's latents in addition to the noise."""
         return self.entries[WIRING.denoised.node].inputs[0].shape[1] > self.latent_shape[1]
 
     @property
     def image_side(self) -> int:
-        """Of a picture, in pixels."""
+        """Side of a picture in pixels."""
         return self.entries[WIRING.image.node].outputs[0].shape[-1]
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """``[1, C, h, w]`` of noise and latents."""
+        """Shape ``[1, C, h, w]`` of noise and latents."""
         return (1, *self.entries[WIRING.image.node].inputs[0].shape[1:])
 
     @property
     def downscale(self) -> int:
-        """Pixels of a latent cell along a side."""
+        """Side of a latent cell in pixels."""
         return self.image_side // self.latent_shape[-1]
 
     @property
     def condition_shape(self) -> tuple[int, ...] | None:
-        """``[1, C, H, W]`` of the condition picture that it takes; None where it takes none."""
+        """Shape ``[1, C, H, W]`` of the condition picture; None if the export takes none."""
         specs = [spec for entry in self.entries.values() for spec in entry.inputs]
         return next((spec.shape for spec in specs if spec.name == CONDITION.name), None)
 
     @property
     def neutral(self) -> dict[str, Array]:
-        """Values that add nothing, for inputs of its artifacts that a request without a condition leaves empty."""
+        """Neutral values for the inputs that a request without a condition does not provide."""
         rows = ((WIRING[name], entry) for name, entry in self.entries.items())
         return {key: value for row, entry in rows for key, value in row.neutral(entry.inputs).items()}
 
     def entry(self, component: str) -> ArtifactEntry:
-        """Return a component's artifact; ArtifactError where the export has none."""
+        """Return a component's manifest entry; raises ArtifactError if the export has no such component."""
         if component not in self.entries:
             raise ArtifactError(
                 f"{self.out} has no {component}; export it, too: md-export {self.manifest.target} --encoder"
@@ -67,7 +67,7 @@ class Export:
         return self.entries[component]
 
     def run(self, component: str, batches: Sequence[Arrays]) -> Sequence[Arrays]:
-        """All outputs for each set of inputs, under our names.
+        """Run a component and return all outputs for each set of inputs, under md-export's names.
 
         Raises:
             ArtifactError: the export has no such component.
@@ -81,7 +81,7 @@ class Export:
         return [unpacked(recipe, entry, outputs) for outputs in made]
 
     def take(self, steps: Steps, pictures: Sequence[Tensors]) -> None:
-        """Take many steps in one process."""
+        """Run the sampling steps for all pictures in one process."""
         if steps.sampler.guidance is None:
             steps.take(self.run, pictures)
         else:
@@ -89,7 +89,7 @@ class Export:
 
 
 def open_to_run(out: Path) -> Export:
-    """An export that pictures can be made with; raises :class:`ArtifactError` where it lacks what all need."""
+    """Open an export to make pictures; raises :class:`ArtifactError` if it lacks a required component."""
     manifest = read_manifest(out)
     entries = {entry.component: entry for entry in manifest.artifacts}
     needed = [row.name for row in WIRING.required]
@@ -101,14 +101,20 @@ def open_to_run(out: Path) -> Export:
 
 @dataclass(frozen=True)
 class Frame:
-    """Of the pictures of a model, ``where``: their ``side`` in pixels, and ``[1, C, H, W]`` of a condition, if any."""
+    """Dimensions of a model's pictures.
+
+    Attributes:
+        where: folder of the export or the checkpoint.
+        side: side of the pictures in pixels.
+        condition: shape ``[1, C, H, W]`` of the condition picture; None if the model takes none.
+    """
 
     where: Path
     side: int
     condition: tuple[int, ...] | None
 
     def require_condition(self) -> tuple[int, ...]:
-        """``[1, C, H, W]`` of the condition picture; UsageError where the model takes none."""
+        """Return the shape ``[1, C, H, W]`` of the condition picture; raises UsageError if the model takes none."""
         if self.condition is None:
             raise UsageError(
                 f"{self.where}: this model takes no condition picture; give its checkpoint an adapter with md-export "
@@ -118,16 +124,16 @@ class Frame:
 
 
 def frame_of(export: Export) -> Frame:
-    """Of the pictures that an opened export makes."""
+    """Return the dimensions of the pictures that an opened export makes."""
     return Frame(export.out, export.image_side, export.condition_shape)
 
 
 def frame_of_artifacts(out: Path) -> Frame:
-    """Of the pictures that an export makes; raises as :func:`md_export.engine.runnable_export.open_to_run`."""
+    """Return the dimensions of the pictures that an export makes; raises as :func:`open_to_run` does."""
     return frame_of(open_to_run(out))
 
 
 def frame_of_checkpoint(checkpoint_dir: Path, size: int | None = None) -> Frame:
-    """Of the pictures that a checkpoint makes; UsageError where it makes none of that ``size``."""
+    """Return the dimensions of a checkpoint's pictures; raises UsageError if it does not support ``size``."""
     config = open_checkpoint(checkpoint_dir).at(size).config
     return Frame(checkpoint_dir, config.image_size, config.condition_shape)

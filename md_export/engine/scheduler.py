@@ -1,4 +1,4 @@
-"""Steps side by side: as many as there may be, within the memory that they may hold together."""
+"""Scheduler that runs steps concurrently, within a number of jobs and a memory limit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ _TICK_S: Final = 0.5
 
 @dataclass(frozen=True)
 class Limits:
-    """How many steps run at a time, and how much memory they may hold: together, or each where they run ``apart``."""
+    """Limits on concurrent steps.
+
+    Attributes:
+        jobs: number of steps that run at the same time.
+        most_bytes: memory limit in bytes, for all running steps together, or for each step if ``apart``.
+        apart: whether the steps run on separate workers that do not share the limit.
+    """
 
     jobs: int
     most_bytes: int
@@ -25,11 +31,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Failure:
-    """A step that has no result.
+    """A step without a result.
 
     Attributes:
-        error: what it raised; None where it was not started.
-        follows: it was not started because of another failure.
+        reason: message for the user.
+        error: exception that the step raised; None if it was not started.
+        follows: whether it was not started because another step failed.
     """
 
     step: Step
@@ -39,81 +46,83 @@ class Failure:
 
 
 class Watcher(Protocol):
-    """Who is told of everything, in the order in which it happens, in the caller's own thread."""
+    """Callbacks for the events of a run, called in order in the caller's thread."""
 
     def started(self, step: Step) -> None:
-        """A process of its own was started."""
+        """Called when a step starts."""
 
     def finished(self, step: Step, cost: Cost) -> None:
-        """What it made is in the cache."""
+        """Called when a step's result is in the cache; ``cost`` is measured."""
 
     def failed(self, failure: Failure) -> None:
-        """It has no result, and neither will those that need it."""
+        """Called when a step has no result; the steps that need it are not started and fail, too."""
 
     def tick(self) -> None:
-        """Some time went by."""
+        """Called repeatedly during a run, about every :data:`_TICK_S` seconds or more often."""
 
 
 class Listener(Watcher, Protocol):
-    """Who is told what is going to happen, and then what happens."""
+    """Callbacks for a build: the plan, the events of its run, and the placed exports."""
 
     def line(self, text: str) -> None:
-        """Something that should be known."""
+        """Called with a message for the user."""
 
     def planned(self, steps: tuple[Step, ...], cached: tuple[Step, ...], limits: Limits) -> None:
-        """The steps that will run, and those whose results are in the cache."""
+        """Called with the steps that will run and the steps whose results are in the cache."""
 
     def placed(self, folder: Path) -> None:
-        """An export is in its folder."""
+        """Called when an export has been placed in its folder."""
 
 
 class Teller:
-    """A listener that tells a line for each step; ``note`` gets what should stay to be seen, such as the line that says
-    what is built and what is taken from the cache."""
+    """Listener that passes one line per step to ``tell``.
+
+    Lines that should remain visible, such as the summary of what is built and what is cached, go to ``note``.
+    """
 
     def __init__(self, tell: Callable[[str], None], note: Callable[[str], None] | None = None) -> None:
         self._tell, self.line = tell, note or tell
 
     def planned(self, steps: tuple[Step, ...], cached: tuple[Step, ...], limits: Limits) -> None:
-        """Say what is built and what is taken from the cache."""
+        """Report what is built and what comes from the cache."""
         del limits
         self.line(f"to build: {_names(steps)}; from the cache: {_names(cached)}")
 
     def started(self, step: Step) -> None:
-        """Say what is made."""
+        """Report the label of the step."""
         self._tell(step.label)
 
     def placed(self, folder: Path) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def finished(self, step: Step, cost: Cost) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def failed(self, failure: Failure) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def tick(self) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
 
 def _names(steps: Iterable[Step]) -> str:
-    """What some steps of one recipe make."""
+    """Return a comma-separated list of what the steps of one recipe make."""
     return ", ".join(step.label.rpartition(": ")[2] for step in steps) or "nothing"
 
 
-# Begins a step that may hold so many bytes.
+# Starts a step with a memory limit in bytes.
 Begin = Callable[[Step, int], Future[Cost]]
 
 
 def run_steps(steps: Iterable[Step], begin: Begin, limits: Limits, watcher: Watcher) -> tuple[Failure, ...]:
-    """Run all steps that can be run; what fails does not keep the others from ending.
+    """Run all steps that can run; a failing step does not stop the others.
 
     Args:
-        steps: in an order in which each comes after those of them that it needs; needs that are none of them are met.
-        begin: as :meth:`Executor.submit` of what carries out a step.
+        steps: ordered so that each step comes after those it needs; needs outside ``steps`` count as met.
+        begin: starts a step with a memory limit and returns its future.
 
     Returns:
-        steps without a result: failed, too large for ``limits``, or in need of such a one.
+        the steps without a result: failed, too large for ``limits``, or dependent on such a step.
     """
     return _Run(list(steps), begin, limits, watcher).run()
 
@@ -121,7 +130,7 @@ def run_steps(steps: Iterable[Step], begin: Begin, limits: Limits, watcher: Watc
 class _Run:
     def __init__(self, steps: list[Step], begin: Begin, limits: Limits, watcher: Watcher) -> None:
         self._waiting, self._begin, self._limits, self._watcher = steps, begin, limits, watcher
-        # Each with the memory that it was given.
+        # Running steps, each with its memory limit in bytes.
         self._running: dict[Future[Cost], tuple[Step, int]] = {}
         self._failures: dict[str, Failure] = {}
 
@@ -146,7 +155,7 @@ class _Run:
                 self._running[self._begin(step, given)] = (step, given)
 
     def _obstacle(self, step: Step) -> Failure | None:
-        """Why it will never run; None where it will."""
+        """Return the reason why a step can never run, or None if it can."""
         lacking = [self._failures[key].step.label for key in step.needs if key in self._failures]
         if lacking:
             return Failure(step, f"not started, since it needs {lacking[0]}", follows=True)
@@ -167,7 +176,10 @@ class _Run:
         return self._limits.most_bytes - held
 
     def _share(self, step: Step) -> int:
-        """What it needs, or an equal share of what is left where that is more: together never above the limit."""
+        """Return a step's memory limit: its predicted need, or an equal share of the free memory if that is larger.
+
+        The limits of all running steps together never exceed ``most_bytes``.
+        """
         places = 1 if self._limits.apart else self._limits.jobs - len(self._running)
         return max(step.cost.peak_bytes, self._free() // places)
 
@@ -184,10 +196,10 @@ class _Run:
 
 
 def _rounded_up(size: int) -> str:
-    """In tenths of a gigabyte: ``8.4G``."""
+    """Format a size in gigabytes, rounded up to tenths: ``8.4G``."""
     return f"{-(-size // 100_000_000) / 10:g}G"
 
 
 def submitter(executor: Executor, perform: Callable[[Step, int], Cost]) -> Begin:
-    """Steps go to any executor of :mod:`concurrent.futures`, a cluster's for one."""
+    """Return a function that submits steps to an executor of :mod:`concurrent.futures`, local or on a cluster."""
     return lambda step, given: executor.submit(perform, step, given)

@@ -1,10 +1,10 @@
-"""Entries of the cache where many machines reach them: at any URL that fsspec opens, a bucket or a shared disk.
+"""Store of cache entries for several machines, at any URL that fsspec opens, such as a bucket or a shared disk.
 
-<url>/files/<sha256>         contents, each once; never altered
-      entries/<key>.json     the record of an entry, written when all of its contents are there
+<url>/files/<sha256>         file contents, each stored once and never altered
+      entries/<key>.json     the record of an entry, written after all of its contents
 
-So an entry is there whole or not at all, without a rename, which object stores lack. Nothing that is read is believed
-before its hash is; who finds a content altered removes it, and the entry with it.
+An entry is therefore present whole or not at all, without a rename, which object stores lack. Every content is checked
+against its hash when it is read. A reader that finds an altered content removes it together with the entry.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _LARGEST_RECORD: Final = 64 << 20
 
 
 def store_url(given: str) -> str:
-    """A URL that means the same in every process: a path without a protocol is one of this machine."""
+    """Return a URL that is valid in every process; a path without a protocol becomes an absolute ``file://`` URL."""
     return given if "://" in given else f"file://{Path(given).absolute()}"
 
 
 class Store:
-    """The entries at ``url``; any number of processes on any machines may use them at once.
+    """Store of entries at ``url``; any number of processes on any machines may use it at the same time.
 
     Raises:
-        UsageError: nobody knows such URLs.
-        MissingExtraError: what opens them is not installed.
-        RuntimeFault: from every method: it does not answer, or may not be read or written from here.
+        UsageError: fsspec does not support such URLs.
+        MissingExtraError: the package that opens such URLs is not installed.
+        RuntimeFault: from every method: the store does not answer, or may not be read or written from here.
     """
 
     def __init__(self, url: str) -> None:
@@ -49,12 +49,12 @@ class Store:
             raise MissingExtraError(f"the store {url} needs a package that is not installed here: {error}") from error
         except ValueError as error:
             raise UsageError(f"the store {url} cannot be opened: {error}; name a URL that fsspec knows") from error
-        # There a reader would meet files that are still being written.
+        # On a local file system a reader could see a file that is still being written, so files are renamed at the end.
         local: Any = importlib.import_module("fsspec.implementations.local")
         self._renames = isinstance(self._system, local.LocalFileSystem)
 
     def read(self, key: str) -> Entry | None:
-        """An entry's record, its files unread; None where there is none, or it is damaged."""
+        """Return an entry's record without reading its files; None if it is missing or damaged."""
         try:
             with self._reaching(), self._system.open(self._record(key), "rb") as stream:
                 content = stream.read(_LARGEST_RECORD + 1)
@@ -64,8 +64,11 @@ class Store:
         return entry if entry.key == key else None
 
     def fetch(self, entry: Entry, folder: Path) -> str:
-        """Copy an entry's files to a new folder; answers with the first that is missing or altered, which is removed
-        from the store; empty where none is."""
+        """Copy an entry's files to a new folder.
+
+        Returns the name of the first file that is missing or altered, or an empty string. Such a file is removed from
+        the store together with the entry.
+        """
         for name, file in entry.files.items():
             if not self._fetch_file(file, folder / name):
                 self.remove(entry.key)
@@ -75,10 +78,10 @@ class Store:
         return ""
 
     def put(self, entry: Entry, folder: Path) -> None:
-        """Copy an entry's files, as they lie in ``folder``, to the store, those that are there already aside.
+        """Copy an entry's files from ``folder`` to the store; contents that the store already has are skipped.
 
         Raises:
-            ArtifactError: a file is not what the entry says.
+            ArtifactError: a file does not match the entry's hash.
         """
         with self._reaching():
             for part in ("files", "entries"):
@@ -89,7 +92,7 @@ class Store:
                 stream.write(entry_to_json(entry).encode())
 
     def remove(self, key: str) -> None:
-        """Take an entry away; contents that no entry names any more stay."""
+        """Remove an entry's record; its file contents stay, even if no other entry uses them."""
         self._remove(self._record(key))
 
     def _put_file(self, source: Path, file: StoredFile) -> None:
@@ -102,7 +105,7 @@ class Store:
                 raise ArtifactError(f"{source} was altered while it was read; run the same command again")
 
     def _fetch_file(self, file: StoredFile, path: Path) -> bool:
-        """Whether it was what it should be."""
+        """Copy one content to ``path`` and return whether it exists and matches its hash."""
         try:
             with self._reaching(), self._system.open(self._content(file), "rb") as given:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +116,10 @@ class Store:
 
     @contextmanager
     def _writing(self, path: str) -> Iterator[IO[bytes]]:
-        """A stream to a file that appears whole: object stores see to that, on disks it has another name at first."""
+        """Yield a stream to a file that appears whole or not at all.
+
+        Object stores guarantee this; on disks the file is written under a temporary name and renamed.
+        """
         name = f"{path}.{secrets.token_hex(6)}.new" if self._renames else path
         try:
             with self._system.open(name, "wb") as stream:
@@ -137,7 +143,7 @@ class Store:
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:
-        """Services have errors of their own, of any class."""
+        """Translate errors of the storage service to RuntimeFault; their classes depend on the service."""
         try:
             yield
         except (MdExportError, FileNotFoundError):
@@ -150,7 +156,7 @@ class Store:
 
 
 def _copied(given: Any, made: IO[bytes], file: StoredFile) -> bool:
-    """Copy as many bytes as there should be; whether they were those."""
+    """Copy at most ``file.bytes`` bytes; return whether the size and the hash of the source are those of ``file``."""
     digest, left = hashlib.sha256(), file.bytes
     while left > 0 and (chunk := given.read(min(_CHUNK, left))):
         digest.update(chunk)
@@ -160,10 +166,10 @@ def _copied(given: Any, made: IO[bytes], file: StoredFile) -> bool:
 
 
 class BackedCache(Cache):
-    """What is not in ``root`` is fetched from the store, what is put goes to both.
+    """Cache in ``root`` backed by a store: missing entries are fetched from the store, new entries go to both.
 
     Raises:
-        RuntimeFault: from every method but ``read``: the store does not answer.
+        RuntimeFault: from every method except ``read``: the store does not answer.
     """
 
     def __init__(self, root: Path, store: Store) -> None:
@@ -171,27 +177,31 @@ class BackedCache(Cache):
         self.store = store
 
     def get(self, key: str, tell: Tell = lambda _: None) -> Entry | None:
-        """As :meth:`Cache.get`, fetched where it is not here; one that is damaged in the store is removed there."""
+        """Return an entry as :meth:`Cache.get` does, or fetch it from the store.
+
+        An entry that is damaged in the store is removed there.
+        """
         return super().get(key, tell) or self._fetched(key, tell)
 
     def require(self, key: str) -> Entry:
-        """As :meth:`Cache.require`, fetched where it is not here."""
+        """Return an entry as :meth:`Cache.require` does, or fetch it from the store."""
         return self.read(key) or self._fetched(key, lambda _: None) or super().require(key)
 
     def put(self, key: str, kind: str, label: str, folder: Path, result: Result | None) -> Entry:
-        """As :meth:`Cache.put`, then to the store."""
+        """Store an entry as :meth:`Cache.put` does, then copy it to the store."""
         super().put(key, kind, label, folder, result)
         return self.share(key)
 
     def share(self, key: str) -> Entry:
-        """Bring an entry of this machine to the store."""
-        # Not what was just put: another process may have been first, and a manifest tells seconds.
+        """Copy an entry of this machine's cache to the store."""
+        # Read the entry again instead of using the one just put: another process may have published it first, and a
+        # manifest contains measured seconds, so the two differ.
         entry = super().require(key)
         self.store.put(entry, self.files(key))
         return entry
 
     def remove(self, key: str) -> None:
-        """Take an entry away, here and in the store."""
+        """Remove an entry from this machine's cache and from the store."""
         super().remove(key)
         self.store.remove(key)
 

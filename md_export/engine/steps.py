@@ -1,7 +1,7 @@
 """The steps of a plan, inside their worker processes: golden cases, calibration cases, an artifact, an export.
 
-Each takes its request, the checkpoint and the :class:`md_export.engine.perform.Job`, which names the folders of the
-steps that it needs and the folder for what it makes, and returns its result.
+Each function takes its request, the checkpoint and the :class:`md_export.engine.perform.Job`, and returns its result.
+The job contains the folders of the steps that it needs and the folder for its output.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def carry_out(job: Job) -> Result:
     """Carry out one step.
 
     Raises:
-        MdExportError: see the steps. An export that falls short is a result.
+        MdExportError: see the step functions. An export that fails verification is a result, not an error.
     """
     loras = [f"{job.inputs.loras[name]}{tail}" for name, tail in job.request.loras]
     with adapted(job.inputs.checkpoint, loras) as folder:
@@ -71,12 +71,12 @@ def carry_out(job: Job) -> Result:
 
 
 def golden(request: GoldenRequest, checkpoint: Checkpoint, job: Job) -> CasesResult:
-    """Golden cases: given, the checkpoint's own, or computed by torch."""
+    """Provide golden cases: the given ones, the checkpoint's, or cases computed by torch."""
     return CasesResult(prepare_golden(request.recipe, checkpoint, job.inputs.golden, job.folder / GOLDEN_FOLDER, print))
 
 
 def calibration(request: CalibrationRequest, checkpoint: Checkpoint, job: Job) -> CasesResult:
-    """Calibration cases, computed by torch."""
+    """Compute calibration cases in torch."""
     judging = job.files[request.golden] / GOLDEN_FOLDER
     with calibration_cases(request.recipe, checkpoint, judging, job.folder, print) as made:
         assert made is not None  # noqa: S101 (the plan has such a step for recipes that calibrate only)
@@ -85,7 +85,7 @@ def calibration(request: CalibrationRequest, checkpoint: Checkpoint, job: Job) -
 
 
 def artifact(request: ArtifactRequest, checkpoint: Checkpoint, job: Job) -> ArtifactResult:
-    """One component: checkpoint → module → rewrites → lower → quantize → file."""
+    """Make one artifact: checkpoint → module → rewrites → lower → quantize → file."""
     judging = job.files[request.golden] / GOLDEN_FOLDER
     cases = None if request.cases is None else job.files[request.cases] / CASES
     step = BuildStep(checkpoint.root, request.component, request.recipe, judging, job.folder, request.notes, cases)
@@ -93,12 +93,15 @@ def artifact(request: ArtifactRequest, checkpoint: Checkpoint, job: Job) -> Arti
 
 
 def export(request: ExportRequest, checkpoint: Checkpoint, job: Job) -> ExportResult:
-    """Artifacts and golden cases together, sealed; of one that passes only what the step itself made stays here."""
+    """Assemble artifacts and golden cases into an export and verify it.
+
+    If the export passes, only the files that this step made remain in ``job.folder``; the others are in the cache.
+    """
     recipe, folder, checkpoint = request.recipe, job.folder, checkpoint.at(request.recipe.size)
     if recipe.layout == "swift":
         write_bundle(checkpoint, folder)
     for key in (request.golden, *request.parts):
-        # Not links: onnx takes weights with a second name for an attack.
+        # Copies, not hard links: onnx rejects weight files with more than one link as an attack.
         shutil.copytree(job.files[key], folder, copy_function=copy_file, dirs_exist_ok=True)
     made = [job.results[key] for key in request.parts]
     entries = tuple(result.entry for result in made if isinstance(result, ArtifactResult))
@@ -113,7 +116,7 @@ def export(request: ExportRequest, checkpoint: Checkpoint, job: Job) -> ExportRe
 def seal(
     recipe: Recipe, checkpoint: Checkpoint, folder: Path, entries: tuple[ArtifactEntry, ...], drift: Drift | None
 ) -> Verdict:
-    """Artifacts and golden cases in ``folder`` → an export: tokenizer and manifest beside them, and judged."""
+    """Turn artifacts and golden cases in ``folder`` into an export: add tokenizer and manifest, and verify it."""
     if recipe.layout == "swift":
         check_bundle(folder, tuple(entry.file for entry in entries))
     if recipe.target == "coreai":

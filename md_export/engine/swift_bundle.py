@@ -1,7 +1,7 @@
 """The files that ``--layout swift`` writes beside the packages, so that a Mac needs nothing else.
 
-``vocab.json`` and ``merges.txt`` lie where Apple's Swift package looks for them, ``schedule.json`` holds what that
-package has no place for, ``finish-on-mac.sh`` compiles and gathers it all.
+``vocab.json`` and ``merges.txt`` are where Apple's Swift package looks for them. ``schedule.json`` holds the constants
+that the package has no field for. ``finish-on-mac.sh`` compiles the packages and gathers all files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from md_export.system.isolation import isolated
 from md_export.targets.coreml.package import feature_specs, read_spec
 
 SCRIPT: Final = "finish-on-mac.sh"
-# The one scheduler of the Swift package that is right at one step, and the schedule that is fixed in it
+# The only scheduler of the Swift package that is correct for one step, and the schedule that it hard-codes
 # (DPMSolverMultistepScheduler.swift: its defaults, and "assumes the model predicts epsilon").
 _STOCK: Final = "dpmSolverMultistepScheduler"
 _STOCK_SCHEDULE: Final = ScheduleConfig(1000, 0.00085, 0.012, "scaled_linear", "epsilon")
@@ -32,13 +32,15 @@ _STOCK_SCHEDULE: Final = ScheduleConfig(1000, 0.00085, 0.012, "scaled_linear", "
 
 @dataclass(frozen=True)
 class Schedule:
-    """``schedule.json``: x0 = a·noise + b·output of one call at ``timestep``; the decoder takes x0 / scaling_factor.
+    """Content of ``schedule.json``.
+
+    x0 = a·noise + b·output of one call at ``timestep``; the decoder's input is x0 / scaling_factor.
 
     Attributes:
         latent_shape: ``[1, C, h, w]`` of noise, output and x0.
         image_size: side of the picture in pixels.
-        text_length: tokens a prompt is padded to.
-        stock_scheduler: the package's own scheduler that computes this x0 in one step; None where it has none.
+        text_length: number of tokens that a prompt is padded to.
+        stock_scheduler: scheduler of the Swift package that computes the same x0 in one step; None if it has none.
     """
 
     timestep: int
@@ -53,7 +55,7 @@ class Schedule:
 
 
 def schedule_of(config: ModelConfig) -> Schedule:
-    """The constants of a checkpoint."""
+    """Return the schedule constants of a checkpoint."""
     return Schedule(
         **dataclasses.asdict(one_step(config)),
         latent_shape=config.latent_shape,
@@ -64,15 +66,15 @@ def schedule_of(config: ModelConfig) -> Schedule:
 
 
 def write_bundle(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write all files but the packages into ``folder``.
+    """Write all files except the packages to ``folder``.
 
     Raises:
-        CheckpointError: Swift's tokenizer cannot do what the checkpoint's does.
+        CheckpointError: Swift's tokenizer cannot reproduce the checkpoint's tokenizer.
     """
     vocabulary, merges = (_read(checkpoint.tokenizer_dir / name) for name in ("vocab.json", "merges.txt"))
     _check_padding(checkpoint, json.loads(vocabulary))
     (folder / "vocab.json").write_bytes(vocabulary)
-    # Swift loses a last line that does not end and keeps carriage returns.
+    # Swift's parser drops a last line without a line feed and keeps carriage returns.
     (folder / "merges.txt").write_bytes(merges.replace(b"\r\n", b"\n").rstrip(b"\n") + b"\n")
     text = json.dumps(dataclasses.asdict(schedule_of(checkpoint.config)), indent=2)
     (folder / "schedule.json").write_text(text + "\n", encoding="utf-8")
@@ -82,10 +84,10 @@ def write_bundle(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def check_bundle(folder: Path, packages: tuple[str, ...]) -> None:
-    """Hold what lies in ``folder`` against :mod:`md_export.engine.swift_bundle`, in a process of its own.
+    """Check that Apple's Swift package can read the files in ``folder``; the check runs in a separate process.
 
     Raises:
-        ConversionError: a demand is not met.
+        ConversionError: a requirement is not met.
     """
     check = isolated(bundle_faults, ConversionError, "the check against Apple's Swift package")
     if found := check(Bundle(folder, packages)):
@@ -94,14 +96,17 @@ def check_bundle(folder: Path, packages: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A folder in the Swift layout, and the packages in it to look at."""
+    """A folder in the Swift layout, and the names of the packages in it to check."""
 
     folder: Path
     packages: tuple[str, ...]
 
 
 def bundle_faults(bundle: Bundle) -> tuple[str, ...]:
-    """Compare a folder in the Swift layout with what Apple's Swift package reads, in this process."""
+    """Return the differences between a folder in the Swift layout and what Apple's Swift package reads.
+
+    Runs in the calling process.
+    """
     return faults(bundle.folder, bundle.packages)
 
 
@@ -115,7 +120,11 @@ def _read(path: Path) -> bytes:
 
 
 def _check_padding(checkpoint: Checkpoint, vocabulary: dict[str, int]) -> None:
-    """Swift's tokenizer writes start, words, end, and pads with the end token."""
+    """Check that the checkpoint pads as Swift's tokenizer does: start token, words, end tokens up to the length.
+
+    Raises:
+        CheckpointError: the checkpoint's tokenizer pads differently.
+    """
     length = checkpoint.config.text_shape[1]
     start, end = (vocabulary.get(token) for token in ("<|startoftext|>", "<|endoftext|>"))
     if tokenize(checkpoint.tokenizer_dir, "", length)[0].tolist() != [start] + [end] * (length - 1):
@@ -125,13 +134,13 @@ def _check_padding(checkpoint: Checkpoint, vocabulary: dict[str, int]) -> None:
         )
 
 
-# A number, or a letter that stands for the same number wherever it occurs, so that the packages fit each other.
+# Each size is a number, or a letter that stands for the same number in all packages, so that they fit together.
 Shape = tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
 class Demand:
-    """One package's inputs and outputs, float32 each, in this order and no more of them."""
+    """Required inputs and outputs of one package: exactly these names in this order, all float32."""
 
     inputs: Mapping[str, Shape]
     outputs: Mapping[str, Shape]
@@ -145,7 +154,7 @@ PACKAGES: Final[Mapping[str, Demand]] = {
     ),
     "VAEDecoder.mlpackage": Demand({"z": LATENT}, {"image": (1, 3, "H", "W")}),
 }
-# Swift's tokenizer pads with the end token and takes it for unknown words, whatever the checkpoint says.
+# Swift's tokenizer uses the end token for padding and for unknown words, regardless of the checkpoint's settings.
 START, END = "<|startoftext|>", "<|endoftext|>"
 FIELDS: Final[Mapping[str, tuple[type, ...]]] = {
     "timestep": (int,),
@@ -161,7 +170,10 @@ FIELDS: Final[Mapping[str, tuple[type, ...]]] = {
 
 
 def faults(folder: Path, packages: tuple[str, ...] = tuple(PACKAGES)) -> tuple[str, ...]:
-    """Each demand that the export in ``folder`` does not meet, the file's name first; ``packages`` are looked at."""
+    """Return one line per unmet requirement of the export in ``folder``, beginning with the file name.
+
+    ``packages``: names of the packages to check.
+    """
     sizes: dict[str, int] = {}
     lines = [line for name in packages for line in _package_faults(folder / name, PACKAGES[name], sizes)]
     for name, check in _FILES.items():
@@ -186,7 +198,7 @@ def _package_faults(path: Path, demand: Demand, sizes: dict[str, int]) -> list[s
 
 
 def _misfits(spec: TensorSpec, shape: Shape, sizes: dict[str, int]) -> list[str]:
-    """Differences of one array; letters not met before are bound in ``sizes``."""
+    """Return the differences between one array and its required shape; binds new letters in ``sizes``."""
     if spec.dtype != "float32":
         return [f"{spec.name} is {spec.dtype}; Swift passes float32"]
     if len(spec.shape) != len(shape):
@@ -212,7 +224,10 @@ def _vocabulary_faults(text: str) -> list[str]:
 
 
 def _merges_faults(text: str) -> list[str]:
-    """Swift reads line by line at \\n, drops what follows the last one, and throws unless a line is two words."""
+    """Return the faults of ``merges.txt``.
+
+    Swift splits at \\n, drops everything after the last one, and throws unless each line has two words.
+    """
     lines = text.split("\n")
     broken = [line for line in lines if line and not line.startswith("#") and len(line.split(" ")) != 2]
     faults = [f"a line is no pair of tokens: {broken[0]!r}"] if broken else []

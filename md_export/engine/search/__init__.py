@@ -1,5 +1,5 @@
-"""The fewest bytes at a quality that someone chose, or the best quality in so many bytes.
+"""Search for the smallest export at a given quality, or for the best quality in a given size.
 
-Each module's weights are stored in each form that the target has, alone, and what that does to the picture is measured;
-then forms are chosen for all modules together.
+The search stores each module's weights in each form that the target supports, one module at a time, and measures the
+effect on the picture. Then it chooses forms for all modules together.
 """

@@ -1,4 +1,4 @@
-"""What a search must keep to: the texts of ``--budget``."""
+"""Budget of a search, and parsing of ``--budget``."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ _BYTES: Final = re.compile(r"([0-9]*\.?[0-9]+)\s*([kmg]?|[kmg]i(?=b))b?", re.IGN
 _DECIBEL: Final = re.compile(r"([0-9]*\.?[0-9]+)\s*(?:dB)?", re.IGNORECASE)
 _NUMBER: Final = re.compile(r"([0-9]*\.?[0-9]+)")
 _EXAMPLES: Final = "picture=34, snr=20, bytes=2.1MB, bits=4.5 or score=0.98"
-# No checkpoint's weights take more than float32's bits, and no disk holds more bytes.
+# Upper limits for valid input: float32 has 32 bits per weight, and no disk holds more than 10**15 bytes.
 _MOST_BITS: Final = 32.0
 _MOST_BYTES: Final = 10**15
 
 
 @dataclass(frozen=True)
 class Budget:
-    """All of it must hold; None asks nothing.
+    """Limits of a search, all of which must hold; None means no limit.
 
     Attributes:
-        picture_db: least PSNR of the picture.
-        snr_db: least SNR of each component's output.
-        score: least score that a judge gives to what was built; no model predicts it.
-        bytes: most bytes of all artifacts together.
-        bits: most stored bits per weight, on the average of all modules that are chosen for.
+        picture_db: minimum PSNR of the picture in decibels.
+        snr_db: minimum SNR of each component's output in decibels.
+        score: minimum score from the judge for the built export; it is measured, not predicted.
+        bytes: maximum size of all artifacts together, in bytes.
+        bits: maximum of the average stored bits per weight over all modules with a choice.
     """
 
     picture_db: float | None = None
@@ -40,12 +40,12 @@ class Budget:
 
     @property
     def is_limited(self) -> bool:
-        """Whether size is limited: the best quality is wanted then, else the fewest bytes."""
+        """Whether the size is limited: the search then maximizes quality, otherwise it minimizes bytes."""
         return self.bytes is not None or self.bits is not None
 
     @property
     def spelled(self) -> str:
-        """In words, for a report."""
+        """Description of the budget in words, for a report."""
         words = (
             (self.picture_db, "picture at least {:g} dB"),
             (self.snr_db, "each component at least {:g} dB"),
@@ -57,10 +57,13 @@ class Budget:
 
 
 def parse_budget(texts: Sequence[str], judge: str | None = None) -> Budget:
-    """The budget that ``--budget`` texts name together, ``judge`` being the command that gives scores.
+    """Parse the values of all ``--budget`` options into one budget.
+
+    Args:
+        judge: command that prints scores; required with a score, and only allowed with one.
 
     Raises:
-        UsageError: no text, an unknown or repeated name, a value that means nothing, or a score without a judge.
+        UsageError: no text, an unknown or repeated name, an invalid value, or only one of a score and a judge.
     """
     if not texts:
         raise UsageError(f"a search needs a --budget: {_EXAMPLES}; several may be given, and all must hold")
@@ -109,7 +112,7 @@ def _score(text: str, value: str) -> float:
     return float(value)
 
 
-# What a user writes before "=", the field it fills, and who reads what stands behind.
+# Name before "=" in --budget → field of Budget, and the parser for the value.
 _FIELDS: Final[dict[str, tuple[str, Callable[[str, str], float]]]] = {
     "picture": ("picture_db", _decibel),
     "snr": ("snr_db", _decibel),

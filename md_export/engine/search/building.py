@@ -1,4 +1,4 @@
-"""A choice as artifacts: exported, executed and held against the budget."""
+"""Build of a choice: export, execution, and comparison with the budget."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from md_export.errors import RuntimeFault
 from md_export.spec.manifest import Manifest
 from md_export.spec.recipe import Recipe, Tolerance
 
-# What a measured figure may lose before the recipe that was found rejects it.
+# Margin below a measured figure, in decibels, for thresholds of the recipe that the search writes.
 _MARGIN_DB = 1.0
 
 
 @dataclass(frozen=True)
 class Built:
-    """An export, and how good and how large it is."""
+    """An export with its measured quality and size."""
 
     folder: Path
     manifest: Manifest
@@ -33,7 +33,7 @@ class Built:
 
     @property
     def bytes(self) -> int:
-        """Of all artifacts together."""
+        """Total size of all artifacts in bytes."""
         return sum(entry.bytes for entry in self.manifest.artifacts)
 
 
@@ -45,7 +45,7 @@ def build(
     progress: Callable[[str], None],
     resources: Resources,
 ) -> Built:
-    """Export with thresholds that anything finite passes: the caller holds what was measured against a budget."""
+    """Export with thresholds of 0 dB, which accept any useful output; the caller compares the quality with a budget."""
     shutil.rmtree(folder, ignore_errors=True)
     anything = dataclasses.replace(
         recipe,
@@ -57,8 +57,10 @@ def build(
 
 
 def sealed(recipe: Recipe, quality: Quality, budget: Budget) -> Recipe:
-    """The recipe with the thresholds that it shall have: the budget's, and where it names none what was measured less
-    a decibel."""
+    """Return the recipe with its final thresholds: the budget's, or :data:`_MARGIN_DB` below the measured figure.
+
+    The measured figure is used where the budget sets no limit.
+    """
     snr = {name: budget.snr_db or _below(measured) for name, measured in quality.snr_db.items()}
     return dataclasses.replace(
         recipe,
@@ -77,10 +79,10 @@ def _quality(manifest: Manifest) -> Quality:
 
 
 def judged(command: str, export: Path) -> float:
-    """The number on the last line that ``command EXPORT`` prints.
+    """Run ``command EXPORT`` and return the number on the last line of its output.
 
     Raises:
-        RuntimeFault: the command cannot be started, fails, or prints no number at the end.
+        RuntimeFault: the command cannot be started, fails, or its last line is not a finite number.
     """
     try:
         ended = subprocess.run([*shlex.split(command), str(export)], capture_output=True, text=True, check=False)

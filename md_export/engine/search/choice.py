@@ -1,7 +1,7 @@
-"""What each module may be, what is known of it, and what a choice of one form each adds up to.
+"""Forms that each module can be stored in, their measured costs, and the totals of a choice of one form per module.
 
-The model is the usual one of mixed precision: errors of different modules are nearly uncorrelated and small, so that
-their noise powers add. What is built from a choice is executed and judged all the same.
+The model is the usual one for mixed precision: errors of different modules are small and nearly uncorrelated, so their
+noise powers add. Artifacts built from a choice are still executed and verified.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from md_export.spec.scheme import Granularity, QuantScheme, WeightRule, Weights
 
 @dataclass(frozen=True, order=True)
 class Form:
-    """One choice for one module; the fields are those of :class:`md_export.spec.scheme.WeightRule`."""
+    """Storage of one module's weights; the fields are those of :class:`md_export.spec.scheme.WeightRule`."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
@@ -29,24 +29,24 @@ class Form:
     group_size: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what no recipe could say. RecipeError names the field."""
+        """Raise RecipeError, which names the field, for a form that a recipe cannot express."""
         self.rule(("*",))
 
     @property
     def label(self) -> str:
-        """Short words: ``int8``, ``int4 per block of 32``, ``palette4 per group of 16``."""
+        """Short description: ``int8``, ``int4 per block of 32``, ``palette4 per group of 16``."""
         size = self.block_size or self.group_size
         if self.granularity == "channel":
             return self.weights
         return f"{self.weights} per {self.granularity}" + (f" of {size}" if size else "")
 
     def rule(self, modules: tuple[str, ...]) -> WeightRule:
-        """The rule that stores these modules so; globs on module paths."""
+        """Return the rule that stores ``modules`` in this form; ``modules`` are globs on module paths."""
         return WeightRule(modules, self.weights, self.granularity, self.block_size, self.group_size)
 
 
 def form_of(scheme: QuantScheme | WeightRule) -> Form:
-    """What a scheme stores where none of its rules matches, or what a rule stores."""
+    """Return the form of a rule, or a scheme's form for modules that match none of its rules."""
     return Form(scheme.weights, scheme.granularity, scheme.block_size, scheme.group_size)
 
 
@@ -55,12 +55,13 @@ _FORBID = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 @dataclass(frozen=True)
 class Candidate:
-    """One module's weights in one form, all other weights as they were.
+    """Measurement of one module's weights in one form, with all other weights unchanged.
 
     Attributes:
-        bytes: stored, scales and tables included.
-        noise: mean squared error that the picture gets, over its squared peak: its PSNR is -10·log10 of that.
-        own_noise: the same of the component's output, over its power: its SNR is -10·log10 of that.
+        bytes: stored size, including scales and tables.
+        noise: mean squared error of the picture, divided by its squared peak; the PSNR is -10·log10(noise).
+        own_noise: mean squared error of the component's output, divided by its power; the SNR is
+            -10·log10(own_noise).
     """
 
     __pydantic_config__ = _FORBID
@@ -71,18 +72,18 @@ class Candidate:
     own_noise: float
 
     def __post_init__(self) -> None:
-        """ValueError where a figure is no size or power."""
+        """Raise ValueError if the size or a noise power is negative, or a noise power is not finite."""
         if self.bytes < 0 or not all(0 <= value < math.inf for value in (self.noise, self.own_noise)):
             raise ValueError(f"{self} is no measurement")
 
 
 @dataclass(frozen=True)
 class Module:
-    """A module with weights, and its candidates; one of each form at most.
+    """A module with weights and its candidates, at most one per form.
 
     Attributes:
-        path: in its component, as recipes name it.
-        weights: elements.
+        path: module path in the component, as used in recipes.
+        weights: number of elements.
     """
 
     __pydantic_config__ = _FORBID
@@ -93,7 +94,7 @@ class Module:
     candidates: tuple[Candidate, ...]
 
     def __post_init__(self) -> None:
-        """ValueError where there is nothing to choose from."""
+        """Raise ValueError if there are no candidates, two of one form, or no weights."""
         if not self.candidates or len({one.form for one in self.candidates}) < len(self.candidates):
             raise ValueError(f"{self.component} {self.path}: no candidates, or two of one form")
         if self.weights < 1:
@@ -101,13 +102,13 @@ class Module:
 
     @property
     def key(self) -> tuple[str, str]:
-        """Breaks every tie, so that no order of measuring shows in a result."""
+        """Sort key that breaks all ties, so that results do not depend on the order of measurement."""
         return self.component, self.path
 
 
 @dataclass(frozen=True)
 class Base:
-    """What no choice changes: bytes that are no such weights, and noise of everything but them."""
+    """Totals that do not depend on the choice: bytes other than the chosen weights, and noise from other sources."""
 
     bytes: int = 0
     noise: float = 0.0
@@ -116,12 +117,14 @@ class Base:
 
 @dataclass(frozen=True)
 class Point:
-    """One choice; everything includes the base.
+    """Totals of one choice, including the base.
 
     Attributes:
-        modules, chosen: side by side, in order of their keys.
-        noise: of the picture, as a candidate's.
-        own_noise: by component.
+        modules: modules in order of their keys.
+        chosen: chosen candidate of each module, in the same order.
+        bytes: total size.
+        noise: noise of the picture, in the unit of :attr:`Candidate.noise`.
+        own_noise: noise of each component's output, in the unit of :attr:`Candidate.own_noise`.
     """
 
     modules: tuple[Module, ...]
@@ -132,22 +135,22 @@ class Point:
 
     @property
     def picture_db(self) -> float:
-        """Predicted PSNR of the picture."""
+        """Predicted PSNR of the picture in decibels."""
         return decibels(self.noise)
 
     @property
     def snr_db(self) -> dict[str, float]:
-        """Predicted SNR of each component's output."""
+        """Predicted SNR of each component's output in decibels."""
         return {component: decibels(noise) for component, noise in self.own_noise.items()}
 
     @property
     def bits(self) -> float:
-        """Stored bits per weight, on the average of the modules; without the base."""
+        """Average stored bits per weight over the modules, without the base."""
         return 8 * sum(one.bytes for one in self.chosen) / sum(module.weights for module in self.modules)
 
     @property
     def forms(self) -> dict[str, dict[str, Form]]:
-        """By component and module path."""
+        """Chosen forms by component and module path."""
         forms: dict[str, dict[str, Form]] = {}
         for module, one in zip(self.modules, self.chosen, strict=True):
             forms.setdefault(module.component, {})[module.path] = one.form
@@ -155,17 +158,17 @@ class Point:
 
 
 def decibels(noise: float) -> float:
-    """Of a noise power relative to the signal's; no noise is :data:`EXACT_DB`."""
+    """Convert a noise power relative to the signal to an SNR in decibels, at most :data:`EXACT_DB`."""
     return min(-10.0 * math.log10(noise), EXACT_DB) if noise > 0 else EXACT_DB
 
 
 def power(decibel: float) -> float:
-    """What :func:`decibels` reads."""
+    """Convert an SNR in decibels to a relative noise power; the inverse of :func:`decibels`."""
     return float(10.0 ** (-decibel / 10.0))
 
 
 def in_order(modules: Iterable[Module]) -> tuple[Module, ...]:
-    """By key. ValueError where there is none, or one twice."""
+    """Return the modules sorted by key; raises ValueError if there are none, or a module occurs twice."""
     ordered = tuple(sorted(modules, key=lambda module: module.key))
     if not ordered or len({module.key for module in ordered}) < len(ordered):
         raise ValueError("a choice needs modules, each once")
@@ -173,7 +176,7 @@ def in_order(modules: Iterable[Module]) -> tuple[Module, ...]:
 
 
 def point_of(modules: Sequence[Module], chosen: Sequence[Candidate], base: Base) -> Point:
-    """The sums, rounded once: they do not depend on an order."""
+    """Return the totals of a choice; each sum is rounded once, so it does not depend on the order of the modules."""
     own: dict[str, list[float]] = {}
     for module, one in zip(modules, chosen, strict=True):
         own.setdefault(module.component, [base.own_noise.get(module.component, 0.0)]).append(one.own_noise)
@@ -187,7 +190,10 @@ def point_of(modules: Sequence[Module], chosen: Sequence[Candidate], base: Base)
 
 
 def uniform(modules: Iterable[Module], form: Form, base: Base | None = None) -> Point:
-    """Every module in one form; one that does not have it stays at its largest, as a target would leave it."""
+    """Return the choice of one form for every module.
+
+    A module that does not support the form gets its largest candidate, as a target would leave it.
+    """
     ordered = in_order(modules)
     chosen = [
         next((one for one in module.candidates if one.form == form), max(module.candidates, key=lambda one: one.bytes))
@@ -197,5 +203,5 @@ def uniform(modules: Iterable[Module], form: Form, base: Base | None = None) -> 
 
 
 def exact(value: float) -> Fraction:
-    """Of a figure: comparisons of sums and slopes then have no rounding in them."""
+    """Convert a figure to a fraction, so that comparisons of sums and slopes have no rounding errors."""
     return Fraction(value)

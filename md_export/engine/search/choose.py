@@ -1,4 +1,4 @@
-"""One choice under a budget: along the curve as far as it goes, then single modules with what is left."""
+"""Choice under a budget: follow the curve as far as the budget allows, then use the rest for single modules."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from md_export.engine.search.choice import Base, Candidate, Module, Point, decib
 from md_export.engine.search.tradeoff import cheapest, hull, picture_noise, steps
 from md_export.errors import UsageError
 
-# What changing one module to a candidate is worth; None where it may not be done.
+# Returns the value of changing one module to a candidate; None if the change is not allowed.
 Worth = Callable[[int, Candidate], Fraction | None]
 
 
 @dataclass(frozen=True)
 class Floors:
-    """Least qualities as most noises; None or no entry asks nothing."""
+    """Minimum qualities expressed as maximum noise powers; None or a missing entry means no limit."""
 
     noise: float | None
     own_noise: Mapping[str, float]
 
 
 def floors(picture_db: float | None, snr_db: float | None, modules: Sequence[Module]) -> Floors:
-    """Of the picture, and of each component's output."""
+    """Convert minimum qualities of the picture and of each component's output, in decibels, to floors."""
     own = {} if snr_db is None else {module.component: power(snr_db) for module in modules}
     return Floors(None if picture_db is None else power(picture_db), own)
 
 
 class Selection:
-    """One candidate for each module, at first the one with the fewest bytes."""
+    """Mutable choice of one candidate per module; it starts with the candidates of the fewest bytes."""
 
     def __init__(self, modules: Sequence[Module], base: Base) -> None:
         self.modules = modules
@@ -49,19 +49,22 @@ class Selection:
         self.chosen[index] = candidate
 
     def misses(self, wanted: Floors, component: str | None = None) -> bool:
-        """Whether the picture, or any component, or the one that is named, is too noisy."""
+        """Return whether the picture, or ``component`` (None: any component), has more noise than ``wanted`` allows."""
         names = self.own if component is None else (component,)
         return _above(self.noise, wanted.noise) or any(
             _above(self.own[name], wanted.own_noise.get(name)) for name in names
         )
 
     def would_miss(self, wanted: Floors, index: int, candidate: Candidate) -> bool:
-        """Whether the picture or the module's component would be too noisy with this candidate."""
+        """Return whether the picture or the module's component would exceed its noise limit with this candidate."""
         noise, own = self._noises(index, candidate)
         return _above(noise, wanted.noise) or _above(own, wanted.own_noise.get(self.modules[index].component))
 
     def improve(self, worth: Worth) -> None:
-        """Make the change that is worth most, until none is allowed; each must use up what allows it."""
+        """Repeat the change with the highest worth until no change is allowed.
+
+        Each change must reduce what is available for further changes, otherwise the loop does not end.
+        """
         while found := list(self._changes(worth)):
             _, index, candidate = min(found, key=lambda item: (-item[0], item[1], item[2].form.label))
             self.change(index, candidate)
@@ -74,7 +77,7 @@ class Selection:
                     yield value, index, candidate
 
     def _noises(self, index: int, candidate: Candidate) -> tuple[Fraction, Fraction]:
-        """Of the picture and of the module's component, with this candidate."""
+        """Return the noise of the picture and of the module's component with this candidate."""
         before = self.chosen[index]
         return (
             self.noise + exact(candidate.noise) - exact(before.noise),
@@ -83,18 +86,18 @@ class Selection:
 
 
 def _above(noise: Fraction, most: float | None) -> bool:
-    # Rounded once, as a point's sums are.
+    # Round once, like the sums of a Point.
     return most is not None and float(noise) > most
 
 
 def choose(modules: Iterable[Module], budget: Budget, base: Base | None = None) -> Point:
-    """The fewest bytes with the budget's quality; the best picture within its size where it limits that.
+    """Choose the fewest bytes with the budget's quality, or the best picture within the size if the budget limits it.
 
-    Where the budget for the picture, or for size, falls on a vertex of the curve, this is the optimum; between two of
-    them it is at least as good as the one that keeps to it. The score is left to :func:`first_passing`.
+    The choice is optimal if the budget for the picture or for the size is a vertex of the curve. Between two vertices
+    it is at least as good as the vertex that meets the budget. The score is handled by :func:`first_passing`.
 
     Raises:
-        UsageError: no choice keeps to the budget; the message says what can be had.
+        UsageError: no choice meets the budget; the message contains a budget that can be met.
     """
     ordered, base = in_order(modules), base or Base()
     wanted, room = floors(budget.picture_db, budget.snr_db, ordered), _room(budget, ordered, base)
@@ -116,7 +119,7 @@ def choose(modules: Iterable[Module], budget: Budget, base: Base | None = None) 
 
 
 def keeps_to(point: Point, budget: Budget) -> bool:
-    """Whether a choice is predicted to keep to all of a budget but its score."""
+    """Return whether a choice is predicted to meet all limits of a budget except its score."""
     return (
         (budget.picture_db is None or point.noise <= power(budget.picture_db))
         and (budget.snr_db is None or max(point.own_noise.values()) <= power(budget.snr_db))
@@ -126,9 +129,10 @@ def keeps_to(point: Point, budget: Budget) -> bool:
 
 
 def first_passing(points: Sequence[Point], passes: Callable[[Point], bool]) -> Point | None:
-    """The first of some points, in order of bytes, that passes; None where the last does not.
+    """Return the first point that passes, or None if the last does not; ``points`` are in order of bytes.
 
-    ``passes`` is asked about log2 of them, as if more bytes were never worse: it may build artifacts and judge them.
+    Uses bisection, which assumes that more bytes are never worse. ``passes`` may build and evaluate artifacts, so it is
+    called only about log2(len(points)) times.
     """
     if not points or not passes(points[-1]):
         return None
@@ -143,7 +147,7 @@ def first_passing(points: Sequence[Point], passes: Callable[[Point], bool]) -> P
 
 
 def _room(budget: Budget, modules: Sequence[Module], base: Base) -> int | None:
-    """Bytes that all chosen candidates together may have."""
+    """Return the size limit for all chosen candidates together, in bytes; None if the budget sets no size limit."""
     rooms = []
     if budget.bytes is not None:
         rooms.append(budget.bytes - base.bytes)
@@ -153,7 +157,7 @@ def _room(budget: Budget, modules: Sequence[Module], base: Base) -> int | None:
 
 
 def _follow_curve(selection: Selection, room: int) -> None:
-    """To the curve's last vertex that has no more bytes."""
+    """Move the selection along the curve to the last vertex with at most ``room`` bytes."""
     for step in steps(selection.modules, picture_noise):
         if selection.bytes + step.after.bytes - step.before.bytes > room:
             return
@@ -161,7 +165,10 @@ def _follow_curve(selection: Selection, room: int) -> None:
 
 
 def _spend(selection: Selection, room: int, kept: bool) -> None:
-    """Spend the bytes that are left where they save most noise; ``kept``: and make no component's own noise worse."""
+    """Spend the remaining bytes where they save most noise per byte.
+
+    ``kept``: do not increase the noise of any component's output.
+    """
 
     def gain(index: int, candidate: Candidate) -> Fraction | None:
         before = selection.chosen[index]
@@ -174,7 +181,13 @@ def _spend(selection: Selection, room: int, kept: bool) -> None:
 
 
 def _meet(selection: Selection, wanted: Floors) -> None:
-    """Steps along the curve of both kinds of noise, each as a share of what is wanted, in modules that must improve."""
+    """Take steps in the modules that must improve until the selection meets the floors.
+
+    The steps follow a curve whose cost is the sum of both kinds of noise, each relative to its limit.
+
+    Raises:
+        UsageError: the floors cannot be met.
+    """
     modules = selection.modules
 
     def share(module: Module, candidate: Candidate) -> Fraction:
@@ -187,7 +200,7 @@ def _meet(selection: Selection, wanted: Floors) -> None:
     while selection.misses(wanted):
         taken = 0
         for step in ordered:
-            # What another step made good needs no bytes of this one.
+            # If earlier steps already met this component's floor, this step would waste bytes.
             if selection.chosen[step.index] is step.before and selection.misses(wanted, modules[step.index].component):
                 selection.change(step.index, step.after)
                 taken += 1
@@ -196,7 +209,7 @@ def _meet(selection: Selection, wanted: Floors) -> None:
 
 
 def _saving(selection: Selection, wanted: Floors) -> Callable[[int, Candidate], Fraction | None]:
-    """Bytes that a change saves without missing what is met."""
+    """Return a function for the bytes that a change saves; None for changes that would violate the floors."""
 
     def saved(index: int, candidate: Candidate) -> Fraction | None:
         fewer = selection.chosen[index].bytes - candidate.bytes
@@ -222,7 +235,7 @@ def _too_large(budget: Budget, selection: Selection, base: Base) -> str:
 
 
 def _unreachable(selection: Selection, wanted: Floors) -> str:
-    """The first floor that is out of reach, and how far the best forms get."""
+    """Return the error message for the first floor that cannot be met, with the best quality that is possible."""
     found = decibels(float(selection.noise))
     if wanted.noise is not None and float(selection.noise) > wanted.noise:
         return (

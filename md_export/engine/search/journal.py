@@ -1,6 +1,7 @@
-"""Measurements as they are made, one line of JSON a module, so that a search that was stopped goes on where it was.
+"""Journal of measurements, one line of JSON per module, from which an interrupted search resumes.
 
-A line is on the disk before the next measurement counts. One that was being written when the process died is dropped.
+Each line is flushed to disk before the next measurement is recorded. A line that is incomplete because the process died
+is dropped.
 """
 
 from __future__ import annotations
@@ -24,19 +25,20 @@ from md_export.engine.search.choice import Module
 from md_export.errors import ArtifactError, OutputError, RecipeError
 
 _FORBID = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-# Full-size: some hundred modules of a thousand bytes.
+# A full-size checkpoint needs some hundred lines of about a thousand bytes.
 _LARGEST_FILE: Final = 64 << 20
 
 
 @dataclass(frozen=True)
 class Key:
-    """All that measurements depend on: those of another key are of no use.
+    """Everything that measurements depend on; measurements with another key cannot be used.
 
     Attributes:
-        forms: labels of the forms that are measured.
-        rewrites: as the recipe names them.
-        calibration: sha256 of the cases that are measured on.
-        versions: of md-export and the libraries that compute.
+        checkpoint: SHA-256 of the checkpoint.
+        forms: labels of the measured forms.
+        rewrites: names of the rewrites in the recipe.
+        calibration: SHA-256 of the index of the cases that are measured on.
+        versions: versions of md-export and of the libraries that compute.
     """
 
     __pydantic_config__ = _FORBID
@@ -73,10 +75,10 @@ class Journal:
         self._stream = stream
 
     def append(self, measured: Module) -> None:
-        """Write down for good what was measured of one module.
+        """Write the measurement of one module to disk.
 
         Raises:
-            OutputError: the disk is full, say.
+            OutputError: the journal cannot be written, for example because the disk is full.
         """
         _write(self.path, self._stream, _MODULE.dump_json(measured))
         self.found[measured.key] = measured
@@ -84,15 +86,15 @@ class Journal:
 
 @contextmanager
 def open_journal(path: Path, key: Key) -> Iterator[Journal]:
-    """Open ``path`` for measurements of this key, with those that are there already.
+    """Open or create the journal ``path`` for measurements with this key, and read its existing measurements.
 
     Raises:
-        ArtifactError: it is no journal, was damaged, is of another key, or is open in another process.
-        OutputError: it cannot be written.
+        ArtifactError: the file is not a journal, is damaged, has another key, or is open in another process.
+        OutputError: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Unbuffered: what a full disk did not take is not tried again when the file is closed.
+        # Unbuffered, so that data rejected by a full disk is not written again when the file is closed.
         stream = path.open("a+b", buffering=0)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}; choose another place with -o") from error
@@ -105,7 +107,12 @@ def open_journal(path: Path, key: Key) -> Iterator[Journal]:
 
 
 def _read(path: Path, stream: FileIO, key: Key) -> dict[tuple[str, str], Module]:
-    """What the journal holds; afterwards it ends with a whole line, the head at least."""
+    """Return the journal's measurements, and truncate it to complete lines; writes the head line if it is missing.
+
+    Raises:
+        ArtifactError: the file is not a journal, is damaged, or has another key.
+        OutputError: the head line cannot be written.
+    """
     if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
         raise ArtifactError(f"{path} is no regular file; name another place for the journal")
     if stream.seek(0, os.SEEK_END) > _LARGEST_FILE:

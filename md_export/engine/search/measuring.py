@@ -1,4 +1,4 @@
-"""Modules are measured wherever workers are, and written down as results come."""
+"""Measurement of modules on the available workers; each result is written to the journal as soon as it arrives."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from md_export.engine.search.journal import Journal
 from md_export.engine.search.spread import Request, Workers, spread
 from md_export.errors import RuntimeFault
 
-# Told how many of how many are measured, and how long the rest takes in words.
+# Progress callback: number of measured modules, number of all modules, and the remaining time in words.
 Count = Callable[[int, int, str], None]
 _MODULE: Final = TypeAdapter(Module)
 
@@ -26,8 +26,8 @@ class Job(Generic[Request]):
     """One module to measure.
 
     Attributes:
-        weights: elements.
-        request: what the measure function gets; it answers with the module's candidates.
+        weights: number of elements.
+        request: argument of the measuring function, which returns the module's candidates.
     """
 
     component: str
@@ -43,11 +43,11 @@ def measure_all(
     journal: Journal,
     count: Count = lambda *_: None,
 ) -> tuple[Module, ...]:
-    """Measure what the journal does not have; all modules in the order of the jobs.
+    """Measure the modules that are not in the journal, and return all modules in the order of the jobs.
 
     Raises:
-        RuntimeFault: a worker died or failed, or gave no measurement; the journal keeps all that came before.
-        MdExportError: what ``measure`` raised.
+        RuntimeFault: a worker died or failed, or returned an invalid result; the journal keeps all earlier results.
+        MdExportError: the error that ``measure`` raised.
     """
     missing = [job for job in jobs if (job.component, job.path) not in journal.found]
     left = TimeLeft((job.component for job in missing), found.count)
@@ -68,7 +68,7 @@ def measure_all(
 def _module(job: Job[Request], answer: Sequence[Candidate]) -> Module:
     plain = {"component": job.component, "path": job.path, "weights": job.weights, "candidates": answer}
     try:
-        # A worker may be another machine's: nothing that it answers is believed unseen.
+        # A worker can be on another machine, so its answer is validated.
         return _MODULE.validate_json(to_json(plain))
     except ValidationError as error:
         first = error.errors()[0]
@@ -77,7 +77,7 @@ def _module(job: Job[Request], answer: Sequence[Candidate]) -> Module:
 
 
 class TimeLeft:
-    """How long the rest takes, by the mean of what was measured of the same component, else of any."""
+    """Estimate of the remaining time from the mean time per module of the same component, or else of all components."""
 
     def __init__(self, components: Iterable[str], at_a_time: int) -> None:
         self._left = Counter(components)
@@ -85,13 +85,13 @@ class TimeLeft:
         self._spent: dict[str, list[float]] = {}
 
     def finish(self, component: str, seconds: float) -> None:
-        """One module of a component took so much work."""
+        """Record the time of one measured module of a component, in seconds."""
         self._left[component] -= 1
         self._spent.setdefault(component, []).append(seconds)
 
     @property
     def seconds(self) -> float | None:
-        """None where nothing is known."""
+        """Estimated remaining time in seconds; None before the first measurement."""
         every = [seconds for spent in self._spent.values() for seconds in spent]
         if not every:
             return None
@@ -103,7 +103,7 @@ class TimeLeft:
 
     @property
     def text(self) -> str:
-        """In words, for a progress line."""
+        """Remaining time in words, for a progress line."""
         seconds = self.seconds
         if not self._left.total():
             return "all measured"
@@ -111,7 +111,7 @@ class TimeLeft:
 
 
 def spelled(seconds: float) -> str:
-    """A duration as roughly as an estimate deserves: ``40 s``, ``12 min``, ``3 h 20 min``."""
+    """Format a duration with the precision of an estimate: ``40 s``, ``12 min``, ``3 h 20 min``."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     minutes = round(seconds / 60)

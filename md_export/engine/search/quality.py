@@ -1,4 +1,4 @@
-"""How good a choice really is, and how the aim of the next one follows from that."""
+"""Measured quality of a choice, and the corrected aim for the next choice."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from md_export.spec.tensors import Arrays
 from md_export.spec.weight_storage import WeightStorage
 from md_export.targets.quantization.gptq import rounded
 
-# Decibels more than was asked for that are not worth another try.
+# Excess over the budget, in decibels, that is too small to justify another try.
 _CLOSE_DB: Final = 0.5
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Measured on golden cases, the worst of each figure.
+    """Quality measured on golden cases; each figure is that of its worst case.
 
     Attributes:
-        picture_db: PSNR of the picture; None where a component is missing for it.
-        snr_db: of each component's output.
+        picture_db: PSNR of the picture in decibels; None if a component needed for the picture is missing.
+        snr_db: SNR of each component's output in decibels.
     """
 
     picture_db: float | None
     snr_db: dict[str, float]
 
     def keeps_to(self, budget: Budget) -> bool:
-        """Whether it is as good as the budget asks."""
+        """Return whether the quality meets the budget."""
         return self._room(budget) >= 0
 
     def is_close(self, budget: Budget) -> bool:
-        """Whether it is that good, and not much better."""
+        """Return whether the quality meets the budget and exceeds it by at most :data:`_CLOSE_DB`."""
         return 0 <= self._room(budget) <= _CLOSE_DB
 
     def _room(self, budget: Budget) -> float:
@@ -57,9 +57,10 @@ class Quality:
 
 
 def next_aim(budget: Budget, point: Point, found: Quality) -> Budget:
-    """The qualities to choose by so that what is asked for is found, as far as one measured choice tells.
+    """Return the budget to use for the next choice, corrected by the error of the prediction for one measured choice.
 
-    What was predicted of the choice, more by what it was measured short of the budget: never the same choice again.
+    The aim is the choice's predicted quality plus the difference between budget and measured quality. If the choice
+    was short of the budget, the same choice does not meet the new aim.
     """
     picture, snr = budget.picture_db, budget.snr_db
     if picture is not None and found.picture_db is not None:
@@ -80,9 +81,9 @@ def tries(
     choose: Callable[[Budget], Point],
     measure: Callable[[Point], Quality],
 ) -> Iterator[tuple[Budget, Point, Quality]]:
-    """Choices, each aimed by what the one before was measured at; the last one is close, or tried as often as allowed.
+    """Yield up to ``most`` measured choices with their aims; each aim is corrected by the previous measurement.
 
-    A choice that was measured before is not measured again, and nothing follows it.
+    Ends after a choice that meets the budget closely, and before a choice that was already measured.
     """
     seen: set[tuple[object, ...]] = set()
     for _ in range(most):
@@ -100,14 +101,14 @@ def tries(
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """A recipe to rehearse, on what its choice was measured on."""
+    """Input of :func:`rehearse_request`: a recipe, and the cases that its choice was measured on."""
 
     on: Probing
     recipe: Recipe
 
 
 def rehearse_request(request: Rehearsal) -> Quality:
-    """:func:`rehearse` in any process."""
+    """Call :func:`rehearse` for a request; runs in any process."""
     on = request.on
     golden, calibration = read_golden(on.golden).cases, read_golden(on.cases).cases[:: on.step]
     return rehearse(on.checkpoint, request.recipe, golden, calibration)
@@ -116,11 +117,11 @@ def rehearse_request(request: Rehearsal) -> Quality:
 def rehearse(
     checkpoint: Path, recipe: Recipe, cases: Sequence[GoldenCase], calibration: Sequence[GoldenCase]
 ) -> Quality:
-    """What the recipe's artifacts would make of golden cases if their runtimes computed in float32.
+    """Compute in torch the quality that the recipe's artifacts would have if their runtimes computed in float32.
 
     Args:
-        cases: that judge; the worst of each figure counts.
-        calibration: for rounding.
+        cases: golden cases; each figure is that of the worst case.
+        calibration: cases for calibrated rounding.
     """
     probe = Probe(checkpoint, recipe, cases)
     for name in recipe.components:
@@ -137,7 +138,7 @@ def rehearse(
 
 @torch.no_grad()
 def _store(layer: nn.Module, storage: WeightStorage) -> None:
-    """Round to nearest, as a target does; what was rounded already stays as it is."""
+    """Round a layer's weight to the nearest stored values, as a target does; already rounded weights do not change."""
     if isinstance(layer, FourConv2d):
         layer.phases = torch.stack([rounded(layer, part, storage, "nearest", None) for part in layer.phases])
         return

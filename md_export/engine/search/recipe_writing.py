@@ -1,4 +1,4 @@
-"""A choice as a recipe, in the TOML that people write."""
+"""Conversion of a choice to a recipe, and of a recipe to readable TOML."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from md_export.errors import RecipeError
 from md_export.spec.recipe import Recipe, Tolerance
 from md_export.spec.scheme import QuantScheme, WeightRule
 
-# A component's form for each of its modules, by path.
+# Forms of a component's modules, by module path.
 Forms = Mapping[str, Form]
 _Value = TypeVar("_Value")
 _PLAIN: Final = (
@@ -36,17 +36,18 @@ _PLAIN: Final = (
 
 
 def chosen_scheme(base: QuantScheme, forms: Forms) -> QuantScheme:
-    """A component's scheme: the form that most modules have, and a rule for each other form that names its modules.
+    """Return a component's scheme: the most common form as default, and one rule for each other form.
 
-    Rules of ``base`` are gone, all else of it stays. A module that is not among ``forms`` gets the form of most.
+    The rules of ``base`` are replaced; its other settings stay. A module that is not in ``forms`` gets the most common
+    form.
 
     Raises:
-        RecipeError: ``keep_float`` of the base speaks of one of the modules, so no rule would reach it.
+        RecipeError: ``keep_float`` of the base matches one of the modules, so a rule would have no effect on it.
     """
     for path in sorted(forms):
         if base.keeps_float(path):
             raise RecipeError(f"[scheme] keep_float: {path} stays in float, and a form was chosen for it")
-    # Where two are as common, the smaller label.
+    # Ties are broken by the smaller label.
     (common, _), *_ = sorted(Counter(forms.values()).items(), key=lambda item: (-item[1], item[0].label))
     rules = [
         form.rule(tuple(glob.escape(path) for path in sorted(forms) if forms[path] == form))
@@ -57,10 +58,10 @@ def chosen_scheme(base: QuantScheme, forms: Forms) -> QuantScheme:
 
 
 def chosen_recipe(base: Recipe, forms: Mapping[str, Forms], name: str) -> Recipe:
-    """The base with another name, its schemes as chosen; components without forms keep theirs.
+    """Return the base recipe with a new name and the chosen schemes; components without forms keep their schemes.
 
     Raises:
-        RecipeError: as :func:`chosen_scheme`.
+        RecipeError: as for :func:`chosen_scheme`.
     """
     schemes = {
         component: chosen_scheme(scheme, forms[component]) if forms.get(component) else scheme
@@ -70,10 +71,10 @@ def chosen_recipe(base: Recipe, forms: Mapping[str, Forms], name: str) -> Recipe
 
 
 def recipe_toml(recipe: Recipe, notes: Sequence[str] = ()) -> str:
-    """A recipe's file; ``notes`` stand above it as comments, one line each.
+    """Serialize a recipe to TOML; ``notes`` become comment lines at the top, one line each.
 
-    :func:`md_export.spec.recipe_file.recipe_from_toml` reads the same recipe from it, but for schemes and tolerances of
-    components that it does not export.
+    :func:`md_export.spec.recipe_file.recipe_from_toml` parses the same recipe from it, except for schemes and
+    tolerances of components that the recipe does not export.
     """
     document = tomlkit.document()
     for note in notes:
@@ -97,7 +98,7 @@ def recipe_toml(recipe: Recipe, notes: Sequence[str] = ()) -> str:
 
 
 def _of(recipe: Recipe, values: Mapping[str, _Value]) -> dict[str, _Value]:
-    """Those of the components that the recipe exports."""
+    """Return the values of the components that the recipe exports."""
     return {component: values[component] for component in recipe.components}
 
 
@@ -114,7 +115,7 @@ def _scheme(scheme: QuantScheme) -> Table:
 
 
 def _given(item: Recipe | QuantScheme | WeightRule | Tolerance) -> dict[str, Any]:
-    """Fields that are not as they would be if they were left out, as plain data: TOML has no null."""
+    """Return the fields that differ from their defaults as plain data; TOML has no null, so defaults are omitted."""
     plain: dict[str, Any] = TypeAdapter(type(item)).dump_python(item, mode="json", exclude_defaults=True)
     return plain
 
@@ -127,7 +128,7 @@ def _table(values: Mapping[str, Any]) -> Table:
 
 
 def _value(value: Any) -> Any:
-    """Lists of more than a few words get a line for each."""
+    """Convert a value to TOML; lists longer than 80 characters get one line per item."""
     if not isinstance(value, list):
         return value
     array: Array = tomlkit.array()

@@ -1,4 +1,4 @@
-"""THE map of a search: measure every module, choose, rehearse in torch, build, hold what was built to the budget."""
+"""THE map of a search: measure every module, choose, rehearse in torch, build, compare the build with the budget."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CURVE: Final = "curve.json"
 _TRIES: Final = ".tries"
 _MOST_REHEARSALS: Final = 6
 _MOST_BUILDS: Final = 3
-# Qualities at which a judge is asked.
+# Picture qualities in decibels whose choices are scored by the judge.
 _JUDGED_DB: Final = (16.0, 20.0, 24.0, 28.0, 32.0, 36.0, 40.0, 44.0, 48.0)
 
 Progress = Callable[[str], None]
@@ -51,12 +51,12 @@ Progress = Callable[[str], None]
 def search(request: SearchRequest, count: Count, progress: Progress = lambda _: None) -> TradeOff:
     """Find the forms of all modules under the request's budget; ``request.out`` appears whole or not at all.
 
-    Measurements are kept in the request's journal beside it, and serve any budget.
+    Measurements are kept in the request's journal, by default beside ``request.out``, and can be reused for any budget.
 
     Raises:
-        UsageError: no choice keeps to the budget.
-        ParityError: what was built misses it, however far the aim was moved.
-        MdExportError: as measuring and exporting.
+        UsageError: no choice meets the budget.
+        ParityError: all builds missed the budget, including those with a corrected aim.
+        MdExportError: measuring or exporting failed.
     """
     refuse_existing(request.out)
     checkpoint = open_checkpoint(request.checkpoint)
@@ -88,12 +88,12 @@ def search(request: SearchRequest, count: Count, progress: Progress = lambda _: 
 
 @dataclass(frozen=True)
 class _Ground:
-    """What everything is measured on.
+    """Inputs shared by all measurements of a search.
 
     Attributes:
-        given: golden cases that the request brings, or asks for by prompts.
-        golden: folder of the cases that judge.
-        cases: folder of the cases that calibrate; None: every other one of those that judge.
+        given: folder of golden cases from the request, or made from its prompts; None if it has neither.
+        golden: folder of the golden cases.
+        cases: folder of the calibration cases; None: every other golden case is used.
     """
 
     recipe: Recipe
@@ -125,7 +125,7 @@ Rehearse = Callable[[Point], Quality]
 
 @contextmanager
 def _measured(request: SearchRequest, ground: _Ground, count: Count) -> Iterator[tuple[tuple[Module, ...], Rehearse]]:
-    """All modules as measured, and a rehearsal of choices, while there are workers for it."""
+    """Yield all measured modules and a function that rehearses a choice in torch; the context keeps the workers."""
     recipe, made = ground.recipe, ground.cases
     forms = STARTS[request.target].forms
     on = Probing(ground.checkpoint.root, recipe, made or ground.golden, 1 if made else 2, ground.golden, forms)
@@ -141,7 +141,7 @@ def _measured(request: SearchRequest, ground: _Ground, count: Count) -> Iterator
 
 
 def journal_of(request: SearchRequest) -> Path:
-    """Where measurements are kept: beside the folder that is written, unless the request says otherwise."""
+    """Return the journal's file: the request's, or one beside the output folder."""
     return request.journal or request.out.with_name(f"{request.out.name}.journal")
 
 
@@ -168,7 +168,7 @@ def _rehearse(found: Workers, on: Probing, point: Point) -> Quality:
 
 
 def _rehearsed(budget: Budget, modules: Sequence[Module], rehearse: Rehearse) -> Budget:
-    """The aim of the smallest choice that passes in torch; the last one tried where none does."""
+    """Return the aim of the smallest choice that meets the budget in torch, or the last aim tried if none does."""
     tried = list(tries(budget, budget, _MOST_REHEARSALS, lambda aim: choose(modules, aim), rehearse))
     passed = [one for one in tried if one[2].keeps_to(budget)]
     aim, _, _ = min(passed, key=lambda one: one[1].bytes) if passed else tried[-1]
@@ -176,7 +176,7 @@ def _rehearsed(budget: Budget, modules: Sequence[Module], rehearse: Rehearse) ->
 
 
 class _Builder:
-    """Builds choices, each in a folder of its own until one is kept."""
+    """Builds choices, each in a separate folder, until one is accepted."""
 
     def __init__(
         self,
@@ -190,18 +190,18 @@ class _Builder:
         self._request, self._ground, self._modules = request, ground, modules
         self._folder, self._progress, self._resources = folder, progress, resources
         self._built = 0
-        # What artifacts hold beside the weights that are chosen for is known after the first build.
+        # The size of the artifacts without the chosen weights is known after the first build.
         self.base = Base()
 
     def recipe_of(self, point: Point) -> Recipe:
-        """The starting recipe with the choice's forms."""
+        """Return the starting recipe with the choice's forms."""
         return chosen_recipe(self._ground.recipe, point.forms, f"{self._request.target}-search")
 
     def settled(self, aim: Budget) -> tuple[Point, Built]:
-        """Build, and aim again by what was measured, until it keeps to the budget.
+        """Choose and build, and correct the aim by the measured quality, until a build meets the budget.
 
         Raises:
-            ParityError: it never does.
+            ParityError: no build met the budget in :data:`_MOST_BUILDS` attempts.
         """
         budget = self._request.budget
         for _ in range(_MOST_BUILDS):
@@ -213,10 +213,13 @@ class _Builder:
         raise ParityError(f"{_MOST_BUILDS} builds missed {budget.spelled}; the last had {_spelled(built)}")
 
     def judged(self, command: str, least: float) -> tuple[Point, Built]:
-        """The smallest of some choices of rising quality to which the judge gives as much.
+        """Build and return the smallest choice with at least the score ``least``, from choices of rising quality.
+
+        Args:
+            command: judge, which prints a score for an export.
 
         Raises:
-            ParityError: the best of them gets less.
+            ParityError: the best choice has a lower score.
         """
         points = _rising(self._modules, self._request.budget)
         passed: dict[int, Built] = {}
@@ -236,10 +239,10 @@ class _Builder:
         return point, passed[point.bytes]
 
     def sealed(self, point: Point, built: Built, out: Path) -> Recipe:
-        """Export what was built to ``out``, judged by the thresholds that its recipe shall have; the recipe.
+        """Export the build to ``out``, verified with the final thresholds, and return its recipe.
 
         Raises:
-            ParityError: it falls short of what it was measured at.
+            ParityError: the export is below the quality that was measured before.
         """
         recipe, ground = sealed(self.recipe_of(point), built.quality, self._request.budget), self._ground
         try:

@@ -1,8 +1,8 @@
-"""What storing one module's weights in some form does to the picture, all other weights as they were.
+"""Sensitivity of the picture to the storage form of one module's weights, with all other weights unchanged.
 
-The stored values are made in torch as the target would store them, rounding with calibration included, and take the
-weight's place; the component and all that follow it are run again on golden inputs. About weights this is exact; what a
-runtime adds of its own is left to the verification of what is built.
+The stored values are computed in torch as the target would store them, including calibrated rounding, and replace the
+weight. Then the component and all later ones are run again on golden inputs. The effect of the weights is exact. Errors
+of the runtime are not included; the verification of the built artifacts covers them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from md_export.targets.quantization.products import InputSums, is_derived, produ
 
 
 class Probe:
-    """All components, and what they make of golden cases."""
+    """All components as torch modules, with measurements of their outputs on golden cases."""
 
     def __init__(self, checkpoint_dir: Path, recipe: Recipe, cases: Sequence[GoldenCase]) -> None:
         checkpoint = open_checkpoint(checkpoint_dir)
@@ -56,16 +56,17 @@ class Probe:
         self._sampler = sampler_for(one_step(checkpoint.config))
 
     def noises(self, component: str) -> tuple[float, float]:
-        """Noise power of the picture and of the component's output, relative to the squared peak and the power.
+        """Return the noise power of the picture and of the component's output, as means over the cases.
 
-        Means over the cases. The component gets its golden inputs, and what follows it what it makes of them.
+        The former is relative to the squared peak of the picture, the latter to the power of the output. The component
+        gets its golden inputs, and later components get its output.
         """
         figures = [self._noises(component, case) for case in self.cases]
         picture, own = (float(np.mean(values)) for values in zip(*figures, strict=True))
         return picture, own
 
     def pictures(self) -> Iterator[tuple[Array, Array]]:
-        """What the parts make of each case from its tokens to the picture, beside the golden picture."""
+        """Yield for each case the picture that the parts compute from its tokens, and the golden picture."""
         for case in self.cases:
             yield self._picture(case, {}), case.picture
 
@@ -80,7 +81,7 @@ class Probe:
         return _error(picture, case.picture) / max(peak, _LEAST), _error(made, wanted) / max(power, _LEAST)
 
     def _picture(self, case: GoldenCase, recorded: Mapping[str, Array]) -> Array:
-        """Return the picture of a case that the parts make, but for what some of them gave already."""
+        """Return the picture that the parts compute for a case; ``recorded`` outputs are used instead of running."""
         given = {key: value for key, value in case.values.items() if not key.startswith(self._computed)}
         (values,) = walk(WIRING, self._rows, _Parts(self.parts, recorded), [given], self._sampler)
         return values[MADE.key]
@@ -88,24 +89,24 @@ class Probe:
 
 @dataclass(frozen=True)
 class _Parts:
-    """A crew of rewritten modules; what some gave already is recorded."""
+    """Runs rewritten modules, or returns recorded outputs for some of them."""
 
     parts: Mapping[str, Rewritten]
     recorded: Mapping[str, Array]
 
     def run(self, component: str, batches: Sequence[Arrays]) -> Sequence[Arrays]:
-        """Run a module, or return what it gave."""
+        """Run a module, or return its recorded output."""
         part, known = self.parts[component], self.recorded.get(component)
         made = [part.run(packed(part.recipe, part, batch)) if known is None else known for batch in batches]
         (output,) = part.outputs
         return [unpacked(part.recipe, part, {output.name: value}) for value in made]
 
     def take(self, steps: Steps, pictures: Sequence[Tensors]) -> None:
-        """Take the step."""
+        """Run the sampling step for all pictures."""
         steps.take(self.run, pictures)
 
 
-# Of a power, so that an output of zeros divides nothing.
+# Lower limit of a power used as a divisor, so that an all-zero output causes no division by zero.
 _LEAST = 1e-30
 
 
@@ -115,7 +116,10 @@ def _error(made: Array, wanted: Array) -> float:
 
 @contextmanager
 def stored(layer: Any, storage: WeightStorage, scheme: QuantScheme, sums: InputSums | None) -> Iterator[None]:
-    """Put the stored values into a layer, and its own back; ``sums`` of its inputs, where rounding wants them."""
+    """Replace a layer's weights by the stored values within the context, and restore them afterwards.
+
+    ``sums``: sums over the layer's inputs, for calibrated rounding; None if the rounding does not need them.
+    """
     own = {name: getattr(layer, name) for name in ("weight", "bias", "phases") if hasattr(layer, name)}
     if isinstance(layer, FourConv2d):
         layer.phases = torch.stack([rounded(layer, part, storage, "nearest", None) for part in layer.phases])
@@ -134,12 +138,13 @@ def stored(layer: Any, storage: WeightStorage, scheme: QuantScheme, sums: InputS
 
 @dataclasses.dataclass(frozen=True)
 class Probing:
-    """What a worker measures on.
+    """Inputs of a worker's measurements.
 
     Attributes:
-        cases: folder of the cases to measure on; ``step``: 2 for every other of them.
-        golden: folder of the cases that judge.
-        forms: what a module may be.
+        cases: folder of the cases to measure on.
+        step: stride through the cases; 2 for every other one.
+        golden: folder of the golden cases.
+        forms: forms that a module can have.
     """
 
     checkpoint: Path
@@ -152,7 +157,7 @@ class Probing:
 
 @dataclasses.dataclass(frozen=True)
 class ModuleRequest:
-    """One module to measure."""
+    """Request to measure one module."""
 
     on: Probing
     component: str
@@ -160,20 +165,20 @@ class ModuleRequest:
 
 
 def measure(request: ModuleRequest) -> tuple[Candidate, ...]:
-    """One candidate for each form that the target has for the module; runs in any process."""
+    """Return one candidate per form that the target supports for the module; runs in any process."""
     return candidates(_probe(request.on), request.component, request.path, request.on.forms)
 
 
 @dataclasses.dataclass(frozen=True)
 class ListRequest:
-    """All modules of some components."""
+    """Request to list all modules of some components."""
 
     on: Probing
     components: tuple[str, ...]
 
 
 def list_modules(request: ListRequest) -> list[tuple[str, str, int]]:
-    """Component, path and stored elements of each module that the target has in one of the forms other than float."""
+    """Return component, path and number of stored elements of each module that can be stored in a non-float form."""
     probe = _probe(request.on)
     return [
         (component, path, stored_elements(layer))
@@ -184,7 +189,7 @@ def list_modules(request: ListRequest) -> list[tuple[str, str, int]]:
     ]
 
 
-# The last one, as no worker measures on two at a time.
+# Cache of the most recent probe; a worker uses only one at a time.
 _PROBES: list[tuple[Probing, Probe]] = []
 
 
@@ -195,7 +200,7 @@ def _probe(on: Probing) -> Probe:
 
 
 def candidates(probe: Probe, component: str, path: str, forms: Sequence[Form]) -> tuple[Candidate, ...]:
-    """The module in each form that the target has for it."""
+    """Measure a module in each form that the target supports for it."""
     part, base = probe.parts[component], probe.recipe.schemes[component]
     layer = part.module.get_submodule(path)
     sums = _sums(probe, part, path) if base.is_adjusted else None
@@ -205,7 +210,7 @@ def candidates(probe: Probe, component: str, path: str, forms: Sequence[Form]) -
         if storage is not None:
             with stored(layer, storage, scheme_of(base, form), sums):
                 picture, own = probe.noises(component)
-            # A form that breaks the picture altogether is none.
+            # A form that makes the picture NaN or infinite is not a candidate.
             if isfinite(picture) and isfinite(own):
                 found.append(Candidate(form, stored_bytes(layer, storage), picture, own))
         elif form.weights.startswith("float"):
@@ -220,17 +225,17 @@ def _storage(probe: Probe, component: str, path: str, form: Form) -> WeightStora
 
 
 def scheme_of(base: QuantScheme, form: Form) -> QuantScheme:
-    """A component's scheme for a module that is stored in a form."""
+    """Return the component's scheme for a module that is stored in ``form``."""
     return dataclasses.replace(base, rules=(form.rule(("*",)),)).for_module("")
 
 
 def stored_bytes(layer: nn.Module, storage: WeightStorage) -> int:
-    """Of a layer's weight, scales and tables included."""
+    """Return the stored size of a layer's weight in bytes, including scales and tables."""
     return sum((storage.stored_bits(shape) + 7) // 8 for shape in _shapes(layer))
 
 
 def stored_elements(layer: nn.Module) -> int:
-    """Elements of a layer's weight as it is stored."""
+    """Return the number of elements of a layer's weight as it is stored."""
     return sum(prod(shape) for shape in _shapes(layer))
 
 

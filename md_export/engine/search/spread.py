@@ -1,4 +1,4 @@
-"""Independent measurements on all cores of this machine, or on the workers of a Dask cluster."""
+"""Parallel execution of independent measurements, on all cores of this machine or on a Dask cluster."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from md_export.engine.dask import ask_each, check_same, connected, explain, vers
 from md_export.errors import MdExportError, RuntimeFault
 from md_export.system.process import end_with_parent
 
-# Pickled: the function of a module that measures is called in other processes, on other machines perhaps.
+# Requests and results are pickled: the measuring function runs in other processes, possibly on other machines.
 Request = TypeVar("Request")
 Result = TypeVar("Result")
-# A worker of Dask may have several threads, and a measurement changes the module that its process holds.
+# A Dask worker can have several threads, and a measurement modifies the module that all threads of its process share.
 _ONE_AT_A_TIME: Final = threading.Lock()
 _ALSO: Final = ", and see the checkpoint at the same path"
 _DIED: Final = (
@@ -33,11 +33,11 @@ _DIED: Final = (
 
 @dataclass(frozen=True)
 class Workers:
-    """Where measurements run.
+    """Executor for measurements.
 
     Attributes:
-        count: how many run at a time.
-        explain: of an exception that came instead of an answer, what to tell the user; None where it is not known.
+        count: number of measurements that run at the same time.
+        explain: returns the error message for an exception from the executor; None if the exception is unknown.
     """
 
     executor: Executor
@@ -47,7 +47,7 @@ class Workers:
 
 @dataclass(frozen=True)
 class Answer(Generic[Result]):
-    """Of the request at ``index``, after ``seconds`` of work."""
+    """Result ``value`` of the request at ``index``, measured in ``seconds`` of work."""
 
     index: int
     seconds: float
@@ -55,18 +55,21 @@ class Answer(Generic[Result]):
 
 
 def workers(jobs: int | None, dask: str | None) -> AbstractContextManager[Workers]:
-    """Processes of this machine, one for each core unless ``jobs`` says otherwise, or those of a Dask scheduler."""
+    """Return the workers of the Dask scheduler at address ``dask``, or ``jobs`` local processes if it is None.
+
+    The default for ``jobs`` is one process per core.
+    """
     return local_workers(jobs or os.cpu_count() or 1) if dask is None else dask_workers(dask)
 
 
 def spread(
     measure: Callable[[Request], Result], requests: Sequence[Request], found: Workers
 ) -> Iterator[Answer[Result]]:
-    """Answers as they come, in any order.
+    """Run ``measure`` on all requests and yield the answers in order of completion.
 
     Raises:
-        MdExportError: what ``measure`` raised.
-        RuntimeFault: a worker died or cannot do the work.
+        MdExportError: the error that ``measure`` raised.
+        RuntimeFault: a worker died or cannot run the measurement.
     """
     try:
         asked = {found.executor.submit(timed, measure, request): index for index, request in enumerate(requests)}
@@ -83,7 +86,7 @@ def spread(
 
 
 def timed(measure: Callable[[Request], Result], request: Request) -> tuple[float, Result]:
-    """What a worker executes."""
+    """Run one measurement on a worker, one at a time per process; return its duration in seconds and its result."""
     with _ONE_AT_A_TIME:
         started = time.perf_counter()
         value = measure(request)
@@ -92,13 +95,17 @@ def timed(measure: Callable[[Request], Result], request: Request) -> tuple[float
 
 @contextmanager
 def local_workers(jobs: int) -> Iterator[Workers]:
-    """Processes of their own, spawned: forks of a process with threads may hang. None outlives the block."""
+    """Yield ``jobs`` local worker processes, all of which end with the context.
+
+    They are spawned, because forks of a process with threads can hang.
+    """
     threads = max(1, (os.cpu_count() or 1) // jobs)
     before = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(jobs, context, _begin, (threads,))
     with _interrupts_later():
-        # All processes start with the first call, and inherit that: they leave interrupts to others before they can.
+        # The first call starts all processes. They inherit the blocked SIGINT, so that an interrupt cannot reach them
+        # before _begin ignores it.
         executor.submit(int)
     try:
         yield Workers(executor, jobs, lambda error: _DIED if isinstance(error, BrokenProcessPool) else None)
@@ -120,22 +127,22 @@ def _interrupts_later() -> Iterator[None]:
 
 
 def _begin(threads: int) -> None:
-    """In a new process, before anything heavy is imported."""
-    # An interrupt at the terminal reaches all processes; the first one ends the others.
+    """Initialize a worker process, before large libraries are imported."""
+    # An interrupt at the terminal reaches all processes; the parent handles it and ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ |= {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
-    # A parent that was killed cannot end its workers, and they would wait for work for ever.
+    # A killed parent cannot end its workers, and they would wait for work forever.
     end_with_parent()
 
 
 @contextmanager
 def dask_workers(address: str) -> Iterator[Workers]:
-    """The workers of a Dask cluster, as :func:`md_export.engine.dask.connected`.
+    """Yield the workers of a Dask cluster; see :func:`md_export.engine.dask.connected`.
 
     Raises:
         MissingExtraError: Dask is not installed.
-        RuntimeFault: nobody answers at the address, there are no workers, or they have another md-export.
+        RuntimeFault: no scheduler answers at the address, it has no workers, or they have another md-export version.
     """
     with connected(address) as client:
         check_same(ask_each(client, version), version())

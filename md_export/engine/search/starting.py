@@ -1,4 +1,4 @@
-"""Where a search starts: the recipe whose rewrites and activations stay, and the forms that modules may take."""
+"""Start of a search: the recipe whose rewrites and activations are kept, and the forms that modules can have."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ from md_export.spec.shipped_files import builtin_recipe
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """Everything that a user can say.
+    """Options of a search.
 
     Attributes:
-        recipe: file to start from, whose rewrites, activations and thresholds stay; None for the target's own.
+        recipe: recipe file to start from; its rewrites, activations and thresholds are kept. None: the target's
+            built-in recipe.
         judge: command that prints a score for an export, for a budget with a score.
-        rounding: other than the recipe's.
-        components: to choose for, all where empty; the others stay as the recipe has them.
-        golden: folder of cases to measure on and to be judged by; None for the checkpoint's.
-        prompts: to make such cases from, instead of ``golden``.
-        jobs: processes at a time on this machine; None for one a core.
-        dask: address of a scheduler whose workers measure instead.
+        rounding: rounding to use instead of the recipe's.
+        components: components to choose forms for, all if empty; the others keep the recipe's schemes.
+        golden: folder of golden cases for measurement and verification; None: the checkpoint's.
+        prompts: prompts to make golden cases from, instead of ``golden``.
+        jobs: number of concurrent processes on this machine; None: one per core.
+        dask: address of a scheduler whose workers run the measurements instead.
         out: folder to write; must not exist.
-        journal: file of measurements, made here or by an earlier search; None for one beside ``out``.
-        resources: what builds may use; None for the defaults.
+        journal: file of measurements, new or from an earlier search; None: a file beside ``out``.
+        resources: resources that builds may use; None: the defaults.
     """
 
     checkpoint: Path
@@ -54,11 +55,11 @@ class SearchRequest:
 
 @dataclass(frozen=True)
 class Start:
-    """One target's.
+    """Start of a search for one target.
 
     Attributes:
-        precision: of the built-in recipe.
-        forms: what a module may be, from the fewest bits on; the last one is float.
+        precision: precision of the built-in recipe.
+        forms: forms that a module can have, in order of increasing bits; the last one is float.
     """
 
     precision: str
@@ -88,11 +89,13 @@ STARTS: Final[Mapping[str, Start]] = {
 
 
 def starting_recipe(request: SearchRequest) -> Recipe:
-    """The recipe of the request, or the target's, for its components; weights are rounded with calibration.
+    """Return the request's recipe, or the target's built-in one, with the rounding to use in the search.
+
+    The built-in recipe uses GPTQ rounding, which needs calibration, unless the request selects another.
 
     Raises:
-        UsageError: the recipe is for another target, lacks one of the request's components, or has too few for the
-            picture that the budget speaks of, or has LoRAs.
+        UsageError: the recipe is for another target, has several sampling steps or LoRAs, lacks one of the request's
+            components, or lacks a component for the picture that the budget limits.
     """
     recipe = load_recipe(request.recipe or builtin_recipe(request.target, STARTS[request.target].precision))
     if recipe.target != request.target:

@@ -1,4 +1,4 @@
-"""What a search found, as data: quality against size."""
+"""Trade-off between quality and size: the curve, and the results of a search as data."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _FORBID: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 @dataclass(frozen=True)
 class Figures:
-    """One choice.
+    """Size and quality of one choice.
 
     Attributes:
-        bytes: of all artifacts together.
-        bits: stored per weight, on the average of the modules that are chosen for.
-        picture_db: PSNR of the picture; None where a component is missing for it.
-        snr_db: of each component's output.
+        bytes: total size of all artifacts.
+        bits: average stored bits per weight over the modules with a choice.
+        picture_db: PSNR of the picture in decibels; None if a component needed for the picture is missing.
+        snr_db: SNR of each component's output in decibels.
     """
 
     __pydantic_config__ = _FORBID
@@ -36,14 +36,15 @@ class Figures:
 
 @dataclass(frozen=True)
 class TradeOff:
-    """The curve of bytes against the picture's PSNR.
+    """Result of a search: the curve of size against the picture's PSNR, and the choice.
 
     Attributes:
-        budget: in words.
-        curve: predicted, from the fewest bytes on.
-        uniform: predicted for all modules in one form, by the form's label; modules without that form stay larger.
-        chosen: predicted for the choice.
-        built: measured on the artifacts that were built, by what they are: ``chosen``, or a form's label.
+        budget: description of the budget.
+        curve: predicted figures, in order of increasing bytes.
+        uniform: predicted figures for all modules in one form, by the form's label; modules that do not support the
+            form stay larger.
+        chosen: predicted figures for the choice.
+        built: figures measured on built artifacts, by ``chosen`` or a form's label.
     """
 
     __pydantic_config__ = _FORBID
@@ -60,27 +61,27 @@ _TRADE_OFF: Final = TypeAdapter(TradeOff)
 
 
 def figures_of(point: Point) -> Figures:
-    """As the model predicts them."""
+    """Return the predicted figures of a choice."""
     return Figures(point.bytes, point.bits, point.picture_db, point.snr_db)
 
 
 def trade_off_json(found: TradeOff) -> str:
-    """As a file's content; :func:`trade_off_from_json` reads it back."""
+    """Serialize a trade-off to JSON for a file; :func:`trade_off_from_json` parses it."""
     return _TRADE_OFF.dump_json(found, indent=2).decode() + "\n"
 
 
 def trade_off_from_json(content: str) -> TradeOff:
-    """ValueError where it is none."""
+    """Parse the output of :func:`trade_off_json`; raises ValueError for anything else."""
     return _TRADE_OFF.validate_json(content)
 
 
-# What a candidate of a module costs in quality; less is better.
+# Returns the loss of quality of a module's candidate; less is better.
 Cost = Callable[[Module, Candidate], Fraction]
 
 
 @dataclass(frozen=True)
 class Step:
-    """From one candidate of a module to the next on its hull; ``gain`` is noise saved per byte."""
+    """Change of one module from a candidate to the next one on its hull; ``gain`` is the cost saved per byte."""
 
     index: int
     before: Candidate
@@ -89,14 +90,15 @@ class Step:
 
 
 def picture_noise(_module: Module, candidate: Candidate) -> Fraction:
-    """The cost that the curve is about."""
+    """Return the candidate's noise in the picture, the cost that defines the curve."""
     return exact(candidate.noise)
 
 
 def curve(modules: Iterable[Module], base: Base | None = None) -> tuple[Point, ...]:
-    """Every vertex of the hull, and points between two where steps are worth the same, from the fewest bytes on.
+    """Return the vertices of the lower hull of noise against bytes, in order of increasing bytes.
 
-    No choice at all has less noise in the bytes of one of these.
+    Points between two vertices are included where several steps have the same gain. No choice with at most the bytes
+    of one of these points has less noise than that point.
     """
     ordered, base = in_order(modules), base or Base()
     chosen = cheapest(ordered)
@@ -108,12 +110,15 @@ def curve(modules: Iterable[Module], base: Base | None = None) -> tuple[Point, .
 
 
 def cheapest(modules: Sequence[Module]) -> list[Candidate]:
-    """Each module's form with the fewest bytes, where the curve begins."""
+    """Return each module's candidate with the fewest bytes; the curve begins there."""
     return [hull(module, picture_noise)[0] for module in modules]
 
 
 def steps(modules: Sequence[Module], cost: Cost) -> list[Step]:
-    """Every step of every module, the best first; of one module they keep their order, since its gains fall."""
+    """Return all steps of all modules by decreasing gain.
+
+    The steps of one module keep their order, because gains decrease along its hull.
+    """
     found = []
     for index, module in enumerate(modules):
         kept = hull(module, cost)
@@ -123,7 +128,10 @@ def steps(modules: Sequence[Module], cost: Cost) -> list[Step]:
 
 
 def hull(module: Module, cost: Cost) -> list[Candidate]:
-    """A module's candidates that are best for some λ, from the fewest bytes to the least cost."""
+    """Return the candidates on a module's lower convex hull, from the fewest bytes to the least cost.
+
+    Each of them minimizes cost + λ·bytes for some λ.
+    """
     kept: list[Candidate] = []
     for one in sorted(module.candidates, key=lambda one: (one.bytes, cost(module, one), one.form.label)):
         if kept and cost(module, one) >= cost(module, kept[-1]):
@@ -135,5 +143,5 @@ def hull(module: Module, cost: Cost) -> list[Candidate]:
 
 
 def gain(module: Module, before: Candidate, after: Candidate, cost: Cost) -> Fraction:
-    """Cost saved per byte; ``after`` has more bytes."""
+    """Return the cost saved per additional byte; ``after`` must have more bytes than ``before``."""
     return (cost(module, before) - cost(module, after)) / (after.bytes - before.bytes)
