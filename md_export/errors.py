@@ -22,12 +22,12 @@ from __future__ import annotations
 
 from typing import Final
 
-# A converter prints whole graphs into its messages.
+# Converters print whole graphs into their messages.
 _LONGEST_LINE: Final = 400
 
 
 class MdExportError(Exception):
-    """Base of all errors of this package; the message is shown to the user as it is."""
+    """Base of all errors of this package; the message is shown to the user unchanged."""
 
     exit_code = 1
 
@@ -89,5 +89,5 @@ class RegressionError(ParityError):
 
 
 def one_line(error: BaseException) -> str:
-    """What a library's error says, without line breaks and not at any length; its class where it says nothing."""
+    """Return a library's error message on one line, shortened; the name of its class if the message is empty."""
     return " ".join(str(error).split())[:_LONGEST_LINE] or type(error).__name__

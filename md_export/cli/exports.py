@@ -32,12 +32,12 @@ from md_export.spec.names import COMPONENT_NAMES, ORDER
 from md_export.spec.snapdragon import SOCS
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-# The simulator takes minutes for each run of a full-size graph.
+# Default time limit of one process in seconds: the simulator takes minutes for each run of a full-size graph.
 NPU_LIMIT_S: Final = 600.0
 
 
 def _some(_context: click.Context, _option: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...] | None:
-    """None where none is named, so that a recipe's own chips stay."""
+    """Return None if no chip is named, so that the recipe's chips apply."""
     return value or None
 
 
@@ -51,7 +51,7 @@ npu_export_option = click.option(
 
 
 def npu_options(command: _F) -> _F:
-    """Those of verify."""
+    """Add the NPU options of ``verify`` to a command."""
     for option in (
         click.option(
             "--max-memory", type=size, help="With --npu: of one process: 8G.  [default: 9/10 of the machine's]"
@@ -66,7 +66,7 @@ def npu_options(command: _F) -> _F:
 
 
 def check_npu(npu: bool, own: Mapping[str, object], others: Mapping[str, object]) -> None:
-    """UsageError where flags contradict each other; ``own`` go with ``--npu`` alone, ``others`` never with it."""
+    """Raise UsageError if flags contradict each other; ``own`` require ``--npu``, ``others`` exclude it."""
     given = [name for name, value in own.items() if value is not None]
     if given and not npu:
         raise UsageError(f"{', '.join(given)} goes with --npu; leave it out")
@@ -85,7 +85,7 @@ def verify_npu(
     blocks: bool,
     json_file: Path | None,
 ) -> None:
-    """The body of ``verify --npu``."""
+    """Run ``verify --npu``."""
     from md_export.parity.npu.verify import verify_on_npu
     from md_export.parity.verdict import failures_of
     from md_export.report.verdicts import npu_tables
@@ -103,7 +103,7 @@ def verify_npu(
 
 
 PRECISIONS: Final = ("fp32", "fp16", "int8")
-# Each command is a target's name; a test holds this against the TARGETS table.
+# Each command is a target's name; a test compares this with the TARGETS table.
 TARGET_TITLES: Final = {
     "coreml": "Core ML packages for the iPhone Neural Engine",
     "tflite": "TFLite (LiteRT) files for the Android GPU",
@@ -200,9 +200,9 @@ def _recipe(
     own: Mapping[str, str | tuple[str, ...] | None],
     many_steps: bool,
 ) -> Any:
-    """The recipe that the flags stand for; ``own`` are fields of it that this target alone has.
+    """Build the recipe that the flags describe; ``own`` are recipe fields that only this target has.
 
-    ``many_steps``: take the precision's recipe for these, where there is one.
+    ``many_steps``: use the precision's recipe for many steps, if one exists.
     """
     import dataclasses
 
@@ -227,7 +227,7 @@ def _recipe(
 
 
 def _options(target: str) -> Iterator[Callable[[Any], Any]]:
-    """Last one first, as decorators are read."""
+    """Yield the options of a target's command in reverse order, because decorators apply from the last to the first."""
     yield json_option
     yield click.option("-o", "--output", type=PATH, required=True, help="Folder to write; must not exist.")
     yield no_cache_option

@@ -1,4 +1,4 @@
-"""What the commands share: options, names, and how results reach the terminal. Heavy imports are inside the bodies."""
+"""Options, names and output helpers that the commands share. Heavy imports are inside the function bodies."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ annotate_option = click.option(
 
 
 def checkpoint_or_nano(checkpoint: Path | None) -> Path:
-    """Return the checkpoint that was named, else the one that ships, and print a line that says so."""
+    """Return the checkpoint that was named; without one, print a line and return the nano checkpoint that ships."""
     if checkpoint is not None:
         return checkpoint
     from md_export.spec.shipped_files import nano_checkpoint
@@ -59,7 +59,7 @@ def recipe_named(given: Path) -> Path:
     """Return the file that ``--recipe`` names: an existing file, or a recipe that ships under that name.
 
     Raises:
-        UsageError: there is neither; a missing file with a suffix is left to the reader of recipes.
+        UsageError: neither exists; a missing file with a suffix is reported by the reader of recipes instead.
     """
     from md_export.spec.shipped_files import builtin_recipes, recipe_file
 
@@ -77,7 +77,7 @@ def progress(steps: int) -> Any:
 
 
 def show(json_file: Path | None, result: Any, *tables: Any) -> None:
-    """Print a result as tables, and as JSON where it was asked for; ``-`` gives standard output to the JSON alone."""
+    """Print a result as tables, and write it as JSON if requested; with ``-`` standard output gets only the JSON."""
     from md_export.report.tables import console
 
     if json_file is not None:
@@ -90,7 +90,7 @@ def show(json_file: Path | None, result: Any, *tables: Any) -> None:
 def conclude(
     json_file: Path | None, result: object, failures: Sequence[str], tables: Iterable[Table], passed: str
 ) -> None:
-    """Show a verdict, then the line ``passed``; raise ParityError where there are ``failures``."""
+    """Show a verdict and then the line ``passed``; raise ParityError if there are ``failures``."""
     show(json_file, result, *tables)
     if failures:
         raise ParityError("; ".join(failures))
@@ -103,7 +103,7 @@ def say(json_file: Path | None, text: str) -> None:
 
 
 def say_annotations(json_file: Path | None, file: str | None, title: str, failures: Iterable[str]) -> None:
-    """Print failures as annotations of ``file``, where one was named."""
+    """Print failures as GitHub annotations of ``file``; print nothing if no file was named."""
     from md_export.report.ci import error_annotations
 
     for line in error_annotations(title, failures, file) if file else ():
@@ -117,7 +117,7 @@ def _takes_stdout(json_file: Path | None) -> bool:
 def _write_json(file: Path, result: Any) -> None:
     from pydantic import TypeAdapter
 
-    # By the values' own types: a verdict holds details of any engine.
+    # Serialize by the runtime types of the values: a verdict holds details of any engine.
     text = TypeAdapter(Any).dump_json(result, indent=2).decode()
     if _takes_stdout(file):
         click.echo(text)
@@ -130,12 +130,12 @@ _AGES: Final = {"M": 60.0, "H": 3600.0, "D": 86400.0, "W": 7 * 86400.0}
 
 
 def size(text: str) -> int:
-    """Read ``8G`` as bytes; raises click's BadParameter for anything else."""
+    """Parse a size such as ``8G`` into bytes; raises click's BadParameter for anything else."""
     return _number(text, _SIZES, "B", "a size: write 8G or 500M")
 
 
 def age(text: str) -> int:
-    """Read ``30d`` as seconds; raises click's BadParameter for anything else."""
+    """Parse an age such as ``30d`` into seconds; raises click's BadParameter for anything else."""
     return _number(text, _AGES, "", "a time: write 30d, 12h or 2w")
 
 
@@ -148,7 +148,7 @@ def _number(text: str, units: Mapping[str, float], ending: str, wanted: str) -> 
 
 
 def cache_root(given: Path | None) -> Path:
-    """The folder that was named, else the default one."""
+    """Return the cache folder that was named, else the default one."""
     from md_export.engine.cache import default_root
 
     return given or default_root()

@@ -1,6 +1,6 @@
-"""Two exports of one target, figure by figure: what got worse, and is it more than the newer recipe allows?
+"""Compare two exports of one target, figure by figure, with the regression budget of the newer recipe.
 
-Both are executed and read again: a manifest's word is not enough to pass, and pictures are in no manifest.
+Both are executed and read again: a manifest alone is no proof, and no manifest contains pictures.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Change:
     """One figure of a component, or of the picture, in both exports.
 
     Attributes:
-        worse_by: in the unit of the budget: dB, a share of the old figure, or a count; negative where it improved.
+        worse_by: change in the unit of the budget: dB, a share of the old figure, or a count; negative if it improved.
         at_most: the recipe's budget, from the field ``budget``.
-        within: whether it keeps to that.
+        within: whether the change is within the budget.
     """
 
     component: str
@@ -45,7 +45,7 @@ class Change:
 
     @property
     def spelled(self) -> tuple[str, str, str, str]:
-        """Old and new figure, how much it changed (``+`` is more), and the budget, as text with units."""
+        """Old figure, new figure, change (``+`` is more) and budget, as text with units."""
         if self.figure in ("SNR dB", "PSNR dB"):
             old, new = ("exact" if value >= EXACT_DB else f"{value:.1f}" for value in (self.old, self.new))
             return old, new, f"{self.new - self.old:+.1f} dB", f"-{self.at_most:g} dB"
@@ -56,14 +56,14 @@ class Change:
 
     @property
     def fault(self) -> str | None:
-        """What is wrong, where it is past the budget."""
+        """Error line if the change exceeds the budget, else None."""
         old, new, change, at_most = self.spelled
         line = f"{self.figure} {old} → {new} ({change}), past the recipe's {at_most} ({self.budget})"
         return None if self.within else line
 
 
 def changes_of(old: Snapshot, new: Snapshot, budget: Regression) -> Iterator[Change]:
-    """Every figure that both snapshots have, changed or not."""
+    """Yield every figure that both snapshots have, changed or not."""
     first, second = old.verification.result, new.verification.result
     for was, now in zip(first.components, second.components, strict=True):
         name = was.component
@@ -91,7 +91,7 @@ def _growth(component: str, figure: Figure, old: int, new: int, field: str, budg
 
 
 def _findings(component: str, old: dict[str, int], new: dict[str, int], budget: Regression) -> Change:
-    """A rule that fits less does not pay for another that fits more."""
+    """Compare lint findings rule by rule: fewer findings of one rule do not offset more findings of another."""
     more = sum(max(0, count - old.get(rule, 0)) for rule, count in new.items())
     figure: Figure = "lint findings"
     return _change(component, figure, sum(old.values()), sum(new.values()), more, "new_lint_findings", budget)
@@ -106,7 +106,7 @@ def _change(
 
 @dataclass(frozen=True)
 class Recount:
-    """A stored type, kind of operation or rule of lint that one component has more or less of than before."""
+    """A stored type, kind of operation or lint rule whose count in one component changed."""
 
     component: str
     what: Literal["stored bytes", "ops", "lint"]
@@ -121,12 +121,12 @@ class ExportComparison:
 
     Attributes:
         old, new: names of their recipes.
-        same_checkpoint: both were then judged on the newer one's golden cases, otherwise each on its own.
+        same_checkpoint: if true, both were judged on the newer one's golden cases, otherwise each on its own.
         changes: every figure, changed or not.
-        recounts: what changed inside.
+        recounts: changed counts of stored types, operations and lint rules.
         picture_psnr_db: worst PSNR of the new pictures against the old ones, and over how many ``pictures`` of the same
-            prompt and seed; None where there are none.
-        faults: what verification finds wrong with the new export alone.
+            prompt and seed; None without such pictures.
+        faults: verification failures of the new export alone.
     """
 
     target: str
@@ -141,24 +141,24 @@ class ExportComparison:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """One line for each thing that is too much worse, or that falls short on its own, the component first."""
+        """One line for each figure that exceeds its budget and each verification failure; the component comes first."""
         return (*self.faults, *(f"{item.component}: {item.fault}" for item in self.changes if item.fault))
 
 
 def compare_exports(
     old: Path, new: Path, gpu_limit_s: float | None = None, progress: Callable[[str], None] = lambda _: None
 ) -> ExportComparison:
-    """Hold the export in ``new`` against the one in ``old``, by the budget of the new one's recipe.
+    """Compare the export in ``new`` with the one in ``old``, within the budget of the new one's recipe.
 
     Raises:
-        UsageError: exports of two targets, or of other components.
+        UsageError: the exports differ in target or in components.
         RecipeError: the new export's recipe has no ``[regression]``.
         ArtifactError: an export cannot be read, or ``old`` does not pass verification itself.
-        GoldenError: the golden cases of one are unreadable or altered.
+        GoldenError: the golden cases of an export are unreadable or altered.
     """
     before, after = read_manifest(old), read_manifest(new)
     budget = _budget(before, after)
-    # On one yardstick where there is one.
+    # Judge both exports on the same golden cases if they were made from the same checkpoint.
     golden = new / GOLDEN_FOLDER if before.checkpoint_sha256 == after.checkpoint_sha256 else None
     baseline = judge(old, golden, progress)
     if baseline.result.failures:
@@ -183,7 +183,7 @@ def _budget(before: Manifest, after: Manifest) -> Regression:
 
 
 def compare_snapshots(old: Snapshot, new: Snapshot, budget: Regression) -> ExportComparison:
-    """The comparison itself; both snapshots are of the same target and components."""
+    """Compare two snapshots of the same target and components."""
     before, after = old.verification.manifest, new.verification.manifest
     psnr, count = _picture_against_picture(old.verification, new.verification)
     recounts = (
@@ -213,7 +213,7 @@ def _recounts(what: Literal["stored bytes", "ops", "lint"], old: Counts, new: Co
 
 
 def _picture_against_picture(old: Verification, new: Verification) -> tuple[float | None, int]:
-    """Worst PSNR over the cases that both have, and their number."""
+    """Return the worst PSNR over the cases that both exports have, and the number of these cases."""
     before, after = _pictures(old), _pictures(new)
     shared = [key for key in after if key in before and first_fault(after[key], before[key]) is None]
     if not shared:
@@ -222,6 +222,6 @@ def _picture_against_picture(old: Verification, new: Verification) -> tuple[floa
 
 
 def _pictures(verification: Verification) -> dict[tuple[str, int], Float32]:
-    # strict=False: there is no picture at all where the chain broke off.
+    # strict=False: a verification has no pictures if its chain broke off.
     pairs = zip(verification.golden.cases, verification.pictures, strict=False)
     return {(case.prompt, case.seed): picture for case, picture in pairs}

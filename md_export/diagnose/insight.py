@@ -1,4 +1,4 @@
-"""What explains an export: advice on its artifacts and, beside its checkpoint, the errors of modules and weights."""
+"""Collect what explains an export: lint advice and, given its checkpoint, the errors of modules and weights."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from md_export.targets.lint.report import LintReport
 
 @dataclass
 class Insight:
-    """Of one export; an artifact that cannot be looked into is left out and named in ``failures``.
+    """Explanations of one export; an artifact that cannot be read is left out and named in ``failures``.
 
     Attributes:
-        lint: none where there are no rules for the target.
-        explained: a checkpoint was given; without one there are no ``modules`` and no ``weights``.
+        lint: one report per artifact; empty if the target has no rules.
+        explained: whether a checkpoint was given; without one ``modules`` and ``weights`` are empty.
     """
 
     explained: bool = False
@@ -36,7 +36,7 @@ class Insight:
 
 
 def look_inside(out: Path, checkpoint_dir: Path | None, progress: Callable[[str], None] = lambda _: None) -> Insight:
-    """Read the artifacts of an export and, where its checkpoint is given, follow and audit them.
+    """Read the artifacts of an export and, if its checkpoint is given, compare their modules and weights with it.
 
     Raises:
         ArtifactError: the manifest cannot be read, or the export was made from another checkpoint.

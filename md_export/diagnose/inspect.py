@@ -1,4 +1,4 @@
-"""Parameters, multiply-adds and layer counts of each component, beside the paper's; needs no weights."""
+"""Count parameters, multiply-adds and layers of each component and compare them with the paper; needs no weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONVENTION: Final = (
 class ComponentFigures:
     """One component: parameters, multiply-adds of one call at batch 1, and its layers.
 
-    ``conv_blocks``, ``self_attentions`` and ``cross_attentions`` count the UNet's; 0 elsewhere.
+    ``conv_blocks``, ``self_attentions`` and ``cross_attentions`` count layers of the UNet; 0 for other components.
     """
 
     name: str
@@ -52,7 +52,7 @@ class PaperFigure:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A published number and ours, both in the paper's unit, and by how many percent ours is higher."""
+    """A published number and ours, both in the paper's unit."""
 
     label: str
     ours: float
@@ -60,7 +60,7 @@ class Comparison:
 
     @property
     def percent(self) -> float:
-        """Relative difference to the paper, in percent."""
+        """Relative difference from the paper's number in percent, positive if ours is higher."""
         return 100.0 * (self.ours / self.paper - 1.0)
 
 
@@ -69,7 +69,7 @@ _DECODERS: Final = (
     PaperFigure("lite decoder parameters, M", "vae_decoder", "parameters", 9.8, 1e6),
     PaperFigure("decoder parameters, M", "vae_decoder", "parameters", 39.3, 1e6),
 )
-# By architecture; of MD-Lite the paper gives the layers only.
+# By architecture; for MD-Lite the paper gives only the layers.
 PAPER: Final[Mapping[str, tuple[PaperFigure, ...]]] = {
     "md": (
         PaperFigure("UNet parameters, M", "unet", "parameters", 386, 1e6),
@@ -92,15 +92,15 @@ PAPER: Final[Mapping[str, tuple[PaperFigure, ...]]] = {
         PaperFigure("UNet GMAC without padding taps", "unet", "macs_without_padding", 392, 1e9),
     ),
 }
-# Of our modules and of diffusers', whose classes differ.
+# Paths in our modules and in diffusers', whose classes differ.
 _CONV_BLOCK: Final = re.compile(r"(^|\.)resnets\.\d+$")
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What :func:`inspect_config` finds; ``components`` in the order of COMPONENTS, then an adapter or a ControlNet.
+    """Result of :func:`inspect_config`; ``components`` in the order of COMPONENTS, then an adapter or a ControlNet.
 
-    ``family``: the architecture of :data:`PAPER` that a checkpoint of no name is compared with.
+    ``family``: key of :data:`PAPER` that a checkpoint without a name is compared with.
     """
 
     components: tuple[ComponentFigures, ...]
@@ -108,7 +108,7 @@ class Inspection:
 
     @property
     def whole(self) -> ComponentFigures:
-        """The sums over all components, each called once."""
+        """Sums over all components, each called once."""
         sums = (
             sum(getattr(figures, field) for figures in self.components)
             for field in ("parameters", "macs", "macs_without_padding")
@@ -116,9 +116,10 @@ class Inspection:
         return ComponentFigures(WHOLE, *sums)
 
     def compare(self, arch: str = "md") -> tuple[Comparison, ...]:
-        """Return each number published for ``arch`` beside ours; of the paper's two decoders, the one nearer in size.
+        """Return each number published for ``arch`` beside ours.
 
-        An ``arch`` that the paper does not know is compared with MobileDiffusion itself.
+        The paper has two decoders; the comparison uses the one nearer in size. An ``arch`` that the paper does not list
+        is compared with MobileDiffusion.
         """
         figures = {one.name: one for one in (*self.components, self.whole)}
         rows = [
@@ -134,7 +135,7 @@ def inspect_config(config: ModelConfig) -> Inspection:
     """Return the figures of every component of ``config``, computed on the meta device."""
     config.check()
     family = family_of(config)
-    # The encoder has no part in a figure of the paper.
+    # The paper's figures do not include the encoder.
     optional = [row for row in family.components if row.optional and row.name != family.encoded.node]
     rows = (*family.required, *(row for row in optional if row.needed(config)))
     return Inspection(tuple(_figures(component, config) for component in rows), family.form.name)

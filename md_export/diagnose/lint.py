@@ -1,4 +1,4 @@
-"""Advice on packages: one, or all of an export; each is read, and run on inputs where there are some, in a worker."""
+"""Lint one package or all artifacts of an export; a worker reads each and, given inputs, runs it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from md_export.targets.contract import Lints, Target
 from md_export.targets.lint.judge import judged
 from md_export.targets.lint.report import LintReport
 
-# Of the recipes that store weights in float16: what float16 arithmetic may cost where nothing stricter can be met.
+# Threshold of the recipes that store weights in float16: the budget of float16 arithmetic where no stricter one can
+# be met.
 FLOAT16_BUDGET_DB: Final = 55.0
 
 
@@ -48,13 +49,13 @@ def lint(
     inputs: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[LintReport, ...]:
-    """Judge a package by known rules, and its activations by what float16 holds.
+    """Check a package against known rules, and its activations against the float16 range.
 
     Args:
-        path: a package of any tool, or a folder that md-export wrote; its golden cases are the inputs then.
-        system: whose rules to apply (``iOS18``); the oldest that loads the package if None.
+        path: a package of any tool, or an export folder; the inputs of an export are its golden cases.
+        system: system whose rules apply (``iOS18``); None for the oldest that loads the package.
         inputs: an ``.npz`` file for one package.
-        progress: told of each package.
+        progress: called with a line for each package.
 
     Raises:
         ArtifactError: no readable package or export.
@@ -76,12 +77,12 @@ def lint(
 
 
 def budget_of(manifest: Manifest, entry: ArtifactEntry) -> float:
-    """What an op may lose: the recipe's tolerance, but of a float32 recipe what float16 arithmetic can meet at all."""
+    """Return the least SNR in dB that an op may have: the recipe's threshold, at most :data:`FLOAT16_BUDGET_DB`."""
     return min(manifest.recipe.tolerances[entry.component].snr_db, FLOAT16_BUDGET_DB)
 
 
 def _within(report: LintReport, budget_db: float) -> LintReport:
-    """With its bounds, if it has any, held against a budget."""
+    """Return the report with its bounds, if it has any, compared with a budget."""
     if report.bounds is None:
         return report
     return dataclasses.replace(
@@ -101,7 +102,7 @@ def _no_rules(path: Path) -> UsageError:
 
 
 def _golden_inputs(out: Path, manifest: Manifest, entry: ArtifactEntry) -> list[Arrays]:
-    """Of every golden case that lies in the export; none where there is no such folder."""
+    """Return the inputs of every golden case in the export; empty if the export has no golden folder."""
     if not (out / GOLDEN_FOLDER / INDEX).is_file():
         return []
     return golden_inputs(manifest.recipe, entry, read_golden(out / GOLDEN_FOLDER).cases)

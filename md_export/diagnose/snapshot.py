@@ -1,4 +1,4 @@
-"""Everything about one export that a later one is held against: verdicts, bytes, operations, advice, residency."""
+"""Collect the facts about one export that a later export is compared with: verdicts, bytes, ops, lint, residency."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Counts = dict[str, dict[str, int]]
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What was found in an export, each by component; nothing is taken from the manifest's word.
+    """Facts about an export by component, read from the artifacts and not from the manifest.
 
     Attributes:
-        bytes: of the artifact.
+        bytes: size of the artifact.
         stored: bytes of weights by dtype.
         ops: number of operations by kind.
-        lint: operations by the rule that speaks against them; None where there are no rules for the target.
-        cpu_ops: operations that LiteRT's GPU engine leaves to the CPU; None where it was not asked for.
+        lint: number of operations by the rule that advises against them; None if the target has no rules.
+        cpu_ops: operations that LiteRT's GPU engine leaves to the CPU; None if it was not run.
     """
 
     verification: Verification
@@ -46,13 +46,14 @@ def snapshot(
     gpu_limit_s: float | None,
     progress: Callable[[str], None],
 ) -> Snapshot:
-    """Read what the artifacts of a judged export hold.
+    """Read the artifacts of a verified export.
 
     Args:
-        out: the export, and ``manifest`` what lies in it.
-        verification: the verdict on it.
-        gpu_limit_s: ask the GPU engine too, each attempt stopped after so many seconds.
-        progress: told of each step.
+        out: folder of the export.
+        manifest: manifest of the export.
+        verification: verdict on the export.
+        gpu_limit_s: seconds after which each attempt of the GPU engine is stopped; None to leave that engine out.
+        progress: called with a line for each step.
 
     Raises:
         MdExportError: an artifact cannot be read.
@@ -75,13 +76,13 @@ def snapshot(
 
 
 def _against(report: LintReport) -> dict[str, int]:
-    """How many operations each rule speaks against; a remark on the whole artifact counts as one."""
+    """Count the operations that each rule advises against; a remark on the whole artifact counts as one."""
     fitting = Counter([*(name for op in report.ops for name in op.rules), *report.remarks])
     return {rule.id: fitting[rule.id] for rule in report.rules if rule.verdict != "likely"}
 
 
 def _cpu_ops(out: Path, limit_s: float, progress: Callable[[str], None]) -> dict[str, int]:
-    """An engine that failed has left all of them to the CPU."""
+    """Count the operations left to the CPU by component; all of them if the engine failed."""
     judged = verify_on_gpu(out, None, limit_s, progress)
     runs = {item.component: item.engine for item in judged.components}
     return {name: run.ops if run.resident is None else run.on_cpu for name, run in runs.items()}

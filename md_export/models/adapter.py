@@ -1,6 +1,6 @@
 """T2I-Adapter's encoder (Mou et al., arXiv 2302.08453): a condition picture → one residual for each level of the UNet.
 
-diffusers' ``T2IAdapter`` of the kind ``full_adapter``, module by module, so that its files load as they are.
+Same modules as diffusers' ``T2IAdapter`` of the kind ``full_adapter``, so that its files load unchanged.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class FullAdapter(nn.Module):
 
 
 class T2IAdapter(nn.Module):
-    """``t2i_adapter/``: the condition's encoder."""
+    """Encoder of the condition picture, stored in ``t2i_adapter/``."""
 
     def __init__(self, config: AdapterConfig) -> None:
         super().__init__()
@@ -122,6 +122,6 @@ class T2IAdapter(nn.Module):
 
 
 def residual_shapes(config: AdapterConfig, latent: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """Of the residuals for a latent ``[1, C, h, w]``, the outermost first."""
+    """Return the shapes of the residuals for a latent ``[1, C, h, w]``, the outermost level first."""
     height, width = latent[2:]
     return tuple((1, width_, height >> level, width >> level) for level, width_ in enumerate(config.channels))

@@ -1,7 +1,7 @@
-"""ControlNet (Zhang et al., arXiv 2302.05543) for MobileDiffusion's UNet: a copy of its down path that sees a condition
-picture, too, and gives one residual for each skip connection and one for the innermost map.
+"""ControlNet (Zhang et al., arXiv 2302.05543) for MobileDiffusion's UNet: a copy of its down path that also reads a
+condition picture and returns one residual for each skip connection and one for the innermost map.
 
-Parameters have the names of diffusers' ControlNetModel; those of the down path are the UNet's own.
+Parameters are named as in diffusers' ControlNetModel; those of the down path are named as in the UNet.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _MOST_HALVINGS: Final = 5
 
 @dataclass(frozen=True)
 class ControlNetConfig:
-    """``controlnet/config.json`` beside MobileDiffusion's UNet, whose config says all else; the fields of diffusers.
+    """``controlnet/config.json`` beside MobileDiffusion's UNet, with diffusers' fields; the UNet's config has the rest.
 
-    ``conditioning_channels``: 1 for edges, depth or a sketch, 3 for a picture in colour. Each width of the condition's
-    encoder after the first is reached by halving the picture, until it has the size of a latent.
+    ``conditioning_channels``: 1 for edges, depth or a sketch, 3 for a picture in colour. The condition's encoder halves
+    the picture before each width after the first, until it has the size of a latent.
     """
 
     IGNORED: ClassVar[tuple[str, ...]] = ()
@@ -34,7 +34,7 @@ class ControlNetConfig:
         "controlnet_conditioning_channel_order": "rgb",
         "global_pool_conditions": False,
     }
-    # It takes the UNet's own config.
+    # No fields to compare: this ControlNet is built from the UNet's config.
     OF_UNET: ClassVar[tuple[str, ...]] = ()
 
     conditioning_channels: int = 3
@@ -45,7 +45,7 @@ class ControlNetConfig:
 
 
 def check_condition_encoder(channels: int, widths: tuple[int, ...]) -> None:
-    """Raise :class:`ConfigError` for a condition that nobody has."""
+    """Raise :class:`ConfigError` for a number of channels other than 1 or 3, or for too many ``widths``."""
     if channels not in (1, 3):
         raise ConfigError(f"conditioning_channels={channels}: a condition picture has 1 or 3 channels")
     if len(widths) > _MOST_HALVINGS + 1:
@@ -55,7 +55,7 @@ def check_condition_encoder(channels: int, widths: tuple[int, ...]) -> None:
 
 
 class ConditionEncoder(nn.Module):
-    """3×3 convolutions with swish, every second of stride 2; the last begins as zeros."""
+    """3×3 convolutions with swish, every second one with stride 2; the last is initialized to zeros."""
 
     def __init__(self, channels: int, widths: tuple[int, ...], c_out: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class ConditionEncoder(nn.Module):
 
 
 class MDControlNet(DownPath):
-    """``controlnet/``: what it gives goes into :class:`MDUNet` as its residuals."""
+    """ControlNet stored in ``controlnet/``; its outputs are the residuals of :class:`MDUNet`."""
 
     def __init__(self, config: ControlNetConfig, unet: MDUNetConfig) -> None:
         super().__init__(unet, unet.in_channels)
@@ -91,10 +91,10 @@ class MDControlNet(DownPath):
     def forward(
         self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, condition: Tensor
     ) -> tuple[Tensor, ...]:
-        """What is added to the UNet's skip connections and, the last, to its innermost map.
+        """Return the residuals for the UNet's skip connections and, last, for its innermost map.
 
         Args:
-            sample, timestep, encoder_hidden_states: what the UNet takes, batch B.
+            sample, timestep, encoder_hidden_states: inputs of the UNet, batch B.
             condition: ``[1, conditioning_channels, H, W]`` in [0, 1], or B of them.
         """
         emb = self.time_embedding(timestep)
@@ -105,7 +105,7 @@ class MDControlNet(DownPath):
 
 
 def _zero(conv: nn.Conv2d) -> nn.Conv2d:
-    """What is added begins as nothing, so that training begins with the UNet as it is."""
+    """Set a convolution to zeros, so that training starts from the unchanged UNet, and return it."""
     assert conv.bias is not None  # noqa: S101 (made here)
     nn.init.zeros_(conv.weight)
     nn.init.zeros_(conv.bias)
@@ -113,14 +113,14 @@ def _zero(conv: nn.Conv2d) -> nn.Conv2d:
 
 
 def skip_widths(unet: MDUNetConfig) -> tuple[int, ...]:
-    """Channels of the UNet's skip connections, the outermost first."""
+    """Return the channels of the UNet's skip connections, the outermost first."""
     c1, c2, c3 = unet.block_out_channels
     outer = (c1, c1, c1, c2)
     return outer if unet.unified_inner else (*outer, c2, c3, c3)
 
 
 def skip_shapes(unet: MDUNetConfig, latent: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    """Of what is added for a latent ``[1, C, h, w]``: to each skip connection, then to the innermost map."""
+    """Return the residuals' shapes for a latent ``[1, C, h, w]``: each skip connection, then the innermost map."""
     height, width = latent[2:]
     halvings = (0, 0, 1, 1) if unet.unified_inner else (0, 0, 1, 1, 2, 2, 2)
     pairs = [*zip(skip_widths(unet), halvings, strict=True), (unet.block_out_channels[-1], unet.halvings)]

@@ -1,4 +1,4 @@
-"""Stable Diffusion's ControlNet: diffusers' own module, built from a config of which every field is known here."""
+"""Stable Diffusion's ControlNet: diffusers' module, built from a config whose fields are all known here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from md_export.models.diffusers_unet import PLAIN, DiffusersUNetConfig
 from md_export.system.quiet_imports import import_quietly
 
 CONTROLNET_CLASS: Final = "ControlNetModel"
-# Of the UNet's fields with one value those that a ControlNet has, too, and its own.
+# Fields with only one supported value: those that a ControlNet shares with the UNet, and those that only it has.
 PLAIN_CONTROLNET: Final[Mapping[str, Any]] = {
     **{
         name: PLAIN[name]
@@ -43,7 +43,7 @@ PLAIN_CONTROLNET: Final[Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class DiffusersControlNetConfig:
-    """``controlnet/config.json`` of diffusers' ControlNetModel; defaults are its own."""
+    """``controlnet/config.json`` of diffusers' ControlNetModel, with the same defaults."""
 
     IGNORED: ClassVar[tuple[str, ...]] = ("addition_embed_type_num_heads",)
     REQUIRED: ClassVar[Mapping[str, Any]] = PLAIN_CONTROLNET
@@ -73,15 +73,17 @@ class DiffusersControlNetConfig:
 
     def __post_init__(self) -> None:
         check_condition_encoder(self.conditioning_channels, self.conditioning_embedding_out_channels)
-        # What the UNet's config refuses of these fields is wrong here, too.
+        # Check the shared fields with the UNet's config class: values that it refuses are wrong here too.
         shared = {field.name for field in dataclasses.fields(DiffusersUNetConfig)} & set(dataclasses.asdict(self))
         up = ("CrossAttnUpBlock2D",) * len(self.down_block_types)
         DiffusersUNetConfig(**{name: getattr(self, name) for name in shared}, up_block_types=up)
 
 
 def build_diffusers_controlnet(config: DiffusersControlNetConfig) -> nn.Module:
-    """``(sample, timestep, encoder_hidden_states, condition [1, C, H, W])`` → one residual for each skip connection of
-    the UNet and, the last, one for its middle. Parameters have the names that diffusers gives them.
+    """Build the ControlNet; its parameters are named as in diffusers.
+
+    ``(sample, timestep, encoder_hidden_states, condition [1, C, H, W])`` → one residual for each skip connection of the
+    UNet and, last, one for its middle.
 
     Raises:
         MissingExtraError: diffusers is not installed.
@@ -94,7 +96,7 @@ def build_diffusers_controlnet(config: DiffusersControlNetConfig) -> nn.Module:
             "'md-export[diffusers]'"
         ) from error
     controlnet: nn.Module = library.ControlNetModel(**dataclasses.asdict(config))
-    # Of diffusers' own answer, a dataclass of a list and a tensor.
+    # diffusers returns a dataclass of a list and a tensor; the hook turns it into a tuple of tensors.
     controlnet.register_forward_hook(_residuals)
     return controlnet
 
@@ -104,7 +106,7 @@ def _residuals(controlnet: nn.Module, args: tuple[Any, ...], out: Any) -> tuple[
 
 
 def controlled_shapes(unet: DiffusersUNetConfig, latent: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    """Of what is added for a latent ``[1, C, h, w]``: to each skip connection of the UNet, then to its middle."""
+    """Return the residuals' shapes for a latent ``[1, C, h, w]``: each skip connection, then the UNet's middle."""
     height, width = latent[2:]
     if not isinstance(unet.layers_per_block, int):
         raise ConfigError("unet/config.json: layers_per_block differs by level; no ControlNet is made for such a UNet")

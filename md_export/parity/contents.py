@@ -1,4 +1,4 @@
-"""What verify finds inside an artifact, whatever its outputs look like."""
+"""Checks of an artifact's contents that do not depend on its outputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from md_export.targets.contract import Description
 
 
 def note_faults(manifest: Manifest, entry: ArtifactEntry, notes: Mapping[str, str]) -> list[Fault]:
-    """What the artifact itself says of its origin, which hashes made anew cannot hide."""
+    """Check the origin in the artifact's metadata, which recomputed hashes of the files cannot hide."""
     made_from, component = notes.get("source_sha256"), notes.get("component")
     if made_from is None or component is None:
         lines = ["it does not say which checkpoint and component it was made from; export again"]
@@ -39,7 +39,7 @@ def note_faults(manifest: Manifest, entry: ArtifactEntry, notes: Mapping[str, st
 
 
 def surface_faults(entry: ArtifactEntry, given: Arrays, wanted: Arrays) -> list[Fault]:
-    """Whether an app that reads shapes and dtypes from the manifest is told the truth; ``wanted``: the outputs."""
+    """Check the manifest's shapes and dtypes against real inputs (``given``) and outputs (``wanted``)."""
     values = [(spec, given[spec.name]) for spec in entry.inputs]
     values += [(spec, wanted[spec.name]) for spec in entry.outputs]
     return [
@@ -54,7 +54,7 @@ def surface_faults(entry: ArtifactEntry, given: Arrays, wanted: Arrays) -> list[
 
 
 def claim_faults(out: Path, entry: ArtifactEntry, scheme: QuantScheme, found: Description) -> list[Fault]:
-    """What the manifest says of the artifact that the artifact itself, or the recipe beside it, contradicts."""
+    """Check the manifest's claims about the artifact against the artifact itself and the recipe."""
     pairs = (
         ("bytes", entry.bytes, bytes_of_artifact(artifact_path(out, entry))),
         ("stored bytes", entry.stored, found.stored),
@@ -69,12 +69,12 @@ def claim_faults(out: Path, entry: ArtifactEntry, scheme: QuantScheme, found: De
     ]
 
 
-# Share of a sparse weight that it may keep beyond what was asked for: equal magnitudes, biases beside it.
+# Share of a sparse weight that may be kept beyond the requested share: equal magnitudes, and biases that stay dense.
 SPARSITY_SLACK: Final = 0.1
 
 
 def stored_faults(entry: ArtifactEntry, scheme: QuantScheme, found: Description) -> list[Fault]:
-    """What the file itself holds: no NaN that arithmetic might hide, and no "int8" that is float inside."""
+    """Check the stored weights: no NaN that arithmetic might hide, and no "int8" that is really float."""
     faults = [Fault(Check.CONSTANTS, f"NaN or Inf in the stored weight {name}") for name in found.not_finite[:3]]
     return faults + [Fault(Check.STORED, line) for line in _type_faults(entry, scheme, found)]
 
@@ -85,7 +85,7 @@ def _type_faults(entry: ArtifactEntry, scheme: QuantScheme, found: Description) 
     asked = {stored_type(weights): weights for weights in scheme.all_weights}
     wanted = sum(counts.get(dtype, 0.0) for dtype in asked)
     share = wanted / (sum(counts.values()) or 1.0)
-    # Where a rule asks for float, too, floats alone would be all that was asked for.
+    # If the scheme also requests float for some weights, floats alone must not satisfy the whole request.
     narrow = {dtype: weights for dtype, weights in asked.items() if not dtype.startswith("float")}
     faults = []
     if share <= 0.5:
@@ -101,6 +101,6 @@ def _type_faults(entry: ArtifactEntry, scheme: QuantScheme, found: Description) 
 
 
 def _bits(dtype: str) -> int:
-    """Of one element; ``float16`` → 16, ``uint4`` → 4; 8 for ``bool``."""
+    """Return the bits of one element: ``float16`` → 16, ``uint4`` → 4; 8 for ``bool``."""
     digits = dtype.lstrip(ascii_letters)
     return int(digits) if digits else 8

@@ -1,4 +1,4 @@
-"""Every TFLite artifact of an export on LiteRT's GPU engine: is all of it on the GPU, and is it right there?"""
+"""Run every TFLite artifact of an export on LiteRT's GPU engine; check that all ops run there and compute correctly."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from md_export.targets.tflite.gpu.residency import OpFinding, finding_of, refuse
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched.
+    """A search for the op that the GPU engine refuses or computes wrongly.
 
     Attributes:
-        path: a .tflite file that the engine executes badly.
+        path: a .tflite file on which the engine fails or computes wrongly.
         inputs: one set of inputs for it.
-        least_snr_db: what the engine's results must have against XNNPACK's on the same ops.
-        limit_s: seconds for each attempt.
-        failing: whether the engine fails on the file; else its numbers are wrong.
+        least_snr_db: least SNR in dB of the engine's outputs against XNNPACK's on the same ops.
+        limit_s: time limit of each attempt in seconds.
+        failing: whether the engine fails on the file; otherwise its outputs are wrong.
     """
 
     path: Path
@@ -38,9 +38,9 @@ class Search:
 
 
 def first_bad_op(search: Search, progress: Callable[[str], None]) -> OpFinding | None:
-    """The first op from which on the engine does badly.
+    """Find the first op from which on the engine fails or computes wrongly.
 
-    None where it does as XNNPACK does on the whole graph: then it is the file that is not what it is judged by.
+    Returns None if the engine matches XNNPACK on the whole graph: then the file itself differs from its reference.
     """
     ops = graph_ops(search.path)
     good, bad = 0, len(ops)
@@ -59,16 +59,16 @@ def first_bad_op(search: Search, progress: Callable[[str], None]) -> OpFinding |
 
 
 def _trouble(search: Search, count: int) -> str | None:
-    """What is wrong with the first ``count`` ops; None if nothing that is searched for."""
+    """Return what is wrong with the first ``count`` ops; None if the fault of this search is not among them."""
     run = execute_on_gpu(search.path, [search.inputs], search.limit_s, ops=count)
     if search.failing:
-        # What XNNPACK does not run either is not the engine's fault.
+        # If XNNPACK cannot run the ops either, the fault is not the engine's.
         return words_of(run) if run.reference else None
     return _deviation(run, search.least_snr_db)
 
 
 def words_of(run: GpuExecution) -> str | None:
-    """The engine's own words on a failure; None if there was none."""
+    """Return the engine's message about a failure; None without a failure."""
     if run.failure is None:
         return None
     return "; ".join(read_log(run.log).trouble) or run.failure
@@ -86,9 +86,9 @@ def _deviation(run: GpuExecution, least_snr_db: float) -> str | None:
     return None
 
 
-# Findings that a one-line fault spells out; a table has them all.
+# Number of findings in a one-line fault; a table lists all.
 _SPELLED_OUT = 3
-# Where no op is to blame, for an engine that is wrong and for one that fails.
+# Messages if no op is to blame: for wrong outputs, and for a failing engine.
 _NOBODY = (
     "XNNPACK computes the same: it is the file that falls short",
     "no op is to blame: XNNPACK does not run it either, or a second attempt did not fail",
@@ -97,14 +97,14 @@ _NOBODY = (
 
 @dataclass(frozen=True)
 class GpuDetails:
-    """How the GPU engine executed one artifact.
+    """Result of one artifact on the GPU engine.
 
     Attributes:
-        adapter: device on which the engine ran.
-        resident: every op runs on the GPU; None where the engine failed.
-        ops, on_cpu: ops of the graph, and those that the engine left to the CPU.
+        adapter: device that the engine ran on.
+        resident: whether every op runs on the GPU; None if the engine failed.
+        ops, on_cpu: number of ops in the graph, and of those that the engine left to the CPU.
         findings: the ops to blame.
-        compile_seconds, run_seconds: of the compilation, and of one execution on the average.
+        compile_seconds, run_seconds: time of the compilation, and average time of one execution.
     """
 
     adapter: str
@@ -119,7 +119,7 @@ class GpuDetails:
 def verify_on_gpu(
     out: Path, golden_dir: Path | None, limit_s: float, progress: Callable[[str], None] = lambda _: None
 ) -> Verdict[GpuDetails]:
-    """Judge a TFLite export in ``out`` as the GPU engine executes it, each attempt stopped after ``limit_s`` seconds.
+    """Verify a TFLite export in ``out`` on the GPU engine; each attempt is stopped after ``limit_s`` seconds.
 
     Raises:
         ArtifactError: the manifest is unreadable, or an artifact is missing.
@@ -170,7 +170,7 @@ def _refusal_faults(run: GpuExecution, log: EngineLog, count: int, findings: tup
 
 
 def run_on_gpu(path: Path, inputs: Arrays, limit_s: float) -> tuple[dict[str, Array], str]:
-    """Execute one .tflite file once, and say how much of it ran on the GPU.
+    """Execute one .tflite file once; return its outputs and a text that states how much of it ran on the GPU.
 
     Raises:
         MissingExtraError: there is no Vulkan driver.

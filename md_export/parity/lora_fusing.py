@@ -1,4 +1,4 @@
-"""LoRAs fused into a checkpoint's weights, compared with LoRAs beside them."""
+"""Compare LoRAs fused into a checkpoint's weights with LoRAs applied beside the weights."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from md_export.parity.metrics import compare
 from md_export.spec.manifest import AddedLora
 from md_export.spec.tensors import Array
 
-# Float32 adds W·x + s·up(down·x) in another order than (W + s·up·down)·x: 120 to 135 dB over all layers.
+# Rounding: float32 adds W·x + s·up(down·x) in another order than (W + s·up·down)·x, 120 to 135 dB over all layers.
 _LEAST_SNR_DB: Final = 95.0
 
 
 def added_loras(checkpoint: Checkpoint) -> tuple[AddedLora, ...]:
-    """What the manifest says of a checkpoint's LoRAs."""
+    """Return a checkpoint's LoRAs as the manifest records them."""
     of = checkpoint.loras_by_component()
     return tuple(
         AddedLora(lora.name, hash_of_file(lora.path), lora.factor, tuple(name for name in of if lora in of[name]))
@@ -34,7 +34,7 @@ def added_loras(checkpoint: Checkpoint) -> tuple[AddedLora, ...]:
 
 
 def check_fusing(checkpoint: Checkpoint, case: GoldenCase, progress: Callable[[str], None]) -> None:
-    """Run each component that LoRAs change on a golden case's inputs, with them in its weights and beside them.
+    """Compare each component that LoRAs change on a golden case's inputs: LoRAs fused into its weights or beside them.
 
     Raises:
         ParityError: the two differ by more than float32 rounding.
@@ -58,7 +58,7 @@ def check_fused(
     what: str,
     progress: Callable[[str], None],
 ) -> None:
-    """Raise ParityError where ``fused`` does not give what ``base`` gives with ``changes`` beside its weights."""
+    """Raise ParityError if ``fused`` differs from ``base`` with ``changes`` applied beside its weights."""
     with torch.no_grad(), beside(base, changes):
         wanted: Array = base(*inputs).numpy()
     with torch.no_grad():

@@ -1,6 +1,6 @@
-"""How far a value is from its reference. Everything in float64; peak and range come from the reference alone.
+"""Metrics of a value against its reference. All are computed in float64; peak and range come only from the reference.
 
-A metric never repairs its input: NaN and Inf are for :func:`first_fault` to reject before any figure is computed.
+A metric never repairs its input: :func:`first_fault` rejects NaN and Inf before any metric is computed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from md_export.spec.tensors import Array
 
 
 class Check(StrEnum):
-    """The checks of the gate, which docs/parity.md describes; the value is the word that tables show."""
+    """Checks of a verification, described in docs/parity.md; the value is the word that tables show."""
 
     MANIFEST = "manifest"
     GOLDEN = "golden files"
@@ -37,29 +37,29 @@ class Check(StrEnum):
 
 
 class Fault(str):
-    """One line of text that says what is wrong, and the check that wrote it."""
+    """One line of text that describes a failure, with the check that found it."""
 
     check: Check
 
     def __new__(cls, check: Check, text: str) -> Fault:
-        """``text`` is what a user reads."""
+        """Create a fault of ``check``; the user reads ``text``."""
         line = super().__new__(cls, text)
         line.check = check
         return line
 
     def of(self, what: str) -> Fault:
-        """The same, with what it is about put before it."""
+        """Return the same fault with its subject ``what`` put before the text."""
         return Fault(self.check, f"{what}: {self}")
 
 
-# float64 JSON has no infinity: equal bit for bit is reported as this many dB.
+# JSON has no infinity: values that are equal bit for bit are reported as this many dB.
 EXACT_DB = 999.0
-# An error of more than this has no number.
+# Errors above this cannot be represented in float64.
 _LARGEST = float(np.finfo(np.float64).max)
 
 
 def first_fault(value: Array, reference: Array) -> Fault | None:
-    """What makes ``value`` incomparable (shape, dtype, NaN, Inf), or None."""
+    """Return the first fault (shape, dtype, NaN, Inf) that prevents a comparison, or None."""
     if value.shape != reference.shape:
         return Fault(Check.SHAPE, f"shape {list(value.shape)} instead of {list(reference.shape)}")
     if value.dtype != reference.dtype:
@@ -75,14 +75,14 @@ def first_fault(value: Array, reference: Array) -> Fault | None:
 
 
 def compare(value: Array, reference: Array) -> Parity:
-    """All figures of one finite tensor that holds values against a finite reference of the same shape.
+    """Return all figures of one finite non-empty tensor against a finite reference of the same shape.
 
-    SNR is the reference's power over the error's; PSNR takes the reference's largest magnitude as peak.
+    SNR is the ratio of the reference's power to the error's; PSNR uses the reference's largest magnitude as its peak.
     """
     got, want = value.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
     with np.errstate(over="ignore"):
         largest = min(float(np.max(np.abs(got - want))), _LARGEST)
-    # By a power of two, which changes no digit: squares of values up to 1 do not overflow, and ratios stay.
+    # Scale by a power of two, which changes no digit: squares of values up to 1 do not overflow, and ratios stay.
     exponent = int(np.frexp(max(np.max(np.abs(got)), np.max(np.abs(want))))[1])
     got, want = np.ldexp(got, -exponent), np.ldexp(want, -exponent)
     error = got - want
@@ -96,9 +96,9 @@ def compare(value: Array, reference: Array) -> Parity:
 
 
 def snr_db(value: Array, reference: Array) -> float:
-    """Of one tensor against a finite reference of the same shape; :data:`EXACT_DB` below zero where it is not finite.
+    """Return the SNR in dB of a tensor against a finite reference of the same shape; -:data:`EXACT_DB` if not finite.
 
-    For finding where numbers go wrong; a gate asks :func:`first_fault` first.
+    Use it to search for errors; a verification calls :func:`first_fault` first.
     """
     want = reference.astype(np.float64).ravel()
     noise = float(np.mean((value.astype(np.float64).ravel() - want) ** 2))
@@ -106,7 +106,7 @@ def snr_db(value: Array, reference: Array) -> float:
 
 
 def worst(figures: list[Parity]) -> Parity:
-    """The least favourable value of each figure; ``figures`` must not be empty."""
+    """Return the least favourable value of each figure; ``figures`` must not be empty."""
     return Parity(
         snr_db=min(item.snr_db for item in figures),
         psnr_db=min(item.psnr_db for item in figures),
@@ -118,7 +118,7 @@ def worst(figures: list[Parity]) -> Parity:
 def _decibel(signal: float, noise: float) -> float:
     if noise == 0.0:
         return EXACT_DB
-    # A zero reference met by a nonzero value is as wrong as can be.
+    # A nonzero value against a zero reference gets the lowest figure.
     ratio = signal / noise
     return min(max(float(10.0 * np.log10(ratio)), -EXACT_DB), EXACT_DB) if ratio > 0.0 else -EXACT_DB
 

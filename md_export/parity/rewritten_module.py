@@ -1,4 +1,4 @@
-"""The torch module that an artifact is made from: the checkpoint's, with the recipe's rewrites and layout."""
+"""Build the torch module that an artifact is made from: the checkpoint's, with the recipe's rewrites and layout."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from md_export.targets.quantization.adjust import adjust_weights
 
 @dataclass(frozen=True)
 class Rewritten:
-    """One component as it is lowered.
+    """A component in the form that is lowered.
 
     Attributes:
-        module: eval mode, float32; positional inputs in the order of ``inputs``, a single tensor or a tuple out.
-        inputs, outputs: what an artifact made of it takes and gives.
-        records: the rewrites that were applied.
+        module: in eval mode and float32; positional inputs in the order of ``inputs``, output a tensor or a tuple.
+        inputs, outputs: specifications of an artifact made from it.
+        records: rewrites that were applied.
     """
 
     component: str
@@ -49,28 +49,28 @@ class Rewritten:
     records: tuple[RewriteRecord, ...]
 
     def inputs_of(self, case: GoldenCase) -> Arrays:
-        """A golden case's inputs as the artifact takes them."""
+        """Return a golden case's inputs under the artifact's names and in its layout."""
         return inputs_of(self.recipe, self, case)
 
     def output_of(self, case: GoldenCase) -> Array:
-        """What the golden case says that must come out; of several outputs all in a row, as :func:`joined`."""
+        """Return a golden case's expected output; several outputs become one array, see :func:`joined`."""
         return output_of(self.recipe, self, case)
 
     def run(self, inputs: Arrays) -> Array:
-        """Execute the torch module once; of several outputs all in a row."""
+        """Execute the torch module once and return its output; several outputs become one array, see :func:`joined`."""
         with torch.no_grad():
             made = self.module(*(torch.from_numpy(inputs[spec.name]) for spec in self.inputs))
         values = made if isinstance(made, tuple) else (made,)
         return joined({spec.name: value.numpy() for spec, value in zip(self.outputs, values, strict=True)})
 
     def snr_db(self, case: GoldenCase) -> float:
-        """Of the torch module against the golden output, the worst of the case's calls."""
+        """Return the torch module's worst SNR in dB against the golden output, over the case's calls."""
         calls = case.calls(self.component)
         return min(compare(self.run(self.inputs_of(call)), self.output_of(call)).snr_db for call in calls)
 
 
 def rewritten(checkpoint: Checkpoint, name: str, recipe: Recipe) -> Rewritten:
-    """Build one component of ``checkpoint`` as ``recipe`` wants it.
+    """Build one component of ``checkpoint`` with the rewrites and layout of ``recipe``.
 
     Raises:
         RewriteError: a rewrite is refused, or fires nowhere.
@@ -89,7 +89,7 @@ def rewritten(checkpoint: Checkpoint, name: str, recipe: Recipe) -> Rewritten:
 
 
 def guided(component: Component, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-    """Inputs or outputs with the empty prompt beside the prompt: batch 2 but for the one timestep and condition."""
+    """Return inputs or outputs for the empty prompt beside the prompt: batch 2, except for inputs that both share."""
     return tuple(
         spec if component.is_shared(spec.name) else dataclasses.replace(spec, shape=(2, *spec.shape[1:]))
         for spec in specs
@@ -99,7 +99,7 @@ def guided(component: Component, specs: tuple[TensorSpec, ...]) -> tuple[TensorS
 def surface(
     component: Component, config: ModelConfig, records: tuple[RewriteRecord, ...]
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Inputs and outputs of a rewritten component: a rewrite may fold an input away or rename the output."""
+    """Return a rewritten component's inputs and outputs: a rewrite may fold an input away or rename the output."""
     rewrites = [REWRITES[record.name] for record in records if record.fired]
     dropped = {name for rewrite in rewrites for name in rewrite.drops}
     outputs = component.output_specs(config)
@@ -109,7 +109,7 @@ def surface(
 
 
 def lowered_part(checkpoint: Checkpoint, component: str, recipe: Recipe, golden: Path) -> Rewritten:
-    """The torch module whose weights an artifact of the recipe stores; ``golden``: the export's golden cases.
+    """Build the torch module whose weights an artifact of the recipe stores; ``golden``: the export's golden cases.
 
     Raises:
         RewriteError: a rewrite is refused, or fires nowhere.
@@ -126,9 +126,9 @@ def lowered_part(checkpoint: Checkpoint, component: str, recipe: Recipe, golden:
 
 
 def adjust(part: Rewritten, target: Target, calibration: Sequence[Arrays]) -> tuple[str, ...]:
-    """Change the part's module in place as its scheme's rounding asks; nothing where it asks for none.
+    """Adjust the weights of the part's module in place for its scheme's rounding; no change if the scheme needs none.
 
-    The same module, calibration inputs and versions give the same weights: an audit makes them again.
+    The same module, calibration inputs and versions give the same weights, so an audit can compute them again.
 
     Returns:
         Paths of the modules that changed.
@@ -141,7 +141,7 @@ def adjust(part: Rewritten, target: Target, calibration: Sequence[Arrays]) -> tu
 
 
 def storages(part: Rewritten, target: Target) -> dict[str, WeightStorage]:
-    """How the target stores the weight of each module of the part that does not stay float, by module path."""
+    """Return the storage of each module's weight in the target, by module path, without modules that stay float."""
     scheme = part.recipe.schemes[part.component]
     found = {
         path: target.weight_storage(path, layer, scheme.for_module(path))

@@ -14,7 +14,7 @@ from md_export.report.verdicts import parity_cells
 
 
 def markdown_page(results: Sequence[tuple[str, Verdict]]) -> str:
-    """One heading and parity table for each (name, result), what falls short first."""
+    """Return one heading and parity table for each (name, result), failed results first."""
     ordered = sorted(results, key=lambda item: item[1].passed)
     return "\n".join(line for name, result in ordered for line in _section(name, result))
 
@@ -27,12 +27,12 @@ def _section(name: str, result: Verdict) -> Iterator[str]:
 
 
 def heading(name: str, passed: bool, good: str, bad: str) -> str:
-    """A heading that ends in the verdict."""
+    """Return a Markdown heading that ends with the verdict."""
     return f"### {safe(name)}: {good if passed else f'**{bad}**'}"
 
 
 def markdown_table(cells: Cells) -> Iterator[str]:
-    """Lines of a pipe table, figures to the right."""
+    """Yield the lines of a Markdown table, with figures aligned to the right."""
     yield f"| {' | '.join(cells.head)} |"
     yield "|---" + "|---:" * (len(cells.head) - 1) + "|"
     for row in cells.rows:
@@ -40,17 +40,17 @@ def markdown_table(cells: Cells) -> Iterator[str]:
 
 
 def safe(text: str) -> str:
-    """Text that ends no cell, starts no element and stays on its line."""
+    """Escape text so that it ends no table cell, starts no HTML element and stays on one line."""
     return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
-# What XML 1.0 has no way to write.
+# Characters that XML 1.0 cannot represent.
 _UNWRITABLE: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(frozen=True)
 class Suite:
-    """What was judged together: (name, faults) of each case."""
+    """A JUnit test suite: (name, faults) of each case."""
 
     name: str
     classname: str
@@ -58,12 +58,12 @@ class Suite:
 
 
 def junit_xml(results: Sequence[tuple[str, Verdict]]) -> str:
-    """One suite for each (name, result), one case per component and one for the picture."""
+    """Return JUnit XML with one suite for each (name, result), one case per component and one for the picture."""
     return junit_of([_suite(name, result) for name, result in results])
 
 
 def junit_of(suites: Sequence[Suite]) -> str:
-    """The file, as the schema junit-10 of Jenkins' xUnit plugin wants it."""
+    """Return the XML file of the suites, valid in the junit-10 schema of Jenkins' xUnit plugin."""
     root = Element("testsuites")
     for suite in suites:
         failures = sum(bool(faults) for _, faults in suite.cases)
@@ -88,13 +88,14 @@ def _text(value: str) -> str:
     return _UNWRITABLE.sub("�", value)
 
 
-# What ends a command, or one of its properties; the percent sign first, since it begins the others.
+# Escapes for characters that end a command or one of its properties; the percent sign comes first, since the other
+# escapes start with it.
 _DATA: Final = (("%", "%25"), ("\r", "%0D"), ("\n", "%0A"))
 _PROPERTY: Final = (*_DATA, (":", "%3A"), (",", "%2C"))
 
 
 def error_annotations(title: str, failures: Iterable[str], file: str) -> Iterator[str]:
-    """One ``::error`` line for each failure, shown at ``file``, whose path is from the root of the repository."""
+    """Yield one ``::error`` line for each failure, shown at ``file``, a path from the root of the repository."""
     for failure in failures:
         where = f"file={_escaped(file, _PROPERTY)},title={_escaped(title, _PROPERTY)}"
         yield f"::error {where}::{_escaped(failure, _DATA)}"

@@ -1,4 +1,4 @@
-"""An estimate as tables for the terminal."""
+"""Show an estimate as tables for the terminal."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _MOST: Final = 6
 
 
 def estimate_tables(found: Estimate) -> tuple[Table | str, ...]:
-    """Components beside their floors, where the time goes, and what to change."""
+    """Return tables of the components with their lower bounds, of where the time goes, and of possible changes."""
     return (_components(found), caution(found), _places(found), *_changes(found))
 
 
 def caution(found: Estimate) -> str:
-    """What the figures are worth, in two sentences."""
+    """Return two sentences on how reliable the figures are."""
     return (
         f"Estimates, not measurements. {found.rows} published latencies on {found.unit}, each estimated without "
         f"itself: half of them within a factor of {found.typical_factor:.2f}, four of five within "

@@ -1,4 +1,4 @@
-"""What a lint said, as terminal tables."""
+"""Show lint reports as tables for the terminal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LEGEND: Final = (
 
 
 def bound_tables(report: LintReport) -> Iterator[Table | str]:
-    """By precision; the ops with a finding; what the findings mean."""
+    """Yield a table by precision, a table of the ops with a finding, and explanations of the findings."""
     bounds = report.bounds or ()
     yield _precisions(report, bounds)
     if any(bound.rules for bound in bounds):
@@ -38,7 +38,7 @@ def bound_tables(report: LintReport) -> Iterator[Table | str]:
 
 
 def emulated(found_db: float, budget_db: float | None) -> str:
-    """What the whole artifact makes of float16 values."""
+    """Return a line on the SNR of the whole artifact emulated with float16 values, compared with the budget."""
     if found_db < 0:
         return "emulated with float16 values and float32 sums: its outputs are not finite, or nothing is left of them"
     verdict = "" if budget_db is None else f", {'within' if found_db >= budget_db else 'NOT within'} {budget_db:g} dB"
@@ -92,7 +92,7 @@ CAUTION: Final = "Advice from known rules. Where an operation really runs, only 
 
 
 def lint_tables(reports: Iterable[LintReport]) -> Iterator[Table | str]:
-    """A summary of all packages; for each its rules, worst operations and what float16 does to it; the sources."""
+    """Yield a summary of all packages; for each its rules, worst operations and float16 results; then the sources."""
     reports = tuple(reports)
     yield _summary(reports)
     for report in reports:
@@ -109,7 +109,7 @@ def lint_tables(reports: Iterable[LintReport]) -> Iterator[Table | str]:
 
 
 def rule_table(rules: Iterable[Rule], hazards: Iterable[HazardRule], version: int) -> Table:
-    """The rule file itself."""
+    """Return a table of all rules in a rule file."""
     rows: list[tuple[str, ...]] = []
     for rule in rules:
         systems = f"{rule.since or ''}…{rule.until or ''}" if rule.since or rule.until else "all"
@@ -120,7 +120,7 @@ def rule_table(rules: Iterable[Rule], hazards: Iterable[HazardRule], version: in
 
 
 def source_lines(rules: Iterable[Rule | HazardRule]) -> Iterator[str]:
-    """One line per page that a rule stands on."""
+    """Return one line for each source page, with the rules based on it."""
     pages: dict[str, list[str]] = {}
     for rule in rules:
         names = pages.setdefault(rule.source, [])
@@ -165,7 +165,7 @@ def _worst(report: LintReport) -> Table:
 
 
 def _hazards(report: LintReport) -> Table:
-    """The largest values first, those with a finding before the others."""
+    """Return a table of the worst float16 values: by number of overflows, then by magnitude."""
     hazards = report.hazards or ()
     faults = sum("overflow" in item.rules for item in hazards)
     title = f"{report.file}: {len(hazards)} float16 values on real activations, {faults} overflow"
@@ -182,7 +182,7 @@ def _hazard_cells(item: Hazard) -> tuple[str, ...]:
 
 
 def _findings(report: LintReport, values: Sequence[Hazard | Float16Bound]) -> Iterator[str]:
-    """What each finding means, on how many values it was made, and what to do about each kind of operation."""
+    """Yield what each finding means, the number of values that have it, and advice for each kind of operation."""
     for rule in report.hazard_rules:
         kinds = Counter(value.kind for value in values if rule.id in value.rules)
         if kinds:

@@ -1,4 +1,4 @@
-"""Verified exports as one self-contained HTML page: it opens from disk, without a network."""
+"""Write verified exports as one self-contained HTML page that opens from disk, without a network."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _WORST_WEIGHTS: Final = 10
 
 @dataclass(frozen=True)
 class Part:
-    """Of one artifact: a line that says what was found, plots, and tables under their titles."""
+    """Section about one artifact: a line with the result, advice, plots, and tables with titles."""
 
     component: str
     line: str
@@ -46,7 +46,7 @@ class Part:
 
 
 def module_parts(found: Insight) -> Iterator[Part]:
-    """Error of each module along the network, largest magnitudes, hops, and the worst modules."""
+    """Yield each artifact's module errors along the network, largest magnitudes, hops, and worst modules."""
     for one in found.modules:
         leaves = _leaves(one.modules)
         ticks = _ticks([item.path for item in leaves])
@@ -65,7 +65,7 @@ def module_parts(found: Insight) -> Iterator[Part]:
 
 
 def weight_parts(found: Insight) -> Iterator[Part]:
-    """Error of each stored weight along the network, and the worst."""
+    """Yield each artifact's errors of stored weights along the network, and the worst weights."""
     order = {item.path: place for one in found.modules for place, item in enumerate(one.modules)}
     for item in found.weights.components if found.weights else ():
         errors = sorted(item.errors, key=lambda error: order.get(_owner(error.name), len(order)))
@@ -83,7 +83,7 @@ def _weight_plot(component: str, errors: Sequence[WeightError]) -> str:
 
 
 def lint_cells(reports: Sequence[LintReport]) -> Cells:
-    """One row for each rule that speaks against operations, or remarks on them."""
+    """Return one row for each rule that advises against operations or remarks on them."""
     rows = tuple(row for report in reports for row in _lint_rows(report))
     return Cells(("artifact", "rule", "verdict", "ops", "says", "what helps"), rows)
 
@@ -96,19 +96,19 @@ def _lint_rows(report: LintReport) -> Iterator[tuple[str, ...]]:
 
 
 def _leaves(modules: Sequence[ModuleError]) -> list[ModuleError]:
-    """Modules that do the work: none with a part of its own among the others."""
+    """Return the modules that contain none of the other modules."""
     parents = {item.path.rsplit(".", size)[0] for item in modules for size in range(1, item.path.count(".") + 1)}
     return [item for item in modules if item.path and item.path not in parents]
 
 
 def _ticks(paths: Sequence[str]) -> Ticks:
-    """Where each block begins."""
+    """Return the place and name of the first module of each block."""
     blocks: Mapping[str, int] = {_block(path): place for place, path in reversed(list(enumerate(paths)))}
     return sorted((place, name) for name, place in blocks.items())
 
 
 def _block(path: str) -> str:
-    """``down_blocks.1.resnets.0.conv`` → ``down_blocks.1``."""
+    """Return the block of a module path: ``down_blocks.1.resnets.0.conv`` → ``down_blocks.1``."""
     parts = path.split(".")
     numbers = [place for place, part in enumerate(parts) if part.isdigit()]
     return ".".join(parts[: numbers[0] + 1] if numbers else parts[: max(1, len(parts) - 1)])
@@ -137,7 +137,7 @@ _LARGEST_GAIN: Final = 1024
 
 @dataclass(frozen=True)
 class Shown:
-    """One golden case: reference, what the artifacts made, and ``gain`` times their difference, as data URIs."""
+    """One golden case's pictures as data URIs: reference, the artifacts' result, ``gain`` times their difference."""
 
     prompt: str
     seed: int
@@ -149,12 +149,12 @@ class Shown:
 
 
 def html_page(exports: Sequence[tuple[str, Verification, Insight]]) -> str:
-    """A page with one chapter per (name, verification, what explains it)."""
+    """Return an HTML page with one chapter per (name, verification, insight)."""
     environment = Environment(
         loader=PackageLoader("md_export.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters |= {"decibel": decibel, "steps": steps_in_words, "json": _json}
-    # The tables, plots and pictures of a chapter, which the template calls where it has a place for them.
+    # Functions that the template calls for the tables, plots and pictures of a chapter.
     environment.globals |= {
         "artifact_cells": artifact_cells,
         "lint_cells": lint_cells,
@@ -199,12 +199,12 @@ def _shown(verification: Verification) -> Iterator[Shown]:
 
 
 def _gain(largest: float) -> int:
-    """The power of two that brings the largest difference near 1."""
+    """Return the power of two that scales the largest difference to nearly 1."""
     return int(2 ** np.clip(np.floor(-np.log2(max(largest, 1e-9))), 0, np.log2(_LARGEST_GAIN)))
 
 
 def data_uri(picture: Float32) -> str:
-    """A ``[H, W, 3]`` picture in [0, 1] as an inline PNG."""
+    """Encode a ``[H, W, 3]`` picture in [0, 1] as a PNG in a data URI."""
     buffer = io.BytesIO()
     Image.fromarray(to_bytes(picture)).save(buffer, format="PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

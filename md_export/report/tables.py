@@ -1,4 +1,4 @@
-"""Results in, tables out: as cells of plain text, and drawn for a terminal."""
+"""Convert results to tables: as cells of plain text, and drawn for a terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from md_export.targets.contract import Description
 if TYPE_CHECKING:
     from md_export.diagnose.inspect import Inspection
 
-# Beginnings of a verdict.
+# Colours by the start of a verdict.
 _COLOURS: Final = {
     "green": ("ok",),
     "red": ("FAIL", "failed", "broken"),
@@ -28,7 +28,7 @@ _COLOURS: Final = {
 
 
 class Cells(NamedTuple):
-    """A table as text."""
+    """A table of plain text: head and rows."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -37,7 +37,7 @@ class Cells(NamedTuple):
 def drawn(
     title: str, head: Sequence[str], rows: Iterable[Sequence[str]], caption: str | None = None, lines: bool = False
 ) -> Table:
-    """Plain cells as a table for the terminal, verdicts in colour; ``lines`` separate the rows."""
+    """Draw plain cells as a table for the terminal, verdicts in colour; ``lines``: separate the rows by lines."""
     table = Table(title=escape(title), caption=caption, show_lines=lines)
     rows = [tuple(row) for row in rows]
     for place, name in enumerate(head):
@@ -50,7 +50,7 @@ def drawn(
 
 
 def _is_figure(cell: str) -> bool:
-    """Whether a cell may stand in a column of figures, which is set to the right."""
+    """Whether a cell may be in a column of figures, which is aligned to the right."""
     return cell[:1] in "0123456789+-" or cell in ("exact", "not finite")
 
 
@@ -60,14 +60,14 @@ def _coloured(verdict: str) -> str:
 
 
 def said(faults: Sequence[str], brief: bool = False) -> str:
-    """What the column "verdict" says; ``brief``: only how the first fault begins."""
+    """Return the text of the column "verdict"; ``brief``: only the start of the first fault, up to a colon."""
     if not faults:
         return "ok"
     return "FAIL: " + (faults[0].partition(": ")[0] if brief else "; ".join(faults))
 
 
 def decibel(value: float | None) -> str:
-    """One decimal; words at the ends of the scale, "-" for no figure."""
+    """Format decibels with one decimal; words at the ends of the scale, "-" for None."""
     if value is None:
         return "-"
     if value >= EXACT_DB:
@@ -76,17 +76,17 @@ def decibel(value: float | None) -> str:
 
 
 def spelled_shape(shape: Sequence[int | None]) -> str:
-    """``1×2×2×12``; "scalar" for a shape without axes."""
+    """Format a shape as ``1×2×2×12``; "scalar" for a shape without axes."""
     return "×".join(map(str, shape)) or "scalar"
 
 
 def artifact_table(manifest: Manifest) -> Table:
-    """One row per artifact: bytes, stored types, time and memory of the worker that made it."""
+    """Return a table with one row per artifact: bytes, stored types, and time and memory of its worker."""
     return drawn(f"{manifest.recipe.name}: artifacts", *artifact_cells(manifest))
 
 
 def artifact_cells(manifest: Manifest) -> Cells:
-    """The artifact table as plain text."""
+    """Return the cells of the artifact table."""
     head = ("file", "KB", "weights stored as", "ops", "seconds", "peak MB", "rewrites")
     return Cells(head, tuple(_artifact_row(entry) for entry in manifest.artifacts))
 
@@ -108,13 +108,13 @@ def _artifact_row(entry: ArtifactEntry) -> tuple[str, ...]:
 
 
 def console(stderr: bool = False) -> Console:
-    """Standard output or error; wide enough for a table where it is not a terminal."""
+    """Return a console on standard output or error; if it is no terminal, 140 columns wide so that tables fit."""
     stream = sys.stderr if stderr else sys.stdout
     return Console(stderr=stderr) if stream.isatty() else Console(width=140, stderr=stderr)
 
 
 def description_tables(found: Description, title: str) -> tuple[Table, ...]:
-    """What the artifact tells an app; then weights by stored type, and operations."""
+    """Return tables of the artifact's interface and metadata for an app, of weights by stored type, and of ops."""
     inside = [
         (label, kind, f"{count:,}")
         for label, counts in (("stored", found.stored), ("ops", found.ops))
@@ -127,7 +127,7 @@ def description_tables(found: Description, title: str) -> tuple[Table, ...]:
 
 
 def inspection_tables(inspection: Inspection, title: str, arch: str | None) -> tuple[Table | str, ...]:
-    """Figures per component, the paper's beside ours, and how multiply-adds are counted."""
+    """Return figures per component, a comparison with the paper, and a note on how multiply-adds are counted."""
     from md_export.diagnose.inspect import CONVENTION, PAPER
 
     paper = arch if arch is not None and arch in PAPER else inspection.family

@@ -1,4 +1,4 @@
-"""Whoever computes a component: a torch module, or an artifact in its runtime."""
+"""Protocols of objects that compute a component: a torch module, or an artifact in its runtime."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from md_export.spec.tensors import Array, Arrays
 
 
 class Runner(Protocol):
-    """An artifact loaded in its own runtime."""
+    """A component that can be executed, such as an artifact loaded in its runtime."""
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
-        """Execute once. Names, shapes and dtypes are the manifest's.
+        """Execute once and return the outputs; names, shapes and dtypes are those of the manifest.
 
         Raises:
             RuntimeFault: the runtime refused the artifact or the inputs.
@@ -21,8 +21,8 @@ class Runner(Protocol):
 
 @runtime_checkable
 class WatchedRunner(Runner, Protocol):
-    """A runner that sees inside the artifact."""
+    """A runner that also checks values inside the artifact."""
 
     def hazards(self) -> tuple[str, ...]:
-        """What went wrong in the runs so far although the outputs may look right: one line each."""
+        """Return one line for each problem in the runs so far, even if the outputs look right."""
         ...

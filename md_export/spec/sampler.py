@@ -1,4 +1,4 @@
-"""One step, or many: what a recipe asks for, and what an app needs to take them."""
+"""Samplers of one or many steps: the recipe's plan, and the constants that an app needs to run the steps."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _FORBID: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _MOST_STEPS: Final = 1000
 _MOST_TIMESTEPS: Final = 100_000
 _LARGEST_GUIDANCE: Final = 100.0
-# Stable Diffusion's.
+# Default guidance, as in Stable Diffusion.
 USUAL_GUIDANCE: Final = 7.5
-# UNet calls of a walk that a golden case holds, the first and the last among them.
+# Number of UNet calls that a golden case of many steps stores, including the first and the last.
 _RECORDED: Final = 4
-# Right at the one timestep that they were folded for.
+# Rewrites that fold one timestep into the weights, so they are right only at that timestep.
 OF_ONE_STEP: Final = ("fold_timestep", "fold_x0")
 
 
 @dataclass(frozen=True)
 class OneStep:
-    """What an app needs to run the artifacts: x0 = a·x_T + b·output at ``timestep``; decode x0 / scaling_factor."""
+    """Constants for an app that takes one step: x0 = a·x_T + b·output at ``timestep``; decode x0 / scaling_factor."""
 
     timestep: int
     a: float
@@ -34,7 +34,7 @@ class OneStep:
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """What the noise of every timestep follows from, as in ``scheduler_config.json``: where to start from a picture."""
+    """Fields of ``scheduler_config.json`` that define the noise of every timestep: where to start from a picture."""
 
     __pydantic_config__ = _FORBID
 
@@ -44,22 +44,22 @@ class NoiseSchedule:
     beta_schedule: Literal["linear", "scaled_linear"]
 
     def __post_init__(self) -> None:
-        # Of a file that anybody may have written.
+        # Check the ranges, because the values come from an untrusted file.
         if not 1 <= self.num_train_timesteps <= _MOST_TIMESTEPS or not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(f"no schedule: {self}")
 
 
 @dataclass(frozen=True)
 class SamplerPlan:
-    """A recipe's ``[sampler]``; without it pictures are made in one step.
+    """The ``[sampler]`` table of a recipe; without it pictures are made in one step.
 
     Attributes:
-        kind: DDIM without noise of its own (arXiv 2010.02502, eta 0), or Euler's method (arXiv 2206.00364);
-            timesteps are spaced as the checkpoint's scheduler has them.
-        steps: calls of the UNet for a picture.
-        guidance: classifier-free (arXiv 2207.12598): each call takes the empty prompt and the prompt, and the step is
-            taken with u + guidance·(c - u).
-        cases: golden cases that are made at most, since torch takes all steps for each.
+        kind: DDIM without added noise (arXiv 2010.02502, eta 0), or Euler's method (arXiv 2206.00364); timesteps are
+            spaced as in the checkpoint's scheduler.
+        steps: number of UNet calls for a picture.
+        guidance: factor of classifier-free guidance (arXiv 2207.12598): each call gets the empty prompt and the prompt,
+            and the step uses u + guidance·(c - u).
+        cases: largest number of golden cases, because torch computes all steps for each.
     """
 
     __pydantic_config__ = _FORBID
@@ -70,7 +70,7 @@ class SamplerPlan:
     cases: int = 4
 
     def __post_init__(self) -> None:
-        """Refuse what nobody can sample with. RecipeError names the field."""
+        """Raise RecipeError, which names the field, for values that cannot be used for sampling."""
         if not 1 <= self.steps <= _MOST_STEPS:
             raise RecipeError(f"[sampler] steps: {self.steps!s:.20} is not from 1 to {_MOST_STEPS}")
         if not 1 < self.guidance <= _LARGEST_GUIDANCE:
@@ -82,7 +82,7 @@ class SamplerPlan:
             raise RecipeError("[sampler] cases: less than one, so nothing could be proved; give 4, for instance")
 
     def check_rewrites(self, rewrites: tuple[str, ...]) -> None:
-        """Raise :class:`RecipeError` for rewrites that are right for one step only."""
+        """Raise :class:`RecipeError` for rewrites that are valid only for one step."""
         wrong = [name for name in rewrites if name in OF_ONE_STEP]
         if wrong:
             raise RecipeError(
@@ -92,10 +92,10 @@ class SamplerPlan:
 
 
 def sampler_of(steps: int | None, guidance: float | None, before: SamplerPlan | None = None) -> SamplerPlan | None:
-    """What somebody asks for who names steps, guidance, or neither; what they do not name is as ``before``.
+    """Return the plan for the given steps and guidance; a value that is None is taken from ``before``.
 
     Raises:
-        RecipeError: guidance for one step.
+        RecipeError: guidance was given for one step.
     """
     if steps is None and guidance is None:
         return before
@@ -112,7 +112,7 @@ def sampler_of(steps: int | None, guidance: float | None, before: SamplerPlan | 
 
 @dataclass(frozen=True)
 class DdimStep:
-    """x becomes a·x + b·output of the UNet at ``timestep``."""
+    """One step: x becomes a·x + b·output, where output is the UNet's at ``timestep``."""
 
     __pydantic_config__ = _FORBID
 
@@ -123,10 +123,10 @@ class DdimStep:
 
 @dataclass(frozen=True)
 class Ddim:
-    """What an app needs to run the artifacts in many steps, from x ~ N(0, I) on.
+    """Constants for an app that runs the artifacts in many DDIM steps, starting from x ~ N(0, I).
 
-    The UNet takes x twice, with the text of the empty prompt first and of the prompt second; of what it gives, u and c,
-    ``u + guidance·(c - u)`` is the output of each step. The decoder takes the last x / ``scaling_factor``.
+    The UNet gets x twice, first with the text of the empty prompt and then with that of the prompt. From its outputs
+    u and c, ``u + guidance·(c - u)`` is the output of each step. The decoder gets the last x / ``scaling_factor``.
     """
 
     __pydantic_config__ = _FORBID
@@ -137,24 +137,24 @@ class Ddim:
     prediction_type: str
 
     def __post_init__(self) -> None:
-        # Of a file that anybody may have written.
+        # Check the ranges, because the values come from an untrusted file.
         if not 1 <= len(self.steps) <= _MOST_STEPS:
             raise ValueError(f"{len(self.steps)} steps, not from 1 to {_MOST_STEPS}")
 
     @property
     def recorded(self) -> tuple[int, ...]:
-        """Places of the steps whose UNet calls a golden case holds, spread evenly over all."""
+        """Indices of the steps whose UNet calls a golden case stores, spread evenly over all steps."""
         return _spread(len(self.steps))
 
     def agrees(self, plan: SamplerPlan | None) -> bool:
-        """Whether this is what a recipe asks for."""
+        """Whether these constants match the plan of a recipe."""
         own = ("ddim", len(self.steps), self.guidance)
         return plan is not None and (plan.kind, plan.steps, plan.guidance) == own
 
 
 @dataclass(frozen=True)
 class EulerStep:
-    """The UNet takes ``scale``·x at ``timestep``; x becomes a·x + b·output."""
+    """One step: the UNet gets ``scale``·x at ``timestep``; x becomes a·x + b·output."""
 
     __pydantic_config__ = _FORBID
 
@@ -166,9 +166,9 @@ class EulerStep:
 
 @dataclass(frozen=True)
 class Euler:
-    """What an app needs to run the artifacts in many steps of Euler's method, from ``start``·x with x ~ N(0, I) on.
+    """Constants for an app that runs the artifacts in many steps of Euler's method, from ``start``·x with x ~ N(0, I).
 
-    Guidance and the decoder's input are as for :class:`Ddim`.
+    Guidance and the decoder's input are as in :class:`Ddim`.
     """
 
     __pydantic_config__ = _FORBID
@@ -180,17 +180,17 @@ class Euler:
     prediction_type: str
 
     def __post_init__(self) -> None:
-        # Of a file that anybody may have written.
+        # Check the ranges, because the values come from an untrusted file.
         if not 1 <= len(self.steps) <= _MOST_STEPS:
             raise ValueError(f"{len(self.steps)} steps, not from 1 to {_MOST_STEPS}")
 
     @property
     def recorded(self) -> tuple[int, ...]:
-        """As for :class:`Ddim`."""
+        """Indices of the steps whose UNet calls a golden case stores, as in :class:`Ddim`."""
         return _spread(len(self.steps))
 
     def agrees(self, plan: SamplerPlan | None) -> bool:
-        """Whether this is what a recipe asks for."""
+        """Whether these constants match the plan of a recipe."""
         own = ("euler", len(self.steps), self.guidance)
         return plan is not None and (plan.kind, plan.steps, plan.guidance) == own
 
@@ -199,13 +199,13 @@ ManySteps = Ddim | Euler
 
 
 def _spread(steps: int) -> tuple[int, ...]:
-    """Places of a few steps, the first and the last among them."""
+    """Return the indices of a few evenly spread steps, including the first and the last."""
     count = min(_RECORDED, steps)
     return tuple(round(place * (steps - 1) / max(count - 1, 1)) for place in range(count))
 
 
 def steps_in_words(steps: ManySteps | None) -> str:
-    """``one step``, or how many with which guidance."""
+    """Describe the steps in words: ``one step``, or their number, method and guidance."""
     if steps is None:
         return "one step"
     how = " of Euler's method" if isinstance(steps, Euler) else ""

@@ -1,1 +1,1 @@
-"""What every program needs: files, processes, memory, text for a terminal."""
+"""System services: files, processes, memory, text for a terminal."""

@@ -1,4 +1,4 @@
-"""Memory of processes: how much they hold, limits on it, and the release of mapped pages."""
+"""Memory of processes: measure it, limit it, and release mapped pages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _EVERY_S: Final = 0.1
 
 @dataclass
 class Watch:
-    """What was seen: most bytes resident at once in all processes together, and whether that ended them."""
+    """Result of watching: peak resident bytes of all processes together, and whether the limit was exceeded."""
 
     peak_bytes: int = 0
     over: bool = False
@@ -33,7 +33,7 @@ class Watch:
 
 @contextmanager
 def watching(process: int, most_bytes: int) -> Iterator[Watch]:
-    """Watch a process and those that it started; kill them all when they hold more than ``most_bytes``."""
+    """Watch a process and its descendants; kill them all if they hold more than ``most_bytes``."""
     watch, ended = Watch(), threading.Event()
     thread = threading.Thread(target=_watch, args=(process, most_bytes, watch, ended), daemon=True)
     thread.start()
@@ -55,7 +55,7 @@ def _watch(process: int, most_bytes: int, watch: Watch, ended: threading.Event) 
 
 
 def _started_by(process: int) -> list[psutil.Process]:
-    """The process and its children, and the members of its group if it leads one; none after it has ended."""
+    """Return the process, its descendants, and the members of its group if it leads one; empty after it has ended."""
     found: dict[int, psutil.Process] = {}
     with suppress(OSError, psutil.Error):
         first = psutil.Process(process)
@@ -84,16 +84,16 @@ def _kill(processes: list[psutil.Process]) -> None:
 
 
 def kill_children() -> None:
-    """End all processes that this one has started."""
+    """Kill all descendants of this process."""
     _kill(psutil.Process().children(recursive=True))
 
 
 def installed_bytes() -> int:
-    """Memory of this machine."""
+    """Return the memory of this machine in bytes."""
     return int(psutil.virtual_memory().total)
 
 
-# Of Linux: uapi/asm-generic/mman-common.h and Documentation/admin-guide/mm/pagemap.rst.
+# Linux constants, from uapi/asm-generic/mman-common.h and Documentation/admin-guide/mm/pagemap.rst.
 _DONT_NEED: Final = 4
 _ENTRY_BYTES: Final = 8
 _PRESENT, _SWAPPED, _OF_A_FILE = 1 << 63, 1 << 62, 1 << 61
@@ -103,7 +103,8 @@ _PAGEMAP: Final = Path("/proc/self/pagemap")
 def release_weights(module: nn.Module) -> None:
     """Release the resident pages of a checkpoint's mapped weights; the module is not changed.
 
-    A conversion reads each weight once or twice, in the order of the graph: between its stages none need be in memory.
+    A conversion reads each weight once or twice, in the order of the graph, so between its stages no weight needs to
+    stay in memory.
     """
     release_tensors((*module.parameters(), *module.buffers()))
 
@@ -118,11 +119,11 @@ def release_tensors(tensors: Iterable[Tensor]) -> None:
 def release_pages(address: int, size: int) -> bool:
     """Release the pages that lie wholly in ``size`` bytes at ``address``; they are read again when needed.
 
-    Only where that loses nothing: all of them are pages of a mapped file to which nobody has written, or were never
-    touched. Else, and on systems other than Linux, nothing happens.
+    They are released only if no data is lost: every page is an unmodified page of a mapped file, or was never touched.
+    Otherwise, and on systems other than Linux, nothing happens.
 
     Returns:
-        Whether they were released.
+        Whether the pages were released.
     """
     first, end = -(-address // mmap.PAGESIZE), (address + size) // mmap.PAGESIZE
     if first >= end or sys.platform != "linux" or not _is_clean(first, end - first):
@@ -132,7 +133,7 @@ def release_pages(address: int, size: int) -> bool:
 
 
 def _is_clean(first: int, count: int) -> bool:
-    """Whether each page is one of a file, or none at all; one that was written to is a private copy."""
+    """Whether each page belongs to a file or does not exist; a page that was written to is a private copy."""
     import numpy as np
 
     try:

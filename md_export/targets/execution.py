@@ -1,4 +1,4 @@
-"""Artifacts executed in their own runtimes, each in a process of its own."""
+"""Execute artifacts in their runtimes, each in a separate process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from md_export.targets.costs import OpCost
 
 @dataclass(frozen=True)
 class Execution:
-    """One output dict for each set of inputs, what the artifact was found to hold, and what went wrong inside it."""
+    """Result of a run: one output dict for each set of inputs, the artifact's description, and problems inside it."""
 
     outputs: list[dict[str, Array]]
     found: Description
@@ -33,7 +33,7 @@ class Execution:
 
 @dataclass(frozen=True)
 class Job:
-    """An artifact, the inputs of each of its executions, and the runtime if it is not the target's own."""
+    """An artifact, the inputs of each execution, and the runtime if it is not the target's default."""
 
     target: str
     path: Path
@@ -42,7 +42,7 @@ class Job:
 
 
 def execute(target: str, path: Path, batches: Sequence[Arrays], runtime: str | None = None) -> Execution:
-    """Run an artifact on each set of inputs, in its own runtime and a process of its own.
+    """Run an artifact on each set of inputs, in its runtime and in a separate process.
 
     Raises:
         RuntimeFault: the runtime refused the artifact or its inputs, or crashed.
@@ -61,13 +61,13 @@ def run_batches(job: Job) -> Execution:
 
 
 def hazards_of(*runners: Runner) -> tuple[str, ...]:
-    """What went wrong in all runs so far, where a runner sees it."""
+    """Return the problems in all runs so far, from the runners that check for them."""
     return tuple(line for one in runners if isinstance(one, WatchedRunner) for line in one.hazards())
 
 
 @dataclass(frozen=True)
 class Part:
-    """An artifact that takes part in each step: its component, where it lies, and what it takes."""
+    """An artifact that is executed in each step: its component, path and inputs."""
 
     component: str
     path: Path
@@ -75,10 +75,10 @@ class Part:
 
 
 def parts_of(out: Path, manifest: Manifest, steps: Steps, pictures: Sequence[Arrays]) -> tuple[Part, ...]:
-    """Return the artifacts of an export that take part in each step of some pictures.
+    """Return the artifacts of an export that are executed in each step of some pictures.
 
     Raises:
-        ArtifactError: one is missing.
+        ArtifactError: an artifact is missing.
     """
     asked = [row.name for row in steps.components if all(row.is_asked(values) for values in pictures)]
     entries = [manifest.entry_for(name) for name in asked]
@@ -87,7 +87,7 @@ def parts_of(out: Path, manifest: Manifest, steps: Steps, pictures: Sequence[Arr
 
 @dataclass(frozen=True)
 class StepsJob:
-    """Some pictures before the first step: their values, and the artifacts of a target that take all steps."""
+    """Values of some pictures before the first step, and the artifacts of a target that compute all steps."""
 
     target: str
     parts: tuple[Part, ...]
@@ -97,16 +97,16 @@ class StepsJob:
 
 @dataclass(frozen=True)
 class StepsTaken:
-    """The decoder's input ``[1, C, h, w]`` for each picture, and what went wrong inside the artifacts on the way."""
+    """Decoder input ``[1, C, h, w]`` for each picture, and problems inside the artifacts during the steps."""
 
     latents: tuple[Array, ...]
     hazards: tuple[str, ...] = ()
 
 
 def take_steps(target: str, parts: Sequence[Part], steps: Steps, pictures: Sequence[Tensors]) -> tuple[str, ...]:
-    """Take all steps of some pictures with artifacts in their own runtimes and one process, which loads each once.
+    """Take all steps of some pictures with artifacts in their runtimes, in one process that loads each artifact once.
 
-    Leaves the latent among the values of each picture, and returns what went wrong inside the artifacts; raises as
+    Adds the latent to the values of each picture and returns the problems inside the artifacts; raises as
     :func:`execute`.
     """
     constants = steps.sampler.constants
@@ -137,7 +137,7 @@ def run_steps(
     run: Callable[[Part, Sequence[Arrays]], Sequence[Arrays]],
     pictures: Sequence[Tensors],
 ) -> None:
-    """Take all steps with whatever runs a part on some sets of its inputs."""
+    """Take all steps; ``run`` executes a part on several sets of its inputs and returns the outputs."""
     by_name = {part.component: part for part in parts}
 
     def run_named(component: str, batches: Sequence[Arrays]) -> Sequence[Arrays]:
@@ -151,23 +151,23 @@ def run_steps(
 
 @dataclass(frozen=True)
 class CostJob:
-    """An artifact whose operations are to be counted."""
+    """An artifact whose operations are counted."""
 
     target: str
     path: Path
 
 
 def costs(target: str, path: Path, failure: type[MdExportError]) -> tuple[OpCost, ...]:
-    """Arithmetic and traffic of each operation of an artifact, read in a process of its own; nothing is run.
+    """Return arithmetic and memory traffic of each operation, read in a separate process without running the artifact.
 
     Raises:
-        MdExportError: it cannot be read; ``failure`` where the process died.
+        MdExportError: the artifact cannot be read; ``failure`` if the process died.
     """
     return isolated(count_costs, failure, path.name)(CostJob(target, path))
 
 
 def count_costs(job: CostJob) -> tuple[OpCost, ...]:
-    """Arithmetic and traffic of each operation of an artifact, read in this process."""
+    """Return arithmetic and memory traffic of each operation of an artifact, read in this process."""
     target = TARGETS[job.target].open()
     if not isinstance(target, CountsCosts):
         raise UsageError(f"an estimate reads no {target.suffix} file")

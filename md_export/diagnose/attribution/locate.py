@@ -1,8 +1,8 @@
-"""Which module is to blame: the first whose own error no precision explains, or alone makes the component fall short.
+"""Find the module to blame: the first whose error no precision explains, or whose error alone fails the component.
 
 A module that costs much locally may cost the component nothing: softmax over large scores in float16 has 15 dB in
-the nano UNet's last attention, and the output keeps 90 dB. Hence the error is carried to the output before a module
-is blamed, unless it owns parameters and computes something else altogether.
+the nano UNet's last attention, and the output keeps 90 dB. Hence each module's error is carried to the output before
+the module is blamed, unless it owns parameters and computes something else altogether.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from md_export.targets.contract import Step
 WORST = 10
 # An error of half the signal's amplitude: palettes of 4 values leave 9 dB of a normal distribution, of 16 values 20 dB.
 SOMETHING_ELSE_DB = 6.0
-# A module whose value is given to others instead of torch's makes at least one of them this much worse.
+# If torch's value replaces one that other modules read, the SNR of at least one of them drops by more than this.
 _WORSE_BY_DB = 3.0
-# From here on a value is right in any float32.
+# A value with at least this SNR is right within float32 rounding.
 _RIGHT_DB = 100.0
 
 
 @dataclass
 class Located:
-    """What was found in one artifact.
+    """Result of the search in one artifact.
 
     Attributes:
-        seen: every module whose output was found, in order of completion, by path.
-        alone: SNR of the component's output with one module's error alone, of those that were tried.
-        first: path of the module to blame; None where no single one is.
+        seen: every module whose output was found, by path, in order of completion.
+        alone: for each module that was tried, SNR of the component's output with that module's error alone.
+        first: path of the module to blame; None if no single module is.
     """
 
     seen: dict[str, Seen]
@@ -39,12 +39,12 @@ class Located:
 
     @property
     def worst(self) -> list[str]:
-        """Paths of the worst by local error, worst first."""
+        """Paths of the modules with the largest local error, worst first."""
         return sorted(self.seen, key=lambda path: self.seen[path].local_snr_db)[:WORST]
 
 
 class Search:
-    """A walker, an artifact's operations and values, and the least SNR that the recipe asks of the component."""
+    """Search for the module to blame, given a walker, an artifact's operations and values, and the least SNR."""
 
     def __init__(self, walker: Walker, steps: tuple[Step, ...], values: Arrays, least_snr_db: float) -> None:
         self._walker = walker
@@ -57,9 +57,9 @@ class Search:
         """Find the module to blame.
 
         A module is to blame if its local error alone, carried to the output, brings the component below the recipe's
-        threshold, or if it owns parameters and its local SNR is below 6 dB. Where none is and the artifact falls short
-        all the same, it is the one without whose error it would not. What a converter merged with its neighbour is no
-        module's output: see :meth:`_is_merged`.
+        threshold, or if it owns parameters and its local SNR is below 6 dB. If there is no such module and the artifact
+        still falls short, the module to blame is the one without whose error the artifact would pass. A value that a
+        converter merged with its neighbour is no module's output: see :meth:`_is_merged`.
         """
         found = Located(self._walk())
         while (merged := self._blame(found)) is not None:
@@ -68,7 +68,7 @@ class Search:
         return found
 
     def _blame(self, found: Located) -> str | None:
-        """Fill in what each suspect costs and the first to blame; or the path of one that was merged, where one is."""
+        """Fill in each suspect's cost and the first to blame; return the path of a merged module if one was found."""
         for path in self._suspects(found):
             seen = found.seen[path]
             found.alone[path] = self._walker.alone(seen)
@@ -83,14 +83,14 @@ class Search:
         return self._walker.walk(self._values, self._candidates, self._hidden)
 
     def _suspects(self, found: Located) -> list[str]:
-        """In order of completion."""
+        """Return the paths of the modules to try, in order of completion: the worst, and all below the least SNR."""
         worst = set(found.worst)
         return [path for path, seen in found.seen.items() if path in worst or not seen.local_snr_db >= self._least]
 
     def _is_merged(self, path: str, found: Located) -> bool:
-        """Whether a bad value is not what the others get: with torch's own in its place none of them is worse.
+        """Whether other modules do not read a bad value: with torch's value in its place none of them gets worse.
 
-        So it is where an activation was merged into the convolution before it, or a factor folded into its weights.
+        Cause: an activation was merged into the convolution before it, or a factor was folded into its weights.
         """
         seen = found.seen[path]
         if not path or seen.local_snr_db >= self._least or not bool(seen.error.isfinite().all()):
@@ -105,7 +105,10 @@ class Search:
         return seen.path in self._walker.owners and not seen.local_snr_db >= SOMETHING_ELSE_DB
 
     def _largest_share(self, found: Located) -> str | None:
-        """Noise powers of independent errors add up: is there one without which the rest would be allowed?"""
+        """Return the worst module if the component would pass without its error, else None.
+
+        Noise powers of independent errors add up.
+        """
         if not found.alone or "" not in found.seen:
             return None
         path = min(found.alone, key=lambda name: found.alone[name])
@@ -114,5 +117,5 @@ class Search:
 
 
 def _noise(snr_db: float) -> float:
-    """Of a signal of power 1."""
+    """Return the noise power at an SNR in dB, for a signal of power 1."""
     return float(10.0 ** (-snr_db / 10.0))

@@ -1,4 +1,4 @@
-"""Which values of an artifact are the output of a torch module, and in which layout."""
+"""Map torch modules to the values of an artifact that are their outputs, and find the layout of each value."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from md_export.targets.contract import Step
 
 
 def outputs_by_module(steps: Sequence[Step], paths: Collection[str]) -> Mapping[str, tuple[str, ...]]:
-    """For each module path the values that its operations compute for others: those that may be its output."""
+    """Map each module path to the values that leave it: the candidates for its output."""
     inside: dict[str, set[int]] = defaultdict(set)
     for number, step in enumerate(steps):
         for path in _with_parents(step.modules[0]) if step.modules else ("",):
@@ -49,9 +49,9 @@ class Way(NamedTuple):
 
 
 def arrangements(value: Tensor, shape: Sequence[int]) -> list[Way]:
-    """``value`` in the given shape: channels where they are, moved from last to second, or from second to last.
+    """List the ways to give ``value`` a shape: channels in place, moved from last to second, or from second to last.
 
-    Those that only add or drop axes of length 1 come alone where there are any.
+    If some ways only add or drop axes of length 1, only these are returned.
     """
     if value.numel() != prod(shape):
         return []
@@ -66,16 +66,16 @@ def _squeezed(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(size for size in shape if size != 1)
 
 
-# They give what they are given.
+# Modules that return their input unchanged.
 _NOTHING: Final = (nn.Identity, nn.Dropout)
-# Called with a module's path and what it gives; what it returns takes that value's place, None leaves it.
+# Called with a module's path and output; the returned tensor replaces that output, None keeps it.
 Visit = Callable[[str, Tensor], Tensor | None]
 
 
 def follow(module: nn.Module, inputs: tuple[Tensor, ...], visit: Visit) -> Tensor:
     """Run ``module`` and visit every output inside it, in order of completion; the root's path is empty.
 
-    Modules that give no tensor first are passed over. Of several outputs, all are returned in a row.
+    Modules whose first output is not a tensor are skipped. Several outputs are returned as one flat tensor, in order.
     """
     with ExitStack() as hooks, torch.no_grad():
         for path, child in module.named_modules():
@@ -97,7 +97,7 @@ def _hook(path: str, visit: Visit) -> Any:
 
 
 def outputs_of(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Mapping[str, Tensor], Tensor]:
-    """What each module gives that is called exactly once, by path in order of completion; and what the whole gives."""
+    """Return the output of each module that is called exactly once, by path in order of completion, and the root's."""
     found: dict[str, Tensor] = {}
     calls: Counter[str] = Counter()
 

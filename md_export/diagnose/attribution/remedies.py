@@ -1,4 +1,4 @@
-"""What to change in a recipe where one module of a component is computed badly."""
+"""Suggest recipe changes for a component with a badly computed module."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def remedies(
     owners: Collection[str],
     altered: bool,
 ) -> tuple[str, ...]:
-    """A line for each thing to try, the surest first; none where nothing is wrong.
+    """Return one line for each change to try, the surest first; empty if nothing is wrong.
 
     Args:
-        manifest, entry: of the artifact.
-        modules: all that were seen, in order.
+        manifest, entry: the export's manifest and its entry for the artifact.
+        modules: all modules whose output was found, in order.
         first: the module to blame.
-        worst: by local error.
+        worst: the modules with the largest local error.
         owners: paths of the modules that own parameters.
-        altered: whether the artifact's bytes are no more those of the manifest.
+        altered: whether the artifact's bytes differ from those in the manifest.
     """
     lines = ["its bytes are not those of the manifest: it was altered, export again"] if altered else []
     scheme = manifest.recipe.schemes[entry.component]
@@ -103,7 +103,7 @@ def _finer(entry: ArtifactEntry, scheme: QuantScheme) -> Iterator[str]:
 def _heaviest(
     entry: ArtifactEntry, scheme: QuantScheme, worst: tuple[ModuleError, ...], owners: Collection[str]
 ) -> str:
-    """The weights that cost the output most."""
+    """Return advice to keep the weights that cost the output most in float, or to use a wider type."""
     if all(storage.keeps_weights for storage in scheme.storages):
         return "Use a wider type"
     tried = [item for item in worst if item.path in owners and item.alone_snr_db is not None]
@@ -117,7 +117,10 @@ def _keep(entry: ArtifactEntry, scheme: QuantScheme, paths: list[str]) -> str:
 
 
 def _reader(modules: tuple[ModuleError, ...], first: ModuleError, owners: Collection[str]) -> str | None:
-    """The next module with parameters: what a module without any gives is stored for the one that reads it."""
+    """Return the path of the next module with parameters; None if no such module follows.
+
+    The output of a module without parameters is stored in the type of the module that reads it.
+    """
     after = modules[modules.index(first) + 1 :]
     return next((item.path for item in after if item.path in owners), None)
 

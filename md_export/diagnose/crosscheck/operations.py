@@ -1,4 +1,4 @@
-"""The corpus through two targets in float16, beside float64."""
+"""Run a corpus of operations through two targets in float16 and compare both with float64."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from md_export.targets.trial import answer_of
 
 
 class _Apply(nn.Module):
-    """A function of tensors as a module."""
+    """Module that calls a function of tensors."""
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
         super().__init__()
         self._function = function
 
     def forward(self, *values: Tensor) -> Tensor:
-        """What the function makes of them."""
+        """Return the function's result."""
         made: Tensor = self._function(*values)
         return made
 
@@ -39,10 +39,11 @@ class Operation:
     """One line of the table.
 
     Attributes:
-        name: as the table shows it.
-        make: the module, with weights if it has any.
-        shapes: of its inputs.
-        scale, shift: of inputs drawn from a normal distribution; at a ``shift`` of 999 they are multiples of a half.
+        name: title in the table.
+        make: builds the module, with weights if it has any.
+        shapes: shapes of the inputs.
+        scale, shift: applied to inputs drawn from a normal distribution; at a ``shift`` of 999 they are multiples of a
+            half.
     """
 
     name: str
@@ -52,7 +53,7 @@ class Operation:
     shift: float = 0.0
 
     def module(self) -> nn.Module:
-        """In eval mode, float32; the same weights each time, each a float16 value."""
+        """Build the module in eval mode and float32, with the same weights each time, all of them float16 values."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             made: nn.Module = self.make().eval().requires_grad_(False)
@@ -61,7 +62,7 @@ class Operation:
         return made
 
     def inputs(self) -> tuple[Tensor, ...]:
-        """Float32 tensors of float16 values."""
+        """Draw the inputs: float32 tensors that hold float16 values, the same each time."""
         generator = torch.Generator().manual_seed(1)
         drawn = (torch.randn(shape, generator=generator) for shape in self.shapes)
         return tuple((self.shift + self.scale * value).half().float() for value in drawn)
@@ -72,7 +73,7 @@ def _of(function: Callable[..., Tensor]) -> Callable[[], nn.Module]:
 
 
 def _norm(kind: Callable[..., nn.Module], *sizes: int) -> Callable[[], nn.Module]:
-    """With factors and shifts that are not ones and zeros."""
+    """Return a builder of norms whose factors and shifts are not ones and zeros."""
 
     def make() -> nn.Module:
         made = kind(*sizes)
@@ -118,7 +119,7 @@ OPERATIONS: Final = (
 )
 
 
-# Our runtime of Core ML programs, and Apple's of Core AI.
+# Our runtime for Core ML programs, and Apple's for Core AI.
 PAIR: Final = ("coreml", "coreai")
 Floats = NDArray[np.float64]
 _HALF: Final = QuantScheme("float16", "float16")
@@ -129,11 +130,11 @@ class OperationRow:
     """One operation in both runtimes.
 
     Attributes:
-        snr_db: of each runtime's answer against float64; None where it could not be had, see ``fault``.
-        steps: largest distance of each from float64, in distances between neighbouring float16 values of such a
-            magnitude, at least that of the root mean square.
-        equal: share of the values on which both agree to the last bit of float16.
-        apart: largest distance between the two, in the same unit.
+        snr_db: SNR of each runtime's output against float64; None if there is no output, see ``fault``.
+        steps: largest distance of each output from float64, counted in distances between neighbouring float16 values at
+            the value's magnitude, or at the root mean square if that is larger.
+        equal: share of the values on which both runtimes agree to the last bit of float16.
+        apart: largest distance between the two outputs, in the same unit as ``steps``.
     """
 
     name: str
@@ -145,10 +146,10 @@ class OperationRow:
 
 
 def crosscheck_operations(progress: Callable[[str], None] = lambda _: None) -> list[OperationRow]:
-    """The whole corpus, in a process of its own.
+    """Compare all operations of the corpus in a separate process.
 
     Raises:
-        MissingExtraError: the libraries of one of the two are not installed.
+        MissingExtraError: the libraries of a target are not installed.
     """
     for target in PAIR:
         TARGETS[target].require()
@@ -173,8 +174,8 @@ def _row(operation: Operation) -> OperationRow:
 
 
 def judged(name: str, first: Floats, second: Floats, exact: Floats) -> OperationRow:
-    """The row of two answers, float64 arrays of one shape each."""
-    # A sum near zero has the error of its terms: no value is held to finer steps than those at the root mean square.
+    """Return the row that compares two outputs with the exact one; all are float64 arrays of one shape."""
+    # A sum near zero has the error of its terms, so the distance unit is never finer than at the root mean square.
     magnitude = np.maximum(np.abs(exact), np.sqrt(np.mean(np.square(exact))))
     unit = np.spacing(magnitude.astype(np.float16)).astype(np.float64)
 
@@ -191,10 +192,10 @@ def judged(name: str, first: Floats, second: Floats, exact: Floats) -> Operation
 
 
 def answer(operation: Operation, target: str) -> Any:
-    """What a target's runtime makes of the operation's inputs, float32.
+    """Return the output of a target's runtime for the operation's inputs, float32.
 
     Raises:
-        MdExportError: it cannot be converted or does not run.
+        MdExportError: the operation cannot be converted or does not run.
     """
     module, values, opened = operation.module(), operation.inputs(), TARGETS[target].open()
     given = {f"x{number}": value.numpy() for number, value in enumerate(values)}

@@ -1,4 +1,4 @@
-"""A module of a few ops through a whole target: lowered, saved, executed by its runtime, held against torch."""
+"""Run a module of a few ops through a whole target: lower it, save it, execute it, and compare it with torch."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from md_export.targets import TARGETS
 from md_export.targets.contract import Target
 from md_export.targets.trial import answer_of
 
-# float32 on both sides: another order of sums costs a few units in the last place, about 130 dB.
+# Both sides compute in float32: a different order of sums costs a few units in the last place, about 130 dB.
 LEAST_SNR_DB: Final = 90.0
 _INPUT: Final = TensorSpec("sample", (1, 4, 8, 8), "float32")
 _OUTPUT: Final = TensorSpec("out", (1, 64, 8), "float32")
 
 
 class Canary(nn.Module):
-    """What every component is made of: convolution, GroupNorm, attention, GELU."""
+    """Network of the layers that every component has: convolution, GroupNorm, attention, GELU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Canary(nn.Module):
 
 @dataclass(frozen=True)
 class Flight:
-    """How the canary fared: ``snr_db`` against torch; ``fault``: why there is none; wall seconds of it all."""
+    """Result of a canary: ``snr_db`` against torch; ``fault``: why there is no SNR; ``seconds``: total wall time."""
 
     snr_db: float | None
     fault: str
@@ -74,5 +74,5 @@ def _judged(made: Array, wanted: Array, seconds: float) -> Flight:
 
 
 def fly_named(name: str) -> Flight:
-    """The flight of one target's canary."""
+    """Convert and run the canary of the named target."""
     return fly(TARGETS[name].open(), TARGETS[name].suffix)

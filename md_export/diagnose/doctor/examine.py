@@ -1,4 +1,4 @@
-"""The whole examination: versions, memory, disk, GPU driver, and a small module through each target."""
+"""Check everything that an export depends on: versions, memory, disk, GPU driver, and each target on a small module."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def examine(
     """Check everything that an export depends on.
 
     Args:
-        recipe: its need of memory and disk is predicted for ``checkpoint``; None for the least that any export needs.
+        recipe: recipe whose memory and disk needs are predicted for ``checkpoint``; None for the least that any export
+            needs.
         canaries: convert and run a small module on each target.
         progress: called with a line for each canary.
 
@@ -77,7 +78,7 @@ def canary_finding(target: Target) -> Finding:
 
 
 def canary_judged(name: str, ended: Ended[Flight], seconds: float) -> Finding:
-    """What a canary's worker answered, or how it died; ``seconds``: of the whole process."""
+    """Return the finding for a canary's worker, from its result or its death; ``seconds``: wall time of the process."""
     from md_export.diagnose.doctor.canary import LEAST_SNR_DB
 
     again = f"pip install --force-reinstall 'md-export[{name}]'; if that does not help, report this"

@@ -1,4 +1,4 @@
-"""Seconds of an operation from what it computes and moves, where an artifact's time goes, and what to change."""
+"""Estimate the time of operations from arithmetic and memory traffic, group it, and rank possible changes."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from md_export.diagnose.estimate.devices import Device
 from md_export.errors import UsageError
 from md_export.targets.costs import MULTIPLYING, OpCost, Work, bits_of
 
-_HALF_BYTES: Final = 2  # bytes of float32 to one of float16
+_HALF_BYTES: Final = 2  # ratio of the bytes of a float32 to those of a float16
 
 
 @dataclass(frozen=True)
 class Constants:
-    """What is fitted, or assumed, for a class of units.
+    """Model constants that are fitted, or assumed, for a class of units.
 
     Attributes:
         convolution, matrix_product: shares of the peak that are reached; 1×1 convolutions are matrix products.
         spill: share of activations that goes through memory.
-        launch_s: seconds that an operation takes whatever its size.
+        launch_s: fixed seconds per operation, independent of its size.
     """
 
     convolution: float
@@ -38,19 +38,19 @@ class Constants:
 
 @dataclass(frozen=True)
 class Floor:
-    """What no implementation can beat: all multiply-adds at the peak, and weights read once; milliseconds."""
+    """Lower bound in milliseconds for any implementation: all multiply-adds at the peak, and weights read once."""
 
     arithmetic_ms: float
     memory_ms: float
 
     @property
     def ms(self) -> float:
-        """The larger of the two."""
+        """Larger of the arithmetic and the memory time, in milliseconds."""
         return max(self.arithmetic_ms, self.memory_ms)
 
 
 def seconds_of(op: OpCost, device: Device, constants: Constants) -> float:
-    """Return the longer of multiply-adds at the reached rate and bytes at the memory's rate, and the launch.
+    """Return the larger of arithmetic time at the reached rate and memory time, plus the launch, in seconds.
 
     Raises:
         UsageError: no rate is known for the arithmetic on this device.
@@ -65,14 +65,14 @@ def seconds_of(op: OpCost, device: Device, constants: Constants) -> float:
 def floor_of(ops: Sequence[OpCost], device: Device, stored: float = math.inf) -> Floor:
     """Return the floor of one call of an artifact; ``stored``: bytes of weights in its file.
 
-    Constants that several operations share are read once at least, so never more than what is stored.
+    Constants that several operations share are read at least once, so their bytes are limited to what is stored.
     """
     arithmetic = sum(2 * op.macs / _peak(as_computed(op, device)[0], device) for op in ops if op.macs)
     return Floor(1e3 * arithmetic, 1e3 * min(sum(op.weight_bytes for op in ops), stored) / device.bandwidth)
 
 
 def as_computed(op: OpCost, device: Device) -> tuple[str, float]:
-    """Return the arithmetic on the device, and the share of the file's bytes that values have there."""
+    """Return the arithmetic that the device uses, and the ratio of its value size to the size in the file."""
     if op.arithmetic == "float32" and device.unit.float32 == "float16":
         return "float16", 1 / _HALF_BYTES
     return op.arithmetic, 1.0

@@ -1,4 +1,4 @@
-"""DDIM without noise of its own (arXiv 2010.02502, eta 0), with classifier-free guidance (arXiv 2207.12598)."""
+"""DDIM without added noise (arXiv 2010.02502, eta 0), with classifier-free guidance (arXiv 2207.12598)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def ddim_of(config: ModelConfig, plan: SamplerPlan) -> Ddim:
-    """Return the checkpoint's constants for so many steps.
+    """Return the checkpoint's constants for the planned number of steps.
 
     Raises:
-        ConfigError: its schedule has no such steps.
+        ConfigError: the checkpoint's schedule has no such steps.
     """
     steps = tuple(DdimStep(*step) for step in config.schedule.ddim(plan.steps))
     return Ddim(plan.guidance, steps, config.vae.scaling_factor, config.schedule.prediction_type)
@@ -27,34 +27,34 @@ def ddim_of(config: ModelConfig, plan: SamplerPlan) -> Ddim:
 
 @dataclass(frozen=True)
 class DdimSampler:
-    """Takes all steps."""
+    """Sampler that takes all DDIM steps of its constants."""
 
     constants: ManySteps
 
     @property
     def timesteps(self) -> tuple[float, ...]:
-        """The noisiest first."""
+        """Timesteps of the UNet calls, the noisiest first."""
         return tuple(step.timestep for step in self.constants.steps)
 
     @property
     def guidance(self) -> float:
-        """As the recipe has it."""
+        """Guidance of the recipe."""
         return self.constants.guidance
 
     @property
     def scaling_factor(self) -> float:
-        """Of latents."""
+        """Scaling factor of latents."""
         return self.constants.scaling_factor
 
     def start(self, noise: Array) -> Float32:
-        """The noise as it is."""
+        """Return the noise unchanged, in float32."""
         return noise.astype(np.float32, copy=False)
 
     def taken(self, step: int, x: Float32) -> Float32:  # noqa: ARG002 (the protocol's)
-        """x as it is."""
+        """Return x unchanged."""
         return x
 
     def step(self, step: int, x: Float32, output: Float32) -> Float32:
-        """a·x + b·output with the step's own constants."""
+        """Return a·x + b·output with the step's constants."""
         one = self.constants.steps[step]
         return linear(one.a, one.b, x, output)

@@ -1,4 +1,4 @@
-"""One step: x0 from a single call of the UNet (section 2 of arXiv 2311.16567)."""
+"""One-step sampler: x0 from a single call of the UNet (section 2 of arXiv 2311.16567)."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ if TYPE_CHECKING:
 
 
 def one_step(config: ModelConfig) -> OneStep:
-    """Return the checkpoint's constants."""
+    """Return the checkpoint's constants for one step."""
     a, b = config.schedule.one_step()
     return OneStep(config.schedule.last_timestep, a, b, config.vae.scaling_factor, config.schedule.prediction_type)
 
 
 @dataclass(frozen=True)
 class OneStepSampler:
-    """Takes the one step, without guidance."""
+    """Sampler that takes one step, without guidance."""
 
     constants: OneStep
     guidance: None = None
 
     @property
     def timesteps(self) -> tuple[float, ...]:
-        """The only one."""
+        """Timestep of the only UNet call."""
         return (self.constants.timestep,)
 
     @property
     def scaling_factor(self) -> float:
-        """Of latents."""
+        """Scaling factor of latents."""
         return self.constants.scaling_factor
 
     def start(self, noise: Array) -> Float32:
-        """The noise as it is."""
+        """Return the noise unchanged, in float32."""
         return noise.astype(np.float32, copy=False)
 
     def taken(self, step: int, x: Float32) -> Float32:  # noqa: ARG002 (the protocol's)
-        """x as it is."""
+        """Return x unchanged."""
         return x
 
     def step(self, step: int, x: Float32, output: Float32) -> Float32:  # noqa: ARG002 (the protocol's)
-        """x0, in float32: with ``epsilon`` the output's error is multiplied by 14.6 here."""
+        """Return x0, computed in float32: with ``epsilon`` this multiplies the output's error by 14.6."""
         return linear(self.constants.a, self.constants.b, x, output)
 
 
 def linear(a: float, b: float, x: Float32, output: Float32) -> Float32:
-    """a·x + b·output in float32."""
+    """Return a·x + b·output, computed in float32."""
     return (np.float32(a) * x + np.float32(b) * output).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Picture files: those that a user gives, checked before anything is computed, and those that are made."""
+"""Read the picture files that a user gives, with checks before any computation, and write the generated pictures."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from md_export.spec.tensors import Array, Float32
 
 _COLOURS: Final = (("RGB",), "a picture in colour without transparency")
 _FORMATS: Final = ("PNG", "JPEG")
-# Of a mask, as Stable Diffusion's pipelines read it: white is painted anew.
+# Least grey value that counts as white in a mask. Stable Diffusion's pipelines repaint white.
 _WHITE: Final = 128
 
 
 def read_given(picture: Path, mask: Path, size: int) -> Given:
-    """A picture and its mask from files, both ``size`` pixels a side.
+    """Read a picture and its mask, both ``size`` pixels a side.
 
     Raises:
-        UsageError: a file cannot be read, has another size, or colours where none can be; or the mask hides nothing.
+        UsageError: a file cannot be read, has another size or an unsupported colour mode, or the mask has no white.
     """
     image = _image(_read(picture, size, *_COLOURS))
     hidden = _read(mask, size, ("L", "1"), "a mask of black, which stays, and white, which is painted anew")
@@ -35,15 +35,15 @@ def read_given(picture: Path, mask: Path, size: int) -> Given:
 
 
 def read_start(picture: Path, strength: float, size: int) -> Start:
-    """A picture of ``size`` pixels a side to start from; raises as :func:`read_given`."""
+    """Read a start picture of ``size`` pixels a side; raises as :func:`read_given`."""
     return Start(_image(_read(picture, size, *_COLOURS)), strength)
 
 
 def read_condition(path: Path, shape: tuple[int, ...]) -> Array:
-    """The picture that an adapter takes, ``shape`` ``[1, C, H, W]``, from a file: in [0, 1].
+    """Read the condition picture of an adapter, ``shape`` ``[1, C, H, W]``, values in [0, 1].
 
     Raises:
-        UsageError: it cannot be read, has another size, or colours where the adapter takes none.
+        UsageError: the file cannot be read, has another size, or has colours although the adapter takes grey values.
     """
     modes, what = (("L", "1"), "picture of grey values") if shape[1] == 1 else (("RGB",), "picture in colour")
     pixels = _read(path, shape[-1], modes, what).astype(np.float32) / np.float32(255)
@@ -51,13 +51,13 @@ def read_condition(path: Path, shape: tuple[int, ...]) -> Array:
 
 
 def _image(colours: NDArray[np.uint8]) -> Float32:
-    """Of pixels ``[H, W, 3]``: ``[1, 3, H, W]`` in [-1, 1]."""
+    """Convert pixels ``[H, W, 3]`` to an image ``[1, 3, H, W]`` in [-1, 1]."""
     image = colours.astype(np.float32).transpose(2, 0, 1)[None] / np.float32(127.5) - np.float32(1)
     return np.ascontiguousarray(image)
 
 
 def _read(path: Path, size: int, modes: tuple[str, ...], what: str) -> NDArray[np.uint8]:
-    """The file's pixels. Size and mode are known from its header, before memory is taken."""
+    """Read a file's pixels; size and mode are checked in its header before memory is allocated."""
     try:
         with Image.open(path, formats=_FORMATS) as file:
             if file.size != (size, size):
@@ -77,7 +77,7 @@ def write_png(path: Path, picture: Float32) -> None:
     """Write a ``[H, W, 3]`` picture in [0, 1] as PNG.
 
     Raises:
-        OutputError: the picture holds NaN or Inf; a black file would hide it.
+        OutputError: the picture holds NaN or Inf, which a black file would hide.
     """
     if not np.isfinite(picture).all():
         raise OutputError("the picture holds NaN or Inf and was not written; run md-export verify on the artifacts")
@@ -87,5 +87,5 @@ def write_png(path: Path, picture: Float32) -> None:
 
 
 def to_bytes(picture: Float32) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """[0, 1] → 0…255, rounded."""
+    """Convert [0, 1] to 0…255, rounded."""
     return np.round(picture * 255.0).astype(np.uint8)

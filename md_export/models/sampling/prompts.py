@@ -1,4 +1,4 @@
-"""What a prompt and a seed give to a model: token ids, and noise."""
+"""Turn a prompt into token ids and a seed into noise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from md_export.system.quiet_imports import import_quietly
 
 
 def tokenize(tokenizer_dir: Path, prompt: str, length: int) -> NDArray[np.int32]:
-    """CLIP BPE ids ``[1, length]``, cut and padded as CLIP does.
+    """Return CLIP BPE ids ``[1, length]``, truncated and padded as CLIP does.
 
     Raises:
         CheckpointError: the folder holds no CLIP tokenizer.
@@ -31,7 +31,7 @@ def tokenize(tokenizer_dir: Path, prompt: str, length: int) -> NDArray[np.int32]
 @cache
 def _tokenizer(folder: Path) -> Any:
     clip = import_quietly("transformers.models.clip.tokenization_clip")
-    # Built from file names instead of a folder, this class silently yields a vocabulary of two tokens.
+    # Build the tokenizer from the folder: from file names, this class silently has a vocabulary of two tokens.
     try:
         tokenizer = clip.CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:
@@ -44,7 +44,7 @@ def _tokenizer(folder: Path) -> Any:
 
 
 def draw_noise(seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """x_T ~ N(0, I), the same for the same seed and torch version; golden cases store it."""
+    """Draw x_T ~ N(0, I), the same for the same seed and torch version; golden cases store it."""
     generator = torch.Generator("cpu").manual_seed(seed)
     noise: NDArray[np.float32] = torch.randn(shape, generator=generator, dtype=torch.float32).numpy()
     return noise

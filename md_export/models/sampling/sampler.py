@@ -1,4 +1,4 @@
-"""The protocol of samplers: how the UNet's outputs lead from noise to the decoder's input."""
+"""Protocol of samplers, which turn noise and the UNet's outputs into the decoder's input."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ Constants = OneStep | ManySteps
 
 
 class Sampler(Protocol):
-    """One way from noise to x0; steps are counted from 0."""
+    """A sampling method from noise to x0; steps are counted from 0."""
 
     @property
     def constants(self) -> Constants:
-        """What an app needs to take the same steps."""
+        """Constants that an app needs to take the same steps."""
 
     @property
     def timesteps(self) -> tuple[float, ...]:
-        """At which the UNet is called."""
+        """Timesteps of the UNet calls."""
 
     @property
     def guidance(self) -> float | None:
-        """Factor of classifier-free guidance; None where each call takes the prompt alone."""
+        """Factor of classifier-free guidance; None if each call takes only the prompt."""
 
     @property
     def scaling_factor(self) -> float:
-        """Of latents, which the decoder takes without it."""
+        """Scaling factor of latents; they are divided by it before decoding."""
 
     def start(self, noise: Array) -> Float32:
         """Return x before the first step."""
 
     def taken(self, step: int, x: Float32) -> Float32:
-        """Return what the UNet takes in a step."""
+        """Return the UNet's input in a step."""
 
     def step(self, step: int, x: Float32, output: Float32) -> Float32:
         """Return x after a step, given the UNet's output."""
@@ -56,7 +56,7 @@ def steps_of(config: ModelConfig, plan: SamplerPlan | None) -> ManySteps | None:
     """Return the checkpoint's constants for the steps that a recipe asks for; None for one step.
 
     Raises:
-        ConfigError: its schedule has no such steps.
+        ConfigError: the checkpoint's schedule has no such steps.
     """
     if plan is None:
         return None

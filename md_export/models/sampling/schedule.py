@@ -1,5 +1,5 @@
-"""The noise schedule, and the coefficients that follow from it: of one step (section 2 of the paper: x0 from one call),
-and of each step of DDIM (arXiv 2010.02502, equation 12 with eta 0).
+"""The noise schedule and the coefficients computed from it: for one step (section 2 of the paper: x0 from one call)
+and for each step of DDIM (arXiv 2010.02502, equation 12 with eta 0).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from md_export.spec.sampler import NoiseSchedule
 BETA_SCHEDULES: Final = ("linear", "scaled_linear")
 SPACINGS: Final = ("leading", "trailing", "linspace")
 PREDICTION_TYPES: Final = ("epsilon", "v_prediction", "sample")
-# Fields with which diffusers' other samplers take their steps. A checkpoint names one of them; the noise that it was
-# trained with, and so what is computed here, does not depend on it.
+# Fields that only diffusers' other samplers read. A checkpoint names one of these samplers, but the noise of its
+# training, and so the coefficients computed here, do not depend on it.
 OTHER_SAMPLERS: Final = (
     "algorithm_type",
     "clip_sample_range",
@@ -56,7 +56,7 @@ OTHER_SAMPLERS: Final = (
 class ScheduleConfig:
     """The fields of ``scheduler/scheduler_config.json`` that sampling reads.
 
-    The last four are for many steps only; where a checkpoint leaves them out they are as in Stable Diffusion.
+    The last four are for many steps only; missing ones default to Stable Diffusion's values.
     """
 
     IGNORED: ClassVar[tuple[str, ...]] = OTHER_SAMPLERS
@@ -87,11 +87,11 @@ class ScheduleConfig:
 
     @property
     def last_timestep(self) -> int:
-        """The step at which one-step generation calls the UNet."""
+        """Timestep at which one-step generation calls the UNet."""
         return self.num_train_timesteps - 1
 
     def alpha_cumprod(self, timestep: int) -> float:
-        """ᾱ_t, the product of 1-β up to and including ``timestep``."""
+        """Return ᾱ_t, the product of 1-β up to and including ``timestep``."""
         return float(np.prod(1.0 - self._betas()[: timestep + 1]))
 
     def _betas(self) -> NDArray[np.float64]:
@@ -101,30 +101,30 @@ class ScheduleConfig:
         return squares**2
 
     def noise(self) -> NoiseSchedule:
-        """What an export holds of it."""
+        """Return the fields that an export stores."""
         return NoiseSchedule(**{field.name: getattr(self, field.name) for field in fields(NoiseSchedule)})
 
     def one_step(self) -> tuple[float, float]:
-        """(a, b) with x0 = a·x_T + b·output at the last timestep.
+        """Return (a, b) with x0 = a·x_T + b·output at the last timestep.
 
-        With ``epsilon`` b is -14.6 at Stable Diffusion's schedule: keep the sum in float32.
+        With ``epsilon`` and Stable Diffusion's schedule b is -14.6: keep the sum in float32.
         """
         return self.x0_at(self.last_timestep)
 
     def x0_at(self, timestep: int) -> tuple[float, float]:
-        """(a, b) with x0 = a·x + b·output at ``timestep``."""
+        """Return (a, b) with x0 = a·x + b·output at ``timestep``."""
         return self._of_x0(self.alpha_cumprod(timestep))
 
     def of_one_step(self) -> ScheduleConfig:
-        """The schedule with what one step does not depend on as it is by default."""
+        """Return the schedule with defaults in all fields that one step does not depend on."""
         own = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
         return ScheduleConfig(**{name: getattr(self, name) for name in own})
 
     def ddim(self, steps: int) -> tuple[tuple[int, float, float], ...]:
-        """(timestep, a, b) of each step, the noisiest first: x becomes a·x + b·output.
+        """Return (timestep, a, b) of each step, the noisiest first: x becomes a·x + b·output.
 
         Raises:
-            ConfigError: the schedule has no such steps, or clips as only models of pixels do.
+            ConfigError: the schedule has no such steps, or clips samples, which only pixel-space models do.
         """
         timesteps = [int(timestep) for timestep in self.timesteps(steps)]
         products = np.cumprod(1.0 - self._betas())
@@ -134,7 +134,7 @@ class ScheduleConfig:
         return tuple((t, *self._of_step(float(products[t]), after)) for t, after in pairs)
 
     def timesteps(self, steps: int, whole: bool = True) -> list[float]:
-        """Timesteps as diffusers' schedulers choose them, the largest first; ``whole``: rounded in any spacing.
+        """Return the timesteps of diffusers' schedulers, the largest first; ``whole``: rounded in any spacing.
 
         Raises:
             ConfigError: as :meth:`ddim`.
@@ -153,15 +153,18 @@ class ScheduleConfig:
         return timesteps
 
     def noise_level(self, timestep: float) -> float:
-        """Standard deviation of the noise beside an unscaled latent at a timestep, which may lie between two."""
+        """Return the standard deviation of the noise in an unscaled latent at ``timestep``, which may be fractional."""
         products = np.cumprod(1.0 - self._betas())
         return float(np.interp(timestep, np.arange(len(products)), ((1 - products) / products) ** 0.5))
 
     def euler_step(self, level: float, after: float) -> tuple[float, float]:
-        """(a, b) from a noise level to the one ``after`` it: x becomes a·x + b·output of the UNet at unit variance."""
+        """Return (a, b) from a noise level to the one ``after`` it.
+
+        x becomes a·x + b·output, where the UNet's input has unit variance.
+        """
         alpha = 1 / (level**2 + 1)
         a, b = self._of_x0(alpha)
-        # x0 = a·(scale·x) + b·output, and x moves to it in proportion.
+        # x0 = a·(scale·x) + b·output, and x moves towards x0 in proportion to the change of the noise level.
         share = (after - level) / level
         return 1 + share * (1 - a * alpha**0.5), -share * b
 
@@ -182,13 +185,16 @@ class ScheduleConfig:
         return [float(t) for t in chosen]
 
     def _of_step(self, alpha: float, after: float) -> tuple[float, float]:
-        """(a, b) from ᾱ to the ᾱ ``after`` it: sqrt(after)·x0 + sqrt(1-after)·noise, both linear in x and output."""
+        """Return (a, b) from ᾱ to the ᾱ ``after`` it.
+
+        x becomes sqrt(after)·x0 + sqrt(1-after)·noise; both are linear in x and output.
+        """
         of_x0, of_noise = self._of_x0(alpha), self._of_noise(alpha)
         signal, noise = after**0.5, (1.0 - after) ** 0.5
         return signal * of_x0[0] + noise * of_noise[0], signal * of_x0[1] + noise * of_noise[1]
 
     def _of_x0(self, alpha: float) -> tuple[float, float]:
-        """(a, b) with x0 = a·x + b·output at ᾱ."""
+        """Return (a, b) with x0 = a·x + b·output at ᾱ."""
         signal, noise = alpha**0.5, (1.0 - alpha) ** 0.5
         return {
             "epsilon": (1.0 / signal, -noise / signal),
@@ -197,7 +203,7 @@ class ScheduleConfig:
         }[self.prediction_type]
 
     def _of_noise(self, alpha: float) -> tuple[float, float]:
-        """(a, b) with noise = a·x + b·output at ᾱ."""
+        """Return (a, b) with noise = a·x + b·output at ᾱ."""
         signal, noise = alpha**0.5, (1.0 - alpha) ** 0.5
         return {
             "epsilon": (0.0, 1.0),

@@ -28,7 +28,7 @@ from md_export.system.terminal_text import first_control
 INDEX: Final = "index.json"
 SCHEMA: Final = 2
 _LARGEST_INDEX: Final = 16 << 20
-# Of a 768² picture: 22 MB.
+# Limit in bytes; the case of a 768² picture has 22 MB.
 _LARGEST_CASE: Final = 256 << 20
 _MOST_CASES: Final = 10_000
 _AGAIN: Final = "make the golden cases again"
@@ -47,10 +47,10 @@ class GoldenFile:
 
 @dataclass(frozen=True)
 class GoldenIndex:
-    """``index.json``; ``rewrites`` names the substitutions that were in force when the cases were made.
+    """Contents of ``index.json``; ``rewrites`` names the substitutions that were applied when the cases were made.
 
-    ``ddim`` or ``euler``: how the cases were sampled, where that was in many steps; each then holds some of the UNet's
-    calls.
+    ``ddim`` or ``euler``: constants of the sampler if the cases were sampled in many steps; each case then holds some
+    of the UNet's calls.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -80,7 +80,7 @@ class GoldenSet:
 
     @property
     def sha256(self) -> str:
-        """Of the index, which pins every case."""
+        """Return the SHA-256 of the index; the index holds the hash of every case."""
         return sha256_of(self.folder / INDEX)
 
 
@@ -107,7 +107,7 @@ def read_golden(folder: Path) -> GoldenSet:
 
 
 def _check_calls(steps: ManySteps | None, values: Arrays, path: Path) -> None:
-    """Whether a case holds the calls that belong to the index's steps."""
+    """Raise GoldenError unless a case holds the calls that belong to the index's steps."""
     places = steps.recorded if steps else ()
     wanted = {f"{TIMESTEP.key}.{place}": np.float32(steps.steps[place].timestep) for place in places} if steps else {}
     texts = (0, 1) if steps else ()
@@ -122,7 +122,7 @@ def _check_calls(steps: ManySteps | None, values: Arrays, path: Path) -> None:
 
 
 def read_index(folder: Path) -> GoldenIndex:
-    """What cases a golden folder holds; GoldenError as :func:`read_golden`."""
+    """Read the index of a golden folder; raises GoldenError as :func:`read_golden`."""
     path = folder / INDEX
     if not path.is_file():
         raise GoldenError(f"{folder} holds no {INDEX}; make golden cases with: md-export golden CHECKPOINT -o {folder}")
@@ -130,7 +130,7 @@ def read_index(folder: Path) -> GoldenIndex:
 
 
 def index_from_bytes(content: bytes, path: Path) -> GoldenIndex:
-    """Validate an index's content; ``path`` stands in error messages.
+    """Validate and parse an index's content; ``path`` is for error messages.
 
     Raises:
         GoldenError: as :func:`read_golden`.
@@ -148,14 +148,14 @@ def index_from_bytes(content: bytes, path: Path) -> GoldenIndex:
         raise GoldenError(f"{path} lists no case, so nothing could be proved against it")
     if (control := first_control(json.loads(content))) is not None:
         raise GoldenError(f"{path}: {control} holds a control character; {_AGAIN}")
-    # All cases are in memory at once: it may not take more than they take on the disk.
+    # All cases are in memory at once, so a file that is listed twice would take more memory than its size on disk.
     if len(index.cases) > _MOST_CASES or len({item.file for item in index.cases}) < len(index.cases):
         raise GoldenError(f"{path} lists a file twice, or more than {_MOST_CASES:,}; {_AGAIN}")
     return index
 
 
 def read_case(folder: Path, item: GoldenFile) -> GoldenCase:
-    """One case of a golden folder, its hash checked; GoldenError as :func:`read_golden`."""
+    """Read one case of a golden folder and check its hash; raises GoldenError as :func:`read_golden`."""
     if not is_plain_name(item.file):
         raise GoldenError(f"{folder / INDEX}: file {item.file!r:.80} is not a plain name")
     path = folder / item.file

@@ -1,4 +1,4 @@
-"""The golden cases that an export is calibrated on and judged by, and the drift of function-changing rewrites."""
+"""Prepare golden cases to calibrate and verify an export; measure the drift of function-changing rewrites."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def golden_source(
     sampler: SamplerPlan | None = None,
     encodes: bool = False,
 ) -> GoldenSource:
-    """The checkpoint's torch components, with the rewrites that change the function applied; one in memory at a time.
+    """Return a source of golden cases: the checkpoint's torch components with the function-changing rewrites applied.
 
-    ``encodes``: the VAE encoder among them, also where the UNet does not need it.
+    One component is in memory at a time. ``encodes``: include the VAE encoder even if the UNet does not need it.
 
     Raises:
         RewriteError: a rewrite is refused.
     """
     step, consent = one_step(checkpoint.config), Consent(checkpoint.trained_substitutions, allow_drift)
-    # Golden cases show the function; rewrites that only change the form have no place in them.
+    # Golden cases depend only on the function, so rewrites that preserve it are left out.
     changing = tuple(name for name in rewrites if not find_rewrite(name).exact)
 
     def changed(name: str) -> tuple[nn.Module, tuple[str, ...]]:
@@ -85,14 +85,15 @@ def prepare_golden(
 ) -> Drift | None:
     """Fill ``folder`` with golden cases of what the artifacts must compute.
 
-    They are ``given``, else the ``golden/`` folder of the checkpoint, else made from the recipe's prompts; where that
-    folder is of pictures of another size, from its own prompts. Where a rewrite changes the function they
-    are made anew with it, and the drift from the former is returned.
+    The cases come from ``given``, else from the checkpoint's ``golden/`` folder, else they are computed for the
+    recipe's prompts. If the checkpoint's folder holds pictures of another size, new cases are computed for that
+    folder's prompts. If a rewrite changes the function, the cases are computed again with it, and their drift from
+    the former ones is returned.
 
     Raises:
-        GoldenError: the cases belong to another checkpoint, or those given are of pictures of another size.
+        GoldenError: the cases belong to another checkpoint, or ``given`` holds pictures of another size.
         RewriteError: a rewrite is refused.
-        ParityError: LoRAs in the weights do not compute what they compute beside them.
+        ParityError: LoRAs fused into the weights do not compute the same as LoRAs beside them.
     """
     checkpoint = checkpoint.at(recipe.size)
     changed = (
@@ -114,7 +115,7 @@ def prepare_golden(
 def _place_golden(
     recipe: Recipe, checkpoint: Checkpoint, given: Path | None, folder: Path, progress: Progress
 ) -> GoldenSet:
-    """Golden cases of the checkpoint as it is: copied where there are some, else computed."""
+    """Place golden cases of the unchanged checkpoint in ``folder``: copied if suitable ones exist, else computed."""
     present = present_golden(checkpoint, given, recipe.sampler, recipe.encodes)
     if present is None:
         folder.mkdir()
@@ -136,13 +137,13 @@ def _place_golden(
 def present_golden(
     checkpoint: Checkpoint, given: Path | None, sampler: SamplerPlan | None = None, encodes: bool = False
 ) -> Path | None:
-    """The folder of golden cases that serve ``checkpoint`` as it is, its pictures' size included; None: make some.
+    """Return the folder of golden cases that fit the unchanged ``checkpoint`` and its picture size; None: compute some.
 
-    ``encodes``: they must hold what the VAE encoder makes of a picture.
+    ``encodes``: the cases must hold the VAE encoder's output for a picture.
 
     Raises:
-        GoldenError: those ``given`` are of pictures of another size, were sampled otherwise, or hold nothing of the
-            encoder.
+        GoldenError: the cases in ``given`` have pictures of another size, were sampled differently, or lack the
+            encoder's output.
     """
     own = checkpoint.root / GOLDEN_FOLDER
     present = given or (own if own.is_dir() else None)
@@ -177,9 +178,10 @@ def present_golden(
 
 
 def planned_cases(recipe: Recipe, checkpoint: Checkpoint) -> list[tuple[str, int]]:
-    """Those of the checkpoint's own cases, or of its parent's: its language; else the recipe's.
+    """Return the (prompt, seed) pairs of the golden cases to compute.
 
-    Of many steps, as many of them as the recipe's sampler says.
+    They are those of the checkpoint's own cases, or of its parent's, since these are in its language; else the
+    recipe's. For many steps the recipe's sampler limits their number.
     """
     return _known_cases(recipe, checkpoint)[: recipe.sampler.cases if recipe.sampler else None]
 
@@ -192,7 +194,7 @@ def _known_cases(recipe: Recipe, checkpoint: Checkpoint) -> list[tuple[str, int]
 
 
 def measure_drift(before: GoldenSet, after: GoldenSet) -> Drift:
-    """Worst figures over all cases of the UNet's output and of the picture, ``before`` being the reference."""
+    """Return the worst SNR of the UNet's output and PSNR of the picture over all cases, against ``before``."""
     pairs = list(zip(before.cases, after.cases, strict=True))
     return Drift(
         unet_snr_db=min(compare(_denoised(new), _denoised(old)).snr_db for old, new in pairs),
@@ -201,6 +203,6 @@ def measure_drift(before: GoldenSet, after: GoldenSet) -> Drift:
 
 
 def _denoised(case: GoldenCase) -> Array:
-    """Return what the UNet gave in all calls that a case holds."""
+    """Return the UNet's outputs in all calls that a case holds, as one array."""
     output = WIRING.denoised
     return np.concatenate([call.output(output.node, output.name) for call in case.calls(output.node)])

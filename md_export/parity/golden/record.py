@@ -1,4 +1,4 @@
-"""Golden cases made: torch computes every component's inputs and outputs for each prompt and seed."""
+"""Make golden cases: torch computes every component's inputs and outputs for each prompt and seed."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from md_export.system.files import sha256_of
 
 @dataclass(frozen=True)
 class GoldenSource:
-    """What golden cases are computed from.
+    """Pipeline and options that golden cases are computed with.
 
-    ``encodes``: cases hold what the VAE encoder makes of a picture. ``condition_channels``: of the picture that an
-    adapter or a ControlNet takes; 0 where there is none.
+    ``encodes``: cases hold the VAE encoder's output for a picture. ``condition_channels``: channels of the condition
+    picture of an adapter or a ControlNet; 0 without either.
     """
 
     pipeline: Pipeline
@@ -40,9 +40,9 @@ class GoldenSource:
     def generate(self, prompt: str, seed: int) -> Tensors:
         """Return a golden case's values for one prompt and seed.
 
-        The encoder's input is the picture itself. A UNet that in-paints first makes a picture of nothing, all of it
-        hidden, and then paints the middle of that one again: the encoder's input is what it leaves. The condition of
-        an adapter or a ControlNet are the edges of the picture that is made without it.
+        The encoder's input is the picture itself. An inpainting UNet first makes a picture with everything masked and
+        then repaints the middle of that picture; the encoder's input is the unmasked rest. The condition of an adapter
+        or a ControlNet is the edges of the picture that is made without a condition.
         """
         inpaints, channels, image = self.pipeline.inpaints, self.condition_channels, self.pipeline.family.image.key
         values = self._values(PictureRequest(prompt, seed))
@@ -70,7 +70,7 @@ def write_golden(
 ) -> None:
     """Compute one case per (prompt, seed) with the torch components and write index and files into ``folder``.
 
-    ``use``: of the cases, in lines of progress.
+    ``use``: name of the cases' use in progress lines.
 
     Raises:
         GoldenError: the checkpoint itself computes NaN or Inf for a prompt.
@@ -83,7 +83,7 @@ def write_golden(
         name = f"case-{number:03d}"
         path = folder / f"{name}.safetensors"
         save_tensors(values, path)
-        path.chmod(0o644)  # safetensors makes files that only their owner can read
+        path.chmod(0o644)  # safetensors creates files that only their owner can read
         files.append(GoldenFile(name, prompt, seed, path.name, sha256_of(path)))
     one_step, steps = source.pipeline.one_step, source.pipeline.steps
     made = source.checkpoint_sha256, source.rewrites, one_step, _versions(), tuple(files)
@@ -97,10 +97,10 @@ def _versions() -> dict[str, str]:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """Prompts of a text file, one a line, blank lines left out.
+    """Read prompts from a text file, one per line, without blank lines.
 
     Raises:
-        GoldenError: unreadable, or empty.
+        GoldenError: the file is unreadable or empty.
     """
     try:
         prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

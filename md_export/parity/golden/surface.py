@@ -1,4 +1,4 @@
-"""Golden cases at the surface of an artifact: under its names, in its layout."""
+"""Convert golden cases to and from an artifact's names and layout."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from md_export.targets.layouts import layout_of
 
 
 class Surface(Protocol):
-    """What takes inputs and gives outputs: a line of the manifest, or the torch module that is lowered."""
+    """Names, shapes and dtypes of inputs and outputs: of a manifest entry, or of the torch module that is lowered."""
 
     @property
     def component(self) -> str:
-        """Its name in COMPONENTS."""
+        """Name of the component in COMPONENTS."""
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """What it takes."""
+        """Specifications of the inputs."""
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """What it gives."""
+        """Specifications of the outputs."""
 
 
 def packed(recipe: Recipe, part: Surface, arrays: Arrays) -> dict[str, Array]:
-    """Inputs under our names → those that the part takes, in its layout; KeyError for one that is not among them."""
+    """Convert inputs under our names to the part's inputs and layout; KeyError for an input that is missing."""
     return select(layout_of(recipe).pack(part.component, arrays), part.inputs)
 
 
 def inputs_of(recipe: Recipe, part: Surface, case: GoldenCase) -> dict[str, Array]:
-    """A golden case's inputs as the part takes them."""
+    """Return a golden case's inputs under the part's names and in its layout."""
     return packed(recipe, part, case.inputs(part.component))
 
 
 def outputs_of(recipe: Recipe, part: Surface, case: GoldenCase) -> dict[str, Array]:
-    """What the golden case says that must come out, by the part's names."""
+    """Return a golden case's expected outputs by the part's names."""
     layout = layout_of(recipe)
     return {
         spec.name: case.output(part.component, layout.output_of(part.component, spec.name)) for spec in part.outputs
@@ -48,15 +48,15 @@ def outputs_of(recipe: Recipe, part: Surface, case: GoldenCase) -> dict[str, Arr
 
 
 def output_of(recipe: Recipe, part: Surface, case: GoldenCase) -> Array:
-    """The same as one array: see :func:`joined <md_export.spec.tensors.joined>`."""
+    """Return the expected outputs as one array: see :func:`joined <md_export.spec.tensors.joined>`."""
     return joined(outputs_of(recipe, part, case))
 
 
 def named(part: Surface, outputs: Arrays) -> Arrays:
-    """Outputs of an artifact under the manifest's names; a single one may have any.
+    """Return an artifact's outputs under the manifest's names; a single output may have any name.
 
     Raises:
-        ArtifactError: of several there are others than in the manifest.
+        ArtifactError: several outputs have other names than in the manifest.
     """
     names = [spec.name for spec in part.outputs]
     if len(names) == 1:
@@ -67,28 +67,28 @@ def named(part: Surface, outputs: Arrays) -> Arrays:
 
 
 def unpacked(recipe: Recipe, part: Surface, outputs: Arrays) -> dict[str, Array]:
-    """Outputs of an artifact under our names."""
+    """Return an artifact's outputs under our names."""
     layout = layout_of(recipe)
     return {layout.output_of(part.component, name): value for name, value in named(part, outputs).items()}
 
 
 def each_call(component: str, cases: Sequence[GoldenCase]) -> list[GoldenCase]:
-    """The cases, each once for every call of the component that it holds."""
+    """Return each case once for every call of the component that it holds."""
     return [call for case in cases for call in case.calls(component)]
 
 
 def golden_inputs(recipe: Recipe, part: Surface, cases: Sequence[GoldenCase]) -> list[Arrays]:
-    """Inputs of an artifact in each case and call, by its names.
+    """Return an artifact's inputs for each case and call, by its names.
 
     Raises:
-        ArtifactError: the manifest has other names than the component's.
+        ArtifactError: the names in the manifest are not the component's.
     """
     with _of_the_component(part):
         return [inputs_of(recipe, part, call) for call in each_call(part.component, cases)]
 
 
 def golden_outputs(recipe: Recipe, part: Surface, cases: Sequence[GoldenCase]) -> list[dict[str, Array]]:
-    """What an artifact must make of each case and call, by its names.
+    """Return an artifact's expected outputs for each case and call, by its names.
 
     Raises:
         ArtifactError: as :func:`golden_inputs`.
@@ -100,7 +100,7 @@ def golden_outputs(recipe: Recipe, part: Surface, cases: Sequence[GoldenCase]) -
 
 
 def golden_cases(recipe: Recipe, part: Surface, cases: Sequence[GoldenCase]) -> tuple[list[Arrays], list[Array]]:
-    """Inputs of an artifact in each case and call, and what it must make of them, as :func:`output_of`.
+    """Return an artifact's inputs for each case and call, and the expected outputs as in :func:`output_of`.
 
     Raises:
         ArtifactError: as :func:`golden_inputs`.
@@ -111,7 +111,7 @@ def golden_cases(recipe: Recipe, part: Surface, cases: Sequence[GoldenCase]) -> 
 
 @contextmanager
 def _of_the_component(part: Surface) -> Iterator[None]:
-    """Names that the golden cases do not know, as an error of the manifest."""
+    """Raise names that the golden cases do not know as an ArtifactError about the manifest."""
     try:
         yield
     except (KeyError, ValueError) as error:

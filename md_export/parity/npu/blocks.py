@@ -1,10 +1,10 @@
-"""An artifact on a phone's NPU block by block, where the simulator cannot be given the whole, or is not to be.
+"""Run an artifact on a phone's NPU block by block, if the simulator cannot run it whole or blocks are requested.
 
-Each block is a graph of its own, compiled and executed as a whole artifact would be. It takes what the blocks before
-it made on the simulator and is held against the CPU's float32 on the same inputs; so the last one's outputs have the
-errors of all. After a block that fails the CPU's values go on.
+Each block is a separate graph, compiled and executed like a whole artifact. Its inputs are the outputs of the earlier
+blocks on the simulator, and its outputs are compared with the CPU's in float32 on the same inputs, so the last block's
+outputs contain the errors of all blocks. After a block that fails, the next one gets the CPU's values.
 
-What the compiler does across the cuts is not seen.
+Optimizations that the compiler would make across the cuts are not covered.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from md_export.targets.execution import costs
 from md_export.targets.onnx.npu.answers import RefusedOp
 from md_export.targets.onnx.npu.process import NpuLimits, NpuTrial, cut_for_npu, refusal, try_on_npu
 
-# A block has at most this share of the multiply-adds, where its modules can be told apart.
+# Number of blocks. Each has at most 1/BLOCKS of the multiply-adds, if its modules can be separated.
 BLOCKS: Final = 16
 # Measured with onnxruntime-qnn 2.7.0 on whole float16 components: text encoder (247 MB: 1.7 GB), UNet for 512 pixels
 # (773 MB, 184 G multiply-adds: 356 s, 4.8 GB), decoder (20 MB, 351 G, values of 67 MB: 579 s, 1.1 GB).
@@ -34,13 +34,13 @@ _PER_VALUE_BYTE: Final = 9
 
 @dataclass(frozen=True)
 class Demand:
-    """What compiling and simulating a whole artifact will take: seconds of one execution, most bytes of memory."""
+    """Predicted cost of a whole artifact: seconds of one simulated execution, and peak memory in bytes."""
 
     seconds: float
     bytes: int
 
     def too_much(self, limits: NpuLimits, batches: int) -> str | None:
-        """Why it is more than one process may have; None where it is not."""
+        """Return why the demand exceeds the limits of one process; None if it does not."""
         if limits.seconds is not None and self.seconds * batches > limits.seconds:
             return f"whole it would take about {self.seconds * batches:.0f} s of {limits.seconds:g} s"
         if self.bytes > limits.most_bytes:
@@ -50,15 +50,15 @@ class Demand:
 
 @dataclass(frozen=True)
 class NpuBlock:
-    """One block's verdict.
+    """Verdict on one block.
 
     Attributes:
         title: the torch modules that it computes.
-        nodes: that the NPU has, if it has all.
-        refused: what it would leave to the CPU.
-        snr_db: the worst of its outputs against float32 on the CPU, on the same inputs; None without any.
-        compile_seconds, run_seconds: the second of one execution on the average; no phone's.
-        peak_bytes: most memory that the compiler or the simulator held.
+        nodes: number of nodes on the NPU, if it computes all of them.
+        refused: nodes that the NPU would leave to the CPU.
+        snr_db: worst SNR of the block's outputs against float32 on the CPU, on the same inputs; None without outputs.
+        compile_seconds, run_seconds: compile time, and average time of one execution on the simulator, not on a phone.
+        peak_bytes: peak memory of the compiler or the simulator.
     """
 
     title: str
@@ -74,20 +74,20 @@ class NpuBlock:
 
 @dataclass(frozen=True)
 class Blockwise:
-    """All blocks in order, and the component's outputs for each set of inputs: the NPU's if no block has a fault."""
+    """All blocks in order, and the component's outputs for each set of inputs, from the NPU if no block has a fault."""
 
     blocks: tuple[NpuBlock, ...]
     outputs: list[dict[str, Array]]
 
 
 def least_of(blocks: Sequence[NpuBlock]) -> str:
-    """Which block has the least SNR, in a few words; all have one."""
+    """Return a text that names the block with the least SNR; every block must have an SNR."""
     snr_db, title = min((item.snr_db or 0.0, item.title) for item in blocks)
     return f"the block with the least on its own is {title}, {snr_db:.1f} dB"
 
 
 def demand_of(graph: Path) -> Demand | None:
-    """Foretell what a whole artifact takes, from its multiply-adds, weights and largest value; None for no graph."""
+    """Predict the cost of a whole artifact from its multiply-adds, weights and largest value; None without a graph."""
     try:
         ops = costs("onnx", graph, RuntimeFault)
     except RuntimeFault:
@@ -108,16 +108,16 @@ def run_in_blocks(
     scratch: Path,
     progress: Callable[[str], None],
 ) -> Blockwise:
-    """Cut a saved graph, and compile and execute one block after the other.
+    """Cut a saved graph into blocks, and compile and execute them one after the other.
 
     Args:
-        batches: inputs of the component.
-        outputs: names of its outputs.
-        limits: of each process.
+        batches: sets of inputs of the component.
+        outputs: names of the component's outputs.
+        limits: limits of each process.
         scratch: an empty folder.
 
     Raises:
-        RuntimeFault: the graph cannot be cut, or the CPU does not run it.
+        RuntimeFault: the graph cannot be cut, or the CPU cannot run it.
     """
     cuts = cut_for_npu(graph, BLOCKS, scratch)
     values: list[Arrays] = list(batches)
@@ -158,7 +158,7 @@ def _verdict(title: str, trial: NpuTrial, batches: int) -> NpuBlock:
 
 
 def _compared(made: Sequence[dict[str, Array]], wanted: Sequence[dict[str, Array]]) -> tuple[float | None, list[Fault]]:
-    """The worst of all outputs of all executions; or why one cannot be compared."""
+    """Return the worst SNR over all outputs of all executions, or the fault that prevents a comparison."""
     pairs = [(got[name], want[name], name) for got, want in zip(made, wanted, strict=True) for name in want]
     broken = [fault.of(name) for got, want, name in pairs if (fault := first_fault(got, want))]
     return (None, broken[:1]) if broken else (min(compare(got, want).snr_db for got, want, _ in pairs), [])

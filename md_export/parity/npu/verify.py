@@ -1,8 +1,8 @@
-"""Every ONNX artifact of an export on a phone's NPU: is all of it there, and is it right there?
+"""Verify every ONNX artifact of an export on a phone's NPU: all of it runs there, and its outputs are right.
 
-What is executed is the context that was compiled for the phone, by the simulator of Qualcomm's backend, with no help of
-the CPU. An export that holds no such contexts has them compiled for the occasion. What would take more time or memory
-than one process may have is compiled and executed block by block: see :mod:`md_export.parity.npu.blocks`.
+The simulator of Qualcomm's backend executes the context that was compiled for the phone, without the CPU. If an export
+has no such contexts, they are compiled temporarily. An artifact that would exceed one process's limits of time or
+memory is compiled and executed block by block: see :mod:`md_export.parity.npu.blocks`.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from md_export.targets.onnx.npu.process import (
 
 @dataclass(frozen=True)
 class NpuDetails:
-    """How a phone's NPU, as its simulator computes, executed one artifact.
+    """Result of one artifact on the simulator of a phone's NPU.
 
     Attributes:
-        nodes: of the graph that the NPU computes, if it computes all; 0 where that is not known.
-        refused: what it would leave to the CPU.
-        compile_seconds, compile_bytes: of the compiler, the second the most memory that it held.
-        context_bytes: of what it made.
-        run_seconds: of one execution on the average, by the simulator; no phone's.
-        blocks: where it was executed block by block; figures above are then their sums, or that of the largest, and
-            the verdict's parity has the errors of all.
-        why: it was executed block by block; "" where it was not.
+        nodes: number of nodes on the NPU, if it computes all of them; 0 if unknown.
+        refused: nodes that the NPU would leave to the CPU.
+        compile_seconds, compile_bytes: time and peak memory of the compiler.
+        context_bytes: size of the compiled context.
+        run_seconds: average time of one execution on the simulator, not on a phone.
+        blocks: the blocks, if the artifact was executed block by block. The figures above are then sums over the blocks
+            (maximum for ``compile_bytes``), and the verdict's parity contains the errors of all blocks.
+        why: reason for an execution block by block; "" if the artifact was executed whole.
     """
 
     nodes: int = 0
@@ -63,15 +63,15 @@ class NpuDetails:
 
     @property
     def extent(self) -> str:
-        """What was executed at once."""
+        """``whole``, or the number of blocks."""
         return f"{len(self.blocks)} blocks" if self.blocks else "whole"
 
 
 @dataclass(frozen=True)
 class _Phone:
-    """What is judged on one phone, and where contexts go that the export lacks.
+    """Inputs of the verification on one phone; ``scratch``: folder for contexts that the export lacks.
 
-    ``blocks``: always block by block; else ``demands`` has what each component takes as a whole.
+    ``blocks``: always execute block by block; otherwise ``demands`` has the predicted cost of each whole component.
     """
 
     export: OpenedExport
@@ -93,20 +93,20 @@ def verify_on_npu(
     progress: Callable[[str], None] = lambda _: None,
     blocks: bool = False,
 ) -> tuple[Verification[NpuDetails], ...]:
-    """Judge an ONNX export as NPUs execute it: one verdict for each phone.
+    """Verify an ONNX export on NPUs and return one verdict for each phone.
 
     Args:
-        out: the export.
-        golden_dir: by default those that lie in ``out``.
-        soc: name in SOCS; None for all that the recipe names.
-        cases: how many golden cases; None for all.
-        limits: of each process.
-        blocks: block by block even where a whole artifact is within the limits.
+        out: folder of the export.
+        golden_dir: folder of golden cases; None for those in ``out``.
+        soc: name of a chip in SOCS; None for all chips that the recipe names.
+        cases: number of golden cases to use; None for all.
+        limits: limits of each process.
+        blocks: execute block by block even if a whole artifact is within the limits.
 
     Raises:
         ArtifactError: the manifest is unreadable, or an artifact is missing.
         GoldenError: the golden cases are unreadable, altered, or of another checkpoint.
-        MissingExtraError: there is no simulator here.
+        MissingExtraError: the simulator is not installed.
         UsageError: neither ``soc`` nor the recipe names a phone, or the export is of another target.
     """
     require_qnn()
@@ -129,7 +129,7 @@ def verify_on_npu(
 
 
 def _judge_phone(phone: _Phone) -> Verification[NpuDetails]:
-    """The verdict on all artifacts, and on the picture where the export makes one in one step."""
+    """Return the verdict on all artifacts, and on the picture if the export makes one in one step."""
     manifest, golden = phone.export.manifest, phone.export.golden
 
     def tell(component: str) -> None:
@@ -144,7 +144,7 @@ def _judge_phone(phone: _Phone) -> Verification[NpuDetails]:
 def _judge(
     phone: _Phone, subject: Subject, others: Sequence[Arrays]
 ) -> tuple[ComponentVerdict[NpuDetails], Sequence[Arrays]]:
-    """A verdict, and what the artifact makes of its golden inputs and then of what those before it made."""
+    """Return a verdict and the artifact's outputs: for its golden inputs, then for the outputs of earlier artifacts."""
     entry, inputs = subject.entry, subject.inputs()
     batches = [*inputs, *(packed(phone.export.manifest.recipe, entry, batch) for batch in others)]
     why = _why_in_blocks(phone, entry, len(batches))
@@ -158,19 +158,19 @@ def _judge(
 
 
 def hints(entry: ArtifactEntry, blocks: Sequence[NpuBlock]) -> Iterator[str]:
-    """Where to look, of an artifact that falls short."""
+    """Yield hints for an artifact that falls short of its thresholds."""
     if blocks:
         yield least_of(blocks)
     if entry.activations == "float16" and any(spec.name == "timestep" for spec in entry.inputs):
         yield "its time embedding is computed in float16 on the NPU: export with --rewrite fold_timestep"
 
 
-# What a component's engine tells, what is wrong, and the outputs; none of these where a fault forbids it.
+# Engine details of a component, its faults, and its outputs; the outputs are empty if a fault prevents them.
 _Executed = tuple[NpuDetails, list[str], Sequence[Arrays]]
 
 
 def _whole(phone: _Phone, entry: ArtifactEntry, batches: list[Arrays]) -> _Executed:
-    """Compile the artifact where the export holds no context of it, and execute it on each set of inputs."""
+    """Execute the artifact on each set of inputs; compile it first if the export holds no context of it."""
     context, found = _compiled(phone, entry)
     if found.context is None:
         return NpuDetails(refused=found.refused), [found.failure or refusal(found.refused)], []
@@ -194,7 +194,7 @@ def _why_in_blocks(phone: _Phone, entry: ArtifactEntry, batches: int) -> str | N
 
 
 def _in_blocks(phone: _Phone, entry: ArtifactEntry, batches: list[Arrays], why: str) -> _Executed:
-    """As :func:`_whole`, block by block; no outputs where the NPU did not make all of them, and rightly."""
+    """Execute the artifact block by block, otherwise as :func:`_whole`; no outputs if any block has a fault."""
     names, path = [spec.name for spec in entry.outputs], artifact_path(phone.export.out, entry)
     with tempfile.TemporaryDirectory(prefix="blocks-", dir=phone.scratch) as scratch:
         try:
@@ -216,7 +216,7 @@ def _in_blocks(phone: _Phone, entry: ArtifactEntry, batches: list[Arrays], why: 
 
 
 def _compiled(phone: _Phone, entry: ArtifactEntry) -> tuple[Path, Compilation]:
-    """The context that the export holds for the phone; else one that is compiled now."""
+    """Return the export's context for the phone; compile one if the export has none."""
     for known in entry.contexts:
         if known.soc == phone.soc.name:
             return context_path(phone.export.out, entry, known.soc), Compilation(known)
@@ -225,7 +225,7 @@ def _compiled(phone: _Phone, entry: ArtifactEntry) -> tuple[Path, Compilation]:
 
 
 def _altered_context(export: OpenedExport, context: Path) -> list[Fault]:
-    """Whether a context that the export holds is the one that its manifest lists."""
+    """Return faults for files of the export's context that are missing or differ from the manifest."""
     if not context.is_relative_to(export.out):
         return []
     names = {path.relative_to(export.out).as_posix(): path for path in files_of_context(context)}

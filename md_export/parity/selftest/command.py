@@ -1,4 +1,4 @@
-"""The self-test of an export: all mutations in one worker process, stored weights audited against the checkpoint."""
+"""Self-test of an export: apply all mutations in one worker, and audit stored weights against the checkpoint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from md_export.targets import TARGETS
 
 @dataclass(frozen=True)
 class SelfTest:
-    """What was tried on copies of one export."""
+    """Result of the mutations of one export."""
 
     target: str
     recipe: str
@@ -30,7 +30,7 @@ class SelfTest:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """One line for each mutation that the gate let pass, or noticed by accident."""
+        """One line for each mutation that verification let pass, or that the wrong check noticed."""
         return tuple(_failure(row) for row in self.rows if not row.passed)
 
 
@@ -44,14 +44,14 @@ def _failure(row: Row) -> str:
 
 @dataclass(frozen=True)
 class Subject:
-    """The export in ``out``, and the checkpoint that it was made from."""
+    """An export in ``out``, and the checkpoint that it was made from."""
 
     out: Path
     checkpoint: Path
 
 
 def self_test(out: Path, checkpoint_dir: Path, progress: Callable[[str], None] = lambda _: None) -> SelfTest:
-    """Damage copies of the export in ``out`` in every way of the table; ``out`` itself is only read.
+    """Apply every mutation of the table to copies of the export in ``out``; ``out`` itself is only read.
 
     Raises:
         ArtifactError: the manifest is unreadable, or the export was made from another checkpoint.
@@ -69,12 +69,12 @@ def self_test(out: Path, checkpoint_dir: Path, progress: Callable[[str], None] =
 
 
 def try_everything(subject: Subject) -> tuple[Row, ...]:
-    """Damage copies of an export and see which check notices, in this process."""
+    """Apply every mutation to copies of an export and record which check notices it, in this process."""
     return tuple(try_all(subject.out, auditor(subject.checkpoint)))
 
 
 def auditor(checkpoint_dir: Path) -> Audit:
-    """An audit in this process; what the checkpoint asks of a component is worked out once."""
+    """Return an audit for this process; it builds the reference of each component only once."""
     checkpoint = open_checkpoint(checkpoint_dir)
     references: dict[str, Reference] = {}
 

@@ -1,4 +1,4 @@
-"""What is tried, and which check must notice it: the MUTATIONS table."""
+"""The MUTATIONS table: each mutation of an export, and the check that must notice it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from md_export.parity.selftest.stored import on_constants
 
 
 class Hashes(StrEnum):
-    """How far the recorded hashes were brought to agree with the damage."""
+    """Which recorded hashes were updated to match the damage."""
 
     KEPT = "hashes kept"
     INDEX = "index agrees"
@@ -26,15 +26,15 @@ class Hashes(StrEnum):
 
 @dataclass(frozen=True)
 class Mutation:
-    """One way to be wrong. Either ``damage`` changes files or ``distortion`` what the runtime answers.
+    """A mutation of an export. Either ``damage`` changes files, or ``distortion`` changes the runtime's outputs.
 
     Attributes:
-        name: in words.
-        of: what is damaged: ``answer``, ``artifact``, ``golden``, ``index`` or ``manifest``.
-        caught: the check that must notice, for each state of the hashes that is tried.
-        components: whose artifact is damaged, the first that the export has.
-        may_crash: the runtime is given a process of its own.
-        audited: the stored weights are held against the checkpoint too.
+        name: description in words.
+        of: kind of thing that is damaged: ``answer``, ``artifact``, ``golden``, ``index`` or ``manifest``.
+        caught: check that must notice the damage, for each state of the hashes that is tried.
+        components: candidates for the damage; the first one in the export is used.
+        may_crash: whether the runtime needs a separate process.
+        audited: whether the stored weights are also compared with the checkpoint.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Mutation:
     audited: bool = False
 
 
-# The text encoder has fewest operations; a norm is its last layer, in float whatever the weights are.
+# The text encoder has the fewest operations; its last layer is a norm, which stays float in every scheme.
 _SMALL_FIRST: Final = ("text_encoder", "vae_decoder", "unet")
 # The decoder's output is a square picture, which no other component takes.
 _PICTURE_FIRST: Final = ("vae_decoder", "unet", "text_encoder")
@@ -106,7 +106,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     _artifact("64 bytes of a weight flipped", Check.AUDIT, on_constants(stored.flip_block)),
     _artifact("a square weight transposed", Check.AUDIT, on_constants(stored.transpose_weight)),
     _artifact("all large weights back to front", Check.FIGURES, on_constants(stored.reverse_weights)),
-    # A norm behind them may divide them out again, and then the figures pass.
+    # A norm after the scaled weights may cancel the factor, and then the figures pass.
     _artifact("all quantization scales doubled", Check.AUDIT, on_constants(stored.double_scales), _PICTURE_FIRST),
     _artifact("one quantization scale doubled", Check.AUDIT, on_constants(stored.double_one_scale)),
     _artifact("a palette entry moved", Check.AUDIT, on_constants(stored.move_palette_entry)),

@@ -1,8 +1,8 @@
-"""Every weight that an export stores, held against the checkpoint.
+"""Compare every weight that an export stores with the checkpoint.
 
-Parity says that an artifact computes the right outputs on the golden cases; the audit says that it stores the right
-weights. A stored weight is compared with the tensors of the module that reads it, or, where the artifact does not tell
-which module that is, with every tensor of its shape.
+Parity shows that an artifact computes the right outputs on the golden cases; the audit shows that it stores the right
+weights. A stored weight is compared with the tensors of the module that reads it. If the artifact does not record that
+module, the weight is compared with every tensor of its shape.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from md_export.targets import TARGETS
 from md_export.targets.stored import StoredWeight, squeezed
 
 _MOST_FAULTS: Final = 20
-# Elements from which on a constant that matches nothing is no list of sizes or axes.
+# An unmatched constant with at least this many elements is not a list of sizes or axes.
 _LEAST_TABLE: Final = 16
 
 
@@ -43,7 +43,7 @@ class Unmatched:
 
 @dataclass(frozen=True)
 class WeightError:
-    """How far a stored weight is from the tensor of the checkpoint that it is."""
+    """Error of a stored weight against the checkpoint's tensor that it stores."""
 
     name: str
     dtype: str
@@ -53,18 +53,18 @@ class WeightError:
 
 @dataclass(frozen=True)
 class ComponentAudit:
-    """What one artifact stores.
+    """Audit of one artifact's stored weights.
 
     Attributes:
-        requested: the scheme's type of weights.
-        as_requested: bytes of the weights that the scheme speaks of and that are stored so.
-        promised: bytes of all weights that the scheme speaks of.
-        stored: bytes by type of all constants.
-        proven: bytes of constants that are a tensor of the checkpoint, within the scheme's rounding.
-        errors: of those, in the file's order.
-        unmatched: constants that are none, largest first.
-        folded: tensors of the checkpoint that a rewrite put into others.
-        missing: tensors of the checkpoint that are nowhere in the artifact.
+        requested: type of weights in the scheme.
+        as_requested: bytes of the weights that the scheme covers and that are stored in the requested type.
+        promised: bytes of all weights that the scheme covers.
+        stored: bytes of all constants by type.
+        proven: bytes of constants that equal a tensor of the checkpoint, within the scheme's rounding.
+        errors: errors of these constants, in the file's order.
+        unmatched: constants that equal no tensor of the checkpoint, largest first.
+        folded: tensors of the checkpoint that a rewrite folded into others.
+        missing: tensors of the checkpoint that are not in the artifact.
         faults: what is wrong, one line each.
     """
 
@@ -88,12 +88,12 @@ class ComponentAudit:
 
     @property
     def proven_share(self) -> float:
-        """Of the bytes of all constants."""
+        """Share of the bytes of all constants that are proven, 0 to 1."""
         return self.proven / max(1, self.total)
 
 
 class Ledger:
-    """The books of one audit: what was found, weight by weight."""
+    """Collects the results of one audit, weight by weight."""
 
     def __init__(self, reference: Reference, scheme: QuantScheme) -> None:
         self._reference = reference
@@ -108,7 +108,7 @@ class Ledger:
         self._faults: list[str] = []
 
     def add(self, weight: StoredWeight) -> None:
-        """Enter one stored weight."""
+        """Match one stored weight with the reference and record the result."""
         for dtype, size in weight.parts.items():
             self._stored[dtype] = self._stored.get(dtype, 0) + size
         result = match(weight, self._reference)
@@ -128,7 +128,7 @@ class Ledger:
             self._faults.append(f"{result.tensors[0].name} {fault}")
 
     def _accuse(self, weight: StoredWeight, mismatch: Mismatch) -> None:
-        """A type that was not requested explains values that are not as that type rounds."""
+        """Record a mismatch as a fault; if the stored type was not requested, report that instead of wrong values."""
         tensor = mismatch.tensor
         self._accused |= set(tensor.proves)
         fault = self._type_fault(weight, (tensor,))
@@ -147,7 +147,7 @@ class Ledger:
         return fault
 
     def close(self, entry: ArtifactEntry) -> ComponentAudit:
-        """The verdict."""
+        """Return the audit of the artifact."""
         reference = self._reference
         missing = tuple(sorted(reference.parameters - self._found - self._accused))
         faults = [*self._faults, *(f"{name} is nowhere in the artifact" for name in missing), *self._strangers()]
@@ -169,7 +169,7 @@ class Ledger:
         )
 
     def _strangers(self) -> Iterator[str]:
-        """Constants that match nothing where a table of this shape, such as a mask, should be and is not."""
+        """Yield faults for unmatched constants whose shape is that of a missing table, such as a mask."""
         for item in self._unmatched:
             alike = self._reference.by_shape.get(squeezed(item.shape), []) if prod(item.shape) >= _LEAST_TABLE else []
             lost = [wanted.name for wanted in alike if wanted.name not in self._met and not wanted.is_parameter]
@@ -182,13 +182,13 @@ def _error(weight: StoredWeight, tensor: Wanted) -> WeightError:
 
 
 def _fault_of_all(weight: StoredWeight, schemes: Iterable[QuantScheme]) -> str | None:
-    """A weight that several modules read may be stored as any of them wants it."""
+    """Return a fault unless the weight is stored as at least one of the modules that read it requires."""
     faults = sorted({type_fault(weight, scheme) or "" for scheme in schemes})
     return faults[0] or None
 
 
 def type_fault(weight: StoredWeight, scheme: QuantScheme) -> str | None:
-    """How a weight that the scheme speaks of is stored otherwise; None where it is stored so."""
+    """Return how a weight's stored form differs from its scheme; None if it does not."""
     if weight.dtype != stored_type(scheme.weights):
         return f"is stored as {weight.dtype}, {scheme.weights} was requested"
     if scheme.sparsity is None:
@@ -201,7 +201,7 @@ def type_fault(weight: StoredWeight, scheme: QuantScheme) -> str | None:
 
 @dataclass(frozen=True)
 class AuditResult:
-    """All artifacts of one export."""
+    """Audits of all artifacts of one export."""
 
     target: str
     recipe: str
@@ -209,12 +209,12 @@ class AuditResult:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """One line for each thing that is wrong, the component's name first."""
+        """One line for each fault, starting with the component's name."""
         return tuple(f"{item.component}: {fault}" for item in self.components for fault in item.faults)
 
     @property
     def passed(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether no artifact has a fault."""
         return not self.failures
 
 
@@ -228,7 +228,7 @@ class AuditJob:
 
 
 def audit(out: Path, checkpoint_dir: Path, progress: Callable[[str], None] = lambda _: None) -> AuditResult:
-    """Audit every artifact of the export in ``out``, one process each.
+    """Audit every artifact of the export in ``out``, each in a separate process.
 
     Raises:
         ArtifactError: the manifest is unreadable, an artifact is missing, or the checkpoint is another one.
@@ -254,7 +254,7 @@ def audit_part(job: AuditJob) -> ComponentAudit:
 
 
 def audit_component(out: Path, manifest: Manifest, entry: ArtifactEntry, reference: Reference) -> ComponentAudit:
-    """Audit one artifact in this process; ``reference`` may serve any number of times.
+    """Audit one artifact in this process; ``reference`` can be used several times.
 
     Raises:
         ArtifactError, RuntimeFault: the artifact is missing or cannot be read.

@@ -1,6 +1,6 @@
-"""What an artifact should store: the parameters of a component after the recipe's rewrites, by module path.
+"""List what an artifact should store: a component's parameters after the recipe's rewrites, by module path.
 
-A converter folds some constants further; those folds are listed in :func:`_derived`, each from one module alone.
+Converters fold some constants further; :func:`_derived` lists these folds, each of a single module.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _ROLES: Final[dict[str, Role]] = {
     "shift": "bias",
     "mask": "bias",
 }
-# A buffer that stands in a rewritten module for a parameter of it.
+# Buffers of rewritten modules and the parameters that they replace.
 _STANDS_FOR: Final = {"scale": "weight", "shift": "bias", "phases": "weight"}
 _NORMS: Final = (nn.GroupNorm, nn.LayerNorm)
 
@@ -46,9 +46,9 @@ class Wanted:
 
     Attributes:
         name: path in the rewritten module; ``conv.phases[1]`` for a part, ``norm.up·weight`` for a product.
-        module: path of the module that owns it.
-        proves: parameters of the rewritten module, or parts of one, that it stands for.
-        is_parameter: it is one itself, and no table.
+        module: path of the module that owns the tensor.
+        proves: parameters of the rewritten module, or parts of one, whose presence the tensor proves.
+        is_parameter: whether the tensor is a parameter and not a table.
     """
 
     name: str
@@ -61,13 +61,13 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Reference:
-    """All that one component's artifact may store.
+    """All tensors that one component's artifact may store.
 
     Attributes:
-        parameters: of the rewritten module, one that it splits by its parts; those that do nothing (a bias of zeros, a
-            norm's factor of ones) left out.
-        folded: tensors of the checkpoint that the rewrites put into others.
-        norms: paths of modules that a target may keep in float on its own.
+        parameters: names of the rewritten module's parameters; one that the module splits is listed by its parts.
+            Parameters without effect (a bias of zeros, a norm's factor of ones) are left out.
+        folded: tensors of the checkpoint that the rewrites folded into others.
+        norms: paths of modules that a target may keep in float without a request.
     """
 
     component: str
@@ -78,7 +78,7 @@ class Reference:
 
     @cached_property
     def by_shape(self) -> dict[tuple[int, ...], list[Wanted]]:
-        """Tensors by shape, axes of length 1 left out."""
+        """Tensors by shape, without axes of length 1."""
         found: dict[tuple[int, ...], list[Wanted]] = defaultdict(list)
         for item in self.wanted:
             found[squeezed(item.values.shape)].append(item)
@@ -86,22 +86,22 @@ class Reference:
 
 
 def prepare_reference(checkpoint: Checkpoint, recipe: Recipe, component: str, golden: Path) -> Reference:
-    """The component's module as the exporter saw it; memory-mapped float32 weights are not copied.
+    """Build the reference from the component's module as it was exported; memory-mapped float32 weights are not copied.
 
-    Weights that were rounded with calibration are made again from the export's ``golden`` cases, so that what was
-    stored is held against what should have been.
+    Weights that were rounded with calibration are computed again from the export's ``golden`` cases, so that the stored
+    weights are compared with the expected ones.
 
     Raises:
-        CheckpointError: weights that cannot be read.
+        CheckpointError: the weights cannot be read.
         RewriteError: the recipe's rewrites do not apply to this checkpoint.
-        GoldenError: the cases are needed and cannot be read.
+        GoldenError: the golden cases are needed but cannot be read.
     """
     before = build_on_meta(component_of(checkpoint.config, component), checkpoint.config).state_dict()
     return reference_of(component, lowered_part(checkpoint, component, recipe, golden).module, frozenset(before))
 
 
 def reference_of(component: str, module: nn.Module, before: frozenset[str] = frozenset()) -> Reference:
-    """All that an artifact of ``module`` may store; ``before``: names of the tensors that it had before rewrites."""
+    """Return the tensors that an artifact of ``module`` may store; ``before``: names of its tensors before rewrites."""
     layers = dict(module.named_modules())
     with torch.no_grad():
         return Reference(
@@ -124,7 +124,7 @@ def _of(path: str, layer: nn.Module) -> Iterator[Wanted]:
 
 
 def _parts(layer: nn.Module, name: str, value: Tensor) -> list[tuple[str, Tensor]]:
-    """Several convolutions in the graph are several weights in a file: of an upsampler, of one that is split."""
+    """Split a tensor into the weights of separate convolutions: those of an upsampler or of a split convolution."""
     parts: Iterable[Tensor]
     if name == "phases":
         parts = value
@@ -140,13 +140,13 @@ def _derived(path: str, layer: Any) -> Iterator[Wanted]:
         product = layer.up * layer.weight[:, None, None, None]
         yield Wanted(_join(path, "up·weight"), path, "weight", _numpy(product), (_join(path, "weight"),))
     if isinstance(layer, SplitConv2d):
-        # ONNX splits it when the graph is run.
+        # An ONNX graph stores the whole weight and splits it at run time.
         parts = tuple(_join(path, label) for label, _ in _parts(layer, "weight", layer.weight))
         yield Wanted(_join(path, "weight"), path, "weight", _numpy(layer.weight), parts, is_parameter=True)
 
 
 def _needed(path: str, layer: nn.Module) -> Iterator[str]:
-    """Parameters that change what the layer computes; a converter leaves the others out."""
+    """Yield the names of parameters that change the layer's output; a converter omits the others."""
     neutral = {"bias": 0.0, **({"weight": 1.0} if isinstance(layer, _NORMS) else {})}
     for name, value in layer.named_parameters(recurse=False):
         if name not in neutral or bool((value != neutral[name]).any()):
@@ -164,7 +164,7 @@ def _numpy(value: Tensor) -> Float32:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """The tensor that a weight should be, or comes closest to where the module has several, and what is wrong."""
+    """The tensor that a weight should equal, or the closest of a module's candidates, and how they differ."""
 
     tensor: Wanted
     misfit: Misfit
@@ -172,12 +172,12 @@ class Mismatch:
 
 @dataclass(frozen=True)
 class Match:
-    """What a stored weight was found to be.
+    """Result of matching one stored weight.
 
     Attributes:
-        tensors: those that it equals within rounding, one for each module that reads it; none where it is unknown.
-        neutral: it is a bias of zeros or a factor of ones, which a converter writes where a layer has none.
-        mismatches: why it is not what a module that reads it has.
+        tensors: tensors that it equals within rounding, one for each module that reads it; empty if it is unknown.
+        neutral: whether it is a bias of zeros or a factor of ones, written by a converter for a layer without one.
+        mismatches: differences from the tensors of the modules that read it.
     """
 
     tensors: tuple[Wanted, ...]
@@ -186,7 +186,7 @@ class Match:
 
 
 def match(weight: StoredWeight, reference: Reference) -> Match:
-    """Compare with what the reading modules have; where none has a tensor of this shape, with all of them."""
+    """Match a weight with the tensors of the modules that read it; with all tensors if none of those has its shape."""
     alike = [] if _counts(weight) else reference.by_shape.get(squeezed(weight.values.shape), [])
     found: list[Wanted] = []
     mismatches: list[Mismatch] = []
@@ -206,12 +206,12 @@ def match(weight: StoredWeight, reference: Reference) -> Match:
 
 
 def _counts(weight: StoredWeight) -> bool:
-    """Whether it is a shape or axes: whole numbers without a step, such as the four sizes that a reshape reads."""
+    """Whether a weight is a shape or axes: integers without a scale, such as the four sizes that a reshape reads."""
     return weight.dtype in ("int32", "int64", "bool") and weight.grid is None and weight.palette is None
 
 
 def _does_nothing(weight: StoredWeight, use: Use) -> bool:
-    """Whether it adds zeros or multiplies with ones; a true bias or factor is missing then."""
+    """Whether a weight adds zeros or multiplies by ones; a real bias or factor of the layer is then missing."""
     neutral = {"bias": 0.0, "weight": 1.0}.get(use.role)
     return neutral is not None and bool((weight.values == neutral).all())
 
@@ -222,7 +222,7 @@ def _candidates(use: Use, alike: Iterable[Wanted]) -> list[Wanted]:
 
 
 def _first_fit(weight: StoredWeight, candidates: Iterable[Wanted]) -> tuple[list[Wanted], list[Mismatch]]:
-    """The first tensor that the weight equals, or what is wrong with it as the closest of them."""
+    """Return the first candidate that the weight equals, else the mismatch with the closest candidate."""
     mismatches: list[Mismatch] = []
     for item in candidates:
         found = misfit(weight, item.values)

@@ -1,6 +1,6 @@
-"""How far a stored weight may be from the tensor that it stands for, scheme by scheme.
+"""Bound the difference between a stored weight and its tensor in the checkpoint, for each scheme.
 
-The bound comes from the scheme and from the checkpoint's values: a scale that is too coarse for them is itself a fault.
+The bound depends on the scheme and on the checkpoint's values: a scale that is too coarse for them is a fault.
 """
 
 from __future__ import annotations
@@ -16,29 +16,30 @@ from md_export.targets.stored import Float32, Palette, StoredWeight
 
 Float64 = NDArray[np.float64]
 
-# Rewrites and converters multiply and add in float32, in any order: some units in the last place of the largest value.
+# Relative to the largest value: rewrites and converters multiply and add in float32 in any order, with errors of a few
+# units in the last place.
 _FOLDING: Final = 2.0**-21
 _HALF: Final = 2.0**-11
 _LEAST_HALF: Final = 2.0**-25
-# Of a float16 weight that is compressed: the weight, its scale and their product are each rounded.
+# Float16 roundings of a compressed float16 weight: of the weight, of its scale, and of their product.
 _ROUNDINGS: Final = 3
-# A scale that reaches so much further than the values need is too coarse; int4 may reach 8 below and 7 above.
+# A scale whose range exceeds the values by more than this factor is too coarse; int4 may reach 8 below and 7 above.
 _COARSE: Final = 1.15
-# A palette's entry against the mean of its members, in parts of the distance to the entry beside it: Lloyd's algorithm
-# stops near its fixed point.
+# Allowed distance of a palette entry from the mean of its members, relative to the distance to the adjacent entry:
+# Lloyd's algorithm stops near its fixed point.
 _OFF_MEAN: Final = 0.05
 
 
 @dataclass(frozen=True)
 class Misfit:
-    """What is wrong with a weight; ``values``: how many of its values are off."""
+    """Description of a wrong weight; ``values``: number of its values that are off."""
 
     values: int
     text: str
 
 
 def misfit(weight: StoredWeight, wanted: Float32) -> Misfit | None:
-    """What is wrong with a weight that should be ``wanted`` (as many elements, same order); None if nothing."""
+    """Compare a weight with ``wanted`` (as many elements, same order); None if it is right."""
     finite = np.isfinite(weight.values)
     if not finite.all():
         return Misfit(int((~finite).sum()), "holds NaN or Inf")
@@ -59,7 +60,7 @@ def misfit(weight: StoredWeight, wanted: Float32) -> Misfit | None:
 
 
 def allowed_error(weight: StoredWeight, wanted: Float32) -> Float32:
-    """Largest error of each element that rounding in the weight's own scheme explains, ``[*shape]``."""
+    """Return the largest error of each element that rounding in the weight's scheme explains, ``[*shape]``."""
     bound: Float32 = np.abs(wanted)
     folding = _FOLDING * float(bound.max(initial=0.0))
     compressed = weight.grid is not None or weight.palette is not None
@@ -74,7 +75,7 @@ def allowed_error(weight: StoredWeight, wanted: Float32) -> Float32:
 
 
 def spread(blocks: Float32, shape: tuple[int, ...]) -> Float32:
-    """One value per block → one per element."""
+    """Expand one value per block to one value per element, broadcast to ``shape``."""
     full = blocks
     for axis, size in enumerate(shape):
         if full.shape[axis] not in (1, size):
@@ -88,7 +89,7 @@ def _scale_faults(weight: StoredWeight, wanted: Float32) -> Iterator[str]:
         return
     peaks = _peaks(grid.steps.shape, wanted)
     reach = grid.steps.astype(np.float64) * grid.levels
-    # What is all zeros has any scale.
+    # Blocks of zeros may have any scale.
     coarse = (reach > _COARSE * peaks + _FOLDING * peaks.max(initial=0.0)) & (peaks > 0)
     if coarse.any():
         factor = float((reach[coarse] / peaks[coarse]).max())
@@ -96,7 +97,7 @@ def _scale_faults(weight: StoredWeight, wanted: Float32) -> Iterator[str]:
 
 
 def _peaks(counts: tuple[int, ...], wanted: Float32) -> Float64:
-    """Largest magnitude in each of ``counts`` blocks per axis."""
+    """Return the largest magnitude in each block; ``counts``: number of blocks per axis."""
     split = [size for count, whole in zip(counts, wanted.shape, strict=True) for size in (count, whole // count)]
     inside = tuple(range(1, 2 * len(counts), 2))
     peaks: Float64 = np.abs(wanted.reshape(split)).max(axis=inside, initial=0.0).astype(np.float64)
@@ -113,7 +114,7 @@ def _sparsity_faults(weight: StoredWeight, wanted: Float32) -> Iterator[str]:
 
 
 def _palette_faults(weight: StoredWeight, wanted: Float32) -> Iterator[str]:
-    """Entries that are not the mean of the values that they stand for: one that was moved a little."""
+    """Yield a fault for palette entries that differ from the mean of the values that they represent."""
     moved = 0
     for table, place in _tables(weight.palette, wanted.shape):
         kept = slice(None) if weight.kept is None else weight.kept[place]
@@ -137,7 +138,7 @@ def _moved_entries(table: Float64, weight: StoredWeight, values: Float32, wanted
 
 
 def _between(table: Float64, values: Float64, rounding: float) -> Float64:
-    """How many values each entry may have won or lost when the table was rounded: those half-way to the next."""
+    """Return how many values each entry may have gained or lost when the table was rounded: those near a boundary."""
     edges = (table[1:] + table[:-1]) / 2
     nearest = np.clip(np.searchsorted(edges, values), 1, len(edges) - 1)
     left = np.abs(values - edges[nearest - 1]) < np.abs(values - edges[nearest])
@@ -149,7 +150,7 @@ def _between(table: Float64, values: Float64, rounding: float) -> Float64:
 
 
 def _nearest(palette: Palette, wanted: Float32) -> Float32:
-    """Distance of each element to the nearest entry of its table."""
+    """Return the distance of each element to the nearest entry of its table."""
     out = np.empty(wanted.shape, np.float32)
     for table, place in _tables(palette, wanted.shape):
         part = wanted[place]
@@ -159,7 +160,7 @@ def _nearest(palette: Palette, wanted: Float32) -> Float32:
 
 
 def _tables(palette: Palette | None, shape: tuple[int, ...]) -> Iterator[tuple[Float64, tuple[slice, ...]]]:
-    """Each table, ascending, and the part of the weight that it serves."""
+    """Yield each table in ascending order, with the part of the weight that uses it."""
     if palette is None:
         return
     counts = palette.tables.shape[:-1]

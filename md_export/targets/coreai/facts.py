@@ -1,4 +1,4 @@
-"""What a saved asset says about each of its operations: kinds, types, shapes and constants. Nothing is run."""
+"""Read kinds, types, shapes and constants of each operation from a saved asset, without running it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from md_export.targets.coreai.run import OUTPUT, names_of
 from md_export.targets.coreai.weights import DECODERS
 from md_export.targets.lint.op import Facts, Op, Value
 
-# The operand that rules ask for, by MIL's name for it.
+# Operands that rules refer to, by MIL's names.
 _OPERANDS: Final[Mapping[str, Mapping[int, str]]] = {
     "conv2d": {2: "strides", 3: "dilations"},
     "softmax": {1: "axis"},
@@ -24,10 +24,10 @@ _OPERANDS: Final[Mapping[str, Mapping[int, str]]] = {
 
 
 def read_facts(path: Path) -> Facts:
-    """Open a saved asset of any tool.
+    """Read the facts of a saved asset from any tool.
 
     Raises:
-        ArtifactError: no readable ``.aimodel``.
+        ArtifactError: the path is not a readable ``.aimodel``.
     """
     try:
         program = read_program(path)
@@ -41,12 +41,12 @@ def read_facts(path: Path) -> Facts:
 
 
 def _ops(found: list[Any], names: Mapping[Any, str]) -> Iterator[Op]:
-    """Those that depend on an input, and those that decode a weight."""
+    """Yield the operations that depend on an input, and those that decode a weight."""
     known: set[Any] = set()
     for op in found:
         if op.name == OUTPUT:
             continue
-        # The transposition of a weight, for one, is done when the program is compiled.
+        # Operations on constants, such as the transposition of a weight, are evaluated when the program is compiled.
         is_known = all(value in known for value in op.operands)
         known |= set(op.results) if is_known else set()
         if not is_known or kind_of(op) in DECODERS:
@@ -74,7 +74,7 @@ def _op(op: Any, names: Mapping[Any, str], known: set[Any]) -> Op:
 
 
 def _stored(weight: Any, names: Mapping[Any, str]) -> str:
-    """What decodes a weight, also behind a transposition, or its type where nothing does."""
+    """Return the kind of operation that decodes a weight, also through a transposition; without one, its dtype."""
     source = weight.owner
     if not isinstance(source, ir.Block) and kind_of(source) == "transpose":
         return _stored(source.operands[0], names)
@@ -83,7 +83,7 @@ def _stored(weight: Any, names: Mapping[Any, str]) -> str:
 
 
 def _value(value: Any, names: Mapping[Any, str]) -> Value:
-    """A type without a rank has no shape."""
+    """Return a value's name, shape and dtype; a type without a rank has an empty shape."""
     kind = value.type
     word = str(getattr(kind, "element_type", kind))
     sizes = kind.shape if getattr(kind, "has_rank", False) else ()

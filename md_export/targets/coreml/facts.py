@@ -1,4 +1,4 @@
-"""What a saved package says about each of its operations: kinds, types, shapes and small constants. Nothing is run."""
+"""Read kinds, types, shapes and small constants of each operation from a saved package, without running it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from md_export.targets.lint.op import Facts, Op, Value
 
 
 def read_facts(path: Path) -> Facts:
-    """Open a saved ML program of any tool.
+    """Read the facts of a saved ML program from any tool.
 
     Raises:
-        ArtifactError: no readable ``.mlpackage`` with an ML program in it.
+        ArtifactError: the path is not a readable ``.mlpackage`` that contains an ML program.
     """
     try:
         package = Package(path)
@@ -62,7 +62,7 @@ def _decodes(op: Any) -> bool:
 
 
 def _value(proto: Any) -> Value:
-    """Lists and states have no type; a tensor of unknown rank has one unknown size."""
+    """Return a value's name, shape and dtype; lists and states have only a name, unknown rank is one unknown size."""
     declared = parse_type(proto.type)
     if not isinstance(declared, TensorType):
         return Value(proto.name, ())
@@ -72,7 +72,7 @@ def _value(proto: Any) -> Value:
 
 
 def _constants(op: Any, held: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Each constant argument under its role; of several in one role, the first."""
+    """Yield each constant argument with its role; further arguments of a role are numbered: ``role/1``."""
     yield from op.attributes.items()
     for role, group in op.inputs.items():
         for place, argument in enumerate(group.arguments):

@@ -1,4 +1,4 @@
-"""What the conditions of a rule mean: one function per word of the vocabulary."""
+"""Evaluate the conditions of rules: one function for each condition."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def fits(op: Op, when: When) -> bool:
 
 
 def exceeds(value: Hazard | Float16Bound, limits: Limits, budget_db: float) -> bool:
-    """Whether all limits that are given hold for ``value``; ``budget_db``: least SNR its error may leave."""
+    """Whether all limits that are given hold for ``value``; ``budget_db``: least SNR that its error may leave."""
     return all(LIMITS[name](value, limit, budget_db) for name, limit in limits.given().items())
 
 
@@ -34,7 +34,7 @@ def _is_among(word: str, globs: tuple[str, ...]) -> bool:
 
 
 def _last_axes(op: Op) -> Iterator[int]:
-    """Lengths for values that live while the program runs; weights are laid out when it is compiled."""
+    """Return the last axes' lengths of run-time outputs; weights get their layout when the program is compiled."""
     return (size for value in op.writes if not op.decodes for size in value.shape[-1:] if size is not None)
 
 
@@ -51,12 +51,12 @@ def _axis_among_last(op: Op, count: int) -> bool:
 
 
 def _several_heads(op: Op, _: object) -> bool:
-    """Scores ``[batch, heads, queries, keys]``; fused attention always has the axis of heads."""
+    """Whether the op has scores ``[batch, heads, queries, keys]`` of several heads; fused attention always does."""
     return op.kind == _ATTENTION or (len(op.shape) == 4 and op.shape[1] != 1 and _axis_among_last(op, 1))
 
 
 def _adds_mask(op: Op, _: object) -> bool:
-    """Scores ``[batch, heads, L, L]`` and a mask ``[batch, 1, L, L]``."""
+    """Whether the op has scores ``[batch, heads, L, L]`` and reads a mask ``[batch, 1, L, L]``."""
     if len(op.shape) != 4 or not _is_square(op, _) or min(size or 1 for size in op.shape[1:]) == 1:
         return False
     return any(value.shape[-3:] == (1, *op.shape[-2:]) and len(value.shape) == 4 for value in op.reads)
@@ -67,7 +67,7 @@ def _is_square(op: Op, _: object) -> bool:
 
 
 def _numbers(op: Op, *names: str) -> list[float]:
-    """All numbers of constant arguments; none where they are not given or not constant."""
+    """Return all numbers in the named constant arguments; empty if they are missing or not constant."""
     return [float(item) for name in names if name in op.constants for item in op.constants[name]().reshape(-1).tolist()]
 
 
@@ -91,18 +91,18 @@ def _largest_factor(number: int) -> int:
 
 
 def _weight_inputs_over(op: Op, limit: int) -> bool:
-    """A weight ``[out, H, W, in]`` is the second of the values that the operation reads."""
+    """Whether a weight ``[out, H, W, in]``, the second value that the op reads, sums more than ``limit`` inputs."""
     return len(op.reads) > 1 and prod(size or 1 for size in op.reads[1].shape[1:]) > limit
 
 
 def _floats(op: Op) -> Iterator[Array]:
-    """Constants that are computed with; those that decode a weight belong to its storage."""
+    """Return the float constants that the op computes with, without those that only decode a weight."""
     values = (decode() for decode in op.constants.values() if not op.decodes)
     return (value for value in values if value.dtype.kind == "f")
 
 
 def _constant_over(op: Op, limit: float) -> bool:
-    """A constant in float16 is what float16 made of it."""
+    """Whether a constant wider than float16 has a finite magnitude above ``limit``; float16 constants are converted."""
     wide = (np.abs(value) for value in _floats(op) if value.dtype.itemsize > 2)
     return any(bool((np.isfinite(value) & (value > limit)).any()) for value in wide)
 
@@ -156,12 +156,12 @@ def _loses(bound: Float16Bound, how: str, budget_db: float) -> bool:
     return how == "by default" and _below(bound.default, budget_db)
 
 
-# Overflows are counted in a Hazard; sums and what is lost are figures of a Float16Bound.
+# Overflow counts are in a Hazard; sums and losses are figures of a Float16Bound.
 LIMITS: Final[Mapping[str, Callable[[Any, Any, float], bool]]] = {
     "overflows_over": lambda value, limit, _: value.overflows > limit,
     "largest_from": lambda value, limit, _: value.largest >= limit,
     "largest_over": lambda value, limit, _: value.largest > limit,
-    # A value that is zero throughout loses nothing.
+    # A value that is all zeros loses nothing.
     "largest_below": lambda value, limit, _: 0 < value.largest < limit,
     "partial_sum_over": lambda value, limit, _: value.partial_sum > limit,
     "sums_in_float32": lambda value, expected, _: value.sums_in_float32 == expected,

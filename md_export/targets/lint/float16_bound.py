@@ -1,6 +1,6 @@
-"""What float16 arithmetic may do inside an artifact that no runtime here executes in float16: bounded, not measured.
+"""Bounds on float16 errors inside an artifact that no runtime here executes in float16: computed, not measured.
 
-Magnitudes are measured in float32 on real inputs; errors follow from them and from how the sums are formed.
+Magnitudes are measured in float32 on real inputs; the errors are computed from them and from how sums are formed.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Figures:
-    """Power of what an op gives over that of its own float16 error, in dB; 999 where there is no error.
+    """Ratio of an op's output power to the power of the op's float16 error, in dB; 999 without an error.
 
     Attributes:
-        worst: in any order of the terms and with every rounding in the same direction; no error is larger.
-        probable: what independent roundings stay within but for a small factor, in any order.
-        expected: of independent roundings, over all orders. No bound.
+        worst: for any order of the terms, with all roundings in the same direction; no error is larger.
+        probable: limit that independent roundings exceed by a small factor at most, for any order.
+        expected: for independent roundings, over all orders; not a bound.
     """
 
     worst: float
@@ -25,25 +25,25 @@ class Figures:
     expected: float
 
     def least(self, other: Figures) -> Figures:
-        """The less favourable of each."""
+        """Return the less favourable value of each figure."""
         return Figures(*(min(pair) for pair in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
 
 
 @dataclass(frozen=True)
 class Float16Bound:
-    """One op, over all inputs.
+    """Float16 bounds of one op, over all inputs.
 
     Attributes:
-        name: of its first output in the artifact.
-        kind, module: of op, the format's word; path of the torch module, or "".
-        largest: magnitude of what it gives, measured.
-        terms: that it adds up for one output; 0 for a kind of op that adds nothing up, which has no figures.
+        name: name of the op's first output in the artifact.
+        kind, module: kind of op in the format's terms; path of the torch module, or "".
+        largest: largest measured magnitude of its output.
+        terms: number of terms in the sum for one output; 0 for a kind of op without sums, which has no figures.
         partial_sum: largest sum of the magnitudes of an output's terms: no partial sum in any order is larger.
-        default: in the precision that the GPU engine takes where an app asks for none.
-        float32_sums: with sums in float32, operands and results still in float16.
-        float16_sums: with every sum in float16, also those that the engine forms in float32 in any precision.
-        rules: ids of the hazard rules that fit, the gravest first.
-        advice: what to do about the first of them.
+        default: figures in the precision that the GPU engine uses unless an app requests another.
+        float32_sums: figures with sums in float32, operands and results still in float16.
+        float16_sums: figures with every sum in float16, also sums that the engine forms in float32 in any precision.
+        rules: ids of the hazard rules that apply, the most severe first.
+        advice: advice of the first of these rules.
     """
 
     name: str
@@ -65,6 +65,6 @@ class Float16Bound:
 
 
 def worst_op(bounds: Sequence[Float16Bound], figures: Callable[[Float16Bound], Figures | None]) -> Float16Bound | None:
-    """The op with the least expected figure of a precision; None where no op has one."""
+    """Return the op with the lowest expected figure in a precision; None if no op has a figure."""
     known = [(found.expected, bound) for bound in bounds if (found := figures(bound)) is not None]
     return min(known, key=lambda item: item[0])[1] if known else None

@@ -1,6 +1,6 @@
-"""What a lint says about one artifact: a verdict for each operation, the rules behind it, and fp16 hazards.
+"""The lint report of one artifact: a verdict for each operation, the rules behind it, and float16 hazards.
 
-A lint is advice from published guidance. It never says where an operation runs; only a device can.
+A lint is advice from published guidance. It cannot determine where an operation runs; only a device can.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class Rule:
 
     Attributes:
         id: short name, unique in its file.
-        title: what is so.
-        verdict: for an operation that the rule fits; ``costly`` is a remark that leaves the verdict as it is.
+        title: the fact in one sentence.
+        verdict: verdict for an operation that the rule applies to; ``costly`` is a remark and changes no verdict.
         confidence: ``documented`` by Core ML's own manuals or sources, ``guidance`` from the vendor for a neighbouring
             stack, observations of the ``community``, or ``measured`` by md-export's own tests.
-        source: address of the page that says so, or where md-export's manual does.
-        advice: what to do about it.
-        helps: rewrites of md-export that do it.
-        since, until: first and last system that the rule speaks of; None for no limit.
+        source: address of the page that states the fact, or its place in md-export's manual.
+        advice: recommended change.
+        helps: rewrites of md-export that make this change.
+        since, until: first and last system that the rule applies to; None for no limit.
     """
 
     __pydantic_config__ = _STRICT
@@ -49,15 +49,15 @@ class Rule:
 
 @dataclass(frozen=True)
 class OpAdvice:
-    """One operation.
+    """Lint result of one operation.
 
     Attributes:
-        name: of its first output in the artifact.
-        kind: of operation, the format's word.
-        module: path of the torch module it came from; "" where the artifact does not tell.
-        verdict: the least favourable of the rules that fit, ``unknown`` where none speaks of it.
-        rules: ids of all that fit, remarks included.
-        bytes: it reads and writes, weights left out, the last axis padded as the hardware pads it.
+        name: name of the operation's first output in the artifact.
+        kind: kind of operation in the format's terms.
+        module: path of the torch module it came from; "" if the artifact does not record it.
+        verdict: least favourable verdict of the rules that apply; ``unknown`` if none covers the operation.
+        rules: ids of all rules that apply, including remarks.
+        bytes: bytes that it reads and writes without weights, with the last axis padded as on the hardware.
     """
 
     name: str
@@ -69,25 +69,25 @@ class OpAdvice:
 
 
 class Conditions:
-    """Base of the conditions of a rule, all optional fields; all that are given must hold."""
+    """Base class for conditions of a rule; all fields are optional, and all that are given must hold."""
 
     __pydantic_config__ = _STRICT
 
     def given(self) -> dict[str, object]:
-        """The conditions that are set."""
+        """Return the conditions that are set."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Limits(Conditions):
-    """What the figures of a value must be for a rule to fit.
+    """Conditions on the figures of a value; a rule applies if all that are given hold.
 
     Attributes:
-        overflows_over: more values overflow.
-        largest_from, largest_over, largest_below: its largest magnitude, which is not zero for the last.
-        partial_sum_over: its largest sum of magnitudes is larger.
-        sums_in_float32: whether the engine forms its sums in float32 in its default precision too.
-        loses: its expected error is above the budget in the engine's default precision but not with float32 sums
+        overflows_over: more values than this overflow.
+        largest_from, largest_over, largest_below: limits of its largest magnitude; for the last it must not be zero.
+        partial_sum_over: its largest sum of magnitudes is above this.
+        sums_in_float32: whether the engine also forms its sums in float32 in the default precision.
+        loses: its expected error exceeds the budget in the engine's default precision but not with float32 sums
             (``by default``), or with float32 sums too (``always``).
     """
 
@@ -102,13 +102,13 @@ class Limits(Conditions):
 
 @dataclass(frozen=True)
 class HazardRule:
-    """What a measured or bounded value may mean. The other fields are those of :class:`Rule`.
+    """Rule about a measured or bounded value. The other fields are those of :class:`Rule`.
 
     Attributes:
-        grade: a ``fault`` fails verification, a ``note`` is advice; of what is bounded, some is ``certain`` wherever
-            float16 is computed, some is ``possible``: it depends on order or engine.
-        when: what the value must be.
-        by_kind: better advice for some kinds of operation.
+        grade: a ``fault`` fails verification, a ``note`` is advice. Findings about bounds are ``certain`` if they apply
+            wherever float16 is computed, and ``possible`` if they depend on the order of sums or on the engine.
+        when: conditions on the value.
+        by_kind: more specific advice for some kinds of operation.
     """
 
     __pydantic_config__ = _STRICT
@@ -123,25 +123,25 @@ class HazardRule:
     by_kind: Mapping[str, str] = field(default_factory=dict)
 
     def advice_for(self, kind: str) -> str:
-        """What to do about an operation of this kind."""
+        """Return the advice for an operation of this kind."""
         return self.by_kind.get(kind, self.advice)
 
 
 @dataclass(frozen=True)
 class Hazard:
-    """What real activations do to one float16 value, measured in float32.
+    """Effect of float16 on one value, measured with real activations in float32.
 
     Attributes:
         name, kind, module: as in :class:`OpAdvice`.
-        largest: magnitude over all cases.
-        smallest: magnitude that is not zero.
-        overflows: values that float16 would store as infinity.
-        not_finite: values that are infinite or NaN in float32 too, which is not float16's doing.
-        flushed: values, not zero, that float16 would store as zero.
-        subnormal: values that float16 would store with fewer than eleven significant bits.
-        count: values seen in all.
-        rules: ids of the hazard rules that fit.
-        advice: what to do about the first of them.
+        largest: largest magnitude over all cases.
+        smallest: smallest magnitude that is not zero.
+        overflows: number of values that float16 would store as infinity.
+        not_finite: number of values that are infinite or NaN in float32 too, so float16 is not the cause.
+        flushed: number of nonzero values that float16 would store as zero.
+        subnormal: number of values that float16 would store with fewer than eleven significant bits.
+        count: number of all values.
+        rules: ids of the hazard rules that apply.
+        advice: advice of the first of these rules.
     """
 
     name: str
@@ -160,24 +160,24 @@ class Hazard:
 
 @dataclass(frozen=True)
 class LintReport:
-    """All that is said about one artifact.
+    """All lint results of one artifact.
 
     Attributes:
         file: name of the artifact.
-        system: whose rules were applied.
-        rules_version: of the rule file.
-        rules: those that fit something, in the file's order.
-        ops: in order of execution.
-        layout_bytes: that operations which only move data read and write.
-        remarks: ids of rules that fit the artifact as a whole.
-        hazard_rules: all of the file.
-        hazards: one entry per float16 value, or None where no inputs were given.
-        bounds: where no runtime here computes in float16: one entry per op, or None where no inputs were given.
-        cases: sets of inputs that ``bounds`` were measured on.
-        emulated_db: outputs in float32 over what rounding every value inside to float16 makes of them, sums in
-            float32; -999 where that is not finite. It is measured, on all of the artifact at once.
-        budget_db: what the rules of ``bounds`` hold their figures against; None where they were not judged.
-        engine: that the verdicts speak of.
+        system: system whose rules were applied.
+        rules_version: version of the rule file.
+        rules: rules that apply to something, in the file's order.
+        ops: operations in order of execution.
+        layout_bytes: bytes read and written by operations that only move data.
+        remarks: ids of rules that apply to the artifact as a whole.
+        hazard_rules: all hazard rules of the file.
+        hazards: one entry per float16 value; None if no inputs were given.
+        bounds: one entry per op if no runtime here computes in float16; None if no inputs were given.
+        cases: number of input sets that ``bounds`` were measured on.
+        emulated_db: SNR in dB of the outputs with every inner value rounded to float16 and sums in float32, against
+            float32 outputs; -999 if not finite. Measured on the whole artifact at once.
+        budget_db: budget in dB for the rules of ``bounds``; None if the bounds were not compared with one.
+        engine: engine that the verdicts are about.
     """
 
     file: str
@@ -196,20 +196,20 @@ class LintReport:
     engine: str = "Neural Engine"
 
     def count(self, verdict: Verdict) -> int:
-        """Operations with this verdict."""
+        """Return the number of operations with this verdict."""
         return sum(op.verdict == verdict for op in self.ops)
 
     def rule(self, name: str) -> Rule:
-        """The rule of that id."""
+        """Return the rule with this id."""
         return next(rule for rule in self.rules if rule.id == name)
 
     def worst(self, limit: int = 10) -> tuple[OpAdvice, ...]:
-        """Operations with something to do about them: unlikely before costly, then by bytes."""
+        """Return the operations that need a change: ``unlikely`` before ``costly``, then by bytes."""
         marked = [op for op in self.ops if self._rank(op) < len(_SEVERITY)]
         return tuple(sorted(marked, key=lambda op: (self._rank(op), -op.bytes))[:limit])
 
     def gravest(self, op: OpAdvice) -> Rule:
-        """The least favourable rule that fits ``op``."""
+        """Return the least favourable rule that applies to ``op``."""
         return min((self.rule(name) for name in op.rules), key=lambda rule: _severity(rule.verdict))
 
     def _rank(self, op: OpAdvice) -> int:

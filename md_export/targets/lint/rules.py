@@ -1,4 +1,4 @@
-"""The rule files, ``<target>/engine_rules.toml``: what an engine is known to compute, to refuse, and what it costs."""
+"""Rule files, ``<target>/engine_rules.toml``: what an engine is known to compute and to refuse, and its costs."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ _MANUAL: Final = "docs/"
 
 @dataclass(frozen=True)
 class When(Conditions):
-    """What an operation must be for a rule to fit; all that is given must hold.
+    """Conditions on an operation; a rule applies if all that are given hold.
 
     Attributes:
-        kinds, other_than: globs on the operation's kind.
+        kinds, other_than: globs that the operation's kind matches, or does not match.
         stored: globs on how its weight is stored: a dtype, or the kind of operation that decodes it.
         dtypes: one value that the operation reads or writes has one of these types.
-        rank_over: a value that it reads or writes has more dimensions.
-        output_rank: its output has exactly so many dimensions.
+        rank_over: a value that it reads or writes has more dimensions than this.
+        output_rank: its output has exactly this many dimensions.
         dynamic: it reads or writes a value with a dimension that is known at run time only.
-        last_axis_from, last_axis_below: length of the last axis of a value that it writes, first included.
-        moves_last_axis: it writes a last axis that is not the one it reads.
-        axis_among_last: its axis is one of so many last ones.
-        square: the last two axes of its output are equally long.
-        several_heads: scores of more than one head are in its output, with the keys on the last axis.
+        last_axis_from, last_axis_below: least length, and upper limit, of the last axis of a value that it writes.
+        moves_last_axis: the last axis of its output is not that of its input.
+        axis_among_last: its axis is one of this many last axes.
+        square: the last two axes of its output have equal length.
+        several_heads: its output has scores of more than one head, with the keys on the last axis.
         adds_mask: its output has the shape of scores of more than one head, and it reads one mask for all heads.
         reads_twice: it reads one value more than once.
-        stride_factor_over: a stride has a larger prime factor.
-        stride_over, kernel_over, dilation_over, scale_over: the largest of that parameter is larger.
-        weight_inputs_over: its weight adds up more input values for one output.
-        infinite_constant: it reads a constant with an infinity in it.
-        constant_over: it reads a constant, wider than float16, with a larger finite magnitude in it.
-        number_up_to: it reads a single constant number that is not zero and not larger.
-        scale_per_block: it decodes a weight whose scales cover neither a whole axis nor one element of it.
-        weight_bytes_over: of the artifact's weights, for rules about an artifact as a whole.
+        stride_factor_over: a stride has a prime factor above this.
+        stride_over, kernel_over, dilation_over, scale_over: the largest value of this parameter is above the limit.
+        weight_inputs_over: its weight sums more input values than this for one output.
+        infinite_constant: it reads a constant that contains an infinity.
+        constant_over: it reads a constant, wider than float16, that contains a finite magnitude above this.
+        number_up_to: it reads a single constant number that is not zero and not above this.
+        scale_per_block: it decodes a weight whose scales each cover neither a whole axis nor a single element of it.
+        weight_bytes_over: the artifact's weights have more bytes than this; for rules about a whole artifact.
     """
 
     kinds: tuple[str, ...] | None = None
@@ -82,18 +82,18 @@ class EngineRule(Rule):
     when: When = dataclasses.field(default_factory=When)
 
     def bare(self) -> Rule:
-        """Without the condition, as reports carry it."""
+        """Return the rule without its condition, as reports store it."""
         return Rule(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Rule)})
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """What would help an operation that an engine refused or computed wrongly.
+    """Advice for an operation that an engine refused or computed wrongly.
 
     Attributes:
-        advice: what to do.
-        when: what the operation is; empty for any.
-        reason: part of the engine's words.
+        advice: recommended change.
+        when: conditions on the operation; empty for any.
+        reason: part of the engine's message.
     """
 
     __pydantic_config__ = _STRICT
@@ -105,15 +105,15 @@ class Remedy:
 
 @dataclass(frozen=True)
 class RuleFile:
-    """One target's rules.
+    """The rules of one target.
 
     Attributes:
-        version: of the file.
-        engine: that the verdicts are about.
-        systems: that load the target's artifacts, oldest first; rules name them in ``since`` and ``until``.
+        version: version of the file.
+        engine: engine that the verdicts are about.
+        systems: systems that load the target's artifacts, oldest first; ``since`` and ``until`` of rules refer to them.
         layout: kinds of operations that only move data.
-        rule, hazard: on operations; on measured values.
-        remedy: for operations that an engine itself refused; the first that fits is given.
+        rule, hazard: rules about operations; rules about measured values.
+        remedy: advice for operations that an engine refused; the first that applies is used.
     """
 
     __pydantic_config__ = _STRICT
@@ -127,7 +127,7 @@ class RuleFile:
     remedy: tuple[Remedy, ...] = ()
 
     def rules_for(self, system: str) -> list[EngineRule]:
-        """The rules whose ``since`` and ``until`` include ``system``."""
+        """Return the rules whose ``since`` and ``until`` include ``system``."""
         place = self.systems.index
         first, last = self.systems[0], self.systems[-1]
         return [rule for rule in self.rule if place(rule.since or first) <= place(system) <= place(rule.until or last)]
@@ -137,13 +137,13 @@ _RULES: Final = TypeAdapter(RuleFile)
 
 
 def rule_path(target: str) -> Path:
-    """Where a target's rules are."""
+    """Return the path of a target's rule file."""
     return Path(__file__).parent.parent / target / "engine_rules.toml"
 
 
 @cache
 def rules_of(target: str) -> RuleFile:
-    """The rules of a target, read once."""
+    """Return the rules of a target; the file is read only once."""
     return load_rules(rule_path(target))
 
 
@@ -151,7 +151,8 @@ def load_rules(path: Path) -> RuleFile:
     """Read a rule file.
 
     Raises:
-        ArtifactError: not TOML, an unknown, missing or wrong field, or a rule that says nothing; names file and rule.
+        ArtifactError: the file is not TOML, has an unknown, missing or wrong field, or a rule with a repeated id,
+            without a source or condition, or for an unknown system; the message names file and rule.
     """
     try:
         rules = _RULES.validate_json(json.dumps(tomllib.loads(path.read_text(encoding="utf-8"))))

@@ -1,4 +1,4 @@
-"""Compile ONNX artifacts for Hexagon NPUs and run them on the simulator, each time in a process of its own."""
+"""Compile ONNX artifacts for Hexagon NPUs and run them on the simulator, each time in a separate process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from md_export.system.isolation import Ended, Limits, Result, attempt, isolated
 from md_export.system.memory import installed_bytes
 from md_export.targets.onnx.npu.answers import Compiled, CutBlock, RefusedOp, SimulatorRun
 
-# Refused nodes that a one-line error spells out.
+# Number of refused nodes that a one-line error names.
 _SPELLED_OUT: Final = 3
 _SHARE: Final = 0.9
 _WANTED: Final = "wanted.safetensors"
@@ -26,7 +26,7 @@ _WANTED: Final = "wanted.safetensors"
 
 @dataclass(frozen=True)
 class NpuLimits:
-    """Of one process: seconds, None for no end; and bytes of memory."""
+    """Limits of one process: seconds (None for no limit) and bytes of memory."""
 
     seconds: float | None = None
     most_bytes: int = field(default_factory=lambda: int(_SHARE * installed_bytes()))
@@ -34,12 +34,12 @@ class NpuLimits:
 
 @dataclass(frozen=True)
 class Compilation:
-    """What the compiler made of one graph.
+    """Result of compiling one graph.
 
     Attributes:
-        context: what the manifest says of it; None where the compiler refused the graph or failed.
+        context: manifest entry of the compiled context; None if the compiler refused the graph or failed.
         refused: nodes that only the CPU would compute.
-        failure: why it failed otherwise: its error, a crash, a limit.
+        failure: other reason of a failure: the compiler's error, a crash, a limit.
     """
 
     context: NpuContext | None
@@ -49,7 +49,7 @@ class Compilation:
 
 @dataclass(frozen=True)
 class NpuExecution:
-    """What the simulator did; no outputs where it failed. Seconds are the simulator's, and no phone's."""
+    """Result of a run on the simulator, without outputs if it failed; seconds are the simulator's, not a phone's."""
 
     outputs: list[dict[str, Array]]
     failure: str | None = None
@@ -59,17 +59,17 @@ class NpuExecution:
 
 @dataclass(frozen=True)
 class NpuTrial:
-    """A graph compiled and executed, and the same by the CPU.
+    """Result of a graph compiled and executed for the NPU, and of the same graph on the CPU.
 
     Attributes:
-        outputs: what the simulator made of each set of inputs; none where it failed.
-        wanted: what the CPU made.
+        outputs: outputs of the simulator for each set of inputs; empty if it failed.
+        wanted: outputs of the CPU.
         refused: nodes that only the CPU would compute.
-        failure: why it failed otherwise.
-        nodes: that the NPU has, if it has all.
-        context_bytes: of what the compiler made.
-        compile_seconds, run_seconds: the second of all executions.
-        peak_bytes: most memory that all of it held.
+        failure: other reason of a failure.
+        nodes: number of nodes on the NPU, if it computes all of them.
+        context_bytes: size of the compiled context.
+        compile_seconds, run_seconds: time of the compilation, and of all executions together.
+        peak_bytes: peak memory of the whole process.
     """
 
     outputs: list[dict[str, Array]]
@@ -84,7 +84,7 @@ class NpuTrial:
 
 
 def require_qnn() -> None:
-    """Raise :class:`MissingExtraError` where Qualcomm's backend is not installed. Imports nothing."""
+    """Raise :class:`MissingExtraError` if Qualcomm's backend is not installed; the check imports nothing."""
     if importlib.util.find_spec("onnxruntime_qnn") is None:
         raise MissingExtraError(
             "compiling for a Snapdragon NPU needs onnxruntime_qnn, which is not installed: "
@@ -104,7 +104,7 @@ class NpuJob:
 
 @dataclass(frozen=True)
 class TrialJob:
-    """A graph to compile and run on a chip, the same in float32 for the CPU, inputs, and a folder for what is made."""
+    """A graph to compile and run on a chip, its float32 version for the CPU, inputs, and a folder for results."""
 
     graph: Path
     exact: Path
@@ -115,7 +115,7 @@ class TrialJob:
 
 @dataclass(frozen=True)
 class Tried:
-    """What was compiled, the size of that, and its run; no run where an operation was refused."""
+    """Compilation of a graph, size of the context, and its run; no run if an operation was refused."""
 
     compiled: Compiled
     context_bytes: int = 0
@@ -132,7 +132,7 @@ class CutJob:
 
 
 def compile_for_npu(graph: Path, soc: Soc, context: Path, limits: NpuLimits) -> Compilation:
-    """Compile a saved graph and write ``context``, its binary beside it; whatever happens is a result."""
+    """Compile a saved graph and write ``context`` with its binary beside it; failures are returned, not raised."""
     context.parent.mkdir(parents=True, exist_ok=True)
     ended = attempt(compile_here, NpuJob(graph, soc, context), Limits(limits.seconds, limits.most_bytes))
     if ended.result is None:
@@ -151,7 +151,7 @@ def compile_here(job: NpuJob) -> Compiled:
 
 
 def execute_on_npu(graph: Path, soc: Soc, context: Path, batches: Sequence[Arrays], limits: NpuLimits) -> NpuExecution:
-    """Run what was compiled from ``graph`` on each set of inputs; whatever happens is a result."""
+    """Run the context compiled from ``graph`` on each set of inputs; failures are returned, not raised."""
     ended = attempt(run_here, NpuJob(graph, soc, context, batches), Limits(limits.seconds, limits.most_bytes))
     if ended.result is None:
         return NpuExecution([], _failure(ended), peak_bytes=ended.peak_bytes)
@@ -167,10 +167,10 @@ def run_here(job: NpuJob) -> SimulatorRun:
 
 
 def cut_for_npu(graph: Path, blocks: int, folder: Path) -> tuple[CutBlock, ...]:
-    """Write a saved graph in blocks.
+    """Cut a saved graph into blocks and write them to ``folder``.
 
     Raises:
-        RuntimeFault: it cannot be cut.
+        RuntimeFault: the graph cannot be cut.
     """
     return isolated(cut_here, RuntimeFault, graph.name)(CutJob(graph, blocks, folder))
 
@@ -183,10 +183,10 @@ def cut_here(job: CutJob) -> tuple[CutBlock, ...]:
 
 
 def try_on_npu(graph: Path, exact: Path, soc: Soc, batches: Sequence[Arrays], limits: NpuLimits) -> NpuTrial:
-    """Compile ``graph``, run it on each set of inputs, and ``exact`` on the CPU; whatever the NPU does is a result.
+    """Compile ``graph`` and run it on each set of inputs, and run ``exact`` on the CPU; NPU failures are returned.
 
     Raises:
-        RuntimeFault: the CPU does not run ``exact``.
+        RuntimeFault: the CPU cannot run ``exact``.
     """
     with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
         job = TrialJob(graph, exact, soc, batches, Path(scratch))
@@ -209,9 +209,9 @@ def try_on_npu(graph: Path, exact: Path, soc: Soc, batches: Sequence[Arrays], li
 
 
 def try_here(job: TrialJob) -> Tried:
-    """Run a graph on the CPU, compile it and run that, in this process.
+    """Run the float32 graph on the CPU, then compile the graph and run it on the simulator, in this process.
 
-    The CPU's answer goes to a file: it is there even if the compiler then ends the process.
+    The CPU's outputs go to a file, so they are available even if the compiler then ends the process.
     """
     from md_export.targets.onnx.npu.context import compile_context, run_on_npu
     from md_export.targets.onnx.run import UNOPTIMIZED, load
@@ -233,14 +233,14 @@ def _failure(ended: Ended[Result]) -> str | None:
 def compile_contexts(
     names: Sequence[str], folder: Path, entries: Sequence[ArtifactEntry], progress: Callable[[str], None]
 ) -> tuple[ArtifactEntry, ...]:
-    """Compile each artifact of an export for each chip; the contexts lie beside them.
+    """Compile each artifact of an export for each chip; the contexts are written beside the artifacts.
 
     Args:
-        names: of chips in SOCS.
+        names: names of chips in SOCS.
 
     Raises:
-        ConversionError: a chip's compiler refuses an operation, which is named with its module, or fails.
-        MissingExtraError: there is no compiler here.
+        ConversionError: a chip's compiler fails, or refuses an operation; the message names it with its module.
+        MissingExtraError: the compiler is not installed.
     """
     if names:
         require_qnn()
@@ -259,7 +259,7 @@ def _compiled(soc: Soc, folder: Path, entry: ArtifactEntry, progress: Callable[[
 
 
 def refusal(ops: Sequence[RefusedOp]) -> str:
-    """What the NPU does not take, in a line."""
+    """Return one line that names the operations that the NPU does not compute."""
     named = [str(op) for op in ops[:_SPELLED_OUT]]
     more = [f"and {len(ops) - len(named)} more"] if len(ops) > len(named) else []
     return f"the NPU leaves {len(ops)} operations to the CPU: {'; '.join([*named, *more])}"

@@ -1,4 +1,4 @@
-"""TFLite files on LiteRT's GPU engine, each time in a process of its own."""
+"""Run TFLite files on LiteRT's GPU engine, each time in a separate process."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _REFERENCE: Final = "reference.safetensors"
 
 @dataclass(frozen=True)
 class GpuExecution:
-    """What LiteRT's GPU engine did.
+    """Result of a run on LiteRT's GPU engine.
 
     Attributes:
-        outputs: one dict for each set of inputs; none where it failed.
-        reference: XNNPACK's, where only the first ops were run.
-        resident: every op ran on the GPU.
-        compile_seconds, run_seconds: of one compilation and of all executions together.
-        failure: why there are no outputs: the engine's error, a crash, or the time limit.
-        timed_out: it was the time limit.
-        log: what the engine wrote; read by :func:`md_export.targets.tflite.gpu.log.read_log`.
+        outputs: one dict for each set of inputs; empty if the engine failed.
+        reference: outputs of XNNPACK, if only the first ops were run.
+        resident: whether every op ran on the GPU.
+        compile_seconds, run_seconds: time of one compilation, and of all executions together.
+        failure: reason for missing outputs: the engine's error, a crash, or the time limit.
+        timed_out: whether the time limit was the reason.
+        log: output of the engine; :func:`md_export.targets.tflite.gpu.log.read_log` parses it.
     """
 
     outputs: list[dict[str, Array]]
@@ -44,7 +44,7 @@ def execute_on_gpu(path: Path, batches: Sequence[Arrays], limit_s: float, ops: i
     """Run a .tflite file, or its first ``ops`` ops, on LiteRT's GPU engine, for ``limit_s`` seconds at most.
 
     Raises:
-        MissingExtraError: there is no Vulkan driver. Every other failure is a result.
+        MissingExtraError: there is no Vulkan driver. Every other failure is returned.
     """
     with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
         ended = attempt(run_first_ops, GpuJob(path, batches, ops, Path(scratch)), Limits(limit_s))
@@ -66,7 +66,7 @@ def execute_on_gpu(path: Path, batches: Sequence[Arrays], limit_s: float, ops: i
 
 @dataclass(frozen=True)
 class GpuJob:
-    """A file, the inputs of each execution, how many of its ops to run (None: all), and a folder for answers."""
+    """A file, the inputs of each execution, the number of its ops to run (None: all), and a folder for outputs."""
 
     path: Path
     batches: Sequence[Arrays]
@@ -75,9 +75,9 @@ class GpuJob:
 
 
 def run_first_ops(job: GpuJob) -> GpuRun | None:
-    """Run a file, or its first ops beside XNNPACK, on the GPU engine in this process; None where there are no ops.
+    """Run a file on the GPU engine in this process, or its first ops there and on XNNPACK; None if there are no ops.
 
-    XNNPACK's answer goes to a file: it is there even if the engine then ends the process.
+    XNNPACK's outputs go to a file, so they are available even if the GPU engine then ends the process.
     """
     from md_export.targets.tflite.observe import write_prefix
     from md_export.targets.tflite.run import load

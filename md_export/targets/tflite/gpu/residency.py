@@ -1,4 +1,4 @@
-"""From what the engine refused to the ops of the graph, their torch modules and what would help."""
+"""Map the engine's refusals to ops of the graph, their torch modules, and advice."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from md_export.targets.lint.op import Op, Shape
 from md_export.targets.lint.rules import rules_of
 from md_export.targets.tflite.gpu.log import Refusal
 
-# Of a tensor that the GPU engine takes.
+# Largest rank of a tensor that the GPU engine supports.
 LARGEST_RANK: Final = 4
 NONE: Final = "no rewrite is known; express it by other ops"
 
 
 @dataclass(frozen=True)
 class OpFinding:
-    """One op that keeps a graph off the GPU or makes it wrong there.
+    """An op that keeps a graph off the GPU or that the GPU computes wrongly.
 
     Attributes:
-        operator, module, tensor, shape: the op, the torch module that it computes, its output.
-        reason: the engine's words, or what was measured.
-        certain: whether it is known to be this op; else it is one of its kind, of which the engine named none.
-        advice: what would help.
+        operator, module, tensor, shape: kind of the op, torch module that it computes, name and shape of its output.
+        reason: the engine's message, or a measurement.
+        certain: whether this op is known to be the cause; otherwise the engine named only its kind.
+        advice: recommended change.
     """
 
     operator: str
@@ -42,17 +42,17 @@ class OpFinding:
 
 
 def finding_of(op: Op, reason: str, certain: bool) -> OpFinding:
-    """Say ``reason`` of an op, with the advice for it."""
+    """Return the finding about an op for ``reason``, with advice."""
     return OpFinding(op.kind, op.module, op.name, op.shape, reason, certain, advice_for(op, reason))
 
 
 def advice_for(op: Op, reason: str) -> str:
-    """What would help this op: the first remedy of the rule file that fits."""
+    """Return the advice for an op: the first remedy of the rule file that applies."""
     remedies = rules_of("tflite").remedy
     return next((item.advice for item in remedies if item.reason in reason and fits(op, item.when)), NONE)
 
 
-# Which ops of its kind a reason is about. Reasons that end with a tensor's name need no entry.
+# Ops that a reason applies to, among those of its kind. Reasons that end with a tensor's name need no entry.
 _ABOUT: Final[tuple[tuple[str, Callable[[Op], bool]], ...]] = (
     ("Operation is not supported", lambda _: True),
     ("few identical inputs", lambda op: op.reads_twice),
@@ -61,7 +61,7 @@ _ABOUT: Final[tuple[tuple[str, Callable[[Op], bool]], ...]] = (
 
 
 def refused_ops(refusals: Sequence[Refusal], ops: Sequence[Op]) -> tuple[OpFinding, ...]:
-    """Every op that a refusal is about, in the order of the graph; an op with several reasons once."""
+    """Return every op that a refusal applies to, in the order of the graph; each op once, with its first reason."""
     found: dict[str, OpFinding] = {}
     for refusal in refusals:
         kind = [op for op in ops if op.kind == refusal.operator]
