@@ -8,12 +8,10 @@
 Right for one timestep only, that of the checkpoint's schedule; many-step sampling needs the original.
 """
 
-# Principle: what is constant is computed once, here in float32. The sine and cosine of 999 radians are what half
-# precision breaks, and float32 ops leave the Neural Engine (coremltools guide, "Typed Execution").
-
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any, Final, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +20,11 @@ from torch import Tensor, nn
 from md_export.errors import RewriteError
 from md_export.models.controlnet import MDControlNet
 from md_export.models.layers import ResnetBlock, SepConvBlock
-from md_export.models.unet import MDUNet
+from md_export.models.unet import DownPath, MDUNet
 from md_export.rewrites.adopt import CONTROLNET_MODEL, UNET, type_name
 from md_export.spec.sampler import OneStep
 
-# Config fields of diffusers' UNet with which it embeds more than the timestep.
+# Fields of its config with which it embeds more than the timestep.
 _MORE: Final = ("class_embed_type", "num_class_embeds", "addition_embed_type", "time_cond_proj_dim")
 
 
@@ -34,68 +32,124 @@ class NoEmbedding(nn.Module):
     """In place of what embeds the timestep; all that read the embedding hold it in their weights."""
 
     def forward(self, x: Tensor, *_: object) -> Tensor:
-        """Return ``x``."""
+        """``x`` as it is."""
         return x
 
 
-class TimelessSepConvBlock(SepConvBlock):
-    """A separable convolution block whose norm and biases hold the time embedding already."""
-
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # noqa: ARG002 (the block's signature)
-        """``[B, c_in, H, W]`` → ``[B, c_out, H, W]``; ``emb`` is not read."""
-        h = self.conv_pw2(F.silu(self.conv_pw1(self.norm(self.conv_dw(x)))))
-        out: Tensor = h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
-        return out
-
-
-@torch.no_grad()
-def fold_timestep(module: nn.Module, one_step: OneStep) -> int:
-    """Fold ``one_step.timestep`` in place; returns the number of time projections folded.
-
-    From then on the module is called without its second argument, the timestep.
+def embed(unet: Any, timestep: int) -> Tensor:
+    """What every ResNet block gets, ``[1, dim]``.
 
     Raises:
         RewriteError: more than the timestep is embedded.
     """
-    embeds = isinstance(module, (MDUNet, MDControlNet)) or type_name(module) in (UNET, CONTROLNET_MODEL)
-    if not embeds or count_one_step(module):
-        return 0
-    hidden = F.silu(_embed(module, one_step.timestep))
-    fired = 0
-    for block in module.modules():
-        if isinstance(block, (ResnetBlock, SepConvBlock)) and block.time_emb_proj is not None:
-            _fold(block, block.time_emb_proj(hidden)[0])
-            fired += 1
-    for name in ("time_proj", "time_embedding"):
-        if hasattr(module, name):
-            setattr(module, name, NoEmbedding())
-    module.register_buffer("nothing", torch.zeros(1), persistent=False)
-    module.register_forward_pre_hook(_with_nothing_for_timestep)
-    return fired
-
-
-def count_one_step(module: nn.Module) -> int:
-    """Return 1 where the timestep is folded already."""
-    return int(isinstance(getattr(module, "time_embedding", None), NoEmbedding))
-
-
-def _with_nothing_for_timestep(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (args[0], module.nothing, *args[1:])
-
-
-def _embed(unet: Any, timestep: int) -> Tensor:
-    """Return what every ResNet block gets, ``[1, dim]``."""
     added = [name for name in _MORE if getattr(unet.config, name, None) is not None]
     if added:
         raise RewriteError(
             f"the UNet adds to its time embedding what is not constant ({', '.join(added)}). "
             "Take fold_timestep out of the recipe"
         )
-    given = torch.tensor([float(timestep)])
-    # Only diffusers' modules have time_proj and, but for a ControlNet, time_embed_act.
-    embedding: Tensor = unet.time_embedding(unet.time_proj(given) if hasattr(unet, "time_proj") else given)
+    embedding: Tensor = unet.time_embedding(unet.time_proj(torch.tensor([float(timestep)])))
+    # A ControlNet has no such field.
     act = getattr(unet, "time_embed_act", None)
     return embedding if act is None else act(embedding)
+
+
+def forget_timestep(unet: Any) -> None:
+    """Called as ``unet(sample, encoder_hidden_states)`` from now on, a ControlNet with the condition third."""
+    unet.time_proj = NoEmbedding()
+    unet.time_embedding = NoEmbedding()
+    unet.register_buffer("nothing", torch.zeros(1), persistent=False)
+    unet.register_forward_pre_hook(_without_timestep, with_kwargs=True)
+
+
+def is_fixed(unet: nn.Module) -> bool:
+    """Whether :func:`forget_timestep` changed it."""
+    return isinstance(getattr(unet, "time_embedding", None), NoEmbedding)
+
+
+def _without_timestep(unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
+    names = ("sample", "encoder_hidden_states", "controlnet_cond")
+    return (), dict(zip(names, args, strict=False)) | kwargs | {"timestep": unet.nothing}
+
+
+# Principle: what is constant is computed once, here in float32. The sine and cosine of 999 radians are what half
+# precision breaks, and float32 ops leave the Neural Engine (coremltools guide, "Typed Execution").
+
+
+class TimelessSepConvBlock(SepConvBlock):
+    """A separable convolution block whose norm and biases hold the time embedding already."""
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # noqa: ARG002 (the block's signature)
+        """``[B, c_in, H, W]`` → ``[B, c_out, H, W]``; ``emb`` is not looked at."""
+        h = self.conv_pw2(F.silu(self.conv_pw1(self.norm(self.conv_dw(x)))))
+        out: Tensor = h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+        return out
+
+
+class OneStepUNet(MDUNet):
+    """The denoiser at one timestep."""
+
+    nothing: Tensor
+
+    # The input that was folded away is what this rewrite is about.
+    def forward(  # type: ignore[override]
+        self, sample: Tensor, encoder_hidden_states: Tensor, *residuals: Tensor
+    ) -> Tensor:
+        """As :meth:`MDUNet.forward` without its timestep."""
+        return super().forward(sample, self.nothing, encoder_hidden_states, *residuals)
+
+
+class OneStepControlNet(MDControlNet):
+    """A ControlNet at one timestep."""
+
+    nothing: Tensor
+
+    def forward(  # type: ignore[override]
+        self, sample: Tensor, encoder_hidden_states: Tensor, condition: Tensor
+    ) -> tuple[Tensor, ...]:
+        """As :meth:`MDControlNet.forward` without its timestep."""
+        return super().forward(sample, self.nothing, encoder_hidden_states, condition)
+
+
+_OF_ONE_STEP: Final[Mapping[type[nn.Module], type[DownPath]]] = {MDUNet: OneStepUNet, MDControlNet: OneStepControlNet}
+
+
+@torch.no_grad()
+def fold_timestep(module: nn.Module, one_step: OneStep) -> int:
+    """Fold ``one_step.timestep`` in place; returns the number of time projections folded.
+
+    Raises:
+        RewriteError: another rewrite changed the UNet's inputs or outputs before.
+    """
+    if type_name(module) in (UNET, CONTROLNET_MODEL) and not is_fixed(module):
+        fired = _fold_all(module, embed(module, one_step.timestep))
+        forget_timestep(module)
+        return fired
+    if not isinstance(module, DownPath) or isinstance(module, (OneStepUNet, OneStepControlNet)):
+        return 0
+    if type(module) not in _OF_ONE_STEP:
+        raise RewriteError("fold_timestep comes before fold_x0: exchange them in the recipe")
+    fired = _fold_all(module, module.time_embedding(torch.tensor([float(one_step.timestep)])))
+    module.time_embedding = cast(nn.Module, nn.Identity())  # type: ignore[assignment]
+    module.register_buffer("nothing", torch.zeros(1), persistent=False)
+    module.__class__ = _OF_ONE_STEP[type(module)]
+    return fired
+
+
+def count_one_step(module: nn.Module) -> int:
+    """1 where the timestep is folded already."""
+    return int(isinstance(module, (OneStepUNet, OneStepControlNet)) or is_fixed(module))
+
+
+def _fold_all(unet: nn.Module, embedding: Tensor) -> int:
+    """Into each block that reads the time ``embedding``, ``[1, dim]``."""
+    hidden = F.silu(embedding)
+    fired = 0
+    for block in unet.modules():
+        if isinstance(block, (ResnetBlock, SepConvBlock)) and block.time_emb_proj is not None:
+            _fold(block, block.time_emb_proj(hidden)[0])
+            fired += 1
+    return fired
 
 
 def _fold(block: ResnetBlock | SepConvBlock, shift: Tensor) -> None:
