@@ -56,7 +56,7 @@ def counting_to_stderr(what: str) -> Iterator[Callable[[int, int, str], None]]:
     with _bar() as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total, text: bar.update(
-            task, completed=done, total=total, description=f"{done} of {total} {what}, {text}"
+            task, completed=done, total=total, description=f"{done}/{total} {what}, {text}"
         )
 
 

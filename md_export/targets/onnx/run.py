@@ -146,13 +146,19 @@ def load(path: Path, runtime: str | None = None) -> OnnxRunner:
     if runtime not in (None, UNOPTIMIZED):
         raise UsageError(f"{path.name} runs in onnxruntime only; leave out the runtime {runtime!r}")
     options = session_options(optimized=runtime is None)
-    options.add_session_config_entry(_EXACT_INT8, "1")
+    if path.suffix != ORT_SUFFIX and _has_int8_activations(path):
+        options.add_session_config_entry(_EXACT_INT8, "1")
     runner = OnnxRunner(_session(path, str(path), options), path.name)
     rounded = None if path.suffix == ORT_SUFFIX else rounded_graph(path)
     if rounded is None:
         return runner
     del runner  # its copy of the weights
     return OnnxRunner(_session(path, rounded.SerializeToString(), options), path.name)
+
+
+def _has_int8_activations(path: Path) -> bool:
+    """Whether products take integers on both sides; onnxruntime's exact kernels refuse integer weights alone."""
+    return path.is_file() and any(node.op_type == "QuantizeLinear" for node in read_graph(path).graph.node)
 
 
 def _session(path: Path, content: str | bytes, options: ort.SessionOptions) -> ort.InferenceSession:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from click.testing import CliRunner
 
@@ -55,9 +56,10 @@ def test_it_computes_the_same(
     scheme: str, form: str, fuse: Fuse, subject: Callable[..., Any], artifact: Callable[..., Path]
 ) -> None:
     inputs = subject("vae_decoder").held_out
-    found, wanted = (
-        target.load(path).run(inputs)["image"] for path in (fuse(scheme, form), artifact("vae_decoder", scheme))
-    )
+    found = target.load(fuse(scheme, form)).run(inputs)["image"]
+    # By the kernels that were fused: those of int8 overflow on processors without VNNI, where ours are the exact ones.
+    session = ort.InferenceSession(str(artifact("vae_decoder", scheme)), providers=["CPUExecutionProvider"])
+    (wanted,) = session.run(["image"], dict(inputs))
     assert compare(found, wanted).snr_db > (100 if scheme == "fp32" else 40)
 
 
