@@ -81,7 +81,9 @@ def test_a_nan_that_dynamic_ranges_hide_is_seen_in_the_file(
 ) -> None:
     text, whole = subject("text_encoder"), artifact("text_encoder", "int8")
     path = damage(whole, tmp_path / "x.tflite", "encoder.layers.1.self_attn.v_proj", 2, poison)
-    assert text.snr_db(path) >= LEAST["int8"]
+    (found,) = target.load(path).run(text.held_out).values()
+    # XNNPACK's kernels for some processors turn the NaN into an integer; those for others pass it on.
+    assert not np.isfinite(found).all() or text.snr_db(path) >= LEAST["int8"]
     (name,) = target.describe(path).not_finite
     assert "encoder.layers.1.self_attn.v_proj;" in name
     assert target.describe(whole).not_finite == ()
