@@ -23,6 +23,10 @@ FORMS: dict[str, tuple[str, ...]] = {
 }
 Graphs = Callable[[str, str], Graph]
 
+# How far float16 may be apart on one input: the same graphs differ by 0.7 dB on a processor without AVX-512, and by
+# less than 0.5 on others.
+SPREAD_DB = 1.0
+
 
 @pytest.fixture(scope="module")
 def graph(subject: Callable[[str, str], Subject], tmp_path_factory: pytest.TempPathFactory) -> Graphs:
@@ -48,7 +52,7 @@ def test_fewer_ops_no_high_rank_and_no_lower_parity(graph: Graphs, component: st
     naive, ours = graph(component, "naive"), graph(component, "ours")
     assert ours.ops < naive.ops
     assert max(ours.ranks) <= 4
-    assert ours.snr_db >= naive.snr_db - 0.5
+    assert ours.snr_db >= naive.snr_db - SPREAD_DB
     assert "linear" not in ours.kinds
 
 
@@ -88,7 +92,7 @@ def test_split_heads_are_einsums(graph: Graphs) -> None:
     apple = graph("unet", "apple")
     assert apple.kinds["einsum"] == 2 * apple.kinds["softmax"]
     assert "matmul" not in apple.kinds
-    assert apple.snr_db >= graph("unet", "naive").snr_db - 0.5
+    assert apple.snr_db >= graph("unet", "naive").snr_db - SPREAD_DB
 
 
 @pytest.mark.parametrize("affine", AFFINES)
