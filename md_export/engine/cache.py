@@ -108,7 +108,7 @@ def stored(folder: Path) -> dict[str, StoredFile]:
         if not _is_inside(name):
             raise OutputError(f"a step wrote a file of the name {name!r:.80}")
         path = folder / name
-        path.chmod(0o444)
+        path.chmod(0o555 if path.stat().st_mode & 0o100 else 0o444)
         to_disk(path)
         found[name] = StoredFile(path.stat().st_size, sha256_of(path))
     return found

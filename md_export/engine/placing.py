@@ -165,6 +165,8 @@ def _copy(source: Path, destination: Path, sha256: str) -> None:
     """Copy a file, flush the copy to disk and check its hash."""
     destination.parent.mkdir(parents=True, exist_ok=True)
     copy_file(source, destination)
+    if source.stat().st_mode & 0o100:  # a script
+        destination.chmod(0o755)
     to_disk(destination)
     if sha256_of(destination) != sha256:
         raise ArtifactError(f"{source} of the cache was altered; run the same command again")
