@@ -75,6 +75,9 @@ class Listed:
 _ENTRY: Final = TypeAdapter(Entry)
 
 
+_WRAPPED: Final = TypeAdapter(dict[str, str])
+
+
 def entry_to_json(entry: Entry) -> str:
     """Serialize an entry to a JSON record that includes the record's SHA-256."""
     text = _ENTRY.dump_json(entry).decode()
@@ -87,7 +90,8 @@ def entry_from_json(record: str) -> Entry:
     Raises:
         ValueError, KeyError, TypeError, RecursionError: the record is damaged or is something else.
     """
-    values = json.loads(record)
+    # Not by json, which overflows the stack on deep nesting where a library has raised the recursion limit.
+    values = _WRAPPED.validate_json(record)
     if sha256_of_text(values["entry"]) != values["sha256"]:
         raise ValueError("the record was altered")
     entry = _ENTRY.validate_json(values["entry"], strict=True)
