@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from pydantic_core import from_json
+
 from md_export.engine.plan import Cost
 from md_export.spec.names import OPTIONAL_NAMES
 from md_export.spec.scheme import QuantScheme
@@ -132,7 +134,7 @@ class Measured:
     def cost(self, cost_key: str, predicted: Cost) -> Cost:
         """Return the recorded cost with the safety margin on memory, or ``predicted`` if none can be read."""
         try:
-            found = json.loads((self._folder / f"{cost_key}.json").read_text(encoding="utf-8"))
+            found = from_json((self._folder / f"{cost_key}.json").read_text(encoding="utf-8"))
             return Cost(round(found["peak_bytes"] * _MARGIN), round(found["seconds"], 1))
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return predicted

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from pydantic import TypeAdapter
+from pydantic_core import from_json
 
 from md_export.engine.cache import SCHEMA, Entry, StoredFile
 from md_export.engine.costs import Measured
@@ -133,7 +133,7 @@ def parents(checkpoint: Path) -> Iterator[Path]:
 
 def _named(note: Path, field: str) -> Path | None:
     try:
-        return note.parent / str(json.loads(note.read_text(encoding="utf-8"))[field])
+        return note.parent / str(from_json(note.read_text(encoding="utf-8"))[field])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
@@ -189,7 +189,7 @@ def _input(label: str, root: Path, names: Iterable[str], within: str, hashes: Fi
 
 def _cases(golden: Path) -> list[str]:
     """Return the case files listed in the index, which planning has already validated."""
-    return [str(case["file"]) for case in json.loads((golden / _INDEX).read_text(encoding="utf-8"))["cases"]]
+    return [str(case["file"]) for case in from_json((golden / _INDEX).read_text(encoding="utf-8"))["cases"]]
 
 
 def _within(root: Path, folder: Path, name: str = "") -> str:

@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from pydantic_core import from_json
+
 from md_export import __version__
 from md_export.system.files import sha256_of, sha256_of_text, write_whole
 
@@ -106,7 +108,7 @@ def _stamp(path: Path) -> Stamp | None:
 
 def _read(memory: Path) -> Mapping[str, tuple[Stamp, str]]:
     try:
-        values = json.loads(memory.read_text(encoding="utf-8"))
+        values = from_json(memory.read_text(encoding="utf-8"))
         return {name: (list(map(int, stamp)), str(digest)) for name, (stamp, digest) in values.items()}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic_core import from_json
+
 from md_export.checkpoint import Checkpoint
 from md_export.errors import ArtifactError, CheckpointError, ConversionError
 from md_export.models.config import ModelConfig
@@ -72,7 +74,7 @@ def write_bundle(checkpoint: Checkpoint, folder: Path) -> None:
         CheckpointError: Swift's tokenizer cannot reproduce the checkpoint's tokenizer.
     """
     vocabulary, merges = (_read(checkpoint.tokenizer_dir / name) for name in ("vocab.json", "merges.txt"))
-    _check_padding(checkpoint, json.loads(vocabulary))
+    _check_padding(checkpoint, from_json(vocabulary))
     (folder / "vocab.json").write_bytes(vocabulary)
     # Swift's parser drops a last line without a line feed and keeps carriage returns.
     (folder / "merges.txt").write_bytes(merges.replace(b"\r\n", b"\n").rstrip(b"\n") + b"\n")
@@ -246,7 +248,7 @@ def _schedule_faults(text: str) -> list[str]:
 
 
 def _object(text: str) -> dict[str, Any]:
-    values = json.loads(text)
+    values = from_json(text)
     if not isinstance(values, dict):
         raise ValueError("it holds no JSON object")
     return values

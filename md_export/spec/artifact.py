@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from pydantic import TypeAdapter
+from pydantic_core import from_json
 
 from md_export.errors import ArtifactError
 from md_export.spec.tensors import TensorSpec
@@ -97,7 +98,7 @@ _ENTRY = TypeAdapter(ArtifactEntry)
 
 def entry_to_dict(entry: ArtifactEntry) -> dict[str, object]:
     """Return the plain form that JSON has; :func:`entry_from_dict` reads it back."""
-    plain: dict[str, object] = json.loads(_ENTRY.dump_json(entry))
+    plain: dict[str, object] = from_json(_ENTRY.dump_json(entry))
     return plain
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 from md_export.errors import ArtifactError
 from md_export.spec.artifact import ArtifactEntry, data_name
@@ -104,7 +104,7 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
 
 def manifest_to_dict(manifest: Manifest) -> dict[str, object]:
     """Return the plain form that JSON has."""
-    plain: dict[str, object] = json.loads(_dumped(manifest))
+    plain: dict[str, object] = from_json(_dumped(manifest))
     return plain
 
 
@@ -132,7 +132,7 @@ def manifest_from_bytes(content: bytes, path: Path) -> Manifest:
         manifest = _MANIFEST.validate_json(content, strict=True)
     except (ValidationError, RecursionError) as error:
         raise ArtifactError(f"{path} is not a manifest: {first_finding(error)}; export again") from error
-    if (control := first_control(json.loads(content))) is not None:
+    if (control := first_control(from_json(content))) is not None:
         raise ArtifactError(f"{path}: {control} holds a control character; it was edited, export again")
     if manifest.schema != SCHEMA:
         raise ArtifactError(f"{path} has schema {manifest.schema}, this version reads {SCHEMA}; export again")

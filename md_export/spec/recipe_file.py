@@ -8,13 +8,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import tomli
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 from md_export.errors import RecipeError
 from md_export.spec.calibration import CalibrationPlan
@@ -30,8 +31,7 @@ from md_export.system.terminal_text import first_control
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-# The rules of a search for each of the full-size model's 700 modules have 50 KB; tomllib takes a time and memory
-# that grow with the square of a dotted key.
+# The rules of a search for each of the full-size model's 700 modules have 50 KB.
 _LARGEST_FILE: Final = 1 << 17
 
 
@@ -53,7 +53,7 @@ def read_toml(path: Path) -> dict[str, object]:
 
 def _parse_toml(content: bytes, path: Path) -> dict[str, object]:
     try:
-        return tomllib.loads(content.decode())
+        return tomli.loads(content.decode())  # the standard library's takes the square of a dotted key's length
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: cannot be read: {error}") from error
     except (ValueError, RecursionError, MemoryError) as error:
@@ -101,7 +101,7 @@ def recipe_from_dict(values: Mapping[str, object], source: str) -> Recipe:
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     """Plain JSON-ready form; :func:`recipe_from_dict` reads it back."""
-    plain: dict[str, Any] = json.loads(_RECIPE.dump_json(recipe))
+    plain: dict[str, Any] = from_json(_RECIPE.dump_json(recipe))
     return plain
 
 

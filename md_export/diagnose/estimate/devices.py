@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import Any, Final, Literal
 
 from pydantic import ConfigDict, TypeAdapter
+from pydantic_core import from_json
 
 from md_export.errors import UsageError
 from md_export.targets.costs import OpCost, Work, bits_of
@@ -125,7 +126,7 @@ def knowledge() -> Knowledge:
     """Return the contents of ``devices.toml`` and ``peers.json``."""
     folder = files(__package__)
     table = tomllib.loads((folder / "devices.toml").read_text(encoding="utf-8"))
-    peers = json.loads((folder / "peers.json").read_text(encoding="utf-8"))
+    peers = from_json((folder / "peers.json").read_text(encoding="utf-8"))
     units = {name: _read(UnitClass, values) for name, values in table["class"].items()}
     return Knowledge(
         {name: _device(name, values, units) for name, values in table["device"].items()},

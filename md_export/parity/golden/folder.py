@@ -6,13 +6,13 @@ checkpoint's, and the versions that made them.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 from md_export.errors import GoldenError
 from md_export.models.families import WIRING
@@ -146,7 +146,7 @@ def index_from_bytes(content: bytes, path: Path) -> GoldenIndex:
         )
     if not index.cases:
         raise GoldenError(f"{path} lists no case, so nothing could be proved against it")
-    if (control := first_control(json.loads(content))) is not None:
+    if (control := first_control(from_json(content))) is not None:
         raise GoldenError(f"{path}: {control} holds a control character; {_AGAIN}")
     # All cases are in memory at once, so a file that is listed twice would take more memory than its size on disk.
     if len(index.cases) > _MOST_CASES or len({item.file for item in index.cases}) < len(index.cases):

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from md_export.parity.golden.folder import INDEX, GoldenSet
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, artifact_path, bytes_of_artifact, sha256_of_artifact
 from md_export.spec.manifest import MANIFEST, Manifest
@@ -94,7 +96,7 @@ def halve(file: Path) -> None:
 
 def edit_json(path: Path, change: Change) -> None:
     """Change a JSON object; the file is a new one afterwards."""
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = from_json(path.read_text(encoding="utf-8"))
     change(values)
     path.unlink()
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

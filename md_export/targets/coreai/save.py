@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from md_export.errors import ConversionError, one_line
 from md_export.targets.contract import labelled, notes_among
 from md_export.targets.coreai.bindings import VENDOR_ERRORS, operations
@@ -41,7 +43,7 @@ def write_program(program: Any, path: Path, custom: dict[str, str]) -> None:
         cause = error.__cause__ or error
         raise ConversionError(f"{path.name} cannot be written: {one_line(cause)}") from error
     file = path / _METADATA
-    content = json.loads(file.read_text(encoding="utf-8"))
+    content = from_json(file.read_text(encoding="utf-8"))
     del content["creationDate"]
     content |= {_CUSTOM: custom} if custom else {}
     file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -50,7 +52,7 @@ def write_program(program: Any, path: Path, custom: dict[str, str]) -> None:
 def read_custom(path: Path) -> dict[str, str]:
     """The pairs of an asset's metadata; empty where it has none or they cannot be read."""
     try:
-        found = json.loads((path / _METADATA).read_text(encoding="utf-8")).get(_CUSTOM, {})
+        found = from_json((path / _METADATA).read_text(encoding="utf-8")).get(_CUSTOM, {})
         return {str(name): str(value) for name, value in found.items()}
     except (OSError, ValueError, AttributeError, RecursionError):
         return {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from pydantic_core import from_json
 
 from md_export.errors import RuntimeFault
 from md_export.targets.coreml.mil.graph import parse_function
@@ -64,7 +64,7 @@ class Package:
 
 def _root_model(path: Path) -> Path:
     try:
-        manifest = json.loads((path / "Manifest.json").read_text())
+        manifest = from_json((path / "Manifest.json").read_text())
         entry = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RuntimeFault(f"{path} is no .mlpackage (its Manifest.json names no model): {error!r}") from error
