@@ -60,7 +60,7 @@ join coreml {nano} --fp16 --golden {golden}/golden -o {out}/one
     split {out}/joined size_96 -o {out}/split
 swift coreml {nano} --fp16 --layout swift --golden {golden}/golden -o {out}/coreml
 cpu-fused onnx {nano} --fp32 --cpu-fused --golden {golden}/golden -o {out}/onnx
-folds onnx {nano} --fp32 --rewrite split_attention_heads --rewrite fold_timestep --rewrite fold_x0 -o {out}/onnx
+folds onnx {nano} --fp32 --rewrite linear_to_conv2d --rewrite split_attention_heads --rewrite fold_timestep --rewrite fold_x0 -o {out}/onnx
 drift coreml {nano} --fp16 --component unet --rewrite softmax_to_relu --allow-drift -o {out}/relu
     tflite {nano}/siblings/gelu --fp16 --component unet --rewrite gelu_to_swish --allow-drift -o {out}/swish
 stable !stable

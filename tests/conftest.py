@@ -16,7 +16,7 @@ from md_export.models.unet_config import MDUNetConfig
 from md_export.models.vae import VAEConfig
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe, nano_checkpoint
-from md_export.system import process
+from md_export.system import isolation, process
 from support import Exported, installed, made_once, shared_folder
 
 
@@ -35,9 +35,12 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture
-def spawned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Worker processes that start from nothing, interpreter and imports included."""
-    monkeypatch.setattr(process, "WARM", False)
+def other_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Worker processes of a new server, which shares nothing with the one of the other tests, imports included."""
+    pool = process.Pool()
+    monkeypatch.setattr(isolation, "POOL", pool)
+    yield
+    pool.close()
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from pydantic_core import from_json
 from md_export.engine.cache import SCHEMA, Entry, StoredFile
 from md_export.engine.costs import Measured
 from md_export.engine.keys import FileHashes, files_in, key_of, maker
+from md_export.engine.perform import MODEL_MODULES
 from md_export.engine.plan import Inputs, Plan, plan_from_json, plan_to_json
 from md_export.engine.request import BuildRequest, lora_files
 from md_export.errors import ArtifactError, ConversionError
@@ -81,7 +82,7 @@ def planned(request: BuildRequest) -> Plan:
     try:
         plan = plan_from_json(memory.read_bytes())
     except (OSError, ValueError):
-        plan = isolated(make_plan, ConversionError, "planning", preload=("md_export.engine.planning",))(asked)
+        plan = isolated(make_plan, ConversionError, "planning", preload=MODEL_MODULES)(asked)
         write_whole(memory, plan_to_json(plan), keep_going=True)
     exports = plan.exports if request.only is None else tuple(replace(one, name=request.only) for one in plan.exports)
     measured = Measured(request.cache / "measured")

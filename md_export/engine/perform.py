@@ -10,13 +10,27 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from md_export.engine.cache import Cache, Entry
 from md_export.engine.costs import Measured
-from md_export.engine.plan import ArtifactResult, Cost, ExportResult, Inputs, Request, Result, Step
+from md_export.engine.plan import (
+    ArtifactRequest,
+    ArtifactResult,
+    Cost,
+    ExportRequest,
+    ExportResult,
+    Inputs,
+    Request,
+    Result,
+    Step,
+)
 from md_export.errors import ConversionError, ParityError
 from md_export.system.isolation import Ended, Limits, attempt, result_of
 from md_export.targets import TARGETS
+
+# What every step imports, and what builds a text encoder.
+MODEL_MODULES: Final = ("md_export.engine.steps", "transformers.models.clip.modeling_clip")
 
 
 @dataclass(frozen=True)
@@ -76,10 +90,7 @@ def perform(task: Task, cache: Cache | None = None) -> Cost:
     results = {key: entry.result for key, entry in needed.items() if entry.result is not None}
     started = time.perf_counter()
     job = Job(step.request, task.inputs, folder, files, results)
-    target = TARGETS[step.request.recipe.target]
-    ended = attempt(
-        carry_out, job, Limits(most_bytes=task.most_bytes), preload=("md_export.engine.steps", *target.requires)
-    )
+    ended = attempt(carry_out, job, Limits(most_bytes=task.most_bytes), modules_of(step.request))
     cost = Cost(_peak(ended), round(time.perf_counter() - started, 2))
     if ended.over_memory or not ended.death:
         Measured(cache.root / "measured").add(step.cost_key, cost)
@@ -91,6 +102,16 @@ def perform(task: Task, cache: Cache | None = None) -> Cost:
         result = replace(result, others=files_before(needed.values()))
     cache.put(step.key, step.kind, step.label, folder, result)
     return cost
+
+
+def modules_of(request: Request) -> tuple[str, ...]:
+    """Return the modules that steps of a kind import, each of which takes seconds to import."""
+    match request:
+        case ArtifactRequest():
+            return (*MODEL_MODULES, "torch.export._trace", *TARGETS[request.recipe.target].preload)
+        case ExportRequest():
+            return MODEL_MODULES[:1]
+    return MODEL_MODULES
 
 
 def carry_out(job: Job) -> Result:

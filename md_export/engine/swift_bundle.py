@@ -23,7 +23,6 @@ from md_export.models.sampling.prompts import tokenize
 from md_export.models.sampling.schedule import ScheduleConfig
 from md_export.spec.tensors import TensorSpec
 from md_export.system.isolation import isolated
-from md_export.targets.coreml.package import feature_specs, read_spec
 
 SCRIPT: Final = "finish-on-mac.sh"
 # The only scheduler of the Swift package that is correct for one step, and the schedule that it hard-codes
@@ -184,6 +183,8 @@ def faults(folder: Path, packages: tuple[str, ...] = tuple(PACKAGES)) -> tuple[s
 
 
 def _package_faults(path: Path, demand: Demand, sizes: dict[str, int]) -> list[str]:
+    from md_export.targets.coreml.package import feature_specs, read_spec  # other targets do without coremltools
+
     try:
         description = read_spec(path).description
         found = {"inputs": feature_specs(description.input), "outputs": feature_specs(description.output)}

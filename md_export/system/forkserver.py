@@ -15,16 +15,20 @@ import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from md_export.system.process import LOOK_S, MESSAGE, POOL, Server, end_with_parent, write_to
 from md_export.system.worker import answer, call_of
+
+# Converters make millions of small objects that live to the end; Python's default searches them a thousand times.
+_GARBAGE: Final = (100_000, 20, 20)
 
 
 def be_server() -> NoReturn:
     """Serve the process that started this one."""
     control = socket.socket(fileno=int(sys.argv[1]))
     del sys.argv[1:]
+    gc.set_threshold(*_GARBAGE)
     _Server(control).serve()
 
 

@@ -55,14 +55,13 @@ def _watch(process: int, most_bytes: int, watch: Watch, ended: threading.Event) 
 
 
 def _started_by(process: int) -> list[psutil.Process]:
-    """Return the process, its descendants, and the members of its group if it leads one; empty after it has ended."""
-    found: dict[int, psutil.Process] = {}
+    """Return the members of the group that a process leads, or else it and its descendants; none after it has ended."""
     with suppress(OSError, psutil.Error):
-        first = psutil.Process(process)
-        found = {one.pid: one for one in (first, *first.children(recursive=True))}
         if os.getpgid(process) == process:
-            found |= {one: psutil.Process(one) for one in psutil.pids() if _group(one) == process}
-    return list(found.values())
+            return [psutil.Process(one) for one in psutil.pids() if _group(one) == process]
+        first = psutil.Process(process)
+        return [first, *first.children(recursive=True)]
+    return []
 
 
 def _group(process: int) -> int:

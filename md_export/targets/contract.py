@@ -122,6 +122,7 @@ class Target(Protocol):
         name: command, folder and extra.
         suffix: ending of an artifact's name.
         requires: importable modules of the vendor.
+        preload: modules that every lowering imports, for its worker to find them imported.
         distributions: packages whose versions the manifest records.
         title: format and runtime in words.
         system: machine that the vendor's libraries need; empty where they run on any.
@@ -130,6 +131,7 @@ class Target(Protocol):
     name: ClassVar[str]
     suffix: ClassVar[str]
     requires: ClassVar[tuple[str, ...]]
+    preload: ClassVar[tuple[str, ...]]
     distributions: ClassVar[tuple[str, ...]]
     title: ClassVar[str]
     system: ClassVar[str] = ""

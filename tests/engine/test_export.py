@@ -77,7 +77,7 @@ def test_same_checkpoint_same_bytes(
 ) -> None:
     """Of every component; the second time in processes that have nothing in common with those of the first."""
     first, again = exported_other(target, precision), tmp_path / "again"
-    request.getfixturevalue("spawned")
+    request.getfixturevalue("other_server")
     request.getfixturevalue("own_cache")
     export(load_recipe(builtin_recipe(target, precision)), other_checkpoint, again, first / "golden")
     names = [entry.file for entry in read_manifest(first).artifacts]

@@ -49,6 +49,7 @@ class CoreaiTarget(Target, Lints):
     name = "coreai"
     suffix = ".aimodel"
     requires = ("coreai", "coreai_torch")
+    preload = ("md_export.targets.coreai.lower",)
     distributions = ("coreai-core", "coreai-torch")
     title = "Core AI (iOS 27, macOS 27)"
     system = "Linux x86-64 with glibc 2.34 or newer, or a Mac"

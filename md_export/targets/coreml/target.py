@@ -53,6 +53,7 @@ class CoremlTarget(Target, Lints, CountsCosts):
     name = "coreml"
     suffix = ".mlpackage"
     requires = ("coremltools",)
+    preload = ("md_export.targets.coreml.lower",)
     distributions = ("coremltools",)
     title = "Core ML (iPhone Neural Engine)"
 

@@ -58,6 +58,11 @@ class OnnxTarget(Target, CountsCosts, RunsAsWritten, HasForms, CompilesForNpu):
     name = "onnx"
     suffix = ".onnx"
     requires = ("onnx", "onnxscript", "onnxruntime")
+    preload = (
+        "md_export.targets.onnx.lower",
+        "onnxscript.function_libs.torch_lib.ops",
+        "torch.onnx._internal.exporter._compat",
+    )
     distributions = ("onnx", "onnxscript", "onnxruntime")
     title = "ONNX (onnxruntime)"
     as_written = "unoptimized"

@@ -45,6 +45,7 @@ class TfliteTarget(Target, Lints, CountsCosts):
     name = "tflite"
     suffix = ".tflite"
     requires = ("litert_torch", "ai_edge_litert", "ai_edge_quantizer")
+    preload = ("md_export.targets.tflite.lower", "litert_torch._convert.runtime_fold")
     distributions = ("litert-torch", "ai-edge-litert", "ai-edge-quantizer", "litert-converter")
     title = "TFLite/LiteRT (Android GPU)"
 
