@@ -268,15 +268,14 @@ def _own_scale(config: Mapping[str, object], component: str, path: str, rank: in
 
 
 def _unmatched(file: LoraFile, component: str, names: list[str], paths: list[str]) -> str:
-    lines = [f"{file.lora.name}: {len(names)} of its modules are not in this checkpoint's {component}:"]
-    near = {underscored(path): path for path in paths}
+    near, lines = {underscored(path): path for path in paths}, []
     for name in names[:_SHOWN]:
         key = read_name(name)
         close = difflib.get_close_matches(key.module[:_LONGEST_NAME], near, n=1, cutoff=0.0) if key else []
         lines.append(f"{shown(name)} (nearest: {component}.{near[close[0]]})" if close else shown(name))
-    if len(names) > _SHOWN:
-        lines.append(f"… and {len(names) - _SHOWN} more")
-    return "\n    ".join(lines) + "\n  it was trained for another model; give the checkpoint that it is for"
+    title = f"{file.lora.name}: {len(names)} of its modules are not in this checkpoint's {component}:"
+    listed = "\n    ".join([title, *capped([*lines, *names[_SHOWN:]], _SHOWN)])
+    return f"{listed}\n  it was trained for another model; give the checkpoint that it is for"
 
 
 def fused(weights: dict[str, Tensor], changes: Iterable[LowRank], what: str) -> dict[str, Tensor]:

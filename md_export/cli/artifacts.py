@@ -25,7 +25,7 @@ def _check_self_test(self_test: bool, checkpoint: Path | None, others: Mapping[s
 
 def _run_self_test(out: Path, checkpoint: Path | None, json_file: Path | None) -> None:
     """Print the table; raises ParityError where a mutation was not noticed, or by accident."""
-    from md_export.parity.selftest.command import self_test
+    from md_export.parity.selftest.run import self_test
     from md_export.report.diagnoses import self_test_table
     from md_export.spec.shipped_files import nano_checkpoint
 

@@ -65,7 +65,7 @@ def inspect(checkpoint: Path | None, arch: str | None, json_file: Path | None) -
 @click.option("--seed", type=int, default=0, show_default=True)
 def init(directory: Path, arch: str, seed: int) -> None:
     """Write a checkpoint with random weights into DIRECTORY, for work at full scale."""
-    from md_export.checkpoint.random_init import init_checkpoint
+    from md_export.checkpoint.architectures import init_checkpoint
 
     init_checkpoint(directory, arch, seed)
     click.echo(f"{directory}: a random {arch} checkpoint; its pictures mean nothing")
@@ -97,8 +97,8 @@ def golden(
     """Write golden cases: every component's inputs and outputs for each prompt and seed, computed by torch."""
     from md_export.checkpoint import open_checkpoint
     from md_export.checkpoint.derived import adapted
+    from md_export.parity.golden.folder import read_prompts, write_golden
     from md_export.parity.golden.prepare import golden_source
-    from md_export.parity.golden.record import read_prompts, write_golden
     from md_export.spec.sampler import sampler_of
     from md_export.system.files import staging
 

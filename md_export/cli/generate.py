@@ -53,7 +53,7 @@ def generate(
     from md_export.checkpoint.derived import adapted
     from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
     from md_export.engine.runnable_export import frame_of_artifacts, frame_of_checkpoint
-    from md_export.models.sampling.picture_files import write_png
+    from md_export.models.sampling.pictures import write_png
     from md_export.spec.sampler import sampler_of
 
     _check_source(artifacts, checkpoint, size, loras)
@@ -100,7 +100,7 @@ class _Files:
         """Return pictures to keep, to condition on and to start from; ``frame`` gives the model's sizes."""
         if self.init_image is None and self.condition is None:
             return None, None, None
-        from md_export.models.sampling.picture_files import read_condition, read_given, read_start
+        from md_export.models.sampling.pictures import read_condition, read_given, read_start
 
         wanted, given, start, steering = frame(), None, None, None
         if self.condition is not None:

@@ -82,7 +82,7 @@ def search(
     from md_export.engine.search.budget import parse_budget
     from md_export.engine.search.run import search as find
     from md_export.engine.search.starting import SearchRequest
-    from md_export.parity.golden.record import read_prompts
+    from md_export.parity.golden.folder import read_prompts
     from md_export.report.plots import curve_plot, trade_off_table
     from md_export.report.progress import counting_to_stderr
 

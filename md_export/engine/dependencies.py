@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from md_export.checkpoint import Checkpoint, open_checkpoint
-from md_export.checkpoint.build import build_on_meta
-from md_export.checkpoint.hashes import INHERITED, hash_of_folder
+from md_export.checkpoint.files import INHERITED, hash_of_folder
+from md_export.checkpoint.modules import build_on_meta
 from md_export.engine.keys import maker
 from md_export.engine.metadata import notes_of
 from md_export.engine.plan import LoraInput

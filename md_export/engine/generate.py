@@ -14,8 +14,7 @@ from md_export.errors import ArtifactError, UsageError
 from md_export.models.families import WIRING
 from md_export.models.given import LAST, MADE, TIMESTEP
 from md_export.models.sampling.generate import PictureRequest, Pipeline
-from md_export.models.sampling.image_to_image import Start
-from md_export.models.sampling.inpainting import Given
+from md_export.models.sampling.pictures import Given, Start
 from md_export.models.sampling.schedule import ScheduleConfig
 from md_export.parity.golden.prepare import golden_source
 from md_export.spec.sampler import SamplerPlan

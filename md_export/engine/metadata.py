@@ -7,9 +7,8 @@ import dataclasses
 from md_export import __version__
 from md_export.checkpoint import Checkpoint
 from md_export.models.families import family_of
-from md_export.models.sampling.one_step import one_step
-from md_export.models.sampling.prompts import tokenize
-from md_export.models.sampling.sampler import steps_of
+from md_export.models.sampling.generate import tokenize
+from md_export.models.sampling.sampler import one_step, steps_of
 from md_export.spec.sampler import Euler, SamplerPlan
 
 

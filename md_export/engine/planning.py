@@ -42,9 +42,8 @@ from md_export.engine.plan import (
 )
 from md_export.engine.request import lora_files, lora_inputs
 from md_export.models.families import family_of
-from md_export.parity.golden.calibration import calibration_pairs, needs_calibration
 from md_export.parity.golden.folder import INDEX, read_index
-from md_export.parity.golden.prepare import planned_cases, present_golden
+from md_export.parity.golden.prepare import calibration_pairs, needs_calibration, planned_cases, present_golden
 from md_export.rewrites import find_rewrite
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import recipe_to_dict

@@ -29,11 +29,9 @@ from md_export.engine.plan import (
 )
 from md_export.engine.swift_bundle import check_bundle, write_bundle
 from md_export.models.families import WIRING, family_of
-from md_export.models.sampling.one_step import one_step
-from md_export.models.sampling.sampler import steps_of
-from md_export.parity.golden.calibration import calibration_cases
+from md_export.models.sampling.sampler import one_step, steps_of
 from md_export.parity.golden.folder import read_golden
-from md_export.parity.golden.prepare import prepare_golden
+from md_export.parity.golden.prepare import calibration_cases, prepare_golden
 from md_export.parity.judge import verify
 from md_export.parity.lora_fusing import added_loras
 from md_export.parity.verdict import Verdict, with_parity

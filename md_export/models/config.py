@@ -9,12 +9,11 @@ from typing import Any, Final
 
 from md_export.errors import ConfigError, UsageError
 from md_export.models.adapter import AdapterConfig
-from md_export.models.controlnet import ControlNetConfig
-from md_export.models.diffusers_controlnet import DiffusersControlNetConfig
+from md_export.models.controlnet import ControlNetConfig, DiffusersControlNetConfig
 from md_export.models.diffusers_unet import DiffusersUNetConfig
 from md_export.models.sampling.schedule import ScheduleConfig
 from md_export.models.tiny_autoencoder import TinyConfig
-from md_export.models.unet_config import MDUNetConfig
+from md_export.models.unet import MDUNetConfig
 from md_export.models.vae import VAEConfig
 
 ControlConfig = ControlNetConfig | DiffusersControlNetConfig

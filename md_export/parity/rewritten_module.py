@@ -15,16 +15,16 @@ from md_export.checkpoint import Checkpoint
 from md_export.models.config import ModelConfig
 from md_export.models.families import family_of
 from md_export.models.graph import Component
-from md_export.models.sampling.one_step import one_step
-from md_export.parity.golden.calibration import calibration_cases, calibration_inputs
+from md_export.models.sampling.sampler import one_step
 from md_export.parity.golden.case import GoldenCase
-from md_export.parity.golden.surface import inputs_of, output_of
+from md_export.parity.golden.prepare import calibration_cases
+from md_export.parity.golden.surface import calibration_inputs, inputs_of, output_of
 from md_export.parity.metrics import compare
 from md_export.rewrites import REWRITES, Consent, apply_rewrites
 from md_export.spec.artifact import RewriteRecord
 from md_export.spec.recipe import Recipe
+from md_export.spec.scheme import WeightStorage
 from md_export.spec.tensors import Array, Arrays, TensorSpec, joined
-from md_export.spec.weight_storage import WeightStorage
 from md_export.targets import TARGETS
 from md_export.targets.contract import Target
 from md_export.targets.layouts import layout_of

@@ -17,7 +17,7 @@ from PIL import Image
 from md_export import __version__
 from md_export.diagnose.attribution.attribute import ModuleError
 from md_export.diagnose.insight import Insight
-from md_export.models.sampling.picture_files import to_bytes
+from md_export.models.sampling.pictures import to_bytes
 from md_export.parity.metrics import compare
 from md_export.parity.verdict import Verdict, Verification
 from md_export.parity.weights.audit import ComponentAudit, WeightError

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from md_export.errors import RewriteError
-from md_export.models.layers import Attention, Gelu, GluProjection, ResnetBlock, Softmax
+from md_export.models.layers import Attention, Gelu, GluProjection, ResnetBlock, Softmax, Upsample
 from md_export.models.text_encoder import MASKED, TextEncoder
-from md_export.models.unet import TransformerBlock, TransformerStack, Upsample
+from md_export.models.unet import TransformerBlock, TransformerStack
 from md_export.models.vae import SpatialAttention
 from md_export.rewrites.tokens_as_channels import as_linear
 

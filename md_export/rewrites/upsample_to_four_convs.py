@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from md_export.models.unet import Upsample
+from md_export.models.layers import Upsample
 from md_export.spec.sampler import OneStep
 
 

@@ -1,4 +1,4 @@
-"""Named tensors: their specs, and the files that hold them."""
+"""Named tensors: their specs, the files that hold them, and protocols of what computes them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,3 +110,24 @@ def write_npz(path: Path, arrays: Arrays) -> None:
     content = io.BytesIO()
     np.savez(content, **dict(arrays))  # type: ignore[arg-type]  # stubs take allow_pickle for one of the names
     write_whole(path, content.getvalue())
+
+
+class Runner(Protocol):
+    """A component that can be executed, such as an artifact loaded in its runtime."""
+
+    def run(self, inputs: Arrays) -> dict[str, Array]:
+        """Execute once and return the outputs; names, shapes and dtypes are those of the manifest.
+
+        Raises:
+            RuntimeFault: the runtime refused the artifact or the inputs.
+        """
+        ...
+
+
+@runtime_checkable
+class WatchedRunner(Runner, Protocol):
+    """A runner that also checks values inside the artifact."""
+
+    def hazards(self) -> tuple[str, ...]:
+        """Return one line for each problem in the runs so far, even if the outputs look right."""
+        ...

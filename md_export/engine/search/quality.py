@@ -20,8 +20,8 @@ from md_export.parity.metrics import compare
 from md_export.parity.rewritten_module import adjust, storages
 from md_export.rewrites.upsample_to_four_convs import FourConv2d
 from md_export.spec.recipe import Recipe
+from md_export.spec.scheme import WeightStorage
 from md_export.spec.tensors import Arrays
-from md_export.spec.weight_storage import WeightStorage
 from md_export.targets.quantization.gptq import rounded
 
 # Excess over the budget, in decibels, that is too small to justify another try.

@@ -29,9 +29,8 @@ from md_export.engine.search.starting import STARTS, SearchRequest, starting_rec
 from md_export.engine.search.tradeoff import Figures, TradeOff, curve, figures_of, trade_off_json
 from md_export.errors import ParityError, UsageError
 from md_export.models.families import family_of
-from md_export.parity.golden.folder import INDEX
+from md_export.parity.golden.folder import INDEX, write_golden
 from md_export.parity.golden.prepare import golden_source
-from md_export.parity.golden.record import write_golden
 from md_export.spec.recipe import Recipe
 from md_export.system.files import refuse_existing, sha256_of, staging
 from md_export.targets.versions import tools_of

@@ -24,8 +24,7 @@ from md_export.checkpoint import open_checkpoint
 from md_export.engine.search.choice import Candidate, Form
 from md_export.models.families import WIRING
 from md_export.models.given import MADE
-from md_export.models.sampling.one_step import one_step
-from md_export.models.sampling.sampler import sampler_for
+from md_export.models.sampling.sampler import one_step, sampler_for
 from md_export.models.walk import Steps, Tensors, walk
 from md_export.parity.golden.case import GoldenCase
 from md_export.parity.golden.folder import read_golden
@@ -33,9 +32,8 @@ from md_export.parity.golden.surface import packed, unpacked
 from md_export.parity.rewritten_module import Rewritten, rewritten
 from md_export.rewrites.upsample_to_four_convs import FourConv2d
 from md_export.spec.recipe import Recipe
-from md_export.spec.scheme import QuantScheme
+from md_export.spec.scheme import QuantScheme, WeightStorage
 from md_export.spec.tensors import Array, Arrays
-from md_export.spec.weight_storage import WeightStorage
 from md_export.targets import TARGETS
 from md_export.targets.quantization.adjust import stored_values
 from md_export.targets.quantization.gptq import rounded

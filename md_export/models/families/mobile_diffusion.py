@@ -11,8 +11,7 @@ from md_export.models.config import ModelConfig
 from md_export.models.controlnet import ControlNetConfig, MDControlNet, skip_shapes
 from md_export.models.families.latent_diffusion import latent_diffusion
 from md_export.models.graph import Form, Shape
-from md_export.models.unet import MDUNet
-from md_export.models.unet_config import MDUNetConfig
+from md_export.models.unet import MDUNet, MDUNetConfig
 
 
 def _unet_config(config: ModelConfig) -> MDUNetConfig:

@@ -8,7 +8,7 @@ from torch import nn
 
 from md_export.errors import UsageError
 from md_export.models.config import ModelConfig
-from md_export.models.diffusers_controlnet import (
+from md_export.models.controlnet import (
     DiffusersControlNetConfig,
     build_diffusers_controlnet,
     controlled_shapes,

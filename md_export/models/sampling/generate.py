@@ -1,22 +1,63 @@
-"""Pictures for prompts: what a request gives to the model graph, whoever computes the components."""
+"""Pictures for prompts: token ids and noise, and what else a request gives to the model graph."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from md_export.errors import UsageError
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from md_export.errors import CheckpointError, UsageError
 from md_export.models.given import BLEND, CONDITION, INPUT_IDS, MASK, NOISE, PICTURE
 from md_export.models.graph import Component, Family
-from md_export.models.sampling.image_to_image import Start, enter
-from md_export.models.sampling.inpainting import Given, cells_of, hide, nothing
-from md_export.models.sampling.prompts import draw_noise, tokenize
+from md_export.models.sampling.pictures import Given, Start, cells_of, enter, hide, nothing
 from md_export.models.sampling.sampler import sampler_for
 from md_export.models.sampling.schedule import ScheduleConfig
 from md_export.models.walk import Crew, Tensors, call, walk
 from md_export.spec.sampler import ManySteps, OneStep
 from md_export.spec.tensors import Array, Float32
+from md_export.system.quiet_imports import import_quietly
+
+
+def tokenize(tokenizer_dir: Path, prompt: str, length: int) -> NDArray[np.int32]:
+    """Return CLIP BPE ids ``[1, length]``, truncated and padded as CLIP does.
+
+    Raises:
+        CheckpointError: the folder holds no CLIP tokenizer.
+    """
+    tokenizer = _tokenizer(tokenizer_dir)
+    try:
+        encoded = tokenizer(prompt, padding="max_length", max_length=length, truncation=True)
+    except Exception as error:
+        raise CheckpointError(f"{tokenizer_dir} holds no CLIP tokenizer: {error}; replace its files") from error
+    return np.asarray([encoded["input_ids"]], dtype=np.int32)
+
+
+@cache
+def _tokenizer(folder: Path) -> Any:
+    clip = import_quietly("transformers.models.clip.tokenization_clip")
+    # Build the tokenizer from the folder: from file names, this class silently has a vocabulary of two tokens.
+    try:
+        tokenizer = clip.CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"{folder} holds no CLIP tokenizer (vocab.json, merges.txt, tokenizer_config.json): {error}"
+        ) from error
+    if len(tokenizer) < 3:
+        raise CheckpointError(f"{folder}: the tokenizer's vocabulary is empty; vocab.json and merges.txt are needed")
+    return tokenizer
+
+
+def draw_noise(seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Draw x_T ~ N(0, I), the same for the same seed and torch version; golden cases store it."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    noise: NDArray[np.float32] = torch.randn(shape, generator=generator, dtype=torch.float32).numpy()
+    return noise
 
 
 @dataclass(frozen=True)

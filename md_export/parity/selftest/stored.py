@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from md_export.checkpoint.hashes import hash_of_folder
+from md_export.checkpoint.files import hash_of_folder
 from md_export.models.families import WIRING
 from md_export.parity.selftest.sandbox import NotApplicable, Sandbox, halve
 from md_export.spec.artifact import artifact_path

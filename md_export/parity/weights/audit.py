@@ -15,9 +15,8 @@ from typing import Final
 
 from md_export.checkpoint import open_checkpoint
 from md_export.errors import ArtifactError
-from md_export.parity.contents import SPARSITY_SLACK
 from md_export.parity.metrics import snr_db
-from md_export.parity.opened_export import check_checkpoint
+from md_export.parity.opened_export import SPARSITY_SLACK, check_checkpoint
 from md_export.parity.weights.reference import Mismatch, Reference, Wanted, match, prepare_reference
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, artifact_path
 from md_export.spec.manifest import Manifest, read_manifest

@@ -10,8 +10,8 @@ from typing import Any, Final
 import numpy as np
 
 from md_export.errors import RuntimeFault
+from md_export.spec.scheme import WeightStorage
 from md_export.spec.tensors import Array
-from md_export.spec.weight_storage import WeightStorage
 from md_export.targets.coreai.bindings import copy_constant_value_to_array, ir
 from md_export.targets.quantization.palette import palettize
 

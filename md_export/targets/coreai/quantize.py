@@ -20,9 +20,8 @@ from typing import Any, Final
 import numpy as np
 
 from md_export.errors import ConversionError
-from md_export.spec.scheme import QuantScheme
+from md_export.spec.scheme import QuantScheme, WeightStorage
 from md_export.spec.tensors import Array
-from md_export.spec.weight_storage import WeightStorage
 from md_export.targets.contract import LoweringJob
 from md_export.targets.coreai.bindings import converting, dialect, ir, kind_of, module_of, operations
 from md_export.targets.coreai.constants import held_value, indices, integers, values_of

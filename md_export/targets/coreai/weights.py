@@ -8,9 +8,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from torch import nn
 
-from md_export.spec.scheme import QuantScheme
+from md_export.spec.scheme import QuantScheme, WeightStorage, integer_storage, palette_storage
 from md_export.spec.tensors import Array
-from md_export.spec.weight_storage import WeightStorage, integer_storage, palette_storage
 from md_export.targets.coreai.bindings import kind_of, module_of
 from md_export.targets.coreai.constants import is_constant, shape_of
 from md_export.targets.stored import Role

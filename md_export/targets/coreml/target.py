@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from md_export.spec.runner import Runner
-from md_export.spec.scheme import QuantScheme
-from md_export.spec.tensors import Array, Arrays
-from md_export.spec.weight_storage import WeightStorage
+from md_export.spec.scheme import QuantScheme, WeightStorage
+from md_export.spec.tensors import Array, Arrays, Runner
 from md_export.targets.contract import CountsCosts, Description, Lints, LoweringJob, Step, Target
 from md_export.targets.costs import OpCost
 from md_export.targets.lint.report import LintReport

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from md_export.spec.artifact import ArtifactEntry
-from md_export.spec.runner import Runner
-from md_export.spec.scheme import QuantScheme
-from md_export.spec.tensors import Array, Arrays
-from md_export.spec.weight_storage import WeightStorage
+from md_export.spec.scheme import QuantScheme, WeightStorage
+from md_export.spec.tensors import Array, Arrays, Runner
 from md_export.targets.contract import (
     CompilesForNpu,
     CountsCosts,

@@ -12,8 +12,7 @@ from typing import Final, Protocol
 import torch
 from torch import Tensor, nn
 
-from md_export.spec.scheme import Rounding
-from md_export.spec.weight_storage import WeightStorage
+from md_export.spec.scheme import Rounding, WeightStorage
 from md_export.targets.quantization.grid import least_squares, memberships, widest
 from md_export.targets.quantization.palette import fitted
 from md_export.targets.quantization.products import InputSums, as_matrices

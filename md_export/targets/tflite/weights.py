@@ -8,8 +8,7 @@ from typing import Final
 from torch import nn
 
 from md_export.errors import ConversionError
-from md_export.spec.scheme import QuantScheme
-from md_export.spec.weight_storage import WeightStorage, per_channel, per_tensor
+from md_export.spec.scheme import QuantScheme, WeightStorage, per_channel, per_tensor
 from md_export.targets.contract import LoweringJob
 from md_export.targets.lowering import check_module_globs
 
