@@ -12,7 +12,7 @@ from torch import Tensor
 
 from md_export.checkpoint import open_checkpoint
 from md_export.checkpoint.architectures import FILES, arch_config, config_files, write_json
-from md_export.checkpoint.tokenizer import copy_tokenizer
+from md_export.checkpoint.files import copy_tokenizer
 from md_export.checkpoint.weights import read_tensors
 from md_export.errors import CheckpointError, MissingExtraError, one_line
 from md_export.models.config import ModelConfig

@@ -66,11 +66,6 @@ def upsample_to_four_convs(module: nn.Module, one_step: OneStep) -> int:  # noqa
     return len(found)
 
 
-def count_four_convs(module: nn.Module) -> int:
-    """Upsamplers that have the form already."""
-    return sum(isinstance(layer, FourConvUpsample) for layer in module.modules())
-
-
 def phases(weight: Tensor) -> Tensor:
     """``[out, in, 3, 3]`` → ``[4, out, in, 2, 2]``."""
     rows = _merge_taps(weight.transpose(2, 3))
