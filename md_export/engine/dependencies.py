@@ -16,7 +16,7 @@ from md_export.engine.keys import maker
 from md_export.engine.metadata import notes_of
 from md_export.engine.plan import LoraInput
 from md_export.models.families import WIRING, component_of, family_of
-from md_export.models.given import CONDITION
+from md_export.models.values import CONDITION
 from md_export.rewrites import find_rewrite
 from md_export.spec.recipe import Recipe
 from md_export.spec.sampler import SamplerPlan

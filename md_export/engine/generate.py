@@ -12,10 +12,10 @@ from md_export.checkpoint import open_checkpoint
 from md_export.engine.runnable_export import Export, Frame, frame_of, open_to_run
 from md_export.errors import ArtifactError, UsageError
 from md_export.models.families import WIRING
-from md_export.models.given import LAST, MADE, TIMESTEP
 from md_export.models.sampling.generate import PictureRequest, Pipeline
 from md_export.models.sampling.pictures import Given, Start
 from md_export.models.sampling.schedule import ScheduleConfig
+from md_export.models.values import LAST, MADE, TIMESTEP
 from md_export.parity.golden.prepare import golden_source
 from md_export.spec.sampler import SamplerPlan
 from md_export.spec.tensors import Array, Float32

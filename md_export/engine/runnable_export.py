@@ -9,7 +9,7 @@ from pathlib import Path
 from md_export.checkpoint import open_checkpoint
 from md_export.errors import ArtifactError, UsageError
 from md_export.models.families import WIRING
-from md_export.models.given import CONDITION
+from md_export.models.values import CONDITION
 from md_export.models.walk import Steps, Tensors
 from md_export.parity.golden.surface import packed, unpacked
 from md_export.spec.artifact import ArtifactEntry, artifact_path

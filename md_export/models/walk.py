@@ -13,10 +13,10 @@ from typing import Protocol
 
 import numpy as np
 
-from md_export.models.given import BLEND, INPUT_IDS, LAST, MADE, MASK, NOISE, SAMPLE, SHOWN, TIMESTEP
-from md_export.models.graph import Component, Family, calls_in
+from md_export.models.graph import Component, Family
 from md_export.models.sampling.pictures import blend
 from md_export.models.sampling.sampler import Sampler
+from md_export.models.values import BLEND, INPUT_IDS, LAST, MADE, MASK, NOISE, SAMPLE, SHOWN, TIMESTEP, calls_in
 from md_export.spec.tensors import Array, Arrays, Float32, Runner
 
 # All values on the way to one picture, by their keys.

@@ -15,7 +15,7 @@ from md_export.checkpoint import Checkpoint
 from md_export.checkpoint.files import hash_of_files, hash_of_folder
 from md_export.errors import ArtifactError, GoldenError
 from md_export.models.families import WIRING
-from md_export.models.given import LATENT
+from md_export.models.values import LATENT
 from md_export.parity.golden.folder import INDEX, GoldenSet, read_golden
 from md_export.parity.metrics import Check, Fault
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, artifact_path, bytes_of_artifact

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from md_export.errors import MdExportError, RuntimeFault, UsageError
 from md_export.models.families import WIRING
-from md_export.models.given import LAST
 from md_export.models.sampling.sampler import sampler_for
+from md_export.models.values import LAST
 from md_export.models.walk import Steps, Tensors
 from md_export.spec.artifact import artifact_path
 from md_export.spec.manifest import Manifest

@@ -23,8 +23,8 @@ from torch import nn
 from md_export.checkpoint import open_checkpoint
 from md_export.engine.search.choice import Candidate, Form
 from md_export.models.families import WIRING
-from md_export.models.given import MADE
 from md_export.models.sampling.sampler import one_step, sampler_for
+from md_export.models.values import MADE
 from md_export.models.walk import Steps, Tensors, walk
 from md_export.parity.golden.case import GoldenCase
 from md_export.parity.golden.folder import read_golden

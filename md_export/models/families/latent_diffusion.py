@@ -13,7 +13,11 @@ from torch import nn
 from md_export.errors import UsageError
 from md_export.models.adapter import T2IAdapter, residual_shapes
 from md_export.models.config import ModelConfig
-from md_export.models.given import (
+from md_export.models.graph import Component, Family, Form, Output, Port
+from md_export.models.text_encoder import TextEncoder
+from md_export.models.tiny_autoencoder import TinyConfig, TinyDecoder, TinyEncoder
+from md_export.models.vae import VAEDecoder, VAEEncoder
+from md_export.models.values import (
     CONDITION,
     GIVEN,
     IMAGE,
@@ -27,11 +31,10 @@ from md_export.models.given import (
     SHOWN,
     TEXT,
     TIMESTEP,
+    Kind,
+    Shape,
+    kind,
 )
-from md_export.models.graph import Component, Family, Form, Kind, Output, Port, Shape, kind
-from md_export.models.text_encoder import TextEncoder
-from md_export.models.tiny_autoencoder import TinyConfig, TinyDecoder, TinyEncoder
-from md_export.models.vae import VAEDecoder, VAEEncoder
 
 Build = Callable[[ModelConfig], nn.Module]
 # Of a UNet that in-paints, with the mask and the picture's latents.

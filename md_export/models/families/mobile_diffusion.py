@@ -10,8 +10,9 @@ from md_export.errors import UsageError
 from md_export.models.config import ModelConfig
 from md_export.models.controlnet import ControlNetConfig, MDControlNet, skip_shapes
 from md_export.models.families.latent_diffusion import latent_diffusion
-from md_export.models.graph import Form, Shape
+from md_export.models.graph import Form
 from md_export.models.unet import MDUNet, MDUNetConfig
+from md_export.models.values import Shape
 
 
 def _unet_config(config: ModelConfig) -> MDUNetConfig:

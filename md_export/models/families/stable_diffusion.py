@@ -15,7 +15,8 @@ from md_export.models.controlnet import (
 )
 from md_export.models.diffusers_unet import CLASS_NAME, DiffusersUNetConfig, build_diffusers_unet
 from md_export.models.families.latent_diffusion import latent_diffusion
-from md_export.models.graph import Form, Shape
+from md_export.models.graph import Form
+from md_export.models.values import Shape
 
 
 def _unet_config(config: ModelConfig) -> DiffusersUNetConfig:

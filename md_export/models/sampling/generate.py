@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from md_export.errors import CheckpointError, UsageError
-from md_export.models.given import BLEND, CONDITION, INPUT_IDS, MASK, NOISE, PICTURE
 from md_export.models.graph import Component, Family
 from md_export.models.sampling.pictures import Given, Start, cells_of, enter, hide, nothing
 from md_export.models.sampling.sampler import sampler_for
 from md_export.models.sampling.schedule import ScheduleConfig
+from md_export.models.values import BLEND, CONDITION, INPUT_IDS, MASK, NOISE, PICTURE
 from md_export.models.walk import Crew, Tensors, call, walk
 from md_export.spec.sampler import ManySteps, OneStep
 from md_export.spec.tensors import Array, Float32

@@ -14,8 +14,8 @@ from safetensors.numpy import load
 
 from md_export.errors import GoldenError
 from md_export.models.families import WIRING
-from md_export.models.given import LAST, MADE, NOISE, TIMESTEP
-from md_export.models.graph import MOST, Component, Kind, calls_in
+from md_export.models.graph import Component
+from md_export.models.values import LAST, MADE, MOST, NOISE, TIMESTEP, Kind, calls_in
 from md_export.spec.tensors import Array, Arrays
 
 
@@ -23,7 +23,7 @@ from md_export.spec.tensors import Array, Arrays
 class GoldenCase:
     """One prompt and seed with all that was computed from them.
 
-    ``values`` by the keys of :mod:`md_export.models.graph`. ``call``: whose inputs and outputs it shows where a
+    ``values`` by the keys of :mod:`md_export.models.values`. ``call``: whose inputs and outputs it shows where a
     component was called more than once; ``label`` names it.
     """
 

@@ -20,10 +20,9 @@ from md_export import __version__
 from md_export.errors import GoldenError
 from md_export.models.adapter import edges
 from md_export.models.families import WIRING
-from md_export.models.given import INPUT_IDS, MADE, PICTURE, SAMPLE, TIMESTEP
-from md_export.models.graph import calls_in
 from md_export.models.sampling.generate import PictureRequest, Pipeline
 from md_export.models.sampling.pictures import Given, middle
+from md_export.models.values import INPUT_IDS, MADE, PICTURE, SAMPLE, TIMESTEP, calls_in
 from md_export.models.walk import Tensors
 from md_export.parity.golden.case import GoldenCase, check_finite, key_without_call, values_from_bytes
 from md_export.spec.manifest import first_finding

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from md_export.checkpoint.files import hash_of_folder
 from md_export.models.families import WIRING
-from md_export.models.given import LAST, MADE
+from md_export.models.values import LAST, MADE
 from md_export.models.walk import picture_from
 from md_export.parity.golden.folder import INDEX
 from md_export.parity.golden.surface import inputs_of
