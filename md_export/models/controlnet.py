@@ -131,27 +131,9 @@ def skip_shapes(unet: MDUNetConfig, latent: tuple[int, ...]) -> tuple[tuple[int,
     return tuple((1, channels, height >> times, width >> times) for channels, times in pairs)
 
 
-CONTROLNET_CLASS: Final = "ControlNetModel"
-# Fields with only one supported value: those that a ControlNet shares with the UNet, and those that only it has.
+# Fields with only one supported value: those of the UNet, and those that only a ControlNet has.
 PLAIN_CONTROLNET: Final[Mapping[str, Any]] = {
-    **{
-        name: PLAIN[name]
-        for name in (
-            "act_fn",
-            "addition_embed_type",
-            "addition_time_embed_dim",
-            "class_embed_type",
-            "downsample_padding",
-            "encoder_hid_dim",
-            "encoder_hid_dim_type",
-            "mid_block_scale_factor",
-            "num_attention_heads",
-            "num_class_embeds",
-            "only_cross_attention",
-            "projection_class_embeddings_input_dim",
-            "resnet_time_scale_shift",
-        )
-    },
+    **PLAIN,
     "mid_block_type": "UNetMidBlock2DCrossAttn",
     "controlnet_conditioning_channel_order": "rgb",
     "global_pool_conditions": False,

@@ -7,12 +7,13 @@ to its maps. What differs between families is what their UNet and ControlNet are
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from torch import nn
 
 from md_export.errors import UsageError
 from md_export.models.adapter import T2IAdapter, residual_shapes
-from md_export.models.config import ModelConfig
+from md_export.models.config import ControlConfig, ModelConfig, UNetConfig
 from md_export.models.graph import Component, Family, Form, Output, Port
 from md_export.models.text_encoder import TextEncoder
 from md_export.models.tiny_autoencoder import TinyConfig, TinyDecoder, TinyEncoder
@@ -37,6 +38,8 @@ from md_export.models.values import (
 )
 
 Build = Callable[[ModelConfig], nn.Module]
+UNetT = TypeVar("UNetT", bound=UNetConfig)
+ControlT = TypeVar("ControlT", bound=ControlConfig)
 # Of a UNet that in-paints, with the mask and the picture's latents.
 _OF_UNET = kind(4, lambda config: (1, config.unet.in_channels, *config.latent_shape[2:]))
 
@@ -120,6 +123,19 @@ def latent_diffusion(
         encoded=vae_encoder["latent_mean"],
         image=vae_decoder["image"],
     )
+
+
+def unet_of(config: ModelConfig, kind: type[UNetT]) -> UNetT:
+    """Return the config of the UNet, which is of the family's ``kind``: the family was chosen by it."""
+    assert isinstance(config.unet, kind)  # noqa: S101
+    return config.unet
+
+
+def controlnet_of(config: ModelConfig, kind: type[ControlT]) -> ControlT:
+    """Return the config of the ControlNet; raises :class:`UsageError` where the checkpoint has none of ``kind``."""
+    if not isinstance(config.controlnet, kind):
+        raise UsageError("this checkpoint has no ControlNet: put its config.json and weights into controlnet/")
+    return config.controlnet
 
 
 def _residual_shapes(
