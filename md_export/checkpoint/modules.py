@@ -109,21 +109,18 @@ _OLD_ATTENTION: Final[Mapping[str, str]] = {"query": "to_q", "key": "to_k", "val
 _OLD_ATTENTION_KEY: Final = re.compile(r"(\.mid_block\.attentions\.0\.)(query|key|value|proj_attn)\.")
 
 
-def _text_encoder_key(name: str) -> str | None:
-    own = name.removeprefix("text_model.")
-    return None if own in _TEXT_UNUSED else own
-
-
-def _vae_key(name: str) -> str | None:
-    return _OLD_ATTENTION_KEY.sub(lambda match: f"{match[1]}{_OLD_ATTENTION[match[2]]}.", name)
-
-
-_OWN_NAME: Final[Mapping[str, Callable[[str], str | None]]] = {"text_encoder": _text_encoder_key, "vae": _vae_key}
+def _own_name(folder: str, name: str) -> str | None:
+    """Return a component's name for a stored tensor in ``folder``; None for one that it does not use."""
+    if folder == "text_encoder":
+        own = name.removeprefix("text_model.")
+        return None if own in _TEXT_UNUSED else own
+    if folder == "vae":
+        return _OLD_ATTENTION_KEY.sub(lambda match: f"{match[1]}{_OLD_ATTENTION[match[2]]}.", name)
+    return name
 
 
 def own_tensors(component: Component, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return ``stored`` under the component's names, without tensors of other components in the same file."""
-    rename = _OWN_NAME.get(component.folder)
     others = tuple(
         prefix
         for other in WIRING.components
@@ -132,7 +129,7 @@ def own_tensors(component: Component, stored: Mapping[str, Tensor]) -> dict[str,
     )
     tensors: dict[str, Tensor] = {}
     for name, tensor in stored.items():
-        own = rename(name) if rename else name
+        own = _own_name(component.folder, name)
         if own is None or own.startswith(others):
             continue
         if own in tensors:

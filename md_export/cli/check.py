@@ -152,8 +152,7 @@ def check(out: Path, json_file: Path | None) -> None:
     Needs no runtime and no network. coremltools takes the functions of a joined export out one by one.
     """
     from md_export.engine.join import check_functions
-    from md_export.parity.manifest_check import check_exports
-    from md_export.spec.manifest import JOIN
+    from md_export.spec.manifest import JOIN, check_exports
 
     found = check_functions(out) if (out / JOIN).is_file() else check_exports(out)
     show(json_file, found)

@@ -28,8 +28,7 @@ from md_export.cli.shared import (
     steps_option,
 )
 from md_export.errors import UsageError
-from md_export.spec.names import COMPONENT_NAMES, ORDER
-from md_export.spec.snapdragon import SOCS
+from md_export.spec.names import COMPONENT_NAMES, ORDER, SOCS
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 # Default time limit of one process in seconds: the simulator takes minutes for each run of a full-size graph.

@@ -71,10 +71,9 @@ class Adoption:
             self.prepare(layer)
         layer.__class__ = self.ours
         if self.takes:
-            translate = partial(_translate, path, self.takes, self.ignores)
-            layer.register_forward_pre_hook(translate, with_kwargs=True)
-        if self.answer is not None:
-            layer.register_forward_hook(partial(_answer, self.answer))
+            layer.register_forward_pre_hook(partial(_translate, self, path), with_kwargs=True)
+        if (answer := self.answer) is not None:
+            layer.register_forward_hook(lambda _layer, _args, out: answer(out))
 
 
 def _attribute(layer: Any, dotted: str) -> Any:
@@ -91,34 +90,21 @@ def _is(value: object, wanted: object) -> bool:
 
 
 def _translate(
-    path: str,
-    takes: tuple[str, ...],
-    ignores: tuple[str, ...],
-    layer: nn.Module,  # noqa: ARG001 (the hook's signature)
-    args: tuple[Any, ...],
-    kwargs: dict[str, object],
+    adoption: Adoption, path: str, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, object]
 ) -> tuple[tuple[object, ...], dict[str, object]]:
     """The foreign call → positional arguments of ours.
 
     Raises:
         RewriteError: the caller gives what the rewritten layer does not take, such as a mask.
     """
+    takes = adoption.takes
     more = {f"argument {index}": value for index, value in enumerate(args) if index >= len(takes)}
-    rest = {name: value for name, value in (more | kwargs).items() if name not in takes + ignores}
+    rest = {name: value for name, value in (more | kwargs).items() if name not in takes + adoption.ignores}
     unserved = [name for name, value in rest.items() if value is not None]
     if unserved:
         raise RewriteError(f"{path} was rewritten for export and takes no {', '.join(unserved)}; leave it out")
     given = dict(zip(takes, args, strict=False)) | kwargs
     return tuple(given[name] for name in takes if name in given), {}
-
-
-def _answer(
-    answer: Callable[[Tensor], object],
-    layer: nn.Module,  # noqa: ARG001 (the hook's signature)
-    args: tuple[Any, ...],  # noqa: ARG001
-    out: Tensor,
-) -> object:
-    return answer(out)
 
 
 # Layers that compute something else than ours (an adapter's attention, another norm) are refused, not left alone:
@@ -163,10 +149,6 @@ def _as_text_encoder(layer: Any) -> None:
     layer.register_buffer("mask", mask, persistent=False)
 
 
-def _in_tuple(out: Tensor) -> tuple[Tensor]:
-    return (out,)
-
-
 # What a type may become; of several the one that fits.
 _ADOPTIONS: Final[Mapping[TypeName, tuple[Adoption, ...]]] = {
     ("diffusers.models.transformers.transformer_2d", "Transformer2DModel"): (
@@ -176,7 +158,7 @@ _ADOPTIONS: Final[Mapping[TypeName, tuple[Adoption, ...]]] = {
             _as_stack,
             takes=("hidden_states", "encoder_hidden_states"),
             ignores=("return_dict",),
-            answer=_in_tuple,
+            answer=lambda out: (out,),
         ),
     ),
     ("diffusers.models.attention", "BasicTransformerBlock"): (

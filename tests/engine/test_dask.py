@@ -24,7 +24,7 @@ from md_export.engine.export import build
 from md_export.engine.request import BuildRequest, load_recipes
 from md_export.engine.shared_store import Store
 from md_export.errors import MdExportError, RuntimeFault, UsageError
-from md_export.parity.manifest_check import check_export
+from md_export.spec.manifest import check_export
 from md_export.system.files import sha256_of
 from support import Exported
 

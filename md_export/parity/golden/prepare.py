@@ -14,9 +14,8 @@ from torch import nn
 from md_export.checkpoint import Checkpoint
 from md_export.errors import GoldenError, RecipeError
 from md_export.models.families import WIRING, family_of
-from md_export.models.sampling.generate import Pipeline
+from md_export.models.sampling.generate import OneAtATime, Pipeline, TorchRunner
 from md_export.models.sampling.sampler import one_step, steps_of
-from md_export.models.torch_runner import OneAtATime, TorchRunner
 from md_export.models.walk import Runners
 from md_export.parity.golden.case import GoldenCase
 from md_export.parity.golden.folder import (

@@ -16,7 +16,7 @@ from typing import Final
 
 from md_export.errors import RuntimeFault
 from md_export.parity.metrics import Check, Fault, compare, first_fault
-from md_export.spec.snapdragon import Soc
+from md_export.spec.names import Soc
 from md_export.spec.tensors import Array, Arrays
 from md_export.targets.execution import costs
 from md_export.targets.onnx.npu.answers import RefusedOp

@@ -23,7 +23,7 @@ from md_export.parity.opened_export import OpenedExport, open_export
 from md_export.parity.subject import Subject
 from md_export.parity.verdict import ComponentVerdict, Verdict, Verification
 from md_export.spec.artifact import ArtifactEntry, artifact_path, context_path, files_of_context
-from md_export.spec.snapdragon import SOCS, Soc
+from md_export.spec.names import SOCS, Soc
 from md_export.spec.tensors import Arrays
 from md_export.system.files import sha256_of
 from md_export.targets.onnx.npu.answers import RefusedOp

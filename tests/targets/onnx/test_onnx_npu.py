@@ -18,9 +18,9 @@ from md_export.parity.npu.verify import NpuDetails, verify_on_npu
 from md_export.parity.verdict import Verdict
 from md_export.spec.artifact import artifact_path, context_path, files_of_context
 from md_export.spec.manifest import Manifest, files_beside, read_manifest, write_manifest
+from md_export.spec.names import SOCS
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
-from md_export.spec.snapdragon import SOCS
 from md_export.targets.contract import labelled
 from md_export.targets.onnx.npu.process import NpuLimits, compile_contexts, compile_for_npu
 from planted import write_export

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from md_export.parity.metrics import compare
+from md_export.spec.names import SOCS
 from md_export.spec.recipe import QuantScheme
-from md_export.spec.snapdragon import SOCS
 from md_export.spec.tensors import TensorSpec
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob

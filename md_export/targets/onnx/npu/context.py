@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 
 from md_export.errors import ConversionError, RuntimeFault, one_line
 from md_export.spec.artifact import files_of_context, sha256_of_artifact
-from md_export.spec.snapdragon import Soc
+from md_export.spec.names import Soc
 from md_export.spec.tensors import Arrays
 from md_export.targets.contract import labelled, notes_among
 from md_export.targets.onnx.describe import read_graph
