@@ -17,10 +17,9 @@ from typing import Any, ClassVar, Final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from md_export.errors import ConfigError, MissingExtraError
-from md_export.models.diffusers_unet import PLAIN, DiffusersUNetConfig
+from md_export.errors import ConfigError
+from md_export.models.diffusers_unet import PLAIN, DiffusersUNetConfig, from_diffusers
 from md_export.models.unet import DownPath, MDUNetConfig
-from md_export.system.quiet_imports import import_quietly
 
 _MOST_HALVINGS: Final = 5
 
@@ -187,13 +186,7 @@ def build_diffusers_controlnet(config: DiffusersControlNetConfig) -> nn.Module:
     Raises:
         MissingExtraError: diffusers is not installed.
     """
-    try:
-        library = import_quietly("diffusers.models.controlnets.controlnet")
-    except ImportError as error:
-        raise MissingExtraError(
-            "Stable Diffusion's ControlNet is built by diffusers, which is not installed: pip install "
-            "'md-export[diffusers]'"
-        ) from error
+    library = from_diffusers("diffusers.models.controlnets.controlnet", "Stable Diffusion's ControlNet is built")
     controlnet: nn.Module = library.ControlNetModel(**dataclasses.asdict(config))
     # diffusers returns a dataclass of a list and a tensor; the hook turns it into a tuple of tensors.
     controlnet.register_forward_hook(_residuals)

@@ -23,7 +23,7 @@ from md_export.models.sampling.schedule import ScheduleConfig
 from md_export.models.values import BLEND, CONDITION, INPUT_IDS, MASK, NOISE, PICTURE
 from md_export.models.walk import Crew, Tensors, call, walk
 from md_export.spec.sampler import ManySteps, OneStep
-from md_export.spec.tensors import Array, Arrays, Float32
+from md_export.spec.tensors import Array, Arrays, Float32, TensorSpec
 from md_export.system.quiet_imports import import_quietly
 
 
@@ -173,10 +173,15 @@ class TorchRunner:
     def run(self, inputs: Arrays) -> dict[str, Array]:
         """Execute once, without gradients; inputs that add something may be left out."""
         names = [spec.name for spec in self.inputs if spec.name in inputs or not self._row.may_lack(spec.name)]
-        with torch.inference_mode():
-            made = self.module(*(torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in names))
-        values = made if isinstance(made, tuple) else (made,)
-        return {spec.name: value.numpy() for spec, value in zip(self.outputs, values, strict=True)}
+        return run_torch(self.module, [inputs[name] for name in names], self.outputs)
+
+
+def run_torch(module: nn.Module, inputs: Sequence[Array], outputs: Sequence[TensorSpec]) -> dict[str, Array]:
+    """Execute a module once, without gradients; ``inputs`` by position, results by the names of ``outputs``."""
+    with torch.no_grad():
+        made = module(*(torch.from_numpy(np.ascontiguousarray(value)) for value in inputs))
+    values = made if isinstance(made, tuple) else (made,)
+    return {spec.name: value.numpy() for spec, value in zip(outputs, values, strict=True)}
 
 
 class OneAtATime(Mapping[str, TorchRunner]):

@@ -190,14 +190,11 @@ def planned_cases(recipe: Recipe, checkpoint: Checkpoint) -> list[tuple[str, int
     They are those of the checkpoint's own cases, or of its parent's, since these are in its language; else the
     recipe's. For many steps the recipe's sampler limits their number.
     """
-    return _known_cases(recipe, checkpoint)[: recipe.sampler.cases if recipe.sampler else None]
-
-
-def _known_cases(recipe: Recipe, checkpoint: Checkpoint) -> list[tuple[str, int]]:
+    limit = recipe.sampler.cases if recipe.sampler else None
     for root in checkpoint.folders:
         if (root / GOLDEN_FOLDER).is_dir():
-            return [(case.prompt, case.seed) for case in read_index(root / GOLDEN_FOLDER).cases]
-    return [(prompt, seed) for prompt in recipe.golden.prompts for seed in recipe.golden.seeds]
+            return [(case.prompt, case.seed) for case in read_index(root / GOLDEN_FOLDER).cases][:limit]
+    return [(prompt, seed) for prompt in recipe.golden.prompts for seed in recipe.golden.seeds][:limit]
 
 
 def measure_drift(before: GoldenSet, after: GoldenSet) -> Drift:

@@ -49,11 +49,6 @@ def outputs_of(recipe: Recipe, part: Surface, case: GoldenCase) -> dict[str, Arr
     }
 
 
-def output_of(recipe: Recipe, part: Surface, case: GoldenCase) -> Array:
-    """Return the expected outputs as one array: see :func:`joined <md_export.spec.tensors.joined>`."""
-    return joined(outputs_of(recipe, part, case))
-
-
 def named(part: Surface, outputs: Arrays) -> Arrays:
     """Return an artifact's outputs under the manifest's names; a single output may have any name.
 
@@ -102,7 +97,8 @@ def golden_outputs(recipe: Recipe, part: Surface, cases: Sequence[GoldenCase]) -
 
 
 def golden_cases(recipe: Recipe, part: Surface, cases: Sequence[GoldenCase]) -> tuple[list[Arrays], list[Array]]:
-    """Return an artifact's inputs for each case and call, and the expected outputs as in :func:`output_of`.
+    """Return an artifact's inputs for each case and call, and the expected outputs as one array each: see :func:`joined
+    <md_export.spec.tensors.joined>`.
 
     Raises:
         ArtifactError: as :func:`golden_inputs`.
