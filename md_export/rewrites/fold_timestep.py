@@ -10,15 +10,17 @@ Right for one timestep only, that of the checkpoint's schedule; many-step sampli
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any, Final, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from md_export.errors import RewriteError
+from md_export.models.controlnet import MDControlNet
 from md_export.models.layers import ResnetBlock, SepConvBlock
-from md_export.models.unet import DownPath
+from md_export.models.unet import DownPath, MDUNet
 from md_export.rewrites.adopt import CONTROLNET_MODEL, UNET, type_name
 from md_export.spec.sampler import OneStep
 
@@ -34,41 +36,40 @@ class NoEmbedding(nn.Module):
         return x
 
 
-def embed(unet: Any, timestep: int) -> Any:
+def embed(unet: Any, timestep: int) -> Tensor:
     """What every ResNet block gets, ``[1, dim]``.
 
     Raises:
         RewriteError: more than the timestep is embedded.
     """
-    timesteps = torch.tensor([float(timestep)])
-    if isinstance(unet, DownPath):
-        return unet.time_embedding(timesteps)
     added = [name for name in _MORE if getattr(unet.config, name, None) is not None]
     if added:
         raise RewriteError(
             f"the UNet adds to its time embedding what is not constant ({', '.join(added)}). "
             "Take fold_timestep out of the recipe"
         )
-    embedding = unet.time_embedding(unet.time_proj(timesteps))
+    embedding: Tensor = unet.time_embedding(unet.time_proj(torch.tensor([float(timestep)])))
     # A ControlNet has no such field.
     act = getattr(unet, "time_embed_act", None)
     return embedding if act is None else act(embedding)
 
 
 def forget_timestep(unet: Any) -> None:
-    """Make the timestep no input: a UNet or ControlNet is called as before, but without it, from now on."""
-    if type_name(unet) in (UNET, CONTROLNET_MODEL):
-        unet.time_proj = NoEmbedding()
+    """Called as ``unet(sample, encoder_hidden_states)`` from now on, a ControlNet with the condition third."""
+    unet.time_proj = NoEmbedding()
     unet.time_embedding = NoEmbedding()
     unet.register_buffer("nothing", torch.zeros(1), persistent=False)
     unet.register_forward_pre_hook(_without_timestep, with_kwargs=True)
 
 
-def _without_timestep(unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    if not args:
-        return (), kwargs | {"timestep": unet.nothing}
-    sample, *others = args
-    return (sample, unet.nothing, *others), kwargs
+def is_fixed(unet: nn.Module) -> bool:
+    """Whether :func:`forget_timestep` changed it."""
+    return isinstance(getattr(unet, "time_embedding", None), NoEmbedding)
+
+
+def _without_timestep(unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
+    names = ("sample", "encoder_hidden_states", "controlnet_cond")
+    return (), dict(zip(names, args, strict=False)) | kwargs | {"timestep": unet.nothing}
 
 
 # Principle: what is constant is computed once, here in float32. The sine and cosine of 999 radians are what half
@@ -85,6 +86,34 @@ class TimelessSepConvBlock(SepConvBlock):
         return out
 
 
+class OneStepUNet(MDUNet):
+    """The denoiser at one timestep."""
+
+    nothing: Tensor
+
+    # The input that was folded away is what this rewrite is about.
+    def forward(  # type: ignore[override]
+        self, sample: Tensor, encoder_hidden_states: Tensor, *residuals: Tensor
+    ) -> Tensor:
+        """As :meth:`MDUNet.forward` without its timestep."""
+        return super().forward(sample, self.nothing, encoder_hidden_states, *residuals)
+
+
+class OneStepControlNet(MDControlNet):
+    """A ControlNet at one timestep."""
+
+    nothing: Tensor
+
+    def forward(  # type: ignore[override]
+        self, sample: Tensor, encoder_hidden_states: Tensor, condition: Tensor
+    ) -> tuple[Tensor, ...]:
+        """As :meth:`MDControlNet.forward` without its timestep."""
+        return super().forward(sample, self.nothing, encoder_hidden_states, condition)
+
+
+_OF_ONE_STEP: Final[Mapping[type[nn.Module], type[DownPath]]] = {MDUNet: OneStepUNet, MDControlNet: OneStepControlNet}
+
+
 @torch.no_grad()
 def fold_timestep(module: nn.Module, one_step: OneStep) -> int:
     """Fold ``one_step.timestep`` in place; returns the number of time projections folded.
@@ -92,19 +121,24 @@ def fold_timestep(module: nn.Module, one_step: OneStep) -> int:
     Raises:
         RewriteError: another rewrite changed the UNet's inputs or outputs before.
     """
-    foreign = type_name(module) in (UNET, CONTROLNET_MODEL)
-    if not (foreign or isinstance(module, DownPath)) or count_one_step(module):
+    if type_name(module) in (UNET, CONTROLNET_MODEL) and not is_fixed(module):
+        fired = _fold_all(module, embed(module, one_step.timestep))
+        forget_timestep(module)
+        return fired
+    if not isinstance(module, DownPath) or isinstance(module, (OneStepUNet, OneStepControlNet)):
         return 0
-    if not foreign and hasattr(module, "x0"):
+    if hasattr(module, "x0"):
         raise RewriteError("fold_timestep comes before fold_x0: exchange them in the recipe")
-    fired = _fold_all(module, embed(module, one_step.timestep))
-    forget_timestep(module)
+    fired = _fold_all(module, module.time_embedding(torch.tensor([float(one_step.timestep)])))
+    module.time_embedding = cast(nn.Module, nn.Identity())  # type: ignore[assignment]
+    module.register_buffer("nothing", torch.zeros(1), persistent=False)
+    module.__class__ = _OF_ONE_STEP[type(module)]
     return fired
 
 
 def count_one_step(module: nn.Module) -> int:
     """1 where the timestep is folded already."""
-    return int(isinstance(getattr(module, "time_embedding", None), NoEmbedding))
+    return int(isinstance(module, (OneStepUNet, OneStepControlNet)) or is_fixed(module))
 
 
 def _fold_all(unet: nn.Module, embedding: Tensor) -> int:

@@ -15,7 +15,7 @@ from md_export.models.sampling.sampler import linear
 from md_export.models.unet import MDUNet, MDUNetConfig
 from md_export.parity.metrics import compare
 from md_export.rewrites import REWRITES
-from md_export.rewrites.fold_timestep import count_one_step, fold_timestep
+from md_export.rewrites.fold_timestep import OneStepUNet, fold_timestep
 from md_export.rewrites.fold_x0 import fold_x0
 from md_export.spec.sampler import OneStep
 from rewrites.forms import EXACT_DB, Subject
@@ -100,7 +100,7 @@ def test_a_second_time_it_is_in_place_already(subject: Callable[[str, str], Subj
     names = ("fold_timestep", "fold_attention_scale", "fold_x0")
     case.rewrite(*names)
     assert [record.fired for record in case.rewrite(*names)] == [0, 0, 0]
-    assert count_one_step(case.module)
+    assert isinstance(case.module, OneStepUNet)
 
 
 def test_scale_is_exact_for_heads_of_64() -> None:
