@@ -26,7 +26,7 @@ from md_export.engine.shared_store import BackedCache, Store
 from md_export.errors import ArtifactError, MissingExtraError, RuntimeFault
 from md_export.system.memory import installed_bytes
 from md_export.system.workspace import workspace
-from md_export.targets.versions import tools_of
+from md_export.targets import tools_of
 
 _CONNECT_S: Final = 10
 

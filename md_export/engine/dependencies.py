@@ -21,7 +21,7 @@ from md_export.rewrites import find_rewrite
 from md_export.spec.recipe import Recipe
 from md_export.spec.sampler import SamplerPlan
 from md_export.spec.scheme import QuantScheme
-from md_export.targets.versions import tools_of
+from md_export.targets import tools_of
 
 _FLOAT32_BYTES: Final = 4
 

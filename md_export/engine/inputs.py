@@ -21,8 +21,7 @@ from md_export.spec.recipe import Recipe, Tolerance
 from md_export.spec.scheme import QuantScheme
 from md_export.system.files import write_whole
 from md_export.system.isolation import isolated
-from md_export.targets import TARGETS
-from md_export.targets.versions import optional, tools_of
+from md_export.targets import TARGETS, optional, tools_of
 
 # All paths that are read when a checkpoint is opened and exported; a test compares them with the files opened.
 READ: Final = (

@@ -48,9 +48,8 @@ from md_export.rewrites import find_rewrite
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import recipe_to_dict
 from md_export.system.files import sha256_of
-from md_export.targets import TARGETS
+from md_export.targets import TARGETS, tools_of
 from md_export.targets.layouts import layout_of
-from md_export.targets.versions import tools_of
 
 # Prompt and seed of each golden or calibration case.
 _Pairs = list[tuple[str, int]]

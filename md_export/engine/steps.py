@@ -40,9 +40,8 @@ from md_export.spec.manifest import SCHEMA, Drift, Manifest, files_beside, write
 from md_export.spec.recipe import Recipe
 from md_export.spec.sampler import Ddim, Euler
 from md_export.system.files import copy_file
-from md_export.targets import TARGETS
+from md_export.targets import TARGETS, tools_of
 from md_export.targets.contract import CompilesForNpu
-from md_export.targets.versions import tools_of
 
 # Folder of calibration cases in the entry of their step.
 CASES: Final = "cases"

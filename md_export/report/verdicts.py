@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from md_export.parity.gpu import GpuDetails
     from md_export.parity.npu.verify import NpuDetails
     from md_export.parity.runtimes import KernelDetails, OpDisagreement
-    from md_export.targets.onnx.npu.answers import RefusedOp
+    from md_export.targets.onnx.npu.process import RefusedOp
     from md_export.targets.tflite.gpu.residency import OpFinding
 
 # Heading of a column, and its cell for one component.

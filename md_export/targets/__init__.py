@@ -1,8 +1,12 @@
-"""The TARGETS table. A new target is a folder, one line here and one extra in pyproject.toml."""
+"""The TARGETS table, and the versions of the packages behind it.
+
+A new target is a folder, one line here and one extra in pyproject.toml.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +23,9 @@ TARGETS: Final[Mapping[str, Target]] = {
     "onnx": OnnxTarget(),
     "coreai": CoreaiTarget(),
 }
+# What computes golden cases and everything up to lowering.
+TORCH: Final = ("torch", "transformers", "numpy")
+DIFFUSERS: Final = "diffusers"
 
 
 def suffix_of(target: Target, form: str | None) -> str:
@@ -51,3 +58,18 @@ def target_of(artifact: Path) -> Target:
             return target
     suffixes = ", ".join(target.suffix for target in TARGETS.values())
     raise ArtifactError(f"{artifact.name} is no artifact of a known target; known endings: {suffixes}")
+
+
+def tools_of(target: str | None = None, also: tuple[str, ...] = ()) -> dict[str, str]:
+    """The packages that compute, ``also`` those of a checkpoint, and those that convert for a target, with their
+    installed versions."""
+    names = (*TORCH, *also, *(TARGETS[target].distributions if target else ()))
+    return {name: version(name) for name in names}
+
+
+def optional() -> dict[str, str]:
+    """Return the versions of packages that some checkpoints need, where they are installed."""
+    try:
+        return {DIFFUSERS: version(DIFFUSERS)}
+    except PackageNotFoundError:
+        return {}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from torch import nn
 
 from md_export.errors import MdExportError, RuntimeFault, UsageError
 from md_export.models.families import WIRING
@@ -14,11 +17,12 @@ from md_export.models.walk import Steps, Tensors
 from md_export.spec.artifact import artifact_path
 from md_export.spec.manifest import Manifest
 from md_export.spec.sampler import ManySteps, OneStep
-from md_export.spec.tensors import Array, Arrays, Runner, TensorSpec, WatchedRunner, select
+from md_export.spec.scheme import QuantScheme
+from md_export.spec.tensors import Array, Arrays, TensorSpec, select
 from md_export.system.isolation import isolated
 from md_export.targets import TARGETS
-from md_export.targets.contract import CountsCosts, Description
-from md_export.targets.costs import OpCost
+from md_export.targets.contract import CountsCosts, Description, LoweringJob, Target
+from md_export.targets.operations import OpCost
 
 
 @dataclass(frozen=True)
@@ -171,3 +175,29 @@ def count_costs(job: CostJob) -> tuple[OpCost, ...]:
     if not isinstance(target, CountsCosts):
         raise UsageError(f"an estimate reads no {target.suffix} file")
     return target.costs(job.path)
+
+
+def answer_of(
+    target: Target, suffix: str, module: nn.Module, given: Arrays, output: TensorSpec, scheme: QuantScheme
+) -> Array:
+    """Lower, quantize, save, load, run: what the target's runtime makes of ``given``.
+
+    ``given`` is float32, in the order of the module's inputs.
+
+    Raises:
+        MdExportError: the module cannot be converted, or does not run.
+    """
+    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
+        job = LoweringJob(
+            component="unet",
+            module=module,
+            inputs=tuple(TensorSpec(name, value.shape, "float32") for name, value in given.items()),
+            outputs=(output,),
+            example=given,
+            scheme=scheme,
+            calibration=(given,),
+            workdir=Path(scratch),
+        )
+        path = Path(scratch) / f"trial{suffix}"
+        target.lower(job).quantize(job).save(path)
+        return target.load(path).run(given)[output.name]

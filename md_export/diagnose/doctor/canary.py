@@ -15,7 +15,7 @@ from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import Array, TensorSpec
 from md_export.targets import TARGETS
 from md_export.targets.contract import Target
-from md_export.targets.trial import answer_of
+from md_export.targets.execution import answer_of
 
 # Both sides compute in float32: a different order of sums costs a few units in the last place, about 130 dB.
 LEAST_SNR_DB: Final = 90.0

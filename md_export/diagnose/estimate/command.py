@@ -23,8 +23,8 @@ from md_export.diagnose.estimate.roofline import (
 from md_export.errors import ArtifactError, UsageError
 from md_export.spec.artifact import ArtifactEntry, artifact_path
 from md_export.spec.manifest import Manifest, read_manifest
-from md_export.targets.costs import OpCost
 from md_export.targets.execution import costs
+from md_export.targets.operations import OpCost
 
 _REPEATED: Final = "unet"
 

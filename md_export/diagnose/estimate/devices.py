@@ -14,7 +14,7 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic_core import from_json
 
 from md_export.errors import UsageError
-from md_export.targets.costs import OpCost, Work, bits_of
+from md_export.targets.operations import OpCost, Work, bits_of
 
 Parameter = Literal["convolution", "matrix_product", "multiplying", "spill", "launch"]
 

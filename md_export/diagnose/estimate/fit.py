@@ -18,7 +18,7 @@ import numpy as np
 from md_export.diagnose.estimate.devices import Device, Knowledge, Latency, Parameter, UnitClass, knowledge
 from md_export.diagnose.estimate.roofline import Constants
 from md_export.spec.tensors import Array
-from md_export.targets.costs import MULTIPLYING
+from md_export.targets.operations import MULTIPLYING
 
 # Share of the rows inside the range that is printed with an estimate.
 LIKELY: Final = 0.8

@@ -11,7 +11,7 @@ from typing import Final
 
 from md_export.diagnose.estimate.devices import Device
 from md_export.errors import UsageError
-from md_export.targets.costs import MULTIPLYING, OpCost, Work, bits_of
+from md_export.targets.operations import MULTIPLYING, OpCost, Work, bits_of
 
 _HALF_BYTES: Final = 2  # ratio of the bytes of a float32 to those of a float16
 

@@ -33,7 +33,7 @@ from md_export.parity.golden.folder import INDEX, write_golden
 from md_export.parity.golden.prepare import golden_source
 from md_export.spec.recipe import Recipe
 from md_export.system.files import refuse_existing, sha256_of, staging
-from md_export.targets.versions import tools_of
+from md_export.targets import tools_of
 
 ARTIFACTS: Final = "artifacts"
 RECIPE: Final = "recipe.toml"

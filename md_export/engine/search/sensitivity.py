@@ -36,8 +36,7 @@ from md_export.spec.scheme import QuantScheme, WeightStorage
 from md_export.spec.tensors import Array, Arrays
 from md_export.targets import TARGETS
 from md_export.targets.quantization.adjust import stored_values
-from md_export.targets.quantization.gptq import rounded
-from md_export.targets.quantization.products import InputSums, is_derived, products
+from md_export.targets.quantization.gptq import InputSums, is_derived, products, rounded
 
 
 class Probe:

@@ -19,8 +19,7 @@ from md_export.parity.metrics import Check, Fault, compare, first_fault
 from md_export.spec.names import Soc
 from md_export.spec.tensors import Array, Arrays
 from md_export.targets.execution import costs
-from md_export.targets.onnx.npu.answers import RefusedOp
-from md_export.targets.onnx.npu.process import NpuLimits, NpuTrial, cut_for_npu, refusal, try_on_npu
+from md_export.targets.onnx.npu.process import NpuLimits, NpuTrial, RefusedOp, cut_for_npu, refusal, try_on_npu
 
 # Number of blocks. Each has at most 1/BLOCKS of the multiply-adds, if its modules can be separated.
 BLOCKS: Final = 16

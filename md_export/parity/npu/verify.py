@@ -26,10 +26,10 @@ from md_export.spec.artifact import ArtifactEntry, artifact_path, context_path, 
 from md_export.spec.names import SOCS, Soc
 from md_export.spec.tensors import Arrays
 from md_export.system.files import sha256_of
-from md_export.targets.onnx.npu.answers import RefusedOp
 from md_export.targets.onnx.npu.process import (
     Compilation,
     NpuLimits,
+    RefusedOp,
     compile_for_npu,
     execute_on_npu,
     refusal,

@@ -13,7 +13,7 @@ from md_export.errors import RuntimeFault
 from md_export.spec.scheme import WeightStorage
 from md_export.spec.tensors import Array
 from md_export.targets.coreai.bindings import copy_constant_value_to_array, ir
-from md_export.targets.quantization.palette import palettize
+from md_export.targets.quantization.levels import palettize
 
 Floats = np.ndarray[Any, Any]
 

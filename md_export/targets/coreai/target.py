@@ -97,6 +97,6 @@ class CoreaiTarget(Target, Lints):
         return stored_weights(path, scheme)
 
     def lint(self, path: Path, system: str | None = None, batches: Sequence[Arrays] = ()) -> LintReport:
-        from md_export.targets.coreai.lint import lint
+        from md_export.targets.coreai.describe import lint
 
         return lint(path, system, batches)

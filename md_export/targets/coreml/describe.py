@@ -17,10 +17,9 @@ from md_export.targets.contract import Description, notes_among
 from md_export.targets.coreml.mil.dtypes import TensorType, parse_type
 from md_export.targets.coreml.mil.loading import Package
 from md_export.targets.coreml.mil.values import BlobFile
-from md_export.targets.coreml.modules import KEY, read_modules
-from md_export.targets.coreml.package import PACKED, WEIGHTS, blobs_of, main_operations, read_spec
+from md_export.targets.coreml.package import KEY, PACKED, WEIGHTS, blobs_of, main_operations, read_modules, read_spec
 from md_export.targets.coreml.weights import float_weights
-from md_export.targets.costs import Node, OpCost, Value, Work, costs_of, einsum_macs, multiplying, product_macs
+from md_export.targets.operations import Node, OpCost, Value, Work, costs_of, einsum_macs, multiplying, product_macs
 
 # numpy's names, as in recipes, of types that MIL calls otherwise.
 _NAMES: Final = {"fp16": "float16", "fp32": "float32"}
@@ -134,11 +133,10 @@ def costs(path: Path) -> tuple[OpCost, ...]:
     """
     try:
         package = Package(path)
-        spec = package.spec
-        function = spec.mlProgram.functions[spec.description.defaultFunctionName or "main"]
+        function = package.function()
         block = function.block_specializations[function.opset]
         values = dict(_values(package, function, block))
-        modules = read_modules(spec)
+        modules = read_modules(package.spec)
         texts = {op.outputs[0].name: op.attributes["val"] for op in block.operations if op.type == "const"}
         executed = [op for op in block.operations if op.type != "const"]
         return costs_of([_node(op, values, modules, texts) for op in executed], values)
@@ -148,14 +146,14 @@ def costs(path: Path) -> tuple[OpCost, ...]:
 
 def _values(package: Package, function: Any, block: Any) -> Iterator[tuple[str, Value]]:
     for given in function.inputs:
-        yield given.name, _value(given)
+        yield given.name, value_of(given)
     for op in block.operations:
         constant = _stored(package, op.attributes["val"]) if op.type == "const" else None
         for output in op.outputs:
-            yield output.name, _value(output, constant)
+            yield output.name, value_of(output, constant)
         for operand in _operands(op):
             if operand.given is not None:
-                yield operand.name, _value(operand.given, _stored(package, operand.given))
+                yield operand.name, value_of(operand.given, _stored(package, operand.given), operand.name)
 
 
 class _Operand(NamedTuple):
@@ -176,13 +174,14 @@ def _operands(op: Any) -> Iterator[_Operand]:
             yield _Operand(role, f"{op.outputs[0].name}/{role}", value)
 
 
-def _value(proto: Any, stored: int | None = None) -> Value:
+def value_of(proto: Any, stored: int | None = None, name: str = "") -> Value:
+    """Name, shape and dtype of a value; lists and states have only a name, unknown rank is one unknown size."""
     declared = parse_type(proto.type)
     if not isinstance(declared, TensorType):
-        return Value((), "uint8", stored)
-    name = declared.dtype.name
-    dtype = f"float{declared.dtype.bits}" if declared.dtype.kind == "float" else name
-    return Value(tuple(size or 1 for size in declared.shape or ()), dtype, stored)
+        return Value(name or proto.name, (), stored=stored)
+    kind = declared.dtype
+    dtype = f"float{kind.bits}" if kind.kind == "float" else kind.name
+    return Value(name or proto.name, (None,) if declared.shape is None else declared.shape, dtype, stored)
 
 
 def _stored(package: Package, value: Any) -> int:
@@ -198,8 +197,8 @@ def _node(op: Any, values: Mapping[str, Value], modules: Mapping[str, str], text
     shapes: dict[str, list[tuple[int, ...]]] = {}
     for operand in operands:
         if operand.name in values:
-            shapes.setdefault(operand.role, []).append(values[operand.name].shape)
-    out = values[outputs[0]].shape if outputs else ()
+            shapes.setdefault(operand.role, []).append(values[operand.name].sizes)
+    out = values[outputs[0]].sizes if outputs else ()
     macs = _MACS[op.type](shapes, out) if op.type in _MACS else 0
     if op.type == "einsum":
         macs = einsum_macs(_equation(operands, texts), shapes["values"])

@@ -18,8 +18,7 @@ from md_export.spec.tensors import Arrays
 from md_export.targets.coreml import mil
 from md_export.targets.coreml.mil.dtypes import TensorType
 from md_export.targets.coreml.mil.graph import Graph
-from md_export.targets.coreml.modules import read_modules
-from md_export.targets.coreml.package import read_spec
+from md_export.targets.coreml.package import read_modules, read_spec
 from md_export.targets.lint.report import Hazard
 
 # IEEE 754 binary16: half a step above the largest number, 65504, rounding to nearest gives infinity; half of the

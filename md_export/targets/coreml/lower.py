@@ -22,8 +22,7 @@ from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import TensorSpec
 from md_export.system.memory import release_weights
 from md_export.targets.contract import LoweringJob
-from md_export.targets.coreml.modules import number_nodes, operation_modules
-from md_export.targets.coreml.package import feature_specs, read_spec
+from md_export.targets.coreml.package import feature_specs, number_nodes, operation_modules, read_spec
 from md_export.targets.coreml.target import CoremlModel
 from md_export.targets.coreml.vendor import converting, ct
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from google.protobuf.message import DecodeError
+from pydantic import TypeAdapter, ValidationError
+from torch.export import ExportedProgram
 
 from md_export.errors import ArtifactError, RuntimeFault
 from md_export.spec.tensors import Arrays, TensorSpec
@@ -19,6 +22,9 @@ PACKED: Final = ("indices", "mask")
 WEIGHTS: Final = f"Data/{AUTHOR}/weights/weight.bin"
 # ArrayFeatureType.ArrayDataType of Model.proto; a component's surface has no other.
 _DTYPES: Final = {65568: "float32", 131104: "int32"}
+# In the package's user-defined metadata; JSON: module path → names of the operations' first outputs.
+KEY: Final = "md_export.modules"
+_FORM: Final = TypeAdapter(dict[str, list[str]])
 
 
 def read_spec(package: Path) -> Any:
@@ -135,3 +141,70 @@ def blobs_of(op: Any) -> Iterator[Blob]:
     for role, value in (*op.attributes.items(), *bound):
         if value.WhichOneof("value") == "blobFileValue":
             yield Blob(role, int(value.blobFileValue.offset))
+
+
+def number_nodes(program: ExportedProgram) -> dict[int, str]:
+    """Give every traced call a ``debug_handle``; returns handle → path of the innermost module that makes the call."""
+    paths: dict[int, str] = {}
+    for handle, node in enumerate(program.graph_module.graph.nodes):
+        if node.op == "call_function":
+            node.meta["debug_handle"] = handle
+            callers = list(node.meta.get("nn_module_stack", {}).values())
+            paths[handle] = callers[-1][0] if callers else ""
+    return paths
+
+
+def operation_modules(model: Any, paths: Mapping[int, str]) -> dict[str, str]:
+    """First output of each operation of a converted model → module path, constants included."""
+    handles = model._mil_program.construct_debug_handle_to_ops_mapping()
+    return {
+        operation[-1]["Output"]: paths[handle]
+        for handle, operations in handles.items()
+        if handle in paths
+        for operation in operations
+    }
+
+
+def write_modules(spec: Any, modules: Mapping[str, str]) -> None:
+    """Put the paths of the operations that ``spec`` has into its metadata; ``modules``: name of a value → path."""
+    grouped: dict[str, list[str]] = {}
+    for op in main_operations(spec):
+        if op.type != "const" and op.outputs and op.outputs[0].name in modules:
+            grouped.setdefault(modules[op.outputs[0].name], []).append(op.outputs[0].name)
+    if grouped:
+        spec.description.metadata.userDefined[KEY] = json.dumps(grouped, sort_keys=True, separators=(",", ":"))
+
+
+def read_modules(spec: Any) -> dict[str, str]:
+    """Name of each output of each operation → module path; "" where the package does not tell.
+
+    A package by another tool, or one whose map was damaged, tells nothing.
+    """
+    try:
+        form = _FORM.validate_json(spec.description.metadata.userDefined.get(KEY, "{}"))
+    except ValidationError:
+        form = {}
+    known = {name: path for path, names in form.items() for name in names}
+    operations = [op for op in main_operations(spec) if op.type != "const" and op.outputs]
+    found: dict[str, str | None] = {}
+    for op in operations:
+        path = known.get(op.outputs[0].name)
+        found |= dict.fromkeys(_outputs(op), _first(path, *(found.get(name) for name in _inputs(op))))
+    for op in reversed(operations):
+        path = found[op.outputs[0].name]
+        for name in _inputs(op):
+            if name in found:
+                found[name] = _first(found[name], path)
+    return {name: path or "" for name, path in found.items()}
+
+
+def _outputs(op: Any) -> list[str]:
+    return [output.name for output in op.outputs]
+
+
+def _inputs(op: Any) -> list[str]:
+    return [argument.name for value in op.inputs.values() for argument in value.arguments if argument.name]
+
+
+def _first(*paths: str | None) -> str | None:
+    return next((path for path in paths if path is not None), None)

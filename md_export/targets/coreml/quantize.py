@@ -22,7 +22,7 @@ from md_export.targets.coreml.target import CoremlModel
 from md_export.targets.coreml.vendor import converting, ct, cto
 from md_export.targets.coreml.weights import float_weights, pays, storage_of
 from md_export.targets.observers import ObserverTable
-from md_export.targets.quantization.palette import palettize
+from md_export.targets.quantization.levels import palettize
 
 Ranges = dict[str, dict[str, float]]
 _MULTIPLIES: Final = ("conv", "linear")

@@ -14,8 +14,7 @@ from md_export.spec.tensors import Array, Arrays, TensorSpec
 from md_export.targets.contract import Step
 from md_export.targets.coreml import mil
 from md_export.targets.coreml.hazard import OverflowWatch
-from md_export.targets.coreml.modules import read_modules
-from md_export.targets.coreml.package import check, feature_specs, read_spec
+from md_export.targets.coreml.package import check, feature_specs, read_modules, read_spec
 from md_export.targets.coreml.vendor import VENDOR_ERRORS, ct, quiet
 
 RUNTIMES: Final = ("mil", "coreml")

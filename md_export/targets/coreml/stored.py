@@ -19,8 +19,16 @@ from md_export.targets.coreml import mil
 from md_export.targets.coreml.decompress import DECODERS, Constants
 from md_export.targets.coreml.mil.loading import Package
 from md_export.targets.coreml.mil.values import SENTINEL, BlobFile
-from md_export.targets.coreml.modules import read_modules
-from md_export.targets.coreml.package import MODEL, PACKED, WEIGHTS, blobs_of, feature_specs, main_operations, read_spec
+from md_export.targets.coreml.package import (
+    MODEL,
+    PACKED,
+    WEIGHTS,
+    blobs_of,
+    feature_specs,
+    main_operations,
+    read_modules,
+    read_spec,
+)
 from md_export.targets.coreml.weights import LEAST_ELEMENTS, WEIGHT_INPUTS, pays
 from md_export.targets.stored import Constant, Role, StoredWeight, Use
 

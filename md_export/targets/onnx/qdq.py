@@ -21,8 +21,7 @@ from md_export.spec.tensors import Arrays
 from md_export.targets.contract import LoweringJob
 from md_export.targets.lowering import quiet
 from md_export.targets.observers import ObserverTable, portions
-from md_export.targets.onnx.save import weights_are_external
-from md_export.targets.onnx.sessions import ORT_ERRORS, session_options
+from md_export.targets.onnx.save import ORT_ERRORS, session_options, weights_are_external
 from md_export.targets.onnx.target import OnnxModel
 
 # Bytes of activations that one run may give: the full-size UNet has more than its weights.

@@ -18,8 +18,7 @@ from md_export.targets.contract import Step
 from md_export.targets.lowering import check_inputs
 from md_export.targets.onnx.clean import module_path
 from md_export.targets.onnx.describe import read_graph, read_unfused
-from md_export.targets.onnx.save import ORT_SUFFIX
-from md_export.targets.onnx.sessions import ORT_ERRORS, WEIGHTS_FOLDER, session_options
+from md_export.targets.onnx.save import ORT_ERRORS, ORT_SUFFIX, WEIGHTS_FOLDER, session_options
 
 _HALF: Final = ir.DataType.FLOAT16
 _FLOAT: Final = ir.DataType.FLOAT
@@ -50,7 +49,7 @@ def rounded_graph(path: Path) -> onnx.ModelProto | None:
     the graph itself holds are kept.
 
     Values keep their names. Weights that lie beside the file stay there: open the session with
-    :data:`md_export.targets.onnx.sessions.WEIGHTS_FOLDER`.
+    :data:`md_export.targets.onnx.save.WEIGHTS_FOLDER`.
 
     Raises:
         RuntimeFault: the file is no ONNX model.

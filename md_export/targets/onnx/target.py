@@ -21,7 +21,7 @@ from md_export.targets.contract import (
     Step,
     Target,
 )
-from md_export.targets.costs import OpCost
+from md_export.targets.operations import OpCost
 from md_export.targets.stored import Constant, StoredWeight
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from md_export.spec.scheme import QuantScheme, WeightStorage
-from md_export.targets.quantization.gptq import rounded
-from md_export.targets.quantization.products import InputSums, as_matrices, products
+from md_export.spec.scheme import QuantScheme
+from md_export.spec.weight_storage import WeightStorage
+from md_export.targets.quantization.gptq import InputSums, as_matrices, products, rounded
 
 # Of sums of inputs that are held at once; layers beyond wait for the next pass over the calibration inputs.
 _MOST_BYTES: Final = 2 << 30

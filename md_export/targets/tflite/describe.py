@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,19 +13,20 @@ import numpy as np
 
 from md_export.errors import RuntimeFault
 from md_export.targets.contract import Description
-from md_export.targets.costs import Node, OpCost, Value, Work, costs_of, multiplying, product_macs
+from md_export.targets.operations import Node, Op, OpCost, Value, Work, costs_of, multiplying, product_macs
 from md_export.targets.tflite.flatbuffer import (
     DTYPES,
+    END,
     MALFORMED,
     WeightedOp,
     data_of,
+    modules_in,
     operator_name,
     read_model,
     read_notes,
     shape_of,
     weighted_ops,
 )
-from md_export.targets.tflite.names import END, modules_in
 
 _VIEWS: Final = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE")
 _MOVES: Final = ("TRANSPOSE", "SPACE_TO_DEPTH", "DEPTH_TO_SPACE", "SPACE_TO_BATCH_ND", "BATCH_TO_SPACE_ND")
@@ -100,16 +102,16 @@ def costs(path: Path) -> tuple[OpCost, ...]:
     model = read_model(path)
     try:
         graph = model.subgraphs[0]
-        values = {str(number): _value(model, tensor) for number, tensor in enumerate(graph.tensors)}
+        sizes = [int(data_of(model, tensor).size) for tensor in graph.tensors]
+        values = {str(number): _value(graph.tensors[number], size) for number, size in enumerate(sizes)}
         modules = {op.output: op.module for op in weighted_ops(model)}
         return costs_of([_node(model, graph, operator, values, modules) for operator in graph.operators], values)
     except MALFORMED as error:
         raise RuntimeFault(f"{path.name}: corrupted: {error}; export it again") from error
 
 
-def _value(model: Any, tensor: Any) -> Value:
-    stored = int(data_of(model, tensor).size)
-    return Value(shape_of(tensor), DTYPES.get(tensor.type, "other"), stored or None)
+def _value(tensor: Any, stored: int = 0) -> Value:
+    return Value(tensor.name.decode(), shape_of(tensor), DTYPES.get(tensor.type, "other"), stored or None)
 
 
 def _node(model: Any, graph: Any, operator: Any, values: Mapping[str, Value], modules: Mapping[str, str]) -> Node:
@@ -117,8 +119,8 @@ def _node(model: Any, graph: Any, operator: Any, values: Mapping[str, Value], mo
     inputs, outputs = (
         tuple(str(index) for index in indices if index >= 0) for indices in (operator.inputs, operator.outputs)
     )
-    shapes = [values[name].shape for name in inputs]
-    macs = _MACS[kind](shapes, values[outputs[0]].shape) if kind in _MACS else 0
+    shapes = [values[name].sizes for name in inputs]
+    macs = _MACS[kind](shapes, values[outputs[0]].sizes) if kind in _MACS else 0
     name = graph.tensors[operator.outputs[0]].name.decode()
     named = modules_in(name) if END in name else []
     return Node(
@@ -164,3 +166,45 @@ _MACS: Final[Mapping[str, Callable[[_Shapes, tuple[int, ...]], int]]] = {
     "FULLY_CONNECTED": lambda shapes, out: math.prod(out) * shapes[1][-1],
     "BATCH_MATMUL": lambda shapes, out: product_macs(shapes[0], out),
 }
+
+
+def graph_ops(path: Path) -> list[Op]:
+    """Read the first graph of a file.
+
+    Raises:
+        RuntimeFault: the file is no .tflite file.
+    """
+    return ops_of(read_model(path))
+
+
+def ops_of(model: Any) -> list[Op]:
+    """The operations of the first graph of the ``ModelT`` that ``read_model`` gives; they read constants as values."""
+    graph = model.subgraphs[0]
+    weighted = {op.output: op for op in weighted_ops(model)}
+    return [_op(operator_name(model, operator), graph.tensors, operator, weighted) for operator in graph.operators]
+
+
+def _op(kind: str, tensors: Any, operator: Any, weighted: dict[str, WeightedOp]) -> Op:
+    reads = tuple(_value(tensors[index]) for index in operator.inputs if index >= 0)
+    writes = tuple(_value(tensors[index]) for index in operator.outputs)
+    weight = weighted.get(writes[0].name)
+    return Op(
+        kind=kind,
+        module=(weight.module if weight else "") or _module(writes[0].name, *(value.name for value in reads)),
+        reads=reads,
+        writes=writes,
+        stored=weight.dtype if weight else "",
+        bytes=sum(map(_bytes, (*reads, *writes))),
+    )
+
+
+def _bytes(value: Value) -> int:
+    """In float16, channels by fours as the GPU engine stores them."""
+    *outer, channels = (size or 0 for size in value.shape or (0,))
+    return 2 * prod(outer) * -(-channels // 4) * 4
+
+
+def _module(output: str, *inputs: str) -> str:
+    """From the output's name, else from an input's: what a graph returns is named after the artifact's output."""
+    named = [name for name in (output, *inputs) if END in name]
+    return modules_in(named[0])[0] if named else ""

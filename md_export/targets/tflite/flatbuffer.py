@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import mmap
+import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -21,12 +23,15 @@ from md_export.errors import RuntimeFault
 from md_export.spec.tensors import Array
 from md_export.targets.contract import METADATA
 from md_export.targets.stored import Float32, along
-from md_export.targets.tflite.names import module_of
 
+# Attribute under which the lowered wrapper holds the component.
+COMPONENT: Final = "component"
+# The exporter appends a counter to names that repeat and joins the names of fused ops; both after this.
+END: Final = ";"
+_ANONYMOUS: Final = "arith."
 IDENTIFIER: Final = b"TFL3"
 # What flatbuffers' Python reader raises on offsets and lengths that lead out of the file.
 MALFORMED: Final = (struct.error, ValueError, IndexError, KeyError, TypeError, AttributeError)
-
 # Names of numpy's types, and ``int4``, two to a byte, which numpy has not.
 DTYPES: Final = {
     schema.TensorType.FLOAT32: "float32",
@@ -53,6 +58,50 @@ WEIGHTED: Final = {
 # The operand that holds the values, where it is not the first.
 _VALUES: Final = {"TRANSPOSE_CONV": 2}
 _FORM: Final = TypeAdapter(dict[str, str])
+
+
+@contextmanager
+def module_paths_as_names(root: str) -> Iterator[None]:
+    """Make litert_torch name tensors ``<module path>;``, and ``root;`` where the path is empty."""
+    from litert_torch.backend import debuginfo
+
+    original = debuginfo.build_mlir_debuginfo
+
+    def path_of(node: Any) -> str | None:
+        stack = node.meta.get("nn_module_stack")
+        if not stack:
+            return None
+        path, _ = list(stack.values())[-1]
+        return (path.removeprefix(COMPONENT).removeprefix(".") or root) + END
+
+    debuginfo.build_mlir_debuginfo = path_of
+    try:
+        yield
+    finally:
+        debuginfo.build_mlir_debuginfo = original
+
+
+def module_of(weight: str, output: str) -> str:
+    """The torch module to which a weighted op belongs, from its weight's and its output's tensor names.
+
+    An op that was fused with its neighbours, or a constant that was shared, has the names of all of
+    them: the weight's own module comes last. The exporter renames an embedding table.
+    """
+    paths = modules_in(output if weight.startswith(_ANONYMOUS) else weight)
+    return paths[-1] if paths else output
+
+
+def modules_in(tensor: str) -> list[str]:
+    """Return the parts that a tensor's name joins: module paths, or a name that the exporter chose."""
+    return [part for part in tensor.split(END) if part and not part.isdigit()]
+
+
+def exactly(outputs: Iterable[str]) -> str:
+    """A regular expression for ai_edge_quantizer's op scopes that finds these ops, one at least.
+
+    A scope is the op's output tensor name followed by a semicolon.
+    """
+    return f"^(?:{'|'.join(sorted(re.escape(name) for name in outputs))}){END}$"
 
 
 @dataclass(frozen=True)

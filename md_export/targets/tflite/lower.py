@@ -17,8 +17,14 @@ from md_export.spec.tensors import TensorSpec
 from md_export.system.memory import release_weights
 from md_export.targets.contract import LoweringJob
 from md_export.targets.lowering import quiet
-from md_export.targets.tflite.flatbuffer import DTYPES, attach_notes, read_model, shape_of
-from md_export.targets.tflite.names import COMPONENT, module_paths_as_names
+from md_export.targets.tflite.flatbuffer import (
+    COMPONENT,
+    DTYPES,
+    attach_notes,
+    module_paths_as_names,
+    read_model,
+    shape_of,
+)
 from md_export.targets.tflite.target import TfliteModel
 from md_export.targets.tflite.weights import check_scheme
 

@@ -18,8 +18,7 @@ from ai_edge_litert import schema_py_generated as schema
 from md_export.errors import MissingExtraError, RuntimeFault, UsageError
 from md_export.spec.tensors import Array, Arrays, TensorSpec
 from md_export.targets.contract import Step
-from md_export.targets.tflite.flatbuffer import operator_name, read_model, weighted_ops
-from md_export.targets.tflite.names import END, modules_in
+from md_export.targets.tflite.flatbuffer import END, modules_in, operator_name, read_model, weighted_ops
 
 THREADS: Final = 2
 OWN: Final = "litert"

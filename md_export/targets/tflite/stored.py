@@ -18,16 +18,18 @@ from md_export.spec.scheme import QuantScheme
 from md_export.targets.stored import Constant, Float32, Grid, Role, StoredWeight, Use
 from md_export.targets.tflite.flatbuffer import (
     DTYPES,
+    END,
     IDENTIFIER,
     MALFORMED,
     WEIGHTED,
     Decoded,
     data_of,
     decode,
+    module_of,
+    modules_in,
     operator_name,
     read_model,
 )
-from md_export.targets.tflite.names import END, module_of, modules_in
 from md_export.targets.tflite.weights import is_promised
 
 # Axes of a weight in the file → torch's [out, in, height, width]; of a transposed convolution [in, out, …].

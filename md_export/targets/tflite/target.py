@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from md_export.spec.scheme import QuantScheme, WeightStorage
 from md_export.spec.tensors import Array, Arrays, Runner
 from md_export.targets.contract import CountsCosts, Description, Lints, LoweringJob, Step, Target
-from md_export.targets.costs import OpCost
 from md_export.targets.lint.report import LintReport
+from md_export.targets.operations import OpCost
 from md_export.targets.stored import Constant, StoredWeight
 
 if TYPE_CHECKING:

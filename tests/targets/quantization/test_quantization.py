@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from md_export.rewrites.upsample_to_four_convs import FourConv2d
 from md_export.spec.scheme import QuantScheme, Rounding, WeightStorage, largest_divisor, per_channel, per_tensor
 from md_export.targets.quantization.adjust import _batches, adjust_weights
-from md_export.targets.quantization.gptq import compensated, rounded
-from md_export.targets.quantization.grid import least_squares, memberships, widest
-from md_export.targets.quantization.products import InputSums, as_matrices, columns, products
+from md_export.targets.quantization.gptq import InputSums, as_matrices, columns, compensated, products, rounded
+from md_export.targets.quantization.levels import least_squares, memberships, widest
 
 Kind = Literal["linear", "conv", "strided", "dilated", "depthwise", "grouped"]
 torch.manual_seed(0)

@@ -26,6 +26,7 @@ class Package:
 
     Attributes:
         spec: the parsed ``Model_pb2.Model``.
+        default: name of the function that is executed unless another is asked for.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,8 +46,20 @@ class Package:
             raise RuntimeFault(f"{path}: the specification cannot be read: {error}; convert the model again") from error
         if self.spec.WhichOneof("Type") != "mlProgram":
             raise RuntimeFault(f"{path} holds a {self.spec.WhichOneof('Type')}, not an mlProgram")
-        self._folder = model.parent
+        self.default = self.spec.description.defaultFunctionName or "main"
+        self._path, self._folder = path, model.parent
         self._files: dict[str, BlobFile] = {}
+
+    def function(self, name: str | None = None) -> Any:
+        """The ``MIL_pb2.Function`` of that name, or the default one.
+
+        Raises:
+            RuntimeFault: the package has none of that name.
+        """
+        functions, name = self.spec.mlProgram.functions, name or self.default
+        if name not in functions:
+            raise RuntimeFault(f"{self._path} has no function {name}; it has {', '.join(sorted(functions))}")
+        return functions[name]
 
     def weights(self, name: str) -> BlobFile:
         """The weight file that the program calls ``name`` (``@model_path/…``), mapped once.
@@ -85,12 +98,9 @@ def load(path: Path | str, precision: Precision = "storage", function: str | Non
     """
     package = Package(Path(path))
     description = package.spec.description
-    name = function or description.defaultFunctionName or "main"
-    functions = package.spec.mlProgram.functions
-    if name not in functions:
-        raise RuntimeFault(f"{path} has no function {name}; it has {', '.join(sorted(functions))}")
+    name = function or package.default
     surface = next((item for item in description.functions if item.name == name), description)
-    graph = parse_function(functions[name], _reader(package, precision))
+    graph = parse_function(package.function(name), _reader(package, precision))
     return Program(graph, features(surface.input), features(surface.output), precision)
 
 

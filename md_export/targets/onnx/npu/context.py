@@ -22,9 +22,9 @@ from md_export.spec.names import Soc
 from md_export.spec.tensors import Arrays
 from md_export.targets.contract import labelled, notes_among
 from md_export.targets.onnx.describe import read_graph
-from md_export.targets.onnx.npu.answers import Compiled, RefusedOp, SimulatorRun
+from md_export.targets.onnx.npu.process import Compiled, RefusedOp, SimulatorRun
 from md_export.targets.onnx.run import OnnxRunner, steps
-from md_export.targets.onnx.sessions import ORT_ERRORS, session_options
+from md_export.targets.onnx.save import ORT_ERRORS, session_options
 
 _PROVIDER: Final = "QNN"
 # Own messages of the provider are told by exceptions and placements.
@@ -47,7 +47,7 @@ def npu_session(path: Path, soc: Soc, fallback: bool, context: Path | None = Non
         context: where to write the compiled graph; its binary goes beside it.
 
     Raises:
-        one of :data:`md_export.targets.onnx.sessions.ORT_ERRORS`.
+        one of :data:`md_export.targets.onnx.save.ORT_ERRORS`.
     """
     import onnxruntime_qnn
 

@@ -19,8 +19,8 @@ import onnx_ir as ir
 
 from md_export.errors import RuntimeFault, one_line
 from md_export.targets.onnx.describe import MALFORMED, costs, read_unfused
-from md_export.targets.onnx.npu.answers import CutBlock
 from md_export.targets.onnx.npu.plan import Part, own_nodes, plan, titles
+from md_export.targets.onnx.npu.process import CutBlock
 
 _HALF: Final = onnx.TensorProto.FLOAT16
 _FLOAT: Final = onnx.TensorProto.FLOAT

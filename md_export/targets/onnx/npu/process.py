@@ -16,12 +16,66 @@ from md_export.spec.names import SOCS, Soc
 from md_export.spec.tensors import Array, Arrays, load_batches, save_batches
 from md_export.system.isolation import Ended, Limits, Result, attempt, isolated
 from md_export.system.memory import installed_bytes
-from md_export.targets.onnx.npu.answers import Compiled, CutBlock, RefusedOp, SimulatorRun
 
 # Number of refused nodes that a one-line error names.
 _SPELLED_OUT: Final = 3
 _SHARE: Final = 0.9
 _WANTED: Final = "wanted.safetensors"
+
+
+@dataclass(frozen=True)
+class RefusedOp:
+    """One node of a graph that the NPU does not take.
+
+    Attributes:
+        operator: its kind.
+        node: its name in the graph.
+        modules: paths of the torch modules that it computes; none where the graph does not tell.
+    """
+
+    operator: str
+    node: str
+    modules: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        where = " and ".join(filter(None, self.modules))
+        return f"{self.operator} of {where or 'the component itself'} ({self.node})"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Nodes of the graph that the NPU has, those that it refused, and seconds; nothing is written where it refused."""
+
+    nodes: int
+    refused: tuple[RefusedOp, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class SimulatorRun:
+    """Outputs for each set of inputs; seconds of loading, and of all executions, by the simulator."""
+
+    outputs: list[dict[str, Array]]
+    load_seconds: float
+    run_seconds: float
+
+
+@dataclass(frozen=True)
+class CutBlock:
+    """One block.
+
+    Attributes:
+        file: its graph.
+        exact: the same in float32, for the CPU; may be the same file.
+        title: the torch modules that it computes.
+        inputs, outputs: values of the whole graph, by their names there.
+    """
+
+    file: str
+    exact: str
+    title: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,7 @@ from md_export.errors import ConversionError
 from md_export.targets.contract import LoweringJob
 from md_export.targets.lowering import quiet
 from md_export.targets.onnx.qdq import measure_ranges, with_pairs
-from md_export.targets.onnx.save import weights_are_external
-from md_export.targets.onnx.sessions import ORT_ERRORS
+from md_export.targets.onnx.save import ORT_ERRORS, weights_are_external
 from md_export.targets.onnx.target import OnnxModel
 from md_export.targets.onnx.weights import OPSET, initializer
 

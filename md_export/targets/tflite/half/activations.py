@@ -13,8 +13,8 @@ from ai_edge_litert import schema_py_generated as schema
 
 from md_export.errors import RuntimeFault
 from md_export.spec.tensors import Array, Arrays
-from md_export.targets.lint.op import Op
-from md_export.targets.tflite.facts import ops_of
+from md_export.targets.operations import Op
+from md_export.targets.tflite.describe import ops_of
 from md_export.targets.tflite.flatbuffer import (
     WEIGHTED,
     data_of,

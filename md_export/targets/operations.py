@@ -1,22 +1,148 @@
-"""Arithmetic and traffic of each operation of a saved artifact, in words that every format shares.
+"""The operations of a saved artifact in words that all formats share, with the arithmetic and traffic of each.
 
-A target tells its values and nodes; :func:`costs_of` sees weights through what only decodes them, and int8 values
-through the pairs that only mark them, and gives one :class:`OpCost` for each operation that is left.
+Each target reads its own format into :class:`Op` for rules, and into :class:`Node` for costs. :func:`costs_of` sees
+weights through what only decodes them, and int8 values through the pairs that only mark them, and gives one
+:class:`OpCost` for each operation that is left.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
 
+from md_export.spec.tensors import Array
+
+# None for a size that is known at run time only.
+Shape = tuple[int | None, ...]
+# Bytes to which the Neural Engine pads the last axis (docs/lint.md, rule last-axis-32).
+_ALIGNMENT: Final = 64
 # "view": gives its input another shape, nothing is moved. "layout move": transposes, whatever it is called.
 Work = Literal["convolution", "matrix product", "layout move", "view", "other"]
 # Constants of these types say how an operation works: shapes, axes, switches.
 _SETTINGS: Final = ("int32", "int64", "bool", "string")
 MULTIPLYING: Final[tuple[Work, ...]] = ("convolution", "matrix product")
+
+
+def bits_of(dtype: str) -> int:
+    """Return the bits of an element: the number at the end of the type's name, 8 for ``bool``."""
+    digits = dtype.lstrip("abcdefghijklmnopqrstuvwxyz")
+    return int(digits) if digits.isdigit() else 8
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value that an operation reads or writes.
+
+    Attributes:
+        name: in the artifact; "" where the format has none.
+        shape: sizes; ``()`` for what has no shape.
+        dtype: numpy's name of the type, or one like it (``uint4``); the format's own word for other types, "" for what
+            is no tensor.
+        stored: bytes of a constant in the file; None of what is computed.
+    """
+
+    name: str
+    shape: Shape
+    dtype: str = ""
+    stored: int | None = None
+
+    @property
+    def bits(self) -> int:
+        """Bits of an element."""
+        return bits_of(self.dtype)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The shape, where an unknown size counts as 1."""
+        return tuple(1 if size is None else size for size in self.shape)
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return math.prod(self.sizes)
+
+    @property
+    def bytes(self) -> int:
+        """In the file, or in memory."""
+        return -(-self.elements * self.bits // 8) if self.stored is None else self.stored
+
+    @property
+    def padded_bytes(self) -> int:
+        """Bytes with the last axis padded as the Neural Engine does; unknown sizes count as 1, what is no tensor 0."""
+        *outer, last = (size or 1 for size in self.shape or (1,))
+        bits = self.bits if self.dtype else 0
+        return math.prod(outer) * math.ceil(last * bits / 8 / _ALIGNMENT) * _ALIGNMENT
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation.
+
+    Attributes:
+        kind: the format's name for it.
+        module: path of the torch module that it computes; "" where the artifact does not tell.
+        reads: values that exist while the program runs; for a format that stores constants as values, those too.
+        writes: its outputs.
+        stored: how its weight is stored, which is known before it runs: a dtype, or the kind of operation that decodes
+            it; "" where it has none.
+        decodes: it makes floats of a stored weight, which moves nothing while the program runs.
+        bytes: it reads and writes.
+        constants: what decodes each constant argument, by MIL's name for it where a rule asks for it (``strides``).
+    """
+
+    kind: str
+    module: str
+    reads: tuple[Value, ...]
+    writes: tuple[Value, ...]
+    stored: str = ""
+    decodes: bool = False
+    bytes: int = 0
+    constants: Mapping[str, Callable[[], Array]] = field(default_factory=dict, compare=False)
+
+    @property
+    def name(self) -> str:
+        """Name of the first output; the kind where there is none."""
+        return self.writes[0].name if self.writes else self.kind
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the first output."""
+        return self.writes[0].shape
+
+    @property
+    def values(self) -> tuple[Value, ...]:
+        """All that it reads and writes."""
+        return (*self.reads, *self.writes)
+
+    @property
+    def rank(self) -> int:
+        """The largest rank among them."""
+        return max((len(value.shape) for value in self.values), default=0)
+
+    @property
+    def reads_twice(self) -> bool:
+        """Whether it reads one value more than once."""
+        return len({value.name for value in self.reads}) < len(self.reads)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A saved artifact.
+
+    Attributes:
+        ops: in order of execution, without those that only hold a constant.
+        weight_bytes: of its stored weights.
+        version: of its format.
+        opened: the vendor's object that ``ops`` read constants from; it must live as long as they do.
+    """
+
+    ops: tuple[Op, ...]
+    weight_bytes: int = 0
+    version: int = 0
+    opened: Any = None
 
 
 @dataclass(frozen=True)
@@ -53,42 +179,6 @@ class OpCost:
     def activation_bytes(self) -> int:
         """Read and written."""
         return self.read_bytes + self.written_bytes
-
-
-def bits_of(dtype: str) -> int:
-    """Return the bits of an element: the number at the end of the type's name, 8 for ``bool``."""
-    digits = dtype.lstrip("abcdefghijklmnopqrstuvwxyz")
-    return int(digits) if digits.isdigit() else 8
-
-
-@dataclass(frozen=True)
-class Value:
-    """A tensor of a graph.
-
-    Attributes:
-        shape: sizes that are known; one that is not counts as 1.
-        dtype: numpy's name of the type, or one like it (``uint4``).
-        stored: bytes of a constant in the file; None of what is computed.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-    stored: int | None = None
-
-    @property
-    def bits(self) -> int:
-        """Bytes of an element."""
-        return bits_of(self.dtype)
-
-    @property
-    def elements(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def bytes(self) -> int:
-        """In the file, or in memory."""
-        return -(-self.elements * self.bits // 8) if self.stored is None else self.stored
 
 
 @dataclass(frozen=True)
