@@ -125,7 +125,7 @@ def test_wrong_numbers_fail(copy: Path, planted: Planted) -> None:
     notes = onnx.load(context).metadata_props
     for file in files_of_context(context):
         file.unlink()
-    assert compile_for_npu(other, ELITE, context, NpuLimits()).context
+    assert compile_for_npu(other, ELITE, context, NpuLimits()).nodes
     changed = onnx.load(context)
     del changed.metadata_props[:]
     changed.metadata_props.extend(notes)

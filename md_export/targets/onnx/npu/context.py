@@ -22,7 +22,7 @@ from md_export.spec.names import Soc
 from md_export.spec.tensors import Arrays
 from md_export.targets.contract import labelled, notes_among
 from md_export.targets.onnx.describe import read_graph
-from md_export.targets.onnx.npu.process import Compiled, RefusedOp, SimulatorRun
+from md_export.targets.onnx.npu.process import NpuRun, RefusedOp
 from md_export.targets.onnx.run import OnnxRunner, steps
 from md_export.targets.onnx.save import ORT_ERRORS, session_options
 
@@ -104,7 +104,7 @@ def on_npu(session: ort.InferenceSession) -> int:
     return len(placement(session).get(_PROVIDER, []))
 
 
-def compile_context(graph: Path, soc: Soc, context: Path) -> Compiled:
+def compile_context(graph: Path, soc: Soc, context: Path) -> NpuRun:
     """Compile ``graph`` for an NPU and write ``context``, its binary beside it.
 
     Raises:
@@ -117,10 +117,11 @@ def compile_context(graph: Path, soc: Soc, context: Path) -> Compiled:
         refused = refused_ops(graph, soc)
         if not refused:
             raise ConversionError(f"{graph.name}: the compiler of {soc.name} failed: {one_line(error)}") from error
-        return Compiled(0, refused, round(time.perf_counter() - started, 2))
+        return NpuRun(refused=refused, compile_seconds=round(time.perf_counter() - started, 2))
     seconds = round(time.perf_counter() - started, 2)
     _label(context, {_COMPILED_FROM: sha256_of_artifact(graph), _SOC: soc.name})
-    return Compiled(on_npu(session), (), seconds)
+    size = sum(path.stat().st_size for path in files_of_context(context))
+    return NpuRun(nodes=on_npu(session), context_bytes=size, compile_seconds=seconds)
 
 
 def refused_ops(graph: Path, soc: Soc) -> tuple[RefusedOp, ...]:
@@ -167,17 +168,16 @@ def check_context(context: Path, graph: Path, soc: Soc) -> None:
         )
 
 
-def run_on_npu(context: Path, soc: Soc, batches: Sequence[Arrays]) -> SimulatorRun:
+def run_on_npu(context: Path, soc: Soc, batches: Sequence[Arrays]) -> NpuRun:
     """Run what :func:`md_export.targets.onnx.npu.context.compile_context` wrote, without any help of the CPU.
 
     Raises:
         RuntimeFault: the backend refuses the context or the inputs.
     """
-    started = time.perf_counter()
     try:
         runner = OnnxRunner(npu_session(context, soc, fallback=False), context.name)
     except ORT_ERRORS as error:
         raise RuntimeFault(f"{context.name}: the NPU's backend does not load it: {one_line(error)}") from error
-    loaded = time.perf_counter()
+    started = time.perf_counter()
     outputs = [runner.run(batch) for batch in batches]
-    return SimulatorRun(outputs, round(loaded - started, 2), round(time.perf_counter() - loaded, 2))
+    return NpuRun(outputs, run_seconds=round(time.perf_counter() - started, 2))

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -117,23 +117,30 @@ def _state(task: Path) -> str:
 
 
 @dataclass(frozen=True)
-class GpuRun:
-    """Result of running a file on the engine.
+class GpuExecution:
+    """Result of a run on LiteRT's GPU engine.
 
     Attributes:
-        outputs: one dict for each set of inputs.
-        resident: every op runs on the GPU; else the engine's CPU took part in ``outputs``.
-        compile_seconds: of the compilation that was executed.
-        run_seconds: of all executions together.
+        outputs: one dict for each set of inputs; empty if the engine failed.
+        resident: whether every op ran on the GPU; else the engine's CPU took part in ``outputs``.
+        compile_seconds, run_seconds: time of the compilation that was executed, and of all executions together.
+        reference: outputs of XNNPACK, if only the first ops were run.
+        failure: reason for missing outputs: the engine's error, a crash, or the time limit.
+        timed_out: whether the time limit was the reason.
+        log: output of the engine; :func:`md_export.targets.tflite.gpu.residency.read_log` parses it.
     """
 
-    outputs: list[dict[str, Array]]
-    resident: bool
-    compile_seconds: float
-    run_seconds: float
+    outputs: list[dict[str, Array]] = field(default_factory=list)
+    resident: bool = False
+    compile_seconds: float = 0.0
+    run_seconds: float = 0.0
+    reference: list[dict[str, Array]] = field(default_factory=list)
+    failure: str | None = None
+    timed_out: bool = False
+    log: str = ""
 
 
-def run_on_gpu(path: Path, batches: Sequence[Arrays]) -> GpuRun:
+def run_on_gpu(path: Path, batches: Sequence[Arrays]) -> GpuExecution:
     """Execute a file with one signature on each set of named inputs; shapes and dtypes must be the file's.
 
     Raises:
@@ -148,7 +155,7 @@ def run_on_gpu(path: Path, batches: Sequence[Arrays]) -> GpuRun:
         outputs = [_execute(model, batch) for batch in batches]
     except (RuntimeError, ValueError) as error:
         raise RuntimeFault(f"the GPU engine failed: {_last_line(error)}") from error
-    return GpuRun(outputs, resident, compiled - started, time.perf_counter() - compiled)
+    return GpuExecution(outputs, resident, compiled - started, time.perf_counter() - compiled)
 
 
 def _compile(path: Path) -> tuple[Any, bool]:
@@ -198,30 +205,6 @@ def _last_line(error: Exception) -> str:
     return str(error).strip().splitlines()[-1].removeprefix("└ ")
 
 
-@dataclass(frozen=True)
-class GpuExecution:
-    """Result of a run on LiteRT's GPU engine.
-
-    Attributes:
-        outputs: one dict for each set of inputs; empty if the engine failed.
-        reference: outputs of XNNPACK, if only the first ops were run.
-        resident: whether every op ran on the GPU.
-        compile_seconds, run_seconds: time of one compilation, and of all executions together.
-        failure: reason for missing outputs: the engine's error, a crash, or the time limit.
-        timed_out: whether the time limit was the reason.
-        log: output of the engine; :func:`md_export.targets.tflite.gpu.residency.read_log` parses it.
-    """
-
-    outputs: list[dict[str, Array]]
-    reference: list[dict[str, Array]]
-    resident: bool
-    compile_seconds: float
-    run_seconds: float
-    failure: str | None
-    timed_out: bool
-    log: str
-
-
 def execute_on_gpu(path: Path, batches: Sequence[Arrays], limit_s: float, ops: int | None = None) -> GpuExecution:
     """Run a .tflite file, or its first ``ops`` ops, on LiteRT's GPU engine, for ``limit_s`` seconds at most.
 
@@ -233,14 +216,10 @@ def execute_on_gpu(path: Path, batches: Sequence[Arrays], limit_s: float, ops: i
         if isinstance(ended.error, MissingExtraError):
             raise ended.error
         reference = Path(scratch) / _REFERENCE
-        run = ended.result or GpuRun([], resident=False, compile_seconds=0.0, run_seconds=0.0)
-        return GpuExecution(
-            outputs=run.outputs,
+        return replace(
+            ended.result or GpuExecution(),
             reference=load_batches(reference) if reference.is_file() else [],
-            resident=run.resident,
-            compile_seconds=run.compile_seconds,
-            run_seconds=run.run_seconds,
-            failure=str(ended.error) if ended.error else ended.death or None,
+            failure=ended.failure,
             timed_out=ended.timed_out,
             log=ended.log,
         )
@@ -256,7 +235,7 @@ class GpuJob:
     scratch: Path
 
 
-def run_first_ops(job: GpuJob) -> GpuRun | None:
+def run_first_ops(job: GpuJob) -> GpuExecution | None:
     """Run a file on the GPU engine in this process, or its first ops there and on XNNPACK; None if there are no ops.
 
     XNNPACK's outputs go to a file, so they are available even if the GPU engine then ends the process.
