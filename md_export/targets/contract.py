@@ -115,6 +115,31 @@ class Lowered(Protocol):
         ...
 
 
+class Saved(Protocol):
+    """A target's module of what can be done with a saved artifact; :class:`Target` describes each function."""
+
+    def describe(self, path: Path) -> Description:
+        """See :meth:`Target.describe`."""
+
+    def load(self, path: Path, runtime: str | None = None) -> Runner:
+        """See :meth:`Target.load`."""
+
+    def edit(self, path: Path) -> AbstractContextManager[list[Constant]]:
+        """See :meth:`Target.edit`."""
+
+    def store_as_float(self, path: Path) -> bool:
+        """See :meth:`Target.store_as_float`."""
+
+    def steps(self, path: Path) -> tuple[Step, ...]:
+        """See :meth:`Target.steps`."""
+
+    def values(self, path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Array]:
+        """See :meth:`Target.values`."""
+
+    def stored_weights(self, path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:
+        """See :meth:`Target.stored_weights`."""
+
+
 class Target(Protocol):
     """One artifact format. Each method imports its module, and the vendor's libraries with it, when it is called.
 
@@ -144,11 +169,6 @@ class Target(Protocol):
                     f"pip install 'md-export[{self.name}]'{system}"
                 )
 
-    def modules(self, *names: str) -> tuple[str, ...]:
-        """Modules of the target's package by their full names, for a worker to have imported."""
-        package = type(self).__module__.rpartition(".")[0]
-        return tuple(f"{package}.{name}" for name in names)
-
     def open(self) -> Self:
         """This target, its vendor's libraries being installed.
 
@@ -157,6 +177,10 @@ class Target(Protocol):
         """
         self.require()
         return self
+
+    def saved(self) -> Saved:
+        """The target's functions of saved artifacts, imported with the vendor's runtime and without its converter."""
+        ...
 
     def lower(self, job: LoweringJob) -> Lowered:
         """Torch module → the vendor's float model. ConversionError where the converter fails."""
@@ -168,40 +192,40 @@ class Target(Protocol):
 
     def describe(self, path: Path) -> Description:
         """Read ops and stored types from a saved artifact."""
-        ...
+        return self.saved().describe(path)
 
     def load(self, path: Path, runtime: str | None = None) -> Runner:
         """Open a saved artifact, ``runtime`` naming another than the target's own.
 
         RuntimeFault where the file is no such artifact.
         """
-        ...
+        return self.saved().load(path, runtime)
 
     def edit(self, path: Path) -> AbstractContextManager[list[Constant]]:
         """Open the constants of a saved artifact for change, in order of use; saved at the end. For the self-test."""
-        ...
+        return self.saved().edit(path)
 
     def store_as_float(self, path: Path) -> bool:
         """Rewrite compressed weights of a saved artifact as float ones; False where none is. For the self-test."""
-        ...
+        return self.saved().store_as_float(path)
 
     def steps(self, path: Path) -> tuple[Step, ...]:
         """The operations of a saved artifact, in order of execution. RuntimeFault where it cannot be read."""
-        ...
+        return self.saved().steps(path)
 
     def values(self, path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Array]:
         """Execute a saved artifact once and keep the named values, in float32 and in the artifact's own layout.
 
         RuntimeFault where the runtime refuses the artifact or its inputs.
         """
-        ...
+        return self.saved().values(path, inputs, names)
 
     def stored_weights(self, path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:
         """Every constant of a saved artifact, decoded, one at a time; ``scheme`` says which were promised to be small.
 
         RuntimeFault or ArtifactError where it cannot be read.
         """
-        ...
+        return self.saved().stored_weights(path, scheme)
 
 
 @runtime_checkable

@@ -51,8 +51,13 @@ def execute(target: str, path: Path, batches: Sequence[Arrays], runtime: str | N
         RuntimeFault: the runtime refused the artifact or its inputs, or crashed.
         MissingExtraError: the target's runtime is not installed.
     """
-    what, modules = f"{path.name} in the {target} runtime", TARGETS[target].modules("run", "describe")
-    return isolated(run_batches, RuntimeFault, what, modules)(Job(target, path, batches, runtime))
+    what = f"{path.name} in the {target} runtime"
+    return isolated(run_batches, RuntimeFault, what, _preload(target))(Job(target, path, batches, runtime))
+
+
+def _preload(target: str) -> tuple[str, ...]:
+    """Modules for a worker to have imported."""
+    return (f"md_export.targets.{target}.saved",)
 
 
 def run_batches(job: Job) -> Execution:
@@ -115,9 +120,9 @@ def take_steps(target: str, parts: Sequence[Part], steps: Steps, pictures: Seque
     constants = steps.sampler.constants
     assert not isinstance(constants, OneStep)  # noqa: S101 (a single step needs no process that stays)
     names = " and ".join(part.path.name for part in parts)
-    what, modules = f"{names} in the {target} runtime, {len(constants.steps)} steps", TARGETS[target].modules("run")
+    what = f"{names} in the {target} runtime, {len(constants.steps)} steps"
     job = StepsJob(target, tuple(parts), constants, tuple(pictures))
-    taken = isolated(take_all, RuntimeFault, what, modules)(job)
+    taken = isolated(take_all, RuntimeFault, what, _preload(target))(job)
     for values, latent in zip(pictures, taken.latents, strict=False):
         values[LAST.key] = latent
     return taken.hazards

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from md_export.errors import ConversionError
+from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import TensorSpec
 from md_export.system.memory import release_weights
 from md_export.targets.contract import LoweringJob
-from md_export.targets.lowering import quiet
+from md_export.targets.lowering import check_module_globs, quiet
 from md_export.targets.tflite.flatbuffer import (
     COMPONENT,
     DTYPES,
@@ -26,9 +28,16 @@ from md_export.targets.tflite.flatbuffer import (
     shape_of,
 )
 from md_export.targets.tflite.target import TfliteModel
-from md_export.targets.tflite.weights import check_scheme
+from md_export.targets.tflite.weights import OPERATIONS
 
 SIGNATURE: Final = "main"
+_FLOAT: Final = "float32"
+# XNNPACK has no convolution with float values and weights of 4 bits, and LiteRT's own reads past a map that is no
+# larger than the filter (ai-edge-litert 2.3.0).
+_WRONG: Final[Mapping[tuple[str, str], str]] = {
+    ("int4", "float32"): ", which LiteRT computes wrongly on small maps on a CPU; with int8_dynamic a GPU computes in "
+    "float all the same"
+}
 
 
 class _Named(nn.Module):
@@ -107,3 +116,38 @@ def _check_surface(job: LoweringJob, path: Path) -> None:
     ):
         if wanted != got:
             raise ConversionError(f"litert_torch gave {job.component} the {kind} {got} instead of {wanted}")
+
+
+def check_scheme(job: LoweringJob) -> None:
+    """Refuse what this target cannot make, saying what it can.
+
+    Raises:
+        ConversionError: a type, granularity or sparsity that it has not, or a glob that matches no module.
+    """
+    storages = job.scheme.storages
+    for own in storages:
+        _check_storage(job.component, own)
+    if job.scheme.activations != _FLOAT and not any(own.weights.startswith("int") for own in storages):
+        raise _unknown(job.scheme)
+    check_module_globs(job)
+
+
+def _check_storage(component: str, own: QuantScheme) -> None:
+    if own.refinements:
+        raise ConversionError(
+            f"{component}: tflite has no {own.refinements[0]}; "
+            "it stores int8 and int4 with a scale per tensor or channel, and float16"
+        )
+    known = {activations for _, activations in OPERATIONS}
+    is_float = own.weights in (_FLOAT, "float16") and own.activations in known
+    if not is_float and (own.weights, own.activations) not in OPERATIONS:
+        raise _unknown(own)
+
+
+def _unknown(own: QuantScheme) -> ConversionError:
+    known = ", ".join(f"{w} weights with {a} activations" for w, a in ((_FLOAT, _FLOAT), *OPERATIONS))
+    why = _WRONG.get((own.weights, own.activations), "")
+    return ConversionError(
+        f"tflite cannot store {own.weights} weights with {own.activations} activations{why}; use one of: {known}; "
+        "or, in a rule, float32 or float16 beside any of them"
+    )

@@ -21,9 +21,9 @@ from md_export.targets.contract import LoweringJob
 from md_export.targets.lowering import quiet
 from md_export.targets.observers import ObserverTable
 from md_export.targets.tflite.flatbuffer import exactly, read_model, weighted_ops
-from md_export.targets.tflite.lower import SIGNATURE, scratch_file
+from md_export.targets.tflite.lower import SIGNATURE, check_scheme, scratch_file
 from md_export.targets.tflite.target import TfliteModel
-from md_export.targets.tflite.weights import EMBEDDING, check_scheme, is_per_channel, stored_as
+from md_export.targets.tflite.weights import EMBEDDING, is_per_channel, stored_as
 
 _THREADS = 2
 # Where uniform_quantize starts to cut a tensor into chunks.
