@@ -131,3 +131,24 @@ class WatchedRunner(Runner, Protocol):
     def hazards(self) -> tuple[str, ...]:
         """Return one line for each problem in the runs so far, even if the outputs look right."""
         ...
+
+
+def check_arrays(name: str, specs: Sequence[TensorSpec], arrays: Arrays, what: str = "input") -> None:
+    """Refuse missing, extra, wrongly shaped or wrongly typed arrays.
+
+    Args:
+        name: of the artifact, for the message.
+        specs: what is wanted.
+        arrays: what was given.
+        what: ``input`` or ``output``, for the message.
+
+    Raises:
+        RuntimeFault: the first difference.
+    """
+    wanted = {spec.name: spec for spec in specs}
+    if set(arrays) != set(wanted):
+        raise RuntimeFault(f"{name} has the {what}s {', '.join(wanted)}; it was given {', '.join(arrays) or 'none'}")
+    for key, spec in wanted.items():
+        shape, dtype = tuple(arrays[key].shape), str(arrays[key].dtype)
+        if (shape, dtype) != (spec.shape, spec.dtype):
+            raise RuntimeFault(f"{name}: {what} {key} must be {spec.dtype}{list(spec.shape)}, not {dtype}{list(shape)}")

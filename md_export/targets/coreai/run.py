@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from md_export.errors import RuntimeFault, UsageError, one_line
+from md_export.spec.tensors import check_arrays
 from md_export.spec.tensors import Array, Arrays, TensorSpec
 from md_export.targets.contract import Step
 from md_export.targets.coreai.bindings import (
@@ -28,7 +29,6 @@ from md_export.targets.coreai.bindings import (
 )
 from md_export.targets.coreai.constants import is_constant
 from md_export.targets.coreai.save import write_program
-from md_export.targets.lowering import check_inputs
 
 _DTYPES: Final = ("float32", "int32")
 _NAME: Final = "coreai.name"
@@ -58,7 +58,7 @@ class CoreAIRunner:
         """
         from coreai.runtime import NDArray
 
-        check_inputs(self._name, self.inputs, inputs)
+        check_arrays(self._name, self.inputs, inputs)
         given = {name: NDArray(np.array(value, order="C")) for name, value in inputs.items()}
         try:
             made = self._loop.run_until_complete(self._function(given))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -11,8 +11,8 @@ from google.protobuf.message import DecodeError
 from pydantic import TypeAdapter, ValidationError
 from torch.export import ExportedProgram
 
-from md_export.errors import ArtifactError, RuntimeFault
-from md_export.spec.tensors import Arrays, TensorSpec
+from md_export.errors import ArtifactError
+from md_export.spec.tensors import TensorSpec
 from md_export.targets.coreml.vendor import ct
 
 AUTHOR: Final = "com.apple.CoreML"
@@ -104,28 +104,6 @@ def _spec(feature: Any) -> TensorSpec:
     if array.dataType not in _DTYPES:
         raise ArtifactError(f"{feature.name} is no float32 or int32 array; export the package again")
     return TensorSpec(feature.name, tuple(int(size) for size in array.shape), _DTYPES[array.dataType])
-
-
-def check(arrays: Arrays, specs: Sequence[TensorSpec], what: str) -> None:
-    """Refuse missing, extra, wrongly shaped or wrongly typed arrays.
-
-    Args:
-        arrays: what was given.
-        specs: what is wanted.
-        what: ``input`` or ``output``, for the message.
-
-    Raises:
-        RuntimeFault: the first difference.
-    """
-    wanted = {spec.name: spec for spec in specs}
-    if set(arrays) != set(wanted):
-        raise RuntimeFault(f"{what}s are {', '.join(sorted(arrays)) or 'none'}; the model's are {', '.join(wanted)}")
-    for name, spec in wanted.items():
-        array = arrays[name]
-        if tuple(array.shape) != spec.shape or str(array.dtype) != spec.dtype:
-            raise RuntimeFault(
-                f"{what} {name} is {array.dtype}{list(array.shape)}; the model's is {spec.dtype}{list(spec.shape)}"
-            )
 
 
 class Blob(NamedTuple):

@@ -10,11 +10,12 @@ from typing import Any, Final
 import numpy as np
 
 from md_export.errors import ArtifactError, RuntimeFault, UsageError
+from md_export.spec.tensors import check_arrays
 from md_export.spec.tensors import Array, Arrays, TensorSpec
 from md_export.targets.contract import Step
 from md_export.targets.coreml import mil
 from md_export.targets.coreml.hazard import OverflowWatch
-from md_export.targets.coreml.package import check, feature_specs, read_modules, read_spec
+from md_export.targets.coreml.package import feature_specs, read_modules, read_spec
 from md_export.targets.coreml.vendor import VENDOR_ERRORS, ct, quiet
 
 RUNTIMES: Final = ("mil", "coreml")
@@ -26,11 +27,13 @@ class PackageRunner:
 
     def __init__(
         self,
+        name: str,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
         predict: Predict,
         watch: OverflowWatch | None = None,
     ) -> None:
+        self._name = name
         self.inputs = inputs
         self.outputs = outputs
         self._predict = predict
@@ -42,9 +45,9 @@ class PackageRunner:
         Raises:
             RuntimeFault: inputs that are not the model's, or a runtime that fails or answers otherwise.
         """
-        check(inputs, self.inputs, "input")
+        check_arrays(self._name, self.inputs, inputs)
         outputs = {name: np.asarray(array) for name, array in self._predict(dict(inputs)).items()}
-        check(outputs, self.outputs, "output")
+        check_arrays(self._name, self.outputs, outputs, "output")
         return outputs
 
     def hazards(self) -> tuple[str, ...]:
@@ -81,7 +84,7 @@ def load(path: Path, runtime: str | None = None) -> PackageRunner:
     if chosen not in openers:
         raise UsageError(f"unknown Core ML runtime {chosen!r}; use one of {', '.join(RUNTIMES)}")
     predict, watch = openers[chosen](path)
-    return PackageRunner(inputs, outputs, predict, watch)
+    return PackageRunner(path.name, inputs, outputs, predict, watch)
 
 
 def _open_mil(path: Path) -> tuple[Predict, OverflowWatch]:

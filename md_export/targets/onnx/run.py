@@ -13,9 +13,9 @@ import onnxruntime as ort
 from onnx_ir.passes.common import ShapeInferencePass
 
 from md_export.errors import RuntimeFault, UsageError, one_line
+from md_export.spec.tensors import check_arrays
 from md_export.spec.tensors import Array, Arrays, TensorSpec
 from md_export.targets.contract import Step
-from md_export.targets.lowering import check_inputs
 from md_export.targets.onnx.clean import module_path
 from md_export.targets.onnx.describe import read_graph, read_unfused
 from md_export.targets.onnx.save import ORT_ERRORS, ORT_SUFFIX, WEIGHTS_FOLDER, session_options
@@ -118,7 +118,7 @@ class OnnxRunner:
         Raises:
             RuntimeFault: an input is missing, unknown, or of another shape or dtype; onnxruntime failed.
         """
-        check_inputs(self._name, self.inputs, inputs)
+        check_arrays(self._name, self.inputs, inputs)
         names = [spec.name for spec in self.outputs]
         feed = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
         try:

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from md_export.errors import ConversionError
@@ -18,7 +16,7 @@ from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import TensorSpec
 from md_export.system.memory import release_weights
 from md_export.targets.contract import LoweringJob
-from md_export.targets.lowering import check_module_globs, quiet
+from md_export.targets.lowering import check_module_globs, check_surface, example_of, quiet
 from md_export.targets.tflite.flatbuffer import (
     COMPONENT,
     DTYPES,
@@ -86,10 +84,9 @@ def _convert(job: LoweringJob, path: Path) -> None:
     import litert_torch
     from litert_converter.mlir import ir
 
-    sample = {spec.name: torch.from_numpy(np.array(job.example[spec.name])) for spec in job.inputs}
     try:
         with module_paths_as_names(job.component):
-            signature = litert_torch.signature(SIGNATURE, _Named(job).eval(), sample_kwargs=sample)
+            signature = litert_torch.signature(SIGNATURE, _Named(job).eval(), sample_kwargs=example_of(job))
             # Weights as resources, not as attributes that every pass copies: the same graph, with the full-size UNet in
             # half of the memory and a quarter of the time.
             converted = signature.convert(lightweight_conversion=True)
@@ -106,16 +103,11 @@ def _check_surface(job: LoweringJob, path: Path) -> None:
     signature = model.signatureDefs[0]
     tensors = model.subgraphs[signature.subgraphIndex].tensors
 
-    def specs(entries: Any) -> set[TensorSpec]:
+    def specs(entries: Any) -> list[TensorSpec]:
         found = ((entry.name.decode(), tensors[entry.tensorIndex]) for entry in entries)
-        return {TensorSpec(name, shape_of(tensor), DTYPES[tensor.type]) for name, tensor in found}
+        return [TensorSpec(name, shape_of(tensor), DTYPES[tensor.type]) for name, tensor in found]
 
-    for kind, wanted, got in (
-        ("inputs", set(job.inputs), specs(signature.inputs)),
-        ("outputs", set(job.outputs), specs(signature.outputs)),
-    ):
-        if wanted != got:
-            raise ConversionError(f"litert_torch gave {job.component} the {kind} {got} instead of {wanted}")
+    check_surface(job, specs(signature.inputs), specs(signature.outputs))
 
 
 def check_scheme(job: LoweringJob) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from md_export.errors import MissingExtraError, RuntimeFault, UsageError
+from md_export.spec.tensors import check_arrays
 from md_export.spec.tensors import Array, Arrays, TensorSpec
 from md_export.targets.contract import Step
 from md_export.targets.tflite.flatbuffer import END, modules_in, operator_name, read_model, weighted_ops
@@ -121,24 +122,12 @@ class TfliteRunner:
         Raises:
             RuntimeFault: a name, shape or dtype is not the file's, or an op failed.
         """
-        self._check(inputs)
+        check_arrays(self._path.name, self.inputs, inputs)
         try:
             outputs = self._signature(**{name: np.ascontiguousarray(value) for name, value in inputs.items()})
         except (RuntimeError, ValueError) as error:
             raise RuntimeFault(f"{self._path.name}: an op failed: {error}") from error
         return {spec.name: outputs[spec.name] for spec in self.outputs}
-
-    def _check(self, inputs: Arrays) -> None:
-        wanted = {spec.name: spec for spec in self.inputs}
-        if set(inputs) != set(wanted):
-            raise RuntimeFault(f"{self._path.name} takes the inputs {sorted(wanted)}, not {sorted(inputs)}")
-        for name, spec in wanted.items():
-            shape, dtype = tuple(inputs[name].shape), str(inputs[name].dtype)
-            if (shape, dtype) != (spec.shape, spec.dtype):
-                raise RuntimeFault(
-                    f"{self._path.name}: input {name} must be {spec.dtype} {list(spec.shape)}, "
-                    f"not {dtype} {list(shape)}"
-                )
 
 
 def load(path: Path, runtime: str | None = None) -> TfliteRunner:

@@ -19,7 +19,8 @@ from typing import Any, Final
 import numpy as np
 
 from md_export.errors import MissingExtraError, RuntimeFault
-from md_export.spec.tensors import Array, Arrays, load_batches, save_batches
+from md_export.spec.tensors import check_arrays
+from md_export.spec.tensors import Array, Arrays, TensorSpec, load_batches, save_batches
 from md_export.system.isolation import Limits, attempt
 
 # The Vulkan loader's own variables, the newer one first; each may list several files.
@@ -180,16 +181,11 @@ def _compile(path: Path) -> tuple[Any, bool]:
 def _execute(model: Any, batch: Arrays) -> dict[str, Array]:
     (signature,) = model.get_signature_list()
     wanted, made = model.get_input_tensor_details(signature), model.get_output_tensor_details(signature)
-    if set(batch) != set(wanted):
-        raise RuntimeFault(f"the file takes the inputs {sorted(wanted)}, not {sorted(batch)}")
+    specs = [TensorSpec(name, tuple(item["shape"]), item["dtype"]) for name, item in wanted.items()]
+    check_arrays("the file", specs, batch)
     inputs = {name: model.create_input_buffer_by_name(signature, name) for name in wanted}
     outputs = {name: model.create_output_buffer_by_name(signature, name) for name in made}
     for name, buffer in inputs.items():
-        shape, dtype = tuple(batch[name].shape), str(batch[name].dtype)
-        if (list(shape), dtype) != (wanted[name]["shape"], wanted[name]["dtype"]):
-            raise RuntimeFault(
-                f"input {name} must be {wanted[name]['dtype']} {wanted[name]['shape']}, not {dtype} {list(shape)}"
-            )
         buffer.write(np.ascontiguousarray(batch[name]))
     model.run_by_name(signature, inputs, outputs)
     wait_for_threads()
