@@ -128,7 +128,7 @@ def _nodes(path: Path) -> int:
 
 def partitions(path: Path) -> str:
     """Core ML models that onnxruntime would make of it, and how many nodes it would leave to the CPU."""
-    from md_export.targets.onnx.mobile import coreml_partitions
+    from mobile_usability import coreml_partitions
 
     found = coreml_partitions(path)
     return f"{found.count}, {len(found.left)} on the CPU" if found.left else str(found.count)

@@ -37,10 +37,9 @@ from md_export.targets.coreai.weights import (
     storage_of,
     to_torch,
 )
-from md_export.targets.stored import Constant, Float32, Grid, Palette, StoredWeight, Use
+from md_export.targets.stored import LEVELS, Constant, Float32, Grid, Palette, StoredWeight, Use
 
 _SCALED, _LOOKED_UP = "blockwise_shift_scale", "lut_to_dense"
-_LEVELS: Final = {"int4": 7, "int8": 127}
 Role = Literal["weight", "scale", "palette"]
 _OPERANDS: Final[dict[tuple[str, int], Role]] = {
     ("blockwise_shift_scale", 1): "scale",
@@ -98,7 +97,7 @@ def _weight(op: Any, number: int, scheme: QuantScheme) -> StoredWeight:
         uses=tuple(dict.fromkeys(map(_use, readers))) if is_float else (),
         half="float16" in parts,
         promised=_is_promised(values.shape, readers, scheme),
-        grid=Grid(_part(to_torch(values_of(held[1]), readers)), _LEVELS[dtype]) if kind == _SCALED else None,
+        grid=Grid(_part(to_torch(values_of(held[1]), readers)), LEVELS[dtype]) if kind == _SCALED else None,
         palette=Palette(_part(to_torch(values_of(held[1])[..., 0], readers, 3))) if kind == _LOOKED_UP else None,
     )
 

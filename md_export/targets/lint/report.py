@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pydantic import ConfigDict
@@ -216,6 +216,16 @@ class Hazard:
     count: int
     rules: tuple[str, ...] = ()
     advice: str = ""
+
+    def joined(self, other: Hazard) -> Hazard:
+        """The figures of this and further cases of the value."""
+        counted = ("overflows", "not_finite", "flushed", "subnormal", "count")
+        return replace(
+            self,
+            largest=max(self.largest, other.largest),
+            smallest=min(self.smallest, other.smallest),
+            **{name: getattr(self, name) + getattr(other, name) for name in counted},
+        )
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from md_export.errors import RuntimeFault
 from md_export.spec.scheme import QuantScheme
 from md_export.targets.onnx.clean import module_path
 from md_export.targets.onnx.describe import MALFORMED, dtype_of, read_unfused, stored_bytes
-from md_export.targets.stored import Constant, Float32, Grid, Role, StoredWeight, Use, along
+from md_export.targets.stored import LEVELS, Constant, Float32, Grid, Role, StoredWeight, Use, along
 
 # What an operand is, by operator and position. A product of the norm's value and its gamma stands second.
 _ROLES: Final[dict[tuple[str, int], Role]] = {
@@ -34,7 +34,6 @@ _ROLES: Final[dict[tuple[str, int], Role]] = {
     ("InstanceNormalization", 2): "bias",
 }
 _MULTIPLIED: Final = (("Conv", 1), ("Gemm", 1), ("MatMul", 1), ("Gather", 0))
-_LEVELS: Final = {"int4": 7, "int8": 127, "uint8": 255, "int32": 2**31 - 1}
 _SCALED: Final = "DequantizeLinear"
 _NARROW: Final = (onnx.TensorProto.INT8, onnx.TensorProto.INT4)
 
@@ -128,7 +127,7 @@ class _File:
             uses=tuple(dict.fromkeys(_use(reader) for reader in readers)),
             half="float16" in parts,
             promised=_is_promised(readers, values.shape),
-            grid=None if steps is None else Grid(_as_torch(steps, turned), _LEVELS[dtype]),
+            grid=None if steps is None else Grid(_as_torch(steps, turned), LEVELS[dtype]),
         )
 
     def _coding(self, name: str) -> _Coding | None:

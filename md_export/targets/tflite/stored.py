@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from md_export.errors import RuntimeFault
 from md_export.spec.scheme import QuantScheme
-from md_export.targets.stored import Constant, Float32, Grid, Role, StoredWeight, Use
+from md_export.targets.stored import LEVELS, Constant, Float32, Grid, Role, StoredWeight, Use
 from md_export.targets.tflite.flatbuffer import (
     DTYPES,
     END,
@@ -44,7 +44,6 @@ _ROLES: Final[dict[tuple[str, int], Role]] = {
     ("MUL", 1): "weight",
     ("ADD", 1): "bias",
 }
-_LEVELS: Final = {"int4": 7, "int8": 127, "int16": 2**15 - 1, "int32": 2**31 - 1}
 # A flatbuffer is written from its end; the builder grows by doubling.
 _FIRST_BYTES: Final = 1 << 20
 _NARROW: Final = (schema.TensorType.INT8, schema.TensorType.INT4)
@@ -93,7 +92,7 @@ def _readers(model: Any, graph: Any) -> dict[int, list[_Reader]]:
 def _weight(model: Any, tensor: Any, readers: list[_Reader], scheme: QuantScheme, is_first: bool) -> StoredWeight:
     name, raw = tensor.name.decode(), data_of(model, tensor)
     found = decode(model, tensor) if tensor.type in DTYPES else Decoded("other", raw, None)
-    dtype, steps = found.dtype, found.steps if found.dtype in _LEVELS else None
+    dtype, steps = found.dtype, found.steps if found.dtype in LEVELS else None
     weighted = [reader for reader in readers if WEIGHTED.get(reader.kind) == reader.position]
     layout = next((_LAYOUTS[reader.kind] for reader in weighted if reader.kind in _LAYOUTS), None)
     scales = {} if steps is None else {"float32": steps.nbytes}
@@ -106,7 +105,7 @@ def _weight(model: Any, tensor: Any, readers: list[_Reader], scheme: QuantScheme
         uses=tuple(dict.fromkeys(_use(name, reader) for reader in readers)),
         half=dtype == "float16",
         promised=any(_is_promised(name, reader, scheme) for reader in weighted),
-        grid=None if steps is None else Grid(_as_torch(steps, layout), _LEVELS[dtype]),
+        grid=None if steps is None else Grid(_as_torch(steps, layout), LEVELS[dtype]),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from md_export.targets.coreml.mil.bind import Tensor
+from md_export.targets.coreml.mil.kernels.image import positions
 
 
 def _taps(x: Tensor, rows: Tensor, columns: Tensor, mode: str, value: float) -> Tensor:
@@ -107,26 +108,6 @@ def _corners(boxes: Tensor, mode: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     raise ValueError(f"box coordinate mode {mode!r}")
 
 
-def _box_grid(start: Tensor, end: Tensor, target: int, mode: str) -> Tensor:
-    """Positions [N, target] between the ends of every box."""
-    steps = torch.arange(target, dtype=torch.float32)
-    start, end = start[:, None], end[:, None]
-    extent = end - start
-    if mode == "ALIGN_CORNERS" and target == 1:
-        return start + extent / 2
-    if mode in ("STRICT_ALIGN_CORNERS", "ALIGN_CORNERS"):
-        return start + steps * (extent / max(target - 1, 1))
-    size = extent + 1
-    if mode == "DEFAULT":
-        return start + steps * ((size - size / target) / max(target - 1, 1))
-    if mode == "OFFSET_CORNERS":
-        delta = extent.clamp(min=1) / target
-        return start + 0.5 * delta + steps * delta
-    if mode == "UNALIGN_CORNERS":
-        return start + (steps + 0.5) * (size / target) - 0.5
-    raise ValueError(f"sampling mode {mode!r}")
-
-
 def _crops(
     images: Tensor,
     boxes: Tensor,
@@ -144,8 +125,12 @@ def _crops(
     if normalized:
         top, bottom = top * (height - 1), bottom * (height - 1)
         left, right = left * (width - 1), right * (width - 1)
-    rows = _box_grid(top, bottom, target_height, sampling_mode)[:, :, None].expand(-1, -1, target_width)
-    columns = _box_grid(left, right, target_width, sampling_mode)[:, None, :].expand(-1, target_height, -1)
+    rows = positions(top[:, None], (bottom - top)[:, None], target_height, sampling_mode)[:, :, None].expand(
+        -1, -1, target_width
+    )
+    columns = positions(left[:, None], (right - left)[:, None], target_width, sampling_mode)[:, None, :].expand(
+        -1, target_height, -1
+    )
     inside = (rows >= 0) & (rows <= height - 1) & (columns >= 0) & (columns <= width - 1)
     crops = sample(images, rows, columns, "bilinear", "border", 0.0)
     return crops.masked_fill(~inside[:, None], pad_value)
