@@ -10,15 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from md_export.spec.artifact import ArtifactEntry
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.weight_storage import WeightStorage
-from md_export.targets.contract import (
-    CompilesForNpu,
-    CountsCosts,
-    HasForms,
-    LoweringJob,
-    RunsAsWritten,
-    Saved,
-    Target,
-)
+from md_export.targets.contract import CompilesForNpu, CountsCosts, HasForms, LoweringJob, RunsAsWritten, Saved, Target
 from md_export.targets.operations import OpCost
 
 if TYPE_CHECKING:

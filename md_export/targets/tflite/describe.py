@@ -14,19 +14,7 @@ import numpy as np
 from md_export.errors import RuntimeFault
 from md_export.targets.contract import Description
 from md_export.targets.operations import Node, Op, OpCost, Value, Work, costs_of, multiplying, product_macs
-from md_export.targets.tflite.flatbuffer import (
-    DTYPES,
-    END,
-    MALFORMED,
-    WeightedOp,
-    data_of,
-    modules_in,
-    operator_name,
-    read_model,
-    read_notes,
-    shape_of,
-    weighted_ops,
-)
+from md_export.targets.tflite import flatbuffer
 
 _VIEWS: Final = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE")
 _MOVES: Final = ("TRANSPOSE", "SPACE_TO_DEPTH", "DEPTH_TO_SPACE", "SPACE_TO_BATCH_ND", "BATCH_TO_SPACE_ND")
@@ -47,16 +35,18 @@ def describe(path: Path) -> Description:
     Raises:
         RuntimeFault: the file is no .tflite file.
     """
-    model = read_model(path)
+    model = flatbuffer.read_model(path)
     try:
         return _describe(model)
-    except MALFORMED as error:
+    except flatbuffer.MALFORMED as error:
         raise RuntimeFault(f"{path.name}: corrupted: {error}; export it again") from error
 
 
 def _describe(model: Any) -> Description:
-    weights = weighted_ops(model)
-    operators = Counter(operator_name(model, operator) for graph in model.subgraphs for operator in graph.operators)
+    weights = flatbuffer.weighted_ops(model)
+    operators = Counter(
+        flatbuffer.operator_name(model, operator) for graph in model.subgraphs for operator in graph.operators
+    )
     constants = _constants(model).values()
     return Description(
         stored=_bytes_by_dtype(model),
@@ -65,11 +55,11 @@ def _describe(model: Any) -> Description:
         int8_weights=sum(op.dtype == "int8" for op in weights),
         int8_inputs=_int8_inputs(weights),
         not_finite=tuple(tensor.name.decode() for tensor in constants if not _finite(model, tensor)),
-        notes=read_notes(model),
+        notes=flatbuffer.read_notes(model),
     )
 
 
-def _int8_inputs(weights: Sequence[WeightedOp]) -> float:
+def _int8_inputs(weights: Sequence[flatbuffer.WeightedOp]) -> float:
     """Share of the convolutions and linears with integer weights that take int8 values: norms are float ones."""
     taking = [op.takes for op in weights if op.dtype in ("int8", "int4") and op.operator != "EMBEDDING_LOOKUP"]
     return taking.count("int8") / max(1, len(taking))
@@ -78,19 +68,19 @@ def _int8_inputs(weights: Sequence[WeightedOp]) -> float:
 def _constants(model: Any) -> dict[int, Any]:
     """One tensor per buffer that holds anything."""
     tensors = (tensor for graph in model.subgraphs for tensor in graph.tensors)
-    return {tensor.buffer: tensor for tensor in tensors if data_of(model, tensor).size}
+    return {tensor.buffer: tensor for tensor in tensors if flatbuffer.data_of(model, tensor).size}
 
 
 def _bytes_by_dtype(model: Any) -> dict[str, int]:
     totals: Counter[str] = Counter()
     for tensor in _constants(model).values():
-        totals[DTYPES.get(tensor.type, "other")] += data_of(model, tensor).size
+        totals[flatbuffer.DTYPES.get(tensor.type, "other")] += flatbuffer.data_of(model, tensor).size
     return dict(sorted(totals.items()))
 
 
 def _finite(model: Any, tensor: Any) -> bool:
-    dtype = DTYPES.get(tensor.type, "other")
-    return not dtype.startswith("float") or bool(np.isfinite(data_of(model, tensor).view(dtype)).all())
+    dtype = flatbuffer.DTYPES.get(tensor.type, "other")
+    return not dtype.startswith("float") or bool(np.isfinite(flatbuffer.data_of(model, tensor).view(dtype)).all())
 
 
 def costs(path: Path) -> tuple[OpCost, ...]:
@@ -99,30 +89,32 @@ def costs(path: Path) -> tuple[OpCost, ...]:
     Raises:
         RuntimeFault: the file is no .tflite file.
     """
-    model = read_model(path)
+    model = flatbuffer.read_model(path)
     try:
         graph = model.subgraphs[0]
-        sizes = [int(data_of(model, tensor).size) for tensor in graph.tensors]
+        sizes = [int(flatbuffer.data_of(model, tensor).size) for tensor in graph.tensors]
         values = {str(number): _value(graph.tensors[number], size) for number, size in enumerate(sizes)}
-        modules = {op.output: op.module for op in weighted_ops(model)}
+        modules = {op.output: op.module for op in flatbuffer.weighted_ops(model)}
         return costs_of([_node(model, graph, operator, values, modules) for operator in graph.operators], values)
-    except MALFORMED as error:
+    except flatbuffer.MALFORMED as error:
         raise RuntimeFault(f"{path.name}: corrupted: {error}; export it again") from error
 
 
 def _value(tensor: Any, stored: int = 0) -> Value:
-    return Value(tensor.name.decode(), shape_of(tensor), DTYPES.get(tensor.type, "other"), stored or None)
+    return Value(
+        tensor.name.decode(), flatbuffer.shape_of(tensor), flatbuffer.DTYPES.get(tensor.type, "other"), stored or None
+    )
 
 
 def _node(model: Any, graph: Any, operator: Any, values: Mapping[str, Value], modules: Mapping[str, str]) -> Node:
-    kind = operator_name(model, operator)
+    kind = flatbuffer.operator_name(model, operator)
     inputs, outputs = (
         tuple(str(index) for index in indices if index >= 0) for indices in (operator.inputs, operator.outputs)
     )
     shapes = [values[name].sizes for name in inputs]
     macs = _MACS[kind](shapes, values[outputs[0]].sizes) if kind in _MACS else 0
     name = graph.tensors[operator.outputs[0]].name.decode()
-    named = modules_in(name) if END in name else []
+    named = flatbuffer.modules_in(name) if flatbuffer.END in name else []
     return Node(
         kind,
         _work(kind, shapes),
@@ -174,17 +166,20 @@ def graph_ops(path: Path) -> list[Op]:
     Raises:
         RuntimeFault: the file is no .tflite file.
     """
-    return ops_of(read_model(path))
+    return ops_of(flatbuffer.read_model(path))
 
 
 def ops_of(model: Any) -> list[Op]:
     """The operations of the first graph of the ``ModelT`` that ``read_model`` gives; they read constants as values."""
     graph = model.subgraphs[0]
-    weighted = {op.output: op for op in weighted_ops(model)}
-    return [_op(operator_name(model, operator), graph.tensors, operator, weighted) for operator in graph.operators]
+    weighted = {op.output: op for op in flatbuffer.weighted_ops(model)}
+    return [
+        _op(flatbuffer.operator_name(model, operator), graph.tensors, operator, weighted)
+        for operator in graph.operators
+    ]
 
 
-def _op(kind: str, tensors: Any, operator: Any, weighted: dict[str, WeightedOp]) -> Op:
+def _op(kind: str, tensors: Any, operator: Any, weighted: dict[str, flatbuffer.WeightedOp]) -> Op:
     reads = tuple(_value(tensors[index]) for index in operator.inputs if index >= 0)
     writes = tuple(_value(tensors[index]) for index in operator.outputs)
     weight = weighted.get(writes[0].name)
@@ -206,5 +201,5 @@ def _bytes(value: Value) -> int:
 
 def _module(output: str, *inputs: str) -> str:
     """From the output's name, else from an input's: what a graph returns is named after the artifact's output."""
-    named = [name for name in (output, *inputs) if END in name]
-    return modules_in(named[0])[0] if named else ""
+    named = [name for name in (output, *inputs) if flatbuffer.END in name]
+    return flatbuffer.modules_in(named[0])[0] if named else ""

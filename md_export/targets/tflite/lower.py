@@ -17,14 +17,7 @@ from md_export.spec.tensors import TensorSpec
 from md_export.system.memory import release_weights
 from md_export.targets.contract import LoweringJob
 from md_export.targets.lowering import check_module_globs, check_surface, example_of, quiet
-from md_export.targets.tflite.flatbuffer import (
-    COMPONENT,
-    DTYPES,
-    attach_notes,
-    module_paths_as_names,
-    read_model,
-    shape_of,
-)
+from md_export.targets.tflite import flatbuffer
 from md_export.targets.tflite.target import TfliteModel
 from md_export.targets.tflite.weights import OPERATIONS
 
@@ -43,12 +36,12 @@ class _Named(nn.Module):
 
     def __init__(self, job: LoweringJob) -> None:
         super().__init__()
-        self.add_module(COMPONENT, job.module)
+        self.add_module(flatbuffer.COMPONENT, job.module)
         self.inputs = tuple(spec.name for spec in job.inputs)
         self.outputs = tuple(spec.name for spec in job.outputs)
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
-        made = getattr(self, COMPONENT)(*(inputs[name] for name in self.inputs))
+        made = getattr(self, flatbuffer.COMPONENT)(*(inputs[name] for name in self.inputs))
         return dict(zip(self.outputs, made if isinstance(made, tuple) else (made,), strict=True))
 
 
@@ -85,27 +78,27 @@ def _convert(job: LoweringJob, path: Path) -> None:
     from litert_converter.mlir import ir
 
     try:
-        with module_paths_as_names(job.component):
+        with flatbuffer.module_paths_as_names(job.component):
             signature = litert_torch.signature(SIGNATURE, _Named(job).eval(), sample_kwargs=example_of(job))
             # Weights as resources, not as attributes that every pass copies: the same graph, with the full-size UNet in
             # half of the memory and a quarter of the time.
             converted = signature.convert(lightweight_conversion=True)
             # It has its own copies, and writing makes further ones.
             release_weights(job.module)
-            attach_notes(converted, job.notes)
+            flatbuffer.attach_notes(converted, job.notes)
             converted.export(str(path))
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ir.MLIRError) as error:
         raise ConversionError(f"litert_torch cannot convert {job.component}: {error}") from error
 
 
 def _check_surface(job: LoweringJob, path: Path) -> None:
-    model = read_model(path)
+    model = flatbuffer.read_model(path)
     signature = model.signatureDefs[0]
     tensors = model.subgraphs[signature.subgraphIndex].tensors
 
     def specs(entries: Any) -> list[TensorSpec]:
         found = ((entry.name.decode(), tensors[entry.tensorIndex]) for entry in entries)
-        return [TensorSpec(name, shape_of(tensor), DTYPES[tensor.type]) for name, tensor in found]
+        return [TensorSpec(name, flatbuffer.shape_of(tensor), flatbuffer.DTYPES[tensor.type]) for name, tensor in found]
 
     check_surface(job, specs(signature.inputs), specs(signature.outputs))
 
