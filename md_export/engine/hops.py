@@ -30,7 +30,6 @@ from md_export.spec.recipe import QuantScheme, Recipe
 from md_export.spec.tensors import joined
 from md_export.system.isolation import isolated
 from md_export.targets import TARGETS
-from md_export.targets.contract import RunsAsWritten
 from md_export.targets.execution import execute
 
 Progress = Callable[[str], None]
@@ -192,7 +191,7 @@ def lowered_hop(
         with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
             step = BuildStep(checkpoint_dir, entry.component, recipe, out / GOLDEN_FOLDER, Path(scratch), {})
             isolated(build_component, ConversionError, f"{manifest.target} {entry.component}")(step)
-            return _executed(manifest, entry, Path(scratch), cases, _as_written(manifest))
+            return _executed(manifest, entry, Path(scratch), cases, TARGETS[manifest.target].as_written)
 
     return _hop("lowered", f"converted to {manifest.target} in float32", manifest, entry, run)
 
@@ -202,7 +201,7 @@ def quantized_hop(out: Path, manifest: Manifest, entry: ArtifactEntry, cases: Se
 
     Returns None if the component is stored and computed in float32; :func:`runtime_hop` covers that case.
     """
-    scheme, runtime = manifest.recipe.schemes[entry.component], _as_written(manifest)
+    scheme, runtime = manifest.recipe.schemes[entry.component], TARGETS[manifest.target].as_written
     if scheme == _FLOAT32:
         return None
     what = f"{scheme.weights} weights, {scheme.activations} activations"
@@ -214,15 +213,9 @@ def runtime_hop(out: Path, manifest: Manifest, entry: ArtifactEntry, cases: Sequ
 
     Returns None if the runtime executes the graph as written and the quantized hop has already measured that.
     """
-    if _as_written(manifest) is None and manifest.recipe.schemes[entry.component] != _FLOAT32:
+    if TARGETS[manifest.target].as_written is None and manifest.recipe.schemes[entry.component] != _FLOAT32:
         return None
     return _hop("runtime", "executed by its runtime", manifest, entry, lambda: _executed(manifest, entry, out, cases))
-
-
-def _as_written(manifest: Manifest) -> str | None:
-    """Return the name of the runtime that executes a graph as written; None if the target's usual runtime does."""
-    target = TARGETS[manifest.target]
-    return target.as_written if isinstance(target, RunsAsWritten) else None
 
 
 def _hop(name: str, what: str, manifest: Manifest, entry: ArtifactEntry, run: Callable[[], float]) -> Hop:

@@ -41,7 +41,6 @@ from md_export.spec.recipe import Recipe
 from md_export.spec.sampler import Ddim, Euler
 from md_export.system.files import copy_file
 from md_export.targets import TARGETS, tools_of
-from md_export.targets.contract import CompilesForNpu
 
 # Folder of calibration cases in the entry of their step.
 CASES: Final = "cases"
@@ -118,8 +117,7 @@ def seal(
         check_bundle(folder, tuple(entry.file for entry in entries))
     if recipe.target == "coreai":
         write_assets(recipe, checkpoint, folder, entries)
-    if isinstance(target := TARGETS[recipe.target], CompilesForNpu):
-        entries = target.compile_contexts(recipe.npu, folder, entries, print)
+    entries = TARGETS[recipe.target].compile_contexts(recipe.npu, folder, entries, print)
     checkpoint.copy_tokenizer(folder / "tokenizer")
     manifest = _manifest(recipe, checkpoint, folder, entries, drift)
     write_manifest(manifest, folder)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from md_export.errors import ArtifactError
-from md_export.targets.contract import HasForms, Target
+from md_export.targets.contract import Target
 from md_export.targets.coreai.target import CoreaiTarget
 from md_export.targets.coreml.target import CoremlTarget
 from md_export.targets.onnx.target import OnnxTarget
@@ -30,7 +30,7 @@ DIFFUSERS: Final = "diffusers"
 
 def suffix_of(target: Target, form: str | None) -> str:
     """Ending of an artifact in that form; None for the usual one."""
-    return target.forms[form] if form is not None and isinstance(target, HasForms) else target.suffix
+    return target.forms.get(form or "", target.suffix)
 
 
 def target_named(name: str) -> Target:
@@ -53,8 +53,7 @@ def target_of(artifact: Path) -> Target:
     if not artifact.exists():
         raise ArtifactError(f"{artifact} does not exist; name an artifact that md-export wrote")
     for target in TARGETS.values():
-        forms = target.forms.values() if isinstance(target, HasForms) else ()
-        if artifact.suffix in (target.suffix, *forms):
+        if artifact.suffix in (target.suffix, *target.forms.values()):
             return target
     suffixes = ", ".join(target.suffix for target in TARGETS.values())
     raise ArtifactError(f"{artifact.name} is no artifact of a known target; known endings: {suffixes}")

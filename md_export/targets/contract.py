@@ -150,6 +150,9 @@ class Target(Protocol):
         distributions: packages whose versions the manifest records.
         title: format and runtime in words.
         system: machine that the vendor's libraries need; empty where they run on any.
+        as_written: name of a second runtime, for :meth:`load`, that executes a graph as it is written, where the usual
+            one optimizes it first; None where the usual one executes it so.
+        forms: endings of artifacts of another form than the usual one, by the name that recipes give to the form.
     """
 
     name: ClassVar[str]
@@ -158,6 +161,8 @@ class Target(Protocol):
     distributions: ClassVar[tuple[str, ...]]
     title: ClassVar[str]
     system: ClassVar[str] = ""
+    as_written: ClassVar[str | None] = None
+    forms: ClassVar[Mapping[str, str]] = {}
 
     def require(self) -> None:
         """Raise :class:`MissingExtraError` where a library of the vendor is not installed. Imports nothing."""
@@ -227,6 +232,19 @@ class Target(Protocol):
         """
         return self.saved().stored_weights(path, scheme)
 
+    def compile_contexts(
+        self,
+        names: Sequence[str],  # noqa: ARG002 (a target whose artifacts no NPU's compiler takes has no contexts)
+        folder: Path,  # noqa: ARG002
+        entries: tuple[ArtifactEntry, ...],
+        progress: Callable[[str], None],  # noqa: ARG002
+    ) -> tuple[ArtifactEntry, ...]:
+        """Compile each artifact of an export in ``folder`` for each chip, by its name; the contexts lie beside them.
+
+        ConversionError where a chip's compiler refuses an operation; MissingExtraError where no compiler is installed.
+        """
+        return entries
+
 
 @runtime_checkable
 class Lints(Protocol):
@@ -250,46 +268,6 @@ class CountsCosts(Protocol):
         RuntimeFault or ArtifactError where it cannot be read.
         """
         ...
-
-
-@runtime_checkable
-class RunsAsWritten(Protocol):
-    """A target whose usual runtime optimizes a graph first, with a second one that executes it as it is written.
-
-    Attributes:
-        as_written: name of that runtime, for :meth:`Target.load`.
-    """
-
-    as_written: ClassVar[str]
-
-
-@runtime_checkable
-class CompilesForNpu(Protocol):
-    """A target whose artifacts a compiler turns into programs for phones' NPUs."""
-
-    def compile_contexts(
-        self,
-        names: Sequence[str],
-        folder: Path,
-        entries: Sequence[ArtifactEntry],
-        progress: Callable[[str], None],
-    ) -> tuple[ArtifactEntry, ...]:
-        """Compile each artifact of an export in ``folder`` for each chip, by its name; the contexts lie beside them.
-
-        ConversionError where a chip's compiler refuses an operation; MissingExtraError where no compiler is installed.
-        """
-        ...
-
-
-@runtime_checkable
-class HasForms(Protocol):
-    """A target whose artifacts can have another form than the usual one.
-
-    Attributes:
-        forms: endings of such artifacts, by the name that recipes give to the form.
-    """
-
-    forms: ClassVar[Mapping[str, str]]
 
 
 def labelled(notes: Mapping[str, str]) -> dict[str, str]:

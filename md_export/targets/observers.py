@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from math import frexp
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,17 +29,7 @@ _SHARES: Final[_Floats] = 2.0 ** (-np.arange(5 * 16 + 1) / 16)
 _ROUNDS: Final = 3
 
 
-class Observer(Protocol):
-    """Observer of one value of a graph."""
-
-    def add(self, values: Array) -> None:
-        """Take note of one tensor of floats. ValueError where it holds NaN or Inf."""
-
-    def bounds(self) -> tuple[float, float]:
-        """Least and greatest value that int8 should represent; ValueError where nothing was seen."""
-
-
-def observer(rule: RangeRule, symmetric: bool) -> Observer:
+def observer(rule: RangeRule, symmetric: bool) -> Extremes:
     """An observer by the rule; ``symmetric``: the target's int8 reaches as far below zero as above."""
     if rule.observer == "percentile":
         return Percentile((rule.percentile or 100) / 100, symmetric)
@@ -51,7 +41,7 @@ class ObserverTable:
 
     def __init__(self, rule: RangeRule, symmetric: bool) -> None:
         self._rule, self._symmetric = rule, symmetric
-        self._observers: dict[str, Observer] = {}
+        self._observers: dict[str, Extremes] = {}
 
     def add(self, name: str, values: Array) -> None:
         """Take note of one tensor of floats. ValueError, with the name, where it holds NaN or Inf."""
@@ -82,20 +72,20 @@ def portions(sizes: Mapping[str, int], most: int) -> Iterator[list[str]]:
 
 
 class Extremes:
-    """The least and the greatest value."""
+    """Observer of one value of a graph: the least and the greatest."""
 
     def __init__(self) -> None:
         self.low, self.high = np.inf, -np.inf
 
     def add(self, values: Array) -> None:
-        """Take note of one tensor."""
+        """Take note of one tensor of floats. ValueError where it holds NaN or Inf."""
         low, high = float(np.min(values)), float(np.max(values))
         if not np.isfinite([low, high]).all():
             raise ValueError(f"reaches {low:g} to {high:g}, which has no int8 scale")
         self.low, self.high = min(self.low, low), max(self.high, high)
 
     def bounds(self) -> tuple[float, float]:
-        """Both."""
+        """Least and greatest value that int8 should represent; ValueError where nothing was seen."""
         if self.low > self.high:
             raise ValueError("was never computed")
         return self.low, self.high

@@ -233,27 +233,15 @@ def _work(kind: str, shapes: _Shapes) -> Work:
     return "view" if kind in _VIEWS else "layout move" if kind in _MOVES else "other"
 
 
-def _conv(shapes: _Shapes, out: tuple[int, ...]) -> int:
-    return math.prod(out) * math.prod(shapes["weight"][0][1:])
-
-
-def _conv_transpose(shapes: _Shapes, _: tuple[int, ...]) -> int:
-    return math.prod(shapes["x"][0]) * math.prod(shapes["weight"][0][1:])
-
-
-def _linear(shapes: _Shapes, out: tuple[int, ...]) -> int:
-    return math.prod(out) * shapes["weight"][0][-1]
-
-
 def _attention(shapes: _Shapes, out: tuple[int, ...]) -> int:
     query, keys = shapes["query"][0], shapes["key"][0][-2]
     return (math.prod(query) + math.prod(out)) * keys
 
 
 _MACS: Final[Mapping[str, Callable[[_Shapes, tuple[int, ...]], int]]] = {
-    "conv": _conv,
-    "conv_transpose": _conv_transpose,
-    "linear": _linear,
+    "conv": lambda shapes, out: math.prod(out) * math.prod(shapes["weight"][0][1:]),
+    "conv_transpose": lambda shapes, _: math.prod(shapes["x"][0]) * math.prod(shapes["weight"][0][1:]),
+    "linear": lambda shapes, out: math.prod(out) * shapes["weight"][0][-1],
     "matmul": lambda shapes, out: product_macs(shapes["x"][0], out),
     "scaled_dot_product_attention": _attention,
 }

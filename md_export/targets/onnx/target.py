@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from md_export.spec.artifact import ArtifactEntry
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.weight_storage import WeightStorage
-from md_export.targets.contract import CompilesForNpu, CountsCosts, HasForms, LoweringJob, RunsAsWritten, Saved, Target
+from md_export.targets.contract import CountsCosts, LoweringJob, Saved, Target
 from md_export.targets.operations import OpCost
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class OnnxModel:
         save(self, path)
 
 
-class OnnxTarget(Target, CountsCosts, RunsAsWritten, HasForms, CompilesForNpu):
+class OnnxTarget(Target, CountsCosts):
     """ONNX: standard opset-18 graphs for onnxruntime, float32, float16 or int8 QDQ."""
 
     name = "onnx"
@@ -74,7 +74,7 @@ class OnnxTarget(Target, CountsCosts, RunsAsWritten, HasForms, CompilesForNpu):
         self,
         names: Sequence[str],
         folder: Path,
-        entries: Sequence[ArtifactEntry],
+        entries: tuple[ArtifactEntry, ...],
         progress: Callable[[str], None],
     ) -> tuple[ArtifactEntry, ...]:
         from md_export.targets.onnx.npu.process import compile_contexts

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from md_export.rewrites.split_wide_conv2d import SplitConv2d
 from md_export.rewrites.upsample_to_four_convs import FourConv2d
 from md_export.spec.scheme import Rounding
 from md_export.spec.weight_storage import WeightStorage
-from md_export.targets.quantization.levels import fitted, least_squares, memberships, widest
+from md_export.targets.quantization.levels import Levels, fitted, least_squares, memberships, widest
 
 # Positions of a map that count for each input: every so many-th row and column, where it has more.
 _MOST_POSITIONS: Final = 16384
@@ -94,18 +94,6 @@ class InputSums:
     def close(self) -> None:
         """Take the hook away."""
         self._handle.remove()
-
-
-class Levels(Protocol):
-    """The values that elements of a weight may take."""
-
-    def nearest(self, values: Tensor, part: slice = ...) -> Tensor:
-        """``values`` rounded; ``part`` of the last axis is what they are."""
-        ...
-
-    def reordered(self, order: Tensor) -> Levels:
-        """For a weight whose last axis is in another order, ``[..., n]`` of indices."""
-        ...
 
 
 def compensated(weight: Tensor, hessian: Tensor, levels: Levels) -> Tensor:

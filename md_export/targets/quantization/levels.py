@@ -177,6 +177,10 @@ class Palettes:
         return self
 
 
+# The values that elements of a weight may take.
+Levels = Grid | Palettes
+
+
 def fitted(weight: Tensor, members: Tensor, entries: int, importance: Tensor) -> Palettes:
     """Tables with the least weighted squared error.
 

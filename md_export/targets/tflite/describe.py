@@ -118,7 +118,7 @@ def _node(model: Any, graph: Any, operator: Any, values: Mapping[str, Value], mo
     return Node(
         kind,
         _work(kind, shapes),
-        # The values that it is applied to are last; see _conv_transpose.
+        # The values that it is applied to are last; see _MACS.
         inputs[::-1] if kind == "TRANSPOSE_CONV" else inputs,
         outputs,
         macs,
@@ -136,25 +136,12 @@ def _work(kind: str, shapes: _Shapes) -> Work:
     return "view" if kind in _VIEWS else "layout move" if kind in _MOVES else "other"
 
 
-def _conv(shapes: _Shapes, out: tuple[int, ...]) -> int:
-    """Weights ``[out, height, width, in]``."""
-    return math.prod(out) * math.prod(shapes[1][1:])
-
-
-def _depthwise(shapes: _Shapes, out: tuple[int, ...]) -> int:
-    """Weights ``[1, height, width, channels]``."""
-    return math.prod(out) * math.prod(shapes[1][1:3])
-
-
-def _conv_transpose(shapes: _Shapes, _: tuple[int, ...]) -> int:
-    """Operands: the shape of the output, weights ``[out, height, width, in]``, values."""
-    return math.prod(shapes[2]) * math.prod(shapes[1][:3])
-
-
 _MACS: Final[Mapping[str, Callable[[_Shapes, tuple[int, ...]], int]]] = {
-    "CONV_2D": _conv,
-    "DEPTHWISE_CONV_2D": _depthwise,
-    "TRANSPOSE_CONV": _conv_transpose,
+    # Weights [out, height, width, in], and [1, height, width, channels].
+    "CONV_2D": lambda shapes, out: math.prod(out) * math.prod(shapes[1][1:]),
+    "DEPTHWISE_CONV_2D": lambda shapes, out: math.prod(out) * math.prod(shapes[1][1:3]),
+    # Operands: the shape of the output, weights [out, height, width, in], values.
+    "TRANSPOSE_CONV": lambda shapes, _: math.prod(shapes[2]) * math.prod(shapes[1][:3]),
     "FULLY_CONNECTED": lambda shapes, out: math.prod(out) * shapes[1][-1],
     "BATCH_MATMUL": lambda shapes, out: product_macs(shapes[0], out),
 }
