@@ -6,9 +6,9 @@ give the same range, to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from math import frexp
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from md_export.spec.calibration import RangeRule
 from md_export.spec.tensors import Array
 
 _Floats = NDArray[np.float64]
+_Item = TypeVar("_Item")
 
 # Bins on each side of zero. Half of them at least are in use, so that a bin is no wider than a step of int8 even where
 # the range is 32 times smaller than the largest value. 128 KiB for each value of a graph.
@@ -57,15 +58,17 @@ class ObserverTable:
         return {name: seen.bounds() for name, seen in self._observers.items()}
 
 
-def portions(sizes: Mapping[str, int], most: int) -> Iterator[list[str]]:
-    """Names whose values together take no more than so many bytes, or a single one that takes more."""
-    portion: list[str] = []
-    left = most
-    for name, size in sizes.items():
-        if portion and size > left:
+def portions(
+    sizes: Iterable[tuple[_Item, int]], most_bytes: int, most_items: int | None = None
+) -> Iterator[list[_Item]]:
+    """Items, each given with its bytes, whose bytes together are no more than so many, or a single one with more."""
+    portion: list[_Item] = []
+    left = most_bytes
+    for item, size in sizes:
+        if portion and (size > left or len(portion) == most_items):
             yield portion
-            portion, left = [], most
-        portion.append(name)
+            portion, left = [], most_bytes
+        portion.append(item)
         left -= size
     if portion:
         yield portion

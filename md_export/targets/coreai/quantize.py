@@ -134,7 +134,7 @@ def _measured(program: Any, values: Sequence[Any], job: LoweringJob) -> Mapping[
     with tempfile.TemporaryDirectory(dir=job.workdir) as scratch:
         saved = Path(scratch) / f"{job.component}.aimodel"
         write_program(program, saved, {})
-        for portion in portions(sizes, _PORTION):
+        for portion in portions(sizes.items(), _PORTION):
             with watched(saved, portion) as run:
                 for inputs in job.calibration:
                     for name, found in run(inputs).items():

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 
@@ -17,7 +17,17 @@ from md_export.targets.contract import Description, notes_among
 from md_export.targets.coreml.mil.dtypes import TensorType, parse_type
 from md_export.targets.coreml.mil.loading import Package
 from md_export.targets.coreml.mil.values import BlobFile
-from md_export.targets.coreml.package import KEY, PACKED, WEIGHTS, blobs_of, main_operations, read_modules, read_spec
+from md_export.targets.coreml.package import (
+    KEY,
+    PACKED,
+    WEIGHTS,
+    Operand,
+    blobs_of,
+    main_operations,
+    operands_of,
+    read_modules,
+    read_spec,
+)
 from md_export.targets.coreml.weights import float_weights
 from md_export.targets.operations import Node, OpCost, Value, Work, costs_of, einsum_macs, multiplying, product_macs
 
@@ -156,22 +166,12 @@ def _values(package: Package, function: Any, block: Any) -> Iterator[tuple[str, 
                 yield operand.name, value_of(operand.given, _stored(package, operand.given), operand.name)
 
 
-class _Operand(NamedTuple):
-    """``given``: the constant, where it stands in the operation itself."""
-
-    role: str
-    name: str
-    given: Any
-
-
-def _operands(op: Any) -> Iterator[_Operand]:
-    for role, value in op.inputs.items():
-        for place, argument in enumerate(value.arguments):
-            name = argument.name or f"{op.outputs[0].name}/{role}/{place}"
-            yield _Operand(role, name, None if argument.name else argument.value)
-    for role, value in op.attributes.items():
-        if op.type.startswith("constexpr_") and role != "name":
-            yield _Operand(role, f"{op.outputs[0].name}/{role}", value)
+def _operands(op: Any) -> Iterator[Operand]:
+    """Each operand under a name, its own or one by its role; attributes are operands of what decodes a weight alone."""
+    for operand in operands_of(op):
+        if operand.role in op.inputs or (op.type.startswith("constexpr_") and operand.role != "name"):
+            name = operand.name or f"{op.outputs[0].name}/{operand.role}/{operand.place}"
+            yield operand._replace(name=name)
 
 
 def value_of(proto: Any, stored: int | None = None, name: str = "") -> Value:
@@ -214,13 +214,13 @@ def _node(op: Any, values: Mapping[str, Value], modules: Mapping[str, str], text
     )
 
 
-def _equation(operands: Iterable[_Operand], texts: Mapping[str, Any]) -> str:
+def _equation(operands: Iterable[Operand], texts: Mapping[str, Any]) -> str:
     (operand,) = (operand for operand in operands if operand.role == "equation")
     written = texts[operand.name] if operand.given is None else operand.given
     return str(written.immediateValue.tensor.strings.values[0])
 
 
-def _order(operand: _Operand) -> tuple[bool, str]:
+def _order(operand: Operand) -> tuple[bool, str]:
     """The values that an operation is applied to come first, whatever the program's order."""
     return operand.role not in ("x", "input", "query", "values"), operand.role
 

@@ -16,7 +16,7 @@ from md_export.targets.coreml.describe import value_of
 from md_export.targets.coreml.hazard import measure
 from md_export.targets.coreml.mil.loading import Package
 from md_export.targets.coreml.mil.values import decode
-from md_export.targets.coreml.package import read_modules
+from md_export.targets.coreml.package import operands_of, read_modules
 from md_export.targets.lint.judge import judge, judged
 from md_export.targets.lint.report import LintReport
 from md_export.targets.lint.rules import rules_of
@@ -50,8 +50,8 @@ def _ops(package: Package) -> Iterator[Op]:
     values = {proto.name: value_of(proto) for proto in (*function.inputs, *outputs)}
     modules = read_modules(package.spec)
     for op in executed:
-        names = [argument.name for group in op.inputs.values() for argument in group.arguments if argument.name]
-        reads, writes = tuple(values[name] for name in names if name in values), tuple(map(value_of, op.outputs))
+        reads = tuple(values[item.name] for item in operands_of(op) if item.name in values)
+        writes = tuple(map(value_of, op.outputs))
         yield Op(
             kind=str(op.type),
             module=modules.get(writes[0].name, "") if writes else "",
@@ -69,12 +69,10 @@ def _decodes(op: Any) -> bool:
 
 def _constants(op: Any, held: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield each constant argument with its role; further arguments of a role are numbered: ``role/1``."""
-    yield from op.attributes.items()
-    for role, group in op.inputs.items():
-        for place, argument in enumerate(group.arguments):
-            proto = argument.value if argument.WhichOneof("binding") == "value" else held.get(argument.name)
-            if proto is not None:
-                yield (f"{role}/{place}" if place else role), proto
+    for role, place, name, given in operands_of(op):
+        proto = held.get(name) if given is None else given
+        if proto is not None:
+            yield (f"{role}/{place}" if place else role), proto
 
 
 def _decoded(proto: Any, package: Package) -> Array:

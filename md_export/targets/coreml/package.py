@@ -106,6 +106,30 @@ def _spec(feature: Any) -> TensorSpec:
     return TensorSpec(feature.name, tuple(int(size) for size in array.shape), _DTYPES[array.dataType])
 
 
+class Operand(NamedTuple):
+    """What an operation takes in a role: the name of a value, or the constant itself where it stands in the operation.
+
+    Attributes:
+        place: position among the operands of the role.
+        name: of a value; "" for a constant.
+        given: the constant's ``MIL_pb2.Value``; None for the name of a value.
+    """
+
+    role: str
+    place: int
+    name: str
+    given: Any
+
+
+def operands_of(op: Any) -> Iterator[Operand]:
+    """The inputs of an operation of a program, then its attributes."""
+    for role, value in op.inputs.items():
+        for place, argument in enumerate(value.arguments):
+            yield Operand(role, place, argument.name, None if argument.name else argument.value)
+    for role, value in op.attributes.items():
+        yield Operand(role, 0, "", value)
+
+
 class Blob(NamedTuple):
     """A constant in the weight file: what an operation does with it, and where its record lies."""
 
@@ -115,10 +139,9 @@ class Blob(NamedTuple):
 
 def blobs_of(op: Any) -> Iterator[Blob]:
     """Each constant in the weight file that an operation of a program takes."""
-    bound = [(role, argument.value) for role, value in op.inputs.items() for argument in value.arguments]
-    for role, value in (*op.attributes.items(), *bound):
-        if value.WhichOneof("value") == "blobFileValue":
-            yield Blob(role, int(value.blobFileValue.offset))
+    for role, _, _, given in operands_of(op):
+        if given is not None and given.WhichOneof("value") == "blobFileValue":
+            yield Blob(role, int(given.blobFileValue.offset))
 
 
 def number_nodes(program: ExportedProgram) -> dict[int, str]:
@@ -166,22 +189,14 @@ def read_modules(spec: Any) -> dict[str, str]:
     operations = [op for op in main_operations(spec) if op.type != "const" and op.outputs]
     found: dict[str, str | None] = {}
     for op in operations:
-        path = known.get(op.outputs[0].name)
-        found |= dict.fromkeys(_outputs(op), _first(path, *(found.get(name) for name in _inputs(op))))
+        path = _first(known.get(op.outputs[0].name), *(found.get(item.name) for item in operands_of(op)))
+        found |= {output.name: path for output in op.outputs}
     for op in reversed(operations):
         path = found[op.outputs[0].name]
-        for name in _inputs(op):
-            if name in found:
-                found[name] = _first(found[name], path)
+        for item in operands_of(op):
+            if item.name in found:
+                found[item.name] = _first(found[item.name], path)
     return {name: path or "" for name, path in found.items()}
-
-
-def _outputs(op: Any) -> list[str]:
-    return [output.name for output in op.outputs]
-
-
-def _inputs(op: Any) -> list[str]:
-    return [argument.name for value in op.inputs.values() for argument in value.arguments if argument.name]
 
 
 def _first(*paths: str | None) -> str | None:

@@ -26,6 +26,7 @@ from md_export.targets.coreml.package import (
     blobs_of,
     feature_specs,
     main_operations,
+    operands_of,
     read_modules,
     read_spec,
 )
@@ -85,9 +86,8 @@ def stored_weights(path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:
 def _readers(operations: Any) -> dict[str, list[_Reader]]:
     readers: dict[str, list[_Reader]] = defaultdict(list)
     for op in operations:
-        for role, bound in op.inputs.items():
-            for argument in bound.arguments:
-                readers[argument.name].append(_Reader(op, role))
+        for operand in operands_of(op):
+            readers[operand.name].append(_Reader(op, operand.role))
     return readers
 
 

@@ -101,7 +101,7 @@ def _observed(source: Path, operators: Sequence[str], external: bool, path: Path
     base = CalibraterBase(source, operators)
     names, infos = base.select_tensors_to_calibrate(base.model)
     seen = ObserverTable(job.ranges, symmetric=False)
-    for portion in portions({name: _size(infos[name]) for name in sorted(names)}, _PORTION):
+    for portion in portions(((name, _size(infos[name])) for name in sorted(names)), _PORTION):
         del base.model.graph.output[:]
         base.model.graph.output.extend(infos[name] for name in portion)
         onnx.save(base.model, str(path), save_as_external_data=external)

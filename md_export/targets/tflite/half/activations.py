@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -13,6 +13,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from md_export.errors import RuntimeFault
 from md_export.spec.tensors import Array, Arrays
+from md_export.targets.observers import portions
 from md_export.targets.operations import Op
 from md_export.targets.tflite import flatbuffer
 from md_export.targets.tflite.describe import ops_of
@@ -72,8 +73,9 @@ class Recorder:
         Raises:
             RuntimeFault: the inputs are not the file's, or an op failed.
         """
-        pairs = list(zip(self._ops, self._graph.operators, strict=True))
-        for part in self._parts(pairs):
+        pairs = zip(self._ops, self._graph.operators, strict=True)
+        # Runs of ops whose values fit the memory.
+        for part in portions(((pair, self._bytes(pair[1])) for pair in pairs), _KEPT):
             wanted = sorted({index for _, operator in part for index in self._computed(operator)})
             found = values(self._path, inputs, [str(index) for index in wanted])
             for op, operator in part:
@@ -89,18 +91,8 @@ class Recorder:
         used = {int(index) for index in (*operator.inputs, operator.outputs[0])}
         return used - set(self._constants) - {-1}
 
-    def _parts(self, pairs: Sequence[tuple[Op, Any]]) -> Iterator[list[tuple[Op, Any]]]:
-        """Runs of ops whose values fit the memory."""
-        part: list[tuple[Op, Any]] = []
-        size = 0
-        for pair in pairs:
-            need = sum(4 * prod(flatbuffer.shape_of(self._graph.tensors[index])) for index in self._computed(pair[1]))
-            if part and size + need > _KEPT:
-                yield part
-                part, size = [], 0
-            part.append(pair)
-            size += need
-        yield part
+    def _bytes(self, operator: Any) -> int:
+        return sum(4 * prod(flatbuffer.shape_of(self._graph.tensors[index])) for index in self._computed(operator))
 
     def _value(self, index: int, found: dict[str, Array]) -> Array | None:
         if index < 0:
