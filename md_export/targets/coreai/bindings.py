@@ -25,7 +25,7 @@ from coreai._compiler._mlir_libs._coreaiIR._bindings.mlir import (
 )
 from coreai._compiler.dialects import coreai as dialect
 
-from md_export.errors import ConversionError, RuntimeFault, one_line
+from md_export.errors import ConversionError, RuntimeFault, raised_as
 
 # First: the dialects import it, and it them.
 
@@ -78,13 +78,9 @@ def converting(component: str, stage: str) -> Iterator[None]:
     """
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
+        then = "; rewrite the operation named here, or leave the component out with --component"
+        with raised_as(ConversionError, f"{component}: Core AI {stage} failed", VENDOR_ERRORS, then):
             yield
-        except VENDOR_ERRORS as error:
-            raise ConversionError(
-                f"{component}: Core AI {stage} failed: {one_line(error)}; rewrite the operation named here, "
-                "or leave the component out with --component"
-            ) from error
 
 
 def read_program(path: Path) -> Any:
@@ -93,11 +89,9 @@ def read_program(path: Path) -> Any:
     Raises:
         RuntimeFault: it is no such asset, or was altered: Apple's parser ends the process where bytes are wrong.
     """
-    try:
+    with raised_as(RuntimeFault, f"{path.name} is no Core AI asset; export it again", VENDOR_ERRORS):
         _check_hash(path)
         return AIModelAsset.load(path).program
-    except VENDOR_ERRORS as error:
-        raise RuntimeFault(f"{path.name} is no Core AI asset; export it again: {one_line(error)}") from error
 
 
 def _check_hash(path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from md_export.errors import ArtifactError, RuntimeFault, UsageError, one_line
+from md_export.errors import ArtifactError, RuntimeFault, UsageError, raised_as
 from md_export.spec.tensors import Arrays
 from md_export.targets.contract import Description
 from md_export.targets.coreai.bindings import VENDOR_ERRORS, ir, kind_of, module_of, operations, read_program
@@ -40,10 +40,8 @@ def describe(path: Path) -> Description:
         RuntimeFault: it is no Core AI asset, or holds what no export does.
     """
     program = read_program(path)
-    try:
+    with raised_as(RuntimeFault, f"{path.name} cannot be read", VENDOR_ERRORS):
         return _description(operations(program), read_notes(path))
-    except VENDOR_ERRORS as error:
-        raise RuntimeFault(f"{path.name} cannot be read: {one_line(error)}") from error
 
 
 def _description(found: list[Any], notes: dict[str, str]) -> Description:

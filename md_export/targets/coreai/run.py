@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from md_export.errors import RuntimeFault, UsageError, one_line
-from md_export.spec.tensors import check_arrays
+from md_export.errors import RuntimeFault, UsageError, raised_as
+from md_export.spec.runner import check_arrays
 from md_export.spec.tensors import Array, Arrays, TensorSpec
 from md_export.targets.contract import Step
 from md_export.targets.coreai import bindings
@@ -50,10 +50,8 @@ class CoreAIRunner:
 
         check_arrays(self._name, self.inputs, inputs)
         given = {name: NDArray(np.array(value, order="C")) for name, value in inputs.items()}
-        try:
+        with raised_as(RuntimeFault, f"{self._name}: the Core AI runtime failed", bindings.VENDOR_ERRORS):
             made = self._loop.run_until_complete(self._function(given))
-        except bindings.VENDOR_ERRORS as error:
-            raise RuntimeFault(f"{self._name}: the Core AI runtime failed: {one_line(error)}") from error
         return {spec.name: np.array(made[spec.name].numpy()) for spec in self.outputs}
 
     def _spec(self, name: str, found: Any) -> TensorSpec:
@@ -72,12 +70,9 @@ def load(path: Path, runtime: str | None = None) -> CoreAIRunner:
     if runtime is not None:
         raise UsageError(f"{path.name} runs in Apple's Core AI runtime only; leave out the runtime {runtime!r}")
     bindings.read_program(path)
-    try:
+    what = f"{path.name} is no asset that the Core AI runtime can run; export it again"
+    with raised_as(RuntimeFault, what, bindings.VENDOR_ERRORS):
         return CoreAIRunner(path)
-    except bindings.VENDOR_ERRORS as error:
-        raise RuntimeFault(
-            f"{path.name} is no asset that the Core AI runtime can run; export it again: {one_line(error)}"
-        ) from error
 
 
 def _close(loop: asyncio.AbstractEventLoop, stack: AsyncExitStack) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from md_export.errors import RuntimeFault
+from md_export.errors import RuntimeFault, raised_as
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import Array
 from md_export.targets.coreai.bindings import VENDOR_ERRORS, dialect, ir, kind_of, module_of, operations, read_program
@@ -56,14 +56,12 @@ def stored_weights(path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:
     # Operations are views: they live as long as their program.
     program = read_program(path)
     found = operations(program)
-    try:
+    with raised_as(RuntimeFault, f"{path.name}: a weight cannot be decoded", VENDOR_ERRORS, then="; export it again"):
         decoders = [op for op in found if kind_of(op) in DECODERS]
         owned = {operand.owner for op in decoders for operand in op.operands}
         for number, op in enumerate(found):
             if op in decoders or (is_constant(op) and op not in owned):
                 yield _weight(op, number, scheme)
-    except VENDOR_ERRORS as error:
-        raise RuntimeFault(f"{path.name}: a weight cannot be decoded: {error}; export it again") from error
 
 
 def decoded(op: Any) -> Float32:

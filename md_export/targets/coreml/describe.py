@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from md_export.errors import ArtifactError, RuntimeFault
+from md_export.errors import ArtifactError, RuntimeFault, raised_as
 from md_export.targets.contract import Description, notes_among
 from md_export.targets.coreml.mil.dtypes import TensorType, parse_type
 from md_export.targets.coreml.mil.loading import Package
@@ -141,7 +141,7 @@ def costs(path: Path) -> tuple[OpCost, ...]:
     Raises:
         ArtifactError: no readable package.
     """
-    try:
+    with raised_as(ArtifactError, f"{path.name}", (RuntimeFault, KeyError, IndexError), then="; export it again"):
         package = Package(path)
         function = package.function()
         block = function.block_specializations[function.opset]
@@ -150,8 +150,6 @@ def costs(path: Path) -> tuple[OpCost, ...]:
         texts = {op.outputs[0].name: op.attributes["val"] for op in block.operations if op.type == "const"}
         executed = [op for op in block.operations if op.type != "const"]
         return costs_of([_node(op, values, modules, texts) for op in executed], values)
-    except (RuntimeFault, KeyError, IndexError) as error:
-        raise ArtifactError(f"{path.name}: {error}; export it again") from error
 
 
 def _values(package: Package, function: Any, block: Any) -> Iterator[tuple[str, Value]]:

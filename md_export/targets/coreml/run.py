@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from md_export.errors import ArtifactError, RuntimeFault, UsageError
-from md_export.spec.tensors import check_arrays
+from md_export.errors import ArtifactError, RuntimeFault, UsageError, raised_as
+from md_export.spec.runner import check_arrays
 from md_export.spec.tensors import Array, Arrays, TensorSpec
 from md_export.targets.contract import Step
 from md_export.targets.coreml import mil
@@ -96,19 +96,14 @@ def _open_mil(path: Path) -> tuple[Predict, OverflowWatch]:
 def _open_coreml(path: Path) -> tuple[Predict, None]:
     if sys.platform != "darwin":
         raise RuntimeFault("Core ML itself runs on a Mac only; use --runtime mil here")
-    try:
-        with quiet():
-            model = ct.models.MLModel(str(path))
-    except VENDOR_ERRORS as error:
-        raise RuntimeFault(f"{path}: Core ML refuses the package: {error}") from error
+    with raised_as(RuntimeFault, f"{path}: Core ML refuses the package", VENDOR_ERRORS), quiet():
+        model = ct.models.MLModel(str(path))
     return lambda inputs: _predict_coreml(model, inputs), None
 
 
 def _predict_coreml(model: Any, inputs: dict[str, Array]) -> Any:
-    try:
+    with raised_as(RuntimeFault, "Core ML failed", VENDOR_ERRORS):
         return model.predict(inputs)
-    except VENDOR_ERRORS as error:
-        raise RuntimeFault(f"Core ML failed: {error}") from error
 
 
 def steps(path: Path) -> tuple[Step, ...]:

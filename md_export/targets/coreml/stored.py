@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from md_export.errors import RuntimeFault
+from md_export.errors import RuntimeFault, raised_as
 from md_export.spec.scheme import QuantScheme
 from md_export.targets.coreml import mil
 from md_export.targets.coreml.decompress import DECODERS, Constants
@@ -74,13 +74,12 @@ def stored_weights(path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:
     spec, package = read_spec(path), Package(path)
     modules, constants = read_modules(spec), Constants(main_operations(spec), package.weights, DECODERS)
     readers = _readers(main_operations(spec))
-    try:
+    what = f"{path.name}: a weight cannot be decompressed"
+    with raised_as(RuntimeFault, what, (ValueError, LookupError, TypeError, RuntimeError), then="; export it again"):
         for name in constants.names:
             weight = constants.decode(name)
             if weight.parts:
                 yield _placed(weight, readers[name], modules, scheme)
-    except (ValueError, KeyError, IndexError, TypeError, RuntimeError) as error:
-        raise RuntimeFault(f"{path.name}: a weight cannot be decompressed: {error}; export it again") from error
 
 
 def _readers(operations: Any) -> dict[str, list[_Reader]]:

@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
-from md_export.errors import RuntimeFault, one_line
+from md_export.errors import RuntimeFault, raised_as
 from md_export.targets.contract import Description, notes_among
 from md_export.targets.onnx.clean import module_path, qualified
 from md_export.targets.onnx.save import ORT_SUFFIX, as_onnx
@@ -25,6 +25,7 @@ from md_export.targets.operations import Node, OpCost, Value, Work, costs_of, ei
 WEIGHT_INPUT: Final = {"Conv": 1, "Gemm": 1, "MatMul": 1, "Gather": 0}
 # What onnx says of constants that make no sense.
 MALFORMED: Final = (onnx.checker.ValidationError, OSError, ValueError, KeyError, IndexError, TypeError)
+UNSHAPED: Final = (*MALFORMED, onnx.shape_inference.InferenceError)
 # What stands between a stored weight and the operator that takes it.
 _DECODING: Final = ("DequantizeLinear", "Cast", "Reshape")
 _VIEWS: Final = ("Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Shape", "Constant")
@@ -55,10 +56,8 @@ def describe(path: Path) -> Description:
         RuntimeFault: the file is no ONNX model, or its weights are not beside it.
     """
     model = read_graph(path)
-    try:
+    with raised_as(RuntimeFault, f"{path.name}: its weights cannot be read", MALFORMED):
         return _description(model, path.parent)
-    except MALFORMED as error:
-        raise RuntimeFault(f"{path.name}: its weights cannot be read: {one_line(error)}") from error
 
 
 def _description(model: onnx.ModelProto, folder: Path) -> Description:
@@ -92,10 +91,8 @@ def read_graph(path: Path) -> onnx.ModelProto:
     """
     if path.suffix == ORT_SUFFIX:
         return as_onnx(path)
-    try:
+    with raised_as(RuntimeFault, f"{path.name} is no ONNX model", (DecodeError, MalformedFileError, OSError)):
         model = read_without_weights(path)
-    except (DecodeError, MalformedFileError, OSError) as error:
-        raise RuntimeFault(f"{path.name} is no ONNX model: {error}") from error
     if not any(item.version for item in model.opset_import if not item.domain):
         raise RuntimeFault(f"{path.name} is no ONNX model: it names no opset")
     return model
@@ -146,14 +143,12 @@ def costs(path: Path) -> tuple[OpCost, ...]:
         RuntimeFault: the file is no ONNX model, was fused by onnxruntime, or its shapes cannot be told.
     """
     model = read_unfused(path)
-    try:
+    with raised_as(RuntimeFault, f"{path.name}: its shapes cannot be told", UNSHAPED, then="; export it again"):
         values = _known(model.graph)
         if any(node.output[0] not in values for node in model.graph.node):
             inferred = onnx.shape_inference.infer_shapes(model)
             values = _known(inferred.graph)
         return costs_of([_node(node, values) for node in model.graph.node], values)
-    except (*MALFORMED, onnx.shape_inference.InferenceError) as error:
-        raise RuntimeFault(f"{path.name}: its shapes cannot be told: {one_line(error)}; export it again") from error
 
 
 def _known(graph: onnx.GraphProto) -> dict[str, Value]:

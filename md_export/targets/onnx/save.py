@@ -12,7 +12,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from md_export.errors import ConversionError, RuntimeFault, one_line
+from md_export.errors import ConversionError, RuntimeFault, raised_as
 from md_export.targets.contract import notes_among
 from md_export.targets.onnx.clean import check_portable
 from md_export.targets.onnx.target import OnnxModel
@@ -80,10 +80,8 @@ def write_fused(source: Path, path: Path, form: str, external: bool) -> None:
     elif external:
         options.add_session_config_entry(_DATA_NAME, data_name(path.name))
     left_out = list(_LEFT_OUT[form])
-    try:
+    with raised_as(ConversionError, f"{path.name}: onnxruntime could not fuse it", ORT_ERRORS):
         ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"], disabled_optimizers=left_out)
-    except ORT_ERRORS as error:
-        raise ConversionError(f"{path.name}: onnxruntime could not fuse it: {one_line(error)}") from error
 
 
 def as_onnx(path: Path) -> onnx.ModelProto:
@@ -97,11 +95,9 @@ def as_onnx(path: Path) -> onnx.ModelProto:
     with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
         back = Path(scratch) / "back.onnx"
         options.optimized_model_filepath = str(back)
-        try:
+        with raised_as(RuntimeFault, f"{path.name} is no .ort file of this onnxruntime", (*ORT_ERRORS, OSError)):
             ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             return onnx.load(back)
-        except (*ORT_ERRORS, OSError) as error:
-            raise RuntimeFault(f"{path.name} is no .ort file of this onnxruntime: {one_line(error)}") from error
 
 
 def save(model: OnnxModel, path: Path) -> None:

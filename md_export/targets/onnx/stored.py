@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from md_export.errors import RuntimeFault
+from md_export.errors import RuntimeFault, raised_as
 from md_export.spec.scheme import QuantScheme
 from md_export.targets.onnx.clean import module_path
 from md_export.targets.onnx.describe import MALFORMED, dtype_of, read_unfused, stored_bytes
@@ -87,10 +87,8 @@ def stored_weights(path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:  
         RuntimeFault: the file is no ONNX model, or its weights cannot be read.
     """
     graph = read_unfused(path).graph
-    try:
+    with raised_as(RuntimeFault, f"{path.name}: its weights cannot be read", MALFORMED, then="; export it again"):
         yield from _File(graph, path.parent).weights()
-    except MALFORMED as error:
-        raise RuntimeFault(f"{path.name}: its weights cannot be read: {error}; export it again") from error
 
 
 class _File:

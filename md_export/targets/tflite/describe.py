@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from md_export.errors import RuntimeFault
+from md_export.errors import RuntimeFault, raised_as
 from md_export.targets.contract import Description
 from md_export.targets.operations import Node, Op, OpCost, Value, Work, costs_of, multiplying, product_macs
 from md_export.targets.tflite import flatbuffer
@@ -36,10 +36,8 @@ def describe(path: Path) -> Description:
         RuntimeFault: the file is no .tflite file.
     """
     model = flatbuffer.read_model(path)
-    try:
+    with raised_as(RuntimeFault, f"{path.name}: corrupted", flatbuffer.MALFORMED, then="; export it again"):
         return _describe(model)
-    except flatbuffer.MALFORMED as error:
-        raise RuntimeFault(f"{path.name}: corrupted: {error}; export it again") from error
 
 
 def _describe(model: Any) -> Description:
@@ -90,14 +88,12 @@ def costs(path: Path) -> tuple[OpCost, ...]:
         RuntimeFault: the file is no .tflite file.
     """
     model = flatbuffer.read_model(path)
-    try:
+    with raised_as(RuntimeFault, f"{path.name}: corrupted", flatbuffer.MALFORMED, then="; export it again"):
         graph = model.subgraphs[0]
         sizes = [int(flatbuffer.data_of(model, tensor).size) for tensor in graph.tensors]
         values = {str(number): _value(graph.tensors[number], size) for number, size in enumerate(sizes)}
         modules = {op.output: op.module for op in flatbuffer.weighted_ops(model)}
         return costs_of([_node(model, graph, operator, values, modules) for operator in graph.operators], values)
-    except flatbuffer.MALFORMED as error:
-        raise RuntimeFault(f"{path.name}: corrupted: {error}; export it again") from error
 
 
 def _value(tensor: Any, stored: int = 0) -> Value:

@@ -19,7 +19,7 @@ from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from md_export.errors import RuntimeFault
+from md_export.errors import RuntimeFault, raised_as
 from md_export.spec.tensors import Array
 from md_export.targets.contract import METADATA
 from md_export.targets.stored import Float32, along
@@ -133,20 +133,16 @@ def read_model(path: Path) -> Any:
     Raises:
         RuntimeFault: the file is missing, no .tflite file, truncated or corrupted.
     """
-    try:
-        with path.open("rb") as file:
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        raise RuntimeFault(f"{path.name}: cannot be read as a .tflite file: {error}") from error
+    what = f"{path.name}: cannot be read as a .tflite file"
+    with raised_as(RuntimeFault, what, (OSError, ValueError)), path.open("rb") as file:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if content[4:8] != IDENTIFIER:
         raise RuntimeFault(f"{path.name}: no .tflite file (its identifier is not {IDENTIFIER.decode()})")
-    try:
+    with raised_as(RuntimeFault, f"{path.name}: truncated or corrupted", MALFORMED, then="; export it again"):
         model = schema.ModelT.InitFromPackedBuf(content, 0)
         for buffer in model.buffers:
             if buffer.offset:
                 buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
-    except MALFORMED as error:
-        raise RuntimeFault(f"{path.name}: truncated or corrupted: {error}; export it again") from error
     return model
 
 

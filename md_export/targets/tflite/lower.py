@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
-from md_export.errors import ConversionError
+from md_export.errors import ConversionError, raised_as
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import TensorSpec
 from md_export.system.memory import release_weights
@@ -77,18 +77,17 @@ def _convert(job: LoweringJob, path: Path) -> None:
     import litert_torch
     from litert_converter.mlir import ir
 
-    try:
-        with flatbuffer.module_paths_as_names(job.component):
-            signature = litert_torch.signature(SIGNATURE, _Named(job).eval(), sample_kwargs=example_of(job))
-            # Weights as resources, not as attributes that every pass copies: the same graph, with the full-size UNet in
-            # half of the memory and a quarter of the time.
-            converted = signature.convert(lightweight_conversion=True)
-            # It has its own copies, and writing makes further ones.
-            release_weights(job.module)
-            flatbuffer.attach_notes(converted, job.notes)
-            converted.export(str(path))
-    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ir.MLIRError) as error:
-        raise ConversionError(f"litert_torch cannot convert {job.component}: {error}") from error
+    errors = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ir.MLIRError)
+    what, names = f"litert_torch cannot convert {job.component}", flatbuffer.module_paths_as_names(job.component)
+    with raised_as(ConversionError, what, errors), names:
+        signature = litert_torch.signature(SIGNATURE, _Named(job).eval(), sample_kwargs=example_of(job))
+        # Weights as resources, not as attributes that every pass copies: the same graph, with the full-size UNet in
+        # half of the memory and a quarter of the time.
+        converted = signature.convert(lightweight_conversion=True)
+        # It has its own copies, and writing makes further ones.
+        release_weights(job.module)
+        flatbuffer.attach_notes(converted, job.notes)
+        converted.export(str(path))
 
 
 def _check_surface(job: LoweringJob, path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from torch import nn
 
-from md_export.errors import ConversionError
+from md_export.errors import ConversionError, raised_as
 from md_export.spec.recipe import QuantScheme
 from md_export.spec.tensors import Array
 from md_export.targets.contract import LoweringJob
@@ -148,11 +148,9 @@ def quantize(model: TfliteModel, job: LoweringJob) -> TfliteModel:
     if not kinds:
         return model
     path = scratch_file(job.workdir)
-    with quiet():
-        try:
-            _quantize(model.path, path, kinds, job)
-        except (RuntimeError, ValueError, TypeError, LookupError) as error:
-            raise ConversionError(f"ai_edge_quantizer cannot quantize {job.component}: {error}") from error
+    what = f"ai_edge_quantizer cannot quantize {job.component}"
+    with quiet(), raised_as(ConversionError, what, (RuntimeError, ValueError, TypeError, LookupError)):
+        _quantize(model.path, path, kinds, job)
     return TfliteModel(path)
 
 

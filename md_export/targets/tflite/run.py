@@ -15,8 +15,8 @@ from typing import Any, Final
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from md_export.errors import MissingExtraError, RuntimeFault, UsageError
-from md_export.spec.tensors import check_arrays
+from md_export.errors import MissingExtraError, RuntimeFault, UsageError, raised_as
+from md_export.spec.runner import check_arrays
 from md_export.spec.tensors import Array, Arrays, TensorSpec
 from md_export.targets.contract import Step
 from md_export.targets.tflite.flatbuffer import END, modules_in, operator_name, read_model, weighted_ops
@@ -123,10 +123,8 @@ class TfliteRunner:
             RuntimeFault: a name, shape or dtype is not the file's, or an op failed.
         """
         check_arrays(self._path.name, self.inputs, inputs)
-        try:
+        with raised_as(RuntimeFault, f"{self._path.name}: an op failed", (RuntimeError, ValueError)):
             outputs = self._signature(**{name: np.ascontiguousarray(value) for name, value in inputs.items()})
-        except (RuntimeError, ValueError) as error:
-            raise RuntimeFault(f"{self._path.name}: an op failed: {error}") from error
         return {spec.name: outputs[spec.name] for spec in self.outputs}
 
 
@@ -145,11 +143,10 @@ def load(path: Path, runtime: str | None = None) -> TfliteRunner:
     chosen = RUNTIMES.get(runtime or OWN)
     if chosen is None:
         raise UsageError(f"{path.name} runs in {', '.join(RUNTIMES)}, not in {runtime!r}")
-    try:
+    what = f"{path.name} cannot be loaded by {chosen.name}"
+    with raised_as(RuntimeFault, what, (RuntimeError, ValueError), then="; export it again"):
         interpreter = chosen.interpreter(path)
         interpreter.allocate_tensors()
-    except (RuntimeError, ValueError) as error:
-        raise RuntimeFault(f"{path.name} cannot be loaded by {chosen.name}: {error}; export it again") from error
     signatures = list(interpreter.get_signature_list())
     if len(signatures) != 1:
         raise RuntimeFault(f"{path.name} has {len(signatures)} signatures; exactly one can be run")
@@ -203,15 +200,13 @@ def values(path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Arra
         opened = Path(scratch) / path.name
         shutil.copyfile(path, opened)
         _give(opened, [int(name) for name in names])
-        try:
+        with raised_as(RuntimeFault, f"{path.name}: LiteRT failed", (RuntimeError, ValueError, KeyError)):
             interpreter = Interpreter(model_path=str(opened), num_threads=THREADS)
             interpreter.allocate_tensors()
             (signature,) = interpreter.get_signature_list()
             for name, detail in interpreter.get_signature_runner(signature).get_input_details().items():
                 interpreter.set_tensor(detail["index"], np.ascontiguousarray(inputs[name]))
             interpreter.invoke()
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise RuntimeFault(f"{path.name}: LiteRT failed: {error}") from error
         details = {str(detail["index"]): detail for detail in interpreter.get_tensor_details()}
         return {name: _float(interpreter.get_tensor(int(name)), *details[name]["quantization"]) for name in names}
 

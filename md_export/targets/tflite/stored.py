@@ -13,7 +13,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
-from md_export.errors import RuntimeFault
+from md_export.errors import RuntimeFault, raised_as
 from md_export.spec.scheme import QuantScheme
 from md_export.targets.stored import LEVELS, Constant, Float32, Grid, Role, StoredWeight, Use
 from md_export.targets.tflite import flatbuffer
@@ -52,15 +52,13 @@ def stored_weights(path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:
     """
     model = flatbuffer.read_model(path)
     seen: set[int] = set()
-    try:
+    with raised_as(RuntimeFault, f"{path.name}: corrupted", flatbuffer.MALFORMED, then="; export it again"):
         for graph in model.subgraphs:
             readers = _readers(model, graph)
             for index, tensor in enumerate(graph.tensors):
                 if flatbuffer.data_of(model, tensor).size:
                     yield _weight(model, tensor, readers[index], scheme, is_first=tensor.buffer not in seen)
                     seen.add(tensor.buffer)
-    except flatbuffer.MALFORMED as error:
-        raise RuntimeFault(f"{path.name}: corrupted: {error}; export it again") from error
 
 
 def _readers(model: Any, graph: Any) -> dict[int, list[_Reader]]:

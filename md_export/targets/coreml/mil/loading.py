@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from pydantic_core import from_json
 
-from md_export.errors import RuntimeFault
+from md_export.errors import RuntimeFault, raised_as
 from md_export.targets.coreml.mil.graph import parse_function
 from md_export.targets.coreml.mil.program import Precision, Program, State, features
 from md_export.targets.coreml.mil.values import BlobFile, Value, decode
@@ -40,10 +40,9 @@ class Package:
 
         model = _root_model(path)
         self.spec: Any = Model_pb2.Model()
-        try:
+        what, then = f"{path}: the specification cannot be read", "; convert the model again"
+        with raised_as(RuntimeFault, what, (OSError, DecodeError), then):
             self.spec.ParseFromString(model.read_bytes())
-        except (OSError, DecodeError) as error:
-            raise RuntimeFault(f"{path}: the specification cannot be read: {error}; convert the model again") from error
         if self.spec.WhichOneof("Type") != "mlProgram":
             raise RuntimeFault(f"{path} holds a {self.spec.WhichOneof('Type')}, not an mlProgram")
         self.default = self.spec.description.defaultFunctionName or "main"

@@ -16,7 +16,7 @@ import onnx
 import onnxruntime as ort
 from google.protobuf.message import DecodeError
 
-from md_export.errors import ConversionError, RuntimeFault, one_line
+from md_export.errors import ConversionError, RuntimeFault, one_line, raised_as
 from md_export.spec.artifact import files_of_context, sha256_of_artifact
 from md_export.spec.names import Soc
 from md_export.spec.tensors import Arrays
@@ -148,11 +148,9 @@ def check_context(context: Path, graph: Path, soc: Soc) -> None:
     Raises:
         RuntimeFault: it is not, or it names another binary than the one beside it.
     """
-    try:
-        with context.open("rb") as file:
-            model = onnx.load_from_string(file.read(_LARGEST))
-    except (OSError, DecodeError) as error:
-        raise RuntimeFault(f"{context.name}: cannot be read: {error}; export again") from error
+    what = f"{context.name}: cannot be read"
+    with raised_as(RuntimeFault, what, (OSError, DecodeError), then="; export again"), context.open("rb") as file:
+        model = onnx.load_from_string(file.read(_LARGEST))
     found = [{item.name: onnx.helper.get_attribute_value(item) for item in node.attribute} for node in model.graph.node]
     if [node.op_type for node in model.graph.node] != [_NODE] or found[0].get("embed_mode") != 0:
         raise RuntimeFault(f"{context.name} is not one compiled graph; export again")
@@ -174,10 +172,8 @@ def run_on_npu(context: Path, soc: Soc, batches: Sequence[Arrays]) -> NpuRun:
     Raises:
         RuntimeFault: the backend refuses the context or the inputs.
     """
-    try:
+    with raised_as(RuntimeFault, f"{context.name}: the NPU's backend does not load it", ORT_ERRORS):
         runner = OnnxRunner(npu_session(context, soc, fallback=False), context.name)
-    except ORT_ERRORS as error:
-        raise RuntimeFault(f"{context.name}: the NPU's backend does not load it: {one_line(error)}") from error
     started = time.perf_counter()
     outputs = [runner.run(batch) for batch in batches]
     return NpuRun(outputs, run_seconds=round(time.perf_counter() - started, 2))
