@@ -55,7 +55,7 @@ def describe(path: Path) -> Description:
     """
     spec = read_spec(path)
     operations, pairs = main_operations(spec), spec.description.metadata.userDefined
-    blobs = _blobs(path / WEIGHTS, dict(use for op in operations for use in _uses(op)))
+    blobs = _blobs(path / WEIGHTS, operations)
     stored: collections.Counter[str] = collections.Counter()
     for blob in blobs:
         stored[blob.dtype] += blob.size
@@ -80,18 +80,6 @@ def _int8_inputs(operations: Any) -> float:
 
 
 @dataclass(frozen=True)
-class _Use:
-    """A record of the weight file as an operation takes it.
-
-    Attributes:
-        packed: elements that lie in its bytes, where those are indices into a palette or a mask.
-    """
-
-    name: str
-    packed: int | None
-
-
-@dataclass(frozen=True)
 class _Blob:
     """One record of the weight file; ``size`` in bytes."""
 
@@ -101,27 +89,19 @@ class _Blob:
     finite: bool
 
 
-def _uses(op: Any) -> Iterable[tuple[int, _Use]]:
-    for role, offset in blobs_of(op):
-        packed = _elements(op.outputs[0]) if role in PACKED and op.type.startswith("constexpr_") else None
-        yield offset, _Use(op.outputs[0].name, packed)
-
-
-def _elements(value: Any) -> int:
-    return prod(dimension.constant.size for dimension in value.type.tensorType.dimensions)
-
-
-def _blobs(file: Path, uses: dict[int, _Use]) -> list[_Blob]:
+def _blobs(file: Path, operations: Any) -> list[_Blob]:
+    """The records that operations take, each once, in the order of the file."""
+    uses = {offset: (op, role) for op in operations for role, offset in blobs_of(op)}
     if not uses:
         return []
     try:
         weights = BlobFile(file)
     except RuntimeFault as error:
         raise ArtifactError(str(error)) from error
-    return [_blob(weights, offset, use) for offset, use in sorted(uses.items())]
+    return [_blob(weights, offset, *uses[offset]) for offset in sorted(uses)]
 
 
-def _blob(weights: BlobFile, offset: int, use: _Use) -> _Blob:
+def _blob(weights: BlobFile, offset: int, op: Any, role: str) -> _Blob:
     try:
         record = weights.record(offset)
     except RuntimeFault as error:
@@ -129,10 +109,12 @@ def _blob(weights: BlobFile, offset: int, use: _Use) -> _Blob:
             f"weight.bin holds no weight at byte {offset}; the package was altered, export it again"
         ) from error
     dtype = _NAMES.get(record.dtype, record.dtype)
-    if dtype == "uint8" and use.packed:
-        dtype = f"uint{8 * record.nbytes // use.packed}"
+    if dtype == "uint8" and role in PACKED and op.type.startswith("constexpr_"):
+        # Indices into a palette, or a mask: as many elements as the weight has lie in its bytes.
+        elements = prod(dimension.constant.size for dimension in op.outputs[0].type.tensorType.dimensions)
+        dtype = f"uint{8 * record.nbytes // elements}" if elements else dtype
     finite = not dtype.startswith("float") or bool(np.isfinite(weights.raw(record).view(dtype)).all())
-    return _Blob(use.name, dtype, record.nbytes, finite)
+    return _Blob(op.outputs[0].name, dtype, record.nbytes, finite)
 
 
 def costs(path: Path) -> tuple[OpCost, ...]:
