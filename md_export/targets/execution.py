@@ -36,11 +36,11 @@ class Execution:
 
 @dataclass(frozen=True)
 class Job:
-    """An artifact, the inputs of each execution, and the runtime if it is not the target's default."""
+    """An artifact, the inputs of each execution if there is any, and the runtime if it is not the target's default."""
 
     target: str
     path: Path
-    batches: Sequence[Arrays]
+    batches: Sequence[Arrays] = ()
     runtime: str | None = None
 
 
@@ -157,24 +157,16 @@ def run_steps(
     steps.take(run_named, pictures)
 
 
-@dataclass(frozen=True)
-class CostJob:
-    """An artifact whose operations are counted."""
-
-    target: str
-    path: Path
-
-
 def costs(target: str, path: Path, failure: type[MdExportError]) -> tuple[OpCost, ...]:
     """Return arithmetic and memory traffic of each operation, read in a separate process without running the artifact.
 
     Raises:
         MdExportError: the artifact cannot be read; ``failure`` if the process died.
     """
-    return isolated(count_costs, failure, path.name)(CostJob(target, path))
+    return isolated(count_costs, failure, path.name)(Job(target, path))
 
 
-def count_costs(job: CostJob) -> tuple[OpCost, ...]:
+def count_costs(job: Job) -> tuple[OpCost, ...]:
     """Return arithmetic and memory traffic of each operation of an artifact, read in this process."""
     target = TARGETS[job.target].open()
     if not isinstance(target, CountsCosts):

@@ -31,39 +31,13 @@ from md_export.errors import ConversionError, RuntimeFault, raised_as
 
 
 # What torch.export, the converter and the bindings raise on what they cannot take.
-VENDOR_ERRORS: Final = (
-    ValueError,
-    TypeError,
-    RuntimeError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-    NotImplementedError,
-    OSError,
-)
+VENDOR_ERRORS: Final = (ValueError, TypeError, RuntimeError, LookupError, AttributeError, AssertionError, OSError)
 AIModelAsset: Any = coreai.authoring.AIModelAsset
 _PROGRAM, _HASH = "main.mlirb", "main.hash"
 _MAGIC: Final = b"ML\xefR"
 _PREFIXES: Final = ("coreai.decomposable.", "coreai.")
 
-__all__ = [
-    "VENDOR_ERRORS",
-    "AIModelAsset",
-    "callee_of",
-    "converting",
-    "copy_constant_value_to_array",
-    "dialect",
-    "get_source_info",
-    "graphs",
-    "ir",
-    "kind_of",
-    "main_graph",
-    "name_of",
-    "operations",
-    "read_program",
-    "set_block_arg_location",
-    "set_op_location",
-]
+__all__ = ["copy_constant_value_to_array", "dialect", "ir"]
 # The root module's path is empty, which no file name may be; the dash is the format's own word for unknown.
 _ROOT, _UNKNOWN = ".", "-"
 _PLACE: Final = re.compile(r'loc\("([^"]*)":')

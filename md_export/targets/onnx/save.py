@@ -19,19 +19,8 @@ from md_export.targets.onnx.target import OnnxModel
 from md_export.targets.onnx.wire import data_name, write_inline
 
 # onnxruntime's exceptions share no base class but Exception.
-ORT_ERRORS: Final = tuple(
-    getattr(ort_errors, name)
-    for name in (
-        "EPFail",
-        "Fail",
-        "InvalidArgument",
-        "InvalidGraph",
-        "InvalidProtobuf",
-        "NoModel",
-        "NoSuchFile",
-        "NotImplemented",
-        "RuntimeException",
-    )
+ORT_ERRORS: Final[tuple[type[Exception], ...]] = tuple(
+    kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)
 )
 # For graphs that come as bytes.
 WEIGHTS_FOLDER: Final = "session.model_external_initializers_file_folder_path"

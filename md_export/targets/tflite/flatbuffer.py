@@ -34,15 +34,8 @@ IDENTIFIER: Final = b"TFL3"
 MALFORMED: Final = (struct.error, ValueError, IndexError, KeyError, TypeError, AttributeError)
 # Names of numpy's types, and ``int4``, two to a byte, which numpy has not.
 DTYPES: Final = {
-    schema.TensorType.FLOAT32: "float32",
-    schema.TensorType.FLOAT16: "float16",
-    schema.TensorType.INT32: "int32",
-    schema.TensorType.INT64: "int64",
-    schema.TensorType.INT8: "int8",
-    schema.TensorType.INT4: "int4",
-    schema.TensorType.UINT8: "uint8",
-    schema.TensorType.INT16: "int16",
-    schema.TensorType.BOOL: "bool",
+    getattr(schema.TensorType, name.upper()): name
+    for name in ("float32", "float16", "int32", "int64", "int8", "int4", "uint8", "int16", "bool")
 }
 _OPERATORS: Final[dict[int, str]] = {
     value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)
