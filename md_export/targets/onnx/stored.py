@@ -18,22 +18,13 @@ from md_export.targets.onnx.clean import module_path
 from md_export.targets.onnx.describe import MALFORMED, dtype_of, read_unfused, stored_bytes
 from md_export.targets.stored import LEVELS, Constant, Float32, Grid, Role, StoredWeight, Use, along
 
+_MULTIPLIED: Final = (("Conv", 1), ("Gemm", 1), ("MatMul", 1), ("Gather", 0))
+_NORMS: Final = ("LayerNormalization", "InstanceNormalization")
 # What an operand is, by operator and position. A product of the norm's value and its gamma stands second.
 _ROLES: Final[dict[tuple[str, int], Role]] = {
-    ("Conv", 1): "weight",
-    ("Gemm", 1): "weight",
-    ("MatMul", 1): "weight",
-    ("Gather", 0): "weight",
-    ("Mul", 1): "weight",
-    ("LayerNormalization", 1): "weight",
-    ("InstanceNormalization", 1): "weight",
-    ("Conv", 2): "bias",
-    ("Gemm", 2): "bias",
-    ("Add", 1): "bias",
-    ("LayerNormalization", 2): "bias",
-    ("InstanceNormalization", 2): "bias",
+    **dict.fromkeys((*_MULTIPLIED, ("Mul", 1), *((kind, 1) for kind in _NORMS)), "weight"),
+    **dict.fromkeys((("Conv", 2), ("Gemm", 2), ("Add", 1), *((kind, 2) for kind in _NORMS)), "bias"),
 }
-_MULTIPLIED: Final = (("Conv", 1), ("Gemm", 1), ("MatMul", 1), ("Gather", 0))
 _SCALED: Final = "DequantizeLinear"
 _NARROW: Final = (onnx.TensorProto.INT8, onnx.TensorProto.INT4)
 
