@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from md_export.errors import OutputError, UsageError
+from md_export.errors import OutputError, RuntimeFault, UsageError
 from md_export.system.files import write_whole
 from md_export.system.wire import BesideTheJson
 

@@ -13,9 +13,8 @@ from md_export.errors import MissingExtraError
 from md_export.spec.artifact import ArtifactEntry
 from md_export.spec.calibration import RangeRule
 from md_export.spec.recipe import QuantScheme
-from md_export.spec.runner import Runner
-from md_export.spec.tensors import Array, Arrays, TensorSpec
-from md_export.spec.weight_storage import WeightStorage
+from md_export.spec.scheme import WeightStorage
+from md_export.spec.tensors import Array, Arrays, Runner, TensorSpec
 from md_export.targets.lint.report import LintReport
 from md_export.targets.operations import OpCost
 from md_export.targets.stored import Constant, StoredWeight

@@ -18,7 +18,7 @@ from md_export.spec.artifact import artifact_path
 from md_export.spec.manifest import Manifest
 from md_export.spec.sampler import ManySteps, OneStep
 from md_export.spec.scheme import QuantScheme
-from md_export.spec.tensors import Array, Arrays, TensorSpec, select
+from md_export.spec.tensors import Array, Arrays, Runner, TensorSpec, WatchedRunner, select
 from md_export.system.isolation import isolated
 from md_export.targets import TARGETS
 from md_export.targets.contract import CountsCosts, Description, LoweringJob, Target

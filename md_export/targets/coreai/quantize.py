@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from md_export.errors import ConversionError
-from md_export.spec.scheme import QuantScheme, WeightStorage
+from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import Array
 from md_export.targets.contract import LoweringJob
 from md_export.targets.coreai.bindings import converting, dialect, ir, kind_of, module_of, operations

@@ -13,8 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from md_export.errors import RuntimeFault, UsageError, raised_as
-from md_export.spec.runner import check_arrays
-from md_export.spec.tensors import Array, Arrays, TensorSpec
+from md_export.spec.tensors import Array, Arrays, TensorSpec, check_arrays
 from md_export.targets.contract import Step
 from md_export.targets.coreai import bindings
 from md_export.targets.coreai.constants import is_constant

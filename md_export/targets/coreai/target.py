@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from md_export.spec.scheme import QuantScheme
+from md_export.spec.scheme import QuantScheme, WeightStorage
 from md_export.spec.tensors import Arrays
-from md_export.spec.weight_storage import WeightStorage
 from md_export.targets.contract import Lints, LoweringJob, Saved, Target
 from md_export.targets.lint.report import LintReport
 

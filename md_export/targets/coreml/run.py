@@ -10,8 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from md_export.errors import ArtifactError, RuntimeFault, UsageError, raised_as
-from md_export.spec.runner import check_arrays
-from md_export.spec.tensors import Array, Arrays, TensorSpec
+from md_export.spec.tensors import Array, Arrays, TensorSpec, check_arrays
 from md_export.targets.contract import Step
 from md_export.targets.coreml import mil
 from md_export.targets.coreml.hazard import OverflowWatch

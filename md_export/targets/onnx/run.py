@@ -13,8 +13,7 @@ import onnxruntime as ort
 from onnx_ir.passes.common import ShapeInferencePass
 
 from md_export.errors import RuntimeFault, UsageError, raised_as
-from md_export.spec.runner import check_arrays
-from md_export.spec.tensors import Array, Arrays, TensorSpec
+from md_export.spec.tensors import Array, Arrays, TensorSpec, check_arrays
 from md_export.targets.contract import Step
 from md_export.targets.onnx.clean import module_path
 from md_export.targets.onnx.describe import read_graph, read_unfused

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from md_export.spec.artifact import ArtifactEntry
-from md_export.spec.scheme import QuantScheme
-from md_export.spec.weight_storage import WeightStorage
+from md_export.spec.scheme import QuantScheme, WeightStorage
 from md_export.targets.contract import CountsCosts, LoweringJob, Saved, Target
 from md_export.targets.operations import OpCost
 

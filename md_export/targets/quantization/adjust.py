@@ -9,8 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from md_export.spec.scheme import QuantScheme
-from md_export.spec.weight_storage import WeightStorage
+from md_export.spec.scheme import QuantScheme, WeightStorage
 from md_export.targets.observers import portions
 from md_export.targets.quantization.gptq import InputSums, as_matrices, products, rounded
 

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from md_export.rewrites.split_wide_conv2d import SplitConv2d
 from md_export.rewrites.upsample_to_four_convs import FourConv2d
-from md_export.spec.scheme import Rounding
-from md_export.spec.weight_storage import WeightStorage
+from md_export.spec.scheme import Rounding, WeightStorage
 from md_export.targets.quantization.levels import Levels, fitted, least_squares, memberships, widest
 
 # Positions of a map that count for each input: every so many-th row and column, where it has more.

@@ -16,8 +16,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from md_export.errors import MissingExtraError, RuntimeFault, UsageError, raised_as
-from md_export.spec.runner import check_arrays
-from md_export.spec.tensors import Array, Arrays, TensorSpec
+from md_export.spec.tensors import Array, Arrays, TensorSpec, check_arrays
 from md_export.targets.contract import Step
 from md_export.targets.tflite.flatbuffer import END, modules_in, operator_name, read_model, weighted_ops
 

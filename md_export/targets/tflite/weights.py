@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-from md_export.spec.scheme import QuantScheme
-from md_export.spec.weight_storage import WeightStorage, per_channel, per_tensor
+from md_export.spec.scheme import QuantScheme, WeightStorage, per_channel, per_tensor
 
 if TYPE_CHECKING:
     from torch import nn

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from md_export.rewrites.upsample_to_four_convs import FourConv2d
-from md_export.spec.scheme import QuantScheme, Rounding
-from md_export.spec.weight_storage import WeightStorage, largest_divisor, per_channel, per_tensor
+from md_export.spec.scheme import QuantScheme, Rounding, WeightStorage, largest_divisor, per_channel, per_tensor
 from md_export.targets.quantization.adjust import adjust_weights, batches
 from md_export.targets.quantization.gptq import InputSums, as_matrices, columns, compensated, products, rounded
 from md_export.targets.quantization.levels import least_squares, memberships, widest

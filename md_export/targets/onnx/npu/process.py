@@ -11,7 +11,7 @@ from typing import Final
 
 from md_export.errors import ConversionError, MissingExtraError, RuntimeFault
 from md_export.spec.artifact import ArtifactEntry, NpuContext, artifact_path, context_path
-from md_export.spec.snapdragon import SOCS, Soc
+from md_export.spec.names import SOCS, Soc
 from md_export.spec.tensors import Array, Arrays, load_batches, save_batches
 from md_export.system.isolation import Ended, Limits, attempt, isolated
 from md_export.system.memory import installed_bytes

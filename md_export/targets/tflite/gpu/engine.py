@@ -19,8 +19,7 @@ from typing import Any, Final
 import numpy as np
 
 from md_export.errors import MissingExtraError, RuntimeFault
-from md_export.spec.tensors import check_arrays
-from md_export.spec.tensors import Array, Arrays, TensorSpec, load_batches, save_batches
+from md_export.spec.tensors import Array, Arrays, TensorSpec, check_arrays, load_batches, save_batches
 from md_export.system.isolation import Limits, attempt
 
 # The Vulkan loader's own variables, the newer one first; each may list several files.
