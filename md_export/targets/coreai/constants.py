@@ -165,7 +165,7 @@ def integers(weight: Floats, storage: WeightStorage) -> tuple[Array, Floats]:
 
 
 def indices(weight: Floats, storage: WeightStorage) -> tuple[Array, Floats]:
-    """Indices, uint8 of the weight's shape, and tables ``[*groups, entries, 1]`` of its type: see :mod:`kmeans`."""
+    """Indices, uint8 of the weight's shape, and tables ``[*groups, entries, 1]`` of its type: see :func:`palettize`."""
     parts = _parted(weight, storage.groups)
     found = np.empty(parts.shape, np.uint8)
     tables = np.empty((*storage.groups, storage.entries, 1), weight.dtype)

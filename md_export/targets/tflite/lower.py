@@ -48,7 +48,7 @@ class _Named(nn.Module):
 def lower(job: LoweringJob) -> TfliteModel:
     """Convert ``job.module`` to a float32 file in ``job.workdir``.
 
-    Tensors are named after the torch modules that compute them (see :mod:`.names`).
+    Tensors are named after the torch modules that compute them (see :func:`~.flatbuffer.module_paths_as_names`).
 
     Raises:
         ConversionError: the scheme asks for what this target cannot make, litert_torch failed, or its file has other

@@ -137,7 +137,7 @@ class _Kind:
 def quantize(model: TfliteModel, job: LoweringJob) -> TfliteModel:
     """Store and compute the component as ``job.scheme`` says; float32 at inputs and outputs.
 
-    Each weight is stored as the scheme says of its module, where :data:`~.storage.OPERATIONS` has it. Norms and the
+    Each weight is stored as the scheme says of its module, where :data:`~.weights.OPERATIONS` has it. Norms and the
     modules that ``job.scheme.keep_float`` matches stay float32, with their activations.
 
     Raises:
