@@ -20,9 +20,11 @@ They become text in one place, :func:`md_export.cli.main`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # Converters print whole graphs into their messages.
 _LONGEST_LINE: Final = 400
