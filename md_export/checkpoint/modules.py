@@ -159,7 +159,9 @@ class KeyDifference:
             f"{len(self.extra)} extra, {len(self.reshaped)} of another shape)"
         ]
         lines += _group("missing", [f"{name} {list(shape)}" for name, shape in self.missing])
-        lines += _group("extra", [_with_hint(name, hint) for name, hint in self.extra])
+        lines += _group(
+            "extra", [shown(name) + (f" (did you mean {hint}?)" if hint else "") for name, hint in self.extra]
+        )
         lines += _group(
             "another shape",
             [f"{shown(name)}: stored {list(is_)}, config says {list(should)}" for name, is_, should in self.reshaped],
@@ -180,10 +182,6 @@ def difference(component: Component, expected: Mapping[str, Shape], stored: Mapp
 
 def _group(title: str, lines: list[str]) -> list[str]:
     return [f"  {title}:", *(f"    {line}" for line in capped(lines))] if lines else []
-
-
-def _with_hint(name: str, hint: str | None) -> str:
-    return shown(name) if hint is None else f"{shown(name)} (did you mean {hint}?)"
 
 
 def as_float32(component: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -72,10 +72,6 @@ class Output:
     kind: Kind
 
 
-def _always(config: ModelConfig) -> bool:  # noqa: ARG001 (a row's signature)
-    return True
-
-
 @dataclass(frozen=True)
 class Component:
     """One exported part of a model.
@@ -94,7 +90,7 @@ class Component:
     outputs: tuple[Output, ...]
     key_prefixes: tuple[str, ...] = ("",)
     called: Called = "once"
-    needed: Callable[[ModelConfig], bool] = _always
+    needed: Callable[[ModelConfig], bool] = lambda _: True
 
     def __getitem__(self, output: str) -> Value:
         """Return the reference to an output; KeyError for one that it does not give."""

@@ -140,7 +140,9 @@ def walk(
         if stepped:
             crew.take(Steps(family, tuple(group), sampler, kept), walked)
             for values in walked:
-                _blend(family, values)
+                # The latents of a given picture take the place of those that are not painted anew.
+                if BLEND.key in values and LAST.key in values:
+                    values[LAST.key] = blend(values[LAST.key], values[BLEND.key], values[family.encoded.key])
             continue
         for component in group:
             call(component, crew.run, walked)
@@ -161,12 +163,6 @@ def call(component: Component, run: Run, pictures: Sequence[Tensors]) -> None:
     for (values, number), outputs in zip(calls, run(component.name, batches), strict=False):
         ending = "" if number is None else f".{number}"
         values.update({f"{component.name}.{name}{ending}": value for name, value in outputs.items()})
-
-
-def _blend(family: Family, values: Tensors) -> None:
-    """Put the latents of a given picture in the place of those that are not painted anew."""
-    if BLEND.key in values and LAST.key in values:
-        values[LAST.key] = blend(values[LAST.key], values[BLEND.key], values[family.encoded.key])
 
 
 def picture_from(image: Array) -> Float32:

@@ -228,9 +228,8 @@ def check_export(folder: Path) -> Checked:
     manifest = read_manifest(folder)
     listed = _listed(manifest, folder)
     differences = [*_altered_artifacts(folder, manifest), *_altered_files(folder, listed)]
-    return Checked(
-        folder, len(manifest.artifacts) + len(listed), tuple(differences), _unlisted(folder, manifest, listed)
-    )
+    unlisted = tuple(name for name in paths_beside(folder, manifest.artifacts) if name not in listed)
+    return Checked(folder, len(manifest.artifacts) + len(listed), tuple(differences), unlisted)
 
 
 def _listed(manifest: Manifest, folder: Path) -> dict[str, str]:
@@ -255,7 +254,3 @@ def _altered_files(folder: Path, listed: dict[str, str]) -> Iterator[str]:
             yield f"{name} is missing"
         elif sha256_of(folder / name) != digest:
             yield f"{name} was altered"
-
-
-def _unlisted(folder: Path, manifest: Manifest, listed: dict[str, str]) -> tuple[str, ...]:
-    return tuple(name for name in paths_beside(folder, manifest.artifacts) if name not in listed)

@@ -151,7 +151,8 @@ def key_without_call(name: str) -> str:
 
 def _lacking(case: GoldenCase) -> str:
     """Return the key of what a case must hold and does not: a picture, and the inputs and outputs on the way to it."""
-    required = [component for component in WIRING.components if not component.optional or _is_held(case, component)]
+    held = {name.partition(".")[0] for name in case.values}
+    required = [component for component in WIRING.components if not component.optional or component.name in held]
     for component in required:
         for call in case.calls(component.name):
             try:
@@ -161,10 +162,6 @@ def _lacking(case: GoldenCase) -> str:
             except (KeyError, GoldenError) as error:
                 return str(error)
     return next((key for key in (NOISE.key, LAST.key, MADE.key) if key not in case.values), "")
-
-
-def _is_held(case: GoldenCase, component: Component) -> bool:
-    return any(name.startswith(f"{component.name}.") for name in case.values)
 
 
 def check_finite(values: Arrays, prompt: str) -> None:
