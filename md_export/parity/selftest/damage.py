@@ -18,11 +18,9 @@ from md_export.checkpoint.files import hash_of_folder
 from md_export.models.families import WIRING
 from md_export.models.values import LAST, MADE
 from md_export.models.walk import picture_from
-from md_export.parity.golden.folder import INDEX
 from md_export.parity.golden.surface import inputs_of
 from md_export.parity.selftest.sandbox import Change, NotApplicable, Sandbox, halve, make_own
 from md_export.spec.artifact import artifact_path
-from md_export.spec.manifest import MANIFEST
 from md_export.spec.tensors import only_output, save_tensors
 from md_export.targets.stored import Constant
 
@@ -213,11 +211,6 @@ def nan_in_golden(sandbox: Sandbox) -> None:
     save_tensors(arrays, path)
 
 
-def truncated_golden(sandbox: Sandbox) -> None:
-    """Half of the first golden file."""
-    halve(sandbox.golden_file())
-
-
 def recorded_from_broken(sandbox: Sandbox) -> None:
     """One block of a weight flipped, and the golden outputs taken from that artifact: all that runs, agrees."""
     if sandbox.component != WIRING.image.node:
@@ -298,13 +291,3 @@ def claim_int8(sandbox: Sandbox) -> None:
         raise NotApplicable(f"its weights are {weights}, no float ones")
     sandbox.edit_entry(lambda values: values.update(weights="int8"))
     sandbox.edit_manifest(lambda values: values["recipe"]["schemes"][component].update(weights="int8"))
-
-
-def truncated_manifest(sandbox: Sandbox) -> None:
-    """Half of the manifest."""
-    halve(sandbox.folder / MANIFEST)
-
-
-def truncated_index(sandbox: Sandbox) -> None:
-    """Half of the golden index."""
-    halve(sandbox.folder / sandbox.golden.folder.name / INDEX)

@@ -10,10 +10,13 @@ from typing import Final
 
 import numpy as np
 
+from md_export.parity.golden.folder import INDEX
 from md_export.parity.metrics import Check
 from md_export.parity.selftest import answers, damage
 from md_export.parity.selftest.answers import Distortion, each_output, on_outputs
-from md_export.parity.selftest.sandbox import Sandbox
+from md_export.parity.selftest.sandbox import Sandbox, halve
+from md_export.spec.artifact import GOLDEN_FOLDER
+from md_export.spec.manifest import MANIFEST
 
 
 class Hashes(StrEnum):
@@ -118,7 +121,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     _artifact("truncated file", Check.EXECUTION, damage.truncate, may_crash=True),
     _golden("stale golden file", Check.BELONGING, Check.FIGURES, damage.stale_golden),
     _golden("NaN in a golden file", Check.GOLDEN, Check.GOLDEN, damage.nan_in_golden),
-    _golden("truncated golden file", Check.GOLDEN, Check.GOLDEN, damage.truncated_golden),
+    _golden("truncated golden file", Check.GOLDEN, Check.GOLDEN, lambda sandbox: halve(sandbox.golden_file())),
     _golden(
         "golden outputs taken from a broken artifact",
         Check.BELONGING,
@@ -126,7 +129,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         damage.recorded_from_broken,
         audited=True,
     ),
-    _index("truncated index", Check.GOLDEN, damage.truncated_index),
+    _index("truncated index", Check.GOLDEN, lambda sandbox: halve(sandbox.folder / GOLDEN_FOLDER / INDEX)),
     _index("a case struck from the index", Check.BELONGING, damage.index(lambda index: index["cases"].pop())),
     _index("a case renamed to lead outside", Check.GOLDEN, damage.index(lambda x: x["cases"][0].update(file="../x"))),
     _index("another checkpoint in the index", Check.BELONGING, damage.index(_OTHER_CHECKPOINT), Check.BELONGING),
@@ -143,7 +146,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         damage.index_and_manifest(_OTHER_CHECKPOINT),
         Check.ORIGIN,
     ),
-    _manifest("truncated manifest", Check.MANIFEST, damage.truncated_manifest),
+    _manifest("truncated manifest", Check.MANIFEST, lambda sandbox: halve(sandbox.folder / MANIFEST)),
     _manifest("another artifact hash", Check.BYTES, damage.entry(damage.other_hash("sha256"))),
     _manifest("another golden hash", Check.BELONGING, damage.manifest(damage.other_hash("golden_sha256"))),
     _manifest("another checkpoint", Check.BELONGING, damage.manifest(_OTHER_CHECKPOINT)),

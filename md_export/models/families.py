@@ -1,22 +1,33 @@
-"""The wiring that all latent diffusion models of this package share: prompt → text encoder → UNet → VAE decoder.
+"""Model families: what their components are built of, how values flow between them, and how a checkpoint is recognized.
 
-A UNet that in-paints takes a picture's latents and a mask after the noise; an adapter or a ControlNet may add residuals
-to its maps. What differs between families is what their UNet and ControlNet are built of.
+All families so far share the wiring of latent diffusion: prompt → text encoder → UNet → VAE decoder. A UNet that
+in-paints takes a picture's latents and a mask after the noise; an adapter or a ControlNet may add residuals to its
+maps. What differs between families is what their UNet and ControlNet are built of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Final, TypeVar
 
 from torch import nn
 
 from md_export.errors import UsageError
 from md_export.models.adapter import T2IAdapter, residual_shapes
 from md_export.models.config import ControlConfig, ModelConfig, UNetConfig
+from md_export.models.controlnet import (
+    ControlNetConfig,
+    DiffusersControlNetConfig,
+    MDControlNet,
+    build_diffusers_controlnet,
+    controlled_shapes,
+    skip_shapes,
+)
+from md_export.models.diffusers_unet import CLASS_NAME, DiffusersUNetConfig, build_diffusers_unet
 from md_export.models.graph import Component, Family, Form, Output, Port
 from md_export.models.text_encoder import TextEncoder
 from md_export.models.tiny_autoencoder import TinyConfig, TinyDecoder, TinyEncoder
+from md_export.models.unet import MDUNet, MDUNetConfig
 from md_export.models.vae import VAEDecoder, VAEEncoder
 from md_export.models.values import (
     CONDITION,
@@ -48,13 +59,13 @@ def latent_diffusion(
     form: Form,
     build_unet: Build,
     build_controlnet: Build,
-    controlled_shapes: Callable[[ModelConfig], tuple[Shape, ...]],
+    controlled: Callable[[ModelConfig], tuple[Shape, ...]],
 ) -> Family:
     """Declare a family.
 
-    ``controlled_shapes``: of what its ControlNet adds, to each skip connection and, the last, to the innermost map.
+    ``controlled``: shapes of what its ControlNet adds, to each skip connection and, the last, to the innermost map.
     """
-    residuals = Kind(4, lambda config: _residual_shapes(config, controlled_shapes), many=True)
+    residuals = Kind(4, lambda config: _residual_shapes(config, controlled), many=True)
     text_encoder = Component(
         "text_encoder",
         folder="text_encoder",
@@ -125,26 +136,24 @@ def latent_diffusion(
     )
 
 
-def unet_of(config: ModelConfig, kind: type[UNetT]) -> UNetT:
-    """Return the config of the UNet, which is of the family's ``kind``: the family was chosen by it."""
-    assert isinstance(config.unet, kind)  # noqa: S101
+def unet_of(config: ModelConfig, own: type[UNetT]) -> UNetT:
+    """Return the config of the UNet, which is the family's ``own``: the family was chosen by it."""
+    assert isinstance(config.unet, own)  # noqa: S101
     return config.unet
 
 
-def controlnet_of(config: ModelConfig, kind: type[ControlT]) -> ControlT:
-    """Return the config of the ControlNet; raises :class:`UsageError` where the checkpoint has none of ``kind``."""
-    if not isinstance(config.controlnet, kind):
+def controlnet_of(config: ModelConfig, own: type[ControlT]) -> ControlT:
+    """Return the config of the ControlNet; raises :class:`UsageError` where the checkpoint has none of the family's."""
+    if not isinstance(config.controlnet, own):
         raise UsageError("this checkpoint has no ControlNet: put its config.json and weights into controlnet/")
     return config.controlnet
 
 
-def _residual_shapes(
-    config: ModelConfig, controlled_shapes: Callable[[ModelConfig], tuple[Shape, ...]]
-) -> tuple[Shape, ...]:
+def _residual_shapes(config: ModelConfig, controlled: Callable[[ModelConfig], tuple[Shape, ...]]) -> tuple[Shape, ...]:
     """Shapes of what an adapter or a ControlNet adds to the UNet's maps; none where the checkpoint has neither."""
     if config.adapter is not None:
         return residual_shapes(config.adapter, config.latent_shape)
-    return () if config.controlnet is None else controlled_shapes(config)
+    return () if config.controlnet is None else controlled(config)
 
 
 def _autoencoder(
@@ -157,3 +166,63 @@ def _adapter(config: ModelConfig) -> nn.Module:
     if config.adapter is None:
         raise UsageError("this checkpoint has no adapter: put its config.json and weights into t2i_adapter/")
     return T2IAdapter(config.adapter)
+
+
+MOBILE_DIFFUSION: Final = latent_diffusion(
+    Form(
+        "md",
+        unet=MDUNetConfig,
+        controlnet=ControlNetConfig,
+        pipeline="MobileDiffusionPipeline",
+        unet_class=("md_export", "MDUNet"),
+    ),
+    build_unet=lambda config: MDUNet(unet_of(config, MDUNetConfig)),
+    build_controlnet=lambda config: MDControlNet(
+        controlnet_of(config, ControlNetConfig), unet_of(config, MDUNetConfig)
+    ),
+    controlled=lambda config: skip_shapes(unet_of(config, MDUNetConfig), config.latent_shape),
+)
+
+
+STABLE_DIFFUSION: Final = latent_diffusion(
+    Form(
+        "sd15",
+        unet=DiffusersUNetConfig,
+        controlnet=DiffusersControlNetConfig,
+        pipeline="StableDiffusionPipeline",
+        unet_class=("diffusers", CLASS_NAME),
+        libraries=("diffusers",),
+        # As AutoencoderKL takes fields that its config leaves out: those of Stable Diffusion 1 do.
+        vae={"latent_channels": 4, "scaling_factor": 0.18215},
+    ),
+    build_unet=lambda config: build_diffusers_unet(unet_of(config, DiffusersUNetConfig)),
+    build_controlnet=lambda config: build_diffusers_controlnet(controlnet_of(config, DiffusersControlNetConfig)),
+    controlled=lambda config: controlled_shapes(unet_of(config, DiffusersUNetConfig), config.latent_shape),
+)
+
+
+FAMILIES: Final = (MOBILE_DIFFUSION, STABLE_DIFFUSION)
+# For golden cases and exports, which do not name their family: all families so far have the same wiring.
+WIRING: Final = MOBILE_DIFFUSION
+
+COMPONENTS: Final[Mapping[str, Component]] = {component.name: component for component in WIRING.required}
+
+
+def component_of(config: ModelConfig, name: str) -> Component:
+    """Return the row of a checkpoint's component; raises :class:`UsageError` for a name that its family lacks."""
+    family = family_of(config)
+    if name not in family.rows:
+        known = ", ".join(row.name for row in family.required)
+        raise UsageError(f"unknown component {name!r}; use one of {known}")
+    return family.rows[name]
+
+
+def family_of(config: ModelConfig) -> Family:
+    """Return the family of a checkpoint, by its UNet."""
+    (family,) = (family for family in FAMILIES if isinstance(config.unet, family.form.unet))
+    return family
+
+
+def family_by_class(name: str) -> Family:
+    """Return the family of a checkpoint by the class that ``unet/config.json`` names; MobileDiffusion for any other."""
+    return next((family for family in FAMILIES if family.form.unet_class[1] == name), MOBILE_DIFFUSION)
