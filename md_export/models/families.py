@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 from torch import nn
 
 from md_export.errors import UsageError
+from md_export.models import values
 from md_export.models.adapter import T2IAdapter, residual_shapes
 from md_export.models.config import ControlConfig, ModelConfig, UNetConfig
 from md_export.models.controlnet import (
@@ -29,24 +30,7 @@ from md_export.models.text_encoder import TextEncoder
 from md_export.models.tiny_autoencoder import TinyConfig, TinyDecoder, TinyEncoder
 from md_export.models.unet import MDUNet, MDUNetConfig
 from md_export.models.vae import VAEDecoder, VAEEncoder
-from md_export.models.values import (
-    CONDITION,
-    GIVEN,
-    IMAGE,
-    INPUT_IDS,
-    LAST,
-    LATENT,
-    MASK,
-    PICTURE,
-    SAMPLE,
-    SAMPLER,
-    SHOWN,
-    TEXT,
-    TIMESTEP,
-    Kind,
-    Shape,
-    kind,
-)
+from md_export.models.values import Kind, Shape, kind
 
 Build = Callable[[ModelConfig], nn.Module]
 UNetT = TypeVar("UNetT", bound=UNetConfig)
@@ -70,16 +54,16 @@ def latent_diffusion(
         "text_encoder",
         folder="text_encoder",
         build=lambda config: TextEncoder(config.text_encoder),
-        inputs=(Port("input_ids", INPUT_IDS),),
-        outputs=(Output("last_hidden_state", TEXT),),
+        inputs=(Port("input_ids", values.INPUT_IDS),),
+        outputs=(Output("last_hidden_state", values.TEXT),),
         called="per prompt",
     )
     vae_encoder = Component(
         "vae_encoder",
         folder="vae",
         build=lambda config: _autoencoder(config, VAEEncoder, TinyEncoder),
-        inputs=(Port("image", PICTURE),),
-        outputs=(Output("latent_mean", LATENT),),
+        inputs=(Port("image", values.PICTURE),),
+        outputs=(Output("latent_mean", values.LATENT),),
         key_prefixes=("encoder.", "quant_conv."),
         needed=lambda config: config.inpaints,
     )
@@ -87,7 +71,7 @@ def latent_diffusion(
         "t2i_adapter",
         folder="t2i_adapter",
         build=_adapter,
-        inputs=(Port("condition", CONDITION, batched=False),),
+        inputs=(Port("condition", values.CONDITION, batched=False),),
         outputs=(Output("residual_", residuals),),
         needed=lambda config: config.adapter is not None,
     )
@@ -96,10 +80,10 @@ def latent_diffusion(
         folder="controlnet",
         build=build_controlnet,
         inputs=(
-            Port("sample", SAMPLE),
-            Port("timestep", TIMESTEP, batched=False),
+            Port("sample", values.SAMPLE),
+            Port("timestep", values.TIMESTEP, batched=False),
             Port("encoder_hidden_states", text_encoder["last_hidden_state"]),
-            Port("condition", CONDITION, batched=False),
+            Port("condition", values.CONDITION, batched=False),
         ),
         outputs=(Output("residual_", residuals),),
         called="per step",
@@ -110,26 +94,26 @@ def latent_diffusion(
         folder="unet",
         build=build_unet,
         inputs=(
-            Port("sample", SAMPLE, _OF_UNET, beside=(MASK, SHOWN)),
-            Port("timestep", TIMESTEP, batched=False),
+            Port("sample", values.SAMPLE, _OF_UNET, beside=(values.MASK, values.SHOWN)),
+            Port("timestep", values.TIMESTEP, batched=False),
             Port("encoder_hidden_states", text_encoder["last_hidden_state"]),
-            Port("residual_", t2i_adapter["residual_"].or_else(controlnet["residual_"]), when=CONDITION),
+            Port("residual_", t2i_adapter["residual_"].or_else(controlnet["residual_"]), when=values.CONDITION),
         ),
-        outputs=(Output("out_sample", LATENT),),
+        outputs=(Output("out_sample", values.LATENT),),
         called="per step",
     )
     vae_decoder = Component(
         "vae_decoder",
         folder="vae",
         build=lambda config: _autoencoder(config, VAEDecoder, TinyDecoder),
-        inputs=(Port("latent", LAST),),
-        outputs=(Output("image", IMAGE),),
+        inputs=(Port("latent", values.LAST),),
+        outputs=(Output("image", values.IMAGE),),
         key_prefixes=("decoder.", "post_quant_conv."),
     )
     return Family(
         form,
         components=(text_encoder, vae_encoder, t2i_adapter, controlnet, unet, vae_decoder),
-        outside=(*GIVEN, *SAMPLER),
+        outside=(*values.GIVEN, *values.SAMPLER),
         denoised=unet["out_sample"],
         encoded=vae_encoder["latent_mean"],
         image=vae_decoder["image"],
