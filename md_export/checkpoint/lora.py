@@ -78,11 +78,6 @@ def underscored(path: str) -> str:
     return path.replace(".", "_")
 
 
-def other_form(names: Iterable[str]) -> str | None:
-    """Return the kind of adapter that a name belongs to if it is no LoRA; None for a LoRA."""
-    return next((form for name in names for mark, form in _OTHER_FORMS if mark in name), None)
-
-
 # diffusers' key for peft's config; its fields may have the component's name as a prefix.
 _METADATA: Final = "lora_adapter_metadata"
 
@@ -133,8 +128,8 @@ def open_lora(lora: Lora) -> LoraFile:
 
 
 def _checked(lora: Lora, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    form = other_form(tensors)
-    if form:
+    form = next((form for name in tensors for mark, form in _OTHER_FORMS if mark in name), None)
+    if form is not None:
         raise CheckpointError(f"{lora.name} is a {form} adapter, which is not read: give a LoRA, or fuse it beforehand")
     strangers = [name for name in tensors if read_name(name) is None]
     if strangers or not tensors:

@@ -125,21 +125,20 @@ def values_from_bytes(content: bytes, path: Path) -> Arrays:
     Raises:
         GoldenError: no safetensors file, or not the tensors of a golden case.
     """
+    wrong = f"{path} does not hold the tensors of a golden case"
     try:
         values = load(content)
     except (SafetensorError, TypeError, KeyError, ValueError) as error:
-        raise GoldenError(f"{path} does not hold the tensors of a golden case: {error}") from error
+        raise GoldenError(f"{wrong}: {error}") from error
     for name, array in values.items():
         kind = _KINDS.get(key_without_call(name))
         if kind is None:
-            raise GoldenError(f"{path} does not hold the tensors of a golden case: {name!r:.80} is none of them")
+            raise GoldenError(f"{wrong}: {name!r:.80} is none of them")
         if (array.ndim, str(array.dtype)) != (kind.rank, kind.dtype) or not array.size:
-            raise GoldenError(
-                f"{path} does not hold the tensors of a golden case: {name} is {array.dtype}{list(array.shape)}, "
-                f"not {kind.dtype} of rank {kind.rank}; make the golden cases again"
-            )
+            found = f"{name} is {array.dtype}{list(array.shape)}, not {kind.dtype} of rank {kind.rank}"
+            raise GoldenError(f"{wrong}: {found}; make the golden cases again")
     if lacking := _lacking(GoldenCase("", "", 0, values)):
-        raise GoldenError(f"{path} does not hold the tensors of a golden case: {lacking} is missing")
+        raise GoldenError(f"{wrong}: {lacking} is missing")
     return values
 
 
