@@ -49,16 +49,6 @@ class Relu(nn.Module):
         return F.relu(scores) * (self.scale / scores.shape[-1])
 
 
-def activation(name: str) -> nn.Module:
-    """The gate of the feed-forward: ``gelu`` or ``swish``."""
-    return {"gelu": Gelu, "swish": Swish}[name]()
-
-
-def attention_weights(kind: str, scale: float) -> nn.Module:
-    """How scores become weights: ``softmax``, or ``relu`` with its scale."""
-    return Softmax() if kind == "softmax" else Relu(scale)
-
-
 class TimestepEmbedding(nn.Module):
     """Sinusoidal embedding followed by a two-layer MLP: ``[B]`` → ``[B, dim]``.
 
@@ -188,7 +178,7 @@ class GluProjection(nn.Module):
     def __init__(self, dim: int, inner: int, act: str) -> None:
         super().__init__()
         self.proj = nn.Linear(dim, 2 * inner)
-        self.act = activation(act)
+        self.act = Gelu() if act == "gelu" else Swish()
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.proj(x).chunk(2, dim=-1)

@@ -21,12 +21,13 @@ from md_export.models.layers import (
     Attention,
     Downsample,
     FeedForward,
+    Relu,
     ResnetBlock,
     SeparableDownsample,
     SepConvBlock,
+    Softmax,
     TimestepEmbedding,
     Upsample,
-    attention_weights,
 )
 
 _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -97,7 +98,7 @@ class TransformerBlock(nn.Module):
         head_dim = config.attention_head_dim
 
         def weights() -> nn.Module:
-            return attention_weights(config.attention_kind, config.attention_relu_scale)
+            return Softmax() if config.attention_kind == "softmax" else Relu(config.attention_relu_scale)
 
         self.norm1 = nn.LayerNorm(dim) if self_attention else None
         self.attn1 = Attention(dim, head_dim, None, weights()) if self_attention else None
