@@ -117,7 +117,9 @@ def compress(program: Any, stored: Mapping[str, QuantScheme]) -> frozenset[str]:
     small = frozenset(name for name, op in weights.items() if not _pays(op, stored[name]))
     chosen = {name: stored[name] for name in weights if name not in small}
     palettes = {name: _palette_config(weights[name], own) for name, own in chosen.items() if own.palette_bits}
-    integers = {name: _linear_config(weights[name], own) for name, own in chosen.items() if _is_integer(own)}
+    integers = {
+        name: _linear_config(weights[name], own) for name, own in chosen.items() if own.weights.startswith("int")
+    }
     sparse = any(own.sparsity is not None for own in chosen.values())
     if sparse:
         _apply(passes.prune_weights, program, {name: _pruner(weights[name], own) for name, own in chosen.items()})
@@ -129,10 +131,6 @@ def compress(program: Any, stored: Mapping[str, QuantScheme]) -> frozenset[str]:
     if integers:
         _apply(passes.linear_quantize_weights, program, integers, joint=sparse)
     return small
-
-
-def _is_integer(scheme: QuantScheme) -> bool:
-    return scheme.weights.startswith("int")
 
 
 def _operations(program: Any) -> list[Any]:
