@@ -70,11 +70,7 @@ class OnnxTarget(Target, CountsCosts):
         return costs(path)
 
     def compile_contexts(
-        self,
-        names: Sequence[str],
-        folder: Path,
-        entries: tuple[ArtifactEntry, ...],
-        progress: Callable[[str], None],
+        self, names: Sequence[str], folder: Path, entries: tuple[ArtifactEntry, ...], progress: Callable[[str], None]
     ) -> tuple[ArtifactEntry, ...]:
         from md_export.targets.onnx.npu.process import compile_contexts
 
