@@ -120,7 +120,7 @@ def matched(folder: Path) -> None:
 
 
 def journal(folder: Path) -> None:
-    from md_export.engine.search.journal import Key, open_journal
+    from md_export.engine.search.measuring import Key, open_journal
 
     with open_journal(folder / "journal.jsonl", Key("", "onnx", (), (), (), "nearest", "", {})):
         pass

@@ -26,9 +26,9 @@ from md_export.engine.dependencies import (
     is_calibrated,
     makers_of_inputs,
     source_of,
+    steps_notes,
 )
 from md_export.engine.keys import key_of, maker
-from md_export.engine.metadata import steps_notes
 from md_export.engine.plan import (
     ArtifactRequest,
     CalibrationRequest,

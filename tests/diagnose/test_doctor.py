@@ -15,15 +15,28 @@ from click.testing import CliRunner
 from packaging.requirements import Requirement
 
 from md_export.cli import cli
-from md_export.diagnose.doctor import examine, machine
+from md_export.diagnose.doctor import examine
+from md_export.diagnose.doctor import findings as machine
 from md_export.diagnose.doctor.canary import LEAST_SNR_DB, Flight, fly
 from md_export.diagnose.doctor.examine import canary_finding, canary_judged, gpu_finding
-from md_export.diagnose.doctor.finding import Diagnosis, Finding
-from md_export.diagnose.doctor.machine import Memory, Need, Place, disk_findings, group_room, memory_finding, need_of
-from md_export.diagnose.doctor.versions import Supported, _tested, supported, version_findings
+from md_export.diagnose.doctor.findings import (
+    Diagnosis,
+    Finding,
+    Memory,
+    Need,
+    Place,
+    Supported,
+    _tested,
+    disk_findings,
+    group_room,
+    memory_finding,
+    need_of,
+    supported,
+    version_findings,
+)
 from md_export.engine.costs import artifact_cost
 from md_export.errors import ConversionError, MdExportError, RuntimeFault
-from md_export.report.doctor import doctor_text, without_names
+from md_export.report.tables import doctor_text, without_names
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
 from md_export.spec.tensors import Array, Arrays

@@ -14,7 +14,7 @@ import torch
 from diffusers import EulerDiscreteScheduler
 
 from md_export.checkpoint import open_checkpoint
-from md_export.engine.metadata import steps_notes
+from md_export.engine.dependencies import steps_notes
 from md_export.errors import GoldenError
 from md_export.models.config import ModelConfig
 from md_export.models.sampling.pictures import enter

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from md_export.checkpoint import open_checkpoint
 from md_export.cli import cli
-from md_export.engine.metadata import steps_notes
+from md_export.engine.dependencies import steps_notes
 from md_export.errors import ConfigError, GoldenError, RecipeError
 from md_export.models.families import WIRING
 from md_export.models.sampling.sampler import ddim_of, sampler_for

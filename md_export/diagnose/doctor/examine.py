@@ -10,9 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from md_export import __version__
-from md_export.diagnose.doctor.finding import Diagnosis, Finding
-from md_export.diagnose.doctor.machine import disk_findings, memory_finding, memory_here, need_of, places_here
-from md_export.diagnose.doctor.versions import version_findings
+from md_export.diagnose.doctor.findings import (
+    Diagnosis,
+    Finding,
+    disk_findings,
+    memory_finding,
+    memory_here,
+    need_of,
+    places_here,
+    version_findings,
+)
 from md_export.errors import MissingExtraError
 from md_export.spec.recipe import Recipe
 from md_export.system.isolation import Ended, Limits, attempt

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from md_export.engine.search.budget import Budget
 from md_export.engine.search.choice import Base, Candidate, Module, Point, decibels, exact, in_order, point_of, power
+from md_export.engine.search.request import Budget
 from md_export.engine.search.tradeoff import cheapest, hull, picture_noise, steps
 from md_export.errors import UsageError
 

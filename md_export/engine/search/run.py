@@ -15,17 +15,24 @@ from md_export import __version__
 from md_export.checkpoint import Checkpoint, open_checkpoint
 from md_export.engine.export import cases, export
 from md_export.engine.request import Resources
-from md_export.engine.search.budget import Budget
-from md_export.engine.search.building import Built, build, judged, sealed
 from md_export.engine.search.choice import Base, Module, Point, point_of, uniform
 from md_export.engine.search.choose import choose, first_passing
-from md_export.engine.search.journal import Key, open_journal
-from md_export.engine.search.measuring import Count, Job, measure_all
-from md_export.engine.search.quality import Quality, Rehearsal, next_aim, rehearse_request, tries
+from md_export.engine.search.measuring import Count, Job, Key, measure_all, open_journal
+from md_export.engine.search.quality import (
+    Built,
+    Quality,
+    Rehearsal,
+    build,
+    judged,
+    next_aim,
+    rehearse_request,
+    sealed,
+    tries,
+)
 from md_export.engine.search.recipe_writing import chosen_recipe, recipe_toml
+from md_export.engine.search.request import STARTS, Budget, SearchRequest, starting_recipe
 from md_export.engine.search.sensitivity import ListRequest, ModuleRequest, Probing, list_modules, measure
 from md_export.engine.search.spread import Workers, spread, workers
-from md_export.engine.search.starting import STARTS, SearchRequest, starting_recipe
 from md_export.engine.search.tradeoff import Figures, TradeOff, curve, figures_of, trade_off_json
 from md_export.errors import ParityError, UsageError
 from md_export.models.families import family_of

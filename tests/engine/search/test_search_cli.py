@@ -11,9 +11,8 @@ from types import ModuleType
 import pytest
 from click.testing import CliRunner, Result
 
-from md_export.cli.search import search
-from md_export.engine.search.budget import Budget
-from md_export.engine.search.starting import SearchRequest
+from md_export.cli.build import search
+from md_export.engine.search.request import Budget, SearchRequest
 from md_export.engine.search.tradeoff import Figures, TradeOff, trade_off_from_json
 from md_export.errors import UsageError
 from md_export.spec.shipped_files import nano_checkpoint

@@ -13,6 +13,7 @@ import torch
 from md_export.engine.search.choice import Candidate, Form, decibels
 from md_export.engine.search.quality import rehearse
 from md_export.engine.search.recipe_writing import chosen_recipe
+from md_export.engine.search.request import STARTS
 from md_export.engine.search.sensitivity import (
     ListRequest,
     ModuleRequest,
@@ -23,7 +24,6 @@ from md_export.engine.search.sensitivity import (
     measure,
     stored_bytes,
 )
-from md_export.engine.search.starting import STARTS
 from md_export.parity.golden.folder import read_golden
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import load_recipe

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from md_export.engine.search.budget import Budget, parse_budget
+from md_export.engine.search.request import Budget, SearchRequest, parse_budget, starting_recipe
 from md_export.errors import UsageError
+from md_export.spec.shipped_files import builtin_recipe
 
 
 @pytest.mark.parametrize(
@@ -84,3 +87,12 @@ def test_no_text_crashes(name: str, value: str) -> None:
     except UsageError:
         return
     assert budget.spelled
+
+
+def test_a_recipe_of_many_steps_is_refused(tmp_path: Path) -> None:
+    def request(recipe: Path) -> SearchRequest:
+        return SearchRequest(tmp_path, "onnx", parse_budget(("picture=30",)), tmp_path / "out", recipe)
+
+    assert starting_recipe(request(builtin_recipe("onnx", "fp16"))).name == "onnx-fp16"
+    with pytest.raises(UsageError, match="takes 50 steps"):
+        starting_recipe(request(builtin_recipe("onnx", "fp16-ddim")))
