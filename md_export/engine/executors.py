@@ -9,7 +9,6 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 from md_export.engine.cache import Cache
@@ -28,10 +27,9 @@ from md_export.engine.dask import (
 )
 from md_export.engine.inputs import inputs_for_store, inputs_of
 from md_export.engine.keys import FileHashes
-from md_export.engine.perform import Task, perform
 from md_export.engine.plan import Cost, Plan, Step
 from md_export.engine.request import BuildRequest
-from md_export.engine.scheduler import Begin, Limits, submitter
+from md_export.engine.running import Begin, Limits, perform
 from md_export.engine.shared_store import BackedCache, Store, store_url
 from md_export.errors import MdExportError, RecipeError, RuntimeFault
 from md_export.system.memory import installed_bytes, kill_children
@@ -76,11 +74,9 @@ def _here(request: BuildRequest) -> Iterator[Executor]:
 @contextmanager
 def _processes(request: BuildRequest, cache: Cache) -> Iterator[Begin]:
     with workspace(cache.work) as work, _threads(request.jobs) as executor:
-        yield submitter(executor, partial(_perform, request, cache.root, work))
-
-
-def _perform(request: BuildRequest, cache: Path, work: Path, step: Step, most_bytes: int) -> Cost:
-    return perform(Task(step, cache, work, inputs_of(request), most_bytes, request.rejected))
+        yield lambda step, most_bytes: executor.submit(
+            perform, step, cache, work, inputs_of(request), most_bytes, request.rejected
+        )
 
 
 @contextmanager

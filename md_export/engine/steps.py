@@ -1,6 +1,6 @@
 """The steps of a plan, inside their worker processes: golden cases, calibration cases, an artifact, an export.
 
-Each function takes its request, the checkpoint and the :class:`md_export.engine.perform.Job`, and returns its result.
+Each function takes its request, the checkpoint and the :class:`md_export.engine.running.Job`, and returns its result.
 The job contains the folders of the steps that it needs and the folder for its output.
 """
 
@@ -16,7 +16,6 @@ from md_export.checkpoint.derived import adapted
 from md_export.engine.artifact import BuildStep, build_component
 from md_export.engine.coreai_bundle import write_assets
 from md_export.engine.hops import explain
-from md_export.engine.perform import Job
 from md_export.engine.plan import (
     ArtifactRequest,
     ArtifactResult,
@@ -27,6 +26,7 @@ from md_export.engine.plan import (
     GoldenRequest,
     Result,
 )
+from md_export.engine.running import Job
 from md_export.engine.swift_bundle import check_bundle, write_bundle
 from md_export.models.families import WIRING, family_of
 from md_export.models.sampling.sampler import one_step, steps_of

@@ -15,7 +15,7 @@ from rich.table import Table
 from md_export.engine.cache import Listed
 from md_export.engine.placing import Outcome
 from md_export.engine.plan import Cost, Step
-from md_export.engine.scheduler import Failure, Limits, Listener
+from md_export.engine.running import Failure, Limits, Listener
 from md_export.report.tables import console, decibel, drawn
 from md_export.spec.manifest import read_manifest
 
@@ -85,7 +85,7 @@ def building_to_stderr() -> Iterator[Listener]:
         yield _Teller(bar)
 
 
-class _Teller:
+class _Teller(Listener):
     """Counts predicted seconds: the bar's length, and the time that is left by the pace so far."""
 
     def __init__(self, bar: Any) -> None:

@@ -1,15 +1,22 @@
-"""Scheduler that runs steps concurrently, within a number of jobs and a memory limit."""
+"""Running of steps: the scheduler, which keeps to a number of jobs and a memory limit, and one step in its process."""
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from dataclasses import dataclass
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
-from md_export.engine.plan import Cost, Step
-from md_export.errors import MdExportError
+from md_export.engine.cache import Cache, Entry
+from md_export.engine.costs import Measured
+from md_export.engine.plan import ArtifactResult, Cost, ExportResult, Inputs, Request, Result, Step
+from md_export.errors import ConversionError, MdExportError, ParityError
+from md_export.system.isolation import Ended, attempt, result_of
+from md_export.system.isolation import Limits as ProcessLimits
+from md_export.targets import TARGETS
 
 _TICK_S: Final = 0.5
 
@@ -45,8 +52,8 @@ class Failure:
     follows: bool = False
 
 
-class Watcher(Protocol):
-    """Callbacks for the events of a run, called in order in the caller's thread."""
+class Watcher:
+    """Callbacks for the events of a run, called in order in the caller's thread; by default they do nothing."""
 
     def started(self, step: Step) -> None:
         """Called when a step starts."""
@@ -61,7 +68,7 @@ class Watcher(Protocol):
         """Called repeatedly during a run, about every :data:`_TICK_S` seconds or more often."""
 
 
-class Listener(Watcher, Protocol):
+class Listener(Watcher):
     """Callbacks for a build: the plan, the events of its run, and the placed exports."""
 
     def line(self, text: str) -> None:
@@ -74,14 +81,18 @@ class Listener(Watcher, Protocol):
         """Called when an export has been placed in its folder."""
 
 
-class Teller:
+class Teller(Listener):
     """Listener that passes one line per step to ``tell``.
 
     Lines that should remain visible, such as the summary of what is built and what is cached, go to ``note``.
     """
 
     def __init__(self, tell: Callable[[str], None], note: Callable[[str], None] | None = None) -> None:
-        self._tell, self.line = tell, note or tell
+        self._tell, self._note = tell, note or tell
+
+    def line(self, text: str) -> None:
+        """Report the message."""
+        self._note(text)
 
     def planned(self, steps: tuple[Step, ...], cached: tuple[Step, ...], limits: Limits) -> None:
         """Report what is built and what comes from the cache."""
@@ -91,18 +102,6 @@ class Teller:
     def started(self, step: Step) -> None:
         """Report the label of the step."""
         self._tell(step.label)
-
-    def placed(self, folder: Path) -> None:
-        """Do nothing."""
-
-    def finished(self, step: Step, cost: Cost) -> None:
-        """Do nothing."""
-
-    def failed(self, failure: Failure) -> None:
-        """Do nothing."""
-
-    def tick(self) -> None:
-        """Do nothing."""
 
 
 def _names(steps: Iterable[Step]) -> str:
@@ -200,6 +199,77 @@ def _rounded_up(size: int) -> str:
     return f"{-(-size // 100_000_000) / 10:g}G"
 
 
-def submitter(executor: Executor, perform: Callable[[Step, int], Cost]) -> Begin:
-    """Return a function that submits steps to an executor of :mod:`concurrent.futures`, local or on a cluster."""
-    return lambda step, given: executor.submit(perform, step, given)
+@dataclass(frozen=True)
+class Job:
+    """Input of a step in its worker process.
+
+    Attributes:
+        folder: folder for the files that the step makes.
+        files: folders of the files of the needed steps, by key.
+        results: results of the needed steps, by key.
+    """
+
+    request: Request
+    inputs: Inputs
+    folder: Path
+    files: dict[str, Path]
+    results: dict[str, Result]
+
+
+def perform(
+    step: Step, cache: Cache, work: Path, inputs: Inputs, most_bytes: int | None = None, rejected: Path | None = None
+) -> Cost:
+    """Carry out a step in a separate process, store its result in the cache and return its measured cost.
+
+    Args:
+        work: folder of this build in the cache, for entries that are being written.
+        inputs: paths of the inputs on this machine.
+        most_bytes: memory limit of its processes in bytes; None: no limit.
+        rejected: folder for an export that fails verification; None: it is not kept.
+
+    Raises:
+        MdExportError: the error that the step raised.
+        ConversionError: the process died, or exceeded its memory limit.
+        ParityError: an export does not compute what the checkpoint computes.
+        OutputError: the cache cannot be written.
+    """
+    folder = work / step.key
+    folder.mkdir()
+    needed = {key: cache.require(key) for key in step.needs}
+    files = {key: cache.files(key) for key in needed}
+    results = {key: entry.result for key, entry in needed.items() if entry.result is not None}
+    started = time.perf_counter()
+    job = Job(step.request, inputs, folder, files, results)
+    preload = ("md_export.engine.steps", *TARGETS[step.request.recipe.target].requires)
+    ended = attempt(carry_out, job, ProcessLimits(most_bytes=most_bytes), preload)
+    cost = Cost(_peak(ended), round(time.perf_counter() - started, 2))
+    if ended.over_memory or not ended.death:
+        Measured(cache.root / "measured").add(step.cost_key, cost)
+    result = result_of(ended, ConversionError, step.label)
+    if isinstance(result, ExportResult):
+        if not result.verdict.passed:
+            if rejected is not None:
+                shutil.rmtree(rejected, ignore_errors=True)
+                shutil.move(folder, rejected)
+            raise ParityError("; ".join((*result.hops, *result.verdict.failures)))
+        result = replace(result, others=files_before(needed.values()))
+    cache.put(step.key, step.kind, step.label, folder, result)
+    return cost
+
+
+def carry_out(job: Job) -> Result:
+    """Carry out one step; runs in its worker process, the only one that imports the step's libraries."""
+    from md_export.engine.steps import carry_out
+
+    return carry_out(job)
+
+
+def files_before(needed: Iterable[Entry]) -> dict[str, str]:
+    """Return the SHA-256 of each file of an export that comes from earlier steps, by path in the export."""
+    return {name: file.sha256 for entry in needed for name, file in entry.files.items()}
+
+
+def _peak(ended: Ended[Result]) -> int:
+    """Return the peak memory in bytes: the larger of the peak sampled from outside and the worker's own measurement."""
+    own = ended.result.entry.measured.peak_resident_bytes if isinstance(ended.result, ArtifactResult) else 0
+    return max(ended.peak_bytes, own)
