@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from rich.table import Table
 
-from md_export.engine.search.tradeoff import Figures, TradeOff
+from md_export.engine.search.results import Figures, TradeOff
 from md_export.report.tables import decibel, drawn
 
 # Matplotlib writes plain hex colours; this one is unlikely elsewhere and becomes the page's text colour.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -18,14 +19,7 @@ from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
 
-_UNITS: Final = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
-_BYTES: Final = re.compile(r"([0-9]*\.?[0-9]+)\s*([kmg]?|[kmg]i(?=b))b?", re.IGNORECASE)
-_DECIBEL: Final = re.compile(r"([0-9]*\.?[0-9]+)\s*(?:dB)?", re.IGNORECASE)
-_NUMBER: Final = re.compile(r"([0-9]*\.?[0-9]+)")
 _EXAMPLES: Final = "picture=34, snr=20, bytes=2.1MB, bits=4.5 or score=0.98"
-# Upper limits for valid input: float32 has 32 bits per weight, and no disk holds more than 10**15 bytes.
-_MOST_BITS: Final = 32.0
-_MOST_BYTES: Final = 10**15
 
 
 @dataclass(frozen=True)
@@ -45,11 +39,6 @@ class Budget:
     score: float | None = None
     bytes: int | None = None
     bits: float | None = None
-
-    @property
-    def is_limited(self) -> bool:
-        """Whether the size is limited: the search then maximizes quality, otherwise it minimizes bytes."""
-        return self.bytes is not None or self.bits is not None
 
     @property
     def spelled(self) -> str:
@@ -78,12 +67,16 @@ def parse_budget(texts: Sequence[str], judge: str | None = None) -> Budget:
     values: dict[str, float] = {}
     for text in texts:
         name, _, value = text.partition("=")
-        if name not in _FIELDS:
+        if name not in _LIMITS:
             raise UsageError(f"--budget {text!r:.60}: write {_EXAMPLES}")
-        field, read = _FIELDS[name]
-        if field in values:
+        limit = _LIMITS[name]
+        if limit.field in values:
             raise UsageError(f"--budget {name} is given twice; give it once")
-        values[field] = read(text, value.strip())
+        match = re.fullmatch(limit.pattern, value.strip(), re.IGNORECASE)
+        number = float(match[1]) * _UNITS[match[2].lower()] if match else math.nan
+        if not limit.least <= number <= limit.most:
+            raise UsageError(f"--budget {text!r:.60}: write {limit.wanted}")
+        values[limit.field] = int(number) if name == "bytes" else number
     if "score" in values and judge is None:
         raise UsageError("--budget score=… needs a judge: add --judge COMMAND, which prints a score for an export")
     if judge is not None and "score" not in values:
@@ -91,42 +84,33 @@ def parse_budget(texts: Sequence[str], judge: str | None = None) -> Budget:
     return Budget(**values)  # type: ignore[arg-type]  # bytes is read as an int
 
 
-def _bytes(text: str, value: str) -> int:
-    match = _BYTES.fullmatch(value)
-    wanted = float(match[1]) * _UNITS[match[2].lower()] if match else 0.0
-    if not 1 <= wanted <= _MOST_BYTES:
-        raise UsageError(f"--budget {text!r:.60}: write a size, as bytes=2.1MB, bytes=800kB or bytes=2MiB")
-    return int(wanted)
+@dataclass(frozen=True)
+class _Limit:
+    """Field of Budget that a name before "=" in ``--budget`` fills, and its valid values: text, range and examples."""
+
+    field: str
+    pattern: str
+    least: float
+    most: float
+    wanted: str
 
 
-def _decibel(text: str, value: str) -> float:
-    match = _DECIBEL.fullmatch(value)
-    if match is None or not 0 < float(match[1]) <= 200:
-        raise UsageError(f"--budget {text!r:.60}: write decibels above 0 and up to 200, as picture=34 or snr=20")
-    return float(match[1])
-
-
-def _bits(text: str, value: str) -> float:
-    match = _NUMBER.fullmatch(value)
-    if match is None or not 0 < float(match[1]) <= _MOST_BITS:
-        raise UsageError(f"--budget {text!r:.60}: write bits above 0 and up to {_MOST_BITS:g}, as bits=4.5")
-    return float(match[1])
-
-
-def _score(text: str, value: str) -> float:
-    match = re.fullmatch(rf"-?{_NUMBER.pattern}", value)
-    if match is None or not math.isfinite(float(value)):
-        raise UsageError(f"--budget {text!r:.60}: write the least score that the judge may give, as score=0.98")
-    return float(value)
-
-
-# Name before "=" in --budget → field of Budget, and the parser for the value.
-_FIELDS: Final[dict[str, tuple[str, Callable[[str, str], float]]]] = {
-    "picture": ("picture_db", _decibel),
-    "snr": ("snr_db", _decibel),
-    "score": ("score", _score),
-    "bytes": ("bytes", _bytes),
-    "bits": ("bits", _bits),
+_UNITS: Final = {"": 1, "db": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+_NUMBER: Final = r"([0-9]*\.?[0-9]+)"
+_ABOVE_0: Final = math.ulp(0.0)
+_FINITE: Final = sys.float_info.max
+_DECIBELS: Final = (rf"{_NUMBER}\s*(|dB)", _ABOVE_0, 200, "decibels above 0 and up to 200, as picture=34 or snr=20")
+_BYTES: Final = rf"{_NUMBER}\s*([kmg]?|[kmg]i(?=b))b?"
+_SCORE: Final = r"(-?[0-9]*\.?[0-9]+)()"
+_LIMITS: Final = {
+    "picture": _Limit("picture_db", *_DECIBELS),
+    "snr": _Limit("snr_db", *_DECIBELS),
+    # Any finite number.
+    "score": _Limit("score", _SCORE, -_FINITE, _FINITE, "the least score that the judge may give, as score=0.98"),
+    # No disk holds more than 10**15 bytes.
+    "bytes": _Limit("bytes", _BYTES, 1, 10**15, "a size, as bytes=2.1MB, bytes=800kB or bytes=2MiB"),
+    # float32 has 32 bits per weight.
+    "bits": _Limit("bits", f"{_NUMBER}()", _ABOVE_0, 32, "bits above 0 and up to 32, as bits=4.5"),
 }
 
 

@@ -15,7 +15,7 @@ from md_export import __version__
 from md_export.checkpoint import Checkpoint, open_checkpoint
 from md_export.engine.export import cases, export
 from md_export.engine.request import Resources
-from md_export.engine.search.choice import Base, Module, Point, point_of, uniform
+from md_export.engine.search.choice import Base, Module, Point, curve, point_of, uniform
 from md_export.engine.search.choose import choose, first_passing
 from md_export.engine.search.measuring import Count, Job, Key, measure_all, open_journal
 from md_export.engine.search.quality import (
@@ -29,11 +29,10 @@ from md_export.engine.search.quality import (
     sealed,
     tries,
 )
-from md_export.engine.search.recipe_writing import chosen_recipe, recipe_toml
 from md_export.engine.search.request import STARTS, Budget, SearchRequest, starting_recipe
+from md_export.engine.search.results import TRADE_OFF, Figures, TradeOff, chosen_recipe, figures_of, recipe_toml
 from md_export.engine.search.sensitivity import ListRequest, ModuleRequest, Probing, list_modules, measure
 from md_export.engine.search.spread import Workers, spread, workers
-from md_export.engine.search.tradeoff import Figures, TradeOff, curve, figures_of, trade_off_json
 from md_export.errors import ParityError, UsageError
 from md_export.models.families import family_of
 from md_export.parity.golden.folder import INDEX, write_golden
@@ -88,7 +87,7 @@ def search(request: SearchRequest, count: Count, progress: Progress = lambda _: 
             "Thresholds: the budget's, else measured.",
         )
         (folder / RECIPE).write_text(recipe_toml(found, notes), encoding="utf-8")
-        (folder / CURVE).write_text(trade_off_json(result), encoding="utf-8")
+        (folder / CURVE).write_bytes(TRADE_OFF.dump_json(result, indent=2) + b"\n")
     return result
 
 

@@ -10,8 +10,8 @@ from md_export.engine.export import export
 from md_export.engine.request import Resources
 from md_export.engine.search.choice import Base, Candidate, Form, Module, Point, point_of
 from md_export.engine.search.quality import Quality, build, judged, next_aim, sealed, tries
-from md_export.engine.search.recipe_writing import chosen_recipe
 from md_export.engine.search.request import Budget
+from md_export.engine.search.results import chosen_recipe
 from md_export.errors import RuntimeFault
 from md_export.spec.manifest import read_manifest
 from md_export.spec.recipe_file import load_recipe

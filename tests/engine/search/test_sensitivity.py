@@ -12,8 +12,8 @@ import torch
 
 from md_export.engine.search.choice import Candidate, Form, decibels
 from md_export.engine.search.quality import rehearse
-from md_export.engine.search.recipe_writing import chosen_recipe
 from md_export.engine.search.request import STARTS
+from md_export.engine.search.results import chosen_recipe
 from md_export.engine.search.sensitivity import (
     ListRequest,
     ModuleRequest,

@@ -1,4 +1,4 @@
-"""Conversion of a choice to a recipe, and of a recipe to readable TOML."""
+"""Results of a search: the trade-off between quality and size as data, and the choice as a recipe in readable TOML."""
 
 from __future__ import annotations
 
@@ -6,16 +6,70 @@ import dataclasses
 import glob
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import tomlkit
-from pydantic import TypeAdapter
-from tomlkit.items import Array, Table
+from pydantic import ConfigDict, TypeAdapter
+from tomlkit.items import Array
 
-from md_export.engine.search.choice import Form
+from md_export.engine.search.choice import Form, Point
 from md_export.errors import RecipeError
 from md_export.spec.recipe import Recipe, Tolerance
-from md_export.spec.scheme import QuantScheme, WeightRule
+from md_export.spec.scheme import QuantScheme
+
+_FORBID: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Size and quality of one choice.
+
+    Attributes:
+        bytes: total size of all artifacts.
+        bits: average stored bits per weight over the modules with a choice.
+        picture_db: PSNR of the picture in decibels; None if a component needed for the picture is missing.
+        snr_db: SNR of each component's output in decibels.
+    """
+
+    __pydantic_config__ = _FORBID
+
+    bytes: int
+    bits: float
+    picture_db: float | None
+    snr_db: dict[str, float]
+
+
+@dataclass(frozen=True)
+class TradeOff:
+    """Result of a search: the curve of size against the picture's PSNR, and the choice.
+
+    Attributes:
+        budget: description of the budget.
+        curve: predicted figures, in order of increasing bytes.
+        uniform: predicted figures for all modules in one form, by the form's label; modules that do not support the
+            form stay larger.
+        chosen: predicted figures for the choice.
+        built: figures measured on built artifacts, by ``chosen`` or a form's label.
+    """
+
+    __pydantic_config__ = _FORBID
+
+    target: str
+    budget: str
+    curve: tuple[Figures, ...]
+    uniform: dict[str, Figures]
+    chosen: Figures
+    built: dict[str, Figures]
+
+
+TRADE_OFF: Final = TypeAdapter(TradeOff)
+
+
+def figures_of(point: Point) -> Figures:
+    """Return the predicted figures of a choice."""
+    return Figures(point.bytes, point.bits, point.picture_db, point.snr_db)
+
 
 # Forms of a component's modules, by module path.
 Forms = Mapping[str, Form]
@@ -85,15 +139,14 @@ def recipe_toml(recipe: Recipe, notes: Sequence[str] = ()) -> str:
             document.add(key, _value(plain[key]))
     schemes = tomlkit.table(is_super_table=True)
     for component, scheme in (_of(recipe, recipe.schemes) | recipe.optional_schemes).items():
-        schemes.add(component, _scheme(scheme))
+        schemes.add(component, _value(_given(scheme)))
     document.add("scheme", schemes)
-    tolerances = _table({"picture_psnr_db": recipe.picture_psnr_db})
-    for component, tolerance in (_of(recipe, recipe.tolerances) | recipe.optional_tolerances).items():
-        tolerances.add(component, _table(_given(tolerance)))
-    document.add("tolerance", tolerances)
+    tolerances = _of(recipe, recipe.tolerances) | recipe.optional_tolerances
+    least = {component: _given(tolerance) for component, tolerance in tolerances.items()}
+    document.add("tolerance", _value({"picture_psnr_db": recipe.picture_psnr_db, **least}))
     for key in ("sampler", "calibration", "regression", "golden"):
         if key in plain:
-            document.add(key, _table(plain[key]))
+            document.add(key, _value(plain[key]))
     return tomlkit.dumps(document)
 
 
@@ -102,35 +155,30 @@ def _of(recipe: Recipe, values: Mapping[str, _Value]) -> dict[str, _Value]:
     return {component: values[component] for component in recipe.components}
 
 
-def _scheme(scheme: QuantScheme) -> Table:
-    values = _given(scheme)
-    values.pop("rules", None)
-    table = _table(values)
-    if scheme.rules:
-        rules = tomlkit.aot()
-        for rule in scheme.rules:
-            rules.append(_table(_given(rule)))
-        table.add("rules", rules)
-    return table
-
-
-def _given(item: Recipe | QuantScheme | WeightRule | Tolerance) -> dict[str, Any]:
+def _given(item: Recipe | QuantScheme | Tolerance) -> dict[str, Any]:
     """Return the fields that differ from their defaults as plain data; TOML has no null, so defaults are omitted."""
     plain: dict[str, Any] = TypeAdapter(type(item)).dump_python(item, mode="json", exclude_defaults=True)
     return plain
 
 
-def _table(values: Mapping[str, Any]) -> Table:
-    table = tomlkit.table()
-    for key, value in values.items():
-        table.add(key, _value(value))
-    return table
-
-
 def _value(value: Any) -> Any:
-    """Convert a value to TOML; lists longer than 80 characters get one line per item."""
+    """Convert a value to TOML; lists longer than 80 characters get one line per item, and tables come last."""
+    if isinstance(value, dict):
+        table = tomlkit.table()
+        for key, one in sorted(value.items(), key=lambda item: _is_table(item[1])):
+            table.add(key, _value(one))
+        return table
     if not isinstance(value, list):
         return value
+    if _is_table(value):
+        tables = tomlkit.aot()
+        for item in value:
+            tables.append(_value(item))
+        return tables
     array: Array = tomlkit.array()
     array.extend(value)
     return array.multiline(sum(len(str(item)) for item in value) > 80)
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))

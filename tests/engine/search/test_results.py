@@ -10,16 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.search.cases import FORMS
-from md_export.engine.search.choice import Form, form_of
-from md_export.engine.search.recipe_writing import chosen_recipe, chosen_scheme, recipe_toml
+from md_export.engine.search.choice import Form
+from md_export.engine.search.results import chosen_recipe, chosen_scheme, recipe_toml
 from md_export.errors import RecipeError
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import load_recipe, recipe_from_toml
+from md_export.spec.scheme import QuantScheme
 from md_export.spec.shipped_files import builtin_recipe, builtin_recipes, recipe_file
 
 BASE = load_recipe(builtin_recipe("coreml", "palette4"))
 INT8, INT4, FLOAT16 = Form("int8"), Form("int4", "block", block_size=32), Form("float16")
 ATTENTION = "up_blocks.0.attentions.1.transformer_blocks.0.attn1"
+
+
+def form_of(scheme: QuantScheme) -> Form:
+    """The form of modules that match none of the scheme's rules."""
+    return Form(scheme.weights, scheme.granularity, scheme.block_size, scheme.group_size)
 
 
 def read(text: str) -> Recipe:
