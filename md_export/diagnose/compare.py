@@ -145,38 +145,30 @@ def changes_of(old: Snapshot, new: Snapshot, budget: Regression) -> Iterator[Cha
     for was, now in zip(first.components, second.components, strict=True):
         name = was.component
         if was.parity and now.parity:
-            yield _loss(name, "SNR dB", was.parity.snr_db, now.parity.snr_db, "snr_db_loss", budget)
-        yield _growth(name, "bytes", old.bytes[name], new.bytes[name], "bytes_growth", budget)
-        had, has = sum(old.ops[name].values()), sum(new.ops[name].values())
-        yield _growth(name, "ops", had, has, "ops_growth", budget)
+            yield _change(name, "SNR dB", was.parity.snr_db, now.parity.snr_db, "snr_db_loss", budget)
+        yield _change(name, "bytes", old.bytes[name], new.bytes[name], "bytes_growth", budget)
+        yield _change(name, "ops", sum(old.ops[name].values()), sum(new.ops[name].values()), "ops_growth", budget)
         if old.lint is not None and new.lint is not None:
-            yield _findings(name, old.lint[name], new.lint[name], budget)
+            had, has = Counter(old.lint[name]), Counter(new.lint[name])
+            # Rule by rule: fewer findings of one rule do not offset more findings of another.
+            more = (has - had).total()
+            yield _change(name, "lint findings", had.total(), has.total(), "new_lint_findings", budget, more)
         if old.cpu_ops is not None and new.cpu_ops is not None:
-            was_on, is_on = old.cpu_ops[name], new.cpu_ops[name]
-            yield _change(name, "ops on the CPU", was_on, is_on, is_on - was_on, "new_cpu_ops", budget)
+            yield _change(name, "ops on the CPU", old.cpu_ops[name], new.cpu_ops[name], "new_cpu_ops", budget)
     pictures = [result.picture.psnr_db for result in (first, second) if result.picture]
     if len(pictures) == 2 and pictures[0] is not None and pictures[1] is not None:
-        yield _loss("picture", "PSNR dB", pictures[0], pictures[1], "picture_psnr_db_loss", budget)
-
-
-def _loss(component: str, figure: Figure, old: float, new: float, field: str, budget: Regression) -> Change:
-    return _change(component, figure, old, new, old - new, field, budget)
-
-
-def _growth(component: str, figure: Figure, old: int, new: int, field: str, budget: Regression) -> Change:
-    return _change(component, figure, old, new, (new - old) / max(old, 1), field, budget)
-
-
-def _findings(component: str, old: dict[str, int], new: dict[str, int], budget: Regression) -> Change:
-    """Compare lint findings rule by rule: fewer findings of one rule do not offset more findings of another."""
-    more = sum(max(0, count - old.get(rule, 0)) for rule, count in new.items())
-    figure: Figure = "lint findings"
-    return _change(component, figure, sum(old.values()), sum(new.values()), more, "new_lint_findings", budget)
+        yield _change("picture", "PSNR dB", pictures[0], pictures[1], "picture_psnr_db_loss", budget)
 
 
 def _change(
-    component: str, figure: Figure, old: float, new: float, worse: float, field: str, budget: Regression
+    component: str, figure: Figure, old: float, new: float, field: str, budget: Regression, more: float | None = None
 ) -> Change:
+    """Compare one figure with a field of the budget; ``more`` replaces the difference of two counts."""
+    worse = new - old if more is None else more
+    if field.endswith("_loss"):
+        worse = old - new
+    elif field.endswith("_growth"):
+        worse = (new - old) / max(old, 1)
     at_most = getattr(budget, field)
     return Change(component, figure, old, new, worse, field, at_most, within=worse <= at_most)
 

@@ -204,11 +204,6 @@ class Changes:
     allow_drift: bool
     sampler: SamplerPlan | None
 
-    @property
-    def content(self) -> dict[str, object]:
-        """Plain data for a cache key."""
-        return dataclasses.asdict(self)
-
 
 def changes_of(recipe: Recipe) -> Changes:
     """Return the settings of a recipe that change the computed function."""

@@ -14,7 +14,7 @@ from pydantic_core import from_json
 from md_export.engine.cache import SCHEMA, Entry, StoredFile
 from md_export.engine.costs import Measured
 from md_export.engine.keys import FileHashes, files_in, key_of, maker
-from md_export.engine.plan import Inputs, Plan, plan_from_json, plan_to_json
+from md_export.engine.plan import PLAN, Inputs, Plan
 from md_export.engine.request import BuildRequest, lora_files
 from md_export.errors import ArtifactError, ConversionError
 from md_export.spec.recipe import Recipe, Tolerance
@@ -78,10 +78,10 @@ def planned(request: BuildRequest) -> Plan:
     }
     memory = request.cache / "plans" / f"{key_of(content)}.json"
     try:
-        plan = plan_from_json(memory.read_bytes())
+        plan = PLAN.validate_json(memory.read_bytes(), strict=True)
     except (OSError, ValueError):
         plan = isolated(make_plan, ConversionError, "planning", preload=("md_export.engine.planning",))(asked)
-        write_whole(memory, plan_to_json(plan), keep_going=True)
+        write_whole(memory, PLAN.dump_json(plan), keep_going=True)
     exports = plan.exports if request.only is None else tuple(replace(one, name=request.only) for one in plan.exports)
     measured = Measured(request.cache / "measured")
     return replace(

@@ -186,14 +186,4 @@ class Plan:
         return next(step for step in self.steps if step.key == key)
 
 
-_PLAN: Final = TypeAdapter(Plan)
-
-
-def plan_to_json(plan: Plan) -> str:
-    """Serialize a plan to JSON for :func:`plan_from_json`."""
-    return _PLAN.dump_json(plan).decode()
-
-
-def plan_from_json(text: str | bytes) -> Plan:
-    """Parse the output of :func:`plan_to_json`; raises ValueError for anything else."""
-    return _PLAN.validate_json(text, strict=True)
+PLAN: Final = TypeAdapter(Plan)

@@ -17,8 +17,7 @@ from packaging.requirements import Requirement
 from md_export.cli import cli
 from md_export.diagnose.doctor import examine
 from md_export.diagnose.doctor import findings as machine
-from md_export.diagnose.doctor.canary import LEAST_SNR_DB, Flight, fly
-from md_export.diagnose.doctor.examine import canary_finding, canary_judged, gpu_finding
+from md_export.diagnose.doctor.examine import LEAST_SNR_DB, Flight, canary_finding, canary_judged, fly, gpu_finding
 from md_export.diagnose.doctor.findings import (
     Diagnosis,
     Finding,
@@ -284,8 +283,8 @@ def test_a_runtime_with_wrong_numbers_is_broken(change: Callable[[Array], Array]
         (Ended(None, None, "the process crashed (SIGSEGV)", False, "first\nlast words\n"), "(SIGSEGV): last words"),
         (Ended(None, None, "the process was stopped at the time limit of 120 s", True, ""), "time limit"),
         (Ended(None, ConversionError("no such op"), "", False, ""), "no such op"),
-        (Ended(Flight(LEAST_SNR_DB - 1, "", 1), None, "", False, ""), "89 dB"),
-        (Ended(Flight(float("nan"), "", 1), None, "", False, ""), "otherwise"),
+        (Ended(Flight(LEAST_SNR_DB - 1), None, "", False, ""), "89 dB"),
+        (Ended(Flight(float("nan")), None, "", False, ""), "otherwise"),
     ],
 )
 def test_a_canary_that_dies_is_broken(ended: Ended[Flight], said: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 from unittest.mock import patch
 
-from md_export.engine import executors
+from md_export.engine import dask, executors
 from md_export.engine import export as run
 from md_export.engine.cache import Cache
 from md_export.engine.dask import RemoteTask, perform_there
@@ -145,8 +145,11 @@ def toy_build(folder: Path, listener: Quiet, plan: Plan | None = None, **where: 
     """Build in ``folder/out`` with the cache ``folder/cache``; ``where``: dask, store."""
     known = plan or toy_plan()
     request = BuildRequest((), folder, folder / "out", folder / "cache", jobs=2, **where)  # type: ignore[arg-type]
-    local = {"perform": toy_perform, "carry_out": toy_there}
-    with patch.dict(vars(run), {"planned": lambda *_: known}), patch.dict(vars(executors), local):
+    with (
+        patch.dict(vars(run), {"planned": lambda *_: known}),
+        patch.dict(vars(executors), {"perform": toy_perform}),
+        patch.dict(vars(dask), {"carry_out": toy_there}),
+    ):
         return build(request, listener)
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from md_export.diagnose.estimate.devices import Device, UnitClass, knowledge
-from md_export.diagnose.estimate.roofline import Constants, changes, floor_of, grouped, pattern, seconds_of
+from md_export.diagnose.estimate.devices import Constants, Device, UnitClass, knowledge
+from md_export.diagnose.estimate.roofline import changes, floor_of, grouped, pattern, seconds_of
 from md_export.errors import UsageError
 from md_export.targets.operations import Node, OpCost, Value, Work, costs_of, einsum_macs, product_macs
 
