@@ -123,10 +123,7 @@ def verify_joined(out: Path, flags: Mapping[str, object], json_file: Path | None
 LIMIT_S: Final = 600.0
 gpu_option = click.option("--gpu", is_flag=True, help="Use LiteRT's GPU engine on a software Vulkan driver (TFLite).")
 limit_option = click.option(
-    "--limit",
-    "limit_s",
-    type=float,
-    help=f"Seconds per artifact, with --gpu or --npu.  [default: {LIMIT_S:g}]",
+    "--limit", "limit_s", type=float, help=f"Seconds per artifact, with --gpu or --npu.  [default: {LIMIT_S:g}]"
 )
 
 

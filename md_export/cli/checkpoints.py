@@ -145,12 +145,7 @@ def adapt(
 
 @click.command()
 @click.argument("file", type=PATH)
-@click.option(
-    "--tokenizer",
-    type=PATH,
-    required=True,
-    help="Folder of CLIP's vocab.json and merges.txt.",
-)
+@click.option("--tokenizer", type=PATH, required=True, help="Folder of CLIP's vocab.json and merges.txt.")
 @shared.output_option
 def unpack(file: Path, tokenizer: Path, output: Path) -> None:
     """Unpack FILE, a single .safetensors file of Stable Diffusion 1, into a checkpoint folder."""

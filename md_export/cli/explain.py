@@ -118,11 +118,7 @@ def doctor(recipe: Path | None, checkpoint: Path | None, canary: bool, json_file
 
 @click.command()
 @click.argument("path", type=PATH, required=False)
-@click.option(
-    "--os",
-    "system",
-    help="Core ML rules to apply, such as iOS18.  [default: the oldest system]",
-)
+@click.option("--os", "system", help="Core ML rules to apply, such as iOS18.  [default: the oldest system]")
 @click.option("--inputs", type=PATH, help="Inputs (.npz) on which float16 activations of one package are checked.")
 @click.option("--rules", "show_rules", is_flag=True, help="List the Core ML rules and their sources, and lint nothing.")
 @shared.json_option

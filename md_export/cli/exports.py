@@ -70,8 +70,7 @@ def _command(target: str) -> click.Command:
     ]
 
     @click.command(
-        name=target,
-        help=f"Export CHECKPOINT to {title}, verified. Without CHECKPOINT the nano one that ships is used.",
+        name=target, help=f"Export CHECKPOINT to {title}, verified. Without CHECKPOINT the nano one that ships is used."
     )
     @_with(_OWN_OPTIONS.get(target, ()))
     @click.argument("checkpoint", type=PATH, required=False)

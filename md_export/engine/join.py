@@ -209,11 +209,7 @@ def _described(folder: Path, entry: ArtifactEntry, function: str, made: Path) ->
     path = made / entry.file
     found = _take(folder / entry.file, function, path)
     return dataclasses.replace(
-        entry,
-        sha256=sha256_of_artifact(path),
-        bytes=bytes_of_artifact(path),
-        stored=found.stored,
-        ops=found.ops,
+        entry, sha256=sha256_of_artifact(path), bytes=bytes_of_artifact(path), stored=found.stored, ops=found.ops
     )
 
 

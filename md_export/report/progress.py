@@ -18,6 +18,7 @@ from md_export.engine.plan import Cost, Step
 from md_export.engine.running import Failure, Limits, Listener
 from md_export.report.tables import console, decibel, drawn
 from md_export.spec.manifest import read_manifest
+from md_export.system.terminal_text import spelled_time
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -169,14 +170,6 @@ def _plan_line(step: Step, width: int, limits: Limits) -> str:
     memory, least = step.cost.peak_bytes / 1e9, limits.most_bytes
     note = "   does not fit" if step.cost.peak_bytes > least else ""
     return f"  {step.label:<{width}}  {memory:5.1f} GB  {spelled_time(step.cost.seconds):>8}{note}"
-
-
-def spelled_time(seconds: float) -> str:
-    """``45 s``, ``3 min``, ``2 h 10 min``."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def outcome_table(outcome: Outcome) -> Table:

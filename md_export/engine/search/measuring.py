@@ -27,6 +27,7 @@ from pydantic_core import to_json
 from md_export.engine.search.choice import Candidate, Module
 from md_export.engine.search.spread import Request, Workers, spread
 from md_export.errors import ArtifactError, OutputError, RecipeError, RuntimeFault
+from md_export.system.terminal_text import spelled_time
 
 _FORBID = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 # A full-size checkpoint needs some hundred lines of about a thousand bytes.
@@ -272,12 +273,4 @@ class TimeLeft:
         seconds = self.seconds
         if not self._left.total():
             return "all measured"
-        return "time left not known yet" if seconds is None else f"about {spelled(seconds)} left"
-
-
-def spelled(seconds: float) -> str:
-    """Format a duration with the precision of an estimate: ``40 s``, ``12 min``, ``3 h 20 min``."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+        return "time left not known yet" if seconds is None else f"about {spelled_time(seconds)} left"

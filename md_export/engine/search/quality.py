@@ -83,11 +83,7 @@ def _positive(decibel: float | None) -> float | None:
 
 
 def tries(
-    budget: Budget,
-    aim: Budget,
-    most: int,
-    choose: Callable[[Budget], Point],
-    measure: Callable[[Point], Quality],
+    budget: Budget, aim: Budget, most: int, choose: Callable[[Budget], Point], measure: Callable[[Point], Quality]
 ) -> Iterator[tuple[Budget, Point, Quality]]:
     """Yield up to ``most`` measured choices with their aims; each aim is corrected by the previous measurement.
 
@@ -185,9 +181,7 @@ def build(
     """Export with thresholds of 0 dB, which accept any useful output; the caller compares the quality with a budget."""
     shutil.rmtree(folder, ignore_errors=True)
     anything = dataclasses.replace(
-        recipe,
-        tolerances={name: Tolerance(snr_db=0.0) for name in recipe.tolerances},
-        picture_psnr_db=0.0,
+        recipe, tolerances={name: Tolerance(snr_db=0.0) for name in recipe.tolerances}, picture_psnr_db=0.0
     )
     manifest, _ = export(anything, checkpoint, folder, golden, progress, resources)
     return Built(folder, manifest, _quality(manifest))
