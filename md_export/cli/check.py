@@ -97,6 +97,7 @@ def report(
 ) -> None:
     """Verify exports and write the findings as a page, JUnit XML, Markdown or JSON; exit 3 as verify does."""
     from md_export.parity.judge import judge
+    from md_export.report.ci import junit_xml, markdown_page
     from md_export.report.verdicts import parity_table
 
     if not (output or junit or markdown or json_file):
@@ -115,12 +116,8 @@ def report(
         page = html_page([(*export, insight) for export, insight in zip(exports, insights, strict=True)])
         output.write_text(page, encoding="utf-8")
     if junit:
-        from md_export.report.ci import junit_xml
-
         junit.write_text(junit_xml(results), encoding="utf-8")
     if markdown:
-        from md_export.report.ci import markdown_page
-
         markdown.write_text(markdown_page(results), encoding="utf-8")
     shared.show(json_file, [result for _, result in results], *(parity_table(result) for _, result in results))
     failures = [f"{name}: {failure}" for name, result in results for failure in result.failures]

@@ -53,8 +53,8 @@ def generate(
     """
     from md_export.checkpoint.derived import adapted
     from md_export.engine.generate import (
-        frame_of_artifacts,
         frame_of_checkpoint,
+        open_to_run,
         pictures_of_artifacts,
         pictures_of_checkpoint,
     )
@@ -67,7 +67,7 @@ def generate(
         raise UsageError("artifacts are for the steps that they were exported for; leave out --steps and --guidance")
     files = _Files(init_image, strength, mask, condition)
     if artifacts:
-        given = files.read(lambda: frame_of_artifacts(artifacts))
+        given = files.read(lambda: open_to_run(artifacts).frame)
         (picture,) = pictures_of_artifacts(artifacts, [(prompt, seed)], *given)
     else:
         with adapted(shared.checkpoint_or_nano(checkpoint), loras) as folder:

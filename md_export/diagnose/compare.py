@@ -50,17 +50,12 @@ class Snapshot:
 
 
 def snapshot(
-    out: Path,
-    manifest: Manifest,
-    verification: Verification,
-    gpu_limit_s: float | None,
-    progress: Callable[[str], None],
+    out: Path, verification: Verification, gpu_limit_s: float | None, progress: Callable[[str], None]
 ) -> Snapshot:
     """Read the artifacts of a verified export.
 
     Args:
         out: folder of the export.
-        manifest: manifest of the export.
         verification: verdict on the export.
         gpu_limit_s: seconds after which each attempt of the GPU engine is stopped; None to leave that engine out.
         progress: called with a line for each step.
@@ -68,6 +63,7 @@ def snapshot(
     Raises:
         MdExportError: an artifact cannot be read.
     """
+    manifest = verification.manifest
     target = TARGETS[manifest.target]
     paths = {entry.component: artifact_path(out, entry) for entry in manifest.artifacts}
     found = {name: target.open().describe(path) for name, path in paths.items()}
@@ -233,8 +229,8 @@ def compare_exports(
     if baseline.result.failures:
         reasons = "; ".join(baseline.result.failures)
         raise ArtifactError(f"{old} falls short itself and is no baseline: {reasons}; name an export that verifies")
-    first = snapshot(old, before, baseline, gpu_limit_s, progress)
-    second = snapshot(new, after, judge(new, None, progress), gpu_limit_s, progress)
+    first = snapshot(old, baseline, gpu_limit_s, progress)
+    second = snapshot(new, judge(new, None, progress), gpu_limit_s, progress)
     return compare_snapshots(first, second, budget)
 
 

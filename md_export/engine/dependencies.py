@@ -18,7 +18,7 @@ from md_export.checkpoint.files import INHERITED, hash_of_folder
 from md_export.checkpoint.modules import build_on_meta
 from md_export.engine.keys import maker
 from md_export.engine.plan import LoraInput
-from md_export.models.families import WIRING, component_of, family_of
+from md_export.models.families import WIRING, family_of
 from md_export.models.sampling.generate import tokenize
 from md_export.models.sampling.sampler import one_step, steps_of
 from md_export.models.values import CONDITION
@@ -143,7 +143,8 @@ def source_of(
     """
     checkpoint = open_checkpoint(checkpoint_dir)
     checkpoint.check()
-    names = [component.name for component in family_of(checkpoint.config).of(checkpoint.components)]
+    rows = family_of(checkpoint.config).of(checkpoint.components)
+    states = {row.name: build_on_meta(row, checkpoint.config).state_dict() for row in rows}
     return Source(
         checkpoint,
         {
@@ -154,14 +155,9 @@ def source_of(
         },
         {size: notes_of(checkpoint.at(size)) for size in sizes},
         golden,
-        {name: _weight_bytes(checkpoint, name) for name in names},
+        {name: _FLOAT32_BYTES * sum(tensor.numel() for tensor in state.values()) for name, state in states.items()},
         loras,
     )
-
-
-def _weight_bytes(checkpoint: Checkpoint, name: str) -> int:
-    module = build_on_meta(component_of(checkpoint.config, name), checkpoint.config)
-    return _FLOAT32_BYTES * sum(int(tensor.numel()) for tensor in module.state_dict().values())
 
 
 # Recipe fields that can change an artifact, after the recipe is reduced to one component by :func:`alone`.

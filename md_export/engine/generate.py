@@ -27,6 +27,30 @@ from md_export.targets.execution import execute, parts_of, take_steps
 
 
 @dataclass(frozen=True)
+class Frame:
+    """Dimensions of a model's pictures.
+
+    Attributes:
+        where: folder of the export or the checkpoint.
+        side: side of the pictures in pixels.
+        condition: shape ``[1, C, H, W]`` of the condition picture; None if the model takes none.
+    """
+
+    where: Path
+    side: int
+    condition: tuple[int, ...] | None
+
+    def require_condition(self) -> tuple[int, ...]:
+        """Return the shape ``[1, C, H, W]`` of the condition picture; raises UsageError if the model takes none."""
+        if self.condition is None:
+            raise UsageError(
+                f"{self.where}: this model takes no condition picture; give its checkpoint an adapter with md-export "
+                "adapt CHECKPOINT --adapter FOLDER, or --controlnet FOLDER, and use or export that"
+            )
+        return self.condition
+
+
+@dataclass(frozen=True)
 class Export:
     """An export folder with its manifest, and its artifacts by component."""
 
@@ -65,6 +89,11 @@ class Export:
         """Neutral values for the inputs that a request without a condition does not provide."""
         rows = ((WIRING[name], entry) for name, entry in self.entries.items())
         return {key: value for row, entry in rows for key, value in row.neutral(entry.inputs).items()}
+
+    @property
+    def frame(self) -> Frame:
+        """Dimensions of the pictures that the export makes."""
+        return Frame(self.out, self.image_side, self.condition_shape)
 
     def entry(self, component: str) -> ArtifactEntry:
         """Return a component's manifest entry; raises ArtifactError if the export has no such component."""
@@ -107,40 +136,6 @@ def open_to_run(out: Path) -> Export:
     return Export(out, manifest, entries)
 
 
-@dataclass(frozen=True)
-class Frame:
-    """Dimensions of a model's pictures.
-
-    Attributes:
-        where: folder of the export or the checkpoint.
-        side: side of the pictures in pixels.
-        condition: shape ``[1, C, H, W]`` of the condition picture; None if the model takes none.
-    """
-
-    where: Path
-    side: int
-    condition: tuple[int, ...] | None
-
-    def require_condition(self) -> tuple[int, ...]:
-        """Return the shape ``[1, C, H, W]`` of the condition picture; raises UsageError if the model takes none."""
-        if self.condition is None:
-            raise UsageError(
-                f"{self.where}: this model takes no condition picture; give its checkpoint an adapter with md-export "
-                "adapt CHECKPOINT --adapter FOLDER, or --controlnet FOLDER, and use or export that"
-            )
-        return self.condition
-
-
-def frame_of(export: Export) -> Frame:
-    """Return the dimensions of the pictures that an opened export makes."""
-    return Frame(export.out, export.image_side, export.condition_shape)
-
-
-def frame_of_artifacts(out: Path) -> Frame:
-    """Return the dimensions of the pictures that an export makes; raises as :func:`open_to_run` does."""
-    return frame_of(open_to_run(out))
-
-
 def frame_of_checkpoint(checkpoint_dir: Path, size: int | None = None) -> Frame:
     """Return the dimensions of a checkpoint's pictures; raises UsageError if it does not support ``size``."""
     config = open_checkpoint(checkpoint_dir).at(size).config
@@ -175,7 +170,7 @@ def pictures_of_artifacts(
     """
     export = open_to_run(out)
     if conditions is not None:
-        frame_of(export).require_condition()
+        export.frame.require_condition()
     if starts is not None:
         _check_start(export, starts)
     pipeline = _pipeline(export)

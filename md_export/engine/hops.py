@@ -77,7 +77,8 @@ def explain(out: Path, result: Verdict, checkpoint_dir: Path, progress: Progress
     Each such component costs one conversion to float32, unless its rewritten module already fails.
     """
     manifest, golden = read_manifest(out), read_golden(out / GOLDEN_FOLDER)
-    short = {item.component for item in result.components if _in_numbers(item.faults)}
+    faults = [(item.component, fault) for item in result.components for fault in item.faults]
+    short = {component for component, fault in faults if isinstance(fault, Fault) and fault.check in _NUMBERS}
     lines = []
     for entry in manifest.artifacts:
         if entry.component in short:
@@ -228,7 +229,3 @@ class _Stages:
         batches, wanted = golden_cases(self.manifest.recipe, self.entry, self.cases)
         outputs = execute(self.manifest.target, folder / self.entry.file, batches, runtime).outputs
         return min(snr_db(joined(made), want) for made, want in zip(outputs, wanted, strict=True))
-
-
-def _in_numbers(faults: Sequence[str]) -> bool:
-    return any(isinstance(fault, Fault) and fault.check in _NUMBERS for fault in faults)

@@ -22,12 +22,10 @@ from md_export.engine.keys import key_of, maker
 from md_export.engine.plan import (
     ArtifactRequest,
     CalibrationRequest,
-    Cost,
     ExportPlan,
     ExportRequest,
     GoldenRequest,
     Plan,
-    Request,
     Step,
 )
 from md_export.engine.request import lora_files, lora_inputs
@@ -56,7 +54,7 @@ def plan(recipes: list[Recipe], checkpoint_dir: Path, golden: Path | None) -> Pl
     with ExitStack() as folders:
         sources = _sources(recipes, checkpoint_dir, golden, folders)
         made = _Planner()
-        exports = tuple(made.export(_complete(one, sources[one.loras]), sources[one.loras]) for one in recipes)
+        exports = tuple(made.export(one, sources[one.loras]) for one in recipes)
     return Plan(tuple(made.steps.values()), exports)
 
 
@@ -70,11 +68,6 @@ def check_recipe(recipe: Recipe) -> None:
     for name in recipe.rewrites:
         find_rewrite(name)
     layout_of(recipe)
-
-
-def _complete(recipe: Recipe, source: dependencies.Source) -> Recipe:
-    """Return the recipe with all of the checkpoint's components, and without LoRAs, since the checkpoint has them."""
-    return dataclasses.replace(recipe, loras=()).completed(source.checkpoint.components)
 
 
 def _sources(
@@ -110,6 +103,8 @@ class _Planner:
 
     def export(self, recipe: Recipe, source: dependencies.Source) -> ExportPlan:
         """Add an export and all steps that lead to it."""
+        # All of the checkpoint's components, and no LoRAs, since the checkpoint has them.
+        recipe = dataclasses.replace(recipe, loras=()).completed(source.checkpoint.components)
         golden, judging = self._golden(recipe, source)
         calibrated = self._calibration(recipe, source, golden, judging)
         parts = tuple(self._artifact(recipe, name, source, golden, calibrated) for name in recipe.components)
@@ -124,8 +119,8 @@ class _Planner:
         }
         weights, calls = sum(source.weights[name] for name in recipe.components), dependencies.calls_of(recipe)
         schemes = [recipe.schemes[name] for name in recipe.components]
-        key = self._add(
-            content,
+        step = Step(
+            key_of(content),
             f"{recipe.name}: verify",
             (golden, *parts),
             ExportRequest(recipe, source.loras, golden, parts),
@@ -133,7 +128,7 @@ class _Planner:
             export_cost(recipe.target, weights, len(judging) * calls, source.area(recipe)),
         )
         space = sum(space_of(recipe.schemes[name], source.weights[name]) for name in recipe.components)
-        return ExportPlan(recipe.name, recipe.target, key, space)
+        return ExportPlan(recipe.name, recipe.target, self._add(step), space)
 
     def _golden(self, recipe: Recipe, source: dependencies.Source) -> tuple[str, _Pairs]:
         """Add the step for the golden cases; return its key, and the prompt and seed of each case."""
@@ -147,15 +142,17 @@ class _Planner:
             origin = {"pairs": pairs, "size": checkpoint.config.image_size}
         changes = dependencies.changes_of(recipe)
         computed = len(pairs) if given is None or changes.rewrites else 0
-        key = self._add(
-            {"step": "golden", **source.common, **dataclasses.asdict(changes), **origin, "encodes": recipe.encodes},
+        step = Step(
+            key_of(
+                {"step": "golden", **source.common, **dataclasses.asdict(changes), **origin, "encodes": recipe.encodes}
+            ),
             "golden cases" if computed == 0 else f"{computed} golden cases by torch",
             (),
             GoldenRequest(dataclasses.replace(recipe, rewrites=changes.rewrites), source.loras),
             _cost_key("golden", source.all_weights, computed, recipe.size, dependencies.calls_of(recipe)),
             cases_cost(source.all_weights, computed * dependencies.calls_of(recipe), source.area(recipe)),
         )
-        return key, pairs
+        return self._add(step), pairs
 
     def _calibration(
         self, recipe: Recipe, source: dependencies.Source, golden: str, judging: _Pairs
@@ -171,15 +168,15 @@ class _Planner:
             "size": recipe.size,
             "encodes": recipe.encodes,
         }
-        key = self._add(
-            {"step": "calibration", **source.common, **asked},
+        step = Step(
+            key_of({"step": "calibration", **source.common, **asked}),
             f"{len(pairs)} calibration cases by torch",
             (golden,),
             CalibrationRequest(recipe, source.loras, golden),
             _cost_key("calibration", source.all_weights, len(pairs), recipe.size, dependencies.calls_of(recipe)),
             cases_cost(source.all_weights, len(pairs) * dependencies.calls_of(recipe), source.area(recipe)),
         )
-        return _Calibrated(key, asked)
+        return _Calibrated(self._add(step), asked)
 
     def _artifact(
         self, recipe: Recipe, name: str, source: dependencies.Source, golden: str, calibrated: _Calibrated | None
@@ -211,28 +208,20 @@ class _Planner:
             content["calibrated on"] = golden
         if dependencies.changes_of(part).rewrites:
             content["trained"] = checkpoint.trained_substitutions
-        return self._add(
-            content,
+        step = Step(
+            key_of(content),
             f"{recipe.name}: {name}",
             (golden,) if cases is None else (golden, cases),
             ArtifactRequest(part, source.loras, name, notes, golden, cases),
             _cost_key("artifact", recipe.target, name, source.weights[name], scheme, recipe.size),
             artifact_cost(recipe.target, name, scheme, source.weights[name], source.area(recipe)),
         )
+        return self._add(step)
 
-    def _add(
-        self,
-        content: dict[str, object],
-        label: str,
-        needs: tuple[str, ...],
-        request: Request,
-        cost_key: str,
-        cost: Cost,
-    ) -> str:
-        """Add a step whose result depends on ``content``, and return its key."""
-        key = key_of(content)
-        self.steps.setdefault(key, Step(key, label, needs, request, cost_key, cost))
-        return key
+    def _add(self, step: Step) -> str:
+        """Add a step unless there is one with its key, and return the key."""
+        self.steps.setdefault(step.key, step)
+        return step.key
 
 
 def _cost_key(*what: Any) -> str:

@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from rich.table import Table
 
-from md_export.diagnose.compare import Change, ExportComparison
+from md_export.diagnose.compare import ExportComparison
 from md_export.parity.metrics import EXACT_DB
 from md_export.parity.verdict import Verdict
 from md_export.report.tables import Cells, drawn
@@ -19,15 +19,11 @@ from md_export.report.verdicts import parity_cells
 
 def markdown_page(results: Sequence[tuple[str, Verdict]]) -> str:
     """Return one heading and parity table for each (name, result), failed results first."""
-    ordered = sorted(results, key=lambda item: item[1].passed)
-    return "\n".join(line for name, result in ordered for line in _section(name, result))
-
-
-def _section(name: str, result: Verdict) -> Iterator[str]:
-    yield heading(name, result.passed, "verified", "falls short")
-    yield ""
-    yield from markdown_table(parity_cells(result))
-    yield ""
+    lines: list[str] = []
+    for name, result in sorted(results, key=lambda item: item[1].passed):
+        title = heading(name, result.passed, "verified", "falls short")
+        lines += [title, "", *markdown_table(parity_cells(result)), ""]
+    return "\n".join(lines)
 
 
 def heading(name: str, passed: bool, good: str, bad: str) -> str:
@@ -126,14 +122,15 @@ def comparison_markdown(result: ExportComparison) -> str:
 
 def comparison_junit(result: ExportComparison) -> str:
     """One case per figure, and one for what verification says of the new export."""
-    cases = [(f"{item.component}: {item.figure}", _faults(item)) for item in result.changes]
+    cases = [(f"{item.component}: {item.figure}", (item.fault,) if item.fault else ()) for item in result.changes]
     return junit_of([Suite("regression", f"compare.{result.new}", (("verification", result.faults), *cases))])
 
 
 def change_cells(result: ExportComparison) -> Cells:
     """One row per figure."""
     head = ("component", "figure", "old", "new", "change", "budget", "verdict")
-    return Cells(head, tuple((item.component, item.figure, *item.spelled, _verdict(item)) for item in result.changes))
+    changed = ((item, "ok" if item.within else "FAIL") for item in result.changes)
+    return Cells(head, tuple((item.component, item.figure, *item.spelled, verdict) for item, verdict in changed))
 
 
 def recount_cells(result: ExportComparison) -> Cells:
@@ -145,14 +142,6 @@ def recount_cells(result: ExportComparison) -> Cells:
 def _title(result: ExportComparison) -> str:
     recipes = result.new if result.old == result.new else f"{result.old} → {result.new}"
     return f"{result.target}, {recipes}: new against old"
-
-
-def _verdict(item: Change) -> str:
-    return "ok" if item.within else "FAIL"
-
-
-def _faults(item: Change) -> tuple[str, ...]:
-    return (item.fault,) if item.fault else ()
 
 
 def _remarks(result: ExportComparison) -> Iterator[str]:

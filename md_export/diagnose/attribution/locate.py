@@ -72,7 +72,8 @@ class Search:
         for path in self._suspects(found):
             seen = found.seen[path]
             found.alone[path] = self._walker.alone(seen)
-            guilty = not found.alone[path] >= self._least or self._is_something_else(seen)
+            something_else = path in self._walker.owners and not seen.local_snr_db >= SOMETHING_ELSE_DB
+            guilty = something_else or not found.alone[path] >= self._least
             if guilty and self._is_merged(path, found):
                 return path
             found.first = path if guilty and found.first is None else found.first
@@ -100,9 +101,6 @@ class Search:
             other.local_snr_db < min(found.seen[name].local_snr_db, _RIGHT_DB) - _WORSE_BY_DB
             for name, other in without.items()
         )
-
-    def _is_something_else(self, seen: Seen) -> bool:
-        return seen.path in self._walker.owners and not seen.local_snr_db >= SOMETHING_ELSE_DB
 
     def _largest_share(self, found: Located) -> str | None:
         """Return the worst module if the component would pass without its error, else None.

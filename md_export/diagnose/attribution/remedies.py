@@ -11,7 +11,7 @@ from md_export.spec.manifest import Manifest
 from md_export.spec.scheme import QuantScheme
 
 if TYPE_CHECKING:
-    from md_export.diagnose.attribution.attribute import ModuleError
+    from md_export.diagnose.attribution.attribute import Attribution, ModuleError
 
 _MORE_BITS: Final = {
     "palette2": "palette4",
@@ -23,26 +23,18 @@ _MORE_BITS: Final = {
 
 
 def remedies(
-    manifest: Manifest,
-    entry: ArtifactEntry,
-    modules: tuple[ModuleError, ...],
-    first: ModuleError | None,
-    worst: tuple[ModuleError, ...],
-    owners: Collection[str],
-    altered: bool,
+    manifest: Manifest, entry: ArtifactEntry, found: Attribution, owners: Collection[str], altered: bool
 ) -> tuple[str, ...]:
     """Return one line for each change to try, the surest first; empty if nothing is wrong.
 
     Args:
         manifest, entry: the export's manifest and its entry for the artifact.
-        modules: all modules whose output was found, in order.
-        first: the module to blame.
-        worst: the modules with the largest local error.
+        found: the modules whose output was found, the module to blame, and the modules with the largest local error.
         owners: paths of the modules that own parameters.
         altered: whether the artifact's bytes differ from those in the manifest.
     """
     lines = ["its bytes are not those of the manifest: it was altered, export again"] if altered else []
-    scheme = manifest.recipe.schemes[entry.component]
+    scheme, first = manifest.recipe.schemes[entry.component], found.first
     if first is not None and first.path in owners and not first.local_snr_db >= SOMETHING_ELSE_DB:
         lines.append(
             f"{_named(first)} computes something else altogether, which no precision explains: compare the stored "
@@ -50,11 +42,13 @@ def remedies(
         )
         return tuple(lines)
     if first is not None:
-        lines += _of_precision(entry, scheme.for_module(first.path), modules, first, owners)
+        lines += _of_precision(entry, scheme.for_module(first.path), found.modules, first, owners)
         return tuple(lines)
-    output = next((item for item in modules if not item.path), None)
+    output = next((item for item in found.modules if not item.path), None)
     if output is not None and not output.cumulative_snr_db >= manifest.recipe.tolerances[entry.component].snr_db:
-        lines.append(f"no single module is to blame: the errors add up. {_heaviest(entry, scheme, worst, owners)}")
+        lines.append(
+            f"no single module is to blame: the errors add up. {_heaviest(entry, scheme, found.worst, owners)}"
+        )
         lines += _finer(entry, scheme)
     return tuple(lines)
 

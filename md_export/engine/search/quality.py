@@ -184,7 +184,8 @@ def build(
         recipe, tolerances={name: Tolerance(snr_db=0.0) for name in recipe.tolerances}, picture_psnr_db=0.0
     )
     manifest, _ = export(anything, checkpoint, folder, golden, progress, resources)
-    return Built(folder, manifest, _quality(manifest))
+    figures = {entry.component: entry.parity.snr_db for entry in manifest.artifacts if entry.parity is not None}
+    return Built(folder, manifest, Quality(manifest.picture_psnr_db, figures))
 
 
 def sealed(recipe: Recipe, quality: Quality, budget: Budget) -> Recipe:
@@ -202,11 +203,6 @@ def sealed(recipe: Recipe, quality: Quality, budget: Budget) -> Recipe:
 
 def _below(measured: float) -> float:
     return round(max(0.0, measured - _MARGIN_DB), 1)
-
-
-def _quality(manifest: Manifest) -> Quality:
-    figures = {entry.component: entry.parity.snr_db for entry in manifest.artifacts if entry.parity is not None}
-    return Quality(manifest.picture_psnr_db, figures)
 
 
 def judged(command: str, export: Path) -> float:

@@ -143,20 +143,16 @@ def _measured(ground: _Ground, count: Count) -> Iterator[tuple[tuple[Module, ...
     """Yield all measured modules and a function that rehearses a choice in torch; the context keeps the workers."""
     request, made = ground.request, ground.cases
     forms = STARTS[request.target].forms
+    kept = request.journal or request.out.with_name(f"{request.out.name}.journal")
     on = Probing(ground.checkpoint.root, ground.recipe, made or ground.golden, 1 if made else 2, ground.golden, forms)
     with workers(request.jobs, request.dask) as found:
         (listed,) = [answer.value for answer in spread(list_modules, [ListRequest(on, ground.components)], found)]
         jobs = [
             Job(component, path, weights, ModuleRequest(on, component, path)) for component, path, weights in listed
         ]
-        with open_journal(journal_of(request), _key(ground)) as journal:
+        with open_journal(kept, _key(ground)) as journal:
             modules = measure_all(jobs, measure, found, journal, count)
         yield modules, lambda point: _rehearse(found, on, point)
-
-
-def journal_of(request: SearchRequest) -> Path:
-    """Return the journal's file: the request's, or one beside the output folder."""
-    return request.journal or request.out.with_name(f"{request.out.name}.journal")
 
 
 def _key(ground: _Ground) -> Key:
