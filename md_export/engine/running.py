@@ -1,4 +1,8 @@
-"""Running of steps: the scheduler, which keeps to a number of jobs and a memory limit, and one step in its process."""
+"""Running of steps: the scheduler, within a number of jobs and a memory limit, and one step in its process.
+
+One step is carried out from its request to its cache entry. Arguments and results are plain data, so any executor can
+call it.
+"""
 
 from __future__ import annotations
 

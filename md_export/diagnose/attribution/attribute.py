@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from md_export.diagnose.attribution.locate import Located, Search
-from md_export.diagnose.attribution.remedies import remedies
+from md_export.diagnose.attribution.blame import Located, Search, remedies
 from md_export.diagnose.attribution.walk import Walker
 from md_export.engine.hops import Hop, Part, hops_of, opened
 from md_export.errors import ArtifactError, RuntimeFault

@@ -12,25 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import torch
-from torch import nn
-
 from md_export.engine.export import export
 from md_export.engine.request import Resources
 from md_export.engine.search.choice import Point
 from md_export.engine.search.request import Budget
-from md_export.engine.search.sensitivity import Probe, Probing
+from md_export.engine.search.sensitivity import Probe, Probing, store
 from md_export.errors import RuntimeFault
 from md_export.parity.golden.case import GoldenCase
 from md_export.parity.golden.folder import read_golden
 from md_export.parity.metrics import compare
 from md_export.parity.rewritten_module import adjust, storages
-from md_export.rewrites.upsample_to_four_convs import FourConv2d
 from md_export.spec.manifest import Manifest
 from md_export.spec.recipe import Recipe, Tolerance
-from md_export.spec.scheme import WeightStorage
 from md_export.spec.tensors import Arrays
-from md_export.targets.quantization.gptq import rounded
 
 # Excess over the budget, in decibels, that is too small to justify another try.
 _CLOSE_DB: Final = 0.5
@@ -132,23 +126,13 @@ def rehearse(
         part = probe.parts[name]
         inputs: list[Arrays] = [part.inputs_of(case) for case in calibration]
         adjust(part, probe.target, inputs)
+        # As a target does: to the nearest stored value; weights that are already rounded do not change.
+        nearest = dataclasses.replace(recipe.schemes[name], rounding="nearest", bias_correction=False)
         for path, storage in storages(part, probe.target).items():
-            _store(part.module.get_submodule(path), storage)
+            store(part.module.get_submodule(path), storage, nearest, None)
     return Quality(
         picture_db=min(compare(made, wanted).psnr_db for made, wanted in probe.pictures()),
         snr_db={name: min(probe.parts[name].snr_db(case) for case in cases) for name in recipe.components},
-    )
-
-
-@torch.no_grad()
-def _store(layer: nn.Module, storage: WeightStorage) -> None:
-    """Round a layer's weight to the nearest stored values, as a target does; already rounded weights do not change."""
-    if isinstance(layer, FourConv2d):
-        layer.phases = torch.stack([rounded(layer, part, storage, "nearest", None) for part in layer.phases])
-        return
-    weight = layer.get_parameter("weight")
-    layer.register_parameter(
-        "weight", nn.Parameter(rounded(layer, weight, storage, "nearest", None), requires_grad=False)
     )
 
 

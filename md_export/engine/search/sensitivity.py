@@ -111,21 +111,26 @@ def _error(made: Array, wanted: Array) -> float:
     return float(np.mean((made.astype(np.float64) - wanted.astype(np.float64)) ** 2))
 
 
-@contextmanager
-def stored(layer: Any, storage: WeightStorage, scheme: QuantScheme, sums: InputSums | None) -> Iterator[None]:
-    """Replace a layer's weights by the stored values within the context, and restore them afterwards.
+def store(layer: Any, storage: WeightStorage, scheme: QuantScheme, sums: InputSums | None) -> None:
+    """Replace a layer's weights by the stored values.
 
     ``sums``: sums over the layer's inputs, for calibrated rounding; None if the rounding does not need them.
     """
-    own = {name: getattr(layer, name) for name in ("weight", "bias", "phases") if hasattr(layer, name)}
     if isinstance(layer, FourConv2d):
         layer.phases = torch.stack([rounded(layer, part, storage, "nearest", None) for part in layer.phases])
-    else:
-        plain = dataclasses.replace(scheme, rounding="nearest", bias_correction=False)
-        values = stored_values(layer, storage, plain if is_derived(layer) else scheme, sums)
-        layer.weight = nn.Parameter(values.weight, requires_grad=False)
-        if values.bias is not None:
-            layer.bias = nn.Parameter(values.bias, requires_grad=False)
+        return
+    plain = dataclasses.replace(scheme, rounding="nearest", bias_correction=False)
+    values = stored_values(layer, storage, plain if is_derived(layer) else scheme, sums)
+    layer.weight = nn.Parameter(values.weight, requires_grad=False)
+    if values.bias is not None:
+        layer.bias = nn.Parameter(values.bias, requires_grad=False)
+
+
+@contextmanager
+def stored(layer: Any, storage: WeightStorage, scheme: QuantScheme, sums: InputSums | None) -> Iterator[None]:
+    """Call :func:`store` for the time of the context, and restore the layer's weights afterwards."""
+    own = {name: getattr(layer, name) for name in ("weight", "bias", "phases") if hasattr(layer, name)}
+    store(layer, storage, scheme, sums)
     try:
         yield
     finally:
@@ -133,7 +138,7 @@ def stored(layer: Any, storage: WeightStorage, scheme: QuantScheme, sums: InputS
             setattr(layer, name, value)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Probing:
     """Inputs of a worker's measurements.
 
@@ -152,7 +157,7 @@ class Probing:
     forms: tuple[Form, ...]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class ModuleRequest:
     """Request to measure one module."""
 
@@ -166,7 +171,7 @@ def measure(request: ModuleRequest) -> tuple[Candidate, ...]:
     return candidates(_probe(request.on), request.component, request.path, request.on.forms)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class ListRequest:
     """Request to list all modules of some components."""
 
