@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -50,36 +50,30 @@ def executor_of(request: BuildRequest, plan: Plan) -> AbstractContextManager[Exe
     Raises:
         MdExportError: the cluster or its store cannot be used.
     """
-    return _here(request) if request.dask is None else _on_dask(request, plan)
+    return nullcontext(_here(request)) if request.dask is None else _on_dask(request, plan)
 
 
-@contextmanager
-def _here(request: BuildRequest) -> Iterator[Executor]:
+def _here(request: BuildRequest) -> Executor:
     cache = Cache(request.cache)
     limits = Limits(request.jobs, request.most_bytes or _most(installed_bytes()))
-    yield Executor(cache, limits, lambda _: _processes(request, cache))
+    return Executor(cache, limits, lambda _: _processes(request, cache))
 
 
 @contextmanager
 def _processes(request: BuildRequest, cache: Cache) -> Iterator[Begin]:
-    with workspace(cache.work) as work, _threads(request.jobs) as executor:
-        yield lambda step, most_bytes: executor.submit(
-            perform, step, cache, work, inputs_of(request), most_bytes, request.rejected
-        )
-
-
-@contextmanager
-def _threads(jobs: int) -> Iterator[ThreadPoolExecutor]:
-    """Yield an executor whose threads wait for worker processes; an exception such as an interrupt kills those."""
-    executor = ThreadPoolExecutor(jobs)
-    try:
-        yield executor
-    except BaseException:
-        executor.shutdown(wait=False, cancel_futures=True)
-        kill_children()
-        raise
-    finally:
-        executor.shutdown()
+    """Yield a start function whose threads wait for worker processes; an exception such as an interrupt kills those."""
+    with workspace(cache.work) as work:
+        executor = ThreadPoolExecutor(request.jobs)
+        try:
+            yield lambda step, most_bytes: executor.submit(
+                perform, step, cache, work, inputs_of(request), most_bytes, request.rejected
+            )
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)
+            kill_children()
+            raise
+        finally:
+            executor.shutdown()
 
 
 @contextmanager
