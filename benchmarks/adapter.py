@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from contact_sheet import COLUMNS, sheet
 from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
-from md_export.models.condition_images import edges
+from md_export.models.adapter import edges
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe, nano_checkpoint
 

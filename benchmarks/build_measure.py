@@ -15,14 +15,14 @@ from torch import nn
 
 from coreml_measure import THREADS, Subject
 from md_export.checkpoint import open_checkpoint
-from md_export.checkpoint.random_init import write_checkpoint
+from md_export.checkpoint.architectures import write_checkpoint
 from md_export.engine.artifact import peak_resident_bytes
 from md_export.engine.export import build, export
 from md_export.engine.request import BuildRequest, Resources
 from md_export.errors import MdExportError
 from md_export.models.families import COMPONENTS
+from md_export.parity.golden.folder import write_golden
 from md_export.parity.golden.prepare import golden_source
-from md_export.parity.golden.record import write_golden
 from md_export.report.progress import building_to_stderr
 from md_export.spec.manifest import Manifest, read_manifest
 from md_export.spec.recipe import Recipe, Tolerance

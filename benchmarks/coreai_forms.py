@@ -26,9 +26,8 @@ from torch import Tensor, nn
 
 from md_export.checkpoint.architectures import arch_config
 from md_export.models.layers import Attention, ResnetBlock
-from md_export.models.sampling.one_step import one_step
-from md_export.models.unet import TransformerStack
-from md_export.models.unet_config import MDUNetConfig
+from md_export.models.sampling.sampler import one_step
+from md_export.models.unet import MDUNetConfig, TransformerStack
 from md_export.parity.metrics import snr_db
 from md_export.rewrites import REWRITES
 from md_export.spec.scheme import QuantScheme

@@ -20,9 +20,9 @@ from md_export.checkpoint.architectures import arch_config
 from md_export.engine.artifact import peak_resident_bytes
 from md_export.models.config import ModelConfig
 from md_export.models.families import COMPONENTS
-from md_export.models.sampling.one_step import one_step
-from md_export.models.torch_runner import TorchRunner
-from md_export.models.unet_config import MDUNetConfig
+from md_export.models.sampling.generate import TorchRunner
+from md_export.models.sampling.sampler import one_step
+from md_export.models.unet import MDUNetConfig
 from md_export.parity.metrics import compare
 from md_export.parity.rewritten_module import surface
 from md_export.rewrites import Consent, apply_rewrites

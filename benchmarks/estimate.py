@@ -17,9 +17,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from md_export.diagnose.estimate.command import costs_of
-from md_export.diagnose.estimate.devices import Latency, knowledge
-from md_export.diagnose.estimate.fit import LIKELY, Fit, RowError, fit, fit_of
-from md_export.diagnose.estimate.roofline import Constants, floor_of, seconds_of
+from md_export.diagnose.estimate.devices import LIKELY, Constants, Fit, Latency, RowError, fit, fit_of, knowledge
+from md_export.diagnose.estimate.roofline import floor_of, seconds_of
 from md_export.spec.manifest import read_manifest
 
 TABLE_4 = "iphone15pro"

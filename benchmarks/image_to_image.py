@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from contact_sheet import sheet
 from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
-from md_export.models.sampling.image_to_image import Start
+from md_export.models.sampling.pictures import Start
 from md_export.parity.metrics import compare
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe, nano_checkpoint

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from contact_sheet import sheet
 from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
-from md_export.models.sampling.inpainting import Given
+from md_export.models.sampling.pictures import Given
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe, nano_checkpoint
 

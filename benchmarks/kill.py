@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 from md_export.engine.cache import Cache
-from md_export.parity.manifest_check import check_exports
+from md_export.spec.manifest import check_exports
 from md_export.system.files import sha256_of
 
 RECIPES = ["onnx-fp32", "onnx-fp16"]

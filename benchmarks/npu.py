@@ -17,8 +17,8 @@ from pathlib import Path
 
 from md_export.checkpoint import open_checkpoint
 from md_export.engine.export import export
+from md_export.parity.golden.folder import write_golden
 from md_export.parity.golden.prepare import golden_source
-from md_export.parity.golden.record import write_golden
 from md_export.parity.npu.verify import NpuDetails, verify_on_npu
 from md_export.parity.verdict import ComponentVerdict, Verification
 from md_export.spec.recipe_file import load_recipe

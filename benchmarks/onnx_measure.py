@@ -14,7 +14,7 @@ import torch
 from coreml_measure import Round, Subject
 from md_export.engine.artifact import peak_resident_bytes
 from md_export.models.families import COMPONENTS
-from md_export.models.sampling.one_step import one_step
+from md_export.models.sampling.sampler import one_step
 from md_export.parity.metrics import compare
 from md_export.parity.rewritten_module import surface
 from md_export.rewrites import Consent, apply_rewrites
@@ -128,7 +128,7 @@ def _nodes(path: Path) -> int:
 
 def partitions(path: Path) -> str:
     """Core ML models that onnxruntime would make of it, and how many nodes it would leave to the CPU."""
-    from md_export.targets.onnx.mobile import coreml_partitions
+    from mobile_usability import coreml_partitions
 
     found = coreml_partitions(path)
     return f"{found.count}, {len(found.left)} on the CPU" if found.left else str(found.count)

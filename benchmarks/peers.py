@@ -24,7 +24,7 @@ import md_export
 from md_export.checkpoint import build_on_meta
 from md_export.checkpoint.architectures import arch_config
 from md_export.models.families import COMPONENTS
-from md_export.targets.costs import OpCost
+from md_export.targets.operations import OpCost
 from recorded_operations import record
 
 FILE: Final = Path(md_export.__file__).parent / "diagnose" / "estimate" / "peers.json"

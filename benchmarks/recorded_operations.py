@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from md_export.targets.costs import OpCost, Work, multiplying
+from md_export.targets.operations import OpCost, Work, multiplying
 
 # Give a new view of the same memory, make a constant, or look at one number.
 _FREE: Final = frozenset(

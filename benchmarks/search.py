@@ -18,9 +18,8 @@ import click
 import numpy as np
 
 from md_export.engine.generate import pictures_of_artifacts
-from md_export.engine.search.budget import Budget
+from md_export.engine.search.request import Budget, SearchRequest
 from md_export.engine.search.run import ARTIFACTS, search
-from md_export.engine.search.starting import SearchRequest
 from md_export.spec.manifest import Manifest, read_manifest
 from md_export.spec.shipped_files import nano_checkpoint
 from parity import Detector, sample

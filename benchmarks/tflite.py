@@ -46,8 +46,8 @@ HEADER: Final = (
 
 def on_gpu(subject: Subject, path: Path, expected: Path | None) -> str:
     """What the engine says of the file; it is executed where an ``expected`` output is given."""
-    from md_export.targets.tflite.gpu.log import read_log
-    from md_export.targets.tflite.gpu.process import execute_on_gpu
+    from md_export.targets.tflite.gpu.engine import execute_on_gpu
+    from md_export.targets.tflite.gpu.residency import read_log
 
     try:
         run = execute_on_gpu(path, [measure.given(subject, path)] if expected else [], limit_s=7200)

@@ -14,7 +14,7 @@ import torch
 from coreml_measure import Round, Subject
 from md_export.engine.artifact import peak_resident_bytes
 from md_export.models.families import COMPONENTS
-from md_export.models.sampling.one_step import one_step
+from md_export.models.sampling.sampler import one_step
 from md_export.parity.metrics import compare
 from md_export.parity.rewritten_module import surface
 from md_export.rewrites import REWRITES, Consent, apply_rewrites

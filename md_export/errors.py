@@ -20,7 +20,11 @@ They become text in one place, :func:`md_export.cli.main`.
 
 from __future__ import annotations
 
-from typing import Final
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # Converters print whole graphs into their messages.
 _LONGEST_LINE: Final = 400
@@ -91,3 +95,21 @@ class RegressionError(ParityError):
 def one_line(error: BaseException) -> str:
     """Return a library's error message on one line, shortened; the name of its class if the message is empty."""
     return " ".join(str(error).split())[:_LONGEST_LINE] or type(error).__name__
+
+
+@contextmanager
+def raised_as(
+    kind: type[MdExportError], message: str, errors: type[Exception] | tuple[type[Exception], ...], then: str = ""
+) -> Iterator[None]:
+    """Raise a library's error as one of ours: message, the library's own on one line, and what to do next, if anything.
+
+    Args:
+        kind: class of the error to raise.
+        message: what happened and where; a colon follows.
+        errors: classes of errors to catch.
+        then: end of the message; begins with its own punctuation.
+    """
+    try:
+        yield
+    except errors as error:
+        raise kind(f"{message}: {one_line(error)}{then}") from error

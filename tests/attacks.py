@@ -36,7 +36,7 @@ class Attack:
 def prepare(folder: Path) -> None:
     """One sound checkpoint that each attack gets a copy of."""
     from checkpoint.test_checkpoint import CONFIG
-    from md_export.checkpoint.random_init import write_checkpoint
+    from md_export.checkpoint.architectures import write_checkpoint
 
     write_checkpoint(folder / "sound", CONFIG, seed=1, dtype="float32")
     (folder / "secret.txt").write_text(SECRET)
@@ -71,7 +71,7 @@ def loaded(folder: Path, component: str = "unet") -> None:
 def built(folder: Path) -> None:
     """The text encoder, whose config is transformers' own; and nothing of what the config asks for beyond it."""
     from md_export.checkpoint import open_checkpoint
-    from md_export.checkpoint.build import build_on_meta
+    from md_export.checkpoint.modules import build_on_meta
     from md_export.models.families import component_of
 
     checkpoint = open_checkpoint(folder)
@@ -81,7 +81,7 @@ def built(folder: Path) -> None:
 
 def tokenized(folder: Path) -> None:
     from md_export.checkpoint import open_checkpoint
-    from md_export.models.sampling.prompts import tokenize
+    from md_export.models.sampling.generate import tokenize
 
     checkpoint = open_checkpoint(folder)
     assert tokenize(checkpoint.tokenizer_dir, "a" * 4000 + "!", 77).shape == (1, 77)
@@ -120,7 +120,7 @@ def matched(folder: Path) -> None:
 
 
 def journal(folder: Path) -> None:
-    from md_export.engine.search.journal import Key, open_journal
+    from md_export.engine.search.measuring import Key, open_journal
 
     with open_journal(folder / "journal.jsonl", Key("", "onnx", (), (), (), "nearest", "", {})):
         pass

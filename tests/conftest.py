@@ -12,7 +12,7 @@ import pytest
 
 from md_export.errors import MissingExtraError
 from md_export.models.config import ModelConfig
-from md_export.models.unet_config import MDUNetConfig
+from md_export.models.unet import MDUNetConfig
 from md_export.models.vae import VAEConfig
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe, nano_checkpoint
@@ -125,7 +125,7 @@ def other_config() -> ModelConfig:
 @pytest.fixture(scope="session")
 def other_checkpoint(tmp_path_factory: pytest.TempPathFactory, other_config: ModelConfig) -> Path:
     """A random checkpoint of ``other_config``."""
-    from md_export.checkpoint.random_init import write_checkpoint
+    from md_export.checkpoint.architectures import write_checkpoint
 
     out = tmp_path_factory.mktemp("checkpoints") / "other"
     write_checkpoint(out, other_config, seed=7)
@@ -135,7 +135,7 @@ def other_checkpoint(tmp_path_factory: pytest.TempPathFactory, other_config: Mod
 @pytest.fixture(scope="session")
 def stable_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random checkpoint shaped as Stable Diffusion 1's."""
-    from md_export.checkpoint.random_init import write_checkpoint
+    from md_export.checkpoint.architectures import write_checkpoint
     from small_models import STABLE
 
     pytest.importorskip("diffusers", reason="needs the extra diffusers")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from md_export.engine import perform
+from md_export.engine import running as perform
 from md_export.errors import MdExportError
 from md_export.system import isolation
 from md_export.system.isolation import Ended, Limits, Request, Result

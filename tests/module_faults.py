@@ -62,8 +62,7 @@ def _in_onnx(path: Path) -> dict[str, Place]:
 
 
 def _in_tflite(path: Path) -> dict[str, Place]:
-    from md_export.targets.tflite.flatbuffer import DTYPES, WEIGHTED, data_of, operator_name, read_model
-    from md_export.targets.tflite.names import END, module_of
+    from md_export.targets.tflite.flatbuffer import DTYPES, END, WEIGHTED, data_of, module_of, operator_name, read_model
 
     model, content = read_model(path), path.read_bytes()
     tensors = model.subgraphs[0].tensors
@@ -82,8 +81,7 @@ def _in_tflite(path: Path) -> dict[str, Place]:
 
 def _in_package(path: Path) -> dict[str, Place]:
     from md_export.targets.coreml.mil.values import BlobFile
-    from md_export.targets.coreml.modules import read_modules
-    from md_export.targets.coreml.package import WEIGHTS, main_operations, read_spec
+    from md_export.targets.coreml.package import WEIGHTS, main_operations, read_modules, read_spec
 
     spec, blobs = read_spec(path), BlobFile(path / WEIGHTS)
     modules, operations = read_modules(spec), main_operations(spec)

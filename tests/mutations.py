@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from md_export.parity.selftest import stored
+from md_export.parity.selftest import damage as stored
 from md_export.parity.selftest.sandbox import agree as rehash
 from md_export.parity.selftest.sandbox import edit_json as edit_json
 from md_export.spec.manifest import read_manifest

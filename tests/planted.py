@@ -13,8 +13,7 @@ from md_export import __version__
 from md_export.models.families import WIRING
 from md_export.models.sampling.generate import Pipeline
 from md_export.models.walk import Runners
-from md_export.parity.golden.folder import read_golden
-from md_export.parity.golden.record import GoldenSource, write_golden
+from md_export.parity.golden.folder import GoldenSource, read_golden, write_golden
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, Measured, bytes_of_artifact, sha256_of_artifact
 from md_export.spec.manifest import Manifest, write_manifest
 from md_export.spec.recipe import Recipe

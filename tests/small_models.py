@@ -7,7 +7,7 @@ import numpy as np
 from md_export.models.config import ModelConfig
 from md_export.models.diffusers_unet import DiffusersUNetConfig
 from md_export.models.families import component_of
-from md_export.models.unet_config import MDUNetConfig
+from md_export.models.unet import MDUNetConfig
 from md_export.models.vae import VAEConfig
 from md_export.spec.tensors import Array
 

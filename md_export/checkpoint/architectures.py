@@ -1,16 +1,33 @@
-"""Named architectures: configs that can be inspected and initialized without a checkpoint."""
+"""Named architectures: configs that can be inspected without a checkpoint, and random checkpoints of them.
+
+Random checkpoints are in diffusers' folder layout, for full-size work without trained weights.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
-from md_export.errors import UsageError
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from md_export.checkpoint import build_on_meta
+from md_export.errors import ConfigError, OutputError, UsageError
 from md_export.models.config import ModelConfig
 from md_export.models.diffusers_unet import DiffusersUNetConfig
-from md_export.models.unet_config import MDUNetConfig
+from md_export.models.families import family_of
+from md_export.models.graph import Component
+from md_export.models.tiny_autoencoder import TINY_CLASS, TinyConfig
+from md_export.models.unet import MDUNetConfig
 from md_export.models.vae import VAEConfig
+from md_export.system.files import refuse_existing, require_space, staging
 
 # openai/clip-vit-large-patch14, the text model.
 CLIP_VIT_L_14: Final[Mapping[str, object]] = {
@@ -73,3 +90,150 @@ def arch_config(name: str) -> ModelConfig:
     if name not in ARCHS:
         raise UsageError(f"unknown architecture {name!r}; use one of {', '.join(ARCHS)}")
     return ARCHS[name]()
+
+
+DTYPES: Final[Mapping[str, torch.dtype]] = {"float16": torch.float16, "float32": torch.float32}
+START, END = "<|startoftext|>", "<|endoftext|>"
+# Folder → its weight file, by the names that transformers and diffusers write.
+FILES: Final[Mapping[str, str]] = {
+    "text_encoder": "model.safetensors",
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+}
+_CLASSES: Final[Mapping[str, tuple[str, str]]] = {
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "tokenizer": ("transformers", "CLIPTokenizer"),
+    "vae": ("diffusers", "AutoencoderKL"),
+    "scheduler": ("diffusers", "DDIMScheduler"),
+}
+
+
+def init_checkpoint(out: Path, arch: str, seed: int, dtype: str = "float16") -> Path:
+    """Write a random checkpoint of a named architecture; the same arguments write the same bytes.
+
+    Weights are each layer's own default initialization. One component is in memory at a time.
+
+    Args:
+        out: folder to create.
+        arch: a name of :data:`md_export.checkpoint.architectures.ARCHS`.
+        seed: any whole number from 0 on.
+        dtype: ``float16`` or ``float32``, of the stored weights.
+
+    Raises:
+        UsageError: unknown ``arch`` or ``dtype``, negative seed.
+        OutputError: ``out`` exists, or cannot be written whole.
+    """
+    if dtype not in DTYPES:
+        raise UsageError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
+    if seed < 0:
+        raise UsageError(f"seed {seed} is negative; use a whole number from 0 on")
+    write_checkpoint(out, arch_config(arch), seed, dtype)
+    return out
+
+
+def write_checkpoint(out: Path, config: ModelConfig, seed: int, dtype: str = "float16") -> None:
+    """As :func:`init_checkpoint`, for any configs."""
+    config.check()
+    refuse_existing(out)
+    require_space(out, _parameters(config) * DTYPES[dtype].itemsize)
+    with staging(out) as folder:
+        try:
+            _write_files(folder, config, seed, DTYPES[dtype])
+        except (OSError, SafetensorError) as error:
+            raise OutputError(f"{out} cannot be written ({error}): check its disk, nothing was kept") from error
+
+
+def _write_files(folder: Path, config: ModelConfig, seed: int, dtype: torch.dtype) -> None:
+    for name, content in config_files(config).items():
+        write_json(folder / name, content)
+    _write_tokenizer(folder / "tokenizer", config)
+    for name, file in FILES.items():
+        tensors: dict[str, Tensor] = {}
+        for component in _components(config, name):
+            tensors |= _random_tensors(component, config, seed, dtype)
+        save_file(tensors, folder / name / file, metadata={"format": "pt"})
+
+
+def _components(config: ModelConfig, folder: str) -> list[Component]:
+    return [component for component in family_of(config).components if component.folder == folder]
+
+
+def _random_tensors(component: Component, config: ModelConfig, seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        # A stream of its own for each component, so that one's size does not shift another's values.
+        # Hashed, because the generator heeds the low 32 bits of a seed only.
+        torch.manual_seed(zlib.crc32(f"{seed}/{component.name}".encode()))
+        module = component.build(config)
+    return {name: tensor.to(dtype).contiguous() for name, tensor in module.state_dict().items()}
+
+
+def _parameters(config: ModelConfig) -> int:
+    """Count the parameters of everything written; refuses absurd configs before anything is allocated."""
+    components = [component for folder in FILES for component in _components(config, folder)]
+    return sum(p.numel() for component in components for p in build_on_meta(component, config).parameters())
+
+
+def config_files(config: ModelConfig) -> dict[str, dict[str, object]]:
+    """Return file name → JSON content."""
+    form = family_of(config).form
+    classes = {**_CLASSES, "unet": form.unet_class}
+    classes |= {"vae": (_CLASSES["vae"][0], TINY_CLASS)} if isinstance(config.vae, TinyConfig) else {}
+    text = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **config.text_encoder}
+    return {
+        "model_index.json": {"_class_name": form.pipeline, **{k: list(v) for k, v in classes.items()}},
+        "text_encoder/config.json": text,
+        "unet/config.json": _with_class(form.unet_class, config.unet),
+        "vae/config.json": _with_class(classes["vae"], config.vae) | _block_types(config),
+        "scheduler/scheduler_config.json": _with_class(classes["scheduler"], config.schedule),
+    }
+
+
+def _with_class(library_and_class: tuple[str, str], config: Any) -> dict[str, object]:
+    return {"_class_name": library_and_class[1], **dataclasses.asdict(config)}
+
+
+def _block_types(config: ModelConfig) -> dict[str, object]:
+    """Return fields that diffusers' AutoencoderKL needs in addition to ours, for checkpoints of diffusers."""
+    of_diffusers = family_of(config).form.unet_class[0] == _CLASSES["vae"][0]
+    if not of_diffusers or isinstance(config.vae, TinyConfig):
+        return {}
+    levels = len(config.vae.block_out_channels)
+    return {"down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels}
+
+
+def _write_tokenizer(folder: Path, config: ModelConfig) -> None:
+    """Write CLIP's byte-level tokenizer without merges: one token a byte; start and end as in the text encoder."""
+    letters = _byte_letters()
+    tokens = [*letters, *(letter + "</w>" for letter in letters)]
+    rows = int(config.text_encoder.get("vocab_size", 49408))
+    start, end = (int(config.text_encoder.get(f"{k}_token_id", d)) for k, d in (("bos", 49406), ("eos", 49407)))
+    if not len(tokens) <= start < rows or not len(tokens) <= end < rows or start == end:
+        raise ConfigError(
+            f"text_encoder/config.json: vocab_size={rows}, bos_token_id={start}, eos_token_id={end}; a byte-level "
+            f"tokenizer needs two ids for start and end that lie from {len(tokens)} on and below vocab_size"
+        )
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    write_json(folder / "vocab.json", {**vocabulary, START: start, END: end})
+    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    special = {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}
+    write_json(folder / "special_tokens_map.json", special)
+    settings = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": config.text_shape[1],
+        "add_prefix_space": False,
+        "do_lower_case": True,
+        "errors": "replace",
+    }
+    write_json(folder / "tokenizer_config.json", {**special, **settings})
+
+
+def _byte_letters() -> list[str]:
+    """Return 256 printable letters that stand for the bytes, in the order of GPT-2's and CLIP's vocabularies."""
+    shown = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    return [chr(code) for code in [*shown, *range(256, 512 - len(shown))]]
+
+
+def write_json(path: Path, content: Mapping[str, object]) -> None:
+    """Write a JSON file, its folder too."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

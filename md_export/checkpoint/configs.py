@@ -8,17 +8,33 @@ import typing
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Final
+from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 from md_export.checkpoint.files import TABLE_LIMIT, Layout, read_json
 from md_export.errors import CheckpointError, ConfigError
 from md_export.models.adapter import AdapterConfig
 from md_export.models.config import ModelConfig
 from md_export.models.families import family_by_class
-from md_export.models.parsing import ConfigT, parse_config
 from md_export.models.sampling.schedule import ScheduleConfig
 from md_export.models.tiny_autoencoder import TINY_CLASS, TinyConfig
 from md_export.models.vae import VAEConfig
+
+
+class Config(Protocol):
+    """A dataclass of the fields of a ``config.json`` that change what is computed.
+
+    Attributes:
+        IGNORED: fields that say nothing our modules do not do anyway.
+        REQUIRED: fields with the only value that is read; another would change the function.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+    IGNORED: ClassVar[tuple[str, ...]]
+    REQUIRED: ClassVar[Mapping[str, Any]]
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
 
 # Sizes that cost memory before a parameter is counted; several times what any known model of this kind uses.
 _LARGEST: Final[Mapping[str, int]] = {
@@ -65,7 +81,7 @@ def read_model_config(layout: Layout) -> ModelConfig:
     text = read_json(layout.require("text_encoder/config.json"))
     for field in _TEXT_SIZES:
         if field in text:
-            _check_value(f"text_encoder/config.json: {field}", field, text[field], int)
+            _value(f"text_encoder/config.json: {field}", field, text[field], int)
     unet = read_json(layout.require("unet/config.json"))
     unet = {name: value for name, value in unet.items() if name != "trained_substitutions"}
     form = family_by_class(str(unet.get("_class_name"))).form
@@ -74,11 +90,11 @@ def read_model_config(layout: Layout) -> ModelConfig:
     adapter, controlnet = (layout.find(f"{name}/config.json") for name in ("t2i_adapter", "controlnet"))
     config = ModelConfig(
         text_encoder={field: text[field] for field in _TEXT_FIELDS if field in text},
-        unet=_parse(form.unet, "unet", unet),
-        vae=_parse(TinyConfig, "vae", vae) if tiny else _parse(VAEConfig, "vae", {**form.vae, **vae}),
-        schedule=_parse(ScheduleConfig, "scheduler", read_json(layout.require(SCHEDULER))),
-        adapter=None if adapter is None else _parse(AdapterConfig, "t2i_adapter", read_json(adapter)),
-        controlnet=None if controlnet is None else _parse(form.controlnet, "controlnet", read_json(controlnet)),
+        unet=parse_config(form.unet, "unet", unet),
+        vae=parse_config(TinyConfig, "vae", vae) if tiny else parse_config(VAEConfig, "vae", {**form.vae, **vae}),
+        schedule=parse_config(ScheduleConfig, "scheduler", read_json(layout.require(SCHEDULER))),
+        adapter=None if adapter is None else parse_config(AdapterConfig, "t2i_adapter", read_json(adapter)),
+        controlnet=None if controlnet is None else parse_config(form.controlnet, "controlnet", read_json(controlnet)),
     )
     config.check()
     return config
@@ -106,25 +122,37 @@ def check_vocabulary(path: Path, config: ModelConfig) -> None:
         )
 
 
-def _parse(kind: type[ConfigT], folder: str, values: Mapping[str, object]) -> ConfigT:
-    file = SCHEDULER if folder == "scheduler" else f"{folder}/config.json"
-    hints = typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        if field.name in values:
-            _check_value(f"{file}: {field.name}", field.name, values[field.name], hints[field.name])
-    return parse_config(kind, folder, values)
+def parse_config(kind: type[ConfigT], folder: str, values: Mapping[str, Any]) -> ConfigT:
+    """Turn ``folder/config.json`` into ``kind``; keys with a leading underscore are diffusers' own notes.
+
+    Raises:
+        CheckpointError: a size is absurd.
+        ConfigError: a field is unknown, of a wrong type or not supported.
+    """
+    file, hints = SCHEDULER if folder == "scheduler" else f"{folder}/config.json", typing.get_type_hints(kind)
+    known = [field.name for field in dataclasses.fields(kind)]
+    parsed = {name: _value(f"{file}: {name}", name, values[name], hints[name]) for name in known if name in values}
+    for name, required in kind.REQUIRED.items():
+        if values.get(name, required) != required:
+            raise ConfigError(f"{file}: only {name}={required!r} is supported, not {values[name]!r}")
+    unknown = sorted({name for name in values if not name.startswith("_")} - {*known, *kind.REQUIRED, *kind.IGNORED})
+    if unknown:
+        raise ConfigError(f"{file}: unknown field {', '.join(unknown)}; known fields: {', '.join(sorted(known))}")
+    try:
+        return kind(**parsed)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
 
 
-def _check_value(where: str, field: str, value: Any, hint: Any) -> None:
-    """Raise :class:`ConfigError` unless ``value`` is of the annotated type and, as a number, sensible."""
+def _value(where: str, field: str, value: Any, hint: Any) -> Any:
+    """Return ``value`` as the annotated type; raise :class:`ConfigError` for another type or a number out of range."""
     allowed = typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
     if value is None and NoneType in allowed:
-        return
+        return None
     kinds = {typing.get_origin(kind) or kind: kind for kind in allowed if kind is not NoneType}
     lists = kinds.pop(tuple, None)
     if lists is not None and (isinstance(value, list) or not kinds):
-        _check_list(where, field, value, typing.get_args(lists)[0])
-        return
+        return _values(where, field, value, typing.get_args(lists)[0])
     wanted = next(iter(kinds))
     if wanted is int:
         if not _is_size(value) and not (field in _FROM_ZERO and value == 0):
@@ -133,8 +161,10 @@ def _check_value(where: str, field: str, value: Any, hint: Any) -> None:
     elif wanted is float:
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value) or value <= 0:
             raise ConfigError(f"{where} must be a finite number above 0, not {value!r:.80}")
+        return float(value)
     elif not isinstance(value, wanted):
         raise ConfigError(f"{where} must be {wanted.__name__}, not {value!r:.80}")
+    return value
 
 
 def _check_largest(where: str, field: str, value: int) -> None:
@@ -142,14 +172,15 @@ def _check_largest(where: str, field: str, value: int) -> None:
         raise CheckpointError(f"{where}={value} is absurd (at most {_LARGEST[field]} is read): correct the file")
 
 
-def _check_list(where: str, field: str, value: Any, item_kind: type) -> None:
-    """Raise :class:`ConfigError` unless ``value`` is a list of names or sizes, one for each level."""
+def _values(where: str, field: str, value: Any, item_kind: type) -> tuple[Any, ...]:
+    """Return a list of names or sizes, one for each level; raise :class:`ConfigError` for anything else."""
     words = "whole numbers above 0" if item_kind is int else "names"
     fits = _is_size if item_kind is int else lambda item: isinstance(item, item_kind)
     if not isinstance(value, list) or not 0 < len(value) <= _LEVELS or not all(fits(item) for item in value):
         raise ConfigError(f"{where} must be a list of 1 to {_LEVELS} {words}, not {value!r:.80}")
     if item_kind is int:
         _check_largest(where, field, max(value))
+    return tuple(value)
 
 
 def _is_size(value: Any) -> bool:

@@ -1,8 +1,13 @@
-"""Small files of an untrusted folder: where they lie, how much of them is read, and errors about them."""
+"""Small files of an untrusted folder: where they lie, how much of them is read, and errors about them.
+
+Hashes are over the files of a checkpoint that an artifact depends on. Files are named by their path in the checkpoint,
+those that a sibling inherits with ``parent/`` before it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
@@ -10,6 +15,8 @@ from typing import Final, NoReturn
 from pydantic_core import from_json
 
 from md_export.errors import CheckpointError
+from md_export.spec.loras import Lora
+from md_export.system.files import sha256_of, sha256_of_text
 
 # CLIP's own vocab.json is 0.9 MB, the index of a large sharded model 0.3 MB, a config.json 5 KB.
 CONFIG_LIMIT: Final = 1 << 20
@@ -99,3 +106,110 @@ def capped(lines: list[str], most: int = 20) -> Iterator[str]:
     yield from lines[:most]
     if len(lines) > most:
         yield f"… and {len(lines) - most} more"
+
+
+INHERITED: Final = "parent/"
+
+
+def hash_of_file(file: Path) -> str:
+    """Return the SHA-256 of a file's content; CheckpointError where it cannot be read."""
+    try:
+        return sha256_of(file)
+    except OSError as error:
+        unreadable(file, error)
+
+
+def hash_of_files(files: Mapping[str, str]) -> str:
+    """Return the SHA-256 over names and contents of files, given the SHA-256 of each by its name."""
+    return sha256_of_text("".join(f"{name}\0{digest}\n" for name, digest in sorted(files.items())))
+
+
+def hash_of_folder(files: Mapping[str, str], folder: str) -> str:
+    """Return the SHA-256 over weights and config of the component in ``folder``, given those of all files.
+
+    The same for a sibling that inherits all of them as for its parent.
+    """
+    own = {name: digest for name, digest in files.items() if name.removeprefix(INHERITED).startswith(f"{folder}/")}
+    # A sibling may hold some tensors in a file of the same name as the parent's, which it is read over.
+    plain = {name: name.removeprefix(INHERITED) for name in own}
+    if len(set(plain.values())) == len(plain):
+        own = {plain[name]: digest for name, digest in own.items()}
+    return hash_of_files(own)
+
+
+def hashes_of_loras(folder: str, loras: Sequence[Lora]) -> dict[str, str]:
+    """Return the SHA-256 of each LoRA of the component in ``folder``, by a name that holds its place and scale."""
+    return {f"{folder}/lora {place} at {lora.factor!r}": hash_of_file(lora.path) for place, lora in enumerate(loras)}
+
+
+# Of CLIP's: 0.9 MB, 0.5 MB, 2.2 MB, below 1 KB each.
+_LIMITS: Final[Mapping[str, int]] = {
+    "vocab.json": TABLE_LIMIT,
+    "merges.txt": TABLE_LIMIT,
+    "tokenizer.json": TABLE_LIMIT,
+    "tokenizer_config.json": CONFIG_LIMIT,
+    "special_tokens_map.json": CONFIG_LIMIT,
+    "added_tokens.json": CONFIG_LIMIT,
+}
+TOKENIZER_FILES: Final = tuple(_LIMITS)
+# transformers hands these to constructors, or looks for code by them.
+_FORBIDDEN: Final = ("init_inputs", "auto_map", "vocab_file", "merges_file", "tokenizer_object")
+_TEMPLATES: Final = ("chat_template.jinja", "chat_templates")
+
+
+def tokenizer_dir(layout: Layout) -> Path:
+    """Return the sibling's tokenizer folder if it has one, else the parent's."""
+    for folder in (tier / "tokenizer" for tier in reversed(layout.tiers)):
+        if (folder / "tokenizer.json").is_file():
+            return folder
+        if folder.is_dir():
+            if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+                return folder
+            raise CheckpointError(f"{folder} holds no tokenizer: put vocab.json and merges.txt there")
+    return layout.require("tokenizer/vocab.json").parent
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Raise :class:`CheckpointError` for files that are too large, no JSON, links that lead elsewhere, or fields that
+    transformers would pass on."""
+    for name in _TEMPLATES:
+        if (folder / name).exists() or (folder / name).is_symlink():
+            raise CheckpointError(f"{folder / name} is for chat models, which nothing here is: remove it")
+    for name, limit in _LIMITS.items():
+        path = folder / name
+        if path.is_symlink() or path.exists():
+            _check_place(path)
+            if not name.endswith(".json"):
+                read_text(path, limit)
+                continue
+            values = read_json(path, limit)
+            forbidden = [field for field in _FORBIDDEN if name == "tokenizer_config.json" and values.get(field)]
+            if forbidden:
+                raise CheckpointError(f"{path} has {', '.join(forbidden)}, which no CLIP tokenizer needs: remove it")
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy the tokenizer's files, and nothing else that lies beside them, into the new ``folder``.
+
+    Raises:
+        CheckpointError: as :func:`check_tokenizer`.
+    """
+    check_tokenizer(source)
+    folder.mkdir()
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def _check_place(path: Path) -> None:
+    """Refuse a file outside the checkpoint, since exports contain a copy of it.
+
+    The hub's cache is made of links from ``snapshots/REVISION/tokenizer/`` to ``blobs/``.
+    """
+    try:
+        found, root = path.resolve(strict=True), path.parent.parent.resolve()
+    except (OSError, RuntimeError) as error:
+        unreadable(path, error if isinstance(error, OSError) else OSError(str(error)))
+    homes = (root, *((root.parent.parent / "blobs",) if root.parent.name == "snapshots" else ()))
+    if not found.is_file() or not any(found.is_relative_to(home) for home in homes):
+        raise CheckpointError(f"{path} is no file of this checkpoint but leads elsewhere: put the file itself there")

@@ -8,14 +8,22 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from md_export.checkpoint.build import build_on_meta
 from md_export.checkpoint.configs import SCHEDULER, check_vocabulary, read_model_config, read_trained_substitutions
 from md_export.checkpoint.derived import base_of, loras_of, open_layout
-from md_export.checkpoint.files import Layout
-from md_export.checkpoint.hashes import INHERITED, hash_of_file, hash_of_files, hash_of_folder, hashes_of_loras
-from md_export.checkpoint.keys import KeyDifference, as_float32, difference, own_tensors
+from md_export.checkpoint.files import (
+    INHERITED,
+    TOKENIZER_FILES,
+    Layout,
+    check_tokenizer,
+    copy_tokenizer,
+    hash_of_file,
+    hash_of_files,
+    hash_of_folder,
+    hashes_of_loras,
+    tokenizer_dir,
+)
 from md_export.checkpoint.lora import LoraFile, LowRank, changes_of, fused, open_lora
-from md_export.checkpoint.tokenizer import TOKENIZER_FILES, check_tokenizer, copy_tokenizer, tokenizer_dir
+from md_export.checkpoint.modules import KeyDifference, as_float32, build_on_meta, difference, own_tensors
 from md_export.checkpoint.weights import WeightSet, find_weights, weight_names
 from md_export.errors import CheckpointError
 from md_export.models.config import ModelConfig

@@ -78,11 +78,6 @@ def underscored(path: str) -> str:
     return path.replace(".", "_")
 
 
-def other_form(names: Iterable[str]) -> str | None:
-    """Return the kind of adapter that a name belongs to if it is no LoRA; None for a LoRA."""
-    return next((form for name in names for mark, form in _OTHER_FORMS if mark in name), None)
-
-
 # diffusers' key for peft's config; its fields may have the component's name as a prefix.
 _METADATA: Final = "lora_adapter_metadata"
 
@@ -133,8 +128,8 @@ def open_lora(lora: Lora) -> LoraFile:
 
 
 def _checked(lora: Lora, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    form = other_form(tensors)
-    if form:
+    form = next((form for name in tensors for mark, form in _OTHER_FORMS if mark in name), None)
+    if form is not None:
         raise CheckpointError(f"{lora.name} is a {form} adapter, which is not read: give a LoRA, or fuse it beforehand")
     strangers = [name for name in tensors if read_name(name) is None]
     if strangers or not tensors:
@@ -268,15 +263,14 @@ def _own_scale(config: Mapping[str, object], component: str, path: str, rank: in
 
 
 def _unmatched(file: LoraFile, component: str, names: list[str], paths: list[str]) -> str:
-    lines = [f"{file.lora.name}: {len(names)} of its modules are not in this checkpoint's {component}:"]
-    near = {underscored(path): path for path in paths}
+    near, lines = {underscored(path): path for path in paths}, []
     for name in names[:_SHOWN]:
         key = read_name(name)
         close = difflib.get_close_matches(key.module[:_LONGEST_NAME], near, n=1, cutoff=0.0) if key else []
         lines.append(f"{shown(name)} (nearest: {component}.{near[close[0]]})" if close else shown(name))
-    if len(names) > _SHOWN:
-        lines.append(f"… and {len(names) - _SHOWN} more")
-    return "\n    ".join(lines) + "\n  it was trained for another model; give the checkpoint that it is for"
+    title = f"{file.lora.name}: {len(names)} of its modules are not in this checkpoint's {component}:"
+    listed = "\n    ".join([title, *capped([*lines, *names[_SHOWN:]], _SHOWN)])
+    return f"{listed}\n  it was trained for another model; give the checkpoint that it is for"
 
 
 def fused(weights: dict[str, Tensor], changes: Iterable[LowRank], what: str) -> dict[str, Tensor]:

@@ -11,14 +11,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from md_export.checkpoint import open_checkpoint
-from md_export.checkpoint.architectures import arch_config
-from md_export.checkpoint.random_init import FILES, config_files, write_json
-from md_export.checkpoint.tokenizer import copy_tokenizer
+from md_export.checkpoint.architectures import FILES, arch_config, config_files, write_json
+from md_export.checkpoint.files import copy_tokenizer
 from md_export.checkpoint.weights import read_tensors
-from md_export.errors import CheckpointError, MissingExtraError, one_line
+from md_export.errors import CheckpointError, one_line
 from md_export.models.config import ModelConfig
+from md_export.models.diffusers_unet import from_diffusers
 from md_export.system.files import refuse_existing, require_space, staging
-from md_export.system.quiet_imports import import_quietly
 
 Tensors = dict[str, Tensor]
 Convert = Callable[[Tensors], Tensors]
@@ -92,12 +91,7 @@ def _with_channels(config: ModelConfig, tensors: Tensors) -> ModelConfig:
 
 def _converters(files: Mapping[str, Mapping[str, object]]) -> dict[str, tuple[str, Convert]]:
     """By folder: what its tensors' names begin with, and diffusers' function that gives them diffusers' names."""
-    try:
-        library = import_quietly("diffusers.loaders.single_file_utils")
-    except ImportError as error:
-        raise MissingExtraError(
-            "single files are unpacked by diffusers, which is not installed: pip install 'md-export[diffusers]'"
-        ) from error
+    library = from_diffusers("diffusers.loaders.single_file_utils", "single files are unpacked")
     return {
         "unet": (UNET, lambda own: library.convert_ldm_unet_checkpoint(own, files["unet/config.json"])),
         "vae": (VAE, lambda own: library.convert_ldm_vae_checkpoint(own, files["vae/config.json"])),

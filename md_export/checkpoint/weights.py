@@ -16,8 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from md_export.checkpoint.build import MAX_TENSORS
 from md_export.checkpoint.files import LFS_HEADER, TABLE_LIMIT, git_lfs_pointer, read_json, shown, unreadable
+from md_export.checkpoint.modules import MAX_TENSORS
 from md_export.errors import CheckpointError
 
 # Names and shapes without the values; those of the full-size UNet have 0.1 MB.

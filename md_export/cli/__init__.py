@@ -8,15 +8,13 @@ import sys
 import click
 
 from md_export import __version__
-from md_export.cli.artifacts import lint, run, verify
-from md_export.cli.build import build, cache
+from md_export.cli.artifacts import run, verify
+from md_export.cli.build import build, cache, search
 from md_export.cli.check import audit, compare, manifest, report
 from md_export.cli.checkpoints import adapt, golden, init, inspect, unpack
-from md_export.cli.explain import attribute, crosscheck, doctor, estimate
-from md_export.cli.exports import EXPORTS
+from md_export.cli.explain import attribute, crosscheck, doctor, estimate, lint
+from md_export.cli.exports import EXPORTS, join, split
 from md_export.cli.generate import generate
-from md_export.cli.join import join, split
-from md_export.cli.search import search
 from md_export.errors import MdExportError
 from md_export.system.terminal_text import visible
 
@@ -32,32 +30,14 @@ def cli() -> None:
     """
 
 
-for _command in (
-    inspect,
-    init,
-    unpack,
-    adapt,
-    golden,
-    *EXPORTS,
-    build,
-    cache,
-    manifest,
-    search,
-    run,
-    verify,
-    audit,
-    attribute,
-    crosscheck,
-    estimate,
-    lint,
-    report,
-    compare,
-    join,
-    split,
-    generate,
-    doctor,
+for _commands in (
+    (inspect, init, unpack, adapt, golden),
+    (*EXPORTS, join, split, build, search, cache, manifest),
+    (run, verify, audit, report, compare, generate),
+    (attribute, crosscheck, estimate, lint, doctor),
 ):
-    cli.add_command(_command)
+    for _command in _commands:
+        cli.add_command(_command)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Commands on artifacts and exports: run, verify, lint."""
+"""Commands that run artifacts and verify exports, in every engine: run, verify."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Final
 
 import click
 
-from md_export.cli.exports import check_npu, npu_options, verify_npu
-from md_export.cli.shared import PATH, conclude, golden_option, json_option, progress, show
+from md_export.cli import shared
+from md_export.cli.shared import PATH
 from md_export.errors import UsageError
-from md_export.spec.names import COMPONENT_NAMES
+from md_export.spec.names import COMPONENT_NAMES, SOCS
 
 
 def _check_self_test(self_test: bool, checkpoint: Path | None, others: Mapping[str, object]) -> None:
@@ -25,13 +25,15 @@ def _check_self_test(self_test: bool, checkpoint: Path | None, others: Mapping[s
 
 def _run_self_test(out: Path, checkpoint: Path | None, json_file: Path | None) -> None:
     """Print the table; raises ParityError where a mutation was not noticed, or by accident."""
-    from md_export.parity.selftest.command import self_test
+    from md_export.parity.selftest.run import self_test
     from md_export.report.diagnoses import self_test_table
     from md_export.spec.shipped_files import nano_checkpoint
 
-    with progress(1) as tell:
+    with shared.progress(1) as tell:
         result = self_test(out, checkpoint or nano_checkpoint(), tell)
-    conclude(json_file, result, result.failures, [self_test_table(result)], f"{out}: the gate noticed everything")
+    shared.conclude(
+        json_file, result, result.failures, [self_test_table(result)], f"{out}: the gate noticed everything"
+    )
 
 
 # Spelled out, since the targets' own tables are heavy to import; a test compares the two.
@@ -61,20 +63,67 @@ def _verify_in_library(out: Path, golden_dir: Path | None, library: str, json_fi
     from md_export.parity.verdict import failures_of
     from md_export.report.verdicts import runtimes_tables
 
-    with progress(len(COMPONENT_NAMES) * len(RUNTIMES["tflite"]) // len(LIBRARIES)) as report:
+    with shared.progress(len(COMPONENT_NAMES) * len(RUNTIMES["tflite"]) // len(LIBRARIES)) as report:
         result = verify_in_runtimes(out, golden_dir, library, report)
     passed = f"{out}: right in every set of kernels of {library}"
-    conclude(json_file, result, failures_of(result), runtimes_tables(result), passed)
+    shared.conclude(json_file, result, failures_of(result), runtimes_tables(result), passed)
 
 
-# LiteRT's engine for the GPU, in software: minutes for a full-size graph.
-GPU_LIMIT_S: Final = 600.0
+def check_npu(npu: bool, own: Mapping[str, object], others: Mapping[str, object]) -> None:
+    """Raise UsageError if flags contradict each other; ``own`` require ``--npu``, ``others`` exclude it."""
+    given = [name for name, value in own.items() if value is not None]
+    if given and not npu:
+        raise UsageError(f"{', '.join(given)} goes with --npu; leave it out")
+    against = [name for name, value in others.items() if value]
+    if npu and against:
+        raise UsageError(f"--npu is a runtime of its own; leave out {', '.join(against)}")
+
+
+def verify_npu(
+    out: Path,
+    golden_dir: Path | None,
+    soc: str | None,
+    cases: int | None,
+    limit_s: float | None,
+    max_memory: int | None,
+    blocks: bool,
+    json_file: Path | None,
+) -> None:
+    """Run ``verify --npu``."""
+    from md_export.parity.npu.verify import verify_on_npu
+    from md_export.parity.verdict import failures_of
+    from md_export.report.verdicts import npu_tables
+    from md_export.targets.onnx.npu.process import NpuLimits
+
+    limits = NpuLimits(LIMIT_S if limit_s is None else limit_s, **({"most_bytes": max_memory} if max_memory else {}))
+    with shared.progress(len(COMPONENT_NAMES)) as report:
+        found = verify_on_npu(out, golden_dir, soc, cases, limits, report, blocks)
+    results = tuple(item.result for item in found)
+    where = " block by block" if any(item.engine.blocks for one in results for item in one.components) else ""
+    passed = f"{out}: all on the NPU, and right there{where}, as its simulator computes"
+    shared.conclude(json_file, results, failures_of(results), npu_tables(results), passed)
+
+
+def verify_joined(out: Path, flags: Mapping[str, object], json_file: Path | None) -> None:
+    """Verify a joined export; ``flags``: options that it does not take, by name."""
+    from md_export.engine.join import verify_functions
+    from md_export.report.verdicts import parity_table
+
+    if given := [name for name, value in flags.items() if value]:
+        raise UsageError(f"{given[0]} is for one export; take it out first: md-export split {out} FUNCTION -o DIR")
+    with shared.progress(8) as report:
+        results = verify_functions(out, report)
+    failures = [f"{name}: {fault}" for name, result in results.items() for fault in result.failures]
+    tables = map(parity_table, results.values())
+    shared.conclude(json_file, results, failures, tables, f"{out}: {', '.join(results)} verified")
+
+
+# Default time limit in seconds: LiteRT's GPU engine in software and the NPU's simulator take minutes for one run of a
+# full-size graph.
+LIMIT_S: Final = 600.0
 gpu_option = click.option("--gpu", is_flag=True, help="Use LiteRT's GPU engine on a software Vulkan driver (TFLite).")
 limit_option = click.option(
-    "--limit",
-    "limit_s",
-    type=float,
-    help=f"Seconds per artifact, with --gpu or --npu.  [default: {GPU_LIMIT_S:g}]",
+    "--limit", "limit_s", type=float, help=f"Seconds per artifact, with --gpu or --npu.  [default: {LIMIT_S:g}]"
 )
 
 
@@ -114,9 +163,15 @@ def run(artifact: Path, inputs: Path, output: Path, runtime: str | None, gpu: bo
 
 @click.command()
 @click.argument("out", type=PATH)
-@golden_option
+@shared.golden_option
 @gpu_option
-@npu_options
+@click.option("--npu", is_flag=True, help="For ONNX: on the simulator of Qualcomm's Hexagon NPU.")
+@click.option("--soc", type=click.Choice(tuple(SOCS)), help="With --npu: this phone.  [default: the recipe's]")
+@click.option("--cases", type=click.IntRange(min=1), help="With --npu: only so many golden cases.")
+@click.option("--blocks", is_flag=True, help="With --npu: block by block even where the whole would do.")
+@click.option(
+    "--max-memory", type=shared.size, help="With --npu: of one process: 8G.  [default: 9/10 of the machine's]"
+)
 @limit_option
 @click.option(
     "--runtime",
@@ -126,7 +181,7 @@ def run(artifact: Path, inputs: Path, output: Path, runtime: str | None, gpu: bo
 )
 @click.option("--self-test", is_flag=True, help="Damage copies of OUT in every known way; each must be noticed.")
 @click.option("--checkpoint", type=PATH, help="Checkpoint of OUT, for --self-test.  [default: the nano one]")
-@json_option
+@shared.json_option
 def verify(
     out: Path,
     golden_dir: Path | None,
@@ -149,7 +204,6 @@ def verify(
 
     --self-test checks the gate itself: each known way to damage an export must be noticed.
     """
-    from md_export.cli.join import verify_joined
     from md_export.parity.judge import verify as judge
     from md_export.report.verdicts import parity_table
     from md_export.spec.manifest import JOIN, read_manifest
@@ -177,9 +231,9 @@ def verify(
     elif library:
         _verify_in_library(out, golden_dir, library, json_file)
     else:
-        with progress(len(COMPONENT_NAMES)) as report:
+        with shared.progress(len(COMPONENT_NAMES)) as report:
             result = judge(out, golden_dir, report)
-        conclude(json_file, result, result.failures, [parity_table(result)], f"{out}: verified")
+        shared.conclude(json_file, result, result.failures, [parity_table(result)], f"{out}: verified")
 
 
 def gpu_limit(gpu: bool, limit_s: float | None, target: str) -> float:
@@ -188,7 +242,7 @@ def gpu_limit(gpu: bool, limit_s: float | None, target: str) -> float:
         raise UsageError("--limit is for --gpu and --npu; leave it out")
     if gpu and target != "tflite":
         raise UsageError(f"--gpu is LiteRT's engine, which runs TFLite files, not {target}; leave it out")
-    return GPU_LIMIT_S if limit_s is None else limit_s
+    return LIMIT_S if limit_s is None else limit_s
 
 
 def _verify_on_gpu(out: Path, golden_dir: Path | None, limit_s: float, json_file: Path | None) -> None:
@@ -198,41 +252,6 @@ def _verify_on_gpu(out: Path, golden_dir: Path | None, limit_s: float, json_file
     from md_export.parity.gpu import verify_on_gpu
     from md_export.report.verdicts import gpu_tables
 
-    with progress(len(COMPONENT_NAMES)) as report:
+    with shared.progress(len(COMPONENT_NAMES)) as report:
         result = verify_on_gpu(out, golden_dir, limit_s, report)
-    conclude(json_file, result, result.failures, gpu_tables(result), f"{out}: all on the GPU, and right there")
-
-
-@click.command()
-@click.argument("path", type=PATH, required=False)
-@click.option(
-    "--os",
-    "system",
-    help="Core ML rules to apply, such as iOS18.  [default: the oldest system]",
-)
-@click.option("--inputs", type=PATH, help="Inputs (.npz) on which float16 activations of one package are checked.")
-@click.option("--rules", "show_rules", is_flag=True, help="List the Core ML rules and their sources, and lint nothing.")
-@json_option
-def lint(path: Path | None, system: str | None, inputs: Path | None, show_rules: bool, json_file: Path | None) -> None:
-    """Advise on a Core ML package, a Core AI asset or a TFLite file, or on every artifact of an export.
-
-    Lists what the Neural Engine or LiteRT's GPU engine may refuse, and what float16 may do to values; an export's
-    golden cases are the inputs. Advice is no failure: exit 0.
-    """
-    from md_export.report.lint import lint_tables, rule_table, source_lines
-
-    if show_rules == (path is not None):
-        raise UsageError("name a package or an export, or ask for --rules")
-    if path is None:
-        from md_export.targets.lint.rules import rules_of
-
-        file = rules_of("coreml")
-        show(
-            json_file, file, rule_table(file.rule, file.hazard, file.version), *source_lines((*file.rule, *file.hazard))
-        )
-        return
-    from md_export.diagnose.lint import lint as advise
-
-    with progress(len(COMPONENT_NAMES)) as tell:
-        reports = advise(path, system, inputs, tell)
-    show(json_file, reports, *lint_tables(reports))
+    shared.conclude(json_file, result, result.failures, gpu_tables(result), f"{out}: all on the GPU, and right there")

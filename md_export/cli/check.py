@@ -6,21 +6,9 @@ from pathlib import Path
 
 import click
 
+from md_export.cli import shared
 from md_export.cli.artifacts import gpu_limit, gpu_option, limit_option
-from md_export.cli.shared import (
-    PATH,
-    annotate_option,
-    checkpoint_or_nano,
-    conclude,
-    json_option,
-    junit_option,
-    lora_option,
-    markdown_option,
-    progress,
-    say,
-    say_annotations,
-    show,
-)
+from md_export.cli.shared import PATH
 from md_export.errors import ArtifactError, ParityError, RegressionError, UsageError
 from md_export.spec.names import COMPONENT_NAMES
 
@@ -28,8 +16,8 @@ from md_export.spec.names import COMPONENT_NAMES
 @click.command()
 @click.argument("out", type=PATH)
 @click.argument("checkpoint", type=PATH, required=False)
-@lora_option
-@json_option
+@shared.lora_option
+@shared.json_option
 def audit(out: Path, checkpoint: Path | None, loras: tuple[str, ...], json_file: Path | None) -> None:
     """Decode every weight that an export stores and compare it with CHECKPOINT (default: the nano one).
 
@@ -39,10 +27,13 @@ def audit(out: Path, checkpoint: Path | None, loras: tuple[str, ...], json_file:
     from md_export.parity.weights.audit import audit as hold
     from md_export.report.diagnoses import audit_table, unmatched_table
 
-    with adapted(checkpoint_or_nano(checkpoint), loras) as folder, progress(len(COMPONENT_NAMES)) as report:
+    with (
+        adapted(shared.checkpoint_or_nano(checkpoint), loras) as folder,
+        shared.progress(len(COMPONENT_NAMES)) as report,
+    ):
         result = hold(out, folder, report)
     tables = audit_table(result), unmatched_table(result)
-    conclude(json_file, result, result.failures, tables, f"{out}: every weight is the checkpoint's")
+    shared.conclude(json_file, result, result.failures, tables, f"{out}: every weight is the checkpoint's")
 
 
 @click.command()
@@ -50,10 +41,10 @@ def audit(out: Path, checkpoint: Path | None, loras: tuple[str, ...], json_file:
 @click.argument("new", type=PATH)
 @gpu_option
 @limit_option
-@junit_option
-@markdown_option
-@annotate_option
-@json_option
+@shared.junit_option
+@shared.markdown_option
+@shared.annotate_option
+@shared.json_option
 def compare(
     old: Path,
     new: Path,
@@ -70,31 +61,31 @@ def compare(
     --gpu, operations that LiteRT's GPU engine leaves to the CPU are compared, too.
     """
     from md_export.diagnose.compare import compare_exports
-    from md_export.report.compare import comparison_junit, comparison_markdown, comparison_tables
+    from md_export.report.ci import comparison_junit, comparison_markdown, comparison_tables
     from md_export.spec.manifest import read_manifest
 
     limit = gpu_limit(gpu, limit_s, read_manifest(new).target)
-    with progress(2 * len(COMPONENT_NAMES)) as tell:
+    with shared.progress(2 * len(COMPONENT_NAMES)) as tell:
         result = compare_exports(old, new, limit if gpu else None, tell)
     if junit:
         junit.write_text(comparison_junit(result), encoding="utf-8")
     if markdown:
         markdown.write_text(comparison_markdown(result), encoding="utf-8")
-    show(json_file, result, *comparison_tables(result))
-    say_annotations(json_file, annotate, "md-export compare", result.failures)
+    shared.show(json_file, result, *comparison_tables(result))
+    shared.say_annotations(json_file, annotate, "md-export compare", result.failures)
     if result.failures:
         raise RegressionError("; ".join(result.failures))
-    say(json_file, f"{new}: within the budget of {result.new}")
+    shared.say(json_file, f"{new}: within the budget of {result.new}")
 
 
 @click.command()
 @click.argument("outs", metavar="OUT...", type=PATH, nargs=-1, required=True)
 @click.option("-o", "--output", type=PATH, help="Write one .html page that opens without a network.")
-@junit_option
-@markdown_option
-@annotate_option
+@shared.junit_option
+@shared.markdown_option
+@shared.annotate_option
 @click.option("--checkpoint", type=PATH, help="Checkpoint of OUT; with it, the page explains each module and weight.")
-@json_option
+@shared.json_option
 def report(
     outs: tuple[Path, ...],
     output: Path | None,
@@ -106,34 +97,31 @@ def report(
 ) -> None:
     """Verify exports and write the findings as a page, JUnit XML, Markdown or JSON; exit 3 as verify does."""
     from md_export.parity.judge import judge
+    from md_export.report.ci import junit_xml, markdown_page
     from md_export.report.verdicts import parity_table
 
     if not (output or junit or markdown or json_file):
         raise UsageError("say what to write: -o report.html, --junit, --markdown or --json")
     if checkpoint and not output:
         raise UsageError("--checkpoint is for the page; name it with -o, or leave it out")
-    with progress(len(COMPONENT_NAMES) * len(outs)) as tell:
+    with shared.progress(len(COMPONENT_NAMES) * len(outs)) as tell:
         exports = [(out.resolve().name, judge(out, progress=tell)) for out in outs]
     results = [(name, verification.result) for name, verification in exports]
     if output:
         from md_export.diagnose.insight import look_inside
         from md_export.report.page import html_page
 
-        with progress(7 * len(outs)) as tell:
+        with shared.progress(7 * len(outs)) as tell:
             insights = [look_inside(out, checkpoint, tell) for out in outs]
         page = html_page([(*export, insight) for export, insight in zip(exports, insights, strict=True)])
         output.write_text(page, encoding="utf-8")
     if junit:
-        from md_export.report.ci import junit_xml
-
         junit.write_text(junit_xml(results), encoding="utf-8")
     if markdown:
-        from md_export.report.ci import markdown_page
-
         markdown.write_text(markdown_page(results), encoding="utf-8")
-    show(json_file, [result for _, result in results], *(parity_table(result) for _, result in results))
+    shared.show(json_file, [result for _, result in results], *(parity_table(result) for _, result in results))
     failures = [f"{name}: {failure}" for name, result in results for failure in result.failures]
-    say_annotations(json_file, annotate, "md-export report", failures)
+    shared.say_annotations(json_file, annotate, "md-export report", failures)
     if failures:
         raise ParityError("; ".join(failures))
 
@@ -145,22 +133,21 @@ def manifest() -> None:
 
 @manifest.command()
 @click.argument("out", type=PATH)
-@json_option
+@shared.json_option
 def check(out: Path, json_file: Path | None) -> None:
     """Compare every file of an export, or of a folder of exports, with the hash in its manifest; exit 1 if one differs.
 
     Needs no runtime and no network. coremltools takes the functions of a joined export out one by one.
     """
     from md_export.engine.join import check_functions
-    from md_export.parity.manifest_check import check_exports
-    from md_export.spec.manifest import JOIN
+    from md_export.spec.manifest import JOIN, check_exports
 
     found = check_functions(out) if (out / JOIN).is_file() else check_exports(out)
-    show(json_file, found)
+    shared.show(json_file, found)
     for one in found:
-        say(json_file, f"{one.folder}: {one.files} files checked, {len(one.differences)} differ")
+        shared.say(json_file, f"{one.folder}: {one.files} files checked, {len(one.differences)} differ")
         for name in one.unlisted:
-            say(json_file, f"{one.folder}: {name} is not in the manifest")
+            shared.say(json_file, f"{one.folder}: {name} is not in the manifest")
     wrong = [f"{one.folder}: {text}" for one in found for text in one.differences]
     if wrong:
         raise ArtifactError("; ".join(wrong))

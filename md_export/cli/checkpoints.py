@@ -7,18 +7,8 @@ from typing import Final
 
 import click
 
-from md_export.cli.shared import (
-    PATH,
-    checkpoint_or_nano,
-    guidance_option,
-    json_option,
-    lora_option,
-    output_option,
-    progress,
-    show,
-    size_option,
-    steps_option,
-)
+from md_export.cli import shared
+from md_export.cli.shared import PATH
 from md_export.errors import UsageError
 
 ARCHS: Final = ("md", "md-lite", "sd15", "nano")
@@ -27,7 +17,7 @@ ARCHS: Final = ("md", "md-lite", "sd15", "nano")
 @click.command()
 @click.argument("checkpoint", metavar="[CHECKPOINT|ARTIFACT]", type=PATH, required=False)
 @click.option("--arch", type=click.Choice(ARCHS), help="Inspect a named architecture instead; needs no weights.")
-@json_option
+@shared.json_option
 def inspect(checkpoint: Path | None, arch: str | None, json_file: Path | None) -> None:
     """Count parameters, multiply-adds and blocks of each component, beside the paper's numbers.
 
@@ -44,7 +34,7 @@ def inspect(checkpoint: Path | None, arch: str | None, json_file: Path | None) -
         from md_export.targets import target_of
 
         found = target_of(checkpoint).open().describe(checkpoint)
-        show(json_file, found, *description_tables(found, checkpoint.name))
+        shared.show(json_file, found, *description_tables(found, checkpoint.name))
         return
     if arch:
         from md_export.checkpoint.architectures import arch_config
@@ -53,10 +43,10 @@ def inspect(checkpoint: Path | None, arch: str | None, json_file: Path | None) -
     else:
         from md_export.checkpoint import open_checkpoint
 
-        source = checkpoint_or_nano(checkpoint)
+        source = shared.checkpoint_or_nano(checkpoint)
         config, title = open_checkpoint(source).config, str(source)
     inspection = inspect_config(config)
-    show(json_file, inspection, *inspection_tables(inspection, title, arch))
+    shared.show(json_file, inspection, *inspection_tables(inspection, title, arch))
 
 
 @click.command()
@@ -65,7 +55,7 @@ def inspect(checkpoint: Path | None, arch: str | None, json_file: Path | None) -
 @click.option("--seed", type=int, default=0, show_default=True)
 def init(directory: Path, arch: str, seed: int) -> None:
     """Write a checkpoint with random weights into DIRECTORY, for work at full scale."""
-    from md_export.checkpoint.random_init import init_checkpoint
+    from md_export.checkpoint.architectures import init_checkpoint
 
     init_checkpoint(directory, arch, seed)
     click.echo(f"{directory}: a random {arch} checkpoint; its pictures mean nothing")
@@ -73,15 +63,15 @@ def init(directory: Path, arch: str, seed: int) -> None:
 
 @click.command()
 @click.argument("checkpoint", type=PATH)
-@output_option
+@shared.output_option
 @click.option("--prompts", type=PATH, help="Read prompts from a text file, one a line.")
 @click.option("--prompt", "single", multiple=True, help="Add a prompt; repeatable.")
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0,), show_default=True)
 @click.option("--encoder", is_flag=True, help="Record the VAE encoder's output for each picture, too.")
-@size_option
-@steps_option
-@guidance_option
-@lora_option
+@shared.size_option
+@shared.steps_option
+@shared.guidance_option
+@shared.lora_option
 def golden(
     checkpoint: Path,
     output: Path,
@@ -97,8 +87,8 @@ def golden(
     """Write golden cases: every component's inputs and outputs for each prompt and seed, computed by torch."""
     from md_export.checkpoint import open_checkpoint
     from md_export.checkpoint.derived import adapted
+    from md_export.parity.golden.folder import read_prompts, write_golden
     from md_export.parity.golden.prepare import golden_source
-    from md_export.parity.golden.record import read_prompts, write_golden
     from md_export.spec.sampler import sampler_of
     from md_export.system.files import staging
 
@@ -108,17 +98,17 @@ def golden(
     pairs = [(text, seed) for text in texts for seed in seeds]
     with adapted(checkpoint, loras) as place:
         source = golden_source(open_checkpoint(place).at(size), sampler=sampler_of(steps, guidance), encodes=encoder)
-        with staging(output) as folder, progress(len(pairs)) as report:
+        with staging(output) as folder, shared.progress(len(pairs)) as report:
             write_golden(source, pairs, folder, report)
     click.echo(f"{output}: {len(pairs)} golden cases")
 
 
 @click.command()
 @click.argument("checkpoint", type=PATH)
-@lora_option
+@shared.lora_option
 @click.option("--adapter", type=PATH, help="Add the T2I-Adapter in this folder (diffusers' config.json and weights).")
 @click.option("--controlnet", type=PATH, help="Add the ControlNet in this folder (diffusers' config.json and weights).")
-@output_option
+@shared.output_option
 def adapt(
     checkpoint: Path, loras: tuple[str, ...], adapter: Path | None, controlnet: Path | None, output: Path
 ) -> None:
@@ -126,6 +116,11 @@ def adapt(
 
     The folder holds the added files and a relative path to CHECKPOINT, whose weights are not copied.
     """
+    from md_export.checkpoint import open_checkpoint
+    from md_export.checkpoint.derived import write_adapted, write_steered
+    from md_export.spec.loras import parse_loras
+    from md_export.system.files import staging
+
     both = {"t2i_adapter": adapter, "controlnet": controlnet}
     given = {name: folder for name, folder in both.items() if folder is not None}
     if len(given) + bool(loras) != 1:
@@ -133,50 +128,25 @@ def adapt(
             "name LoRAs with --lora FILE or --lora FILE:scale, an --adapter FOLDER, or a --controlnet FOLDER; for "
             "LoRAs and one of the others, first the other, then LoRAs on the folder that this writes"
         )
-    if loras:
-        added = _add_loras(checkpoint, loras, output)
-    else:
-        ((component, folder),) = given.items()
-        added = _add_steering(checkpoint, component, folder, output)
+    with staging(output) as folder:
+        if loras:
+            write_adapted(folder, checkpoint, parse_loras(loras))
+        for component, source in given.items():
+            write_steered(folder, checkpoint, source, component)
+        made = open_checkpoint(folder)
+        made.check()
+        added = f"{', '.join(map(str, made.loras))} in {' and '.join(made.loras_by_component())}"
+        for component, source in given.items():
+            shape = made.config.condition_shape
+            takes = "a condition picture in colour" if shape and shape[1] == 3 else "a condition picture in one channel"
+            added = f"the {component} in {source}, which takes {takes}"
     click.echo(f"{output}: {checkpoint} with {added}")
-
-
-def _add_loras(checkpoint: Path, loras: tuple[str, ...], output: Path) -> str:
-    from md_export.checkpoint import open_checkpoint
-    from md_export.checkpoint.derived import write_adapted
-    from md_export.spec.loras import parse_loras
-    from md_export.system.files import staging
-
-    with staging(output) as folder:
-        write_adapted(folder, checkpoint, parse_loras(loras))
-        adapted = open_checkpoint(folder)
-        adapted.check()
-        return f"{', '.join(map(str, adapted.loras))} in {' and '.join(adapted.loras_by_component())}"
-
-
-def _add_steering(checkpoint: Path, component: str, given: Path, output: Path) -> str:
-    from md_export.checkpoint import open_checkpoint
-    from md_export.checkpoint.derived import write_steered
-    from md_export.system.files import staging
-
-    with staging(output) as folder:
-        write_steered(folder, checkpoint, given, component)
-        steered = open_checkpoint(folder)
-        steered.check()
-        shape = steered.config.condition_shape
-        takes = "a condition picture in colour" if shape and shape[1] == 3 else "a condition picture in one channel"
-        return f"the {component} in {given}, which takes {takes}"
 
 
 @click.command()
 @click.argument("file", type=PATH)
-@click.option(
-    "--tokenizer",
-    type=PATH,
-    required=True,
-    help="Folder of CLIP's vocab.json and merges.txt.",
-)
-@output_option
+@click.option("--tokenizer", type=PATH, required=True, help="Folder of CLIP's vocab.json and merges.txt.")
+@shared.output_option
 def unpack(file: Path, tokenizer: Path, output: Path) -> None:
     """Unpack FILE, a single .safetensors file of Stable Diffusion 1, into a checkpoint folder."""
     from md_export.checkpoint.single_file import unpack as write

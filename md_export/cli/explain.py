@@ -1,4 +1,4 @@
-"""Commands that explain an export or a failure: attribute, crosscheck, estimate, doctor."""
+"""Commands that explain an export or a failure: attribute, crosscheck, estimate, doctor, lint."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from md_export.cli.shared import PATH, checkpoint_or_nano, json_option, progress, recipe_named, say, show
+from md_export.cli import shared
+from md_export.cli.shared import PATH
 from md_export.errors import MdExportError, UsageError
 from md_export.spec.names import COMPONENT_NAMES
 
@@ -16,7 +17,7 @@ from md_export.spec.names import COMPONENT_NAMES
 @click.argument("artifact", type=PATH)
 @click.argument("checkpoint", type=PATH, required=False)
 @click.option("--hops", "lower_again", is_flag=True, help="Convert to float32 again, to check the lowering.")
-@json_option
+@shared.json_option
 def attribute(artifact: Path, checkpoint: Path | None, lower_again: bool, json_file: Path | None) -> None:
     """Compare ARTIFACT, a file of an export, with torch module by module, on the golden case where it is worst.
 
@@ -26,16 +27,16 @@ def attribute(artifact: Path, checkpoint: Path | None, lower_again: bool, json_f
     from md_export.diagnose.attribution.attribute import attribute as follow
     from md_export.report.diagnoses import attribution_tables
 
-    with progress(2) as tell:
-        found = follow(artifact, checkpoint_or_nano(checkpoint), tell, lower_again)
-    show(json_file, found, *attribution_tables(found))
+    with shared.progress(2) as tell:
+        found = follow(artifact, shared.checkpoint_or_nano(checkpoint), tell, lower_again)
+    shared.show(json_file, found, *attribution_tables(found))
 
 
 @click.command()
 @click.argument("artifacts", type=PATH, nargs=-1)
 @click.option("--checkpoint", type=PATH, help="Checkpoint of both artifacts.  [default: the nano one]")
 @click.option("--ops", is_flag=True, help="Compare single float16 operations of Core ML and Core AI instead.")
-@json_option
+@shared.json_option
 def crosscheck(artifacts: tuple[Path, ...], checkpoint: Path | None, ops: bool, json_file: Path | None) -> None:
     """Run two ARTIFACTS of one component, each in its own runtime, on the same golden inputs.
 
@@ -49,24 +50,24 @@ def crosscheck(artifacts: tuple[Path, ...], checkpoint: Path | None, ops: bool, 
     if ops:
         from md_export.diagnose.crosscheck.operations import crosscheck_operations
 
-        with progress(1) as tell:
+        with shared.progress(1) as tell:
             operations = crosscheck_operations(tell)
-        show(json_file, operations, operation_table(operations))
+        shared.show(json_file, operations, operation_table(operations))
         return
     if len(artifacts) != len(("A", "B")):
         raise UsageError("name two artifacts of one component, such as ios/unet.mlpackage ios27/unet.aimodel, or --ops")
     from md_export.diagnose.crosscheck.artifacts import crosscheck as compare
 
     first, second = artifacts
-    with progress(1) as tell:
-        found = compare(first, second, checkpoint_or_nano(checkpoint), tell)
-    show(json_file, found, *crosscheck_tables(found))
+    with shared.progress(1) as tell:
+        found = compare(first, second, shared.checkpoint_or_nano(checkpoint), tell)
+    shared.show(json_file, found, *crosscheck_tables(found))
 
 
 @click.command()
 @click.argument("out", type=PATH)
 @click.option("--device", required=True, help="Phone, such as iphone15pro or galaxy-s24; an unknown name lists all.")
-@json_option
+@shared.json_option
 def estimate(out: Path, device: str, json_file: Path | None) -> None:
     """Estimate how long each artifact of an export takes on a phone, and rank what to change for speed.
 
@@ -76,16 +77,16 @@ def estimate(out: Path, device: str, json_file: Path | None) -> None:
     from md_export.diagnose.estimate.command import estimate as judge
     from md_export.report.estimate import estimate_tables
 
-    with progress(len(COMPONENT_NAMES)) as tell:
+    with shared.progress(len(COMPONENT_NAMES)) as tell:
         found = judge(out, device, tell)
-    show(json_file, found, *estimate_tables(found))
+    shared.show(json_file, found, *estimate_tables(found))
 
 
 @click.command()
 @click.argument("recipe", type=PATH, required=False)
 @click.option("--checkpoint", type=PATH, help="Checkpoint to export, with RECIPE.  [default: the nano one]")
 @click.option("--canary/--no-canary", default=True, help="Convert and run a small module on each target.")
-@json_option
+@shared.json_option
 def doctor(recipe: Path | None, checkpoint: Path | None, canary: bool, json_file: Path | None) -> None:
     """Check that exports can work on this machine; exit 1 if something is broken.
 
@@ -93,23 +94,54 @@ def doctor(recipe: Path | None, checkpoint: Path | None, canary: bool, json_file
     driver, and converts a small module on each installed target. The text after the table is for bug reports.
     """
     from md_export.diagnose.doctor.examine import examine
-    from md_export.report.doctor import doctor_table, doctor_text
+    from md_export.report.tables import doctor_table, doctor_text
     from md_export.spec.recipe_file import load_recipe
     from md_export.spec.shipped_files import nano_checkpoint
 
     if checkpoint and not recipe:
         raise UsageError("--checkpoint is for the prediction of a RECIPE; name one, coreml-fp16 for instance")
-    source = None if recipe is None else recipe_named(recipe)
-    with progress(3) as report:
+    source = None if recipe is None else shared.recipe_named(recipe)
+    with shared.progress(3) as report:
         wanted = None if source is None else load_recipe(source)
         found = examine(wanted, checkpoint or nano_checkpoint(), canary, report)
     text = doctor_text(found)
     if sys.stdout.isatty() and str(json_file) != "-":
-        show(json_file, found, doctor_table(found))
-        say(json_file, "\nFor a bug report:\n")
+        shared.show(json_file, found, doctor_table(found))
+        shared.say(json_file, "\nFor a bug report:\n")
     else:
-        show(json_file, found)
-    say(json_file, text)
+        shared.show(json_file, found)
+    shared.say(json_file, text)
     if found.broken:
         names = ", ".join(item.what for item in found.broken)
         raise MdExportError(f"broken: {names}; what to do stands behind each of them above")
+
+
+@click.command()
+@click.argument("path", type=PATH, required=False)
+@click.option("--os", "system", help="Core ML rules to apply, such as iOS18.  [default: the oldest system]")
+@click.option("--inputs", type=PATH, help="Inputs (.npz) on which float16 activations of one package are checked.")
+@click.option("--rules", "show_rules", is_flag=True, help="List the Core ML rules and their sources, and lint nothing.")
+@shared.json_option
+def lint(path: Path | None, system: str | None, inputs: Path | None, show_rules: bool, json_file: Path | None) -> None:
+    """Advise on a Core ML package, a Core AI asset or a TFLite file, or on every artifact of an export.
+
+    Lists what the Neural Engine or LiteRT's GPU engine may refuse, and what float16 may do to values; an export's
+    golden cases are the inputs. Advice is no failure: exit 0.
+    """
+    from md_export.report.lint import lint_tables, rule_table, source_lines
+
+    if show_rules == (path is not None):
+        raise UsageError("name a package or an export, or ask for --rules")
+    if path is None:
+        from md_export.targets.lint.rules import rules_of
+
+        file = rules_of("coreml")
+        shared.show(
+            json_file, file, rule_table(file.rule, file.hazard, file.version), *source_lines((*file.rule, *file.hazard))
+        )
+        return
+    from md_export.diagnose.lint import lint as advise
+
+    with shared.progress(len(COMPONENT_NAMES)) as tell:
+        reports = advise(path, system, inputs, tell)
+    shared.show(json_file, reports, *lint_tables(reports))

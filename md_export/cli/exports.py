@@ -1,39 +1,18 @@
-"""One export command for each target."""
+"""Commands that make exports: one for each target, join and split."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import click
 
-from md_export.cli.shared import (
-    PATH,
-    cache_option,
-    cache_root,
-    checkpoint_or_nano,
-    conclude,
-    guidance_option,
-    json_option,
-    lora_option,
-    max_memory_option,
-    no_cache_option,
-    progress,
-    recipe_named,
-    say,
-    show,
-    size,
-    size_option,
-    steps_option,
-)
+from md_export.cli import shared
+from md_export.cli.shared import PATH
 from md_export.errors import UsageError
-from md_export.spec.names import COMPONENT_NAMES, ORDER
-from md_export.spec.snapdragon import SOCS
-
-_F = TypeVar("_F", bound=Callable[..., Any])
-# Default time limit of one process in seconds: the simulator takes minutes for each run of a full-size graph.
-NPU_LIMIT_S: Final = 600.0
+from md_export.spec.names import ORDER, SOCS
 
 
 def _some(_context: click.Context, _option: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -41,68 +20,7 @@ def _some(_context: click.Context, _option: click.Parameter, value: tuple[str, .
     return value or None
 
 
-npu_export_option = click.option(
-    "--npu",
-    type=click.Choice(tuple(SOCS)),
-    multiple=True,
-    callback=_some,
-    help="Also compile for the NPU of these phones; may be given several times.",
-)
-
-
-def npu_options(command: _F) -> _F:
-    """Add the NPU options of ``verify`` to a command."""
-    for option in (
-        click.option(
-            "--max-memory", type=size, help="With --npu: of one process: 8G.  [default: 9/10 of the machine's]"
-        ),
-        click.option("--blocks", is_flag=True, help="With --npu: block by block even where the whole would do."),
-        click.option("--cases", type=click.IntRange(min=1), help="With --npu: only so many golden cases."),
-        click.option("--soc", type=click.Choice(tuple(SOCS)), help="With --npu: this phone.  [default: the recipe's]"),
-        click.option("--npu", is_flag=True, help="For ONNX: on the simulator of Qualcomm's Hexagon NPU."),
-    ):
-        command = option(command)
-    return command
-
-
-def check_npu(npu: bool, own: Mapping[str, object], others: Mapping[str, object]) -> None:
-    """Raise UsageError if flags contradict each other; ``own`` require ``--npu``, ``others`` exclude it."""
-    given = [name for name, value in own.items() if value is not None]
-    if given and not npu:
-        raise UsageError(f"{', '.join(given)} goes with --npu; leave it out")
-    against = [name for name, value in others.items() if value]
-    if npu and against:
-        raise UsageError(f"--npu is a runtime of its own; leave out {', '.join(against)}")
-
-
-def verify_npu(
-    out: Path,
-    golden_dir: Path | None,
-    soc: str | None,
-    cases: int | None,
-    limit_s: float | None,
-    max_memory: int | None,
-    blocks: bool,
-    json_file: Path | None,
-) -> None:
-    """Run ``verify --npu``."""
-    from md_export.parity.npu.verify import verify_on_npu
-    from md_export.parity.verdict import failures_of
-    from md_export.report.verdicts import npu_tables
-    from md_export.targets.onnx.npu.process import NpuLimits
-
-    limits = NpuLimits(
-        NPU_LIMIT_S if limit_s is None else limit_s, **({"most_bytes": max_memory} if max_memory else {})
-    )
-    with progress(len(COMPONENT_NAMES)) as report:
-        found = verify_on_npu(out, golden_dir, soc, cases, limits, report, blocks)
-    results = tuple(item.result for item in found)
-    where = " block by block" if any(item.engine.blocks for one in results for item in one.components) else ""
-    passed = f"{out}: all on the NPU, and right there{where}, as its simulator computes"
-    conclude(json_file, results, failures_of(results), npu_tables(results), passed)
-
-
-PRECISIONS: Final = ("fp32", "fp16", "int8")
+PRECISIONS: Final = ("int8", "fp16", "fp32")
 # Each command is a target's name; a test compares this with the TARGETS table.
 TARGET_TITLES: Final = {
     "coreml": "Core ML packages for the iPhone Neural Engine",
@@ -117,15 +35,21 @@ _OWN_OPTIONS: Final = {
     ),
     "onnx": (
         click.option(
+            "--npu",
+            type=click.Choice(tuple(SOCS)),
+            multiple=True,
+            callback=_some,
+            help="Also compile for the NPU of these phones; may be given several times.",
+        ),
+        click.option(
+            "--ort", "form", flag_value="ort", help="Instead, .ort files for onnxruntime's mobile builds, fused by it."
+        ),
+        click.option(
             "--cpu-fused",
             "form",
             flag_value="cpu_fused",
             help="Instead, ONNX as onnxruntime fuses it for this machine's processor. Not portable.",
         ),
-        click.option(
-            "--ort", "form", flag_value="ort", help="Instead, .ort files for onnxruntime's mobile builds, fused by it."
-        ),
-        npu_export_option,
     ),
     "coreai": (
         click.option("--palette", type=click.Choice(["8", "6", "4"]), help="The recipe coreai-palette8, 6 or 4."),
@@ -133,7 +57,40 @@ _OWN_OPTIONS: Final = {
 }
 
 
-def _export_command(target: str) -> Callable[..., None]:
+def _with(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    """Return a decorator that adds the options to a command in this order."""
+    return lambda command: functools.reduce(lambda made, option: option(made), reversed(options), command)
+
+
+def _command(target: str) -> click.Command:
+    title = TARGET_TITLES[target]
+    precisions = [
+        click.option(f"--{name}", "precision", flag_value=name, help=f"The recipe {target}-{name}.")
+        for name in PRECISIONS
+    ]
+
+    @click.command(
+        name=target, help=f"Export CHECKPOINT to {title}, verified. Without CHECKPOINT the nano one that ships is used."
+    )
+    @_with(_OWN_OPTIONS.get(target, ()))
+    @click.argument("checkpoint", type=PATH, required=False)
+    @_with(precisions)
+    @click.option("--recipe", "recipe_file", type=PATH, help="A recipe's file or name instead of a flag.")
+    @click.option("--component", "components", type=click.Choice(ORDER), multiple=True, help="Only this one.")
+    @click.option("--encoder", is_flag=True, help="The VAE encoder, too: it makes latents of given pictures.")
+    @click.option("--rewrite", "rewrites", multiple=True, help="Apply a named rewrite; may be given several times.")
+    @click.option("--allow-drift", is_flag=True, help="Apply rewrites that the checkpoint was not trained with.")
+    @click.option("--golden", "golden_dir", type=PATH, help="Golden cases to calibrate on and to be judged by.")
+    @shared.size_option
+    @shared.steps_option
+    @shared.guidance_option
+    @shared.lora_option
+    @shared.jobs_option
+    @shared.max_memory_option
+    @shared.cache_option
+    @shared.no_cache_option
+    @shared.output_option
+    @shared.json_option
     def command(
         checkpoint: Path | None,
         precision: str | None,
@@ -165,24 +122,21 @@ def _export_command(target: str) -> Callable[..., None]:
         recipe = _recipe(target, precision, recipe_file, asked, rewrites, allow_drift, own, many)
         recipe = recipe.widened(("vae_encoder",)) if encoder else recipe
         recipe = recipe.sampled(steps, guidance).sized(size).adapted(loras)
-        resources = Resources(cache_root(cache) if keep else None, jobs or default_jobs(), max_memory)
-        with progress(3 + len(recipe.components)) as report:
+        resources = Resources(shared.cache_root(cache) if keep else None, jobs or default_jobs(), max_memory)
+        with shared.progress(3 + len(recipe.components)) as report:
             manifest, result = export(
-                recipe, checkpoint_or_nano(checkpoint), output, golden_dir, report, resources, note=_note
+                recipe, shared.checkpoint_or_nano(checkpoint), output, golden_dir, report, resources, note=_note
             )
-        show(json_file, manifest, artifact_table(manifest), parity_table(result))
+        shared.show(json_file, manifest, artifact_table(manifest), parity_table(result))
         if manifest.drift:
             drift = manifest.drift
-            say(
+            shared.say(
                 json_file,
                 f"drift against the checkpoint as it is: UNet output {drift.unet_snr_db:.1f} dB SNR, "
                 f"picture {drift.picture_psnr_db:.1f} dB PSNR",
             )
-        say(json_file, f"{output}: verified")
+        shared.say(json_file, f"{output}: verified")
 
-    command.__doc__ = (
-        f"Export CHECKPOINT to {TARGET_TITLES[target]}, verified. Without CHECKPOINT the nano one that ships is used."
-    )
     return command
 
 
@@ -217,7 +171,7 @@ def _recipe(
     named = f"palette{palette}" if palette else precision or DEFAULT_PRECISION
     if many_steps and f"{target}-{named}-ddim" in builtin_recipes():
         named += "-ddim"
-    recipe = load_recipe(recipe_named(file) if file else builtin_recipe(target, named))
+    recipe = load_recipe(shared.recipe_named(file) if file else builtin_recipe(target, named))
     if recipe.target != target:
         raise UsageError(f"{file} is for {recipe.target}; run: md-export {recipe.target} --recipe {file}")
     fields: dict[str, Any] = {name: value for name, value in own.items() if value is not None and name != "palette"}
@@ -226,37 +180,42 @@ def _recipe(
     return recipe.widened(components).narrowed(components)
 
 
-def _options(target: str) -> Iterator[Callable[[Any], Any]]:
-    """Yield the options of a target's command in reverse order, because decorators apply from the last to the first."""
-    yield json_option
-    yield click.option("-o", "--output", type=PATH, required=True, help="Folder to write; must not exist.")
-    yield no_cache_option
-    yield cache_option
-    yield max_memory_option
-    yield click.option("--jobs", type=click.IntRange(min=1), help="Steps at a time.  [default: one for two cores]")
-    yield lora_option
-    yield guidance_option
-    yield steps_option
-    yield size_option
-    yield click.option("--golden", "golden_dir", type=PATH, help="Golden cases to calibrate on and to be judged by.")
-    yield click.option("--allow-drift", is_flag=True, help="Apply rewrites that the checkpoint was not trained with.")
-    yield click.option(
-        "--rewrite", "rewrites", multiple=True, help="Apply a named rewrite; may be given several times."
-    )
-    yield click.option("--encoder", is_flag=True, help="The VAE encoder, too: it makes latents of given pictures.")
-    yield click.option("--component", "components", type=click.Choice(ORDER), multiple=True, help="Only this one.")
-    yield click.option("--recipe", "recipe_file", type=PATH, help="A recipe's file or name instead of a flag.")
-    for name in PRECISIONS:
-        yield click.option(f"--{name}", "precision", flag_value=name, help=f"The recipe {target}-{name}.")
-    yield click.argument("checkpoint", type=PATH, required=False)
-    yield from _OWN_OPTIONS.get(target, ())
-
-
-def _command(target: str) -> click.Command:
-    function = _export_command(target)
-    for option in _options(target):
-        function = option(function)
-    return click.command(name=target)(function)
-
-
 EXPORTS: Final = tuple(_command(target) for target in TARGET_TITLES)
+
+
+@click.command()
+@click.argument("exports", type=PATH, nargs=-1, required=True)
+@shared.output_option
+@shared.json_option
+def join(exports: tuple[Path, ...], output: Path, json_file: Path | None) -> None:
+    """Join Core ML EXPORTS of one checkpoint in several sizes: one package per component, one function per size.
+
+    Weights are stored once. The function of the first export is the default. Each function is verified on golden cases
+    of its size. Needs iOS 18.
+    """
+    from md_export.engine.join import join as join_exports
+    from md_export.report.progress import shared_table
+    from md_export.report.verdicts import parity_table
+
+    with shared.progress(5 * len(exports)) as report:
+        joined, results = join_exports(exports, output, report)
+    shared.show(json_file, joined, shared_table(joined), *map(parity_table, results))
+    shared.say(json_file, f"{output}: verified")
+
+
+@click.command()
+@click.argument("joined", type=PATH)
+@click.argument("function", required=False)
+@click.option("-o", "--output", type=PATH, help="Folder to write; must not exist.")
+def split(joined: Path, function: str | None, output: Path | None) -> None:
+    """Write one FUNCTION of a JOINED export as a separate export; without FUNCTION, list them."""
+    from md_export.engine.join import read_functions
+    from md_export.engine.join import split as take_out
+
+    if function is None:
+        click.echo("\n".join(read_functions(joined)))
+        return
+    if output is None:
+        raise UsageError("name a folder to write with -o")
+    manifest = take_out(joined, function, output)
+    click.echo(f"{output}: {manifest.recipe.name}")

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from md_export.cli.shared import PATH, checkpoint_or_nano, guidance_option, lora_option, size_option, steps_option
+from md_export.cli import shared
+from md_export.cli.shared import PATH
 from md_export.errors import UsageError
 
 # Of a picture to start from, where nobody says.
@@ -25,10 +26,10 @@ _STRENGTH = 0.8
 @click.option("--strength", type=float, help=f"Share of --init-image to change, in (0, 1].  [default: {_STRENGTH}]")
 @click.option("--mask", type=PATH, help="Paint anew what is white in this picture of the same size.")
 @click.option("--condition", type=PATH, help="Condition image for the adapter or ControlNet, such as edges.")
-@size_option
-@steps_option
-@guidance_option
-@lora_option
+@shared.size_option
+@shared.steps_option
+@shared.guidance_option
+@shared.lora_option
 @click.option("-o", "--output", type=PATH, required=True, help="Write the picture to this .png file.")
 def generate(
     prompt: str,
@@ -51,9 +52,13 @@ def generate(
     that was trained for it. Both need the VAE encoder.
     """
     from md_export.checkpoint.derived import adapted
-    from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
-    from md_export.engine.runnable_export import frame_of_artifacts, frame_of_checkpoint
-    from md_export.models.sampling.picture_files import write_png
+    from md_export.engine.generate import (
+        frame_of_checkpoint,
+        open_to_run,
+        pictures_of_artifacts,
+        pictures_of_checkpoint,
+    )
+    from md_export.models.sampling.pictures import write_png
     from md_export.spec.sampler import sampler_of
 
     _check_source(artifacts, checkpoint, size, loras)
@@ -62,10 +67,10 @@ def generate(
         raise UsageError("artifacts are for the steps that they were exported for; leave out --steps and --guidance")
     files = _Files(init_image, strength, mask, condition)
     if artifacts:
-        given = files.read(lambda: frame_of_artifacts(artifacts))
+        given = files.read(lambda: open_to_run(artifacts).frame)
         (picture,) = pictures_of_artifacts(artifacts, [(prompt, seed)], *given)
     else:
-        with adapted(checkpoint_or_nano(checkpoint), loras) as folder:
+        with adapted(shared.checkpoint_or_nano(checkpoint), loras) as folder:
             given = files.read(lambda: frame_of_checkpoint(folder, size))
             (picture,) = pictures_of_checkpoint(folder, [(prompt, seed)], size, sampler, *given)
     write_png(output, picture)
@@ -100,7 +105,7 @@ class _Files:
         """Return pictures to keep, to condition on and to start from; ``frame`` gives the model's sizes."""
         if self.init_image is None and self.condition is None:
             return None, None, None
-        from md_export.models.sampling.picture_files import read_condition, read_given, read_start
+        from md_export.models.sampling.pictures import read_condition, read_given, read_start
 
         wanted, given, start, steering = frame(), None, None, None
         if self.condition is not None:

@@ -32,6 +32,7 @@ lora_option = click.option(
 json_option = click.option("--json", "json_file", type=PATH, help="Write the result as JSON, too ('-': to stdout).")
 output_option = click.option("-o", "--output", type=PATH, required=True, help="Folder to write; must not exist.")
 golden_option = click.option("--golden", "golden_dir", type=PATH, help="Golden cases.  [default: those in OUT]")
+jobs_option = click.option("--jobs", type=click.IntRange(min=1), help="Steps at a time.  [default: one for two cores]")
 junit_option = click.option("--junit", type=PATH, help="Write the verdicts as JUnit XML, for a CI system.")
 markdown_option = click.option("--markdown", type=PATH, help="Write the verdicts as Markdown, for pull requests.")
 cache_option = click.option(

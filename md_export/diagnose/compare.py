@@ -5,21 +5,94 @@ Both are executed and read again: a manifest alone is no proof, and no manifest 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from md_export.diagnose.snapshot import Counts, Snapshot, snapshot
+from md_export.diagnose.lint import lint
 from md_export.errors import ArtifactError, RecipeError, UsageError
+from md_export.parity.gpu import verify_on_gpu
 from md_export.parity.judge import judge
 from md_export.parity.metrics import EXACT_DB, first_fault
 from md_export.parity.metrics import compare as figures_of
 from md_export.parity.verdict import Verification
-from md_export.spec.artifact import GOLDEN_FOLDER
+from md_export.spec.artifact import GOLDEN_FOLDER, artifact_path, bytes_of_artifact
 from md_export.spec.manifest import Manifest, read_manifest
 from md_export.spec.recipe import Regression
 from md_export.spec.tensors import Float32
+from md_export.targets import TARGETS
+from md_export.targets.contract import Lints
+from md_export.targets.lint.report import LintReport
+
+Counts = dict[str, dict[str, int]]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Facts about an export by component, read from the artifacts and not from the manifest.
+
+    Attributes:
+        bytes: size of the artifact.
+        stored: bytes of weights by dtype.
+        ops: number of operations by kind.
+        lint: number of operations by the rule that advises against them; None if the target has no rules.
+        cpu_ops: operations that LiteRT's GPU engine leaves to the CPU; None if it was not run.
+    """
+
+    verification: Verification
+    bytes: dict[str, int]
+    stored: Counts
+    ops: Counts
+    lint: Counts | None = None
+    cpu_ops: dict[str, int] | None = None
+
+
+def snapshot(
+    out: Path, verification: Verification, gpu_limit_s: float | None, progress: Callable[[str], None]
+) -> Snapshot:
+    """Read the artifacts of a verified export.
+
+    Args:
+        out: folder of the export.
+        verification: verdict on the export.
+        gpu_limit_s: seconds after which each attempt of the GPU engine is stopped; None to leave that engine out.
+        progress: called with a line for each step.
+
+    Raises:
+        MdExportError: an artifact cannot be read.
+    """
+    manifest = verification.manifest
+    target = TARGETS[manifest.target]
+    paths = {entry.component: artifact_path(out, entry) for entry in manifest.artifacts}
+    found = {name: target.open().describe(path) for name, path in paths.items()}
+    advice = None
+    if isinstance(target, Lints):
+        progress(f"lint {manifest.recipe.name}")
+        advice = {name: _against(*lint(path)) for name, path in paths.items()}
+    return Snapshot(
+        verification,
+        {name: bytes_of_artifact(path) for name, path in paths.items()},
+        {name: one.stored for name, one in found.items()},
+        {name: one.ops for name, one in found.items()},
+        advice,
+        None if gpu_limit_s is None else _cpu_ops(out, gpu_limit_s, progress),
+    )
+
+
+def _against(report: LintReport) -> dict[str, int]:
+    """Count the operations that each rule advises against; a remark on the whole artifact counts as one."""
+    fitting = Counter([*(name for op in report.ops for name in op.rules), *report.remarks])
+    return {rule.id: fitting[rule.id] for rule in report.rules if rule.verdict != "likely"}
+
+
+def _cpu_ops(out: Path, limit_s: float, progress: Callable[[str], None]) -> dict[str, int]:
+    """Count the operations left to the CPU by component; all of them if the engine failed."""
+    judged = verify_on_gpu(out, None, limit_s, progress)
+    runs = {item.component: item.engine for item in judged.components}
+    return {name: run.ops if run.resident is None else run.on_cpu for name, run in runs.items()}
+
 
 Figure = Literal["SNR dB", "PSNR dB", "bytes", "ops", "lint findings", "ops on the CPU"]
 
@@ -68,38 +141,30 @@ def changes_of(old: Snapshot, new: Snapshot, budget: Regression) -> Iterator[Cha
     for was, now in zip(first.components, second.components, strict=True):
         name = was.component
         if was.parity and now.parity:
-            yield _loss(name, "SNR dB", was.parity.snr_db, now.parity.snr_db, "snr_db_loss", budget)
-        yield _growth(name, "bytes", old.bytes[name], new.bytes[name], "bytes_growth", budget)
-        had, has = sum(old.ops[name].values()), sum(new.ops[name].values())
-        yield _growth(name, "ops", had, has, "ops_growth", budget)
+            yield _change(name, "SNR dB", was.parity.snr_db, now.parity.snr_db, "snr_db_loss", budget)
+        yield _change(name, "bytes", old.bytes[name], new.bytes[name], "bytes_growth", budget)
+        yield _change(name, "ops", sum(old.ops[name].values()), sum(new.ops[name].values()), "ops_growth", budget)
         if old.lint is not None and new.lint is not None:
-            yield _findings(name, old.lint[name], new.lint[name], budget)
+            had, has = Counter(old.lint[name]), Counter(new.lint[name])
+            # Rule by rule: fewer findings of one rule do not offset more findings of another.
+            more = (has - had).total()
+            yield _change(name, "lint findings", had.total(), has.total(), "new_lint_findings", budget, more)
         if old.cpu_ops is not None and new.cpu_ops is not None:
-            was_on, is_on = old.cpu_ops[name], new.cpu_ops[name]
-            yield _change(name, "ops on the CPU", was_on, is_on, is_on - was_on, "new_cpu_ops", budget)
+            yield _change(name, "ops on the CPU", old.cpu_ops[name], new.cpu_ops[name], "new_cpu_ops", budget)
     pictures = [result.picture.psnr_db for result in (first, second) if result.picture]
     if len(pictures) == 2 and pictures[0] is not None and pictures[1] is not None:
-        yield _loss("picture", "PSNR dB", pictures[0], pictures[1], "picture_psnr_db_loss", budget)
-
-
-def _loss(component: str, figure: Figure, old: float, new: float, field: str, budget: Regression) -> Change:
-    return _change(component, figure, old, new, old - new, field, budget)
-
-
-def _growth(component: str, figure: Figure, old: int, new: int, field: str, budget: Regression) -> Change:
-    return _change(component, figure, old, new, (new - old) / max(old, 1), field, budget)
-
-
-def _findings(component: str, old: dict[str, int], new: dict[str, int], budget: Regression) -> Change:
-    """Compare lint findings rule by rule: fewer findings of one rule do not offset more findings of another."""
-    more = sum(max(0, count - old.get(rule, 0)) for rule, count in new.items())
-    figure: Figure = "lint findings"
-    return _change(component, figure, sum(old.values()), sum(new.values()), more, "new_lint_findings", budget)
+        yield _change("picture", "PSNR dB", pictures[0], pictures[1], "picture_psnr_db_loss", budget)
 
 
 def _change(
-    component: str, figure: Figure, old: float, new: float, worse: float, field: str, budget: Regression
+    component: str, figure: Figure, old: float, new: float, field: str, budget: Regression, more: float | None = None
 ) -> Change:
+    """Compare one figure with a field of the budget; ``more`` replaces the difference of two counts."""
+    worse = new - old if more is None else more
+    if field.endswith("_loss"):
+        worse = old - new
+    elif field.endswith("_growth"):
+        worse = (new - old) / max(old, 1)
     at_most = getattr(budget, field)
     return Change(component, figure, old, new, worse, field, at_most, within=worse <= at_most)
 
@@ -164,8 +229,8 @@ def compare_exports(
     if baseline.result.failures:
         reasons = "; ".join(baseline.result.failures)
         raise ArtifactError(f"{old} falls short itself and is no baseline: {reasons}; name an export that verifies")
-    first = snapshot(old, before, baseline, gpu_limit_s, progress)
-    second = snapshot(new, after, judge(new, None, progress), gpu_limit_s, progress)
+    first = snapshot(old, baseline, gpu_limit_s, progress)
+    second = snapshot(new, judge(new, None, progress), gpu_limit_s, progress)
     return compare_snapshots(first, second, budget)
 
 

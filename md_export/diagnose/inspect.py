@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from md_export.checkpoint import build_on_meta
@@ -164,17 +165,16 @@ def count_macs(module: nn.Module, *inputs: Tensor) -> tuple[int, int]:
 
     def add_padding(layer: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
         nonlocal padding
-        assert isinstance(layer, nn.Conv2d)  # noqa: S101 (registered on Conv2d only)
-        padding += _padding_macs(layer, args[0], out)
+        if isinstance(layer, nn.Conv2d):
+            padding += _padding_macs(layer, args[0], out)
 
-    hooks = [m.register_forward_hook(add_padding) for m in module.modules() if isinstance(m, nn.Conv2d)]
+    hook = register_module_forward_hook(add_padding)
     counter = FlopCounterMode(display=False)
     try:
         with torch.no_grad(), counter:
             module(*inputs)
     finally:
-        for hook in hooks:
-            hook.remove()
+        hook.remove()
     return counter.get_total_flops() // 2, padding
 
 

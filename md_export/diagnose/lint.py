@@ -44,10 +44,7 @@ def advise(request: LintRequest) -> LintReport:
 
 
 def lint(
-    path: Path,
-    system: str | None = None,
-    inputs: Path | None = None,
-    progress: Callable[[str], None] = lambda _: None,
+    path: Path, system: str | None = None, inputs: Path | None = None, progress: Callable[[str], None] = lambda _: None
 ) -> tuple[LintReport, ...]:
     """Check a package against known rules, and its activations against the float16 range.
 

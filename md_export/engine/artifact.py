@@ -10,8 +10,8 @@ from pathlib import Path
 
 from md_export.checkpoint import open_checkpoint
 from md_export.errors import ConversionError
-from md_export.parity.golden.calibration import calibration_inputs
 from md_export.parity.golden.folder import read_case, read_index
+from md_export.parity.golden.surface import calibration_inputs
 from md_export.parity.rewritten_module import adjust, rewritten
 from md_export.spec.artifact import ArtifactEntry, Measured, bytes_of_artifact, data_of, sha256_of_artifact
 from md_export.spec.calibration import RangeRule

@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 
 from md_export.checkpoint import Checkpoint
-from md_export.models.sampling.one_step import one_step
+from md_export.models.sampling.sampler import one_step
 from md_export.parity.golden.case import GoldenCase
 from md_export.parity.golden.folder import read_case, read_index
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry

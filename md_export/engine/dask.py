@@ -16,17 +16,18 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 from typing import Any, Final
 
-from md_export.engine.cache import Entry, default_root
+from md_export.engine.cache import Cache, Entry, default_root
 from md_export.engine.keys import maker
-from md_export.engine.perform import Task, files_before, perform
 from md_export.engine.plan import Cost, ExportResult, Inputs, Step
+from md_export.engine.running import files_before, perform
 from md_export.engine.shared_store import BackedCache, Store
 from md_export.errors import ArtifactError, MissingExtraError, RuntimeFault
 from md_export.system.memory import installed_bytes
 from md_export.system.workspace import workspace
-from md_export.targets.versions import tools_of
+from md_export.targets import tools_of
 
 _CONNECT_S: Final = 10
 
@@ -181,7 +182,7 @@ def carry_out(task: RemoteTask) -> Cost:
     return perform_there(task)
 
 
-def perform_there(remote: RemoteTask, perform: Callable[[Task, BackedCache], Cost] = perform) -> Cost:
+def perform_there(remote: RemoteTask, perform: Callable[[Step, Cache, Path, Inputs, int], Cost] = perform) -> Cost:
     """Carry out a step and copy its result to the store, unless the result already exists.
 
     The result exists, for example, if a worker finished the step and died before it could report it.
@@ -189,7 +190,7 @@ def perform_there(remote: RemoteTask, perform: Callable[[Task, BackedCache], Cos
     Raises:
         RuntimeFault: the versions on this worker differ from those of the client, or the store does not answer.
         ArtifactError: an entry that the step needs is missing in the store.
-        MdExportError: as for :func:`md_export.engine.perform.perform`.
+        MdExportError: as for :func:`md_export.engine.running.perform`.
     """
     with _ONE_AT_A_TIME:
         if text := difference(versions(remote.targets), remote.versions):
@@ -205,7 +206,7 @@ def perform_there(remote: RemoteTask, perform: Callable[[Task, BackedCache], Cos
         found = {name: cache.files(_fetched(cache, key).key) / within for name, (key, within) in remote.inputs.items()}
         inputs = Inputs(found.pop("checkpoint"), found.pop("golden", None), found)
         with workspace(cache.work) as work:
-            return perform(Task(step, cache.root, work, inputs, remote.most_bytes), cache)
+            return perform(step, cache, work, inputs, remote.most_bytes)
 
 
 def _fetched(cache: BackedCache, key: str) -> Entry:

@@ -1,4 +1,7 @@
-"""Dependencies of cache keys: the checkpoint, the metadata of its artifacts, the versions of md-export and tools."""
+"""Dependencies of cache keys: the checkpoint, the metadata of its artifacts, the versions of md-export and tools.
+
+The metadata is what an app needs to run an artifact; it is stored in the artifact itself.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,94 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
+from md_export import __version__
 from md_export.checkpoint import Checkpoint, open_checkpoint
-from md_export.checkpoint.build import build_on_meta
-from md_export.checkpoint.hashes import INHERITED, hash_of_folder
+from md_export.checkpoint.files import INHERITED, hash_of_folder
+from md_export.checkpoint.modules import build_on_meta
 from md_export.engine.keys import maker
-from md_export.engine.metadata import notes_of
 from md_export.engine.plan import LoraInput
-from md_export.models.families import WIRING, component_of, family_of
-from md_export.models.given import CONDITION
+from md_export.models.families import WIRING, family_of
+from md_export.models.sampling.generate import tokenize
+from md_export.models.sampling.sampler import one_step, steps_of
+from md_export.models.values import CONDITION
 from md_export.rewrites import find_rewrite
 from md_export.spec.recipe import Recipe
-from md_export.spec.sampler import SamplerPlan
+from md_export.spec.sampler import Euler, SamplerPlan
 from md_export.spec.scheme import QuantScheme
-from md_export.targets.versions import tools_of
+from md_export.targets import tools_of
+
+
+def notes_of(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
+    """Return the metadata of each component; floats parse back exactly, sizes are joined by commas.
+
+    ``source_sha256``, ``md_export``
+        hash of the weights and config that the component was made from, and the md-export version. All other fields
+        are the same for all components:
+    ``prediction_type``, ``timestep``, ``a``, ``b``, ``scaling_factor``
+        x0 = a·noise + b·output of one UNet call at ``timestep``; the decoder's input is x0 / ``scaling_factor``.
+    ``latent_shape``, ``image_size``
+        ``1,C,h,w`` of noise, UNet output and x0; side of the picture in pixels.
+    ``image_scale``, ``image_offset``
+        picture = image · scale + offset, clipped to [0, 1].
+    ``condition_shape``
+        ``1,C,H,W`` of the picture in [0, 1] for the adapter or the ControlNet; absent without one.
+    ``text_length``, ``bos_token_id``, ``eos_token_id``, ``pad_token_id``
+        the token ids are bos, the prompt's tokens (cut to fit), eos, and pad up to ``text_length``.
+
+    Raises:
+        CheckpointError: a file cannot be read, or the tokenizer is not a CLIP tokenizer.
+    """
+    config, step = checkpoint.config, one_step(checkpoint.config)
+    length = config.text_shape[1]
+    # Read the special tokens from a tokenized empty prompt: the tokenizer's files store them in several formats.
+    start, end, *padding = (int(token) for token in tokenize(checkpoint.tokenizer_dir, "", length)[0])
+    shared = {
+        "md_export": __version__,
+        "prediction_type": step.prediction_type,
+        "timestep": str(step.timestep),
+        "a": repr(float(step.a)),
+        "b": repr(float(step.b)),
+        "scaling_factor": repr(float(step.scaling_factor)),
+        "latent_shape": ",".join(str(size) for size in config.latent_shape),
+        "image_size": str(config.image_size),
+        "image_scale": "0.5",
+        "image_offset": "0.5",
+        "text_length": str(length),
+        "bos_token_id": str(start),
+        "eos_token_id": str(end),
+        "pad_token_id": str(padding[-1] if padding else end),
+    }
+    if config.condition_shape is not None:
+        shared["condition_shape"] = ",".join(str(size) for size in config.condition_shape)
+    return {name: {"source_sha256": checkpoint.source_sha256(name)} | shared for name in family_of(config).rows}
+
+
+def steps_notes(checkpoint: Checkpoint, plan: SamplerPlan | None) -> dict[str, str]:
+    """Return the metadata for sampling in many steps, which replaces fields of the same name; empty for one step.
+
+    ``timestep``, ``a``, ``b``
+        one value per step, joined by commas: x becomes a·x + b·output. The decoder's input is the last
+        x / ``scaling_factor``.
+    ``sampler``, ``guidance``
+        ``ddim`` or ``euler``; the output is u + guidance·(c - u), where u and c are the UNet's outputs for the empty
+        prompt and for the prompt.
+    ``start``, ``scale``
+        only for ``euler``: the first x is start·noise, and the UNet's input is scale·x in each step.
+
+    Raises:
+        ConfigError: the checkpoint's schedule does not support these steps.
+    """
+    steps = steps_of(checkpoint.config, plan)
+    if steps is None or plan is None:
+        return {}
+    columns = [field.name for field in dataclasses.fields(steps.steps[0])]
+    return {
+        "sampler": plan.kind,
+        "guidance": repr(float(steps.guidance)),
+        **({"start": repr(steps.start)} if isinstance(steps, Euler) else {}),
+        **{name: ",".join(repr(getattr(step, name)) for step in steps.steps) for name in columns},
+    }
+
 
 _FLOAT32_BYTES: Final = 4
 
@@ -65,7 +143,8 @@ def source_of(
     """
     checkpoint = open_checkpoint(checkpoint_dir)
     checkpoint.check()
-    names = [component.name for component in family_of(checkpoint.config).of(checkpoint.components)]
+    rows = family_of(checkpoint.config).of(checkpoint.components)
+    states = {row.name: build_on_meta(row, checkpoint.config).state_dict() for row in rows}
     return Source(
         checkpoint,
         {
@@ -76,14 +155,9 @@ def source_of(
         },
         {size: notes_of(checkpoint.at(size)) for size in sizes},
         golden,
-        {name: _weight_bytes(checkpoint, name) for name in names},
+        {name: _FLOAT32_BYTES * sum(tensor.numel() for tensor in state.values()) for name, state in states.items()},
         loras,
     )
-
-
-def _weight_bytes(checkpoint: Checkpoint, name: str) -> int:
-    module = build_on_meta(component_of(checkpoint.config, name), checkpoint.config)
-    return _FLOAT32_BYTES * sum(int(tensor.numel()) for tensor in module.state_dict().values())
 
 
 # Recipe fields that can change an artifact, after the recipe is reduced to one component by :func:`alone`.
@@ -125,11 +199,6 @@ class Changes:
     rewrites: tuple[str, ...]
     allow_drift: bool
     sampler: SamplerPlan | None
-
-    @property
-    def content(self) -> dict[str, object]:
-        """Plain data for a cache key."""
-        return dataclasses.asdict(self)
 
 
 def changes_of(recipe: Recipe) -> Changes:

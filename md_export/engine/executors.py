@@ -6,32 +6,19 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
+from md_export.engine import dask
 from md_export.engine.cache import Cache
 from md_export.engine.costs import Measured
-from md_export.engine.dask import (
-    RemoteTask,
-    Worker,
-    ask_each,
-    carry_out,
-    check_same,
-    connected,
-    describe,
-    explain,
-    lacks,
-    versions,
-)
 from md_export.engine.inputs import inputs_for_store, inputs_of
 from md_export.engine.keys import FileHashes
-from md_export.engine.perform import Task, perform
 from md_export.engine.plan import Cost, Plan, Step
 from md_export.engine.request import BuildRequest
-from md_export.engine.scheduler import Begin, Limits, submitter
+from md_export.engine.running import Begin, Limits, perform
 from md_export.engine.shared_store import BackedCache, Store, store_url
 from md_export.errors import MdExportError, RecipeError, RuntimeFault
 from md_export.system.memory import installed_bytes, kill_children
@@ -63,38 +50,30 @@ def executor_of(request: BuildRequest, plan: Plan) -> AbstractContextManager[Exe
     Raises:
         MdExportError: the cluster or its store cannot be used.
     """
-    return _here(request) if request.dask is None else _on_dask(request, plan)
+    return nullcontext(_here(request)) if request.dask is None else _on_dask(request, plan)
 
 
-@contextmanager
-def _here(request: BuildRequest) -> Iterator[Executor]:
+def _here(request: BuildRequest) -> Executor:
     cache = Cache(request.cache)
     limits = Limits(request.jobs, request.most_bytes or _most(installed_bytes()))
-    yield Executor(cache, limits, lambda _: _processes(request, cache))
+    return Executor(cache, limits, lambda _: _processes(request, cache))
 
 
 @contextmanager
 def _processes(request: BuildRequest, cache: Cache) -> Iterator[Begin]:
-    with workspace(cache.work) as work, _threads(request.jobs) as executor:
-        yield submitter(executor, partial(_perform, request, cache.root, work))
-
-
-def _perform(request: BuildRequest, cache: Path, work: Path, step: Step, most_bytes: int) -> Cost:
-    return perform(Task(step, cache, work, inputs_of(request), most_bytes, request.rejected))
-
-
-@contextmanager
-def _threads(jobs: int) -> Iterator[ThreadPoolExecutor]:
-    """Yield an executor whose threads wait for worker processes; an exception such as an interrupt kills those."""
-    executor = ThreadPoolExecutor(jobs)
-    try:
-        yield executor
-    except BaseException:
-        executor.shutdown(wait=False, cancel_futures=True)
-        kill_children()
-        raise
-    finally:
-        executor.shutdown()
+    """Yield a start function whose threads wait for worker processes; an exception such as an interrupt kills those."""
+    with workspace(cache.work) as work:
+        executor = ThreadPoolExecutor(request.jobs)
+        try:
+            yield lambda step, most_bytes: executor.submit(
+                perform, step, cache, work, inputs_of(request), most_bytes, request.rejected
+            )
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)
+            kill_children()
+            raise
+        finally:
+            executor.shutdown()
 
 
 @contextmanager
@@ -104,9 +83,9 @@ def _on_dask(request: BuildRequest, plan: Plan) -> Iterator[Executor]:
     if fused:
         raise RecipeError(f"recipe {fused[0]}: form cpu_fused serves the machine that makes it; build without --dask")
     targets = tuple(sorted({export.target for export in plan.exports}))
-    with connected(request.dask) as client:
-        found: dict[str, Worker] = ask_each(client, describe, targets)
-        check_same({address: worker.versions for address, worker in found.items()}, versions(targets))
+    with dask.connected(request.dask) as client:
+        found: dict[str, dask.Worker] = dask.ask_each(client, dask.describe, targets)
+        dask.check_same({address: worker.versions for address, worker in found.items()}, dask.versions(targets))
         cache = BackedCache(request.cache, Store(store_url(request.store)))
         limits = Limits(len(found), request.most_bytes or _least(found.values()), apart=True)
         yield Executor(cache, limits, partial(_workers, client, request, cache, targets), _News(client, set(found)))
@@ -122,11 +101,11 @@ def _workers(
 
     def begin(step: Step, most_bytes: int) -> Future[Cost]:
         answer: Future[Cost] = Future()
-        task = RemoteTask(step, cache.store.url, inputs, most_bytes, targets, versions(targets))
+        task = dask.RemoteTask(step, cache.store.url, inputs, most_bytes, targets, dask.versions(targets))
         try:
-            asked = executor.submit(carry_out, task)
+            asked = executor.submit(dask.carry_out, task)
         except Exception:  # noqa: BLE001 (a client without a scheduler raises; which class depends on the version)
-            answer.set_exception(RuntimeFault(explain(CancelledError())))
+            answer.set_exception(RuntimeFault(dask.explain(CancelledError())))
         else:
             asked.add_done_callback(partial(_pass_on, answer, Measured(cache.root / "measured"), step))
         return answer
@@ -154,7 +133,7 @@ def _brought(
         cache.store.put(one.entry, one.root)
     for key in {need for step in steps for need in step.needs} - {step.key for step in steps}:
         cache.share(key)
-    blind = ask_each(client, lacks, cache.store.url, [one.entry.key for one in inputs.values()])
+    blind = dask.ask_each(client, dask.lacks, cache.store.url, [one.entry.key for one in inputs.values()])
     for worker in sorted(worker for worker, lacking in blind.items() if lacking):
         raise RuntimeFault(
             f"the Dask worker {worker} does not find in {cache.store.url} what was just put there: give a --store that "
@@ -174,7 +153,7 @@ def _pass_on(answer: Future[Cost], measured: Measured, step: Step, asked: Future
     elif isinstance(error, (MdExportError, OSError)):
         answer.set_exception(error)
     else:
-        answer.set_exception(RuntimeFault(explain(error)))
+        answer.set_exception(RuntimeFault(dask.explain(error)))
 
 
 class _News:
@@ -198,7 +177,7 @@ class _News:
         self._known = now
 
 
-def _least(workers: Iterable[Worker]) -> int:
+def _least(workers: Iterable[dask.Worker]) -> int:
     """Return the memory in bytes that every worker may use; workers on the same machine share its memory."""
     found = list(workers)
     count = Counter(worker.host for worker in found)

@@ -24,7 +24,7 @@ from md_export.engine.keys import FileHashes
 from md_export.engine.placing import Built, Outcome, Placer, Status, check_replaceable, is_placed
 from md_export.engine.plan import ExportPlan, ExportResult, Plan, Step
 from md_export.engine.request import BuildRequest, Resources
-from md_export.engine.scheduler import Failure, Listener, Teller, run_steps
+from md_export.engine.running import Failure, Listener, Teller, run_steps
 from md_export.errors import ConversionError, ParityError
 from md_export.parity.verdict import Verdict
 from md_export.spec.manifest import Manifest, read_manifest

@@ -26,11 +26,10 @@ from md_export.parity.rewritten_module import Rewritten, rewritten
 from md_export.parity.verdict import Verdict
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry
 from md_export.spec.manifest import Manifest, read_manifest
-from md_export.spec.recipe import QuantScheme, Recipe
+from md_export.spec.recipe import QuantScheme
 from md_export.spec.tensors import joined
 from md_export.system.isolation import isolated
 from md_export.targets import TARGETS
-from md_export.targets.contract import RunsAsWritten
 from md_export.targets.execution import execute
 
 Progress = Callable[[str], None]
@@ -78,7 +77,8 @@ def explain(out: Path, result: Verdict, checkpoint_dir: Path, progress: Progress
     Each such component costs one conversion to float32, unless its rewritten module already fails.
     """
     manifest, golden = read_manifest(out), read_golden(out / GOLDEN_FOLDER)
-    short = {item.component for item in result.components if _in_numbers(item.faults)}
+    faults = [(item.component, fault) for item in result.components for fault in item.faults]
+    short = {component for component, fault in faults if isinstance(fault, Fault) and fault.check in _NUMBERS}
     lines = []
     for entry in manifest.artifacts:
         if entry.component in short:
@@ -102,7 +102,8 @@ def measure(
 ) -> tuple[Hop, ...]:
     """Measure the hops in order, up to and including the first that is below its threshold."""
     hops: list[Hop] = []
-    for stage in _stages(out, manifest, entry, cases, checkpoint_dir):
+    stages = _Stages(out, manifest, entry, cases, checkpoint_dir)
+    for stage in (stages.rewritten, stages.lowered, stages.quantized, stages.runtime):
         hop = stage()
         hops += [hop] if hop else []
         if hop and not hop.passed:
@@ -115,33 +116,10 @@ def hops_of(
 ) -> tuple[Hop, ...]:
     """Measure all hops on one golden case; ``lower_again`` includes the lowering hop, which needs a conversion."""
     cases = [item for item in read_golden(out / GOLDEN_FOLDER).cases if item.name == case]
-    rewrite, lower, *others = _stages(out, manifest, entry, cases, checkpoint_dir)
-    hops = [stage() for stage in (rewrite, *([lower] if lower_again else []), *others)]
+    stages = _Stages(out, manifest, entry, cases, checkpoint_dir)
+    lowered = stages.lowered() if lower_again else None
+    hops = (stages.rewritten(), lowered, stages.quantized(), stages.runtime())
     return tuple(hop for hop in hops if hop is not None)
-
-
-def _stages(
-    out: Path, manifest: Manifest, entry: ArtifactEntry, cases: Sequence[GoldenCase], checkpoint_dir: Path
-) -> tuple[Callable[[], Hop | None], ...]:
-    return (
-        lambda: rewritten_hop(out, manifest, entry, cases, checkpoint_dir),
-        lambda: lowered_hop(out, manifest, entry, cases, checkpoint_dir),
-        lambda: quantized_hop(out, manifest, entry, cases),
-        lambda: runtime_hop(out, manifest, entry, cases),
-    )
-
-
-def rewritten_hop(
-    out: Path, manifest: Manifest, entry: ArtifactEntry, cases: Sequence[GoldenCase], checkpoint_dir: Path
-) -> Hop:
-    """Measure the torch module after the recipe's rewrites."""
-    part, names = Part(out, entry.component, checkpoint_dir), tuple(case.name for case in cases)
-    fired = ", ".join(record.name for record in entry.rewrites if record.fired)
-
-    def run() -> float:
-        return isolated(rewritten_snr_db, ConversionError, f"{entry.component} in torch")(TorchJob(part, names))
-
-    return _hop("rewritten", f"torch after {fired}" if fired else "torch, nothing rewritten", manifest, entry, run)
 
 
 @dataclass(frozen=True)
@@ -182,72 +160,72 @@ def opened(part: Part) -> tuple[Manifest, Rewritten, tuple[GoldenCase, ...]]:
     return export.manifest, rewritten(checkpoint, part.component, export.manifest.recipe), export.golden.cases
 
 
-def lowered_hop(
-    out: Path, manifest: Manifest, entry: ArtifactEntry, cases: Sequence[GoldenCase], checkpoint_dir: Path
-) -> Hop:
-    """Repeat the recipe's conversion in float32, without quantization, and measure its output."""
-    recipe = _in_float32(manifest.recipe, entry.component)
+@dataclass(frozen=True)
+class _Stages:
+    """The stages of one artifact of the export in ``out``, measured on golden cases."""
 
-    def run() -> float:
-        with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
-            step = BuildStep(checkpoint_dir, entry.component, recipe, out / GOLDEN_FOLDER, Path(scratch), {})
-            isolated(build_component, ConversionError, f"{manifest.target} {entry.component}")(step)
-            return _executed(manifest, entry, Path(scratch), cases, _as_written(manifest))
+    out: Path
+    manifest: Manifest
+    entry: ArtifactEntry
+    cases: Sequence[GoldenCase]
+    checkpoint: Path
 
-    return _hop("lowered", f"converted to {manifest.target} in float32", manifest, entry, run)
+    def rewritten(self) -> Hop:
+        """Measure the torch module after the recipe's rewrites."""
+        name = self.entry.component
+        job = TorchJob(Part(self.out, name, self.checkpoint), tuple(case.name for case in self.cases))
+        fired = ", ".join(record.name for record in self.entry.rewrites if record.fired)
+        what = f"torch after {fired}" if fired else "torch, nothing rewritten"
+        return self._hop(
+            "rewritten", what, lambda: isolated(rewritten_snr_db, ConversionError, f"{name} in torch")(job)
+        )
 
+    def lowered(self) -> Hop:
+        """Repeat the recipe's conversion in float32, without quantization, and measure its output."""
+        recipe, name = self.manifest.recipe, self.entry.component
+        plain = dataclasses.replace(recipe, schemes={**recipe.schemes, name: _FLOAT32})
 
-def quantized_hop(out: Path, manifest: Manifest, entry: ArtifactEntry, cases: Sequence[GoldenCase]) -> Hop | None:
-    """Measure the artifact's graph, executed as written.
+        def run() -> float:
+            with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
+                step = BuildStep(self.checkpoint, name, plain, self.out / GOLDEN_FOLDER, Path(scratch), {})
+                isolated(build_component, ConversionError, f"{self.manifest.target} {name}")(step)
+                return self._executed(Path(scratch), self._as_written)
 
-    Returns None if the component is stored and computed in float32; :func:`runtime_hop` covers that case.
-    """
-    scheme, runtime = manifest.recipe.schemes[entry.component], _as_written(manifest)
-    if scheme == _FLOAT32:
-        return None
-    what = f"{scheme.weights} weights, {scheme.activations} activations"
-    return _hop("quantized", what, manifest, entry, lambda: _executed(manifest, entry, out, cases, runtime))
+        return self._hop("lowered", f"converted to {self.manifest.target} in float32", run)
 
+    def quantized(self) -> Hop | None:
+        """Measure the artifact's graph, executed as written.
 
-def runtime_hop(out: Path, manifest: Manifest, entry: ArtifactEntry, cases: Sequence[GoldenCase]) -> Hop | None:
-    """Measure the artifact in its runtime.
+        Returns None if the component is stored and computed in float32; :meth:`runtime` covers that case.
+        """
+        scheme = self.manifest.recipe.schemes[self.entry.component]
+        if scheme == _FLOAT32:
+            return None
+        what = f"{scheme.weights} weights, {scheme.activations} activations"
+        return self._hop("quantized", what, lambda: self._executed(self.out, self._as_written))
 
-    Returns None if the runtime executes the graph as written and the quantized hop has already measured that.
-    """
-    if _as_written(manifest) is None and manifest.recipe.schemes[entry.component] != _FLOAT32:
-        return None
-    return _hop("runtime", "executed by its runtime", manifest, entry, lambda: _executed(manifest, entry, out, cases))
+    def runtime(self) -> Hop | None:
+        """Measure the artifact in its runtime.
 
+        Returns None if the runtime executes the graph as written and the quantized hop has already measured that.
+        """
+        if self._as_written is None and self.manifest.recipe.schemes[self.entry.component] != _FLOAT32:
+            return None
+        return self._hop("runtime", "executed by its runtime", lambda: self._executed(self.out))
 
-def _as_written(manifest: Manifest) -> str | None:
-    """Return the name of the runtime that executes a graph as written; None if the target's usual runtime does."""
-    target = TARGETS[manifest.target]
-    return target.as_written if isinstance(target, RunsAsWritten) else None
+    @property
+    def _as_written(self) -> str | None:
+        """Name of the runtime that executes a graph as written; None if the target's usual runtime does."""
+        return TARGETS[self.manifest.target].as_written
 
+    def _hop(self, name: str, what: str, run: Callable[[], float]) -> Hop:
+        least = self.manifest.recipe.tolerances[self.entry.component].snr_db
+        try:
+            return Hop(name, what, run(), least)
+        except MdExportError as error:
+            return Hop(name, what, -EXACT_DB, least, str(error))
 
-def _hop(name: str, what: str, manifest: Manifest, entry: ArtifactEntry, run: Callable[[], float]) -> Hop:
-    least = manifest.recipe.tolerances[entry.component].snr_db
-    try:
-        return Hop(name, what, run(), least)
-    except MdExportError as error:
-        return Hop(name, what, -EXACT_DB, least, str(error))
-
-
-def _executed(
-    manifest: Manifest,
-    entry: ArtifactEntry,
-    folder: Path,
-    cases: Sequence[GoldenCase],
-    runtime: str | None = None,
-) -> float:
-    batches, wanted = golden_cases(manifest.recipe, entry, cases)
-    outputs = execute(manifest.target, folder / entry.file, batches, runtime).outputs
-    return min(snr_db(joined(made), want) for made, want in zip(outputs, wanted, strict=True))
-
-
-def _in_float32(recipe: Recipe, component: str) -> Recipe:
-    return dataclasses.replace(recipe, schemes={**recipe.schemes, component: _FLOAT32})
-
-
-def _in_numbers(faults: Sequence[str]) -> bool:
-    return any(isinstance(fault, Fault) and fault.check in _NUMBERS for fault in faults)
+    def _executed(self, folder: Path, runtime: str | None = None) -> float:
+        batches, wanted = golden_cases(self.manifest.recipe, self.entry, self.cases)
+        outputs = execute(self.manifest.target, folder / self.entry.file, batches, runtime).outputs
+        return min(snr_db(joined(made), want) for made, want in zip(outputs, wanted, strict=True))

@@ -14,16 +14,14 @@ from pydantic_core import from_json
 from md_export.engine.cache import SCHEMA, Entry, StoredFile
 from md_export.engine.costs import Measured
 from md_export.engine.keys import FileHashes, files_in, key_of, maker
-from md_export.engine.perform import MODEL_MODULES
-from md_export.engine.plan import Inputs, Plan, plan_from_json, plan_to_json
+from md_export.engine.plan import MODEL_MODULES, PLAN, Inputs, Plan
 from md_export.engine.request import BuildRequest, lora_files
 from md_export.errors import ArtifactError, ConversionError
 from md_export.spec.recipe import Recipe, Tolerance
 from md_export.spec.scheme import QuantScheme
 from md_export.system.files import write_whole
 from md_export.system.isolation import isolated
-from md_export.targets import TARGETS
-from md_export.targets.versions import optional, tools_of
+from md_export.targets import TARGETS, optional, tools_of
 
 # All paths that are read when a checkpoint is opened and exported; a test compares them with the files opened.
 READ: Final = (
@@ -80,10 +78,10 @@ def planned(request: BuildRequest) -> Plan:
     }
     memory = request.cache / "plans" / f"{key_of(content)}.json"
     try:
-        plan = plan_from_json(memory.read_bytes())
+        plan = PLAN.validate_json(memory.read_bytes(), strict=True)
     except (OSError, ValueError):
         plan = isolated(make_plan, ConversionError, "planning", preload=MODEL_MODULES)(asked)
-        write_whole(memory, plan_to_json(plan), keep_going=True)
+        write_whole(memory, PLAN.dump_json(plan), keep_going=True)
     exports = plan.exports if request.only is None else tuple(replace(one, name=request.only) for one in plan.exports)
     measured = Measured(request.cache / "measured")
     return replace(

@@ -21,10 +21,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from md_export.errors import ArtifactError, ConversionError, ParityError, UsageError
 from md_export.parity.judge import verify
-from md_export.parity.manifest_check import Checked, check_export
 from md_export.parity.verdict import Verdict, with_parity
 from md_export.spec.artifact import ArtifactEntry, artifact_path, bytes_of_artifact, sha256_of_artifact
-from md_export.spec.manifest import JOIN, Manifest, first_finding, read_manifest, write_manifest
+from md_export.spec.manifest import JOIN, Checked, Manifest, check_export, first_finding, read_manifest, write_manifest
 from md_export.spec.recipe import Recipe
 from md_export.system.files import bytes_of, is_plain_name, read_regular, staging
 from md_export.system.isolation import isolated
@@ -210,11 +209,7 @@ def _described(folder: Path, entry: ArtifactEntry, function: str, made: Path) ->
     path = made / entry.file
     found = _take(folder / entry.file, function, path)
     return dataclasses.replace(
-        entry,
-        sha256=sha256_of_artifact(path),
-        bytes=bytes_of_artifact(path),
-        stored=found.stored,
-        ops=found.ops,
+        entry, sha256=sha256_of_artifact(path), bytes=bytes_of_artifact(path), stored=found.stored, ops=found.ops
     )
 
 

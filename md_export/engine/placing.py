@@ -13,7 +13,7 @@ from md_export.engine.executors import Executor
 from md_export.engine.keys import FileHashes, files_in
 from md_export.engine.plan import Cost, ExportPlan, ExportResult, Plan, Step
 from md_export.engine.request import BuildRequest
-from md_export.engine.scheduler import Failure, Listener
+from md_export.engine.running import Failure, Listener, Watcher
 from md_export.errors import ArtifactError, MdExportError, OutputError
 from md_export.spec.manifest import MANIFEST
 from md_export.system.files import copy_file, refuse_existing, sha256_of, to_disk
@@ -39,7 +39,7 @@ class Outcome:
     failures: tuple[Failure, ...] = ()
 
 
-class Placer:
+class Placer(Watcher):
     """Forwards events to the listener, and places each export in its folder as soon as it is verified."""
 
     def __init__(

@@ -20,6 +20,9 @@ from md_export.spec.recipe import Recipe
 # Name of a LoRA's file among the inputs, and the suffix after the file in a recipe, such as ``:0.5``.
 LoraInput: TypeAlias = tuple[str, str]
 
+# What every step imports, and what builds a text encoder.
+MODEL_MODULES: Final = ("md_export.engine.steps", "transformers.models.clip.modeling_clip")
+
 
 @dataclass(frozen=True)
 class _Request:
@@ -186,14 +189,4 @@ class Plan:
         return next(step for step in self.steps if step.key == key)
 
 
-_PLAN: Final = TypeAdapter(Plan)
-
-
-def plan_to_json(plan: Plan) -> str:
-    """Serialize a plan to JSON for :func:`plan_from_json`."""
-    return _PLAN.dump_json(plan).decode()
-
-
-def plan_from_json(text: str | bytes) -> Plan:
-    """Parse the output of :func:`plan_to_json`; raises ValueError for anything else."""
-    return _PLAN.validate_json(text, strict=True)
+PLAN: Final = TypeAdapter(Plan)

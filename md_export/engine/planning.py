@@ -16,42 +16,28 @@ from pathlib import Path
 from typing import Any
 
 from md_export.checkpoint.derived import adapted
+from md_export.engine import dependencies
 from md_export.engine.costs import artifact_cost, cases_cost, export_cost, space_of
-from md_export.engine.dependencies import (
-    OF_AN_ARTIFACT,
-    Source,
-    alone,
-    calls_of,
-    changes_of,
-    is_calibrated,
-    makers_of_inputs,
-    source_of,
-)
 from md_export.engine.keys import key_of, maker
-from md_export.engine.metadata import steps_notes
 from md_export.engine.plan import (
     ArtifactRequest,
     CalibrationRequest,
-    Cost,
     ExportPlan,
     ExportRequest,
     GoldenRequest,
     Plan,
-    Request,
     Step,
 )
 from md_export.engine.request import lora_files, lora_inputs
 from md_export.models.families import family_of
-from md_export.parity.golden.calibration import calibration_pairs, needs_calibration
 from md_export.parity.golden.folder import INDEX, read_index
-from md_export.parity.golden.prepare import planned_cases, present_golden
+from md_export.parity.golden.prepare import calibration_pairs, needs_calibration, planned_cases, present_golden
 from md_export.rewrites import find_rewrite
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import recipe_to_dict
 from md_export.system.files import sha256_of
-from md_export.targets import TARGETS
+from md_export.targets import TARGETS, tools_of
 from md_export.targets.layouts import layout_of
-from md_export.targets.versions import tools_of
 
 # Prompt and seed of each golden or calibration case.
 _Pairs = list[tuple[str, int]]
@@ -68,7 +54,7 @@ def plan(recipes: list[Recipe], checkpoint_dir: Path, golden: Path | None) -> Pl
     with ExitStack() as folders:
         sources = _sources(recipes, checkpoint_dir, golden, folders)
         made = _Planner()
-        exports = tuple(made.export(_complete(one, sources[one.loras]), sources[one.loras]) for one in recipes)
+        exports = tuple(made.export(one, sources[one.loras]) for one in recipes)
     return Plan(tuple(made.steps.values()), exports)
 
 
@@ -84,20 +70,15 @@ def check_recipe(recipe: Recipe) -> None:
     layout_of(recipe)
 
 
-def _complete(recipe: Recipe, source: Source) -> Recipe:
-    """Return the recipe with all of the checkpoint's components, and without LoRAs, since the checkpoint has them."""
-    return dataclasses.replace(recipe, loras=()).completed(source.checkpoint.components)
-
-
 def _sources(
     recipes: list[Recipe], checkpoint_dir: Path, golden: Path | None, folders: ExitStack
-) -> dict[tuple[str, ...], Source]:
+) -> dict[tuple[str, ...], dependencies.Source]:
     """Open the checkpoint once per set of LoRAs in the recipes; the results are valid while ``folders`` is open."""
-    files, found = lora_files(recipes), dict[tuple[str, ...], Source]()
+    files, found = lora_files(recipes), dict[tuple[str, ...], dependencies.Source]()
     for loras in dict.fromkeys(recipe.loras for recipe in recipes):
         folder = folders.enter_context(adapted(checkpoint_dir, loras))
         sizes = {recipe.size for recipe in recipes if recipe.loras == loras}
-        found[loras] = source_of(folder, golden, sizes, lora_inputs(loras, files))
+        found[loras] = dependencies.source_of(folder, golden, sizes, lora_inputs(loras, files))
     return found
 
 
@@ -120,8 +101,10 @@ class _Planner:
 
     steps: dict[str, Step] = field(default_factory=dict)
 
-    def export(self, recipe: Recipe, source: Source) -> ExportPlan:
+    def export(self, recipe: Recipe, source: dependencies.Source) -> ExportPlan:
         """Add an export and all steps that lead to it."""
+        # All of the checkpoint's components, and no LoRAs, since the checkpoint has them.
+        recipe = dataclasses.replace(recipe, loras=()).completed(source.checkpoint.components)
         golden, judging = self._golden(recipe, source)
         calibrated = self._calibration(recipe, source, golden, judging)
         parts = tuple(self._artifact(recipe, name, source, golden, calibrated) for name in recipe.components)
@@ -134,10 +117,10 @@ class _Planner:
             "loras": [str(lora) for lora in source.checkpoint.loras],
             "golden": golden,
         }
-        weights, calls = sum(source.weights[name] for name in recipe.components), calls_of(recipe)
+        weights, calls = sum(source.weights[name] for name in recipe.components), dependencies.calls_of(recipe)
         schemes = [recipe.schemes[name] for name in recipe.components]
-        key = self._add(
-            content,
+        step = Step(
+            key_of(content),
             f"{recipe.name}: verify",
             (golden, *parts),
             ExportRequest(recipe, source.loras, golden, parts),
@@ -145,9 +128,9 @@ class _Planner:
             export_cost(recipe.target, weights, len(judging) * calls, source.area(recipe)),
         )
         space = sum(space_of(recipe.schemes[name], source.weights[name]) for name in recipe.components)
-        return ExportPlan(recipe.name, recipe.target, key, space)
+        return ExportPlan(recipe.name, recipe.target, self._add(step), space)
 
-    def _golden(self, recipe: Recipe, source: Source) -> tuple[str, _Pairs]:
+    def _golden(self, recipe: Recipe, source: dependencies.Source) -> tuple[str, _Pairs]:
         """Add the step for the golden cases; return its key, and the prompt and seed of each case."""
         checkpoint = source.checkpoint.at(recipe.size)
         given = present_golden(checkpoint, source.given, recipe.sampler, recipe.encodes)
@@ -157,36 +140,47 @@ class _Planner:
         else:
             pairs = planned_cases(recipe, checkpoint)
             origin = {"pairs": pairs, "size": checkpoint.config.image_size}
-        changes = changes_of(recipe)
+        changes = dependencies.changes_of(recipe)
         computed = len(pairs) if given is None or changes.rewrites else 0
-        key = self._add(
-            {"step": "golden", **source.common, **changes.content, **origin, "encodes": recipe.encodes},
+        step = Step(
+            key_of(
+                {"step": "golden", **source.common, **dataclasses.asdict(changes), **origin, "encodes": recipe.encodes}
+            ),
             "golden cases" if computed == 0 else f"{computed} golden cases by torch",
             (),
             GoldenRequest(dataclasses.replace(recipe, rewrites=changes.rewrites), source.loras),
-            _cost_key("golden", source.all_weights, computed, recipe.size, calls_of(recipe)),
-            cases_cost(source.all_weights, computed * calls_of(recipe), source.area(recipe)),
+            _cost_key("golden", source.all_weights, computed, recipe.size, dependencies.calls_of(recipe)),
+            cases_cost(source.all_weights, computed * dependencies.calls_of(recipe), source.area(recipe)),
         )
-        return key, pairs
+        return self._add(step), pairs
 
-    def _calibration(self, recipe: Recipe, source: Source, golden: str, judging: _Pairs) -> _Calibrated | None:
+    def _calibration(
+        self, recipe: Recipe, source: dependencies.Source, golden: str, judging: _Pairs
+    ) -> _Calibrated | None:
         """Add the step for calibration cases; None if the golden cases serve for calibration or none are needed."""
         plan = recipe.calibration
         if plan is None or not needs_calibration(recipe):
             return None
         pairs = calibration_pairs(recipe.name, plan, judging)
-        asked = {**changes_of(recipe).content, "pairs": pairs, "size": recipe.size, "encodes": recipe.encodes}
-        key = self._add(
-            {"step": "calibration", **source.common, **asked},
+        asked = {
+            **dataclasses.asdict(dependencies.changes_of(recipe)),
+            "pairs": pairs,
+            "size": recipe.size,
+            "encodes": recipe.encodes,
+        }
+        step = Step(
+            key_of({"step": "calibration", **source.common, **asked}),
             f"{len(pairs)} calibration cases by torch",
             (golden,),
             CalibrationRequest(recipe, source.loras, golden),
-            _cost_key("calibration", source.all_weights, len(pairs), recipe.size, calls_of(recipe)),
-            cases_cost(source.all_weights, len(pairs) * calls_of(recipe), source.area(recipe)),
+            _cost_key("calibration", source.all_weights, len(pairs), recipe.size, dependencies.calls_of(recipe)),
+            cases_cost(source.all_weights, len(pairs) * dependencies.calls_of(recipe), source.area(recipe)),
         )
-        return _Calibrated(key, asked)
+        return _Calibrated(self._add(step), asked)
 
-    def _artifact(self, recipe: Recipe, name: str, source: Source, golden: str, calibrated: _Calibrated | None) -> str:
+    def _artifact(
+        self, recipe: Recipe, name: str, source: dependencies.Source, golden: str, calibrated: _Calibrated | None
+    ) -> str:
         """Add the step for one artifact and return its key.
 
         The key excludes everything that the artifact does not depend on: thresholds, names, schemes of other
@@ -194,48 +188,40 @@ class _Planner:
         depends on are in the metadata.
         """
         scheme, checkpoint = recipe.schemes[name], source.checkpoint
-        notes = source.notes[recipe.size][name] | steps_notes(checkpoint, recipe.sampler)
-        part = alone(recipe, name)
+        notes = source.notes[recipe.size][name] | dependencies.steps_notes(checkpoint, recipe.sampler)
+        part = dependencies.alone(recipe, name)
         plain = recipe_to_dict(part)
         content = {
             "step": "artifact",
             "maker": maker(),
             "tools": tools_of(recipe.target, family_of(checkpoint.config).form.libraries),
             "notes": notes,
-            **{field: plain[field] for field in OF_AN_ARTIFACT},
+            **{field: plain[field] for field in dependencies.OF_AN_ARTIFACT},
             # A graph that onnxruntime fused for a processor is valid only on the machine where it was fused.
             "host": platform.node() if recipe.form else None,
         }
-        cases = calibrated.key if calibrated and is_calibrated(scheme) else None
+        cases = calibrated.key if calibrated and dependencies.is_calibrated(scheme) else None
         if calibrated and cases:
-            before = makers_of_inputs(checkpoint.file_hashes(), name, checkpoint.config.inpaints)
+            before = dependencies.makers_of_inputs(checkpoint.file_hashes(), name, checkpoint.config.inpaints)
             content["calibrated on"] = {**calibrated.asked, "by": before}
-        elif is_calibrated(scheme):
+        elif dependencies.is_calibrated(scheme):
             content["calibrated on"] = golden
-        if changes_of(part).rewrites:
+        if dependencies.changes_of(part).rewrites:
             content["trained"] = checkpoint.trained_substitutions
-        return self._add(
-            content,
+        step = Step(
+            key_of(content),
             f"{recipe.name}: {name}",
             (golden,) if cases is None else (golden, cases),
             ArtifactRequest(part, source.loras, name, notes, golden, cases),
             _cost_key("artifact", recipe.target, name, source.weights[name], scheme, recipe.size),
             artifact_cost(recipe.target, name, scheme, source.weights[name], source.area(recipe)),
         )
+        return self._add(step)
 
-    def _add(
-        self,
-        content: dict[str, object],
-        label: str,
-        needs: tuple[str, ...],
-        request: Request,
-        cost_key: str,
-        cost: Cost,
-    ) -> str:
-        """Add a step whose result depends on ``content``, and return its key."""
-        key = key_of(content)
-        self.steps.setdefault(key, Step(key, label, needs, request, cost_key, cost))
-        return key
+    def _add(self, step: Step) -> str:
+        """Add a step unless there is one with its key, and return the key."""
+        self.steps.setdefault(step.key, step)
+        return step.key
 
 
 def _cost_key(*what: Any) -> str:

@@ -1,6 +1,6 @@
 """The steps of a plan, inside their worker processes: golden cases, calibration cases, an artifact, an export.
 
-Each function takes its request, the checkpoint and the :class:`md_export.engine.perform.Job`, and returns its result.
+Each function takes its request, the checkpoint and the :class:`md_export.engine.running.Job`, and returns its result.
 The job contains the folders of the steps that it needs and the folder for its output.
 """
 
@@ -13,27 +13,16 @@ from typing import Final
 from md_export import __version__
 from md_export.checkpoint import Checkpoint, open_checkpoint
 from md_export.checkpoint.derived import adapted
+from md_export.engine import plan
 from md_export.engine.artifact import BuildStep, build_component
 from md_export.engine.coreai_bundle import write_assets
 from md_export.engine.hops import explain
-from md_export.engine.perform import Job
-from md_export.engine.plan import (
-    ArtifactRequest,
-    ArtifactResult,
-    CalibrationRequest,
-    CasesResult,
-    ExportRequest,
-    ExportResult,
-    GoldenRequest,
-    Result,
-)
+from md_export.engine.running import Job
 from md_export.engine.swift_bundle import check_bundle, write_bundle
 from md_export.models.families import WIRING, family_of
-from md_export.models.sampling.one_step import one_step
-from md_export.models.sampling.sampler import steps_of
-from md_export.parity.golden.calibration import calibration_cases
+from md_export.models.sampling.sampler import one_step, steps_of
 from md_export.parity.golden.folder import read_golden
-from md_export.parity.golden.prepare import prepare_golden
+from md_export.parity.golden.prepare import calibration_cases, prepare_golden
 from md_export.parity.judge import verify
 from md_export.parity.lora_fusing import added_loras
 from md_export.parity.verdict import Verdict, with_parity
@@ -42,15 +31,13 @@ from md_export.spec.manifest import SCHEMA, Drift, Manifest, files_beside, write
 from md_export.spec.recipe import Recipe
 from md_export.spec.sampler import Ddim, Euler
 from md_export.system.files import copy_file
-from md_export.targets import TARGETS
-from md_export.targets.contract import CompilesForNpu
-from md_export.targets.versions import tools_of
+from md_export.targets import TARGETS, tools_of
 
 # Folder of calibration cases in the entry of their step.
 CASES: Final = "cases"
 
 
-def carry_out(job: Job) -> Result:
+def carry_out(job: Job) -> plan.Result:
     """Carry out one step.
 
     Raises:
@@ -60,39 +47,41 @@ def carry_out(job: Job) -> Result:
     with adapted(job.inputs.checkpoint, loras) as folder:
         checkpoint = open_checkpoint(folder)
         match job.request:
-            case GoldenRequest():
+            case plan.GoldenRequest():
                 return golden(job.request, checkpoint, job)
-            case CalibrationRequest():
+            case plan.CalibrationRequest():
                 return calibration(job.request, checkpoint, job)
-            case ArtifactRequest():
+            case plan.ArtifactRequest():
                 return artifact(job.request, checkpoint, job)
-            case ExportRequest():
+            case plan.ExportRequest():
                 return export(job.request, checkpoint, job)
 
 
-def golden(request: GoldenRequest, checkpoint: Checkpoint, job: Job) -> CasesResult:
+def golden(request: plan.GoldenRequest, checkpoint: Checkpoint, job: Job) -> plan.CasesResult:
     """Provide golden cases: the given ones, the checkpoint's, or cases computed by torch."""
-    return CasesResult(prepare_golden(request.recipe, checkpoint, job.inputs.golden, job.folder / GOLDEN_FOLDER, print))
+    return plan.CasesResult(
+        prepare_golden(request.recipe, checkpoint, job.inputs.golden, job.folder / GOLDEN_FOLDER, print)
+    )
 
 
-def calibration(request: CalibrationRequest, checkpoint: Checkpoint, job: Job) -> CasesResult:
+def calibration(request: plan.CalibrationRequest, checkpoint: Checkpoint, job: Job) -> plan.CasesResult:
     """Compute calibration cases in torch."""
     judging = job.files[request.golden] / GOLDEN_FOLDER
     with calibration_cases(request.recipe, checkpoint, judging, job.folder, print) as made:
         assert made is not None  # noqa: S101 (the plan has such a step for recipes that calibrate only)
         shutil.copytree(made, job.folder / CASES)
-    return CasesResult()
+    return plan.CasesResult()
 
 
-def artifact(request: ArtifactRequest, checkpoint: Checkpoint, job: Job) -> ArtifactResult:
+def artifact(request: plan.ArtifactRequest, checkpoint: Checkpoint, job: Job) -> plan.ArtifactResult:
     """Make one artifact: checkpoint → module → rewrites → lower → quantize → file."""
     judging = job.files[request.golden] / GOLDEN_FOLDER
     cases = None if request.cases is None else job.files[request.cases] / CASES
     step = BuildStep(checkpoint.root, request.component, request.recipe, judging, job.folder, request.notes, cases)
-    return ArtifactResult(build_component(step))
+    return plan.ArtifactResult(build_component(step))
 
 
-def export(request: ExportRequest, checkpoint: Checkpoint, job: Job) -> ExportResult:
+def export(request: plan.ExportRequest, checkpoint: Checkpoint, job: Job) -> plan.ExportResult:
     """Assemble artifacts and golden cases into an export and verify it.
 
     If the export passes, only the files that this step made remain in ``job.folder``; the others are in the cache.
@@ -104,13 +93,13 @@ def export(request: ExportRequest, checkpoint: Checkpoint, job: Job) -> ExportRe
         # Copies, not hard links: onnx rejects weight files with more than one link as an attack.
         shutil.copytree(job.files[key], folder, copy_function=copy_file, dirs_exist_ok=True)
     made = [job.results[key] for key in request.parts]
-    entries = tuple(result.entry for result in made if isinstance(result, ArtifactResult))
+    entries = tuple(result.entry for result in made if isinstance(result, plan.ArtifactResult))
     judged = job.results[request.golden]
-    verdict = seal(recipe, checkpoint, folder, entries, judged.drift if isinstance(judged, CasesResult) else None)
+    verdict = seal(recipe, checkpoint, folder, entries, judged.drift if isinstance(judged, plan.CasesResult) else None)
     if not verdict.passed:
-        return ExportResult(verdict, tuple(explain(folder, verdict, checkpoint.root, print)))
+        return plan.ExportResult(verdict, tuple(explain(folder, verdict, checkpoint.root, print)))
     _remove_parts(folder, [GOLDEN_FOLDER, *(name for one in entries for name in (one.file, one.data) if name)])
-    return ExportResult(verdict)
+    return plan.ExportResult(verdict)
 
 
 def seal(
@@ -121,8 +110,7 @@ def seal(
         check_bundle(folder, tuple(entry.file for entry in entries))
     if recipe.target == "coreai":
         write_assets(recipe, checkpoint, folder, entries)
-    if isinstance(target := TARGETS[recipe.target], CompilesForNpu):
-        entries = target.compile_contexts(recipe.npu, folder, entries, print)
+    entries = TARGETS[recipe.target].compile_contexts(recipe.npu, folder, entries, print)
     checkpoint.copy_tokenizer(folder / "tokenizer")
     manifest = _manifest(recipe, checkpoint, folder, entries, drift)
     write_manifest(manifest, folder)

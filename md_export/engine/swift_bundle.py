@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from md_export.checkpoint import Checkpoint
 from md_export.errors import ArtifactError, CheckpointError, ConversionError
 from md_export.models.config import ModelConfig
-from md_export.models.sampling.one_step import one_step
-from md_export.models.sampling.prompts import tokenize
+from md_export.models.sampling.generate import tokenize
+from md_export.models.sampling.sampler import one_step
 from md_export.models.sampling.schedule import ScheduleConfig
 from md_export.spec.tensors import TensorSpec
 from md_export.system.isolation import isolated
@@ -53,6 +54,9 @@ class Schedule:
     image_size: int
     text_length: int
     stock_scheduler: str | None
+
+
+_SCHEDULE: Final = TypeAdapter(Schedule)
 
 
 def schedule_of(config: ModelConfig) -> Schedule:
@@ -90,25 +94,9 @@ def check_bundle(folder: Path, packages: tuple[str, ...]) -> None:
     Raises:
         ConversionError: a requirement is not met.
     """
-    check = isolated(bundle_faults, ConversionError, "the check against Apple's Swift package")
+    check = isolated(faults, ConversionError, "the check against Apple's Swift package")
     if found := check(Bundle(folder, packages)):
         raise ConversionError(f"Apple's Swift package could not read this export: {'; '.join(found)}")
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """A folder in the Swift layout, and the names of the packages in it to check."""
-
-    folder: Path
-    packages: tuple[str, ...]
-
-
-def bundle_faults(bundle: Bundle) -> tuple[str, ...]:
-    """Return the differences between a folder in the Swift layout and what Apple's Swift package reads.
-
-    Runs in the calling process.
-    """
-    return faults(bundle.folder, bundle.packages)
 
 
 def _read(path: Path) -> bytes:
@@ -157,28 +145,25 @@ PACKAGES: Final[Mapping[str, Demand]] = {
 }
 # Swift's tokenizer uses the end token for padding and for unknown words, regardless of the checkpoint's settings.
 START, END = "<|startoftext|>", "<|endoftext|>"
-FIELDS: Final[Mapping[str, tuple[type, ...]]] = {
-    "timestep": (int,),
-    "a": (int, float),
-    "b": (int, float),
-    "prediction_type": (str,),
-    "scaling_factor": (int, float),
-    "latent_shape": (list,),
-    "image_size": (int,),
-    "text_length": (int,),
-    "stock_scheduler": (str, type(None)),
-}
 
 
-def faults(folder: Path, packages: tuple[str, ...] = tuple(PACKAGES)) -> tuple[str, ...]:
-    """Return one line per unmet requirement of the export in ``folder``, beginning with the file name.
+@dataclass(frozen=True)
+class Bundle:
+    """A folder in the Swift layout, and the names of the packages in it to check."""
 
-    ``packages``: names of the packages to check.
+    folder: Path
+    packages: tuple[str, ...] = tuple(PACKAGES)
+
+
+def faults(bundle: Bundle) -> tuple[str, ...]:
+    """Return one line per unmet requirement of Apple's Swift package, beginning with the file name.
+
+    Runs in the calling process.
     """
     sizes: dict[str, int] = {}
-    lines = [line for name in packages for line in _package_faults(folder / name, PACKAGES[name], sizes)]
+    lines = [line for name in bundle.packages for line in _package_faults(bundle.folder / name, PACKAGES[name], sizes)]
     for name, check in _FILES.items():
-        lines += [f"{name}: {fault}" for fault in _file_faults(folder / name, check)]
+        lines += [f"{name}: {fault}" for fault in _file_faults(bundle.folder / name, check)]
     return tuple(lines)
 
 
@@ -240,12 +225,12 @@ def _merges_faults(text: str) -> list[str]:
 
 def _schedule_faults(text: str) -> list[str]:
     values = _object(text)
-    lines = [f"field {name} is missing" for name in FIELDS if name not in values]
-    return lines + [
-        f"field {name} is {values[name]!r}"
-        for name, kinds in FIELDS.items()
-        if name in values and type(values[name]) not in kinds
-    ]
+    try:
+        _SCHEDULE.validate_json(text, strict=True)
+    except ValidationError as error:
+        names = dict.fromkeys(str(one["loc"][0]) for one in error.errors())
+        return [f"field {name} is {values[name]!r}" if name in values else f"field {name} is missing" for name in names]
+    return []
 
 
 def _object(text: str) -> dict[str, Any]:

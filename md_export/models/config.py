@@ -9,54 +9,16 @@ from typing import Any, Final
 
 from md_export.errors import ConfigError, UsageError
 from md_export.models.adapter import AdapterConfig
-from md_export.models.controlnet import ControlNetConfig
-from md_export.models.diffusers_controlnet import DiffusersControlNetConfig
+from md_export.models.controlnet import ControlNetConfig, DiffusersControlNetConfig
 from md_export.models.diffusers_unet import DiffusersUNetConfig
 from md_export.models.sampling.schedule import ScheduleConfig
 from md_export.models.tiny_autoencoder import TinyConfig
-from md_export.models.unet_config import MDUNetConfig
+from md_export.models.unet import MDUNetConfig
 from md_export.models.vae import VAEConfig
 
 ControlConfig = ControlNetConfig | DiffusersControlNetConfig
 UNetConfig = MDUNetConfig | DiffusersUNetConfig
 AutoencoderConfig = VAEConfig | TinyConfig
-
-
-def check_steering(
-    unet: UNetConfig, vae: AutoencoderConfig, adapter: AdapterConfig | None, controlnet: ControlConfig | None
-) -> None:
-    """Raise :class:`ConfigError` where an adapter or a ControlNet is for another UNet, or both are there."""
-    if adapter is not None and controlnet is not None:
-        raise ConfigError(
-            "t2i_adapter/ and controlnet/ are both there, and only one can steer a model: remove the other"
-        )
-    if adapter is not None:
-        _check_adapter(unet, vae, adapter)
-    if controlnet is not None:
-        _check_controlnet(unet, vae, controlnet)
-
-
-def _check_adapter(unet: UNetConfig, vae: AutoencoderConfig, adapter: AdapterConfig) -> None:
-    _check("t2i_adapter", "channels", adapter.channels, "unet", "block_out_channels", unet.block_out_channels)
-    _check("t2i_adapter", "downscale_factor", adapter.downscale_factor, "vae", "an enlargement of", vae.downscale)
-    if unet.why_no_adapter:
-        raise ConfigError(f"unet/config.json: {unet.why_no_adapter}")
-
-
-def _check_controlnet(unet: UNetConfig, vae: AutoencoderConfig, controlnet: ControlConfig) -> None:
-    widths = controlnet.conditioning_embedding_out_channels
-    if 2 ** (len(widths) - 1) != vae.downscale:
-        raise ConfigError(
-            f"controlnet/config.json: conditioning_embedding_out_channels={widths} makes a condition "
-            f"{2 ** (len(widths) - 1)} times smaller, but the VAE makes pictures {vae.downscale} times smaller; the "
-            "ControlNet is for another model"
-        )
-    if unet.in_channels != vae.latent_channels:
-        raise ConfigError(
-            "controlnet/ beside a UNet that in-paints; ControlNets are read for UNets that take the noise alone"
-        )
-    for field in controlnet.OF_UNET:
-        _check("controlnet", field, getattr(controlnet, field), "unet", field, getattr(unet, field))
 
 
 def _check(folder: str, field: str, has: object, other: str, other_field: str, wanted: object) -> None:
@@ -137,7 +99,7 @@ class ModelConfig:
         return (1, length, int(self.text_encoder.get("hidden_size", 512)))
 
     def check(self) -> None:
-        """Raise :class:`ConfigError` where the components do not fit each other."""
+        """Raise :class:`ConfigError` where the components do not fit each other, or two of them steer the UNet."""
         if self.text_shape[2] != self.unet.cross_attention_dim:
             raise ConfigError(
                 f"unet/config.json: cross_attention_dim={self.unet.cross_attention_dim}, but the text encoder's "
@@ -154,4 +116,33 @@ class ModelConfig:
                 f"unet/config.json: out_channels={self.unet.out_channels}, but vae/config.json has "
                 f"latent_channels={channels}; they must be equal"
             )
-        check_steering(self.unet, self.vae, self.adapter, self.controlnet)
+        if self.adapter is not None and self.controlnet is not None:
+            raise ConfigError(
+                "t2i_adapter/ and controlnet/ are both there, and only one can steer a model: remove the other"
+            )
+        if self.adapter is not None:
+            self._check_adapter(self.adapter)
+        if self.controlnet is not None:
+            self._check_controlnet(self.controlnet)
+
+    def _check_adapter(self, adapter: AdapterConfig) -> None:
+        unet, vae = self.unet, self.vae
+        _check("t2i_adapter", "channels", adapter.channels, "unet", "block_out_channels", unet.block_out_channels)
+        _check("t2i_adapter", "downscale_factor", adapter.downscale_factor, "vae", "an enlargement of", vae.downscale)
+        if unet.why_no_adapter:
+            raise ConfigError(f"unet/config.json: {unet.why_no_adapter}")
+
+    def _check_controlnet(self, controlnet: ControlConfig) -> None:
+        widths, downscale = controlnet.conditioning_embedding_out_channels, self.vae.downscale
+        if 2 ** (len(widths) - 1) != downscale:
+            raise ConfigError(
+                f"controlnet/config.json: conditioning_embedding_out_channels={widths} makes a condition "
+                f"{2 ** (len(widths) - 1)} times smaller, but the VAE makes pictures {downscale} times smaller; the "
+                "ControlNet is for another model"
+            )
+        if self.unet.in_channels != self.vae.latent_channels:
+            raise ConfigError(
+                "controlnet/ beside a UNet that in-paints; ControlNets are read for UNets that take the noise alone"
+            )
+        for field in controlnet.OF_UNET:
+            _check("controlnet", field, getattr(controlnet, field), "unet", field, getattr(self.unet, field))

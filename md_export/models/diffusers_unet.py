@@ -144,6 +144,16 @@ def _all_of(field: str, values: tuple[str, ...], allowed: tuple[str, ...]) -> No
             raise ConfigError(f"{field}: {value!r:.80} is not read; use {' or '.join(allowed)}")
 
 
+def from_diffusers(module: str, what: str) -> Any:
+    """Import a module of diffusers; raises :class:`MissingExtraError`, which tells ``what`` diffusers does."""
+    try:
+        return import_quietly(module)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{what} by diffusers, which is not installed: pip install 'md-export[diffusers]'"
+        ) from error
+
+
 def build_diffusers_unet(config: DiffusersUNetConfig) -> nn.Module:
     """``(sample [B, C, h, w], timestep [1], encoder_hidden_states [B, L, D])`` → ``[B, C, h, w]``, as our own UNet.
 
@@ -153,12 +163,7 @@ def build_diffusers_unet(config: DiffusersUNetConfig) -> nn.Module:
     Raises:
         MissingExtraError: diffusers is not installed.
     """
-    try:
-        library = import_quietly("diffusers.models.unets.unet_2d_condition")
-    except ImportError as error:
-        raise MissingExtraError(
-            "Stable Diffusion's UNet is built by diffusers, which is not installed: pip install 'md-export[diffusers]'"
-        ) from error
+    library = from_diffusers("diffusers.models.unets.unet_2d_condition", "Stable Diffusion's UNet is built")
     unet: nn.Module = library.UNet2DConditionModel(**dataclasses.asdict(config))
     unet.register_forward_pre_hook(_residuals_by_name, with_kwargs=True)
     # Of diffusers' own answer, a dataclass of one tensor.

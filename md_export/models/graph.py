@@ -1,18 +1,17 @@
 """The model graph: components as rows, and typed references from each input to the value that feeds it.
 
-A value is called ``node.output``: ``text_encoder.last_hidden_state``, ``given.noise``, ``sampler.timestep``. Where a
-node is called more than once for a picture the number of the call follows: ``unet.out_sample.16``. Nothing here loads
-torch.
+Nothing here loads torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, Literal
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from md_export.models.values import Called, Kind, Value, is_guided
 from md_export.spec.names import OPTIONAL_NAMES, ORDER, ComponentName
 from md_export.spec.tensors import Array, Arrays, TensorSpec
 
@@ -20,86 +19,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from md_export.models.config import ControlConfig, ModelConfig, UNetConfig
-
-Shape = tuple[int, ...]
-# How often a node is called for a picture; with guidance there are two prompts, the first of them empty.
-Called = Literal["once", "per prompt", "per step"]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """Rank, dtype and, by the checkpoint's configs, shapes of a value; ``many``: of several that are numbered."""
-
-    rank: int
-    shapes: Callable[[ModelConfig], tuple[Shape, ...]]
-    dtype: str = "float32"
-    many: bool = False
-
-    def specs(self, name: str, config: ModelConfig) -> tuple[TensorSpec, ...]:
-        """Specs of the value called ``name``; of many ``name0``, ``name1``, …"""
-        shapes = self.shapes(config)
-        names = [f"{name}{place}" for place in range(len(shapes))] if self.many else [name]
-        return tuple(TensorSpec(*both, self.dtype) for both in zip(names, shapes, strict=True))
-
-
-def kind(rank: int, shape: Callable[[ModelConfig], Shape], dtype: str = "float32") -> Kind:
-    """Return the kind of a single value."""
-    return Kind(rank, lambda config: (shape(config),), dtype)
-
-
-@dataclass(frozen=True)
-class Value:
-    """A reference to what a node gives.
-
-    ``otherwise``: the value that stands for it where there is none, such as the noise for the sample of the only step.
-    """
-
-    node: str
-    name: str
-    kind: Kind
-    called: Called = "once"
-    otherwise: Value | None = None
-
-    @property
-    def key(self) -> str:
-        """Its name among the values of a picture."""
-        return f"{self.node}.{self.name}"
-
-    def or_else(self, other: Value) -> Value:
-        """Return this value, for which ``other`` stands where there is none."""
-        return replace(self, otherwise=other)
-
-    def alternatives(self) -> Iterator[Value]:
-        """Yield the value, and those that stand for it."""
-        yield self
-        if self.otherwise is not None:
-            yield from self.otherwise.alternatives()
-
-    def read(self, values: Arrays, called: Called, call: int | None) -> dict[str, Array]:
-        """Find it for one call of a node, by ``""`` or, of many, by their numbers; empty where there is none."""
-        found = {}
-        for number in self._numbers():
-            value = self._of_call(f"{self.key}{number}", values, called, call)
-            if value is None:
-                break
-            found[number] = value
-        return found if found or self.otherwise is None else self.otherwise.read(values, called, call)
-
-    def _numbers(self) -> Iterator[str]:
-        yield from map(str, range(MOST)) if self.kind.many else ("",)
-
-    def _of_call(self, key: str, values: Arrays, called: Called, call: int | None) -> Array | None:
-        if key in values:
-            return values[key]
-        if self.called == called:
-            return values.get(f"{key}.{call}")
-        # Whoever is called less often than a prompt is encoded takes the encodings of all prompts.
-        rows = [values[name] for name in (f"{key}.{prompt}" for prompt in range(2)) if name in values]
-        return np.concatenate(rows) if self.called == "per prompt" and rows else None
-
-
-# Values of one kind that a node may give.
-MOST: Final = 32
 
 
 @dataclass(frozen=True)
@@ -153,10 +72,6 @@ class Output:
     kind: Kind
 
 
-def _always(config: ModelConfig) -> bool:  # noqa: ARG001 (a row's signature)
-    return True
-
-
 @dataclass(frozen=True)
 class Component:
     """One exported part of a model.
@@ -175,7 +90,7 @@ class Component:
     outputs: tuple[Output, ...]
     key_prefixes: tuple[str, ...] = ("",)
     called: Called = "once"
-    needed: Callable[[ModelConfig], bool] = _always
+    needed: Callable[[ModelConfig], bool] = lambda _: True
 
     def __getitem__(self, output: str) -> Value:
         """Return the reference to an output; KeyError for one that it does not give."""
@@ -227,20 +142,6 @@ class Component:
                 short = port.batched and len(value) < batch
                 found[name] = np.repeat(value, batch, axis=0) if short else value
         return found
-
-
-_INPUT_IDS: Final = "given.input_ids"
-
-
-def is_guided(values: Arrays) -> bool:
-    """Whether a picture is made with guidance, and so with two prompts."""
-    return f"{_INPUT_IDS}.1" in values
-
-
-def calls_in(values: Collection[str], key: str) -> tuple[int, ...]:
-    """Numbers of the calls of which values hold ``key``, in order; none where it is of the only call."""
-    beginning = f"{key}."
-    return tuple(sorted(int(name.removeprefix(beginning)) for name in values if name.startswith(beginning)))
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-ACTIVATIONS: Final = ("gelu", "swish")
-ATTENTION_KINDS: Final = ("softmax", "relu")
-SEP_CONV_TIME: Final = ("scale_shift", "after_dw", "hidden")
 
 
 class Gelu(nn.Module):
@@ -52,16 +47,6 @@ class Relu(nn.Module):
 
     def forward(self, scores: Tensor) -> Tensor:
         return F.relu(scores) * (self.scale / scores.shape[-1])
-
-
-def activation(name: str) -> nn.Module:
-    """The gate of the feed-forward: ``gelu`` or ``swish``."""
-    return {"gelu": Gelu, "swish": Swish}[name]()
-
-
-def attention_weights(kind: str, scale: float) -> nn.Module:
-    """How scores become weights: ``softmax``, or ``relu`` with its scale."""
-    return Softmax() if kind == "softmax" else Relu(scale)
 
 
 class TimestepEmbedding(nn.Module):
@@ -193,7 +178,7 @@ class GluProjection(nn.Module):
     def __init__(self, dim: int, inner: int, act: str) -> None:
         super().__init__()
         self.proj = nn.Linear(dim, 2 * inner)
-        self.act = activation(act)
+        self.act = Gelu() if act == "gelu" else Swish()
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.proj(x).chunk(2, dim=-1)
@@ -213,3 +198,40 @@ class FeedForward(nn.Module):
         for layer in self.net:
             x = layer(x)
         return x
+
+
+class Downsample(nn.Module):
+    """3×3 stride-2 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(x)
+        return out
+
+
+class SeparableDownsample(nn.Module):
+    """Depthwise 3×3 stride-2 convolution followed by a 1×1."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv_dw = nn.Conv2d(channels, channels, 3, stride=2, padding=1, groups=channels)
+        self.conv_pw = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv_pw(self.conv_dw(x))
+        return out
+
+
+class Upsample(nn.Module):
+    """Nearest ×2 followed by a 3×3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return out

@@ -74,12 +74,6 @@ class DoubleSize(nn.Module):
         return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
-class _Half(nn.Module):
-    def __init__(self, layers: list[nn.Module]) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(*layers)
-
-
 class TinyDecoder(nn.Module):
     """``decoder.*`` of a ``vae/`` folder."""
 
@@ -92,11 +86,11 @@ class TinyDecoder(nn.Module):
             layers += [DoubleSize()] if level < last else []
             out = width if level < last else config.out_channels
             layers.append(nn.Conv2d(width, out, 3, padding=1, bias=level == last))
-        self.decoder = _Half(layers)
+        self.decoder = nn.ModuleDict({"layers": nn.Sequential(*layers)})
 
     def forward(self, latent: Tensor) -> Tensor:
         """``[B, latent_channels, h, w]``, divided by the scaling factor → ``[B, 3, f·h, f·w]`` in about [-1, 1]."""
-        out: Tensor = self.decoder.layers(torch.tanh(latent / 3) * 3) * 2 - 1
+        out: Tensor = self.decoder["layers"](torch.tanh(latent / 3) * 3) * 2 - 1
         return out
 
 
@@ -113,9 +107,9 @@ class TinyEncoder(nn.Module):
             layers += [TinyBlock(width) for _ in range(blocks)]
             before = width
         layers.append(nn.Conv2d(before, config.latent_channels, 3, padding=1))
-        self.encoder = _Half(layers)
+        self.encoder = nn.ModuleDict({"layers": nn.Sequential(*layers)})
 
     def forward(self, image: Tensor) -> Tensor:
         """``[B, 3, H, W]`` in [-1, 1] → latent ``[B, latent_channels, H/f, W/f]``, not yet scaled."""
-        out: Tensor = self.encoder.layers((image + 1) / 2)
+        out: Tensor = self.encoder["layers"]((image + 1) / 2)
         return out

@@ -8,22 +8,86 @@ published parameter count.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from md_export.errors import ConfigError
 from md_export.models.layers import (
     Attention,
+    Downsample,
     FeedForward,
+    Relu,
     ResnetBlock,
+    SeparableDownsample,
     SepConvBlock,
+    Softmax,
     TimestepEmbedding,
-    attention_weights,
+    Upsample,
 )
-from md_export.models.unet_config import MDUNetConfig
+
+_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
+    "ff_activation": ("gelu", "swish"),
+    "attention_kind": ("softmax", "relu"),
+    "sep_conv_time": ("scale_shift", "after_dw", "hidden"),
+    "sep_conv_expansion_of": ("in", "out"),
+}
+
+
+@dataclass(frozen=True)
+class MDUNetConfig:
+    """``unet/config.json``; every field may be left out there. Channels are counts, sizes are latent pixels."""
+
+    IGNORED: ClassVar[tuple[str, ...]] = ()
+    REQUIRED: ClassVar[Mapping[str, Any]] = {}
+    why_no_adapter: ClassVar[str] = ""
+
+    sample_size: int = 64
+    in_channels: int = 8
+    out_channels: int = 8
+    block_out_channels: tuple[int, int, int] = (320, 640, 1024)
+    cross_attention_dim: int = 768
+    attention_head_dim: int = 64
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    time_embed_dim: int = 1280
+    ff_expansion: int = 3
+    ff_activation: str = "swish"
+    attention_kind: str = "softmax"
+    attention_relu_scale: float = 1.0
+    down_layers: int = 3
+    up_layers: int = 3
+    sep_conv_expansion: int = 4
+    sep_conv_expansion_of: str = "in"
+    sep_conv_time: str = "scale_shift"
+    unified_inner: bool = True
+    separable_downsamplers: bool = False
+
+    def __post_init__(self) -> None:
+        for field, allowed in _CHOICES.items():
+            if getattr(self, field) not in allowed:
+                raise ConfigError(f"{field}={getattr(self, field)!r} is unknown; use one of {', '.join(allowed)}")
+        if len(self.block_out_channels) != 3:
+            raise ConfigError(
+                f"block_out_channels has {len(self.block_out_channels)} entries; the MD UNet has three levels"
+            )
+        for channels in self.block_out_channels:
+            if channels % self.norm_num_groups:
+                raise ConfigError(f"norm_num_groups={self.norm_num_groups} does not divide {channels} channels")
+        for channels in self.block_out_channels[1:]:
+            if channels % self.attention_head_dim:
+                raise ConfigError(f"attention_head_dim={self.attention_head_dim} does not divide {channels} channels")
+        if self.sample_size % 4:
+            raise ConfigError(f"sample_size={self.sample_size} must be a multiple of 4: the UNet halves it twice")
+
+    @property
+    def halvings(self) -> int:
+        """How often a latent is halved on its way down."""
+        return 2
 
 
 class TransformerBlock(nn.Module):
@@ -34,7 +98,7 @@ class TransformerBlock(nn.Module):
         head_dim = config.attention_head_dim
 
         def weights() -> nn.Module:
-            return attention_weights(config.attention_kind, config.attention_relu_scale)
+            return Softmax() if config.attention_kind == "softmax" else Relu(config.attention_relu_scale)
 
         self.norm1 = nn.LayerNorm(dim) if self_attention else None
         self.attn1 = Attention(dim, head_dim, None, weights()) if self_attention else None
@@ -70,43 +134,6 @@ class TransformerStack(nn.Module):
         return out
 
 
-class Downsample(nn.Module):
-    """3×3 stride-2 convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(x)
-        return out
-
-
-class SeparableDownsample(nn.Module):
-    """Depthwise 3×3 stride-2 convolution followed by a 1×1."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv_dw = nn.Conv2d(channels, channels, 3, stride=2, padding=1, groups=channels)
-        self.conv_pw = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv_pw(self.conv_dw(x))
-        return out
-
-
-class Upsample(nn.Module):
-    """Nearest ×2 followed by a 3×3 convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        return out
-
-
 class UNetBlock(nn.Module):
     """One level of the UNet: convolution blocks, each followed by its transformer stack if it has one."""
 
@@ -116,9 +143,9 @@ class UNetBlock(nn.Module):
         super().__init__()
         self.resnets = nn.ModuleList(resnets)
         self.attentions = nn.ModuleList(attentions)
+        self.resample_name = None if resample is None else f"{kind}samplers"
         if resample is not None:
             setattr(self, f"{kind}samplers", nn.ModuleList([resample]))
-        self.resample_name = None if resample is None else f"{kind}samplers"
 
     def layer(self, index: int, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         """Convolution block ``index`` and its transformer stack."""
@@ -156,15 +183,16 @@ class DownPath(nn.Module):
         )
 
     def _full(self, c_in: int, c_out: int) -> ResnetBlock:
-        cfg = self.config
-        return ResnetBlock(c_in, c_out, cfg.norm_num_groups, cfg.norm_eps, cfg.time_embed_dim)
+        return ResnetBlock(c_in, c_out, *self._norm_and_time())
 
     def _sep(self, c_in: int, c_out: int) -> SepConvBlock:
-        cfg = self.config
-        hidden = cfg.sep_conv_expansion * (c_in if cfg.sep_conv_expansion_of == "in" else c_out)
-        return SepConvBlock(
-            c_in, c_out, hidden, cfg.norm_num_groups, cfg.norm_eps, cfg.time_embed_dim, cfg.sep_conv_time
-        )
+        width = c_in if self.config.sep_conv_expansion_of == "in" else c_out
+        hidden = self.config.sep_conv_expansion * width
+        return SepConvBlock(c_in, c_out, hidden, *self._norm_and_time(), self.config.sep_conv_time)
+
+    def _norm_and_time(self) -> tuple[int, float, int]:
+        """Groups and epsilon of a block's norms, and the width of the time embedding."""
+        return self.config.norm_num_groups, self.config.norm_eps, self.config.time_embed_dim
 
     def _outer(self, dim: int) -> TransformerStack:
         return TransformerStack(self.config, dim, layers=1, self_attention=False)

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from md_export.errors import ConfigError
-from md_export.models.layers import ResnetBlock
-from md_export.models.unet import Upsample
+from md_export.models.layers import ResnetBlock, Upsample
 
 
 @dataclass(frozen=True)

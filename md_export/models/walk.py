@@ -13,12 +13,11 @@ from typing import Protocol
 
 import numpy as np
 
-from md_export.models.given import BLEND, INPUT_IDS, LAST, MADE, MASK, NOISE, SAMPLE, SHOWN, TIMESTEP
-from md_export.models.graph import Component, Family, calls_in
-from md_export.models.sampling.inpainting import blend
+from md_export.models.graph import Component, Family
+from md_export.models.sampling.pictures import blend
 from md_export.models.sampling.sampler import Sampler
-from md_export.spec.runner import Runner
-from md_export.spec.tensors import Array, Arrays, Float32
+from md_export.models.values import BLEND, INPUT_IDS, LAST, MADE, MASK, NOISE, SAMPLE, SHOWN, TIMESTEP, calls_in
+from md_export.spec.tensors import Array, Arrays, Float32, Runner
 
 # All values on the way to one picture, by their keys.
 Tensors = dict[str, Array]
@@ -141,7 +140,9 @@ def walk(
         if stepped:
             crew.take(Steps(family, tuple(group), sampler, kept), walked)
             for values in walked:
-                _blend(family, values)
+                # The latents of a given picture take the place of those that are not painted anew.
+                if BLEND.key in values and LAST.key in values:
+                    values[LAST.key] = blend(values[LAST.key], values[BLEND.key], values[family.encoded.key])
             continue
         for component in group:
             call(component, crew.run, walked)
@@ -162,12 +163,6 @@ def call(component: Component, run: Run, pictures: Sequence[Tensors]) -> None:
     for (values, number), outputs in zip(calls, run(component.name, batches), strict=False):
         ending = "" if number is None else f".{number}"
         values.update({f"{component.name}.{name}{ending}": value for name, value in outputs.items()})
-
-
-def _blend(family: Family, values: Tensors) -> None:
-    """Put the latents of a given picture in the place of those that are not painted anew."""
-    if BLEND.key in values and LAST.key in values:
-        values[LAST.key] = blend(values[LAST.key], values[BLEND.key], values[family.encoded.key])
 
 
 def picture_from(image: Array) -> Float32:

@@ -11,8 +11,8 @@ import numpy as np
 
 from md_export.errors import MdExportError
 from md_export.models.families import WIRING
-from md_export.models.given import MADE
 from md_export.models.sampling.sampler import sampler_for
+from md_export.models.values import MADE
 from md_export.models.walk import Steps, Tensors, walk
 from md_export.parity.golden.case import GoldenCase
 from md_export.parity.golden.surface import unpacked

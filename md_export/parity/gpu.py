@@ -12,10 +12,9 @@ from md_export.parity.opened_export import open_export
 from md_export.parity.subject import Subject
 from md_export.parity.verdict import ComponentVerdict, Verdict
 from md_export.spec.tensors import Array, Arrays
-from md_export.targets.tflite.facts import graph_ops
-from md_export.targets.tflite.gpu.log import EngineLog, read_log
-from md_export.targets.tflite.gpu.process import GpuExecution, execute_on_gpu
-from md_export.targets.tflite.gpu.residency import OpFinding, finding_of, refused_ops
+from md_export.targets.tflite.describe import graph_ops
+from md_export.targets.tflite.gpu.engine import GpuExecution, execute_on_gpu
+from md_export.targets.tflite.gpu.residency import EngineLog, OpFinding, finding_of, read_log, refused_ops
 
 
 @dataclass(frozen=True)

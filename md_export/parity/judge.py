@@ -13,10 +13,9 @@ from pathlib import Path
 from md_export.errors import ArtifactError, MdExportError
 from md_export.models.walk import Steps, Tensors
 from md_export.parity.chain import Take, judge_on_the_way
-from md_export.parity.contents import claim_faults, note_faults, stored_faults, surface_faults
 from md_export.parity.golden.surface import packed
 from md_export.parity.metrics import Check, Fault
-from md_export.parity.opened_export import open_export
+from md_export.parity.opened_export import claim_faults, note_faults, open_export, stored_faults, surface_faults
 from md_export.parity.subject import Subject
 from md_export.parity.verdict import ComponentVerdict, Verdict, Verification
 from md_export.spec.tensors import Arrays

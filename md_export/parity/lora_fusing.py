@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from md_export.checkpoint import Checkpoint
-from md_export.checkpoint.hashes import hash_of_file
+from md_export.checkpoint.files import hash_of_file
 from md_export.checkpoint.lora import LowRank
 from md_export.errors import ParityError
 from md_export.models.families import component_of

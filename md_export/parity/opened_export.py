@@ -1,18 +1,29 @@
-"""An export as whoever judges it opens it: its manifest, and golden cases and a checkpoint that belong to it."""
+"""An export as whoever judges it opens it, and checks of its contents that do not depend on outputs.
+
+The golden cases and the checkpoint must belong to its manifest, and the artifacts must be what the manifest claims.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_letters
+from typing import Final
 
 from md_export.checkpoint import Checkpoint
+from md_export.checkpoint.files import hash_of_files, hash_of_folder
 from md_export.errors import ArtifactError, GoldenError
 from md_export.models.families import WIRING
-from md_export.models.given import LATENT
+from md_export.models.values import LATENT
 from md_export.parity.golden.folder import INDEX, GoldenSet, read_golden
-from md_export.spec.artifact import GOLDEN_FOLDER
+from md_export.parity.metrics import Check, Fault
+from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, artifact_path, bytes_of_artifact
 from md_export.spec.manifest import Manifest, read_manifest
 from md_export.spec.sampler import steps_in_words
+from md_export.spec.scheme import QuantScheme, stored_type
+from md_export.spec.tensors import Arrays
+from md_export.targets.contract import Description
 
 
 @dataclass(frozen=True)
@@ -85,3 +96,92 @@ def check_checkpoint(manifest: Manifest, checkpoint: Checkpoint) -> None:
             f"the artifacts were made from the checkpoint {manifest.checkpoint_sha256[:12]}, {checkpoint.title} is "
             f"{checkpoint.sha256()[:12]}; name {what}"
         )
+
+
+def note_faults(manifest: Manifest, entry: ArtifactEntry, notes: Mapping[str, str]) -> list[Fault]:
+    """Check the origin in the artifact's metadata, which recomputed hashes of the files cannot hide."""
+    made_from, component = notes.get("source_sha256"), notes.get("component")
+    if made_from is None or component is None:
+        lines = ["it does not say which checkpoint and component it was made from; export again"]
+        return [Fault(Check.ORIGIN, line) for line in lines]
+    lines = []
+    if hash_of_files(manifest.checkpoint_files) != manifest.checkpoint_sha256:
+        lines.append(
+            "the manifest's files of the checkpoint are not those of its checkpoint; it was edited, export again"
+        )
+    source = hash_of_folder(manifest.checkpoint_files, WIRING[entry.component].folder)
+    if component != entry.component:
+        lines.append(f"it says that it is {component!r:.40}; export again")
+    elif made_from != source:
+        lines.append(
+            f"it was made from another checkpoint (its files {made_from[:12]}, not {source[:12]}); export again"
+        )
+    return [Fault(Check.ORIGIN, line) for line in lines]
+
+
+def surface_faults(entry: ArtifactEntry, given: Arrays, wanted: Arrays) -> list[Fault]:
+    """Check the manifest's shapes and dtypes against real inputs (``given``) and outputs (``wanted``)."""
+    values = [(spec, given[spec.name]) for spec in entry.inputs]
+    values += [(spec, wanted[spec.name]) for spec in entry.outputs]
+    return [
+        Fault(
+            Check.SURFACE,
+            f"the manifest says {spec.name} {spec.dtype}{list(spec.shape)}, it is {value.dtype}{list(value.shape)}; "
+            "it was edited, export again",
+        )
+        for spec, value in values
+        if (spec.shape, spec.dtype) != (value.shape, str(value.dtype))
+    ]
+
+
+def claim_faults(out: Path, entry: ArtifactEntry, scheme: QuantScheme, found: Description) -> list[Fault]:
+    """Check the manifest's claims about the artifact against the artifact itself and the recipe."""
+    pairs = (
+        ("bytes", entry.bytes, bytes_of_artifact(artifact_path(out, entry))),
+        ("stored bytes", entry.stored, found.stored),
+        ("operations", entry.ops, found.ops),
+        ("weights", entry.weights, scheme.weights),
+        ("activations", entry.activations, scheme.activations),
+    )
+    return [
+        Fault(Check.CLAIMS, f"the manifest's {name} are {said!s:.60}, not {true!s:.60}; it was edited, export again")
+        for name, said, true in pairs
+        if said != true
+    ]
+
+
+# Share of a sparse weight that may be kept beyond the requested share: equal magnitudes, and biases that stay dense.
+SPARSITY_SLACK: Final = 0.1
+
+
+def stored_faults(entry: ArtifactEntry, scheme: QuantScheme, found: Description) -> list[Fault]:
+    """Check the stored weights: no NaN that arithmetic might hide, and no "int8" that is really float."""
+    faults = [Fault(Check.CONSTANTS, f"NaN or Inf in the stored weight {name}") for name in found.not_finite[:3]]
+    return faults + [Fault(Check.STORED, line) for line in _type_faults(entry, scheme, found)]
+
+
+def _type_faults(entry: ArtifactEntry, scheme: QuantScheme, found: Description) -> list[str]:
+    counts = {dtype: 8 * size / _bits(dtype) for dtype, size in found.stored.items()}
+    masks = counts.pop("uint1", 0.0)
+    asked = {stored_type(weights): weights for weights in scheme.all_weights}
+    wanted = sum(counts.get(dtype, 0.0) for dtype in asked)
+    share = wanted / (sum(counts.values()) or 1.0)
+    # If the scheme also requests float for some weights, floats alone must not satisfy the whole request.
+    narrow = {dtype: weights for dtype, weights in asked.items() if not dtype.startswith("float")}
+    faults = []
+    if share <= 0.5:
+        named = " and ".join(scheme.all_weights)
+        faults.append(f"{named} was requested, but only {share:.0%} of its weights are stored so")
+    elif narrow and not any(counts.get(dtype) for dtype in narrow):
+        faults.append(f"{' and '.join(narrow.values())} was requested, but none of its weights is stored so")
+    if scheme.sparsity is not None and not wanted <= masks * (1 - scheme.sparsity + SPARSITY_SLACK):
+        faults.append(f"a sparsity of {scheme.sparsity:g} was requested, but the weights are not stored so sparsely")
+    if entry.activations == "int8_static" and found.int8_inputs is not None and found.int8_inputs <= 0.5:
+        faults.append(f"int8 activations were requested, but only {found.int8_inputs:.0%} of the operations take them")
+    return faults
+
+
+def _bits(dtype: str) -> int:
+    """Return the bits of one element: ``float16`` → 16, ``uint4`` → 4; 8 for ``bool``."""
+    digits = dtype.lstrip(ascii_letters)
+    return int(digits) if digits else 8

@@ -15,16 +15,17 @@ from md_export.checkpoint import Checkpoint
 from md_export.models.config import ModelConfig
 from md_export.models.families import family_of
 from md_export.models.graph import Component
-from md_export.models.sampling.one_step import one_step
-from md_export.parity.golden.calibration import calibration_cases, calibration_inputs
+from md_export.models.sampling.generate import run_torch
+from md_export.models.sampling.sampler import one_step
 from md_export.parity.golden.case import GoldenCase
-from md_export.parity.golden.surface import inputs_of, output_of
+from md_export.parity.golden.prepare import calibration_cases
+from md_export.parity.golden.surface import calibration_inputs, inputs_of, outputs_of
 from md_export.parity.metrics import compare
 from md_export.rewrites import REWRITES, Consent, apply_rewrites
 from md_export.spec.artifact import RewriteRecord
 from md_export.spec.recipe import Recipe
+from md_export.spec.scheme import WeightStorage
 from md_export.spec.tensors import Array, Arrays, TensorSpec, joined
-from md_export.spec.weight_storage import WeightStorage
 from md_export.targets import TARGETS
 from md_export.targets.contract import Target
 from md_export.targets.layouts import layout_of
@@ -54,14 +55,11 @@ class Rewritten:
 
     def output_of(self, case: GoldenCase) -> Array:
         """Return a golden case's expected output; several outputs become one array, see :func:`joined`."""
-        return output_of(self.recipe, self, case)
+        return joined(outputs_of(self.recipe, self, case))
 
     def run(self, inputs: Arrays) -> Array:
         """Execute the torch module once and return its output; several outputs become one array, see :func:`joined`."""
-        with torch.no_grad():
-            made = self.module(*(torch.from_numpy(inputs[spec.name]) for spec in self.inputs))
-        values = made if isinstance(made, tuple) else (made,)
-        return joined({spec.name: value.numpy() for spec, value in zip(self.outputs, values, strict=True)})
+        return joined(run_torch(self.module, [inputs[spec.name] for spec in self.inputs], self.outputs))
 
     def snr_db(self, case: GoldenCase) -> float:
         """Return the torch module's worst SNR in dB against the golden output, over the case's calls."""

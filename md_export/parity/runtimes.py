@@ -20,7 +20,7 @@ from md_export.parity.subject import Subject
 from md_export.parity.verdict import ComponentVerdict, Verdict
 from md_export.spec.tensors import Array, Arrays, joined
 from md_export.targets.execution import execute
-from md_export.targets.lint.op import Shape
+from md_export.targets.operations import Shape
 from md_export.targets.tflite.observe import Observed, observed, write_alone, write_observed
 from md_export.targets.tflite.run import OWN, Runtime, runtimes_of
 

@@ -1,4 +1,4 @@
-"""Verdicts in the forms that CI systems read: Markdown, JUnit XML, GitHub annotations."""
+"""Verdicts and comparisons of exports in the forms that CI systems read: Markdown, JUnit XML, GitHub annotations."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from dataclasses import dataclass
 from typing import Final
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
+from rich.table import Table
+
+from md_export.diagnose.compare import ExportComparison
+from md_export.parity.metrics import EXACT_DB
 from md_export.parity.verdict import Verdict
-from md_export.report.tables import Cells
+from md_export.report.tables import Cells, drawn
 from md_export.report.verdicts import parity_cells
 
 
 def markdown_page(results: Sequence[tuple[str, Verdict]]) -> str:
     """Return one heading and parity table for each (name, result), failed results first."""
-    ordered = sorted(results, key=lambda item: item[1].passed)
-    return "\n".join(line for name, result in ordered for line in _section(name, result))
-
-
-def _section(name: str, result: Verdict) -> Iterator[str]:
-    yield heading(name, result.passed, "verified", "falls short")
-    yield ""
-    yield from markdown_table(parity_cells(result))
-    yield ""
+    lines: list[str] = []
+    for name, result in sorted(results, key=lambda item: item[1].passed):
+        title = heading(name, result.passed, "verified", "falls short")
+        lines += [title, "", *markdown_table(parity_cells(result)), ""]
+    return "\n".join(lines)
 
 
 def heading(name: str, passed: bool, good: str, bad: str) -> str:
@@ -105,3 +105,67 @@ def _escaped(text: str, table: Iterable[tuple[str, str]]) -> str:
     for character, code in table:
         text = text.replace(character, code)
     return text
+
+
+def comparison_tables(result: ExportComparison) -> Iterator[Table | str]:
+    """Every figure with its budget; what changed inside; how far the pictures are from each other."""
+    yield drawn(_title(result), *change_cells(result))
+    if result.recounts:
+        yield drawn("what changed inside", *recount_cells(result))
+    yield from _remarks(result)
+
+
+def comparison_markdown(result: ExportComparison) -> str:
+    """The same for a pull request's comment; what changed inside is folded away."""
+    return "\n".join(_markdown(result))
+
+
+def comparison_junit(result: ExportComparison) -> str:
+    """One case per figure, and one for what verification says of the new export."""
+    cases = [(f"{item.component}: {item.figure}", (item.fault,) if item.fault else ()) for item in result.changes]
+    return junit_of([Suite("regression", f"compare.{result.new}", (("verification", result.faults), *cases))])
+
+
+def change_cells(result: ExportComparison) -> Cells:
+    """One row per figure."""
+    head = ("component", "figure", "old", "new", "change", "budget", "verdict")
+    changed = ((item, "ok" if item.within else "FAIL") for item in result.changes)
+    return Cells(head, tuple((item.component, item.figure, *item.spelled, verdict) for item, verdict in changed))
+
+
+def recount_cells(result: ExportComparison) -> Cells:
+    """One row for each stored type, kind of operation or rule whose count changed."""
+    rows = ((one.component, one.what, one.kind, f"{one.old:,}", f"{one.new:,}") for one in result.recounts)
+    return Cells(("component", "what", "kind", "old", "new"), tuple(rows))
+
+
+def _title(result: ExportComparison) -> str:
+    recipes = result.new if result.old == result.new else f"{result.old} → {result.new}"
+    return f"{result.target}, {recipes}: new against old"
+
+
+def _remarks(result: ExportComparison) -> Iterator[str]:
+    if result.picture_psnr_db is not None:
+        exact = result.picture_psnr_db >= EXACT_DB
+        figure = "the same bit for bit, all" if exact else f"{result.picture_psnr_db:.1f} dB PSNR, the worst"
+        yield f"pictures, new against old: {figure} of {result.pictures}"
+    if not result.same_checkpoint:
+        yield "the checkpoint changed: each export is judged on its own golden cases"
+    yield from (f"NEW falls short by itself: {fault}" for fault in result.faults)
+
+
+def _markdown(result: ExportComparison) -> Iterator[str]:
+    yield heading(_title(result), not result.failures, "within the budget", "past the budget")
+    yield ""
+    yield from markdown_table(change_cells(result))
+    yield ""
+    for line in _remarks(result):
+        yield f"- {safe(line)}"
+    if result.recounts:
+        yield ""
+        yield "<details><summary>What changed inside</summary>"
+        yield ""
+        yield from markdown_table(recount_cells(result))
+        yield ""
+        yield "</details>"
+    yield ""

@@ -11,8 +11,7 @@ from rich.table import Table
 from md_export.diagnose.attribution.attribute import Attribution, ModuleError
 from md_export.diagnose.crosscheck.artifacts import APART_DB, Crosscheck
 from md_export.diagnose.crosscheck.operations import PAIR, OperationRow
-from md_export.parity.selftest.command import SelfTest
-from md_export.parity.selftest.run import Row
+from md_export.parity.selftest.run import Row, SelfTest
 from md_export.parity.selftest.table import Hashes
 from md_export.parity.weights.audit import AuditResult, ComponentAudit
 from md_export.report.tables import Cells, decibel, drawn, said, spelled_shape

@@ -9,8 +9,7 @@ from typing import Final
 from rich.table import Table
 
 from md_export.report.tables import drawn
-from md_export.targets.lint.float16_bound import Figures, Float16Bound, worst_op
-from md_export.targets.lint.report import Hazard, HazardRule, LintReport, Rule
+from md_export.targets.lint.report import Figures, Float16Bound, Hazard, HazardRule, LintReport, Rule, worst_op
 
 _SHOWN: Final = 10
 _Choice = Callable[[Float16Bound], Figures | None]

@@ -17,7 +17,7 @@ from PIL import Image
 from md_export import __version__
 from md_export.diagnose.attribution.attribute import ModuleError
 from md_export.diagnose.insight import Insight
-from md_export.models.sampling.picture_files import to_bytes
+from md_export.models.sampling.pictures import to_bytes
 from md_export.parity.metrics import compare
 from md_export.parity.verdict import Verdict, Verification
 from md_export.parity.weights.audit import ComponentAudit, WeightError
@@ -70,7 +70,8 @@ def weight_parts(found: Insight) -> Iterator[Part]:
     for item in found.weights.components if found.weights else ():
         errors = sorted(item.errors, key=lambda error: order.get(_owner(error.name), len(order)))
         worst = sorted(errors, key=lambda error: error.snr_db)[:_WORST_WEIGHTS]
-        cells = Cells(("tensor", "stored as", "bytes", "SNR dB"), tuple(map(_weight_row, worst)))
+        rows = tuple((error.name, error.dtype, f"{error.bytes:,}", decibel(error.snr_db)) for error in worst)
+        cells = Cells(("tensor", "stored as", "bytes", "SNR dB"), rows)
         plots = (_weight_plot(item.component, errors),) if errors else ()
         yield Part(item.component, _audit_line(item), item.faults, plots, (("Weights farthest from it", cells),))
 
@@ -118,10 +119,6 @@ def _owner(tensor: str) -> str:
     return tensor.rpartition(".")[0]
 
 
-def _weight_row(item: WeightError) -> tuple[str, ...]:
-    return (item.name, item.dtype, f"{item.bytes:,}", decibel(item.snr_db))
-
-
 def _audit_line(item: ComponentAudit) -> str:
     asked = item.as_requested / max(1, item.promised)
     return (
@@ -153,7 +150,11 @@ def html_page(exports: Sequence[tuple[str, Verification, Insight]]) -> str:
     environment = Environment(
         loader=PackageLoader("md_export.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"decibel": decibel, "steps": steps_in_words, "json": _json}
+    environment.filters |= {
+        "decibel": decibel,
+        "steps": steps_in_words,
+        "json": lambda manifest: json.dumps(manifest_to_dict(manifest), indent=1),
+    }
     # Functions that the template calls for the tables, plots and pictures of a chapter.
     environment.globals |= {
         "artifact_cells": artifact_cells,

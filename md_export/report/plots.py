@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from rich.table import Table
 
-from md_export.engine.search.tradeoff import Figures, TradeOff
+from md_export.engine.search.results import Figures, TradeOff
 from md_export.report.tables import decibel, drawn
 
 # Matplotlib writes plain hex colours; this one is unlikely elsewhere and becomes the page's text colour.
@@ -42,31 +42,25 @@ def bars(title: str, unit: str, rows: Sequence[Bar]) -> str:
     Returns:
         An ``<svg>`` element.
     """
-    figure, axes = _figure(title, len(rows))
+    figure, axes = _bars(title, unit, [row.label for row in rows])
     shown = [min(row.value, _LARGEST_SHOWN) if unit == "dB" else row.value for row in rows]
     short = [row.least is not None and not row.value >= row.least for row in rows]
     axes.barh(range(len(rows)), shown, color=[_BAD if bad else _FILL for bad in short], height=0.65)
     for index, row in enumerate(rows):
         if row.least is not None:
             axes.plot([row.least, row.least], [index - 0.45, index + 0.45], color=_INK, linewidth=1.5)
-    axes.set_yticks(range(len(rows)), [row.label for row in rows])
-    axes.invert_yaxis()
-    axes.set_xlabel(unit)
     return _svg(figure)
 
 
 def stacked(title: str, unit: str, rows: Mapping[str, Mapping[str, float]]) -> str:
     """One bar per key, its parts side by side in one order and colour each."""
-    figure, axes = _figure(title, len(rows))
+    figure, axes = _bars(title, unit, list(rows))
     parts = sorted({part for row in rows.values() for part in row})
     left = [0.0] * len(rows)
     for colour, part in zip(itertools.cycle(_PARTS), parts, strict=False):
         widths = [row.get(part, 0.0) for row in rows.values()]
         axes.barh(range(len(rows)), widths, left=left, height=0.65, color=colour, label=part)
         left = [start + width for start, width in zip(left, widths, strict=True)]
-    axes.set_yticks(range(len(rows)), list(rows))
-    axes.invert_yaxis()
-    axes.set_xlabel(unit)
     axes.legend(frameon=False, labelcolor=_INK, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return _svg(figure)
 
@@ -94,8 +88,7 @@ def course(
         axes.set_yscale("log")
     kept = _spaced(ticks, max((len(values) for values in series.values()), default=1))
     axes.set_xticks([place for place, _ in kept], [name for _, name in kept], rotation=40, ha="right", fontsize=7)
-    axes.set_ylabel(unit, fontsize=8)
-    axes.yaxis.label.set_color(_INK)
+    axes.set_ylabel(unit)
     if len(series) > 1:
         corner = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "ncols": len(series)}
         axes.legend(frameon=False, labelcolor=_INK, fontsize=8, handletextpad=0.3, columnspacing=1.0, **corner)
@@ -120,8 +113,7 @@ def frontier(
         style = {"marker": symbol, "markersize": 9, "markerfacecolor": "none", "linestyle": "none"}
         axes.plot(*place, color=_INK, label=label, **style)
     axes.set_xlabel(units[0])
-    axes.set_ylabel(units[1], fontsize=8)
-    axes.yaxis.label.set_color(_INK)
+    axes.set_ylabel(units[1])
     axes.legend(frameon=False, labelcolor=_INK, fontsize=8, loc="lower right")
     return _svg(figure)
 
@@ -152,9 +144,18 @@ def _figure(title: str, rows: int) -> tuple[Any, Any]:
     axes.patch.set_alpha(0.0)
     axes.tick_params(colors=_INK, labelsize=8, length=0)
     axes.xaxis.label.set_color(_INK)
-    for name, spine in axes.spines.items():
-        spine.set_visible(name == "left")
-        spine.set_edgecolor(_INK)
+    axes.yaxis.label.set(color=_INK, fontsize=8)
+    axes.spines[:].set(edgecolor=_INK, visible=False)
+    axes.spines.left.set_visible(True)
+    return figure, axes
+
+
+def _bars(title: str, unit: str, labels: Sequence[str]) -> tuple[Any, Any]:
+    """Return a figure with a labelled row for each bar, the first on top."""
+    figure, axes = _figure(title, len(labels))
+    axes.set_yticks(range(len(labels)), labels)
+    axes.invert_yaxis()
+    axes.set_xlabel(unit)
     return figure, axes
 
 

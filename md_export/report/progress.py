@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,9 +15,10 @@ from rich.table import Table
 from md_export.engine.cache import Listed
 from md_export.engine.placing import Outcome
 from md_export.engine.plan import Cost, Step
-from md_export.engine.scheduler import Failure, Limits, Listener
+from md_export.engine.running import Failure, Limits, Listener
 from md_export.report.tables import console, decibel, drawn
 from md_export.spec.manifest import read_manifest
+from md_export.system.terminal_text import spelled_time
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -51,7 +52,17 @@ def progress_to_stderr(steps: int) -> Iterator[Callable[[str], None]]:
 def counting_to_stderr(what: str) -> Iterator[Callable[[int, int, str], None]]:
     """Yield ``count(done, total, text)``: a bar on a terminal, elsewhere a line now and then."""
     if not sys.stderr.isatty():
-        yield _Lines(what).count
+        next_line = 0.0
+
+        def count(done: int, total: int, text: str) -> None:
+            """Print the first count, the last, and one at a time between."""
+            nonlocal next_line
+            now = time.monotonic()
+            if now >= next_line or done >= total:
+                next_line = now + _LINE_EVERY_S
+                print(f"{done} of {total} {what}, {text}", file=sys.stderr, flush=True)
+
+        yield count
         return
     with _bar() as bar:
         task = bar.add_task(what, total=None)
@@ -60,32 +71,14 @@ def counting_to_stderr(what: str) -> Iterator[Callable[[int, int, str], None]]:
         )
 
 
-class _Lines:
-    """The first count, the last, and one at a time between."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._next = 0.0
-
-    def count(self, done: int, total: int, text: str) -> None:
-        now = time.monotonic()
-        if now < self._next and done < total:
-            return
-        self._next = now + _LINE_EVERY_S
-        print(f"{done} of {total} {self._what}, {text}", file=sys.stderr, flush=True)
-
-
 @contextmanager
 def building_to_stderr() -> Iterator[Listener]:
     """A listener for one build: a bar on a terminal, plain lines elsewhere."""
-    if not sys.stderr.isatty():
-        yield _Teller(None)
-        return
-    with _bar() as bar:
+    with _bar() if sys.stderr.isatty() else nullcontext() as bar:
         yield _Teller(bar)
 
 
-class _Teller:
+class _Teller(Listener):
     """Counts predicted seconds: the bar's length, and the time that is left by the pace so far."""
 
     def __init__(self, bar: Any) -> None:
@@ -136,10 +129,7 @@ class _Teller:
     def _end(self, step: Step, text: str) -> None:
         self._ended += step.key in self._open
         self._open.pop(step.key, None)
-        self.line(f"[{self._ended}/{self._count}] {step.label}: {text}{self._rest()}")
-
-    def _rest(self) -> str:
-        return f"; {self._eta()}" if self._open else ""
+        self.line(f"[{self._ended}/{self._count}] {step.label}: {text}{f'; {self._eta()}' if self._open else ''}")
 
     def _eta(self) -> str:
         return f"about {spelled_time(self._left())} left"
@@ -169,14 +159,6 @@ def _plan_line(step: Step, width: int, limits: Limits) -> str:
     memory, least = step.cost.peak_bytes / 1e9, limits.most_bytes
     note = "   does not fit" if step.cost.peak_bytes > least else ""
     return f"  {step.label:<{width}}  {memory:5.1f} GB  {spelled_time(step.cost.seconds):>8}{note}"
-
-
-def spelled_time(seconds: float) -> str:
-    """``45 s``, ``3 min``, ``2 h 10 min``."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def outcome_table(outcome: Outcome) -> Table:

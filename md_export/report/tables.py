@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import getpass
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from md_export.diagnose.doctor.findings import Diagnosis, Finding
 from md_export.parity.metrics import EXACT_DB
 from md_export.spec.artifact import ArtifactEntry
 from md_export.spec.manifest import Manifest
@@ -17,6 +21,7 @@ from md_export.targets.contract import Description
 
 if TYPE_CHECKING:
     from md_export.diagnose.inspect import Inspection
+
 
 # Colours by the start of a verdict.
 _COLOURS: Final = {
@@ -150,3 +155,35 @@ def _figures(inspection: Inspection) -> Iterator[tuple[str, ...]]:
         macs = (f"{item.macs / 1e9:.3f}", f"{item.macs_without_padding / 1e9:.3f}")
         counts = (str(count) if any(blocks) else "-" for count in blocks)
         yield (item.name, f"{item.parameters / 1e6:.2f}", *macs, *counts)
+
+
+def doctor_table(diagnosis: Diagnosis) -> Table:
+    """One row for each finding."""
+    rows = ((item.area, item.what, item.verdict, item.found, item.advice) for item in diagnosis.findings)
+    title = f"md-export {diagnosis.md_export} on {diagnosis.system}"
+    return drawn(title, ("area", "what", "verdict", "found", "what to do"), rows)
+
+
+def doctor_text(diagnosis: Diagnosis, home: Path | None = None, user: str | None = None) -> str:
+    """Without names of users or their folders: ``home``, this user's by default, becomes ``~``."""
+    lines = [f"md-export {diagnosis.md_export}", diagnosis.system, *map(_line, diagnosis.findings)]
+    return without_names("\n".join(lines), home or Path.home(), user or _user())
+
+
+def without_names(text: str, home: Path, user: str) -> str:
+    """Home folders → ``~``; the user's name as part of any other path → ``USER``."""
+    for folder in {str(home), str(home.resolve())} - {"/", ""}:
+        text = re.sub(rf"{re.escape(folder)}(?![\w.-])", "~", text)
+    return re.sub(rf"(?<=[/\\]){re.escape(user)}(?![\w.-])", "USER", text) if user else text
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return ""
+
+
+def _line(item: Finding) -> str:
+    advice = f" -> {item.advice}" if item.advice else ""
+    return f"{item.area:9}{item.what:20}{item.verdict:14}{item.found}{advice}"

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from md_export.parity.gpu import GpuDetails
     from md_export.parity.npu.verify import NpuDetails
     from md_export.parity.runtimes import KernelDetails, OpDisagreement
-    from md_export.targets.onnx.npu.answers import RefusedOp
     from md_export.targets.tflite.gpu.residency import OpFinding
 
 # Heading of a column, and its cell for one component.
@@ -79,17 +78,11 @@ def npu_tables(verdicts: Sequence[Verdict[NpuDetails]]) -> Iterator[Table]:
     )
     found = [(verdict.runtime, item) for verdict in verdicts for item in verdict.components]
     yield from (_blocks(phone, item) for phone, item in found if item.engine.blocks)
-    rows = [
-        (
-            item.component,
-            phone,
-            op.operator,
-            "\n".join(name or "the component itself" for name in op.modules) or "?",
-            op.node,
-        )
-        for phone, item in found
-        for op in item.engine.refused
-    ]
+    rows = []
+    for phone, item in found:
+        for op in item.engine.refused:
+            modules = "\n".join(name or "the component itself" for name in op.modules) or "?"
+            rows.append((item.component, phone, op.operator, modules, op.node))
     yield from _if_any("what the NPU leaves to the CPU", ("component", "runtime", "operation", "module", "node"), rows)
 
 
@@ -168,10 +161,6 @@ def _blocks(phone: str, item: ComponentVerdict[NpuDetails]) -> Table:
 
 def _where(op: OpFinding | OpDisagreement) -> str:
     return f"{op.module}\n{op.tensor}"
-
-
-def _modules(op: RefusedOp) -> str:
-    return "\n".join(name or "the component itself" for name in op.modules) or "?"
 
 
 def _all(nodes: int) -> str:

@@ -21,15 +21,15 @@ from md_export.rewrites.fold_norm_affine import count_plain_norms, fold_norm_aff
 from md_export.rewrites.fold_timestep import count_one_step, fold_timestep
 from md_export.rewrites.fold_x0 import count_latent, fold_x0
 from md_export.rewrites.gelu_to_swish import count_swish, gelu_to_swish
-from md_export.rewrites.group_norm_to_instance_norm import count_instance_norm, group_norm_to_instance_norm
+from md_export.rewrites.group_norm_to_instance_norm import InstanceGroupNorm, group_norm_to_instance_norm
 from md_export.rewrites.linear_to_conv2d import count_conv2d, linear_to_conv2d
 from md_export.rewrites.softmax_to_relu import count_relu, softmax_to_relu
-from md_export.rewrites.split_attention_heads import count_split, split_attention_heads
+from md_export.rewrites.split_attention_heads import SplitHeadAttention, split_attention_heads
 from md_export.rewrites.split_wide_conv2d import count_narrow, split_wide_conv2d
-from md_export.rewrites.staged_group_norm import count_staged, staged_group_norm
+from md_export.rewrites.staged_group_norm import StagedGroupNorm, staged_group_norm
 from md_export.rewrites.tabulate_timestep import count_tabled, tabulate_timestep
 from md_export.rewrites.tokens_to_maps import count_maps, tokens_to_maps
-from md_export.rewrites.upsample_to_four_convs import count_four_convs, upsample_to_four_convs
+from md_export.rewrites.upsample_to_four_convs import FourConvUpsample, upsample_to_four_convs
 from md_export.rewrites.vector_linear_to_conv2d import count_vector_conv2d, vector_linear_to_conv2d
 from md_export.spec.artifact import RewriteRecord
 from md_export.spec.sampler import OneStep
@@ -57,25 +57,31 @@ class Rewrite:
     output: str | None = None
 
 
+def having(form: type[nn.Module]) -> Callable[[nn.Module], int]:
+    """Return what counts the layers of a module that have the new ``form`` already."""
+    return lambda module: sum(isinstance(layer, form) for layer in module.modules())
+
+
 _UNET: Final = ("unet", "controlnet")
 _MAPS: Final = (*_UNET, "vae_decoder", "vae_encoder")
 _ALL: Final = ("text_encoder", *_MAPS)
+_UPSAMPLING: Final = ("unet", "vae_decoder")
 REWRITES: Mapping[str, Rewrite] = {
     rewrite.name: rewrite
     for rewrite in (
         Rewrite("gelu_to_swish", exact=False, components=("unet",), apply=gelu_to_swish, present=count_swish),
         Rewrite("softmax_to_relu", exact=False, components=("unet",), apply=softmax_to_relu, present=count_relu),
         Rewrite("linear_to_conv2d", True, _ALL, linear_to_conv2d, count_conv2d),
-        Rewrite("group_norm_to_instance_norm", True, _MAPS, group_norm_to_instance_norm, count_instance_norm),
+        Rewrite("group_norm_to_instance_norm", True, _MAPS, group_norm_to_instance_norm, having(InstanceGroupNorm)),
         Rewrite("fold_attention_scale", True, _ALL, fold_attention_scale, count_unscaled),
-        Rewrite("split_attention_heads", True, _UNET, split_attention_heads, count_split),
+        Rewrite("split_attention_heads", True, _UNET, split_attention_heads, having(SplitHeadAttention)),
         Rewrite("fold_timestep", True, _UNET, fold_timestep, count_one_step, drops=("timestep",)),
         Rewrite("tokens_to_maps", True, _ALL, tokens_to_maps, count_maps),
         Rewrite("vector_linear_to_conv2d", True, _UNET, vector_linear_to_conv2d, count_vector_conv2d),
-        Rewrite("staged_group_norm", True, _MAPS, staged_group_norm, count_staged),
+        Rewrite("staged_group_norm", True, _MAPS, staged_group_norm, having(StagedGroupNorm)),
         Rewrite("fold_norm_affine", True, _ALL, fold_norm_affine, count_plain_norms),
         Rewrite("split_wide_conv2d", True, _MAPS, split_wide_conv2d, count_narrow),
-        Rewrite("upsample_to_four_convs", True, ("unet", "vae_decoder"), upsample_to_four_convs, count_four_convs),
+        Rewrite("upsample_to_four_convs", True, _UPSAMPLING, upsample_to_four_convs, having(FourConvUpsample)),
         Rewrite("tabulate_timestep", True, _UNET, tabulate_timestep, count_tabled),
         Rewrite("fold_x0", True, ("unet",), fold_x0, count_latent, output="latent"),
     )

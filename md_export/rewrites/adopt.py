@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from md_export.errors import RewriteError
-from md_export.models.layers import Attention, Gelu, GluProjection, ResnetBlock, Softmax
+from md_export.models.layers import Attention, Gelu, GluProjection, ResnetBlock, Softmax, Upsample
 from md_export.models.text_encoder import MASKED, TextEncoder
-from md_export.models.unet import TransformerBlock, TransformerStack, Upsample
+from md_export.models.unet import TransformerBlock, TransformerStack
 from md_export.models.vae import SpatialAttention
 from md_export.rewrites.tokens_as_channels import as_linear
 
@@ -44,6 +44,7 @@ class Adoption:
     """How a foreign layer becomes one of ours.
 
     Attributes:
+        theirs: module and name of the layer's class.
         ours: the class it becomes.
         must_be: (dotted) attributes that decide whether ``ours`` computes the same: a value, a type of which the
             attribute is an instance, or a set of values. What a layer does not have counts as None.
@@ -53,6 +54,7 @@ class Adoption:
         answer: makes of our result what the caller reads.
     """
 
+    theirs: TypeName
     ours: type[nn.Module]
     must_be: Mapping[str, object] = field(default_factory=dict)
     prepare: Callable[[Any], None] | None = None
@@ -71,10 +73,9 @@ class Adoption:
             self.prepare(layer)
         layer.__class__ = self.ours
         if self.takes:
-            translate = partial(_translate, path, self.takes, self.ignores)
-            layer.register_forward_pre_hook(translate, with_kwargs=True)
-        if self.answer is not None:
-            layer.register_forward_hook(partial(_answer, self.answer))
+            layer.register_forward_pre_hook(partial(_translate, self, path), with_kwargs=True)
+        if (answer := self.answer) is not None:
+            layer.register_forward_hook(lambda _layer, _args, out: answer(out))
 
 
 def _attribute(layer: Any, dotted: str) -> Any:
@@ -91,34 +92,21 @@ def _is(value: object, wanted: object) -> bool:
 
 
 def _translate(
-    path: str,
-    takes: tuple[str, ...],
-    ignores: tuple[str, ...],
-    layer: nn.Module,  # noqa: ARG001 (the hook's signature)
-    args: tuple[Any, ...],
-    kwargs: dict[str, object],
+    adoption: Adoption, path: str, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, object]
 ) -> tuple[tuple[object, ...], dict[str, object]]:
     """The foreign call → positional arguments of ours.
 
     Raises:
         RewriteError: the caller gives what the rewritten layer does not take, such as a mask.
     """
+    takes = adoption.takes
     more = {f"argument {index}": value for index, value in enumerate(args) if index >= len(takes)}
-    rest = {name: value for name, value in (more | kwargs).items() if name not in takes + ignores}
+    rest = {name: value for name, value in (more | kwargs).items() if name not in takes + adoption.ignores}
     unserved = [name for name, value in rest.items() if value is not None]
     if unserved:
         raise RewriteError(f"{path} was rewritten for export and takes no {', '.join(unserved)}; leave it out")
     given = dict(zip(takes, args, strict=False)) | kwargs
     return tuple(given[name] for name in takes if name in given), {}
-
-
-def _answer(
-    answer: Callable[[Tensor], object],
-    layer: nn.Module,  # noqa: ARG001 (the hook's signature)
-    args: tuple[Any, ...],  # noqa: ARG001
-    out: Tensor,
-) -> object:
-    return answer(out)
 
 
 # Layers that compute something else than ours (an adapter's attention, another norm) are refused, not left alone:
@@ -163,82 +151,78 @@ def _as_text_encoder(layer: Any) -> None:
     layer.register_buffer("mask", mask, persistent=False)
 
 
-def _in_tuple(out: Tensor) -> tuple[Tensor]:
-    return (out,)
-
-
-# What a type may become; of several the one that fits.
-_ADOPTIONS: Final[Mapping[TypeName, tuple[Adoption, ...]]] = {
-    ("diffusers.models.transformers.transformer_2d", "Transformer2DModel"): (
-        Adoption(
-            TransformerStack,
-            {"is_input_continuous": True, "norm": nn.GroupNorm},
-            _as_stack,
-            takes=("hidden_states", "encoder_hidden_states"),
-            ignores=("return_dict",),
-            answer=_in_tuple,
-        ),
+# A type may become one of several; the one that fits is chosen.
+_ADOPTIONS: Final = (
+    Adoption(
+        ("diffusers.models.transformers.transformer_2d", "Transformer2DModel"),
+        TransformerStack,
+        {"is_input_continuous": True, "norm": nn.GroupNorm},
+        _as_stack,
+        takes=("hidden_states", "encoder_hidden_states"),
+        ignores=("return_dict",),
+        answer=lambda out: (out,),
     ),
-    ("diffusers.models.attention", "BasicTransformerBlock"): (
-        Adoption(
-            TransformerBlock,
-            {
-                "norm_type": "layer_norm",
-                "only_cross_attention": False,
-                "double_self_attention": False,
-                "attn2": nn.Module,
-                "pos_embed": None,
-                "fuser": None,
-            },
-        ),
+    Adoption(
+        ("diffusers.models.attention", "BasicTransformerBlock"),
+        TransformerBlock,
+        {
+            "norm_type": "layer_norm",
+            "only_cross_attention": False,
+            "double_self_attention": False,
+            "attn2": nn.Module,
+            "pos_embed": None,
+            "fuser": None,
+        },
     ),
-    ("diffusers.models.attention_processor", "Attention"): (
-        Adoption(Attention, {**_PLAIN_ATTENTION, "residual_connection": False, "group_norm": None}, _as_attention),
-        Adoption(
-            SpatialAttention,
-            {**_PLAIN_ATTENTION, "residual_connection": True, "group_norm": nn.GroupNorm, "heads": 1},
-            takes=("hidden_states",),
-            ignores=("temb",),
-        ),
+    Adoption(
+        ("diffusers.models.attention_processor", "Attention"),
+        Attention,
+        {**_PLAIN_ATTENTION, "residual_connection": False, "group_norm": None},
+        _as_attention,
     ),
-    ("diffusers.models.activations", "GEGLU"): (Adoption(GluProjection, prepare=_as_glu),),
-    ("diffusers.models.resnet", "ResnetBlock2D"): (
-        Adoption(
-            ResnetBlock,
-            {
-                "time_embedding_norm": frozenset({"default", "group"}),  # the latter where no time is embedded
-                "skip_time_act": False,
-                "nonlinearity": nn.SiLU,
-                "output_scale_factor": 1.0,
-                "upsample": None,
-                "downsample": None,
-            },
-            takes=("input_tensor", "temb"),
-        ),
+    Adoption(
+        ("diffusers.models.attention_processor", "Attention"),
+        SpatialAttention,
+        {**_PLAIN_ATTENTION, "residual_connection": True, "group_norm": nn.GroupNorm, "heads": 1},
+        takes=("hidden_states",),
+        ignores=("temb",),
     ),
-    ("diffusers.models.upsampling", "Upsample2D"): (
-        Adoption(
-            Upsample,
-            {
-                "use_conv": True,
-                "use_conv_transpose": False,
-                "interpolate": True,
-                "norm": None,
-                "conv.kernel_size": (3, 3),
-                "conv.padding": (1, 1),
-            },
-            takes=("hidden_states",),
-        ),
+    Adoption(("diffusers.models.activations", "GEGLU"), GluProjection, prepare=_as_glu),
+    Adoption(
+        ("diffusers.models.resnet", "ResnetBlock2D"),
+        ResnetBlock,
+        {
+            "time_embedding_norm": frozenset({"default", "group"}),  # the latter where no time is embedded
+            "skip_time_act": False,
+            "nonlinearity": nn.SiLU,
+            "output_scale_factor": 1.0,
+            "upsample": None,
+            "downsample": None,
+        },
+        takes=("input_tensor", "temb"),
     ),
-    ("transformers.models.clip.modeling_clip", "CLIPTextModel"): (
-        Adoption(
-            TextEncoder,
-            {"embeddings": nn.Module, "final_layer_norm": nn.LayerNorm},
-            _as_text_encoder,
-            takes=("input_ids",),
-        ),
+    Adoption(
+        ("diffusers.models.upsampling", "Upsample2D"),
+        Upsample,
+        {
+            "use_conv": True,
+            "use_conv_transpose": False,
+            "interpolate": True,
+            "norm": None,
+            "conv.kernel_size": (3, 3),
+            "conv.padding": (1, 1),
+        },
+        takes=("hidden_states",),
     ),
-}
+    Adoption(
+        ("transformers.models.clip.modeling_clip", "CLIPTextModel"),
+        TextEncoder,
+        {"embeddings": nn.Module, "final_layer_norm": nn.LayerNorm},
+        _as_text_encoder,
+        takes=("input_ids",),
+    ),
+)
+_FOREIGN: Final = frozenset(adoption.theirs for adoption in _ADOPTIONS)
 
 
 def adopt(module: nn.Module) -> int:
@@ -247,7 +231,7 @@ def adopt(module: nn.Module) -> int:
     Raises:
         RewriteError: a layer computes what ours do not, or a LoRA has not been fused.
     """
-    found = [(path, layer) for path, layer in module.named_modules() if type_name(layer) in _ADOPTIONS]
+    found = [(path, layer) for path, layer in module.named_modules() if type_name(layer) in _FOREIGN]
     if found:
         _refuse_adapters(module)
     chosen = [_choose(path, layer) for path, layer in found]  # a refusal leaves the whole module as it was
@@ -265,7 +249,7 @@ def _refuse_adapters(module: nn.Module) -> None:
 
 
 def _choose(path: str, layer: nn.Module) -> Adoption:
-    choices = _ADOPTIONS[type_name(layer)]
+    choices = [adoption for adoption in _ADOPTIONS if adoption.theirs == type_name(layer)]
     best = min(choices, key=lambda choice: len(choice.obstacles(layer)))
     if obstacles := best.obstacles(layer):
         library, name = type_name(layer)[0].split(".")[0], type_name(layer)[1]

@@ -127,7 +127,7 @@ def fold_timestep(module: nn.Module, one_step: OneStep) -> int:
         return fired
     if not isinstance(module, DownPath) or isinstance(module, (OneStepUNet, OneStepControlNet)):
         return 0
-    if type(module) not in _OF_ONE_STEP:
+    if hasattr(module, "x0"):
         raise RewriteError("fold_timestep comes before fold_x0: exchange them in the recipe")
     fired = _fold_all(module, module.time_embedding(torch.tensor([float(one_step.timestep)])))
     module.time_embedding = cast(nn.Module, nn.Identity())  # type: ignore[assignment]

@@ -11,14 +11,12 @@ is -14.6 at Stable Diffusion's schedule and multiplies the rounding of a half-pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from torch import Tensor, nn
 
 from md_export.models.unet import MDUNet
 from md_export.rewrites.adopt import UNET, type_name
-from md_export.rewrites.fold_timestep import OneStepUNet
 from md_export.spec.sampler import OneStep
 
 
@@ -38,43 +36,12 @@ class X0Combine(nn.Module):
         return (sample * self.of_sample + out) * self.of_sum
 
 
-class LatentUNet(MDUNet):
-    """The denoiser with the decoder's input as its output."""
-
-    x0: X0Combine
-
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *residuals: Tensor) -> Tensor:
-        """As :meth:`MDUNet.forward`, but returns the decoder's ``latent``."""
-        latent: Tensor = self.x0(sample, super().forward(sample, timestep, encoder_hidden_states, *residuals))
-        return latent
-
-
-class OneStepLatentUNet(OneStepUNet):
-    """:class:`LatentUNet` at one timestep."""
-
-    x0: X0Combine
-
-    def forward(  # type: ignore[override]
-        self, sample: Tensor, encoder_hidden_states: Tensor, *residuals: Tensor
-    ) -> Tensor:
-        """As :meth:`OneStepUNet.forward`, but returns the decoder's ``latent``."""
-        latent: Tensor = self.x0(sample, super().forward(sample, encoder_hidden_states, *residuals))
-        return latent
-
-
-_LATENT: Final[Mapping[type[nn.Module], type[nn.Module]]] = {MDUNet: LatentUNet, OneStepUNet: OneStepLatentUNet}
-
-
 def fold_x0(module: nn.Module, one_step: OneStep) -> int:
     """Change in place; returns 1. Comes after fold_timestep where a recipe has both."""
-    if type_name(module) == UNET and not count_latent(module):
-        module.x0 = X0Combine(one_step)
-        module.register_forward_hook(_latent_of_foreign, with_kwargs=True)
-        return 1
-    if type(module) not in _LATENT:
+    if not (isinstance(module, MDUNet) or type_name(module) == UNET) or count_latent(module):
         return 0
     module.x0 = X0Combine(one_step)
-    module.__class__ = _LATENT[type(module)]
+    module.register_forward_hook(_latent, with_kwargs=True)
     return 1
 
 
@@ -83,6 +50,6 @@ def count_latent(module: nn.Module) -> int:
     return int(isinstance(getattr(module, "x0", None), X0Combine))
 
 
-def _latent_of_foreign(unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor:
+def _latent(unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor:
     latent: Tensor = unet.x0(args[0] if args else kwargs["sample"], out)
     return latent

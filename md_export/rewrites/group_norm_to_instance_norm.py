@@ -36,8 +36,3 @@ def group_norm_to_instance_norm(module: nn.Module, one_step: OneStep) -> int:  #
     for norm in found:
         norm.__class__ = InstanceGroupNorm
     return len(found)
-
-
-def count_instance_norm(module: nn.Module) -> int:
-    """Norms that have the form already."""
-    return sum(isinstance(layer, InstanceGroupNorm) for layer in module.modules())

@@ -67,8 +67,3 @@ def split_attention_heads(module: nn.Module, one_step: OneStep) -> int:  # noqa:
     for attention in whole:
         attention.__class__ = SplitHeadAttention
     return len(whole)
-
-
-def count_split(module: nn.Module) -> int:
-    """Attentions that are split already."""
-    return sum(isinstance(layer, SplitHeadAttention) for layer in module.modules())

@@ -54,8 +54,3 @@ def staged_group_norm(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG
         norm.register_buffer("down", (member / member.sum(1, keepdim=True))[:, :, None, None], persistent=False)
         norm.register_buffer("up", member.t()[:, :, None, None].contiguous(), persistent=False)
     return len(found)
-
-
-def count_staged(module: nn.Module) -> int:
-    """Norms that have the form already."""
-    return sum(isinstance(layer, StagedGroupNorm) for layer in module.modules())

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from md_export.models.unet import Upsample
+from md_export.models.layers import Upsample
 from md_export.spec.sampler import OneStep
 
 
@@ -64,11 +64,6 @@ def upsample_to_four_convs(module: nn.Module, one_step: OneStep) -> int:  # noqa
         upsample.conv.__class__ = FourConv2d
         upsample.conv.register_buffer("phases", phases(upsample.conv.weight), persistent=False)
     return len(found)
-
-
-def count_four_convs(module: nn.Module) -> int:
-    """Upsamplers that have the form already."""
-    return sum(isinstance(layer, FourConvUpsample) for layer in module.modules())
 
 
 def phases(weight: Tensor) -> Tensor:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-
-from pydantic import TypeAdapter
-from pydantic_core import from_json
 
 from md_export.errors import ArtifactError
 from md_export.spec.tensors import TensorSpec
@@ -91,20 +86,6 @@ class ArtifactEntry:
     rewritten_snr_db: float | None = None
     data: str | None = None
     contexts: tuple[NpuContext, ...] = ()
-
-
-_ENTRY = TypeAdapter(ArtifactEntry)
-
-
-def entry_to_dict(entry: ArtifactEntry) -> dict[str, object]:
-    """Return the plain form that JSON has; :func:`entry_from_dict` reads it back."""
-    plain: dict[str, object] = from_json(_ENTRY.dump_json(entry))
-    return plain
-
-
-def entry_from_dict(values: Mapping[str, object]) -> ArtifactEntry:
-    """Read what :func:`entry_to_dict` wrote."""
-    return _ENTRY.validate_json(json.dumps(values), strict=True)
 
 
 def artifact_path(folder: Path, entry: ArtifactEntry) -> Path:

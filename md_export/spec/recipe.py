@@ -14,10 +14,9 @@ from pydantic import ConfigDict, Field
 from md_export.errors import RecipeError
 from md_export.spec.calibration import CalibrationPlan, check_cases
 from md_export.spec.loras import label
-from md_export.spec.names import COMPONENT_NAMES, OPTIONAL_NAMES, ORDER, ComponentName
+from md_export.spec.names import COMPONENT_NAMES, OPTIONAL_NAMES, ORDER, SOCS, ComponentName
 from md_export.spec.sampler import SamplerPlan, sampler_of
 from md_export.spec.scheme import QuantScheme as QuantScheme
-from md_export.spec.snapdragon import SOCS
 from md_export.system.files import is_plain_name
 
 

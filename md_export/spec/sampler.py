@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from pydantic import ConfigDict
 
@@ -110,6 +110,31 @@ def sampler_of(steps: int | None, guidance: float | None, before: SamplerPlan | 
     )
 
 
+class _InManySteps:
+    """What constants of many steps have in common, whatever the method."""
+
+    KIND: ClassVar[Literal["ddim", "euler"]]
+    guidance: float
+    steps: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        # Check the ranges, because the values come from an untrusted file.
+        if not 1 <= len(self.steps) <= _MOST_STEPS:
+            raise ValueError(f"{len(self.steps)} steps, not from 1 to {_MOST_STEPS}")
+
+    @property
+    def recorded(self) -> tuple[int, ...]:
+        """Indices of the steps whose UNet calls a golden case stores: a few, spread evenly, with the first and last."""
+        steps = len(self.steps)
+        count = min(_RECORDED, steps)
+        return tuple(round(place * (steps - 1) / max(count - 1, 1)) for place in range(count))
+
+    def agrees(self, plan: SamplerPlan | None) -> bool:
+        """Whether these constants match the plan of a recipe."""
+        own = (self.KIND, len(self.steps), self.guidance)
+        return plan is not None and (plan.kind, plan.steps, plan.guidance) == own
+
+
 @dataclass(frozen=True)
 class DdimStep:
     """One step: x becomes a·x + b·output, where output is the UNet's at ``timestep``."""
@@ -122,7 +147,7 @@ class DdimStep:
 
 
 @dataclass(frozen=True)
-class Ddim:
+class Ddim(_InManySteps):
     """Constants for an app that runs the artifacts in many DDIM steps, starting from x ~ N(0, I).
 
     The UNet gets x twice, first with the text of the empty prompt and then with that of the prompt. From its outputs
@@ -130,26 +155,12 @@ class Ddim:
     """
 
     __pydantic_config__ = _FORBID
+    KIND = "ddim"
 
     guidance: float
     steps: tuple[DdimStep, ...]
     scaling_factor: float
     prediction_type: str
-
-    def __post_init__(self) -> None:
-        # Check the ranges, because the values come from an untrusted file.
-        if not 1 <= len(self.steps) <= _MOST_STEPS:
-            raise ValueError(f"{len(self.steps)} steps, not from 1 to {_MOST_STEPS}")
-
-    @property
-    def recorded(self) -> tuple[int, ...]:
-        """Indices of the steps whose UNet calls a golden case stores, spread evenly over all steps."""
-        return _spread(len(self.steps))
-
-    def agrees(self, plan: SamplerPlan | None) -> bool:
-        """Whether these constants match the plan of a recipe."""
-        own = ("ddim", len(self.steps), self.guidance)
-        return plan is not None and (plan.kind, plan.steps, plan.guidance) == own
 
 
 @dataclass(frozen=True)
@@ -165,13 +176,14 @@ class EulerStep:
 
 
 @dataclass(frozen=True)
-class Euler:
+class Euler(_InManySteps):
     """Constants for an app that runs the artifacts in many steps of Euler's method, from ``start``·x with x ~ N(0, I).
 
     Guidance and the decoder's input are as in :class:`Ddim`.
     """
 
     __pydantic_config__ = _FORBID
+    KIND = "euler"
 
     guidance: float
     start: float
@@ -179,29 +191,8 @@ class Euler:
     scaling_factor: float
     prediction_type: str
 
-    def __post_init__(self) -> None:
-        # Check the ranges, because the values come from an untrusted file.
-        if not 1 <= len(self.steps) <= _MOST_STEPS:
-            raise ValueError(f"{len(self.steps)} steps, not from 1 to {_MOST_STEPS}")
-
-    @property
-    def recorded(self) -> tuple[int, ...]:
-        """Indices of the steps whose UNet calls a golden case stores, as in :class:`Ddim`."""
-        return _spread(len(self.steps))
-
-    def agrees(self, plan: SamplerPlan | None) -> bool:
-        """Whether these constants match the plan of a recipe."""
-        own = ("euler", len(self.steps), self.guidance)
-        return plan is not None and (plan.kind, plan.steps, plan.guidance) == own
-
 
 ManySteps = Ddim | Euler
-
-
-def _spread(steps: int) -> tuple[int, ...]:
-    """Return the indices of a few evenly spread steps, including the first and the last."""
-    count = min(_RECORDED, steps)
-    return tuple(round(place * (steps - 1) / max(count - 1, 1)) for place in range(count))
 
 
 def steps_in_words(steps: ManySteps | None) -> str:

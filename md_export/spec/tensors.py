@@ -1,4 +1,4 @@
-"""Named tensors: their specs, and the files that hold them."""
+"""Named tensors: their specs, the files that hold them, and protocols of what computes them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from md_export.errors import OutputError, UsageError
+from md_export.errors import OutputError, RuntimeFault, UsageError
 from md_export.system.files import write_whole
 from md_export.system.wire import BesideTheJson
 
@@ -110,3 +110,45 @@ def write_npz(path: Path, arrays: Arrays) -> None:
     content = io.BytesIO()
     np.savez(content, **dict(arrays))  # type: ignore[arg-type]  # stubs take allow_pickle for one of the names
     write_whole(path, content.getvalue())
+
+
+class Runner(Protocol):
+    """A component that can be executed, such as an artifact loaded in its runtime."""
+
+    def run(self, inputs: Arrays) -> dict[str, Array]:
+        """Execute once and return the outputs; names, shapes and dtypes are those of the manifest.
+
+        Raises:
+            RuntimeFault: the runtime refused the artifact or the inputs.
+        """
+        ...
+
+
+@runtime_checkable
+class WatchedRunner(Runner, Protocol):
+    """A runner that also checks values inside the artifact."""
+
+    def hazards(self) -> tuple[str, ...]:
+        """Return one line for each problem in the runs so far, even if the outputs look right."""
+        ...
+
+
+def check_arrays(name: str, specs: Sequence[TensorSpec], arrays: Arrays, what: str = "input") -> None:
+    """Refuse missing, extra, wrongly shaped or wrongly typed arrays.
+
+    Args:
+        name: of the artifact, for the message.
+        specs: what is wanted.
+        arrays: what was given.
+        what: ``input`` or ``output``, for the message.
+
+    Raises:
+        RuntimeFault: the first difference.
+    """
+    wanted = {spec.name: spec for spec in specs}
+    if set(arrays) != set(wanted):
+        raise RuntimeFault(f"{name} has the {what}s {', '.join(wanted)}; it was given {', '.join(arrays) or 'none'}")
+    for key, spec in wanted.items():
+        shape, dtype = tuple(arrays[key].shape), str(arrays[key].dtype)
+        if (shape, dtype) != (spec.shape, spec.dtype):
+            raise RuntimeFault(f"{name}: {what} {key} must be {spec.dtype}{list(spec.shape)}, not {dtype}{list(shape)}")

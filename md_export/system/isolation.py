@@ -55,6 +55,11 @@ class Ended(Generic[Result]):
     peak_bytes: int = 0
     over_memory: bool = False
 
+    @property
+    def failure(self) -> str | None:
+        """Why there is no result: the error's text, or how the process died; None where the function returned."""
+        return str(self.error) if self.error else self.death or None
+
 
 def isolated(
     function: Callable[[Request], Result], failure: type[MdExportError], what: str, preload: Sequence[str] = ()

@@ -1,4 +1,7 @@
-"""Text that somebody else wrote, before it reaches a terminal: nothing in it may move the cursor or hide a word."""
+"""Text for a terminal: durations in words, and text that somebody else wrote.
+
+Nothing in the latter may move the cursor or hide a word.
+"""
 
 from __future__ import annotations
 
@@ -26,3 +29,11 @@ def first_control(document: Any) -> str | None:
         elif isinstance(item, str) and _CONTROL.search(item):
             return f"{item!r:.80}"
     return None
+
+
+def spelled_time(seconds: float) -> str:
+    """Format a duration with the precision of an estimate: ``40 s``, ``12 min``, ``3 h 20 min``."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

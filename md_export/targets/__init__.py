@@ -1,13 +1,17 @@
-"""The TARGETS table. A new target is a folder, one line here and one extra in pyproject.toml."""
+"""The TARGETS table, and the versions of the packages behind it.
+
+A new target is a folder, one line here and one extra in pyproject.toml.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
 from md_export.errors import ArtifactError
-from md_export.targets.contract import HasForms, Target
+from md_export.targets.contract import Target
 from md_export.targets.coreai.target import CoreaiTarget
 from md_export.targets.coreml.target import CoremlTarget
 from md_export.targets.onnx.target import OnnxTarget
@@ -19,11 +23,14 @@ TARGETS: Final[Mapping[str, Target]] = {
     "onnx": OnnxTarget(),
     "coreai": CoreaiTarget(),
 }
+# What computes golden cases and everything up to lowering.
+TORCH: Final = ("torch", "transformers", "numpy")
+DIFFUSERS: Final = "diffusers"
 
 
 def suffix_of(target: Target, form: str | None) -> str:
     """Ending of an artifact in that form; None for the usual one."""
-    return target.forms[form] if form is not None and isinstance(target, HasForms) else target.suffix
+    return target.forms.get(form or "", target.suffix)
 
 
 def target_named(name: str) -> Target:
@@ -46,8 +53,22 @@ def target_of(artifact: Path) -> Target:
     if not artifact.exists():
         raise ArtifactError(f"{artifact} does not exist; name an artifact that md-export wrote")
     for target in TARGETS.values():
-        forms = target.forms.values() if isinstance(target, HasForms) else ()
-        if artifact.suffix in (target.suffix, *forms):
+        if artifact.suffix in (target.suffix, *target.forms.values()):
             return target
     suffixes = ", ".join(target.suffix for target in TARGETS.values())
     raise ArtifactError(f"{artifact.name} is no artifact of a known target; known endings: {suffixes}")
+
+
+def tools_of(target: str | None = None, also: tuple[str, ...] = ()) -> dict[str, str]:
+    """The packages that compute, ``also`` those of a checkpoint, and those that convert for a target, with their
+    installed versions."""
+    names = (*TORCH, *also, *(TARGETS[target].distributions if target else ()))
+    return {name: version(name) for name in names}
+
+
+def optional() -> dict[str, str]:
+    """Return the versions of packages that some checkpoints need, where they are installed."""
+    try:
+        return {DIFFUSERS: version(DIFFUSERS)}
+    except PackageNotFoundError:
+        return {}

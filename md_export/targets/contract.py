@@ -13,11 +13,10 @@ from md_export.errors import MissingExtraError
 from md_export.spec.artifact import ArtifactEntry
 from md_export.spec.calibration import RangeRule
 from md_export.spec.recipe import QuantScheme
-from md_export.spec.runner import Runner
-from md_export.spec.tensors import Array, Arrays, TensorSpec
-from md_export.spec.weight_storage import WeightStorage
-from md_export.targets.costs import OpCost
+from md_export.spec.scheme import WeightStorage
+from md_export.spec.tensors import Array, Arrays, Runner, TensorSpec
 from md_export.targets.lint.report import LintReport
+from md_export.targets.operations import OpCost
 from md_export.targets.stored import Constant, StoredWeight
 
 if TYPE_CHECKING:
@@ -115,6 +114,31 @@ class Lowered(Protocol):
         ...
 
 
+class Saved(Protocol):
+    """A target's module of what can be done with a saved artifact; :class:`Target` describes each function."""
+
+    def describe(self, path: Path) -> Description:
+        """See :meth:`Target.describe`."""
+
+    def load(self, path: Path, runtime: str | None = None) -> Runner:
+        """See :meth:`Target.load`."""
+
+    def edit(self, path: Path) -> AbstractContextManager[list[Constant]]:
+        """See :meth:`Target.edit`."""
+
+    def store_as_float(self, path: Path) -> bool:
+        """See :meth:`Target.store_as_float`."""
+
+    def steps(self, path: Path) -> tuple[Step, ...]:
+        """See :meth:`Target.steps`."""
+
+    def values(self, path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Array]:
+        """See :meth:`Target.values`."""
+
+    def stored_weights(self, path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:
+        """See :meth:`Target.stored_weights`."""
+
+
 class Target(Protocol):
     """One artifact format. Each method imports its module, and the vendor's libraries with it, when it is called.
 
@@ -126,6 +150,9 @@ class Target(Protocol):
         distributions: packages whose versions the manifest records.
         title: format and runtime in words.
         system: machine that the vendor's libraries need; empty where they run on any.
+        as_written: name of a second runtime, for :meth:`load`, that executes a graph as it is written, where the usual
+            one optimizes it first; None where the usual one executes it so.
+        forms: endings of artifacts of another form than the usual one, by the name that recipes give to the form.
     """
 
     name: ClassVar[str]
@@ -135,6 +162,8 @@ class Target(Protocol):
     distributions: ClassVar[tuple[str, ...]]
     title: ClassVar[str]
     system: ClassVar[str] = ""
+    as_written: ClassVar[str | None] = None
+    forms: ClassVar[Mapping[str, str]] = {}
 
     def require(self) -> None:
         """Raise :class:`MissingExtraError` where a library of the vendor is not installed. Imports nothing."""
@@ -146,11 +175,6 @@ class Target(Protocol):
                     f"pip install 'md-export[{self.name}]'{system}"
                 )
 
-    def modules(self, *names: str) -> tuple[str, ...]:
-        """Modules of the target's package by their full names, for a worker to have imported."""
-        package = type(self).__module__.rpartition(".")[0]
-        return tuple(f"{package}.{name}" for name in names)
-
     def open(self) -> Self:
         """This target, its vendor's libraries being installed.
 
@@ -159,6 +183,10 @@ class Target(Protocol):
         """
         self.require()
         return self
+
+    def saved(self) -> Saved:
+        """The target's functions of saved artifacts, imported with the vendor's runtime and without its converter."""
+        ...
 
     def lower(self, job: LoweringJob) -> Lowered:
         """Torch module → the vendor's float model. ConversionError where the converter fails."""
@@ -170,40 +198,50 @@ class Target(Protocol):
 
     def describe(self, path: Path) -> Description:
         """Read ops and stored types from a saved artifact."""
-        ...
+        return self.saved().describe(path)
 
     def load(self, path: Path, runtime: str | None = None) -> Runner:
         """Open a saved artifact, ``runtime`` naming another than the target's own.
 
         RuntimeFault where the file is no such artifact.
         """
-        ...
+        return self.saved().load(path, runtime)
 
     def edit(self, path: Path) -> AbstractContextManager[list[Constant]]:
         """Open the constants of a saved artifact for change, in order of use; saved at the end. For the self-test."""
-        ...
+        return self.saved().edit(path)
 
     def store_as_float(self, path: Path) -> bool:
         """Rewrite compressed weights of a saved artifact as float ones; False where none is. For the self-test."""
-        ...
+        return self.saved().store_as_float(path)
 
     def steps(self, path: Path) -> tuple[Step, ...]:
         """The operations of a saved artifact, in order of execution. RuntimeFault where it cannot be read."""
-        ...
+        return self.saved().steps(path)
 
     def values(self, path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Array]:
         """Execute a saved artifact once and keep the named values, in float32 and in the artifact's own layout.
 
         RuntimeFault where the runtime refuses the artifact or its inputs.
         """
-        ...
+        return self.saved().values(path, inputs, names)
 
     def stored_weights(self, path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:
         """Every constant of a saved artifact, decoded, one at a time; ``scheme`` says which were promised to be small.
 
         RuntimeFault or ArtifactError where it cannot be read.
         """
-        ...
+        return self.saved().stored_weights(path, scheme)
+
+    def compile_contexts(
+        self, names: Sequence[str], folder: Path, entries: tuple[ArtifactEntry, ...], progress: Callable[[str], None]
+    ) -> tuple[ArtifactEntry, ...]:
+        """Compile each artifact of an export in ``folder`` for each chip, by its name; the contexts lie beside them.
+
+        ConversionError where a chip's compiler refuses an operation; MissingExtraError where no compiler is installed.
+        """
+        del names, folder, progress  # no NPU's compiler takes the artifacts of most targets
+        return entries
 
 
 @runtime_checkable
@@ -228,46 +266,6 @@ class CountsCosts(Protocol):
         RuntimeFault or ArtifactError where it cannot be read.
         """
         ...
-
-
-@runtime_checkable
-class RunsAsWritten(Protocol):
-    """A target whose usual runtime optimizes a graph first, with a second one that executes it as it is written.
-
-    Attributes:
-        as_written: name of that runtime, for :meth:`Target.load`.
-    """
-
-    as_written: ClassVar[str]
-
-
-@runtime_checkable
-class CompilesForNpu(Protocol):
-    """A target whose artifacts a compiler turns into programs for phones' NPUs."""
-
-    def compile_contexts(
-        self,
-        names: Sequence[str],
-        folder: Path,
-        entries: Sequence[ArtifactEntry],
-        progress: Callable[[str], None],
-    ) -> tuple[ArtifactEntry, ...]:
-        """Compile each artifact of an export in ``folder`` for each chip, by its name; the contexts lie beside them.
-
-        ConversionError where a chip's compiler refuses an operation; MissingExtraError where no compiler is installed.
-        """
-        ...
-
-
-@runtime_checkable
-class HasForms(Protocol):
-    """A target whose artifacts can have another form than the usual one.
-
-    Attributes:
-        forms: endings of such artifacts, by the name that recipes give to the form.
-    """
-
-    forms: ClassVar[Mapping[str, str]]
 
 
 def labelled(notes: Mapping[str, str]) -> dict[str, str]:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from md_export.errors import MdExportError, RuntimeFault, UsageError
 from md_export.models.families import WIRING
-from md_export.models.given import LAST
 from md_export.models.sampling.sampler import sampler_for
+from md_export.models.values import LAST
 from md_export.models.walk import Steps, Tensors
 from md_export.spec.artifact import artifact_path
 from md_export.spec.manifest import Manifest
-from md_export.spec.runner import Runner, WatchedRunner
 from md_export.spec.sampler import ManySteps, OneStep
-from md_export.spec.tensors import Array, Arrays, TensorSpec, select
+from md_export.spec.scheme import QuantScheme
+from md_export.spec.tensors import Array, Arrays, Runner, TensorSpec, WatchedRunner, select
 from md_export.system.isolation import isolated
 from md_export.targets import TARGETS
-from md_export.targets.contract import CountsCosts, Description
-from md_export.targets.costs import OpCost
+from md_export.targets.contract import CountsCosts, Description, LoweringJob, Target
+from md_export.targets.operations import OpCost
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,11 @@ class Execution:
 
 @dataclass(frozen=True)
 class Job:
-    """An artifact, the inputs of each execution, and the runtime if it is not the target's default."""
+    """An artifact, the inputs of each execution if there is any, and the runtime if it is not the target's default."""
 
     target: str
     path: Path
-    batches: Sequence[Arrays]
+    batches: Sequence[Arrays] = ()
     runtime: str | None = None
 
 
@@ -48,8 +51,13 @@ def execute(target: str, path: Path, batches: Sequence[Arrays], runtime: str | N
         RuntimeFault: the runtime refused the artifact or its inputs, or crashed.
         MissingExtraError: the target's runtime is not installed.
     """
-    what, modules = f"{path.name} in the {target} runtime", TARGETS[target].modules("run", "describe")
-    return isolated(run_batches, RuntimeFault, what, modules)(Job(target, path, batches, runtime))
+    what = f"{path.name} in the {target} runtime"
+    return isolated(run_batches, RuntimeFault, what, _preload(target))(Job(target, path, batches, runtime))
+
+
+def _preload(target: str) -> tuple[str, ...]:
+    """Modules for a worker to have imported."""
+    return (f"md_export.targets.{target}.saved",)
 
 
 def run_batches(job: Job) -> Execution:
@@ -112,9 +120,9 @@ def take_steps(target: str, parts: Sequence[Part], steps: Steps, pictures: Seque
     constants = steps.sampler.constants
     assert not isinstance(constants, OneStep)  # noqa: S101 (a single step needs no process that stays)
     names = " and ".join(part.path.name for part in parts)
-    what, modules = f"{names} in the {target} runtime, {len(constants.steps)} steps", TARGETS[target].modules("run")
+    what = f"{names} in the {target} runtime, {len(constants.steps)} steps"
     job = StepsJob(target, tuple(parts), constants, tuple(pictures))
-    taken = isolated(take_all, RuntimeFault, what, modules)(job)
+    taken = isolated(take_all, RuntimeFault, what, _preload(target))(job)
     for values, latent in zip(pictures, taken.latents, strict=False):
         values[LAST.key] = latent
     return taken.hazards
@@ -149,26 +157,44 @@ def run_steps(
     steps.take(run_named, pictures)
 
 
-@dataclass(frozen=True)
-class CostJob:
-    """An artifact whose operations are counted."""
-
-    target: str
-    path: Path
-
-
 def costs(target: str, path: Path, failure: type[MdExportError]) -> tuple[OpCost, ...]:
     """Return arithmetic and memory traffic of each operation, read in a separate process without running the artifact.
 
     Raises:
         MdExportError: the artifact cannot be read; ``failure`` if the process died.
     """
-    return isolated(count_costs, failure, path.name)(CostJob(target, path))
+    return isolated(count_costs, failure, path.name)(Job(target, path))
 
 
-def count_costs(job: CostJob) -> tuple[OpCost, ...]:
+def count_costs(job: Job) -> tuple[OpCost, ...]:
     """Return arithmetic and memory traffic of each operation of an artifact, read in this process."""
     target = TARGETS[job.target].open()
     if not isinstance(target, CountsCosts):
         raise UsageError(f"an estimate reads no {target.suffix} file")
     return target.costs(job.path)
+
+
+def answer_of(
+    target: Target, suffix: str, module: nn.Module, given: Arrays, output: TensorSpec, scheme: QuantScheme
+) -> Array:
+    """Lower, quantize, save, load, run: what the target's runtime makes of ``given``.
+
+    ``given`` is float32, in the order of the module's inputs.
+
+    Raises:
+        MdExportError: the module cannot be converted, or does not run.
+    """
+    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
+        job = LoweringJob(
+            component="unet",
+            module=module,
+            inputs=tuple(TensorSpec(name, value.shape, "float32") for name, value in given.items()),
+            outputs=(output,),
+            example=given,
+            scheme=scheme,
+            calibration=(given,),
+            workdir=Path(scratch),
+        )
+        path = Path(scratch) / f"trial{suffix}"
+        target.lower(job).quantize(job).save(path)
+        return target.load(path).run(given)[output.name]

@@ -5,17 +5,19 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from md_export.errors import ConversionError, RuntimeFault
+from md_export.errors import ConversionError
 from md_export.spec.scheme import QuantScheme
-from md_export.spec.tensors import Arrays, TensorSpec
+from md_export.spec.tensors import TensorSpec
 from md_export.system.memory import release_tensors
 from md_export.targets.contract import LoweringJob
 
@@ -68,6 +70,21 @@ def _to_float(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor | 
     return tuple(value.float() for value in output) if isinstance(output, tuple) else output.float()
 
 
+def example_of(job: LoweringJob) -> dict[str, Tensor]:
+    """One golden input per name, in the order of the module's inputs, for tracing."""
+    return {spec.name: torch.from_numpy(np.array(job.example[spec.name])) for spec in job.inputs}
+
+
+def check_surface(job: LoweringJob, inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]) -> None:
+    """Raise :class:`ConversionError` unless a converted model has the job's inputs and outputs, in any order."""
+    found, wanted = ((*inputs, *outputs), (*job.inputs, *job.outputs))
+    if Counter(found) != Counter(wanted):
+        raise ConversionError(
+            f"{job.component}: the converted model has the inputs and outputs {found}, not {wanted}; "
+            "a rewrite changed the module's inputs or outputs"
+        )
+
+
 def check_module_globs(job: LoweringJob) -> None:
     """Raise :class:`ConversionError` for a glob that matches no module of the component."""
     for field, glob in _strays(job.scheme, [path for path, _ in job.module.named_modules()]):
@@ -105,16 +122,3 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-def check_inputs(name: str, specs: tuple[TensorSpec, ...], inputs: Arrays) -> None:
-    """Raise :class:`RuntimeFault`, naming the artifact, if names, shapes or dtypes are not those of ``specs``."""
-    wanted = {spec.name for spec in specs}
-    if set(inputs) != wanted:
-        raise RuntimeFault(f"{name} takes {', '.join(sorted(wanted))}; it was given {', '.join(sorted(inputs))}")
-    for spec in specs:
-        value = inputs[spec.name]
-        if value.shape != spec.shape or value.dtype.name != spec.dtype:
-            raise RuntimeFault(
-                f"{name}: {spec.name} must be {spec.dtype}{list(spec.shape)}, not {value.dtype.name}{list(value.shape)}"
-            )

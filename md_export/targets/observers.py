@@ -6,9 +6,9 @@ give the same range, to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from math import frexp
-from typing import Final, Protocol
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from md_export.spec.calibration import RangeRule
 from md_export.spec.tensors import Array
 
 _Floats = NDArray[np.float64]
+_Item = TypeVar("_Item")
 
 # Bins on each side of zero. Half of them at least are in use, so that a bin is no wider than a step of int8 even where
 # the range is 32 times smaller than the largest value. 128 KiB for each value of a graph.
@@ -29,17 +30,7 @@ _SHARES: Final[_Floats] = 2.0 ** (-np.arange(5 * 16 + 1) / 16)
 _ROUNDS: Final = 3
 
 
-class Observer(Protocol):
-    """Observer of one value of a graph."""
-
-    def add(self, values: Array) -> None:
-        """Take note of one tensor of floats. ValueError where it holds NaN or Inf."""
-
-    def bounds(self) -> tuple[float, float]:
-        """Least and greatest value that int8 should represent; ValueError where nothing was seen."""
-
-
-def observer(rule: RangeRule, symmetric: bool) -> Observer:
+def observer(rule: RangeRule, symmetric: bool) -> Extremes:
     """An observer by the rule; ``symmetric``: the target's int8 reaches as far below zero as above."""
     if rule.observer == "percentile":
         return Percentile((rule.percentile or 100) / 100, symmetric)
@@ -51,7 +42,7 @@ class ObserverTable:
 
     def __init__(self, rule: RangeRule, symmetric: bool) -> None:
         self._rule, self._symmetric = rule, symmetric
-        self._observers: dict[str, Observer] = {}
+        self._observers: dict[str, Extremes] = {}
 
     def add(self, name: str, values: Array) -> None:
         """Take note of one tensor of floats. ValueError, with the name, where it holds NaN or Inf."""
@@ -67,35 +58,37 @@ class ObserverTable:
         return {name: seen.bounds() for name, seen in self._observers.items()}
 
 
-def portions(sizes: Mapping[str, int], most: int) -> Iterator[list[str]]:
-    """Names whose values together take no more than so many bytes, or a single one that takes more."""
-    portion: list[str] = []
-    left = most
-    for name, size in sizes.items():
-        if portion and size > left:
+def portions(
+    sizes: Iterable[tuple[_Item, int]], most_bytes: int, most_items: int | None = None
+) -> Iterator[list[_Item]]:
+    """Items, each given with its bytes, whose bytes together are no more than so many, or a single one with more."""
+    portion: list[_Item] = []
+    left = most_bytes
+    for item, size in sizes:
+        if portion and (size > left or len(portion) == most_items):
             yield portion
-            portion, left = [], most
-        portion.append(name)
+            portion, left = [], most_bytes
+        portion.append(item)
         left -= size
     if portion:
         yield portion
 
 
 class Extremes:
-    """The least and the greatest value."""
+    """Observer of one value of a graph: the least and the greatest."""
 
     def __init__(self) -> None:
         self.low, self.high = np.inf, -np.inf
 
     def add(self, values: Array) -> None:
-        """Take note of one tensor."""
+        """Take note of one tensor of floats. ValueError where it holds NaN or Inf."""
         low, high = float(np.min(values)), float(np.max(values))
         if not np.isfinite([low, high]).all():
             raise ValueError(f"reaches {low:g} to {high:g}, which has no int8 scale")
         self.low, self.high = min(self.low, low), max(self.high, high)
 
     def bounds(self) -> tuple[float, float]:
-        """Both."""
+        """Least and greatest value that int8 should represent; ValueError where nothing was seen."""
         if self.low > self.high:
             raise ValueError("was never computed")
         return self.low, self.high

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
 Role = Literal["weight", "bias", ""]
+# Largest magnitude of an integer on a symmetric grid, or largest integer of an unsigned one.
+LEVELS: Final[Mapping[str, int]] = {
+    **{f"int{bits}": 2 ** (bits - 1) - 1 for bits in (4, 8, 16, 32)},
+    **{f"uint{bits}": 2**bits - 1 for bits in (4, 8)},
+}
 
 
 @dataclass(frozen=True)

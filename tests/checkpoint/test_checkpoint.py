@@ -20,12 +20,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from md_export.checkpoint import Checkpoint, build_on_meta, open_checkpoint, read_config
-from md_export.checkpoint.random_init import write_checkpoint
+from md_export.checkpoint.architectures import write_checkpoint
 from md_export.checkpoint.weights import WeightSet
 from md_export.errors import CheckpointError, ConfigError, MdExportError, UsageError
 from md_export.models.config import ModelConfig
 from md_export.models.families import COMPONENTS, WIRING
-from md_export.models.unet_config import MDUNetConfig
+from md_export.models.unet import MDUNetConfig
 from md_export.models.vae import VAEConfig
 
 CONFIG = ModelConfig(

@@ -14,10 +14,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from md_export.checkpoint import architectures as init
 from md_export.checkpoint import open_checkpoint, read_config
-from md_export.checkpoint import random_init as init
-from md_export.checkpoint.architectures import ARCHS, arch_config
-from md_export.checkpoint.random_init import init_checkpoint, write_checkpoint
+from md_export.checkpoint.architectures import ARCHS, arch_config, init_checkpoint, write_checkpoint
 from md_export.errors import CheckpointError, ConfigError, OutputError, UsageError
 from md_export.models.config import ModelConfig
 from md_export.models.families import COMPONENTS, WIRING

@@ -15,15 +15,27 @@ from click.testing import CliRunner
 from packaging.requirements import Requirement
 
 from md_export.cli import cli
-from md_export.diagnose.doctor import examine, machine
-from md_export.diagnose.doctor.canary import LEAST_SNR_DB, Flight, fly
-from md_export.diagnose.doctor.examine import canary_finding, canary_judged, gpu_finding
-from md_export.diagnose.doctor.finding import Diagnosis, Finding
-from md_export.diagnose.doctor.machine import Memory, Need, Place, disk_findings, group_room, memory_finding, need_of
-from md_export.diagnose.doctor.versions import Supported, _tested, supported, version_findings
+from md_export.diagnose.doctor import examine
+from md_export.diagnose.doctor import findings as machine
+from md_export.diagnose.doctor.examine import LEAST_SNR_DB, Flight, canary_finding, canary_judged, fly, gpu_finding
+from md_export.diagnose.doctor.findings import (
+    Diagnosis,
+    Finding,
+    Memory,
+    Need,
+    Place,
+    Supported,
+    _tested,
+    disk_findings,
+    group_room,
+    memory_finding,
+    need_of,
+    supported,
+    version_findings,
+)
 from md_export.engine.costs import artifact_cost
 from md_export.errors import ConversionError, MdExportError, RuntimeFault
-from md_export.report.doctor import doctor_text, without_names
+from md_export.report.tables import doctor_text, without_names
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
 from md_export.spec.tensors import Array, Arrays
@@ -271,8 +283,8 @@ def test_a_runtime_with_wrong_numbers_is_broken(change: Callable[[Array], Array]
         (Ended(None, None, "the process crashed (SIGSEGV)", False, "first\nlast words\n"), "(SIGSEGV): last words"),
         (Ended(None, None, "the process was stopped at the time limit of 120 s", True, ""), "time limit"),
         (Ended(None, ConversionError("no such op"), "", False, ""), "no such op"),
-        (Ended(Flight(LEAST_SNR_DB - 1, "", 1), None, "", False, ""), "89 dB"),
-        (Ended(Flight(float("nan"), "", 1), None, "", False, ""), "otherwise"),
+        (Ended(Flight(LEAST_SNR_DB - 1), None, "", False, ""), "89 dB"),
+        (Ended(Flight(float("nan")), None, "", False, ""), "otherwise"),
     ],
 )
 def test_a_canary_that_dies_is_broken(ended: Ended[Flight], said: str) -> None:

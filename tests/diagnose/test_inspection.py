@@ -12,7 +12,7 @@ from torch import nn
 from md_export.checkpoint.architectures import arch_config
 from md_export.diagnose.inspect import CONVENTION, ComponentFigures, Inspection, count_macs, inspect_config
 from md_export.models.config import ModelConfig
-from md_export.models.unet_config import MDUNetConfig
+from md_export.models.unet import MDUNetConfig
 from md_export.models.vae import VAEConfig
 
 

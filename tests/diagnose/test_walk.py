@@ -8,9 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from md_export.diagnose.attribution.locate import Located, Search
-from md_export.diagnose.attribution.module_values import arrangements, outputs_by_module
-from md_export.diagnose.attribution.walk import Walker
+from md_export.diagnose.attribution.blame import Located, Search
+from md_export.diagnose.attribution.walk import Walker, arrangements, outputs_by_module
 from md_export.parity.metrics import EXACT_DB
 from md_export.targets.contract import Step
 

@@ -21,8 +21,7 @@ from md_export.engine.export import build
 from md_export.engine.request import BuildRequest, load_recipes
 from md_export.errors import ConversionError, MdExportError
 from md_export.parity.judge import verify
-from md_export.parity.manifest_check import check_exports
-from md_export.spec.manifest import read_manifest
+from md_export.spec.manifest import check_exports, read_manifest
 from md_export.spec.shipped_files import builtin_recipe
 from md_export.system.files import sha256_of
 from md_export.system.isolation import Limits, attempt, result_of

@@ -9,8 +9,7 @@ import pytest
 
 from md_export.parity.judge import verify
 from md_export.parity.metrics import Check
-from md_export.parity.selftest.command import auditor
-from md_export.parity.selftest.run import try_all
+from md_export.parity.selftest.run import auditor, try_all
 from md_export.parity.selftest.table import MUTATIONS
 from md_export.spec.manifest import read_manifest
 from mutations import flip_block, rehash, weight_file

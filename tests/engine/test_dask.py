@@ -17,14 +17,14 @@ from click.testing import CliRunner, Result
 
 from engine.toy import Quiet, toy_build, toy_plan
 from md_export.cli import cli
-from md_export.engine import executors
+from md_export.engine import dask, executors
 from md_export.engine.cache import Cache
 from md_export.engine.dask import versions
 from md_export.engine.export import build
 from md_export.engine.request import BuildRequest, load_recipes
 from md_export.engine.shared_store import Store
 from md_export.errors import MdExportError, RuntimeFault, UsageError
-from md_export.parity.manifest_check import check_export
+from md_export.spec.manifest import check_export
 from md_export.system.files import sha256_of
 from support import Exported
 
@@ -170,7 +170,7 @@ def test_a_store_that_workers_do_not_see_is_named(cluster: str, folder: Path) ->
 def test_a_worker_of_another_version_is_named(cluster: str, folder: Path) -> None:
     other = versions(("onnx",)) | {"onnxruntime": "99.0"}
     with (
-        patch.dict(vars(executors), {"versions": lambda _: other}),
+        patch.dict(vars(dask), {"versions": lambda _: other}),
         pytest.raises(
             RuntimeFault, match=r"the Dask worker tcp://.* has onnxruntime .*, this is 99\.0; install the same"
         ),
@@ -181,7 +181,7 @@ def test_a_worker_of_another_version_is_named(cluster: str, folder: Path) -> Non
 def test_a_worker_that_comes_later_is_asked_too(cluster: str, folder: Path) -> None:
     """As the one above, but the question before the first step finds nothing."""
     other = versions(("onnx",)) | {"onnxruntime": "99.0"}
-    with patch.dict(vars(executors), {"versions": lambda _: other, "check_same": lambda *_: None}):
+    with patch.dict(vars(dask), {"versions": lambda _: other, "check_same": lambda *_: None}):
         outcome = toy_build(folder, Quiet(), **on(cluster, folder))
     assert "has onnxruntime" in outcome.failures[0].reason
     assert [one.follows for one in outcome.failures] == [False] + [True] * 7

@@ -22,10 +22,9 @@ from md_export.rewrites import REWRITES, Rewrite
 from md_export.spec.manifest import read_manifest
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import load_recipe
-from md_export.spec.runner import Runner
 from md_export.spec.sampler import OneStep
 from md_export.spec.shipped_files import builtin_recipe
-from md_export.spec.tensors import Array, Arrays
+from md_export.spec.tensors import Array, Arrays, Runner
 from md_export.targets.contract import LoweringJob
 from md_export.targets.onnx import lower, quantize, run
 from md_export.targets.onnx.target import OnnxModel

@@ -16,9 +16,8 @@ from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.engine.planning import plan
 from md_export.errors import ArtifactError, GoldenError
-from md_export.parity.golden.folder import read_golden, write_index
+from md_export.parity.golden.folder import read_golden, write_golden, write_index
 from md_export.parity.golden.prepare import golden_source
-from md_export.parity.golden.record import write_golden
 from md_export.parity.judge import Execute, judge, taking, verify
 from md_export.parity.metrics import Check, compare
 from md_export.parity.selftest.answers import Bench

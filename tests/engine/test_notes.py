@@ -12,13 +12,13 @@ import pytest
 from click.testing import CliRunner
 
 from md_export.checkpoint import open_checkpoint
-from md_export.checkpoint.hashes import hash_of_files
+from md_export.checkpoint.files import hash_of_files
 from md_export.cli import cli
-from md_export.engine.metadata import notes_of
-from md_export.models.sampling.prompts import tokenize
+from md_export.engine.dependencies import notes_of
+from md_export.models.sampling.generate import tokenize
 from md_export.models.walk import picture_from
-from md_export.parity.contents import note_faults
 from md_export.parity.judge import verify
+from md_export.parity.opened_export import note_faults
 from md_export.spec.artifact import ArtifactEntry
 from md_export.spec.manifest import Manifest, read_manifest
 from md_export.targets import TARGETS

@@ -10,8 +10,7 @@ from md_export.checkpoint import open_checkpoint
 from md_export.diagnose.attribution.attribute import blame
 from md_export.engine.hops import Part, opened
 from md_export.parity.metrics import Check
-from md_export.parity.selftest.command import auditor
-from md_export.parity.selftest.run import try_all
+from md_export.parity.selftest.run import auditor, try_all
 from md_export.parity.selftest.table import MUTATIONS, Hashes
 from md_export.parity.weights.audit import ComponentAudit, audit_component
 from md_export.parity.weights.reference import prepare_reference

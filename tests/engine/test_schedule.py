@@ -11,7 +11,7 @@ import pytest
 
 from engine.toy import Quiet, step_of
 from md_export.engine.plan import Cost, Step
-from md_export.engine.scheduler import Failure, Limits, run_steps, submitter
+from md_export.engine.running import Failure, Limits, run_steps
 from md_export.errors import ConversionError
 
 GB = 1_000_000_000
@@ -47,7 +47,9 @@ def chain(*sizes: float) -> list[Step]:
 
 def run(steps: list[Step], recorder: Recorder, jobs: int = 2, gigabytes: float = 8) -> tuple[Failure, ...]:
     with ThreadPoolExecutor(jobs) as executor:
-        return run_steps(steps, submitter(executor, recorder), Limits(jobs, int(gigabytes * GB)), Quiet())
+        return run_steps(
+            steps, lambda *given: executor.submit(recorder, *given), Limits(jobs, int(gigabytes * GB)), Quiet()
+        )
 
 
 @pytest.mark.parametrize(("jobs", "gigabytes", "at_a_time"), [(3, 8, 3), (2, 8, 2), (1, 8, 1), (3, 5, 2), (3, 3, 1)])
@@ -69,7 +71,7 @@ def test_machines_apart_share_no_memory() -> None:
     recorder = Recorder()
     with ThreadPoolExecutor(2) as executor:
         limits = Limits(2, 5 * GB, apart=True)
-        failures = run_steps(chain(4, 3, 6), submitter(executor, recorder), limits, Quiet())
+        failures = run_steps(chain(4, 3, 6), lambda *given: executor.submit(recorder, *given), limits, Quiet())
     assert (recorder.most_at_a_time, recorder.most_bytes) == (2, 10 * GB)
     assert ["--max-memory 6G would do" in one.reason for one in failures] == [True]
 
@@ -127,4 +129,4 @@ def test_what_cannot_fit_is_not_started_and_says_what_would_do() -> None:
 def test_what_nobody_foresaw_is_raised() -> None:
     broken: Callable[[Step, int], Cost] = lambda step, given: Cost(1 // (given - given), 0)  # noqa: E731, ARG005
     with ThreadPoolExecutor(1) as executor, pytest.raises(ZeroDivisionError):
-        run_steps(chain(1), submitter(executor, broken), Limits(1, GB * 2), Quiet())
+        run_steps(chain(1), lambda *given: executor.submit(broken, *given), Limits(1, GB * 2), Quiet())

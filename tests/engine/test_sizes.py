@@ -19,9 +19,8 @@ from md_export.engine.join import join, read_functions, split, verify_functions
 from md_export.engine.planning import plan
 from md_export.errors import ArtifactError, GoldenError, RecipeError, UsageError
 from md_export.models.config import ModelConfig
-from md_export.parity.golden.folder import read_golden
+from md_export.parity.golden.folder import read_golden, write_golden
 from md_export.parity.golden.prepare import golden_source, planned_cases, present_golden
-from md_export.parity.golden.record import write_golden
 from md_export.parity.judge import verify
 from md_export.spec.manifest import read_manifest
 from md_export.spec.recipe import Recipe

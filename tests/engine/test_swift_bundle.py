@@ -16,7 +16,7 @@ import pytest
 from md_export.checkpoint import open_checkpoint
 from md_export.engine.swift_bundle import schedule_of, write_bundle
 from md_export.errors import CheckpointError
-from md_export.models.sampling.prompts import tokenize
+from md_export.models.sampling.generate import tokenize
 from md_export.models.sampling.schedule import ScheduleConfig
 from mutations import edit_json
 

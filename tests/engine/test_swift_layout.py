@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from md_export.cli import cli
 from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
-from md_export.engine.swift_bundle import FIELDS, check_bundle, faults
+from md_export.engine.swift_bundle import Bundle, Schedule, check_bundle, faults
 from md_export.errors import ConversionError, RecipeError
 from md_export.models.families import COMPONENTS
 from md_export.parity.metrics import compare
@@ -149,13 +149,13 @@ BREAKS: dict[str, tuple[Callable[[Path], Any], str]] = {
             lambda out, name=name: edit_json(out / "schedule.json", lambda v: v.pop(name)),  # type: ignore[misc]
             f"schedule.json: field {name} is missing",
         )
-        for name in FIELDS
+        for name in (field.name for field in fields(Schedule))
     },
 }
 
 
 def test_nothing_is_wrong_with_the_export(swift: Path) -> None:
-    assert faults(swift) == ()
+    assert faults(Bundle(swift)) == ()
 
 
 @pytest.mark.parametrize("name", BREAKS)
@@ -163,7 +163,7 @@ def test_each_demand_can_fail(swift: Path, tmp_path: Path, name: str) -> None:
     out = Path(shutil.copytree(swift, tmp_path / "out", ignore=shutil.ignore_patterns("golden", "weights")))
     change, message = BREAKS[name]
     change(out)
-    (found,) = faults(out)
+    (found,) = faults(Bundle(out))
     assert found.startswith(message)
 
 

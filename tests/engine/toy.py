@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Final
 from unittest.mock import patch
 
-from md_export.engine import executors
+from md_export.engine import dask, executors
 from md_export.engine import export as run
 from md_export.engine.cache import Cache
 from md_export.engine.dask import RemoteTask, perform_there
 from md_export.engine.export import build
 from md_export.engine.keys import key_of
-from md_export.engine.perform import Task
 from md_export.engine.placing import Outcome
 from md_export.engine.plan import (
     ArtifactRequest,
@@ -33,13 +32,14 @@ from md_export.engine.plan import (
     ExportRequest,
     ExportResult,
     GoldenRequest,
+    Inputs,
     Plan,
     Request,
     Result,
     Step,
 )
 from md_export.engine.request import BuildRequest
-from md_export.engine.scheduler import Failure, Limits
+from md_export.engine.running import Failure, Limits, Listener
 from md_export.parity.verdict import Verdict
 from md_export.spec.artifact import ArtifactEntry, Measured
 from md_export.spec.recipe_file import load_recipe
@@ -52,7 +52,7 @@ _RECIPE: Final = load_recipe(builtin_recipe("onnx", "fp16"))
 _VERDICT: Final = Verdict("onnx", "toy", 0, ())
 
 
-class Quiet:
+class Quiet(Listener):
     """Listens to a build and keeps what is said."""
 
     def __init__(self) -> None:
@@ -72,14 +72,8 @@ class Quiet:
     def started(self, step: Step) -> None:
         self.ran.append(step.label)
 
-    def finished(self, step: Step, cost: Cost) -> None:
-        pass
-
     def failed(self, failure: Failure) -> None:
         self.failures.append(f"{failure.step.label}: {failure.reason}")
-
-    def tick(self) -> None:
-        pass
 
 
 def step_of(kind: str, label: str, needs: tuple[str, ...] = (), cost: Cost = COST) -> Step:
@@ -104,10 +98,12 @@ def toy_plan(exports: int = 3) -> Plan:
     return Plan((golden, *parts, *last), plans)
 
 
-def toy_perform(task: Task, cache: Cache | None = None) -> Cost:
+def toy_perform(
+    step: Step, cache: Cache, work: Path, inputs: Inputs, most_bytes: int, rejected: Path | None = None
+) -> Cost:
     """Write two files, a piece at a time, and keep them."""
-    cache, step = cache or Cache(task.cache), task.step
-    folder = task.work / step.key
+    del inputs, most_bytes, rejected
+    folder = work / step.key
     folder.mkdir()
     names = ("manifest.json", "more/notes.txt") if step.kind == "export" else (f"{step.label}/a", f"{step.label}/b")
     for name in names:
@@ -136,21 +132,24 @@ def toy_there(task: RemoteTask) -> Cost:
     return perform_there(task, _toy_perform_there)
 
 
-def _toy_perform_there(task: Task, cache: Cache) -> Cost:
+def _toy_perform_there(step: Step, cache: Cache, work: Path, inputs: Inputs, most_bytes: int) -> Cost:
     hold = Path(os.environ["TOY_HOLD"])
-    assert (task.inputs.checkpoint / "unet" / "weights").read_text() == "weights"
-    if hold.is_file() and hold.read_text() == task.step.label:
+    assert (inputs.checkpoint / "unet" / "weights").read_text() == "weights"
+    if hold.is_file() and hold.read_text() == step.label:
         hold.write_text(str(os.getpid()))
         time.sleep(1000)
-    return toy_perform(task, cache)
+    return toy_perform(step, cache, work, inputs, most_bytes)
 
 
 def toy_build(folder: Path, listener: Quiet, plan: Plan | None = None, **where: str | None) -> Outcome:
     """Build in ``folder/out`` with the cache ``folder/cache``; ``where``: dask, store."""
     known = plan or toy_plan()
     request = BuildRequest((), folder, folder / "out", folder / "cache", jobs=2, **where)  # type: ignore[arg-type]
-    local = {"perform": toy_perform, "carry_out": toy_there}
-    with patch.dict(vars(run), {"planned": lambda *_: known}), patch.dict(vars(executors), local):
+    with (
+        patch.dict(vars(run), {"planned": lambda *_: known}),
+        patch.dict(vars(executors), {"perform": toy_perform}),
+        patch.dict(vars(dask), {"carry_out": toy_there}),
+    ):
         return build(request, listener)
 
 

@@ -22,16 +22,13 @@ from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.engine.planning import plan
 from md_export.errors import CheckpointError, ConfigError, GoldenError, UsageError
-from md_export.models.adapter import AdapterConfig, T2IAdapter, Unshuffle
-from md_export.models.condition_images import edges
+from md_export.models.adapter import AdapterConfig, T2IAdapter, Unshuffle, edges
 from md_export.models.config import ModelConfig
 from md_export.models.families import COMPONENTS, WIRING
-from md_export.models.unet import MDUNet
-from md_export.models.unet_config import MDUNetConfig
+from md_export.models.unet import MDUNet, MDUNetConfig
 from md_export.parity.golden.case import GoldenCase, values_from_bytes
-from md_export.parity.golden.folder import read_golden
+from md_export.parity.golden.folder import read_golden, write_golden
 from md_export.parity.golden.prepare import golden_source
-from md_export.parity.golden.record import write_golden
 from md_export.parity.judge import verify
 from md_export.spec.manifest import read_manifest
 from md_export.spec.names import OPTIONAL_NAMES, ORDER

@@ -9,15 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from md_export.checkpoint.configs import parse_config
 from md_export.errors import ConfigError
 from md_export.models.config import ModelConfig
 from md_export.models.families import COMPONENTS, WIRING
 from md_export.models.layers import Attention, FeedForward, Relu, SepConvBlock, Softmax, TimestepEmbedding
-from md_export.models.parsing import parse_config
 from md_export.models.sampling.schedule import ScheduleConfig
 from md_export.models.text_encoder import TextEncoder
-from md_export.models.unet import MDUNet
-from md_export.models.unet_config import MDUNetConfig
+from md_export.models.unet import MDUNet, MDUNetConfig
 from md_export.models.vae import VAEConfig, VAEDecoder, VAEEncoder
 
 SMALL = MDUNetConfig(

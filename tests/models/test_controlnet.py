@@ -25,17 +25,15 @@ from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.engine.planning import plan
 from md_export.errors import CheckpointError, ConfigError, UsageError
-from md_export.models.condition_images import edges
+from md_export.models.adapter import edges
 from md_export.models.config import ModelConfig
 from md_export.models.controlnet import ConditionEncoder, ControlNetConfig, MDControlNet, skip_shapes
-from md_export.models.sampling.one_step import one_step
-from md_export.models.sampling.sampler import sampler_for
-from md_export.models.unet import MDUNet
-from md_export.models.unet_config import MDUNetConfig
+from md_export.models.sampling.sampler import one_step, sampler_for
+from md_export.models.unet import MDUNet, MDUNetConfig
 from md_export.models.walk import Steps, Tensors
 from md_export.parity.golden.case import GoldenCase
+from md_export.parity.golden.folder import write_golden
 from md_export.parity.golden.prepare import golden_source
-from md_export.parity.golden.record import write_golden
 from md_export.parity.judge import taking, verify
 from md_export.parity.metrics import EXACT_DB, snr_db
 from md_export.rewrites import Consent, apply_rewrites

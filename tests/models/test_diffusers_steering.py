@@ -14,16 +14,16 @@ import torch
 
 from in_process import in_process
 from md_export.checkpoint import open_checkpoint
+from md_export.checkpoint.architectures import write_checkpoint
 from md_export.checkpoint.derived import write_steered
-from md_export.checkpoint.random_init import write_checkpoint
 from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.errors import ConfigError
 from md_export.models.diffusers_unet import DiffusersUNetConfig
-from md_export.models.sampling.one_step import one_step
+from md_export.models.sampling.sampler import one_step
 from md_export.parity.golden.case import GoldenCase
+from md_export.parity.golden.folder import write_golden
 from md_export.parity.golden.prepare import golden_source
-from md_export.parity.golden.record import write_golden
 from md_export.parity.metrics import snr_db
 from md_export.rewrites import Consent, apply_rewrites
 from md_export.spec.recipe_file import load_recipe

@@ -14,17 +14,14 @@ import torch
 from diffusers import EulerDiscreteScheduler
 
 from md_export.checkpoint import open_checkpoint
-from md_export.engine.metadata import steps_notes
+from md_export.engine.dependencies import steps_notes
 from md_export.errors import GoldenError
 from md_export.models.config import ModelConfig
-from md_export.models.sampling.euler import euler_of
-from md_export.models.sampling.image_to_image import enter
-from md_export.models.sampling.one_step import one_step
-from md_export.models.sampling.sampler import sampler_for
+from md_export.models.sampling.pictures import enter
+from md_export.models.sampling.sampler import euler_of, one_step, sampler_for
 from md_export.models.sampling.schedule import ScheduleConfig
-from md_export.parity.golden.folder import read_golden
+from md_export.parity.golden.folder import read_golden, write_golden
 from md_export.parity.golden.prepare import golden_source, present_golden
-from md_export.parity.golden.record import write_golden
 from md_export.spec.recipe_file import recipe_from_toml
 from md_export.spec.sampler import Euler, SamplerPlan
 from md_export.spec.shipped_files import builtin_recipe

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from md_export.models.families import FAMILIES, WIRING
-from md_export.models.given import GIVEN, NOISE, SAMPLER
-from md_export.models.graph import Component, Family, Port, Value, calls_in
+from md_export.models.graph import Component, Family, Port
 from md_export.models.sampling.sampler import sampler_for
+from md_export.models.values import GIVEN, NOISE, SAMPLER, Value, calls_in
 from md_export.models.walk import Steps, Tensors, walk
 from md_export.spec.names import ORDER
 from md_export.spec.sampler import OneStep

@@ -22,14 +22,11 @@ from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.errors import ArtifactError, UsageError
 from md_export.models.config import ModelConfig
-from md_export.models.sampling.ddim import ddim_of
-from md_export.models.sampling.image_to_image import Start, enter
-from md_export.models.sampling.inpainting import Given, middle
-from md_export.models.sampling.one_step import one_step
-from md_export.models.sampling.picture_files import read_start
+from md_export.models.sampling.pictures import Given, Start, enter, middle, read_start
+from md_export.models.sampling.sampler import ddim_of, one_step
 from md_export.models.sampling.schedule import ScheduleConfig
+from md_export.parity.golden.folder import write_golden
 from md_export.parity.golden.prepare import golden_source
-from md_export.parity.golden.record import write_golden
 from md_export.parity.metrics import snr_db
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.sampler import SamplerPlan

@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 
 from in_process import in_process
 from md_export.checkpoint import open_checkpoint
+from md_export.checkpoint.architectures import write_checkpoint
 from md_export.checkpoint.derived import write_steered
-from md_export.checkpoint.random_init import write_checkpoint
 from md_export.cli import cli
 from md_export.engine.dependencies import makers_of_inputs
 from md_export.engine.export import export
@@ -30,13 +30,10 @@ from md_export.errors import CheckpointError, ConfigError, GoldenError, RecipeEr
 from md_export.models.adapter import AdapterConfig, T2IAdapter
 from md_export.models.config import ModelConfig
 from md_export.models.families import COMPONENTS
-from md_export.models.sampling.image_to_image import Start
-from md_export.models.sampling.inpainting import Given, blend, cells_of, hide, middle
-from md_export.models.sampling.picture_files import read_given
+from md_export.models.sampling.pictures import Given, Start, blend, cells_of, hide, middle, read_given
 from md_export.parity.golden.case import GoldenCase
-from md_export.parity.golden.folder import GoldenSet, read_golden
+from md_export.parity.golden.folder import GoldenSet, read_golden, write_golden
 from md_export.parity.golden.prepare import golden_source, present_golden
-from md_export.parity.golden.record import write_golden
 from md_export.parity.judge import verify
 from md_export.parity.metrics import snr_db
 from md_export.parity.verdict import Verdict

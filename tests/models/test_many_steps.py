@@ -19,18 +19,15 @@ from safetensors.numpy import load_file, save_file
 
 from md_export.checkpoint import open_checkpoint
 from md_export.cli import cli
-from md_export.engine.metadata import steps_notes
+from md_export.engine.dependencies import steps_notes
 from md_export.errors import ConfigError, GoldenError, RecipeError
 from md_export.models.families import WIRING
-from md_export.models.sampling.ddim import ddim_of
-from md_export.models.sampling.sampler import sampler_for
+from md_export.models.sampling.sampler import ddim_of, sampler_for
 from md_export.models.sampling.schedule import ScheduleConfig
 from md_export.models.walk import Steps, Tensors
-from md_export.parity.golden.calibration import CalibrationInputs
-from md_export.parity.golden.folder import read_golden
+from md_export.parity.golden.folder import read_golden, write_golden
 from md_export.parity.golden.prepare import golden_source, planned_cases, present_golden
-from md_export.parity.golden.record import write_golden
-from md_export.parity.golden.surface import each_call
+from md_export.parity.golden.surface import CalibrationInputs, each_call
 from md_export.parity.metrics import snr_db
 from md_export.parity.rewritten_module import rewritten
 from md_export.spec.recipe import Recipe

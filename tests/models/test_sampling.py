@@ -5,7 +5,7 @@ import pytest
 
 from md_export.errors import ConfigError
 from md_export.models.families import WIRING
-from md_export.models.sampling.prompts import draw_noise
+from md_export.models.sampling.generate import draw_noise
 from md_export.models.sampling.sampler import sampler_for
 from md_export.models.sampling.schedule import ScheduleConfig
 from md_export.models.walk import Runners, Steps, Tensors, picture_from, walk

@@ -15,10 +15,10 @@ from md_export.checkpoint import open_checkpoint
 from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.errors import CheckpointError, ConfigError
-from md_export.models.sampling.image_to_image import Start
+from md_export.models.sampling.pictures import Start
 from md_export.models.tiny_autoencoder import TinyConfig, TinyDecoder
+from md_export.parity.golden.folder import write_golden
 from md_export.parity.golden.prepare import golden_source
-from md_export.parity.golden.record import write_golden
 from md_export.parity.judge import verify
 from md_export.parity.metrics import snr_db
 from md_export.spec.recipe_file import load_recipe

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from md_export.checkpoint import open_checkpoint
 from md_export.engine.generate import pictures_of_checkpoint
-from md_export.models.sampling.inpainting import Given
+from md_export.models.sampling.pictures import Given
 from training.detector import judge
 from training.drawing import draw
 from training.encoder import FOLDER as ENCODER

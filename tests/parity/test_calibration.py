@@ -11,17 +11,12 @@ import pytest
 
 from md_export.checkpoint import Checkpoint, open_checkpoint
 from md_export.errors import GoldenError, RecipeError
-from md_export.parity.golden import calibration
 from md_export.parity.golden import folder as golden_module
-from md_export.parity.golden.calibration import (
-    CalibrationInputs,
-    calibration_cases,
-    calibration_inputs,
-    needs_calibration,
-)
-from md_export.parity.golden.folder import read_golden
-from md_export.parity.golden.prepare import golden_source
-from md_export.parity.golden.record import GoldenSource, write_golden
+from md_export.parity.golden import prepare as calibration
+from md_export.parity.golden import surface
+from md_export.parity.golden.folder import GoldenSource, read_golden, write_golden
+from md_export.parity.golden.prepare import calibration_cases, golden_source, needs_calibration
+from md_export.parity.golden.surface import CalibrationInputs, calibration_inputs
 from md_export.parity.rewritten_module import rewritten
 from md_export.spec.calibration import CalibrationPlan
 from md_export.spec.recipe import Recipe
@@ -185,7 +180,7 @@ def test_inputs_are_read_one_at_a_time(checkpoint: Checkpoint, golden: Path, mon
         return genuine(folder, item)
 
     genuine = golden_module.read_case
-    monkeypatch.setattr(calibration, "read_case", counted)
+    monkeypatch.setattr(surface, "read_case", counted)
     inputs = CalibrationInputs(recipe(), rewritten(checkpoint, "unet", recipe()), golden)
     assert len(inputs) == 3
     assert not read

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from md_export.parity.contents import stored_faults
 from md_export.parity.metrics import Check
+from md_export.parity.opened_export import stored_faults
 from md_export.spec.artifact import ArtifactEntry, Measured
 from md_export.spec.scheme import QuantScheme, WeightRule
 from md_export.targets.contract import Description

@@ -11,9 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 from md_export.checkpoint import open_checkpoint
 from md_export.errors import GoldenError
-from md_export.parity.golden.folder import read_golden
+from md_export.parity.golden.folder import read_golden, read_prompts, write_golden
 from md_export.parity.golden.prepare import golden_source
-from md_export.parity.golden.record import read_prompts, write_golden
 from md_export.system.files import sha256_of
 
 

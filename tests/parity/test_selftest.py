@@ -15,9 +15,8 @@ from click.testing import CliRunner
 from md_export.cli import cli
 from md_export.errors import ArtifactError, ParityError, UsageError
 from md_export.parity.metrics import Check, Fault
-from md_export.parity.selftest import command
-from md_export.parity.selftest.command import SelfTest, auditor, self_test
-from md_export.parity.selftest.run import Row, _verdict, try_all
+from md_export.parity.selftest import run as command
+from md_export.parity.selftest.run import Row, SelfTest, _verdict, auditor, self_test, try_all
 from md_export.parity.selftest.table import MUTATIONS, Hashes
 from md_export.spec.manifest import read_manifest
 from md_export.system.files import sha256_of

@@ -8,10 +8,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from md_export.diagnose.compare import ExportComparison, compare_snapshots
-from md_export.diagnose.snapshot import Snapshot
-from md_export.report.ci import error_annotations
-from md_export.report.compare import comparison_junit, comparison_markdown, comparison_tables
+from md_export.diagnose.compare import ExportComparison, Snapshot, compare_snapshots
+from md_export.report.ci import comparison_junit, comparison_markdown, comparison_tables, error_annotations
 from md_export.report.tables import console
 from md_export.spec.artifact import Parity
 from md_export.spec.recipe import Regression

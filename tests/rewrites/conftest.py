@@ -13,10 +13,8 @@ from torch import nn
 from md_export.checkpoint import open_checkpoint
 from md_export.models.config import ModelConfig
 from md_export.models.families import COMPONENTS, family_of
-from md_export.models.sampling.one_step import one_step
-from md_export.models.sampling.prompts import draw_noise, tokenize
-from md_export.models.sampling.sampler import sampler_for
-from md_export.models.torch_runner import TorchRunner
+from md_export.models.sampling.generate import TorchRunner, draw_noise, tokenize
+from md_export.models.sampling.sampler import one_step, sampler_for
 from md_export.models.walk import Runners, walk
 from md_export.spec.sampler import OneStep
 from md_export.spec.shipped_files import nano_checkpoint

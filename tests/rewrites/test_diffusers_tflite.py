@@ -10,7 +10,7 @@ import pytest
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
 from md_export.targets.contract import LoweringJob
-from md_export.targets.tflite.gpu.process import execute_on_gpu
+from md_export.targets.tflite.gpu.engine import execute_on_gpu
 from rewrites.diffusers_models import fresh_subject, rewrite
 from rewrites.forms import EXACT_DB
 from rewrites.test_tflite_graphs import LEAST, graph_of

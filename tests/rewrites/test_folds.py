@@ -11,9 +11,8 @@ import torch
 
 from md_export.errors import RewriteError
 from md_export.models.layers import ResnetBlock, SepConvBlock
-from md_export.models.sampling.one_step import linear
-from md_export.models.unet import MDUNet
-from md_export.models.unet_config import MDUNetConfig
+from md_export.models.sampling.sampler import linear
+from md_export.models.unet import MDUNet, MDUNetConfig
 from md_export.parity.metrics import compare
 from md_export.rewrites import REWRITES
 from md_export.rewrites.fold_timestep import OneStepUNet, fold_timestep

@@ -8,8 +8,7 @@ import torch
 from md_export.errors import RewriteError
 from md_export.models.config import ModelConfig
 from md_export.models.layers import Attention, Gelu, Relu, Softmax, Swish
-from md_export.models.unet import MDUNet
-from md_export.models.unet_config import MDUNetConfig
+from md_export.models.unet import MDUNet, MDUNetConfig
 from md_export.rewrites import REWRITES, Consent, apply_rewrites
 from md_export.spec.sampler import OneStep
 

@@ -19,7 +19,7 @@ from md_export.spec.recipe_file import load_recipe
 from md_export.spec.sampler import OneStep
 from md_export.spec.shipped_files import builtin_recipe
 from md_export.targets.tflite.flatbuffer import operator_name, read_model, shape_of, weighted_ops
-from md_export.targets.tflite.gpu.process import execute_on_gpu
+from md_export.targets.tflite.gpu.engine import execute_on_gpu
 from rewrites.forms import EXACT_DB
 from rewrites.tflite_pieces import PIECES, SCHEMES, Piece, lower_piece, target
 

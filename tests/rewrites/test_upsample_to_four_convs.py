@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from md_export.models.unet import Upsample
+from md_export.models.layers import Upsample
 from md_export.parity.metrics import compare
 from md_export.rewrites.upsample_to_four_convs import FourConvUpsample, upsample_to_four_convs
 from md_export.spec.sampler import OneStep

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from md_export.models.config import ModelConfig
-from md_export.models.layers import ResnetBlock, TimestepEmbedding
+from md_export.models.layers import ResnetBlock, TimestepEmbedding, Upsample
 from md_export.models.text_encoder import TextEncoder
-from md_export.models.unet import TransformerStack, Upsample
+from md_export.models.unet import TransformerStack
 from md_export.models.vae import SpatialAttention
 from md_export.parity.metrics import compare, first_fault
 from md_export.rewrites import REWRITES

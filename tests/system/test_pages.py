@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from md_export.checkpoint import open_checkpoint
-from md_export.checkpoint.random_init import init_checkpoint
+from md_export.checkpoint.architectures import init_checkpoint
 from md_export.models.families import family_of
-from md_export.models.torch_runner import OneAtATime, TorchRunner
+from md_export.models.sampling.generate import OneAtATime, TorchRunner
 from md_export.system.memory import release_pages, release_tensors, release_weights
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems keep pages as they see fit")

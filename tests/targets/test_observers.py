@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from md_export.spec.calibration import RangeRule
-from md_export.targets.observers import Observer, ObserverTable, observer
+from md_export.targets.observers import Extremes, ObserverTable, observer
 
 RULES = [RangeRule(), RangeRule("percentile", 99.9), RangeRule("mse")]
 GAUSSIAN = np.random.default_rng(0).normal(size=1_000_000).astype(np.float32)
@@ -22,7 +22,7 @@ def floats(values: Sequence[float]) -> np.ndarray:
 
 
 def bounds(rule: RangeRule, *tensors: np.ndarray, symmetric: bool = True) -> tuple[float, float]:
-    seen: Observer = observer(rule, symmetric)
+    seen: Extremes = observer(rule, symmetric)
     for tensor in tensors:
         seen.add(tensor)
     return seen.bounds()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,7 +81,7 @@ def test_ranges_do_not_depend_on_how_many_activations_are_held(tmp_path: Path, m
     lowered, found = onnx.lower(job), []
     runs: list[int] = []
 
-    def counted(sizes: Mapping[str, int], most: int) -> Iterator[list[str]]:
+    def counted(sizes: Iterable[tuple[str, int]], most: int) -> Iterator[list[str]]:
         found = list(portions(sizes, most))
         runs.append(len(found))
         yield from found

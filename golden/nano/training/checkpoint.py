@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from md_export.models.unet_config import MDUNetConfig
+from md_export.models.unet import MDUNetConfig
 from training.latents import WORK
 from training.model import Nano, load_decoder, text_config, unet_config, vae_config
 from training.text import CaptionEncoder

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from md_export.models.unet import MDUNet
-from md_export.models.unet_config import MDUNetConfig
+from md_export.models.unet import MDUNet, MDUNetConfig
 from md_export.models.vae import VAEConfig, VAEDecoder
 from training.latents import SCALING_FACTOR
 from training.tokenizer import MAX_LENGTH

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from md_export.models.condition_images import edges
+from md_export.models.adapter import edges
 from training.detector import find_background, object_mask
 from training.drawing import CENTRES, SIDE, background_picture, layers_at, painted
 from training.masks import components

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from md_export.diagnose.attribution.locate import Located, Search
-from md_export.diagnose.attribution.remedies import remedies
+from md_export.diagnose.attribution.blame import Located, Search, remedies
 from md_export.diagnose.attribution.walk import Walker
 from md_export.engine.hops import Hop, Part, hops_of, opened
 from md_export.errors import ArtifactError, RuntimeFault
@@ -154,9 +153,7 @@ def blame(
     if not found.seen.keys() & walker.leaves:
         raise ArtifactError(f"{path.name} tells nothing of the torch modules it was made from; export it again")
     errors = {name: _error(name, found, walker) for name in found.seen}
-    first = errors[found.first] if found.first is not None else None
-    worst = tuple(errors[name] for name in found.worst)
-    return Attribution(
+    attributed = Attribution(
         component=entry.component,
         target=manifest.target,
         file=entry.file,
@@ -167,10 +164,12 @@ def blame(
         leaves=len(walker.leaves),
         matched=len(walker.leaves & found.seen.keys()),
         modules=tuple(errors.values()),
-        first=first,
-        worst=worst,
-        advice=remedies(manifest, entry, tuple(errors.values()), first, worst, walker.owners, altered),
+        first=None if found.first is None else errors[found.first],
+        worst=tuple(errors[name] for name in found.worst),
+        advice=(),
     )
+    advice = remedies(manifest, entry, attributed, walker.owners, altered)
+    return dataclasses.replace(attributed, advice=advice)
 
 
 def _worst_case(target: Target, path: Path, part: Rewritten, cases: Sequence[GoldenCase]) -> tuple[GoldenCase, float]:

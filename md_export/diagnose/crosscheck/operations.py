@@ -18,7 +18,7 @@ from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import TensorSpec
 from md_export.system.isolation import isolated
 from md_export.targets import TARGETS
-from md_export.targets.trial import answer_of
+from md_export.targets.execution import answer_of
 
 
 class _Apply(nn.Module):

@@ -6,22 +6,88 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from md_export import __version__
-from md_export.diagnose.doctor.finding import Diagnosis, Finding
-from md_export.diagnose.doctor.machine import disk_findings, memory_finding, memory_here, need_of, places_here
-from md_export.diagnose.doctor.versions import version_findings
+from md_export.diagnose.doctor.findings import (
+    Diagnosis,
+    Finding,
+    disk_findings,
+    memory_finding,
+    memory_here,
+    need_of,
+    places_here,
+    version_findings,
+)
 from md_export.errors import MissingExtraError
+from md_export.parity.metrics import compare, first_fault
 from md_export.spec.recipe import Recipe
+from md_export.spec.scheme import QuantScheme
+from md_export.spec.tensors import TensorSpec
 from md_export.system.isolation import Ended, Limits, attempt
 from md_export.targets import TARGETS
 from md_export.targets.contract import Target
+from md_export.targets.execution import answer_of
 from md_export.targets.tflite.gpu.engine import find_driver
 
-if TYPE_CHECKING:
-    from md_export.diagnose.doctor.canary import Flight
+# Both sides compute in float32: a different order of sums costs a few units in the last place, about 130 dB.
+LEAST_SNR_DB: Final = 90.0
+_INPUT: Final = TensorSpec("sample", (1, 4, 8, 8), "float32")
+_OUTPUT: Final = TensorSpec("out", (1, 64, 8), "float32")
+
+
+class Canary(nn.Module):
+    """Network of the layers that every component has: convolution, GroupNorm, attention, GELU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 8, 3, padding=1)
+        self.norm = nn.GroupNorm(4, 8)
+        self.to_q, self.to_k, self.to_v = (nn.Linear(8, 8) for _ in range(3))
+        self.out = nn.Linear(8, 8)
+
+    def forward(self, sample: Tensor) -> Tensor:
+        """``[1, 4, 8, 8]`` → ``[1, 64, 8]``, float32."""
+        tokens = self.norm(self.conv(sample)).flatten(2).transpose(1, 2)
+        scores = self.to_q(tokens) @ self.to_k(tokens).transpose(1, 2) / 8**0.5
+        tokens = tokens + scores.softmax(-1) @ self.to_v(tokens)
+        return cast(Tensor, self.out(nn.functional.gelu(tokens)))
+
+
+@dataclass(frozen=True)
+class Flight:
+    """Result of a canary: ``snr_db`` against torch; ``fault``: why there is no SNR."""
+
+    snr_db: float | None
+    fault: str = ""
+
+
+def fly(target: Target, suffix: str) -> Flight:
+    """Convert and run the canary.
+
+    Raises:
+        MdExportError: the target failed.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = Canary().eval().requires_grad_(False)
+        sample = torch.randn(_INPUT.shape)
+    wanted, given = module(sample).numpy(), {_INPUT.name: sample.numpy()}
+    made = answer_of(target, suffix, module, given, _OUTPUT, QuantScheme("float32", "float32"))
+    fault = first_fault(np.asarray(made), wanted)
+    return Flight(None, str(fault)) if fault else Flight(compare(made, wanted).snr_db)
+
+
+def fly_named(name: str) -> Flight:
+    """Convert and run the canary of the named target."""
+    return fly(TARGETS[name].open(), TARGETS[name].suffix)
+
 
 CANARY_LIMIT_S: Final = 120.0
 Progress = Callable[[str], None]
@@ -70,8 +136,6 @@ def canary_finding(target: Target) -> Finding:
         target.require()
     except MissingExtraError as error:
         return Finding("canary", target.name, "not installed", "-", str(error))
-    from md_export.diagnose.doctor.canary import fly_named
-
     started = time.perf_counter()
     ended = attempt(fly_named, target.name, Limits(seconds=CANARY_LIMIT_S))
     return canary_judged(target.name, ended, time.perf_counter() - started)
@@ -79,8 +143,6 @@ def canary_finding(target: Target) -> Finding:
 
 def canary_judged(name: str, ended: Ended[Flight], seconds: float) -> Finding:
     """Return the finding for a canary's worker, from its result or its death; ``seconds``: wall time of the process."""
-    from md_export.diagnose.doctor.canary import LEAST_SNR_DB
-
     again = f"pip install --force-reinstall 'md-export[{name}]'; if that does not help, report this"
     if ended.error is not None:
         return Finding("canary", name, "broken", f"{ended.error!s:.300}", again)

@@ -7,24 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from md_export.diagnose.estimate.devices import Device, knowledge
-from md_export.diagnose.estimate.fit import LIKELY, Fit, fit_of
-from md_export.diagnose.estimate.roofline import (
-    Change,
-    Constants,
-    Floor,
-    Group,
-    changes,
-    floor_of,
-    grouped,
-    pattern,
-    seconds_of,
-)
+from md_export.diagnose.estimate import roofline
+from md_export.diagnose.estimate.devices import LIKELY, Constants, Device, fit_of, knowledge
 from md_export.errors import ArtifactError, UsageError
 from md_export.spec.artifact import ArtifactEntry, artifact_path
 from md_export.spec.manifest import Manifest, read_manifest
-from md_export.targets.costs import OpCost
 from md_export.targets.execution import costs
+from md_export.targets.operations import OpCost
 
 _REPEATED: Final = "unet"
 
@@ -43,17 +32,17 @@ class ComponentEstimate:
 
     component: str
     ms: float
-    floor: Floor
+    floor: roofline.Floor
     calls: int
     ops: int
     macs: int
     weight_bytes: int
     activation_bytes: int
-    by_work: tuple[Group, ...]
-    by_kind: tuple[Group, ...]
-    by_pattern: tuple[Group, ...]
-    by_module: tuple[Group, ...]
-    changes: tuple[Change, ...]
+    by_work: tuple[roofline.Group, ...]
+    by_kind: tuple[roofline.Group, ...]
+    by_pattern: tuple[roofline.Group, ...]
+    by_module: tuple[roofline.Group, ...]
+    changes: tuple[roofline.Change, ...]
 
 
 @dataclass(frozen=True)
@@ -109,38 +98,8 @@ def estimate(out: Path, device: str, progress: Callable[[str], None] = lambda _:
     for entry in manifest.artifacts:
         progress(f"estimate {entry.component}")
         calls = len(manifest.steps.steps) if manifest.steps and entry.component == _REPEATED else 1
-        floor = floor_of(ops := costs_of(out, manifest, entry), phone, sum(entry.stored.values()))
+        floor = roofline.floor_of(ops := costs_of(out, manifest, entry), phone, sum(entry.stored.values()))
         components.append(_component(entry.component, ops, phone, fitted.constants, floor, calls))
-    return _whole(manifest, phone, fitted, tuple(components))
-
-
-def costs_of(out: Path, manifest: Manifest, entry: ArtifactEntry) -> tuple[OpCost, ...]:
-    """Return what the operations of one artifact compute and move; raises as :func:`estimate`."""
-    return costs(manifest.target, artifact_path(out, entry), ArtifactError)
-
-
-def _component(
-    name: str, ops: Sequence[OpCost], device: Device, constants: Constants, floor: Floor, calls: int
-) -> ComponentEstimate:
-    executed = [op for op in ops if op.work != "view"]
-    return ComponentEstimate(
-        component=name,
-        ms=1e3 * sum(seconds_of(op, device, constants) for op in executed),
-        floor=floor,
-        calls=calls,
-        ops=len(executed),
-        macs=sum(op.macs for op in executed),
-        weight_bytes=sum(op.weight_bytes for op in executed),
-        activation_bytes=sum(op.activation_bytes for op in executed),
-        by_work=grouped(lambda op: op.work, executed, device, constants),
-        by_kind=grouped(lambda op: op.kind, executed, device, constants),
-        by_pattern=grouped(lambda op: pattern(op.module), executed, device, constants),
-        by_module=grouped(lambda op: op.module, executed, device, constants),
-        changes=changes(executed, device, constants),
-    )
-
-
-def _whole(manifest: Manifest, phone: Device, fitted: Fit, components: tuple[ComponentEstimate, ...]) -> Estimate:
     return Estimate(
         recipe=manifest.recipe.name,
         device=phone.name,
@@ -151,5 +110,31 @@ def _whole(manifest: Manifest, phone: Device, fitted: Fit, components: tuple[Com
         worst_factor=fitted.factor(1.0),
         rows=len(fitted.rows),
         constants=fitted.constants,
-        components=components,
+        components=tuple(components),
+    )
+
+
+def costs_of(out: Path, manifest: Manifest, entry: ArtifactEntry) -> tuple[OpCost, ...]:
+    """Return what the operations of one artifact compute and move; raises as :func:`estimate`."""
+    return costs(manifest.target, artifact_path(out, entry), ArtifactError)
+
+
+def _component(
+    name: str, ops: Sequence[OpCost], device: Device, constants: Constants, floor: roofline.Floor, calls: int
+) -> ComponentEstimate:
+    executed = [op for op in ops if op.work != "view"]
+    return ComponentEstimate(
+        component=name,
+        ms=1e3 * sum(roofline.seconds_of(op, device, constants) for op in executed),
+        floor=floor,
+        calls=calls,
+        ops=len(executed),
+        macs=sum(op.macs for op in executed),
+        weight_bytes=sum(op.weight_bytes for op in executed),
+        activation_bytes=sum(op.activation_bytes for op in executed),
+        by_work=roofline.grouped(lambda op: op.work, executed, device, constants),
+        by_kind=roofline.grouped(lambda op: op.kind, executed, device, constants),
+        by_pattern=roofline.grouped(lambda op: roofline.pattern(op.module), executed, device, constants),
+        by_module=roofline.grouped(lambda op: op.module, executed, device, constants),
+        changes=roofline.changes(executed, device, constants),
     )

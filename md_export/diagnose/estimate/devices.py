@@ -1,22 +1,51 @@
-"""The data files: phones, what others measured on them, and what the measured models compute."""
+"""Phones, what others measured on them, and the few constants of a class of units that are fitted to that.
+
+All combinations of a grid are tried; the best has the least sum of absolute logarithms of estimate over latency, so
+that twice too long and half as long weigh alike and one odd row does not bend the rest. Each row is also predicted
+without itself.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any, Final, Literal
 
+import numpy as np
 from pydantic import ConfigDict, TypeAdapter
 from pydantic_core import from_json
 
 from md_export.errors import UsageError
-from md_export.targets.costs import OpCost, Work, bits_of
+from md_export.spec.tensors import Array
+from md_export.targets.operations import MULTIPLYING, OpCost, Work, bits_of
 
 Parameter = Literal["convolution", "matrix_product", "multiplying", "spill", "launch"]
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Model constants that are fitted, or assumed, for a class of units.
+
+    Attributes:
+        convolution, matrix_product: shares of the peak that are reached; 1×1 convolutions are matrix products.
+        spill: share of activations that goes through memory.
+        launch_s: fixed seconds per operation, independent of its size.
+    """
+
+    convolution: float
+    matrix_product: float
+    spill: float
+    launch_s: float
+
+    def share_of(self, work: Work) -> float:
+        """Return the share of the peak that multiplying operations reach."""
+        return self.convolution if work == "convolution" else self.matrix_product
 
 
 @dataclass(frozen=True)
@@ -25,7 +54,7 @@ class UnitClass:
 
     Attributes:
         targets: names of the targets whose artifacts they execute.
-        fit: constants fitted to published latencies; see :class:`md_export.diagnose.estimate.roofline.Constants`.
+        fit: constants fitted to published latencies; see :class:`Constants`.
         spill: share of activations that goes through memory, where it is not fitted.
         float32: whether float32 values become ``float16`` or leave the processor.
     """
@@ -142,3 +171,114 @@ def _device(name: str, values: Mapping[str, Any], units: Mapping[str, UnitClass]
 
 def _read(kind: type[Any], values: Mapping[str, Any]) -> Any:
     return TypeAdapter(kind).validate_json(json.dumps(values))
+
+
+# Share of the rows inside the range that is printed with an estimate.
+LIKELY: Final = 0.8
+# Shares: 8 % from one to the next. Launches: nothing, and from a quarter of a microsecond on the double each.
+_SHARES: Final = tuple(float(share) for share in np.geomspace(0.05, 1.0, 41))
+_LAUNCHES: Final = (0.0, *(0.25e-6 * 2**power for power in range(7)))
+_STEPS: Final[Mapping[Parameter, tuple[float, ...]]] = {
+    "convolution": _SHARES,
+    "matrix_product": _SHARES,
+    "multiplying": _SHARES,
+    "spill": _SHARES,
+    "launch": _LAUNCHES,
+}
+
+
+@dataclass(frozen=True)
+class RowError:
+    """A published latency and the fit's estimates of it, in milliseconds.
+
+    Attributes:
+        fitted: by the constants fitted to all rows.
+        without_row: by those fitted to all other rows.
+        without_device: by those fitted to the rows of other devices; None where there is no other.
+    """
+
+    latency: Latency
+    fitted: float
+    without_row: float
+    without_device: float | None
+
+    @property
+    def factor(self) -> float:
+        """Ratio of the estimate without this row to the latency."""
+        return self.without_row / self.latency.ms
+
+
+@dataclass(frozen=True)
+class Fit:
+    """``rows`` in the order of the data file, those that were only compared with included."""
+
+    constants: Constants
+    rows: tuple[RowError, ...]
+
+    def factor(self, share: float) -> float:
+        """Return the factor, up or down, within which that share of the rows lies, each predicted without itself."""
+        apart = np.array([abs(math.log(row.factor)) for row in self.rows])
+        return math.exp(float(np.quantile(apart, share, method="higher")))
+
+
+@cache
+def fit_of(unit: str) -> Fit:
+    """Return the fit of a class of processors, by its title."""
+    known = knowledge()
+    devices = {name: device for name, device in known.devices.items() if device.unit.title == unit}
+    return fit(known, devices)
+
+
+def fit(known: Knowledge, devices: Mapping[str, Device]) -> Fit:
+    """Fit the constants of devices of one class."""
+    (unit,) = {device.unit.title: device.unit for device in devices.values()}.values()
+    rows = [row for row in known.latencies if row.device in devices]
+    grid = _grid(unit)
+    times = np.stack([_times(known, devices[row.device], row, grid) for row in rows], axis=1)
+    errors = np.abs(np.log(times / np.array([row.ms for row in rows])))
+    taught = np.array([row.fit for row in rows])
+    found = [_row(rows, number, times, errors, taught) for number in range(len(rows))]
+    return Fit(grid[_best(errors, taught)], tuple(found))
+
+
+def _row(rows: Sequence[Latency], number: int, times: Array, errors: Array, taught: Array) -> RowError:
+    others = taught & (np.arange(len(rows)) != number)
+    strangers = taught & np.array([row.device != rows[number].device for row in rows])
+    columns = [times[_best(errors, mask), number] if mask.any() else None for mask in (taught, others, strangers)]
+    fitted, without_row, without_device = [None if ms is None else float(ms) for ms in columns]
+    assert fitted is not None and without_row is not None  # noqa: S101 (a class has several rows)
+    return RowError(rows[number], fitted, without_row, without_device)
+
+
+def _best(errors: Array, rows: Array) -> int:
+    return int(np.argmin(errors[:, rows].sum(axis=1)))
+
+
+def _grid(unit: UnitClass) -> list[Constants]:
+    steps = itertools.product(*(_STEPS[name] for name in unit.fit))
+    return [_constants(unit, dict(zip(unit.fit, combination, strict=True))) for combination in steps]
+
+
+def _constants(unit: UnitClass, fitted: Mapping[Parameter, float]) -> Constants:
+    both = fitted.get("multiplying", 1.0)
+    return Constants(
+        convolution=fitted.get("convolution", both),
+        matrix_product=fitted.get("matrix_product", both),
+        spill=fitted.get("spill", unit.spill),
+        launch_s=fitted.get("launch", 0.0),
+    )
+
+
+def _times(known: Knowledge, device: Device, row: Latency, grid: Sequence[Constants]) -> Array:
+    """Milliseconds of a row for each combination: :func:`seconds_of` of its operations, for all of them at once."""
+    found = np.zeros(len(grid))
+    shares = {work: np.array([constants.share_of(work) for constants in grid]) for work in MULTIPLYING}
+    spill, launch = (np.array([getattr(constants, name) for constants in grid]) for name in ("spill", "launch_s"))
+    for peer_op in known.peers[row.peer]:
+        op = peer_op.cost(row.weight_bits, row.arithmetic)
+        if op.work == "view":
+            continue
+        computing = 2 * op.macs / (device.peak[row.arithmetic] * shares[op.work]) if op.work in shares else 0.0
+        moving = (op.weight_bytes + op.activation_bytes * spill) / device.bandwidth
+        found += 1e3 * peer_op.number * (np.maximum(computing, moving) + launch)
+    return found

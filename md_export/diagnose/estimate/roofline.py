@@ -9,31 +9,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from md_export.diagnose.estimate.devices import Device
+from md_export.diagnose.estimate.devices import Constants, Device
 from md_export.errors import UsageError
-from md_export.targets.costs import MULTIPLYING, OpCost, Work, bits_of
+from md_export.targets.operations import MULTIPLYING, OpCost, bits_of
 
 _HALF_BYTES: Final = 2  # ratio of the bytes of a float32 to those of a float16
-
-
-@dataclass(frozen=True)
-class Constants:
-    """Model constants that are fitted, or assumed, for a class of units.
-
-    Attributes:
-        convolution, matrix_product: shares of the peak that are reached; 1×1 convolutions are matrix products.
-        spill: share of activations that goes through memory.
-        launch_s: fixed seconds per operation, independent of its size.
-    """
-
-    convolution: float
-    matrix_product: float
-    spill: float
-    launch_s: float
-
-    def share_of(self, work: Work) -> float:
-        """Return the share of the peak that multiplying operations reach."""
-        return self.convolution if work == "convolution" else self.matrix_product
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Forms that each module can be stored in, their measured costs, and the totals of a choice of one form per module.
+"""Forms that modules can be stored in, their measured costs, the totals of a choice, and the curve of the best choices.
 
 The model is the usual one for mixed precision: errors of different modules are small and nearly uncorrelated, so their
 noise powers add. Artifacts built from a choice are still executed and verified.
@@ -6,15 +6,16 @@ noise powers add. Artifacts built from a choice are still executed and verified.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
 from pydantic import ConfigDict
 
 from md_export.parity.metrics import EXACT_DB
-from md_export.spec.scheme import Granularity, QuantScheme, WeightRule, Weights
+from md_export.spec.scheme import Granularity, WeightRule, Weights
 
 
 @dataclass(frozen=True, order=True)
@@ -43,11 +44,6 @@ class Form:
     def rule(self, modules: tuple[str, ...]) -> WeightRule:
         """Return the rule that stores ``modules`` in this form; ``modules`` are globs on module paths."""
         return WeightRule(modules, self.weights, self.granularity, self.block_size, self.group_size)
-
-
-def form_of(scheme: QuantScheme | WeightRule) -> Form:
-    """Return the form of a rule, or a scheme's form for modules that match none of its rules."""
-    return Form(scheme.weights, scheme.granularity, scheme.block_size, scheme.group_size)
 
 
 _FORBID = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -202,6 +198,73 @@ def uniform(modules: Iterable[Module], form: Form, base: Base | None = None) -> 
     return point_of(ordered, chosen, base or Base())
 
 
-def exact(value: float) -> Fraction:
-    """Convert a figure to a fraction, so that comparisons of sums and slopes have no rounding errors."""
-    return Fraction(value)
+# Returns the loss of quality of a module's candidate; less is better.
+Cost = Callable[[Module, Candidate], Fraction]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Change of one module from a candidate to the next one on its hull; ``gain`` is the cost saved per byte."""
+
+    index: int
+    before: Candidate
+    after: Candidate
+    gain: Fraction
+
+
+def picture_noise(_module: Module, candidate: Candidate) -> Fraction:
+    """Return the candidate's noise in the picture, the cost that defines the curve."""
+    return Fraction(candidate.noise)
+
+
+def curve(modules: Iterable[Module], base: Base | None = None) -> tuple[Point, ...]:
+    """Return the vertices of the lower hull of noise against bytes, in order of increasing bytes.
+
+    Points between two vertices are included where several steps have the same gain. No choice with at most the bytes
+    of one of these points has less noise than that point.
+    """
+    ordered, base = in_order(modules), base or Base()
+    chosen = cheapest(ordered)
+    points = [point_of(ordered, chosen, base)]
+    for step in steps(ordered, picture_noise):
+        chosen[step.index] = step.after
+        points.append(point_of(ordered, chosen, base))
+    return tuple(points)
+
+
+def cheapest(modules: Sequence[Module]) -> list[Candidate]:
+    """Return each module's candidate with the fewest bytes; the curve begins there."""
+    return [hull(module, picture_noise)[0] for module in modules]
+
+
+def steps(modules: Sequence[Module], cost: Cost) -> list[Step]:
+    """Return all steps of all modules by decreasing gain.
+
+    The steps of one module keep their order, because gains decrease along its hull.
+    """
+    found = []
+    for index, module in enumerate(modules):
+        kept = hull(module, cost)
+        for before, after in itertools.pairwise(kept):
+            found.append(Step(index, before, after, gain(module, before, after, cost)))
+    return sorted(found, key=lambda step: (-step.gain, step.index))
+
+
+def hull(module: Module, cost: Cost) -> list[Candidate]:
+    """Return the candidates on a module's lower convex hull, from the fewest bytes to the least cost.
+
+    Each of them minimizes cost + λ·bytes for some λ.
+    """
+    kept: list[Candidate] = []
+    for one in sorted(module.candidates, key=lambda one: (one.bytes, cost(module, one), one.form.label)):
+        if kept and cost(module, one) >= cost(module, kept[-1]):
+            continue
+        while len(kept) > 1 and gain(module, kept[-2], kept[-1], cost) <= gain(module, kept[-1], one, cost):
+            kept.pop()
+        kept.append(one)
+    return kept
+
+
+def gain(module: Module, before: Candidate, after: Candidate, cost: Cost) -> Fraction:
+    """Return the cost saved per additional byte; ``after`` must have more bytes than ``before``."""
+    return (cost(module, before) - cost(module, after)) / (after.bytes - before.bytes)

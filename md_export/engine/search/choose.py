@@ -7,9 +7,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from md_export.engine.search.budget import Budget
-from md_export.engine.search.choice import Base, Candidate, Module, Point, decibels, exact, in_order, point_of, power
-from md_export.engine.search.tradeoff import cheapest, hull, picture_noise, steps
+from md_export.engine.search.choice import (
+    Base,
+    Candidate,
+    Module,
+    Point,
+    cheapest,
+    decibels,
+    hull,
+    in_order,
+    picture_noise,
+    point_of,
+    power,
+    steps,
+)
+from md_export.engine.search.request import Budget
 from md_export.errors import UsageError
 
 # Returns the value of changing one module to a candidate; None if the change is not allowed.
@@ -37,10 +49,10 @@ class Selection:
         self.modules = modules
         self.chosen = cheapest(modules)
         self.bytes = sum(one.bytes for one in self.chosen)
-        self.noise = exact(base.noise) + sum(exact(one.noise) for one in self.chosen)
-        self.own = {module.component: exact(base.own_noise.get(module.component, 0.0)) for module in modules}
+        self.noise = Fraction(base.noise) + sum(Fraction(one.noise) for one in self.chosen)
+        self.own = {module.component: Fraction(base.own_noise.get(module.component, 0.0)) for module in modules}
         for module, one in zip(modules, self.chosen, strict=True):
-            self.own[module.component] += exact(one.own_noise)
+            self.own[module.component] += Fraction(one.own_noise)
 
     def change(self, index: int, candidate: Candidate) -> None:
         """Choose another candidate for one module."""
@@ -80,8 +92,8 @@ class Selection:
         """Return the noise of the picture and of the module's component with this candidate."""
         before = self.chosen[index]
         return (
-            self.noise + exact(candidate.noise) - exact(before.noise),
-            self.own[self.modules[index].component] + exact(candidate.own_noise) - exact(before.own_noise),
+            self.noise + Fraction(candidate.noise) - Fraction(before.noise),
+            self.own[self.modules[index].component] + Fraction(candidate.own_noise) - Fraction(before.own_noise),
         )
 
 
@@ -152,7 +164,7 @@ def _room(budget: Budget, modules: Sequence[Module], base: Base) -> int | None:
     if budget.bytes is not None:
         rooms.append(budget.bytes - base.bytes)
     if budget.bits is not None:
-        rooms.append(math.floor(exact(budget.bits) * sum(module.weights for module in modules) / 8))
+        rooms.append(math.floor(Fraction(budget.bits) * sum(module.weights for module in modules) / 8))
     return min(rooms) if rooms else None
 
 
@@ -172,7 +184,7 @@ def _spend(selection: Selection, room: int, kept: bool) -> None:
 
     def gain(index: int, candidate: Candidate) -> Fraction | None:
         before = selection.chosen[index]
-        more, saved = candidate.bytes - before.bytes, exact(before.noise) - exact(candidate.noise)
+        more, saved = candidate.bytes - before.bytes, Fraction(before.noise) - Fraction(candidate.noise)
         if saved <= 0 or selection.bytes + more > room or (kept and candidate.own_noise > before.own_noise):
             return None
         return saved / max(more, 1)
@@ -192,7 +204,7 @@ def _meet(selection: Selection, wanted: Floors) -> None:
 
     def share(module: Module, candidate: Candidate) -> Fraction:
         pairs = ((candidate.noise, wanted.noise), (candidate.own_noise, wanted.own_noise.get(module.component)))
-        return sum((exact(noise) / exact(most) for noise, most in pairs if most), Fraction(0))
+        return sum((Fraction(noise) / Fraction(most) for noise, most in pairs if most), Fraction(0))
 
     for index, module in enumerate(modules):
         selection.change(index, hull(module, share)[0])

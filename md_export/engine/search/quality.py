@@ -1,28 +1,30 @@
-"""Measured quality of a choice, and the corrected aim for the next choice."""
+"""Measured quality of a choice, in torch and of its build, and the corrected aim for the next choice."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import shlex
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import torch
-from torch import nn
-
-from md_export.engine.search.budget import Budget
+from md_export.engine.export import export
+from md_export.engine.request import Resources
 from md_export.engine.search.choice import Point
-from md_export.engine.search.sensitivity import Probe, Probing
+from md_export.engine.search.request import Budget
+from md_export.engine.search.sensitivity import Probe, Probing, store
+from md_export.errors import RuntimeFault
 from md_export.parity.golden.case import GoldenCase
 from md_export.parity.golden.folder import read_golden
 from md_export.parity.metrics import compare
 from md_export.parity.rewritten_module import adjust, storages
-from md_export.rewrites.upsample_to_four_convs import FourConv2d
-from md_export.spec.recipe import Recipe
+from md_export.spec.manifest import Manifest
+from md_export.spec.recipe import Recipe, Tolerance
 from md_export.spec.tensors import Arrays
-from md_export.spec.weight_storage import WeightStorage
-from md_export.targets.quantization.gptq import rounded
 
 # Excess over the budget, in decibels, that is too small to justify another try.
 _CLOSE_DB: Final = 0.5
@@ -75,11 +77,7 @@ def _positive(decibel: float | None) -> float | None:
 
 
 def tries(
-    budget: Budget,
-    aim: Budget,
-    most: int,
-    choose: Callable[[Budget], Point],
-    measure: Callable[[Point], Quality],
+    budget: Budget, aim: Budget, most: int, choose: Callable[[Budget], Point], measure: Callable[[Point], Quality]
 ) -> Iterator[tuple[Budget, Point, Quality]]:
     """Yield up to ``most`` measured choices with their aims; each aim is corrected by the previous measurement.
 
@@ -128,21 +126,87 @@ def rehearse(
         part = probe.parts[name]
         inputs: list[Arrays] = [part.inputs_of(case) for case in calibration]
         adjust(part, probe.target, inputs)
+        # As a target does: to the nearest stored value; weights that are already rounded do not change.
+        nearest = dataclasses.replace(recipe.schemes[name], rounding="nearest", bias_correction=False)
         for path, storage in storages(part, probe.target).items():
-            _store(part.module.get_submodule(path), storage)
+            store(part.module.get_submodule(path), storage, nearest, None)
     return Quality(
         picture_db=min(compare(made, wanted).psnr_db for made, wanted in probe.pictures()),
         snr_db={name: min(probe.parts[name].snr_db(case) for case in cases) for name in recipe.components},
     )
 
 
-@torch.no_grad()
-def _store(layer: nn.Module, storage: WeightStorage) -> None:
-    """Round a layer's weight to the nearest stored values, as a target does; already rounded weights do not change."""
-    if isinstance(layer, FourConv2d):
-        layer.phases = torch.stack([rounded(layer, part, storage, "nearest", None) for part in layer.phases])
-        return
-    weight = layer.get_parameter("weight")
-    layer.register_parameter(
-        "weight", nn.Parameter(rounded(layer, weight, storage, "nearest", None), requires_grad=False)
+# Margin below a measured figure, in decibels, for thresholds of the recipe that the search writes.
+_MARGIN_DB = 1.0
+
+
+@dataclass(frozen=True)
+class Built:
+    """An export with its measured quality and size."""
+
+    folder: Path
+    manifest: Manifest
+    quality: Quality
+
+    @property
+    def bytes(self) -> int:
+        """Total size of all artifacts in bytes."""
+        return sum(entry.bytes for entry in self.manifest.artifacts)
+
+
+def build(
+    recipe: Recipe,
+    checkpoint: Path,
+    folder: Path,
+    golden: Path | None,
+    progress: Callable[[str], None],
+    resources: Resources,
+) -> Built:
+    """Export with thresholds of 0 dB, which accept any useful output; the caller compares the quality with a budget."""
+    shutil.rmtree(folder, ignore_errors=True)
+    anything = dataclasses.replace(
+        recipe, tolerances={name: Tolerance(snr_db=0.0) for name in recipe.tolerances}, picture_psnr_db=0.0
     )
+    manifest, _ = export(anything, checkpoint, folder, golden, progress, resources)
+    figures = {entry.component: entry.parity.snr_db for entry in manifest.artifacts if entry.parity is not None}
+    return Built(folder, manifest, Quality(manifest.picture_psnr_db, figures))
+
+
+def sealed(recipe: Recipe, quality: Quality, budget: Budget) -> Recipe:
+    """Return the recipe with its final thresholds: the budget's, or :data:`_MARGIN_DB` below the measured figure.
+
+    The measured figure is used where the budget sets no limit.
+    """
+    snr = {name: budget.snr_db or _below(measured) for name, measured in quality.snr_db.items()}
+    return dataclasses.replace(
+        recipe,
+        tolerances={name: Tolerance(snr_db=snr[name]) for name in recipe.components},
+        picture_psnr_db=budget.picture_db or _below(quality.picture_db or 0.0),
+    )
+
+
+def _below(measured: float) -> float:
+    return round(max(0.0, measured - _MARGIN_DB), 1)
+
+
+def judged(command: str, export: Path) -> float:
+    """Run ``command EXPORT`` and return the number on the last line of its output.
+
+    Raises:
+        RuntimeFault: the command cannot be started, fails, or its last line is not a finite number.
+    """
+    try:
+        ended = subprocess.run([*shlex.split(command), str(export)], capture_output=True, text=True, check=False)
+    except (OSError, ValueError) as error:
+        raise RuntimeFault(f"--judge {command!r:.80} cannot be started: {error}") from error
+    last = (ended.stdout.strip().splitlines() or [""])[-1]
+    if ended.returncode:
+        why = (ended.stderr.strip().splitlines() or [last])[-1]
+        raise RuntimeFault(f"--judge {command!r:.80} ended with status {ended.returncode}: {why}")
+    try:
+        score = float(last)
+    except ValueError:
+        score = math.nan
+    if not math.isfinite(score):
+        raise RuntimeFault(f"--judge {command!r:.80}: its last line is {last!r:.60}, not a score")
+    return score

@@ -15,26 +15,31 @@ from md_export import __version__
 from md_export.checkpoint import Checkpoint, open_checkpoint
 from md_export.engine.export import cases, export
 from md_export.engine.request import Resources
-from md_export.engine.search.budget import Budget
-from md_export.engine.search.building import Built, build, judged, sealed
-from md_export.engine.search.choice import Base, Module, Point, point_of, uniform
+from md_export.engine.search.choice import Base, Module, Point, curve, point_of, uniform
 from md_export.engine.search.choose import choose, first_passing
-from md_export.engine.search.journal import Key, open_journal
-from md_export.engine.search.measuring import Count, Job, measure_all
-from md_export.engine.search.quality import Quality, Rehearsal, next_aim, rehearse_request, tries
-from md_export.engine.search.recipe_writing import chosen_recipe, recipe_toml
+from md_export.engine.search.measuring import Count, Job, Key, measure_all, open_journal
+from md_export.engine.search.quality import (
+    Built,
+    Quality,
+    Rehearsal,
+    build,
+    judged,
+    next_aim,
+    rehearse_request,
+    sealed,
+    tries,
+)
+from md_export.engine.search.request import STARTS, Budget, SearchRequest, starting_recipe
+from md_export.engine.search.results import TRADE_OFF, Figures, TradeOff, chosen_recipe, figures_of, recipe_toml
 from md_export.engine.search.sensitivity import ListRequest, ModuleRequest, Probing, list_modules, measure
 from md_export.engine.search.spread import Workers, spread, workers
-from md_export.engine.search.starting import STARTS, SearchRequest, starting_recipe
-from md_export.engine.search.tradeoff import Figures, TradeOff, curve, figures_of, trade_off_json
 from md_export.errors import ParityError, UsageError
 from md_export.models.families import family_of
-from md_export.parity.golden.folder import INDEX
+from md_export.parity.golden.folder import INDEX, write_golden
 from md_export.parity.golden.prepare import golden_source
-from md_export.parity.golden.record import write_golden
 from md_export.spec.recipe import Recipe
 from md_export.system.files import refuse_existing, sha256_of, staging
-from md_export.targets.versions import tools_of
+from md_export.targets import tools_of
 
 ARTIFACTS: Final = "artifacts"
 RECIPE: Final = "recipe.toml"
@@ -66,10 +71,10 @@ def search(request: SearchRequest, count: Count, progress: Progress = lambda _: 
         resources = request.resources or Resources()
         if resources.cache is None:
             resources = dataclasses.replace(resources, cache=folder / _TRIES / "cache")
-        ground = _prepare(request, recipe, checkpoint.at(recipe.size), Path(scratch), progress, resources)
-        with _measured(request, ground, count) as (modules, rehearse):
+        ground = _prepare(request, recipe, checkpoint.at(recipe.size), Path(scratch), resources, progress)
+        with _measured(ground, count) as (modules, rehearse):
             aim = request.budget if request.budget.score is not None else _rehearsed(request.budget, modules, rehearse)
-        builder = _Builder(request, ground, modules, folder / _TRIES, progress, resources)
+        builder = _Builder(ground, modules, folder / _TRIES)
         if request.judge is not None and request.budget.score is not None:
             point, built = builder.judged(request.judge, request.budget.score)
         else:
@@ -82,25 +87,35 @@ def search(request: SearchRequest, count: Count, progress: Progress = lambda _: 
             "Thresholds: the budget's, else measured.",
         )
         (folder / RECIPE).write_text(recipe_toml(found, notes), encoding="utf-8")
-        (folder / CURVE).write_text(trade_off_json(result), encoding="utf-8")
+        (folder / CURVE).write_bytes(TRADE_OFF.dump_json(result, indent=2) + b"\n")
     return result
 
 
 @dataclass(frozen=True)
 class _Ground:
-    """Inputs shared by all measurements of a search.
+    """Inputs of one search.
 
     Attributes:
+        recipe: recipe to start from.
         given: folder of golden cases from the request, or made from its prompts; None if it has neither.
         golden: folder of the golden cases.
         cases: folder of the calibration cases; None: every other golden case is used.
+        resources: resources for builds, with a cache.
     """
 
+    request: SearchRequest
     recipe: Recipe
     checkpoint: Checkpoint
     given: Path | None
     golden: Path
     cases: Path | None
+    resources: Resources
+    progress: Progress
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Components to choose forms for."""
+        return tuple(self.request.components or self.recipe.components)
 
 
 def _prepare(
@@ -108,8 +123,8 @@ def _prepare(
     recipe: Recipe,
     checkpoint: Checkpoint,
     scratch: Path,
-    progress: Progress,
     resources: Resources,
+    progress: Progress,
 ) -> _Ground:
     given = request.golden
     if request.prompts:
@@ -117,47 +132,42 @@ def _prepare(
         given.mkdir()
         write_golden(golden_source(checkpoint), [(prompt, 0) for prompt in request.prompts], given, progress)
     golden, made = cases(recipe, checkpoint.root, scratch, given, progress, resources)
-    return _Ground(recipe, checkpoint, given, golden, made)
+    return _Ground(request, recipe, checkpoint, given, golden, made, resources, progress)
 
 
 Rehearse = Callable[[Point], Quality]
 
 
 @contextmanager
-def _measured(request: SearchRequest, ground: _Ground, count: Count) -> Iterator[tuple[tuple[Module, ...], Rehearse]]:
+def _measured(ground: _Ground, count: Count) -> Iterator[tuple[tuple[Module, ...], Rehearse]]:
     """Yield all measured modules and a function that rehearses a choice in torch; the context keeps the workers."""
-    recipe, made = ground.recipe, ground.cases
+    request, made = ground.request, ground.cases
     forms = STARTS[request.target].forms
-    on = Probing(ground.checkpoint.root, recipe, made or ground.golden, 1 if made else 2, ground.golden, forms)
+    kept = request.journal or request.out.with_name(f"{request.out.name}.journal")
+    on = Probing(ground.checkpoint.root, ground.recipe, made or ground.golden, 1 if made else 2, ground.golden, forms)
     with workers(request.jobs, request.dask) as found:
-        chosen = tuple(request.components or recipe.components)
-        (listed,) = [answer.value for answer in spread(list_modules, [ListRequest(on, chosen)], found)]
+        (listed,) = [answer.value for answer in spread(list_modules, [ListRequest(on, ground.components)], found)]
         jobs = [
             Job(component, path, weights, ModuleRequest(on, component, path)) for component, path, weights in listed
         ]
-        with open_journal(journal_of(request), _key(request, ground)) as journal:
+        with open_journal(kept, _key(ground)) as journal:
             modules = measure_all(jobs, measure, found, journal, count)
         yield modules, lambda point: _rehearse(found, on, point)
 
 
-def journal_of(request: SearchRequest) -> Path:
-    """Return the journal's file: the request's, or one beside the output folder."""
-    return request.journal or request.out.with_name(f"{request.out.name}.journal")
-
-
-def _key(request: SearchRequest, ground: _Ground) -> Key:
-    recipe = ground.recipe
-    schemes = [recipe.schemes[name] for name in request.components or recipe.components]
+def _key(ground: _Ground) -> Key:
+    recipe, target = ground.recipe, ground.request.target
+    schemes = [recipe.schemes[name] for name in ground.components]
+    tools = tools_of(target, family_of(ground.checkpoint.config).form.libraries)
     return Key(
         checkpoint=ground.checkpoint.sha256(),
-        target=request.target,
-        components=tuple(request.components or recipe.components),
-        forms=tuple(form.label for form in STARTS[request.target].forms),
+        target=target,
+        components=ground.components,
+        forms=tuple(form.label for form in STARTS[target].forms),
         rewrites=recipe.rewrites,
         rounding=", ".join(sorted({f"{one.rounding}{' and biases' * one.bias_correction}" for one in schemes})),
         calibration=sha256_of((ground.cases or ground.golden) / INDEX),
-        versions={"md-export": __version__}
-        | tools_of(request.target, family_of(ground.checkpoint.config).form.libraries),
+        versions={"md-export": __version__} | tools,
     )
 
 
@@ -178,17 +188,9 @@ def _rehearsed(budget: Budget, modules: Sequence[Module], rehearse: Rehearse) ->
 class _Builder:
     """Builds choices, each in a separate folder, until one is accepted."""
 
-    def __init__(
-        self,
-        request: SearchRequest,
-        ground: _Ground,
-        modules: Sequence[Module],
-        folder: Path,
-        progress: Progress,
-        resources: Resources,
-    ) -> None:
-        self._request, self._ground, self._modules = request, ground, modules
-        self._folder, self._progress, self._resources = folder, progress, resources
+    def __init__(self, ground: _Ground, modules: Sequence[Module], folder: Path) -> None:
+        self._ground, self._modules, self._folder = ground, modules, folder
+        self._request, self._progress = ground.request, ground.progress
         self._built = 0
         # The size of the artifacts without the chosen weights is known after the first build.
         self.base = Base()
@@ -246,7 +248,7 @@ class _Builder:
         """
         recipe, ground = sealed(self.recipe_of(point), built.quality, self._request.budget), self._ground
         try:
-            export(recipe, ground.checkpoint.root, out, ground.given, self._progress, self._resources)
+            export(recipe, ground.checkpoint.root, out, ground.given, self._progress, ground.resources)
         except ParityError as error:
             raise ParityError(f"the artifacts do not compute twice the same: {error}") from error
         return recipe
@@ -259,9 +261,8 @@ class _Builder:
         self._built += 1
         self._progress(f"build {self._built}: {point.bits:.2f} bits per weight, predicted {point.picture_db:.1f} dB")
         folder, ground = self._folder / f"{self._built}", self._ground
-        built = build(
-            self.recipe_of(point), ground.checkpoint.root, folder, ground.given, self._progress, self._resources
-        )
+        recipe, checkpoint = self.recipe_of(point), ground.checkpoint.root
+        built = build(recipe, checkpoint, folder, ground.given, self._progress, ground.resources)
         self.base = Base(bytes=built.bytes - sum(one.bytes for one in point.chosen))
         return built
 

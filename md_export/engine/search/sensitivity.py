@@ -23,9 +23,8 @@ from torch import nn
 from md_export.checkpoint import open_checkpoint
 from md_export.engine.search.choice import Candidate, Form
 from md_export.models.families import WIRING
-from md_export.models.given import MADE
-from md_export.models.sampling.one_step import one_step
-from md_export.models.sampling.sampler import sampler_for
+from md_export.models.sampling.sampler import one_step, sampler_for
+from md_export.models.values import MADE
 from md_export.models.walk import Steps, Tensors, walk
 from md_export.parity.golden.case import GoldenCase
 from md_export.parity.golden.folder import read_golden
@@ -33,13 +32,11 @@ from md_export.parity.golden.surface import packed, unpacked
 from md_export.parity.rewritten_module import Rewritten, rewritten
 from md_export.rewrites.upsample_to_four_convs import FourConv2d
 from md_export.spec.recipe import Recipe
-from md_export.spec.scheme import QuantScheme
+from md_export.spec.scheme import QuantScheme, WeightStorage
 from md_export.spec.tensors import Array, Arrays
-from md_export.spec.weight_storage import WeightStorage
 from md_export.targets import TARGETS
 from md_export.targets.quantization.adjust import stored_values
-from md_export.targets.quantization.gptq import rounded
-from md_export.targets.quantization.products import InputSums, is_derived, products
+from md_export.targets.quantization.gptq import InputSums, is_derived, products, rounded
 
 
 class Probe:
@@ -114,21 +111,26 @@ def _error(made: Array, wanted: Array) -> float:
     return float(np.mean((made.astype(np.float64) - wanted.astype(np.float64)) ** 2))
 
 
-@contextmanager
-def stored(layer: Any, storage: WeightStorage, scheme: QuantScheme, sums: InputSums | None) -> Iterator[None]:
-    """Replace a layer's weights by the stored values within the context, and restore them afterwards.
+def store(layer: Any, storage: WeightStorage, scheme: QuantScheme, sums: InputSums | None) -> None:
+    """Replace a layer's weights by the stored values.
 
     ``sums``: sums over the layer's inputs, for calibrated rounding; None if the rounding does not need them.
     """
-    own = {name: getattr(layer, name) for name in ("weight", "bias", "phases") if hasattr(layer, name)}
     if isinstance(layer, FourConv2d):
         layer.phases = torch.stack([rounded(layer, part, storage, "nearest", None) for part in layer.phases])
-    else:
-        plain = dataclasses.replace(scheme, rounding="nearest", bias_correction=False)
-        values = stored_values(layer, storage, plain if is_derived(layer) else scheme, sums)
-        layer.weight = nn.Parameter(values.weight, requires_grad=False)
-        if values.bias is not None:
-            layer.bias = nn.Parameter(values.bias, requires_grad=False)
+        return
+    plain = dataclasses.replace(scheme, rounding="nearest", bias_correction=False)
+    values = stored_values(layer, storage, plain if is_derived(layer) else scheme, sums)
+    layer.weight = nn.Parameter(values.weight, requires_grad=False)
+    if values.bias is not None:
+        layer.bias = nn.Parameter(values.bias, requires_grad=False)
+
+
+@contextmanager
+def stored(layer: Any, storage: WeightStorage, scheme: QuantScheme, sums: InputSums | None) -> Iterator[None]:
+    """Call :func:`store` for the time of the context, and restore the layer's weights afterwards."""
+    own = {name: getattr(layer, name) for name in ("weight", "bias", "phases") if hasattr(layer, name)}
+    store(layer, storage, scheme, sums)
     try:
         yield
     finally:
@@ -136,7 +138,7 @@ def stored(layer: Any, storage: WeightStorage, scheme: QuantScheme, sums: InputS
             setattr(layer, name, value)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Probing:
     """Inputs of a worker's measurements.
 
@@ -155,7 +157,7 @@ class Probing:
     forms: tuple[Form, ...]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class ModuleRequest:
     """Request to measure one module."""
 
@@ -169,7 +171,7 @@ def measure(request: ModuleRequest) -> tuple[Candidate, ...]:
     return candidates(_probe(request.on), request.component, request.path, request.on.forms)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class ListRequest:
     """Request to list all modules of some components."""
 

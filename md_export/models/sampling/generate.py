@@ -1,22 +1,66 @@
-"""Pictures for prompts: what a request gives to the model graph, whoever computes the components."""
+"""Pictures for prompts: token ids and noise, what else a request gives to the model graph, and torch runners for it."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from md_export.errors import UsageError
-from md_export.models.given import BLEND, CONDITION, INPUT_IDS, MASK, NOISE, PICTURE
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from md_export.errors import CheckpointError, UsageError
+from md_export.models.config import ModelConfig
+from md_export.models.families import family_of
 from md_export.models.graph import Component, Family
-from md_export.models.sampling.image_to_image import Start, enter
-from md_export.models.sampling.inpainting import Given, cells_of, hide, nothing
-from md_export.models.sampling.prompts import draw_noise, tokenize
+from md_export.models.sampling.pictures import Given, Start, cells_of, enter, hide, nothing
 from md_export.models.sampling.sampler import sampler_for
 from md_export.models.sampling.schedule import ScheduleConfig
+from md_export.models.values import BLEND, CONDITION, INPUT_IDS, MASK, NOISE, PICTURE
 from md_export.models.walk import Crew, Tensors, call, walk
 from md_export.spec.sampler import ManySteps, OneStep
-from md_export.spec.tensors import Array, Float32
+from md_export.spec.tensors import Array, Arrays, Float32, TensorSpec
+from md_export.system.quiet_imports import import_quietly
+
+
+def tokenize(tokenizer_dir: Path, prompt: str, length: int) -> NDArray[np.int32]:
+    """Return CLIP BPE ids ``[1, length]``, truncated and padded as CLIP does.
+
+    Raises:
+        CheckpointError: the folder holds no CLIP tokenizer.
+    """
+    tokenizer = _tokenizer(tokenizer_dir)
+    try:
+        encoded = tokenizer(prompt, padding="max_length", max_length=length, truncation=True)
+    except Exception as error:
+        raise CheckpointError(f"{tokenizer_dir} holds no CLIP tokenizer: {error}; replace its files") from error
+    return np.asarray([encoded["input_ids"]], dtype=np.int32)
+
+
+@cache
+def _tokenizer(folder: Path) -> Any:
+    clip = import_quietly("transformers.models.clip.tokenization_clip")
+    # Build the tokenizer from the folder: from file names, this class silently has a vocabulary of two tokens.
+    try:
+        tokenizer = clip.CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"{folder} holds no CLIP tokenizer (vocab.json, merges.txt, tokenizer_config.json): {error}"
+        ) from error
+    if len(tokenizer) < 3:
+        raise CheckpointError(f"{folder}: the tokenizer's vocabulary is empty; vocab.json and merges.txt are needed")
+    return tokenizer
+
+
+def draw_noise(seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Draw x_T ~ N(0, I), the same for the same seed and torch version; golden cases store it."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    noise: NDArray[np.float32] = torch.randn(shape, generator=generator, dtype=torch.float32).numpy()
+    return noise
 
 
 @dataclass(frozen=True)
@@ -116,3 +160,52 @@ class Pipeline:
         values: list[Tensors] = [{PICTURE.key: image} for image in images]
         call(self.family[self.family.encoded.node], self.crew.run, values)
         return [one[self.family.encoded.key] for one in values]
+
+
+class TorchRunner:
+    """Runs a float32 module on the CPU; names and shapes as in its row of the graph."""
+
+    def __init__(self, component: str, module: nn.Module, config: ModelConfig) -> None:
+        self.module = module
+        self._row = family_of(config)[component]
+        self.inputs, self.outputs = self._row.input_specs(config), self._row.output_specs(config)
+
+    def run(self, inputs: Arrays) -> dict[str, Array]:
+        """Execute once, without gradients; inputs that add something may be left out."""
+        names = [spec.name for spec in self.inputs if spec.name in inputs or not self._row.may_lack(spec.name)]
+        return run_torch(self.module, [inputs[name] for name in names], self.outputs)
+
+
+def run_torch(module: nn.Module, inputs: Sequence[Array], outputs: Sequence[TensorSpec]) -> dict[str, Array]:
+    """Execute a module once, without gradients; ``inputs`` by position, results by the names of ``outputs``."""
+    with torch.no_grad():
+        made = module(*(torch.from_numpy(np.ascontiguousarray(value)) for value in inputs))
+    values = made if isinstance(made, tuple) else (made,)
+    return {spec.name: value.numpy() for spec, value in zip(outputs, values, strict=True)}
+
+
+class OneAtATime(Mapping[str, TorchRunner]):
+    """Runners by component, loaded when they are asked for; the one before is dropped first.
+
+    Memory is that of the largest, where a picture goes through all of them; each picture loads them again. Those that
+    every step calls are held together.
+    """
+
+    def __init__(self, family: Family, load: Callable[[str], TorchRunner]) -> None:
+        self._family = family
+        self._load = load
+        self._held: dict[str, TorchRunner] = {}
+
+    def __getitem__(self, component: str) -> TorchRunner:
+        if component not in self._held:
+            in_turn = [row.name for row in self._family.components if row.called == "per step"]
+            kept = in_turn if component in in_turn else []
+            self._held = {name: runner for name, runner in self._held.items() if name in kept}
+            self._held[component] = self._load(component)
+        return self._held[component]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._family.rows)
+
+    def __len__(self) -> int:
+        return len(self._family.rows)

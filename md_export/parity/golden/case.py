@@ -14,8 +14,8 @@ from safetensors.numpy import load
 
 from md_export.errors import GoldenError
 from md_export.models.families import WIRING
-from md_export.models.given import LAST, MADE, NOISE, TIMESTEP
-from md_export.models.graph import MOST, Component, Kind, calls_in
+from md_export.models.graph import Component
+from md_export.models.values import LAST, MADE, MOST, NOISE, TIMESTEP, Kind, calls_in
 from md_export.spec.tensors import Array, Arrays
 
 
@@ -23,7 +23,7 @@ from md_export.spec.tensors import Array, Arrays
 class GoldenCase:
     """One prompt and seed with all that was computed from them.
 
-    ``values`` by the keys of :mod:`md_export.models.graph`. ``call``: whose inputs and outputs it shows where a
+    ``values`` by the keys of :mod:`md_export.models.values`. ``call``: whose inputs and outputs it shows where a
     component was called more than once; ``label`` names it.
     """
 
@@ -125,21 +125,20 @@ def values_from_bytes(content: bytes, path: Path) -> Arrays:
     Raises:
         GoldenError: no safetensors file, or not the tensors of a golden case.
     """
+    wrong = f"{path} does not hold the tensors of a golden case"
     try:
         values = load(content)
     except (SafetensorError, TypeError, KeyError, ValueError) as error:
-        raise GoldenError(f"{path} does not hold the tensors of a golden case: {error}") from error
+        raise GoldenError(f"{wrong}: {error}") from error
     for name, array in values.items():
         kind = _KINDS.get(key_without_call(name))
         if kind is None:
-            raise GoldenError(f"{path} does not hold the tensors of a golden case: {name!r:.80} is none of them")
+            raise GoldenError(f"{wrong}: {name!r:.80} is none of them")
         if (array.ndim, str(array.dtype)) != (kind.rank, kind.dtype) or not array.size:
-            raise GoldenError(
-                f"{path} does not hold the tensors of a golden case: {name} is {array.dtype}{list(array.shape)}, "
-                f"not {kind.dtype} of rank {kind.rank}; make the golden cases again"
-            )
+            found = f"{name} is {array.dtype}{list(array.shape)}, not {kind.dtype} of rank {kind.rank}"
+            raise GoldenError(f"{wrong}: {found}; make the golden cases again")
     if lacking := _lacking(GoldenCase("", "", 0, values)):
-        raise GoldenError(f"{path} does not hold the tensors of a golden case: {lacking} is missing")
+        raise GoldenError(f"{wrong}: {lacking} is missing")
     return values
 
 
@@ -151,7 +150,8 @@ def key_without_call(name: str) -> str:
 
 def _lacking(case: GoldenCase) -> str:
     """Return the key of what a case must hold and does not: a picture, and the inputs and outputs on the way to it."""
-    required = [component for component in WIRING.components if not component.optional or _is_held(case, component)]
+    held = {name.partition(".")[0] for name in case.values}
+    required = [component for component in WIRING.components if not component.optional or component.name in held]
     for component in required:
         for call in case.calls(component.name):
             try:
@@ -161,10 +161,6 @@ def _lacking(case: GoldenCase) -> str:
             except (KeyError, GoldenError) as error:
                 return str(error)
     return next((key for key in (NOISE.key, LAST.key, MADE.key) if key not in case.values), "")
-
-
-def _is_held(case: GoldenCase, component: Component) -> bool:
-    return any(name.startswith(f"{component.name}.") for name in case.values)
 
 
 def check_finite(values: Arrays, prompt: str) -> None:

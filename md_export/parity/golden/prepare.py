@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
 from md_export.checkpoint import Checkpoint
-from md_export.errors import GoldenError
+from md_export.errors import GoldenError, RecipeError
 from md_export.models.families import WIRING, family_of
-from md_export.models.sampling.generate import Pipeline
-from md_export.models.sampling.one_step import one_step
-from md_export.models.sampling.sampler import steps_of
-from md_export.models.torch_runner import OneAtATime, TorchRunner
+from md_export.models.sampling.generate import OneAtATime, Pipeline, TorchRunner
+from md_export.models.sampling.sampler import one_step, steps_of
 from md_export.models.walk import Runners
 from md_export.parity.golden.case import GoldenCase
-from md_export.parity.golden.folder import INDEX, GoldenSet, read_case, read_golden, read_index
-from md_export.parity.golden.record import GoldenSource, write_golden
+from md_export.parity.golden.folder import (
+    INDEX,
+    GoldenSet,
+    GoldenSource,
+    read_case,
+    read_golden,
+    read_index,
+    write_golden,
+)
 from md_export.parity.lora_fusing import check_fusing
 from md_export.parity.metrics import compare
 from md_export.rewrites import Consent, apply_rewrites, find_rewrite
 from md_export.spec.artifact import GOLDEN_FOLDER
+from md_export.spec.calibration import CalibrationPlan
 from md_export.spec.manifest import Drift
 from md_export.spec.recipe import Recipe
 from md_export.spec.sampler import SamplerPlan, steps_in_words
@@ -183,14 +190,11 @@ def planned_cases(recipe: Recipe, checkpoint: Checkpoint) -> list[tuple[str, int
     They are those of the checkpoint's own cases, or of its parent's, since these are in its language; else the
     recipe's. For many steps the recipe's sampler limits their number.
     """
-    return _known_cases(recipe, checkpoint)[: recipe.sampler.cases if recipe.sampler else None]
-
-
-def _known_cases(recipe: Recipe, checkpoint: Checkpoint) -> list[tuple[str, int]]:
+    limit = recipe.sampler.cases if recipe.sampler else None
     for root in checkpoint.folders:
         if (root / GOLDEN_FOLDER).is_dir():
-            return [(case.prompt, case.seed) for case in read_index(root / GOLDEN_FOLDER).cases]
-    return [(prompt, seed) for prompt in recipe.golden.prompts for seed in recipe.golden.seeds]
+            return [(case.prompt, case.seed) for case in read_index(root / GOLDEN_FOLDER).cases][:limit]
+    return [(prompt, seed) for prompt in recipe.golden.prompts for seed in recipe.golden.seeds][:limit]
 
 
 def measure_drift(before: GoldenSet, after: GoldenSet) -> Drift:
@@ -206,3 +210,59 @@ def _denoised(case: GoldenCase) -> Array:
     """Return the UNet's outputs in all calls that a case holds, as one array."""
     output = WIRING.denoised
     return np.concatenate([call.output(output.node, output.name) for call in case.calls(output.node)])
+
+
+@contextmanager
+def calibration_cases(
+    recipe: Recipe, checkpoint: Checkpoint, golden: Path, scratch: Path, progress: Progress
+) -> Iterator[Path | None]:
+    """Cases by the recipe's ``[calibration]``, in a folder in ``scratch`` that is removed afterwards.
+
+    They come from the checkpoint's own chain, text encoder → UNet → decoder, with the rewrites that change what it
+    computes.
+
+    Args:
+        golden: folder of the cases that judge, whose prompts they take where the plan has none.
+
+    Yields:
+        the folder; None where the recipe has no plan, or nothing that is calibrated.
+
+    Raises:
+        RecipeError: one of them would also judge.
+    """
+    plan = recipe.calibration if needs_calibration(recipe) else None
+    if plan is None:
+        yield None
+        return
+    judging = [(item.prompt, item.seed) for item in read_index(golden).cases]
+    pairs = calibration_pairs(recipe.name, plan, judging)
+    with tempfile.TemporaryDirectory(prefix=".calibration-", dir=scratch) as name:
+        source = golden_source(
+            checkpoint.at(recipe.size), recipe.rewrites, recipe.allow_drift, recipe.sampler, recipe.encodes
+        )
+        write_golden(source, pairs, Path(name), progress, use="calibration")
+        yield Path(name)
+
+
+def needs_calibration(recipe: Recipe) -> bool:
+    """Whether anything in it depends on calibration inputs."""
+    schemes = [recipe.schemes[name] for name in recipe.components]
+    return any(scheme.is_static or scheme.is_adjusted for scheme in schemes)
+
+
+def calibration_pairs(name: str, plan: CalibrationPlan, golden: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Prompt and seed of each case that calibrates, given those of the cases that judge.
+
+    Raises:
+        RecipeError: one is among both.
+    """
+    prompts = plan.prompts or tuple(dict.fromkeys(prompt for prompt, _ in golden))
+    pairs = [(prompt, seed) for seed in plan.seeds for prompt in prompts]
+    judging = set(golden).intersection(pairs)
+    if judging:
+        prompt, seed = min(judging)
+        raise RecipeError(
+            f"recipe {name}: [calibration] seed {seed} with the prompt {prompt!r:.60} is a golden case, too, "
+            "which could not judge what was calibrated on it; give other seeds"
+        )
+    return pairs

@@ -1,13 +1,15 @@
-"""Convert golden cases to and from an artifact's names and layout."""
+"""Convert golden cases to and from an artifact's names and layout, and read a component's inputs for calibration."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, overload
 
 from md_export.errors import ArtifactError
 from md_export.parity.golden.case import GoldenCase
+from md_export.parity.golden.folder import read_case, read_index
 from md_export.spec.recipe import Recipe
 from md_export.spec.tensors import Array, Arrays, TensorSpec, joined, only_output, select
 from md_export.targets.layouts import layout_of
@@ -45,11 +47,6 @@ def outputs_of(recipe: Recipe, part: Surface, case: GoldenCase) -> dict[str, Arr
     return {
         spec.name: case.output(part.component, layout.output_of(part.component, spec.name)) for spec in part.outputs
     }
-
-
-def output_of(recipe: Recipe, part: Surface, case: GoldenCase) -> Array:
-    """Return the expected outputs as one array: see :func:`joined <md_export.spec.tensors.joined>`."""
-    return joined(outputs_of(recipe, part, case))
 
 
 def named(part: Surface, outputs: Arrays) -> Arrays:
@@ -100,7 +97,8 @@ def golden_outputs(recipe: Recipe, part: Surface, cases: Sequence[GoldenCase]) -
 
 
 def golden_cases(recipe: Recipe, part: Surface, cases: Sequence[GoldenCase]) -> tuple[list[Arrays], list[Array]]:
-    """Return an artifact's inputs for each case and call, and the expected outputs as in :func:`output_of`.
+    """Return an artifact's inputs for each case and call, and the expected outputs as one array each: see :func:`joined
+    <md_export.spec.tensors.joined>`.
 
     Raises:
         ArtifactError: as :func:`golden_inputs`.
@@ -119,3 +117,37 @@ def _of_the_component(part: Surface) -> Iterator[None]:
             f"the manifest's inputs and outputs of {part.component} are not that component's ({error}); it was edited, "
             "export again"
         ) from error
+
+
+class CalibrationInputs(Sequence[Arrays]):
+    """A component's inputs in some cases of a folder, each call of it; they are read when asked for, and not kept."""
+
+    def __init__(self, recipe: Recipe, part: Surface, folder: Path, step: int = 1) -> None:
+        """``step``: 2 for every other case."""
+        self._recipe, self._part, self._folder = recipe, part, folder
+        index = read_index(folder)
+        # Every case of a folder holds as many calls of a component.
+        count = len(read_case(folder, index.cases[0]).calls(part.component)) if index.steps else 1
+        self._places = [(item, call) for item in index.cases[::step] for call in range(count)]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> Arrays: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Arrays]: ...
+    def __getitem__(self, index: int | slice) -> Arrays | Sequence[Arrays]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        item, call = self._places[index]
+        case = read_case(self._folder, item).calls(self._part.component)[call]
+        return inputs_of(self._recipe, self._part, case)
+
+
+def calibration_inputs(recipe: Recipe, part: Surface, golden: Path, made: Path | None) -> CalibrationInputs:
+    """Inputs of one component in the cases that were ``made`` by a plan, else in every other golden case.
+
+    Every other, so that half of the cases that judge an artifact are not those that it was calibrated on.
+    """
+    return CalibrationInputs(recipe, part, golden, 2) if made is None else CalibrationInputs(recipe, part, made)

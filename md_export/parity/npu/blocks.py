@@ -16,11 +16,10 @@ from typing import Final
 
 from md_export.errors import RuntimeFault
 from md_export.parity.metrics import Check, Fault, compare, first_fault
-from md_export.spec.snapdragon import Soc
+from md_export.spec.names import Soc
 from md_export.spec.tensors import Array, Arrays
 from md_export.targets.execution import costs
-from md_export.targets.onnx.npu.answers import RefusedOp
-from md_export.targets.onnx.npu.process import NpuLimits, NpuTrial, cut_for_npu, refusal, try_on_npu
+from md_export.targets.onnx.npu.process import NpuLimits, NpuRun, RefusedOp, cut_for_npu, refusal, try_on_npu
 
 # Number of blocks. Each has at most 1/BLOCKS of the multiply-adds, if its modules can be separated.
 BLOCKS: Final = 16
@@ -137,7 +136,7 @@ def _kept(values: Arrays, names: Collection[str]) -> dict[str, Array]:
     return {name: value for name, value in values.items() if name in names}
 
 
-def _verdict(title: str, trial: NpuTrial, batches: int) -> NpuBlock:
+def _verdict(title: str, trial: NpuRun, batches: int) -> NpuBlock:
     if trial.refused:
         snr_db, faults = None, [Fault(Check.EXECUTION, refusal(trial.refused))]
     elif trial.failure:

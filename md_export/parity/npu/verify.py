@@ -23,13 +23,13 @@ from md_export.parity.opened_export import OpenedExport, open_export
 from md_export.parity.subject import Subject
 from md_export.parity.verdict import ComponentVerdict, Verdict, Verification
 from md_export.spec.artifact import ArtifactEntry, artifact_path, context_path, files_of_context
-from md_export.spec.snapdragon import SOCS, Soc
+from md_export.spec.names import SOCS, Soc
 from md_export.spec.tensors import Arrays
 from md_export.system.files import sha256_of
-from md_export.targets.onnx.npu.answers import RefusedOp
 from md_export.targets.onnx.npu.process import (
-    Compilation,
     NpuLimits,
+    NpuRun,
+    RefusedOp,
     compile_for_npu,
     execute_on_npu,
     refusal,
@@ -172,15 +172,15 @@ _Executed = tuple[NpuDetails, list[str], Sequence[Arrays]]
 def _whole(phone: _Phone, entry: ArtifactEntry, batches: list[Arrays]) -> _Executed:
     """Execute the artifact on each set of inputs; compile it first if the export holds no context of it."""
     context, found = _compiled(phone, entry)
-    if found.context is None:
+    if found.failure or found.refused:
         return NpuDetails(refused=found.refused), [found.failure or refusal(found.refused)], []
     run = execute_on_npu(artifact_path(phone.export.out, entry), phone.soc, context, batches, phone.limits)
     failures = [Fault(Check.EXECUTION, run.failure)] if run.failure else []
     engine = NpuDetails(
-        nodes=found.context.nodes,
-        compile_seconds=found.context.seconds,
-        compile_bytes=found.context.peak_bytes,
-        context_bytes=found.context.bytes,
+        nodes=found.nodes,
+        compile_seconds=found.compile_seconds,
+        compile_bytes=found.peak_bytes,
+        context_bytes=found.context_bytes,
         run_seconds=run.run_seconds / len(batches),
     )
     return engine, [*_altered_context(phone.export, context), *failures], run.outputs
@@ -215,11 +215,17 @@ def _in_blocks(phone: _Phone, entry: ArtifactEntry, batches: list[Arrays], why: 
     return engine, faults, [] if faults else found.outputs
 
 
-def _compiled(phone: _Phone, entry: ArtifactEntry) -> tuple[Path, Compilation]:
+def _compiled(phone: _Phone, entry: ArtifactEntry) -> tuple[Path, NpuRun]:
     """Return the export's context for the phone; compile one if the export has none."""
     for known in entry.contexts:
         if known.soc == phone.soc.name:
-            return context_path(phone.export.out, entry, known.soc), Compilation(known)
+            compiled = NpuRun(
+                nodes=known.nodes,
+                context_bytes=known.bytes,
+                compile_seconds=known.seconds,
+                peak_bytes=known.peak_bytes,
+            )
+            return context_path(phone.export.out, entry, known.soc), compiled
     context = context_path(phone.scratch, entry, phone.soc.name)
     return context, compile_for_npu(artifact_path(phone.export.out, entry), phone.soc, context, phone.limits)
 

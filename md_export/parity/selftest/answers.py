@@ -19,8 +19,7 @@ from md_export.parity.opened_export import check_belongs
 from md_export.parity.selftest.sandbox import NotApplicable
 from md_export.spec.artifact import GOLDEN_FOLDER, sha256_of_artifact
 from md_export.spec.manifest import read_manifest
-from md_export.spec.runner import Runner, WatchedRunner
-from md_export.spec.tensors import Array, Arrays
+from md_export.spec.tensors import Array, Arrays, Runner, WatchedRunner
 from md_export.targets import TARGETS
 from md_export.targets import execution as executing
 from md_export.targets.contract import Description

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Final
 
 import numpy as np
 
+from md_export.parity.golden.folder import INDEX
 from md_export.parity.metrics import Check
-from md_export.parity.selftest import answers, records, stored
+from md_export.parity.selftest import answers, damage
 from md_export.parity.selftest.answers import Distortion, each_output, on_outputs
-from md_export.parity.selftest.sandbox import Sandbox
-from md_export.parity.selftest.stored import on_constants
+from md_export.parity.selftest.sandbox import Sandbox, halve
+from md_export.spec.artifact import GOLDEN_FOLDER
+from md_export.spec.manifest import MANIFEST
 
 
 class Hashes(StrEnum):
@@ -86,6 +89,7 @@ def _manifest(name: str, check: Check, damage: Callable[[Sandbox], None]) -> Mut
     return Mutation(name, "manifest", {Hashes.KEPT: check}, _INPUTS_FIRST, damage)
 
 
+_OTHER_CHECKPOINT: Final = damage.other_hash("checkpoint_sha256")
 MUTATIONS: Final[tuple[Mutation, ...]] = (
     _answer("NaN in one value", Check.FINITE, each_output(answers.one_value(np.nan))),
     _answer("Inf in one value", Check.FINITE, each_output(answers.one_value(np.inf))),
@@ -98,75 +102,64 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     _answer("broadcastable shape", Check.SHAPE, each_output(answers.broadcastable)),
     _answer("wrong dtype, float16", Check.DTYPE, each_output(lambda value: value.astype(np.float16))),
     _answer("wrong dtype, float64", Check.DTYPE, each_output(lambda value: value.astype(np.float64))),
-    _artifact("NaN in the last layer", Check.FINITE, stored.last_value(np.nan)),
-    _artifact("Inf in the last layer", Check.FINITE, stored.last_value(np.inf)),
-    _artifact("one NaN in a large weight", Check.CONSTANTS, stored.inner_value(np.nan)),
-    _artifact("last layer zero", Check.FIGURES, stored.last_layer_times(0)),
-    _artifact("last layer negated", Check.FIGURES, stored.last_layer_times(-1)),
-    _artifact("64 bytes of a weight flipped", Check.AUDIT, on_constants(stored.flip_block)),
-    _artifact("a square weight transposed", Check.AUDIT, on_constants(stored.transpose_weight)),
-    _artifact("all large weights back to front", Check.FIGURES, on_constants(stored.reverse_weights)),
+    _artifact("NaN in the last layer", Check.FINITE, partial(damage.last_value, wrong=np.nan)),
+    _artifact("Inf in the last layer", Check.FINITE, partial(damage.last_value, wrong=np.inf)),
+    _artifact("one NaN in a large weight", Check.CONSTANTS, partial(damage.inner_value, wrong=np.nan)),
+    _artifact("last layer zero", Check.FIGURES, partial(damage.last_layer_times, factor=0)),
+    _artifact("last layer negated", Check.FIGURES, partial(damage.last_layer_times, factor=-1)),
+    _artifact("64 bytes of a weight flipped", Check.AUDIT, damage.flip_block),
+    _artifact("a square weight transposed", Check.AUDIT, damage.transpose_weight),
+    _artifact("all large weights back to front", Check.FIGURES, damage.reverse_weights),
     # A norm after the scaled weights may cancel the factor, and then the figures pass.
-    _artifact("all quantization scales doubled", Check.AUDIT, on_constants(stored.double_scales), _PICTURE_FIRST),
-    _artifact("one quantization scale doubled", Check.AUDIT, on_constants(stored.double_one_scale)),
-    _artifact("a palette entry moved", Check.AUDIT, on_constants(stored.move_palette_entry)),
-    _artifact("float16 overflow behind a softmax", Check.OVERFLOW, on_constants(stored.deepen_mask)),
-    _artifact("quantized weights stored as float", Check.STORED, stored.store_as_float),
-    _artifact("artifact of another checkpoint", Check.ORIGIN, stored.name_another_checkpoint),
-    _artifact("artifacts of two components swapped", Check.EXECUTION, stored.exchange_artifacts),
-    _artifact("truncated file", Check.EXECUTION, stored.truncate, may_crash=True),
-    _golden("stale golden file", Check.BELONGING, Check.FIGURES, records.stale_golden),
-    _golden("NaN in a golden file", Check.GOLDEN, Check.GOLDEN, records.nan_in_golden),
-    _golden("truncated golden file", Check.GOLDEN, Check.GOLDEN, records.truncated_golden),
+    _artifact("all quantization scales doubled", Check.AUDIT, damage.double_scales, _PICTURE_FIRST),
+    _artifact("one quantization scale doubled", Check.AUDIT, damage.double_one_scale),
+    _artifact("a palette entry moved", Check.AUDIT, damage.move_palette_entry),
+    _artifact("float16 overflow behind a softmax", Check.OVERFLOW, damage.on_constants(damage.deepen_mask)),
+    _artifact("quantized weights stored as float", Check.STORED, damage.store_as_float),
+    _artifact("artifact of another checkpoint", Check.ORIGIN, damage.name_another_checkpoint),
+    _artifact("artifacts of two components swapped", Check.EXECUTION, damage.exchange_artifacts),
+    _artifact("truncated file", Check.EXECUTION, damage.truncate, may_crash=True),
+    _golden("stale golden file", Check.BELONGING, Check.FIGURES, damage.stale_golden),
+    _golden("NaN in a golden file", Check.GOLDEN, Check.GOLDEN, damage.nan_in_golden),
+    _golden("truncated golden file", Check.GOLDEN, Check.GOLDEN, lambda sandbox: halve(sandbox.golden_file())),
     _golden(
         "golden outputs taken from a broken artifact",
         Check.BELONGING,
         Check.AUDIT,
-        records.recorded_from_broken,
+        damage.recorded_from_broken,
         audited=True,
     ),
-    _index("truncated index", Check.GOLDEN, records.truncated_index),
-    _index("a case struck from the index", Check.BELONGING, records.index(lambda index: index["cases"].pop())),
-    _index("a case renamed to lead outside", Check.GOLDEN, records.index(lambda x: x["cases"][0].update(file="../x"))),
-    _index(
-        "another checkpoint in the index",
-        Check.BELONGING,
-        records.index(lambda index: index.update(checkpoint_sha256=records.OTHER_HASH)),
-        agreed=Check.BELONGING,
-    ),
-    _index("other one-step constants", Check.BELONGING, records.index(records.negate_step), agreed=Check.BELONGING),
+    _index("truncated index", Check.GOLDEN, lambda sandbox: halve(sandbox.folder / GOLDEN_FOLDER / INDEX)),
+    _index("a case struck from the index", Check.BELONGING, damage.index(lambda index: index["cases"].pop())),
+    _index("a case renamed to lead outside", Check.GOLDEN, damage.index(lambda x: x["cases"][0].update(file="../x"))),
+    _index("another checkpoint in the index", Check.BELONGING, damage.index(_OTHER_CHECKPOINT), Check.BELONGING),
+    _index("other one-step constants", Check.BELONGING, damage.index(damage.negate_step), Check.BELONGING),
     _index(
         "other one-step constants, also in the manifest",
         Check.BELONGING,
-        records.both_have_other_constants,
-        agreed=Check.PICTURE,
+        damage.index_and_manifest(damage.negate_step),
+        Check.PICTURE,
     ),
     _index(
         "another checkpoint in index and manifest",
         Check.BELONGING,
-        records.both_name_another_checkpoint,
-        agreed=Check.ORIGIN,
+        damage.index_and_manifest(_OTHER_CHECKPOINT),
+        Check.ORIGIN,
     ),
-    _manifest("truncated manifest", Check.MANIFEST, records.truncated_manifest),
-    _manifest("another artifact hash", Check.BYTES, records.entry(lambda x: x.update(sha256=records.OTHER_HASH))),
-    _manifest(
-        "another golden hash", Check.BELONGING, records.manifest(lambda x: x.update(golden_sha256=records.OTHER_HASH))
-    ),
-    _manifest(
-        "another checkpoint",
-        Check.BELONGING,
-        records.manifest(lambda x: x.update(checkpoint_sha256=records.OTHER_HASH)),
-    ),
-    _manifest("a component struck", Check.MANIFEST, records.manifest(lambda x: x["artifacts"].pop())),
-    _manifest("a threshold struck", Check.MANIFEST, records.manifest(lambda x: x["recipe"]["tolerances"].popitem())),
-    _manifest("a threshold of -Infinity", Check.MANIFEST, records.manifest(records.drop_threshold)),
-    _manifest("another target", Check.MANIFEST, records.manifest(lambda x: x.update(target="another"))),
-    _manifest("a file outside the folder", Check.MANIFEST, records.entry(lambda x: x.update(file="../x"))),
-    _manifest("swapped inputs", Check.SURFACE, records.entry(records.exchange_shapes)),
-    _manifest("another output name", Check.SURFACE, records.entry(lambda x: x["outputs"][0].update(name="x"))),
-    _manifest("broadcastable output shape", Check.SURFACE, records.entry(records.shrink_output)),
-    _manifest("wrong output dtype", Check.SURFACE, records.entry(lambda x: x["outputs"][0].update(dtype="float16"))),
-    _manifest("other stored bytes", Check.CLAIMS, records.entry(lambda x: x["stored"].update(int4=1))),
-    _manifest("other precision", Check.CLAIMS, records.entry(records.other_weights)),
-    _manifest('"int8" that is float inside', Check.STORED, records.claim_int8),
+    _manifest("truncated manifest", Check.MANIFEST, lambda sandbox: halve(sandbox.folder / MANIFEST)),
+    _manifest("another artifact hash", Check.BYTES, damage.entry(damage.other_hash("sha256"))),
+    _manifest("another golden hash", Check.BELONGING, damage.manifest(damage.other_hash("golden_sha256"))),
+    _manifest("another checkpoint", Check.BELONGING, damage.manifest(_OTHER_CHECKPOINT)),
+    _manifest("a component struck", Check.MANIFEST, damage.manifest(lambda x: x["artifacts"].pop())),
+    _manifest("a threshold struck", Check.MANIFEST, damage.manifest(lambda x: x["recipe"]["tolerances"].popitem())),
+    _manifest("a threshold of -Infinity", Check.MANIFEST, damage.manifest(damage.drop_threshold)),
+    _manifest("another target", Check.MANIFEST, damage.manifest(lambda x: x.update(target="another"))),
+    _manifest("a file outside the folder", Check.MANIFEST, damage.entry(lambda x: x.update(file="../x"))),
+    _manifest("swapped inputs", Check.SURFACE, damage.entry(damage.exchange_shapes)),
+    _manifest("another output name", Check.SURFACE, damage.entry(lambda x: x["outputs"][0].update(name="x"))),
+    _manifest("broadcastable output shape", Check.SURFACE, damage.entry(damage.shrink_output)),
+    _manifest("wrong output dtype", Check.SURFACE, damage.entry(lambda x: x["outputs"][0].update(dtype="float16"))),
+    _manifest("other stored bytes", Check.CLAIMS, damage.entry(lambda x: x["stored"].update(int4=1))),
+    _manifest("other precision", Check.CLAIMS, damage.entry(damage.other_weights)),
+    _manifest('"int8" that is float inside', Check.STORED, damage.claim_int8),
 )

@@ -7,7 +7,7 @@ module, the weight is compared with every tensor of its shape.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -15,9 +15,8 @@ from typing import Final
 
 from md_export.checkpoint import open_checkpoint
 from md_export.errors import ArtifactError
-from md_export.parity.contents import SPARSITY_SLACK
 from md_export.parity.metrics import snr_db
-from md_export.parity.opened_export import check_checkpoint
+from md_export.parity.opened_export import SPARSITY_SLACK, check_checkpoint
 from md_export.parity.weights.reference import Mismatch, Reference, Wanted, match, prepare_reference
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, artifact_path
 from md_export.spec.manifest import Manifest, read_manifest
@@ -121,7 +120,10 @@ class Ledger:
             return
         self._proven += weight.nbytes
         self._met |= {tensor.name for tensor in result.tensors}
-        self._errors += [_error(weight, tensor) for tensor in result.tensors]
+        self._errors += [
+            WeightError(tensor.name, weight.dtype, weight.nbytes, snr_db(weight.values, tensor.values))
+            for tensor in result.tensors
+        ]
         self._found |= {name for tensor in result.tensors for name in tensor.proves}
         fault = self._type_fault(weight, result.tensors)
         if fault:
@@ -141,7 +143,8 @@ class Ledger:
         free = any(owner in self._reference.norms or self._scheme.keeps_float(owner) for owner in owners)
         if not weight.promised or free or not owners:
             return None
-        fault = _fault_of_all(weight, {self._scheme.for_module(owner) for owner in owners})
+        # A fault unless it is stored as at least one of the modules that read it requires.
+        fault = min(type_fault(weight, self._scheme.for_module(owner)) or "" for owner in owners) or None
         self._promised += weight.nbytes
         self._as_requested += 0 if fault else weight.nbytes
         return fault
@@ -175,16 +178,6 @@ class Ledger:
             lost = [wanted.name for wanted in alike if wanted.name not in self._met and not wanted.is_parameter]
             if lost:
                 yield f"{item.name} is not {' or '.join(lost)}, which is nowhere in the artifact"
-
-
-def _error(weight: StoredWeight, tensor: Wanted) -> WeightError:
-    return WeightError(tensor.name, weight.dtype, weight.nbytes, snr_db(weight.values, tensor.values))
-
-
-def _fault_of_all(weight: StoredWeight, schemes: Iterable[QuantScheme]) -> str | None:
-    """Return a fault unless the weight is stored as at least one of the modules that read it requires."""
-    faults = sorted({type_fault(weight, scheme) or "" for scheme in schemes})
-    return faults[0] or None
 
 
 def type_fault(weight: StoredWeight, scheme: QuantScheme) -> str | None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from md_export.checkpoint import Checkpoint
-from md_export.checkpoint.build import build_on_meta
+from md_export.checkpoint.modules import build_on_meta
 from md_export.models.families import component_of
 from md_export.parity.rewritten_module import lowered_part
 from md_export.parity.weights.rounding import Misfit, misfit

@@ -25,45 +25,19 @@ from coreai._compiler._mlir_libs._coreaiIR._bindings.mlir import (
 )
 from coreai._compiler.dialects import coreai as dialect
 
-from md_export.errors import ConversionError, RuntimeFault, one_line
+from md_export.errors import ConversionError, RuntimeFault, raised_as
 
 # First: the dialects import it, and it them.
 
 
 # What torch.export, the converter and the bindings raise on what they cannot take.
-VENDOR_ERRORS: Final = (
-    ValueError,
-    TypeError,
-    RuntimeError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-    NotImplementedError,
-    OSError,
-)
+VENDOR_ERRORS: Final = (ValueError, TypeError, RuntimeError, LookupError, AttributeError, AssertionError, OSError)
 AIModelAsset: Any = coreai.authoring.AIModelAsset
 _PROGRAM, _HASH = "main.mlirb", "main.hash"
 _MAGIC: Final = b"ML\xefR"
 _PREFIXES: Final = ("coreai.decomposable.", "coreai.")
 
-__all__ = [
-    "VENDOR_ERRORS",
-    "AIModelAsset",
-    "callee_of",
-    "converting",
-    "copy_constant_value_to_array",
-    "dialect",
-    "get_source_info",
-    "graphs",
-    "ir",
-    "kind_of",
-    "main_graph",
-    "name_of",
-    "operations",
-    "read_program",
-    "set_block_arg_location",
-    "set_op_location",
-]
+__all__ = ["copy_constant_value_to_array", "dialect", "ir"]
 # The root module's path is empty, which no file name may be; the dash is the format's own word for unknown.
 _ROOT, _UNKNOWN = ".", "-"
 _PLACE: Final = re.compile(r'loc\("([^"]*)":')
@@ -78,13 +52,9 @@ def converting(component: str, stage: str) -> Iterator[None]:
     """
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
+        then = "; rewrite the operation named here, or leave the component out with --component"
+        with raised_as(ConversionError, f"{component}: Core AI {stage} failed", VENDOR_ERRORS, then):
             yield
-        except VENDOR_ERRORS as error:
-            raise ConversionError(
-                f"{component}: Core AI {stage} failed: {one_line(error)}; rewrite the operation named here, "
-                "or leave the component out with --component"
-            ) from error
 
 
 def read_program(path: Path) -> Any:
@@ -93,11 +63,9 @@ def read_program(path: Path) -> Any:
     Raises:
         RuntimeFault: it is no such asset, or was altered: Apple's parser ends the process where bytes are wrong.
     """
-    try:
+    with raised_as(RuntimeFault, f"{path.name} is no Core AI asset; export it again", VENDOR_ERRORS):
         _check_hash(path)
         return AIModelAsset.load(path).program
-    except VENDOR_ERRORS as error:
-        raise RuntimeFault(f"{path.name} is no Core AI asset; export it again: {one_line(error)}") from error
 
 
 def _check_hash(path: Path) -> None:

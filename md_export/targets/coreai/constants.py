@@ -10,10 +10,10 @@ from typing import Any, Final
 import numpy as np
 
 from md_export.errors import RuntimeFault
+from md_export.spec.scheme import WeightStorage
 from md_export.spec.tensors import Array
-from md_export.spec.weight_storage import WeightStorage
 from md_export.targets.coreai.bindings import copy_constant_value_to_array, ir
-from md_export.targets.quantization.palette import palettize
+from md_export.targets.quantization.levels import palettize
 
 Floats = np.ndarray[Any, Any]
 
@@ -165,7 +165,7 @@ def integers(weight: Floats, storage: WeightStorage) -> tuple[Array, Floats]:
 
 
 def indices(weight: Floats, storage: WeightStorage) -> tuple[Array, Floats]:
-    """Indices, uint8 of the weight's shape, and tables ``[*groups, entries, 1]`` of its type: see :mod:`kmeans`."""
+    """Indices, uint8 of the weight's shape, and tables ``[*groups, entries, 1]`` of its type: see :func:`palettize`."""
     parts = _parted(weight, storage.groups)
     found = np.empty(parts.shape, np.uint8)
     tables = np.empty((*storage.groups, storage.entries, 1), weight.dtype)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from md_export.errors import ConversionError
+from md_export.spec.tensors import TensorSpec
 from md_export.targets.contract import LoweringJob
 from md_export.targets.coreai.bindings import converting, ir, main_graph, name_places
 from md_export.targets.coreai.quantize import check_scheme
 from md_export.targets.coreai.target import CoreaiModel
-from md_export.targets.lowering import half_copy
+from md_export.targets.lowering import check_surface, example_of, half_copy
 
 _NAME = "coreai.name"
 _TYPES = {"f32": "float32", "si32": "int32"}
@@ -34,14 +33,14 @@ def lower(job: LoweringJob) -> CoreaiModel:
         exported = _export(module, job)
         program = _convert(exported, job)
         name_places(program, exported)
-    _check_surface(program, job)
+    check_surface(job, *_surface(program))
     return CoreaiModel(program)
 
 
 def _export(module: nn.Module, job: LoweringJob) -> Any:
     from coreai_torch import get_decomp_table
 
-    args = tuple(torch.from_numpy(np.array(job.example[spec.name])) for spec in job.inputs)
+    args = tuple(example_of(job).values())
     with torch.no_grad():
         return torch.export.export(module, args).run_decompositions(get_decomp_table())
 
@@ -55,19 +54,15 @@ def _convert(exported: Any, job: LoweringJob) -> Any:
     return converter.add_exported_program(exported, **names).to_coreai()
 
 
-def _check_surface(program: Any, job: LoweringJob) -> None:
+def _surface(program: Any) -> tuple[list[TensorSpec], list[TensorSpec]]:
     graph = main_graph(program)
     kinds = ir.FunctionType(ir.TypeAttr(graph.attributes["function_type"]).value)
-    values = zip(
-        (*_names(graph.attributes["arg_attrs"]), *_names(graph.attributes["res_attrs"])),
-        (*kinds.inputs, *kinds.results),
-        strict=True,
-    )
-    found = [(name, tuple(kind.shape), _TYPES.get(str(kind.element_type), "")) for name, kind in values]
-    expected = [(spec.name, spec.shape, spec.dtype) for spec in (*job.inputs, *job.outputs)]
-    if found != expected:
-        raise ConversionError(f"{job.component}: the program has inputs and outputs {found}, not {expected}")
+    return _specs(graph.attributes["arg_attrs"], kinds.inputs), _specs(graph.attributes["res_attrs"], kinds.results)
 
 
-def _names(attributes: Any) -> list[str]:
-    return [str(ir.StringAttr(ir.DictAttr(held)[_NAME]).value) for held in ir.ArrayAttr(attributes)]
+def _specs(attributes: Any, kinds: Any) -> list[TensorSpec]:
+    names = [str(ir.StringAttr(ir.DictAttr(held)[_NAME]).value) for held in ir.ArrayAttr(attributes)]
+    return [
+        TensorSpec(name, tuple(kind.shape), _TYPES.get(str(kind.element_type), ""))
+        for name, kind in zip(names, kinds, strict=True)
+    ]

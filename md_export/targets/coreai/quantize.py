@@ -22,7 +22,6 @@ import numpy as np
 from md_export.errors import ConversionError
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import Array
-from md_export.spec.weight_storage import WeightStorage
 from md_export.targets.contract import LoweringJob
 from md_export.targets.coreai.bindings import converting, dialect, ir, kind_of, module_of, operations
 from md_export.targets.coreai.constants import held_value, indices, integers, values_of
@@ -135,7 +134,7 @@ def _measured(program: Any, values: Sequence[Any], job: LoweringJob) -> Mapping[
     with tempfile.TemporaryDirectory(dir=job.workdir) as scratch:
         saved = Path(scratch) / f"{job.component}.aimodel"
         write_program(program, saved, {})
-        for portion in portions(sizes, _PORTION):
+        for portion in portions(sizes.items(), _PORTION):
             with watched(saved, portion) as run:
                 for inputs in job.calibration:
                     for name, found in run(inputs).items():
@@ -221,44 +220,32 @@ def _stored(op: Any, readers: list[Reader], number: int, job: LoweringJob) -> bo
     values = to_torch(values_of(op), readers)
     storage = None if job.scheme.keeps_float(path) else storage_of(values.shape, job.scheme.for_module(path))
     if storage is not None:
-        _store(op, (_palette if storage.entries else _integers)(values, storage), readers, f"weight_{number}")
+        coded = (indices if storage.entries else integers)(values, storage)
+        _store(op, *coded, f"{'uint' if storage.entries else 'int'}{storage.bits}", readers, f"weight_{number}")
     return storage is not None
 
 
-@dataclass(frozen=True)
-class _Coded:
-    """A weight in torch's layout: integers with scales, or indices with tables, and the type of the former."""
+def _store(op: Any, values: Array, parts: Array, dtype: str, readers: list[Reader], name: str) -> None:
+    """Put a decoder and its constants in a constant's place.
 
-    values: Array
-    dtype: str
-    parts: Array
-
-
-def _integers(values: Any, storage: WeightStorage) -> _Coded:
-    stored, scales = integers(values, storage)
-    return _Coded(stored, f"int{storage.bits}", scales)
-
-
-def _palette(values: Any, storage: WeightStorage) -> _Coded:
-    stored, tables = indices(values, storage)
-    return _Coded(stored, f"uint{storage.bits}", tables)
-
-
-def _store(op: Any, coded: _Coded, readers: list[Reader], name: str) -> None:
-    """Put a decoder and its constants in a constant's place."""
+    Args:
+        values: of the weight in torch's layout, integers or indices.
+        parts: their scales, or tables.
+        dtype: type of the values in the file.
+    """
     kind = op.results[0].type
-    leading = len(kind.shape) - coded.values.ndim
-    values, parts = (to_program(held, readers, leading) for held in (coded.values, coded.parts))
+    leading = len(kind.shape) - values.ndim
+    values, parts = (to_program(held, readers, leading) for held in (values, parts))
     with ir.InsertionPoint(op), op.location:
-        held = _constant(values, coded.dtype, name)
-        if coded.dtype.startswith("uint"):
+        held = _constant(values, dtype, name)
+        if dtype.startswith("uint"):
             operands = (
                 _constant(parts, parts.dtype.name, f"{name}_table"),
                 _constant(np.array(0, np.int16), "int16", ""),
             )
             made = dialect.LutToDenseOp(held, *operands, results=[kind]).result
         else:
-            zeros = _constant(np.zeros(parts.shape, np.int8), coded.dtype, "")
+            zeros = _constant(np.zeros(parts.shape, np.int8), dtype, "")
             shifts = _constant(np.zeros_like(parts), parts.dtype.name, "")
             scales = _constant(parts, parts.dtype.name, f"{name}_scale")
             made = dialect.BlockwiseShiftScaleOp(held, scales, zeros, shifts, results=[kind]).result

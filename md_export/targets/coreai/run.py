@@ -12,23 +12,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from md_export.errors import RuntimeFault, UsageError, one_line
-from md_export.spec.tensors import Array, Arrays, TensorSpec
+from md_export.errors import RuntimeFault, UsageError, raised_as
+from md_export.spec.tensors import Array, Arrays, TensorSpec, check_arrays
 from md_export.targets.contract import Step
-from md_export.targets.coreai.bindings import (
-    VENDOR_ERRORS,
-    AIModelAsset,
-    dialect,
-    ir,
-    kind_of,
-    main_graph,
-    module_of,
-    operations,
-    read_program,
-)
+from md_export.targets.coreai import bindings
 from md_export.targets.coreai.constants import is_constant
 from md_export.targets.coreai.save import write_program
-from md_export.targets.lowering import check_inputs
 
 _DTYPES: Final = ("float32", "int32")
 _NAME: Final = "coreai.name"
@@ -43,7 +32,7 @@ class CoreAIRunner:
         self._loop = asyncio.new_event_loop()
         stack = AsyncExitStack()
         weakref.finalize(self, _close, self._loop, stack)
-        asset = AIModelAsset.load(path)
+        asset = bindings.AIModelAsset.load(path)
         model = self._loop.run_until_complete(stack.enter_async_context(asset.executable()))
         self._function: Any = model.load_function("main")
         shape = self._function.desc
@@ -58,12 +47,10 @@ class CoreAIRunner:
         """
         from coreai.runtime import NDArray
 
-        check_inputs(self._name, self.inputs, inputs)
+        check_arrays(self._name, self.inputs, inputs)
         given = {name: NDArray(np.array(value, order="C")) for name, value in inputs.items()}
-        try:
+        with raised_as(RuntimeFault, f"{self._name}: the Core AI runtime failed", bindings.VENDOR_ERRORS):
             made = self._loop.run_until_complete(self._function(given))
-        except VENDOR_ERRORS as error:
-            raise RuntimeFault(f"{self._name}: the Core AI runtime failed: {one_line(error)}") from error
         return {spec.name: np.array(made[spec.name].numpy()) for spec in self.outputs}
 
     def _spec(self, name: str, found: Any) -> TensorSpec:
@@ -81,13 +68,10 @@ def load(path: Path, runtime: str | None = None) -> CoreAIRunner:
     """
     if runtime is not None:
         raise UsageError(f"{path.name} runs in Apple's Core AI runtime only; leave out the runtime {runtime!r}")
-    read_program(path)
-    try:
+    bindings.read_program(path)
+    what = f"{path.name} is no asset that the Core AI runtime can run; export it again"
+    with raised_as(RuntimeFault, what, bindings.VENDOR_ERRORS):
         return CoreAIRunner(path)
-    except VENDOR_ERRORS as error:
-        raise RuntimeFault(
-            f"{path.name} is no asset that the Core AI runtime can run; export it again: {one_line(error)}"
-        ) from error
 
 
 def _close(loop: asyncio.AbstractEventLoop, stack: AsyncExitStack) -> None:
@@ -101,14 +85,14 @@ def steps(path: Path) -> tuple[Step, ...]:
     Raises:
         RuntimeFault: no Core AI asset.
     """
-    program = read_program(path)
+    program = bindings.read_program(path)
     names = names_of(program)
     found = []
-    for op in operations(program):
+    for op in bindings.operations(program):
         if not is_constant(op) and op.name != OUTPUT:
-            place, given = module_of(op), [names[value] for value in op.operands]
+            place, given = bindings.module_of(op), [names[value] for value in op.operands]
             modules = () if place is None else (place,)
-            found.append(Step(kind_of(op), modules, tuple(given), tuple(names[value] for value in op.results)))
+            found.append(Step(bindings.kind_of(op), modules, tuple(given), tuple(names[value] for value in op.results)))
     return tuple(found)
 
 
@@ -125,7 +109,7 @@ def values(path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Arra
 @contextmanager
 def watched(path: Path, names: Collection[str]) -> Iterator[Callable[[Arrays], dict[str, Array]]]:
     """As :func:`values`, for several runs."""
-    program = read_program(path)
+    program = bindings.read_program(path)
     known = {name: value for value, name in names_of(program).items()}
     given = {name: str(number) for number, name in enumerate(names)}
     _give(program, {given[name]: known[name] for name in names})
@@ -143,22 +127,22 @@ def watched(path: Path, names: Collection[str]) -> Iterator[Callable[[Arrays], d
 
 def names_of(program: Any) -> dict[Any, str]:
     """Name every value of ``main`` by its place in the program; a saved program has the same names."""
-    block = main_graph(program).regions[0].blocks[0]
+    block = bindings.main_graph(program).regions[0].blocks[0]
     found = {argument: f"%input{number}" for number, argument in enumerate(block.arguments)}
-    for number, op in enumerate(operations(program)):
+    for number, op in enumerate(bindings.operations(program)):
         found |= {value: f"%{number}#{index}" if index else f"%{number}" for index, value in enumerate(op.results)}
     return found
 
 
 def _give(program: Any, wanted: Mapping[str, Any]) -> None:
     """Make ``main`` return these values, in place of its outputs."""
-    graph, output = main_graph(program), operations(program)[-1]
-    with program._module._mlir_module.context, ir.Location.unknown():
-        kind = ir.FunctionType(ir.TypeAttr(graph.attributes["function_type"]).value)
-        made = ir.FunctionType.get(list(kind.inputs), [value.type for value in wanted.values()])
-        labels = [ir.DictAttr.get({_NAME: ir.StringAttr.get(name)}) for name in wanted]
-        graph.attributes["function_type"] = ir.TypeAttr.get(made)
-        graph.attributes["res_attrs"] = ir.ArrayAttr.get(labels)
-        with ir.InsertionPoint(output):
-            dialect.output(list(wanted.values()))
+    graph, output = bindings.main_graph(program), bindings.operations(program)[-1]
+    with program._module._mlir_module.context, bindings.ir.Location.unknown():
+        kind = bindings.ir.FunctionType(bindings.ir.TypeAttr(graph.attributes["function_type"]).value)
+        made = bindings.ir.FunctionType.get(list(kind.inputs), [value.type for value in wanted.values()])
+        labels = [bindings.ir.DictAttr.get({_NAME: bindings.ir.StringAttr.get(name)}) for name in wanted]
+        graph.attributes["function_type"] = bindings.ir.TypeAttr.get(made)
+        graph.attributes["res_attrs"] = bindings.ir.ArrayAttr.get(labels)
+        with bindings.ir.InsertionPoint(output):
+            bindings.dialect.output(list(wanted.values()))
         output.erase()

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from md_export.errors import RuntimeFault
+from md_export.errors import RuntimeFault, raised_as
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import Array
 from md_export.targets.coreai.bindings import VENDOR_ERRORS, dialect, ir, kind_of, module_of, operations, read_program
@@ -37,10 +37,9 @@ from md_export.targets.coreai.weights import (
     storage_of,
     to_torch,
 )
-from md_export.targets.stored import Constant, Float32, Grid, Palette, StoredWeight, Use
+from md_export.targets.stored import LEVELS, Constant, Float32, Grid, Palette, StoredWeight, Use
 
 _SCALED, _LOOKED_UP = "blockwise_shift_scale", "lut_to_dense"
-_LEVELS: Final = {"int4": 7, "int8": 127}
 Role = Literal["weight", "scale", "palette"]
 _OPERANDS: Final[dict[tuple[str, int], Role]] = {
     ("blockwise_shift_scale", 1): "scale",
@@ -57,14 +56,12 @@ def stored_weights(path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:
     # Operations are views: they live as long as their program.
     program = read_program(path)
     found = operations(program)
-    try:
+    with raised_as(RuntimeFault, f"{path.name}: a weight cannot be decoded", VENDOR_ERRORS, then="; export it again"):
         decoders = [op for op in found if kind_of(op) in DECODERS]
         owned = {operand.owner for op in decoders for operand in op.operands}
         for number, op in enumerate(found):
             if op in decoders or (is_constant(op) and op not in owned):
                 yield _weight(op, number, scheme)
-    except VENDOR_ERRORS as error:
-        raise RuntimeFault(f"{path.name}: a weight cannot be decoded: {error}; export it again") from error
 
 
 def decoded(op: Any) -> Float32:
@@ -98,7 +95,7 @@ def _weight(op: Any, number: int, scheme: QuantScheme) -> StoredWeight:
         uses=tuple(dict.fromkeys(map(_use, readers))) if is_float else (),
         half="float16" in parts,
         promised=_is_promised(values.shape, readers, scheme),
-        grid=Grid(_part(to_torch(values_of(held[1]), readers)), _LEVELS[dtype]) if kind == _SCALED else None,
+        grid=Grid(_part(to_torch(values_of(held[1]), readers)), LEVELS[dtype]) if kind == _SCALED else None,
         palette=Palette(_part(to_torch(values_of(held[1])[..., 0], readers, 3))) if kind == _LOOKED_UP else None,
     )
 

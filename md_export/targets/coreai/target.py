@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from md_export.spec.runner import Runner
-from md_export.spec.scheme import QuantScheme
-from md_export.spec.tensors import Array, Arrays
-from md_export.spec.weight_storage import WeightStorage
-from md_export.targets.contract import Description, Lints, LoweringJob, Step, Target
+from md_export.spec.scheme import QuantScheme, WeightStorage
+from md_export.spec.tensors import Arrays
+from md_export.targets.contract import Lints, LoweringJob, Saved, Target
 from md_export.targets.lint.report import LintReport
-from md_export.targets.stored import Constant, StoredWeight
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,42 +60,12 @@ class CoreaiTarget(Target, Lints):
 
         return weight_storage(path, layer, scheme)
 
-    def describe(self, path: Path) -> Description:
-        from md_export.targets.coreai.describe import describe
+    def saved(self) -> Saved:
+        from md_export.targets.coreai import saved
 
-        return describe(path)
-
-    def load(self, path: Path, runtime: str | None = None) -> Runner:
-        from md_export.targets.coreai.run import load
-
-        return load(path, runtime)
-
-    def edit(self, path: Path) -> AbstractContextManager[list[Constant]]:
-        from md_export.targets.coreai.stored import edit
-
-        return edit(path)
-
-    def store_as_float(self, path: Path) -> bool:
-        from md_export.targets.coreai.stored import store_as_float
-
-        return store_as_float(path)
-
-    def steps(self, path: Path) -> tuple[Step, ...]:
-        from md_export.targets.coreai.run import steps
-
-        return steps(path)
-
-    def values(self, path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Array]:
-        from md_export.targets.coreai.run import values
-
-        return values(path, inputs, names)
-
-    def stored_weights(self, path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:
-        from md_export.targets.coreai.stored import stored_weights
-
-        return stored_weights(path, scheme)
+        return saved
 
     def lint(self, path: Path, system: str | None = None, batches: Sequence[Arrays] = ()) -> LintReport:
-        from md_export.targets.coreai.lint import lint
+        from md_export.targets.coreai.describe import lint
 
         return lint(path, system, batches)

@@ -8,29 +8,20 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from torch import nn
 
-from md_export.spec.scheme import QuantScheme
+from md_export.spec.scheme import QuantScheme, WeightStorage, integer_storage, palette_storage
 from md_export.spec.tensors import Array
-from md_export.spec.weight_storage import WeightStorage, integer_storage, palette_storage
 from md_export.targets.coreai.bindings import kind_of, module_of
 from md_export.targets.coreai.constants import is_constant, shape_of
 from md_export.targets.stored import Role
 
-# What an operand is, by operation and position.
-ROLES: Final[dict[tuple[str, int], Role]] = {
-    ("conv2d", 1): "weight",
-    ("batch_matmul", 1): "weight",
-    ("broadcasting_batch_matmul", 1): "weight",
-    ("gather_nd", 0): "weight",
-    ("group_norm", 1): "weight",
-    ("group_norm", 2): "bias",
-    ("layer_norm", 1): "weight",
-    ("layer_norm", 2): "bias",
-    ("broadcasting_mul", 1): "weight",
-    ("broadcasting_add", 1): "bias",
-}
 _MATRICES: Final = frozenset({("batch_matmul", 1), ("broadcasting_batch_matmul", 1)})
 _PRODUCTS: Final = _MATRICES | {("conv2d", 1)}
 MULTIPLIED: Final = _PRODUCTS | {("gather_nd", 0)}
+# What an operand is, by operation and position.
+ROLES: Final[dict[tuple[str, int], Role]] = {
+    **dict.fromkeys((*MULTIPLIED, ("group_norm", 1), ("layer_norm", 1), ("broadcasting_mul", 1)), "weight"),
+    **dict.fromkeys((("group_norm", 2), ("layer_norm", 2), ("broadcasting_add", 1)), "bias"),
+}
 # What makes floats of what is stored.
 DECODERS: Final = ("blockwise_shift_scale", "lut_to_dense")
 

@@ -13,12 +13,11 @@ import torch
 from md_export.targets.coreml.mil.dtypes import DTYPES, TensorType, parse_type, unpack_bits
 from md_export.targets.coreml.mil.kernels import compression as kernels
 from md_export.targets.coreml.mil.values import BlobFile, decode
-from md_export.targets.stored import Grid, Palette, StoredWeight, along
+from md_export.targets.stored import LEVELS, Grid, Palette, StoredWeight, along
 
 _CONST: Final = "const"
 _CONSTEXPR: Final = "constexpr_"
 _NAMES: Final = {"fp16": "float16", "fp32": "float32", "fp64": "float64"}
-_LEVELS: Final = {"int8": 127, "uint8": 255, "int4": 7, "uint4": 15}
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,7 @@ def _affine(constants: Constants, op: Any) -> StoredWeight:
     axis = int(constants.argument(op, "axis").values)
     dense = kernels.affine_dequantize(data.values, zero.values, scale.values, axis)
     steps = along(scale.values.float().numpy(), data.values.dim(), axis)
-    return _weight(data.dtype, dense, data, scale, zero, grid=Grid(steps, _LEVELS[data.dtype]))
+    return _weight(data.dtype, dense, data, scale, zero, grid=Grid(steps, LEVELS[data.dtype]))
 
 
 def _blockwise(constants: Constants, op: Any) -> StoredWeight:
@@ -145,7 +144,7 @@ def _blockwise(constants: Constants, op: Any) -> StoredWeight:
         constants.optional(op, "offset"),
     )
     dense = kernels.blockwise_shift_scale(data.values, scale.values, None if offset is None else offset.values)
-    grid = Grid(scale.values.float().numpy(), _LEVELS[data.dtype])
+    grid = Grid(scale.values.float().numpy(), LEVELS[data.dtype])
     return _weight(data.dtype, dense, data, scale, offset, grid=grid)
 
 
@@ -197,7 +196,7 @@ def _sparse_blockwise(constants: Constants, op: Any) -> StoredWeight:
     kept = kernels.sparse_to_dense(data.values, mask.values)
     dense = kernels.blockwise_shift_scale(kept, scale.values, None if offset is None else offset.values)
     chosen = mask.values.numpy().astype(bool)
-    grid = Grid(scale.values.float().numpy(), _LEVELS[data.dtype])
+    grid = Grid(scale.values.float().numpy(), LEVELS[data.dtype])
     # Where nothing is stored the offset must not show.
     return _weight(data.dtype, dense * mask.values, data, mask, scale, offset, grid=grid, kept=chosen)
 

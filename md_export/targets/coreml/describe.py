@@ -8,19 +8,28 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 
-from md_export.errors import ArtifactError, RuntimeFault
+from md_export.errors import ArtifactError, RuntimeFault, raised_as
 from md_export.targets.contract import Description, notes_among
 from md_export.targets.coreml.mil.dtypes import TensorType, parse_type
 from md_export.targets.coreml.mil.loading import Package
 from md_export.targets.coreml.mil.values import BlobFile
-from md_export.targets.coreml.modules import KEY, read_modules
-from md_export.targets.coreml.package import PACKED, WEIGHTS, blobs_of, main_operations, read_spec
+from md_export.targets.coreml.package import (
+    KEY,
+    PACKED,
+    WEIGHTS,
+    Operand,
+    blobs_of,
+    main_operations,
+    operands_of,
+    read_modules,
+    read_spec,
+)
 from md_export.targets.coreml.weights import float_weights
-from md_export.targets.costs import Node, OpCost, Value, Work, costs_of, einsum_macs, multiplying, product_macs
+from md_export.targets.operations import Node, OpCost, Value, Work, costs_of, einsum_macs, multiplying, product_macs
 
 # numpy's names, as in recipes, of types that MIL calls otherwise.
 _NAMES: Final = {"fp16": "float16", "fp32": "float32"}
@@ -46,7 +55,7 @@ def describe(path: Path) -> Description:
     """
     spec = read_spec(path)
     operations, pairs = main_operations(spec), spec.description.metadata.userDefined
-    blobs = _blobs(path / WEIGHTS, dict(use for op in operations for use in _uses(op)))
+    blobs = _blobs(path / WEIGHTS, operations)
     stored: collections.Counter[str] = collections.Counter()
     for blob in blobs:
         stored[blob.dtype] += blob.size
@@ -71,18 +80,6 @@ def _int8_inputs(operations: Any) -> float:
 
 
 @dataclass(frozen=True)
-class _Use:
-    """A record of the weight file as an operation takes it.
-
-    Attributes:
-        packed: elements that lie in its bytes, where those are indices into a palette or a mask.
-    """
-
-    name: str
-    packed: int | None
-
-
-@dataclass(frozen=True)
 class _Blob:
     """One record of the weight file; ``size`` in bytes."""
 
@@ -92,27 +89,19 @@ class _Blob:
     finite: bool
 
 
-def _uses(op: Any) -> Iterable[tuple[int, _Use]]:
-    for role, offset in blobs_of(op):
-        packed = _elements(op.outputs[0]) if role in PACKED and op.type.startswith("constexpr_") else None
-        yield offset, _Use(op.outputs[0].name, packed)
-
-
-def _elements(value: Any) -> int:
-    return prod(dimension.constant.size for dimension in value.type.tensorType.dimensions)
-
-
-def _blobs(file: Path, uses: dict[int, _Use]) -> list[_Blob]:
+def _blobs(file: Path, operations: Any) -> list[_Blob]:
+    """The records that operations take, each once, in the order of the file."""
+    uses = {offset: (op, role) for op in operations for role, offset in blobs_of(op)}
     if not uses:
         return []
     try:
         weights = BlobFile(file)
     except RuntimeFault as error:
         raise ArtifactError(str(error)) from error
-    return [_blob(weights, offset, use) for offset, use in sorted(uses.items())]
+    return [_blob(weights, offset, *uses[offset]) for offset in sorted(uses)]
 
 
-def _blob(weights: BlobFile, offset: int, use: _Use) -> _Blob:
+def _blob(weights: BlobFile, offset: int, op: Any, role: str) -> _Blob:
     try:
         record = weights.record(offset)
     except RuntimeFault as error:
@@ -120,10 +109,12 @@ def _blob(weights: BlobFile, offset: int, use: _Use) -> _Blob:
             f"weight.bin holds no weight at byte {offset}; the package was altered, export it again"
         ) from error
     dtype = _NAMES.get(record.dtype, record.dtype)
-    if dtype == "uint8" and use.packed:
-        dtype = f"uint{8 * record.nbytes // use.packed}"
+    if dtype == "uint8" and role in PACKED and op.type.startswith("constexpr_"):
+        # Indices into a palette, or a mask: as many elements as the weight has lie in its bytes.
+        elements = prod(dimension.constant.size for dimension in op.outputs[0].type.tensorType.dimensions)
+        dtype = f"uint{8 * record.nbytes // elements}" if elements else dtype
     finite = not dtype.startswith("float") or bool(np.isfinite(weights.raw(record).view(dtype)).all())
-    return _Blob(use.name, dtype, record.nbytes, finite)
+    return _Blob(op.outputs[0].name, dtype, record.nbytes, finite)
 
 
 def costs(path: Path) -> tuple[OpCost, ...]:
@@ -132,57 +123,45 @@ def costs(path: Path) -> tuple[OpCost, ...]:
     Raises:
         ArtifactError: no readable package.
     """
-    try:
+    with raised_as(ArtifactError, f"{path.name}", (RuntimeFault, KeyError, IndexError), then="; export it again"):
         package = Package(path)
-        spec = package.spec
-        function = spec.mlProgram.functions[spec.description.defaultFunctionName or "main"]
+        function = package.function()
         block = function.block_specializations[function.opset]
         values = dict(_values(package, function, block))
-        modules = read_modules(spec)
+        modules = read_modules(package.spec)
         texts = {op.outputs[0].name: op.attributes["val"] for op in block.operations if op.type == "const"}
         executed = [op for op in block.operations if op.type != "const"]
         return costs_of([_node(op, values, modules, texts) for op in executed], values)
-    except (RuntimeFault, KeyError, IndexError) as error:
-        raise ArtifactError(f"{path.name}: {error}; export it again") from error
 
 
 def _values(package: Package, function: Any, block: Any) -> Iterator[tuple[str, Value]]:
     for given in function.inputs:
-        yield given.name, _value(given)
+        yield given.name, value_of(given)
     for op in block.operations:
         constant = _stored(package, op.attributes["val"]) if op.type == "const" else None
         for output in op.outputs:
-            yield output.name, _value(output, constant)
+            yield output.name, value_of(output, constant)
         for operand in _operands(op):
             if operand.given is not None:
-                yield operand.name, _value(operand.given, _stored(package, operand.given))
+                yield operand.name, value_of(operand.given, _stored(package, operand.given), operand.name)
 
 
-class _Operand(NamedTuple):
-    """``given``: the constant, where it stands in the operation itself."""
-
-    role: str
-    name: str
-    given: Any
-
-
-def _operands(op: Any) -> Iterator[_Operand]:
-    for role, value in op.inputs.items():
-        for place, argument in enumerate(value.arguments):
-            name = argument.name or f"{op.outputs[0].name}/{role}/{place}"
-            yield _Operand(role, name, None if argument.name else argument.value)
-    for role, value in op.attributes.items():
-        if op.type.startswith("constexpr_") and role != "name":
-            yield _Operand(role, f"{op.outputs[0].name}/{role}", value)
+def _operands(op: Any) -> Iterator[Operand]:
+    """Each operand under a name, its own or one by its role; attributes are operands of what decodes a weight alone."""
+    for operand in operands_of(op):
+        if operand.role in op.inputs or (op.type.startswith("constexpr_") and operand.role != "name"):
+            name = operand.name or f"{op.outputs[0].name}/{operand.role}/{operand.place}"
+            yield operand._replace(name=name)
 
 
-def _value(proto: Any, stored: int | None = None) -> Value:
+def value_of(proto: Any, stored: int | None = None, name: str = "") -> Value:
+    """Name, shape and dtype of a value; lists and states have only a name, unknown rank is one unknown size."""
     declared = parse_type(proto.type)
     if not isinstance(declared, TensorType):
-        return Value((), "uint8", stored)
-    name = declared.dtype.name
-    dtype = f"float{declared.dtype.bits}" if declared.dtype.kind == "float" else name
-    return Value(tuple(size or 1 for size in declared.shape or ()), dtype, stored)
+        return Value(name or proto.name, (), stored=stored)
+    kind = declared.dtype
+    dtype = f"float{kind.bits}" if kind.kind == "float" else kind.name
+    return Value(name or proto.name, (None,) if declared.shape is None else declared.shape, dtype, stored)
 
 
 def _stored(package: Package, value: Any) -> int:
@@ -198,8 +177,8 @@ def _node(op: Any, values: Mapping[str, Value], modules: Mapping[str, str], text
     shapes: dict[str, list[tuple[int, ...]]] = {}
     for operand in operands:
         if operand.name in values:
-            shapes.setdefault(operand.role, []).append(values[operand.name].shape)
-    out = values[outputs[0]].shape if outputs else ()
+            shapes.setdefault(operand.role, []).append(values[operand.name].sizes)
+    out = values[outputs[0]].sizes if outputs else ()
     macs = _MACS[op.type](shapes, out) if op.type in _MACS else 0
     if op.type == "einsum":
         macs = einsum_macs(_equation(operands, texts), shapes["values"])
@@ -215,13 +194,13 @@ def _node(op: Any, values: Mapping[str, Value], modules: Mapping[str, str], text
     )
 
 
-def _equation(operands: Iterable[_Operand], texts: Mapping[str, Any]) -> str:
+def _equation(operands: Iterable[Operand], texts: Mapping[str, Any]) -> str:
     (operand,) = (operand for operand in operands if operand.role == "equation")
     written = texts[operand.name] if operand.given is None else operand.given
     return str(written.immediateValue.tensor.strings.values[0])
 
 
-def _order(operand: _Operand) -> tuple[bool, str]:
+def _order(operand: Operand) -> tuple[bool, str]:
     """The values that an operation is applied to come first, whatever the program's order."""
     return operand.role not in ("x", "input", "query", "values"), operand.role
 
@@ -234,27 +213,15 @@ def _work(kind: str, shapes: _Shapes) -> Work:
     return "view" if kind in _VIEWS else "layout move" if kind in _MOVES else "other"
 
 
-def _conv(shapes: _Shapes, out: tuple[int, ...]) -> int:
-    return math.prod(out) * math.prod(shapes["weight"][0][1:])
-
-
-def _conv_transpose(shapes: _Shapes, _: tuple[int, ...]) -> int:
-    return math.prod(shapes["x"][0]) * math.prod(shapes["weight"][0][1:])
-
-
-def _linear(shapes: _Shapes, out: tuple[int, ...]) -> int:
-    return math.prod(out) * shapes["weight"][0][-1]
-
-
 def _attention(shapes: _Shapes, out: tuple[int, ...]) -> int:
     query, keys = shapes["query"][0], shapes["key"][0][-2]
     return (math.prod(query) + math.prod(out)) * keys
 
 
 _MACS: Final[Mapping[str, Callable[[_Shapes, tuple[int, ...]], int]]] = {
-    "conv": _conv,
-    "conv_transpose": _conv_transpose,
-    "linear": _linear,
+    "conv": lambda shapes, out: math.prod(out) * math.prod(shapes["weight"][0][1:]),
+    "conv_transpose": lambda shapes, _: math.prod(shapes["x"][0]) * math.prod(shapes["weight"][0][1:]),
+    "linear": lambda shapes, out: math.prod(out) * shapes["weight"][0][-1],
     "matmul": lambda shapes, out: product_macs(shapes["x"][0], out),
     "scaled_dot_product_attention": _attention,
 }

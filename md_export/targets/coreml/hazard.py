@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -18,8 +18,7 @@ from md_export.spec.tensors import Arrays
 from md_export.targets.coreml import mil
 from md_export.targets.coreml.mil.dtypes import TensorType
 from md_export.targets.coreml.mil.graph import Graph
-from md_export.targets.coreml.modules import read_modules
-from md_export.targets.coreml.package import read_spec
+from md_export.targets.coreml.package import read_modules, read_spec
 from md_export.targets.lint.report import Hazard
 
 # IEEE 754 binary16: half a step above the largest number, 65504, rounding to nearest gives infinity; half of the
@@ -30,37 +29,28 @@ SUBNORMAL_BELOW: Final = 2.0**-14
 _NAMED: Final = 3
 
 
-@dataclass
-class _Extremes:
-    """Running figures of one value."""
+def hazard_of(tensor: torch.Tensor, name: str, kind: str, module: str) -> Hazard:
+    """The figures of one occurrence of a value, float32. What is infinite or NaN here is so by itself, not for float16.
 
-    kind: str
-    largest: float = 0.0
-    smallest: float = float("inf")
-    overflows: int = 0
-    not_finite: int = 0
-    flushed: int = 0
-    subnormal: int = 0
-    count: int = 0
-
-    def add(self, tensor: torch.Tensor) -> None:
-        """Count one more occurrence, float32. What is infinite or NaN here is so by itself, not for float16."""
-        sizes = tensor.abs().reshape(-1)
-        finite = sizes.isfinite()
-        self.not_finite += int((~finite).sum())
-        sizes = sizes[finite]
-        if not sizes.numel():
-            return
-        self.count += sizes.numel()
-        self.largest = max(self.largest, float(sizes.max()))
-        self.overflows += int((sizes >= OVERFLOWS_AT).sum())
-        small = sizes[(sizes < SUBNORMAL_BELOW) & (sizes > 0)]
-        flushed = int((small <= FLUSHED_TO).sum())
-        self.flushed += flushed
-        self.subnormal += small.numel() - flushed
-        nonzero = small if small.numel() else sizes[sizes > 0]
-        if nonzero.numel():
-            self.smallest = min(self.smallest, float(nonzero.min()))
+    ``smallest`` is infinite where every magnitude is zero.
+    """
+    sizes = tensor.abs().reshape(-1)
+    finite = sizes[sizes.isfinite()]
+    small = finite[(finite < SUBNORMAL_BELOW) & (finite > 0)]
+    nonzero = small if small.numel() else finite[finite > 0]
+    flushed = int((small <= FLUSHED_TO).sum())
+    return Hazard(
+        name=name,
+        kind=kind,
+        module=module,
+        largest=float(finite.max()) if finite.numel() else 0.0,
+        smallest=float(nonzero.min()) if nonzero.numel() else math.inf,
+        overflows=int((finite >= OVERFLOWS_AT).sum()),
+        not_finite=sizes.numel() - finite.numel(),
+        flushed=flushed,
+        subnormal=small.numel() - flushed,
+        count=finite.numel(),
+    )
 
 
 def measure(path: Path, batches: Sequence[Arrays], only: Collection[str] | None = None) -> tuple[Hazard, ...]:
@@ -76,30 +66,16 @@ def measure(path: Path, batches: Sequence[Arrays], only: Collection[str] | None 
     """
     program = mil.load(path, precision="float32")
     wanted = {name for name in _halves(program.graph) if only is None or name in only}
-    seen: dict[str, _Extremes] = {}
+    modules, seen = read_modules(read_spec(path)), dict[str, Hazard]()
 
     def observe(event: mil.Event) -> None:
         if event.name in wanted:
-            seen.setdefault(event.name, _Extremes(event.kind)).add(event.tensor.float())
+            found = hazard_of(event.tensor.float(), event.name, event.kind, modules.get(event.name, ""))
+            seen[event.name] = seen[event.name].joined(found) if event.name in seen else found
 
     for batch in batches:
         program.predict(batch, observer=observe)
-    modules = read_modules(read_spec(path))
-    return tuple(
-        Hazard(
-            name=name,
-            kind=item.kind,
-            module=modules.get(name, ""),
-            largest=item.largest,
-            smallest=0.0 if item.smallest == float("inf") else item.smallest,
-            overflows=item.overflows,
-            not_finite=item.not_finite,
-            flushed=item.flushed,
-            subnormal=item.subnormal,
-            count=item.count,
-        )
-        for name, item in seen.items()
-    )
+    return tuple(replace(item, smallest=0.0) if math.isinf(item.smallest) else item for item in seen.values())
 
 
 def _halves(graph: Graph) -> Iterator[str]:

@@ -22,10 +22,10 @@ from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import TensorSpec
 from md_export.system.memory import release_weights
 from md_export.targets.contract import LoweringJob
-from md_export.targets.coreml.modules import number_nodes, operation_modules
-from md_export.targets.coreml.package import feature_specs, read_spec
+from md_export.targets.coreml.package import feature_specs, number_nodes, operation_modules, read_spec
 from md_export.targets.coreml.target import CoremlModel
 from md_export.targets.coreml.vendor import converting, ct
+from md_export.targets.lowering import check_surface, example_of
 
 _COMPRESSED: Final = ("int8", "int4", "palette8", "palette6", "palette4", "palette3", "palette2")
 _FLOAT: Final = ("float32", "float16")
@@ -209,7 +209,8 @@ def lower(job: LoweringJob) -> CoremlModel:
         modules = operation_modules(model, paths) | _weight_modules(program)
     del model
     gc.collect()  # the converter's program holds the weights and is full of cycles
-    _check_surface(job, read_spec(package))
+    description = read_spec(package).description
+    check_surface(job, feature_specs(description.input), feature_specs(description.output))
     return CoremlModel(package, modules, job.notes)
 
 
@@ -219,7 +220,7 @@ def deployment_target(job: LoweringJob) -> Any:
 
 
 def _export(job: LoweringJob) -> ExportedProgram:
-    args = tuple(torch.from_numpy(np.array(job.example[spec.name])) for spec in job.inputs)
+    args = tuple(example_of(job).values())
     with torch.no_grad():
         program: ExportedProgram = torch.export.export(job.module, args).run_decompositions({})
     _drop_aliases(program)
@@ -244,15 +245,3 @@ def _weight_modules(program: ExportedProgram) -> dict[str, str]:
 
 def _tensor_type(spec: TensorSpec, **shape: Sequence[int]) -> Any:
     return ct.TensorType(name=spec.name, dtype=np.dtype(spec.dtype).type, **shape)
-
-
-def _check_surface(job: LoweringJob, spec: Any) -> None:
-    for wanted, found in (
-        (job.inputs, feature_specs(spec.description.input)),
-        (job.outputs, feature_specs(spec.description.output)),
-    ):
-        if tuple(wanted) != found:
-            raise ConversionError(
-                f"{job.component}: the program has {found}, the job asks for {tuple(wanted)}; "
-                "a rewrite changed the module's inputs or outputs"
-            )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from google.protobuf.message import DecodeError
+from pydantic import TypeAdapter, ValidationError
+from torch.export import ExportedProgram
 
-from md_export.errors import ArtifactError, RuntimeFault
-from md_export.spec.tensors import Arrays, TensorSpec
+from md_export.errors import ArtifactError
+from md_export.spec.tensors import TensorSpec
 from md_export.targets.coreml.vendor import ct
 
 AUTHOR: Final = "com.apple.CoreML"
@@ -19,6 +22,9 @@ PACKED: Final = ("indices", "mask")
 WEIGHTS: Final = f"Data/{AUTHOR}/weights/weight.bin"
 # ArrayFeatureType.ArrayDataType of Model.proto; a component's surface has no other.
 _DTYPES: Final = {65568: "float32", 131104: "int32"}
+# In the package's user-defined metadata; JSON: module path → names of the operations' first outputs.
+KEY: Final = "md_export.modules"
+_FORM: Final = TypeAdapter(dict[str, list[str]])
 
 
 def read_spec(package: Path) -> Any:
@@ -100,26 +106,28 @@ def _spec(feature: Any) -> TensorSpec:
     return TensorSpec(feature.name, tuple(int(size) for size in array.shape), _DTYPES[array.dataType])
 
 
-def check(arrays: Arrays, specs: Sequence[TensorSpec], what: str) -> None:
-    """Refuse missing, extra, wrongly shaped or wrongly typed arrays.
+class Operand(NamedTuple):
+    """What an operation takes in a role: the name of a value, or the constant itself where it stands in the operation.
 
-    Args:
-        arrays: what was given.
-        specs: what is wanted.
-        what: ``input`` or ``output``, for the message.
-
-    Raises:
-        RuntimeFault: the first difference.
+    Attributes:
+        place: position among the operands of the role.
+        name: of a value; "" for a constant.
+        given: the constant's ``MIL_pb2.Value``; None for the name of a value.
     """
-    wanted = {spec.name: spec for spec in specs}
-    if set(arrays) != set(wanted):
-        raise RuntimeFault(f"{what}s are {', '.join(sorted(arrays)) or 'none'}; the model's are {', '.join(wanted)}")
-    for name, spec in wanted.items():
-        array = arrays[name]
-        if tuple(array.shape) != spec.shape or str(array.dtype) != spec.dtype:
-            raise RuntimeFault(
-                f"{what} {name} is {array.dtype}{list(array.shape)}; the model's is {spec.dtype}{list(spec.shape)}"
-            )
+
+    role: str
+    place: int
+    name: str
+    given: Any
+
+
+def operands_of(op: Any) -> Iterator[Operand]:
+    """The inputs of an operation of a program, then its attributes."""
+    for role, value in op.inputs.items():
+        for place, argument in enumerate(value.arguments):
+            yield Operand(role, place, argument.name, None if argument.name else argument.value)
+    for role, value in op.attributes.items():
+        yield Operand(role, 0, "", value)
 
 
 class Blob(NamedTuple):
@@ -131,7 +139,65 @@ class Blob(NamedTuple):
 
 def blobs_of(op: Any) -> Iterator[Blob]:
     """Each constant in the weight file that an operation of a program takes."""
-    bound = [(role, argument.value) for role, value in op.inputs.items() for argument in value.arguments]
-    for role, value in (*op.attributes.items(), *bound):
-        if value.WhichOneof("value") == "blobFileValue":
-            yield Blob(role, int(value.blobFileValue.offset))
+    for role, _, _, given in operands_of(op):
+        if given is not None and given.WhichOneof("value") == "blobFileValue":
+            yield Blob(role, int(given.blobFileValue.offset))
+
+
+def number_nodes(program: ExportedProgram) -> dict[int, str]:
+    """Give every traced call a ``debug_handle``; returns handle → path of the innermost module that makes the call."""
+    paths: dict[int, str] = {}
+    for handle, node in enumerate(program.graph_module.graph.nodes):
+        if node.op == "call_function":
+            node.meta["debug_handle"] = handle
+            callers = list(node.meta.get("nn_module_stack", {}).values())
+            paths[handle] = callers[-1][0] if callers else ""
+    return paths
+
+
+def operation_modules(model: Any, paths: Mapping[int, str]) -> dict[str, str]:
+    """First output of each operation of a converted model → module path, constants included."""
+    handles = model._mil_program.construct_debug_handle_to_ops_mapping()
+    return {
+        operation[-1]["Output"]: paths[handle]
+        for handle, operations in handles.items()
+        if handle in paths
+        for operation in operations
+    }
+
+
+def write_modules(spec: Any, modules: Mapping[str, str]) -> None:
+    """Put the paths of the operations that ``spec`` has into its metadata; ``modules``: name of a value → path."""
+    grouped: dict[str, list[str]] = {}
+    for op in main_operations(spec):
+        if op.type != "const" and op.outputs and op.outputs[0].name in modules:
+            grouped.setdefault(modules[op.outputs[0].name], []).append(op.outputs[0].name)
+    if grouped:
+        spec.description.metadata.userDefined[KEY] = json.dumps(grouped, sort_keys=True, separators=(",", ":"))
+
+
+def read_modules(spec: Any) -> dict[str, str]:
+    """Name of each output of each operation → module path; "" where the package does not tell.
+
+    A package by another tool, or one whose map was damaged, tells nothing.
+    """
+    try:
+        form = _FORM.validate_json(spec.description.metadata.userDefined.get(KEY, "{}"))
+    except ValidationError:
+        form = {}
+    known = {name: path for path, names in form.items() for name in names}
+    operations = [op for op in main_operations(spec) if op.type != "const" and op.outputs]
+    found: dict[str, str | None] = {}
+    for op in operations:
+        path = _first(known.get(op.outputs[0].name), *(found.get(item.name) for item in operands_of(op)))
+        found |= {output.name: path for output in op.outputs}
+    for op in reversed(operations):
+        path = found[op.outputs[0].name]
+        for item in operands_of(op):
+            if item.name in found:
+                found[item.name] = _first(found[item.name], path)
+    return {name: path or "" for name, path in found.items()}
+
+
+def _first(*paths: str | None) -> str | None:
+    return next((path for path in paths if path is not None), None)

@@ -12,9 +12,8 @@ import numpy as np
 
 from md_export.errors import ConversionError
 from md_export.spec.calibration import RangeRule
-from md_export.spec.scheme import QuantScheme
+from md_export.spec.scheme import QuantScheme, largest_divisor
 from md_export.spec.tensors import Arrays
-from md_export.spec.weight_storage import largest_divisor
 from md_export.targets.contract import LoweringJob
 from md_export.targets.coreml import mil
 from md_export.targets.coreml.lower import deployment_target
@@ -23,7 +22,7 @@ from md_export.targets.coreml.target import CoremlModel
 from md_export.targets.coreml.vendor import converting, ct, cto
 from md_export.targets.coreml.weights import float_weights, pays, storage_of
 from md_export.targets.observers import ObserverTable
-from md_export.targets.quantization.palette import palettize
+from md_export.targets.quantization.levels import palettize
 
 Ranges = dict[str, dict[str, float]]
 _MULTIPLIES: Final = ("conv", "linear")
@@ -118,7 +117,9 @@ def compress(program: Any, stored: Mapping[str, QuantScheme]) -> frozenset[str]:
     small = frozenset(name for name, op in weights.items() if not _pays(op, stored[name]))
     chosen = {name: stored[name] for name in weights if name not in small}
     palettes = {name: _palette_config(weights[name], own) for name, own in chosen.items() if own.palette_bits}
-    integers = {name: _linear_config(weights[name], own) for name, own in chosen.items() if _is_integer(own)}
+    integers = {
+        name: _linear_config(weights[name], own) for name, own in chosen.items() if own.weights.startswith("int")
+    }
     sparse = any(own.sparsity is not None for own in chosen.values())
     if sparse:
         _apply(passes.prune_weights, program, {name: _pruner(weights[name], own) for name, own in chosen.items()})
@@ -130,10 +131,6 @@ def compress(program: Any, stored: Mapping[str, QuantScheme]) -> frozenset[str]:
     if integers:
         _apply(passes.linear_quantize_weights, program, integers, joint=sparse)
     return small
-
-
-def _is_integer(scheme: QuantScheme) -> bool:
-    return scheme.weights.startswith("int")
 
 
 def _operations(program: Any) -> list[Any]:

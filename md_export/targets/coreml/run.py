@@ -9,13 +9,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from md_export.errors import ArtifactError, RuntimeFault, UsageError
-from md_export.spec.tensors import Array, Arrays, TensorSpec
+from md_export.errors import ArtifactError, RuntimeFault, UsageError, raised_as
+from md_export.spec.tensors import Array, Arrays, TensorSpec, check_arrays
 from md_export.targets.contract import Step
 from md_export.targets.coreml import mil
 from md_export.targets.coreml.hazard import OverflowWatch
-from md_export.targets.coreml.modules import read_modules
-from md_export.targets.coreml.package import check, feature_specs, read_spec
+from md_export.targets.coreml.package import feature_specs, read_modules, read_spec
 from md_export.targets.coreml.vendor import VENDOR_ERRORS, ct, quiet
 
 RUNTIMES: Final = ("mil", "coreml")
@@ -27,11 +26,13 @@ class PackageRunner:
 
     def __init__(
         self,
+        name: str,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
         predict: Predict,
         watch: OverflowWatch | None = None,
     ) -> None:
+        self._name = name
         self.inputs = inputs
         self.outputs = outputs
         self._predict = predict
@@ -43,9 +44,9 @@ class PackageRunner:
         Raises:
             RuntimeFault: inputs that are not the model's, or a runtime that fails or answers otherwise.
         """
-        check(inputs, self.inputs, "input")
+        check_arrays(self._name, self.inputs, inputs)
         outputs = {name: np.asarray(array) for name, array in self._predict(dict(inputs)).items()}
-        check(outputs, self.outputs, "output")
+        check_arrays(self._name, self.outputs, outputs, "output")
         return outputs
 
     def hazards(self) -> tuple[str, ...]:
@@ -82,7 +83,7 @@ def load(path: Path, runtime: str | None = None) -> PackageRunner:
     if chosen not in openers:
         raise UsageError(f"unknown Core ML runtime {chosen!r}; use one of {', '.join(RUNTIMES)}")
     predict, watch = openers[chosen](path)
-    return PackageRunner(inputs, outputs, predict, watch)
+    return PackageRunner(path.name, inputs, outputs, predict, watch)
 
 
 def _open_mil(path: Path) -> tuple[Predict, OverflowWatch]:
@@ -94,19 +95,14 @@ def _open_mil(path: Path) -> tuple[Predict, OverflowWatch]:
 def _open_coreml(path: Path) -> tuple[Predict, None]:
     if sys.platform != "darwin":
         raise RuntimeFault("Core ML itself runs on a Mac only; use --runtime mil here")
-    try:
-        with quiet():
-            model = ct.models.MLModel(str(path))
-    except VENDOR_ERRORS as error:
-        raise RuntimeFault(f"{path}: Core ML refuses the package: {error}") from error
+    with raised_as(RuntimeFault, f"{path}: Core ML refuses the package", VENDOR_ERRORS), quiet():
+        model = ct.models.MLModel(str(path))
     return lambda inputs: _predict_coreml(model, inputs), None
 
 
 def _predict_coreml(model: Any, inputs: dict[str, Array]) -> Any:
-    try:
+    with raised_as(RuntimeFault, "Core ML failed", VENDOR_ERRORS):
         return model.predict(inputs)
-    except VENDOR_ERRORS as error:
-        raise RuntimeFault(f"Core ML failed: {error}") from error
 
 
 def steps(path: Path) -> tuple[Step, ...]:

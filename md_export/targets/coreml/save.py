@@ -12,8 +12,15 @@ from typing import Any, Final
 from md_export.errors import OutputError
 from md_export.system.files import sha256_of
 from md_export.targets.contract import labelled
-from md_export.targets.coreml.modules import write_modules
-from md_export.targets.coreml.package import AUTHOR, MODEL, WEIGHTS, read_spec, read_whole_spec, take_function
+from md_export.targets.coreml.package import (
+    AUTHOR,
+    MODEL,
+    WEIGHTS,
+    read_spec,
+    read_whole_spec,
+    take_function,
+    write_modules,
+)
 from md_export.targets.coreml.target import CoremlModel
 from md_export.targets.coreml.vendor import converting, ct
 

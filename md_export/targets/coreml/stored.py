@@ -13,14 +13,23 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from md_export.errors import RuntimeFault
+from md_export.errors import RuntimeFault, raised_as
 from md_export.spec.scheme import QuantScheme
 from md_export.targets.coreml import mil
 from md_export.targets.coreml.decompress import DECODERS, Constants
 from md_export.targets.coreml.mil.loading import Package
 from md_export.targets.coreml.mil.values import SENTINEL, BlobFile
-from md_export.targets.coreml.modules import read_modules
-from md_export.targets.coreml.package import MODEL, PACKED, WEIGHTS, blobs_of, feature_specs, main_operations, read_spec
+from md_export.targets.coreml.package import (
+    MODEL,
+    PACKED,
+    WEIGHTS,
+    blobs_of,
+    feature_specs,
+    main_operations,
+    operands_of,
+    read_modules,
+    read_spec,
+)
 from md_export.targets.coreml.weights import LEAST_ELEMENTS, WEIGHT_INPUTS, pays
 from md_export.targets.stored import Constant, Role, StoredWeight, Use
 
@@ -65,21 +74,19 @@ def stored_weights(path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:
     spec, package = read_spec(path), Package(path)
     modules, constants = read_modules(spec), Constants(main_operations(spec), package.weights, DECODERS)
     readers = _readers(main_operations(spec))
-    try:
+    what = f"{path.name}: a weight cannot be decompressed"
+    with raised_as(RuntimeFault, what, (ValueError, LookupError, TypeError, RuntimeError), then="; export it again"):
         for name in constants.names:
             weight = constants.decode(name)
             if weight.parts:
                 yield _placed(weight, readers[name], modules, scheme)
-    except (ValueError, KeyError, IndexError, TypeError, RuntimeError) as error:
-        raise RuntimeFault(f"{path.name}: a weight cannot be decompressed: {error}; export it again") from error
 
 
 def _readers(operations: Any) -> dict[str, list[_Reader]]:
     readers: dict[str, list[_Reader]] = defaultdict(list)
     for op in operations:
-        for role, bound in op.inputs.items():
-            for argument in bound.arguments:
-                readers[argument.name].append(_Reader(op, role))
+        for operand in operands_of(op):
+            readers[operand.name].append(_Reader(op, operand.role))
     return readers
 
 

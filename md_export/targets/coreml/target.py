@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from md_export.spec.runner import Runner
-from md_export.spec.scheme import QuantScheme
-from md_export.spec.tensors import Array, Arrays
-from md_export.spec.weight_storage import WeightStorage
-from md_export.targets.contract import CountsCosts, Description, Lints, LoweringJob, Step, Target
-from md_export.targets.costs import OpCost
+from md_export.spec.scheme import QuantScheme, WeightStorage
+from md_export.spec.tensors import Arrays
+from md_export.targets.contract import CountsCosts, Lints, LoweringJob, Saved, Target
 from md_export.targets.lint.report import LintReport
-from md_export.targets.stored import Constant, StoredWeight
+from md_export.targets.operations import OpCost
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,40 +63,10 @@ class CoremlTarget(Target, Lints, CountsCosts):
 
         return weight_storage(path, layer, scheme)
 
-    def describe(self, path: Path) -> Description:
-        from md_export.targets.coreml.describe import describe
+    def saved(self) -> Saved:
+        from md_export.targets.coreml import saved
 
-        return describe(path)
-
-    def load(self, path: Path, runtime: str | None = None) -> Runner:
-        from md_export.targets.coreml.run import load
-
-        return load(path, runtime)
-
-    def edit(self, path: Path) -> AbstractContextManager[list[Constant]]:
-        from md_export.targets.coreml.stored import edit
-
-        return edit(path)
-
-    def store_as_float(self, path: Path) -> bool:
-        from md_export.targets.coreml.stored import store_as_float
-
-        return store_as_float(path)
-
-    def steps(self, path: Path) -> tuple[Step, ...]:
-        from md_export.targets.coreml.run import steps
-
-        return steps(path)
-
-    def values(self, path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Array]:
-        from md_export.targets.coreml.run import values
-
-        return values(path, inputs, names)
-
-    def stored_weights(self, path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:
-        from md_export.targets.coreml.stored import stored_weights
-
-        return stored_weights(path, scheme)
+        return saved
 
     def lint(self, path: Path, system: str | None = None, batches: Sequence[Arrays] = ()) -> LintReport:
         from md_export.targets.coreml.lint import lint

@@ -8,8 +8,7 @@ from typing import Any, Final
 
 from torch import nn
 
-from md_export.spec.scheme import QuantScheme
-from md_export.spec.weight_storage import WeightStorage, integer_storage, largest_divisor, palette_storage
+from md_export.spec.scheme import QuantScheme, WeightStorage, integer_storage, largest_divisor, palette_storage
 from md_export.targets.contract import LoweringJob
 from md_export.targets.coreml.package import main_operations
 from md_export.targets.coreml.target import CoremlModel

@@ -1,21 +1,188 @@
-"""The rule engine: a target's facts and rules in, a report out; and rules on measured values."""
+"""The rule engine: a target's facts and rules in, a report out; rules on measured values.
+
+One function evaluates each condition of the rules.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Final, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from math import prod
+from typing import Any, Final, TypeVar
 
-from md_export.targets.lint.conditions import exceeds, fits
-from md_export.targets.lint.float16_bound import Float16Bound
-from md_export.targets.lint.op import Facts, Op
-from md_export.targets.lint.report import Hazard, HazardRule, LintReport, OpAdvice, Verdict
-from md_export.targets.lint.rules import EngineRule, RuleFile
+import numpy as np
 
+from md_export.spec.tensors import Array
+from md_export.targets.lint.report import (
+    Figures,
+    Float16Bound,
+    Hazard,
+    HazardRule,
+    Limits,
+    LintReport,
+    OpAdvice,
+    Verdict,
+)
+from md_export.targets.lint.rules import EngineRule, RuleFile, When
+from md_export.targets.operations import Facts, Op
+
+_SCALES: Final = ("scale_factor_height", "scale_factor_width")
+_ATTENTION: Final = "scaled_dot_product_attention"
 # The first that a rule gives is the operation's verdict.
 _ORDER: Final[tuple[Verdict, ...]] = ("unlikely", "unknown", "likely")
 _Measured = TypeVar("_Measured", Hazard, Float16Bound)
+
+
+def fits(op: Op, when: When) -> bool:
+    """Whether all conditions that are given hold for ``op``."""
+    return all(CONDITIONS[name](op, limit) for name, limit in when.given().items())
+
+
+def exceeds(value: Hazard | Float16Bound, limits: Limits, budget_db: float) -> bool:
+    """Whether all limits that are given hold for ``value``; ``budget_db``: least SNR that its error may leave."""
+    return all(LIMITS[name](value, limit, budget_db) for name, limit in limits.given().items())
+
+
+def _is_among(word: str, globs: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(word, glob) for glob in globs)
+
+
+def _last_axes(op: Op) -> Iterator[int]:
+    """Return the last axes' lengths of run-time outputs; weights get their layout when the program is compiled."""
+    return (size for value in op.writes if not op.decodes for size in value.shape[-1:] if size is not None)
+
+
+def _moves_last_axis(op: Op, _: object) -> bool:
+    if order := _numbers(op, "perm"):
+        return order[-1] not in (-1, len(order) - 1)
+    return (op.reads or op.writes)[0].shape[-1:] != op.shape[-1:]
+
+
+def _axis_among_last(op: Op, count: int) -> bool:
+    # MIL's softmax defaults to the last axis.
+    axis, rank = (_numbers(op, "axis") or [-1])[0], len(op.shape)
+    return (axis if axis >= 0 else axis + rank) >= rank - count
+
+
+def _several_heads(op: Op, _: object) -> bool:
+    """Whether the op has scores ``[batch, heads, queries, keys]`` of several heads; fused attention always does."""
+    return op.kind == _ATTENTION or (len(op.shape) == 4 and op.shape[1] != 1 and _axis_among_last(op, 1))
+
+
+def _adds_mask(op: Op, _: object) -> bool:
+    """Whether the op has scores ``[batch, heads, L, L]`` and reads a mask ``[batch, 1, L, L]``."""
+    if len(op.shape) != 4 or not _is_square(op, _) or min(size or 1 for size in op.shape[1:]) == 1:
+        return False
+    return any(value.shape[-3:] == (1, *op.shape[-2:]) and len(value.shape) == 4 for value in op.reads)
+
+
+def _is_square(op: Op, _: object) -> bool:
+    return op.shape[-2:] == op.shape[-1:] * 2
+
+
+def _numbers(op: Op, *names: str) -> list[float]:
+    """Return all numbers in the named constant arguments; empty if they are missing or not constant."""
+    return [float(item) for name in names if name in op.constants for item in op.constants[name]().reshape(-1).tolist()]
+
+
+def _over(*names: str) -> Callable[[Op, float], bool]:
+    return lambda op, limit: any(number > limit for number in _numbers(op, *names))
+
+
+def _stride_factor_over(op: Op, limit: int) -> bool:
+    return any(_largest_factor(int(stride)) > limit for stride in _numbers(op, "strides"))
+
+
+def _largest_factor(number: int) -> int:
+    largest, divisor = 1, 2
+    while number > 1:
+        if number % divisor:
+            divisor += 1
+        else:
+            number //= divisor
+            largest = divisor
+    return largest
+
+
+def _weight_inputs_over(op: Op, limit: int) -> bool:
+    """Whether a weight ``[out, H, W, in]``, the second value that the op reads, sums more than ``limit`` inputs."""
+    return len(op.reads) > 1 and prod(size or 1 for size in op.reads[1].shape[1:]) > limit
+
+
+def _floats(op: Op) -> Iterator[Array]:
+    """Return the float constants that the op computes with, without those that only decode a weight."""
+    values = (decode() for decode in op.constants.values() if not op.decodes)
+    return (value for value in values if value.dtype.kind == "f")
+
+
+def _constant_over(op: Op, limit: float) -> bool:
+    """Whether a constant wider than float16 has a finite magnitude above ``limit``; float16 constants are converted."""
+    wide = (np.abs(value) for value in _floats(op) if value.dtype.itemsize > 2)
+    return any(bool((np.isfinite(value) & (value > limit)).any()) for value in wide)
+
+
+def _number_up_to(op: Op, limit: float) -> bool:
+    numbers = (abs(float(value.flat[0])) for value in _floats(op) if value.shape in ((), (1,)))
+    return any(0 < number <= limit for number in numbers)
+
+
+def _scale_per_block(op: Op, _: object) -> bool:
+    scales = op.constants["scale"]().shape if "scale" in op.constants else ()
+    return any(1 < count < (size or 1) for count, size in zip(scales, op.shape, strict=False))
+
+
+CONDITIONS: Final[Mapping[str, Callable[[Op, Any], bool]]] = {
+    "kinds": lambda op, globs: _is_among(op.kind, globs),
+    "other_than": lambda op, globs: not _is_among(op.kind, globs),
+    "stored": lambda op, globs: _is_among(op.stored, globs),
+    "dtypes": lambda op, names: any(value.dtype in names for value in op.values),
+    "rank_over": lambda op, limit: op.rank > limit,
+    "output_rank": lambda op, rank: len(op.shape) == rank,
+    "dynamic": lambda op, _: any(None in value.shape for value in op.values),
+    "last_axis_from": lambda op, limit: any(size >= limit for size in _last_axes(op)),
+    "last_axis_below": lambda op, limit: any(size < limit for size in _last_axes(op)),
+    "moves_last_axis": _moves_last_axis,
+    "axis_among_last": _axis_among_last,
+    "square": _is_square,
+    "several_heads": _several_heads,
+    "adds_mask": _adds_mask,
+    "reads_twice": lambda op, _: op.reads_twice,
+    "stride_factor_over": _stride_factor_over,
+    "stride_over": _over("strides"),
+    "kernel_over": _over("kernel_sizes"),
+    "dilation_over": _over("dilations"),
+    "scale_over": _over(*_SCALES),
+    "weight_inputs_over": _weight_inputs_over,
+    "infinite_constant": lambda op, _: any(bool(np.isinf(value).any()) for value in _floats(op)),
+    "constant_over": _constant_over,
+    "number_up_to": _number_up_to,
+    "scale_per_block": _scale_per_block,
+}
+
+
+def _below(figures: Figures | None, budget_db: float) -> bool:
+    return figures is not None and figures.expected < budget_db
+
+
+def _loses(bound: Float16Bound, how: str, budget_db: float) -> bool:
+    if _below(bound.float32_sums, budget_db):
+        return how == "always"
+    return how == "by default" and _below(bound.default, budget_db)
+
+
+# Overflow counts are in a Hazard; sums and losses are figures of a Float16Bound.
+LIMITS: Final[Mapping[str, Callable[[Any, Any, float], bool]]] = {
+    "overflows_over": lambda value, limit, _: value.overflows > limit,
+    "largest_from": lambda value, limit, _: value.largest >= limit,
+    "largest_over": lambda value, limit, _: value.largest > limit,
+    # A value that is all zeros loses nothing.
+    "largest_below": lambda value, limit, _: 0 < value.largest < limit,
+    "partial_sum_over": lambda value, limit, _: value.partial_sum > limit,
+    "sums_in_float32": lambda value, expected, _: value.sums_in_float32 == expected,
+    "loses": _loses,
+}
 
 
 def judge(file: str, facts: Facts, rules: RuleFile, system: str) -> LintReport:

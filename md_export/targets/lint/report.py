@@ -5,17 +5,77 @@ A lint is advice from published guidance. It cannot determine where an operation
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pydantic import ConfigDict
 
-from md_export.targets.lint.float16_bound import Float16Bound
-
 Verdict = Literal["likely", "unknown", "unlikely"]
 Confidence = Literal["documented", "guidance", "community", "measured"]
 _STRICT = ConfigDict(extra="forbid", strict=True)
+_SEVERITY = ("unlikely", "unknown", "costly")
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Ratio of an op's output power to the power of the op's float16 error, in dB; 999 without an error.
+
+    Attributes:
+        worst: for any order of the terms, with all roundings in the same direction; no error is larger.
+        probable: limit that independent roundings exceed by a small factor at most, for any order.
+        expected: for independent roundings, over all orders; not a bound.
+    """
+
+    worst: float
+    probable: float
+    expected: float
+
+    def least(self, other: Figures) -> Figures:
+        """Return the less favourable value of each figure."""
+        return Figures(*(min(pair) for pair in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+
+
+@dataclass(frozen=True)
+class Float16Bound:
+    """Float16 bounds of one op, over all inputs.
+
+    Attributes:
+        name: name of the op's first output in the artifact.
+        kind, module: kind of op in the format's terms; path of the torch module, or "".
+        largest: largest measured magnitude of its output.
+        terms: number of terms in the sum for one output; 0 for a kind of op without sums, which has no figures.
+        partial_sum: largest sum of the magnitudes of an output's terms: no partial sum in any order is larger.
+        default: figures in the precision that the GPU engine uses unless an app requests another.
+        float32_sums: figures with sums in float32, operands and results still in float16.
+        float16_sums: figures with every sum in float16, also sums that the engine forms in float32 in any precision.
+        rules: ids of the hazard rules that apply, the most severe first.
+        advice: advice of the first of these rules.
+    """
+
+    name: str
+    kind: str
+    module: str
+    largest: float
+    terms: int = 0
+    partial_sum: float = 0.0
+    default: Figures | None = None
+    float32_sums: Figures | None = None
+    float16_sums: Figures | None = None
+    rules: tuple[str, ...] = ()
+    advice: str = ""
+
+    @property
+    def sums_in_float32(self) -> bool:
+        """Whether the engine forms this op's sums in float32 in its default precision too."""
+        return self.default == self.float32_sums
+
+
+def worst_op(bounds: Sequence[Float16Bound], figures: Callable[[Float16Bound], Figures | None]) -> Float16Bound | None:
+    """Return the op with the lowest expected figure in a precision; None if no op has a figure."""
+    known = [(found.expected, bound) for bound in bounds if (found := figures(bound)) is not None]
+    return min(known, key=lambda item: item[0])[1] if known else None
 
 
 @dataclass(frozen=True)
@@ -157,6 +217,16 @@ class Hazard:
     rules: tuple[str, ...] = ()
     advice: str = ""
 
+    def joined(self, other: Hazard) -> Hazard:
+        """The figures of this and further cases of the value."""
+        counted = ("overflows", "not_finite", "flushed", "subnormal", "count")
+        return replace(
+            self,
+            largest=max(self.largest, other.largest),
+            smallest=min(self.smallest, other.smallest),
+            **{name: getattr(self, name) + getattr(other, name) for name in counted},
+        )
+
 
 @dataclass(frozen=True)
 class LintReport:
@@ -214,9 +284,6 @@ class LintReport:
 
     def _rank(self, op: OpAdvice) -> int:
         return _severity(self.gravest(op).verdict) if op.rules else len(_SEVERITY)
-
-
-_SEVERITY = ("unlikely", "unknown", "costly")
 
 
 def _severity(verdict: str) -> int:

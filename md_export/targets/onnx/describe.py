@@ -14,17 +14,18 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
-from md_export.errors import RuntimeFault, one_line
+from md_export.errors import RuntimeFault, raised_as
 from md_export.targets.contract import Description, notes_among
-from md_export.targets.costs import Node, OpCost, Value, Work, costs_of, einsum_macs, multiplying, product_macs
 from md_export.targets.onnx.clean import module_path, qualified
 from md_export.targets.onnx.save import ORT_SUFFIX, as_onnx
 from md_export.targets.onnx.wire import MalformedFileError, read_without_weights
+from md_export.targets.operations import Node, OpCost, Value, Work, costs_of, einsum_macs, multiplying, product_macs
 
 # Which input of an operator is its weight.
 WEIGHT_INPUT: Final = {"Conv": 1, "Gemm": 1, "MatMul": 1, "Gather": 0}
 # What onnx says of constants that make no sense.
 MALFORMED: Final = (onnx.checker.ValidationError, OSError, ValueError, KeyError, IndexError, TypeError)
+UNSHAPED: Final = (*MALFORMED, onnx.shape_inference.InferenceError)
 # What stands between a stored weight and the operator that takes it.
 _DECODING: Final = ("DequantizeLinear", "Cast", "Reshape")
 _VIEWS: Final = ("Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Shape", "Constant")
@@ -55,10 +56,8 @@ def describe(path: Path) -> Description:
         RuntimeFault: the file is no ONNX model, or its weights are not beside it.
     """
     model = read_graph(path)
-    try:
+    with raised_as(RuntimeFault, f"{path.name}: its weights cannot be read", MALFORMED):
         return _description(model, path.parent)
-    except MALFORMED as error:
-        raise RuntimeFault(f"{path.name}: its weights cannot be read: {one_line(error)}") from error
 
 
 def _description(model: onnx.ModelProto, folder: Path) -> Description:
@@ -92,10 +91,8 @@ def read_graph(path: Path) -> onnx.ModelProto:
     """
     if path.suffix == ORT_SUFFIX:
         return as_onnx(path)
-    try:
+    with raised_as(RuntimeFault, f"{path.name} is no ONNX model", (DecodeError, MalformedFileError, OSError)):
         model = read_without_weights(path)
-    except (DecodeError, MalformedFileError, OSError) as error:
-        raise RuntimeFault(f"{path.name} is no ONNX model: {error}") from error
     if not any(item.version for item in model.opset_import if not item.domain):
         raise RuntimeFault(f"{path.name} is no ONNX model: it names no opset")
     return model
@@ -146,14 +143,12 @@ def costs(path: Path) -> tuple[OpCost, ...]:
         RuntimeFault: the file is no ONNX model, was fused by onnxruntime, or its shapes cannot be told.
     """
     model = read_unfused(path)
-    try:
+    with raised_as(RuntimeFault, f"{path.name}: its shapes cannot be told", UNSHAPED, then="; export it again"):
         values = _known(model.graph)
         if any(node.output[0] not in values for node in model.graph.node):
             inferred = onnx.shape_inference.infer_shapes(model)
             values = _known(inferred.graph)
         return costs_of([_node(node, values) for node in model.graph.node], values)
-    except (*MALFORMED, onnx.shape_inference.InferenceError) as error:
-        raise RuntimeFault(f"{path.name}: its shapes cannot be told: {one_line(error)}; export it again") from error
 
 
 def _known(graph: onnx.GraphProto) -> dict[str, Value]:
@@ -164,7 +159,7 @@ def _known(graph: onnx.GraphProto) -> dict[str, Value]:
             # The zero point has the integer's type, the scale the real one's.
             to_integers = node.op_type == "QuantizeLinear" and len(node.input) > len("xs")
             typed = values[node.input[2 if to_integers else 1]] if len(node.input) > 1 else values[node.input[0]]
-            values[node.output[0]] = Value(values[node.input[0]].shape, typed.dtype)
+            values[node.output[0]] = Value(node.output[0], values[node.input[0]].shape, typed.dtype)
     return values
 
 
@@ -172,9 +167,10 @@ def _declared(graph: onnx.GraphProto) -> Iterator[tuple[str, Value]]:
     for info in (*graph.input, *graph.value_info, *graph.output):
         tensor = info.type.tensor_type
         shape = tuple(max(dimension.dim_value, 1) for dimension in tensor.shape.dim)
-        yield info.name, Value(shape, _dtype(tensor.elem_type))
+        yield info.name, Value(info.name, shape, _dtype(tensor.elem_type))
     for constant in graph.initializer:
-        yield constant.name, Value(tuple(constant.dims), _dtype(constant.data_type), stored_bytes(constant))
+        dtype, stored = _dtype(constant.data_type), stored_bytes(constant)
+        yield constant.name, Value(constant.name, tuple(constant.dims), dtype, stored)
 
 
 def _dtype(number: int) -> str:
@@ -186,14 +182,14 @@ def _dtype(number: int) -> str:
 def _node(node: onnx.NodeProto, values: Mapping[str, Value]) -> Node:
     inputs, outputs = tuple(filter(None, node.input)), tuple(filter(None, node.output))
     given = [values[name] for name in inputs if name in values]
-    shapes = [value.shape for value in given]
+    shapes = [value.sizes for value in given]
     constant = bool(given) and all(value.stored is not None for value in given)
     return Node(
         node.op_type,
         _work(node.op_type, shapes),
         inputs,
         outputs,
-        _macs(node, shapes, values[outputs[0]].shape if outputs[0] in values else ()),
+        _macs(node, shapes, values[outputs[0]].sizes if outputs[0] in values else ()),
         module_path(node.name),
         passing=node.op_type in _PASSING or (constant and node.op_type in _FORMS),
         looks_up=node.op_type == "Gather",

@@ -11,8 +11,9 @@ from onnxscript.optimizer import fold_constants
 from torch import nn
 
 from md_export.errors import ConversionError
+from md_export.spec.tensors import TensorSpec
 from md_export.targets.contract import LoweringJob
-from md_export.targets.lowering import half_copy, quiet
+from md_export.targets.lowering import check_surface, example_of, half_copy, quiet
 from md_export.targets.onnx.clean import clean, name_regions
 from md_export.targets.onnx.quantize import check_scheme
 from md_export.targets.onnx.target import OnnxModel
@@ -76,12 +77,12 @@ def lower(job: LoweringJob) -> OnnxModel:
     part_weights(model)
     clean(model)
     name_regions(model.graph)
-    _check_surface(model, job)
+    check_surface(job, map(_spec, model.graph.inputs), map(_spec, model.graph.outputs))
     return OnnxModel(model)
 
 
 def _export(module: nn.Module, job: LoweringJob) -> ir.Model:
-    args = tuple(torch.from_numpy(np.array(job.example[spec.name])) for spec in job.inputs)
+    args = tuple(example_of(job).values())
     try:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -107,13 +108,7 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _check_surface(model: ir.Model, job: LoweringJob) -> None:
-    expected = [(spec.name, spec.shape, spec.dtype) for spec in (*job.inputs, *job.outputs)]
-    found = [_signature(value) for value in (*model.graph.inputs, *model.graph.outputs)]
-    if found != expected:
-        raise ConversionError(f"{job.component}: the exported graph has inputs and outputs {found}, not {expected}")
-
-
-def _signature(value: ir.Value) -> tuple[str | None, tuple[object, ...], str]:
-    shape = () if value.shape is None else value.shape.numpy() if value.shape.is_static() else tuple(value.shape)
-    return value.name, tuple(shape), "" if value.dtype is None else value.dtype.numpy().name
+def _spec(value: ir.Value) -> TensorSpec:
+    """A size that is not fixed counts as 0, and so does a rank."""
+    shape = value.shape.numpy() if value.shape is not None and value.shape.is_static() else (0,)
+    return TensorSpec(value.name or "", tuple(map(int, shape)), "" if value.dtype is None else value.dtype.numpy().name)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any, Final
@@ -16,13 +17,12 @@ from onnxruntime.quantization.calibrate import CalibraterBase, TensorsData, crea
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
-from md_export.errors import ConversionError
+from md_export.errors import ConversionError, raised_as
 from md_export.spec.tensors import Arrays
 from md_export.targets.contract import LoweringJob
 from md_export.targets.lowering import quiet
 from md_export.targets.observers import ObserverTable, portions
-from md_export.targets.onnx.save import weights_are_external
-from md_export.targets.onnx.sessions import ORT_ERRORS, session_options
+from md_export.targets.onnx.save import ORT_ERRORS, session_options, weights_are_external
 from md_export.targets.onnx.target import OnnxModel
 
 # Bytes of activations that one run may give: the full-size UNet has more than its weights.
@@ -102,7 +102,7 @@ def _observed(source: Path, operators: Sequence[str], external: bool, path: Path
     base = CalibraterBase(source, operators)
     names, infos = base.select_tensors_to_calibrate(base.model)
     seen = ObserverTable(job.ranges, symmetric=False)
-    for portion in portions({name: _size(infos[name]) for name in sorted(names)}, _PORTION):
+    for portion in portions(((name, _size(infos[name])) for name in sorted(names)), _PORTION):
         del base.model.graph.output[:]
         base.model.graph.output.extend(infos[name] for name in portion)
         onnx.save(base.model, str(path), save_as_external_data=external)
@@ -117,6 +117,13 @@ def _observed(source: Path, operators: Sequence[str], external: bool, path: Path
 def _size(info: Any) -> int:
     """Bytes of one activation."""
     return int(4 * prod(axis.dim_value for axis in info.type.tensor_type.shape.dim))
+
+
+@contextmanager
+def quantizing(component: str) -> Iterator[None]:
+    """Run onnxruntime's quantizer silently; ConversionError, with the component, where it fails."""
+    with raised_as(ConversionError, f"{component}: onnxruntime's quantizer failed", (*ORT_ERRORS, ValueError)), quiet():
+        yield
 
 
 def quantize_static(model: ir.Model, job: LoweringJob, exclude: Sequence[str]) -> ir.Model:
@@ -134,21 +141,18 @@ def quantize_static(model: ir.Model, job: LoweringJob, exclude: Sequence[str]) -
     keep_biases_apart(model.graph)
     OnnxModel(model).save(path)
     excluded = [*exclude, *_products_of_activations(model)]
-    try:
-        with quiet():
-            ranges = measure_ranges(path, QUANTIZED_OPS, weights_are_external(model), job)
-            config = StaticQuantConfig(
-                _Reader(job.calibration),
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                per_channel=job.scheme.granularity == "channel",
-                nodes_to_exclude=excluded,
-                op_types_to_quantize=list(QUANTIZED_OPS),
-                extra_options={"OpTypesToExcludeOutputQuantization": _FLOAT_OUTPUT},
-            )
-            return with_pairs(path, config, ranges)
-    except (*ORT_ERRORS, ValueError) as error:
-        raise ConversionError(f"{job.component}: onnxruntime's quantizer failed: {error}") from error
+    with quantizing(job.component):
+        ranges = measure_ranges(path, QUANTIZED_OPS, weights_are_external(model), job)
+        config = StaticQuantConfig(
+            _Reader(job.calibration),
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=job.scheme.granularity == "channel",
+            nodes_to_exclude=excluded,
+            op_types_to_quantize=list(QUANTIZED_OPS),
+            extra_options={"OpTypesToExcludeOutputQuantization": _FLOAT_OUTPUT},
+        )
+        return with_pairs(path, config, ranges)
 
 
 def with_pairs(path: Path, config: StaticQuantConfig, ranges: TensorsData) -> ir.Model:

@@ -12,14 +12,12 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnx_ir.passes.common import ShapeInferencePass
 
-from md_export.errors import RuntimeFault, UsageError, one_line
-from md_export.spec.tensors import Array, Arrays, TensorSpec
+from md_export.errors import RuntimeFault, UsageError, raised_as
+from md_export.spec.tensors import Array, Arrays, TensorSpec, check_arrays
 from md_export.targets.contract import Step
-from md_export.targets.lowering import check_inputs
 from md_export.targets.onnx.clean import module_path
 from md_export.targets.onnx.describe import read_graph, read_unfused
-from md_export.targets.onnx.save import ORT_SUFFIX
-from md_export.targets.onnx.sessions import ORT_ERRORS, WEIGHTS_FOLDER, session_options
+from md_export.targets.onnx.save import ORT_ERRORS, ORT_SUFFIX, WEIGHTS_FOLDER, session_options
 
 _HALF: Final = ir.DataType.FLOAT16
 _FLOAT: Final = ir.DataType.FLOAT
@@ -50,7 +48,7 @@ def rounded_graph(path: Path) -> onnx.ModelProto | None:
     the graph itself holds are kept.
 
     Values keep their names. Weights that lie beside the file stay there: open the session with
-    :data:`md_export.targets.onnx.sessions.WEIGHTS_FOLDER`.
+    :data:`md_export.targets.onnx.save.WEIGHTS_FOLDER`.
 
     Raises:
         RuntimeFault: the file is no ONNX model.
@@ -119,13 +117,11 @@ class OnnxRunner:
         Raises:
             RuntimeFault: an input is missing, unknown, or of another shape or dtype; onnxruntime failed.
         """
-        check_inputs(self._name, self.inputs, inputs)
+        check_arrays(self._name, self.inputs, inputs)
         names = [spec.name for spec in self.outputs]
         feed = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
-        try:
+        with raised_as(RuntimeFault, f"{self._name}: onnxruntime failed", ORT_ERRORS):
             values = self._session.run(names, feed)
-        except ORT_ERRORS as error:
-            raise RuntimeFault(f"{self._name}: onnxruntime failed: {one_line(error)}") from error
         return dict(zip(names, values, strict=True))
 
 
@@ -164,12 +160,8 @@ def _has_int8_activations(path: Path) -> bool:
 def _session(path: Path, content: str | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
     if isinstance(content, bytes):
         options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
-    try:
+    with raised_as(RuntimeFault, f"{path.name} is no model that onnxruntime can run; export it again", ORT_ERRORS):
         return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except ORT_ERRORS as error:
-        raise RuntimeFault(
-            f"{path.name} is no model that onnxruntime can run; export it again: {one_line(error)}"
-        ) from error
 
 
 def _spec(node: ort.NodeArg, name: str) -> TensorSpec:
@@ -209,9 +201,7 @@ def values(path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Arra
     options = session_options(optimized=False)
     options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
     options.add_session_config_entry(_SPINNING, "0")
-    try:
+    with raised_as(RuntimeFault, f"{path.name}: onnxruntime failed", (*ORT_ERRORS, ValueError)):
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         found = session.run(list(names), {name: np.ascontiguousarray(value) for name, value in inputs.items()})
-    except (*ORT_ERRORS, ValueError) as error:
-        raise RuntimeFault(f"{path.name}: onnxruntime failed: {one_line(error)}") from error
     return {name: value.astype(np.float32) for name, value in zip(names, found, strict=True)}

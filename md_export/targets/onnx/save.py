@@ -1,4 +1,4 @@
-"""Write an ONNX model, weights inside the file as long as the format can hold them."""
+"""Write an ONNX model, weights inside the file as long as the format can hold them; options of onnxruntime."""
 
 from __future__ import annotations
 
@@ -10,20 +10,36 @@ from typing import Final
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from md_export.errors import ConversionError, RuntimeFault, one_line
+from md_export.errors import ConversionError, RuntimeFault, raised_as
 from md_export.targets.contract import notes_among
 from md_export.targets.onnx.clean import check_portable
-from md_export.targets.onnx.sessions import ORT_ERRORS, session_options
 from md_export.targets.onnx.target import OnnxModel
 from md_export.targets.onnx.wire import data_name, write_inline
 
+# onnxruntime's exceptions share no base class but Exception.
+ORT_ERRORS: Final[tuple[type[Exception], ...]] = tuple(
+    kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)
+)
+# For graphs that come as bytes.
+WEIGHTS_FOLDER: Final = "session.model_external_initializers_file_folder_path"
+_ERRORS_ONLY: Final = 3
 ORT_SUFFIX: Final = ".ort"
 _LEFT_OUT: Final[Mapping[str, tuple[str, ...]]] = {"ort": ("NchwcTransformer",), "cpu_fused": ()}
 _SAVE_AS: Final = "session.save_model_format"
 _DATA_NAME: Final = "session.optimized_model_external_initializers_file_name"
 # protobuf refuses messages of 2 GiB; the rest is left for the graph itself.
 INLINE_BYTES: Final = 1_900_000_000
+
+
+def session_options(optimized: bool) -> ort.SessionOptions:
+    """Errors only; without ``optimized`` the graph is executed node by node as it is written."""
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    if not optimized:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
 
 
 def write_fused(source: Path, path: Path, form: str, external: bool) -> None:
@@ -53,10 +69,8 @@ def write_fused(source: Path, path: Path, form: str, external: bool) -> None:
     elif external:
         options.add_session_config_entry(_DATA_NAME, data_name(path.name))
     left_out = list(_LEFT_OUT[form])
-    try:
+    with raised_as(ConversionError, f"{path.name}: onnxruntime could not fuse it", ORT_ERRORS):
         ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"], disabled_optimizers=left_out)
-    except ORT_ERRORS as error:
-        raise ConversionError(f"{path.name}: onnxruntime could not fuse it: {one_line(error)}") from error
 
 
 def as_onnx(path: Path) -> onnx.ModelProto:
@@ -70,11 +84,9 @@ def as_onnx(path: Path) -> onnx.ModelProto:
     with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
         back = Path(scratch) / "back.onnx"
         options.optimized_model_filepath = str(back)
-        try:
+        with raised_as(RuntimeFault, f"{path.name} is no .ort file of this onnxruntime", (*ORT_ERRORS, OSError)):
             ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             return onnx.load(back)
-        except (*ORT_ERRORS, OSError) as error:
-            raise RuntimeFault(f"{path.name} is no .ort file of this onnxruntime: {one_line(error)}") from error
 
 
 def save(model: OnnxModel, path: Path) -> None:

@@ -12,29 +12,19 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from md_export.errors import RuntimeFault
+from md_export.errors import RuntimeFault, raised_as
 from md_export.spec.scheme import QuantScheme
 from md_export.targets.onnx.clean import module_path
 from md_export.targets.onnx.describe import MALFORMED, dtype_of, read_unfused, stored_bytes
-from md_export.targets.stored import Constant, Float32, Grid, Role, StoredWeight, Use, along
+from md_export.targets.stored import LEVELS, Constant, Float32, Grid, Role, StoredWeight, Use, along
 
+_MULTIPLIED: Final = (("Conv", 1), ("Gemm", 1), ("MatMul", 1), ("Gather", 0))
+_NORMS: Final = ("LayerNormalization", "InstanceNormalization")
 # What an operand is, by operator and position. A product of the norm's value and its gamma stands second.
 _ROLES: Final[dict[tuple[str, int], Role]] = {
-    ("Conv", 1): "weight",
-    ("Gemm", 1): "weight",
-    ("MatMul", 1): "weight",
-    ("Gather", 0): "weight",
-    ("Mul", 1): "weight",
-    ("LayerNormalization", 1): "weight",
-    ("InstanceNormalization", 1): "weight",
-    ("Conv", 2): "bias",
-    ("Gemm", 2): "bias",
-    ("Add", 1): "bias",
-    ("LayerNormalization", 2): "bias",
-    ("InstanceNormalization", 2): "bias",
+    **dict.fromkeys((*_MULTIPLIED, ("Mul", 1), *((kind, 1) for kind in _NORMS)), "weight"),
+    **dict.fromkeys((("Conv", 2), ("Gemm", 2), ("Add", 1), *((kind, 2) for kind in _NORMS)), "bias"),
 }
-_MULTIPLIED: Final = (("Conv", 1), ("Gemm", 1), ("MatMul", 1), ("Gather", 0))
-_LEVELS: Final = {"int4": 7, "int8": 127, "uint8": 255, "int32": 2**31 - 1}
 _SCALED: Final = "DequantizeLinear"
 _NARROW: Final = (onnx.TensorProto.INT8, onnx.TensorProto.INT4)
 
@@ -88,10 +78,8 @@ def stored_weights(path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:  
         RuntimeFault: the file is no ONNX model, or its weights cannot be read.
     """
     graph = read_unfused(path).graph
-    try:
+    with raised_as(RuntimeFault, f"{path.name}: its weights cannot be read", MALFORMED, then="; export it again"):
         yield from _File(graph, path.parent).weights()
-    except MALFORMED as error:
-        raise RuntimeFault(f"{path.name}: its weights cannot be read: {error}; export it again") from error
 
 
 class _File:
@@ -128,7 +116,7 @@ class _File:
             uses=tuple(dict.fromkeys(_use(reader) for reader in readers)),
             half="float16" in parts,
             promised=_is_promised(readers, values.shape),
-            grid=None if steps is None else Grid(_as_torch(steps, turned), _LEVELS[dtype]),
+            grid=None if steps is None else Grid(_as_torch(steps, turned), LEVELS[dtype]),
         )
 
     def _coding(self, name: str) -> _Coding | None:

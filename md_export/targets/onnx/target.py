@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from md_export.spec.artifact import ArtifactEntry
-from md_export.spec.runner import Runner
-from md_export.spec.scheme import QuantScheme
-from md_export.spec.tensors import Array, Arrays
-from md_export.spec.weight_storage import WeightStorage
-from md_export.targets.contract import (
-    CompilesForNpu,
-    CountsCosts,
-    Description,
-    HasForms,
-    LoweringJob,
-    RunsAsWritten,
-    Step,
-    Target,
-)
-from md_export.targets.costs import OpCost
-from md_export.targets.stored import Constant, StoredWeight
+from md_export.spec.scheme import QuantScheme, WeightStorage
+from md_export.targets.contract import CountsCosts, LoweringJob, Saved, Target
+from md_export.targets.operations import OpCost
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -52,7 +38,7 @@ class OnnxModel:
         save(self, path)
 
 
-class OnnxTarget(Target, CountsCosts, RunsAsWritten, HasForms, CompilesForNpu):
+class OnnxTarget(Target, CountsCosts):
     """ONNX: standard opset-18 graphs for onnxruntime, float32, float16 or int8 QDQ."""
 
     name = "onnx"
@@ -78,40 +64,10 @@ class OnnxTarget(Target, CountsCosts, RunsAsWritten, HasForms, CompilesForNpu):
 
         return weight_storage(path, layer, scheme)
 
-    def describe(self, path: Path) -> Description:
-        from md_export.targets.onnx.describe import describe
+    def saved(self) -> Saved:
+        from md_export.targets.onnx import saved
 
-        return describe(path)
-
-    def load(self, path: Path, runtime: str | None = None) -> Runner:
-        from md_export.targets.onnx.run import load
-
-        return load(path, runtime)
-
-    def edit(self, path: Path) -> AbstractContextManager[list[Constant]]:
-        from md_export.targets.onnx.stored import edit
-
-        return edit(path)
-
-    def store_as_float(self, path: Path) -> bool:
-        from md_export.targets.onnx.stored import store_as_float
-
-        return store_as_float(path)
-
-    def steps(self, path: Path) -> tuple[Step, ...]:
-        from md_export.targets.onnx.run import steps
-
-        return steps(path)
-
-    def values(self, path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Array]:
-        from md_export.targets.onnx.run import values
-
-        return values(path, inputs, names)
-
-    def stored_weights(self, path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:
-        from md_export.targets.onnx.stored import stored_weights
-
-        return stored_weights(path, scheme)
+        return saved
 
     def costs(self, path: Path) -> tuple[OpCost, ...]:
         from md_export.targets.onnx.describe import costs
@@ -119,11 +75,7 @@ class OnnxTarget(Target, CountsCosts, RunsAsWritten, HasForms, CompilesForNpu):
         return costs(path)
 
     def compile_contexts(
-        self,
-        names: Sequence[str],
-        folder: Path,
-        entries: Sequence[ArtifactEntry],
-        progress: Callable[[str], None],
+        self, names: Sequence[str], folder: Path, entries: tuple[ArtifactEntry, ...], progress: Callable[[str], None]
     ) -> tuple[ArtifactEntry, ...]:
         from md_export.targets.onnx.npu.process import compile_contexts
 

@@ -20,8 +20,7 @@ import onnx_ir as ir
 from onnxscript.version_converter import convert_version
 from torch import nn
 
-from md_export.spec.scheme import QuantScheme
-from md_export.spec.weight_storage import WeightStorage, integer_storage
+from md_export.spec.scheme import QuantScheme, WeightStorage, integer_storage
 from md_export.targets.onnx.describe import WEIGHT_INPUT
 
 _TYPES: Final[Mapping[int, Any]] = {8: np.int8, 4: ml_dtypes.int4}

@@ -9,10 +9,9 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from md_export.spec.scheme import QuantScheme
-from md_export.spec.weight_storage import WeightStorage
-from md_export.targets.quantization.gptq import rounded
-from md_export.targets.quantization.products import InputSums, as_matrices, products
+from md_export.spec.scheme import QuantScheme, WeightStorage
+from md_export.targets.observers import portions
+from md_export.targets.quantization.gptq import InputSums, as_matrices, products, rounded
 
 # Of sums of inputs that are held at once; layers beyond wait for the next pass over the calibration inputs.
 _MOST_BYTES: Final = 2 << 30
@@ -45,7 +44,7 @@ def adjust_weights(
         Paths of the modules whose weight or bias changed, in order of use.
     """
     changed = list(_embeddings(module, scheme, storages))
-    for batch in _batches(_in_order_of_use(module, storages, calibration[0])):
+    for batch in batches(_in_order_of_use(module, storages, calibration[0])):
         sums = {path: InputSums(layer) for path, layer in batch}
         for inputs in calibration:
             module(*inputs)
@@ -114,16 +113,8 @@ def _noting(order: dict[str, Product], path: str, layer: Product) -> Callable[[n
     return note
 
 
-def _batches(layers: list[tuple[str, Product]]) -> Iterator[list[tuple[str, Product]]]:
-    batch: list[tuple[str, Product]] = []
-    held = 0
-    for path, layer in layers:
-        groups, _, size = as_matrices(layer, layer.weight).shape
-        needed = groups * size * size * 8
-        if len(batch) == _MOST_LAYERS or (batch and held + needed > _MOST_BYTES):
-            yield batch
-            batch, held = [], 0
-        batch.append((path, layer))
-        held += needed
-    if batch:
-        yield batch
+def batches(layers: list[tuple[str, Product]]) -> Iterator[list[tuple[str, Product]]]:
+    """Neighbours whose sums of inputs fit into memory together."""
+    shapes = [as_matrices(layer, layer.weight).shape for _, layer in layers]
+    sizes = [groups * size * size * 8 for groups, _, size in shapes]
+    return portions(zip(layers, sizes, strict=True), _MOST_BYTES, _MOST_LAYERS)

@@ -5,26 +5,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from md_export.errors import RuntimeFault
+from md_export.errors import RuntimeFault, raised_as
 from md_export.targets.contract import Description
-from md_export.targets.costs import Node, OpCost, Value, Work, costs_of, multiplying, product_macs
-from md_export.targets.tflite.flatbuffer import (
-    DTYPES,
-    MALFORMED,
-    WeightedOp,
-    data_of,
-    operator_name,
-    read_model,
-    read_notes,
-    shape_of,
-    weighted_ops,
-)
-from md_export.targets.tflite.names import END, modules_in
+from md_export.targets.operations import Node, Op, OpCost, Value, Work, costs_of, multiplying, product_macs
+from md_export.targets.tflite import flatbuffer
 
 _VIEWS: Final = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE")
 _MOVES: Final = ("TRANSPOSE", "SPACE_TO_DEPTH", "DEPTH_TO_SPACE", "SPACE_TO_BATCH_ND", "BATCH_TO_SPACE_ND")
@@ -45,16 +35,16 @@ def describe(path: Path) -> Description:
     Raises:
         RuntimeFault: the file is no .tflite file.
     """
-    model = read_model(path)
-    try:
+    model = flatbuffer.read_model(path)
+    with raised_as(RuntimeFault, f"{path.name}: corrupted", flatbuffer.MALFORMED, then="; export it again"):
         return _describe(model)
-    except MALFORMED as error:
-        raise RuntimeFault(f"{path.name}: corrupted: {error}; export it again") from error
 
 
 def _describe(model: Any) -> Description:
-    weights = weighted_ops(model)
-    operators = Counter(operator_name(model, operator) for graph in model.subgraphs for operator in graph.operators)
+    weights = flatbuffer.weighted_ops(model)
+    operators = Counter(
+        flatbuffer.operator_name(model, operator) for graph in model.subgraphs for operator in graph.operators
+    )
     constants = _constants(model).values()
     return Description(
         stored=_bytes_by_dtype(model),
@@ -63,11 +53,11 @@ def _describe(model: Any) -> Description:
         int8_weights=sum(op.dtype == "int8" for op in weights),
         int8_inputs=_int8_inputs(weights),
         not_finite=tuple(tensor.name.decode() for tensor in constants if not _finite(model, tensor)),
-        notes=read_notes(model),
+        notes=flatbuffer.read_notes(model),
     )
 
 
-def _int8_inputs(weights: Sequence[WeightedOp]) -> float:
+def _int8_inputs(weights: Sequence[flatbuffer.WeightedOp]) -> float:
     """Share of the convolutions and linears with integer weights that take int8 values: norms are float ones."""
     taking = [op.takes for op in weights if op.dtype in ("int8", "int4") and op.operator != "EMBEDDING_LOOKUP"]
     return taking.count("int8") / max(1, len(taking))
@@ -76,19 +66,19 @@ def _int8_inputs(weights: Sequence[WeightedOp]) -> float:
 def _constants(model: Any) -> dict[int, Any]:
     """One tensor per buffer that holds anything."""
     tensors = (tensor for graph in model.subgraphs for tensor in graph.tensors)
-    return {tensor.buffer: tensor for tensor in tensors if data_of(model, tensor).size}
+    return {tensor.buffer: tensor for tensor in tensors if flatbuffer.data_of(model, tensor).size}
 
 
 def _bytes_by_dtype(model: Any) -> dict[str, int]:
     totals: Counter[str] = Counter()
     for tensor in _constants(model).values():
-        totals[DTYPES.get(tensor.type, "other")] += data_of(model, tensor).size
+        totals[flatbuffer.DTYPES.get(tensor.type, "other")] += flatbuffer.data_of(model, tensor).size
     return dict(sorted(totals.items()))
 
 
 def _finite(model: Any, tensor: Any) -> bool:
-    dtype = DTYPES.get(tensor.type, "other")
-    return not dtype.startswith("float") or bool(np.isfinite(data_of(model, tensor).view(dtype)).all())
+    dtype = flatbuffer.DTYPES.get(tensor.type, "other")
+    return not dtype.startswith("float") or bool(np.isfinite(flatbuffer.data_of(model, tensor).view(dtype)).all())
 
 
 def costs(path: Path) -> tuple[OpCost, ...]:
@@ -97,34 +87,34 @@ def costs(path: Path) -> tuple[OpCost, ...]:
     Raises:
         RuntimeFault: the file is no .tflite file.
     """
-    model = read_model(path)
-    try:
+    model = flatbuffer.read_model(path)
+    with raised_as(RuntimeFault, f"{path.name}: corrupted", flatbuffer.MALFORMED, then="; export it again"):
         graph = model.subgraphs[0]
-        values = {str(number): _value(model, tensor) for number, tensor in enumerate(graph.tensors)}
-        modules = {op.output: op.module for op in weighted_ops(model)}
+        sizes = [int(flatbuffer.data_of(model, tensor).size) for tensor in graph.tensors]
+        values = {str(number): _value(graph.tensors[number], size) for number, size in enumerate(sizes)}
+        modules = {op.output: op.module for op in flatbuffer.weighted_ops(model)}
         return costs_of([_node(model, graph, operator, values, modules) for operator in graph.operators], values)
-    except MALFORMED as error:
-        raise RuntimeFault(f"{path.name}: corrupted: {error}; export it again") from error
 
 
-def _value(model: Any, tensor: Any) -> Value:
-    stored = int(data_of(model, tensor).size)
-    return Value(shape_of(tensor), DTYPES.get(tensor.type, "other"), stored or None)
+def _value(tensor: Any, stored: int = 0) -> Value:
+    return Value(
+        tensor.name.decode(), flatbuffer.shape_of(tensor), flatbuffer.DTYPES.get(tensor.type, "other"), stored or None
+    )
 
 
 def _node(model: Any, graph: Any, operator: Any, values: Mapping[str, Value], modules: Mapping[str, str]) -> Node:
-    kind = operator_name(model, operator)
+    kind = flatbuffer.operator_name(model, operator)
     inputs, outputs = (
         tuple(str(index) for index in indices if index >= 0) for indices in (operator.inputs, operator.outputs)
     )
-    shapes = [values[name].shape for name in inputs]
-    macs = _MACS[kind](shapes, values[outputs[0]].shape) if kind in _MACS else 0
+    shapes = [values[name].sizes for name in inputs]
+    macs = _MACS[kind](shapes, values[outputs[0]].sizes) if kind in _MACS else 0
     name = graph.tensors[operator.outputs[0]].name.decode()
-    named = modules_in(name) if END in name else []
+    named = flatbuffer.modules_in(name) if flatbuffer.END in name else []
     return Node(
         kind,
         _work(kind, shapes),
-        # The values that it is applied to are last; see _conv_transpose.
+        # The values that it is applied to are last; see _MACS.
         inputs[::-1] if kind == "TRANSPOSE_CONV" else inputs,
         outputs,
         macs,
@@ -142,25 +132,57 @@ def _work(kind: str, shapes: _Shapes) -> Work:
     return "view" if kind in _VIEWS else "layout move" if kind in _MOVES else "other"
 
 
-def _conv(shapes: _Shapes, out: tuple[int, ...]) -> int:
-    """Weights ``[out, height, width, in]``."""
-    return math.prod(out) * math.prod(shapes[1][1:])
-
-
-def _depthwise(shapes: _Shapes, out: tuple[int, ...]) -> int:
-    """Weights ``[1, height, width, channels]``."""
-    return math.prod(out) * math.prod(shapes[1][1:3])
-
-
-def _conv_transpose(shapes: _Shapes, _: tuple[int, ...]) -> int:
-    """Operands: the shape of the output, weights ``[out, height, width, in]``, values."""
-    return math.prod(shapes[2]) * math.prod(shapes[1][:3])
-
-
 _MACS: Final[Mapping[str, Callable[[_Shapes, tuple[int, ...]], int]]] = {
-    "CONV_2D": _conv,
-    "DEPTHWISE_CONV_2D": _depthwise,
-    "TRANSPOSE_CONV": _conv_transpose,
+    # Weights [out, height, width, in], and [1, height, width, channels].
+    "CONV_2D": lambda shapes, out: math.prod(out) * math.prod(shapes[1][1:]),
+    "DEPTHWISE_CONV_2D": lambda shapes, out: math.prod(out) * math.prod(shapes[1][1:3]),
+    # Operands: the shape of the output, weights [out, height, width, in], values.
+    "TRANSPOSE_CONV": lambda shapes, _: math.prod(shapes[2]) * math.prod(shapes[1][:3]),
     "FULLY_CONNECTED": lambda shapes, out: math.prod(out) * shapes[1][-1],
     "BATCH_MATMUL": lambda shapes, out: product_macs(shapes[0], out),
 }
+
+
+def graph_ops(path: Path) -> list[Op]:
+    """Read the first graph of a file.
+
+    Raises:
+        RuntimeFault: the file is no .tflite file.
+    """
+    return ops_of(flatbuffer.read_model(path))
+
+
+def ops_of(model: Any) -> list[Op]:
+    """The operations of the first graph of the ``ModelT`` that ``read_model`` gives; they read constants as values."""
+    graph = model.subgraphs[0]
+    weighted = {op.output: op for op in flatbuffer.weighted_ops(model)}
+    return [
+        _op(flatbuffer.operator_name(model, operator), graph.tensors, operator, weighted)
+        for operator in graph.operators
+    ]
+
+
+def _op(kind: str, tensors: Any, operator: Any, weighted: dict[str, flatbuffer.WeightedOp]) -> Op:
+    reads = tuple(_value(tensors[index]) for index in operator.inputs if index >= 0)
+    writes = tuple(_value(tensors[index]) for index in operator.outputs)
+    weight = weighted.get(writes[0].name)
+    return Op(
+        kind=kind,
+        module=(weight.module if weight else "") or _module(writes[0].name, *(value.name for value in reads)),
+        reads=reads,
+        writes=writes,
+        stored=weight.dtype if weight else "",
+        bytes=sum(map(_bytes, (*reads, *writes))),
+    )
+
+
+def _bytes(value: Value) -> int:
+    """In float16, channels by fours as the GPU engine stores them."""
+    *outer, channels = (size or 0 for size in value.shape or (0,))
+    return 2 * prod(outer) * -(-channels // 4) * 4
+
+
+def _module(output: str, *inputs: str) -> str:
+    """From the output's name, else from an input's: what a graph returns is named after the artifact's output."""
+    named = [name for name in (output, *inputs) if flatbuffer.END in name]
+    return flatbuffer.modules_in(named[0])[0] if named else ""

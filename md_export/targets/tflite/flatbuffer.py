@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import mmap
+import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -17,27 +19,23 @@ from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from md_export.errors import RuntimeFault
+from md_export.errors import RuntimeFault, raised_as
 from md_export.spec.tensors import Array
 from md_export.targets.contract import METADATA
 from md_export.targets.stored import Float32, along
-from md_export.targets.tflite.names import module_of
 
+# Attribute under which the lowered wrapper holds the component.
+COMPONENT: Final = "component"
+# The exporter appends a counter to names that repeat and joins the names of fused ops; both after this.
+END: Final = ";"
+_ANONYMOUS: Final = "arith."
 IDENTIFIER: Final = b"TFL3"
 # What flatbuffers' Python reader raises on offsets and lengths that lead out of the file.
 MALFORMED: Final = (struct.error, ValueError, IndexError, KeyError, TypeError, AttributeError)
-
 # Names of numpy's types, and ``int4``, two to a byte, which numpy has not.
 DTYPES: Final = {
-    schema.TensorType.FLOAT32: "float32",
-    schema.TensorType.FLOAT16: "float16",
-    schema.TensorType.INT32: "int32",
-    schema.TensorType.INT64: "int64",
-    schema.TensorType.INT8: "int8",
-    schema.TensorType.INT4: "int4",
-    schema.TensorType.UINT8: "uint8",
-    schema.TensorType.INT16: "int16",
-    schema.TensorType.BOOL: "bool",
+    getattr(schema.TensorType, name.upper()): name
+    for name in ("float32", "float16", "int32", "int64", "int8", "int4", "uint8", "int16", "bool")
 }
 _OPERATORS: Final[dict[int, str]] = {
     value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)
@@ -53,6 +51,50 @@ WEIGHTED: Final = {
 # The operand that holds the values, where it is not the first.
 _VALUES: Final = {"TRANSPOSE_CONV": 2}
 _FORM: Final = TypeAdapter(dict[str, str])
+
+
+@contextmanager
+def module_paths_as_names(root: str) -> Iterator[None]:
+    """Make litert_torch name tensors ``<module path>;``, and ``root;`` where the path is empty."""
+    from litert_torch.backend import debuginfo
+
+    original = debuginfo.build_mlir_debuginfo
+
+    def path_of(node: Any) -> str | None:
+        stack = node.meta.get("nn_module_stack")
+        if not stack:
+            return None
+        path, _ = list(stack.values())[-1]
+        return (path.removeprefix(COMPONENT).removeprefix(".") or root) + END
+
+    debuginfo.build_mlir_debuginfo = path_of
+    try:
+        yield
+    finally:
+        debuginfo.build_mlir_debuginfo = original
+
+
+def module_of(weight: str, output: str) -> str:
+    """The torch module to which a weighted op belongs, from its weight's and its output's tensor names.
+
+    An op that was fused with its neighbours, or a constant that was shared, has the names of all of
+    them: the weight's own module comes last. The exporter renames an embedding table.
+    """
+    paths = modules_in(output if weight.startswith(_ANONYMOUS) else weight)
+    return paths[-1] if paths else output
+
+
+def modules_in(tensor: str) -> list[str]:
+    """Return the parts that a tensor's name joins: module paths, or a name that the exporter chose."""
+    return [part for part in tensor.split(END) if part and not part.isdigit()]
+
+
+def exactly(outputs: Iterable[str]) -> str:
+    """A regular expression for ai_edge_quantizer's op scopes that finds these ops, one at least.
+
+    A scope is the op's output tensor name followed by a semicolon.
+    """
+    return f"^(?:{'|'.join(sorted(re.escape(name) for name in outputs))}){END}$"
 
 
 @dataclass(frozen=True)
@@ -84,20 +126,16 @@ def read_model(path: Path) -> Any:
     Raises:
         RuntimeFault: the file is missing, no .tflite file, truncated or corrupted.
     """
-    try:
-        with path.open("rb") as file:
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        raise RuntimeFault(f"{path.name}: cannot be read as a .tflite file: {error}") from error
+    what = f"{path.name}: cannot be read as a .tflite file"
+    with raised_as(RuntimeFault, what, (OSError, ValueError)), path.open("rb") as file:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if content[4:8] != IDENTIFIER:
         raise RuntimeFault(f"{path.name}: no .tflite file (its identifier is not {IDENTIFIER.decode()})")
-    try:
+    with raised_as(RuntimeFault, f"{path.name}: truncated or corrupted", MALFORMED, then="; export it again"):
         model = schema.ModelT.InitFromPackedBuf(content, 0)
         for buffer in model.buffers:
             if buffer.offset:
                 buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
-    except MALFORMED as error:
-        raise RuntimeFault(f"{path.name}: truncated or corrupted: {error}; export it again") from error
     return model
 
 

@@ -10,14 +10,13 @@ from tempfile import TemporaryDirectory
 from md_export.errors import ArtifactError, RuntimeFault, UsageError
 from md_export.spec.tensors import Arrays
 from md_export.targets.lint.judge import judge
-from md_export.targets.lint.op import Facts
 from md_export.targets.lint.report import LintReport
 from md_export.targets.lint.rules import rules_of
-from md_export.targets.tflite.facts import graph_ops
+from md_export.targets.operations import Facts
+from md_export.targets.tflite.describe import graph_ops
 from md_export.targets.tflite.flatbuffer import MALFORMED
 from md_export.targets.tflite.half.activations import write_float_weights
-from md_export.targets.tflite.half.bounds import measure
-from md_export.targets.tflite.half.rounded import emulated_db
+from md_export.targets.tflite.half.bounds import emulated_db, measure
 
 
 def lint(path: Path, system: str | None = None, batches: Sequence[Arrays] = ()) -> LintReport:

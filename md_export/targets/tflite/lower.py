@@ -5,24 +5,30 @@ from __future__ import annotations
 import gc
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
-from md_export.errors import ConversionError
+from md_export.errors import ConversionError, raised_as
+from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import TensorSpec
 from md_export.system.memory import release_weights
 from md_export.targets.contract import LoweringJob
-from md_export.targets.lowering import quiet
-from md_export.targets.tflite.flatbuffer import DTYPES, attach_notes, read_model, shape_of
-from md_export.targets.tflite.names import COMPONENT, module_paths_as_names
+from md_export.targets.lowering import check_module_globs, check_surface, example_of, quiet
+from md_export.targets.tflite import flatbuffer
 from md_export.targets.tflite.target import TfliteModel
-from md_export.targets.tflite.weights import check_scheme
+from md_export.targets.tflite.weights import OPERATIONS
 
 SIGNATURE: Final = "main"
+_FLOAT: Final = "float32"
+# XNNPACK has no convolution with float values and weights of 4 bits, and LiteRT's own reads past a map that is no
+# larger than the filter (ai-edge-litert 2.3.0).
+_WRONG: Final[Mapping[tuple[str, str], str]] = {
+    ("int4", "float32"): ", which LiteRT computes wrongly on small maps on a CPU; with int8_dynamic a GPU computes in "
+    "float all the same"
+}
 
 
 class _Named(nn.Module):
@@ -30,19 +36,19 @@ class _Named(nn.Module):
 
     def __init__(self, job: LoweringJob) -> None:
         super().__init__()
-        self.add_module(COMPONENT, job.module)
+        self.add_module(flatbuffer.COMPONENT, job.module)
         self.inputs = tuple(spec.name for spec in job.inputs)
         self.outputs = tuple(spec.name for spec in job.outputs)
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
-        made = getattr(self, COMPONENT)(*(inputs[name] for name in self.inputs))
+        made = getattr(self, flatbuffer.COMPONENT)(*(inputs[name] for name in self.inputs))
         return dict(zip(self.outputs, made if isinstance(made, tuple) else (made,), strict=True))
 
 
 def lower(job: LoweringJob) -> TfliteModel:
     """Convert ``job.module`` to a float32 file in ``job.workdir``.
 
-    Tensors are named after the torch modules that compute them (see :mod:`.names`).
+    Tensors are named after the torch modules that compute them (see :func:`~.flatbuffer.module_paths_as_names`).
 
     Raises:
         ConversionError: the scheme asks for what this target cannot make, litert_torch failed, or its file has other
@@ -71,33 +77,61 @@ def _convert(job: LoweringJob, path: Path) -> None:
     import litert_torch
     from litert_converter.mlir import ir
 
-    sample = {spec.name: torch.from_numpy(np.array(job.example[spec.name])) for spec in job.inputs}
-    try:
-        with module_paths_as_names(job.component):
-            signature = litert_torch.signature(SIGNATURE, _Named(job).eval(), sample_kwargs=sample)
-            # Weights as resources, not as attributes that every pass copies: the same graph, with the full-size UNet in
-            # half of the memory and a quarter of the time.
-            converted = signature.convert(lightweight_conversion=True)
-            # It has its own copies, and writing makes further ones.
-            release_weights(job.module)
-            attach_notes(converted, job.notes)
-            converted.export(str(path))
-    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ir.MLIRError) as error:
-        raise ConversionError(f"litert_torch cannot convert {job.component}: {error}") from error
+    errors = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ir.MLIRError)
+    what, names = f"litert_torch cannot convert {job.component}", flatbuffer.module_paths_as_names(job.component)
+    with raised_as(ConversionError, what, errors), names:
+        signature = litert_torch.signature(SIGNATURE, _Named(job).eval(), sample_kwargs=example_of(job))
+        # Weights as resources, not as attributes that every pass copies: the same graph, with the full-size UNet in
+        # half of the memory and a quarter of the time.
+        converted = signature.convert(lightweight_conversion=True)
+        # It has its own copies, and writing makes further ones.
+        release_weights(job.module)
+        flatbuffer.attach_notes(converted, job.notes)
+        converted.export(str(path))
 
 
 def _check_surface(job: LoweringJob, path: Path) -> None:
-    model = read_model(path)
+    model = flatbuffer.read_model(path)
     signature = model.signatureDefs[0]
     tensors = model.subgraphs[signature.subgraphIndex].tensors
 
-    def specs(entries: Any) -> set[TensorSpec]:
+    def specs(entries: Any) -> list[TensorSpec]:
         found = ((entry.name.decode(), tensors[entry.tensorIndex]) for entry in entries)
-        return {TensorSpec(name, shape_of(tensor), DTYPES[tensor.type]) for name, tensor in found}
+        return [TensorSpec(name, flatbuffer.shape_of(tensor), flatbuffer.DTYPES[tensor.type]) for name, tensor in found]
 
-    for kind, wanted, got in (
-        ("inputs", set(job.inputs), specs(signature.inputs)),
-        ("outputs", set(job.outputs), specs(signature.outputs)),
-    ):
-        if wanted != got:
-            raise ConversionError(f"litert_torch gave {job.component} the {kind} {got} instead of {wanted}")
+    check_surface(job, specs(signature.inputs), specs(signature.outputs))
+
+
+def check_scheme(job: LoweringJob) -> None:
+    """Refuse what this target cannot make, saying what it can.
+
+    Raises:
+        ConversionError: a type, granularity or sparsity that it has not, or a glob that matches no module.
+    """
+    storages = job.scheme.storages
+    for own in storages:
+        _check_storage(job.component, own)
+    if job.scheme.activations != _FLOAT and not any(own.weights.startswith("int") for own in storages):
+        raise _unknown(job.scheme)
+    check_module_globs(job)
+
+
+def _check_storage(component: str, own: QuantScheme) -> None:
+    if own.refinements:
+        raise ConversionError(
+            f"{component}: tflite has no {own.refinements[0]}; "
+            "it stores int8 and int4 with a scale per tensor or channel, and float16"
+        )
+    known = {activations for _, activations in OPERATIONS}
+    is_float = own.weights in (_FLOAT, "float16") and own.activations in known
+    if not is_float and (own.weights, own.activations) not in OPERATIONS:
+        raise _unknown(own)
+
+
+def _unknown(own: QuantScheme) -> ConversionError:
+    known = ", ".join(f"{w} weights with {a} activations" for w, a in ((_FLOAT, _FLOAT), *OPERATIONS))
+    why = _WRONG.get((own.weights, own.activations), "")
+    return ConversionError(
+        f"tflite cannot store {own.weights} weights with {own.activations} activations{why}; use one of: {known}; "
+        "or, in a rule, float32 or float16 beside any of them"
+    )

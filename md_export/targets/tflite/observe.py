@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from md_export.spec.tensors import Array
-from md_export.targets.lint.op import Op
-from md_export.targets.tflite.facts import ops_of
+from md_export.targets.operations import Op
+from md_export.targets.tflite.describe import ops_of
 from md_export.targets.tflite.flatbuffer import DTYPES, read_model, signature_entry, write_rewired
 
 

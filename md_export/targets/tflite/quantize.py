@@ -14,17 +14,16 @@ from typing import Any, Final
 import numpy as np
 from torch import nn
 
-from md_export.errors import ConversionError
+from md_export.errors import ConversionError, raised_as
 from md_export.spec.recipe import QuantScheme
 from md_export.spec.tensors import Array
 from md_export.targets.contract import LoweringJob
 from md_export.targets.lowering import quiet
 from md_export.targets.observers import ObserverTable
-from md_export.targets.tflite.flatbuffer import read_model, weighted_ops
-from md_export.targets.tflite.lower import SIGNATURE, scratch_file
-from md_export.targets.tflite.names import exactly
+from md_export.targets.tflite.flatbuffer import exactly, read_model, weighted_ops
+from md_export.targets.tflite.lower import SIGNATURE, check_scheme, scratch_file
 from md_export.targets.tflite.target import TfliteModel
-from md_export.targets.tflite.weights import EMBEDDING, check_scheme, is_per_channel, stored_as
+from md_export.targets.tflite.weights import EMBEDDING, is_per_channel, stored_as
 
 _THREADS = 2
 # Where uniform_quantize starts to cut a tensor into chunks.
@@ -138,7 +137,7 @@ class _Kind:
 def quantize(model: TfliteModel, job: LoweringJob) -> TfliteModel:
     """Store and compute the component as ``job.scheme`` says; float32 at inputs and outputs.
 
-    Each weight is stored as the scheme says of its module, where :data:`~.storage.OPERATIONS` has it. Norms and the
+    Each weight is stored as the scheme says of its module, where :data:`~.weights.OPERATIONS` has it. Norms and the
     modules that ``job.scheme.keep_float`` matches stay float32, with their activations.
 
     Raises:
@@ -149,11 +148,9 @@ def quantize(model: TfliteModel, job: LoweringJob) -> TfliteModel:
     if not kinds:
         return model
     path = scratch_file(job.workdir)
-    with quiet():
-        try:
-            _quantize(model.path, path, kinds, job)
-        except (RuntimeError, ValueError, TypeError, LookupError) as error:
-            raise ConversionError(f"ai_edge_quantizer cannot quantize {job.component}: {error}") from error
+    what = f"ai_edge_quantizer cannot quantize {job.component}"
+    with quiet(), raised_as(ConversionError, what, (RuntimeError, ValueError, TypeError, LookupError)):
+        _quantize(model.path, path, kinds, job)
     return TfliteModel(path)
 
 

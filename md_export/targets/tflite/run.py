@@ -15,11 +15,10 @@ from typing import Any, Final
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from md_export.errors import MissingExtraError, RuntimeFault, UsageError
-from md_export.spec.tensors import Array, Arrays, TensorSpec
+from md_export.errors import MissingExtraError, RuntimeFault, UsageError, raised_as
+from md_export.spec.tensors import Array, Arrays, TensorSpec, check_arrays
 from md_export.targets.contract import Step
-from md_export.targets.tflite.flatbuffer import operator_name, read_model, weighted_ops
-from md_export.targets.tflite.names import END, modules_in
+from md_export.targets.tflite.flatbuffer import END, modules_in, operator_name, read_model, weighted_ops
 
 THREADS: Final = 2
 OWN: Final = "litert"
@@ -122,24 +121,10 @@ class TfliteRunner:
         Raises:
             RuntimeFault: a name, shape or dtype is not the file's, or an op failed.
         """
-        self._check(inputs)
-        try:
+        check_arrays(self._path.name, self.inputs, inputs)
+        with raised_as(RuntimeFault, f"{self._path.name}: an op failed", (RuntimeError, ValueError)):
             outputs = self._signature(**{name: np.ascontiguousarray(value) for name, value in inputs.items()})
-        except (RuntimeError, ValueError) as error:
-            raise RuntimeFault(f"{self._path.name}: an op failed: {error}") from error
         return {spec.name: outputs[spec.name] for spec in self.outputs}
-
-    def _check(self, inputs: Arrays) -> None:
-        wanted = {spec.name: spec for spec in self.inputs}
-        if set(inputs) != set(wanted):
-            raise RuntimeFault(f"{self._path.name} takes the inputs {sorted(wanted)}, not {sorted(inputs)}")
-        for name, spec in wanted.items():
-            shape, dtype = tuple(inputs[name].shape), str(inputs[name].dtype)
-            if (shape, dtype) != (spec.shape, spec.dtype):
-                raise RuntimeFault(
-                    f"{self._path.name}: input {name} must be {spec.dtype} {list(spec.shape)}, "
-                    f"not {dtype} {list(shape)}"
-                )
 
 
 def load(path: Path, runtime: str | None = None) -> TfliteRunner:
@@ -157,11 +142,10 @@ def load(path: Path, runtime: str | None = None) -> TfliteRunner:
     chosen = RUNTIMES.get(runtime or OWN)
     if chosen is None:
         raise UsageError(f"{path.name} runs in {', '.join(RUNTIMES)}, not in {runtime!r}")
-    try:
+    what = f"{path.name} cannot be loaded by {chosen.name}"
+    with raised_as(RuntimeFault, what, (RuntimeError, ValueError), then="; export it again"):
         interpreter = chosen.interpreter(path)
         interpreter.allocate_tensors()
-    except (RuntimeError, ValueError) as error:
-        raise RuntimeFault(f"{path.name} cannot be loaded by {chosen.name}: {error}; export it again") from error
     signatures = list(interpreter.get_signature_list())
     if len(signatures) != 1:
         raise RuntimeFault(f"{path.name} has {len(signatures)} signatures; exactly one can be run")
@@ -215,15 +199,13 @@ def values(path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Arra
         opened = Path(scratch) / path.name
         shutil.copyfile(path, opened)
         _give(opened, [int(name) for name in names])
-        try:
+        with raised_as(RuntimeFault, f"{path.name}: LiteRT failed", (RuntimeError, ValueError, KeyError)):
             interpreter = Interpreter(model_path=str(opened), num_threads=THREADS)
             interpreter.allocate_tensors()
             (signature,) = interpreter.get_signature_list()
             for name, detail in interpreter.get_signature_runner(signature).get_input_details().items():
                 interpreter.set_tensor(detail["index"], np.ascontiguousarray(inputs[name]))
             interpreter.invoke()
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise RuntimeFault(f"{path.name}: LiteRT failed: {error}") from error
         details = {str(detail["index"]): detail for detail in interpreter.get_tensor_details()}
         return {name: _float(interpreter.get_tensor(int(name)), *details[name]["quantization"]) for name in names}
 

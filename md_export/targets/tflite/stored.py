@@ -13,21 +13,10 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
-from md_export.errors import RuntimeFault
+from md_export.errors import RuntimeFault, raised_as
 from md_export.spec.scheme import QuantScheme
-from md_export.targets.stored import Constant, Float32, Grid, Role, StoredWeight, Use
-from md_export.targets.tflite.flatbuffer import (
-    DTYPES,
-    IDENTIFIER,
-    MALFORMED,
-    WEIGHTED,
-    Decoded,
-    data_of,
-    decode,
-    operator_name,
-    read_model,
-)
-from md_export.targets.tflite.names import END, module_of, modules_in
+from md_export.targets.stored import LEVELS, Constant, Float32, Grid, Role, StoredWeight, Use
+from md_export.targets.tflite import flatbuffer
 from md_export.targets.tflite.weights import is_promised
 
 # Axes of a weight in the file → torch's [out, in, height, width]; of a transposed convolution [in, out, …].
@@ -37,12 +26,11 @@ _LAYOUTS: Final = {
     "TRANSPOSE_CONV": (3, 0, 1, 2),
 }
 _ROLES: Final[dict[tuple[str, int], Role]] = {
-    **dict.fromkeys(WEIGHTED.items(), "weight"),
+    **dict.fromkeys(flatbuffer.WEIGHTED.items(), "weight"),
     **{(name, 2): "bias" for name in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")},
     ("MUL", 1): "weight",
     ("ADD", 1): "bias",
 }
-_LEVELS: Final = {"int4": 7, "int8": 127, "int16": 2**15 - 1, "int32": 2**31 - 1}
 # A flatbuffer is written from its end; the builder grows by doubling.
 _FIRST_BYTES: Final = 1 << 20
 _NARROW: Final = (schema.TensorType.INT8, schema.TensorType.INT4)
@@ -62,23 +50,21 @@ def stored_weights(path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:
     Raises:
         RuntimeFault: the file is no .tflite file.
     """
-    model = read_model(path)
+    model = flatbuffer.read_model(path)
     seen: set[int] = set()
-    try:
+    with raised_as(RuntimeFault, f"{path.name}: corrupted", flatbuffer.MALFORMED, then="; export it again"):
         for graph in model.subgraphs:
             readers = _readers(model, graph)
             for index, tensor in enumerate(graph.tensors):
-                if data_of(model, tensor).size:
+                if flatbuffer.data_of(model, tensor).size:
                     yield _weight(model, tensor, readers[index], scheme, is_first=tensor.buffer not in seen)
                     seen.add(tensor.buffer)
-    except MALFORMED as error:
-        raise RuntimeFault(f"{path.name}: corrupted: {error}; export it again") from error
 
 
 def _readers(model: Any, graph: Any) -> dict[int, list[_Reader]]:
     """Who reads each tensor, seen through the DEQUANTIZE of a float16 or weight-only integer one."""
     readers: dict[int, list[_Reader]] = defaultdict(list)
-    named = [(operator_name(model, operator), operator) for operator in graph.operators]
+    named = [(flatbuffer.operator_name(model, operator), operator) for operator in graph.operators]
     source = {operator.outputs[0]: operator.inputs[0] for name, operator in named if name == "DEQUANTIZE"}
     for name, operator in named:
         for position, index in enumerate(operator.inputs):
@@ -89,10 +75,12 @@ def _readers(model: Any, graph: Any) -> dict[int, list[_Reader]]:
 
 
 def _weight(model: Any, tensor: Any, readers: list[_Reader], scheme: QuantScheme, is_first: bool) -> StoredWeight:
-    name, raw = tensor.name.decode(), data_of(model, tensor)
-    found = decode(model, tensor) if tensor.type in DTYPES else Decoded("other", raw, None)
-    dtype, steps = found.dtype, found.steps if found.dtype in _LEVELS else None
-    weighted = [reader for reader in readers if WEIGHTED.get(reader.kind) == reader.position]
+    name, raw = tensor.name.decode(), flatbuffer.data_of(model, tensor)
+    found = (
+        flatbuffer.decode(model, tensor) if tensor.type in flatbuffer.DTYPES else flatbuffer.Decoded("other", raw, None)
+    )
+    dtype, steps = found.dtype, found.steps if found.dtype in LEVELS else None
+    weighted = [reader for reader in readers if flatbuffer.WEIGHTED.get(reader.kind) == reader.position]
     layout = next((_LAYOUTS[reader.kind] for reader in weighted if reader.kind in _LAYOUTS), None)
     scales = {} if steps is None else {"float32": steps.nbytes}
     return StoredWeight(
@@ -104,17 +92,17 @@ def _weight(model: Any, tensor: Any, readers: list[_Reader], scheme: QuantScheme
         uses=tuple(dict.fromkeys(_use(name, reader) for reader in readers)),
         half=dtype == "float16",
         promised=any(_is_promised(name, reader, scheme) for reader in weighted),
-        grid=None if steps is None else Grid(_as_torch(steps, layout), _LEVELS[dtype]),
+        grid=None if steps is None else Grid(_as_torch(steps, layout), LEVELS[dtype]),
     )
 
 
 def _is_promised(name: str, reader: _Reader, scheme: QuantScheme) -> bool:
-    return is_promised(reader.kind, scheme.for_module(module_of(name, reader.output)))
+    return is_promised(reader.kind, scheme.for_module(flatbuffer.module_of(name, reader.output)))
 
 
 def _use(name: str, reader: _Reader) -> Use:
-    named = END in name
-    modules = (module_of(name, reader.output),) if named else tuple(modules_in(reader.output))
+    named = flatbuffer.END in name
+    modules = (flatbuffer.module_of(name, reader.output),) if named else tuple(flatbuffer.modules_in(reader.output))
     return Use(modules, _ROLES.get((reader.kind, reader.position), ""))
 
 
@@ -140,7 +128,7 @@ def _constants(model: Any, content: bytearray, subgraph: int) -> Iterator[Consta
         raw = _bytes_of(model.Buffers(tensor.Buffer()), content)
         if not raw.size:
             continue
-        name, dtype = f"{tensor.Name().decode()} #{index}", DTYPES.get(tensor.Type())
+        name, dtype = f"{tensor.Name().decode()} #{index}", flatbuffer.DTYPES.get(tensor.Type())
         quantization = tensor.Quantization()
         is_packed = dtype in (None, "int4")
         yield Constant(name, "packed" if is_packed else "weight", raw if is_packed else raw.view(dtype))
@@ -157,16 +145,16 @@ def _bytes_of(buffer: Any, content: bytearray) -> NDArray[np.uint8]:
 
 def store_as_float(path: Path) -> bool:
     """Store each int8 or int4 weight as the float32 that it stands for, as a float file has it. False where none is."""
-    model = read_model(path)
+    model = flatbuffer.read_model(path)
     tensors = [tensor for graph in model.subgraphs for tensor in graph.tensors]
-    weights = [tensor for tensor in tensors if tensor.type in _NARROW and data_of(model, tensor).size]
+    weights = [tensor for tensor in tensors if tensor.type in _NARROW and flatbuffer.data_of(model, tensor).size]
     for buffer in model.buffers:
         buffer.data, buffer.offset, buffer.size = None if buffer.data is None else np.array(buffer.data), 0, 0
     # Equal weights share a buffer.
-    for tensor, values in [(tensor, decode(model, tensor).values) for tensor in weights]:
+    for tensor, values in [(tensor, flatbuffer.decode(model, tensor).values) for tensor in weights]:
         model.buffers[tensor.buffer].data = np.ascontiguousarray(values, np.float32).view(np.uint8).reshape(-1)
         tensor.type, tensor.quantization = schema.TensorType.FLOAT32, None
     builder = flatbuffers.Builder(_FIRST_BYTES)
-    builder.Finish(model.Pack(builder), IDENTIFIER)
+    builder.Finish(model.Pack(builder), flatbuffer.IDENTIFIER)
     path.write_bytes(builder.Output())
     return bool(weights)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from torch import nn
+from md_export.spec.scheme import QuantScheme, WeightStorage, per_channel, per_tensor
 
-from md_export.errors import ConversionError
-from md_export.spec.scheme import QuantScheme
-from md_export.spec.weight_storage import WeightStorage, per_channel, per_tensor
-from md_export.targets.contract import LoweringJob
-from md_export.targets.lowering import check_module_globs
+if TYPE_CHECKING:
+    from torch import nn
 
 EMBEDDING: Final = "EMBEDDING_LOOKUP"
 DEPTHWISE: Final = "DEPTHWISE_CONV_2D"
@@ -31,12 +28,6 @@ OPERATIONS: Final[Mapping[tuple[str, str], tuple[str, ...]]] = {
     ("int8", "int8_static"): (*_MATRICES, EMBEDDING),
     ("int4", "int8_dynamic"): _NARROW,
     ("int4", "int8_static"): _NARROW,
-}
-# XNNPACK has no convolution with float values and weights of 4 bits, and LiteRT's own reads past a map that is no
-# larger than the filter (ai-edge-litert 2.3.0).
-_WRONG: Final[Mapping[tuple[str, str], str]] = {
-    ("int4", "float32"): ", which LiteRT computes wrongly on small maps on a CPU; with int8_dynamic a GPU computes in "
-    "float all the same"
 }
 
 
@@ -82,43 +73,10 @@ def is_per_channel(operation: str, own: QuantScheme) -> bool:
 
 
 def _operation(layer: nn.Module) -> str | None:
+    from torch import nn  # here, since whoever reads a saved file needs no torch
+
     if isinstance(layer, nn.Embedding):
         return EMBEDDING
     if isinstance(layer, nn.Conv2d):
         return DEPTHWISE if layer.groups == layer.in_channels > 1 else "CONV_2D"
     return "FULLY_CONNECTED" if isinstance(layer, nn.Linear) else None
-
-
-def check_scheme(job: LoweringJob) -> None:
-    """Refuse what this target cannot make, saying what it can.
-
-    Raises:
-        ConversionError: a type, granularity or sparsity that it has not, or a glob that matches no module.
-    """
-    storages = job.scheme.storages
-    for own in storages:
-        _check_storage(job.component, own)
-    if job.scheme.activations != _FLOAT and not any(own.weights.startswith("int") for own in storages):
-        raise _unknown(job.scheme)
-    check_module_globs(job)
-
-
-def _check_storage(component: str, own: QuantScheme) -> None:
-    if own.refinements:
-        raise ConversionError(
-            f"{component}: tflite has no {own.refinements[0]}; "
-            "it stores int8 and int4 with a scale per tensor or channel, and float16"
-        )
-    known = {activations for _, activations in OPERATIONS}
-    is_float = own.weights in (_FLOAT, "float16") and own.activations in known
-    if not is_float and (own.weights, own.activations) not in OPERATIONS:
-        raise _unknown(own)
-
-
-def _unknown(own: QuantScheme) -> ConversionError:
-    known = ", ".join(f"{w} weights with {a} activations" for w, a in ((_FLOAT, _FLOAT), *OPERATIONS))
-    why = _WRONG.get((own.weights, own.activations), "")
-    return ConversionError(
-        f"tflite cannot store {own.weights} weights with {own.activations} activations{why}; use one of: {known}; "
-        "or, in a rule, float32 or float16 beside any of them"
-    )

@@ -10,8 +10,7 @@ import pytest
 from cli.test_cli import fails, md_export
 from md_export.checkpoint import open_checkpoint
 from md_export.diagnose.estimate.command import costs_of, estimate
-from md_export.diagnose.estimate.devices import knowledge
-from md_export.diagnose.estimate.fit import fit_of
+from md_export.diagnose.estimate.devices import fit_of, knowledge
 from md_export.diagnose.estimate.roofline import seconds_of
 from md_export.diagnose.inspect import inspect_config
 from md_export.errors import ArtifactError

@@ -10,9 +10,8 @@ import pytest
 
 from md_export.checkpoint import build_on_meta
 from md_export.checkpoint.architectures import arch_config
-from md_export.diagnose.estimate.devices import Device, Knowledge, Latency, knowledge
-from md_export.diagnose.estimate.fit import Fit, fit, fit_of
-from md_export.diagnose.estimate.roofline import Constants, floor_of, seconds_of
+from md_export.diagnose.estimate.devices import Constants, Device, Fit, Knowledge, Latency, fit, fit_of, knowledge
+from md_export.diagnose.estimate.roofline import floor_of, seconds_of
 from md_export.diagnose.inspect import count_macs
 from md_export.errors import UsageError
 from md_export.models.families import COMPONENTS

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from md_export.diagnose.estimate.devices import Device, UnitClass, knowledge
-from md_export.diagnose.estimate.roofline import Constants, changes, floor_of, grouped, pattern, seconds_of
+from md_export.diagnose.estimate.devices import Constants, Device, UnitClass, knowledge
+from md_export.diagnose.estimate.roofline import changes, floor_of, grouped, pattern, seconds_of
 from md_export.errors import UsageError
-from md_export.targets.costs import Node, OpCost, Value, Work, costs_of, einsum_macs, product_macs
+from md_export.targets.operations import Node, OpCost, Value, Work, costs_of, einsum_macs, product_macs
 
 UNIT: Final = UnitClass("a unit", ("onnx",), ("spill",), "float16", "none")
 # 1 T operations a second in float16, 2 T in int8; 1 GB a second.
@@ -135,11 +135,11 @@ def test_a_float32_island_is_named_where_it_leaves_the_unit() -> None:
 
 def test_a_constant_is_seen_through_what_decodes_it() -> None:
     values = {
-        "stored": Value((4, 8), "uint4", 16),
-        "scale": Value((4,), "float16", 8),
-        "w": Value((4, 8), "float16"),
-        "x": Value((2, 8), "float16"),
-        "y": Value((2, 4), "float16"),
+        "stored": Value("stored", (4, 8), "uint4", 16),
+        "scale": Value("scale", (4,), "float16", 8),
+        "w": Value("w", (4, 8), "float16"),
+        "x": Value("x", (2, 8), "float16"),
+        "y": Value("y", (2, 4), "float16"),
     }
     nodes = [
         Node("decode", "other", ("stored", "scale"), ("w",), passing=True),
@@ -151,7 +151,7 @@ def test_a_constant_is_seen_through_what_decodes_it() -> None:
 
 def test_a_pair_that_is_not_there_changes_nothing() -> None:
     """The negative control of the int8 pairs: without them, values are of the graph's own type."""
-    values = {name: Value((8,), "float32") for name in "xyz"} | {"q": Value((8,), "uint8")}
+    values = {name: Value(name, (8,), "float32") for name in "xyz"} | {"q": Value("q", (8,), "uint8")}
     plain = costs_of([Node("a", "other", ("x",), ("y",)), Node("b", "other", ("y",), ("z",))], values)
     assert [one.activation_bytes for one in plain] == [64, 64]
     paired = [

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from typing_extensions import Buffer
 
 from md_export.engine.search.choice import Candidate, Form, Module
-from md_export.engine.search.journal import Key, open_journal
+from md_export.engine.search.measuring import Key, open_journal
 from md_export.errors import ArtifactError, OutputError
 
 KEY = Key(
@@ -88,7 +88,7 @@ def test_killed_while_writing(tmp_path: Path) -> None:
     code = (
         "import sys, itertools, dataclasses\nfrom pathlib import Path\n"
         "from engine.search.test_journal import KEY, ONE\n"
-        "from md_export.engine.search.journal import open_journal\n"
+        "from md_export.engine.search.measuring import open_journal\n"
         f"with open_journal(Path({str(path)!r}), KEY) as journal:\n"
         "    for count in itertools.count():\n"
         "        journal.append(dataclasses.replace(ONE, path=f'{count}' + 'x' * (count % 900)))\n"

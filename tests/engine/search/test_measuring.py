@@ -22,11 +22,11 @@ from engine.search.toy import KEY, jobs, measure, surroundings
 from md_export.engine import dask as cluster_module
 from md_export.engine.search import spread
 from md_export.engine.search.choice import Module
-from md_export.engine.search.journal import open_journal
-from md_export.engine.search.measuring import TimeLeft, measure_all, spelled
+from md_export.engine.search.measuring import TimeLeft, measure_all, open_journal
 from md_export.engine.search.spread import Workers, dask_workers, local_workers, workers
 from md_export.errors import CheckpointError, MissingExtraError, RuntimeFault
 from md_export.report import progress
+from md_export.system.terminal_text import spelled_time
 
 
 def inline() -> Workers:
@@ -225,7 +225,7 @@ def test_time_left_is_of_what_is_left() -> None:
     [(0.0, "1 s"), (40.2, "40 s"), (89.0, "89 s"), (91.0, "2 min"), (3000.0, "50 min"), (12_000.0, "3 h 20 min")],
 )
 def test_durations_are_spelled(seconds: float, text: str) -> None:
-    assert spelled(seconds) == text
+    assert spelled_time(seconds) == text
 
 
 def test_lines_are_few_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from md_export.engine.search.tradeoff import trade_off_from_json
+from md_export.engine.search.results import TRADE_OFF
 from md_export.errors import ArtifactError
 from md_export.parity.judge import verify
 from md_export.spec.manifest import read_manifest
@@ -65,7 +65,7 @@ def test_what_is_found_is_not_built_again(whole: Path) -> None:
 
 def test_what_is_written_keeps_to_the_budget(whole: Path) -> None:
     recipe = load_recipe(whole / "recipe.toml")
-    found = trade_off_from_json((whole / "curve.json").read_text())
+    found = TRADE_OFF.validate_json((whole / "curve.json").read_bytes())
     assert recipe.tolerances["vae_decoder"].snr_db == LEAST_DB
     assert found.built["chosen"].snr_db["vae_decoder"] >= LEAST_DB
     assert read_manifest(whole / "artifacts").recipe == recipe

@@ -11,10 +11,9 @@ from types import ModuleType
 import pytest
 from click.testing import CliRunner, Result
 
-from md_export.cli.search import search
-from md_export.engine.search.budget import Budget
-from md_export.engine.search.starting import SearchRequest
-from md_export.engine.search.tradeoff import Figures, TradeOff, trade_off_from_json
+from md_export.cli.build import search
+from md_export.engine.search.request import Budget, SearchRequest
+from md_export.engine.search.results import TRADE_OFF, Figures, TradeOff
 from md_export.errors import UsageError
 from md_export.spec.shipped_files import nano_checkpoint
 
@@ -73,7 +72,7 @@ def test_words_become_a_request(asked: list[SearchRequest], tmp_path: Path) -> N
             jobs=3,
         )
     ]
-    assert trade_off_from_json(result.stdout) == FOUND
+    assert TRADE_OFF.validate_json(result.stdout) == FOUND
     assert "<svg" in Path("out", "curve.svg").read_text()
     assert "1 of 2 modules measured, about 3 s left" in result.stderr
 

@@ -12,7 +12,8 @@ import torch
 
 from md_export.engine.search.choice import Candidate, Form, decibels
 from md_export.engine.search.quality import rehearse
-from md_export.engine.search.recipe_writing import chosen_recipe
+from md_export.engine.search.request import STARTS
+from md_export.engine.search.results import chosen_recipe
 from md_export.engine.search.sensitivity import (
     ListRequest,
     ModuleRequest,
@@ -23,12 +24,11 @@ from md_export.engine.search.sensitivity import (
     measure,
     stored_bytes,
 )
-from md_export.engine.search.starting import STARTS
 from md_export.parity.golden.folder import read_golden
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import load_recipe
+from md_export.spec.scheme import WeightStorage
 from md_export.spec.shipped_files import builtin_recipe, nano_checkpoint
-from md_export.spec.weight_storage import WeightStorage
 
 MODULE = "decoder.up_blocks.0.resnets.0.conv1"
 GOLDEN = nano_checkpoint() / "golden"

@@ -6,8 +6,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from md_export.engine.search.choice import Base, Candidate, Form, Module, uniform
-from md_export.engine.search.tradeoff import Figures, TradeOff, curve, figures_of, trade_off_from_json, trade_off_json
+from md_export.engine.search.choice import Base, Candidate, Form, Module, curve, uniform
+from md_export.engine.search.results import TRADE_OFF, Figures, TradeOff, figures_of
 from md_export.report.plots import curve_plot
 
 FORMS = {Form("float16"): 16.0, Form("int8"): 8.0, Form("int4"): 4.5}
@@ -31,9 +31,10 @@ def found() -> TradeOff:
 
 
 def test_what_is_written_is_read_again(found: TradeOff) -> None:
-    assert trade_off_from_json(trade_off_json(found)) == found
+    written = TRADE_OFF.dump_json(found, indent=2)
+    assert TRADE_OFF.validate_json(written) == found
     with pytest.raises(ValueError, match="bits"):
-        trade_off_from_json(trade_off_json(found).replace('"bits"', '"bytes_per_weight"', 1))
+        TRADE_OFF.validate_json(written.replace(b'"bits"', b'"bytes_per_weight"', 1))
 
 
 def test_figures_are_the_points(found: TradeOff) -> None:

@@ -9,8 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from md_export.engine.search.journal import Key, open_journal
-from md_export.engine.search.measuring import Job, measure_all
+from md_export.engine.search.measuring import Job, Key, measure_all, open_journal
 from md_export.engine.search.spread import local_workers
 from md_export.errors import CheckpointError
 

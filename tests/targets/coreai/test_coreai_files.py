@@ -110,7 +110,7 @@ def test_broken_metadata_means_no_notes(metadata: str, asset: Callable[..., Path
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "takes input_ids; it was given "),
+        ({}, "has the inputs input_ids; it was given none"),
         ({"input_ids": np.zeros((1, 24), np.float32)}, r"input_ids must be int32\[1, 24\], not float32\[1, 24\]"),
         ({"input_ids": np.zeros((1, 23), np.int32)}, r"not int32\[1, 23\]"),
         ({"input_ids": np.zeros((1, 24), np.int32), "more": np.zeros(1, np.int32)}, "it was given input_ids, more"),

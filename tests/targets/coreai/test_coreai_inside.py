@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from md_export.parity.metrics import compare
 from md_export.spec.recipe import QuantScheme
-from md_export.spec.weight_storage import WeightStorage
+from md_export.spec.scheme import WeightStorage
 
 FLOAT = QuantScheme("float32", "float32")
 

@@ -189,12 +189,12 @@ def test_flexible_shapes(coreai: Any, tmp_path: Path) -> None:
 
 
 def test_a_large_asset_is_remarked_on(asset: Callable[..., Path], coreai: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from md_export.targets.coreai.facts import read_facts
+    from md_export.targets.coreai.describe import read_facts
 
     path = asset("small", FLOAT)
     assert found(coreai, path).remarks == ()
     facts = replace(read_facts(path), weight_bytes=2_000_000_001)
-    monkeypatch.setattr("md_export.targets.coreai.lint.read_facts", lambda _: facts)
+    monkeypatch.setattr("md_export.targets.coreai.describe.read_facts", lambda _: facts)
     report = found(coreai, path)
     assert report.remarks == ("asset-size",)
     assert report.rule("asset-size").advice

@@ -19,8 +19,7 @@ from md_export.parity.weights.audit import Ledger
 from md_export.parity.weights.reference import reference_of
 from md_export.spec.artifact import ArtifactEntry, Measured
 from md_export.spec.recipe import QuantScheme
-from md_export.spec.scheme import WeightRule, stored_type
-from md_export.spec.weight_storage import WeightStorage
+from md_export.spec.scheme import WeightRule, WeightStorage, stored_type
 
 FLOAT, HALF = QuantScheme("float32", "float32"), QuantScheme("float16", "float16")
 # Decibels that random weights leave.

@@ -11,7 +11,7 @@ import pytest
 
 from md_export.errors import ArtifactError
 from md_export.targets.coreml.describe import costs
-from md_export.targets.costs import OpCost
+from md_export.targets.operations import OpCost
 
 Build = Callable[..., Any]
 HALF = 2  # bytes of float16

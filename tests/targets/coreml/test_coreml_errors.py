@@ -84,13 +84,13 @@ def test_an_existing_path_is_not_written_into(small_job: Callable[..., LoweringJ
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"latent": None}, "inputs are none; the model's are latent"),
-        ({"more": np.zeros(1, np.float32)}, "inputs are latent, more"),
+        ({"latent": None}, "has the inputs latent; it was given none"),
+        ({"more": np.zeros(1, np.float32)}, "it was given latent, more"),
         (
             {"latent": np.zeros((1, 8, 8, 7), np.float32)},
-            r"input latent is float32\[1, 8, 8, 7\]; the model's is float32",
+            r"input latent must be float32.*, not float32\[1, 8, 8, 7\]",
         ),
-        ({"latent": np.zeros((1, 8, 8, 8), np.float64)}, r"input latent is float64\[1, 8, 8, 8\]"),
+        ({"latent": np.zeros((1, 8, 8, 8), np.float64)}, r"input latent must be .*, not float64\[1, 8, 8, 8\]"),
     ],
 )
 def test_inputs_that_are_not_the_models_are_refused(

@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from md_export.spec.runner import WatchedRunner
 from md_export.spec.scheme import QuantScheme
-from md_export.spec.tensors import Arrays, TensorSpec
+from md_export.spec.tensors import Arrays, TensorSpec, WatchedRunner
 from md_export.targets.contract import LoweringJob
 from md_export.targets.coreml.hazard import measure
 from md_export.targets.coreml.target import CoremlTarget

@@ -17,9 +17,8 @@ from md_export.errors import ArtifactError, UsageError
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import TensorSpec
 from md_export.targets.contract import LoweringJob
-from md_export.targets.coreml.facts import read_facts
-from md_export.targets.coreml.modules import KEY, read_modules
-from md_export.targets.coreml.package import MODEL, main_operations, read_spec
+from md_export.targets.coreml.lint import read_facts
+from md_export.targets.coreml.package import KEY, MODEL, main_operations, read_modules, read_spec
 from md_export.targets.coreml.target import CoremlTarget
 from md_export.targets.lint.report import LintReport, OpAdvice
 from md_export.targets.lint.rules import rules_of

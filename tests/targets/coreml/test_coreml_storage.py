@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from md_export.spec.scheme import QuantScheme, WeightRule
-from md_export.spec.weight_storage import WeightStorage
+from md_export.spec.scheme import QuantScheme, WeightRule, WeightStorage
 from md_export.targets.contract import LoweringJob
 from md_export.targets.coreml.target import CoremlTarget
 from md_export.targets.stored import StoredWeight

@@ -9,7 +9,7 @@ import pytest
 
 from md_export.errors import ArtifactError
 from md_export.rewrites import REWRITES
-from md_export.targets.lint.conditions import CONDITIONS, LIMITS
+from md_export.targets.lint.judge import CONDITIONS, LIMITS
 from md_export.targets.lint.report import Limits
 from md_export.targets.lint.rules import When, load_rules, rule_path, rules_of
 

@@ -90,8 +90,8 @@ def test_a_missing_file_and_another_runtime_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({}, "takes latent"),
-        ({"sample": np.zeros((1, 8, 8, 8), np.float32)}, "takes latent; it was given sample"),
+        ({}, "has the inputs latent"),
+        ({"sample": np.zeros((1, 8, 8, 8), np.float32)}, "has the inputs latent; it was given sample"),
         ({"latent": np.zeros((1, 8, 8, 4), np.float32)}, r"must be float32\[1, 8, 8, 8\], not float32\[1, 8, 8, 4\]"),
         ({"latent": np.zeros((1, 8, 8, 8), np.float64)}, "not float64"),
     ],

@@ -18,9 +18,9 @@ from md_export.parity.npu.verify import NpuDetails, verify_on_npu
 from md_export.parity.verdict import Verdict
 from md_export.spec.artifact import artifact_path, context_path, files_of_context
 from md_export.spec.manifest import Manifest, files_beside, read_manifest, write_manifest
+from md_export.spec.names import SOCS
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
-from md_export.spec.snapdragon import SOCS
 from md_export.targets.contract import labelled
 from md_export.targets.onnx.npu.process import NpuLimits, compile_contexts, compile_for_npu
 from planted import write_export
@@ -125,7 +125,7 @@ def test_wrong_numbers_fail(copy: Path, planted: Planted) -> None:
     notes = onnx.load(context).metadata_props
     for file in files_of_context(context):
         file.unlink()
-    assert compile_for_npu(other, ELITE, context, NpuLimits()).context
+    assert compile_for_npu(other, ELITE, context, NpuLimits()).nodes
     changed = onnx.load(context)
     del changed.metadata_props[:]
     changed.metadata_props.extend(notes)

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from md_export.parity.metrics import compare
+from md_export.spec.names import SOCS
 from md_export.spec.recipe import QuantScheme
-from md_export.spec.snapdragon import SOCS
 from md_export.spec.tensors import TensorSpec
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
@@ -73,7 +73,7 @@ def on_npu(make: Callable[[LoweringJob, Path], Path], folder: Path) -> float:
     job = job_of(BiasedSwish(), folder)
     graph, context = make(job, folder / "swish.onnx"), folder / "npu" / "swish.onnx"
     found = compile_for_npu(graph, SOC, context, LIMITS)
-    assert found.context and not found.refused, found.failure
+    assert found.nodes and not found.refused, found.failure
     (made,) = execute_on_npu(graph, SOC, context, job.calibration[1:2], LIMITS).outputs
     wanted = target.load(graph).run(job.calibration[1])
     assert np.isfinite(made["image"]).all()

@@ -20,11 +20,10 @@ from md_export.parity.npu import blocks
 from md_export.parity.npu.blocks import Demand
 from md_export.parity.npu.verify import hints, verify_on_npu
 from md_export.spec.manifest import read_manifest
-from md_export.spec.snapdragon import SOCS
+from md_export.spec.names import SOCS
 from md_export.spec.tensors import Array, Arrays, TensorSpec
-from md_export.targets.onnx.npu.answers import CutBlock
 from md_export.targets.onnx.npu.cut import cut
-from md_export.targets.onnx.npu.process import NpuLimits, cut_for_npu
+from md_export.targets.onnx.npu.process import CutBlock, NpuLimits, cut_for_npu
 from md_export.targets.onnx.run import UNOPTIMIZED, load
 from planted import write_export
 

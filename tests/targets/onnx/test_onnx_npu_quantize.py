@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from md_export.errors import ConversionError
 from md_export.parity.metrics import compare
+from md_export.spec.names import SOCS
 from md_export.spec.recipe import QuantScheme
-from md_export.spec.snapdragon import SOCS
 from md_export.spec.tensors import TensorSpec
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
@@ -148,7 +148,7 @@ def test_the_npu_takes_norms_and_computes_what_onnxruntime_does(
     graph = make(job, tmp_path / "normed.onnx")
     soc, context = SOCS["snapdragon-8-gen3"], tmp_path / "npu" / "normed.onnx"
     found = compile_for_npu(graph, soc, context, NpuLimits(300.0))
-    assert found.context and not found.refused, found.failure
+    assert found.nodes and not found.refused, found.failure
     (made,) = execute_on_npu(graph, soc, context, cases[:1], NpuLimits(300.0)).outputs
     assert compare(made["image"], target.load(graph).run(cases[0])["image"]).snr_db > 40
     with torch.no_grad():

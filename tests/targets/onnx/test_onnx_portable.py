@@ -14,8 +14,8 @@ import pytest
 from md_export.errors import ConversionError, RuntimeFault
 from md_export.targets import TARGETS
 from md_export.targets.onnx.clean import NAME
-from md_export.targets.onnx.mobile import coreml_partitions
 from md_export.targets.onnx.target import OnnxModel
+from mobile_usability import coreml_partitions
 
 target = TARGETS["onnx"].open()
 COMPONENT_NAMES = ("text_encoder", "unet", "vae_decoder")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from md_export.targets.quantization.palette import palettize
+from md_export.targets.quantization.levels import palettize
 
 
 def squared_error(weight: np.ndarray, entries: int) -> float:

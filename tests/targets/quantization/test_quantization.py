@@ -8,12 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from md_export.rewrites.upsample_to_four_convs import FourConv2d
-from md_export.spec.scheme import QuantScheme, Rounding
-from md_export.spec.weight_storage import WeightStorage, largest_divisor, per_channel, per_tensor
-from md_export.targets.quantization.adjust import _batches, adjust_weights
-from md_export.targets.quantization.gptq import compensated, rounded
-from md_export.targets.quantization.grid import least_squares, memberships, widest
-from md_export.targets.quantization.products import InputSums, as_matrices, columns, products
+from md_export.spec.scheme import QuantScheme, Rounding, WeightStorage, largest_divisor, per_channel, per_tensor
+from md_export.targets.quantization.adjust import adjust_weights, batches
+from md_export.targets.quantization.gptq import InputSums, as_matrices, columns, compensated, products, rounded
+from md_export.targets.quantization.levels import least_squares, memberships, widest
 
 Kind = Literal["linear", "conv", "strided", "dilated", "depthwise", "grouped"]
 torch.manual_seed(0)
@@ -217,6 +215,6 @@ def test_layers_with_derived_weights_are_left_to_the_target() -> None:
 
 def test_batches_end_where_memory_does() -> None:
     layers: list[tuple[str, nn.Conv2d | nn.Linear]] = [(str(n), nn.Linear(n, 1)) for n in (4, 12000, 12000, 4)]
-    assert [[path for path, _ in batch] for batch in _batches(layers)] == [["4", "12000"], ["12000", "4"]]
+    assert [[path for path, _ in batch] for batch in batches(layers)] == [["4", "12000"], ["12000", "4"]]
     many: list[tuple[str, nn.Conv2d | nn.Linear]] = [(str(n), nn.Linear(2, 1)) for n in range(20)]
-    assert [len(batch) for batch in _batches(many)] == [16, 4]
+    assert [len(batch) for batch in batches(many)] == [16, 4]

@@ -16,11 +16,10 @@ from md_export.rewrites.staged_group_norm import staged_group_norm
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
 from md_export.spec.tensors import Array
-from md_export.targets.lint.float16_bound import Float16Bound
 from md_export.targets.lint.judge import judged
+from md_export.targets.lint.report import Float16Bound
 from md_export.targets.lint.rules import rules_of
-from md_export.targets.tflite.half.bounds import bound_of
-from md_export.targets.tflite.half.rounded import LOST_DB, emulated_db
+from md_export.targets.tflite.half.bounds import LOST_DB, bound_of, emulated_db
 from one_op import MODULE, OneOp, conv, noise
 from planted import STEP
 

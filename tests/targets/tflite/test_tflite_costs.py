@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from md_export.errors import RuntimeFault
-from md_export.targets.costs import OpCost
+from md_export.targets.operations import OpCost
 from md_export.targets.tflite.describe import costs
 from one_op import MODULE, OneOp
 

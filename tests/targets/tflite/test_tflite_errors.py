@@ -88,9 +88,9 @@ def test_static_ranges_need_calibration_inputs(subject: Callable[..., Any]) -> N
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda _: {}, "takes the inputs"),
-        (lambda given: {**given, "extra": np.zeros(1)}, "takes the inputs"),
-        (lambda given: {"input_ids": given["input_ids"][:, :5]}, r"int32 \[1, 77\], not int32 \[1, 5\]"),
+        (lambda _: {}, "has the inputs"),
+        (lambda given: {**given, "extra": np.zeros(1)}, "has the inputs"),
+        (lambda given: {"input_ids": given["input_ids"][:, :5]}, r"int32\[1, 77\], not int32\[1, 5\]"),
         (lambda given: {"input_ids": given["input_ids"].astype(np.int64)}, "not int64"),
     ],
 )

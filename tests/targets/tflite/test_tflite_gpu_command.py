@@ -16,8 +16,7 @@ from md_export.errors import MissingExtraError, UsageError
 from md_export.parity.metrics import compare
 from md_export.spec.manifest import read_manifest, write_manifest
 from md_export.spec.tensors import write_npz
-from md_export.targets.tflite.gpu.engine import MANIFEST, VARIABLES, find_driver, load_driver
-from md_export.targets.tflite.gpu.process import execute_on_gpu
+from md_export.targets.tflite.gpu.engine import MANIFEST, VARIABLES, execute_on_gpu, find_driver, load_driver
 from md_export.targets.tflite.run import load
 from planted import COMPONENT, LATENT
 

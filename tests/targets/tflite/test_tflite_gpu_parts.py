@@ -11,11 +11,10 @@ import pytest
 
 from md_export.parity.metrics import compare
 from md_export.rewrites import REWRITES
-from md_export.targets.lint.op import Op, Value
 from md_export.targets.lint.rules import rules_of
-from md_export.targets.tflite.facts import graph_ops
-from md_export.targets.tflite.gpu.log import Refusal, read_log
-from md_export.targets.tflite.gpu.residency import NONE, advice_for, refused_ops
+from md_export.targets.operations import Op, Value
+from md_export.targets.tflite.describe import graph_ops
+from md_export.targets.tflite.gpu.residency import NONE, Refusal, advice_for, read_log, refused_ops
 from md_export.targets.tflite.observe import write_prefix
 from md_export.targets.tflite.run import load
 from planted import COMPONENT, LATENT

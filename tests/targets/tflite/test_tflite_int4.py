@@ -14,8 +14,7 @@ from torch import nn
 
 from md_export.parity.metrics import compare
 from md_export.spec.recipe import QuantScheme
-from md_export.spec.scheme import WeightRule
-from md_export.spec.weight_storage import WeightStorage
+from md_export.spec.scheme import WeightRule, WeightStorage
 from md_export.targets import TARGETS
 from md_export.targets.stored import StoredWeight
 from md_export.targets.tflite.flatbuffer import decode, read_model

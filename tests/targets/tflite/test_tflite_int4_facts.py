@@ -23,10 +23,10 @@ from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
 from md_export.spec.tensors import Array
 from md_export.targets import TARGETS
-from md_export.targets.lint.conditions import fits as fits_op
-from md_export.targets.lint.op import Op, Value
+from md_export.targets.lint.judge import fits as fits_op
 from md_export.targets.lint.rules import rules_of
 from md_export.targets.lowering import quiet
+from md_export.targets.operations import Op, Value
 from planted import COMPONENT
 from support import Exported
 from tflite_models import Quantized

@@ -17,11 +17,11 @@ from md_export.parity.golden.folder import read_golden
 from md_export.spec.artifact import GOLDEN_FOLDER
 from md_export.spec.manifest import read_manifest
 from md_export.spec.tensors import Arrays, write_npz
-from md_export.targets.lint.conditions import fits
-from md_export.targets.lint.op import Op, Value
+from md_export.targets.lint.judge import fits
 from md_export.targets.lint.report import LintReport
 from md_export.targets.lint.rules import EngineRule, rules_of
-from md_export.targets.tflite.facts import graph_ops
+from md_export.targets.operations import Op, Value
+from md_export.targets.tflite.describe import graph_ops
 from md_export.targets.tflite.half.activations import Recorder, write_float_weights
 from md_export.targets.tflite.half.terms import terms_of
 from planted import COMPONENT

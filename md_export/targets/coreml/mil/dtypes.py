@@ -44,12 +44,7 @@ _TABLE = (
     ("INT16", Dtype("int16", "int", 16, True, "int16", torch.int16)),
     ("INT32", Dtype("int32", "int", 32, True, "int32", torch.int32)),
     ("INT64", Dtype("int64", "int", 64, True, "int64", torch.int64)),
-    ("UINT1", Dtype("uint1", "int", 1, False, "uint8", torch.uint8)),
-    ("UINT2", Dtype("uint2", "int", 2, False, "uint8", torch.uint8)),
-    ("UINT3", Dtype("uint3", "int", 3, False, "uint8", torch.uint8)),
-    ("UINT4", Dtype("uint4", "int", 4, False, "uint8", torch.uint8)),
-    ("UINT6", Dtype("uint6", "int", 6, False, "uint8", torch.uint8)),
-    ("UINT8", Dtype("uint8", "int", 8, False, "uint8", torch.uint8)),
+    *((f"UINT{bits}", Dtype(f"uint{bits}", "int", bits, False, "uint8", torch.uint8)) for bits in (1, 2, 3, 4, 6, 8)),
     ("UINT16", Dtype("uint16", "int", 16, False, "uint16", torch.int32)),
     ("UINT32", Dtype("uint32", "int", 32, False, "uint32", torch.int64)),
 )

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from pydantic_core import from_json
 
-from md_export.errors import RuntimeFault
+from md_export.errors import RuntimeFault, raised_as
 from md_export.targets.coreml.mil.graph import parse_function
 from md_export.targets.coreml.mil.program import Precision, Program, State, features
 from md_export.targets.coreml.mil.values import BlobFile, Value, decode
@@ -26,6 +26,7 @@ class Package:
 
     Attributes:
         spec: the parsed ``Model_pb2.Model``.
+        default: name of the function that is executed unless another is asked for.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,14 +40,25 @@ class Package:
 
         model = _root_model(path)
         self.spec: Any = Model_pb2.Model()
-        try:
+        what, then = f"{path}: the specification cannot be read", "; convert the model again"
+        with raised_as(RuntimeFault, what, (OSError, DecodeError), then):
             self.spec.ParseFromString(model.read_bytes())
-        except (OSError, DecodeError) as error:
-            raise RuntimeFault(f"{path}: the specification cannot be read: {error}; convert the model again") from error
         if self.spec.WhichOneof("Type") != "mlProgram":
             raise RuntimeFault(f"{path} holds a {self.spec.WhichOneof('Type')}, not an mlProgram")
-        self._folder = model.parent
+        self.default = self.spec.description.defaultFunctionName or "main"
+        self._path, self._folder = path, model.parent
         self._files: dict[str, BlobFile] = {}
+
+    def function(self, name: str | None = None) -> Any:
+        """The ``MIL_pb2.Function`` of that name, or the default one.
+
+        Raises:
+            RuntimeFault: the package has none of that name.
+        """
+        functions, name = self.spec.mlProgram.functions, name or self.default
+        if name not in functions:
+            raise RuntimeFault(f"{self._path} has no function {name}; it has {', '.join(sorted(functions))}")
+        return functions[name]
 
     def weights(self, name: str) -> BlobFile:
         """The weight file that the program calls ``name`` (``@model_path/…``), mapped once.
@@ -85,12 +97,9 @@ def load(path: Path | str, precision: Precision = "storage", function: str | Non
     """
     package = Package(Path(path))
     description = package.spec.description
-    name = function or description.defaultFunctionName or "main"
-    functions = package.spec.mlProgram.functions
-    if name not in functions:
-        raise RuntimeFault(f"{path} has no function {name}; it has {', '.join(sorted(functions))}")
+    name = function or package.default
     surface = next((item for item in description.functions if item.name == name), description)
-    graph = parse_function(functions[name], _reader(package, precision))
+    graph = parse_function(package.function(name), _reader(package, precision))
     return Program(graph, features(surface.input), features(surface.output), precision)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from md_export.errors import RuntimeFault
+from md_export.errors import RuntimeFault, raised_as
 from md_export.targets.coreml.mil.bind import Call, Scratch, bind
 from md_export.targets.coreml.mil.dtypes import OtherType, TensorType, to_carrier
 from md_export.targets.coreml.mil.graph import Graph, Op, Ref, check_output, check_widths
@@ -22,6 +22,7 @@ Array = NDArray[Any]
 
 # ArrayFeatureType.ArrayDataType → numpy.
 _ARRAY_DTYPES = {65568: "float32", 65600: "float64", 131104: "int32", 65552: "float16", 131080: "int8"}
+_KERNEL_ERRORS = (RuntimeError, ValueError, LookupError, TypeError, ArithmeticError)
 Precision = Literal["storage", "float32"]
 State = dict[str, torch.Tensor]
 
@@ -186,10 +187,8 @@ class Program:
 
     def _run(self, call: Call, live: dict[str, torch.Tensor], state: State | None) -> dict[str, torch.Tensor]:
         op = call.op
-        try:
+        with raised_as(RuntimeFault, f"{op} failed", _KERNEL_ERRORS):
             results = call(lambda name: self._value(name, live), self._scratch)
-        except (RuntimeError, ValueError, LookupError, TypeError, ArithmeticError) as error:
-            raise RuntimeFault(f"{op} failed: {error}") from error
         if op.kind == "write_state":
             _write_state(op, results[0], live, state)
             return {}

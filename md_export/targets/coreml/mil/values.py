@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from md_export.errors import RuntimeFault
+from md_export.errors import RuntimeFault, raised_as
 from md_export.targets.coreml.mil.dtypes import Dtype, TensorType, parse_type, to_carrier, unpack_bits
 
 SENTINEL = 0xDEADBEEF
@@ -60,12 +60,10 @@ class BlobFile:
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            with path.open("rb") as file:
-                # Copy-on-write: torch wants writable memory, the file must not change.
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        except (OSError, ValueError) as error:
-            raise RuntimeFault(f"{path.name} cannot be opened: {error}; convert the model again") from error
+        what, then = f"{path.name} cannot be opened", "; convert the model again"
+        with raised_as(RuntimeFault, what, (OSError, ValueError), then), path.open("rb") as file:
+            # Copy-on-write: torch wants writable memory, the file must not change.
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         self._bytes = np.frombuffer(self._map, np.uint8)
         self._name = path.name
         if len(self._bytes) < _RECORD_BYTES or self._unpack(_HEADER, 0)[1] != VERSION:

@@ -16,15 +16,15 @@ import onnx
 import onnxruntime as ort
 from google.protobuf.message import DecodeError
 
-from md_export.errors import ConversionError, RuntimeFault, one_line
+from md_export.errors import ConversionError, RuntimeFault, one_line, raised_as
 from md_export.spec.artifact import files_of_context, sha256_of_artifact
-from md_export.spec.snapdragon import Soc
+from md_export.spec.names import Soc
 from md_export.spec.tensors import Arrays
 from md_export.targets.contract import labelled, notes_among
 from md_export.targets.onnx.describe import read_graph
-from md_export.targets.onnx.npu.answers import Compiled, RefusedOp, SimulatorRun
+from md_export.targets.onnx.npu.process import NpuRun, RefusedOp
 from md_export.targets.onnx.run import OnnxRunner, steps
-from md_export.targets.onnx.sessions import ORT_ERRORS, session_options
+from md_export.targets.onnx.save import ORT_ERRORS, session_options
 
 _PROVIDER: Final = "QNN"
 # Own messages of the provider are told by exceptions and placements.
@@ -47,7 +47,7 @@ def npu_session(path: Path, soc: Soc, fallback: bool, context: Path | None = Non
         context: where to write the compiled graph; its binary goes beside it.
 
     Raises:
-        one of :data:`md_export.targets.onnx.sessions.ORT_ERRORS`.
+        one of :data:`md_export.targets.onnx.save.ORT_ERRORS`.
     """
     import onnxruntime_qnn
 
@@ -104,7 +104,7 @@ def on_npu(session: ort.InferenceSession) -> int:
     return len(placement(session).get(_PROVIDER, []))
 
 
-def compile_context(graph: Path, soc: Soc, context: Path) -> Compiled:
+def compile_context(graph: Path, soc: Soc, context: Path) -> NpuRun:
     """Compile ``graph`` for an NPU and write ``context``, its binary beside it.
 
     Raises:
@@ -117,10 +117,11 @@ def compile_context(graph: Path, soc: Soc, context: Path) -> Compiled:
         refused = refused_ops(graph, soc)
         if not refused:
             raise ConversionError(f"{graph.name}: the compiler of {soc.name} failed: {one_line(error)}") from error
-        return Compiled(0, refused, round(time.perf_counter() - started, 2))
+        return NpuRun(refused=refused, compile_seconds=round(time.perf_counter() - started, 2))
     seconds = round(time.perf_counter() - started, 2)
     _label(context, {_COMPILED_FROM: sha256_of_artifact(graph), _SOC: soc.name})
-    return Compiled(on_npu(session), (), seconds)
+    size = sum(path.stat().st_size for path in files_of_context(context))
+    return NpuRun(nodes=on_npu(session), context_bytes=size, compile_seconds=seconds)
 
 
 def refused_ops(graph: Path, soc: Soc) -> tuple[RefusedOp, ...]:
@@ -147,11 +148,9 @@ def check_context(context: Path, graph: Path, soc: Soc) -> None:
     Raises:
         RuntimeFault: it is not, or it names another binary than the one beside it.
     """
-    try:
-        with context.open("rb") as file:
-            model = onnx.load_from_string(file.read(_LARGEST))
-    except (OSError, DecodeError) as error:
-        raise RuntimeFault(f"{context.name}: cannot be read: {error}; export again") from error
+    what = f"{context.name}: cannot be read"
+    with raised_as(RuntimeFault, what, (OSError, DecodeError), then="; export again"), context.open("rb") as file:
+        model = onnx.load_from_string(file.read(_LARGEST))
     found = [{item.name: onnx.helper.get_attribute_value(item) for item in node.attribute} for node in model.graph.node]
     if [node.op_type for node in model.graph.node] != [_NODE] or found[0].get("embed_mode") != 0:
         raise RuntimeFault(f"{context.name} is not one compiled graph; export again")
@@ -167,17 +166,14 @@ def check_context(context: Path, graph: Path, soc: Soc) -> None:
         )
 
 
-def run_on_npu(context: Path, soc: Soc, batches: Sequence[Arrays]) -> SimulatorRun:
+def run_on_npu(context: Path, soc: Soc, batches: Sequence[Arrays]) -> NpuRun:
     """Run what :func:`md_export.targets.onnx.npu.context.compile_context` wrote, without any help of the CPU.
 
     Raises:
         RuntimeFault: the backend refuses the context or the inputs.
     """
-    started = time.perf_counter()
-    try:
+    with raised_as(RuntimeFault, f"{context.name}: the NPU's backend does not load it", ORT_ERRORS):
         runner = OnnxRunner(npu_session(context, soc, fallback=False), context.name)
-    except ORT_ERRORS as error:
-        raise RuntimeFault(f"{context.name}: the NPU's backend does not load it: {one_line(error)}") from error
-    loaded = time.perf_counter()
+    started = time.perf_counter()
     outputs = [runner.run(batch) for batch in batches]
-    return SimulatorRun(outputs, round(loaded - started, 2), round(time.perf_counter() - loaded, 2))
+    return NpuRun(outputs, run_seconds=round(time.perf_counter() - started, 2))

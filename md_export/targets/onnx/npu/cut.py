@@ -17,10 +17,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from md_export.errors import RuntimeFault, one_line
-from md_export.targets.onnx.describe import MALFORMED, costs, read_unfused
-from md_export.targets.onnx.npu.answers import CutBlock
+from md_export.errors import RuntimeFault, raised_as
+from md_export.targets.onnx.describe import UNSHAPED, costs, read_unfused
 from md_export.targets.onnx.npu.plan import Part, own_nodes, plan, titles
+from md_export.targets.onnx.npu.process import CutBlock
 
 _HALF: Final = onnx.TensorProto.FLOAT16
 _FLOAT: Final = onnx.TensorProto.FLOAT
@@ -163,13 +163,11 @@ def cut(path: Path, blocks: int, folder: Path) -> tuple[CutBlock, ...]:
     work: dict[str, int] = {}
     for op in costs(path):
         work[op.module] = work.get(op.module, 0) + op.macs
-    try:
+    with raised_as(RuntimeFault, f"{path.name} cannot be cut into blocks", UNSHAPED, then="; export it again"):
         whole = Whole.of(onnx.shape_inference.infer_shapes(_in_order(path)), path.parent)
         parts = plan(whole.graph, own_nodes(whole.graph, whole.types), work, sum(work.values()) // blocks)
         pieces = _gathered(whole, parts)
         return tuple(_written(whole, pieces, number, name, folder) for number, name in enumerate(titles(parts)))
-    except (*MALFORMED, onnx.shape_inference.InferenceError) as error:
-        raise RuntimeFault(f"{path.name} cannot be cut into blocks: {one_line(error)}; export it again") from error
 
 
 def _in_order(path: Path) -> onnx.ModelProto:

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import groupby
+from operator import add
 from typing import Final
 
 import onnx
@@ -103,7 +105,7 @@ def plan(graph: onnx.GraphProto, own: Sequence[int], work: Mapping[str, int], mo
 
 
 def _divided(parts: Sequence[Part], depth: int, most: int) -> list[Part]:
-    whole = _sum(parts)
+    whole = reduce(add, parts)
     if whole.work <= most or all(len(_names(part)) <= depth for part in parts):
         return [whole]
     return list(_packed((piece for run in _runs(parts, depth) for piece in _divided(run, depth + 1, most)), most))
@@ -128,14 +130,6 @@ def _packed(parts: Iterator[Part], most: int) -> Iterator[Part]:
         held = part if held is None else held + part
     if held is not None:
         yield held
-
-
-def _sum(parts: Sequence[Part]) -> Part:
-    return Part(
-        tuple(number for part in parts for number in part.nodes),
-        tuple(module for part in parts for module in part.modules),
-        sum(part.work for part in parts),
-    )
 
 
 def _names(part: Part) -> tuple[str, ...]:

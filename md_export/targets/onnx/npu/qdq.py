@@ -16,12 +16,9 @@ from onnxruntime.quantization.calibrate import TensorData, TensorsData
 from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config
 from onnxscript.version_converter import convert_version
 
-from md_export.errors import ConversionError
 from md_export.targets.contract import LoweringJob
-from md_export.targets.lowering import quiet
-from md_export.targets.onnx.qdq import measure_ranges, with_pairs
+from md_export.targets.onnx.qdq import measure_ranges, quantizing, with_pairs
 from md_export.targets.onnx.save import weights_are_external
-from md_export.targets.onnx.sessions import ORT_ERRORS
 from md_export.targets.onnx.target import OnnxModel
 from md_export.targets.onnx.weights import OPSET, initializer
 
@@ -131,16 +128,13 @@ def quantize_for_npu(model: ir.Model, job: LoweringJob, exclude: Sequence[str]) 
     keep_apart(model)
     path = job.workdir / f"{job.component}.float.onnx"
     OnnxModel(model).save(path)
-    try:
-        with quiet():
-            config = _config(path, job, exclude, _norm_scales(model))
-            ranges = measure_ranges(path, config.op_types_to_quantize, weights_are_external(model), job)
-            soften_masks(model, ranges)
-            path.unlink()
-            OnnxModel(model).save(path)
-            return with_pairs(path, config, ranges)
-    except (*ORT_ERRORS, ValueError) as error:
-        raise ConversionError(f"{job.component}: onnxruntime's quantizer failed: {error}") from error
+    with quantizing(job.component):
+        config = _config(path, job, exclude, _norm_scales(model))
+        ranges = measure_ranges(path, config.op_types_to_quantize, weights_are_external(model), job)
+        soften_masks(model, ranges)
+        path.unlink()
+        OnnxModel(model).save(path)
+        return with_pairs(path, config, ranges)
 
 
 def _norm_scales(model: ir.Model) -> Overrides:

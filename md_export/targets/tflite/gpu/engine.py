@@ -1,24 +1,26 @@
 """Compile a saved .tflite file for the GPU by LiteRT's engine and execute it.
 
 The engine can abort the process it runs in, and tells on standard error alone which ops it leaves to the CPU:
-:func:`md_export.targets.tflite.gpu.process.execute_on_gpu` keeps it in a process of its own and reads that.
+:func:`md_export.targets.tflite.gpu.engine.execute_on_gpu` keeps it in a process of its own and reads that.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from md_export.errors import MissingExtraError, RuntimeFault
-from md_export.spec.tensors import Array, Arrays
+from md_export.spec.tensors import Array, Arrays, TensorSpec, check_arrays, load_batches, save_batches
+from md_export.system.isolation import Limits, attempt
 
 # The Vulkan loader's own variables, the newer one first; each may list several files.
 VARIABLES: Final = ("VK_DRIVER_FILES", "VK_ICD_FILENAMES")
@@ -31,6 +33,7 @@ _PERIOD_S: Final = 0.02
 _LOOKS: Final = 5
 # From the message with which a compilation for the GPU alone refuses a graph that it could take in part.
 _PARTLY: Final = "Some ops are not accelerated"
+_REFERENCE: Final = "reference.safetensors"
 
 
 @dataclass(frozen=True)
@@ -114,23 +117,30 @@ def _state(task: Path) -> str:
 
 
 @dataclass(frozen=True)
-class GpuRun:
-    """Result of running a file on the engine.
+class GpuExecution:
+    """Result of a run on LiteRT's GPU engine.
 
     Attributes:
-        outputs: one dict for each set of inputs.
-        resident: every op runs on the GPU; else the engine's CPU took part in ``outputs``.
-        compile_seconds: of the compilation that was executed.
-        run_seconds: of all executions together.
+        outputs: one dict for each set of inputs; empty if the engine failed.
+        resident: whether every op ran on the GPU; else the engine's CPU took part in ``outputs``.
+        compile_seconds, run_seconds: time of the compilation that was executed, and of all executions together.
+        reference: outputs of XNNPACK, if only the first ops were run.
+        failure: reason for missing outputs: the engine's error, a crash, or the time limit.
+        timed_out: whether the time limit was the reason.
+        log: output of the engine; :func:`md_export.targets.tflite.gpu.residency.read_log` parses it.
     """
 
-    outputs: list[dict[str, Array]]
-    resident: bool
-    compile_seconds: float
-    run_seconds: float
+    outputs: list[dict[str, Array]] = field(default_factory=list)
+    resident: bool = False
+    compile_seconds: float = 0.0
+    run_seconds: float = 0.0
+    reference: list[dict[str, Array]] = field(default_factory=list)
+    failure: str | None = None
+    timed_out: bool = False
+    log: str = ""
 
 
-def run_on_gpu(path: Path, batches: Sequence[Arrays]) -> GpuRun:
+def run_on_gpu(path: Path, batches: Sequence[Arrays]) -> GpuExecution:
     """Execute a file with one signature on each set of named inputs; shapes and dtypes must be the file's.
 
     Raises:
@@ -145,7 +155,7 @@ def run_on_gpu(path: Path, batches: Sequence[Arrays]) -> GpuRun:
         outputs = [_execute(model, batch) for batch in batches]
     except (RuntimeError, ValueError) as error:
         raise RuntimeFault(f"the GPU engine failed: {_last_line(error)}") from error
-    return GpuRun(outputs, resident, compiled - started, time.perf_counter() - compiled)
+    return GpuExecution(outputs, resident, compiled - started, time.perf_counter() - compiled)
 
 
 def _compile(path: Path) -> tuple[Any, bool]:
@@ -170,16 +180,11 @@ def _compile(path: Path) -> tuple[Any, bool]:
 def _execute(model: Any, batch: Arrays) -> dict[str, Array]:
     (signature,) = model.get_signature_list()
     wanted, made = model.get_input_tensor_details(signature), model.get_output_tensor_details(signature)
-    if set(batch) != set(wanted):
-        raise RuntimeFault(f"the file takes the inputs {sorted(wanted)}, not {sorted(batch)}")
+    specs = [TensorSpec(name, tuple(item["shape"]), item["dtype"]) for name, item in wanted.items()]
+    check_arrays("the file", specs, batch)
     inputs = {name: model.create_input_buffer_by_name(signature, name) for name in wanted}
     outputs = {name: model.create_output_buffer_by_name(signature, name) for name in made}
     for name, buffer in inputs.items():
-        shape, dtype = tuple(batch[name].shape), str(batch[name].dtype)
-        if (list(shape), dtype) != (wanted[name]["shape"], wanted[name]["dtype"]):
-            raise RuntimeFault(
-                f"input {name} must be {wanted[name]['dtype']} {wanted[name]['shape']}, not {dtype} {list(shape)}"
-            )
         buffer.write(np.ascontiguousarray(batch[name]))
     model.run_by_name(signature, inputs, outputs)
     wait_for_threads()
@@ -193,3 +198,51 @@ def _read(buffer: Any, shape: list[int], dtype: str) -> Array:
 
 def _last_line(error: Exception) -> str:
     return str(error).strip().splitlines()[-1].removeprefix("└ ")
+
+
+def execute_on_gpu(path: Path, batches: Sequence[Arrays], limit_s: float, ops: int | None = None) -> GpuExecution:
+    """Run a .tflite file, or its first ``ops`` ops, on LiteRT's GPU engine, for ``limit_s`` seconds at most.
+
+    Raises:
+        MissingExtraError: there is no Vulkan driver. Every other failure is returned.
+    """
+    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
+        ended = attempt(run_first_ops, GpuJob(path, batches, ops, Path(scratch)), Limits(limit_s))
+        if isinstance(ended.error, MissingExtraError):
+            raise ended.error
+        reference = Path(scratch) / _REFERENCE
+        return replace(
+            ended.result or GpuExecution(),
+            reference=load_batches(reference) if reference.is_file() else [],
+            failure=ended.failure,
+            timed_out=ended.timed_out,
+            log=ended.log,
+        )
+
+
+@dataclass(frozen=True)
+class GpuJob:
+    """A file, the inputs of each execution, the number of its ops to run (None: all), and a folder for outputs."""
+
+    path: Path
+    batches: Sequence[Arrays]
+    ops: int | None
+    scratch: Path
+
+
+def run_first_ops(job: GpuJob) -> GpuExecution | None:
+    """Run a file on the GPU engine in this process, or its first ops there and on XNNPACK; None if there are no ops.
+
+    XNNPACK's outputs go to a file, so they are available even if the GPU engine then ends the process.
+    """
+    from md_export.targets.tflite.observe import write_prefix
+    from md_export.targets.tflite.run import load
+
+    if job.ops is None:
+        return run_on_gpu(job.path, job.batches)
+    prefix = job.scratch / job.path.name
+    if not write_prefix(job.path, job.ops, prefix):
+        return None
+    runner = load(prefix)
+    save_batches([runner.run(batch) for batch in job.batches], job.scratch / _REFERENCE)
+    return run_on_gpu(prefix, job.batches)

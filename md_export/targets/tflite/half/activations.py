@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -13,17 +13,10 @@ from ai_edge_litert import schema_py_generated as schema
 
 from md_export.errors import RuntimeFault
 from md_export.spec.tensors import Array, Arrays
-from md_export.targets.lint.op import Op
-from md_export.targets.tflite.facts import ops_of
-from md_export.targets.tflite.flatbuffer import (
-    WEIGHTED,
-    data_of,
-    decode,
-    operator_name,
-    read_model,
-    shape_of,
-    write_rewired,
-)
+from md_export.targets.observers import portions
+from md_export.targets.operations import Op
+from md_export.targets.tflite import flatbuffer
+from md_export.targets.tflite.describe import ops_of
 from md_export.targets.tflite.run import values
 
 # Values kept at once, in bytes; a graph with more is executed several times.
@@ -64,14 +57,14 @@ class Recorder:
 
     def __init__(self, path: Path) -> None:
         """Raises RuntimeFault: no .tflite file."""
-        self._path, self._model = path, read_model(path)
+        self._path, self._model = path, flatbuffer.read_model(path)
         self._graph = self._model.subgraphs[0]
         self._ops = ops_of(self._model)
         self._constants = {index: tensor for index, tensor in enumerate(self._graph.tensors) if self._stored(tensor)}
         for operator in self._graph.operators:
             # A weight in float16 or integers that is made float32 before it is used.
             source = int(operator.inputs[0])
-            if operator_name(self._model, operator) == "DEQUANTIZE" and source in self._constants:
+            if flatbuffer.operator_name(self._model, operator) == "DEQUANTIZE" and source in self._constants:
                 self._constants[int(operator.outputs[0])] = self._constants[source]
 
     def run(self, inputs: Arrays) -> Iterator[OpValues]:
@@ -80,8 +73,9 @@ class Recorder:
         Raises:
             RuntimeFault: the inputs are not the file's, or an op failed.
         """
-        pairs = list(zip(self._ops, self._graph.operators, strict=True))
-        for part in self._parts(pairs):
+        pairs = zip(self._ops, self._graph.operators, strict=True)
+        # Runs of ops whose values fit the memory.
+        for part in portions(((pair, self._bytes(pair[1])) for pair in pairs), _KEPT):
             wanted = sorted({index for _, operator in part for index in self._computed(operator)})
             found = values(self._path, inputs, [str(index) for index in wanted])
             for op, operator in part:
@@ -91,29 +85,23 @@ class Recorder:
                     yield OpValues(op, operator.builtinOptions, read, output)
 
     def _stored(self, tensor: Any) -> bool:
-        return bool(data_of(self._model, tensor).size)
+        return bool(flatbuffer.data_of(self._model, tensor).size)
 
     def _computed(self, operator: Any) -> set[int]:
         used = {int(index) for index in (*operator.inputs, operator.outputs[0])}
         return used - set(self._constants) - {-1}
 
-    def _parts(self, pairs: Sequence[tuple[Op, Any]]) -> Iterator[list[tuple[Op, Any]]]:
-        """Runs of ops whose values fit the memory."""
-        part: list[tuple[Op, Any]] = []
-        size = 0
-        for pair in pairs:
-            need = sum(4 * prod(shape_of(self._graph.tensors[index])) for index in self._computed(pair[1]))
-            if part and size + need > _KEPT:
-                yield part
-                part, size = [], 0
-            part.append(pair)
-            size += need
-        yield part
+    def _bytes(self, operator: Any) -> int:
+        return sum(4 * prod(flatbuffer.shape_of(self._graph.tensors[index])) for index in self._computed(operator))
 
     def _value(self, index: int, found: dict[str, Array]) -> Array | None:
         if index < 0:
             return None
-        return decode(self._model, self._constants[index]).values if index in self._constants else found[str(index)]
+        return (
+            flatbuffer.decode(self._model, self._constants[index]).values
+            if index in self._constants
+            else found[str(index)]
+        )
 
 
 def write_float_weights(source: Path, path: Path) -> bool:
@@ -127,26 +115,26 @@ def write_float_weights(source: Path, path: Path) -> bool:
     Raises:
         RuntimeFault: ``source`` is no .tflite file.
     """
-    model = read_model(source)
+    model = flatbuffer.read_model(source)
     weights = {int(index): model.subgraphs[0].tensors[index] for index in _mixed(model)}
     for tensor in weights.values():
-        values = np.ascontiguousarray(decode(model, tensor).values, np.float32)
+        values = np.ascontiguousarray(flatbuffer.decode(model, tensor).values, np.float32)
         # A buffer that two tensors share has one type in all of them.
         model.buffers.append(schema.BufferT())
         model.buffers[-1].data = values.view(np.uint8).reshape(-1)
         tensor.buffer, tensor.type, tensor.quantization = len(model.buffers) - 1, schema.TensorType.FLOAT32, None
     if weights:
-        write_rewired(model, path)
+        flatbuffer.write_rewired(model, path)
     return bool(weights)
 
 
 def _mixed(model: Any) -> Iterator[int]:
     graph = model.subgraphs[0]
     for operator in graph.operators:
-        name = operator_name(model, operator)
-        if name not in WEIGHTED:
+        name = flatbuffer.operator_name(model, operator)
+        if name not in flatbuffer.WEIGHTED:
             continue
-        weight = int(operator.inputs[WEIGHTED[name]])
+        weight = int(operator.inputs[flatbuffer.WEIGHTED[name]])
         is_float = graph.tensors[operator.outputs[0]].type == schema.TensorType.FLOAT32
         if is_float and graph.tensors[weight].type in _NARROW:
             yield weight

@@ -152,11 +152,7 @@ def sparse_blockwise_shift_scale(
 
 
 def quantize(
-    input: Tensor,
-    scale: Tensor,
-    output_dtype: str,
-    zero_point: Stored | None = None,
-    axis: int | None = None,
+    input: Tensor, scale: Tensor, output_dtype: str, zero_point: Stored | None = None, axis: int | None = None
 ) -> Tensor:
     """clip(round(input / scale) + zero_point), ties to even; NaN has no integer and is refused."""
     if torch.isnan(input).any():
@@ -168,12 +164,7 @@ def quantize(
     return values.clamp(low, high).to(DTYPES[output_dtype].carrier)
 
 
-def dequantize(
-    input: Stored,
-    scale: Tensor,
-    zero_point: Stored | None = None,
-    axis: int | None = None,
-) -> Tensor:
+def dequantize(input: Stored, scale: Tensor, zero_point: Stored | None = None, axis: int | None = None) -> Tensor:
     """scale · (input − zero_point)."""
     values = input.float()
     if zero_point is not None:

@@ -24,7 +24,7 @@ def window_pads(
     strides: Sequence[int],
     dilations: Sequence[int],
     pad: Sequence[int] | None,
-) -> list[tuple[int, int]]:
+) -> Pads:
     """Elements to add before and after every spatial axis.
 
     ``same`` pads so that the output has ⌈size / stride⌉ elements, the odd one at the end; ``same_lower`` puts the odd
@@ -66,11 +66,10 @@ def conv(
     dilations = dilations or (1,) * rank
     pads = window_pads(pad_type, x.shape[2:], weight.shape[2:], strides, dilations, pad)
 
-    def padded(part: Tensor, pads: list[tuple[int, int]]) -> Tensor:
+    def padded(part: Tensor, pads: Pads) -> Tensor:
         if all(before == after for before, after in pads):
             return _CONV[rank](part, weight, bias, strides, [before for before, _ in pads], dilations, groups)
-        flat = [amount for pair in reversed(pads) for amount in pair]
-        return _CONV[rank](F.pad(part, flat), weight, bias, strides, 0, dilations, groups)
+        return _CONV[rank](F.pad(part, _flat(pads)), weight, bias, strides, 0, dilations, groups)
 
     if x.dtype != torch.float16:
         return padded(x, pads)
@@ -81,8 +80,8 @@ def conv(
 def _in_bands(
     x: Tensor,
     channels: int,
-    convolved: Callable[[Tensor, list[tuple[int, int]]], Tensor],
-    pads: list[tuple[int, int]],
+    convolved: Callable[[Tensor, Pads], Tensor],
+    pads: Pads,
     stride: int,
     reach: int,
 ) -> Tensor:
@@ -139,13 +138,8 @@ def conv_transpose(
 
 
 def _wanted(
-    pad_type: str,
-    given: Sequence[int],
-    full: Sequence[int],
-    strides: Ints,
-    pad: Ints | None,
-    output_shape: Ints | None,
-) -> list[tuple[int, int]]:
+    pad_type: str, given: Sequence[int], full: Sequence[int], strides: Ints, pad: Ints | None, output_shape: Ints | None
+) -> Pads:
     """First element and size of the result along every spatial axis of the full one."""
     wanted = []
     for i, size in enumerate(full):
@@ -189,12 +183,12 @@ def _flat(pads: Pads) -> list[int]:
 
 def _frame(
     x: Tensor, kernel_sizes: Ints, strides: Ints | None, pad_type: str, pad: Ints | None, ceil_mode: bool
-) -> tuple[Ints, Pads, Pads]:
-    """Strides, declared padding and the extension of ceil_mode."""
+) -> tuple[Ints, list[int], list[int]]:
+    """Strides, declared padding and the extension of ceil_mode, as torch's pad takes them."""
     strides = strides or (1,) * len(kernel_sizes)
     pads = window_pads(pad_type, x.shape[2:], kernel_sizes, strides, (1,) * len(kernel_sizes), pad)
     extra = _ceil_extension(list(x.shape[2:]), kernel_sizes, strides, pads) if ceil_mode else [0] * len(pads)
-    return strides, pads, [(0, amount) for amount in extra]
+    return strides, _flat(pads), _flat([(0, amount) for amount in extra])
 
 
 def _sum(x: Tensor, kernel: Ints, strides: Ints) -> Tensor:
@@ -215,9 +209,9 @@ def avg_pool(
 ) -> Tensor:
     """Mean of every window; zeros of the padding count unless excluded, those of ceil_mode never do."""
     strides, pads, extra = _frame(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
-    padded = F.pad(F.pad(x, _flat(pads)), _flat(extra))
+    padded = F.pad(F.pad(x, pads), extra)
     ones = torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype)
-    counted = F.pad(F.pad(ones, _flat(pads), value=0.0 if exclude_padding_from_average else 1.0), _flat(extra))
+    counted = F.pad(F.pad(ones, pads, value=0.0 if exclude_padding_from_average else 1.0), extra)
     return _sum(padded, kernel_sizes, strides) / _sum(counted, kernel_sizes, strides)
 
 
@@ -231,7 +225,7 @@ def l2_pool(
 ) -> Tensor:
     """Root of the sum of squares of every window."""
     strides, pads, extra = _frame(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
-    return torch.sqrt(_sum(F.pad(F.pad(x * x, _flat(pads)), _flat(extra)), kernel_sizes, strides))
+    return torch.sqrt(_sum(F.pad(F.pad(x * x, pads), extra), kernel_sizes, strides))
 
 
 def max_pool(
@@ -244,7 +238,6 @@ def max_pool(
 ) -> Tensor:
     """Largest element of every window; padding never wins."""
     strides, pads, extra = _frame(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
-    joined = [(before, after + more) for (before, after), (_, more) in zip(pads, extra, strict=True)]
-    padded = F.pad(x, _flat(joined), value=float("-inf"))
+    padded = F.pad(F.pad(x, pads, value=float("-inf")), extra, value=float("-inf"))
     pool = {3: F.max_pool1d, 4: F.max_pool2d, 5: F.max_pool3d}[x.dim()]
     return pool(padded, kernel_sizes, strides)

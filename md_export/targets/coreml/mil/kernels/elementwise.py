@@ -16,7 +16,7 @@ def of_one(function: Callable[[Tensor], Tensor]) -> Kernel:
     def kernel(x: Tensor) -> Tensor:
         return function(x)
 
-    kernel.__doc__ = f"``torch.{function.__name__}(x)``."
+    kernel.__name__, kernel.__doc__ = function.__name__, f"``torch.{function.__name__}(x)``."
     return kernel
 
 
@@ -26,6 +26,7 @@ def of_two(function: Callable[[Tensor, Tensor], Tensor]) -> Kernel:
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         return function(x, y)
 
+    kernel.__name__ = function.__name__
     kernel.__doc__ = f"``torch.{function.__name__}(x, y)``, with numpy's broadcasting."
     return kernel
 

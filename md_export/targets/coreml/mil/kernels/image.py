@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
 from md_export.targets.coreml.mil.bind import Ints, Stored, Tensor
 
 
-def grid(size: int, target: int, mode: str) -> Tensor:
-    """Positions float32 [target] in [0, size − 1], by MIL's sampling modes."""
+def positions(start: Any, extent: Any, target: int, mode: str) -> Tensor:
+    """Positions float32 [..., target] over ``extent`` from ``start`` on, by MIL's sampling modes.
+
+    Both are numbers, or float32 [..., 1].
+    """
     steps = torch.arange(target, dtype=torch.float32)
+    size, gaps = extent + 1, max(target - 1, 1)
+    points: Tensor
     if mode == "ALIGN_CORNERS" and target == 1:
-        return torch.tensor([(size - 1) / 2])
-    if mode in ("STRICT_ALIGN_CORNERS", "ALIGN_CORNERS"):
-        points = steps * ((size - 1) / max(target - 1, 1))
+        points = start + extent / 2 + 0 * steps
+    elif mode in ("STRICT_ALIGN_CORNERS", "ALIGN_CORNERS"):
+        points = start + steps * (extent / gaps)
     elif mode == "DEFAULT":
-        points = steps * ((size - size / target) / max(target - 1, 1))
+        points = start + steps * ((size - size / target) / gaps)
     elif mode == "OFFSET_CORNERS":
-        delta = max(1, size - 1) / target
-        points = 0.5 * delta + steps * delta
+        delta = (extent.clamp(min=1) if isinstance(extent, Tensor) else max(1, extent)) / target
+        points = start + 0.5 * delta + steps * delta
     elif mode == "UNALIGN_CORNERS":
-        points = (steps + 0.5) * (size / target) - 0.5
+        points = start + (steps + 0.5) * (size / target) - 0.5
     else:
         raise ValueError(f"sampling mode {mode!r}")
-    return points.clamp(0, size - 1)
+    return points
+
+
+def grid(size: int, target: int, mode: str) -> Tensor:
+    """Positions float32 [target] in [0, size − 1]."""
+    return positions(0, size - 1, target, mode).clamp(0, size - 1)
 
 
 def linear_along(x: Tensor, axis: int, points: Tensor) -> Tensor:

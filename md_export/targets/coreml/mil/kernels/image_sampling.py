@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from md_export.targets.coreml.mil.bind import Tensor
+from md_export.targets.coreml.mil.kernels.image import positions
 
 
 def _taps(x: Tensor, rows: Tensor, columns: Tensor, mode: str, value: float) -> Tensor:
@@ -107,50 +108,6 @@ def _corners(boxes: Tensor, mode: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     raise ValueError(f"box coordinate mode {mode!r}")
 
 
-def _box_grid(start: Tensor, end: Tensor, target: int, mode: str) -> Tensor:
-    """Positions [N, target] between the ends of every box."""
-    steps = torch.arange(target, dtype=torch.float32)
-    start, end = start[:, None], end[:, None]
-    extent = end - start
-    if mode == "ALIGN_CORNERS" and target == 1:
-        return start + extent / 2
-    if mode in ("STRICT_ALIGN_CORNERS", "ALIGN_CORNERS"):
-        return start + steps * (extent / max(target - 1, 1))
-    size = extent + 1
-    if mode == "DEFAULT":
-        return start + steps * ((size - size / target) / max(target - 1, 1))
-    if mode == "OFFSET_CORNERS":
-        delta = extent.clamp(min=1) / target
-        return start + 0.5 * delta + steps * delta
-    if mode == "UNALIGN_CORNERS":
-        return start + (steps + 0.5) * (size / target) - 0.5
-    raise ValueError(f"sampling mode {mode!r}")
-
-
-def _crops(
-    images: Tensor,
-    boxes: Tensor,
-    target_height: int,
-    target_width: int,
-    normalized: bool,
-    scale: float,
-    box_mode: str,
-    sampling_mode: str,
-    pad_value: float,
-) -> Tensor:
-    """One crop per image and box: images [N, C, H, W], boxes [N, 4] → [N, C, h, w]."""
-    height, width = images.shape[-2:]
-    top, left, bottom, right = (edge * scale for edge in _corners(boxes, box_mode))
-    if normalized:
-        top, bottom = top * (height - 1), bottom * (height - 1)
-        left, right = left * (width - 1), right * (width - 1)
-    rows = _box_grid(top, bottom, target_height, sampling_mode)[:, :, None].expand(-1, -1, target_width)
-    columns = _box_grid(left, right, target_width, sampling_mode)[:, None, :].expand(-1, target_height, -1)
-    inside = (rows >= 0) & (rows <= height - 1) & (columns >= 0) & (columns <= width - 1)
-    crops = sample(images, rows, columns, "bilinear", "border", 0.0)
-    return crops.masked_fill(~inside[:, None], pad_value)
-
-
 def crop_resize(
     x: Tensor,
     roi: Tensor,
@@ -166,11 +123,10 @@ def crop_resize(
     boxes = roi.reshape(roi.shape[0], -1).float()
     count, batch = boxes.shape[0], x.shape[0]
     chosen = boxes[:, 0].long()[:, None] if boxes.shape[1] == 5 else torch.arange(batch).expand(count, batch)
-    images = x[chosen.reshape(-1)]
     each = boxes[:, -4:].repeat_interleave(chosen.shape[1], 0)
-    crops = _crops(
-        images, each, target_height, target_width, normalized_coordinates, spatial_scale, box_coordinate_mode,
-        sampling_mode, pad_value,
+    crops = crop_resize_ios17(
+        x, each, chosen.reshape(-1), target_height, target_width, normalized_coordinates, spatial_scale,
+        box_coordinate_mode, sampling_mode, pad_value,
     )  # fmt: skip
     return crops.reshape(count, chosen.shape[1], *crops.shape[1:])
 
@@ -189,7 +145,18 @@ def crop_resize_ios17(
 ) -> Tensor:
     """iOS17: boxes [N, 4], each cut from the image that ``box_indices`` names → [N, C, h, w]."""
     chosen = torch.arange(boxes.shape[0]) if box_indices is None else box_indices.long()
-    return _crops(
-        x[chosen], boxes.float(), target_height, target_width, normalized_coordinates, spatial_scale,
-        box_coordinate_mode, sampling_mode, pad_value,
-    )  # fmt: skip
+    images = x[chosen]
+    height, width = images.shape[-2:]
+    top, left, bottom, right = (edge * spatial_scale for edge in _corners(boxes.float(), box_coordinate_mode))
+    if normalized_coordinates:
+        top, bottom = top * (height - 1), bottom * (height - 1)
+        left, right = left * (width - 1), right * (width - 1)
+    rows = positions(top[:, None], (bottom - top)[:, None], target_height, sampling_mode)[:, :, None].expand(
+        -1, -1, target_width
+    )
+    columns = positions(left[:, None], (right - left)[:, None], target_width, sampling_mode)[:, None, :].expand(
+        -1, target_height, -1
+    )
+    inside = (rows >= 0) & (rows <= height - 1) & (columns >= 0) & (columns <= width - 1)
+    crops = sample(images, rows, columns, "bilinear", "border", 0.0)
+    return crops.masked_fill(~inside[:, None], pad_value)

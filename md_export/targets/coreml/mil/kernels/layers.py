@@ -146,11 +146,7 @@ def l2_norm(x: Tensor, epsilon: float = 1e-6) -> Tensor:
 
 
 def layer_norm(
-    x: Tensor,
-    axes: Ints | None = None,
-    gamma: Tensor | None = None,
-    beta: Tensor | None = None,
-    epsilon: float = 1e-5,
+    x: Tensor, axes: Ints | None = None, gamma: Tensor | None = None, beta: Tensor | None = None, epsilon: float = 1e-5
 ) -> Tensor:
     """Zero mean and unit variance over ``axes`` (all if not given), then the affine map over these axes."""
     chosen = sorted(axis % x.dim() for axis in (axes or range(x.dim())))

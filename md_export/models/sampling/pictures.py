@@ -1,0 +1,200 @@
+"""Pictures of a request, and the files that pictures are read from, with checks before any computation, or written to.
+
+In-painting: masks are 1 where a picture is painted anew. A UNet that was trained for it takes ``2·C + 1`` channels:
+noise, mask, and the latents of the picture with gray in place of what is hidden, as Stable Diffusion's in-painting
+UNets do. With any other UNet the latents outside of the mask are put back after it.
+
+Image-to-image (SDEdit, arXiv 2108.01073): a picture's latents under noise, in place of noise alone. The ``strength``
+says how far back the schedule is entered. With 1 nothing of the picture is left: the start is noise alone, as for a
+picture of nothing but a prompt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from md_export.errors import OutputError, UsageError
+from md_export.models.sampling.schedule import ScheduleConfig
+from md_export.spec.sampler import Euler, ManySteps, OneStep
+from md_export.spec.tensors import Array, Float32
+
+
+@dataclass(frozen=True)
+class Given:
+    """A picture and what of it is painted anew: ``image`` ``[1, 3, H, W]`` in [-1, 1], ``mask`` ``[1, 1, H, W]``."""
+
+    image: Float32
+    mask: Float32
+
+
+def nothing(height: int, width: int) -> Given:
+    """A picture of which all is hidden: what an in-painting UNet makes a whole picture of."""
+    return Given(np.zeros((1, 3, height, width), np.float32), np.ones((1, 1, height, width), np.float32))
+
+
+def hide(image: Array, mask: Float32) -> Float32:
+    """A picture ``[1, 3, H, W]`` in [-1, 1] with gray, 0, where the mask ``[1, 1, H, W]`` is 1; float32."""
+    return np.where(mask > 0, np.float32(0), image.astype(np.float32))
+
+
+def cells_of(mask: Array, downscale: int) -> Float32:
+    """A mask of pixels ``[1, 1, H, W]`` → of latent cells ``[1, 1, h, w]``: those with a hidden pixel."""
+    _, _, height, width = mask.shape
+    blocks = mask.reshape(1, 1, height // downscale, downscale, width // downscale, downscale)
+    return np.ascontiguousarray(blocks.max((3, 5)), dtype=np.float32)
+
+
+def blend(latent: Array, cells: Array, kept: Array) -> Float32:
+    """The decoder's input ``[1, C, h, w]``: as it was made where the mask is 1, and ``kept`` elsewhere."""
+    made = cells.astype(np.float32) * latent.astype(np.float32)
+    return made + (np.float32(1) - cells.astype(np.float32)) * kept.astype(np.float32)
+
+
+def middle(height: int, width: int) -> Float32:
+    """The mask of golden cases: the middle half of a picture in both directions, ``[1, 1, H, W]``."""
+    mask = np.zeros((1, 1, height, width), np.float32)
+    mask[..., height // 4 : height - height // 4, width // 4 : width - width // 4] = 1
+    return mask
+
+
+@dataclass(frozen=True)
+class Start:
+    """A picture ``[1, 3, H, W]`` in [-1, 1] to start from, and the strength in (0, 1]: how much of it may change."""
+
+    image: Float32
+    strength: float
+
+    def __post_init__(self) -> None:
+        """Refuse what is no share. UsageError says what is."""
+        if not 0 < self.strength <= 1:
+            raise UsageError(
+                f"--strength {self.strength:g} is not above 0 and at most 1: near 0 keeps the picture, 1 keeps nothing"
+            )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a schedule is entered.
+
+    Attributes:
+        alpha: ᾱ there: the share of the picture's latents in the start's variance; 0 where it is noise alone.
+        one_step, steps: the constants of what is left.
+    """
+
+    alpha: float
+    one_step: OneStep
+    steps: ManySteps | None
+
+    def noised(self, latent_mean: Array, noise: Float32) -> Float32:
+        """The start ``[1, C, h, w]``: of what the VAE encoder gave, not yet scaled, and noise."""
+        if not self.alpha:
+            return noise
+        latent = latent_mean.astype(np.float32) * np.float32(self.one_step.scaling_factor)
+        return np.float32(self.alpha**0.5) * latent + np.float32((1 - self.alpha) ** 0.5) * noise
+
+
+def enter(schedule: ScheduleConfig, one_step: OneStep, steps: ManySteps | None, strength: float) -> Entry:
+    """Enter the schedule at the share ``strength`` of its timesteps, or of the steps that are taken.
+
+    Raises:
+        UsageError: no step would be left.
+    """
+    if strength == 1:
+        return Entry(0.0, one_step, steps)
+    if steps is None:
+        timestep = round(strength * one_step.timestep)
+        a, b = schedule.x0_at(timestep)
+        return Entry(schedule.alpha_cumprod(timestep), replace(one_step, timestep=timestep, a=a, b=b), None)
+    left = int(strength * len(steps.steps))
+    if not left:
+        raise UsageError(
+            f"--strength {strength:g} leaves none of {len(steps.steps)} steps; give at least {1 / len(steps.steps):g}"
+        )
+    if isinstance(steps, Euler):
+        rest = steps.steps[-left:]
+        return Entry(rest[0].scale ** 2, one_step, replace(steps, steps=rest, start=1 / rest[0].scale))
+    kept = steps.steps[-left:]
+    return Entry(schedule.alpha_cumprod(kept[0].timestep), one_step, replace(steps, steps=kept))
+
+
+_COLOURS: Final = (("RGB",), "a picture in colour without transparency")
+_FORMATS: Final = ("PNG", "JPEG")
+# Least grey value that counts as white in a mask. Stable Diffusion's pipelines repaint white.
+_WHITE: Final = 128
+
+
+def read_given(picture: Path, mask: Path, size: int) -> Given:
+    """Read a picture and its mask, both ``size`` pixels a side.
+
+    Raises:
+        UsageError: a file cannot be read, has another size or an unsupported colour mode, or the mask has no white.
+    """
+    image = _image(_read(picture, size, *_COLOURS))
+    hidden = _read(mask, size, ("L", "1"), "a mask of black, which stays, and white, which is painted anew")
+    cover = (hidden >= _WHITE).astype(np.float32)[None, None]
+    if not cover.any():
+        raise UsageError(f"{mask} is black everywhere, so nothing would be painted; make white what shall be anew")
+    return Given(image, cover)
+
+
+def read_start(picture: Path, strength: float, size: int) -> Start:
+    """Read a start picture of ``size`` pixels a side; raises as :func:`read_given`."""
+    return Start(_image(_read(picture, size, *_COLOURS)), strength)
+
+
+def read_condition(path: Path, shape: tuple[int, ...]) -> Array:
+    """Read the condition picture of an adapter, ``shape`` ``[1, C, H, W]``, values in [0, 1].
+
+    Raises:
+        UsageError: the file cannot be read, has another size, or has colours although the adapter takes grey values.
+    """
+    modes, what = (("L", "1"), "picture of grey values") if shape[1] == 1 else (("RGB",), "picture in colour")
+    pixels = _read(path, shape[-1], modes, what).astype(np.float32) / np.float32(255)
+    return np.ascontiguousarray(pixels.reshape(*shape[2:], shape[1]).transpose(2, 0, 1)[None])
+
+
+def _image(colours: NDArray[np.uint8]) -> Float32:
+    """Convert pixels ``[H, W, 3]`` to an image ``[1, 3, H, W]`` in [-1, 1]."""
+    image = colours.astype(np.float32).transpose(2, 0, 1)[None] / np.float32(127.5) - np.float32(1)
+    return np.ascontiguousarray(image)
+
+
+def _read(path: Path, size: int, modes: tuple[str, ...], what: str) -> NDArray[np.uint8]:
+    """Read a file's pixels; size and mode are checked in its header before memory is allocated."""
+    try:
+        with Image.open(path, formats=_FORMATS) as file:
+            if file.size != (size, size):
+                raise UsageError(
+                    f"{path} has {file.width} × {file.height} pixels, the model's pictures have {size} × {size}; "
+                    "scale or crop it first"
+                )
+            if file.mode not in modes:
+                raise UsageError(f"{path} is not {what} (its mode is {file.mode}); save it as mode {modes[0]}")
+            pixels = file.convert(modes[0])
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise UsageError(f"{path} cannot be read as PNG or JPEG: {error}; save it again") from error
+    return np.asarray(pixels, np.uint8)
+
+
+def write_png(path: Path, picture: Float32) -> None:
+    """Write a ``[H, W, 3]`` picture in [0, 1] as PNG.
+
+    Raises:
+        OutputError: the picture holds NaN or Inf, which a black file would hide.
+    """
+    if not np.isfinite(picture).all():
+        raise OutputError("the picture holds NaN or Inf and was not written; run md-export verify on the artifacts")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path.parent} does not exist; create it first")
+    Image.fromarray(to_bytes(picture)).save(path, format="PNG")
+
+
+def to_bytes(picture: Float32) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """Convert [0, 1] to 0…255, rounded."""
+    return np.round(picture * 255.0).astype(np.uint8)

@@ -1,0 +1,9 @@
+"""What can be done with a saved Core AI asset."""
+
+from __future__ import annotations
+
+from md_export.targets.coreai.describe import describe
+from md_export.targets.coreai.run import load, steps, values
+from md_export.targets.coreai.stored import edit, store_as_float, stored_weights
+
+__all__ = ["describe", "edit", "load", "steps", "store_as_float", "stored_weights", "values"]
