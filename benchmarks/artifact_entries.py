@@ -52,7 +52,7 @@ controlnet !controlnet
     golden {out}/adapted CASES -o {out}/golden
     onnx {out}/adapted --fp16 --golden {out}/golden -o {out}/onnx
     coreml {out}/adapted --fp16 --component controlnet --golden {out}/golden -o {out}/coreml
-size onnx {nano} --fp16 --size 96 --golden {golden-size}/golden -o {out}/onnx
+size onnx {nano} --fp32 --size 96 --golden {golden-size}/golden -o {out}/onnx
 ddim onnx {nano} --fp16 --steps 8 --guidance 4 -o {out}/onnx
 join coreml {nano} --fp16 --golden {golden}/golden -o {out}/one
     coreml {nano} --fp16 --size 96 --golden {golden-size}/golden -o {out}/other
@@ -60,7 +60,7 @@ join coreml {nano} --fp16 --golden {golden}/golden -o {out}/one
     split {out}/joined size_96 -o {out}/split
 swift coreml {nano} --fp16 --layout swift --golden {golden}/golden -o {out}/coreml
 cpu-fused onnx {nano} --fp32 --cpu-fused --golden {golden}/golden -o {out}/onnx
-folds onnx {nano} --fp32 --rewrite linear_to_conv2d --rewrite split_attention_heads --rewrite fold_timestep --rewrite fold_x0 -o {out}/onnx
+folds onnx {nano} --fp32 FOLDS -o {out}/onnx
 drift coreml {nano} --fp16 --component unet --rewrite softmax_to_relu --allow-drift -o {out}/relu
     tflite {nano}/siblings/gelu --fp16 --component unet --rewrite gelu_to_swish --allow-drift -o {out}/swish
 stable !stable
@@ -91,7 +91,10 @@ search-coreml search {nano} --target coreml --budget picture=40 --component vae_
 """
 PROMPT: Final = '"a large red circle on the left, white background"'
 CASES: Final = f'--prompt {PROMPT} --prompt "a small blue square in the center, gray background" --seed 3'
-WORDS: Final = {"CASES": CASES, "PROMPT": PROMPT, "MASK": "--mask {out}/mask.png"}
+FOLDS: Final = " ".join(
+    f"--rewrite {name}" for name in ("linear_to_conv2d", "split_attention_heads", "fold_timestep", "fold_x0")
+)
+WORDS: Final = {"CASES": CASES, "PROMPT": PROMPT, "MASK": "--mask {out}/mask.png", "FOLDS": FOLDS}
 LARGE: Final = ("init-md-lite", "unpack")  # their files are removed once they are listed
 ENTRIES: dict[str, list[str]] = {}
 for _line in TABLE.splitlines():

@@ -1,6 +1,6 @@
 """Are the exports of another version of this code the same, byte for byte?
 
-    python benchmarks/artifact_hashes.py make LIST.json [--work FOLDER] [--only NAME ...]
+    python benchmarks/artifact_hashes.py make LIST.json [--work FOLDER] [--only NAME]...
     python benchmarks/artifact_hashes.py compare BEFORE.json AFTER.json
 
 `make` builds what artifact_entries.py names and lists the SHA-256 of each file. It calls the command line of the code

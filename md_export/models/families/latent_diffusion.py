@@ -1,14 +1,13 @@
-"""Model families: what their components are built of, how values flow between them, and how a checkpoint is recognized.
+"""The wiring of latent diffusion, which all families so far share: prompt → text encoder → UNet → VAE decoder.
 
-All families so far share the wiring of latent diffusion: prompt → text encoder → UNet → VAE decoder. A UNet that
-in-paints takes a picture's latents and a mask after the noise; an adapter or a ControlNet may add residuals to its
-maps. What differs between families is what their UNet and ControlNet are built of.
+A UNet that in-paints takes a picture's latents and a mask after the noise; an adapter or a ControlNet may add residuals
+to its maps. What differs between families is what their UNet and ControlNet are built of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Final, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 from torch import nn
 
@@ -16,19 +15,9 @@ from md_export.errors import UsageError
 from md_export.models import values
 from md_export.models.adapter import T2IAdapter, residual_shapes
 from md_export.models.config import ControlConfig, ModelConfig, UNetConfig
-from md_export.models.controlnet import (
-    ControlNetConfig,
-    DiffusersControlNetConfig,
-    MDControlNet,
-    build_diffusers_controlnet,
-    controlled_shapes,
-    skip_shapes,
-)
-from md_export.models.diffusers_unet import CLASS_NAME, DiffusersUNetConfig, build_diffusers_unet
 from md_export.models.graph import Component, Family, Form, Output, Port
 from md_export.models.text_encoder import TextEncoder
 from md_export.models.tiny_autoencoder import TinyConfig, TinyDecoder, TinyEncoder
-from md_export.models.unet import MDUNet, MDUNetConfig
 from md_export.models.vae import VAEDecoder, VAEEncoder
 from md_export.models.values import Kind, Shape, kind
 
@@ -150,63 +139,3 @@ def _adapter(config: ModelConfig) -> nn.Module:
     if config.adapter is None:
         raise UsageError("this checkpoint has no adapter: put its config.json and weights into t2i_adapter/")
     return T2IAdapter(config.adapter)
-
-
-MOBILE_DIFFUSION: Final = latent_diffusion(
-    Form(
-        "md",
-        unet=MDUNetConfig,
-        controlnet=ControlNetConfig,
-        pipeline="MobileDiffusionPipeline",
-        unet_class=("md_export", "MDUNet"),
-    ),
-    build_unet=lambda config: MDUNet(unet_of(config, MDUNetConfig)),
-    build_controlnet=lambda config: MDControlNet(
-        controlnet_of(config, ControlNetConfig), unet_of(config, MDUNetConfig)
-    ),
-    controlled=lambda config: skip_shapes(unet_of(config, MDUNetConfig), config.latent_shape),
-)
-
-
-STABLE_DIFFUSION: Final = latent_diffusion(
-    Form(
-        "sd15",
-        unet=DiffusersUNetConfig,
-        controlnet=DiffusersControlNetConfig,
-        pipeline="StableDiffusionPipeline",
-        unet_class=("diffusers", CLASS_NAME),
-        libraries=("diffusers",),
-        # As AutoencoderKL takes fields that its config leaves out: those of Stable Diffusion 1 do.
-        vae={"latent_channels": 4, "scaling_factor": 0.18215},
-    ),
-    build_unet=lambda config: build_diffusers_unet(unet_of(config, DiffusersUNetConfig)),
-    build_controlnet=lambda config: build_diffusers_controlnet(controlnet_of(config, DiffusersControlNetConfig)),
-    controlled=lambda config: controlled_shapes(unet_of(config, DiffusersUNetConfig), config.latent_shape),
-)
-
-
-FAMILIES: Final = (MOBILE_DIFFUSION, STABLE_DIFFUSION)
-# For golden cases and exports, which do not name their family: all families so far have the same wiring.
-WIRING: Final = MOBILE_DIFFUSION
-
-COMPONENTS: Final[Mapping[str, Component]] = {component.name: component for component in WIRING.required}
-
-
-def component_of(config: ModelConfig, name: str) -> Component:
-    """Return the row of a checkpoint's component; raises :class:`UsageError` for a name that its family lacks."""
-    family = family_of(config)
-    if name not in family.rows:
-        known = ", ".join(row.name for row in family.required)
-        raise UsageError(f"unknown component {name!r}; use one of {known}")
-    return family.rows[name]
-
-
-def family_of(config: ModelConfig) -> Family:
-    """Return the family of a checkpoint, by its UNet."""
-    (family,) = (family for family in FAMILIES if isinstance(config.unet, family.form.unet))
-    return family
-
-
-def family_by_class(name: str) -> Family:
-    """Return the family of a checkpoint by the class that ``unet/config.json`` names; MobileDiffusion for any other."""
-    return next((family for family in FAMILIES if family.form.unet_class[1] == name), MOBILE_DIFFUSION)

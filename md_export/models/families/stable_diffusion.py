@@ -1,0 +1,26 @@
+"""Stable Diffusion 1 and 2, as diffusers builds their UNet and ControlNet."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from md_export.models.controlnet import DiffusersControlNetConfig, build_diffusers_controlnet, controlled_shapes
+from md_export.models.diffusers_unet import CLASS_NAME, DiffusersUNetConfig, build_diffusers_unet
+from md_export.models.families.latent_diffusion import controlnet_of, latent_diffusion, unet_of
+from md_export.models.graph import Form
+
+STABLE_DIFFUSION: Final = latent_diffusion(
+    Form(
+        "sd15",
+        unet=DiffusersUNetConfig,
+        controlnet=DiffusersControlNetConfig,
+        pipeline="StableDiffusionPipeline",
+        unet_class=("diffusers", CLASS_NAME),
+        libraries=("diffusers",),
+        # As AutoencoderKL takes fields that its config leaves out: those of Stable Diffusion 1 do.
+        vae={"latent_channels": 4, "scaling_factor": 0.18215},
+    ),
+    build_unet=lambda config: build_diffusers_unet(unet_of(config, DiffusersUNetConfig)),
+    build_controlnet=lambda config: build_diffusers_controlnet(controlnet_of(config, DiffusersControlNetConfig)),
+    controlled=lambda config: controlled_shapes(unet_of(config, DiffusersUNetConfig), config.latent_shape),
+)
