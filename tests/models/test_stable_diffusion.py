@@ -21,7 +21,7 @@ from md_export.checkpoint.lora import changes_of, open_lora
 from md_export.diagnose.inspect import inspect_config
 from md_export.errors import CheckpointError, ConfigError, MissingExtraError, UsageError
 from md_export.models.diffusers_unet import PLAIN
-from md_export.models.families import STABLE_DIFFUSION
+from md_export.models.families.stable_diffusion import STABLE_DIFFUSION
 from md_export.models.sampling.sampler import one_step
 from md_export.models.unet import MDUNetConfig
 from md_export.parity.metrics import compare
