@@ -106,6 +106,8 @@ _CLASSES: Final[Mapping[str, tuple[str, str]]] = {
     "vae": ("diffusers", "AutoencoderKL"),
     "scheduler": ("diffusers", "DDIMScheduler"),
 }
+# Of schedulers that the class above is not.
+ONLY_FOR_SOME: Final = {"rescale_betas_zero_snr": False, "original_inference_steps": 50, "shift": 1.0}
 
 
 def init_checkpoint(out: Path, arch: str, seed: int, dtype: str = "float16") -> Path:
@@ -184,12 +186,14 @@ def config_files(config: ModelConfig) -> dict[str, dict[str, object]]:
         "text_encoder/config.json": text,
         "unet/config.json": _with_class(form.unet_class, config.unet),
         "vae/config.json": _with_class(classes["vae"], config.vae) | _block_types(config),
-        "scheduler/scheduler_config.json": _with_class(classes["scheduler"], config.schedule),
+        "scheduler/scheduler_config.json": _with_class(classes["scheduler"], config.schedule, ONLY_FOR_SOME),
     }
 
 
-def _with_class(library_and_class: tuple[str, str], config: Any) -> dict[str, object]:
-    return {"_class_name": library_and_class[1], **dataclasses.asdict(config)}
+def _with_class(library_and_class: tuple[str, str], config: Any, rare: Mapping[str, object] = {}) -> dict[str, object]:
+    """``rare``: fields that are written only where they have other values than these."""
+    fields = {name: value for name, value in dataclasses.asdict(config).items() if rare.get(name, config) != value}
+    return {"_class_name": library_and_class[1], **fields}
 
 
 def _block_types(config: ModelConfig) -> dict[str, object]:

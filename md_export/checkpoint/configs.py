@@ -15,6 +15,7 @@ from md_export.errors import CheckpointError, ConfigError
 from md_export.models.adapter import AdapterConfig
 from md_export.models.config import ModelConfig
 from md_export.models.families import family_by_class
+from md_export.models.sampling.sampler import SCHEDULERS
 from md_export.models.sampling.schedule import ScheduleConfig
 from md_export.models.tiny_autoencoder import TINY_CLASS, TinyConfig
 from md_export.models.vae import VAEConfig
@@ -88,13 +89,15 @@ def read_model_config(layout: Layout) -> ModelConfig:
     vae = read_json(layout.require("vae/config.json"))
     tiny = vae.get("_class_name") == TINY_CLASS
     adapter, controlnet = (layout.find(f"{name}/config.json") for name in ("t2i_adapter", "controlnet"))
+    scheduler = read_json(layout.require(SCHEDULER))
     config = ModelConfig(
         text_encoder={field: text[field] for field in _TEXT_FIELDS if field in text},
         unet=parse_config(form.unet, "unet", unet),
         vae=parse_config(TinyConfig, "vae", vae) if tiny else parse_config(VAEConfig, "vae", {**form.vae, **vae}),
-        schedule=parse_config(ScheduleConfig, "scheduler", read_json(layout.require(SCHEDULER))),
+        schedule=parse_config(ScheduleConfig, "scheduler", scheduler),
         adapter=None if adapter is None else parse_config(AdapterConfig, "t2i_adapter", read_json(adapter)),
         controlnet=None if controlnet is None else parse_config(form.controlnet, "controlnet", read_json(controlnet)),
+        method=SCHEDULERS.get(str(scheduler.get("_class_name")), "ddim"),
     )
     config.check()
     return config

@@ -10,6 +10,7 @@ import click
 from md_export.cli import shared
 from md_export.cli.shared import PATH
 from md_export.errors import UsageError
+from md_export.spec.names import Method
 
 ARCHS: Final = ("md", "md-lite", "sd15", "nano")
 
@@ -70,6 +71,7 @@ def init(directory: Path, arch: str, seed: int) -> None:
 @click.option("--encoder", is_flag=True, help="Record the VAE encoder's output for each picture, too.")
 @shared.size_option
 @shared.steps_option
+@shared.sampler_option
 @shared.guidance_option
 @shared.lora_option
 def golden(
@@ -81,6 +83,7 @@ def golden(
     encoder: bool,
     size: int | None,
     steps: int | None,
+    sampler: Method | None,
     guidance: float | None,
     loras: tuple[str, ...],
 ) -> None:
@@ -97,7 +100,8 @@ def golden(
         raise UsageError("give at least one --prompt, or a file of them with --prompts")
     pairs = [(text, seed) for text in texts for seed in seeds]
     with adapted(checkpoint, loras) as place:
-        source = golden_source(open_checkpoint(place).at(size), sampler=sampler_of(steps, guidance), encodes=encoder)
+        plan = sampler_of(steps, guidance, sampler)
+        source = golden_source(open_checkpoint(place).at(size), sampler=plan, encodes=encoder)
         with staging(output) as folder, shared.progress(len(pairs)) as report:
             write_golden(source, pairs, folder, report)
     click.echo(f"{output}: {len(pairs)} golden cases")

@@ -12,7 +12,7 @@ import click
 from md_export.cli import shared
 from md_export.cli.shared import PATH
 from md_export.errors import UsageError
-from md_export.spec.names import ORDER, SOCS
+from md_export.spec.names import ORDER, SOCS, Method
 
 
 def _some(_context: click.Context, _option: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -83,6 +83,7 @@ def _command(target: str) -> click.Command:
     @click.option("--golden", "golden_dir", type=PATH, help="Golden cases to calibrate on and to be judged by.")
     @shared.size_option
     @shared.steps_option
+    @shared.sampler_option
     @shared.guidance_option
     @shared.lora_option
     @shared.jobs_option
@@ -102,6 +103,7 @@ def _command(target: str) -> click.Command:
         golden_dir: Path | None,
         size: int | None,
         steps: int | None,
+        sampler: Method | None,
         guidance: float | None,
         loras: tuple[str, ...],
         jobs: int | None,
@@ -121,7 +123,7 @@ def _command(target: str) -> click.Command:
         asked = (*components, "vae_encoder") if encoder and components else components
         recipe = _recipe(target, precision, recipe_file, asked, rewrites, allow_drift, own, many)
         recipe = recipe.widened(("vae_encoder",)) if encoder else recipe
-        recipe = recipe.sampled(steps, guidance).sized(size).adapted(loras)
+        recipe = recipe.sampled(steps, guidance, sampler).sized(size).adapted(loras)
         resources = Resources(shared.cache_root(cache) if keep else None, jobs or default_jobs(), max_memory)
         with shared.progress(3 + len(recipe.components)) as report:
             manifest, result = export(
@@ -169,8 +171,8 @@ def _recipe(
     if palette and (file or precision):
         raise UsageError("--palette names a recipe, and another is named beside it; give one of them")
     named = f"palette{palette}" if palette else precision or DEFAULT_PRECISION
-    if many_steps and f"{target}-{named}-ddim" in builtin_recipes():
-        named += "-ddim"
+    if many_steps and f"{target}-{named}-steps" in builtin_recipes():
+        named += "-steps"
     recipe = load_recipe(shared.recipe_named(file) if file else builtin_recipe(target, named))
     if recipe.target != target:
         raise UsageError(f"{file} is for {recipe.target}; run: md-export {recipe.target} --recipe {file}")

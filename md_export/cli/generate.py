@@ -12,6 +12,7 @@ import click
 from md_export.cli import shared
 from md_export.cli.shared import PATH
 from md_export.errors import UsageError
+from md_export.spec.names import Method
 
 # Of a picture to start from, where nobody says.
 _STRENGTH = 0.8
@@ -28,6 +29,7 @@ _STRENGTH = 0.8
 @click.option("--condition", type=PATH, help="Condition image for the adapter or ControlNet, such as edges.")
 @shared.size_option
 @shared.steps_option
+@shared.sampler_option
 @shared.guidance_option
 @shared.lora_option
 @click.option("-o", "--output", type=PATH, required=True, help="Write the picture to this .png file.")
@@ -42,6 +44,7 @@ def generate(
     condition: Path | None,
     size: int | None,
     steps: int | None,
+    sampler: Method | None,
     guidance: float | None,
     loras: tuple[str, ...],
     output: Path,
@@ -62,9 +65,11 @@ def generate(
     from md_export.spec.sampler import sampler_of
 
     _check_source(artifacts, checkpoint, size, loras)
-    sampler = sampler_of(steps, guidance)
-    if artifacts and sampler:
-        raise UsageError("artifacts are for the steps that they were exported for; leave out --steps and --guidance")
+    plan = sampler_of(steps, guidance, sampler)
+    if artifacts and plan:
+        raise UsageError(
+            "artifacts are for the steps that they were exported for; leave out --steps, --sampler and --guidance"
+        )
     files = _Files(init_image, strength, mask, condition)
     if artifacts:
         given = files.read(lambda: open_to_run(artifacts).frame)
@@ -72,7 +77,7 @@ def generate(
     else:
         with adapted(shared.checkpoint_or_nano(checkpoint), loras) as folder:
             given = files.read(lambda: frame_of_checkpoint(folder, size))
-            (picture,) = pictures_of_checkpoint(folder, [(prompt, seed)], size, sampler, *given)
+            (picture,) = pictures_of_checkpoint(folder, [(prompt, seed)], size, plan, *given)
     write_png(output, picture)
     click.echo(f"{output}: {picture.shape[1]}×{picture.shape[0]}")
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from md_export.errors import ParityError, UsageError
+from md_export.spec.names import METHODS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,9 +19,16 @@ PATH = click.Path(path_type=Path)
 size_option = click.option(
     "--size", type=click.IntRange(min=1), help="Side of the pictures in pixels.  [default: the checkpoint's own]"
 )
-steps_option = click.option("--steps", type=int, help="Sample in this many DDIM steps.  [default: one step]")
+steps_option = click.option("--steps", type=int, help="Sample in this many steps.  [default: one step]")
+sampler_option = click.option(
+    "--sampler",
+    type=click.Choice(METHODS),
+    help="Sampling method, with --steps.  [default: that of the checkpoint's scheduler, or the recipe's]",
+)
 guidance_option = click.option(
-    "--guidance", type=float, help="Scale of classifier-free guidance, with --steps.  [default: 7.5, or the recipe's]"
+    "--guidance",
+    type=float,
+    help="Scale of classifier-free guidance, with --steps; 1: none.  [default: the recipe's, or 7.5; 1 for LCM, TCD]",
 )
 lora_option = click.option(
     "--lora",

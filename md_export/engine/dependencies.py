@@ -24,7 +24,7 @@ from md_export.models.sampling.sampler import one_step, steps_of
 from md_export.models.values import CONDITION
 from md_export.rewrites import find_rewrite
 from md_export.spec.recipe import Recipe
-from md_export.spec.sampler import Euler, SamplerPlan
+from md_export.spec.sampler import SamplerPlan, Step
 from md_export.spec.scheme import QuantScheme
 from md_export.targets import tools_of
 
@@ -81,24 +81,33 @@ def steps_notes(checkpoint: Checkpoint, plan: SamplerPlan | None) -> dict[str, s
         one value per step, joined by commas: x becomes a·x + b·output. The decoder's input is the last
         x / ``scaling_factor``.
     ``sampler``, ``guidance``
-        ``ddim`` or ``euler``; the output is u + guidance·(c - u), where u and c are the UNet's outputs for the empty
-        prompt and for the prompt.
-    ``start``, ``scale``
-        only for ``euler``: the first x is start·noise, and the UNet's input is scale·x in each step.
+        the method; above 1 the output is u + guidance·(c - u), where u and c are the UNet's outputs for the empty or
+        negative prompt and for the prompt.
+    ``start``, ``scale``, ``noise``, ``earlier``, ``x0_of_x``, ``x0_of_output``
+        only where a step needs them, see :class:`md_export.spec.sampler.Step`.
 
     Raises:
         ConfigError: the checkpoint's schedule does not support these steps.
     """
     steps = steps_of(checkpoint.config, plan)
-    if steps is None or plan is None:
+    if steps is None:
         return {}
-    columns = [field.name for field in dataclasses.fields(steps.steps[0])]
-    return {
-        "sampler": plan.kind,
-        "guidance": repr(float(steps.guidance)),
-        **({"start": repr(steps.start)} if isinstance(steps, Euler) else {}),
-        **{name: ",".join(repr(getattr(step, name)) for step in steps.steps) for name in columns},
+    columns = {
+        field.name: [getattr(step, field.name) for step in steps.steps]
+        for field in dataclasses.fields(Step)
+        if any(getattr(step, field.name) != field.default for step in steps.steps)
     }
+    return {
+        "sampler": steps.method,
+        "guidance": repr(float(steps.guidance)),
+        **({} if steps.start == 1 else {"start": repr(steps.start)}),
+        **{name: ",".join(map(_number, values)) for name, values in columns.items()},
+    }
+
+
+def _number(value: float) -> str:
+    """Write a whole number as such: timesteps mostly are."""
+    return str(int(value)) if value.is_integer() else repr(value)
 
 
 _FLOAT32_BYTES: Final = 4
@@ -212,7 +221,8 @@ def calls_of(recipe: Recipe) -> int:
 
     The cost of golden cases and of their verification is proportional to it.
     """
-    return 1 if recipe.sampler is None else 2 * recipe.sampler.steps
+    plan = recipe.sampler
+    return 1 if plan is None else plan.steps * (1 if plan.guidance in (0, 1) else 2)
 
 
 def is_calibrated(scheme: QuantScheme) -> bool:

@@ -119,7 +119,7 @@ class Export:
 
     def take(self, steps: Steps, pictures: Sequence[Tensors]) -> None:
         """Run the sampling steps for all pictures in one process."""
-        if steps.sampler.guidance is None:
+        if not steps.sampler.takes_many:
             steps.take(self.run, pictures)
         else:
             take_steps(self.manifest.target, parts_of(self.out, self.manifest, steps, pictures), steps, pictures)

@@ -30,6 +30,7 @@ from md_export.engine.plan import (
 )
 from md_export.engine.request import lora_files, lora_inputs
 from md_export.models.families import family_of
+from md_export.models.sampling.sampler import steps_of
 from md_export.parity.golden.folder import INDEX, read_index
 from md_export.parity.golden.prepare import calibration_pairs, needs_calibration, planned_cases, present_golden
 from md_export.rewrites import find_rewrite
@@ -188,6 +189,8 @@ class _Planner:
         depends on are in the metadata.
         """
         scheme, checkpoint = recipe.schemes[name], source.checkpoint
+        if (steps := steps_of(checkpoint.config, recipe.sampler)) is not None:
+            steps.check_rewrites(recipe.rewrites)
         notes = source.notes[recipe.size][name] | dependencies.steps_notes(checkpoint, recipe.sampler)
         part = dependencies.alone(recipe, name)
         plain = recipe_to_dict(part)

@@ -29,7 +29,6 @@ from md_export.parity.verdict import Verdict, with_parity
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry
 from md_export.spec.manifest import SCHEMA, Drift, Manifest, files_beside, write_manifest
 from md_export.spec.recipe import Recipe
-from md_export.spec.sampler import Ddim, Euler
 from md_export.system.files import copy_file
 from md_export.targets import TARGETS, tools_of
 
@@ -122,7 +121,6 @@ def seal(
 def _manifest(
     recipe: Recipe, checkpoint: Checkpoint, folder: Path, entries: tuple[ArtifactEntry, ...], drift: Drift | None
 ) -> Manifest:
-    steps = steps_of(checkpoint.config, recipe.sampler)
     return Manifest(
         schema=SCHEMA,
         md_export=__version__,
@@ -136,8 +134,7 @@ def _manifest(
         drift=drift,
         files=files_beside(folder, entries),
         checkpoint_files=checkpoint.file_hashes(),
-        ddim=steps if isinstance(steps, Ddim) else None,
-        euler=steps if isinstance(steps, Euler) else None,
+        steps=steps_of(checkpoint.config, recipe.sampler),
         loras=added_loras(checkpoint),
         schedule=checkpoint.config.schedule.noise() if WIRING.encoded.node in recipe.components else None,
     )

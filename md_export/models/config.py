@@ -15,6 +15,7 @@ from md_export.models.sampling.schedule import ScheduleConfig
 from md_export.models.tiny_autoencoder import TinyConfig
 from md_export.models.unet import MDUNetConfig
 from md_export.models.vae import VAEConfig
+from md_export.spec.names import Method
 
 ControlConfig = ControlNetConfig | DiffusersControlNetConfig
 UNetConfig = MDUNetConfig | DiffusersUNetConfig
@@ -40,6 +41,7 @@ class ModelConfig:
     """The configs of one checkpoint, parsed; ``text_encoder`` keeps transformers' own form.
 
     ``adapter``, ``controlnet``: of a checkpoint whose UNet is steered by a condition picture, the one or the other.
+    ``method``: how its scheduler takes many steps.
     """
 
     text_encoder: Mapping[str, Any]
@@ -48,6 +50,7 @@ class ModelConfig:
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     adapter: AdapterConfig | None = None
     controlnet: ControlConfig | None = None
+    method: Method = "ddim"
 
     @property
     def condition_shape(self) -> tuple[int, ...] | None:

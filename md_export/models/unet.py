@@ -227,7 +227,7 @@ class DownPath(nn.Module):
 
 
 class MDUNet(DownPath):
-    """The denoiser: one call in one-step mode, many under DDIM."""
+    """The denoiser: called once for a picture, or once in each of many steps."""
 
     def __init__(self, config: MDUNetConfig) -> None:
         super().__init__(config, config.in_channels)

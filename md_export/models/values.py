@@ -109,6 +109,8 @@ _CELLS: Final = kind(4, lambda config: (1, 1, *config.latent_shape[2:]))
 # Token ids of a prompt.
 INPUT_IDS: Final = Value("given", "input_ids", IDS, "per prompt")
 NOISE: Final = Value("given", "noise", LATENT)
+# Noise [n, C, h, w] for the n steps that add some.
+FRESH: Final = Value("given", "fresh_noise", LATENT)
 # The picture in [0, 1] that an adapter or a ControlNet takes.
 CONDITION: Final = Value("given", "condition", kind(4, lambda config: config.condition_shape or ()))
 # The picture in [-1, 1] that the VAE encoder takes.
@@ -116,7 +118,7 @@ PICTURE: Final = Value("given", "image", IMAGE)
 # Latent cells, 1 where they are painted anew: by a UNet that in-paints, and by another, whose other cells are replaced.
 MASK: Final = Value("given", "mask", _CELLS)
 BLEND: Final = Value("given", "blend", _CELLS)
-GIVEN: Final = (INPUT_IDS, NOISE, CONDITION, PICTURE, MASK, BLEND)
+GIVEN: Final = (INPUT_IDS, NOISE, FRESH, CONDITION, PICTURE, MASK, BLEND)
 
 SAMPLE: Final = Value("sampler", "sample", LATENT, "per step", otherwise=NOISE)
 TIMESTEP: Final = Value("sampler", "timestep", kind(1, lambda _: (1,)), "per step")

@@ -15,8 +15,20 @@ import numpy as np
 
 from md_export.models.graph import Component, Family
 from md_export.models.sampling.pictures import blend
-from md_export.models.sampling.sampler import Sampler
-from md_export.models.values import BLEND, INPUT_IDS, LAST, MADE, MASK, NOISE, SAMPLE, SHOWN, TIMESTEP, calls_in
+from md_export.models.sampling.sampler import Place, Sampler
+from md_export.models.values import (
+    BLEND,
+    FRESH,
+    INPUT_IDS,
+    LAST,
+    MADE,
+    MASK,
+    NOISE,
+    SAMPLE,
+    SHOWN,
+    TIMESTEP,
+    calls_in,
+)
 from md_export.spec.tensors import Array, Arrays, Float32, Runner
 
 # All values on the way to one picture, by their keys.
@@ -43,10 +55,10 @@ class Steps:
         Where a component computes nothing, nothing is left.
         """
         places = [self._begin(values) for values in pictures]
-        for number, timestep in enumerate(self.sampler.timesteps):
-            for x, values in zip(places, pictures, strict=True):
-                values[SAMPLE.key] = self.sampler.taken(number, x)
-                values[TIMESTEP.key] = np.asarray([timestep], dtype=np.float32)
+        for number, step in enumerate(self.sampler.steps):
+            for place, values in zip(places, pictures, strict=True):
+                values[SAMPLE.key] = self.sampler.taken(number, place)
+                values[TIMESTEP.key] = np.asarray([step.timestep], dtype=np.float32)
             for component in self.components:
                 call(component, run, pictures)
             if any(self._folded not in values and self.family.denoised.key not in values for values in pictures):
@@ -54,34 +66,34 @@ class Steps:
             places = [self._after(number, *both) for both in zip(places, pictures, strict=True)]
             for values in pictures if number in self.kept else ():
                 values.update({f"{key}.{number}": values[key] for key in self._of_the_step(values)})
-        for x, values in zip(places, pictures, strict=True):
-            self._end(x, values)
+        for place, values in zip(places, pictures, strict=True):
+            self._end(place.x, values)
 
     @property
     def _folded(self) -> str:
         """Key of the latent where a rewrite has folded the only step into the last component."""
         return f"{self.family.denoised.node}.{LAST.name}"
 
-    def _begin(self, values: Tensors) -> Float32:
+    def _begin(self, values: Tensors) -> Place:
         encoded = values.get(self.family.encoded.key)
         if MASK.key in values and encoded is not None:
             values[SHOWN.key] = encoded.astype(np.float32) * np.float32(self.sampler.scaling_factor)
         return self.sampler.start(values[NOISE.key])
 
-    def _after(self, number: int, x: Float32, values: Arrays) -> Float32:
+    def _after(self, number: int, place: Place, values: Arrays) -> Place:
         if self._folded in values:
-            return x
+            return place
         output = values[self.family.denoised.key].astype(np.float32)
         if self.sampler.guidance is not None:
             without, with_prompt = output[:1], output[1:]
             output = without + np.float32(self.sampler.guidance) * (with_prompt - without)
-        return self.sampler.step(number, x, output)
+        return self.sampler.step(number, place, output, values.get(FRESH.key))
 
     def _end(self, x: Float32, values: Tensors) -> None:
         """Leave the latent. Values of a single step stay, too; those of one among many have keys of their own."""
         latent = (x / np.float32(self.sampler.scaling_factor)).astype(np.float32)
         values[LAST.key] = values.pop(self._folded, latent)
-        for key in [SAMPLE.key] if self.sampler.guidance is None else self._of_the_step(values):
+        for key in self._of_the_step(values) if self.sampler.takes_many else [SAMPLE.key]:
             del values[key]
 
     def _of_the_step(self, values: Arrays) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from md_export.errors import MdExportError
 from md_export.models.families import WIRING
-from md_export.models.sampling.sampler import sampler_for
+from md_export.models.sampling.sampler import Sampler
 from md_export.models.values import MADE
 from md_export.models.walk import Steps, Tensors, walk
 from md_export.parity.golden.case import GoldenCase
@@ -56,7 +56,7 @@ def judge_on_the_way(
     rows = [row for row in WIRING.components if row.name in names]
     whole = {row.name for row in WIRING.required} <= set(names) and (take is not None or manifest.steps is None)
     begun = [_begin(manifest, case) for case in cases] if whole else []
-    walked = walk(WIRING, rows, crew, begun, sampler_for(manifest.steps or manifest.one_step))
+    walked = walk(WIRING, rows, crew, begun, Sampler(manifest.steps or manifest.one_step))
     pictures = tuple(np.asarray(values[MADE.key], np.float32) for values in walked if MADE.key in values)
     picture = judge_picture(manifest, cases, pictures) if whole else None
     return Walked(tuple(crew.verdicts[name] for name in names), picture, pictures)
@@ -92,7 +92,7 @@ class _Judges(Generic[Engine]):
 
     def take(self, steps: Steps, pictures: Sequence[Tensors]) -> None:
         """Take the only step; or judge the components that take part in many, then let them take these."""
-        if steps.sampler.guidance is None:
+        if not steps.sampler.takes_many:
             steps.take(self.run, pictures)
             return
         names = [row.name for row in steps.components]

@@ -16,14 +16,14 @@ from pydantic_core import from_json
 from md_export.errors import ArtifactError
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, data_name, is_unchanged
 from md_export.spec.recipe import Recipe
-from md_export.spec.sampler import Ddim, Euler, ManySteps, NoiseSchedule, OneStep
+from md_export.spec.sampler import ManySteps, NoiseSchedule, OneStep
 from md_export.system.files import is_plain_name, read_limited, sha256_of
 from md_export.system.terminal_text import first_control
 
 MANIFEST: Final = "manifest.json"
 # In its place, in a folder that holds the functions of several exports.
 JOIN: Final = "join.json"
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 _LARGEST_FILE: Final = 16 << 20
 _FORBID = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -52,7 +52,7 @@ class Manifest:
 
     ``files`` maps the path of every other file of the export (golden cases, tokenizer) to its SHA-256, and
     ``checkpoint_files`` that of every file of the checkpoint, from which ``checkpoint_sha256`` follows.
-    ``ddim`` or ``euler``: how to take many steps, where the recipe asks for them, and ``one_step`` is of no use.
+    ``steps``: how to take many steps, where the recipe asks for them, and ``one_step`` is of no use.
     ``schedule``: of an export with the VAE encoder, to start from a picture.
     ``loras``: what was added to the checkpoint; ``recipe`` is of the checkpoint with them, and does not name them.
     """
@@ -72,15 +72,9 @@ class Manifest:
     drift: Drift | None = None
     files: dict[str, str] = field(default_factory=dict)
     checkpoint_files: dict[str, str] = field(default_factory=dict)
-    ddim: Ddim | None = None
+    steps: ManySteps | None = None
     loras: tuple[AddedLora, ...] = ()
     schedule: NoiseSchedule | None = None
-    euler: Euler | None = None
-
-    @property
-    def steps(self) -> ManySteps | None:
-        """Constants of many steps; None for one step."""
-        return self.ddim or self.euler
 
     def entry_for(self, component: str) -> ArtifactEntry:
         """Return the component's artifact; ArtifactError where the export has none."""
@@ -94,20 +88,15 @@ class Manifest:
 _MANIFEST = TypeAdapter(Manifest)
 
 
-def _dumped(manifest: Manifest, indent: int | None = None) -> bytes:
-    """JSON, without the field of a sampler that came later where it is not used."""
-    return _MANIFEST.dump_json(manifest, indent=indent, exclude={"euler"} if manifest.euler is None else None)
-
-
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Write ``folder/manifest.json``, keys in declaration order, one indent a level."""
-    text = _dumped(manifest, 2).decode()
+    text = _MANIFEST.dump_json(manifest, indent=2).decode()
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
 def manifest_to_dict(manifest: Manifest) -> dict[str, object]:
     """Return the plain form that JSON has."""
-    plain: dict[str, object] = from_json(_dumped(manifest))
+    plain: dict[str, object] = from_json(_MANIFEST.dump_json(manifest))
     return plain
 
 

@@ -1,4 +1,4 @@
-"""Names of components and phones, spelled once for tables, recipes and the command line, which load nothing for them.
+"""Names of components, sampling methods and phones, for tables, recipes and the command line; nothing is loaded.
 
 A phone's chip is known by Qualcomm's own numbers ``model`` and ``htp``: ``QNN_SOC_MODEL_<part>`` of its QNN SDK
 (``QnnTypes.h``) and the architecture of its Hexagon Tensor Processor, whose NPU an ONNX graph can be compiled for. The
@@ -19,6 +19,10 @@ ORDER: Final[tuple[ComponentName, ...]] = get_args(ComponentName)
 OPTIONAL_NAMES: Final[Mapping[str, str]] = {"vae_encoder": "vae_decoder", "t2i_adapter": "unet", "controlnet": "unet"}
 # Those that every checkpoint has.
 COMPONENT_NAMES: Final = tuple(name for name in ORDER if name not in OPTIONAL_NAMES)
+
+# Sampling methods, in the files of models/sampling.
+Method = Literal["ddim", "euler", "euler_ancestral", "dpmpp_2m", "lcm", "tcd", "flow_match_euler"]
+METHODS: Final[tuple[Method, ...]] = get_args(Method)
 
 _SDK: Final = "QNN SDK, Supported Snapdragon devices; ExecuTorch, backends/qualcomm/serialization/qc_schema.py"
 

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field
 from md_export.errors import RecipeError
 from md_export.spec.calibration import CalibrationPlan, check_cases
 from md_export.spec.loras import label
-from md_export.spec.names import COMPONENT_NAMES, OPTIONAL_NAMES, ORDER, SOCS, ComponentName
+from md_export.spec.names import COMPONENT_NAMES, OPTIONAL_NAMES, ORDER, SOCS, ComponentName, Method
 from md_export.spec.sampler import SamplerPlan, sampler_of
 from md_export.spec.scheme import QuantScheme as QuantScheme
 from md_export.system.files import is_plain_name
@@ -145,16 +145,16 @@ class Recipe:
             return self
         return dataclasses.replace(self, name=f"{self.name}{label(loras)}"[:_LONGEST_NAME], loras=(*self.loras, *loras))
 
-    def sampled(self, steps: int | None, guidance: float | None) -> Recipe:
-        """The same recipe in so many steps, its name followed by them; None: as it is.
+    def sampled(self, steps: int | None, guidance: float | None, method: Method | None = None) -> Recipe:
+        """The same recipe in so many steps, its name followed by the method; None: as it is.
 
         Raises:
-            RecipeError: guidance for one step, or a rewrite that is right for one step only.
+            RecipeError: guidance or a method for one step, or a rewrite that is right for one step only.
         """
-        plan = sampler_of(steps, guidance, self.sampler)
+        plan = sampler_of(steps, guidance, method, self.sampler)
         if plan is None or plan == self.sampler:
             return self
-        name = self.name if self.sampler else f"{self.name}-{plan.kind}"
+        name = self.name if self.sampler else f"{self.name}-{plan.kind or 'steps'}"
         return dataclasses.replace(self, name=name, sampler=plan)
 
     @property

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Final, Literal
+from typing import Final, Literal
 
 from pydantic import ConfigDict
 
 from md_export.errors import RecipeError
+from md_export.spec.names import Method
 
 _FORBID: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _MOST_STEPS: Final = 1000
 _MOST_TIMESTEPS: Final = 100_000
 _LARGEST_GUIDANCE: Final = 100.0
-# Default guidance, as in Stable Diffusion.
-USUAL_GUIDANCE: Final = 7.5
+# Default guidance, as in Stable Diffusion; methods of distilled models, whose UNets were trained to need none.
+_USUAL_GUIDANCE: Final = 7.5
+_UNGUIDED: Final[tuple[Method, ...]] = ("lcm", "tcd")
 # Number of UNet calls that a golden case of many steps stores, including the first and the last.
 _RECORDED: Final = 4
 # Rewrites that fold one timestep into the weights, so they are right only at that timestep.
@@ -54,32 +56,37 @@ class SamplerPlan:
     """The ``[sampler]`` table of a recipe; without it pictures are made in one step.
 
     Attributes:
-        kind: DDIM without added noise (arXiv 2010.02502, eta 0), or Euler's method (arXiv 2206.00364); timesteps are
-            spaced as in the checkpoint's scheduler.
         steps: number of UNet calls for a picture.
-        guidance: factor of classifier-free guidance (arXiv 2207.12598): each call gets the empty prompt and the prompt,
-            and the step uses u + guidance·(c - u).
+        kind: sampling method; None for that of the checkpoint's scheduler. Timesteps are spaced as in that scheduler.
+        guidance: factor of classifier-free guidance (arXiv 2207.12598): each call gets the empty or negative prompt and
+            the prompt, and the step uses u + guidance·(c - u). 0 or 1: no guidance, and each call gets the prompt only.
+            None: 7.5, but none for LCM and TCD.
         cases: largest number of golden cases, because torch computes all steps for each.
     """
 
     __pydantic_config__ = _FORBID
 
-    kind: Literal["ddim", "euler"]
     steps: int
-    guidance: float
+    kind: Method | None = None
+    guidance: float | None = None
     cases: int = 4
 
     def __post_init__(self) -> None:
         """Raise RecipeError, which names the field, for values that cannot be used for sampling."""
         if not 1 <= self.steps <= _MOST_STEPS:
             raise RecipeError(f"[sampler] steps: {self.steps!s:.20} is not from 1 to {_MOST_STEPS}")
-        if not 1 < self.guidance <= _LARGEST_GUIDANCE:
+        if self.guidance is not None and self.guidance != 0 and not 1 <= self.guidance <= _LARGEST_GUIDANCE:
             raise RecipeError(
-                f"[sampler] guidance: {self.guidance:g} is not above 1, where it begins to guide, and at most "
+                f"[sampler] guidance: {self.guidance:g} is neither 0 or 1, which guide nothing, nor up to "
                 f"{_LARGEST_GUIDANCE:g}"
             )
         if self.cases < 1:
             raise RecipeError("[sampler] cases: less than one, so nothing could be proved; give 4, for instance")
+
+    def guidance_with(self, method: Method) -> float:
+        """Return the guidance for a method: 1 for none, the default where the plan names none."""
+        usual = 1.0 if method in _UNGUIDED else _USUAL_GUIDANCE
+        return usual if self.guidance is None else max(self.guidance, 1.0)
 
     def check_rewrites(self, rewrites: tuple[str, ...]) -> None:
         """Raise :class:`RecipeError` for rewrites that are valid only for one step."""
@@ -91,36 +98,75 @@ class SamplerPlan:
             )
 
 
-def sampler_of(steps: int | None, guidance: float | None, before: SamplerPlan | None = None) -> SamplerPlan | None:
-    """Return the plan for the given steps and guidance; a value that is None is taken from ``before``.
+def sampler_of(
+    steps: int | None, guidance: float | None, kind: Method | None = None, before: SamplerPlan | None = None
+) -> SamplerPlan | None:
+    """Return the plan for the given steps, guidance and method; a value that is None is taken from ``before``.
 
     Raises:
-        RecipeError: guidance was given for one step.
+        RecipeError: guidance or a method was given for one step.
     """
-    if steps is None and guidance is None:
-        return before
-    if before is None and steps is None:
-        raise RecipeError("guidance is for many steps; name their number, too: --steps 50")
+    if steps is None and before is None:
+        if guidance is not None or kind is not None:
+            raise RecipeError("--guidance and --sampler are for many steps; name their number, too: --steps 50")
+        return None
     if before is None:
-        return SamplerPlan("ddim", steps or 0, USUAL_GUIDANCE if guidance is None else guidance)
+        return SamplerPlan(steps or 0, kind, guidance)
     return replace(
         before,
         steps=before.steps if steps is None else steps,
+        kind=kind or before.kind,
         guidance=before.guidance if guidance is None else guidance,
     )
 
 
-class _InManySteps:
-    """What constants of many steps have in common, whatever the method."""
+@dataclass(frozen=True)
+class Step:
+    """Constants of one step, with the UNet's ``output`` for the sample ``scale``·x at ``timestep``.
 
-    KIND: ClassVar[Literal["ddim", "euler"]]
+    x0 = x0_of_x·x + x0_of_output·output                                   of use to the next step only
+    x  = a·x + b·output + earlier·(x0 of the step before) + noise·z        with z ~ N(0, I) drawn anew
+    """
+
+    __pydantic_config__ = _FORBID
+
+    timestep: float
+    a: float
+    b: float
+    scale: float = 1.0
+    noise: float = 0.0
+    earlier: float = 0.0
+    x0_of_x: float = 0.0
+    x0_of_output: float = 0.0
+
+
+@dataclass(frozen=True)
+class ManySteps:
+    """Constants for an app that runs the artifacts in many steps, from x = ``start``·z with z ~ N(0, I).
+
+    With ``guidance`` above 1 the UNet gets each sample twice, first with the text of the empty or negative prompt and
+    then with that of the prompt. From its outputs u and c, ``u + guidance·(c - u)`` is the output of each step. The
+    decoder gets the last x / ``scaling_factor``.
+    """
+
+    __pydantic_config__ = _FORBID
+
+    method: Method
     guidance: float
-    steps: tuple[Any, ...]
+    start: float
+    steps: tuple[Step, ...]
+    scaling_factor: float
+    prediction_type: str
 
     def __post_init__(self) -> None:
         # Check the ranges, because the values come from an untrusted file.
         if not 1 <= len(self.steps) <= _MOST_STEPS:
             raise ValueError(f"{len(self.steps)} steps, not from 1 to {_MOST_STEPS}")
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether each call of the UNet gets two prompts."""
+        return self.guidance > 1
 
     @property
     def recorded(self) -> tuple[int, ...]:
@@ -129,75 +175,34 @@ class _InManySteps:
         count = min(_RECORDED, steps)
         return tuple(round(place * (steps - 1) / max(count - 1, 1)) for place in range(count))
 
+    def check_rewrites(self, rewrites: tuple[str, ...]) -> None:
+        """Raise :class:`RecipeError` for a table of timesteps where these are not in it."""
+        if "tabulate_timestep" in rewrites and not all(step.timestep.is_integer() for step in self.steps):
+            raise RecipeError(
+                f"tabulate_timestep has a row for each whole timestep, and {self.method} takes others here; "
+                "leave it out, or set timestep_spacing in scheduler/scheduler_config.json to leading"
+            )
+
     def agrees(self, plan: SamplerPlan | None) -> bool:
         """Whether these constants match the plan of a recipe."""
-        own = (self.KIND, len(self.steps), self.guidance)
-        return plan is not None and (plan.kind, plan.steps, plan.guidance) == own
-
-
-@dataclass(frozen=True)
-class DdimStep:
-    """One step: x becomes a·x + b·output, where output is the UNet's at ``timestep``."""
-
-    __pydantic_config__ = _FORBID
-
-    timestep: int
-    a: float
-    b: float
-
-
-@dataclass(frozen=True)
-class Ddim(_InManySteps):
-    """Constants for an app that runs the artifacts in many DDIM steps, starting from x ~ N(0, I).
-
-    The UNet gets x twice, first with the text of the empty prompt and then with that of the prompt. From its outputs
-    u and c, ``u + guidance·(c - u)`` is the output of each step. The decoder gets the last x / ``scaling_factor``.
-    """
-
-    __pydantic_config__ = _FORBID
-    KIND = "ddim"
-
-    guidance: float
-    steps: tuple[DdimStep, ...]
-    scaling_factor: float
-    prediction_type: str
-
-
-@dataclass(frozen=True)
-class EulerStep:
-    """One step: the UNet gets ``scale``·x at ``timestep``; x becomes a·x + b·output."""
-
-    __pydantic_config__ = _FORBID
-
-    timestep: float
-    scale: float
-    a: float
-    b: float
-
-
-@dataclass(frozen=True)
-class Euler(_InManySteps):
-    """Constants for an app that runs the artifacts in many steps of Euler's method, from ``start``·x with x ~ N(0, I).
-
-    Guidance and the decoder's input are as in :class:`Ddim`.
-    """
-
-    __pydantic_config__ = _FORBID
-    KIND = "euler"
-
-    guidance: float
-    start: float
-    steps: tuple[EulerStep, ...]
-    scaling_factor: float
-    prediction_type: str
-
-
-ManySteps = Ddim | Euler
+        return (
+            plan is not None
+            and plan.kind in (None, self.method)
+            and (len(self.steps), self.guidance) == (plan.steps, plan.guidance_with(self.method))
+        )
 
 
 def steps_in_words(steps: ManySteps | None) -> str:
     """Describe the steps in words: ``one step``, or their number, method and guidance."""
     if steps is None:
         return "one step"
-    how = " of Euler's method" if isinstance(steps, Euler) else ""
-    return f"{len(steps.steps)} steps{how} with guidance {steps.guidance:g}"
+    guidance = f"guidance {steps.guidance:g}" if steps.is_guided else "no guidance"
+    return f"{len(steps.steps)} steps of {steps.method} with {guidance}"
+
+
+def flags_of(plan: SamplerPlan | None) -> str:
+    """Return the options of the command line for a plan, a blank after each."""
+    if plan is None:
+        return ""
+    method = "" if plan.kind is None else f"--sampler {plan.kind} "
+    return f"--steps {plan.steps} {method}" + ("" if plan.guidance is None else f"--guidance {plan.guidance:g} ")

@@ -11,7 +11,7 @@ from torch import nn
 
 from md_export.errors import MdExportError, RuntimeFault, UsageError
 from md_export.models.families import WIRING
-from md_export.models.sampling.sampler import sampler_for
+from md_export.models.sampling.sampler import Sampler
 from md_export.models.values import LAST
 from md_export.models.walk import Steps, Tensors
 from md_export.spec.artifact import artifact_path
@@ -133,7 +133,7 @@ def take_all(job: StepsJob) -> StepsTaken:
     target = TARGETS[job.target].open()
     runners = {part.component: target.load(part.path) for part in job.parts}
     pictures = [dict(values) for values in job.pictures]
-    steps = Steps(WIRING, tuple(WIRING[part.component] for part in job.parts), sampler_for(job.constants))
+    steps = Steps(WIRING, tuple(WIRING[part.component] for part in job.parts), Sampler(job.constants))
     run_steps(steps, job.parts, lambda part, batches: [runners[part.component].run(b) for b in batches], pictures)
     latents = tuple(values[LAST.key] for values in pictures if LAST.key in values)
     return StepsTaken(latents, hazards_of(*runners.values()))

@@ -103,9 +103,9 @@ def test_the_table_of_attacks_is_whole() -> None:
     named = set()
     for row in rows():
         for file, test, case in re.findall(r"`(test_\w+)::(\w+)(?:\[([^`]+)\])?`", row):
-            (path,) = TESTS.rglob(f"{file}.py")
-            tree = ast.parse(path.read_text())
-            assert test in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}, row
+            trees = [ast.parse(path.read_text()) for path in TESTS.rglob(f"{file}.py")]
+            nodes = [node for tree in trees for node in ast.walk(tree)]
+            assert test in {node.name for node in nodes if isinstance(node, ast.FunctionDef)}, row
             if file == Path(__file__).stem and test == "test_attack":
                 assert case in ATTACKS, row
                 named.add(case)

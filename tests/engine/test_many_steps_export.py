@@ -25,12 +25,12 @@ from md_export.parity.verdict import Verdict
 from md_export.spec.manifest import read_manifest, write_manifest
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import load_recipe
-from md_export.spec.sampler import Ddim, SamplerPlan
+from md_export.spec.sampler import ManySteps, SamplerPlan
 from md_export.spec.shipped_files import builtin_recipe
 from md_export.spec.tensors import Array, Arrays
 from md_export.targets.execution import Execution
 
-PLAN = SamplerPlan("ddim", 5, 7.5)
+PLAN = SamplerPlan(5, "ddim", 7.5)
 REQUESTS = [("a large red circle on the left, white background", 0), ("a small green star at the top", 1)]
 pytestmark = pytest.mark.slow
 
@@ -76,8 +76,8 @@ def changed(unet: Callable[[Arrays], Arrays], output: Callable[[Array], Array] =
 def test_calls_and_pictures_are_proved(out: Path) -> None:
     manifest, result = read_manifest(out), verify(out)
     assert result.failures == ()
-    assert manifest.ddim is not None
-    assert manifest.ddim.agrees(manifest.recipe.sampler)
+    assert manifest.steps is not None
+    assert manifest.steps.agrees(manifest.recipe.sampler)
     unet = manifest.entry_for("unet")
     assert [spec.shape[0] for spec in (*unet.inputs, *unet.outputs)] == [2, 1, 2, 2]
     assert result.picture is not None
@@ -109,27 +109,27 @@ def test_a_wrong_call_is_noticed(out: Path, wrong: Execute) -> None:
     assert result.picture.psnr_db < 110
 
 
-def edit(out: Path, change: Callable[[Ddim], Ddim]) -> None:
+def edit(out: Path, change: Callable[[ManySteps], ManySteps]) -> None:
     """Manifest and golden index, so that they agree."""
     manifest, index = read_manifest(out), read_golden(out / "golden").index
-    assert manifest.ddim is not None
-    other = change(manifest.ddim)
-    write_index(dataclasses.replace(index, ddim=other), out / "golden")
+    assert manifest.steps is not None
+    other = change(manifest.steps)
+    write_index(dataclasses.replace(index, steps=other), out / "golden")
     sampler = dataclasses.replace(PLAN, guidance=other.guidance)
     digest = read_golden(out / "golden").sha256
     recipe = dataclasses.replace(manifest.recipe, sampler=sampler)
-    write_manifest(dataclasses.replace(manifest, ddim=other, recipe=recipe, golden_sha256=digest), out)
+    write_manifest(dataclasses.replace(manifest, steps=other, recipe=recipe, golden_sha256=digest), out)
 
 
-def other_b(ddim: Ddim) -> Ddim:
-    *first, last = ddim.steps
-    return dataclasses.replace(ddim, steps=(*first, dataclasses.replace(last, b=-last.b)))
+def other_b(steps: ManySteps) -> ManySteps:
+    *first, last = steps.steps
+    return dataclasses.replace(steps, steps=(*first, dataclasses.replace(last, b=-last.b)))
 
 
 @pytest.mark.parametrize(
-    "change", [lambda ddim: dataclasses.replace(ddim, guidance=1.01), other_b], ids=["guidance", "b"]
+    "change", [lambda steps: dataclasses.replace(steps, guidance=1.01), other_b], ids=["guidance", "b"]
 )
-def test_the_picture_shows_what_no_call_shows(copied: Path, change: Callable[[Ddim], Ddim]) -> None:
+def test_the_picture_shows_what_no_call_shows(copied: Path, change: Callable[[ManySteps], ManySteps]) -> None:
     """Guidance that was dropped, and a wrong coefficient: each call is right, what is made of them is not."""
     edit(copied, change)
     assert [fault.check for fault in judged(copied).faults] == [Check.PICTURE]
@@ -137,16 +137,16 @@ def test_the_picture_shows_what_no_call_shows(copied: Path, change: Callable[[Dd
 
 def test_manifest_recipe_and_golden_cases_agree(copied: Path) -> None:
     manifest = read_manifest(copied)
-    assert manifest.ddim is not None
+    assert manifest.steps is not None
 
     def write(**changes: object) -> None:
         write_manifest(dataclasses.replace(manifest, **changes), copied)  # type: ignore[arg-type]
 
-    for wrong in (None, dataclasses.replace(manifest.ddim, guidance=3.0)):
-        write(ddim=wrong)
+    for wrong in (None, dataclasses.replace(manifest.steps, guidance=3.0)):
+        write(steps=wrong)
         with pytest.raises(ArtifactError, match="other steps or guidance than its recipe"):
             verify(copied)
-    write(ddim=other_b(manifest.ddim))
+    write(steps=other_b(manifest.steps))
     with pytest.raises(GoldenError, match=r"5 steps with guidance 7\.5"):
         verify(copied)
 
@@ -161,7 +161,7 @@ def test_pictures_by_artifacts_and_by_torch(out: Path, nano: Path) -> None:
 
 def test_a_build_keeps_one_step_and_many_apart(recipe: Recipe, nano: Path) -> None:
     plain = dataclasses.replace(recipe, sampler=None, name="plain")
-    fewer = dataclasses.replace(recipe, sampler=SamplerPlan("ddim", 4, 7.5), name="fewer")
+    fewer = dataclasses.replace(recipe, sampler=SamplerPlan(4, "ddim", 7.5), name="fewer")
     found = plan([recipe, plain, fewer, dataclasses.replace(recipe, name="same")], nano, None)
     made = [found.step(one.key).needs for one in found.exports]
     assert not set(made[0]) & set(made[1])

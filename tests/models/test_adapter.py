@@ -230,7 +230,7 @@ def test_a_case_without_a_condition_says_so(nano: Path) -> None:
 
 
 def test_many_steps_take_it_for_both_texts(steered: Path) -> None:
-    values = golden_source(open_checkpoint(steered), sampler=SamplerPlan("ddim", 2, 3.0)).generate(PROMPT, 0)
+    values = golden_source(open_checkpoint(steered), sampler=SamplerPlan(2, "ddim", 3.0)).generate(PROMPT, 0)
     call = GoldenCase("case", PROMPT, 0, values).calls("unet")[0]
     residual = call.inputs("unet")["residual_0"]
     assert residual.shape == (2, 48, 8, 8)

@@ -28,7 +28,7 @@ from md_export.errors import CheckpointError, ConfigError, UsageError
 from md_export.models.adapter import edges
 from md_export.models.config import ModelConfig
 from md_export.models.controlnet import ConditionEncoder, ControlNetConfig, MDControlNet, skip_shapes
-from md_export.models.sampling.sampler import one_step, sampler_for
+from md_export.models.sampling.sampler import Sampler, one_step
 from md_export.models.unet import MDUNet, MDUNetConfig
 from md_export.models.walk import Steps, Tensors
 from md_export.parity.golden.case import GoldenCase
@@ -50,7 +50,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 PAIR = ("a cat", 0)
 SIDE = 32
 CONFIG = ControlNetConfig(1, (8, 12, 16))
-STEPS = SamplerPlan("ddim", 2, 3.0)
+STEPS = SamplerPlan(2, "ddim", 3.0)
 
 
 def perturbed(net: torch.nn.Module) -> torch.nn.Module:
@@ -296,7 +296,7 @@ def test_whoever_takes_the_steps_asks_it_each_time(steered: Path) -> None:
     rows = tuple(row for row in pipeline.components if row.called == "per step")
     specs = {row.name: tuple(TensorSpec(name, (), "") for name in row.read(values, 0)) for row in rows}
     parts = [Part(row.name, Path(row.name), specs[row.name]) for row in rows]
-    hazards = taking(execute)("onnx", parts, Steps(pipeline.family, rows, sampler_for(pipeline.steps)), [begun])
+    hazards = taking(execute)("onnx", parts, Steps(pipeline.family, rows, Sampler(pipeline.steps)), [begun])
     assert asked == ["controlnet", "unet"] * 2
     assert hazards == ("onnx",)
     assert np.allclose(begun["sampler.latent"], values["sampler.latent"], rtol=1e-5, atol=1e-5)

@@ -9,7 +9,7 @@ import pytest
 
 from md_export.models.families import FAMILIES, WIRING
 from md_export.models.graph import Component, Family, Port
-from md_export.models.sampling.sampler import sampler_for
+from md_export.models.sampling.sampler import Sampler
 from md_export.models.values import GIVEN, NOISE, SAMPLER, Value, calls_in
 from md_export.models.walk import Steps, Tensors, walk
 from md_export.spec.names import ORDER
@@ -91,7 +91,7 @@ def begun(seed: int) -> Tensors:
 
 def test_each_component_is_asked_once_for_all_pictures() -> None:
     crew = Recorded()
-    made = walk(WIRING, WIRING.required, crew, [begun(0), begun(1)], sampler_for(ONE))
+    made = walk(WIRING, WIRING.required, crew, [begun(0), begun(1)], Sampler(ONE))
     assert crew.asked == [("text_encoder", 2), ("unet", 2), ("vae_decoder", 2)]
     for values, seed in zip(made, (0, 1), strict=True):
         assert np.array_equal(values["sampler.latent"], begun(seed)["given.noise"])
@@ -101,7 +101,7 @@ def test_each_component_is_asked_once_for_all_pictures() -> None:
 @pytest.mark.parametrize("broken", ["text_encoder", "unet", "vae_decoder"])
 def test_what_follows_a_component_that_fails_is_visited_without_inputs(broken: str) -> None:
     crew = Recorded(broken)
-    (values,) = walk(WIRING, WIRING.required, crew, [begun(0)], sampler_for(ONE))
+    (values,) = walk(WIRING, WIRING.required, crew, [begun(0)], Sampler(ONE))
     place = [name for name, _ in crew.asked].index(broken)
     assert [count for _, count in crew.asked] == [1] * (place + 1) + [0] * (2 - place)
     assert "made.picture" not in values

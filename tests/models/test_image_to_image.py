@@ -23,7 +23,7 @@ from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpo
 from md_export.errors import ArtifactError, UsageError
 from md_export.models.config import ModelConfig
 from md_export.models.sampling.pictures import Given, Start, enter, middle, read_start
-from md_export.models.sampling.sampler import ddim_of, one_step
+from md_export.models.sampling.sampler import one_step, steps_of
 from md_export.models.sampling.schedule import ScheduleConfig
 from md_export.parity.golden.folder import write_golden
 from md_export.parity.golden.prepare import golden_source
@@ -65,7 +65,8 @@ def image(seed: int = 0) -> NDArray[np.float32]:
 def test_one_step_is_taken_from_the_timestep_in_between(other_config: ModelConfig) -> None:
     last = one_step(other_config)
     entry = enter(other_config.schedule, last, None, 0.5)
-    assert (entry.one_step.timestep, entry.alpha) == (500, other_config.schedule.alpha_cumprod(500))
+    assert entry.one_step.timestep == 500
+    assert entry.signal**2 == pytest.approx(other_config.schedule.alpha_cumprod(500))
     noise, latent = (np.random.default_rng(seed).standard_normal((1, 8, 4, 4)).astype(np.float32) for seed in (1, 2))
     noised = entry.noised(latent, noise)
     # Whoever knows the noise gets the latents back, by the constants of the new timestep.
@@ -80,27 +81,27 @@ def test_noise_is_that_of_diffusers() -> None:
     schedule = ScheduleConfig()
     noise, latent = (torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
     config = ModelConfig({}, None, type("Vae", (), {"scaling_factor": 1.0})(), schedule)  # type: ignore[arg-type]
-    entry = enter(schedule, one_step(config), ddim_of(config, SamplerPlan("ddim", 20, 7.5)), 0.63)
+    entry = enter(schedule, one_step(config), steps_of(config, SamplerPlan(20, "ddim", 7.5)), 0.63)
     assert entry.steps is not None
     # As diffusers counts: int(20 * 0.63) steps are left.
     assert len(entry.steps.steps) == 12
-    timestep = torch.tensor([entry.steps.steps[0].timestep])
+    timestep = torch.tensor([int(entry.steps.steps[0].timestep)])
     wanted = theirs.add_noise(latent, noise, timestep).numpy()
     assert np.allclose(entry.noised(latent.numpy(), noise.numpy()), wanted, atol=1e-6)
 
 
 def test_nothing_is_left_of_the_picture_at_strength_1(other_config: ModelConfig) -> None:
-    step, ddim = one_step(other_config), ddim_of(other_config, SamplerPlan("ddim", 4, 3.0))
-    entry = enter(other_config.schedule, step, ddim, 1)
+    step, steps = one_step(other_config), steps_of(other_config, SamplerPlan(4, "ddim", 3.0))
+    entry = enter(other_config.schedule, step, steps, 1)
     noise = np.ones((1, 8, 4, 4), np.float32)
-    assert (entry.one_step, entry.steps) == (step, ddim)
+    assert (entry.one_step, entry.steps) == (step, steps)
     assert entry.noised(noise * 7, noise) is noise
 
 
 def test_a_strength_that_leaves_no_step(other_config: ModelConfig) -> None:
-    ddim = ddim_of(other_config, SamplerPlan("ddim", 4, 3.0))
+    steps = steps_of(other_config, SamplerPlan(4, "ddim", 3.0))
     with pytest.raises(UsageError, match=r"0\.2 leaves none of 4 steps; give at least 0\.25"):
-        enter(other_config.schedule, one_step(other_config), ddim, 0.2)
+        enter(other_config.schedule, one_step(other_config), steps, 0.2)
 
 
 @pytest.mark.parametrize("strength", [0, -1, 1.5, float("nan")])

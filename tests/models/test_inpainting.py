@@ -174,7 +174,7 @@ def test_golden_case_of_a_painter_says_what_the_unet_took(painter: Path, tmp_pat
 
 
 def test_many_steps_show_the_rest_in_each(painter: Path, tmp_path: Path) -> None:
-    golden = read_golden(golden_of(painter, tmp_path / "golden", sampler=SamplerPlan("ddim", 2, 3.0)))
+    golden = read_golden(golden_of(painter, tmp_path / "golden", sampler=SamplerPlan(2, "ddim", 3.0)))
     case = only_case(golden)
     calls = case.calls("unet")
     assert len(calls) == 2
@@ -344,13 +344,13 @@ def test_another_unet_keeps_latents(other_checkpoint: Path) -> None:
 
 def test_many_steps_cannot_keep_latents(other_checkpoint: Path) -> None:
     with pytest.raises(UsageError, match="only a UNet that was trained for in-painting"):
-        pictures_of_checkpoint(other_checkpoint, [PAIR], None, SamplerPlan("ddim", 2, 3.0), [given(left_half())])
+        pictures_of_checkpoint(other_checkpoint, [PAIR], None, SamplerPlan(2, "ddim", 3.0), [given(left_half())])
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("here")
 def test_many_steps_of_artifacts_see_the_rest(painter: Path, tmp_path: Path) -> None:
-    plan = SamplerPlan("ddim", 2, 3.0)
+    plan = SamplerPlan(2, "ddim", 3.0)
     golden, out = golden_of(painter, tmp_path / "golden", sampler=plan), tmp_path / "out"
     export(dataclasses.replace(recipe("onnx-fp32"), sampler=plan), painter, out, golden)
     one = [given(left_half())]

@@ -22,7 +22,8 @@ from md_export.cli import cli
 from md_export.engine.dependencies import steps_notes
 from md_export.errors import ConfigError, GoldenError, RecipeError
 from md_export.models.families import WIRING
-from md_export.models.sampling.sampler import ddim_of, sampler_for
+from md_export.models.sampling.ddim import ddim
+from md_export.models.sampling.sampler import Sampler, steps_of
 from md_export.models.sampling.schedule import ScheduleConfig
 from md_export.models.walk import Steps, Tensors
 from md_export.parity.golden.folder import read_golden, write_golden
@@ -32,13 +33,13 @@ from md_export.parity.metrics import snr_db
 from md_export.parity.rewritten_module import rewritten
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import load_recipe
-from md_export.spec.sampler import Ddim, DdimStep, SamplerPlan, sampler_of
+from md_export.spec.sampler import ManySteps, SamplerPlan, Step, sampler_of
 from md_export.spec.shipped_files import builtin_recipe
 from md_export.spec.tensors import Array, Arrays, Float32
 from md_export.system.files import sha256_of
 from mutations import edit_json
 
-PLAN = SamplerPlan("ddim", 3, 7.5)
+PLAN = SamplerPlan(3, "ddim", 7.5)
 SCHEDULES = [
     ScheduleConfig(prediction_type=kind, timestep_spacing=spacing, set_alpha_to_one=one)
     for kind, spacing, one in itertools.product(
@@ -49,26 +50,14 @@ SCHEDULES = [
 
 def diffusers_of(schedule: ScheduleConfig, steps: int) -> Any:
     made: Any = DDIMScheduler
-    scheduler = made(**dataclasses.asdict(schedule))
+    others = ("original_inference_steps", "shift")
+    scheduler = made(**{name: value for name, value in dataclasses.asdict(schedule).items() if name not in others})
     scheduler.set_timesteps(steps)
     return scheduler
 
 
-def ddim_for(schedule: ScheduleConfig, steps: int, guidance: float) -> Ddim:
-    found = tuple(DdimStep(*step) for step in schedule.ddim(steps))
-    return Ddim(guidance, found, 0.5, schedule.prediction_type)
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: f"{s.prediction_type}-{s.timestep_spacing}")
-@pytest.mark.parametrize("steps", [1, 7, 50])
-def test_every_step_is_that_of_diffusers(schedule: ScheduleConfig, steps: int) -> None:
-    scheduler, ours = diffusers_of(schedule, steps), schedule.ddim(steps)
-    assert [timestep for timestep, _, _ in ours] == scheduler.timesteps.tolist()
-    generator = torch.Generator().manual_seed(0)
-    for timestep, a, b in ours:
-        x, output = torch.randn(2, 4, 8, 8, generator=generator)
-        wanted = scheduler.step(output, timestep, x).prev_sample
-        assert snr_db((a * x + b * output).numpy(), wanted.numpy()) > 80
+def ddim_for(schedule: ScheduleConfig, steps: int, guidance: float) -> ManySteps:
+    return ManySteps("ddim", guidance, 1.0, ddim(schedule, steps).steps, 0.5, schedule.prediction_type)
 
 
 class FakeUNet:
@@ -86,7 +75,7 @@ class FakeUNet:
         return made
 
 
-def denoise(unet: FakeUNet, given: Sequence[Arrays], ddim: Ddim) -> list[Array]:
+def denoise(unet: FakeUNet, given: Sequence[Arrays], constants: ManySteps) -> list[Array]:
     """All steps of some pictures, by the executor of the graph."""
     texts = "text_encoder.last_hidden_state"
     pictures: list[Tensors] = []
@@ -95,7 +84,7 @@ def denoise(unet: FakeUNet, given: Sequence[Arrays], ddim: Ddim) -> list[Array]:
         ids = np.zeros((1, 5), np.int32)
         values = {"given.noise": one["sample"], f"{texts}.0": without, f"{texts}.1": text}
         pictures.append(values | {"given.input_ids.0": ids, "given.input_ids.1": ids})
-    steps = Steps(WIRING, (WIRING["unet"],), sampler_for(ddim))
+    steps = Steps(WIRING, (WIRING["unet"],), Sampler(constants))
     steps.take(lambda _, batches: [{"out_sample": output} for output in unet(batches)], pictures)
     return [values["sampler.latent"] for values in pictures]
 
@@ -121,8 +110,8 @@ def by_diffusers(given: Arrays, schedule: ScheduleConfig, steps: int, guidance: 
 
 @pytest.mark.parametrize("schedule", SCHEDULES[::2], ids=lambda s: f"{s.prediction_type}-{s.timestep_spacing}")
 def test_the_whole_walk_is_that_of_diffusers(schedule: ScheduleConfig) -> None:
-    given, ddim, unet = [start(0), start(1)], ddim_for(schedule, 20, 7.5), FakeUNet()
-    made = denoise(unet, given, ddim)
+    given, steps, unet = [start(0), start(1)], ddim_for(schedule, 20, 7.5), FakeUNet()
+    made = denoise(unet, given, steps)
     for one, latent in zip(given, made, strict=True):
         wanted = by_diffusers(one, schedule, 20, 7.5)
         assert snr_db(latent, wanted) > 90
@@ -137,18 +126,18 @@ def test_the_whole_walk_is_that_of_diffusers(schedule: ScheduleConfig) -> None:
 
 def test_steps_that_a_schedule_does_not_have() -> None:
     with pytest.raises(ConfigError, match="begin at 1000"):
-        ScheduleConfig().ddim(1000)
+        ddim(ScheduleConfig(), 1000)
     with pytest.raises(ConfigError, match="20 steps"):
-        ScheduleConfig(num_train_timesteps=10, steps_offset=0).ddim(20)
+        ddim(ScheduleConfig(num_train_timesteps=10, steps_offset=0), 20)
     with pytest.raises(ConfigError, match="set it to false"):
-        ScheduleConfig(clip_sample=True).ddim(50)
+        ddim(ScheduleConfig(clip_sample=True), 50)
     with pytest.raises(ConfigError, match="timestep_spacing='even'"):
-        ScheduleConfig(timestep_spacing="even").ddim(50)
+        ddim(ScheduleConfig(timestep_spacing="even"), 50)
 
 
 @pytest.mark.parametrize(("count", "places"), [(1, (0,)), (3, (0, 1, 2)), (4, (0, 1, 2, 3)), (50, (0, 16, 33, 49))])
 def test_the_first_and_the_last_step_are_recorded(count: int, places: tuple[int, ...]) -> None:
-    assert Ddim(2.0, (DdimStep(0, 1.0, 1.0),) * count, 1.0, "sample").recorded == places
+    assert ManySteps("ddim", 2.0, 1.0, (Step(0.0, 1.0, 1.0),) * count, 1.0, "sample").recorded == places
 
 
 @pytest.fixture(scope="module")
@@ -158,11 +147,11 @@ def plain() -> Recipe:
 
 def test_what_a_recipe_may_ask_for(plain: Recipe) -> None:
     many = plain.sampled(50, None)
-    assert (many.name, many.sampler) == ("onnx-fp32-ddim", SamplerPlan("ddim", 50, 7.5))
-    assert many.sampled(20, None).sampler == SamplerPlan("ddim", 20, 7.5)
-    assert many.sampled(None, 3.0).sampler == SamplerPlan("ddim", 50, 3.0)
+    assert (many.name, many.sampler) == ("onnx-fp32-steps", SamplerPlan(50))
+    assert many.sampled(20, None).sampler == SamplerPlan(20)
+    assert many.sampled(None, 3.0, "lcm").sampler == SamplerPlan(50, "lcm", 3.0)
     assert plain.sampled(None, None) == plain
-    for steps, guidance, words in ((0, None, "steps"), (1001, None, "steps"), (50, 1.0, "guidance"), (50, 1e9, "guid")):
+    for steps, guidance, words in ((0, None, "steps"), (1001, None, "steps"), (50, 0.5, "guidance"), (50, 1e9, "guid")):
         for recipe in (plain, many):
             with pytest.raises(RecipeError, match=words):
                 recipe.sampled(steps, guidance)
@@ -199,7 +188,7 @@ def golden(nano: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_golden_cases_hold_calls_of_the_unet(golden: Path, nano: Path, plain: Recipe) -> None:
     found = read_golden(golden)
     case = found.cases[0]
-    assert found.index.ddim == ddim_of(open_checkpoint(nano).config, PLAN)
+    assert found.index.steps == steps_of(open_checkpoint(nano).config, PLAN)
     assert [call.label for call in case.calls("unet")] == [f"case-000 at timestep {t}" for t in (999, 666, 332)]
     assert [call.label for call in case.calls("text_encoder")] == ["case-000 without a prompt", "case-000"]
     assert [call.label for call in case.calls("vae_decoder")] == ["case-000"]
@@ -208,7 +197,7 @@ def test_golden_cases_hold_calls_of_the_unet(golden: Path, nano: Path, plain: Re
     assert empty[0, 1] == empty[0, 2] != text[0, 1]
     first = case.calls("unet")[0].inputs("unet")
     assert all(np.array_equal(row, case.values["given.noise"][0]) for row in first["sample"])
-    many = plain.sampled(PLAN.steps, PLAN.guidance)
+    many = plain.sampled(PLAN.steps, PLAN.guidance, PLAN.kind)
     part = rewritten(open_checkpoint(nano), "unet", many)
     assert [spec.shape for spec in part.inputs] == [(2, 8, 8, 8), (1,), (2, 77, 128)]
     assert part.snr_db(case) > 100
@@ -240,11 +229,11 @@ def test_golden_cases_that_do_not_fit_their_steps(golden: Path, tmp_path: Path) 
         with pytest.raises(GoldenError, match=r"other calls than its steps have|does not hold the tensors"):
             read_golden(folder)
     folder = damaged("one step")
-    edit_json(folder / "index.json", lambda values: values.pop("ddim"))
+    edit_json(folder / "index.json", lambda values: values.pop("steps"))
     with pytest.raises(GoldenError, match="other calls"):
         read_golden(folder)
     folder = damaged("endless")
-    edit_json(folder / "index.json", lambda values: values["ddim"].update(steps=values["ddim"]["steps"] * 1000))
+    edit_json(folder / "index.json", lambda values: values["steps"].update(steps=values["steps"]["steps"] * 1000))
     with pytest.raises(GoldenError, match="not from 1 to 1000"):
         read_golden(folder)
 
@@ -254,19 +243,20 @@ def test_cases_of_other_steps_are_not_taken(golden: Path, nano: Path, plain: Rec
     assert present_golden(checkpoint, golden, PLAN) == golden
     assert present_golden(checkpoint, None, PLAN) is None
     assert present_golden(checkpoint, None) == nano / "golden"
-    with pytest.raises(GoldenError, match=r"3 steps with guidance 7\.5"):
+    with pytest.raises(GoldenError, match=r"3 steps of ddim with guidance 7\.5"):
         present_golden(checkpoint, golden)
-    with pytest.raises(GoldenError, match="--steps 3 --guidance 2 "):
-        present_golden(checkpoint, golden, SamplerPlan("ddim", 3, 2.0))
+    with pytest.raises(GoldenError, match="--steps 3 --sampler ddim --guidance 2 "):
+        present_golden(checkpoint, golden, SamplerPlan(3, "ddim", 2.0))
     own = [(case.prompt, case.seed) for case in read_golden(nano / "golden").cases]
     assert planned_cases(plain.sampled(50, None), checkpoint) == own[:4]
 
 
 def test_an_app_reads_every_step_from_an_artifact(nano: Path) -> None:
     checkpoint = open_checkpoint(nano)
-    notes, ddim = steps_notes(checkpoint, PLAN), ddim_of(checkpoint.config, PLAN)
-    assert ddim is not None
+    notes, steps = steps_notes(checkpoint, PLAN), steps_of(checkpoint.config, PLAN)
+    assert steps is not None
     read = zip(*(notes[name].split(",") for name in ("timestep", "a", "b")), strict=True)
-    assert tuple(DdimStep(int(t), float(a), float(b)) for t, a, b in read) == ddim.steps
+    assert tuple(Step(float(t), float(a), float(b)) for t, a, b in read) == steps.steps
+    assert not {"start", "scale", "noise"} & set(notes)
     assert (notes["sampler"], float(notes["guidance"])) == ("ddim", 7.5)
     assert steps_notes(checkpoint, None) == {}

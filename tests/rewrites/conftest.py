@@ -14,7 +14,7 @@ from md_export.checkpoint import open_checkpoint
 from md_export.models.config import ModelConfig
 from md_export.models.families import COMPONENTS, family_of
 from md_export.models.sampling.generate import TorchRunner, draw_noise, tokenize
-from md_export.models.sampling.sampler import one_step, sampler_for
+from md_export.models.sampling.sampler import Sampler, one_step
 from md_export.models.walk import Runners, walk
 from md_export.spec.sampler import OneStep
 from md_export.spec.shipped_files import nano_checkpoint
@@ -47,7 +47,7 @@ def subjects(config: ModelConfig, modules: dict[str, nn.Module], input_ids: np.n
     runners = {name: TorchRunner(name, module, config) for name, module in modules.items()}
     begun = {"given.input_ids": input_ids, "given.noise": draw_noise(3, config.latent_shape)}
     rows = tuple(COMPONENTS.values())
-    (made,) = walk(family_of(config), rows, Runners(runners), [begun], sampler_for(step))
+    (made,) = walk(family_of(config), rows, Runners(runners), [begun], Sampler(step))
     given = {name: tuple(component.read(made).values()) for name, component in COMPONENTS.items()}
     outputs = {"text_encoder": "last_hidden_state", "unet": "out_sample", "vae_decoder": "image"}
     expected = {name: made[f"{name}.{output}"] for name, output in outputs.items()}

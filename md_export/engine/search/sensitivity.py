@@ -23,7 +23,7 @@ from torch import nn
 from md_export.checkpoint import open_checkpoint
 from md_export.engine.search.choice import Candidate, Form
 from md_export.models.families import WIRING
-from md_export.models.sampling.sampler import one_step, sampler_for
+from md_export.models.sampling.sampler import Sampler, one_step
 from md_export.models.values import MADE
 from md_export.models.walk import Steps, Tensors, walk
 from md_export.parity.golden.case import GoldenCase
@@ -50,7 +50,7 @@ class Probe:
         self._rows = WIRING.required
         self._computed = ("sampler.", *(f"{row.name}." for row in self._rows))
         self.parts: dict[str, Rewritten] = {row.name: rewritten(checkpoint, row.name, recipe) for row in self._rows}
-        self._sampler = sampler_for(one_step(checkpoint.config))
+        self._sampler = Sampler(one_step(checkpoint.config))
 
     def noises(self, component: str) -> tuple[float, float]:
         """Return the noise power of the picture and of the component's output, as means over the cases.

@@ -18,9 +18,9 @@ from md_export.models.config import ModelConfig
 from md_export.models.families import family_of
 from md_export.models.graph import Component, Family
 from md_export.models.sampling.pictures import Given, Start, cells_of, enter, hide, nothing
-from md_export.models.sampling.sampler import sampler_for
+from md_export.models.sampling.sampler import Sampler
 from md_export.models.sampling.schedule import ScheduleConfig
-from md_export.models.values import BLEND, CONDITION, INPUT_IDS, MASK, NOISE, PICTURE
+from md_export.models.values import BLEND, CONDITION, FRESH, INPUT_IDS, MASK, NOISE, PICTURE
 from md_export.models.walk import Crew, Tensors, call, walk
 from md_export.spec.sampler import ManySteps, OneStep
 from md_export.spec.tensors import Array, Arrays, Float32, TensorSpec
@@ -56,11 +56,14 @@ def _tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def draw_noise(seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Draw x_T ~ N(0, I), the same for the same seed and torch version; golden cases store it."""
+def draw_noise(seed: int, shape: tuple[int, ...], count: int = 1) -> NDArray[np.float32]:
+    """Draw noise ~ N(0, I), the same for the same seed and torch version; golden cases store it.
+
+    ``[count, …]`` for ``shape`` ``[1, …]``: x_T, and then what the steps add, as diffusers draws them.
+    """
     generator = torch.Generator("cpu").manual_seed(seed)
-    noise: NDArray[np.float32] = torch.randn(shape, generator=generator, dtype=torch.float32).numpy()
-    return noise
+    drawn = [torch.randn(shape, generator=generator, dtype=torch.float32).numpy() for _ in range(count)]
+    return np.concatenate(drawn)
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class PictureRequest:
         given: a picture of which what is not hidden is kept.
         condition: ``[1, C, H, W]`` in [0, 1], for an adapter or a ControlNet, which otherwise adds nothing.
         start: a picture that is under the noise.
+        negative: the prompt that guidance leads away from.
     """
 
     prompt: str
@@ -78,6 +82,7 @@ class PictureRequest:
     given: Given | None = None
     condition: Array | None = None
     start: Start | None = None
+    negative: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,8 +120,8 @@ class Pipeline:
             UsageError: a UNet for noise alone takes many steps and so cannot keep a part of a picture.
         """
         entered, noises = self._entered(requests)
-        pictures = [self._given(*both) for both in zip(requests, noises, strict=True)]
-        sampler = sampler_for(entered.steps or entered.one_step)
+        sampler = Sampler(entered.steps or entered.one_step)
+        pictures = [self._given(*both, sampler) for both in zip(requests, noises, strict=True)]
         return walk(self.family, self.components, self.crew, pictures, sampler, kept)
 
     def _entered(self, requests: Sequence[PictureRequest]) -> tuple[Pipeline, list[Float32]]:
@@ -132,11 +137,14 @@ class Pipeline:
         noised = [entry.noised(*both) for both in zip(encoded, noises, strict=True)]
         return replace(self, one_step=entry.one_step, steps=entry.steps), noised
 
-    def _given(self, request: PictureRequest, noise: Float32) -> Tensors:
-        texts = ["", request.prompt] if self.steps else [request.prompt]
+    def _given(self, request: PictureRequest, noise: Float32, sampler: Sampler) -> Tensors:
+        texts, names = [request.prompt], [INPUT_IDS.key]
+        if sampler.guidance is not None:
+            texts, names = [request.negative, request.prompt], [f"{INPUT_IDS.key}.{place}" for place in range(2)]
         ids = [tokenize(self.tokenizer_dir, text, self.text_length) for text in texts]
-        names = [f"{INPUT_IDS.key}.{place}" for place in range(2)] if self.steps else [INPUT_IDS.key]
         found: Tensors = {**self.recorded, NOISE.key: noise, **dict(zip(names, ids, strict=True))}
+        if sampler.fresh_noise:
+            found[FRESH.key] = draw_noise(request.seed, self.latent_shape, 1 + sampler.fresh_noise)[1:]
         found |= {} if request.condition is None else {CONDITION.key: request.condition}
         given = request.given or (nothing(*self.sides) if self.inpaints else None)
         if given is not None:

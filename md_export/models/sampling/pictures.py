@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 
 from md_export.errors import OutputError, UsageError
 from md_export.models.sampling.schedule import ScheduleConfig
-from md_export.spec.sampler import Euler, ManySteps, OneStep
+from md_export.spec.sampler import ManySteps, OneStep
 from md_export.spec.tensors import Array, Float32
 
 
@@ -83,20 +83,21 @@ class Entry:
     """Where a schedule is entered.
 
     Attributes:
-        alpha: ᾱ there: the share of the picture's latents in the start's variance; 0 where it is noise alone.
+        signal, noise: factors of the picture's scaled latents and of the noise in the UNet's first sample.
         one_step, steps: the constants of what is left.
     """
 
-    alpha: float
+    signal: float
+    noise: float
     one_step: OneStep
     steps: ManySteps | None
 
     def noised(self, latent_mean: Array, noise: Float32) -> Float32:
         """The start ``[1, C, h, w]``: of what the VAE encoder gave, not yet scaled, and noise."""
-        if not self.alpha:
+        if not self.signal:
             return noise
         latent = latent_mean.astype(np.float32) * np.float32(self.one_step.scaling_factor)
-        return np.float32(self.alpha**0.5) * latent + np.float32((1 - self.alpha) ** 0.5) * noise
+        return np.float32(self.signal) * latent + np.float32(self.noise) * noise
 
 
 def enter(schedule: ScheduleConfig, one_step: OneStep, steps: ManySteps | None, strength: float) -> Entry:
@@ -106,21 +107,25 @@ def enter(schedule: ScheduleConfig, one_step: OneStep, steps: ManySteps | None, 
         UsageError: no step would be left.
     """
     if strength == 1:
-        return Entry(0.0, one_step, steps)
+        return Entry(0.0, 1.0, one_step, steps)
     if steps is None:
         timestep = round(strength * one_step.timestep)
         a, b = schedule.x0_at(timestep)
-        return Entry(schedule.alpha_cumprod(timestep), replace(one_step, timestep=timestep, a=a, b=b), None)
+        return Entry(*schedule.shares(timestep), replace(one_step, timestep=timestep, a=a, b=b), None)
     left = int(strength * len(steps.steps))
     if not left:
         raise UsageError(
             f"--strength {strength:g} leaves none of {len(steps.steps)} steps; give at least {1 / len(steps.steps):g}"
         )
-    if isinstance(steps, Euler):
-        rest = steps.steps[-left:]
-        return Entry(rest[0].scale ** 2, one_step, replace(steps, steps=rest, start=1 / rest[0].scale))
-    kept = steps.steps[-left:]
-    return Entry(schedule.alpha_cumprod(kept[0].timestep), one_step, replace(steps, steps=kept))
+    first, *rest = steps.steps[-left:]
+    # There is no step before the first: its estimate of x0 stands for the one that is not there.
+    a, b = first.a + first.earlier * first.x0_of_x, first.b + first.earlier * first.x0_of_output
+    kept = (replace(first, a=a, b=b, earlier=0.0), *rest)
+    if steps.method == "flow_match_euler":
+        shares = 1 - first.timestep / schedule.num_train_timesteps, first.timestep / schedule.num_train_timesteps
+    else:
+        shares = schedule.shares(first.timestep)
+    return Entry(*shares, one_step, replace(steps, steps=kept, start=1 / first.scale))
 
 
 _COLOURS: Final = (("RGB",), "a picture in colour without transparency")

@@ -1,128 +1,59 @@
 """Samplers, which turn noise and the UNet's outputs into the decoder's input, and their constants for a checkpoint.
 
-One step: x0 from a single call of the UNet (section 2 of arXiv 2311.16567). Many steps, with classifier-free guidance
-(arXiv 2207.12598): DDIM without added noise (arXiv 2010.02502, eta 0), or Euler's method in the space of noise levels
-(arXiv 2206.00364, algorithm 1 without churn).
+One step: x0 from a single call of the UNet (section 2 of arXiv 2311.16567). Many steps: by one of the methods beside
+this file, with classifier-free guidance (arXiv 2207.12598) or without.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from md_export.spec.sampler import Ddim, DdimStep, Euler, EulerStep, ManySteps, OneStep, SamplerPlan
+from md_export.models.sampling.ddim import ddim
+from md_export.models.sampling.dpmpp_2m import dpmpp_2m
+from md_export.models.sampling.euler import euler, euler_ancestral
+from md_export.models.sampling.flow_match_euler import flow_match_euler
+from md_export.models.sampling.lcm import lcm
+from md_export.models.sampling.schedule import ScheduleConfig
+from md_export.models.sampling.tcd import tcd
+from md_export.models.sampling.trajectory import Trajectory
+from md_export.spec.names import Method
+from md_export.spec.sampler import ManySteps, OneStep, SamplerPlan, Step
 from md_export.spec.tensors import Array, Float32
 
 if TYPE_CHECKING:
     from md_export.models.config import ModelConfig
 
 Constants = OneStep | ManySteps
+TRAJECTORIES: Final[Mapping[Method, Callable[[ScheduleConfig, int], Trajectory]]] = {
+    "ddim": ddim,
+    "euler": euler,
+    "euler_ancestral": euler_ancestral,
+    "dpmpp_2m": dpmpp_2m,
+    "lcm": lcm,
+    "tcd": tcd,
+    "flow_match_euler": flow_match_euler,
+}
+
+# diffusers' classes of schedulers whose steps these are. Of others many steps are DDIM's.
+SCHEDULERS: Final[Mapping[str, Method]] = {
+    "DDIMScheduler": "ddim",
+    "EulerDiscreteScheduler": "euler",
+    "EulerAncestralDiscreteScheduler": "euler_ancestral",
+    "DPMSolverMultistepScheduler": "dpmpp_2m",
+    "LCMScheduler": "lcm",
+    "TCDScheduler": "tcd",
+    "FlowMatchEulerDiscreteScheduler": "flow_match_euler",
+}
 
 
 def one_step(config: ModelConfig) -> OneStep:
     """Return the checkpoint's constants for one step."""
     a, b = config.schedule.one_step()
     return OneStep(config.schedule.last_timestep, a, b, config.vae.scaling_factor, config.schedule.prediction_type)
-
-
-def ddim_of(config: ModelConfig, plan: SamplerPlan) -> Ddim:
-    """Return the checkpoint's constants for the planned number of steps.
-
-    Raises:
-        ConfigError: the checkpoint's schedule has no such steps.
-    """
-    steps = tuple(DdimStep(*step) for step in config.schedule.ddim(plan.steps))
-    return Ddim(plan.guidance, steps, config.vae.scaling_factor, config.schedule.prediction_type)
-
-
-def euler_of(config: ModelConfig, plan: SamplerPlan) -> Euler:
-    """Return the checkpoint's constants for so many steps, as diffusers' EulerDiscreteScheduler has them.
-
-    Raises:
-        ConfigError: its schedule has no such steps.
-    """
-    schedule = config.schedule
-    timesteps = schedule.timesteps(plan.steps, whole=False)
-    levels = [*(schedule.noise_level(timestep) for timestep in timesteps), 0.0]
-    pairs = zip(timesteps, levels, levels[1:], strict=False)
-    steps = tuple(EulerStep(t, (level**2 + 1) ** -0.5, *schedule.euler_step(level, after)) for t, level, after in pairs)
-    leading = schedule.timestep_spacing == "leading"
-    start = (levels[0] ** 2 + 1) ** 0.5 if leading else levels[0]
-    return Euler(plan.guidance, start, steps, config.vae.scaling_factor, schedule.prediction_type)
-
-
-def linear(a: float, b: float, x: Float32, output: Float32) -> Float32:
-    """Return a·x + b·output, computed in float32."""
-    return (np.float32(a) * x + np.float32(b) * output).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """A sampling method from noise to x0: the only step, or all of DDIM's. Steps are counted from 0.
-
-    Attributes:
-        constants: what an app needs to take the same steps.
-    """
-
-    constants: Constants
-
-    @property
-    def steps(self) -> tuple[OneStep | DdimStep | EulerStep, ...]:
-        """Constants of each step, the noisiest first."""
-        return (self.constants,) if isinstance(self.constants, OneStep) else self.constants.steps
-
-    @property
-    def timesteps(self) -> tuple[float, ...]:
-        """Timesteps of the UNet calls."""
-        return tuple(step.timestep for step in self.steps)
-
-    @property
-    def guidance(self) -> float | None:
-        """Factor of classifier-free guidance; None if each call takes only the prompt."""
-        return None if isinstance(self.constants, OneStep) else self.constants.guidance
-
-    @property
-    def scaling_factor(self) -> float:
-        """Scaling factor of latents; they are divided by it before decoding."""
-        return self.constants.scaling_factor
-
-    def start(self, noise: Array) -> Float32:
-        """Return x before the first step: the noise unchanged, in float32."""
-        return noise.astype(np.float32, copy=False)
-
-    def taken(self, step: int, x: Float32) -> Float32:  # noqa: ARG002 (Euler's method scales by step)
-        """Return the UNet's input in a step: x unchanged."""
-        return x
-
-    def step(self, step: int, x: Float32, output: Float32) -> Float32:
-        """Return x after a step, a·x + b·output, given the UNet's output.
-
-        It is computed in float32: a single step with ``epsilon`` multiplies the output's error by 14.6.
-        """
-        one = self.steps[step]
-        return linear(one.a, one.b, x, output)
-
-
-@dataclass(frozen=True)
-class EulerSampler(Sampler):
-    """Takes all steps; x is the latent plus noise of the present level, which the UNet takes at unit variance."""
-
-    constants: Euler
-
-    def start(self, noise: Array) -> Float32:
-        """Noise of the first level."""
-        return np.float32(self.constants.start) * noise.astype(np.float32)
-
-    def taken(self, step: int, x: Float32) -> Float32:
-        """x at unit variance."""
-        return np.float32(self.constants.steps[step].scale) * x
-
-
-def sampler_for(constants: Constants) -> Sampler:
-    """Return the sampler for the constants of a manifest or a golden index."""
-    return EulerSampler(constants) if isinstance(constants, Euler) else Sampler(constants)
 
 
 def steps_of(config: ModelConfig, plan: SamplerPlan | None) -> ManySteps | None:
@@ -133,4 +64,86 @@ def steps_of(config: ModelConfig, plan: SamplerPlan | None) -> ManySteps | None:
     """
     if plan is None:
         return None
-    return ddim_of(config, plan) if plan.kind == "ddim" else euler_of(config, plan)
+    schedule = config.schedule
+    method = plan.kind or config.method
+    made = TRAJECTORIES[method](schedule, plan.steps)
+    scaling_factor, prediction = config.vae.scaling_factor, schedule.prediction_type
+    return ManySteps(method, plan.guidance_with(method), made.start, made.steps, scaling_factor, prediction)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a sampler is: x ``[1, C, h, w]``, and the last step's estimate of x0."""
+
+    x: Float32
+    x0: Float32
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A sampling method from noise to x0: the only step, or all of many. Steps are counted from 0.
+
+    Attributes:
+        constants: what an app needs to take the same steps.
+    """
+
+    constants: Constants
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """Constants of each step, the noisiest first."""
+        one = self.constants
+        return (Step(float(one.timestep), one.a, one.b),) if isinstance(one, OneStep) else one.steps
+
+    @property
+    def takes_many(self) -> bool:
+        """Whether values of a step are of one among many."""
+        return isinstance(self.constants, ManySteps)
+
+    @property
+    def guidance(self) -> float | None:
+        """Factor of classifier-free guidance; None if each call takes only the prompt."""
+        many = self.constants
+        return many.guidance if isinstance(many, ManySteps) and many.is_guided else None
+
+    @property
+    def scaling_factor(self) -> float:
+        """Scaling factor of latents; they are divided by it before decoding."""
+        return self.constants.scaling_factor
+
+    @property
+    def fresh_noise(self) -> int:
+        """Number of steps that add fresh noise."""
+        return sum(step.noise > 0 for step in self.steps)
+
+    def start(self, noise: Array) -> Place:
+        """Return the place before the first step: noise of the first level."""
+        start = self.constants.start if isinstance(self.constants, ManySteps) else 1.0
+        x = np.float32(start) * noise.astype(np.float32, copy=False)
+        return Place(x, np.zeros_like(x))
+
+    def taken(self, number: int, place: Place) -> Float32:
+        """Return the UNet's input in a step."""
+        return np.float32(self.steps[number].scale) * place.x
+
+    def step(self, number: int, place: Place, output: Float32, fresh: Array | None = None) -> Place:
+        """Return the place after a step, given the UNet's output.
+
+        It is computed in float32: a single step with ``epsilon`` multiplies the output's error by 14.6.
+
+        Args:
+            fresh: noise ``[n, C, h, w]`` for all steps that add some.
+        """
+        step = self.steps[number]
+        x = linear(step.a, step.b, place.x, output)
+        if step.earlier:
+            x = x + np.float32(step.earlier) * place.x0
+        if step.noise and fresh is not None:
+            before = sum(other.noise > 0 for other in self.steps[:number])
+            x = x + np.float32(step.noise) * fresh[before : before + 1].astype(np.float32)
+        return Place(x, linear(step.x0_of_x, step.x0_of_output, place.x, output))
+
+
+def linear(a: float, b: float, x: Float32, output: Float32) -> Float32:
+    """Return a·x + b·output, computed in float32."""
+    return (np.float32(a) * x + np.float32(b) * output).astype(np.float32)

@@ -1,11 +1,10 @@
-"""The noise schedule and the coefficients computed from it: for one step (section 2 of the paper: x0 from one call)
-and for each step of DDIM (arXiv 2010.02502, equation 12 with eta 0).
-"""
+"""The noise schedule of a checkpoint, and what it says of one step (section 2 of the paper: x0 from one call)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -30,7 +29,6 @@ OTHER_SAMPLERS: Final = (
     "interpolation_type",
     "lambda_min_clipped",
     "lower_order_final",
-    "original_inference_steps",
     "predict_x0",
     "sample_max_value",
     "shift_terminal",
@@ -56,13 +54,12 @@ OTHER_SAMPLERS: Final = (
 class ScheduleConfig:
     """The fields of ``scheduler/scheduler_config.json`` that sampling reads.
 
-    The last four are for many steps only; missing ones default to Stable Diffusion's values.
+    Those from ``timestep_spacing`` on are for many steps only; missing ones default to Stable Diffusion's values.
     """
 
     IGNORED: ClassVar[tuple[str, ...]] = OTHER_SAMPLERS
     REQUIRED: ClassVar[Mapping[str, Any]] = {
         "trained_betas": None,
-        "rescale_betas_zero_snr": False,
         "thresholding": False,
         "use_flow_sigmas": False,
     }
@@ -72,10 +69,13 @@ class ScheduleConfig:
     beta_end: float = 0.012
     beta_schedule: str = "scaled_linear"
     prediction_type: str = "epsilon"
+    rescale_betas_zero_snr: bool = False
     timestep_spacing: str = "leading"
     steps_offset: int = 1
     set_alpha_to_one: bool = False
     clip_sample: bool = False
+    original_inference_steps: int = 50
+    shift: float = 1.0
 
     def __post_init__(self) -> None:
         if self.beta_schedule not in BETA_SCHEDULES:
@@ -83,6 +83,11 @@ class ScheduleConfig:
         if self.prediction_type not in PREDICTION_TYPES:
             raise ConfigError(
                 f"prediction_type={self.prediction_type!r} is unknown; use one of {', '.join(PREDICTION_TYPES)}"
+            )
+        if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
+            raise ConfigError(
+                "rescale_betas_zero_snr leaves no signal at the last timestep, where epsilon tells nothing of x0; "
+                "such models predict v: set prediction_type to v_prediction"
             )
 
     @property
@@ -92,13 +97,37 @@ class ScheduleConfig:
 
     def alpha_cumprod(self, timestep: int) -> float:
         """Return ᾱ_t, the product of 1-β up to and including ``timestep``."""
-        return float(np.prod(1.0 - self._betas()[: timestep + 1]))
+        # The constants of one step are in artifacts, and a product's last digit depends on the order of its factors.
+        whole = self.rescale_betas_zero_snr
+        return float(self.alphas[timestep] if whole else np.prod(1.0 - self._betas()[: timestep + 1]))
 
     def _betas(self) -> NDArray[np.float64]:
         if self.beta_schedule == "linear":
             return np.linspace(self.beta_start, self.beta_end, self.num_train_timesteps)
         squares: NDArray[np.float64] = np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.num_train_timesteps)
         return squares**2
+
+    @cached_property
+    def alphas(self) -> NDArray[np.float64]:
+        """ᾱ of every timestep; the last is 0 where the checkpoint was trained so (arXiv 2305.08891, algorithm 1)."""
+        alphas = np.cumprod(1.0 - self._betas(), dtype=np.float64)
+        if not self.rescale_betas_zero_snr:
+            return alphas
+        signal = np.sqrt(alphas)
+        rescaled: NDArray[np.float64] = np.square((signal - signal[-1]) * signal[0] / (signal[0] - signal[-1]))
+        return rescaled
+
+    @property
+    def last_alpha(self) -> float:
+        """ᾱ after the last of many steps."""
+        return 1.0 if self.set_alpha_to_one else float(self.alphas[0])
+
+    def shares(self, timestep: float) -> tuple[float, float]:
+        """Return the factors of latent and noise in a sample at ``timestep``, which may be fractional."""
+        level = self.noise_levels([timestep])[0]
+        whole = float(timestep).is_integer()
+        alpha = self.alpha_cumprod(int(timestep)) if whole else 1 / (level**2 + 1)
+        return alpha**0.5, (1 - alpha) ** 0.5
 
     def noise(self) -> NoiseSchedule:
         """Return the fields that an export stores."""
@@ -113,100 +142,68 @@ class ScheduleConfig:
 
     def x0_at(self, timestep: int) -> tuple[float, float]:
         """Return (a, b) with x0 = a·x + b·output at ``timestep``."""
-        return self._of_x0(self.alpha_cumprod(timestep))
+        return self.x0_of(self.alpha_cumprod(timestep))
 
     def of_one_step(self) -> ScheduleConfig:
         """Return the schedule with defaults in all fields that one step does not depend on."""
-        own = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
+        own = (*(field.name for field in fields(NoiseSchedule)), "prediction_type")
         return ScheduleConfig(**{name: getattr(self, name) for name in own})
 
-    def ddim(self, steps: int) -> tuple[tuple[int, float, float], ...]:
-        """Return (timestep, a, b) of each step, the noisiest first: x becomes a·x + b·output.
+    def timesteps(self, count: int, whole: bool = True, more: int = 0) -> list[float]:
+        """Return the timesteps of diffusers' schedulers, the largest first.
+
+        ``whole``: rounded in any spacing. ``more``: so many more are spread, and the last of them left out.
 
         Raises:
             ConfigError: the schedule has no such steps, or clips samples, which only pixel-space models do.
-        """
-        timesteps = [int(timestep) for timestep in self.timesteps(steps)]
-        products = np.cumprod(1.0 - self._betas())
-        last, ratio = 1.0 if self.set_alpha_to_one else float(products[0]), self.num_train_timesteps // steps
-        targets = [float(products[t - ratio]) if t >= ratio else last for t in timesteps]
-        pairs = zip(timesteps, targets, strict=True)
-        return tuple((t, *self._of_step(float(products[t]), after)) for t, after in pairs)
-
-    def timesteps(self, steps: int, whole: bool = True) -> list[float]:
-        """Return the timesteps of diffusers' schedulers, the largest first; ``whole``: rounded in any spacing.
-
-        Raises:
-            ConfigError: as :meth:`ddim`.
         """
         if self.clip_sample:
             raise ConfigError(
                 "scheduler/scheduler_config.json: clip_sample is for models of pixels; set it to false to take more "
                 "than one step"
             )
-        timesteps = self._spread(steps, whole)
-        if steps > self.num_train_timesteps or not 0 <= timesteps[-1] <= timesteps[0] <= self.last_timestep:
+        timesteps = self._spread(count + more, whole)[:count]
+        if count > self.num_train_timesteps or not 0 <= timesteps[-1] <= timesteps[0] <= self.last_timestep:
             raise ConfigError(
-                f"scheduler/scheduler_config.json has timesteps 0 to {self.last_timestep}, and {steps} steps would "
+                f"scheduler/scheduler_config.json has timesteps 0 to {self.last_timestep}, and {count} steps would "
                 f"begin at {timesteps[0]} and end at {timesteps[-1]}; take fewer steps, or change steps_offset"
             )
         return timesteps
 
-    def noise_level(self, timestep: float) -> float:
-        """Return the standard deviation of the noise in an unscaled latent at ``timestep``, which may be fractional."""
-        products = np.cumprod(1.0 - self._betas())
-        return float(np.interp(timestep, np.arange(len(products)), ((1 - products) / products) ** 0.5))
+    def noise_levels(self, timesteps: Sequence[float]) -> list[float]:
+        """Return the standard deviations of the noise in unscaled latents at timesteps, which may be fractional."""
+        alphas = self.alphas.copy()
+        # Without any signal the level would be infinite; diffusers takes this much.
+        alphas[-1] = max(alphas[-1], 2.0**-24)
+        levels: list[float] = np.interp(timesteps, np.arange(len(alphas)), ((1 - alphas) / alphas) ** 0.5).tolist()
+        return levels
 
-    def euler_step(self, level: float, after: float) -> tuple[float, float]:
-        """Return (a, b) from a noise level to the one ``after`` it.
-
-        x becomes a·x + b·output, where the UNet's input has unit variance.
-        """
-        alpha = 1 / (level**2 + 1)
-        a, b = self._of_x0(alpha)
-        # x0 = a·(scale·x) + b·output, and x moves towards x0 in proportion to the change of the noise level.
-        share = (after - level) / level
-        return 1 + share * (1 - a * alpha**0.5), -share * b
-
-    def _spread(self, steps: int, whole: bool) -> list[float]:
-        count = self.num_train_timesteps
+    def _spread(self, count: int, whole: bool) -> list[float]:
+        trained = self.num_train_timesteps
         if self.timestep_spacing not in SPACINGS:
             raise ConfigError(
                 f"scheduler/scheduler_config.json: timestep_spacing={self.timestep_spacing!r} is unknown; use one of "
                 f"{', '.join(SPACINGS)}"
             )
         if self.timestep_spacing == "trailing":
-            chosen = np.round(np.arange(count, 0, -count / steps)) - 1
+            chosen = np.round(np.arange(trained, 0, -trained / count)) - 1
         elif self.timestep_spacing == "linspace":
-            chosen = np.linspace(0, count - 1, steps)[::-1]
+            chosen = np.linspace(0, trained - 1, count)[::-1]
             chosen = chosen.round() if whole else chosen
         else:
-            chosen = (np.arange(steps) * (count // steps))[::-1] + self.steps_offset
+            chosen = (np.arange(count) * (trained // count))[::-1] + self.steps_offset
         return [float(t) for t in chosen]
 
-    def _of_step(self, alpha: float, after: float) -> tuple[float, float]:
-        """Return (a, b) from ᾱ to the ᾱ ``after`` it.
-
-        x becomes sqrt(after)·x0 + sqrt(1-after)·noise; both are linear in x and output.
-        """
-        of_x0, of_noise = self._of_x0(alpha), self._of_noise(alpha)
-        signal, noise = after**0.5, (1.0 - after) ** 0.5
-        return signal * of_x0[0] + noise * of_noise[0], signal * of_x0[1] + noise * of_noise[1]
-
-    def _of_x0(self, alpha: float) -> tuple[float, float]:
+    def x0_of(self, alpha: float) -> tuple[float, float]:
         """Return (a, b) with x0 = a·x + b·output at ᾱ."""
-        signal, noise = alpha**0.5, (1.0 - alpha) ** 0.5
-        return {
-            "epsilon": (1.0 / signal, -noise / signal),
-            "v_prediction": (signal, -noise),
-            "sample": (0.0, 1.0),
-        }[self.prediction_type]
+        signal, noise = float(alpha**0.5), float((1.0 - alpha) ** 0.5)
+        if self.prediction_type == "epsilon":
+            return 1.0 / signal, -noise / signal
+        return (signal, -noise) if self.prediction_type == "v_prediction" else (0.0, 1.0)
 
-    def _of_noise(self, alpha: float) -> tuple[float, float]:
+    def noise_of(self, alpha: float) -> tuple[float, float]:
         """Return (a, b) with noise = a·x + b·output at ᾱ."""
-        signal, noise = alpha**0.5, (1.0 - alpha) ** 0.5
-        return {
-            "epsilon": (0.0, 1.0),
-            "v_prediction": (noise, signal),
-            "sample": (1.0 / noise, -signal / noise),
-        }[self.prediction_type]
+        signal, noise = float(alpha**0.5), float((1.0 - alpha) ** 0.5)
+        if self.prediction_type == "sample":
+            return 1.0 / noise, -signal / noise
+        return (0.0, 1.0) if self.prediction_type == "epsilon" else (noise, signal)

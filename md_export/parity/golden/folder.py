@@ -26,7 +26,7 @@ from md_export.models.values import INPUT_IDS, MADE, PICTURE, SAMPLE, TIMESTEP, 
 from md_export.models.walk import Tensors
 from md_export.parity.golden.case import GoldenCase, check_finite, key_without_call, values_from_bytes
 from md_export.spec.manifest import first_finding
-from md_export.spec.sampler import Ddim, Euler, ManySteps, OneStep
+from md_export.spec.sampler import ManySteps, OneStep
 from md_export.spec.tensors import Arrays, save_tensors
 from md_export.system.files import is_plain_name, read_limited, sha256_of, sha256_of_bytes
 from md_export.system.terminal_text import first_control
@@ -67,13 +67,7 @@ class GoldenIndex:
     one_step: OneStep
     versions: dict[str, str]
     cases: tuple[GoldenFile, ...]
-    ddim: Ddim | None = None
-    euler: Euler | None = None
-
-    @property
-    def steps(self) -> ManySteps | None:
-        """Constants of many steps; None for one step."""
-        return self.ddim or self.euler
+    steps: ManySteps | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +110,7 @@ def _check_calls(steps: ManySteps | None, values: Arrays, path: Path) -> None:
     """Raise GoldenError unless a case holds the calls that belong to the index's steps."""
     places = steps.recorded if steps else ()
     wanted = {f"{TIMESTEP.key}.{place}": np.float32(steps.steps[place].timestep) for place in places} if steps else {}
-    texts = (0, 1) if steps else ()
+    texts = (0, 1) if steps and steps.is_guided else ()
     fits = calls_in(values, SAMPLE.key) == calls_in(values, TIMESTEP.key) == places
     fits = fits and all(values[key].tolist() == [timestep] for key, timestep in wanted.items())
     for component in WIRING.components:
@@ -238,9 +232,8 @@ def write_golden(
         path.chmod(0o644)  # safetensors creates files that only their owner can read
         files.append(GoldenFile(name, prompt, seed, path.name, sha256_of(path)))
     one_step, steps = source.pipeline.one_step, source.pipeline.steps
-    made = source.checkpoint_sha256, source.rewrites, one_step, _versions(), tuple(files)
-    both = steps if isinstance(steps, Ddim) else None, steps if isinstance(steps, Euler) else None
-    write_index(GoldenIndex(SCHEMA, *made, *both), folder)
+    made = source.checkpoint_sha256, source.rewrites, one_step, _versions(), tuple(files), steps
+    write_index(GoldenIndex(SCHEMA, *made), folder)
 
 
 def _versions() -> dict[str, str]:

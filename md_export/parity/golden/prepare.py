@@ -34,7 +34,7 @@ from md_export.spec.artifact import GOLDEN_FOLDER
 from md_export.spec.calibration import CalibrationPlan
 from md_export.spec.manifest import Drift
 from md_export.spec.recipe import Recipe
-from md_export.spec.sampler import SamplerPlan, steps_in_words
+from md_export.spec.sampler import SamplerPlan, flags_of, steps_in_words
 from md_export.spec.tensors import Array
 
 Progress = Callable[[str], None]
@@ -160,7 +160,7 @@ def present_golden(
     if index.steps != steps_of(checkpoint.config, sampler):
         if given is None:
             return None
-        flags = f"--steps {sampler.steps} --guidance {sampler.guidance:g} " if sampler else ""
+        flags = flags_of(sampler)
         raise GoldenError(
             f"{given} holds golden cases of {steps_in_words(index.steps)}, which are not the recipe's; make some with: "
             f"md-export golden {checkpoint.title} {flags}-o DIR"

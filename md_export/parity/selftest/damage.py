@@ -256,7 +256,7 @@ def other_hash(field: str) -> Change:
 
 def negate_step(values: dict[str, Any]) -> None:
     """x0 = a·noise − b·output, in an index or a manifest; of many steps, each."""
-    for step in (values["one_step"], *(values.get("ddim") or values.get("euler") or {"steps": ()})["steps"]):
+    for step in (values["one_step"], *(values.get("steps") or {"steps": ()})["steps"]):
         step["b"] *= -1
 
 

@@ -93,4 +93,4 @@ def test_a_recipe_of_many_steps_is_refused(tmp_path: Path) -> None:
 
     assert starting_recipe(request(builtin_recipe("onnx", "fp16"))).name == "onnx-fp16"
     with pytest.raises(UsageError, match="takes 50 steps"):
-        starting_recipe(request(builtin_recipe("onnx", "fp16-ddim")))
+        starting_recipe(request(builtin_recipe("onnx", "fp16-steps")))

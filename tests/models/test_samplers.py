@@ -1,0 +1,194 @@
+"""All sampling methods: constants and steps against diffusers' own schedulers, recipes that ask for them, and notes."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from md_export.checkpoint import open_checkpoint
+from md_export.engine.dependencies import steps_notes
+from md_export.errors import ConfigError, GoldenError
+from md_export.models.config import ModelConfig
+from md_export.models.sampling.pictures import enter
+from md_export.models.sampling.sampler import SCHEDULERS, Sampler, one_step, steps_of
+from md_export.models.sampling.schedule import ScheduleConfig
+from md_export.parity.golden.folder import read_golden, write_golden
+from md_export.parity.golden.prepare import golden_source, present_golden
+from md_export.spec.names import METHODS, Method
+from md_export.spec.recipe_file import recipe_from_toml
+from md_export.spec.sampler import ManySteps, SamplerPlan
+from md_export.spec.shipped_files import builtin_recipe
+
+PLAN = SamplerPlan(3, "euler", 3.0)
+CLASSES = {method: name for name, method in SCHEDULERS.items()}
+KINDS, SPACINGS = ("epsilon", "v_prediction", "sample"), ("leading", "trailing", "linspace")
+SCHEDULES = [
+    ScheduleConfig(prediction_type=kind, timestep_spacing=spacing, set_alpha_to_one=one)
+    for kind, spacing, one in itertools.product(KINDS, SPACINGS, (True, False))
+]
+SCHEDULES += [
+    ScheduleConfig(prediction_type=kind, timestep_spacing=spacing, rescale_betas_zero_snr=True)
+    for kind, spacing in itertools.product(KINDS[1:], SPACINGS)
+]
+SHAPE = (1, 4, 8, 8)
+
+
+def config_of(schedule: ScheduleConfig) -> ModelConfig:
+    vae: Any = type("Vae", (), {"scaling_factor": 0.5})()
+    return ModelConfig({}, None, vae, schedule)  # type: ignore[arg-type]
+
+
+def constants(schedule: ScheduleConfig, method: Method, steps: int) -> ManySteps:
+    found = steps_of(config_of(schedule), SamplerPlan(steps, method, 3.0))
+    assert found is not None
+    return found
+
+
+def diffusers_of(schedule: ScheduleConfig, method: Method, steps: int) -> Any:
+    """The scheduler, with the schedule's table in float64: its own is rounded to float32."""
+    kind: Any = getattr(diffusers, CLASSES[method])
+    known = kind.__init__.__wrapped__.__code__.co_varnames
+    scheduler = kind(**{name: value for name, value in dataclasses.asdict(schedule).items() if name in known})
+    if method == "flow_match_euler":
+        scheduler.set_timesteps(steps)
+        return scheduler
+    alphas = schedule.alphas.copy()
+    if method in ("euler", "euler_ancestral", "dpmpp_2m"):
+        alphas[-1] = max(alphas[-1], 2.0**-24)
+    scheduler.alphas_cumprod = torch.from_numpy(alphas)
+    scheduler.final_alpha_cumprod = torch.tensor(schedule.last_alpha, dtype=torch.float64)
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def same(schedule: ScheduleConfig, method: Method, steps: int, monkeypatch: pytest.MonkeyPatch) -> float:
+    """Take all steps with random outputs by both; the largest difference, relative to the largest value."""
+    theirs, ours = diffusers_of(schedule, method, steps), Sampler(constants(schedule, method, steps))
+    assert np.allclose([step.timestep for step in ours.steps], theirs.timesteps.numpy(), rtol=1e-5)
+    noises, outputs = np.random.default_rng(0).standard_normal((2, steps + 1, *SHAPE)).astype(np.float32)
+    fresh = np.concatenate([noises[1 + n] for n, step in enumerate(ours.steps) if step.noise] or [noises[0]])
+    drawn = iter(torch.from_numpy(noises[1:]))
+    monkeypatch.setattr(importlib.import_module(type(theirs).__module__), "randn_tensor", lambda *_, **__: next(drawn))
+    x = torch.from_numpy(noises[0]) * float(getattr(theirs, "init_noise_sigma", 1.0))
+    place, worst = ours.start(noises[0]), 0.0
+    for number, (timestep, output) in enumerate(zip(theirs.timesteps, outputs, strict=False)):
+        scaled = theirs.scale_model_input(x, timestep) if hasattr(theirs, "scale_model_input") else x
+        worst = max(worst, apart(ours.taken(number, place), scaled))
+        x = theirs.step(torch.from_numpy(output), timestep, x).prev_sample
+        place = ours.step(number, place, output, fresh)
+        worst = max(worst, apart(place.x, x))
+    return worst
+
+
+def apart(made: Any, wanted: torch.Tensor) -> float:
+    return float(np.abs(made - wanted.numpy()).max() / max(1.0, float(wanted.abs().max())))
+
+
+@pytest.mark.parametrize(
+    "schedule", SCHEDULES, ids=lambda s: f"{s.prediction_type}-{s.timestep_spacing}-{s.rescale_betas_zero_snr:d}"
+)
+@pytest.mark.parametrize("method", METHODS[:-1])
+def test_every_step_is_that_of_diffusers(
+    schedule: ScheduleConfig, method: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if method == "euler_ancestral" and schedule.prediction_type == "sample":
+        pytest.skip("diffusers has no such steps")
+    # Without any signal Euler's first level is 4096, and what float32 loses in the first step stays in x.
+    most = 2e-3 if method.startswith("euler") and schedule.rescale_betas_zero_snr else 1e-5
+    for steps in (1, 2, 7, 20):
+        assert same(schedule, method, steps, monkeypatch) <= most
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("steps", [1, 4, 20])
+def test_every_step_of_flow_matching(shift: float, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert same(ScheduleConfig(shift=shift), "flow_match_euler", steps, monkeypatch) <= 1e-5
+
+
+def test_another_schedule_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The negative control: methods, kinds and spacings exchanged differ by far more than is allowed."""
+    theirs = ScheduleConfig()
+    for other in (ScheduleConfig(prediction_type="v_prediction"), ScheduleConfig(beta_end=0.013)):
+        made = constants(other, "dpmpp_2m", 7)
+        monkeypatch.setitem(globals(), "constants", lambda *_, made=made: made)
+        assert same(theirs, "dpmpp_2m", 7, monkeypatch) > 1e-3
+        monkeypatch.undo()
+
+
+def test_distilled_models_have_few_steps() -> None:
+    with pytest.raises(ConfigError, match="distilled from 50 steps"):
+        constants(ScheduleConfig(), "lcm", 51)
+
+
+@pytest.mark.parametrize("method", ["ddim", "euler", "dpmpp_2m"])
+def test_a_picture_is_entered_at_the_noise_of_what_is_left(method: Method) -> None:
+    schedule = ScheduleConfig()
+    entry = enter(schedule, one_step(config_of(schedule)), constants(schedule, method, 20), 0.63)
+    assert entry.steps is not None
+    assert len(entry.steps.steps) == 12
+    assert entry.steps.steps[0].earlier == 0
+    theirs = diffusers_of(schedule, method, 20)
+    noise, latent = (torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    wanted = theirs.add_noise(latent, noise, theirs.timesteps[8:9])
+    noised = entry.noised(latent.numpy() / np.float32(0.5), noise.numpy())
+    assert apart(Sampler(entry.steps).start(noised).x, wanted) <= 1e-5
+
+
+def test_a_recipe_asks_for_it() -> None:
+    text = builtin_recipe("onnx", "fp32").read_text() + '\n[sampler]\nkind = "euler"\nsteps = 3\nguidance = 3.0\n'
+    recipe = recipe_from_toml(text.encode(), Path("mine.toml"))
+    assert recipe.sampler == PLAN
+    assert recipe.sampled(5, None).sampler == SamplerPlan(5, "euler", 3.0)
+    assert recipe.sampled(5, None, "lcm").sampler == SamplerPlan(5, "lcm", 3.0)
+
+
+@pytest.mark.parametrize(("method", "guidance"), [("euler", 7.5), ("lcm", 1.0), ("tcd", 1.0)])
+def test_methods_of_distilled_models_are_not_guided(method: Method, guidance: float) -> None:
+    config = dataclasses.replace(config_of(ScheduleConfig()), method=method)
+    found = steps_of(config, SamplerPlan(4))
+    assert found is not None
+    assert (found.method, found.guidance, found.is_guided) == (method, guidance, guidance > 1)
+
+
+def test_golden_cases_and_artifacts_tell_the_steps(nano: Path, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    checkpoint = open_checkpoint(nano)
+    write_golden(golden_source(checkpoint, sampler=PLAN), [("a cat", 0)], tmp_path)
+    index = json.loads((tmp_path / "index.json").read_text())
+    assert (index["steps"]["method"], len(index["steps"]["steps"])) == ("euler", 3)
+    (case,) = read_golden(tmp_path).cases
+    first, *_ = case.calls("unet")
+    taken = first.inputs("unet")["sample"]
+    steps = steps_of(checkpoint.config, PLAN)
+    assert steps is not None
+    scaled = case.values["given.noise"].astype(np.float32) * np.float32(steps.start * steps.steps[0].scale)
+    assert np.allclose(taken[:1], scaled, rtol=1e-5)
+    assert present_golden(checkpoint, tmp_path, PLAN) == tmp_path
+    with pytest.raises(GoldenError, match="3 steps of euler with guidance 3, which are not the recipe's"):
+        present_golden(checkpoint, tmp_path, SamplerPlan(3, "ddim", 3.0))
+    notes = steps_notes(checkpoint, PLAN)
+    assert (notes["sampler"], float(notes["start"])) == ("euler", steps.start)
+    assert [float(value) for value in notes["scale"].split(",")] == [step.scale for step in steps.steps]
+
+
+@pytest.mark.parametrize("method", ["ddim", "euler_ancestral", "lcm"])
+def test_without_guidance_each_call_gets_one_prompt(nano: Path, tmp_path: Path, method: Method) -> None:
+    """And the noise that steps add is among the case's values."""
+    torch.set_num_threads(1)
+    plan = SamplerPlan(3, method, 1.0)
+    write_golden(golden_source(open_checkpoint(nano), sampler=plan), [("a cat", 0)], tmp_path)
+    (case,) = read_golden(tmp_path).cases
+    assert "given.input_ids" in case.values
+    assert [call.inputs("unet")["sample"].shape[0] for call in case.calls("unet")] == [1, 1, 1]
+    added = {"ddim": 0, "euler_ancestral": 2, "lcm": 2}[method]
+    assert ("given.fresh_noise" in case.values) == (added > 0)
+    assert not added or case.values["given.fresh_noise"].shape[0] == added
