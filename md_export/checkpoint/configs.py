@@ -10,7 +10,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Final, Protocol, TypeVar
 
-from md_export.checkpoint.files import TABLE_LIMIT, Layout, read_json
+from md_export.checkpoint.files import TABLE_LIMIT, Layout, read_json, shown
 from md_export.errors import CheckpointError, ConfigError
 from md_export.models.adapter import AdapterConfig
 from md_export.models.config import ModelConfig
@@ -55,6 +55,7 @@ _LARGEST: Final[Mapping[str, int]] = {
 # Counts that may be 0.
 _FROM_ZERO: Final = ("steps_offset", "freq_shift")
 _LEVELS: Final = 16
+_NAMED_TOKENS: Final = 5
 SCHEDULER: Final = "scheduler/scheduler_config.json"
 _TEXT_SIZES: Final = (
     "vocab_size",
@@ -83,6 +84,8 @@ def read_model_config(layout: Layout) -> ModelConfig:
     for field in _TEXT_SIZES:
         if field in text:
             _value(f"text_encoder/config.json: {field}", field, text[field], int)
+    if "layer_norm_eps" in text:
+        _value("text_encoder/config.json: layer_norm_eps", "layer_norm_eps", text["layer_norm_eps"], float)
     unet = read_json(layout.require("unet/config.json"))
     unet = {name: value for name, value in unet.items() if name != "trained_substitutions"}
     form = family_by_class(str(unet.get("_class_name"))).form
@@ -111,18 +114,32 @@ def read_trained_substitutions(layout: Layout) -> tuple[str, ...]:
     return tuple(names)
 
 
-def check_vocabulary(path: Path, config: ModelConfig) -> None:
-    """Raise :class:`CheckpointError` if ``vocab.json`` has an id that the text encoder has no row for."""
-    if not path.is_file():
-        return
-    ids = [value for value in read_json(path, TABLE_LIMIT).values() if isinstance(value, int)]
+def check_vocabulary(folder: Path, config: ModelConfig) -> None:
+    """Raise :class:`CheckpointError` if a tokenizer's file has an id that the text encoder has no row for."""
     rows = int(config.text_encoder.get("vocab_size", 49408))
-    if not ids or max(ids) >= rows or min(ids) < 0:
+    path = folder / "vocab.json"
+    ids = [value for value in _table(path).values() if isinstance(value, int)]
+    if path.is_file() and (not ids or max(ids) >= rows or min(ids) < 0):
         span = f"{min(ids)} to {max(ids)}" if ids else "none"
         raise CheckpointError(
             f"{path} has token ids {span}, but text_encoder/config.json has vocab_size={rows}: "
             "the tokenizer and the text encoder are not of the same model"
         )
+    added = _table(folder / "added_tokens.json")
+    listed = _table(folder / "tokenizer.json").get("added_tokens")
+    for entry in listed if isinstance(listed, list) else ():
+        added |= {str(entry.get("content")): entry.get("id")} if isinstance(entry, dict) else {}
+    without = [token for token, number in added.items() if isinstance(number, int) and number >= rows]
+    if without:
+        names = ", ".join(map(shown, without[:_NAMED_TOKENS]))
+        raise CheckpointError(
+            f"{folder} adds {names}, but the text encoder has only {rows} rows: "
+            "give the encoder trained with these tokens, or remove them from added_tokens.json and tokenizer.json"
+        )
+
+
+def _table(path: Path) -> dict[str, object]:
+    return read_json(path, TABLE_LIMIT) if path.is_file() else {}
 
 
 def parse_config(kind: type[ConfigT], folder: str, values: Mapping[str, Any]) -> ConfigT:

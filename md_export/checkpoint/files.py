@@ -73,11 +73,14 @@ def read_text(path: Path, limit: int) -> str:
 
 
 def read_json(path: Path, limit: int = CONFIG_LIMIT) -> dict[str, object]:
-    """Return the JSON object in ``path``; raises :class:`CheckpointError` for all else, NaN and Infinity included."""
+    """Return the JSON object in ``path``; raises :class:`CheckpointError` for all else.
+
+    NaN and Infinity, which JSON lacks and Python writes, are read: diffusers' solvers save them in fields of their own.
+    """
     text = read_text(path, limit)
     try:
         # Not json: its recursion is bounded by Python's limit, which litert_converter raises beyond the stack.
-        values = from_json(text, allow_inf_nan=False)
+        values = from_json(text)
     except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}; correct it there") from error
     if not isinstance(values, dict):

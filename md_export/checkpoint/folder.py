@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Final
 
 from torch import Tensor, nn
 
@@ -30,6 +31,8 @@ from md_export.models.config import ModelConfig
 from md_export.models.families import component_of, family_of
 from md_export.models.graph import Component
 from md_export.spec.loras import Lora
+
+_LONGEST_NUMBER: Final = 9
 
 
 @dataclass(frozen=True)
@@ -186,7 +189,14 @@ class Checkpoint:
         merged: dict[str, Tensor] = {}
         for weights in self._weights(component):
             merged |= own_tensors(component, weights.read())
-        return merged
+        return {name: tensor for name, tensor in merged.items() if not self._is_skipped(component, name)}
+
+    def _is_skipped(self, component: Component, name: str) -> bool:
+        """Whether a tensor is of a layer after the last that the config has: CLIP skip by a lower number of layers."""
+        layer = name.removeprefix("encoder.layers.").partition(".")[0]
+        count = self.config.text_encoder.get("num_hidden_layers")
+        is_layer = component.folder == "text_encoder" and name.startswith("encoder.layers.") and layer.isdecimal()
+        return is_layer and isinstance(count, int) and int(layer[:_LONGEST_NUMBER]) >= count
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -199,7 +209,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     config = read_model_config(layout)
     tokenizer = tokenizer_dir(layout)
     check_tokenizer(tokenizer)
-    check_vocabulary(tokenizer / "vocab.json", config)
+    check_vocabulary(tokenizer, config)
     base = base_of(path)
     checkpoint = Checkpoint(
         path, config, tokenizer, read_trained_substitutions(layout), layout.parent, base and layout.root, loras_of(path)

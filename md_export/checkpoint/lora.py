@@ -12,6 +12,7 @@ from pydantic_core import from_json
 from torch import Tensor, nn
 
 from md_export.checkpoint.files import TABLE_LIMIT, capped, shown
+from md_export.checkpoint.original_names import original_names
 from md_export.checkpoint.weights import read_metadata, read_tensors
 from md_export.errors import CheckpointError
 from md_export.spec.loras import Lora
@@ -39,7 +40,10 @@ _STARTS: Final = (
     ("lora_te_", "text_encoder"),
     ("lora_te1_", "text_encoder"),
     ("unet.", "unet"),
+    ("diffusion_model.", "unet"),
     ("text_encoder.", "text_encoder"),
+    ("text_encoders.clip_l.transformer.", "text_encoder"),
+    ("clip_l.transformer.", "text_encoder"),
 )
 # Other forms of adapters, by a part of their tensors' names; none of them is up · down.
 _OTHER_FORMS: Final = (
@@ -205,11 +209,14 @@ def changes_of(file: LoraFile, component: str, module: nn.Module) -> list[LowRan
     Raises:
         CheckpointError: a layer is not there, or is of another shape; names the nearest there is.
     """
-    layers = {underscored(path): (path, layer) for path, layer in module.named_modules() if isinstance(layer, Layer)}
+    own = {path: layer for path, layer in module.named_modules() if isinstance(layer, Layer)}
+    layers = {underscored(path): (path, layer) for path, layer in own.items()}
+    originals = original_names(path for path, _ in module.named_modules()) if component == "unet" else {}
+    layers |= {underscored(name): (path, own[path]) for path, name in originals.items() if path in own}
     modules = file.modules.get(component, {})
     strangers = [parts.name for name, parts in modules.items() if name not in layers]
     if strangers:
-        raise CheckpointError(_unmatched(file, component, strangers, [path for path, _ in layers.values()]))
+        raise CheckpointError(_unmatched(file, component, strangers, list(own)))
     misfits = [
         f"{shown(parts.name)}: {why} {component}.{layers[name][0]}, {list(layers[name][1].weight.shape)}"
         for name, parts in modules.items()

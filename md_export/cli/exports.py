@@ -65,7 +65,7 @@ def _with(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
 def _command(target: str) -> click.Command:
     title = TARGET_TITLES[target]
     precisions = [
-        click.option(f"--{name}", "precision", flag_value=name, help=f"The recipe {target}-{name}.")
+        click.option(f"--{name}", f"is_{name}", is_flag=True, help=f"The recipe {target}-{name}.")
         for name in PRECISIONS
     ]
 
@@ -94,7 +94,6 @@ def _command(target: str) -> click.Command:
     @shared.json_option
     def command(
         checkpoint: Path | None,
-        precision: str | None,
         recipe_file: Path | None,
         components: tuple[str, ...],
         encoder: bool,
@@ -112,13 +111,17 @@ def _command(target: str) -> click.Command:
         keep: bool,
         output: Path,
         json_file: Path | None,
-        **own: str | tuple[str, ...] | None,
+        **own: str | tuple[str, ...] | bool | None,
     ) -> None:
         from md_export.engine.export import export
         from md_export.engine.request import Resources, default_jobs
         from md_export.report.tables import artifact_table
         from md_export.report.verdicts import parity_table
 
+        named = [name for name in PRECISIONS if own.pop(f"is_{name}")]
+        if len(named) > 1:
+            raise UsageError(f"--{' and --'.join(named)} name a recipe each; give one of them")
+        precision = named[0] if named else None
         many = steps is not None
         asked = (*components, "vae_encoder") if encoder and components else components
         recipe = _recipe(target, precision, recipe_file, asked, rewrites, allow_drift, own, many)

@@ -38,6 +38,12 @@ from training.scenes import caption, single
 LINEAR = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q"
 OUT = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_out.0"
 CONV = "down_blocks.0.downsamplers.0.conv"
+# Of a UNet with one layer for each level.
+ORIGINAL = {
+    LINEAR: "input_blocks.3.1.transformer_blocks.0.attn2.to_q",
+    OUT: "input_blocks.3.1.transformer_blocks.0.attn2.to_out.0",
+    CONV: "input_blocks.2.0.op",
+}
 TEXT = "encoder.layers.1.self_attn.q_proj"
 GENERATOR = torch.Generator().manual_seed(0)
 Tensors = dict[str, Tensor]
@@ -61,7 +67,10 @@ def flat(path: str) -> str:
 def named(style: str, path: str, down: Tensor, up: Tensor) -> Tensors:
     """A module's halves as each tool calls them."""
     owner, name = path.rsplit(".to_", 1) if ".to_" in path else (path, "")
+    original = ORIGINAL.get(path, path)
     forms = {
+        "sgm": (f"lora_unet_{flat(original)}.lora_down.weight", f"lora_unet_{flat(original)}.lora_up.weight"),
+        "comfy": (f"diffusion_model.{original}.lora_A.weight", f"diffusion_model.{original}.lora_B.weight"),
         "kohya": (f"lora_unet_{flat(path)}.lora_down.weight", f"lora_unet_{flat(path)}.lora_up.weight"),
         "diffusers": (f"unet.{path}.lora_A.weight", f"unet.{path}.lora_B.weight"),
         "older": (f"unet.{path}.lora.down.weight", f"unet.{path}.lora.up.weight"),
@@ -98,7 +107,7 @@ def changes(path: Path, module: nn.Module, scale: float | None = 1.0, component:
     return changes_of(open_lora(Lora(path, path.name, scale)), component, module)
 
 
-@pytest.mark.parametrize("style", ["kohya", "diffusers", "older", "processor", "peft", "adapter"])
+@pytest.mark.parametrize("style", ["kohya", "diffusers", "older", "processor", "peft", "adapter", "sgm", "comfy"])
 def test_all_styles_say_the_same(unet: nn.Module, tmp_path: Path, style: str) -> None:
     paths = [LINEAR, OUT] if style == "processor" else list(HALVES)
     path = written(tmp_path, {k: v for one in paths for k, v in named(style, one, *HALVES[one]).items()})

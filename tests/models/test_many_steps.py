@@ -168,6 +168,7 @@ def test_the_command_line_says_what_it_refuses(tmp_path: Path) -> None:
     for arguments, words in (
         (["onnx", "--fp32", "--guidance", "7.5"], "--steps 50"),
         (["onnx", "--fp32", "--steps", "50", "--rewrite", "fold_timestep"], "fold_timestep: right for one step"),
+        (["onnx", "--fp16", "--int8"], "--fp16 and --int8 name a recipe each; give one of them"),
         (["generate", "a cat", "--guidance", "7.5"], "--steps 50"),
         (["generate", "a cat", "--artifacts", str(tmp_path), "--steps", "50"], "leave out --steps"),
     ):

@@ -1,0 +1,44 @@
+"""Names of Stable Diffusion's authors, against the tests' own table, which diffusers' conversion checks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from md_export.checkpoint.original_names import original_names
+from single_file import UNET, unet_name
+
+
+def test_every_module_of_a_small_one(stable_checkpoint: Path) -> None:
+    names = load_file(stable_checkpoint / "unet/diffusion_pytorch_model.safetensors")
+    paths = {name.rpartition(".")[0] for name in names}
+    wanted = {
+        name.rpartition(".")[0]: unet_name(name, (True, False)).removeprefix(UNET).rpartition(".")[0] for name in names
+    }
+    assert original_names(paths) == wanted
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("conv_in", "input_blocks.0.0"),
+        (
+            "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
+            "input_blocks.1.1.transformer_blocks.0.attn1.to_q",
+        ),
+        ("down_blocks.2.downsamplers.0.conv", "input_blocks.9.0.op"),
+        ("mid_block.resnets.1.conv2", "middle_block.2.out_layers.3"),
+        ("up_blocks.0.upsamplers.0.conv", "output_blocks.2.1.conv"),
+        ("up_blocks.1.upsamplers.0.conv", "output_blocks.5.2.conv"),
+        ("up_blocks.3.attentions.2.proj_out", "output_blocks.11.1.proj_out"),
+        ("up_blocks.3.resnets.0.conv_shortcut", "output_blocks.9.0.skip_connection"),
+    ],
+)
+def test_modules_of_stable_diffusion_1(path: str, name: str) -> None:
+    """As in v1-inference.yaml's UNet: two layers for each of four levels, attention in all but the innermost."""
+    assert (
+        original_names([path, "down_blocks.0.resnets.1", "up_blocks.1.attentions.0", "up_blocks.3.attentions.0"])[path]
+        == name
+    )
