@@ -111,7 +111,7 @@ def _command(target: str) -> click.Command:
         keep: bool,
         output: Path,
         json_file: Path | None,
-        **own: str | tuple[str, ...] | bool | None,
+        **own: Any,
     ) -> None:
         from md_export.engine.export import export
         from md_export.engine.request import Resources, default_jobs
@@ -130,7 +130,7 @@ def _command(target: str) -> click.Command:
         resources = Resources(shared.cache_root(cache) if keep else None, jobs or default_jobs(), max_memory)
         with shared.progress(3 + len(recipe.components)) as report:
             manifest, result = export(
-                recipe, shared.checkpoint_or_nano(checkpoint), output, golden_dir, report, resources, note=_note
+                recipe, shared.checkpoint_or_nano(checkpoint), output, golden_dir, report, resources, note=shared.note
             )
         shared.show(json_file, manifest, artifact_table(manifest), parity_table(result))
         if manifest.drift:
@@ -143,10 +143,6 @@ def _command(target: str) -> click.Command:
         shared.say(json_file, f"{output}: verified")
 
     return command
-
-
-def _note(text: str) -> None:
-    click.echo(text, err=True)
 
 
 def _recipe(

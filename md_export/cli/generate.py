@@ -26,6 +26,7 @@ _STRENGTH = 0.8
 @click.option("--init-image", type=PATH, help="Start from this picture; with --mask, keep a part of it.")
 @click.option("--strength", type=float, help=f"Share of --init-image to change, in (0, 1].  [default: {_STRENGTH}]")
 @click.option("--mask", type=PATH, help="Paint anew what is white in this picture of the same size.")
+@click.option("--negative-prompt", "negative", help="What guidance leads away from, with --steps.")
 @click.option("--condition", type=PATH, help="Condition image for the adapter or ControlNet, such as edges.")
 @shared.size_option
 @shared.steps_option
@@ -41,6 +42,7 @@ def generate(
     init_image: Path | None,
     strength: float | None,
     mask: Path | None,
+    negative: str | None,
     condition: Path | None,
     size: int | None,
     steps: int | None,
@@ -73,11 +75,11 @@ def generate(
     files = _Files(init_image, strength, mask, condition)
     if artifacts:
         given = files.read(lambda: open_to_run(artifacts).frame)
-        (picture,) = pictures_of_artifacts(artifacts, [(prompt, seed)], *given)
+        (picture,) = pictures_of_artifacts(artifacts, [(prompt, seed)], *given, negative)
     else:
         with adapted(shared.checkpoint_or_nano(checkpoint), loras) as folder:
             given = files.read(lambda: frame_of_checkpoint(folder, size))
-            (picture,) = pictures_of_checkpoint(folder, [(prompt, seed)], size, plan, *given)
+            (picture,) = pictures_of_checkpoint(folder, [(prompt, seed)], size, plan, *given, negative, shared.note)
     write_png(output, picture)
     click.echo(f"{output}: {picture.shape[1]}×{picture.shape[0]}")
 

@@ -106,6 +106,11 @@ def conclude(
     say(json_file, passed)
 
 
+def note(text: str) -> None:
+    """Write a line to standard error, where it does not mix with results."""
+    click.echo(text, err=True)
+
+
 def say(json_file: Path | None, text: str) -> None:
     """Print a line where the tables go."""
     click.echo(text, err=_takes_stdout(json_file))

@@ -127,6 +127,8 @@ def carry_out(
     ``dry``: report the plan to the listener without running it.
     """
     due = list(due)
+    for line in plan.advice:
+        listener.line(line)
     with executor_of(request, plan) as executor:
         steps, cached = missing(plan, [export.key for export in due], executor.cache, listener.line)
         listener.planned(steps, cached, executor.limits)

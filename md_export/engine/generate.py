@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 from md_export.checkpoint import open_checkpoint
 from md_export.errors import ArtifactError, UsageError
 from md_export.models.families import WIRING
+from md_export.models.sampling.advice import advice_on_steps
 from md_export.models.sampling.generate import PictureRequest, Pipeline
 from md_export.models.sampling.pictures import Given, Start
 from md_export.models.sampling.schedule import ScheduleConfig
@@ -152,6 +153,7 @@ def pictures_of_artifacts(
     given: Sequence[Given] | None = None,
     conditions: Sequence[Array] | None = None,
     starts: Sequence[Start] | None = None,
+    negative: str | None = None,
 ) -> list[Float32]:
     """Return one ``[H, W, 3]`` picture in [0, 1] per request; the target's runtime runs every component.
 
@@ -161,12 +163,13 @@ def pictures_of_artifacts(
         given: one picture per request to in-paint; the part that is not hidden is kept.
         conditions: one condition per request for the adapter or the ControlNet; without conditions it has no effect.
         starts: one picture per request to start from instead of pure noise; all with the same strength.
+        negative: prompt that guidance leads away from; None for the empty prompt.
 
     Raises:
         ArtifactError: the export lacks a component.
         RuntimeFault: an artifact does not run.
-        UsageError: ``given`` for a UNet that takes many steps and has no inputs for in-painting, or ``starts`` for a
-            UNet with one fixed timestep, which can only start from pure noise.
+        UsageError: ``given`` for a UNet that takes many steps and has no inputs for in-painting, ``starts`` for a UNet
+            with one fixed timestep, which can only start from pure noise, or ``negative`` without guidance.
     """
     export = open_to_run(out)
     if conditions is not None:
@@ -176,7 +179,7 @@ def pictures_of_artifacts(
     pipeline = _pipeline(export)
     if conditions is None:
         pipeline = dataclasses.replace(pipeline, recorded=export.neutral)
-    return _pictures(pipeline, requests, given, conditions, starts)
+    return _pictures(pipeline, requests, given, conditions, starts, negative)
 
 
 def _pipeline(export: Export) -> Pipeline:
@@ -226,10 +229,13 @@ def pictures_of_checkpoint(
     given: Sequence[Given] | None = None,
     conditions: Sequence[Array] | None = None,
     starts: Sequence[Start] | None = None,
+    negative: str | None = None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> list[Float32]:
     """Return one ``[H, W, 3]`` picture in [0, 1] per request, computed by torch in float32.
 
-    ``requests``, ``given``, ``conditions``, ``starts``: as for :func:`pictures_of_artifacts`.
+    ``requests``, ``given``, ``conditions``, ``starts``, ``negative``: as for :func:`pictures_of_artifacts`.
+    ``tell``: is given a line where the steps are not what the model was trained for.
 
     Raises:
         UsageError: the checkpoint does not support pictures with sides of ``size`` pixels, or ``given`` is used with
@@ -238,8 +244,10 @@ def pictures_of_checkpoint(
     checkpoint = open_checkpoint(checkpoint_dir).at(size)
     if conditions is not None:
         Frame(checkpoint_dir, checkpoint.config.image_size, checkpoint.config.condition_shape).require_condition()
+    if line := advice_on_steps(checkpoint.config, sampler):
+        tell(line)
     pipeline = golden_source(checkpoint, sampler=sampler).pipeline
-    return _pictures(pipeline, requests, given, conditions, starts)
+    return _pictures(pipeline, requests, given, conditions, starts, negative)
 
 
 def _pictures(
@@ -248,8 +256,11 @@ def _pictures(
     given: Sequence[Given] | None,
     conditions: Sequence[Array] | None,
     starts: Sequence[Start] | None,
+    negative: str | None,
 ) -> list[Float32]:
+    if negative is not None and not (pipeline.steps and pipeline.steps.is_guided):
+        raise UsageError("a negative prompt needs guidance: many steps with --guidance above 1")
     none = [None] * len(requests)
     rows = zip(requests, given or none, conditions or none, starts or none, strict=True)
-    asked = [PictureRequest(*pair, one, condition, start) for pair, one, condition, start in rows]
+    asked = [PictureRequest(*pair, one, condition, start, negative or "") for pair, one, condition, start in rows]
     return [values[MADE.key].astype(np.float32, copy=False) for values in pipeline.values(asked)]

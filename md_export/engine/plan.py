@@ -179,10 +179,14 @@ class ExportPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps and exports of a build."""
+    """The steps and exports of a build.
+
+    ``advice``: lines for the user, such as that the model was not trained for so few steps.
+    """
 
     steps: tuple[Step, ...]
     exports: tuple[ExportPlan, ...]
+    advice: tuple[str, ...] = ()
 
     def step(self, key: str) -> Step:
         """Return the step with the given key."""

@@ -30,6 +30,7 @@ from md_export.engine.plan import (
 )
 from md_export.engine.request import lora_files, lora_inputs
 from md_export.models.families import family_of
+from md_export.models.sampling.advice import advice_on_steps
 from md_export.models.sampling.sampler import steps_of
 from md_export.parity.golden.folder import INDEX, read_index
 from md_export.parity.golden.prepare import calibration_pairs, needs_calibration, planned_cases, present_golden
@@ -56,7 +57,8 @@ def plan(recipes: list[Recipe], checkpoint_dir: Path, golden: Path | None) -> Pl
         sources = _sources(recipes, checkpoint_dir, golden, folders)
         made = _Planner()
         exports = tuple(made.export(one, sources[one.loras]) for one in recipes)
-    return Plan(tuple(made.steps.values()), exports)
+        advice = [advice_on_steps(sources[one.loras].checkpoint.config, one.sampler) for one in recipes]
+    return Plan(tuple(made.steps.values()), exports, tuple(dict.fromkeys(line for line in advice if line)))
 
 
 def check_recipe(recipe: Recipe) -> None:

@@ -155,6 +155,7 @@ class Form:
         unet_class: library and class of the UNet; a config that names another family's is not of this one.
         libraries: distributions beside torch and transformers that compute it.
         vae: fields of ``vae/config.json`` that its checkpoints may leave out.
+        one_step: its models are trained to make a picture in one step.
     """
 
     name: str
@@ -164,6 +165,7 @@ class Form:
     unet_class: tuple[str, str]
     libraries: tuple[str, ...] = ()
     vae: Mapping[str, object] = field(default_factory=dict)
+    one_step: bool = False
 
 
 @dataclass(frozen=True)

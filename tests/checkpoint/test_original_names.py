@@ -8,7 +8,8 @@ import pytest
 from safetensors.torch import load_file
 
 from md_export.checkpoint.original_names import original_names
-from single_file import UNET, unet_name
+from md_export.checkpoint.single_file import UNET
+from single_file import unet_name
 
 
 def test_every_module_of_a_small_one(stable_checkpoint: Path) -> None:

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from md_export.checkpoint import open_checkpoint
 from md_export.cli import cli
 from md_export.engine.dependencies import steps_notes
+from md_export.engine.generate import pictures_of_checkpoint
 from md_export.errors import ConfigError, GoldenError, RecipeError
 from md_export.models.families import WIRING
 from md_export.models.sampling.ddim import ddim
@@ -168,8 +169,9 @@ def test_the_command_line_says_what_it_refuses(tmp_path: Path) -> None:
     for arguments, words in (
         (["onnx", "--fp32", "--guidance", "7.5"], "--steps 50"),
         (["onnx", "--fp32", "--steps", "50", "--rewrite", "fold_timestep"], "fold_timestep: right for one step"),
-        (["onnx", "--fp16", "--int8"], "--fp16 and --int8 name a recipe each; give one of them"),
+        (["onnx", "--fp16", "--int8"], "--int8 and --fp16 name a recipe each; give one of them"),
         (["generate", "a cat", "--guidance", "7.5"], "--steps 50"),
+        (["generate", "a cat", "--negative-prompt", "a dog"], "a negative prompt needs guidance"),
         (["generate", "a cat", "--artifacts", str(tmp_path), "--steps", "50"], "leave out --steps"),
     ):
         found = CliRunner().invoke(cli, [*arguments, "-o", str(tmp_path / "out")])
@@ -261,3 +263,15 @@ def test_an_app_reads_every_step_from_an_artifact(nano: Path) -> None:
     assert not {"start", "scale", "noise"} & set(notes)
     assert (notes["sampler"], float(notes["guidance"])) == ("ddim", 7.5)
     assert steps_notes(checkpoint, None) == {}
+
+
+def test_a_negative_prompt_is_what_guidance_leads_away_from(nano: Path) -> None:
+    torch.set_num_threads(1)
+    made = [
+        pictures_of_checkpoint(
+            nano, [("a large red circle", 0)], sampler=SamplerPlan(2, "ddim", 3.0), negative=negative
+        )[0]
+        for negative in (None, "", "a small blue square")
+    ]
+    assert np.array_equal(made[0], made[1])
+    assert not np.array_equal(made[0], made[2])

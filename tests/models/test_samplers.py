@@ -15,9 +15,11 @@ import pytest
 import torch
 
 from md_export.checkpoint import open_checkpoint
+from md_export.checkpoint.architectures import arch_config
 from md_export.engine.dependencies import steps_notes
 from md_export.errors import ConfigError, GoldenError
 from md_export.models.config import ModelConfig
+from md_export.models.sampling.advice import advice_on_steps
 from md_export.models.sampling.pictures import enter
 from md_export.models.sampling.sampler import SCHEDULERS, Sampler, one_step, steps_of
 from md_export.models.sampling.schedule import ScheduleConfig
@@ -192,3 +194,23 @@ def test_without_guidance_each_call_gets_one_prompt(nano: Path, tmp_path: Path, 
     added = {"ddim": 0, "euler_ancestral": 2, "lcm": 2}[method]
     assert ("given.fresh_noise" in case.values) == (added > 0)
     assert not added or case.values["given.fresh_noise"].shape[0] == added
+
+
+@pytest.mark.parametrize(
+    ("family", "schedule", "method", "plan", "said"),
+    [
+        ("nano", ScheduleConfig(), "ddim", None, None),
+        ("sd15", ScheduleConfig(), "ddim", None, "expect noise; give --steps"),
+        ("sd15", ScheduleConfig(), "lcm", None, None),
+        ("sd15", ScheduleConfig(timestep_spacing="trailing"), "euler", None, None),
+        ("sd15", ScheduleConfig(), "ddim", SamplerPlan(20), "guidance 7.5: each of 20 calls of the UNet computes two"),
+        ("sd15", ScheduleConfig(), "ddim", SamplerPlan(20, guidance=1.0), None),
+        ("sd15", ScheduleConfig(), "lcm", SamplerPlan(4), None),
+    ],
+)
+def test_what_is_said_of_steps(
+    family: str, schedule: ScheduleConfig, method: Method, plan: SamplerPlan | None, said: str | None
+) -> None:
+    config = dataclasses.replace(arch_config(family), schedule=schedule, method=method)
+    found = advice_on_steps(config, plan)
+    assert found is None if said is None else found is not None and said in found

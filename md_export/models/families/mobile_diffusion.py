@@ -16,6 +16,7 @@ MOBILE_DIFFUSION: Final = latent_diffusion(
         controlnet=ControlNetConfig,
         pipeline="MobileDiffusionPipeline",
         unet_class=("md_export", "MDUNet"),
+        one_step=True,
     ),
     build_unet=lambda config: MDUNet(unet_of(config, MDUNetConfig)),
     build_controlnet=lambda config: MDControlNet(
