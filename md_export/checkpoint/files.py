@@ -6,6 +6,7 @@ those that a sibling inherits with ``parent/`` before it.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -189,6 +190,27 @@ def check_tokenizer(folder: Path) -> None:
             forbidden = [field for field in _FORBIDDEN if name == "tokenizer_config.json" and values.get(field)]
             if forbidden:
                 raise CheckpointError(f"{path} has {', '.join(forbidden)}, which no CLIP tokenizer needs: remove it")
+
+
+def tokenizer_tables(folder: Path) -> tuple[bytes, bytes]:
+    """Return the content of ``vocab.json`` and ``merges.txt``, written from ``tokenizer.json`` where they are missing.
+
+    transformers 5 saves ``tokenizer.json`` only.
+
+    Raises:
+        CheckpointError: neither can be read, or ``tokenizer.json`` is of another kind of tokenizer.
+    """
+    files = folder / "vocab.json", folder / "merges.txt"
+    if all(file.is_file() for file in files):
+        vocabulary, merges = (read_text(file, TABLE_LIMIT).encode() for file in files)
+        return vocabulary, merges
+    model = read_json(folder / "tokenizer.json", TABLE_LIMIT).get("model")
+    table, pairs = (model.get("vocab"), model.get("merges")) if isinstance(model, dict) else (None, None)
+    if not isinstance(table, dict) or not isinstance(pairs, list):
+        raise CheckpointError(f"{folder / 'tokenizer.json'} has no table of byte-pair merges, so it is not CLIP's")
+    lines = [" ".join(map(str, pair)) if isinstance(pair, list) else str(pair) for pair in pairs]
+    text = json.dumps(table, ensure_ascii=False)
+    return text.encode(), "\n".join(["#version: 0.2", *lines, ""]).encode()
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:

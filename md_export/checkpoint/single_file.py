@@ -113,6 +113,7 @@ def _converted(file: Path, tensors: Tensors, prefix: str, convert: Convert) -> T
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:
-    if not all((source / name).is_file() for name in ("vocab.json", "merges.txt")):
+    present = [name for name in ("tokenizer.json", "vocab.json", "merges.txt") if (source / name).is_file()]
+    if len(present) < 2 and "tokenizer.json" not in present:
         raise CheckpointError(f"{source} holds no tokenizer: give a folder with CLIP's vocab.json and merges.txt")
     copy_tokenizer(source, target)

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from md_export.checkpoint import Checkpoint
+from md_export.checkpoint.files import tokenizer_tables
 from md_export.errors import ArtifactError, CheckpointError, ConversionError
 from md_export.models.config import ModelConfig
 from md_export.models.sampling.generate import tokenize
@@ -76,7 +77,7 @@ def write_bundle(checkpoint: Checkpoint, folder: Path) -> None:
     Raises:
         CheckpointError: Swift's tokenizer cannot reproduce the checkpoint's tokenizer.
     """
-    vocabulary, merges = (_read(checkpoint.tokenizer_dir / name) for name in ("vocab.json", "merges.txt"))
+    vocabulary, merges = tokenizer_tables(checkpoint.tokenizer_dir)
     _check_padding(checkpoint, from_json(vocabulary))
     (folder / "vocab.json").write_bytes(vocabulary)
     # Swift's parser drops a last line without a line feed and keeps carriage returns.
@@ -97,15 +98,6 @@ def check_bundle(folder: Path, packages: tuple[str, ...]) -> None:
     check = isolated(faults, ConversionError, "the check against Apple's Swift package")
     if found := check(Bundle(folder, packages)):
         raise ConversionError(f"Apple's Swift package could not read this export: {'; '.join(found)}")
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be read, and Swift's tokenizer needs it: save the tokenizer with vocab.json and merges.txt"
-        ) from error
 
 
 def _check_padding(checkpoint: Checkpoint, vocabulary: dict[str, int]) -> None:

@@ -267,10 +267,9 @@ def test_an_app_reads_every_step_from_an_artifact(nano: Path) -> None:
 
 def test_a_negative_prompt_is_what_guidance_leads_away_from(nano: Path) -> None:
     torch.set_num_threads(1)
+    plan, request = SamplerPlan(2, "ddim", 3.0), ("a large red circle", 0)
     made = [
-        pictures_of_checkpoint(
-            nano, [("a large red circle", 0)], sampler=SamplerPlan(2, "ddim", 3.0), negative=negative
-        )[0]
+        pictures_of_checkpoint(nano, [request], sampler=plan, negative=negative)[0]
         for negative in (None, "", "a small blue square")
     ]
     assert np.array_equal(made[0], made[1])
