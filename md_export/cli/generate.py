@@ -75,7 +75,7 @@ def generate(
     files = _Files(init_image, strength, mask, condition)
     if artifacts:
         given = files.read(lambda: open_to_run(artifacts).frame)
-        (picture,) = pictures_of_artifacts(artifacts, [(prompt, seed)], *given, negative)
+        (picture,) = pictures_of_artifacts(artifacts, [(prompt, seed)], *given, negative, shared.note)
     else:
         with adapted(shared.checkpoint_or_nano(checkpoint), loras) as folder:
             given = files.read(lambda: frame_of_checkpoint(folder, size))

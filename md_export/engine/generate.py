@@ -13,7 +13,7 @@ from md_export.checkpoint import open_checkpoint
 from md_export.errors import ArtifactError, UsageError
 from md_export.models.families import WIRING
 from md_export.models.sampling.advice import advice_on_steps
-from md_export.models.sampling.generate import PictureRequest, Pipeline
+from md_export.models.sampling.generate import PictureRequest, Pipeline, words_cut
 from md_export.models.sampling.pictures import Given, Start
 from md_export.models.sampling.schedule import ScheduleConfig
 from md_export.models.values import CONDITION, LAST, MADE, TIMESTEP
@@ -154,6 +154,7 @@ def pictures_of_artifacts(
     conditions: Sequence[Array] | None = None,
     starts: Sequence[Start] | None = None,
     negative: str | None = None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> list[Float32]:
     """Return one ``[H, W, 3]`` picture in [0, 1] per request; the target's runtime runs every component.
 
@@ -164,6 +165,7 @@ def pictures_of_artifacts(
         conditions: one condition per request for the adapter or the ControlNet; without conditions it has no effect.
         starts: one picture per request to start from instead of pure noise; all with the same strength.
         negative: prompt that guidance leads away from; None for the empty prompt.
+        tell: is given a line for a prompt that is too long.
 
     Raises:
         ArtifactError: the export lacks a component.
@@ -179,7 +181,7 @@ def pictures_of_artifacts(
     pipeline = _pipeline(export)
     if conditions is None:
         pipeline = dataclasses.replace(pipeline, recorded=export.neutral)
-    return _pictures(pipeline, requests, given, conditions, starts, negative)
+    return _pictures(pipeline, requests, given, conditions, starts, negative, tell)
 
 
 def _pipeline(export: Export) -> Pipeline:
@@ -235,7 +237,7 @@ def pictures_of_checkpoint(
     """Return one ``[H, W, 3]`` picture in [0, 1] per request, computed by torch in float32.
 
     ``requests``, ``given``, ``conditions``, ``starts``, ``negative``: as for :func:`pictures_of_artifacts`.
-    ``tell``: is given a line where the steps are not what the model was trained for.
+    ``tell``: is given a line for a prompt that is too long, and where the model was not trained for such steps.
 
     Raises:
         UsageError: the checkpoint does not support pictures with sides of ``size`` pixels, or ``given`` is used with
@@ -247,7 +249,7 @@ def pictures_of_checkpoint(
     if line := advice_on_steps(checkpoint.config, sampler):
         tell(line)
     pipeline = golden_source(checkpoint, sampler=sampler).pipeline
-    return _pictures(pipeline, requests, given, conditions, starts, negative)
+    return _pictures(pipeline, requests, given, conditions, starts, negative, tell)
 
 
 def _pictures(
@@ -257,9 +259,13 @@ def _pictures(
     conditions: Sequence[Array] | None,
     starts: Sequence[Start] | None,
     negative: str | None,
+    tell: Callable[[str], None],
 ) -> list[Float32]:
     if negative is not None and not (pipeline.steps and pipeline.steps.is_guided):
         raise UsageError("a negative prompt needs guidance: many steps with --guidance above 1")
+    for prompt in dict.fromkeys([*(prompt for prompt, _ in requests), *([negative] if negative else [])]):
+        if cut := words_cut(pipeline.tokenizer_dir, prompt, pipeline.text_length):
+            tell(f"the prompt is longer than {pipeline.text_length} tokens; this is left out: {cut!r}")
     none = [None] * len(requests)
     rows = zip(requests, given or none, conditions or none, starts or none, strict=True)
     asked = [PictureRequest(*pair, one, condition, start, negative or "") for pair, one, condition, start in rows]

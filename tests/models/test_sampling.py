@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from md_export.engine.generate import pictures_of_checkpoint
 from md_export.errors import ConfigError
 from md_export.models.families import WIRING
-from md_export.models.sampling.generate import draw_noise
+from md_export.models.sampling.generate import draw_noise, words_cut
 from md_export.models.sampling.sampler import Sampler
 from md_export.models.sampling.schedule import ScheduleConfig
 from md_export.models.walk import Runners, Steps, Tensors, picture_from, walk
@@ -82,3 +85,15 @@ def test_generate_wires_the_components() -> None:
     assert unet.seen["encoder_hidden_states"].shape == (1, 77, 4)
     assert np.all(decoder.seen["latent"] == 2.0)
     assert np.all(values["made.picture"] == 0.75)
+
+
+def test_what_of_a_prompt_has_no_place(nano: Path) -> None:
+    tokenizer = nano / "tokenizer"
+    assert words_cut(tokenizer, "a red circle", 5) == ""
+    assert words_cut(tokenizer, "a red circle above a blue square", 5) == "above a blue square"
+    told: list[str] = []
+    pictures_of_checkpoint(nano, [("a red circle, " * 40, 0)], tell=told.append)
+    (line,) = told
+    assert line.startswith("the prompt is longer than 77 tokens; this is left out: '")
+    # Four tokens each, and 75 places between the first and the last: the nineteenth circle is the last whole one.
+    assert line.count("red circle") == 40 - 19

@@ -41,6 +41,18 @@ def tokenize(tokenizer_dir: Path, prompt: str, length: int) -> NDArray[np.int32]
     return np.asarray([encoded["input_ids"]], dtype=np.int32)
 
 
+def words_cut(tokenizer_dir: Path, prompt: str, length: int) -> str:
+    """Return the end of a prompt that has no place among ``length`` token ids; empty where all of it has.
+
+    Raises:
+        CheckpointError: the folder holds no CLIP tokenizer.
+    """
+    tokenizer = _tokenizer(tokenizer_dir)
+    ids = tokenizer(prompt)["input_ids"]
+    # The last of them is the end token, which the shortened prompt has, too.
+    return str(tokenizer.decode(ids[length - 1 : -1])) if len(ids) > length else ""
+
+
 @cache
 def _tokenizer(folder: Path) -> Any:
     clip = import_quietly("transformers.models.clip.tokenization_clip")
