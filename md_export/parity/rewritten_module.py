@@ -16,7 +16,7 @@ from md_export.models.config import ModelConfig
 from md_export.models.families import family_of
 from md_export.models.graph import Component
 from md_export.models.sampling.generate import run_torch
-from md_export.models.sampling.sampler import one_step
+from md_export.models.sampling.sampler import one_step, steps_of
 from md_export.parity.golden.case import GoldenCase
 from md_export.parity.golden.prepare import calibration_cases
 from md_export.parity.golden.surface import calibration_inputs, inputs_of, outputs_of
@@ -79,7 +79,8 @@ def rewritten(checkpoint: Checkpoint, name: str, recipe: Recipe) -> Rewritten:
     records = apply_rewrites(recipe.rewrites, name, module, one_step(checkpoint.config), consent)
     row = family_of(checkpoint.config)[name]
     given, made = surface(row, checkpoint.config, records)
-    if recipe.sampler is not None and row.called == "per step":
+    steps = steps_of(checkpoint.config, recipe.sampler)
+    if steps is not None and steps.is_guided and row.called == "per step":
         given, made = guided(row, given), guided(row, made)
     layout = layout_of(recipe)
     layout.adapt(name, module, given)
