@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from md_export.diagnose.doctor.findings import Diagnosis, Finding
 from md_export.parity.metrics import EXACT_DB
 from md_export.spec.artifact import ArtifactEntry
 from md_export.spec.manifest import Manifest
 from md_export.targets.contract import Description
 
 if TYPE_CHECKING:
+    from md_export.diagnose.doctor.findings import Diagnosis, Finding
     from md_export.diagnose.inspect import Inspection
 
 
