@@ -15,7 +15,7 @@ from md_export.models.sampling.generate import Pipeline
 from md_export.models.walk import Runners
 from md_export.parity.golden.folder import GoldenSource, read_golden, write_golden
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, Measured, bytes_of_artifact, sha256_of_artifact
-from md_export.spec.manifest import Manifest, write_manifest
+from md_export.spec.manifest import SCHEMA, Manifest, write_manifest
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.sampler import OneStep
@@ -204,7 +204,7 @@ def _convert(module: nn.Module, out: Path, recipe: Recipe) -> ArtifactEntry:
 
 def _manifest(entry: ArtifactEntry, out: Path, recipe: Recipe) -> Manifest:
     return Manifest(
-        schema=1,
+        schema=SCHEMA,
         md_export=__version__,
         target=recipe.target,
         recipe=recipe,
