@@ -147,7 +147,7 @@ def test_manifest_recipe_and_golden_cases_agree(copied: Path) -> None:
         with pytest.raises(ArtifactError, match="other steps or guidance than its recipe"):
             verify(copied)
     write(steps=other_b(manifest.steps))
-    with pytest.raises(GoldenError, match=r"5 steps with guidance 7\.5"):
+    with pytest.raises(GoldenError, match=r"5 steps of ddim with guidance 7\.5"):
         verify(copied)
 
 
