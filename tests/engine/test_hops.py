@@ -26,7 +26,7 @@ from md_export.spec.sampler import OneStep
 from md_export.spec.shipped_files import builtin_recipe
 from md_export.spec.tensors import Array, Arrays, Runner
 from md_export.targets.contract import LoweringJob
-from md_export.targets.onnx import lower, quantize, run
+from md_export.targets.onnx import lower, quantize, run, saved
 from md_export.targets.onnx.target import OnnxModel
 from support import Exported
 
@@ -114,7 +114,7 @@ def plant_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
         runner = right(path, runtime)
         return runner if runtime == run.UNOPTIMIZED else Halved(runner)
 
-    monkeypatch.setattr(run, "load", wrong)
+    monkeypatch.setattr(saved, "load", wrong)
 
 
 @pytest.mark.parametrize(
