@@ -6,45 +6,17 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import sqrt
-from typing import Final, Literal
+from typing import Final
 
 from pydantic_core import from_json
 from torch import Tensor, nn
 
 from md_export.checkpoint.files import TABLE_LIMIT, capped, shown
-from md_export.checkpoint.original_names import original_names
+from md_export.checkpoint.lora_names import PEFT_PREFIX, Part, original_names, read_name, underscored
 from md_export.checkpoint.weights import read_metadata, read_tensors
 from md_export.errors import CheckpointError
 from md_export.spec.loras import Lora
 
-Part = Literal["down", "up", "alpha"]
-
-PEFT_PREFIX: Final = "base_model.model."
-_ENDINGS: Final[tuple[tuple[str, Part | None], ...]] = (
-    (".lora_down.weight", "down"),
-    (".lora_up.weight", "up"),
-    (".lora_A.weight", "down"),
-    (".lora_B.weight", "up"),
-    (".lora_A.default.weight", "down"),
-    (".lora_B.default.weight", "up"),
-    (".lora.down.weight", "down"),
-    (".lora.up.weight", "up"),
-    (".lora_linear_layer.down.weight", "down"),
-    (".lora_linear_layer.up.weight", "up"),
-    ("_lora.down.weight", "down"),
-    ("_lora.up.weight", "up"),
-    (".alpha", "alpha"),
-)
-_STARTS: Final = (
-    ("lora_unet_", "unet"),
-    ("lora_te_", "text_encoder"),
-    ("lora_te1_", "text_encoder"),
-    ("unet.", "unet"),
-    ("diffusion_model.", "unet"),
-    ("text_encoder.", "text_encoder"),
-    ("text_encoders.clip_l.transformer.", "text_encoder"),
-    ("clip_l.transformer.", "text_encoder"),
-)
 # Other forms of adapters, by a part of their tensors' names; none of them is up · down.
 _OTHER_FORMS: Final = (
     ("lora_magnitude_vector", "DoRA"),
@@ -53,35 +25,6 @@ _OTHER_FORMS: Final = (
     ("lokr_", "LoKr"),
     ("lora_mid", "Tucker"),
 )
-
-
-@dataclass(frozen=True)
-class Name:
-    """A tensor's name, parsed: the component, the module's path with underscores for dots, and the part."""
-
-    component: str
-    module: str
-    part: Part
-
-
-def read_name(name: str) -> Name | None:
-    """Parse a tensor's name; None where it is no LoRA's."""
-    ending, part = next(((ending, part) for ending, part in _ENDINGS if name.endswith(ending)), ("", None))
-    if part is None:
-        return None
-    path = name.removeprefix(PEFT_PREFIX).removesuffix(ending)
-    start, component = next(((start, owner) for start, owner in _STARTS if path.startswith(start)), ("", "unet"))
-    module = underscored(path.removeprefix(start)).replace("_processor_to_", "_to_").removeprefix("text_model_")
-    if ending.startswith("_lora.") and module.endswith("_to_out"):
-        module += "_0"
-    return Name(component, module, part)
-
-
-def underscored(path: str) -> str:
-    """``a.b_c.0`` → ``a_b_c_0``, the one form that all styles have in common."""
-    return path.replace(".", "_")
-
-
 # diffusers' key for peft's config; its fields may have the component's name as a prefix.
 _METADATA: Final = "lora_adapter_metadata"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from md_export.checkpoint.original_names import original_names
+from md_export.checkpoint.lora_names import original_names
 from md_export.checkpoint.single_file import UNET
 from single_file import unet_name
 
