@@ -1,4 +1,4 @@
-"""What a user should know of a model's steps before it is exported, and before its pictures are made."""
+"""Advice on the steps of a model, for users who export it or make pictures with it."""
 
 from __future__ import annotations
 

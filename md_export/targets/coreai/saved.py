@@ -1,4 +1,4 @@
-"""What can be done with a saved Core AI asset."""
+"""Functions that read, run and change a saved Core AI asset."""
 
 from __future__ import annotations
 

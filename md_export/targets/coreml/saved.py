@@ -1,4 +1,4 @@
-"""What can be done with a saved package."""
+"""Functions that read, run and change a saved package."""
 
 from __future__ import annotations
 

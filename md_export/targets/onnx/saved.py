@@ -1,4 +1,4 @@
-"""What can be done with a saved ONNX file."""
+"""Functions that read, run and change a saved ONNX file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be done with a saved .tflite file."""
+"""Functions that read, run and change a saved .tflite file."""
 
 from __future__ import annotations
 
