@@ -27,6 +27,7 @@ class Check(StrEnum):
     DTYPE = "dtype"
     FINITE = "finite"
     FIGURES = "figures"
+    GUIDANCE = "guidance"
     PICTURE = "picture"
     STORED = "stored type"
     CONSTANTS = "stored NaN"
@@ -95,6 +96,15 @@ def compare(value: Array, reference: Array) -> Parity:
     )
 
 
+def guidance_snr_db(value: Array, reference: Array) -> float:
+    """Return the SNR of the difference between the halves of a guided output ``[2, …]``: with the prompt - without.
+
+    Raises nothing for finite values; call :func:`first_fault` first.
+    """
+    got, want = (both.astype(np.float64) for both in (value, reference))
+    return snr_db(got[1:] - got[:1], want[1:] - want[:1])
+
+
 def snr_db(value: Array, reference: Array) -> float:
     """Return the SNR in dB of a tensor against a finite reference of the same shape; -:data:`EXACT_DB` if not finite.
 
@@ -107,11 +117,13 @@ def snr_db(value: Array, reference: Array) -> float:
 
 def worst(figures: list[Parity]) -> Parity:
     """Return the least favourable value of each figure; ``figures`` must not be empty."""
+    guided = [item.guidance_snr_db for item in figures if item.guidance_snr_db is not None]
     return Parity(
         snr_db=min(item.snr_db for item in figures),
         psnr_db=min(item.psnr_db for item in figures),
         cosine=min(item.cosine for item in figures),
         max_abs=max(item.max_abs for item in figures),
+        guidance_snr_db=min(guided, default=None),
     )
 
 

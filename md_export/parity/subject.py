@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from md_export.models.families import WIRING
 from md_export.parity.golden.case import GoldenCase
 from md_export.parity.golden.surface import each_call, golden_inputs, golden_outputs, named
-from md_export.parity.metrics import Check, Fault, compare, first_fault, worst
+from md_export.parity.metrics import Check, Fault, compare, first_fault, guidance_snr_db, worst
 from md_export.parity.opened_export import OpenedExport
 from md_export.parity.verdict import ComponentVerdict, Engine, PictureVerdict
 from md_export.spec.artifact import ArtifactEntry, Parity, artifact_path, is_unchanged
@@ -71,8 +73,14 @@ class Subject:
         broken = [fault.of(label) for got, want, label in pairs if (fault := first_fault(got, want))]
         if broken:
             return None, broken
-        parity = worst([compare(got, want) for got, want, _ in pairs])
+        parity = worst([self._figures(got, want) for got, want, _ in pairs])
         return parity, shortfalls(parity, self.tolerance)
+
+    def _figures(self, made: Array, wanted: Array) -> Parity:
+        steps, figures = self.export.manifest.steps, compare(made, wanted)
+        if self.entry.component != WIRING.denoised.node or steps is None or steps.guidance is None:
+            return figures
+        return dataclasses.replace(figures, guidance_snr_db=guidance_snr_db(made, wanted))
 
     def verdict(
         self, engine: Engine, faults: Sequence[str] = (), parity: Parity | None = None
@@ -96,7 +104,15 @@ def shortfalls(parity: Parity, tolerance: Tolerance) -> list[Fault]:
             lines.append(f"{name.removesuffix('_db')} {value:.4g}{unit} is below the recipe's {least:g}{unit}")
     if tolerance.max_abs is not None and not parity.max_abs <= tolerance.max_abs:
         lines.append(f"max error {parity.max_abs:.4g} is above the recipe's {tolerance.max_abs:g}")
-    return [Fault(Check.FIGURES, line) for line in lines]
+    faults = [Fault(Check.FIGURES, line) for line in lines]
+    guided, least_guided = parity.guidance_snr_db, tolerance.guidance_snr_db
+    if guided is not None and not guided >= least_guided:
+        text = (
+            f"snr {guided:.4g} dB of the difference that the prompt makes, which guidance multiplies, is below the "
+            f"recipe's guidance_snr_db, {least_guided:g} dB: pictures would not follow the prompt"
+        )
+        faults.append(Fault(Check.GUIDANCE, text))
+    return faults
 
 
 def judge_picture(manifest: Manifest, cases: Sequence[GoldenCase], pictures: Sequence[Float32]) -> PictureVerdict:

@@ -33,6 +33,8 @@ _NPU: Final[tuple[Column[NpuDetails], ...]] = (
     ("run", lambda item: item.engine.extent),
     ("run s", lambda item: f"{item.engine.run_seconds:.2f}"),
 )
+# SNR of the difference that the prompt makes, and the recipe's threshold.
+_GUIDANCE: Final = "guidance dB"
 _KERNELS: Final[tuple[Column[KernelDetails], ...]] = (
     ("kernels", lambda item: item.engine.kernels),
     ("against LiteRT", lambda item: decibel(item.engine.agreement_db)),
@@ -109,7 +111,9 @@ def verdict_cells(verdicts: Sequence[Verdict[Engine]], columns: Sequence[Column[
     """
     named = any(verdict.runtime for verdict in verdicts)
     figures = ("SNR dB", "at least", "PSNR dB", "cosine", "max error")[: 3 if columns else 5]
-    head = ("component", *(["runtime"] if named else []), *figures, *(name for name, _ in columns), "verdict")
+    parities = [item.parity for verdict in verdicts for item in verdict.components if item.parity]
+    guided = [_GUIDANCE] if any(parity.guidance_snr_db is not None for parity in parities) else []
+    head = ("component", *(["runtime"] if named else []), *figures, *guided, *(name for name, _ in columns), "verdict")
     rows = []
     for verdict in verdicts:
         runtime = {"runtime": verdict.runtime}
@@ -132,6 +136,8 @@ def _figures(item: ComponentVerdict[Engine]) -> dict[str, str]:
         return least
     snr, psnr = decibel(item.parity.snr_db), decibel(item.parity.psnr_db)
     others = {"cosine": f"{item.parity.cosine:.6f}", "max error": f"{item.parity.max_abs:.2e}"}
+    if item.parity.guidance_snr_db is not None:
+        others[_GUIDANCE] = f"{decibel(item.parity.guidance_snr_db)} ({item.tolerance.guidance_snr_db:g})"
     return {**least, "SNR dB": snr, "PSNR dB": psnr, **others}
 
 

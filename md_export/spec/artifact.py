@@ -26,12 +26,16 @@ class RewriteRecord:
 
 @dataclass(frozen=True)
 class Parity:
-    """Worst figures of one artifact over all golden cases, against the golden outputs, in float64."""
+    """Worst figures of one artifact over all golden cases, against the golden outputs, in float64.
+
+    ``guidance_snr_db``: SNR of the difference between the two halves of a guided batch; None without guidance.
+    """
 
     snr_db: float
     psnr_db: float
     cosine: float
     max_abs: float
+    guidance_snr_db: float | None = None
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from md_export.parity.golden.prepare import golden_source
 from md_export.parity.judge import Execute, judge, taking, verify
 from md_export.parity.metrics import Check, compare
 from md_export.parity.selftest.answers import Bench
+from md_export.parity.selftest.run import try_all
+from md_export.parity.selftest.table import MUTATIONS, Hashes
 from md_export.parity.verdict import Verdict
 from md_export.spec.manifest import read_manifest, write_manifest
 from md_export.spec.recipe import Recipe
@@ -71,6 +73,16 @@ def changed(unet: Callable[[Arrays], Arrays], output: Callable[[Array], Array] =
         return dataclasses.replace(made, outputs=[{k: output(v) for k, v in item.items()} for item in made.outputs])
 
     return run
+
+
+def test_an_artifact_that_loses_the_difference_of_the_prompt_is_rejected(out: Path) -> None:
+    """Only the check of the difference is to notice; the same export as it is has the figure, far above 10 dB."""
+    (mutation,) = (one for one in MUTATIONS if one.caught[Hashes.KEPT] is Check.GUIDANCE)
+    _, row, _ = try_all(out, lambda *_: (), [mutation])
+    assert (row.component, row.verdict) == ("unet", "rejected")
+    assert "pictures would not follow the prompt" in row.said
+    unet = read_manifest(out).entry_for("unet").parity
+    assert unet is not None and unet.guidance_snr_db is not None and unet.guidance_snr_db > 60
 
 
 def test_calls_and_pictures_are_proved(out: Path) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from md_export.parity.metrics import EXACT_DB, compare, first_fault, worst
+from md_export.parity.metrics import EXACT_DB, compare, first_fault, guidance_snr_db, worst
 
 REFERENCE = np.asarray([[1.0, -2.0, 3.0, 0.5]], dtype=np.float32)
 
@@ -17,6 +17,16 @@ def test_known_figures() -> None:
     assert figures.psnr_db == pytest.approx(20.0 + 10 * np.log10(9.0 / np.mean(REFERENCE**2)), abs=1e-4)
     assert figures.cosine == pytest.approx(1.0)
     assert figures.max_abs == pytest.approx(0.3, abs=1e-6)
+
+
+def test_a_difference_that_is_gone_shows_only_in_the_guidance_figure() -> None:
+    """Figures of a published w8a16 UNet: its halves differ by 0.009 instead of 0.175, and each is right to 20 dB."""
+    rng = np.random.default_rng(0)
+    common, direction = rng.standard_normal((2, 1, 4, 16, 16)).astype(np.float32)
+    right, wrong = (np.concatenate([common, common + size * direction]) for size in (0.175, 0.009))
+    assert compare(wrong, right).snr_db > 15
+    assert guidance_snr_db(wrong, right) == pytest.approx(20 * np.log10(0.175 / 0.166), abs=0.01)
+    assert guidance_snr_db(right * np.float32(1.1), right) == pytest.approx(20.0, abs=0.01)
 
 
 def test_equal_values_are_exact() -> None:

@@ -22,14 +22,15 @@ from md_export.spec.manifest import read_manifest
 from md_export.system.files import sha256_of
 from support import ONE_EACH, Exported
 
+GUIDANCE = "the prompt's difference lost"
 PALETTE, OVERFLOW = "a palette entry moved", "float16 overflow behind a softmax"
 RELABELLED, UNQUANTIZED = '"int8" that is float inside', "quantized weights stored as float"
 SCALES = {"all quantization scales doubled", "one quantization scale doubled"}
 # What the export of each target has nothing for.
 NOT_APPLICABLE = {
-    "coreml": {PALETTE, UNQUANTIZED, *SCALES},
-    "tflite": {PALETTE, OVERFLOW, RELABELLED},
-    "onnx": {PALETTE, OVERFLOW, RELABELLED},
+    "coreml": {GUIDANCE, PALETTE, UNQUANTIZED, *SCALES},
+    "tflite": {GUIDANCE, PALETTE, OVERFLOW, RELABELLED},
+    "onnx": {GUIDANCE, PALETTE, OVERFLOW, RELABELLED},
 }
 
 

@@ -81,6 +81,13 @@ def one_value(wrong: float) -> Callable[[Array], Array]:
     return change
 
 
+def without_guidance(value: Array) -> Array:
+    """Both halves of a guided output become their mean: a small error in each, and the prompt changes nothing."""
+    if value.shape[0] != 2:
+        raise NotApplicable("it is made without guidance")
+    return np.repeat(value.mean(axis=0, keepdims=True), 2, axis=0)
+
+
 def transposed(value: Array) -> Array:
     """The last two axes exchanged, in the same shape."""
     if value.shape[-1] != value.shape[-2]:

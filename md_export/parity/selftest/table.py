@@ -97,6 +97,13 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     _answer("negated output", Check.FIGURES, each_output(np.negative)),
     _answer("swapped outputs of two prompts", Check.FIGURES, on_outputs(answers.exchanged)),
     _answer("swapped inputs of two prompts", Check.FIGURES, answers.inputs_exchanged),
+    Mutation(
+        "the prompt's difference lost",
+        "answer",
+        {Hashes.KEPT: Check.GUIDANCE},
+        _INPUTS_FIRST,
+        distortion=each_output(answers.without_guidance),
+    ),
     _answer("transposed layout, same shape", Check.FIGURES, each_output(answers.transposed)),
     _answer("transposed layout, channels last", Check.SHAPE, each_output(answers.channels_last)),
     _answer("broadcastable shape", Check.SHAPE, each_output(answers.broadcastable)),
