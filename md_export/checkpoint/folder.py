@@ -31,6 +31,7 @@ from md_export.models.config import ModelConfig
 from md_export.models.families import component_of, family_of
 from md_export.models.graph import Component
 from md_export.spec.loras import Lora
+from md_export.spec.variant import Variant
 
 _LONGEST_NUMBER: Final = 9
 
@@ -52,13 +53,13 @@ class Checkpoint:
     loras: tuple[Lora, ...] = ()
     _hashes: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
-    def at(self, size: int | None) -> Checkpoint:
-        """Return the same checkpoint for pictures of ``size`` pixels a side; None: the size that it was trained for.
+    def at(self, variant: Variant) -> Checkpoint:
+        """Return the same checkpoint as a recipe asks for it.
 
         Raises:
-            UsageError: it cannot make such pictures.
+            UsageError: it cannot make such pictures, or has no such timestep or layer.
         """
-        return self if size is None else replace(self, config=self.config.at(size))
+        return replace(self, config=self.config.at(variant))
 
     def module(self, name: str) -> nn.Module:
         """Return component ``name`` with its weights and LoRAs: float32, eval mode, no gradients.

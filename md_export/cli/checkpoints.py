@@ -11,6 +11,7 @@ from md_export.cli import shared
 from md_export.cli.shared import PATH
 from md_export.errors import UsageError
 from md_export.spec.names import Method
+from md_export.spec.variant import Size, Variant
 
 ARCHS: Final = ("md", "md-lite", "sd15", "nano")
 
@@ -70,6 +71,8 @@ def init(directory: Path, arch: str, seed: int) -> None:
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0,), show_default=True)
 @click.option("--encoder", is_flag=True, help="Record the VAE encoder's output for each picture, too.")
 @shared.size_option
+@shared.timestep_option
+@shared.clip_skip_option
 @shared.steps_option
 @shared.sampler_option
 @shared.guidance_option
@@ -81,7 +84,9 @@ def golden(
     single: tuple[str, ...],
     seeds: tuple[int, ...],
     encoder: bool,
-    size: int | None,
+    size: Size | None,
+    timestep: int | None,
+    clip_skip: int,
     steps: int | None,
     sampler: Method | None,
     guidance: float | None,
@@ -100,8 +105,8 @@ def golden(
         raise UsageError("give at least one --prompt, or a file of them with --prompts")
     pairs = [(text, seed) for text in texts for seed in seeds]
     with adapted(checkpoint, loras) as place:
-        plan = sampler_of(steps, guidance, sampler)
-        source = golden_source(open_checkpoint(place).at(size), sampler=plan, encodes=encoder)
+        opened = open_checkpoint(place).at(Variant(size, timestep, clip_skip))
+        source = golden_source(opened, sampler=sampler_of(steps, guidance, sampler), encodes=encoder)
         with staging(output) as folder, shared.progress(len(pairs)) as report:
             write_golden(source, pairs, folder, report)
     click.echo(f"{output}: {len(pairs)} golden cases")

@@ -13,6 +13,7 @@ from md_export.cli import shared
 from md_export.cli.shared import PATH
 from md_export.errors import UsageError
 from md_export.spec.names import ORDER, SOCS, Method
+from md_export.spec.variant import Size, Variant
 
 
 def _some(_context: click.Context, _option: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -82,6 +83,8 @@ def _command(target: str) -> click.Command:
     @click.option("--allow-drift", is_flag=True, help="Apply rewrites that the checkpoint was not trained with.")
     @click.option("--golden", "golden_dir", type=PATH, help="Golden cases to calibrate on and to be judged by.")
     @shared.size_option
+    @shared.timestep_option
+    @shared.clip_skip_option
     @shared.steps_option
     @shared.sampler_option
     @shared.guidance_option
@@ -100,7 +103,9 @@ def _command(target: str) -> click.Command:
         rewrites: tuple[str, ...],
         allow_drift: bool,
         golden_dir: Path | None,
-        size: int | None,
+        size: Size | None,
+        timestep: int | None,
+        clip_skip: int,
         steps: int | None,
         sampler: Method | None,
         guidance: float | None,
@@ -126,7 +131,7 @@ def _command(target: str) -> click.Command:
         asked = (*components, "vae_encoder") if encoder and components else components
         recipe = _recipe(target, precision, recipe_file, asked, rewrites, allow_drift, own, many)
         recipe = recipe.widened(("vae_encoder",)) if encoder else recipe
-        recipe = recipe.sampled(steps, guidance, sampler).sized(size).adapted(loras)
+        recipe = recipe.sampled(steps, guidance, sampler).varied(Variant(size, timestep, clip_skip)).adapted(loras)
         resources = Resources(shared.cache_root(cache) if keep else None, jobs or default_jobs(), max_memory)
         with shared.progress(3 + len(recipe.components)) as report:
             manifest, result = export(

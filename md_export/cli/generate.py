@@ -13,6 +13,7 @@ from md_export.cli import shared
 from md_export.cli.shared import PATH
 from md_export.errors import UsageError
 from md_export.spec.names import Method
+from md_export.spec.variant import Size, Variant
 
 # Of a picture to start from, where nobody says.
 _STRENGTH = 0.8
@@ -29,6 +30,8 @@ _STRENGTH = 0.8
 @click.option("--negative-prompt", "negative", help="What guidance leads away from, with --steps.")
 @click.option("--condition", type=PATH, help="Condition image for the adapter or ControlNet, such as edges.")
 @shared.size_option
+@shared.timestep_option
+@shared.clip_skip_option
 @shared.steps_option
 @shared.sampler_option
 @shared.guidance_option
@@ -44,7 +47,9 @@ def generate(
     mask: Path | None,
     negative: str | None,
     condition: Path | None,
-    size: int | None,
+    size: Size | None,
+    timestep: int | None,
+    clip_skip: int,
     steps: int | None,
     sampler: Method | None,
     guidance: float | None,
@@ -66,7 +71,8 @@ def generate(
     from md_export.models.sampling.pictures import write_png
     from md_export.spec.sampler import sampler_of
 
-    _check_source(artifacts, checkpoint, size, loras)
+    variant = Variant(size, timestep, clip_skip)
+    _check_source(artifacts, checkpoint, variant, loras)
     plan = sampler_of(steps, guidance, sampler)
     if artifacts and plan:
         raise UsageError(
@@ -78,17 +84,20 @@ def generate(
         (picture,) = pictures_of_artifacts(artifacts, [(prompt, seed)], *given, negative, shared.note)
     else:
         with adapted(shared.checkpoint_or_nano(checkpoint), loras) as folder:
-            given = files.read(lambda: frame_of_checkpoint(folder, size))
-            (picture,) = pictures_of_checkpoint(folder, [(prompt, seed)], size, plan, *given, negative, shared.note)
+            given = files.read(lambda: frame_of_checkpoint(folder, variant))
+            (picture,) = pictures_of_checkpoint(folder, [(prompt, seed)], variant, plan, *given, negative, shared.note)
     write_png(output, picture)
     click.echo(f"{output}: {picture.shape[1]}×{picture.shape[0]}")
 
 
-def _check_source(artifacts: Path | None, checkpoint: Path | None, size: int | None, loras: tuple[str, ...]) -> None:
+def _check_source(artifacts: Path | None, checkpoint: Path | None, variant: Variant, loras: tuple[str, ...]) -> None:
     if artifacts and checkpoint:
         raise UsageError("name --artifacts or --checkpoint, not both")
-    if artifacts and size:
-        raise UsageError("artifacts are of one size; leave out --size, or export with it")
+    if artifacts and variant.changes:
+        raise UsageError(
+            "artifacts are of one size, timestep and text encoder; leave out --size, --timestep and --clip-skip, or "
+            "export with them"
+        )
     if artifacts and loras:
         raise UsageError("artifacts hold the LoRAs that they were exported with; leave out --lora")
 
@@ -118,7 +127,7 @@ class _Files:
         if self.condition is not None:
             steering = [read_condition(self.condition, wanted.require_condition())]
         if self.init_image is not None and self.mask is not None:
-            given = [read_given(self.init_image, self.mask, wanted.side)]
+            given = [read_given(self.init_image, self.mask, wanted.shape)]
         elif self.init_image is not None:
-            start = [read_start(self.init_image, _STRENGTH if self.strength is None else self.strength, wanted.side)]
+            start = [read_start(self.init_image, _STRENGTH if self.strength is None else self.strength, wanted.shape)]
         return given, steering, start

@@ -11,13 +11,36 @@ import click
 
 from md_export.errors import ParityError, UsageError
 from md_export.spec.names import METHODS
+from md_export.spec.variant import Size
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 PATH = click.Path(path_type=Path)
-size_option = click.option(
-    "--size", type=click.IntRange(min=1), help="Side of the pictures in pixels.  [default: the checkpoint's own]"
+
+
+class _SizeType(click.ParamType[Size]):
+    """``512``, or ``512x768`` for width and height."""
+
+    name = "WIDTH[xHEIGHT]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Size:
+        """Return the size; click reports anything else as a usage error."""
+        sides = [int(side) for side in str(value).split("x") if side.isascii() and side.isdigit() and len(side) < 6]
+        if len(sides) != str(value).count("x") + 1 or len(sides) > 2 or not all(sides):
+            self.fail(f"{value!r:.40} is no size; give pixels, as 512, or width and height, as 512x768", param, ctx)
+        return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+
+
+size_option = click.option("--size", type=_SizeType(), help="Pixels of a picture.  [default: the checkpoint's own]")
+timestep_option = click.option(
+    "--timestep", type=click.IntRange(min=0), help="Timestep of the one step.  [default: the checkpoint's last]"
+)
+clip_skip_option = click.option(
+    "--clip-skip",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Leave out this many of the text encoder's last layers, as diffusers' clip_skip.",
 )
 steps_option = click.option("--steps", type=int, help="Sample in this many steps.  [default: one step]")
 sampler_option = click.option(

@@ -6,6 +6,7 @@ The metadata is what an app needs to run an artifact; it is stored in the artifa
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import takewhile
@@ -26,6 +27,7 @@ from md_export.rewrites import find_rewrite
 from md_export.spec.recipe import Recipe
 from md_export.spec.sampler import SamplerPlan, Step
 from md_export.spec.scheme import QuantScheme
+from md_export.spec.variant import Variant, size_in_words
 from md_export.targets import tools_of
 
 
@@ -38,7 +40,8 @@ def notes_of(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
     ``prediction_type``, ``timestep``, ``a``, ``b``, ``scaling_factor``
         x0 = a·noise + b·output of one UNet call at ``timestep``; the decoder's input is x0 / ``scaling_factor``.
     ``latent_shape``, ``image_size``
-        ``1,C,h,w`` of noise, UNet output and x0; side of the picture in pixels.
+        ``1,C,h,w`` of noise, UNet output and x0; side of the picture in pixels, or ``512x768``,
+        its width and height.
     ``image_scale``, ``image_offset``
         picture = image · scale + offset, clipped to [0, 1].
     ``condition_shape``
@@ -61,7 +64,7 @@ def notes_of(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
         "b": repr(float(step.b)),
         "scaling_factor": repr(float(step.scaling_factor)),
         "latent_shape": ",".join(str(size) for size in config.latent_shape),
-        "image_size": str(config.image_size),
+        "image_size": size_in_words(config.image_size),
         "image_scale": "0.5",
         "image_offset": "0.5",
         "text_length": str(length),
@@ -119,7 +122,7 @@ class Source:
 
     Attributes:
         common: part of every cache key except an artifact's: the checkpoint, md-export and the tools.
-        notes: metadata of the artifacts, by picture size and component.
+        notes: metadata of the artifacts, by variant and component.
         given: folder of golden cases that the request names.
         weights: bytes of each component in float32, including components that are not needed to make a picture.
         loras: LoRAs of the checkpoint, as named in requests.
@@ -127,7 +130,7 @@ class Source:
 
     checkpoint: Checkpoint
     common: dict[str, object]
-    notes: dict[int | None, dict[str, dict[str, str]]]
+    notes: dict[Variant, dict[str, dict[str, str]]]
     given: Path | None
     weights: dict[str, int]
     loras: tuple[LoraInput, ...]
@@ -139,16 +142,22 @@ class Source:
 
     def area(self, recipe: Recipe) -> float:
         """Return the area of the recipe's pictures relative to the size that the checkpoint was trained for."""
-        return float((self.checkpoint.at(recipe.size).config.image_size / self.checkpoint.config.image_size) ** 2)
+        return area_of(self.checkpoint, recipe)
+
+
+def area_of(checkpoint: Checkpoint, recipe: Recipe) -> float:
+    """Return the area of the recipe's pictures relative to the size that the checkpoint was trained for."""
+    areas = [math.prod(one.config.picture_shape) for one in (checkpoint.at(recipe.variant), checkpoint)]
+    return areas[0] / areas[1]
 
 
 def source_of(
-    checkpoint_dir: Path, golden: Path | None, sizes: set[int | None], loras: tuple[LoraInput, ...] = ()
+    checkpoint_dir: Path, golden: Path | None, variants: set[Variant], loras: tuple[LoraInput, ...] = ()
 ) -> Source:
-    """Open the checkpoint and check that it is complete, for pictures of the given ``sizes``.
+    """Open the checkpoint and check that it is complete, for the given variants.
 
     Raises:
-        MdExportError: the checkpoint cannot be read, or cannot make pictures of these sizes.
+        MdExportError: the checkpoint cannot be read, or has no such variant.
     """
     checkpoint = open_checkpoint(checkpoint_dir)
     checkpoint.check()
@@ -162,7 +171,7 @@ def source_of(
             "maker": maker(),
             "tools": tools_of(also=family_of(checkpoint.config).form.libraries),
         },
-        {size: notes_of(checkpoint.at(size)) for size in sizes},
+        {variant: notes_of(checkpoint.at(variant)) for variant in variants},
         golden,
         {name: _FLOAT32_BYTES * sum(tensor.numel() for tensor in state.values()) for name, state in states.items()},
         loras,
@@ -182,6 +191,8 @@ OF_AN_ARTIFACT: Final = (
     "npu",
     "calibration",
     "size",
+    "timestep",
+    "clip_skip",
     "sampler",
 )
 

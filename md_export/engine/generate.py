@@ -24,6 +24,7 @@ from md_export.spec.artifact import ArtifactEntry, artifact_path
 from md_export.spec.manifest import Manifest, read_manifest
 from md_export.spec.sampler import SamplerPlan
 from md_export.spec.tensors import Array, Arrays, Float32
+from md_export.spec.variant import TRAINED, Variant
 from md_export.targets.execution import execute, parts_of, take_steps
 
 
@@ -33,12 +34,12 @@ class Frame:
 
     Attributes:
         where: folder of the export or the checkpoint.
-        side: side of the pictures in pixels.
+        shape: height and width of the pictures in pixels.
         condition: shape ``[1, C, H, W]`` of the condition picture; None if the model takes none.
     """
 
     where: Path
-    side: int
+    shape: tuple[int, ...]
     condition: tuple[int, ...] | None
 
     def require_condition(self) -> tuple[int, ...]:
@@ -65,9 +66,9 @@ class Export:
         return self.entries[WIRING.denoised.node].inputs[0].shape[1] > self.latent_shape[1]
 
     @property
-    def image_side(self) -> int:
-        """Side of a picture in pixels."""
-        return self.entries[WIRING.image.node].outputs[0].shape[-1]
+    def picture_shape(self) -> tuple[int, ...]:
+        """Height and width of a picture in pixels."""
+        return self.entries[WIRING.image.node].outputs[0].shape[-2:]
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -77,7 +78,7 @@ class Export:
     @property
     def downscale(self) -> int:
         """Side of a latent cell in pixels."""
-        return self.image_side // self.latent_shape[-1]
+        return self.picture_shape[-1] // self.latent_shape[-1]
 
     @property
     def condition_shape(self) -> tuple[int, ...] | None:
@@ -94,7 +95,7 @@ class Export:
     @property
     def frame(self) -> Frame:
         """Dimensions of the pictures that the export makes."""
-        return Frame(self.out, self.image_side, self.condition_shape)
+        return Frame(self.out, self.picture_shape, self.condition_shape)
 
     def entry(self, component: str) -> ArtifactEntry:
         """Return a component's manifest entry; raises ArtifactError if the export has no such component."""
@@ -137,10 +138,10 @@ def open_to_run(out: Path) -> Export:
     return Export(out, manifest, entries)
 
 
-def frame_of_checkpoint(checkpoint_dir: Path, size: int | None = None) -> Frame:
-    """Return the dimensions of a checkpoint's pictures; raises UsageError if it does not support ``size``."""
-    config = open_checkpoint(checkpoint_dir).at(size).config
-    return Frame(checkpoint_dir, config.image_size, config.condition_shape)
+def frame_of_checkpoint(checkpoint_dir: Path, variant: Variant = TRAINED) -> Frame:
+    """Return the dimensions of a checkpoint's pictures; raises UsageError if it has no such variant."""
+    config = open_checkpoint(checkpoint_dir).at(variant).config
+    return Frame(checkpoint_dir, config.picture_shape, config.condition_shape)
 
 
 # A prompt and a seed.
@@ -226,7 +227,7 @@ def _check_start(export: Export, starts: Sequence[Start]) -> None:
 def pictures_of_checkpoint(
     checkpoint_dir: Path,
     requests: Sequence[Request],
-    size: int | None = None,
+    variant: Variant = TRAINED,
     sampler: SamplerPlan | None = None,
     given: Sequence[Given] | None = None,
     conditions: Sequence[Array] | None = None,
@@ -240,12 +241,12 @@ def pictures_of_checkpoint(
     ``tell``: is given a line for a prompt that is too long, and where the model was not trained for such steps.
 
     Raises:
-        UsageError: the checkpoint does not support pictures with sides of ``size`` pixels, or ``given`` is used with
+        UsageError: the checkpoint has no such variant, or ``given`` is used with
             many steps and the UNet has no inputs for in-painting.
     """
-    checkpoint = open_checkpoint(checkpoint_dir).at(size)
+    checkpoint = open_checkpoint(checkpoint_dir).at(variant)
     if conditions is not None:
-        Frame(checkpoint_dir, checkpoint.config.image_size, checkpoint.config.condition_shape).require_condition()
+        Frame(checkpoint_dir, checkpoint.config.picture_shape, checkpoint.config.condition_shape).require_condition()
     if line := advice_on_steps(checkpoint.config, sampler):
         tell(line)
     pipeline = golden_source(checkpoint, sampler=sampler).pipeline

@@ -25,6 +25,7 @@ from md_export.parity.verdict import Verdict, with_parity
 from md_export.spec.artifact import ArtifactEntry, artifact_path, bytes_of_artifact, sha256_of_artifact
 from md_export.spec.manifest import JOIN, Checked, Manifest, check_export, first_finding, read_manifest, write_manifest
 from md_export.spec.recipe import Recipe
+from md_export.spec.variant import size_in_words
 from md_export.system.files import bytes_of, is_plain_name, read_regular, staging
 from md_export.system.isolation import isolated
 from md_export.targets.contract import Description
@@ -170,13 +171,13 @@ def _differences(first: Recipe, other: Recipe) -> list[str]:
     return [name for name in names if getattr(first, name) != getattr(other, name)]
 
 
-def _size(path: Path, manifest: Manifest) -> int:
-    """Return the side of the export's pictures in pixels; raises UsageError if the export does not define it."""
-    pictures = [entry.outputs[0].shape[-1] for entry in manifest.artifacts if entry.component == "vae_decoder"]
-    size = manifest.recipe.size or next(iter(pictures), None)
+def _size(path: Path, manifest: Manifest) -> str:
+    """Return the size of the export's pictures in words; raises UsageError if the export does not define it."""
+    pictures = [entry.outputs[0].shape for entry in manifest.artifacts if entry.component == "vae_decoder"]
+    size = manifest.recipe.size or next(((shape[-1], shape[-2]) for shape in pictures), None)
     if size is None:
         raise UsageError(f"{path} does not say how large its pictures are; export it with --size, or with its decoder")
-    return size
+    return size_in_words(size)
 
 
 def _join(component: str, named: Mapping[str, tuple[Path, Manifest]], folder: Path, progress: Progress) -> Shared:

@@ -57,7 +57,7 @@ def plan(recipes: list[Recipe], checkpoint_dir: Path, golden: Path | None) -> Pl
         sources = _sources(recipes, checkpoint_dir, golden, folders)
         made = _Planner()
         exports = tuple(made.export(one, sources[one.loras]) for one in recipes)
-        advice = [advice_on_steps(sources[one.loras].checkpoint.config, one.sampler) for one in recipes]
+        advice = [advice_on_steps(sources[one.loras].checkpoint.at(one.variant).config, one.sampler) for one in recipes]
     return Plan(tuple(made.steps.values()), exports, tuple(dict.fromkeys(line for line in advice if line)))
 
 
@@ -80,8 +80,8 @@ def _sources(
     files, found = lora_files(recipes), dict[tuple[str, ...], dependencies.Source]()
     for loras in dict.fromkeys(recipe.loras for recipe in recipes):
         folder = folders.enter_context(adapted(checkpoint_dir, loras))
-        sizes = {recipe.size for recipe in recipes if recipe.loras == loras}
-        found[loras] = dependencies.source_of(folder, golden, sizes, lora_inputs(loras, files))
+        variants = {recipe.variant for recipe in recipes if recipe.loras == loras}
+        found[loras] = dependencies.source_of(folder, golden, variants, lora_inputs(loras, files))
     return found
 
 
@@ -135,14 +135,14 @@ class _Planner:
 
     def _golden(self, recipe: Recipe, source: dependencies.Source) -> tuple[str, _Pairs]:
         """Add the step for the golden cases; return its key, and the prompt and seed of each case."""
-        checkpoint = source.checkpoint.at(recipe.size)
+        checkpoint = source.checkpoint.at(recipe.variant)
         given = present_golden(checkpoint, source.given, recipe.sampler, recipe.encodes)
         if given is not None:
             pairs = [(case.prompt, case.seed) for case in read_index(given).cases]
             origin: dict[str, object] = {"index": sha256_of(given / INDEX)}
         else:
             pairs = planned_cases(recipe, checkpoint)
-            origin = {"pairs": pairs, "size": checkpoint.config.image_size}
+            origin = {"pairs": pairs, "variant": dataclasses.asdict(recipe.variant)}
         changes = dependencies.changes_of(recipe)
         computed = len(pairs) if given is None or changes.rewrites else 0
         step = Step(
@@ -168,7 +168,7 @@ class _Planner:
         asked = {
             **dataclasses.asdict(dependencies.changes_of(recipe)),
             "pairs": pairs,
-            "size": recipe.size,
+            "variant": dataclasses.asdict(recipe.variant),
             "encodes": recipe.encodes,
         }
         step = Step(
@@ -193,7 +193,7 @@ class _Planner:
         scheme, checkpoint = recipe.schemes[name], source.checkpoint
         if (steps := steps_of(checkpoint.config, recipe.sampler)) is not None:
             steps.check_rewrites(recipe.rewrites)
-        notes = source.notes[recipe.size][name] | dependencies.steps_notes(checkpoint, recipe.sampler)
+        notes = source.notes[recipe.variant][name] | dependencies.steps_notes(checkpoint, recipe.sampler)
         part = dependencies.alone(recipe, name)
         plain = recipe_to_dict(part)
         content = {

@@ -19,6 +19,7 @@ from md_export.spec.names import ComponentName
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import load_recipe, read_toml
 from md_export.spec.shipped_files import builtin_recipe, builtin_recipes, recipe_file
+from md_export.spec.variant import Size, Variant
 from md_export.system.files import is_plain_name
 from md_export.system.terminal_text import first_control
 from md_export.system.workspace import workspace
@@ -43,7 +44,7 @@ class Matrix:
 
     targets: tuple[Literal["coreml", "tflite", "onnx", "coreai"], ...]
     precisions: tuple[str, ...]
-    sizes: tuple[int, ...] = ()
+    sizes: tuple[Size, ...] = ()
     loras: tuple[tuple[str, ...], ...] = ()
 
     @property
@@ -169,7 +170,7 @@ def _recipes_of(file: Path) -> list[Recipe]:
 
 def _spread(matrix: Matrix, file: Path) -> list[Recipe]:
     shipped = [load_recipe(_shipped(target, one, file)) for target in matrix.targets for one in matrix.precisions]
-    sized = [recipe.sized(size) for recipe in shipped for size in matrix.sizes or (None,)]
+    sized = [recipe.varied(Variant(size)) for recipe in shipped for size in matrix.sizes or (None,)]
     sets = [tuple(anchored(lora, file.parent) for lora in loras) for loras in matrix.loras or ((),)]
     return [recipe.adapted(loras) for recipe in sized for loras in sets]
 

@@ -85,7 +85,7 @@ def export(request: plan.ExportRequest, checkpoint: Checkpoint, job: Job) -> pla
 
     If the export passes, only the files that this step made remain in ``job.folder``; the others are in the cache.
     """
-    recipe, folder, checkpoint = request.recipe, job.folder, checkpoint.at(request.recipe.size)
+    recipe, folder, checkpoint = request.recipe, job.folder, checkpoint.at(request.recipe.variant)
     if recipe.layout == "swift":
         write_bundle(checkpoint, folder)
     for key in (request.golden, *request.parts):

@@ -65,7 +65,7 @@ def schedule_of(config: ModelConfig) -> Schedule:
     return Schedule(
         **dataclasses.asdict(one_step(config)),
         latent_shape=config.latent_shape,
-        image_size=config.image_size,
+        image_size=config.picture_shape[1],
         text_length=config.text_shape[1],
         stock_scheduler=_STOCK if config.schedule.of_one_step() == _STOCK_SCHEDULE else None,
     )

@@ -16,6 +16,7 @@ from md_export.models.tiny_autoencoder import TinyConfig
 from md_export.models.unet import MDUNetConfig
 from md_export.models.vae import VAEConfig
 from md_export.spec.names import Method
+from md_export.spec.variant import TRAINED, Size, Variant
 
 ControlConfig = ControlNetConfig | DiffusersControlNetConfig
 UNetConfig = MDUNetConfig | DiffusersUNetConfig
@@ -32,6 +33,8 @@ def _check(folder: str, field: str, has: object, other: str, other_field: str, w
 
 # Side of the innermost map: of a single pixel, attention would have one key.
 _SMALLEST_MAP: Final = 2
+# transformers' default.
+_CLIP_LAYERS: Final = 12
 # Side of a latent, several times what any known model of this kind uses.
 _LARGEST_LATENT: Final = 256
 
@@ -41,7 +44,7 @@ class ModelConfig:
     """The configs of one checkpoint, parsed; ``text_encoder`` keeps transformers' own form.
 
     ``adapter``, ``controlnet``: of a checkpoint whose UNet is steered by a condition picture, the one or the other.
-    ``method``: how its scheduler takes many steps.
+    ``method``: how its scheduler takes many steps. ``variant``: what :meth:`at` was asked for.
     """
 
     text_encoder: Mapping[str, Any]
@@ -51,19 +54,21 @@ class ModelConfig:
     adapter: AdapterConfig | None = None
     controlnet: ControlConfig | None = None
     method: Method = "ddim"
+    variant: Variant = TRAINED
 
     @property
     def condition_shape(self) -> tuple[int, ...] | None:
         """``[1, C, H, W]`` of the condition picture; None where nothing takes one."""
         channels = 0 if self.controlnet is None else self.controlnet.conditioning_channels
         channels = channels if self.adapter is None else self.adapter.in_channels
-        return (1, channels, self.image_size, self.image_size) if channels else None
+        return (1, channels, *self.picture_shape) if channels else None
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
         """``[1, C, h, w]`` of the latent."""
-        size = self.unet.sample_size
-        return (1, self.vae.latent_channels, size, size)
+        side, downscale = self.unet.sample_size, self.vae.downscale
+        width, height = (pixels // downscale for pixels in self.variant.sides or (side * downscale, side * downscale))
+        return (1, self.vae.latent_channels, height, width)
 
     @property
     def inpaints(self) -> bool:
@@ -71,29 +76,49 @@ class ModelConfig:
         return self.unet.in_channels == 2 * self.vae.latent_channels + 1
 
     @property
-    def image_size(self) -> int:
-        """Side of the picture in pixels."""
-        return self.unet.sample_size * self.vae.downscale
+    def picture_shape(self) -> tuple[int, int]:
+        """Height and width of the picture in pixels."""
+        _, _, height, width = self.latent_shape
+        return height * self.vae.downscale, width * self.vae.downscale
 
-    def at(self, size: int) -> ModelConfig:
-        """The same model for pictures of ``size`` pixels a side; no weight depends on it.
+    @property
+    def image_size(self) -> Size:
+        """Side of the picture in pixels, or width and height where they differ."""
+        height, width = self.picture_shape
+        return width if width == height else (width, height)
+
+    def at(self, variant: Variant) -> ModelConfig:
+        """Return the same model as a recipe asks for it; no weight depends on it.
 
         Raises:
-            UsageError: the UNet or the decoder cannot make such pictures.
+            UsageError: the UNet or the decoder cannot make such pictures, the schedule has no such timestep, or the
+                text encoder has too few layers.
         """
-        if size == self.image_size:
-            return self
+        last = self.schedule.last_timestep
+        if variant.timestep is not None and not 0 <= variant.timestep <= last:
+            raise UsageError(f"timestep {variant.timestep!s:.20}: the scheduler's config has those from 0 to {last}")
+        layers = int(self.text_encoder.get("num_hidden_layers", _CLIP_LAYERS))
+        if not variant.clip_skip < layers:
+            raise UsageError(f"clip_skip {variant.clip_skip}: the text encoder has {layers} layers; leave out fewer")
+        for side in variant.sides or ():
+            self._check_side(side)
+        if variant.sides == (self.unet.sample_size * self.vae.downscale,) * 2:
+            variant = dataclasses.replace(variant, size=None)
+        skipped = {"num_hidden_layers": layers - variant.clip_skip} if variant.clip_skip else {}
+        return dataclasses.replace(self, text_encoder={**self.text_encoder, **skipped}, variant=variant)
+
+    def _check_side(self, side: int) -> None:
+        """Raise UsageError if the UNet or the decoder cannot make pictures with such a side."""
         halvings = self.unet.halvings
         sides = (2**halvings, _SMALLEST_MAP * 2**halvings, _LARGEST_LATENT)
-        step, smallest, largest = (side * self.vae.downscale for side in sides)
-        if size % step or not smallest <= size <= largest:
-            near = min(max(round(size / step) * step, smallest), largest)
+        step, smallest, largest = (cells * self.vae.downscale for cells in sides)
+        if side % step or not smallest <= side <= largest:
+            near = min(max(round(side / step) * step, smallest), largest)
             raise UsageError(
-                f"size {size}: a side must be a multiple of {step} pixels from {smallest} to {largest}, since the "
+                f"size {side}: a side must be a multiple of {step} pixels from {smallest} to {largest}, since the "
                 f"decoder enlarges {self.vae.downscale} times and the UNet halves a latent {halvings} times; "
                 f"the nearest is {near}"
             )
-        return dataclasses.replace(self, unet=dataclasses.replace(self.unet, sample_size=size // self.vae.downscale))
 
     @property
     def text_shape(self) -> tuple[int, int, int]:

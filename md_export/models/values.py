@@ -101,7 +101,7 @@ MOST: Final = 32
 
 
 LATENT: Final = kind(4, lambda config: config.latent_shape)
-IMAGE: Final = kind(4, lambda config: (1, config.vae.out_channels, config.image_size, config.image_size))
+IMAGE: Final = kind(4, lambda config: (1, config.vae.out_channels, *config.picture_shape))
 TEXT: Final = kind(3, lambda config: config.text_shape)
 IDS: Final = kind(2, lambda config: config.text_shape[:2], "int32")
 _CELLS: Final = kind(4, lambda config: (1, 1, *config.latent_shape[2:]))
@@ -128,7 +128,7 @@ SHOWN: Final = Value("sampler", "shown", LATENT)
 LAST: Final = Value("sampler", "latent", LATENT)
 SAMPLER: Final = (SAMPLE, TIMESTEP, SHOWN, LAST)
 # The picture [H, W, 3] in [0, 1] that all of this makes.
-MADE: Final = Value("made", "picture", kind(3, lambda config: (config.image_size, config.image_size, 3)))
+MADE: Final = Value("made", "picture", kind(3, lambda config: (*config.picture_shape, 3)))
 
 
 def is_guided(values: Arrays) -> bool:

@@ -60,6 +60,12 @@ def check_belongs(manifest: Manifest, golden: GoldenSet, own: bool) -> None:
             f"{golden.folder} was made with other one-step constants than the manifest's; one of the two was edited, "
             "export again"
         )
+    if (golden.index.clip_skip or 0) != manifest.recipe.clip_skip:
+        raise GoldenError(
+            f"{golden.folder} holds golden cases of a text encoder without its last {golden.index.clip_skip or 0} "
+            f"layers, the artifacts leave out {manifest.recipe.clip_skip}; pass the right folder with --golden, or "
+            "export again"
+        )
     if golden.index.steps != manifest.steps:
         raise GoldenError(
             f"{golden.folder} holds golden cases of {steps_in_words(golden.index.steps)}, the artifacts are for "

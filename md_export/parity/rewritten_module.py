@@ -73,7 +73,7 @@ def rewritten(checkpoint: Checkpoint, name: str, recipe: Recipe) -> Rewritten:
     Raises:
         RewriteError: a rewrite is refused, or fires nowhere.
     """
-    checkpoint = checkpoint.at(recipe.size)
+    checkpoint = checkpoint.at(recipe.variant)
     module = checkpoint.module(name)
     consent = Consent(checkpoint.trained_substitutions, recipe.allow_drift)
     records = apply_rewrites(recipe.rewrites, name, module, one_step(checkpoint.config), consent)

@@ -1,6 +1,7 @@
 """A shipping configuration as data: target, scheme, rewrites, thresholds, golden prompts.
 
-It is read by :mod:`md_export.spec.recipe_file`. Thresholds have no default in code: a recipe that lacks one is refused.
+It is read by :mod:`md_export.spec.recipe_file`. Thresholds have no default, but for ``guidance_snr_db``: a recipe that
+lacks one is refused.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from md_export.spec.loras import label
 from md_export.spec.names import COMPONENT_NAMES, OPTIONAL_NAMES, ORDER, SOCS, ComponentName, Method
 from md_export.spec.sampler import SamplerPlan, sampler_of
 from md_export.spec.scheme import QuantScheme as QuantScheme
+from md_export.spec.variant import Size, Variant
 from md_export.system.files import is_plain_name
 
 
@@ -47,7 +49,6 @@ _OF_BOTH: Final = ("conv_in", "conv_out", "mid_block")
 # Fields that a recipe file writes as tables for all components together.
 TABLES: Final = {"schemes": "scheme", "tolerances": "tolerance"}
 _OF_ONE_TARGET: Final = {"deployment_target": "coreml", "layout": "coreml", "form": "onnx", "npu": "onnx"}
-_LARGEST_SIZE: Final = 1 << 14
 _LONGEST_NAME: Final = 200
 # A threshold of NaN or -Infinity would never fail.
 _FORBID = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -101,7 +102,7 @@ class Recipe:
         calibration: what int8 activations and rounding are calibrated on; every other golden case where a recipe names
             nothing.
         regression: how much worse than an older export one may be; comparing needs it.
-        size: side of the picture in pixels; what the checkpoint was trained for where a recipe names none.
+        size, timestep, clip_skip: as in :class:`md_export.spec.variant.Variant`.
         sampler: more steps than one.
         loras: added to the checkpoint, each ``FILE`` or ``FILE:scale``; in a file, paths are relative to it.
         optional_schemes, optional_tolerances: what a file says of components that it does not list, for
@@ -125,7 +126,9 @@ class Recipe:
     npu: tuple[str, ...] = ()
     calibration: CalibrationPlan | None = None
     regression: Regression | None = None
-    size: int | None = None
+    size: Size | None = None
+    timestep: int | None = None
+    clip_skip: int = 0
     sampler: SamplerPlan | None = None
     loras: tuple[str, ...] = ()
     optional_schemes: Annotated[dict[str, QuantScheme], Field(exclude=True)] = dataclasses.field(default_factory=dict)
@@ -133,17 +136,28 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse recipes that no target can carry out. RecipeError names the field."""
-        if self.size is not None and not 0 < self.size <= _LARGEST_SIZE:
-            raise RecipeError(f"size: {self.size!s:.20} is no side of a picture; give pixels, up to {_LARGEST_SIZE}")
+        if self.variant.timestep is not None and self.sampler is not None:
+            raise RecipeError("timestep: it is for one step, and [sampler] has its own; leave out the one or the other")
         # Stands in titles, which read brackets as styles, and in names of files.
         if not is_plain_name(self.name) or self.name.startswith(".") or set(self.name) & set("[]"):
             raise RecipeError(f"name: {self.name!r:.80} could not name a file; take letters, digits, - and _")
         for check in (_check_sampler, _check_layout, _check_target, _check_npu, _check_form, _check_components):
             check(self)
 
-    def sized(self, size: int | None) -> Recipe:
-        """The same recipe for pictures of ``size`` pixels a side, its name followed by it; None: as it is."""
-        return self if size is None else dataclasses.replace(self, name=f"{self.name}-{size}", size=size)
+    @property
+    def variant(self) -> Variant:
+        """What the recipe asks of the checkpoint; raises RecipeError for what none supports."""
+        return Variant(self.size, self.timestep, self.clip_skip)
+
+    def varied(self, variant: Variant) -> Recipe:
+        """Return the recipe with the fields that ``variant`` sets, which its name tells."""
+        return dataclasses.replace(
+            self,
+            name=f"{self.name}{variant.suffix}",
+            size=variant.size or self.size,
+            timestep=self.timestep if variant.timestep is None else variant.timestep,
+            clip_skip=variant.clip_skip or self.clip_skip,
+        )
 
     def adapted(self, loras: tuple[str, ...]) -> Recipe:
         """The same recipe with some LoRAs more, its name followed by them; none: as it is."""
@@ -229,6 +243,10 @@ def _check_layout(recipe: Recipe) -> None:
         raise RecipeError(
             f"recipe {recipe.name}: layout {recipe.layout} is for one step, and [sampler] takes "
             f"{recipe.sampler.steps}; leave out the one or the other"
+        )
+    if recipe.variant.sides and len(set(recipe.variant.sides)) > 1:
+        raise RecipeError(
+            f"recipe {recipe.name}: layout {recipe.layout} is for square pictures; leave it out, or give one side"
         )
     if recipe.encodes:
         raise RecipeError(

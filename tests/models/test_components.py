@@ -422,4 +422,4 @@ def test_impossible_unets_are_refused(fields: dict[str, Any], said: str) -> None
 def test_one_step_coefficients_of_stable_diffusions_schedule(prediction: str, a: float, b: float) -> None:
     schedule = ScheduleConfig(prediction_type=prediction)
     assert schedule.alpha_cumprod(999) == pytest.approx(0.0046601, rel=1e-4)
-    assert schedule.one_step() == pytest.approx((a, b), rel=1e-5)
+    assert schedule.x0_at(schedule.last_timestep) == pytest.approx((a, b), rel=1e-5)

@@ -179,7 +179,7 @@ def test_an_export_that_does_not_say_how_much_noise(
 def test_generate_starts_from_a_file(encoded: Path, tmp_path: Path) -> None:
     file, out = tmp_path / "init.png", tmp_path / "out.png"
     Image.new("RGB", (SIDE, SIDE), (51, 0, 255)).save(file)
-    start = read_start(file, 0.3, SIDE)
+    start = read_start(file, 0.3, (SIDE, SIDE))
     assert np.allclose(start.image[0, :, 0, 0], [-0.6, -1, 1])
     arguments = ["generate", "a cat", "--artifacts", encoded, "--init-image", file, "--strength", 0.3, "-o", out]
     result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
@@ -193,4 +193,4 @@ def test_generate_starts_from_a_file(encoded: Path, tmp_path: Path) -> None:
 def test_a_start_of_another_size(tmp_path: Path) -> None:
     Image.new("RGB", (SIDE, SIDE // 2)).save(tmp_path / "init.png")
     with pytest.raises(UsageError, match="has 32 × 16 pixels"):
-        read_start(tmp_path / "init.png", 0.5, SIDE)
+        read_start(tmp_path / "init.png", 0.5, (SIDE, SIDE))

@@ -344,7 +344,9 @@ def test_another_unet_keeps_latents(other_checkpoint: Path) -> None:
 
 def test_many_steps_cannot_keep_latents(other_checkpoint: Path) -> None:
     with pytest.raises(UsageError, match="only a UNet that was trained for in-painting"):
-        pictures_of_checkpoint(other_checkpoint, [PAIR], None, SamplerPlan(2, "ddim", 3.0), [given(left_half())])
+        pictures_of_checkpoint(
+            other_checkpoint, [PAIR], sampler=SamplerPlan(2, "ddim", 3.0), given=[given(left_half())]
+        )
 
 
 @pytest.mark.slow
@@ -387,7 +389,7 @@ def test_pictures_are_read_as_they_are(tmp_path: Path) -> None:
     pixels = np.zeros((SIDE, SIDE), np.uint8)
     pixels[3, 5], pixels[4, 6] = 128, 127
     Image.fromarray(pixels).save(mask)
-    one = read_given(init, mask, SIDE)
+    one = read_given(init, mask, (SIDE, SIDE))
     assert np.argwhere(one.mask).tolist() == [[0, 0, 3, 5]]
     assert one.image.shape == (1, 3, SIDE, SIDE)
     assert np.allclose(one.image, 51 / 127.5 - 1)
@@ -410,7 +412,7 @@ def test_pictures_that_do_not_fit(
     first = picture_file(tmp_path / "init.png", **init)  # type: ignore[arg-type]
     second = picture_file(tmp_path / "mask.png", **{"mode": "L", **mask})  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=message):
-        read_given(first, second, SIDE)
+        read_given(first, second, (SIDE, SIDE))
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n\x00\x00", b"GIF89a\x01\x00"])
@@ -418,7 +420,7 @@ def test_files_that_are_no_pictures(content: bytes, tmp_path: Path) -> None:
     broken = tmp_path / "init.png"
     broken.write_bytes(content)
     with pytest.raises(UsageError, match=r"init\.png cannot be read as PNG or JPEG"):
-        read_given(broken, broken, SIDE)
+        read_given(broken, broken, (SIDE, SIDE))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from md_export.spec.tensors import Array, Arrays
 def test_one_step_coefficients_of_stable_diffusions_schedule(kind: str, a: float, b: float) -> None:
     schedule = ScheduleConfig(prediction_type=kind)
     assert schedule.alpha_cumprod(999) == pytest.approx(0.0046601, abs=1e-7)
-    assert schedule.one_step() == pytest.approx((a, b), abs=2e-5)
+    assert schedule.x0_at(schedule.last_timestep) == pytest.approx((a, b), abs=2e-5)
 
 
 def test_unknown_schedule() -> None:

@@ -28,6 +28,7 @@ from md_export.parity.metrics import compare
 from md_export.rewrites import Consent, apply_rewrites
 from md_export.spec.loras import Lora
 from md_export.spec.sampler import OneStep
+from md_export.spec.variant import Variant
 from rewrites import diffusers_models
 from rewrites.forms import EXACT_DB
 from small_models import STABLE, random_inputs
@@ -129,11 +130,11 @@ def test_in_painting_has_nine_channels(folder: Path) -> None:
 
 
 def test_sizes_follow_from_the_levels() -> None:
-    assert STABLE.at(64).unet.sample_size == 32
+    assert STABLE.at(Variant(64)).latent_shape == (1, 4, 32, 32)
     with pytest.raises(UsageError, match=r"multiple of 4 pixels from 8 to 512, since .* halves a latent 1 times"):
-        STABLE.at(66)
+        STABLE.at(Variant(66))
     with pytest.raises(UsageError, match="multiple of 64 pixels from 128"):
-        arch_config("sd15").at(64)
+        arch_config("sd15").at(Variant(64))
 
 
 # Refused

@@ -22,6 +22,7 @@ from packaging.version import InvalidVersion, Version
 from md_export.checkpoint import build_on_meta, open_checkpoint
 from md_export.engine.cache import default_root
 from md_export.engine.costs import artifact_cost, export_cost
+from md_export.engine.dependencies import area_of
 from md_export.models.families import component_of
 from md_export.spec.recipe import Recipe
 
@@ -170,7 +171,7 @@ def need_of(recipe: Recipe, checkpoint_dir: Path) -> Need:
         name: _FLOAT32 * sum(p.numel() for p in build_on_meta(component_of(config, name), config).parameters())
         for name in recipe.components
     }
-    area = (checkpoint.at(recipe.size).config.image_size / checkpoint.config.image_size) ** 2
+    area = area_of(checkpoint, recipe)
     peaks = {
         f"{recipe.target} {name}": artifact_cost(recipe.target, name, recipe.schemes[name], size, area).peak_bytes
         for name, size in weights.items()

@@ -71,7 +71,7 @@ def search(request: SearchRequest, count: Count, progress: Progress = lambda _: 
         resources = request.resources or Resources()
         if resources.cache is None:
             resources = dataclasses.replace(resources, cache=folder / _TRIES / "cache")
-        ground = _prepare(request, recipe, checkpoint.at(recipe.size), Path(scratch), resources, progress)
+        ground = _prepare(request, recipe, checkpoint.at(recipe.variant), Path(scratch), resources, progress)
         with _measured(ground, count) as (modules, rehearse):
             aim = request.budget if request.budget.score is not None else _rehearsed(request.budget, modules, rehearse)
         builder = _Builder(ground, modules, folder / _TRIES)

@@ -134,23 +134,23 @@ _FORMATS: Final = ("PNG", "JPEG")
 _WHITE: Final = 128
 
 
-def read_given(picture: Path, mask: Path, size: int) -> Given:
-    """Read a picture and its mask, both ``size`` pixels a side.
+def read_given(picture: Path, mask: Path, shape: tuple[int, ...]) -> Given:
+    """Read a picture and its mask, both of ``shape`` (height, width).
 
     Raises:
         UsageError: a file cannot be read, has another size or an unsupported colour mode, or the mask has no white.
     """
-    image = _image(_read(picture, size, *_COLOURS))
-    hidden = _read(mask, size, ("L", "1"), "a mask of black, which stays, and white, which is painted anew")
+    image = _image(_read(picture, shape, *_COLOURS))
+    hidden = _read(mask, shape, ("L", "1"), "a mask of black, which stays, and white, which is painted anew")
     cover = (hidden >= _WHITE).astype(np.float32)[None, None]
     if not cover.any():
         raise UsageError(f"{mask} is black everywhere, so nothing would be painted; make white what shall be anew")
     return Given(image, cover)
 
 
-def read_start(picture: Path, strength: float, size: int) -> Start:
-    """Read a start picture of ``size`` pixels a side; raises as :func:`read_given`."""
-    return Start(_image(_read(picture, size, *_COLOURS)), strength)
+def read_start(picture: Path, strength: float, shape: tuple[int, ...]) -> Start:
+    """Read a start picture of ``shape`` (height, width); raises as :func:`read_given`."""
+    return Start(_image(_read(picture, shape, *_COLOURS)), strength)
 
 
 def read_condition(path: Path, shape: tuple[int, ...]) -> Array:
@@ -160,7 +160,7 @@ def read_condition(path: Path, shape: tuple[int, ...]) -> Array:
         UsageError: the file cannot be read, has another size, or has colours although the adapter takes grey values.
     """
     modes, what = (("L", "1"), "picture of grey values") if shape[1] == 1 else (("RGB",), "picture in colour")
-    pixels = _read(path, shape[-1], modes, what).astype(np.float32) / np.float32(255)
+    pixels = _read(path, shape[2:], modes, what).astype(np.float32) / np.float32(255)
     return np.ascontiguousarray(pixels.reshape(*shape[2:], shape[1]).transpose(2, 0, 1)[None])
 
 
@@ -170,13 +170,14 @@ def _image(colours: NDArray[np.uint8]) -> Float32:
     return np.ascontiguousarray(image)
 
 
-def _read(path: Path, size: int, modes: tuple[str, ...], what: str) -> NDArray[np.uint8]:
+def _read(path: Path, shape: tuple[int, ...], modes: tuple[str, ...], what: str) -> NDArray[np.uint8]:
     """Read a file's pixels; size and mode are checked in its header before memory is allocated."""
     try:
         with Image.open(path, formats=_FORMATS) as file:
-            if file.size != (size, size):
+            height, width = shape
+            if file.size != (width, height):
                 raise UsageError(
-                    f"{path} has {file.width} × {file.height} pixels, the model's pictures have {size} × {size}; "
+                    f"{path} has {file.width} × {file.height} pixels, the model's pictures have {width} × {height}; "
                     "scale or crop it first"
                 )
             if file.mode not in modes:

@@ -52,8 +52,10 @@ SCHEDULERS: Final[Mapping[str, Method]] = {
 
 def one_step(config: ModelConfig) -> OneStep:
     """Return the checkpoint's constants for one step."""
-    a, b = config.schedule.one_step()
-    return OneStep(config.schedule.last_timestep, a, b, config.vae.scaling_factor, config.schedule.prediction_type)
+    timestep = config.variant.timestep
+    timestep = config.schedule.last_timestep if timestep is None else timestep
+    a, b = config.schedule.x0_at(timestep)
+    return OneStep(timestep, a, b, config.vae.scaling_factor, config.schedule.prediction_type)
 
 
 def steps_of(config: ModelConfig, plan: SamplerPlan | None) -> ManySteps | None:

@@ -133,15 +133,11 @@ class ScheduleConfig:
         """Return the fields that an export stores."""
         return NoiseSchedule(**{field.name: getattr(self, field.name) for field in fields(NoiseSchedule)})
 
-    def one_step(self) -> tuple[float, float]:
-        """Return (a, b) with x0 = a·x_T + b·output at the last timestep.
-
-        With ``epsilon`` and Stable Diffusion's schedule b is -14.6: keep the sum in float32.
-        """
-        return self.x0_at(self.last_timestep)
-
     def x0_at(self, timestep: int) -> tuple[float, float]:
-        """Return (a, b) with x0 = a·x + b·output at ``timestep``."""
+        """Return (a, b) with x0 = a·x + b·output at ``timestep``.
+
+        At the last, with ``epsilon`` and Stable Diffusion's schedule, b is -14.6: keep the sum in float32.
+        """
         return self.x0_of(self.alpha_cumprod(timestep))
 
     def of_one_step(self) -> ScheduleConfig:

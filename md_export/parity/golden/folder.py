@@ -56,7 +56,7 @@ class GoldenIndex:
     """Contents of ``index.json``; ``rewrites`` names the substitutions that were applied when the cases were made.
 
     ``ddim`` or ``euler``: constants of the sampler if the cases were sampled in many steps; each case then holds some
-    of the UNet's calls.
+    of the UNet's calls. ``clip_skip``: number of layers that the text encoder left out.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -68,6 +68,7 @@ class GoldenIndex:
     versions: dict[str, str]
     cases: tuple[GoldenFile, ...]
     steps: ManySteps | None = None
+    clip_skip: int | None = None
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ class GoldenSource:
     """Pipeline and options that golden cases are computed with.
 
     ``encodes``: cases hold the VAE encoder's output for a picture. ``condition_channels``: channels of the condition
-    picture of an adapter or a ControlNet; 0 without either.
+    picture of an adapter or a ControlNet; 0 without either. ``clip_skip``: of the checkpoint's variant.
     """
 
     pipeline: Pipeline
@@ -182,6 +183,7 @@ class GoldenSource:
     rewrites: tuple[str, ...] = ()
     encodes: bool = False
     condition_channels: int = 0
+    clip_skip: int = 0
 
     def generate(self, prompt: str, seed: int) -> Tensors:
         """Return a golden case's values for one prompt and seed.
@@ -232,7 +234,15 @@ def write_golden(
         path.chmod(0o644)  # safetensors creates files that only their owner can read
         files.append(GoldenFile(name, prompt, seed, path.name, sha256_of(path)))
     one_step, steps = source.pipeline.one_step, source.pipeline.steps
-    made = source.checkpoint_sha256, source.rewrites, one_step, _versions(), tuple(files), steps
+    made = (
+        source.checkpoint_sha256,
+        source.rewrites,
+        one_step,
+        _versions(),
+        tuple(files),
+        steps,
+        source.clip_skip or None,
+    )
     write_index(GoldenIndex(SCHEMA, *made), folder)
 
 

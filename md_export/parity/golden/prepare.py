@@ -36,6 +36,7 @@ from md_export.spec.manifest import Drift
 from md_export.spec.recipe import Recipe
 from md_export.spec.sampler import SamplerPlan, flags_of, steps_in_words
 from md_export.spec.tensors import Array
+from md_export.spec.variant import size_in_words
 
 Progress = Callable[[str], None]
 
@@ -84,6 +85,7 @@ def golden_source(
         rewrites=tuple(applied),
         encodes=encodes,
         condition_channels=config.condition_shape[1] if config.condition_shape else 0,
+        clip_skip=config.variant.clip_skip,
     )
 
 
@@ -102,7 +104,7 @@ def prepare_golden(
         RewriteError: a rewrite is refused.
         ParityError: LoRAs fused into the weights do not compute the same as LoRAs beside them.
     """
-    checkpoint = checkpoint.at(recipe.size)
+    checkpoint = checkpoint.at(recipe.variant)
     changed = (
         golden_source(checkpoint, recipe.rewrites, recipe.allow_drift, recipe.sampler, recipe.encodes)
         if recipe.rewrites
@@ -165,6 +167,14 @@ def present_golden(
             f"{given} holds golden cases of {steps_in_words(index.steps)}, which are not the recipe's; make some with: "
             f"md-export golden {checkpoint.title} {flags}-o DIR"
         )
+    variant, wanted = checkpoint.config.variant, one_step(checkpoint.config).timestep
+    if (index.clip_skip or 0, index.one_step.timestep) != (variant.clip_skip, wanted):
+        if given is None:
+            return None
+        raise GoldenError(
+            f"{given} holds golden cases of another timestep or clip_skip than the recipe's; make some with: md-export "
+            f"golden {checkpoint.title} {variant.flags}-o DIR"
+        )
     case, encoder = read_case(present, index.cases[0]), family_of(checkpoint.config).encoded
     found = case.latent_sides
     lacks = (encodes or checkpoint.config.inpaints) and encoder.key not in case.values
@@ -177,10 +187,11 @@ def present_golden(
             f"{given} holds golden cases without what the VAE encoder makes of a picture; make some with: md-export "
             f"golden {checkpoint.title} {'' if checkpoint.config.inpaints else '--encoder '}-o DIR"
         )
-    size, scale = checkpoint.config.image_size, checkpoint.config.vae.downscale
+    (height, width), scale = checkpoint.config.picture_shape, checkpoint.config.vae.downscale
     raise GoldenError(
         f"{given} holds golden cases of pictures of {found[1] * scale} × {found[0] * scale} pixels, which cannot judge "
-        f"artifacts for {size} × {size}; make some with: md-export golden {checkpoint.title} --size {size} -o DIR"
+        f"artifacts for {width} × {height}; make some with: md-export golden {checkpoint.title} "
+        f"--size {size_in_words((width, height))} -o DIR"
     )
 
 
@@ -238,7 +249,7 @@ def calibration_cases(
     pairs = calibration_pairs(recipe.name, plan, judging)
     with tempfile.TemporaryDirectory(prefix=".calibration-", dir=scratch) as name:
         source = golden_source(
-            checkpoint.at(recipe.size), recipe.rewrites, recipe.allow_drift, recipe.sampler, recipe.encodes
+            checkpoint.at(recipe.variant), recipe.rewrites, recipe.allow_drift, recipe.sampler, recipe.encodes
         )
         write_golden(source, pairs, Path(name), progress, use="calibration")
         yield Path(name)
