@@ -15,6 +15,7 @@ from md_export.cli.checkpoints import adapt, golden, init, inspect, unpack
 from md_export.cli.explain import attribute, crosscheck, doctor, estimate, lint
 from md_export.cli.exports import EXPORTS, join, split
 from md_export.cli.generate import generate
+from md_export.cli.recipes import recipe
 from md_export.errors import MdExportError
 from md_export.system.terminal_text import visible
 
@@ -32,7 +33,7 @@ def cli() -> None:
 
 for _commands in (
     (inspect, init, unpack, adapt, golden),
-    (*EXPORTS, join, split, build, search, cache, manifest),
+    (*EXPORTS, join, split, build, search, cache, manifest, recipe),
     (run, verify, audit, report, compare, generate),
     (attribute, crosscheck, estimate, lint, doctor),
 ):

@@ -16,6 +16,7 @@ from rich.table import Table
 from md_export.parity.metrics import EXACT_DB
 from md_export.spec.artifact import ArtifactEntry
 from md_export.spec.manifest import Manifest
+from md_export.spec.recipe import Recipe
 from md_export.targets.contract import Description
 
 if TYPE_CHECKING:
@@ -94,6 +95,19 @@ def artifact_cells(manifest: Manifest) -> Cells:
     """Return the cells of the artifact table."""
     head = ("file", "KB", "weights stored as", "ops", "seconds", "peak MB", "rewrites")
     return Cells(head, tuple(_artifact_row(entry) for entry in manifest.artifacts))
+
+
+def recipes_table(recipes: Sequence[Recipe]) -> Table:
+    """One row per recipe: what it stores and computes, its rewrites, and what it demands of component and picture."""
+    head = ("recipe", "weights", "activations", "rewrites", "SNR dB", "picture PSNR dB")
+    rows = []
+    for recipe in recipes:
+        schemes, least = recipe.schemes.values(), [one.snr_db for one in recipe.tolerances.values()]
+        weights = dict.fromkeys(scheme.weights for scheme in schemes)
+        activations = dict.fromkeys(scheme.activations for scheme in schemes)
+        words = ", ".join(weights), ", ".join(activations), ", ".join(recipe.rewrites) or "-"
+        rows.append((recipe.name, *words, f"{min(least):g}", f"{recipe.picture_psnr_db:g}"))
+    return drawn("recipes that ship; print one with md-export recipe show NAME", head, tuple(rows))
 
 
 def _artifact_row(entry: ArtifactEntry) -> tuple[str, ...]:

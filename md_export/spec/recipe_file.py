@@ -24,7 +24,7 @@ from md_export.spec.names import COMPONENT_NAMES, OPTIONAL_NAMES, ORDER
 from md_export.spec.recipe import TABLES, GoldenPlan, Recipe, Regression, Tolerance
 from md_export.spec.sampler import SamplerPlan
 from md_export.spec.scheme import QuantScheme, WeightRule
-from md_export.spec.shipped_files import builtin_recipes
+from md_export.spec.shipped_files import builtin_recipes, recipe_file
 from md_export.system.files import read_regular
 from md_export.system.terminal_text import first_control
 
@@ -62,6 +62,8 @@ def _parse_toml(content: bytes, path: Path) -> dict[str, object]:
 
 _RECIPE = TypeAdapter(Recipe)
 _MOST_FINDINGS: Final = 20
+# Recipes that extend each other.
+_MOST_EXTENDED: Final = 8
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -70,8 +72,42 @@ def load_recipe(path: Path) -> Recipe:
     Raises:
         RecipeError: unreadable TOML, or an unknown, missing or wrong field; names file, table and field.
     """
-    recipe = recipe_from_dict(_spread(read_toml(path), path), str(path))
-    return dataclasses.replace(recipe, loras=tuple(anchored(lora, path.parent) for lora in recipe.loras))
+    return recipe_from_dict(_spread(_extended(read_toml(path), path), path), str(path))
+
+
+def _extended(values: dict[str, object], path: Path, depth: int = 0) -> dict[str, object]:
+    """Return the fields of a file, over those of the recipe that it ``extends``: a shipped one, or a file beside it."""
+    values = {**values, **_anchored(values, path)}
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if not isinstance(base, str) or depth == _MOST_EXTENDED:
+        raise RecipeError(
+            f"{path}: extends: {base!r:.80} is no recipe, or extends itself; name a recipe that ships, or a .toml file "
+            "relative to this one"
+        )
+    if "name" not in values:
+        raise RecipeError(f"{path}: name is missing: a recipe that extends another has a name of its own")
+    file = recipe_file(path.parent / base) if base not in builtin_recipes() else recipe_file(Path(base))
+    return _merged(_extended(read_toml(file), file, depth + 1), values)
+
+
+def _anchored(values: Mapping[str, object], path: Path) -> dict[str, object]:
+    """Return the LoRAs of a file, relative to it; what is no list of names is left to the validation."""
+    loras = values.get("loras")
+    if not isinstance(loras, list) or not all(isinstance(lora, str) for lora in loras):
+        return {}
+    return {"loras": [anchored(lora, path.parent) for lora in loras]}
+
+
+def _merged(base: Mapping[str, object], own: Mapping[str, object]) -> dict[str, object]:
+    """Return the fields of both; of a table in both, the fields of both, and of anything else its own."""
+    merged = {**base, **own}
+    for key in base.keys() & own.keys():
+        old, new = base[key], own[key]
+        if isinstance(old, dict) and isinstance(new, dict):
+            merged[key] = _merged(old, new)
+    return merged
 
 
 def recipe_from_toml(content: bytes, path: Path) -> Recipe:

@@ -1,19 +1,22 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import typing
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from md_export.errors import RecipeError
+from md_export.cli import cli
+from md_export.errors import OutputError, RecipeError, UsageError
 from md_export.models.families import COMPONENTS
 from md_export.rewrites import REWRITES
 from md_export.spec.names import COMPONENT_NAMES
-from md_export.spec.recipe import Recipe
+from md_export.spec.recipe import Recipe, Tolerance
 from md_export.spec.recipe_file import load_recipe, recipe_from_dict, recipe_from_toml, recipe_to_dict
 from md_export.spec.scheme import QuantScheme, Weights, stored_type
 from md_export.spec.shipped_files import builtin_recipe, builtin_recipes, recipe_file
@@ -261,3 +264,45 @@ def test_the_first_rule_that_matches_a_module_counts() -> None:
 def test_a_rule_that_contradicts_itself_is_refused(old: str, new: str, said: str) -> None:
     with pytest.raises(RecipeError, match=re.escape(said)):
         recipe_from_toml(with_rules(RULES.replace(old, new)), Path("r.toml"))
+
+
+def test_a_recipe_extends_another(tmp_path: Path) -> None:
+    """Tables are merged field by field; everything else of the file replaces the other's."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "base.toml").write_text(
+        'name = "base"\nextends = "onnx-int8"\nloras = ["a.safetensors:0.5"]\n[tolerance.unet]\nsnr_db = 33.0\n'
+    )
+    (tmp_path / "mine.toml").write_text('name = "mine"\nextends = "own/base.toml"\n[tolerance.unet]\ncosine = 0.9\n')
+    shipped, mine = load_recipe(builtin_recipe("onnx", "int8")), load_recipe(tmp_path / "mine.toml")
+    assert mine.tolerances["unet"] == Tolerance(snr_db=33.0, cosine=0.9)
+    assert mine.tolerances["text_encoder"] == shipped.tolerances["text_encoder"]
+    assert (mine.name, mine.schemes, mine.golden) == ("mine", shipped.schemes, shipped.golden)
+    assert mine.loras == (f"{(tmp_path / 'own' / 'a.safetensors').resolve()}:0.5",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('name = "x"\nextends = "mine.toml"\n', "is no recipe, or extends itself"),
+        ('name = "x"\nextends = 3\n', "extends: 3 is no recipe"),
+        ('name = "x"\nextends = "none.toml"\n', "none.toml: cannot be read"),
+        ('extends = "onnx-int8"\n', "name is missing: a recipe that extends another"),
+        ('name = "x"\nextends = "onnx-int8"\nrewrite = []\n', "unknown field 'rewrite'; did you mean 'rewrites'"),
+    ],
+)
+def test_what_cannot_be_extended(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(tmp_path / "mine.toml")
+
+
+def test_recipes_are_listed_printed_and_copied(tmp_path: Path) -> None:
+    run, mine = CliRunner().invoke, tmp_path / "mine.toml"
+    listed = run(cli, ["recipe", "list", "--json", "-"])
+    assert [one["name"] for one in json.loads(listed.stdout)] == list(builtin_recipes())
+    assert run(cli, ["recipe", "show", "onnx-int8"]).output == builtin_recipe("onnx", "int8").read_text()
+    assert run(cli, ["recipe", "new", "onnx-int8", "-o", str(mine)]).exit_code == 0
+    assert load_recipe(mine) == dataclasses.replace(load_recipe(builtin_recipe("onnx", "int8")), name="mine")
+    again = run(cli, ["recipe", "new", "onnx-int8", "-o", str(mine)])
+    assert isinstance(again.exception, OutputError)
+    assert isinstance(run(cli, ["recipe", "show", "onnx-int9"]).exception, UsageError)

@@ -1,0 +1,51 @@
+"""The commands on the recipes that ship: recipe list, show and new."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+
+from md_export.cli import shared
+from md_export.cli.shared import PATH
+from md_export.errors import OutputError
+
+
+@click.group()
+def recipe() -> None:
+    """List, print or copy the recipes that ship."""
+
+
+@recipe.command("list")
+@shared.json_option
+def list_recipes(json_file: Path | None) -> None:
+    """List the recipes that ship: target, stored weights, activations and thresholds."""
+    from md_export.report.tables import recipes_table
+    from md_export.spec.recipe_file import load_recipe
+    from md_export.spec.shipped_files import builtin_recipes, recipe_file
+
+    recipes = [load_recipe(recipe_file(Path(name))) for name in builtin_recipes()]
+    shared.show(json_file, recipes, recipes_table(recipes))
+
+
+@recipe.command()
+@click.argument("name", type=PATH)
+def show(name: Path) -> None:
+    """Print the recipe NAME as TOML."""
+    click.echo(shared.recipe_named(name).read_text(encoding="utf-8"), nl=False)
+
+
+@recipe.command()
+@click.argument("name", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="File to write, such as mine.toml; must not exist.")
+def new(name: Path, output: Path) -> None:
+    """Write a copy of the recipe NAME, to be changed; it is called as the file.
+
+    To change a few fields only, write a file with its own name, extends = "NAME", and these fields.
+    """
+    text = shared.recipe_named(name).read_text(encoding="utf-8")
+    if output.exists():
+        raise OutputError(f"{output} exists; name another file with -o")
+    output.write_text(re.sub(r'(?m)^name = ".*"$', f'name = "{output.stem}"', text, count=1), encoding="utf-8")
+    click.echo(f"{output}: a copy of {name}; use it with --recipe {output}")
