@@ -56,10 +56,10 @@ class Whole(nn.Module):
 class FusedAttention(Attention):
     """One call for all heads, which the converter keeps as one operation."""
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         q = self._split_heads(self.to_q(x))
         k, v = self.keys_values(x if context is None else context, self._split_heads)
-        out = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
         merged: Tensor = self.to_out[0](out.transpose(1, 2).flatten(2))
         return merged
 

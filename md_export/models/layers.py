@@ -134,19 +134,22 @@ class SepConvBlock(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention; self-attention holds one ``to_kv`` that serves as both K and V (section 3.2).
 
-    ``context_dim=None`` makes it self-attention, else K and V are projected from ``[B, Lk, context_dim]``.
+    ``context_dim=None`` makes it self-attention, else K and V are projected from ``[B, Lk, context_dim]``. ``bias``: of
+    the projections to Q, K and V.
     """
 
-    def __init__(self, dim: int, head_dim: int, context_dim: int | None, weights: nn.Module) -> None:
+    def __init__(
+        self, dim: int, head_dim: int, context_dim: int | None, weights: nn.Module, bias: bool = False
+    ) -> None:
         super().__init__()
         self.heads, self.head_dim = dim // head_dim, head_dim
         self.scale = head_dim**-0.5
-        self.to_q = nn.Linear(dim, dim, bias=False)
+        self.to_q = nn.Linear(dim, dim, bias=bias)
         if context_dim is None:
-            self.to_kv = nn.Linear(dim, dim, bias=False)
+            self.to_kv = nn.Linear(dim, dim, bias=bias)
         else:
-            self.to_k = nn.Linear(context_dim, dim, bias=False)
-            self.to_v = nn.Linear(context_dim, dim, bias=False)
+            self.to_k = nn.Linear(context_dim, dim, bias=bias)
+            self.to_v = nn.Linear(context_dim, dim, bias=bias)
         self.shares_kv = context_dim is None
         self.weights = weights
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
@@ -162,10 +165,12 @@ class Attention(nn.Module):
         batch, length, _ = x.shape
         return x.reshape(batch, length, self.heads, self.head_dim).transpose(1, 2)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """``mask`` is added to the scores ``[B, heads, Lq, Lk]``."""
         q = self._split_heads(self.to_q(x))
         k, v = self.keys_values(x if context is None else context, self._split_heads)
         scores = torch.matmul(q * self.scale, k.transpose(-1, -2))
+        scores = scores if mask is None else scores + mask
         out = torch.matmul(self.weights(scores), v)
         batch, _, length, _ = out.shape
         merged: Tensor = self.to_out[0](out.transpose(1, 2).reshape(batch, length, -1))

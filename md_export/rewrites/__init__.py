@@ -63,8 +63,9 @@ def having(form: type[nn.Module]) -> Callable[[nn.Module], int]:
 
 
 _UNET: Final = ("unet", "controlnet")
+_DENOISERS: Final = (*_UNET, "transformer")
 _MAPS: Final = (*_UNET, "vae_decoder", "vae_encoder")
-_ALL: Final = ("text_encoder", *_MAPS)
+_ALL: Final = ("text_encoder", "transformer", *_MAPS)
 _UPSAMPLING: Final = ("unet", "vae_decoder")
 REWRITES: Mapping[str, Rewrite] = {
     rewrite.name: rewrite
@@ -74,15 +75,15 @@ REWRITES: Mapping[str, Rewrite] = {
         Rewrite("linear_to_conv2d", True, _ALL, linear_to_conv2d, count_conv2d),
         Rewrite("group_norm_to_instance_norm", True, _MAPS, group_norm_to_instance_norm, having(InstanceGroupNorm)),
         Rewrite("fold_attention_scale", True, _ALL, fold_attention_scale, count_unscaled),
-        Rewrite("split_attention_heads", True, _UNET, split_attention_heads, having(SplitHeadAttention)),
+        Rewrite("split_attention_heads", True, _DENOISERS, split_attention_heads, having(SplitHeadAttention)),
         Rewrite("fold_timestep", True, _UNET, fold_timestep, count_one_step, drops=("timestep",)),
         Rewrite("tokens_to_maps", True, _ALL, tokens_to_maps, count_maps),
-        Rewrite("vector_linear_to_conv2d", True, _UNET, vector_linear_to_conv2d, count_vector_conv2d),
+        Rewrite("vector_linear_to_conv2d", True, _DENOISERS, vector_linear_to_conv2d, count_vector_conv2d),
         Rewrite("staged_group_norm", True, _MAPS, staged_group_norm, having(StagedGroupNorm)),
         Rewrite("fold_norm_affine", True, _ALL, fold_norm_affine, count_plain_norms),
         Rewrite("split_wide_conv2d", True, _MAPS, split_wide_conv2d, count_narrow),
         Rewrite("upsample_to_four_convs", True, _UPSAMPLING, upsample_to_four_convs, having(FourConvUpsample)),
-        Rewrite("tabulate_timestep", True, _UNET, tabulate_timestep, count_tabled),
+        Rewrite("tabulate_timestep", True, _DENOISERS, tabulate_timestep, count_tabled),
         Rewrite("fold_x0", True, ("unet",), fold_x0, count_latent, output="latent"),
     )
 }

@@ -27,24 +27,26 @@ from md_export.spec.sampler import OneStep
 class SplitHeadAttention(ChannelAttention):
     """Attention head by head."""
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """``x: [B, C, 1, S]``, ``context: [B, D, 1, L]`` → ``[B, C, 1, S]``."""
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """``x: [B, C, 1, S]``, ``context: [B, D, 1, L]`` → ``[B, C, 1, S]``; ``mask: [B, 1, 1, L]``."""
         q = self.to_q(x)
         k: Any
         v: Any
         k, v = self.keys_values(x if context is None else context, lambda source: source)
         keys = k.transpose(1, 3).split(self.head_dim, dim=3)
         values = v.split(self.head_dim, dim=1)
+        added = None if mask is None else mask.transpose(1, 3)
         heads = [
-            torch.einsum("bkhq,bchk->bchq", self._weigh(torch.einsum("bchq,bkhc->bkhq", query, key)), value)
+            torch.einsum("bkhq,bchk->bchq", self._weigh(torch.einsum("bchq,bkhc->bkhq", query, key), added), value)
             for query, key, value in zip(q.split(self.head_dim, dim=1), keys, values, strict=True)
         ]
         out: Tensor = self.to_out[0](torch.cat(heads, dim=1))
         return out
 
-    def _weigh(self, scores: Tensor) -> Tensor:
+    def _weigh(self, scores: Tensor, added: Tensor | None) -> Tensor:
         """Scores ``[B, Lk, 1, Lq]`` → weights; the original modules have the keys last, these have them first."""
         scores = scaled(scores, self.scale)
+        scores = scores if added is None else scores + added
         if isinstance(self.weights, Softmax):
             return scores.softmax(dim=1)
         assert isinstance(self.weights, Relu)  # noqa: S101 (checked when the class was changed)

@@ -14,13 +14,19 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
-from md_export.models.layers import Attention, GluProjection
+from md_export.models.dit import DiT
+from md_export.models.layers import Attention, GluProjection, TimestepEmbedding
+from md_export.models.patch_transformer import PatchModule, Tokens, VectorLinear
+from md_export.models.pixart import PixArt
+from md_export.models.t5_encoder import SHARE, T5Attention, T5Encoder, T5Norm
 from md_export.models.text_encoder import TextEncoder
 from md_export.models.unet import TransformerStack
 from md_export.models.vae import SpatialAttention
 
 # Modules that contain tokens; TextEncoder contains transformers' own layers.
-ROOTS: Final = (TransformerStack, SpatialAttention, TextEncoder)
+ROOTS: Final = (TransformerStack, SpatialAttention, TextEncoder, T5Encoder, DiT, PixArt)
+# Modules of these that compute on vectors ``[B, C]``.
+_VECTORS: Final = (VectorLinear, TimestepEmbedding)
 
 
 def as_conv2d(linear: nn.Linear) -> nn.Conv2d:
@@ -67,8 +73,8 @@ class Form(ABC):
     def layer_norm(self, norm: nn.LayerNorm) -> None:
         """Change a LayerNorm over tokens, in place, into one over channels."""
 
-    def mask(self, mask: Tensor) -> Tensor:
-        """``[1, 1, L, L]`` → the rank of the scores."""
+    def mask(self, mask: Tensor, heads: int) -> Tensor:  # noqa: ARG002 (a form with heads in the batch needs it)
+        """``[B, 1 or heads, Lq or 1, Lk]`` → the rank of the scores."""
         return mask
 
     def flat(self, x: Tensor) -> Tensor:
@@ -95,13 +101,18 @@ class ChannelAttention(Attention):
 
     form: Form
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """``x: [B, C, H, W]``, ``context: [B, D, 1, L]`` → ``[B, C, H, W]``."""
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """``x: [B, C, H, W]``, ``context: [B, D, 1, L]`` → ``[B, C, H, W]``; ``mask`` of the form's rank."""
         q = self.form.heads(self.to_q(x), self.heads)
         # After the split: right behind the convolution, coremltools would make a new, nameless weight of it.
         q = scaled(q, self.scale)
         k, v = self.keys_values(x if context is None else context, lambda source: self.form.heads(source, self.heads))
-        out: Tensor = self.to_out[0](self.form.attend(q, k, v, self.weights, x.shape))
+
+        def weigh(scores: Tensor) -> Tensor:
+            weights: Tensor = self.weights(scores if mask is None else scores + mask)
+            return weights
+
+        out: Tensor = self.to_out[0](self.form.attend(q, k, v, weigh, x.shape))
         return out
 
 
@@ -161,7 +172,7 @@ class ChannelClipAttention(nn.Module):
         q, k, v = (self.form.heads(project(hidden_states), self.heads) for project in projections)
 
         def weigh(scores: Tensor) -> Tensor:
-            return (scores + self.form.mask(attention_mask)).softmax(dim=-1)
+            return (scores + self.form.mask(attention_mask, self.heads)).softmax(dim=-1)
 
         q = scaled(q, self.scale)
         return self.out_proj(self.form.attend(q, k, v, weigh, hidden_states.shape)), None
@@ -180,12 +191,79 @@ class ChannelTextEncoder(TextEncoder):
         return self.form.leave(self.final_layer_norm(hidden))
 
 
+class ChannelT5Attention(T5Attention):
+    """T5's attention between channels; the bias is of the form's rank."""
+
+    form: Form
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """``[B, C, 1, L]`` → ``[B, C, 1, L]``."""
+        q, k, v = (self.form.heads(project(x), self.heads) for project in (self.q, self.k, self.v))
+        attended = self.form.attend(q, k, v, lambda scores: (scores + bias).softmax(dim=-1), x.shape)
+        out: Tensor = self.o(attended * SHARE)
+        return out
+
+
+class ChannelT5Encoder(T5Encoder):
+    """T5's encoder; its layers see ``[B, d_model, 1, L]``."""
+
+    form: Form
+
+    def enter(self, tokens: Tensor) -> Tensor:
+        """``[B, L, C]`` → ``[B, C, 1, L]``."""
+        return self.form.enter(tokens)
+
+    def leave(self, tokens: Tensor) -> Tensor:
+        """``[B, C, 1, L]`` → ``[B, L, C]``."""
+        return self.form.leave(tokens)
+
+    def added(self, mask: Tensor) -> Tensor:
+        """Of the form's rank."""
+        return self.form.mask(super().added(mask), self.heads)
+
+
+class ChannelT5Norm(T5Norm):
+    """T5's norm over the channels of ``[B, C, 1, L]``."""
+
+    AXIS = 1
+
+
+class PatchTokens(Tokens):
+    """Tokens of patches as channels: a map of patches, and text of height 1."""
+
+    def __init__(self, form: Form) -> None:
+        self.form = form
+
+    def enter(self, patches: Tensor) -> Tensor:
+        """``[B, C, h, w]`` → what norms and projections compute on."""
+        return self.form.flat(patches)
+
+    def text(self, hidden: Tensor) -> Tensor:
+        """``[B, L, D]`` → ``[B, D, 1, L]``."""
+        return self.form.enter(hidden)
+
+    def mask(self, added: Tensor, heads: int) -> Tensor:
+        """``[B, L]`` → the rank of the scores."""
+        return self.form.mask(super().mask(added, heads), heads)
+
+    def along(self, vector: Tensor) -> Tensor:
+        """``[B, C]`` → ``[B, C, 1, 1]``."""
+        return vector[:, :, None, None]
+
+    def leave(self, tokens: Tensor, high: int, wide: int) -> Tensor:
+        """``[B, C, …]`` → ``[B, h, w, C]``."""
+        return super().leave(tokens.permute(0, 2, 3, 1), high, wide)
+
+
 _CLASSES: Final[Mapping[type[nn.Module], type[nn.Module]]] = {
     TransformerStack: ChannelStack,
     Attention: ChannelAttention,
     GluProjection: ChannelGlu,
     SpatialAttention: ChannelSpatialAttention,
     TextEncoder: ChannelTextEncoder,
+    T5Encoder: ChannelT5Encoder,
+    T5Attention: ChannelT5Attention,
+    T5Norm: ChannelT5Norm,
 }
 
 
@@ -198,8 +276,12 @@ def _rewrite(parent: Any, form: Form) -> int:
     if type(parent) in _CLASSES:
         parent.__class__ = _CLASSES[type(parent)]
         parent.form = form
+    if isinstance(parent, PatchModule):
+        parent.layout = PatchTokens(form)
     fired = 0
     for name, child in list(parent.named_children()):
+        if isinstance(child, _VECTORS):
+            continue
         substitute = _substitute(name, child, form)
         setattr(parent, name, substitute)
         fired += int(isinstance(child, nn.Linear)) + _rewrite(substitute, form)

@@ -50,9 +50,12 @@ class Maps(Form):
         """``[B, C, 1, L]`` → ``[B, L, C]``."""
         return channels.permute(0, 2, 3, 1)[:, 0]
 
-    def mask(self, mask: Tensor) -> Tensor:
-        """``[1, 1, L, L]`` → ``[1, L, L]``."""
-        return mask[0]
+    def mask(self, mask: Tensor, heads: int) -> Tensor:
+        """``[B, 1 or heads, Lq or 1, Lk]`` → ``[B·heads, Lq or 1, Lk]``, or of 1 where that is the same for all."""
+        if len(mask) == 1:
+            return mask[0]
+        # Joined, not broadcast: the GPU engine takes no BROADCAST_TO.
+        return torch.cat([mask] * (heads // mask.shape[1]), dim=1).flatten(0, 1)
 
     def heads(self, x: Tensor, heads: int) -> Tensor:
         """``[B, C, H, W]`` → ``[B·heads, H·W, C/heads]``."""

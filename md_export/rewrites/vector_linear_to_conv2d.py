@@ -13,6 +13,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from md_export.models.layers import ResnetBlock, SepConvBlock, TimestepEmbedding
+from md_export.models.patch_transformer import VectorLinear
 from md_export.rewrites.adopt import TIMESTEP_EMBEDDING, type_name
 from md_export.rewrites.fold_timestep import count_one_step
 from md_export.rewrites.tokens_as_channels import as_conv2d
@@ -29,9 +30,12 @@ class VectorConv2d(nn.Conv2d):
 
 def vector_linear_to_conv2d(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG001 (the table's signature)
     """Change in place, before or after fold_timestep; returns the number of linears changed."""
-    parents = [layer for layer in module.modules() if _sees_vectors(layer)]
-    found = [(parent, name, child) for parent in parents for name, child in parent.named_children()]
-    linears = [(parent, name, child) for parent, name, child in found if isinstance(child, nn.Linear)]
+    found = [(parent, name, child) for parent in module.modules() for name, child in parent.named_children()]
+    linears = [
+        (parent, name, child)
+        for parent, name, child in found
+        if isinstance(child, nn.Linear) and (isinstance(child, VectorLinear) or _sees_vectors(parent))
+    ]
     for parent, name, child in linears:
         conv = as_conv2d(child)
         conv.__class__ = VectorConv2d

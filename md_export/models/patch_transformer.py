@@ -1,0 +1,296 @@
+"""What transformers on patches of a latent share: DiT's and PixArt's, in the files beside this one.
+
+Module and parameter names are diffusers', so that its state dicts load as they are. The models also predict a variance,
+in the second half of the output channels, which no sampler here reads: it is cut.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from md_export.errors import ConfigError
+from md_export.models.layers import Attention, Softmax, TimestepEmbedding
+
+# Channels of a sine and cosine table; epsilon of the norms that no config sets; a block's shifts, scales and gates.
+_WAVES: Final = 256
+_EPS: Final = 1e-6
+MODULATIONS: Final = 6
+# Height and width of a latent.
+Cells = tuple[int, int]
+PLAIN: Final[Mapping[str, Any]] = {
+    "activation_fn": "gelu-approximate",
+    "attention_bias": True,
+    "norm_elementwise_affine": False,
+    # Of diffusers' Transformer2DModel, as which the first checkpoints were saved.
+    "attention_type": "default",
+    "double_self_attention": False,
+    "num_vector_embeds": None,
+    "only_cross_attention": False,
+    "use_linear_projection": False,
+}
+
+
+@dataclass(frozen=True)
+class PatchConfig:
+    """Fields that both configs have; defaults are diffusers' own."""
+
+    IGNORED: ClassVar[tuple[str, ...]] = ("dropout", "norm_num_groups", "upcast_attention")
+    why_no_adapter: ClassVar[str] = "adapters and ControlNets are read for UNets only"
+
+    sample_size: int = 32
+    in_channels: int = 4
+    out_channels: int | None = None
+    num_layers: int = 28
+    num_attention_heads: int = 16
+    attention_head_dim: int = 72
+    patch_size: int = 2
+    num_embeds_ada_norm: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.sample_size % self.patch_size or self.patch_size != 2**self.halvings:
+            raise ConfigError(
+                f"sample_size={self.sample_size} must be a multiple of patch_size={self.patch_size}, a power of two"
+            )
+        if self.width % 4:
+            raise ConfigError(
+                f"num_attention_heads={self.num_attention_heads} times attention_head_dim={self.attention_head_dim} "
+                "must be a multiple of 4: a quarter of the channels holds the sines of a row"
+            )
+        if self.predicted not in (self.in_channels, 2 * self.in_channels):
+            raise ConfigError(
+                f"out_channels={self.out_channels} must be in_channels={self.in_channels}, or twice as many for a "
+                "model that predicts a variance beside the noise"
+            )
+
+    @property
+    def width(self) -> int:
+        """Channels of a token."""
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def predicted(self) -> int:
+        """Channels of the output before the variance is cut."""
+        return self.out_channels or self.in_channels
+
+    @property
+    def halvings(self) -> int:
+        """How often a patch halves a latent."""
+        return self.patch_size.bit_length() - 1
+
+    @property
+    def scale(self) -> float:
+        """Factor by which positions are closer than those of 1, 2, 3, … patches."""
+        return 1.0
+
+
+def embedding_of_time(width: int, shift: int = 0) -> TimestepEmbedding:
+    """Return a time embedding with the frequencies that diffusers computes for its ``downscale_freq_shift``."""
+    embedding, half = TimestepEmbedding(_WAVES, width), _WAVES // 2
+    embedding.frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32) / (half - shift))
+    return embedding
+
+
+def positions(config: PatchConfig, cells: Cells) -> Tensor:
+    """Sines and cosines of each patch's place ``[1, width, h, w]``: of its column in half of the channels, then row.
+
+    Other sizes than the trained one have the same span of places, as in diffusers.
+    """
+    quarter, trained = config.width // 4, config.sample_size // config.patch_size
+    waves = 10000 ** (torch.arange(quarter, dtype=torch.float64)[:, None] / quarter)
+
+    def along(patches: int) -> Tensor:
+        angles = torch.arange(patches, dtype=torch.float64) * trained / patches / config.scale / waves
+        return torch.cat([angles.sin(), angles.cos()])
+
+    high, wide = (side // config.patch_size for side in cells)
+    columns, rows = along(wide)[:, None].expand(-1, high, -1), along(high)[:, :, None].expand(-1, -1, wide)
+    return torch.cat([columns, rows])[None].float()
+
+
+class VectorLinear(nn.Linear):
+    """A linear on vectors ``[B, C]``, which rewrites of tokens leave as it is."""
+
+
+class GeluProjection(nn.Module):
+    """Linear and tanh GELU."""
+
+    def __init__(self, dim: int, inner: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim, inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.proj(x), approximate="tanh")
+
+
+class PlainFeedForward(nn.Module):
+    """Linear, GELU, linear; ``net.1`` is the dropout slot of diffusers and holds nothing."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.net = nn.ModuleList([GeluProjection(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.net:
+            x = layer(x)
+        return x
+
+
+class Conditioning(nn.Module):
+    """Embedding of the timestep, and of a class or of the picture's size where the model is conditioned on them.
+
+    ``classes``: labels ``[B]`` → ``[B, width]``. ``size``: height, width and aspect ratio of the picture. They are
+    constant: once weights are loaded, their embedding is a constant, too (``shift``), and the layers that computed it
+    are removed.
+    """
+
+    size: Tensor | None
+    shift: Tensor | None
+
+    def __init__(self, width: int, shift: int, classes: nn.Module | None = None, size: Tensor | None = None) -> None:
+        super().__init__()
+        self.timestep_embedder = embedding_of_time(width, shift)
+        self.class_embedder = classes
+        self.register_buffer("size", size, persistent=False)
+        self.register_buffer("shift", None, persistent=False)
+        if size is not None:
+            self.resolution_embedder = embedding_of_time(width // 3)
+            self.aspect_ratio_embedder = embedding_of_time(width // 3)
+            self.register_load_state_dict_post_hook(_fold_size)  # type: ignore[no-untyped-call]
+
+    def of_size(self) -> Tensor | None:
+        """``[1, width]``; None where the size is not embedded."""
+        if self.size is None:
+            return self.shift
+        both = self.resolution_embedder(self.size[:2]), self.aspect_ratio_embedder(self.size[2:])
+        return torch.cat(both).reshape(1, -1)
+
+    def forward(self, timestep: Tensor, labels: Tensor | None = None) -> Tensor:
+        """``[1]`` and ``[B]`` → ``[B, width]``, or ``[1, width]`` without labels."""
+        out: Tensor = self.timestep_embedder(timestep)
+        if self.class_embedder is not None:
+            out = out + self.class_embedder(labels)
+        constant = self.of_size()
+        return out if constant is None else out + constant.to(out.dtype)
+
+
+@torch.no_grad()
+def _fold_size(emb: Any, _keys: object) -> None:
+    if emb.size is not None:
+        emb.shift, emb.size = emb.of_size(), None
+        del emb.resolution_embedder, emb.aspect_ratio_embedder
+
+
+class Modulation(nn.Module):
+    """The conditioning, and the linear that makes shifts, scales and gates of it."""
+
+    def __init__(self, width: int, emb: Conditioning) -> None:
+        super().__init__()
+        self.emb = emb
+        self.linear = VectorLinear(width, MODULATIONS * width)
+
+    def forward(self, conditioning: Tensor) -> Tensor:
+        """``[B, width]`` → ``[B, 6, width]``."""
+        out: Tensor = self.linear(F.silu(conditioning))
+        return out.reshape(len(out), MODULATIONS, -1)
+
+
+class Tokens:
+    """Where the channels of tokens lie: last, ``[B, L, C]``. A rewrite may put another layout in its place."""
+
+    def enter(self, patches: Tensor) -> Tensor:
+        """``[B, C, h, w]`` → tokens."""
+        return patches.flatten(2).transpose(1, 2)
+
+    def text(self, hidden: Tensor) -> Tensor:
+        """``[B, L, D]`` → tokens."""
+        return hidden
+
+    def mask(self, added: Tensor, heads: int) -> Tensor:  # noqa: ARG002 (a layout with heads in the batch needs it)
+        """``[B, L]`` → what is added to scores."""
+        return added[:, None, None]
+
+    def along(self, vector: Tensor) -> Tensor:
+        """``[B, C]`` → the same for all tokens."""
+        return vector[:, None]
+
+    def leave(self, tokens: Tensor, high: int, wide: int) -> Tensor:
+        """Tokens → ``[B, h, w, C]``."""
+        return tokens.reshape(len(tokens), high, wide, -1)
+
+
+class PatchModule(nn.Module):
+    """A module that computes on tokens in some layout."""
+
+    layout: Tokens
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layout = Tokens()
+
+    def modulated(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """``x·(1 + scale) + shift`` for tokens; shift and scale are ``[B, C]``."""
+        return x * (1 + self.layout.along(scale)) + self.layout.along(shift)
+
+
+class PatchBlock(PatchModule):
+    """Self-attention and feed-forward, each behind a modulated norm and before a gate."""
+
+    def __init__(self, config: PatchConfig) -> None:
+        super().__init__()
+        self.attn1 = Attention(config.width, config.attention_head_dim, config.width, Softmax(), bias=True)
+        self.ff = PlainFeedForward(config.width)
+
+    def gated(self, x: Tensor, branch: nn.Module, norm: nn.Module, by: tuple[Tensor, ...]) -> Tensor:
+        """Add a branch; ``by``: shift, scale and gate ``[B, C]``."""
+        shift, scale, gate = by
+        out: Tensor = x + self.layout.along(gate) * branch(self.modulated(norm(x), shift, scale))
+        return out
+
+
+def plain_norm(width: int, eps: float = _EPS) -> nn.LayerNorm:
+    """Return a norm without a factor and a shift of its own."""
+    return nn.LayerNorm(width, eps, elementwise_affine=False)
+
+
+class PatchEmbedding(nn.Module):
+    """The convolution that makes tokens of patches, and their positions."""
+
+    table: Tensor
+
+    def __init__(self, config: PatchConfig, cells: Cells) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(config.in_channels, config.width, config.patch_size, stride=config.patch_size)
+        self.register_buffer("table", positions(config, cells), persistent=False)
+
+    def forward(self, sample: Tensor) -> Tensor:
+        """``[B, in_channels, H, W]`` → ``[B, width, h, w]``."""
+        patches: Tensor = self.proj(sample)
+        return patches + self.table.to(patches.dtype)
+
+
+class PatchTransformer(PatchModule):
+    """What both transformers begin and end with, for latents of ``cells``."""
+
+    def __init__(self, config: PatchConfig, cells: Cells) -> None:
+        super().__init__()
+        self.patch, self.cells, self.channels = config.patch_size, cells, config.in_channels
+        self.outputs = config.patch_size**2 * config.predicted
+        self.pos_embed = PatchEmbedding(config, cells)
+        self.norm_out = plain_norm(config.width)
+
+    def made(self, patches: Tensor) -> Tensor:
+        """``[B, outputs, …]`` tokens → ``[B, in_channels, H, W]``: each token's patch, without the variance."""
+        patch = self.patch
+        high, wide = (side // patch for side in self.cells)
+        last = self.layout.leave(patches, high, wide)
+        # Channels are (row, column, channel) of a patch: columns by a reshape alone, then rows. Ranks stay at 4.
+        rows = [row.reshape(len(last), high, wide * patch, -1) for row in last.chunk(patch, dim=3)]
+        woven = torch.cat(rows, dim=2).reshape(len(last), high * patch, wide * patch, -1)
+        return woven[..., : self.channels].permute(0, 3, 1, 2)
