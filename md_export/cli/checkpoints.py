@@ -76,6 +76,7 @@ def init(directory: Path, arch: str, seed: int) -> None:
 @shared.steps_option
 @shared.sampler_option
 @shared.guidance_option
+@shared.negative_option
 @shared.lora_option
 def golden(
     checkpoint: Path,
@@ -90,6 +91,7 @@ def golden(
     steps: int | None,
     sampler: Method | None,
     guidance: float | None,
+    negative: str | None,
     loras: tuple[str, ...],
 ) -> None:
     """Write golden cases: every component's inputs and outputs for each prompt and seed, computed by torch."""
@@ -106,7 +108,7 @@ def golden(
     pairs = [(text, seed) for text in texts for seed in seeds]
     with adapted(checkpoint, loras) as place:
         opened = open_checkpoint(place).at(Variant(size, timestep, clip_skip))
-        source = golden_source(opened, sampler=sampler_of(steps, guidance, sampler), encodes=encoder)
+        source = golden_source(opened, sampler=sampler_of(steps, guidance, sampler, negative=negative), encodes=encoder)
         with staging(output) as folder, shared.progress(len(pairs)) as report:
             write_golden(source, pairs, folder, report)
     click.echo(f"{output}: {len(pairs)} golden cases")

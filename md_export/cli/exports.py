@@ -11,7 +11,7 @@ import click
 
 from md_export.cli import shared
 from md_export.cli.shared import PATH
-from md_export.errors import UsageError
+from md_export.errors import ParityError, UsageError
 from md_export.spec.names import ORDER, SOCS, Method
 from md_export.spec.variant import Size, Variant
 
@@ -88,6 +88,7 @@ def _command(target: str) -> click.Command:
     @shared.steps_option
     @shared.sampler_option
     @shared.guidance_option
+    @shared.negative_option
     @shared.lora_option
     @shared.jobs_option
     @shared.max_memory_option
@@ -109,6 +110,7 @@ def _command(target: str) -> click.Command:
         steps: int | None,
         sampler: Method | None,
         guidance: float | None,
+        negative: str | None,
         loras: tuple[str, ...],
         jobs: int | None,
         max_memory: int | None,
@@ -118,6 +120,7 @@ def _command(target: str) -> click.Command:
         json_file: Path | None,
         **own: Any,
     ) -> None:
+        from md_export.diagnose.rejection import next_steps
         from md_export.engine.export import export
         from md_export.engine.request import Resources, default_jobs
         from md_export.report.tables import artifact_table
@@ -131,12 +134,19 @@ def _command(target: str) -> click.Command:
         asked = (*components, "vae_encoder") if encoder and components else components
         recipe = _recipe(target, precision, recipe_file, asked, rewrites, allow_drift, own, many)
         recipe = recipe.widened(("vae_encoder",)) if encoder else recipe
-        recipe = recipe.sampled(steps, guidance, sampler).varied(Variant(size, timestep, clip_skip)).adapted(loras)
+        recipe = (
+            recipe.sampled(steps, guidance, sampler, negative).varied(Variant(size, timestep, clip_skip)).adapted(loras)
+        )
         resources = Resources(shared.cache_root(cache) if keep else None, jobs or default_jobs(), max_memory)
+        source = shared.checkpoint_or_nano(checkpoint)
         with shared.progress(3 + len(recipe.components)) as report:
-            manifest, result = export(
-                recipe, shared.checkpoint_or_nano(checkpoint), output, golden_dir, report, resources, note=shared.note
-            )
+            try:
+                manifest, result = export(recipe, source, output, golden_dir, report, resources, note=shared.note)
+            except ParityError as error:
+                rejected = output.with_name(f"{output.name}.rejected")
+                raise ParityError(
+                    "\n  ".join([str(error), *next_steps(rejected, source, recipe.loras, report)])
+                ) from error
         shared.show(json_file, manifest, artifact_table(manifest), parity_table(result))
         if manifest.drift:
             drift = manifest.drift

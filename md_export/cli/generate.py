@@ -27,7 +27,7 @@ _STRENGTH = 0.8
 @click.option("--init-image", type=PATH, help="Start from this picture; with --mask, keep a part of it.")
 @click.option("--strength", type=float, help=f"Share of --init-image to change, in (0, 1].  [default: {_STRENGTH}]")
 @click.option("--mask", type=PATH, help="Paint anew what is white in this picture of the same size.")
-@click.option("--negative-prompt", "negative", help="What guidance leads away from, with --steps.")
+@shared.negative_option
 @click.option("--condition", type=PATH, help="Condition image for the adapter or ControlNet, such as edges.")
 @shared.size_option
 @shared.timestep_option

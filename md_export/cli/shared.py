@@ -53,6 +53,11 @@ guidance_option = click.option(
     type=float,
     help="Scale of classifier-free guidance, with --steps; 1: none.  [default: the recipe's, or 7.5; 1 for LCM, TCD]",
 )
+negative_option = click.option(
+    "--negative-prompt",
+    "negative",
+    help="Prompt that guidance leads away from, with --steps.  [default: the empty one]",
+)
 lora_option = click.option(
     "--lora",
     "loras",

@@ -269,5 +269,5 @@ def _pictures(
             tell(f"the prompt is longer than {pipeline.text_length} tokens; this is left out: {cut!r}")
     none = [None] * len(requests)
     rows = zip(requests, given or none, conditions or none, starts or none, strict=True)
-    asked = [PictureRequest(*pair, one, condition, start, negative or "") for pair, one, condition, start in rows]
+    asked = [PictureRequest(*pair, one, condition, start, negative) for pair, one, condition, start in rows]
     return [values[MADE.key].astype(np.float32, copy=False) for values in pipeline.values(asked)]

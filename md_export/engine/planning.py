@@ -29,6 +29,7 @@ from md_export.engine.plan import (
     Step,
 )
 from md_export.engine.request import lora_files, lora_inputs
+from md_export.engine.swift_bundle import swift_tokenizer
 from md_export.models.families import family_of
 from md_export.models.sampling.advice import advice_on_steps
 from md_export.models.sampling.sampler import steps_of
@@ -108,6 +109,8 @@ class _Planner:
         """Add an export and all steps that lead to it."""
         # All of the checkpoint's components, and no LoRAs, since the checkpoint has them.
         recipe = dataclasses.replace(recipe, loras=()).completed(source.checkpoint.components)
+        if recipe.layout == "swift":
+            swift_tokenizer(source.checkpoint)
         golden, judging = self._golden(recipe, source)
         calibrated = self._calibration(recipe, source, golden, judging)
         parts = tuple(self._artifact(recipe, name, source, golden, calibrated) for name in recipe.components)

@@ -77,8 +77,7 @@ def write_bundle(checkpoint: Checkpoint, folder: Path) -> None:
     Raises:
         CheckpointError: Swift's tokenizer cannot reproduce the checkpoint's tokenizer.
     """
-    vocabulary, merges = tokenizer_tables(checkpoint.tokenizer_dir)
-    _check_padding(checkpoint, from_json(vocabulary))
+    vocabulary, merges = swift_tokenizer(checkpoint)
     (folder / "vocab.json").write_bytes(vocabulary)
     # Swift's parser drops a last line without a line feed and keeps carriage returns.
     (folder / "merges.txt").write_bytes(merges.replace(b"\r\n", b"\n").rstrip(b"\n") + b"\n")
@@ -87,6 +86,17 @@ def write_bundle(checkpoint: Checkpoint, folder: Path) -> None:
     script = folder / SCRIPT
     script.write_bytes(Path(__file__).with_name(SCRIPT).read_bytes())
     script.chmod(0o755)
+
+
+def swift_tokenizer(checkpoint: Checkpoint) -> tuple[bytes, bytes]:
+    """Return the vocabulary and merges of a checkpoint whose tokenizer Swift's tokenizer can reproduce.
+
+    Raises:
+        CheckpointError: it cannot.
+    """
+    vocabulary, merges = tokenizer_tables(checkpoint.tokenizer_dir)
+    _check_padding(checkpoint, from_json(vocabulary))
+    return vocabulary, merges
 
 
 def check_bundle(folder: Path, packages: tuple[str, ...]) -> None:

@@ -165,13 +165,19 @@ class Recipe:
             return self
         return dataclasses.replace(self, name=f"{self.name}{label(loras)}"[:_LONGEST_NAME], loras=(*self.loras, *loras))
 
-    def sampled(self, steps: int | None, guidance: float | None, method: Method | None = None) -> Recipe:
+    def sampled(
+        self,
+        steps: int | None,
+        guidance: float | None,
+        method: Method | None = None,
+        negative: str | None = None,
+    ) -> Recipe:
         """The same recipe in so many steps, its name followed by the method; None: as it is.
 
         Raises:
             RecipeError: guidance or a method for one step, or a rewrite that is right for one step only.
         """
-        plan = sampler_of(steps, guidance, method, self.sampler)
+        plan = sampler_of(steps, guidance, method, self.sampler, negative)
         if plan is None or plan == self.sampler:
             return self
         name = self.name if self.sampler else f"{self.name}-{plan.kind or 'steps'}"

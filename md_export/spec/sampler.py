@@ -62,6 +62,8 @@ class SamplerPlan:
             the prompt, and the step uses u + guidance·(c - u). 0 or 1: no guidance, and each call gets the prompt only.
             None: 7.5, but none for LCM and TCD.
         cases: largest number of golden cases, because torch computes all steps for each.
+        negative: prompt of the golden cases and, unless a request has its own, of pictures that guidance leads away
+            from; the empty one by default.
     """
 
     __pydantic_config__ = _FORBID
@@ -70,6 +72,7 @@ class SamplerPlan:
     kind: Method | None = None
     guidance: float | None = None
     cases: int = 4
+    negative: str | None = None
 
     def __post_init__(self) -> None:
         """Raise RecipeError, which names the field, for values that cannot be used for sampling."""
@@ -80,6 +83,8 @@ class SamplerPlan:
                 f"[sampler] guidance: {self.guidance:g} is neither 0 or 1, which guide nothing, nor up to "
                 f"{_LARGEST_GUIDANCE:g}"
             )
+        if self.negative is not None and self.guidance in (0, 1):
+            raise RecipeError("[sampler] negative: without guidance no prompt is led away from; leave out the one")
         if self.cases < 1:
             raise RecipeError("[sampler] cases: less than one, so nothing could be proved; give 4, for instance")
 
@@ -99,24 +104,31 @@ class SamplerPlan:
 
 
 def sampler_of(
-    steps: int | None, guidance: float | None, kind: Method | None = None, before: SamplerPlan | None = None
+    steps: int | None,
+    guidance: float | None,
+    kind: Method | None = None,
+    before: SamplerPlan | None = None,
+    negative: str | None = None,
 ) -> SamplerPlan | None:
-    """Return the plan for the given steps, guidance and method; a value that is None is taken from ``before``.
+    """Return the plan for the given values; one that is None is taken from ``before``.
 
     Raises:
-        RecipeError: guidance or a method was given for one step.
+        RecipeError: guidance, a method or a negative prompt was given for one step.
     """
     if steps is None and before is None:
-        if guidance is not None or kind is not None:
-            raise RecipeError("--guidance and --sampler are for many steps; name their number, too: --steps 50")
+        if guidance is not None or kind is not None or negative is not None:
+            raise RecipeError(
+                "--guidance, --sampler and --negative-prompt are for many steps; name their number, too: --steps 50"
+            )
         return None
     if before is None:
-        return SamplerPlan(steps or 0, kind, guidance)
+        return SamplerPlan(steps or 0, kind, guidance, negative=negative)
     return replace(
         before,
         steps=before.steps if steps is None else steps,
         kind=kind or before.kind,
         guidance=before.guidance if guidance is None else guidance,
+        negative=before.negative if negative is None else negative,
     )
 
 
@@ -146,7 +158,7 @@ class ManySteps:
 
     With ``guidance`` above 1 the UNet gets each sample twice, first with the text of the empty or negative prompt and
     then with that of the prompt. From its outputs u and c, ``u + guidance·(c - u)`` is the output of each step. The
-    decoder gets the last x / ``scaling_factor``.
+    decoder gets the last x / ``scaling_factor``. ``negative``: of the recipe, for requests that have none.
     """
 
     __pydantic_config__ = _FORBID
@@ -157,6 +169,7 @@ class ManySteps:
     steps: tuple[Step, ...]
     scaling_factor: float
     prediction_type: str
+    negative: str | None = None
 
     def __post_init__(self) -> None:
         # Check the ranges, because the values come from an untrusted file.
@@ -189,6 +202,7 @@ class ManySteps:
             plan is not None
             and plan.kind in (None, self.method)
             and (len(self.steps), self.guidance) == (plan.steps, plan.guidance_with(self.method))
+            and self.negative == plan.negative
         )
 
 

@@ -15,7 +15,10 @@ from md_export.checkpoint import open_checkpoint
 from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.engine.planning import plan
-from md_export.errors import ArtifactError, GoldenError
+from md_export.errors import ArtifactError, ConfigError, GoldenError, RecipeError
+from md_export.models.sampling.generate import tokenize
+from md_export.models.sampling.sampler import steps_of
+from md_export.models.values import INPUT_IDS
 from md_export.parity.golden.folder import read_golden, write_golden, write_index
 from md_export.parity.golden.prepare import golden_source
 from md_export.parity.judge import Execute, judge, taking, verify
@@ -83,6 +86,25 @@ def test_an_artifact_that_loses_the_difference_of_the_prompt_is_rejected(out: Pa
     assert "pictures would not follow the prompt" in row.said
     unet = read_manifest(out).entry_for("unet").parity
     assert unet is not None and unet.guidance_snr_db is not None and unet.guidance_snr_db > 60
+
+
+def test_a_negative_prompt_is_in_the_golden_cases(nano: Path, tmp_path: Path) -> None:
+    plan = SamplerPlan(2, "ddim", 7.5, negative="a red square")
+    write_golden(golden_source(open_checkpoint(nano), sampler=plan), REQUESTS[:1], tmp_path)
+    golden = read_golden(tmp_path)
+    assert golden.index.steps is not None and golden.index.steps.negative == "a red square"
+    wanted = tokenize(nano / "tokenizer", "a red square", 77)
+    assert np.array_equal(golden.cases[0].values[f"{INPUT_IDS.key}.0"], wanted)
+    plain = SamplerPlan(2, "ddim", 7.5)
+    for negative, alike in (("a red square", True), (None, False)):
+        (picture,) = pictures_of_checkpoint(nano, REQUESTS[:1], sampler=plain, negative=negative)
+        assert bool(np.abs(picture - golden.cases[0].picture.astype(np.float32)).max() < 1e-5) is alike
+
+
+@pytest.mark.parametrize("guidance", [1.0, None])
+def test_a_negative_prompt_needs_guidance(nano: Path, guidance: float | None) -> None:
+    with pytest.raises((RecipeError, ConfigError), match=r"negative: .*guidance"):
+        steps_of(open_checkpoint(nano).config, SamplerPlan(2, "lcm", guidance, negative="a red square"))
 
 
 def test_calls_and_pictures_are_proved(out: Path) -> None:

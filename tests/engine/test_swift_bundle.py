@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 
 from md_export.checkpoint import open_checkpoint
+from md_export.engine.planning import plan
 from md_export.engine.swift_bundle import schedule_of, write_bundle
 from md_export.errors import CheckpointError
 from md_export.models.sampling.generate import tokenize
 from md_export.models.sampling.schedule import ScheduleConfig
+from md_export.spec.recipe_file import load_recipe
+from md_export.spec.shipped_files import builtin_recipe
 from mutations import edit_json
 
 PROMPT = "a large red circle on the left, white background"
@@ -48,6 +51,10 @@ def test_another_padding_is_refused(nano: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="as Swift's tokenizer does"):
         write_bundle(open_checkpoint(checkpoint), tmp_path)
     write_bundle(open_checkpoint(nano), tmp_path)
+    recipe = replace(load_recipe(builtin_recipe("coreml", "fp16")), layout="swift")
+    with pytest.raises(CheckpointError, match="as Swift's tokenizer does"):
+        plan([recipe], checkpoint, None)
+    assert plan([recipe], nano, None).steps
 
 
 def test_a_tokenizer_without_merges_is_refused(nano: Path, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ class PictureRequest:
         given: a picture of which what is not hidden is kept.
         condition: ``[1, C, H, W]`` in [0, 1], for an adapter or a ControlNet, which otherwise adds nothing.
         start: a picture that is under the noise.
-        negative: the prompt that guidance leads away from.
+        negative: the prompt that guidance leads away from; None: that of the recipe, or the empty one.
     """
 
     prompt: str
@@ -94,7 +94,7 @@ class PictureRequest:
     given: Given | None = None
     condition: Array | None = None
     start: Start | None = None
-    negative: str = ""
+    negative: str | None = None
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,8 @@ class Pipeline:
     def _given(self, request: PictureRequest, noise: Float32, sampler: Sampler) -> Tensors:
         texts, names = [request.prompt], [INPUT_IDS.key]
         if sampler.guidance is not None:
-            texts, names = [request.negative, request.prompt], [f"{INPUT_IDS.key}.{place}" for place in range(2)]
+            negative = self.steps.negative if self.steps and request.negative is None else request.negative
+            texts, names = [negative or "", request.prompt], [f"{INPUT_IDS.key}.{place}" for place in range(2)]
         ids = [tokenize(self.tokenizer_dir, text, self.text_length) for text in texts]
         found: Tensors = {**self.recorded, NOISE.key: noise, **dict(zip(names, ids, strict=True))}
         if sampler.fresh_noise:

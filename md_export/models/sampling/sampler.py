@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from md_export.errors import ConfigError
 from md_export.models.sampling.ddim import ddim
 from md_export.models.sampling.dpmpp_2m import dpmpp_2m
 from md_export.models.sampling.euler import euler, euler_ancestral
@@ -70,7 +71,12 @@ def steps_of(config: ModelConfig, plan: SamplerPlan | None) -> ManySteps | None:
     method = plan.kind or config.method
     made = TRAJECTORIES[method](schedule, plan.steps)
     scaling_factor, prediction = config.vae.scaling_factor, schedule.prediction_type
-    return ManySteps(method, plan.guidance_with(method), made.start, made.steps, scaling_factor, prediction)
+    guidance = plan.guidance_with(method)
+    if plan.negative is not None and guidance == 1:
+        raise ConfigError(
+            f"[sampler] negative: {method} takes no guidance here, which a negative prompt needs; give one of them"
+        )
+    return ManySteps(method, guidance, made.start, made.steps, scaling_factor, prediction, plan.negative)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,46 @@
+"""What to do next after an export was rejected: the changes that the attribution of its errors advises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from md_export.checkpoint.derived import adapted
+from md_export.diagnose.attribution.attribute import attribute
+from md_export.errors import MdExportError
+from md_export.spec.artifact import ArtifactEntry
+from md_export.spec.manifest import Manifest, read_manifest
+from md_export.spec.shipped_files import builtin_recipes
+
+_MOST_LINES: Final = 3
+
+
+def next_steps(rejected: Path, checkpoint: Path, loras: tuple[str, ...], tell: Callable[[str], None]) -> list[str]:
+    """Return what to change in the recipe, a line each; ``rejected`` is the folder that the rejected export is kept in.
+
+    The first component whose figures fall short is compared with torch module by module. Nothing is raised: advice
+    that cannot be given is left out.
+    """
+    try:
+        return list(_lines(rejected, checkpoint, loras, tell))
+    except (MdExportError, OSError):
+        return []
+
+
+def _lines(rejected: Path, checkpoint: Path, loras: tuple[str, ...], tell: Callable[[str], None]) -> Iterator[str]:
+    manifest = read_manifest(rejected)
+    short = [entry for entry in manifest.artifacts if _falls_short(manifest, entry)]
+    for entry in short[:1]:
+        with adapted(checkpoint, loras) as folder:
+            found = attribute(rejected / entry.file, folder, tell)
+        yield from (f"{entry.component}: {line}" for line in found.advice[:_MOST_LINES])
+    based_on = [name for name in builtin_recipes() if manifest.recipe.name.startswith(name)]
+    copy = f"md-export recipe new {max(based_on, key=len)} -o mine.toml, " if based_on else ""
+    what = "change it there" if short else "if such a picture will do, lower picture_psnr_db there"
+    yield f"next: {copy}{what}, and export with --recipe mine.toml"
+
+
+def _falls_short(manifest: Manifest, entry: ArtifactEntry) -> bool:
+    least = manifest.recipe.tolerances[entry.component].snr_db
+    return entry.parity is None or not entry.parity.snr_db >= least
