@@ -26,6 +26,7 @@ SIBLING_NOTE: Final = "sibling.json"
 LORA_NOTE: Final = "loras.json"
 LORA_FOLDER: Final = "loras"
 _CONFIG: Final = "config.json"
+_CHAINED: Final = "which has LoRAs itself: name its base, and all LoRAs together"
 _TITLES: Final[Mapping[str, str]] = {"t2i_adapter": "adapter", "controlnet": "ControlNet"}
 
 
@@ -55,8 +56,7 @@ def base_of(folder: Path) -> Path | None:
     Raises:
         CheckpointError: its note is damaged, or names no other folder.
     """
-    chained = "which has LoRAs itself: name its base, and all LoRAs together"
-    return _folder_named_in(folder / LORA_NOTE, "base", "../nano", chained)
+    return _folder_named_in(folder / LORA_NOTE, "base", "../nano", _CHAINED)
 
 
 def _folder_named_in(note: Path, field: str, example: str, chained: str) -> Path | None:
@@ -95,14 +95,23 @@ def _lora(folder: Path, entry: object) -> Lora:
     name, file, scale = values
     if not isinstance(name, str) or not isinstance(file, str) or not isinstance(scale, (int, float, type(None))):
         raise CheckpointError(f'{note}: each of "loras" needs "name", "file" and perhaps "scale"; write it again')
-    if PurePosixPath(file).name != file or "\\" in file or not file.endswith(SUFFIX):
-        raise CheckpointError(f"{note} names {shown(file)!r}, which is no {SUFFIX} file in {LORA_FOLDER}/: refused")
-    path = folder / LORA_FOLDER / file
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing, though {LORA_NOTE} names it: copy it there")
+    path = _file_of_lora(folder, file, SUFFIX)
     if not is_scale(scale):
         raise CheckpointError(f"{note}: {scale!r:.20} is no scale; write it again")
-    return Lora(path, shown(name), None if scale is None else float(scale))
+    config = entry.get("config") if isinstance(entry, dict) else None
+    beside = None if config is None else _file_of_lora(folder, str(config), ".json")
+    return Lora(path, shown(name), None if scale is None else float(scale), beside)
+
+
+def _file_of_lora(folder: Path, name: str, suffix: str) -> Path:
+    if PurePosixPath(name).name != name or "\\" in name or not name.endswith(suffix):
+        raise CheckpointError(
+            f"{folder / LORA_NOTE} names {shown(name)!r}, which is no {suffix} file in {LORA_FOLDER}/: refused"
+        )
+    path = folder / LORA_FOLDER / name
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing, though {LORA_NOTE} names it: copy it there")
+    return path
 
 
 @contextmanager
@@ -127,11 +136,23 @@ def _copy(target: Path, file: Path) -> None:
 def write_adapted(
     folder: Path, checkpoint: Path, loras: Sequence[Lora], put: Callable[[Path, Path], object] = _copy
 ) -> None:
-    """Make the empty ``folder`` a checkpoint with LoRAs; ``put(target, file)`` brings each LoRA file to its place."""
+    """Make the empty ``folder`` a checkpoint with LoRAs; ``put(target, file)`` brings each LoRA file to its place.
+
+    Raises:
+        CheckpointError: ``checkpoint`` is no checkpoint folder, or has LoRAs itself.
+    """
+    if (checkpoint / LORA_NOTE).is_file():
+        raise CheckpointError(f"{checkpoint}, {_CHAINED}")
+    open_layout(checkpoint)
     (folder / LORA_FOLDER).mkdir()
-    entries = [{"name": lora.name, "file": f"{place}{SUFFIX}", "scale": lora.scale} for place, lora in enumerate(loras)]
-    for entry, lora in zip(entries, loras, strict=True):
-        put(folder / LORA_FOLDER / str(entry["file"]), lora.path.resolve())
+    entries = []
+    for place, lora in enumerate(loras):
+        entry: dict[str, object] = {"name": lora.name, "file": f"{place}{SUFFIX}", "scale": lora.scale}
+        put(folder / LORA_FOLDER / f"{place}{SUFFIX}", lora.path.resolve())
+        if lora.config is not None:
+            put(folder / LORA_FOLDER / f"{place}.json", lora.config.resolve())
+            entry["config"] = f"{place}.json"
+        entries.append(entry)
     _write_note(folder / LORA_NOTE, "base", checkpoint, {"loras": entries})
 
 

@@ -16,7 +16,7 @@ from typing import Final, NoReturn
 from pydantic_core import from_json
 
 from md_export.errors import CheckpointError
-from md_export.spec.loras import Lora
+from md_export.spec.loras import PEFT_CONFIG, Lora
 from md_export.system.files import sha256_of, sha256_of_text
 
 # CLIP's own vocab.json is 0.9 MB, the index of a large sharded model 0.3 MB, a config.json 5 KB.
@@ -56,21 +56,27 @@ class Layout:
         return found
 
 
-def read_text(path: Path, limit: int) -> str:
-    """Return UTF-8 text of at most ``limit`` bytes; raises :class:`CheckpointError` beyond it or when unreadable."""
+def read_text(path: Path, limit: int, name: str | None = None) -> str:
+    """Return UTF-8 text of at most ``limit`` bytes; raises :class:`CheckpointError` beyond it or when unreadable.
+
+    ``name``: what errors call the file; its path by default.
+    """
+    where = name or path
     try:
         with path.open("rb") as file:
             content = file.read(limit + 1)
     except OSError as error:
-        unreadable(path, error)
+        unreadable(where, error)
     if len(content) > limit:
-        raise CheckpointError(f"{path} is larger than {limit:,} bytes, which no such file is: replace it")
+        raise CheckpointError(f"{where} is larger than {limit:,} bytes, which no such file is: replace it")
     if content.startswith(LFS_HEADER):
-        git_lfs_pointer(path)
+        git_lfs_pointer(where)
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): replace it") from error
+        raise CheckpointError(
+            f"{where} is not UTF-8 text ({error.reason} at byte {error.start}): replace it"
+        ) from error
 
 
 def read_json(path: Path, limit: int = CONFIG_LIMIT) -> dict[str, object]:
@@ -89,12 +95,12 @@ def read_json(path: Path, limit: int = CONFIG_LIMIT) -> dict[str, object]:
     return values
 
 
-def unreadable(path: Path, error: OSError) -> NoReturn:
+def unreadable(path: Path | str, error: OSError) -> NoReturn:
     """Raise :class:`CheckpointError` for a file that cannot be opened or read."""
     raise CheckpointError(f"{path} cannot be read ({error.strerror or error}): check the path and its permissions")
 
 
-def git_lfs_pointer(path: Path) -> NoReturn:
+def git_lfs_pointer(path: Path | str) -> NoReturn:
     """Raise :class:`CheckpointError` for the placeholder of a file in Git LFS."""
     raise CheckpointError(f"{path} is a Git LFS placeholder, not the file itself: run `git lfs pull` in that clone")
 
@@ -115,12 +121,12 @@ def capped(lines: list[str], most: int = 20) -> Iterator[str]:
 INHERITED: Final = "parent/"
 
 
-def hash_of_file(file: Path) -> str:
-    """Return the SHA-256 of a file's content; CheckpointError where it cannot be read."""
+def hash_of_file(file: Path, name: str | None = None) -> str:
+    """Return the SHA-256 of a file's content; CheckpointError where it cannot be read, which calls it ``name``."""
     try:
         return sha256_of(file)
     except OSError as error:
-        unreadable(file, error)
+        unreadable(name or file, error)
 
 
 def hash_of_files(files: Mapping[str, str]) -> str:
@@ -143,7 +149,12 @@ def hash_of_folder(files: Mapping[str, str], folder: str) -> str:
 
 def hashes_of_loras(folder: str, loras: Sequence[Lora]) -> dict[str, str]:
     """Return the SHA-256 of each LoRA of the component in ``folder``, by a name that holds its place and scale."""
-    return {f"{folder}/lora {place} at {lora.factor!r}": hash_of_file(lora.path) for place, lora in enumerate(loras)}
+    found = {}
+    for place, lora in enumerate(loras):
+        found[f"{folder}/lora {place} at {lora.factor!r}"] = hash_of_file(lora.path, lora.name)
+        if lora.config is not None:
+            found[f"{folder}/lora {place} {PEFT_CONFIG}"] = hash_of_file(lora.config, lora.name)
+    return found
 
 
 # Of CLIP's: 0.9 MB, 0.5 MB, 2.2 MB, below 1 KB each.

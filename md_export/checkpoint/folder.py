@@ -23,8 +23,9 @@ from md_export.checkpoint.files import (
     hashes_of_loras,
     tokenizer_dir,
 )
-from md_export.checkpoint.lora import LoraFile, LowRank, changes_of, fused, open_lora
+from md_export.checkpoint.lora import LoraFile, changes_of, open_lora
 from md_export.checkpoint.modules import KeyDifference, as_float32, build_on_meta, difference, own_tensors
+from md_export.checkpoint.weight_change import WeightChange, fused
 from md_export.checkpoint.weights import WeightSet, find_weights, weight_names
 from md_export.errors import CheckpointError
 from md_export.models.config import ModelConfig
@@ -78,7 +79,7 @@ class Checkpoint:
         module.load_state_dict(weights, strict=True, assign=True)
         return module.requires_grad_(False)
 
-    def without_loras(self, name: str) -> tuple[nn.Module, list[LowRank]]:
+    def without_loras(self, name: str) -> tuple[nn.Module, list[WeightChange]]:
         """Return component ``name`` without its LoRAs, and the changes that they make; raises as :meth:`module`."""
         module = replace(self, loras=(), _hashes={}).module(name)
         return module, self._changes(name, module)
@@ -169,10 +170,23 @@ class Checkpoint:
     def _layout(self) -> Layout:
         return Layout(self.base or self.root, self.parent)
 
-    def _lora_files(self) -> list[LoraFile]:
-        return [open_lora(lora) for lora in self.loras]
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines for the user: what of its LoRA files is left out."""
+        return tuple(note for file in self._lora_files() for note in file.notes)
 
-    def _changes(self, name: str, module: nn.Module) -> list[LowRank]:
+    def _lora_files(self) -> list[LoraFile]:
+        files = [open_lora(lora) for lora in self.loras]
+        for file in files:
+            absent = [name for name in file.modules if name not in family_of(self.config).rows]
+            if absent:
+                raise CheckpointError(
+                    f"{file.lora.name} changes {' and '.join(absent)}, which this checkpoint does not have: it was "
+                    "trained for another model; give the checkpoint that it is for"
+                )
+        return files
+
+    def _changes(self, name: str, module: nn.Module) -> list[WeightChange]:
         return [change for file in self._lora_files() for change in changes_of(file, name, module)]
 
     def _weights(self, component: Component) -> list[WeightSet]:
@@ -181,7 +195,7 @@ class Checkpoint:
         if not weights:
             names = weight_names(component.folder)
             raise CheckpointError(
-                f"{self.root / component.folder} holds no weights: put {names[0]} there "
+                f"{self._layout.root / component.folder} holds no weights: put {names[0]} there "
                 f"(also read: {', '.join(names[1:])})"
             )
         return weights

@@ -1,32 +1,58 @@
-"""LoRA files: their tensors by component and module, each checked by itself, and up · down added to a weight."""
+"""LoRA files: their tensors by component and module, each checked by itself, and the changes that they make."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from math import sqrt
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from pydantic_core import from_json
+import torch
 from torch import Tensor, nn
 
-from md_export.checkpoint.files import TABLE_LIMIT, capped, shown
-from md_export.checkpoint.lora_names import PEFT_PREFIX, Part, original_names, read_name, underscored
+from md_export.checkpoint.files import capped, shown
+from md_export.checkpoint.lora_config import PeftConfig, peft_config
+from md_export.checkpoint.lora_names import Part, read_name, underscored
+from md_export.checkpoint.original_names import original_names
+from md_export.checkpoint.weight_change import (
+    HADAMARD,
+    KRONECKER,
+    OF_BIAS,
+    OF_WEIGHT,
+    Form,
+    WeightChange,
+    magnitude_of,
+)
 from md_export.checkpoint.weights import read_metadata, read_tensors
 from md_export.errors import CheckpointError
 from md_export.spec.loras import Lora
 
-# Other forms of adapters, by a part of their tensors' names; none of them is up · down.
-_OTHER_FORMS: Final = (
-    ("lora_magnitude_vector", "DoRA"),
-    ("dora_scale", "DoRA"),
-    ("hada_", "LoHa"),
-    ("lokr_", "LoKr"),
-    ("lora_mid", "Tucker"),
+# What else people call a LoRA, by a part of a tensor's name.
+_OTHERS: Final = (
+    (".on_input", "IA³ adapter"),
+    ("ia3_l", "IA³ adapter"),
+    ("boft_", "BOFT adapter"),
+    ("oft_", "OFT adapter"),
+    (".a1.weight", "GLoRA adapter"),
+    (".b1.weight", "GLoRA adapter"),
+    (".set_weight", "patch that sets whole weights (ComfyUI's set_weight)"),
+    (".reshape_weight", "patch that gives weights another shape (ComfyUI's reshape_weight)"),
+    ("lora_embedding_", "LoRA of an embedding table"),
+    ("modules_to_save", "LoRA with whole layers beside it (peft's modules_to_save)"),
+    ("vera_lambda", "VeRA adapter"),
+    ("fourierft_", "FourierFT adapter"),
+    ("lora_controlnet", "Control-LoRA"),
+    ("control_model.", "ControlNet"),
+    ("motion_modules.", "motion module (AnimateDiff)"),
+    ("image_proj.", "IP-Adapter"),
+    ("string_to_param", "textual inversion"),
+    ("emb_params", "textual inversion"),
 )
-# diffusers' key for peft's config; its fields may have the component's name as a prefix.
-_METADATA: Final = "lora_adapter_metadata"
+# Textual inversions that tools put beside a LoRA.
+_BUNDLED: Final = "bundle_emb."
+_SHOWN: Final = 10
+_LONGEST_NAME: Final = 200
+_LARGEST_ALPHA: Final = 1e6
 
 
 @dataclass
@@ -42,174 +68,180 @@ class LoraFile:
     """A LoRA file, opened.
 
     Attributes:
+        lora: its ``config`` is None where the file does not need one.
         modules: by component, and by their paths with underscores for dots; memory-mapped.
-        config: peft's config in the file's metadata.
+        config: peft's, of the file's metadata or from beside it.
+        notes: lines for the user about what was left out.
     """
 
     lora: Lora
     modules: Mapping[str, Mapping[str, Parts]]
-    config: Mapping[str, object]
+    config: PeftConfig
+    notes: tuple[str, ...] = ()
 
 
 def open_lora(lora: Lora) -> LoraFile:
-    """Read a LoRA file.
+    """Read a LoRA file; errors name it by ``lora.name``.
 
     Raises:
-        CheckpointError: it cannot be read, is no LoRA, or holds halves without the other, NaN or Inf.
+        CheckpointError: it cannot be read, is no LoRA, or holds a part without the others, NaN or Inf.
     """
-    tensors, metadata = read_tensors(lora.path), read_metadata(lora.path)
+    tensors = read_tensors(lora.path, lora.name)
+    bundled = dict.fromkeys(name.split(".", 2)[1] for name in tensors if name.startswith(_BUNDLED))
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_BUNDLED)}
+    _refuse_others(lora, tensors)
     modules: dict[str, dict[str, Parts]] = {}
-    for key, tensor in _checked(lora, tensors).items():
+    has_alpha, is_peft = False, False
+    for key, tensor in tensors.items():
         name = read_name(key)
         assert name is not None  # noqa: S101 (others were refused)
         parts = modules.setdefault(name.component, {}).setdefault(name.module, Parts(key))
         if name.part in parts.tensors:
-            raise CheckpointError(f"{lora.name} holds {shown(key)} twice, in two styles: remove one")
+            raise CheckpointError(f"{lora.name} holds {shown(key)} twice, in two styles or of two adapters: remove one")
         parts.tensors[name.part] = tensor
+        has_alpha, is_peft = has_alpha or name.part == "alpha", is_peft or name.peft
     for found in modules.values():
         for parts in found.values():
             _check_parts(parts, f"{lora.name}: {shown(parts.name)}")
-    config = _config(lora, metadata)
-    _check_alpha_is_known(lora, list(tensors), config)
-    return LoraFile(lora, modules, config)
+    lora = lora if is_peft and not has_alpha else replace(lora, config=None)
+    config = peft_config(lora, read_metadata(lora.path))
+    wrapped = any(name.startswith("base_model.model.") for name in tensors)
+    if wrapped and not has_alpha and not config.knows_alpha and lora.scale is None:
+        raise CheckpointError(
+            f"{lora.name} does not say its alpha, which peft keeps in adapter_config.json: put that file beside it, or "
+            f"give lora_alpha / r yourself, as {lora.name}:1"
+        )
+    listed = ", ".join(map(shown, list(bundled)[:_SHOWN]))
+    note = f"{lora.name}: left out {len(bundled)} embeddings that are bundled with it ({listed})"
+    return LoraFile(lora, modules, config, (note,) if bundled else ())
 
 
-def _checked(lora: Lora, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    form = next((form for name in tensors for mark, form in _OTHER_FORMS if mark in name), None)
-    if form is not None:
-        raise CheckpointError(f"{lora.name} is a {form} adapter, which is not read: give a LoRA, or fuse it beforehand")
+def _refuse_others(lora: Lora, tensors: Mapping[str, Tensor]) -> None:
     strangers = [name for name in tensors if read_name(name) is None]
+    for mark, title in _OTHERS:
+        named = next((name for name in tensors if mark in name), None)
+        if named is not None:
+            raise CheckpointError(
+                f"{lora.name} is a {title} ({shown(named)}), which is not read: give a LoRA, or fuse it beforehand"
+            )
     if strangers or not tensors:
         example = f", such as {shown(strangers[0])}" if strangers else ""
         raise CheckpointError(
-            f"{lora.name} is no LoRA: {len(strangers)} of its {len(tensors)} tensors are neither up, down nor alpha"
-            f"{example}; give a file in kohya's, diffusers' or peft's form"
+            f"{lora.name} is no LoRA: {len(strangers)} of its {len(tensors)} tensors are no part of one"
+            f"{example}; give a file in kohya's, LyCORIS', diffusers' or peft's form"
         )
-    return tensors
 
 
 def _check_parts(parts: Parts, where: str) -> None:
     tensors = parts.tensors
-    if "up" not in tensors or "down" not in tensors:
+    forms = [form for form in OF_WEIGHT if form.parts & tensors.keys()]
+    twice = [pair for pair in (("diff_b", "up_bias"), ("dora_scale", "magnitude")) if tensors.keys() >= set(pair)]
+    if len(forms) > 1 or twice:
+        both = [form.title for form in forms] if len(forms) > 1 else twice[0]
+        raise CheckpointError(f"{where} is in two forms, {' and '.join(both)}: remove one")
+    if not forms and not {"diff_b"} <= tensors.keys() <= {"diff_b", "alpha"}:
         raise CheckpointError(f"{where} has no other half: up and down belong together; copy the file again")
-    up, down = tensors["up"], tensors["down"]
-    if up.ndim not in (2, 4) or down.ndim not in (2, 4) or not down.shape[0]:
-        raise CheckpointError(f"{where}: up {list(up.shape)} and down {list(down.shape)} are no matrices or kernels")
-    if "alpha" in tensors and tensors["alpha"].numel() != 1:
-        raise CheckpointError(f"{where}: alpha is {list(tensors['alpha'].shape)}, and should be one number")
-    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
-        raise CheckpointError(f"{where} holds NaN or Inf: use a file from before training diverged")
+    for fault in (fault for form in forms for fault in form.faults(tensors)):
+        raise CheckpointError(f"{where} {fault}: its parts belong together; copy the file again")
+    for part, tensor in tensors.items():
+        if part == "alpha" and tensor.numel() != 1:
+            raise CheckpointError(f"{where}: alpha is {list(tensor.shape)}, and should be one number")
+        if tensor.numel() == 0:
+            raise CheckpointError(
+                f"{where}: {part} is {list(tensor.shape)}: of rank 0, it changes nothing; leave it out"
+            )
+        if part != "alpha" and not (tensor.ndim and tensor.is_floating_point()):
+            raise CheckpointError(f"{where}: {part} is {list(tensor.shape)} {tensor.dtype}, no matrix of floats")
+        if not bool(tensor.float().isfinite().all()) or (part == "alpha" and abs(float(tensor)) > _LARGEST_ALPHA):
+            raise CheckpointError(f"{where} holds NaN or Inf in {part}: use a file from before training diverged")
 
 
-def _check_alpha_is_known(lora: Lora, names: Iterable[str], config: Mapping[str, object]) -> None:
-    """Refuse a LoRA of peft without alpha: peft keeps it in another file, so the strength is unknown."""
-    peft = any(name.startswith(PEFT_PREFIX) for name in names) and not any(name.endswith(".alpha") for name in names)
-    if peft and not config and lora.scale is None:
-        raise CheckpointError(
-            f"{lora.name} does not say its alpha, which peft keeps in adapter_config.json: give lora_alpha / r "
-            f"yourself, as {lora.name}:1"
-        )
-
-
-def _config(lora: Lora, metadata: Mapping[str, str]) -> dict[str, object]:
-    text = metadata.get(_METADATA, "{}")
-    try:
-        values = from_json(text, allow_inf_nan=False) if len(text) <= TABLE_LIMIT else None
-    except ValueError:
-        values = None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{lora.name}: its {_METADATA} is no JSON object; save it again")
-    return values
-
-
-_SHOWN: Final = 10
-_LONGEST_NAME: Final = 200
-_LARGEST_ALPHA: Final = 1e6
-
-Layer = nn.Linear | nn.Conv2d
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """The change that one LoRA makes to one module's weight: ``scale`` · up · down.
-
-    Attributes:
-        module: path in its component.
-        down: ``[r, in]``, or ``[r, in, k, k]`` of a convolution.
-        up: ``[out, r]``, or ``[out, r, 1, 1]``.
-        scale: alpha / r times the user's.
-    """
-
-    module: str
-    down: Tensor
-    up: Tensor
-    scale: float
-
-
-def changes_of(file: LoraFile, component: str, module: nn.Module) -> list[LowRank]:
-    """Return the change of each layer of a component; ``module`` may be on the meta device.
+def changes_of(file: LoraFile, component: str, module: nn.Module) -> list[WeightChange]:
+    """Return the changes of a component's parameters; ``module`` may be on the meta device.
 
     Raises:
         CheckpointError: a layer is not there, or is of another shape; names the nearest there is.
     """
-    own = {path: layer for path, layer in module.named_modules() if isinstance(layer, Layer)}
-    layers = {underscored(path): (path, layer) for path, layer in own.items()}
+    own = {
+        path: layer
+        for path, layer in module.named_modules()
+        if isinstance(getattr(layer, "weight", None), nn.Parameter)
+    }
+    layers = {underscored(path): path for path in own}
     originals = original_names(path for path, _ in module.named_modules()) if component == "unet" else {}
-    layers |= {underscored(name): (path, own[path]) for path, name in originals.items() if path in own}
+    layers |= {underscored(name): path for path, name in originals.items() if path in own}
     modules = file.modules.get(component, {})
     strangers = [parts.name for name, parts in modules.items() if name not in layers]
     if strangers:
         raise CheckpointError(_unmatched(file, component, strangers, list(own)))
-    misfits = [
-        f"{shown(parts.name)}: {why} {component}.{layers[name][0]}, {list(layers[name][1].weight.shape)}"
-        for name, parts in modules.items()
-        if (why := _misfit(layers[name][1], parts))
-    ]
+    made: list[WeightChange] = []
+    misfits = []
+    for name, parts in modules.items():
+        path = layers[name]
+        try:
+            made += _changes(file, component, path, own[path], parts)
+        except (IndexError, RuntimeError, ValueError) as error:
+            weight = list(own[path].get_parameter("weight").shape)
+            why = str(error) if isinstance(error, _MisfitError) else f"{_shapes(parts.tensors)} does not make"
+            misfits.append(f"{shown(parts.name)}: {why} {component}.{path}, {weight}")
     if misfits:
         lines = [f"{file.lora.name}: {len(misfits)} of its modules are of another model than this checkpoint's:"]
         raise CheckpointError("\n    ".join([*lines, *capped(misfits)]))
-    return [_low_rank(file, component, *layers[name], parts) for name, parts in modules.items()]
+    return made
 
 
-def _misfit(layer: Layer, parts: Parts) -> str | None:
-    """Return why a LoRA's halves do not fit the layer's weight; None where they do."""
-    if isinstance(layer, nn.Conv2d) and layer.groups > 1:
-        return "no LoRA fits a convolution in groups:"
-    down, up = parts.tensors["down"], parts.tensors["up"]
-    kernel = tuple(layer.weight.shape[2:])
-    # A 1×1 convolution and a linear layer are one thing, and some write the one for the other.
-    fits = (
-        (up.shape[0], down.shape[1]) == tuple(layer.weight.shape[:2])
-        and up.shape[1] == down.shape[0]
-        and _is_point(up.shape[2:])
-        and (tuple(down.shape[2:]) == kernel or (_is_point(kernel) and _is_point(down.shape[2:])))
-    )
-    return None if fits else f"up {list(up.shape)} · down {list(down.shape)} does not make"
+class _MisfitError(ValueError):
+    """Why parts do not fit a layer, as the beginning of a sentence that ends with the layer."""
 
 
-def _is_point(kernel: tuple[int, ...]) -> bool:
-    return all(size == 1 for size in kernel)
+def _changes(file: LoraFile, component: str, path: str, layer: nn.Module, parts: Parts) -> list[WeightChange]:
+    tensors, own = parts.tensors, dict(layer.named_parameters(recurse=False))
+    made = []
+    for parameter, forms in (("weight", OF_WEIGHT), ("bias", OF_BIAS)):
+        form = next((form for form in forms if form.parts & tensors.keys()), None)
+        if form is None:
+            continue
+        if parameter not in own:
+            raise _MisfitError("there is no bias in")
+        if form.ranked and not isinstance(layer, (nn.Linear, nn.Conv2d)):
+            raise _MisfitError("no LoRA fits what is neither a linear layer nor a convolution:")
+        if form.ranked and getattr(layer, "groups", 1) > 1:
+            raise _MisfitError("no LoRA fits a convolution in groups:")
+        shape = tuple(own[parameter].shape)
+        used = {part: tensor for part, tensor in tensors.items() if part in form.parts}
+        _check_shape(form, used, shape)
+        scale = _scale(file.config, component, path, form, tensors) if form.ranked else 1.0
+        magnitude = magnitude_of(tensors, shape) if parameter == "weight" else None
+        made.append(WeightChange(path, parameter, form, shape, used, scale, file.lora.factor, magnitude))
+    return made
 
 
-def _low_rank(file: LoraFile, component: str, path: str, layer: Layer, parts: Parts) -> LowRank:
-    shape, rank = tuple(layer.weight.shape), parts.tensors["down"].shape[0]
-    down = parts.tensors["down"].reshape(rank, *shape[1:])
-    up = parts.tensors["up"].reshape(shape[0], rank, *(1 for _ in shape[2:]))
-    alpha = parts.tensors.get("alpha")
-    own = _own_scale(file.config, component, path, rank) if alpha is None else float(alpha) / rank
-    return LowRank(path, down, up, file.lora.factor * own)
+def _scale(config: PeftConfig, component: str, path: str, form: Form, tensors: Mapping[Part, Tensor]) -> float:
+    rank, alpha = form.rank(tensors), tensors.get("alpha")
+    if alpha is None:
+        return config.scale(component, path, rank)
+    return float(alpha) / rank if rank else 1.0
 
 
-def _own_scale(config: Mapping[str, object], component: str, path: str, rank: int) -> float:
-    """Return alpha / rank of a module whose alpha is no tensor, from peft's config; 1 without one."""
-    for prefix in (f"{component}.", ""):
-        alpha, patterns = (config.get(prefix + field) for field in ("lora_alpha", "alpha_pattern"))
-        if isinstance(patterns, dict):
-            # peft reads these as regular expressions; names of modules are what is written.
-            alpha = next((value for key, value in patterns.items() if f".{path}".endswith(f".{key}")), alpha)
-        if isinstance(alpha, (int, float)) and abs(alpha) <= _LARGEST_ALPHA:
-            return float(alpha) / (sqrt(rank) if config.get(f"{prefix}use_rslora") is True else rank)
-    return 1.0
+def _check_shape(form: Form, parts: Mapping[Part, Tensor], shape: tuple[int, ...]) -> None:
+    """Raise where the parts do not make a parameter of ``shape``; without memory, on the meta device."""
+    hollow = {part: torch.empty(tensor.shape, dtype=torch.float64, device="meta") for part, tensor in parts.items()}
+    made = tuple(form.delta(hollow).shape)
+    # A 1×1 convolution and a linear layer are the same, and are written for each other; LyCORIS flattens kernels.
+    flat = form in (HADAMARD, KRONECKER) and made == (shape[0], torch.Size(shape[1:]).numel())
+    if not flat and _without_ones(made) != _without_ones(shape):
+        raise _MisfitError(f"{_shapes(parts)} does not make")
+
+
+def _shapes(parts: Mapping[Part, Tensor]) -> str:
+    return " · ".join(f"{part} {list(tensor.shape)}" for part, tensor in parts.items() if part != "alpha")
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    kept = list(shape)
+    while len(kept) > 2 and kept[-1] == 1:
+        kept.pop()
+    return tuple(kept)
 
 
 def _unmatched(file: LoraFile, component: str, names: list[str], paths: list[str]) -> str:
@@ -221,25 +253,3 @@ def _unmatched(file: LoraFile, component: str, names: list[str], paths: list[str
     title = f"{file.lora.name}: {len(names)} of its modules are not in this checkpoint's {component}:"
     listed = "\n    ".join([title, *capped([*lines, *names[_SHOWN:]], _SHOWN)])
     return f"{listed}\n  it was trained for another model; give the checkpoint that it is for"
-
-
-def fused(weights: dict[str, Tensor], changes: Iterable[LowRank], what: str) -> dict[str, Tensor]:
-    """Return the float32 ``weights`` of a component with the changes added; the given tensors are not modified.
-
-    Raises:
-        CheckpointError: a sum is not finite.
-    """
-    made = dict(weights)
-    for change in changes:
-        name = f"{change.module}.weight"
-        made[name] = made[name] + product(change)
-        if not bool(made[name].isfinite().all()):
-            raise CheckpointError(f"{what}: {name} becomes NaN or Inf with its LoRA; give a smaller scale")
-    return made
-
-
-def product(change: LowRank) -> Tensor:
-    """Return ``scale`` · up · down in float32, in the weight's shape: ``[out, in]`` or ``[out, in, k, k]``."""
-    up, down = change.up.double().flatten(1), change.down.double()
-    flat = up @ down.flatten(1)
-    return (change.scale * flat).float().reshape(up.shape[0], *down.shape[1:])

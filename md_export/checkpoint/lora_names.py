@@ -1,122 +1,117 @@
-"""Names in LoRA files: what a tensor's name says in the style of each trainer, and what a module is called there.
-
-Trainers name modules as diffusers does, or as Stable Diffusion's authors did: WebUIs, ComfyUI and SGM.
-"""
+"""Names in LoRA files: the component, module and part that a tensor's name stands for in the style of each trainer."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
-Part = Literal["down", "up", "alpha"]
+Part = Literal[
+    "down",
+    "mid",
+    "up",
+    "up_bias",
+    "hada_w1_a",
+    "hada_w1_b",
+    "hada_w2_a",
+    "hada_w2_b",
+    "hada_t1",
+    "hada_t2",
+    "lokr_w1",
+    "lokr_w1_a",
+    "lokr_w1_b",
+    "lokr_w2",
+    "lokr_w2_a",
+    "lokr_w2_b",
+    "lokr_t2",
+    "diff",
+    "diff_b",
+    "dora_scale",
+    "magnitude",
+    "alpha",
+]
 
-PEFT_PREFIX: Final = "base_model.model."
-_ENDINGS: Final[tuple[tuple[str, Part | None], ...]] = (
-    (".lora_down.weight", "down"),
-    (".lora_up.weight", "up"),
-    (".lora_A.weight", "down"),
-    (".lora_B.weight", "up"),
-    (".lora_A.default.weight", "down"),
-    (".lora_B.default.weight", "up"),
-    (".lora.down.weight", "down"),
-    (".lora.up.weight", "up"),
-    (".lora_linear_layer.down.weight", "down"),
-    (".lora_linear_layer.up.weight", "up"),
-    ("_lora.down.weight", "down"),
-    ("_lora.up.weight", "up"),
-    (".alpha", "alpha"),
+# peft writes its adapter's name, which has no dot, before the end. LyCORIS calls changes of a norm w_norm and b_norm.
+_ENDING: Final = re.compile(
+    r"(?:\.(?P<peft>lora_[AB]|lora_magnitude_vector)(?:\.[^.]+)??(?:\.(?P<what>weight|bias))?"
+    r"|[._]lora[._](?P<side>down|up|mid)\.weight|\.lora_linear_layer\.(?P<older>down|up)\.weight"
+    r"|\.(?P<lycoris>hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))(?:\.[^.]+)?"
+    r"|\.(?P<full>diff|diff_b|w_norm|b_norm|dora_scale|alpha))$"
 )
+_PEFT: Final[dict[tuple[str, str], Part]] = {
+    ("lora_A", "weight"): "down",
+    ("lora_B", "weight"): "up",
+    ("lora_B", "bias"): "up_bias",
+    ("lora_magnitude_vector", "weight"): "magnitude",
+    ("lora_magnitude_vector", ""): "magnitude",
+}
+_FULL: Final[dict[str, Part]] = {"w_norm": "diff", "b_norm": "diff_b"}
+# Tools nest these in each other; None: says nothing of the component.
 _STARTS: Final = (
+    ("base_model.model.", None),
     ("lora_unet_", "unet"),
     ("lora_te_", "text_encoder"),
     ("lora_te1_", "text_encoder"),
+    ("lora_te2_", "text_encoder_2"),
+    ("lora_te3_", "text_encoder_3"),
+    ("lora_transformer_", "transformer"),
+    ("lycoris_", None),
     ("unet.", "unet"),
+    ("model.diffusion_model.", "unet"),
     ("diffusion_model.", "unet"),
+    ("transformer.", "transformer"),
     ("text_encoder.", "text_encoder"),
+    ("text_encoder_2.", "text_encoder_2"),
+    ("text_encoder_3.", "text_encoder_3"),
     ("text_encoders.clip_l.transformer.", "text_encoder"),
+    ("text_encoders.clip_g.transformer.", "text_encoder_2"),
     ("clip_l.transformer.", "text_encoder"),
+    ("clip_g.transformer.", "text_encoder_2"),
 )
+# Modules that begin like this are a text encoder's, in a file of that alone.
+_OF_TEXT: Final = ("encoder_layers_", "embeddings_", "final_layer_norm")
+_MOST_STARTS: Final = 4
 
 
 @dataclass(frozen=True)
 class Name:
-    """A tensor's name, parsed: the component, the module's path with underscores for dots, and the part."""
+    """A tensor's name, parsed: the component, the module's path with underscores for dots, and the part.
+
+    ``peft``: it is in the style of peft, which keeps alpha in another file.
+    """
 
     component: str
     module: str
     part: Part
+    peft: bool
 
 
 def read_name(name: str) -> Name | None:
-    """Parse a tensor's name; None where it is no LoRA's."""
-    ending, part = next(((ending, part) for ending, part in _ENDINGS if name.endswith(ending)), ("", None))
-    if part is None:
+    """Parse a tensor's name; None where it is no part of any form that is read."""
+    match = _ENDING.search(name)
+    part = _part(match) if match else None
+    if match is None or part is None:
         return None
-    path = name.removeprefix(PEFT_PREFIX).removesuffix(ending)
-    start, component = next(((start, owner) for start, owner in _STARTS if path.startswith(start)), ("", "unet"))
-    module = underscored(path.removeprefix(start)).replace("_processor_to_", "_to_").removeprefix("text_model_")
-    if ending.startswith("_lora.") and module.endswith("_to_out"):
-        module += "_0"
-    return Name(component, module, part)
+    path, component = name[: match.start()], None
+    for _ in range(_MOST_STARTS):
+        start, owner = next(((start, owner) for start, owner in _STARTS if path.startswith(start)), ("", None))
+        path, component = path.removeprefix(start), component or owner
+    module = underscored(path).replace("_processor_to_", "_to_")
+    inner = module.removeprefix("text_model_")
+    component = component or ("text_encoder" if inner != module or inner.startswith(_OF_TEXT) else "unet")
+    if match[0].startswith("_lora.") and inner.endswith("_to_out"):
+        inner += "_0"
+    return Name(component, inner, part, peft=bool(match["peft"]) or name.startswith(_STARTS[0][0]))
+
+
+def _part(match: re.Match[str]) -> Part | None:
+    if match["peft"]:
+        return _PEFT.get((match["peft"], match["what"] or ""))
+    found: Any = match["side"] or match["older"] or match["lycoris"] or match["full"]
+    part: Part = _FULL.get(found, found)
+    return part
 
 
 def underscored(path: str) -> str:
     """``a.b_c.0`` → ``a_b_c_0``, the one form that all styles have in common."""
     return path.replace(".", "_")
-
-
-# Modules of diffusers' UNet under the names of Stable Diffusion's authors.
-_TOP: Final = {
-    "conv_in": "input_blocks.0.0",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-    "mid_block.resnets.0": "middle_block.0",
-    "mid_block.attentions.0": "middle_block.1",
-    "mid_block.resnets.1": "middle_block.2",
-}
-_RESNET: Final = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-_IN_A_BLOCK: Final = re.compile(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)(.*)")
-
-
-def original_names(paths: Iterable[str]) -> dict[str, str]:
-    """Return the original path of each module of a UNet, by its path in diffusers; ``paths``: all of the UNet's."""
-    paths = list(paths)
-    layers = 1 + max(
-        (int(m[1]) for m in (re.match(r"down_blocks\.0\.resnets\.(\d+)", p) for p in paths) if m), default=0
-    )
-    found = {path: _original(path, layers, paths) for path in paths}
-    return {path: name for path, name in found.items() if name is not None}
-
-
-def _original(path: str, layers: int, paths: list[str]) -> str | None:
-    for own, theirs in _TOP.items():
-        if path == own or path.startswith(f"{own}."):
-            given = theirs + path.removeprefix(own)
-            return _in_resnet(given) if "resnets" in own else given
-    match = _IN_A_BLOCK.fullmatch(path)
-    if match is None:
-        return None
-    side, block, kind, layer, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
-    first = block * (layers + 1) + (side == "down")
-    if kind == "downsamplers":
-        return f"input_blocks.{first + layers}.0.op{rest.removeprefix('.conv')}"
-    if kind == "upsamplers":
-        attends = any(other.startswith(f"up_blocks.{block}.attentions.") for other in paths)
-        return f"output_blocks.{first + layers}.{1 + attends}{rest}"
-    place = f"{'input' if side == 'down' else 'output'}_blocks.{first + layer}.{int(kind == 'attentions')}{rest}"
-    return _in_resnet(place) if kind == "resnets" else place
-
-
-def _in_resnet(name: str) -> str:
-    return ".".join(_RESNET.get(part, part) for part in name.split("."))

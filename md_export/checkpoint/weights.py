@@ -92,7 +92,10 @@ _MALFORMED: Final = (TypeError, ValueError, struct.error, zipfile.BadZipFile, pi
 _LARGEST_HEADER: Final = 8 << 20
 # Whole numbers that are no weights.
 _COUNTS: Final = ("position_ids", ".alpha", ".num_updates")
-_DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_DTYPES: Final = (
+    *(torch.float8_e4m3fn, torch.float8_e5m2),
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+)
 
 
 @dataclass(frozen=True)
@@ -157,28 +160,32 @@ def _sharded(index: Path) -> WeightSet:
     return WeightSet(tuple(index.parent / shard for shard in shards), index, where)
 
 
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Return every tensor of a file by its stored name, memory-mapped; raises :class:`CheckpointError`."""
+def read_tensors(file: Path, name: str | None = None) -> dict[str, Tensor]:
+    """Return every tensor of a file by its stored name, memory-mapped; raises :class:`CheckpointError`.
+
+    ``name``: what errors call the file; its path by default.
+    """
+    where = name or str(file)
     try:
         with file.open("rb") as handle:
             if handle.read(len(LFS_HEADER)) == LFS_HEADER:
-                git_lfs_pointer(file)
-        tensors = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+                git_lfs_pointer(where)
+        tensors = _read_safetensors(file, where) if file.suffix == ".safetensors" else _read_torch(file)
     except OSError as error:
-        unreadable(file, error)
-    for name, tensor in tensors.items():
+        unreadable(where, error)
+    for key, tensor in tensors.items():
         if tensor.dtype not in _DTYPES or tensor.layout != torch.strided or tensor.device.type != "cpu":
             stored = str(tensor.dtype).removeprefix("torch.")
-            if tensor.dtype in (torch.int32, torch.int64) and name.endswith(_COUNTS):
+            if tensor.dtype in (torch.int32, torch.int64) and key.endswith(_COUNTS):
                 continue
             raise CheckpointError(
-                f"{file} stores {shown(name)} as {stored}; only float16, bfloat16, float32 and float64 weights are "
-                "read: give the checkpoint as it was before quantization"
+                f"{where} stores {shown(key)} as {stored}; only float8, float16, bfloat16, float32 and float64 weights "
+                "are read: give the checkpoint as it was before quantization"
             )
         # A stride of 0 makes 10⁹ elements of four bytes.
         if tensor.untyped_storage().nbytes() < tensor.nbytes:
             raise CheckpointError(
-                f"{file} stores {shown(name)}, {list(tensor.shape)}, in {tensor.untyped_storage().nbytes():,} bytes, "
+                f"{where} stores {shown(key)}, {list(tensor.shape)}, in {tensor.untyped_storage().nbytes():,} bytes, "
                 "which are too few: save it again with tensor.contiguous()"
             )
     return tensors
@@ -190,17 +197,17 @@ def read_metadata(file: Path) -> dict[str, str]:
         return dict(handle.metadata() or {})
 
 
-def _read_safetensors(file: Path) -> dict[str, Tensor]:
+def _read_safetensors(file: Path, where: str) -> dict[str, Tensor]:
     with file.open("rb") as content:
         length = int.from_bytes(content.read(8), "little")
     if file.stat().st_size > length > _LARGEST_HEADER:
-        raise CheckpointError(f"{file} has a header of {length:,} bytes, which no such file has: replace it")
+        raise CheckpointError(f"{where} has a header of {length:,} bytes, which no such file has: replace it")
     try:
         with safe_open(file, framework="pt", device="cpu") as handle:
             return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a mapping)
     except SafetensorError as error:
         raise CheckpointError(
-            f"{file} is truncated or damaged ({str(error).splitlines()[0]}): copy or download it again"
+            f"{where} is truncated or damaged ({str(error).splitlines()[0]}): copy or download it again"
         ) from error
 
 

@@ -151,6 +151,8 @@ def adapt(
             shape = made.config.condition_shape
             takes = "a condition picture in colour" if shape and shape[1] == 3 else "a condition picture in one channel"
             added = f"the {component} in {source}, which takes {takes}"
+        for line in made.notes:
+            shared.note(line)
     click.echo(f"{output}: {checkpoint} with {added}")
 
 

@@ -63,7 +63,7 @@ lora_option = click.option(
     "loras",
     metavar="FILE[:SCALE]",
     multiple=True,
-    help="Fuse a LoRA (.safetensors) into the weights; repeatable.",
+    help="Fuse a LoRA (.safetensors, or peft's folder) into the weights; repeatable.",
 )
 json_option = click.option("--json", "json_file", type=PATH, help="Write the result as JSON, too ('-': to stdout).")
 output_option = click.option("-o", "--output", type=PATH, required=True, help="Folder to write; must not exist.")

@@ -247,8 +247,9 @@ def pictures_of_checkpoint(
     checkpoint = open_checkpoint(checkpoint_dir).at(variant)
     if conditions is not None:
         Frame(checkpoint_dir, checkpoint.config.picture_shape, checkpoint.config.condition_shape).require_condition()
-    if line := advice_on_steps(checkpoint.config, sampler):
-        tell(line)
+    for line in (advice_on_steps(checkpoint.config, sampler), *checkpoint.notes):
+        if line:
+            tell(line)
     pipeline = golden_source(checkpoint, sampler=sampler).pipeline
     return _pictures(pipeline, requests, given, conditions, starts, negative, tell)
 

@@ -17,6 +17,7 @@ from md_export.engine.keys import FileHashes, files_in, key_of, maker
 from md_export.engine.plan import MODEL_MODULES, PLAN, Inputs, Plan
 from md_export.engine.request import BuildRequest, lora_files
 from md_export.errors import ArtifactError, ConversionError
+from md_export.spec.loras import files_of_lora
 from md_export.spec.recipe import Recipe, Tolerance
 from md_export.spec.scheme import QuantScheme
 from md_export.system.files import write_whole
@@ -116,7 +117,7 @@ def _read_by(request: BuildRequest, hashes: FileHashes) -> list[dict[str, str | 
     ]
     if request.golden is not None and request.golden.is_dir():
         roots.append((request.golden, ("index.json",)))
-    roots += [(file.parent, (file.name,)) for file in lora_files(request.recipes).values()]
+    roots += [files_of_lora(file) for file in lora_files(request.recipes).values()]
     return [hashes.hashes(root.resolve(), files_in(root, within)) for root, within in roots]
 
 
@@ -172,7 +173,8 @@ def inputs_for_store(request: BuildRequest, hashes: FileHashes) -> dict[str, Sto
         golden = request.golden.resolve()
         found["golden"] = _input("golden cases", golden, [_INDEX, *_cases(golden)], "", hashes)
     for name, file in lora_files(request.recipes).items():
-        found[name] = _input(f"LoRA {file.name}", file.absolute().parent, [file.name], file.name, hashes)
+        folder, files = files_of_lora(file.absolute())
+        found[name] = _input(f"LoRA {file.name}", folder, files, "" if file.is_dir() else file.name, hashes)
     return found
 
 

@@ -59,6 +59,7 @@ def plan(recipes: list[Recipe], checkpoint_dir: Path, golden: Path | None) -> Pl
         made = _Planner()
         exports = tuple(made.export(one, sources[one.loras]) for one in recipes)
         advice = [advice_on_steps(sources[one.loras].checkpoint.at(one.variant).config, one.sampler) for one in recipes]
+        advice += [line for source in sources.values() for line in source.checkpoint.notes]
     return Plan(tuple(made.steps.values()), exports, tuple(dict.fromkeys(line for line in advice if line)))
 
 

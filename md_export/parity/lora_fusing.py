@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from md_export.checkpoint import Checkpoint
 from md_export.checkpoint.files import hash_of_file
-from md_export.checkpoint.lora import LowRank
+from md_export.checkpoint.weight_change import LOW_RANK, WeightChange
 from md_export.errors import ParityError
 from md_export.models.families import component_of
 from md_export.parity.golden.case import GoldenCase
@@ -28,7 +28,9 @@ def added_loras(checkpoint: Checkpoint) -> tuple[AddedLora, ...]:
     """Return a checkpoint's LoRAs as the manifest records them."""
     of = checkpoint.loras_by_component()
     return tuple(
-        AddedLora(lora.name, hash_of_file(lora.path), lora.factor, tuple(name for name in of if lora in of[name]))
+        AddedLora(
+            lora.name, hash_of_file(lora.path, lora.name), lora.factor, tuple(name for name in of if lora in of[name])
+        )
         for lora in checkpoint.loras
     )
 
@@ -53,7 +55,7 @@ def check_fusing(checkpoint: Checkpoint, case: GoldenCase, progress: Callable[[s
 def check_fused(
     fused: nn.Module,
     base: nn.Module,
-    changes: list[LowRank],
+    changes: list[WeightChange],
     inputs: tuple[Tensor, ...],
     what: str,
     progress: Callable[[str], None],
@@ -73,23 +75,82 @@ def check_fused(
 
 
 @contextmanager
-def beside(module: nn.Module, changes: Iterable[LowRank]) -> Iterator[None]:
-    """Add ``scale`` · up(down(x)) to the output of each changed layer of ``module`` within the block."""
-    layers = dict(module.named_modules())
+def beside(module: nn.Module, changes: Iterable[WeightChange]) -> Iterator[None]:
+    """Add to the output of each changed layer of ``module`` what its changes contribute, within the block.
+
+    A LoRA runs as up(down(x)), the other forms as a layer of their difference; DoRA scales outputs or inputs.
+    """
+    layers, of_layer = dict(module.named_modules()), dict[str, list[WeightChange]]()
+    for change in changes:
+        of_layer.setdefault(change.module, []).append(change)
     with ExitStack() as hooks:
-        for change in changes:
-            handle = layers[change.module].register_forward_hook(_adder(change))
-            hooks.callback(handle.remove)
+        for path, own in of_layer.items():
+            hooks.callback(layers[path].register_forward_hook(_adder(own)).remove)
         yield
 
 
-def _adder(change: LowRank) -> Any:
-    down, up = change.down.float(), change.up.float()
-
+def _adder(changes: list[WeightChange]) -> Any:
     def add(layer: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> Tensor:
-        if isinstance(layer, nn.Conv2d):
-            lower = F.conv2d(given[0], down, None, layer.stride, layer.padding, layer.dilation)
-            return made + change.scale * F.conv2d(lower, up)
-        return made + change.scale * F.linear(F.linear(given[0], down), up)
+        done: list[WeightChange] = []
+        own = getattr(layer, "bias", None)
+        bias = torch.zeros(()) if own is None else _over_outputs(layer, own)
+        for change in changes:
+            if change.parameter == "bias":
+                added = _over_outputs(layer, change.factor * change.delta(change.scale))
+                made, bias = made + added, bias + added
+            elif change.magnitude is None:
+                made = made + change.factor * change.scale * _contribution(layer, change, given[0])
+            else:
+                made = made + change.factor * (_decomposed(layer, change, given[0], made - bias, done) + bias - made)
+            done.append(change)
+        return made
 
     return add
+
+
+def _decomposed(layer: nn.Module, change: WeightChange, x: Tensor, made: Tensor, done: list[WeightChange]) -> Tensor:
+    """Return what a layer without bias computes with DoRA; ``made``: without it, after the changes ``done``."""
+    assert change.magnitude is not None  # noqa: S101
+    weight: Tensor = layer.get_parameter("weight")
+    for other in (one for one in done if one.parameter == "weight"):
+        weight = other.applied(weight)
+    ratio = change.magnitude.ratio(weight + change.delta(change.scale))
+    if ratio.shape[0] > 1 or weight.shape[0] == 1:
+        return _over_outputs(layer, ratio.flatten()) * (made + change.scale * _contribution(layer, change, x))
+    scaled = x * (ratio.flatten() if isinstance(layer, nn.Linear) else ratio.reshape(1, -1, 1, 1))
+    return _run(layer, weight, scaled) + change.scale * _contribution(layer, change, scaled)
+
+
+def _contribution(layer: nn.Module, change: WeightChange, x: Tensor) -> Tensor:
+    """Return what the unscaled difference of a weight makes of ``x``; through its factors where it has some."""
+    parts = {part: tensor.float() for part, tensor in change.parts.items()}
+    if change.form is LOW_RANK:
+        up, down = parts["up"], parts["down"]
+        if not isinstance(layer, nn.Conv2d):
+            return F.linear(F.linear(x, down.flatten(1)), up.flatten(1))
+        up = up.reshape(*up.shape[:2], 1, 1)
+        if "mid" not in parts:
+            down = down.reshape(down.shape[0], *change.shape[1:])
+            return F.conv2d(_run(layer, down, x), up)
+        return F.conv2d(_run(layer, parts["mid"], F.conv2d(x, down.reshape(*down.shape[:2], 1, 1))), up)
+    delta = change.delta(1.0)
+    if isinstance(layer, nn.GroupNorm):
+        plain = F.group_norm(x, layer.num_groups, None, None, layer.eps)
+        return plain * delta.reshape(1, -1, *(1 for _ in x.shape[2:]))
+    if isinstance(layer, nn.LayerNorm):
+        return F.layer_norm(x, layer.normalized_shape, None, None, layer.eps) * delta
+    if isinstance(layer, nn.Embedding):
+        return F.embedding(x, delta)
+    return _run(layer, delta, x)
+
+
+def _run(layer: nn.Module, weight: Tensor, x: Tensor) -> Tensor:
+    """Run a linear layer or a convolution with another weight and without its bias."""
+    if isinstance(layer, nn.Conv2d):
+        return F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+    return F.linear(x, weight)
+
+
+def _over_outputs(layer: nn.Module, values: Tensor) -> Tensor:
+    """Return one value for each output of a layer, to broadcast over what it makes."""
+    return values.reshape(1, -1, 1, 1) if isinstance(layer, (nn.Conv2d, nn.GroupNorm)) else values

@@ -11,6 +11,10 @@ from typing import Final
 from md_export.errors import UsageError
 
 SUFFIX: Final = ".safetensors"
+# Beside a file that peft saved; it holds alpha and the patterns of ranks.
+PEFT_CONFIG: Final = "adapter_config.json"
+# What peft and diffusers call the file in a folder.
+_IN_FOLDER: Final = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 MOST_LORAS: Final = 16
 LARGEST_SCALE: Final = 100.0
 
@@ -22,11 +26,13 @@ class Lora:
     Attributes:
         name: the file's name as its user knows it.
         scale: factor beside the file's own alpha / rank; None where nobody gave one, which is 1.
+        config: peft's config beside the file, if there is one.
     """
 
     path: Path
     name: str
     scale: float | None = None
+    config: Path | None = None
 
     @property
     def factor(self) -> float:
@@ -38,20 +44,33 @@ class Lora:
 
 
 def parse_lora(text: str) -> Lora:
-    """Parse ``FILE`` or ``FILE:scale``.
+    """Parse ``FILE`` or ``FILE:scale``; FILE may be a folder that peft or diffusers saved.
 
     Raises:
         UsageError: no such file, or an invalid scale.
     """
     where, (file, scale) = f"LoRA {text!r:.120}", split_lora(text)
-    path = Path(file)
+    given = Path(file)
+    root, names = files_of_lora(given)
+    if given.is_dir() and not names:
+        raise UsageError(f"{where}: the folder holds no {' or '.join(_IN_FOLDER)}; give the LoRA's file")
+    path = root / names[0]
     if not path.is_file():
         raise UsageError(f"{where}: there is no file {file!r:.120}; give FILE or FILE:scale")
     if path.suffix != SUFFIX:
         raise UsageError(f"{where}: only {SUFFIX} files are read, since others may hold code; convert it")
     if not is_scale(scale):
         raise UsageError(f"{where}: the scale must be a number from -{LARGEST_SCALE:g} to {LARGEST_SCALE:g}")
-    return Lora(path, path.name, scale)
+    return Lora(path, given.name, scale, root / PEFT_CONFIG if PEFT_CONFIG in names else None)
+
+
+def files_of_lora(given: Path) -> tuple[Path, tuple[str, ...]]:
+    """Return the folder of a LoRA and the names of its files there: the tensors', and peft's config if there is one."""
+    if given.is_dir():
+        root, files = given, tuple(name for name in _IN_FOLDER if (given / name).is_file())[:1]
+    else:
+        root, files = given.parent, (given.name,)
+    return root, (*files, PEFT_CONFIG) if files and (root / PEFT_CONFIG).is_file() else files
 
 
 def parse_loras(texts: Sequence[str]) -> tuple[Lora, ...]:

@@ -425,7 +425,15 @@ def test_non_finite_values_are_counted(folder: Path) -> None:
     open_checkpoint(folder).module("vae_decoder")
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16])
+def test_small_floats_are_read(folder: Path, dtype: torch.dtype) -> None:
+    stored = open_checkpoint(folder).module("unet").get_parameter("conv_in.weight").clone()
+    edit_tensors(folder / UNET, lambda t: t.update({"conv_in.weight": t["conv_in.weight"].to(dtype)}))
+    read = open_checkpoint(folder).module("unet").get_parameter("conv_in.weight")
+    assert torch.equal(read, stored.to(dtype).float()) and not torch.equal(read, stored)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fnuz])
 def test_quantized_weights_are_refused(folder: Path, dtype: torch.dtype) -> None:
     edit_tensors(folder / UNET, lambda t: t.update({"conv_in.weight": t["conv_in.weight"].to(dtype)}))
     message = refusal(folder, "unet")

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from md_export.checkpoint import Checkpoint, build_on_meta, open_checkpoint
 from md_export.checkpoint.derived import LORA_NOTE, adapted, write_adapted
-from md_export.checkpoint.lora import LowRank, changes_of, fused, open_lora, product
+from md_export.checkpoint.lora import changes_of, open_lora
+from md_export.checkpoint.weight_change import LOW_RANK, WeightChange, fused
 from md_export.cli import cli
 from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
@@ -103,7 +104,7 @@ def unet(opened: Checkpoint) -> nn.Module:
     return build_on_meta(COMPONENTS["unet"], opened.config)
 
 
-def changes(path: Path, module: nn.Module, scale: float | None = 1.0, component: str = "unet") -> list[LowRank]:
+def changes(path: Path, module: nn.Module, scale: float | None = 1.0, component: str = "unet") -> list[WeightChange]:
     return changes_of(open_lora(Lora(path, path.name, scale)), component, module)
 
 
@@ -114,8 +115,8 @@ def test_all_styles_say_the_same(unet: nn.Module, tmp_path: Path, style: str) ->
     found = {change.module: change for change in changes(path, unet)}
     assert set(found) == set(paths)
     for name, change in found.items():
-        assert torch.equal(change.down, HALVES[name][0]) and torch.equal(change.up, HALVES[name][1])
-        assert change.scale == 1.0
+        assert torch.equal(change.parts["down"], HALVES[name][0]) and torch.equal(change.parts["up"], HALVES[name][1])
+        assert change.form == LOW_RANK and change.scale == change.factor == 1.0
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,7 @@ def test_alpha(
         {f"unet.{LINEAR}.alpha": alpha} if alpha is not None else {}
     )
     (change,) = changes(written(tmp_path, tensors, metadata=metadata), unet, scale=0.5)
-    assert change.scale == pytest.approx(0.5 * expected)
+    assert change.scale * change.factor == pytest.approx(0.5 * expected)
 
 
 def test_a_linear_layer_and_a_pointwise_convolution_are_one_thing(unet: nn.Module, tmp_path: Path) -> None:
@@ -162,8 +163,8 @@ def test_a_linear_layer_and_a_pointwise_convolution_are_one_thing(unet: nn.Modul
     down, up = noise(2, layer.in_channels), noise(layer.out_channels, 2)
     (one,) = changes(written(tmp_path, named("kohya", point, down, up)), unet)
     (other,) = changes(written(tmp_path, named("kohya", LINEAR, *(x[:, :, None, None] for x in HALVES[LINEAR]))), unet)
-    assert tuple(product(one).shape) == tuple(layer.weight.shape)
-    assert torch.allclose(product(other), HALVES[LINEAR][1] @ HALVES[LINEAR][0], atol=1e-6)
+    assert tuple(one.delta(1.0).shape) == tuple(layer.weight.shape)
+    assert torch.allclose(other.delta(1.0), HALVES[LINEAR][1] @ HALVES[LINEAR][0], atol=1e-6)
 
 
 def everywhere(module: nn.Module, start: str) -> Tensors:
@@ -203,7 +204,7 @@ def test_inside_the_weights_as_beside_them(styled: Checkpoint, name: str) -> Non
     base, added = styled.without_loras(name)
     check_fused(styled.module(name), base, added, inputs(styled, name), "it", lines.append)
     assert lines and int(lines[0].split("fused equals unfused to ")[1].split()[0]) > 100
-    for wrong in (added[1:], [replace(added[0], scale=1.1 * added[0].scale), *added[1:]]):
+    for wrong in (added[1:], [replace(added[0], factor=1.1 * added[0].factor), *added[1:]]):
         with pytest.raises(ParityError, match="fused into the weights"):
             check_fused(styled.module(name), base, wrong, inputs(styled, name), "it", lines.append)
 
@@ -285,11 +286,11 @@ WRONG: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
         },
         "convolution in groups",
     ),
-    "one half": ({f"unet.{LINEAR}.lora_A.weight": (4, 80)}, "no other half"),
+    "one half": ({f"unet.{LINEAR}.lora_A.weight": (4, 80)}, "lacks up: its parts belong together"),
     "alpha alone": ({f"unet.{LINEAR}.alpha": (1,)}, "no other half"),
     "rank 0": (
         {f"unet.{LINEAR}.lora_A.weight": (0, 80), f"unet.{LINEAR}.lora_B.weight": (80, 0)},
-        "are no matrices",
+        "of rank 0, it changes nothing",
     ),
     "alpha of two": (
         {
@@ -308,9 +309,12 @@ WRONG: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
         "twice, in two styles",
     ),
     "a checkpoint": ({f"{LINEAR}.weight": (80, 80)}, "is no LoRA: 1 of its 1 tensors"),
-    "DoRA": ({f"{K}{flat(LINEAR)}.dora_scale": (80, 1), f"{K}{flat(LINEAR)}.lora_down.weight": (4, 80)}, "DoRA"),
-    "LoHa": ({f"{K}{flat(LINEAR)}.hada_w1_a": (80, 4)}, "LoHa"),
-    "Tucker": ({f"{K}{flat(CONV)}.lora_mid.weight": (4, 4, 3, 3)}, "Tucker"),
+    "DoRA of one half": (
+        {f"{K}{flat(LINEAR)}.dora_scale": (80, 1), f"{K}{flat(LINEAR)}.lora_down.weight": (4, 80)},
+        "lacks up",
+    ),
+    "LoHa in part": ({f"{K}{flat(LINEAR)}.hada_w1_a": (80, 4)}, "lacks hada_w1_b and hada_w2_a and hada_w2_b"),
+    "a core alone": ({f"{K}{flat(CONV)}.lora_mid.weight": (4, 4, 3, 3)}, "lacks down and up"),
     "peft without alpha": (
         {f"base_model.model.{LINEAR}.lora_A.weight": (4, 80), f"base_model.model.{LINEAR}.lora_B.weight": (80, 4)},
         "does not say its alpha",
@@ -365,7 +369,7 @@ def test_nothing_but_our_own_errors(
         found = changes(path, unet)
     except CheckpointError:
         return
-    assert [product(change).shape for change in found] == [(80, 80)], "the one layer here that such shapes fit"
+    assert [change.delta(1.0).shape for change in found] == [(80, 80)], "the one layer here that such shapes fit"
 
 
 @pytest.mark.parametrize(
@@ -399,8 +403,8 @@ def test_one_that_has_loras_takes_no_more(nano: Path, tmp_path: Path) -> None:
     path = written(tmp_path, named("kohya", LINEAR, *HALVES[LINEAR]))
     (tmp_path / "one").mkdir()
     write_adapted(tmp_path / "one", nano, [parse_lora(str(path))])
-    with adapted(tmp_path / "one", (str(path),)) as folder, pytest.raises(CheckpointError, match="has LoRAs itself"):
-        open_checkpoint(folder)
+    with pytest.raises(CheckpointError, match="has LoRAs itself"), adapted(tmp_path / "one", (str(path),)):
+        pass
 
 
 @pytest.mark.parametrize(

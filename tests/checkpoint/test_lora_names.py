@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from md_export.checkpoint.lora_names import original_names
+from md_export.checkpoint.original_names import original_names
 from md_export.checkpoint.single_file import UNET
 from single_file import unet_name
 
@@ -19,6 +19,21 @@ def test_every_module_of_a_small_one(stable_checkpoint: Path) -> None:
         name.rpartition(".")[0]: unet_name(name, (True, False)).removeprefix(UNET).rpartition(".")[0] for name in names
     }
     assert original_names(paths) == wanted
+
+
+# v1-inference.yaml's UNet: two layers for each of four levels, attention in all but the innermost.
+STABLE_1 = [
+    *(
+        f"{side}_blocks.{level}.resnets.{n}"
+        for side, most in (("down", 2), ("up", 3))
+        for level in range(4)
+        for n in range(most)
+    ),
+    *(f"down_blocks.{level}.attentions.{n}" for level in range(3) for n in range(2)),
+    *(f"up_blocks.{level}.attentions.{n}" for level in range(1, 4) for n in range(3)),
+    *(f"down_blocks.{level}.downsamplers.0" for level in range(3)),
+    *(f"up_blocks.{level}.upsamplers.0" for level in range(3)),
+]
 
 
 @pytest.mark.parametrize(
@@ -38,8 +53,14 @@ def test_every_module_of_a_small_one(stable_checkpoint: Path) -> None:
     ],
 )
 def test_modules_of_stable_diffusion_1(path: str, name: str) -> None:
-    """As in v1-inference.yaml's UNet: two layers for each of four levels, attention in all but the innermost."""
-    assert (
-        original_names([path, "down_blocks.0.resnets.1", "up_blocks.1.attentions.0", "up_blocks.3.attentions.0"])[path]
-        == name
-    )
+    assert original_names([*STABLE_1, path])[path] == name
+
+
+def test_levels_of_different_depth() -> None:
+    """Blocks are numbered in one row, so a pruned level moves all that follow."""
+    deeper = [
+        "down_blocks.0.resnets.0",
+        "down_blocks.0.downsamplers.0",
+        *(f"down_blocks.1.resnets.{n}" for n in range(3)),
+    ]
+    assert list(original_names(deeper).values()) == [f"input_blocks.{n}.0{'.op' * (n == 2)}" for n in range(1, 6)]

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from md_export.checkpoint.lora import LowRank
+from md_export.checkpoint.weight_change import LOW_RANK, WeightChange
 from md_export.models.vae import VAEDecoder
 from md_export.parity.lora_fusing import beside
 from training.checkpoint import NANO, load_nano
@@ -67,14 +67,18 @@ def stored_encoder() -> Encoder:
     return fit_encoder(to_signed((draw([scenes[i] for i in sample]) * 255 + 0.5).astype(np.uint8)))
 
 
-def changes_of(unet: nn.Module, rank: int) -> list[LowRank]:
+def changes_of(unet: nn.Module, rank: int) -> list[WeightChange]:
     """A change of nothing for every linear layer and ungrouped convolution but those of the time."""
     return [
-        LowRank(path, *_halves(layer.weight, rank), 1.0)
+        _change(path, tuple(layer.weight.shape), *_halves(layer.weight, rank))
         for path, layer in unet.named_modules()
         if isinstance(layer, (nn.Linear, nn.Conv2d))
         if "time_emb" not in path and getattr(layer, "groups", 1) == 1
     ]
+
+
+def _change(path: str, shape: tuple[int, ...], down: Tensor, up: Tensor) -> WeightChange:
+    return WeightChange(path, "weight", LOW_RANK, shape, {"down": down, "up": up}, 1.0, 1.0)
 
 
 def _halves(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -83,10 +87,10 @@ def _halves(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return nn.Parameter(down), nn.Parameter(up)
 
 
-def train(model: Nano, decoder: VAEDecoder, changes: list[LowRank], arguments: argparse.Namespace) -> list[Tensor]:
+def train(model: Nano, decoder: VAEDecoder, changes: list[WeightChange], arguments: argparse.Namespace) -> list[Tensor]:
     """The downs and ups, in turn: the averages of :func:`training.fitting.fit`."""
     data, encoder = Outlines(arguments.seed), stored_encoder()
-    halves = [half for change in changes for half in (change.down, change.up)]
+    halves = [half for change in changes for half in change.parts.values()]
 
     def loss_of(step: int, part: float) -> Tensor:
         ids, pictures = data.draw(arguments.batch, FULL if part > FULL_FROM or step % FULL_EVERY == 0 else SHORT)
@@ -99,7 +103,7 @@ def train(model: Nano, decoder: VAEDecoder, changes: list[LowRank], arguments: a
     return [half.detach() for half in halves]
 
 
-def _x0(model: Nano, changes: list[LowRank], ids: Tensor) -> Tensor:
+def _x0(model: Nano, changes: list[WeightChange], ids: Tensor) -> Tensor:
     with torch.no_grad():
         text = model.text_encoder(ids).last_hidden_state
     noise = torch.randn(len(ids), 8, 8, 8)
@@ -109,7 +113,7 @@ def _x0(model: Nano, changes: list[LowRank], ids: Tensor) -> Tensor:
     return x0
 
 
-def save(changes: list[LowRank], halves: list[Tensor], path: Path) -> None:
+def save(changes: list[WeightChange], halves: list[Tensor], path: Path) -> None:
     """A file in the form of diffusers and peft, float16; alpha is the rank."""
     tensors = {}
     for change, down, up in zip(changes, halves[::2], halves[1::2], strict=True):
@@ -130,7 +134,7 @@ def main() -> None:
     halves = train(model, decoder, changes, arguments)
     save(changes, halves, arguments.out)
     stored = [
-        LowRank(change.module, down.half(), up.half(), 1.0)
+        _change(change.module, change.shape, down.half(), up.half())
         for change, down, up in zip(changes, halves[::2], halves[1::2], strict=True)
     ]
     scenes = [scene for part in held_out_scenes(120) for scene in part]

@@ -1,0 +1,115 @@
+"""peft's config of a LoRA: alpha, rank and their patterns, from a file's metadata or from adapter_config.json."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite, sqrt
+from typing import Final
+
+from pydantic_core import from_json
+
+from md_export.checkpoint.files import TABLE_LIMIT, read_text, shown
+from md_export.checkpoint.modules import MAX_TENSORS
+from md_export.errors import CheckpointError
+from md_export.spec.loras import PEFT_CONFIG, Lora
+
+# diffusers' key for peft's config; its fields may have the component's name as a prefix.
+_METADATA: Final = "lora_adapter_metadata"
+_READ: Final = ("LORA", "LOHA", "LOKR")
+_LARGEST_ALPHA: Final = 1e6
+# peft takes keys of patterns as regular expressions, which a stranger's file may make run forever: of those, only
+# names, an anchor, ``.*`` and ``\d+`` are read.
+_PATTERN: Final = re.compile(r"\^?(?:[\w-]|\\?\.|\.\*|\\d\+)+\$?")
+_MOST_WILDCARDS: Final = 2
+_LONGEST_PATTERN: Final = 300
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    """peft's config, as far as its fields say how strong a change is; empty without one.
+
+    ``where``: file and place, for errors.
+    """
+
+    where: str
+    fields: Mapping[str, object]
+
+    @property
+    def knows_alpha(self) -> bool:
+        """Whether it says an alpha for any module."""
+        return any(name.endswith(("alpha", "alpha_pattern")) for name in self.fields)
+
+    def scale(self, component: str, path: str, rank: int | None) -> float:
+        """Return alpha / rank of a module whose alpha is no tensor; 1 where the config says nothing.
+
+        ``rank``: of its tensors; None where they have none, as of a LoKr of two whole matrices.
+
+        Raises:
+            CheckpointError: the config is of another file, or is damaged.
+        """
+        for prefix in (f"{component}.", ""):
+            alpha = self._number(prefix, ("lora_alpha", "alpha"), "alpha_pattern", path)
+            if alpha is None:
+                continue
+            own = self._number(prefix, ("r",), "rank_pattern", path)
+            if rank is not None and own is not None and own != rank:
+                raise CheckpointError(
+                    f"{self.where}: r is {own:g} for {path}, but its tensors have rank {rank}: the config is of "
+                    "another LoRA"
+                )
+            ranked = own if rank is None else rank
+            if not ranked:
+                return 1.0
+            return alpha / (sqrt(ranked) if self.fields.get(f"{prefix}use_rslora") is True else ranked)
+        return 1.0
+
+    def _number(self, prefix: str, names: tuple[str, ...], patterns: str, path: str) -> float | None:
+        value = next((self.fields[prefix + name] for name in names if prefix + name in self.fields), None)
+        table = self.fields.get(prefix + patterns)
+        if isinstance(table, dict) and len(table) > MAX_TENSORS:
+            raise CheckpointError(f"{self.where}: {prefix}{patterns} has {len(table):,} entries: replace it")
+        if isinstance(table, dict):
+            value = next((found for key, found in table.items() if self._matches(str(key), path)), value)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= _LARGEST_ALPHA:
+            raise CheckpointError(f"{self.where}: {prefix}{names[0]} of {path} is {value!r:.40}, no number: correct it")
+        return float(value) if isfinite(value) else None
+
+    def _matches(self, pattern: str, path: str) -> bool:
+        """Whether peft's pattern names a module: the end of its path, after a dot, or all of it."""
+        read = len(pattern) <= _LONGEST_PATTERN and _PATTERN.fullmatch(pattern)
+        if not read or pattern.count("*") + pattern.count("+") > _MOST_WILDCARDS:
+            raise CheckpointError(
+                f"{self.where}: {shown(pattern)!r} is a regular expression that is not read: write the modules' names"
+            )
+        paths = (path, f"text_model.{path}")
+        if "*" in pattern or "+" in pattern:
+            return any(re.fullmatch(rf"(?:.*\.)?(?:{pattern})", one) for one in paths)
+        name = pattern.removeprefix("^").removesuffix("$").replace("\\", "")
+        return any(one == name or (one.endswith(f".{name}") and pattern[0] != "^") for one in paths)
+
+
+def peft_config(lora: Lora, metadata: Mapping[str, str]) -> PeftConfig:
+    """Return the config in a file's metadata, else that in ``lora.config``; without both, an empty one.
+
+    Raises:
+        CheckpointError: it is no JSON object, or is of another kind of adapter.
+    """
+    text, where = metadata.get(_METADATA), f"{lora.name}: its {_METADATA}"
+    if text is None and lora.config is not None:
+        where = f"{lora.name}: its {PEFT_CONFIG}"
+        text = read_text(lora.config, TABLE_LIMIT, where)
+    text = "{}" if text is None else text
+    try:
+        values = from_json(text, allow_inf_nan=False) if len(text) <= TABLE_LIMIT else None
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{where} is no JSON object; save it again")
+    kind = values.get("peft_type", _READ[0])
+    if kind not in _READ:
+        raise CheckpointError(f"{where} says {kind!r:.40}, an adapter that is not read: {', '.join(_READ)} are")
+    return PeftConfig(where, values)
