@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from diffusers.loaders.textual_inversion import TextualInversionLoaderMixin
+from transformers import CLIPTokenizer
 
 from md_export.engine.generate import pictures_of_checkpoint
 from md_export.errors import ConfigError
 from md_export.models.families import WIRING
-from md_export.models.sampling.generate import draw_noise, words_cut
+from md_export.models.sampling.generate import draw_noise, tokenize, words_cut
 from md_export.models.sampling.sampler import Sampler
 from md_export.models.sampling.schedule import ScheduleConfig
 from md_export.models.walk import Runners, Steps, Tensors, picture_from, walk
@@ -97,3 +100,16 @@ def test_what_of_a_prompt_has_no_place(nano: Path) -> None:
     assert line.startswith("the prompt is longer than 77 tokens; this is left out: '")
     # Four tokens each, and 75 places between the first and the last: the nineteenth circle is the last whole one.
     assert line.count("red circle") == 40 - 19
+
+
+@pytest.mark.parametrize("prompt", ["a <cat> on a mat", "<cat>", "<cat>, <dog> and <cat>", "a cat", "<bird>"])
+def test_every_vector_of_a_textual_inversion_is_used(nano: Path, tmp_path: Path, prompt: str) -> None:
+    """As diffusers expands the prompt: a token for each vector, of which only the first is written."""
+    plain: Any = CLIPTokenizer.from_pretrained(str(nano / "tokenizer"))
+    plain.add_tokens(["<cat>", "<cat>_1", "<cat>_2", "<dog>", "<bird>_1"])
+    plain.save_pretrained(tmp_path)
+    expanded = TextualInversionLoaderMixin().maybe_convert_prompt(prompt, plain)
+    wanted = plain(expanded, padding="max_length", max_length=77, truncation=True)["input_ids"]
+    assert tokenize(tmp_path, prompt, 77)[0].tolist() == wanted
+    unexpanded = plain(prompt, padding="max_length", max_length=77, truncation=True)["input_ids"]
+    assert (wanted == unexpanded) is ("<cat>" not in prompt)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def tokenize(tokenizer_dir: Path, prompt: str, length: int) -> NDArray[np.int32]
     """
     tokenizer = _tokenizer(tokenizer_dir)
     try:
-        encoded = tokenizer(prompt, padding="max_length", max_length=length, truncation=True)
+        encoded = tokenizer(_expanded(tokenizer, prompt), padding="max_length", max_length=length, truncation=True)
     except Exception as error:
         raise CheckpointError(f"{tokenizer_dir} holds no CLIP tokenizer: {error}; replace its files") from error
     return np.asarray([encoded["input_ids"]], dtype=np.int32)
@@ -48,9 +49,21 @@ def words_cut(tokenizer_dir: Path, prompt: str, length: int) -> str:
         CheckpointError: the folder holds no CLIP tokenizer.
     """
     tokenizer = _tokenizer(tokenizer_dir)
-    ids = tokenizer(prompt)["input_ids"]
+    ids = tokenizer(_expanded(tokenizer, prompt))["input_ids"]
     # The last of them is the end token, which the shortened prompt has, too.
     return str(tokenizer.decode(ids[length - 1 : -1])) if len(ids) > length else ""
+
+
+def _expanded(tokenizer: Any, prompt: str) -> str:
+    """Return the prompt with all vectors of each textual inversion: ``<cat>`` becomes ``<cat> <cat>_1 <cat>_2``.
+
+    diffusers adds a token for each vector and expands prompts in this way (``TextualInversionLoaderMixin``).
+    """
+    added = tokenizer.added_tokens_encoder
+    for token in [token for token in added if f"{token}_1" in added and token in tokenizer.tokenize(prompt)]:
+        more = takewhile(added.__contains__, (f"{token}_{number}" for number in count(1)))
+        prompt = prompt.replace(token, " ".join([token, *more]))
+    return prompt
 
 
 @cache
