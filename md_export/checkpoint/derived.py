@@ -27,7 +27,7 @@ LORA_NOTE: Final = "loras.json"
 LORA_FOLDER: Final = "loras"
 _CONFIG: Final = "config.json"
 _CHAINED: Final = "which has LoRAs itself: name its base, and all LoRAs together"
-_TITLES: Final[Mapping[str, str]] = {"t2i_adapter": "adapter", "controlnet": "ControlNet"}
+_TITLES: Final[Mapping[str, str]] = {"t2i_adapter": "adapter", "controlnet": "ControlNet", "vae": "VAE"}
 
 
 def open_layout(path: Path) -> Layout:
@@ -47,7 +47,16 @@ def open_layout(path: Path) -> Layout:
         )
     path = base_of(path) or path
     chained = "itself a sibling: name that one's parent instead"
-    return Layout(path, _folder_named_in(path / SIBLING_NOTE, "parent", "../..", chained))
+    return Layout(path, _folder_named_in(path / SIBLING_NOTE, "parent", "../..", chained), replaced_in(path))
+
+
+def replaced_in(folder: Path) -> tuple[str, ...]:
+    """Return the subfolders of a sibling that inherit nothing; raises CheckpointError for a damaged note."""
+    note = folder / SIBLING_NOTE
+    found = read_json(note).get("replaced", []) if note.is_file() else []
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise CheckpointError(f'{note}: "replaced" must be a list of subfolders, such as ["vae"]; write it again')
+    return tuple(found)
 
 
 def base_of(folder: Path) -> Path | None:
@@ -159,8 +168,8 @@ def write_adapted(
 def write_steered(folder: Path, checkpoint: Path, given: Path, component: str) -> None:
     """Make the empty ``folder`` a checkpoint: ``checkpoint``, whose files stay where they are, and ``component``.
 
-    ``given`` holds config.json and weights as diffusers' T2IAdapter or ControlNetModel writes them; ``component`` is
-    ``t2i_adapter`` or ``controlnet``.
+    ``given`` holds config.json and weights as diffusers' T2IAdapter, ControlNetModel, AutoencoderKL or AutoencoderTiny
+    writes them; ``component`` is the folder that they belong into: ``t2i_adapter``, ``controlnet`` or ``vae``.
 
     Raises:
         UsageError: ``given`` holds no such model, or the checkpoint only adds to another one itself.
@@ -180,7 +189,7 @@ def write_steered(folder: Path, checkpoint: Path, given: Path, component: str) -
     own.mkdir()
     for file in (given / _CONFIG, *weights.files, *([weights.index] if weights.index else [])):
         shutil.copyfile(file, own / file.name)
-    _write_note(folder / SIBLING_NOTE, "parent", checkpoint, {})
+    _write_note(folder / SIBLING_NOTE, "parent", checkpoint, {"replaced": [component]} if component == "vae" else {})
 
 
 def _write_note(note: Path, field: str, checkpoint: Path, more: Mapping[str, object]) -> None:

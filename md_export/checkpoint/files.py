@@ -28,20 +28,24 @@ _SHOWN_CHARACTERS: Final = 160
 
 @dataclass(frozen=True)
 class Layout:
-    """A checkpoint folder and, for a sibling, the parent that it inherits files from."""
+    """A checkpoint folder and, for a sibling, the parent that it inherits files from.
+
+    ``replaced``: subfolders of which nothing is inherited, since another model is in them.
+    """
 
     root: Path
     parent: Path | None = None
+    replaced: tuple[str, ...] = ()
 
-    @property
-    def tiers(self) -> tuple[Path, ...]:
-        """The folders that hold weights; later ones override earlier ones."""
-        return (self.root,) if self.parent is None else (self.parent, self.root)
+    def tiers(self, folder: str) -> tuple[Path, ...]:
+        """The checkpoints that hold files of a subfolder; later ones override earlier ones."""
+        return (self.root,) if self.parent is None or folder in self.replaced else (self.parent, self.root)
 
     def find(self, relative: str) -> Path | None:
         """Return the file ``relative``: the sibling's, else the parent's, else ``None``."""
+        tiers = self.tiers(relative.partition("/")[0])
         try:
-            return next((tier / relative for tier in reversed(self.tiers) if (tier / relative).is_file()), None)
+            return next((tier / relative for tier in reversed(tiers) if (tier / relative).is_file()), None)
         except OSError as error:
             unreadable(self.root / relative, error)
 
@@ -174,7 +178,7 @@ _TEMPLATES: Final = ("chat_template.jinja", "chat_templates")
 
 def tokenizer_dir(layout: Layout) -> Path:
     """Return the sibling's tokenizer folder if it has one, else the parent's."""
-    for folder in (tier / "tokenizer" for tier in reversed(layout.tiers)):
+    for folder in (tier / "tokenizer" for tier in reversed(layout.tiers("tokenizer"))):
         if (folder / "tokenizer.json").is_file():
             return folder
         if folder.is_dir():

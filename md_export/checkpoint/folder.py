@@ -10,7 +10,7 @@ from typing import Final
 from torch import Tensor, nn
 
 from md_export.checkpoint.configs import SCHEDULER, check_vocabulary, read_model_config, read_trained_substitutions
-from md_export.checkpoint.derived import base_of, loras_of, open_layout
+from md_export.checkpoint.derived import base_of, loras_of, open_layout, replaced_in
 from md_export.checkpoint.files import (
     INHERITED,
     TOKENIZER_FILES,
@@ -168,7 +168,7 @@ class Checkpoint:
 
     @property
     def _layout(self) -> Layout:
-        return Layout(self.base or self.root, self.parent)
+        return Layout(self.base or self.root, self.parent, replaced_in(self.base or self.root))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -190,7 +190,7 @@ class Checkpoint:
         return [change for file in self._lora_files() for change in changes_of(file, name, module)]
 
     def _weights(self, component: Component) -> list[WeightSet]:
-        found = [find_weights(tier, component.folder) for tier in self._layout.tiers]
+        found = [find_weights(tier, component.folder) for tier in self._layout.tiers(component.folder)]
         weights = [one for one in found if one is not None]
         if not weights:
             names = weight_names(component.folder)

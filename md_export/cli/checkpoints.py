@@ -119,34 +119,51 @@ def golden(
 @shared.lora_option
 @click.option("--adapter", type=PATH, help="Add the T2I-Adapter in this folder (diffusers' config.json and weights).")
 @click.option("--controlnet", type=PATH, help="Add the ControlNet in this folder (diffusers' config.json and weights).")
+@click.option(
+    "--vae",
+    "vaes",
+    type=PATH,
+    multiple=True,
+    help="Take the VAE in this folder instead, or a tiny autoencoder in its author's decoder and encoder files.",
+)
 @shared.output_option
 def adapt(
-    checkpoint: Path, loras: tuple[str, ...], adapter: Path | None, controlnet: Path | None, output: Path
+    checkpoint: Path,
+    loras: tuple[str, ...],
+    adapter: Path | None,
+    controlnet: Path | None,
+    vaes: tuple[Path, ...],
+    output: Path,
 ) -> None:
-    """Write a checkpoint folder that adds LoRAs, an adapter or a ControlNet to CHECKPOINT.
+    """Write a checkpoint folder that adds LoRAs, an adapter, a ControlNet or another VAE to CHECKPOINT.
 
     The folder holds the added files and a relative path to CHECKPOINT, whose weights are not copied.
     """
     from md_export.checkpoint import open_checkpoint
     from md_export.checkpoint.derived import write_adapted, write_steered
+    from md_export.checkpoint.tiny_files import vae_folder
     from md_export.spec.loras import parse_loras
     from md_export.system.files import staging
 
-    both = {"t2i_adapter": adapter, "controlnet": controlnet}
-    given = {name: folder for name, folder in both.items() if folder is not None}
-    if len(given) + bool(loras) != 1:
+    folders = {"t2i_adapter": adapter, "controlnet": controlnet}
+    given = {name: source for name, source in folders.items() if source is not None}
+    if len(given) + bool(loras) + bool(vaes) != 1:
         raise UsageError(
-            "name LoRAs with --lora FILE or --lora FILE:scale, an --adapter FOLDER, or a --controlnet FOLDER; for "
-            "LoRAs and one of the others, first the other, then LoRAs on the folder that this writes"
+            "name LoRAs with --lora FILE or --lora FILE:scale, an --adapter FOLDER, a --controlnet FOLDER or a --vae; "
+            "for LoRAs and one of the others, first the other, then LoRAs on the folder that this writes"
         )
-    with staging(output) as folder:
+    with staging(output) as folder, vae_folder(vaes) as vae:
+        if vae is not None:
+            write_steered(folder, checkpoint, vae, "vae")
         if loras:
             write_adapted(folder, checkpoint, parse_loras(loras))
         for component, source in given.items():
             write_steered(folder, checkpoint, source, component)
         made = open_checkpoint(folder)
         made.check()
-        added = f"{', '.join(map(str, made.loras))} in {' and '.join(made.loras_by_component())}"
+        added = f"the VAE of {' and '.join(map(str, vaes))}"
+        if loras:
+            added = f"{', '.join(map(str, made.loras))} in {' and '.join(made.loras_by_component())}"
         for component, source in given.items():
             shape = made.config.condition_shape
             takes = "a condition picture in colour" if shape and shape[1] == 3 else "a condition picture in one channel"

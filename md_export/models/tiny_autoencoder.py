@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from md_export.errors import ConfigError
 
 TINY_CLASS: Final = "AutoencoderTiny"
+# Channels inside a normalized block, as a multiple of its own, and the groups of its norm.
+_WIDER: Final = 4
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class TinyConfig:
     """``vae/config.json`` of AutoencoderTiny; defaults are diffusers' own.
 
     Widths and block counts are the encoder's from the picture on, and the decoder's from the latent on.
+    ``use_midblock_gn``: blocks of the smallest maps have a part with a GroupNorm, as in the autoencoder for FLUX.2's
+    latents. It is the author's name; diffusers has no such field.
     """
 
     IGNORED: ClassVar[tuple[str, ...]] = ("block_out_channels", "force_upcast", "latent_magnitude", "latent_shift")
@@ -41,6 +45,7 @@ class TinyConfig:
     num_encoder_blocks: tuple[int, ...] = (1, 3, 3, 3)
     num_decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
     scaling_factor: float = 1.0
+    use_midblock_gn: bool = False
 
     def __post_init__(self) -> None:
         levels = len(self.decoder_block_out_channels)
@@ -55,14 +60,21 @@ class TinyConfig:
 
 
 class TinyBlock(nn.Module):
-    """Three 3×3 convolutions with ReLU between, plus the input, then ReLU."""
+    """Three 3×3 convolutions with ReLU between, plus the input, then ReLU.
 
-    def __init__(self, channels: int) -> None:
+    ``normalized``: the input is first added to what a GroupNorm between two 1×1 convolutions makes of it.
+    """
+
+    def __init__(self, channels: int, normalized: bool = False) -> None:
         super().__init__()
+        wide = channels * _WIDER
+        inner = [nn.Conv2d(channels, wide, 1, bias=False), nn.GroupNorm(_WIDER, wide), nn.ReLU()]
+        self.pool = nn.Sequential(*inner, nn.Conv2d(wide, channels, 1, bias=False)) if normalized else None
         convs = [nn.Conv2d(channels, channels, 3, padding=1) for _ in range(3)]
         self.conv = nn.Sequential(convs[0], nn.ReLU(), convs[1], nn.ReLU(), convs[2])
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x if self.pool is None else x + self.pool(x)
         out: Tensor = F.relu(self.conv(x) + x)
         return out
 
@@ -82,7 +94,7 @@ class TinyDecoder(nn.Module):
         widths, last = config.decoder_block_out_channels, len(config.decoder_block_out_channels) - 1
         layers: list[nn.Module] = [nn.Conv2d(config.latent_channels, widths[0], 3, padding=1), nn.ReLU()]
         for level, (width, blocks) in enumerate(zip(widths, config.num_decoder_blocks, strict=True)):
-            layers += [TinyBlock(width) for _ in range(blocks)]
+            layers += [TinyBlock(width, config.use_midblock_gn and level == 0) for _ in range(blocks)]
             layers += [DoubleSize()] if level < last else []
             out = width if level < last else config.out_channels
             layers.append(nn.Conv2d(width, out, 3, padding=1, bias=level == last))
@@ -101,10 +113,12 @@ class TinyEncoder(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         before = config.in_channels
-        for width, blocks in zip(config.encoder_block_out_channels, config.num_encoder_blocks, strict=True):
+        last = len(config.encoder_block_out_channels) - 1
+        widths = zip(config.encoder_block_out_channels, config.num_encoder_blocks, strict=True)
+        for level, (width, blocks) in enumerate(widths):
             halves = bool(layers)
             layers.append(nn.Conv2d(before, width, 3, padding=1, stride=2 if halves else 1, bias=not halves))
-            layers += [TinyBlock(width) for _ in range(blocks)]
+            layers += [TinyBlock(width, config.use_midblock_gn and level == last) for _ in range(blocks)]
             before = width
         layers.append(nn.Conv2d(before, config.latent_channels, 3, padding=1))
         self.encoder = nn.ModuleDict({"layers": nn.Sequential(*layers)})

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import save_file
 
 from in_process import in_process
 from md_export.checkpoint import open_checkpoint
+from md_export.checkpoint.architectures import write_checkpoint
+from md_export.cli import cli
 from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.errors import CheckpointError, ConfigError
+from md_export.models.config import ModelConfig
 from md_export.models.sampling.pictures import Start
 from md_export.models.tiny_autoencoder import TinyConfig, TinyDecoder
 from md_export.parity.golden.folder import write_golden
@@ -25,6 +32,8 @@ from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
 
 PAIR = ("a cat", 0)
+# Beside the project; they are not part of it.
+WEIGHTS = Path(__file__).parents[3] / "shared" / "weights"
 # The small checkpoint's latents have 8 channels and 4 pixels a cell.
 SIZES: dict[str, Any] = {
     "latent_channels": 8,
@@ -91,6 +100,82 @@ def test_one_that_computes_something_else_is_refused(
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     with pytest.raises((CheckpointError, ConfigError), match=message):
         open_checkpoint(folder)
+
+
+def author_files(theirs: Any, folder: Path) -> list[Path]:
+    """The two files in the author's names: indices in a sequence, of which a decoder's begins with a clamp."""
+    files = []
+    for half in ("decoder", "encoder"):
+        layers = {name.removeprefix(f"{half}.layers."): t for name, t in theirs.state_dict().items() if half in name}
+        split = [(*name.split(".", 1), tensor) for name, tensor in layers.items()]
+        shift = 1 if half == "decoder" else 0
+        tensors = {f"{int(number) + shift}.{part}": tensor.clone() for number, part, tensor in split}
+        save_file(tensors, folder / f"taesd_{half}.safetensors")
+        files.append(folder / f"taesd_{half}.safetensors")
+    return files
+
+
+def adapted(checkpoint: Path, out: Path, *vaes: Path) -> Result:
+    arguments = ["adapt", str(checkpoint), *(word for vae in vaes for word in ("--vae", str(vae))), "-o", str(out)]
+    return CliRunner().invoke(cli, arguments)
+
+
+def test_the_authors_files_take_the_place_of_a_vae(
+    theirs: Any, tiny: Path, other_checkpoint: Path, tmp_path: Path
+) -> None:
+    """As the folder that diffusers saves does; nothing of the other VAE is left."""
+    latent = torch.randn(2, 8, 8, 8) * 3
+    wanted = open_checkpoint(tiny).module("vae_decoder")(latent)
+    for name, vaes in (("folder", [tiny / "vae"]), ("files", author_files(theirs, tmp_path))):
+        result = adapted(other_checkpoint, tmp_path / name, *vaes)
+        assert result.exit_code == 0, result.output
+        made = open_checkpoint(tmp_path / name)
+        made.check(("vae_encoder",))
+        assert torch.equal(made.module("vae_decoder")(latent), wanted)
+    assert made.config.vae == TinyConfig(**SIZES)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"decoder.0.weight": torch.zeros(1)}, "is no layer of a sequence"),
+        ({"1.weight": torch.zeros(3)}, "no convolutions between its blocks"),
+        ({"9999999999.weight": torch.zeros(3)}, "is no layer of a sequence"),
+        ({}, "holds no tensors"),
+    ],
+)
+def test_files_that_are_no_tiny_autoencoder(
+    other_checkpoint: Path, tmp_path: Path, tensors: dict[str, torch.Tensor], message: str
+) -> None:
+    save_file(tensors, tmp_path / "wrong.safetensors")
+    result = adapted(other_checkpoint, tmp_path / "out", tmp_path / "wrong.safetensors")
+    assert isinstance(result.exception, CheckpointError)
+    assert re.search(message, str(result.exception))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not WEIGHTS.is_dir(), reason="the trained weights of FLUX.2's tiny autoencoder are not here")
+def test_trained_weights_in_the_authors_names(other_config: ModelConfig, tmp_path: Path) -> None:
+    """Their encoder and decoder make a picture again, which another order of the blocks' parts would not."""
+    config = dataclasses.replace(
+        other_config,
+        unet=dataclasses.replace(other_config.unet, in_channels=32, out_channels=32),
+        vae=dataclasses.replace(other_config.vae, latent_channels=32),
+    )
+    write_checkpoint(tmp_path / "base", config, seed=1)
+    files = [WEIGHTS / "taef2_decoder.safetensors", WEIGHTS / "taef2_encoder.safetensors"]
+    assert adapted(tmp_path / "base", tmp_path / "out", *files).exit_code == 0
+    checkpoint = open_checkpoint(tmp_path / "out")
+    assert checkpoint.config.vae == TinyConfig(latent_channels=32, use_midblock_gn=True)
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="ij")
+    picture = torch.stack([x, (x * 3).sin() * y, ((x - 0.2) ** 2 + y**2 < 0.3).float() * 1.2 - 0.6])[None]
+    encoder, decoder = (checkpoint.module(f"vae_{half}") for half in ("encoder", "decoder"))
+    again = decoder(encoder(picture))
+    assert snr_db(again.numpy(), picture.numpy()) > 15
+    for block in decoder.modules():
+        if getattr(block, "pool", None) is not None:
+            block.add_module("pool", None)
+    assert snr_db(decoder(encoder(picture)).numpy(), picture.numpy()) < 10
 
 
 @pytest.mark.slow

@@ -1,0 +1,108 @@
+"""Files of the tiny autoencoder as its author publishes them → ``vae/`` in the layout of diffusers' AutoencoderTiny."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import Final
+
+from pydantic_core import to_json
+from safetensors.torch import save_file
+from torch import Tensor
+
+from md_export.checkpoint.weights import read_tensors
+from md_export.errors import CheckpointError, ConfigError
+from md_export.models.tiny_autoencoder import TINY_CLASS, TinyConfig
+
+_COLOURS: Final = 3
+# The author's sequence begins with a clamp, which has no weights; so the first of a decoder's layers is its second.
+_AFTER_CLAMP: Final = 1
+_MOST_LAYERS: Final = 1000
+_HALVES: Final = 2
+# Convolutions of a sequence with one level, and their rank.
+_FEWEST: Final = 2
+_CONV: Final = 4
+Layers = dict[int, dict[str, Tensor]]
+
+
+def write_tiny_vae(files: Sequence[Path], folder: Path) -> None:
+    """Write config and weights of a tiny autoencoder into the empty ``folder``.
+
+    ``files``: ``.safetensors`` of a decoder, and perhaps of an encoder, whose names are indices in a sequence:
+    ``1.weight``, ``3.conv.0.weight``, ``3.pool.0.weight``.
+
+    Raises:
+        CheckpointError: a file is neither, or the two do not fit each other.
+    """
+    tensors: dict[str, Tensor] = {}
+    fields: dict[str, object] = {}
+    for file in files[:_HALVES]:
+        layers = _layers(file)
+        first = layers[min(layers)].get("weight")
+        half = "encoder" if first is not None and first.shape[1:2] == (_COLOURS,) else "decoder"
+        fields |= _fields(layers, half, file)
+        offset = _AFTER_CLAMP if half == "decoder" else 0
+        for number, parts in layers.items():
+            tensors |= {f"{half}.layers.{number - offset}.{part}": tensor for part, tensor in parts.items()}
+    for name in ("block_out_channels", "blocks"):
+        begin = "num_" if name == "blocks" else ""
+        decoder = fields.get(f"{begin}decoder_{name}", ())
+        fields.setdefault(f"{begin}encoder_{name}", decoder[::-1] if isinstance(decoder, tuple) else ())
+    try:
+        config = TinyConfig(**fields)  # type: ignore[arg-type]
+    except (ConfigError, TypeError) as error:
+        names = " and ".join(file.name for file in files)
+        raise CheckpointError(f"{names} do not make a tiny autoencoder: {error}") from error
+    (folder / "config.json").write_bytes(to_json({"_class_name": TINY_CLASS, **dataclasses.asdict(config)}, indent=2))
+    save_file(tensors, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+
+
+@contextmanager
+def vae_folder(given: Sequence[Path]) -> Iterator[Path | None]:
+    """Yield the VAE's folder that ``given`` names, or one made of its author's files; None where nothing is given.
+
+    Raises:
+        CheckpointError: as :func:`write_tiny_vae`.
+    """
+    if not given or given[0].is_dir():
+        yield given[0] if given else None
+        return
+    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
+        write_tiny_vae(given, Path(scratch))
+        yield Path(scratch)
+
+
+def _layers(file: Path) -> Layers:
+    layers: Layers = {}
+    for name, tensor in read_tensors(file).items():
+        number, _, part = name.partition(".")
+        if not number.isdecimal() or not part or int(number[:6]) > _MOST_LAYERS:
+            raise CheckpointError(
+                f"{file} is no tiny autoencoder: {name!r:.80} is no layer of a sequence; give a folder as diffusers "
+                "saves it, or the author's taesd_decoder.safetensors"
+            )
+        layers.setdefault(int(number), {})[part] = tensor
+    if not layers:
+        raise CheckpointError(f"{file} holds no tensors; copy it again")
+    return layers
+
+
+def _fields(layers: Mapping[int, Mapping[str, Tensor]], half: str, file: Path) -> dict[str, object]:
+    """Return the config's fields that the layers tell: blocks have ``conv.…``, and levels are what lies between."""
+    in_order = [parts for _, parts in sorted(layers.items())]
+    ends = [parts["weight"] for parts in in_order if "weight" in parts]
+    if len(ends) < _FEWEST or any(end.ndim != _CONV for end in ends):
+        raise CheckpointError(f"{file} is no tiny autoencoder: it has no convolutions between its blocks")
+    runs = groupby(any(part.startswith("conv.") for part in parts) for parts in in_order)
+    blocks = tuple(len(list(run)) for is_block, run in runs if is_block)
+    widths = tuple(end.shape[1] for end in ends[1:]) if half == "decoder" else tuple(end.shape[0] for end in ends[:-1])
+    return {
+        f"{half}_block_out_channels": widths,
+        f"num_{half}_blocks": blocks,
+        "latent_channels": ends[0].shape[1] if half == "decoder" else ends[-1].shape[0],
+        "use_midblock_gn": any(part.startswith("pool.") for parts in in_order for part in parts),
+    }
