@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from md_export.checkpoint import build_on_meta
+from md_export.checkpoint.derived import RANDOM_NOTE
 from md_export.errors import ConfigError, OutputError, UsageError
 from md_export.models.config import ModelConfig
 from md_export.models.diffusers_unet import DiffusersUNetConfig
@@ -129,18 +130,22 @@ def init_checkpoint(out: Path, arch: str, seed: int, dtype: str = "float16") -> 
         raise UsageError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
     if seed < 0:
         raise UsageError(f"seed {seed} is negative; use a whole number from 0 on")
-    write_checkpoint(out, arch_config(arch), seed, dtype)
+    write_checkpoint(out, arch_config(arch), seed, dtype, {RANDOM_NOTE: {"seed": seed}})
     return out
 
 
-def write_checkpoint(out: Path, config: ModelConfig, seed: int, dtype: str = "float16") -> None:
-    """As :func:`init_checkpoint`, for any configs."""
+def write_checkpoint(
+    out: Path, config: ModelConfig, seed: int, dtype: str = "float16", more: Mapping[str, Mapping[str, object]] = {}
+) -> None:
+    """As :func:`init_checkpoint`, for any configs; ``more``: further JSON files, by name."""
     config.check()
     refuse_existing(out)
     require_space(out, _parameters(config) * DTYPES[dtype].itemsize)
     with staging(out) as folder:
         try:
             _write_files(folder, config, seed, DTYPES[dtype])
+            for name, content in more.items():
+                write_json(folder / name, content)
         except (OSError, SafetensorError) as error:
             raise OutputError(f"{out} cannot be written ({error}): check its disk, nothing was kept") from error
 

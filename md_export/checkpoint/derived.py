@@ -24,6 +24,8 @@ from md_export.spec.loras import MOST_LORAS, SUFFIX, Lora, is_scale, parse_loras
 
 SIBLING_NOTE: Final = "sibling.json"
 LORA_NOTE: Final = "loras.json"
+# In a folder whose weights are random, so that thresholds for trained ones do not fit.
+RANDOM_NOTE: Final = "random.json"
 LORA_FOLDER: Final = "loras"
 _CONFIG: Final = "config.json"
 _CHAINED: Final = "which has LoRAs itself: name its base, and all LoRAs together"

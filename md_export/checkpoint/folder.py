@@ -10,7 +10,7 @@ from typing import Final
 from torch import Tensor, nn
 
 from md_export.checkpoint.configs import SCHEDULER, check_vocabulary, read_model_config, read_trained_substitutions
-from md_export.checkpoint.derived import base_of, loras_of, open_layout, replaced_in
+from md_export.checkpoint.derived import RANDOM_NOTE, base_of, loras_of, open_layout, replaced_in
 from md_export.checkpoint.files import (
     INHERITED,
     TOKENIZER_FILES,
@@ -35,6 +35,8 @@ from md_export.spec.loras import Lora
 from md_export.spec.variant import Variant
 
 _LONGEST_NUMBER: Final = 9
+# Place of the number in the path of a text encoder's layer, ``encoder.layers.11.…``.
+_LAYER: Final = 2
 
 
 @dataclass(frozen=True)
@@ -172,8 +174,20 @@ class Checkpoint:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Lines for the user: what of its LoRA files is left out."""
-        return tuple(note for file in self._lora_files() for note in file.notes)
+        """Lines for the user: what of its files is left out, and whether its weights are random."""
+        rows = family_of(self.config).of(self.components)
+        texts = [row for row in rows if row.folder == "text_encoder"]
+        names = [name for row in texts for name in self._stored(row) if self._is_skipped(row, name)]
+        layers = sorted({int(name.split(".")[_LAYER]) for name in names})
+        skipped = f"text_encoder: layers {', '.join(map(str, layers))} of the file are left out (CLIP skip)"
+        random = "the weights are random, so the recipe's thresholds are lowered by a few dB"
+        own = [skipped] * bool(layers) + [random] * self.is_random
+        return (*own, *(note for file in self._lora_files() for note in file.notes))
+
+    @property
+    def is_random(self) -> bool:
+        """Whether ``md-export init`` made its weights."""
+        return any((folder / RANDOM_NOTE).is_file() for folder in self.folders)
 
     def _lora_files(self) -> list[LoraFile]:
         files = [open_lora(lora) for lora in self.loras]
@@ -200,11 +214,15 @@ class Checkpoint:
             )
         return weights
 
-    def _tensors(self, component: Component) -> dict[str, Tensor]:
+    def _stored(self, component: Component) -> dict[str, Tensor]:
         merged: dict[str, Tensor] = {}
         for weights in self._weights(component):
             merged |= own_tensors(component, weights.read())
-        return {name: tensor for name, tensor in merged.items() if not self._is_skipped(component, name)}
+        return merged
+
+    def _tensors(self, component: Component) -> dict[str, Tensor]:
+        stored = self._stored(component)
+        return {name: tensor for name, tensor in stored.items() if not self._is_skipped(component, name)}
 
     def _is_skipped(self, component: Component, name: str) -> bool:
         """Whether a tensor is of a layer after the last that the config has: CLIP skip by a lower number of layers."""

@@ -110,6 +110,7 @@ class _Planner:
         """Add an export and all steps that lead to it."""
         # All of the checkpoint's components, and no LoRAs, since the checkpoint has them.
         recipe = dataclasses.replace(recipe, loras=()).completed(source.checkpoint.components)
+        recipe = recipe.eased() if source.checkpoint.is_random else recipe
         if recipe.layout == "swift":
             swift_tokenizer(source.checkpoint)
         golden, judging = self._golden(recipe, source)

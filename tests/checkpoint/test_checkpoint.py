@@ -622,6 +622,7 @@ def test_a_text_encoder_of_fewer_layers_than_its_file(folder: Path) -> None:
     layers = json.loads(path.read_text())["num_hidden_layers"]
     whole = open_checkpoint(folder).module("text_encoder")
     edit_json(path, num_hidden_layers=layers - 1)
+    assert open_checkpoint(folder).notes == (f"text_encoder: layers {layers - 1} of the file are left out (CLIP skip)",)
     module = open_checkpoint(folder).module("text_encoder")
     left_out = set(whole.state_dict()) - set(module.state_dict())
     assert (
