@@ -171,6 +171,7 @@ def test_values_beyond_half_precision_are_no_error(folder: Path) -> None:
     assert open_checkpoint(folder).module("unet").state_dict()["conv_in.bias"].max() == 1e6
 
 
+@pytest.mark.seen("weights in shards", "read")
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
 def test_shards_hold_the_same_module(folder: Path, master: Path, suffix: str) -> None:
     shard(folder, UNET, suffix)
@@ -191,6 +192,7 @@ def test_torch_files_hold_the_same_module(
     assert equal_states(open_checkpoint(folder).module(component), open_checkpoint(master).module(component))
 
 
+@pytest.mark.seen("`fp16` variant of the weights", "read")
 def test_half_precision_variant_is_read_when_it_is_the_only_one(folder: Path) -> None:
     (folder / UNET).rename(folder / "unet/diffusion_pytorch_model.fp16.safetensors")
     assert open_checkpoint(folder).weight_files("unet")[0].name == "diffusion_pytorch_model.fp16.safetensors"
@@ -616,6 +618,9 @@ def test_the_epsilon_of_a_text_encoder_is_a_number(folder: Path) -> None:
     assert said == "text_encoder/config.json: layer_norm_eps must be a finite number above 0, not 'small'"
 
 
+@pytest.mark.seen(
+    "CLIP skip by a lower num_hidden_layers", "layers after the count are left out, which is said in a line"
+)
 def test_a_text_encoder_of_fewer_layers_than_its_file(folder: Path) -> None:
     """CLIP skip: the layers after the last one of the config are left out."""
     path = folder / "text_encoder/config.json"
@@ -632,6 +637,7 @@ def test_a_text_encoder_of_fewer_layers_than_its_file(folder: Path) -> None:
     assert "missing" in refusal(folder, "text_encoder")
 
 
+@pytest.mark.seen("added tokens without rows in the text encoder", "refused in a line")
 @pytest.mark.parametrize("file", ["added_tokens.json", "tokenizer.json"])
 def test_added_tokens_need_rows_of_the_text_encoder(folder: Path, file: str) -> None:
     rows = json.loads((folder / "text_encoder/config.json").read_text())["vocab_size"]

@@ -214,6 +214,7 @@ def test_archs_fit_together(name: str) -> None:
     assert config.image_size == {"nano": 64}.get(name, 512)
 
 
+@pytest.mark.seen("random weights of `md-export init`", "thresholds that random weights meet, said in a line")
 def test_thresholds_are_lower_for_random_weights_alone(tmp_path: Path, nano: Path) -> None:
     """Sums of random terms cancel: float16 leaves 52.7 dB of this decoder, and the recipe's 55 suit trained ones."""
     made, recipe = init_checkpoint(tmp_path / "made", "nano", 0), load_recipe(builtin_recipe("onnx", "fp16"))

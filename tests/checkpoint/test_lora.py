@@ -108,6 +108,7 @@ def changes(path: Path, module: nn.Module, scale: float | None = 1.0, component:
     return changes_of(open_lora(Lora(path, path.name, scale)), component, module)
 
 
+@pytest.mark.seen("LoRA of kohya, diffusers and peft", "fused to the same weights")
 @pytest.mark.parametrize("style", ["kohya", "diffusers", "older", "processor", "peft", "adapter", "sgm", "comfy"])
 def test_all_styles_say_the_same(unet: nn.Module, tmp_path: Path, style: str) -> None:
     paths = [LINEAR, OUT] if style == "processor" else list(HALVES)

@@ -207,6 +207,7 @@ def stored(unet: nn.Module, path: str) -> Array:
     return unet.get_parameter(f"{path}.weight").numpy().astype(np.float64)
 
 
+@pytest.mark.seen("LoHa, LoKr, LoCon, DoRA, full differences", "fused by their own formulas")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dora", ["", "outputs", "inputs"])
 def test_values(unet: nn.Module, tmp_path: Path, form: str, dora: str) -> None:
@@ -263,6 +264,7 @@ def _arguments(layer: nn.Module) -> tuple[object, ...]:
     return layer.in_features, layer.out_features, layer.bias is not None
 
 
+@pytest.mark.seen("LyCORIS norms and biases beside LoRA keys", "applied")
 def test_norms_biases_and_dora_in_one_unet(opened: Checkpoint, tmp_path: Path) -> None:
     """LyCORIS' changes of norms and biases, DoRA in both directions, and a second file over the first."""
     first = {
@@ -303,6 +305,7 @@ def test_norms_biases_and_dora_in_one_unet(opened: Checkpoint, tmp_path: Path) -
         check_fused(new, base, added[:-1], inputs, "it", lambda _: None)
 
 
+@pytest.mark.seen("LoRA in bfloat16 or float8", "read")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2])
 def test_storage(unet: nn.Module, tmp_path: Path, dtype: torch.dtype) -> None:
     down, up = (values(noise(*shape)).to(dtype) for shape in ((R, 80), (80, R)))
@@ -321,6 +324,7 @@ def peft_names(start: str, adapter: str, end: str = ".weight") -> tuple[str, str
 STARTS = ["base_model.model.", "base_model.model.unet.", "unet.base_model.model.", "unet.", ""]
 
 
+@pytest.mark.seen("peft with any adapter name and nested prefixes", "read")
 @pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("adapter", ["", ".default", ".my_style"])
 def test_any_adapter_and_nesting(unet: nn.Module, tmp_path: Path, start: str, adapter: str) -> None:
@@ -359,6 +363,7 @@ def test_dora_of_peft(unet: nn.Module, tmp_path: Path) -> None:
         assert not np.allclose(wanted, other, atol=1e-2)
 
 
+@pytest.mark.seen("`adapter_config.json` of peft", "alpha and rank patterns are used")
 @pytest.mark.parametrize(
     ("config", "scale"),
     [
@@ -446,6 +451,7 @@ def test_a_bias_of_peft(unet: nn.Module, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.seen("`bundle_emb` in a LoRA", "left out, which is said in a line")
 def test_bundled_embeddings_are_left_out_with_a_line(nano: Path, tmp_path: Path) -> None:
     tensors = {key(LINEAR, "lora_down.weight"): noise(R, 80), key(LINEAR, "lora_up.weight"): noise(80, R)}
     file = written(tmp_path, tensors | {"bundle_emb.easyneg.string_to_param.*": noise(2, 128)})
@@ -472,6 +478,7 @@ NAMED = {
 }
 
 
+@pytest.mark.seen("OFT, IA³, GLoRA and others", "refused as what they are")
 @pytest.mark.parametrize("part", NAMED)
 def test_what_cannot_be_used_is_named(unet: nn.Module, tmp_path: Path, part: str) -> None:
     tensors = {key(LINEAR, "lora_down.weight"): noise(R, 80), key(LINEAR, "lora_up.weight"): noise(80, R)}

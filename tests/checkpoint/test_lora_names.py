@@ -12,6 +12,7 @@ from md_export.checkpoint.single_file import UNET
 from single_file import unet_name
 
 
+@pytest.mark.seen("LoRA with SGM's and ComfyUI's block names", "mapped to diffusers' names")
 def test_every_module_of_a_small_one(stable_checkpoint: Path) -> None:
     names = load_file(stable_checkpoint / "unet/diffusion_pytorch_model.safetensors")
     paths = {name.rpartition(".")[0] for name in names}

@@ -12,6 +12,7 @@ from md_export.checkpoint.files import tokenizer_tables
 from md_export.errors import CheckpointError
 
 
+@pytest.mark.seen("tokenizer as transformers 5 saves it", "vocabulary and merges are taken from `tokenizer.json`")
 def test_the_same_tables_from_either_form(nano: Path, tmp_path: Path) -> None:
     CLIPTokenizer.from_pretrained(str(nano / "tokenizer")).save_pretrained(tmp_path)
     for name in ("vocab.json", "merges.txt"):

@@ -78,6 +78,9 @@ def changed(unet: Callable[[Arrays], Arrays], output: Callable[[Array], Array] =
     return run
 
 
+@pytest.mark.seen(
+    "guided pictures that do not follow the prompt", "rejected: the difference of the two halves has its own threshold"
+)
 def test_an_artifact_that_loses_the_difference_of_the_prompt_is_rejected(out: Path) -> None:
     """Only the check of the difference is to notice; the same export as it is has the figure, far above 10 dB."""
     (mutation,) = (one for one in MUTATIONS if one.caught[Hashes.KEPT] is Check.GUIDANCE)
@@ -88,6 +91,7 @@ def test_an_artifact_that_loses_the_difference_of_the_prompt_is_rejected(out: Pa
     assert unet is not None and unet.guidance_snr_db is not None and unet.guidance_snr_db > 60
 
 
+@pytest.mark.seen("negative prompt of a recipe", "is in the golden cases and the guided batch")
 def test_a_negative_prompt_is_in_the_golden_cases(nano: Path, tmp_path: Path) -> None:
     plan = SamplerPlan(2, "ddim", 7.5, negative="a red square")
     write_golden(golden_source(open_checkpoint(nano), sampler=plan), REQUESTS[:1], tmp_path)

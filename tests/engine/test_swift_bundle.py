@@ -43,6 +43,7 @@ def other_tokenizer(nano: Path, folder: Path) -> Path:
     return Path(copy)
 
 
+@pytest.mark.seen("`pad_token` of Stable Diffusion 2 with `--layout swift`", "refused before any work")
 def test_another_padding_is_refused(nano: Path, tmp_path: Path) -> None:
     """Stable Diffusion 2's text encoder, for one, was trained with "!" there."""
     checkpoint = other_tokenizer(nano, tmp_path / "checkpoint")

@@ -43,6 +43,7 @@ def wide_cases(other_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     return cases_of(other_checkpoint, tmp_path_factory.mktemp("golden") / "wide", WIDE)
 
 
+@pytest.mark.seen("size that is not square", "`--size 512x768`, width and height")
 @pytest.mark.slow
 @pytest.mark.parametrize(("target", "precision", "parts"), [("onnx", "fp32", ()), ("tflite", "fp16", ("unet",))])
 def test_pictures_that_are_not_square(
@@ -76,6 +77,7 @@ def test_what_is_no_size(text: str, tmp_path: Path) -> None:
     assert (result.exit_code, "is no size" in result.output) == (2, True)
 
 
+@pytest.mark.seen("one-step model that starts before the last timestep", "`--timestep 800`, as Hyper-SD needs")
 def test_the_step_at_another_timestep_is_that_of_the_scheduler(other_config: ModelConfig) -> None:
     """Hyper-SD's one-step models begin at 800."""
     schedule = other_config.schedule
@@ -106,6 +108,7 @@ def test_one_timestep_and_many_steps_exclude_each_other() -> None:
         load_recipe(builtin_recipe("onnx", "fp32")).varied(Variant(timestep=800)).sampled(4, 1.0)
 
 
+@pytest.mark.seen("CLIP skip", "`--clip-skip 1` is diffusers' `clip_skip=1`")
 def test_clip_skip_is_diffusers_clip_skip(nano: Path) -> None:
     """``clip_skip`` n of diffusers' pipelines: the hidden state before the last n layers, through the last norm."""
     reference: Any = CLIPTextModel.from_pretrained(nano / "text_encoder", attn_implementation="eager")

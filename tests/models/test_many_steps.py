@@ -265,6 +265,7 @@ def test_an_app_reads_every_step_from_an_artifact(nano: Path) -> None:
     assert steps_notes(checkpoint, None) == {}
 
 
+@pytest.mark.seen("negative prompt for a picture", "takes the place of the empty prompt")
 def test_a_negative_prompt_is_what_guidance_leads_away_from(nano: Path) -> None:
     torch.set_num_threads(1)
     plan, request = SamplerPlan(2, "ddim", 3.0), ("a large red circle", 0)

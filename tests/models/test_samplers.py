@@ -95,6 +95,10 @@ def apart(made: Any, wanted: torch.Tensor) -> float:
     return float(np.abs(made - wanted.numpy()).max() / max(1.0, float(wanted.abs().max())))
 
 
+@pytest.mark.seen(
+    "sampler: DDIM, Euler, Euler ancestral, DPM++ 2M, LCM, TCD",
+    "each step equals diffusers' scheduler, for all prediction types and timestep spacings",
+)
 @pytest.mark.parametrize(
     "schedule", SCHEDULES, ids=lambda s: f"{s.prediction_type}-{s.timestep_spacing}-{s.rescale_betas_zero_snr:d}"
 )
@@ -110,6 +114,7 @@ def test_every_step_is_that_of_diffusers(
         assert same(schedule, method, steps, monkeypatch) <= most
 
 
+@pytest.mark.seen("sampler: flow-match Euler", "each step equals diffusers' scheduler")
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize("steps", [1, 4, 20])
 def test_every_step_of_flow_matching(shift: float, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,6 +187,7 @@ def test_golden_cases_and_artifacts_tell_the_steps(nano: Path, tmp_path: Path) -
     assert [float(value) for value in notes["scale"].split(",")] == [step.scale for step in steps.steps]
 
 
+@pytest.mark.seen("few steps without guidance", "batch 1 and no empty prompt")
 @pytest.mark.parametrize("method", ["ddim", "euler_ancestral", "lcm"])
 def test_without_guidance_each_call_gets_one_prompt(nano: Path, tmp_path: Path, method: Method) -> None:
     """And the noise that steps add is among the case's values."""
@@ -196,6 +202,9 @@ def test_without_guidance_each_call_gets_one_prompt(nano: Path, tmp_path: Path, 
     assert not added or case.values["given.fresh_noise"].shape[0] == added
 
 
+@pytest.mark.seen(
+    "a model that was not trained for one step", "exported, with a line that says so; the cost of guidance is said"
+)
 @pytest.mark.parametrize(
     ("family", "schedule", "method", "plan", "said"),
     [

@@ -90,6 +90,7 @@ def test_generate_wires_the_components() -> None:
     assert np.all(values["made.picture"] == 0.75)
 
 
+@pytest.mark.seen("prompt that is longer than the window", "a line names the words that are cut")
 def test_what_of_a_prompt_has_no_place(nano: Path) -> None:
     tokenizer = nano / "tokenizer"
     assert words_cut(tokenizer, "a red circle", 5) == ""
@@ -102,6 +103,7 @@ def test_what_of_a_prompt_has_no_place(nano: Path) -> None:
     assert line.count("red circle") == 40 - 19
 
 
+@pytest.mark.seen("textual inversion with several vectors", "the prompt is expanded as diffusers does")
 @pytest.mark.parametrize("prompt", ["a <cat> on a mat", "<cat>", "<cat>, <dog> and <cat>", "a cat", "<bird>"])
 def test_every_vector_of_a_textual_inversion_is_used(nano: Path, tmp_path: Path, prompt: str) -> None:
     """As diffusers expands the prompt: a token for each vector, of which only the first is written."""

@@ -90,6 +90,7 @@ def test_one_step_does_not_depend_on_the_sampler(folder: Path, scheduler: str) -
     assert (step.a, step.b) == pytest.approx((STEP.a, STEP.b), rel=1e-6)
 
 
+@pytest.mark.seen("configs as diffusers saves them", "read")
 @pytest.mark.parametrize(
     "fields",
     [
@@ -122,6 +123,7 @@ def test_a_vae_of_before_the_scaling_factor(folder: Path) -> None:
     assert read_config(folder).vae == STABLE.vae
 
 
+@pytest.mark.seen("in-painting UNet of Stable Diffusion", "read")
 def test_in_painting_has_nine_channels(folder: Path) -> None:
     edit(folder, UNET, in_channels=9)
     config = read_config(folder)
@@ -165,6 +167,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.seen("a config that asks for another function", "refused by the field's name")
 @pytest.mark.parametrize(("fields", "said"), REFUSED, ids=["+".join(fields) for fields, _ in REFUSED])
 def test_another_function_is_refused_by_its_field(folder: Path, fields: dict[str, Any], said: str) -> None:
     edit(folder, UNET, **fields)

@@ -62,6 +62,7 @@ def tiny(theirs: Any, other_checkpoint: Path, tmp_path_factory: pytest.TempPathF
     return folder
 
 
+@pytest.mark.seen("AutoencoderTiny (TAESD) as `vae/`", "decoder and encoder compute what diffusers' class computes")
 def test_both_halves_compute_what_diffusers_computes(theirs: Any, tiny: Path) -> None:
     checkpoint = open_checkpoint(tiny)
     assert checkpoint.config.vae == TinyConfig(**SIZES)
@@ -120,6 +121,7 @@ def adapted(checkpoint: Path, out: Path, *vaes: Path) -> Result:
     return CliRunner().invoke(cli, arguments)
 
 
+@pytest.mark.seen("TAESD in its author's files; another VAE's folder", "`md-export adapt --vae`")
 def test_the_authors_files_take_the_place_of_a_vae(
     theirs: Any, tiny: Path, other_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -154,6 +156,7 @@ def test_files_that_are_no_tiny_autoencoder(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.seen("FLUX.2's tiny autoencoder", "normalised middle blocks; trained weights make a picture again")
 @pytest.mark.skipif(not WEIGHTS.is_dir(), reason="the trained weights of FLUX.2's tiny autoencoder are not here")
 def test_trained_weights_in_the_authors_names(other_config: ModelConfig, tmp_path: Path) -> None:
     """Their encoder and decoder make a picture again, which another order of the blocks' parts would not."""

@@ -266,6 +266,7 @@ def test_a_rule_that_contradicts_itself_is_refused(old: str, new: str, said: str
         recipe_from_toml(with_rules(RULES.replace(old, new)), Path("r.toml"))
 
 
+@pytest.mark.seen("a recipe that changes a few fields of another", "`extends`")
 def test_a_recipe_extends_another(tmp_path: Path) -> None:
     """Tables are merged field by field; everything else of the file replaces the other's."""
     (tmp_path / "own").mkdir()
