@@ -129,7 +129,7 @@ class Block:
 
 def stack(channels: int, size: int, self_attention: bool) -> Block:
     def make() -> nn.Module:
-        config = arch_config("md").unet
+        config = arch_config("md").denoiser
         assert isinstance(config, MDUNetConfig)
         return TransformerStack(config, channels, 1, self_attention)
 

@@ -57,7 +57,7 @@ class Subject:
             time_embed_dim=128,
         )
         text = {**config.text_encoder, "hidden_size": 96, "intermediate_size": 384}
-        return dataclasses.replace(config, unet=unet, text_encoder=text)
+        return dataclasses.replace(config, denoiser=unet, text_encoder=text)
 
     def module(self) -> nn.Module:
         """Random weights; the norms' affines too, which a trained model has and a fresh one lacks."""

@@ -26,11 +26,11 @@ RECIPES: Final = ("onnx --fp16", "onnx --int8", "coreml --fp16", "coreml --int8"
 def main(weights: Path, side: int) -> None:
     """Print a table of what each recipe makes of both halves."""
     config = arch_config("nano")
-    unet = dataclasses.replace(config.unet, in_channels=32, out_channels=32, sample_size=side // 8)
+    unet = dataclasses.replace(config.denoiser, in_channels=32, out_channels=32, sample_size=side // 8)
     vae = dataclasses.replace(config.vae, latent_channels=32)
     with tempfile.TemporaryDirectory() as scratch:
         base, made = Path(scratch) / "base", Path(scratch) / "made"
-        write_checkpoint(base, dataclasses.replace(config, unet=unet, vae=vae), seed=0)
+        write_checkpoint(base, dataclasses.replace(config, denoiser=unet, vae=vae), seed=0)
         halves = [weights / f"taef2_{half}.safetensors" for half in ("decoder", "encoder")]
         files = [word for half in halves for word in ("--vae", str(half))]
         run("adapt", str(base), *files, "-o", str(made))

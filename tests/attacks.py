@@ -85,10 +85,11 @@ def tokenized(folder: Path) -> None:
 
     checkpoint = open_checkpoint(folder)
     assert tokenize(checkpoint.tokenizer_dir, "a" * 4000 + "!", 77).shape == (1, 77)
-    checkpoint.copy_tokenizer(folder / "copied")
-    copied = sorted(file.name for file in (folder / "copied").iterdir())
-    assert "evil" not in " ".join(copied)
-    assert not any(SECRET in file.read_text(errors="replace") for file in (folder / "copied").iterdir())
+    (folder / "copied").mkdir()
+    checkpoint.copy_tokenizers(folder / "copied")
+    copied = sorted((folder / "copied" / "tokenizer").iterdir())
+    assert "evil" not in " ".join(file.name for file in copied)
+    assert not any(SECRET in file.read_text(errors="replace") for file in copied)
 
 
 def golden(folder: Path) -> None:

@@ -95,7 +95,7 @@ def other_config() -> ModelConfig:
             "bos_token_id": 598,
             "eos_token_id": 599,
         },
-        unet=MDUNetConfig(
+        denoiser=MDUNetConfig(
             sample_size=8,
             block_out_channels=(16, 48, 64),
             cross_attention_dim=48,

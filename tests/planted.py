@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from md_export import __version__
-from md_export.models.families import WIRING
+from md_export.models.families.mobile_diffusion import MOBILE_DIFFUSION
 from md_export.models.sampling.generate import Pipeline
 from md_export.models.walk import Runners
 from md_export.parity.golden.folder import GoldenSource, read_golden, write_golden
@@ -168,7 +168,16 @@ def write_export(plant: str, out: Path, tokenizer: Path, target: str = "tflite",
         COMPONENT: Answer("image", module),
     }
     pipeline = Pipeline(
-        WIRING, WIRING.required, Runners(runners), tokenizer, 77, LATENT, 1, inpaints=False, one_step=STEP, steps=None
+        MOBILE_DIFFUSION,
+        MOBILE_DIFFUSION.required,
+        Runners(runners),
+        {"tokenizer": tokenizer},
+        77,
+        LATENT,
+        1,
+        inpaints=False,
+        one_step=STEP,
+        steps=None,
     )
     source = GoldenSource(pipeline, "planted")
     write_golden(source, [("a", 0)], out / GOLDEN_FOLDER)

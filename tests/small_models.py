@@ -23,7 +23,7 @@ NANO = ModelConfig(
         "bos_token_id": 1,
         "eos_token_id": 2,
     },
-    unet=MDUNetConfig(
+    denoiser=MDUNetConfig(
         sample_size=8,
         block_out_channels=(32, 64, 96),
         cross_attention_dim=32,
@@ -42,7 +42,7 @@ NANO = ModelConfig(
 )
 OTHER = ModelConfig(
     text_encoder={**NANO.text_encoder, "hidden_size": 48, "num_attention_heads": 3},
-    unet=MDUNetConfig(
+    denoiser=MDUNetConfig(
         sample_size=16,
         block_out_channels=(24, 40, 80),
         cross_attention_dim=48,
@@ -73,7 +73,7 @@ STABLE = ModelConfig(
         "bos_token_id": 518,
         "eos_token_id": 519,
     },
-    unet=DiffusersUNetConfig(
+    denoiser=DiffusersUNetConfig(
         sample_size=16,
         block_out_channels=(32, 64),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),

@@ -60,19 +60,19 @@ LITE_VAE: Final = VAEConfig(
 
 def _md() -> ModelConfig:
     """MobileDiffusion (table 6), 512×512 pictures: UNet 386 M, whole model 520 M parameters."""
-    return ModelConfig(text_encoder=CLIP_VIT_L_14, unet=MDUNetConfig(), vae=LITE_VAE)
+    return ModelConfig(text_encoder=CLIP_VIT_L_14, denoiser=MDUNetConfig(), vae=LITE_VAE)
 
 
 def _md_lite() -> ModelConfig:
     """MD-Lite: innermost width 896, two transformer layers a block in Up-3."""
     unet = MDUNetConfig(block_out_channels=(320, 640, 896), up_layers=2)
-    return replace(_md(), unet=unet)
+    return replace(_md(), denoiser=unet)
 
 
 def _sd15() -> ModelConfig:
     """Stable Diffusion 1.5, and 1.4: UNet 860 M, whole model 1,032 M parameters without the VAE's encoder."""
     vae = VAEConfig(latent_channels=4, block_out_channels=(128, 256, 512, 512), scaling_factor=0.18215)
-    return ModelConfig(text_encoder=CLIP_VIT_L_14, unet=DiffusersUNetConfig(cross_attention_dim=768), vae=vae)
+    return ModelConfig(text_encoder=CLIP_VIT_L_14, denoiser=DiffusersUNetConfig(cross_attention_dim=768), vae=vae)
 
 
 def _nano() -> ModelConfig:
@@ -98,14 +98,10 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 # Folder → its weight file, by the names that transformers and diffusers write.
 FILES: Final[Mapping[str, str]] = {
     "text_encoder": "model.safetensors",
+    "text_encoder_2": "model.safetensors",
     "unet": "diffusion_pytorch_model.safetensors",
+    "transformer": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
-}
-_CLASSES: Final[Mapping[str, tuple[str, str]]] = {
-    "text_encoder": ("transformers", "CLIPTextModel"),
-    "tokenizer": ("transformers", "CLIPTokenizer"),
-    "vae": ("diffusers", "AutoencoderKL"),
-    "scheduler": ("diffusers", "DDIMScheduler"),
 }
 # Of schedulers that the class above is not.
 ONLY_FOR_SOME: Final = {"rescale_betas_zero_snr": False, "original_inference_steps": 50, "shift": 1.0}
@@ -153,12 +149,14 @@ def write_checkpoint(
 def _write_files(folder: Path, config: ModelConfig, seed: int, dtype: torch.dtype) -> None:
     for name, content in config_files(config).items():
         write_json(folder / name, content)
-    _write_tokenizer(folder / "tokenizer", config)
+    for name, encoder, text in config.text_encoders:
+        _write_tokenizer(folder / name, encoder, text)
     for name, file in FILES.items():
         tensors: dict[str, Tensor] = {}
         for component in _components(config, name):
             tensors |= _random_tensors(component, config, seed, dtype)
-        save_file(tensors, folder / name / file, metadata={"format": "pt"})
+        if tensors:
+            save_file(tensors, folder / name / file, metadata={"format": "pt"})
 
 
 def _components(config: ModelConfig, folder: str) -> list[Component]:
@@ -183,13 +181,17 @@ def _parameters(config: ModelConfig) -> int:
 def config_files(config: ModelConfig) -> dict[str, dict[str, object]]:
     """Return file name → JSON content."""
     form = family_of(config).form
-    classes = {**_CLASSES, "unet": form.unet_class}
-    classes |= {"vae": (_CLASSES["vae"][0], TINY_CLASS)} if isinstance(config.vae, TinyConfig) else {}
-    text = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **config.text_encoder}
+    classes = {**form.classes}
+    classes |= {"vae": (classes["vae"][0], TINY_CLASS)} if isinstance(config.vae, TinyConfig) else {}
+    folder, kind = config.denoiser.FOLDER, {"model_type": "clip_text_model"}
+    texts = {
+        f"{name}/config.json": {"architectures": [classes[name][1]], **kind, **text}
+        for _, name, text in config.text_encoders
+    }
     return {
         "model_index.json": {"_class_name": form.pipeline, **{k: list(v) for k, v in classes.items()}},
-        "text_encoder/config.json": text,
-        "unet/config.json": _with_class(form.unet_class, config.unet),
+        **texts,
+        f"{folder}/config.json": _with_class(classes[folder], config.denoiser),
         "vae/config.json": _with_class(classes["vae"], config.vae) | _block_types(config),
         "scheduler/scheduler_config.json": _with_class(classes["scheduler"], config.schedule, ONLY_FOR_SOME),
     }
@@ -203,22 +205,23 @@ def _with_class(library_and_class: tuple[str, str], config: Any, rare: Mapping[s
 
 def _block_types(config: ModelConfig) -> dict[str, object]:
     """Return fields that diffusers' AutoencoderKL needs in addition to ours, for checkpoints of diffusers."""
-    of_diffusers = family_of(config).form.unet_class[0] == _CLASSES["vae"][0]
+    classes = family_of(config).form.classes
+    of_diffusers = classes[config.denoiser.FOLDER][0] == classes["vae"][0]
     if not of_diffusers or isinstance(config.vae, TinyConfig):
         return {}
     levels = len(config.vae.block_out_channels)
     return {"down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels}
 
 
-def _write_tokenizer(folder: Path, config: ModelConfig) -> None:
+def _write_tokenizer(folder: Path, encoder: str, config: Mapping[str, Any]) -> None:
     """Write CLIP's byte-level tokenizer without merges: one token a byte; start and end as in the text encoder."""
     letters = _byte_letters()
     tokens = [*letters, *(letter + "</w>" for letter in letters)]
-    rows = int(config.text_encoder.get("vocab_size", 49408))
-    start, end = (int(config.text_encoder.get(f"{k}_token_id", d)) for k, d in (("bos", 49406), ("eos", 49407)))
+    rows = int(config.get("vocab_size", 49408))
+    start, end = (int(config.get(f"{k}_token_id", d)) for k, d in (("bos", 49406), ("eos", 49407)))
     if not len(tokens) <= start < rows or not len(tokens) <= end < rows or start == end:
         raise ConfigError(
-            f"text_encoder/config.json: vocab_size={rows}, bos_token_id={start}, eos_token_id={end}; a byte-level "
+            f"{encoder}/config.json: vocab_size={rows}, bos_token_id={start}, eos_token_id={end}; a byte-level "
             f"tokenizer needs two ids for start and end that lie from {len(tokens)} on and below vocab_size"
         )
     vocabulary = {token: index for index, token in enumerate(tokens)}
@@ -228,7 +231,7 @@ def _write_tokenizer(folder: Path, config: ModelConfig) -> None:
     write_json(folder / "special_tokens_map.json", special)
     settings = {
         "tokenizer_class": "CLIPTokenizer",
-        "model_max_length": config.text_shape[1],
+        "model_max_length": int(config.get("max_position_embeddings", 77)),
         "add_prefix_space": False,
         "do_lower_case": True,
         "errors": "replace",

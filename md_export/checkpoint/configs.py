@@ -8,31 +8,17 @@ import typing
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 from md_export.checkpoint.files import TABLE_LIMIT, Layout, read_json, shown
+from md_export.checkpoint.recognize import family_in
 from md_export.errors import CheckpointError, ConfigError
 from md_export.models.adapter import AdapterConfig
-from md_export.models.config import ModelConfig
-from md_export.models.families import family_by_class
+from md_export.models.config import Config, ModelConfig
 from md_export.models.sampling.sampler import SCHEDULERS
 from md_export.models.sampling.schedule import ScheduleConfig
 from md_export.models.tiny_autoencoder import TINY_CLASS, TinyConfig
 from md_export.models.vae import VAEConfig
-
-
-class Config(Protocol):
-    """A dataclass of the fields of a ``config.json`` that change what is computed.
-
-    Attributes:
-        IGNORED: fields that say nothing our modules do not do anyway.
-        REQUIRED: fields with the only value that is read; another would change the function.
-    """
-
-    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
-    IGNORED: ClassVar[tuple[str, ...]]
-    REQUIRED: ClassVar[Mapping[str, Any]]
-
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
@@ -80,49 +66,64 @@ _TEXT_FIELDS: Final = (
 
 def read_model_config(layout: Layout) -> ModelConfig:
     """Return all configs of a checkpoint; raises :class:`CheckpointError` or :class:`ConfigError` naming the file."""
-    text = read_json(layout.require("text_encoder/config.json"))
-    for field in _TEXT_SIZES:
-        if field in text:
-            _value(f"text_encoder/config.json: {field}", field, text[field], int)
-    if "layer_norm_eps" in text:
-        _value("text_encoder/config.json: layer_norm_eps", "layer_norm_eps", text["layer_norm_eps"], float)
-    unet = read_json(layout.require("unet/config.json"))
-    unet = {name: value for name, value in unet.items() if name != "trained_substitutions"}
-    form = family_by_class(str(unet.get("_class_name"))).form
+    family = family_in(layout)
+    form, folder = family.form, family.form.denoiser.FOLDER
+    texts = {name: _text_config(layout, name) for name in ("text_encoder", "text_encoder_2") if name in family.rows}
+    denoiser = read_json(layout.require(f"{folder}/config.json"))
+    denoiser = {name: value for name, value in denoiser.items() if name != "trained_substitutions"}
     vae = read_json(layout.require("vae/config.json"))
     tiny = vae.get("_class_name") == TINY_CLASS
     adapter, controlnet = (layout.find(f"{name}/config.json") for name in ("t2i_adapter", "controlnet"))
+    for name, file in (("t2i_adapter", adapter), ("controlnet", controlnet)):
+        if file is not None and name not in family.rows:
+            raise ConfigError(f"{name}/ is there, but none is read beside {form.title}: remove it")
     scheduler = read_json(layout.require(SCHEDULER))
     config = ModelConfig(
-        text_encoder={field: text[field] for field in _TEXT_FIELDS if field in text},
-        unet=parse_config(form.unet, "unet", unet),
+        text_encoder=texts.get("text_encoder", {}),
+        text_encoder_2=texts.get("text_encoder_2"),
+        denoiser=parse_config(form.denoiser, folder, denoiser),
         vae=parse_config(TinyConfig, "vae", vae) if tiny else parse_config(VAEConfig, "vae", {**form.vae, **vae}),
         schedule=parse_config(ScheduleConfig, "scheduler", scheduler),
         adapter=None if adapter is None else parse_config(AdapterConfig, "t2i_adapter", read_json(adapter)),
-        controlnet=None if controlnet is None else parse_config(form.controlnet, "controlnet", read_json(controlnet)),
+        controlnet=parse_config(form.controlnet, "controlnet", read_json(controlnet))
+        if controlnet and form.controlnet
+        else None,
         method=SCHEDULERS.get(str(scheduler.get("_class_name")), "ddim"),
     )
     config.check()
     return config
 
 
-def read_trained_substitutions(layout: Layout) -> tuple[str, ...]:
-    """Return ``trained_substitutions`` of ``unet/config.json``: rewrites that the weights were trained with."""
-    names = read_json(layout.require("unet/config.json")).get("trained_substitutions", [])
+def _text_config(layout: Layout, folder: str) -> dict[str, object]:
+    """Return the fields of a text encoder's ``config.json`` that are read, its sizes checked."""
+    file = f"{folder}/config.json"
+    text = read_json(layout.require(file))
+    for field in _TEXT_SIZES:
+        if field in text:
+            _value(f"{file}: {field}", field, text[field], int)
+    if "layer_norm_eps" in text:
+        _value(f"{file}: layer_norm_eps", "layer_norm_eps", text["layer_norm_eps"], float)
+    return {field: text[field] for field in _TEXT_FIELDS if field in text}
+
+
+def read_trained_substitutions(layout: Layout, folder: str) -> tuple[str, ...]:
+    """Return ``trained_substitutions`` of a denoiser's ``config.json``: rewrites that the weights were trained with."""
+    file = f"{folder}/config.json"
+    names = read_json(layout.require(file)).get("trained_substitutions", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"unet/config.json: trained_substitutions must be a list of rewrite names, not {names!r:.80}")
+        raise ConfigError(f"{file}: trained_substitutions must be a list of rewrite names, not {names!r:.80}")
     return tuple(names)
 
 
-def check_vocabulary(folder: Path, config: ModelConfig) -> None:
+def check_vocabulary(folder: Path, encoder: str, config: Mapping[str, Any]) -> None:
     """Raise :class:`CheckpointError` if a tokenizer's file has an id that the text encoder has no row for."""
-    rows = int(config.text_encoder.get("vocab_size", 49408))
+    rows = int(config.get("vocab_size", 49408))
     path = folder / "vocab.json"
     ids = [value for value in _table(path).values() if isinstance(value, int)]
     if path.is_file() and (not ids or max(ids) >= rows or min(ids) < 0):
         span = f"{min(ids)} to {max(ids)}" if ids else "none"
         raise CheckpointError(
-            f"{path} has token ids {span}, but text_encoder/config.json has vocab_size={rows}: "
+            f"{path} has token ids {span}, but {encoder}/config.json has vocab_size={rows}: "
             "the tokenizer and the text encoder are not of the same model"
         )
     added = _table(folder / "added_tokens.json")

@@ -176,16 +176,16 @@ _FORBIDDEN: Final = ("init_inputs", "auto_map", "vocab_file", "merges_file", "to
 _TEMPLATES: Final = ("chat_template.jinja", "chat_templates")
 
 
-def tokenizer_dir(layout: Layout) -> Path:
-    """Return the sibling's tokenizer folder if it has one, else the parent's."""
-    for folder in (tier / "tokenizer" for tier in reversed(layout.tiers("tokenizer"))):
+def tokenizer_dir(layout: Layout, name: str = "tokenizer") -> Path:
+    """Return the sibling's tokenizer folder ``name`` if it has one, else the parent's."""
+    for folder in (tier / name for tier in reversed(layout.tiers(name))):
         if (folder / "tokenizer.json").is_file():
             return folder
         if folder.is_dir():
             if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
                 return folder
             raise CheckpointError(f"{folder} holds no tokenizer: put vocab.json and merges.txt there")
-    return layout.require("tokenizer/vocab.json").parent
+    return layout.require(f"{name}/vocab.json").parent
 
 
 def check_tokenizer(folder: Path) -> None:

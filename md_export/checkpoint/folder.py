@@ -43,13 +43,14 @@ _LAYER: Final = 2
 class Checkpoint:
     """An opened folder; ``parent`` is the folder that a sibling inherits from.
 
+    ``tokenizers``: where the files of each of the family's tokenizers lie, by its folder's name.
     ``trained_substitutions`` names the rewrites that the UNet was trained to expect. Where the folder only adds
     ``loras`` to another checkpoint, ``base`` is that one's folder, and all files are there.
     """
 
     root: Path
     config: ModelConfig
-    tokenizer_dir: Path
+    tokenizers: dict[str, Path]
     trained_substitutions: tuple[str, ...]
     parent: Path | None = None
     base: Path | None = None
@@ -134,9 +135,15 @@ class Checkpoint:
         """Return the bytes of the tensors of ``name`` in their stored dtype."""
         return sum(tensor.nbytes for tensor in self._tensors(component_of(self.config, name)).values())
 
-    def copy_tokenizer(self, folder: Path) -> None:
-        """Copy the tokenizer's files into the new ``folder``."""
-        copy_tokenizer(self.tokenizer_dir, folder)
+    @property
+    def tokenizer_dir(self) -> Path:
+        """Where the files of the first text encoder's tokenizer lie."""
+        return self.tokenizers["tokenizer"]
+
+    def copy_tokenizers(self, folder: Path) -> None:
+        """Copy each tokenizer's files into a new folder of its name in ``folder``."""
+        for name, source in self.tokenizers.items():
+            copy_tokenizer(source, folder / name)
 
     def sha256(self) -> str:
         """Return the hex digest over names and contents of every config, tokenizer and weight file in use."""
@@ -158,7 +165,8 @@ class Checkpoint:
         layout = self._layout
         rows = [component_of(self.config, name) for name in self.components]
         used = {layout.require(f"{row.folder}/config.json") for row in rows} | {layout.require(SCHEDULER)}
-        used |= {file for file in (self.tokenizer_dir / name for name in TOKENIZER_FILES) if file.is_file()}
+        tables = (folder / name for folder in self.tokenizers.values() for name in TOKENIZER_FILES)
+        used |= {file for file in tables if file.is_file()}
         for component in rows:
             for weights in self._weights(component):
                 used |= {*weights.files, *(() if weights.index is None else (weights.index,))}
@@ -217,7 +225,7 @@ class Checkpoint:
     def _stored(self, component: Component) -> dict[str, Tensor]:
         merged: dict[str, Tensor] = {}
         for weights in self._weights(component):
-            merged |= own_tensors(component, weights.read())
+            merged |= own_tensors(family_of(self.config), component, weights.read())
         return merged
 
     def _tensors(self, component: Component) -> dict[str, Tensor]:
@@ -240,12 +248,19 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     layout = open_layout(path)
     config = read_model_config(layout)
-    tokenizer = tokenizer_dir(layout)
-    check_tokenizer(tokenizer)
-    check_vocabulary(tokenizer, config)
+    tokenizers = {name: tokenizer_dir(layout, name) for name in family_of(config).tokens}
+    for name, encoder, text in config.text_encoders:
+        check_tokenizer(tokenizers[name])
+        check_vocabulary(tokenizers[name], encoder, text)
     base = base_of(path)
     checkpoint = Checkpoint(
-        path, config, tokenizer, read_trained_substitutions(layout), layout.parent, base and layout.root, loras_of(path)
+        path,
+        config,
+        tokenizers,
+        read_trained_substitutions(layout, config.denoiser.FOLDER),
+        layout.parent,
+        base and layout.root,
+        loras_of(path),
     )
     for component in checkpoint.components:
         checkpoint.weight_files(component)

@@ -19,8 +19,7 @@ from torch.overrides import TorchFunctionMode
 from md_export.checkpoint.files import capped, shown
 from md_export.errors import CheckpointError, ConfigError
 from md_export.models.config import ModelConfig
-from md_export.models.families import WIRING
-from md_export.models.graph import Component
+from md_export.models.graph import Component, Family
 from md_export.system.memory import release_tensors
 
 MAX_PARAMETERS: Final = 8_000_000_000
@@ -119,11 +118,11 @@ def _own_name(folder: str, name: str) -> str | None:
     return name
 
 
-def own_tensors(component: Component, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def own_tensors(family: Family, component: Component, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return ``stored`` under the component's names, without tensors of other components in the same file."""
     others = tuple(
         prefix
-        for other in WIRING.components
+        for other in family.components
         if other.folder == component.folder and other.name != component.name
         for prefix in other.key_prefixes
     )

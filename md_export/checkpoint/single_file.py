@@ -85,8 +85,8 @@ def _refuse_others(file: Path, tensors: Tensors) -> None:
 def _with_channels(config: ModelConfig, tensors: Tensors) -> ModelConfig:
     """In-painting models differ in the UNet's first convolution alone."""
     first = tensors.get(_FIRST_CONV)
-    channels = config.unet.in_channels if first is None or first.ndim != 4 else first.shape[1]
-    return replace(config, unet=replace(config.unet, in_channels=channels))
+    channels = config.denoiser.in_channels if first is None or first.ndim != 4 else first.shape[1]
+    return replace(config, denoiser=replace(config.denoiser, in_channels=channels))
 
 
 def _converters(files: Mapping[str, Mapping[str, object]]) -> dict[str, tuple[str, Convert]]:

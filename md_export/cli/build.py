@@ -13,7 +13,7 @@ from md_export.cli import shared
 from md_export.cli.exports import TARGET_TITLES
 from md_export.cli.shared import PATH
 from md_export.errors import ConversionError, ParityError, UsageError
-from md_export.spec.names import COMPONENT_NAMES
+from md_export.spec.names import ORDER
 
 if TYPE_CHECKING:
     from md_export.engine.running import Failure
@@ -148,9 +148,7 @@ ROUNDINGS = ("nearest", "mse", "gptq")
 @click.option("--judge", metavar="COMMAND", help="Called with an export's folder; prints the score for score=VALUE.")
 @click.option("--rounding", type=click.Choice(ROUNDINGS), help="Instead of the recipe's.")
 @click.option("--recipe", "recipe_file", type=PATH, help="A recipe's file or name to start from.")
-@click.option(
-    "--component", "components", type=click.Choice(COMPONENT_NAMES), multiple=True, help="Choose for this one only."
-)
+@click.option("--component", "components", type=click.Choice(ORDER), multiple=True, help="Choose for this one only.")
 @click.option("--prompts", type=PATH, help="Text file with one prompt a line, to measure on.")
 @click.option("--golden", "golden_dir", type=PATH, help="Golden cases to measure on and to be judged by.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes at a time.  [default: one a core]")

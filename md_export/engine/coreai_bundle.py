@@ -39,7 +39,8 @@ def write_assets(recipe: Recipe, checkpoint: Checkpoint, folder: Path, entries: 
     text = json.dumps(metadata(recipe, checkpoint, entries), indent=2, sort_keys=True)
     (folder / METADATA).write_text(text + "\n", encoding="utf-8")
     golden = folder / GOLDEN_FOLDER
-    case = read_case(golden, read_index(golden).cases[0])
+    index = read_index(golden)
+    case = read_case(golden, index.cases[0], index.family)
     (folder / PARITY).mkdir()
     for entry in entries:
         for name, array in _arrays(case, entry):

@@ -19,7 +19,8 @@ from md_export.checkpoint.files import INHERITED, hash_of_folder
 from md_export.checkpoint.modules import build_on_meta
 from md_export.engine.keys import maker
 from md_export.engine.plan import LoraInput
-from md_export.models.families import WIRING, family_of
+from md_export.models.families import family_of
+from md_export.models.graph import Family
 from md_export.models.sampling.generate import tokenize
 from md_export.models.sampling.sampler import one_step, steps_of
 from md_export.models.values import CONDITION
@@ -241,22 +242,22 @@ def is_calibrated(scheme: QuantScheme) -> bool:
     return scheme.is_static or scheme.is_adjusted
 
 
-def makers_of_inputs(files: Mapping[str, str], name: str, inpaints: bool = False) -> list[str]:
-    """Return the hashes of everything that computes a component's inputs: the tokenizer and the components before it.
+def makers_of_inputs(family: Family, files: Mapping[str, str], name: str, inpaints: bool = False) -> list[str]:
+    """Return the hashes of everything that computes a component's inputs: tokenizers and the components before it.
 
     Args:
         files: SHA-256 of the checkpoint's files by name.
         name: the component.
         inpaints: whether the UNet takes a picture's latents.
     """
-    rows = WIRING.components
+    rows = family.components
     steering = tuple(f"{row.folder}/" for row in rows if any(port.source == CONDITION for port in row.inputs))
     if any(file.removeprefix(INHERITED).startswith(steering) for file in files):
         # The condition is computed from a picture, and all components take part in making that picture.
         before = [*rows]
-    elif name == WIRING.encoded.node or (inpaints and not WIRING[name].is_first):
-        before = [*WIRING.required]
+    elif name == family.encoded.node or (inpaints and not family[name].is_first):
+        before = [*family.required]
     else:
-        before = [*takewhile(lambda row: row.name != name, WIRING.required)]
+        before = [*takewhile(lambda row: row.name != name, family.required)]
     folders = dict.fromkeys(row.folder for row in before)
-    return [hash_of_folder(files, folder) for folder in ("tokenizer", *folders)]
+    return [hash_of_folder(files, folder) for folder in (*family.tokens, *folders)]

@@ -11,7 +11,8 @@ import numpy as np
 
 from md_export.checkpoint import open_checkpoint
 from md_export.errors import ArtifactError, UsageError
-from md_export.models.families import WIRING
+from md_export.models.families import family_named
+from md_export.models.graph import Family
 from md_export.models.sampling.advice import advice_on_steps
 from md_export.models.sampling.generate import PictureRequest, Pipeline, words_cut
 from md_export.models.sampling.pictures import Given, Start
@@ -61,19 +62,24 @@ class Export:
     entries: dict[str, ArtifactEntry]
 
     @property
+    def family(self) -> Family:
+        """The checkpoint's family."""
+        return family_named(self.manifest.family)
+
+    @property
     def inpaints(self) -> bool:
         """Whether the UNet takes a picture's latents in addition to the noise."""
-        return self.entries[WIRING.denoised.node].inputs[0].shape[1] > self.latent_shape[1]
+        return self.entries[self.family.denoised.node].inputs[0].shape[1] > self.latent_shape[1]
 
     @property
     def picture_shape(self) -> tuple[int, ...]:
         """Height and width of a picture in pixels."""
-        return self.entries[WIRING.image.node].outputs[0].shape[-2:]
+        return self.entries[self.family.image.node].outputs[0].shape[-2:]
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """Shape ``[1, C, h, w]`` of noise and latents."""
-        return (1, *self.entries[WIRING.image.node].inputs[0].shape[1:])
+        return (1, *self.entries[self.family.image.node].inputs[0].shape[1:])
 
     @property
     def downscale(self) -> int:
@@ -89,7 +95,7 @@ class Export:
     @property
     def neutral(self) -> dict[str, Array]:
         """Neutral values for the inputs that a request without a condition does not provide."""
-        rows = ((WIRING[name], entry) for name, entry in self.entries.items())
+        rows = ((self.family[name], entry) for name, entry in self.entries.items())
         return {key: value for row, entry in rows for key, value in row.neutral(entry.inputs).items()}
 
     @property
@@ -131,7 +137,7 @@ def open_to_run(out: Path) -> Export:
     """Open an export to make pictures; raises :class:`ArtifactError` if it lacks a required component."""
     manifest = read_manifest(out)
     entries = {entry.component: entry for entry in manifest.artifacts}
-    needed = [row.name for row in WIRING.required]
+    needed = [row.name for row in family_named(manifest.family).required]
     for name in needed:
         if name not in entries:
             raise ArtifactError(f"{out} has no {name}; a picture needs all of {', '.join(needed)}: export them all")
@@ -189,12 +195,13 @@ def _pipeline(export: Export) -> Pipeline:
     manifest, noise = export.manifest, export.manifest.schedule
     kind = manifest.one_step.prediction_type
     schedule = None if noise is None else ScheduleConfig(**dataclasses.asdict(noise), prediction_type=kind)
-    first, *_ = WIRING.components
+    family = export.family
+    first, *_ = family.components
     return Pipeline(
-        WIRING,
-        WIRING.of(export.entries),
+        family,
+        family.of(export.entries),
         export,
-        tokenizer_dir=export.out / "tokenizer",
+        tokenizers={name: export.out / name for name in family.tokens},
         text_length=export.entries[first.name].inputs[0].shape[1],
         latent_shape=export.latent_shape,
         downscale=export.downscale,
@@ -212,14 +219,14 @@ def _check_start(export: Export, starts: Sequence[Start]) -> None:
         UsageError: the UNet contains a single fixed timestep, and a strength below 1 needs another.
         ArtifactError: the export has no VAE encoder, or its manifest has no noise schedule.
     """
-    unet = export.entries[WIRING.denoised.node]
+    unet = export.entries[export.family.denoised.node]
     folded = unet.outputs[0].name == LAST.name or TIMESTEP.name not in {spec.name for spec in unet.inputs}
     if folded and export.manifest.steps is None and any(start.strength < 1 for start in starts):
         raise UsageError(
             f"{export.out}: its UNet holds the one timestep {export.manifest.one_step.timestep} (fold_timestep or "
             "fold_x0), and a --strength below 1 starts at another; export without these rewrites"
         )
-    export.entry(WIRING.encoded.node)
+    export.entry(export.family.encoded.node)
     if export.manifest.schedule is None:
         raise ArtifactError(f"{export.out} does not say how much noise a timestep has; export again with --encoder")
 
@@ -266,7 +273,8 @@ def _pictures(
     if negative is not None and not (pipeline.steps and pipeline.steps.is_guided):
         raise UsageError("a negative prompt needs guidance: many steps with --guidance above 1")
     for prompt in dict.fromkeys([*(prompt for prompt, _ in requests), *([negative] if negative else [])]):
-        if cut := words_cut(pipeline.tokenizer_dir, prompt, pipeline.text_length):
+        cuts = [words_cut(folder, prompt, pipeline.text_length) for folder in pipeline.tokenizers.values()]
+        if cut := next(filter(None, cuts), ""):
             tell(f"the prompt is longer than {pipeline.text_length} tokens; this is left out: {cut!r}")
     none = [None] * len(requests)
     rows = zip(requests, given or none, conditions or none, starts or none, strict=True)

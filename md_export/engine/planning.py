@@ -212,7 +212,9 @@ class _Planner:
         }
         cases = calibrated.key if calibrated and dependencies.is_calibrated(scheme) else None
         if calibrated and cases:
-            before = dependencies.makers_of_inputs(checkpoint.file_hashes(), name, checkpoint.config.inpaints)
+            before = dependencies.makers_of_inputs(
+                family_of(checkpoint.config), checkpoint.file_hashes(), name, checkpoint.config.inpaints
+            )
             content["calibrated on"] = {**calibrated.asked, "by": before}
         elif dependencies.is_calibrated(scheme):
             content["calibrated on"] = golden

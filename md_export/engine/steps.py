@@ -19,7 +19,7 @@ from md_export.engine.coreai_bundle import write_assets
 from md_export.engine.hops import explain
 from md_export.engine.running import Job
 from md_export.engine.swift_bundle import check_bundle, write_bundle
-from md_export.models.families import WIRING, family_of
+from md_export.models.families import family_of
 from md_export.models.sampling.sampler import one_step, steps_of
 from md_export.parity.golden.folder import read_golden
 from md_export.parity.golden.prepare import calibration_cases, prepare_golden
@@ -110,7 +110,7 @@ def seal(
     if recipe.target == "coreai":
         write_assets(recipe, checkpoint, folder, entries)
     entries = TARGETS[recipe.target].compile_contexts(recipe.npu, folder, entries, print)
-    checkpoint.copy_tokenizer(folder / "tokenizer")
+    checkpoint.copy_tokenizers(folder)
     manifest = _manifest(recipe, checkpoint, folder, entries, drift)
     write_manifest(manifest, folder)
     result = verify(folder, progress=print)
@@ -121,6 +121,7 @@ def seal(
 def _manifest(
     recipe: Recipe, checkpoint: Checkpoint, folder: Path, entries: tuple[ArtifactEntry, ...], drift: Drift | None
 ) -> Manifest:
+    family = family_of(checkpoint.config)
     return Manifest(
         schema=SCHEMA,
         md_export=__version__,
@@ -128,7 +129,7 @@ def _manifest(
         recipe=recipe,
         checkpoint_sha256=checkpoint.sha256(),
         golden_sha256=read_golden(folder / GOLDEN_FOLDER).sha256,
-        tools=tools_of(recipe.target, family_of(checkpoint.config).form.libraries),
+        tools=tools_of(recipe.target, family.form.libraries),
         one_step=one_step(checkpoint.config),
         artifacts=entries,
         drift=drift,
@@ -136,7 +137,8 @@ def _manifest(
         checkpoint_files=checkpoint.file_hashes(),
         steps=steps_of(checkpoint.config, recipe.sampler),
         loras=added_loras(checkpoint),
-        schedule=checkpoint.config.schedule.noise() if WIRING.encoded.node in recipe.components else None,
+        schedule=checkpoint.config.schedule.noise() if family.encoded.node in recipe.components else None,
+        family=family.form.name,
     )
 
 

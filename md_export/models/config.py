@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final, Protocol
 
 from md_export.errors import ConfigError, UsageError
 from md_export.models.adapter import AdapterConfig
@@ -19,8 +19,46 @@ from md_export.spec.names import Method
 from md_export.spec.variant import TRAINED, Size, Variant
 
 ControlConfig = ControlNetConfig | DiffusersControlNetConfig
-UNetConfig = MDUNetConfig | DiffusersUNetConfig
 AutoencoderConfig = VAEConfig | TinyConfig
+
+
+class Config(Protocol):
+    """A dataclass of the fields of a ``config.json`` that change what is computed.
+
+    Attributes:
+        IGNORED: fields that say nothing our modules do not do anyway.
+        REQUIRED: fields with the only value that is read; another would change the function.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+    IGNORED: ClassVar[tuple[str, ...]]
+    REQUIRED: ClassVar[Mapping[str, Any]]
+
+
+class DenoiserConfig(Config, Protocol):
+    """The fields that a pipeline reads of the component that each step calls; ``FOLDER`` of a checkpoint holds it."""
+
+    FOLDER: ClassVar[str]
+
+    @property
+    def sample_size(self) -> int:
+        """Side of the latent."""
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of its input."""
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of its output."""
+
+    @property
+    def cross_attention_dim(self) -> int:
+        """Width of the text that it attends to."""
+
+    @property
+    def halvings(self) -> int:
+        """How often it halves a latent's side."""
 
 
 def _check(folder: str, field: str, has: object, other: str, other_field: str, wanted: object) -> None:
@@ -43,18 +81,21 @@ _LARGEST_LATENT: Final = 256
 class ModelConfig:
     """The configs of one checkpoint, parsed; ``text_encoder`` keeps transformers' own form.
 
+    ``denoiser``: of the UNet, or of the transformer, that each step calls.
+    ``text_encoder``: empty where a family has none. ``text_encoder_2``: of a family with two.
     ``adapter``, ``controlnet``: of a checkpoint whose UNet is steered by a condition picture, the one or the other.
     ``method``: how its scheduler takes many steps. ``variant``: what :meth:`at` was asked for.
     """
 
     text_encoder: Mapping[str, Any]
-    unet: UNetConfig
+    denoiser: DenoiserConfig
     vae: AutoencoderConfig
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     adapter: AdapterConfig | None = None
     controlnet: ControlConfig | None = None
     method: Method = "ddim"
     variant: Variant = TRAINED
+    text_encoder_2: Mapping[str, Any] | None = None
 
     @property
     def condition_shape(self) -> tuple[int, ...] | None:
@@ -66,14 +107,14 @@ class ModelConfig:
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
         """``[1, C, h, w]`` of the latent."""
-        side, downscale = self.unet.sample_size, self.vae.downscale
+        side, downscale = self.denoiser.sample_size, self.vae.downscale
         width, height = (pixels // downscale for pixels in self.variant.sides or (side * downscale, side * downscale))
         return (1, self.vae.latent_channels, height, width)
 
     @property
     def inpaints(self) -> bool:
         """Whether the UNet takes mask and a picture's latents after the noise: ``2·C + 1`` channels."""
-        return self.unet.in_channels == 2 * self.vae.latent_channels + 1
+        return self.denoiser.in_channels == 2 * self.vae.latent_channels + 1
 
     @property
     def picture_shape(self) -> tuple[int, int]:
@@ -102,14 +143,14 @@ class ModelConfig:
             raise UsageError(f"clip_skip {variant.clip_skip}: the text encoder has {layers} layers; leave out fewer")
         for side in variant.sides or ():
             self._check_side(side)
-        if variant.sides == (self.unet.sample_size * self.vae.downscale,) * 2:
+        if variant.sides == (self.denoiser.sample_size * self.vae.downscale,) * 2:
             variant = dataclasses.replace(variant, size=None)
         skipped = {"num_hidden_layers": layers - variant.clip_skip} if variant.clip_skip else {}
         return dataclasses.replace(self, text_encoder={**self.text_encoder, **skipped}, variant=variant)
 
     def _check_side(self, side: int) -> None:
         """Raise UsageError if the UNet or the decoder cannot make pictures with such a side."""
-        halvings = self.unet.halvings
+        halvings = self.denoiser.halvings
         sides = (2**halvings, _SMALLEST_MAP * 2**halvings, _LARGEST_LATENT)
         step, smallest, largest = (cells * self.vae.downscale for cells in sides)
         if side % step or not smallest <= side <= largest:
@@ -126,22 +167,37 @@ class ModelConfig:
         length = int(self.text_encoder.get("max_position_embeddings", 77))
         return (1, length, int(self.text_encoder.get("hidden_size", 512)))
 
+    @property
+    def text_encoders(self) -> tuple[tuple[str, str, Mapping[str, Any]], ...]:
+        """Folders of each text encoder's tokenizer and of itself, and its config."""
+        both = (
+            ("tokenizer", "text_encoder", self.text_encoder),
+            ("tokenizer_2", "text_encoder_2", self.text_encoder_2),
+        )
+        return tuple((tokenizer, encoder, config) for tokenizer, encoder, config in both if config)
+
+    @property
+    def text_width(self) -> int:
+        """Width of the text that the denoiser attends to: the text encoders' outputs, joined."""
+        return self.text_shape[2] + int((self.text_encoder_2 or {}).get("hidden_size", 0))
+
     def check(self) -> None:
         """Raise :class:`ConfigError` where the components do not fit each other, or two of them steer the UNet."""
-        if self.text_shape[2] != self.unet.cross_attention_dim:
+        file = f"{self.denoiser.FOLDER}/config.json"
+        if self.text_width != self.denoiser.cross_attention_dim:
             raise ConfigError(
-                f"unet/config.json: cross_attention_dim={self.unet.cross_attention_dim}, but the text encoder's "
-                f"hidden_size is {self.text_shape[2]}; they must be equal"
+                f"{file}: cross_attention_dim={self.denoiser.cross_attention_dim}, but the text encoder's "
+                f"hidden_size is {self.text_width}; they must be equal"
             )
         channels = self.vae.latent_channels
-        if self.unet.in_channels not in (channels, 2 * channels + 1):
+        if self.denoiser.in_channels not in (channels, 2 * channels + 1):
             raise ConfigError(
-                f"unet/config.json: in_channels={self.unet.in_channels}, but vae/config.json has "
+                f"{file}: in_channels={self.denoiser.in_channels}, but vae/config.json has "
                 f"latent_channels={channels}; they must be equal, or {2 * channels + 1} for in-painting"
             )
-        if self.unet.out_channels != channels:
+        if self.denoiser.out_channels != channels:
             raise ConfigError(
-                f"unet/config.json: out_channels={self.unet.out_channels}, but vae/config.json has "
+                f"{file}: out_channels={self.denoiser.out_channels}, but vae/config.json has "
                 f"latent_channels={channels}; they must be equal"
             )
         if self.adapter is not None and self.controlnet is not None:
@@ -154,7 +210,9 @@ class ModelConfig:
             self._check_controlnet(self.controlnet)
 
     def _check_adapter(self, adapter: AdapterConfig) -> None:
-        unet, vae = self.unet, self.vae
+        unet, vae = self.denoiser, self.vae
+        # Only families with such a UNet have an adapter.
+        assert isinstance(unet, MDUNetConfig | DiffusersUNetConfig)  # noqa: S101
         _check("t2i_adapter", "channels", adapter.channels, "unet", "block_out_channels", unet.block_out_channels)
         _check("t2i_adapter", "downscale_factor", adapter.downscale_factor, "vae", "an enlargement of", vae.downscale)
         if unet.why_no_adapter:
@@ -168,9 +226,9 @@ class ModelConfig:
                 f"{2 ** (len(widths) - 1)} times smaller, but the VAE makes pictures {downscale} times smaller; the "
                 "ControlNet is for another model"
             )
-        if self.unet.in_channels != self.vae.latent_channels:
+        if self.denoiser.in_channels != self.vae.latent_channels:
             raise ConfigError(
                 "controlnet/ beside a UNet that in-paints; ControlNets are read for UNets that take the noise alone"
             )
         for field in controlnet.OF_UNET:
-            _check("controlnet", field, getattr(controlnet, field), "unet", field, getattr(self.unet, field))
+            _check("controlnet", field, getattr(controlnet, field), "unet", field, getattr(self.denoiser, field))

@@ -75,6 +75,7 @@ class DiffusersUNetConfig:
 
     IGNORED: ClassVar[tuple[str, ...]] = ("dropout", "addition_embed_type_num_heads")
     REQUIRED: ClassVar[Mapping[str, Any]] = PLAIN
+    FOLDER: ClassVar[str] = "unet"
 
     sample_size: int = 64
     in_channels: int = 4

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from md_export.models.values import Called, Kind, Value, is_guided
-from md_export.spec.names import OPTIONAL_NAMES, ORDER, ComponentName
+from md_export.spec.names import ORDER, ComponentName, FamilyName
 from md_export.spec.tensors import Array, Arrays, TensorSpec
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from md_export.models.config import ControlConfig, ModelConfig, UNetConfig
+    from md_export.models.config import ControlConfig, DenoiserConfig, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ class Component:
         folder: of its config and weights in a checkpoint, which several components may share.
         build: torch module for a checkpoint's configs.
         key_prefixes: of the names of its weights in the folder's files.
+        optional: checkpoints may do without it.
         needed: whether a picture of such a checkpoint needs it.
     """
 
@@ -90,17 +91,13 @@ class Component:
     outputs: tuple[Output, ...]
     key_prefixes: tuple[str, ...] = ("",)
     called: Called = "once"
+    optional: bool = False
     needed: Callable[[ModelConfig], bool] = lambda _: True
 
     def __getitem__(self, output: str) -> Value:
         """Return the reference to an output; KeyError for one that it does not give."""
         kinds = {one.name: one.kind for one in self.outputs}
         return Value(self.name, output, kinds[output], self.called)
-
-    @property
-    def optional(self) -> bool:
-        """Whether checkpoints may do without it."""
-        return self.name in OPTIONAL_NAMES
 
     @property
     def is_first(self) -> bool:
@@ -149,20 +146,25 @@ class Form:
     """The files that a family's checkpoints are recognized and written by.
 
     Attributes:
-        name: of the architecture that stands for the family.
-        unet, controlnet: of the fields of ``config.json``.
+        name: of the family; also of the architecture that stands for it.
+        title: as people call its models.
         pipeline: diffusers' class of the whole.
-        unet_class: library and class of the UNet; a config that names another family's is not of this one.
+        classes: library and class of what each folder holds.
+        denoiser: of the fields of its ``config.json``.
+        marks: values of these fields that tell it from another family with the same class.
+        controlnet: of the fields of ``config.json``; None where ControlNets are not read.
         libraries: distributions beside torch and transformers that compute it.
         vae: fields of ``vae/config.json`` that its checkpoints may leave out.
         one_step: its models are trained to make a picture in one step.
     """
 
-    name: str
-    unet: type[UNetConfig]
-    controlnet: type[ControlConfig]
+    name: FamilyName
+    title: str
     pipeline: str
-    unet_class: tuple[str, str]
+    classes: Mapping[str, tuple[str, str]]
+    denoiser: type[DenoiserConfig]
+    marks: Mapping[str, object] = field(default_factory=dict)
+    controlnet: type[ControlConfig] | None = None
     libraries: tuple[str, ...] = ()
     vae: Mapping[str, object] = field(default_factory=dict)
     one_step: bool = False
@@ -177,6 +179,7 @@ class Family:
         denoised: the output that each step of the sampler takes.
         encoded: the output that a given picture's latents are.
         image: the output that is the picture.
+        tokens: token ids of a prompt, by the folder of the tokenizer that makes them.
     """
 
     form: Form
@@ -185,6 +188,7 @@ class Family:
     denoised: Value
     encoded: Value
     image: Value
+    tokens: Mapping[str, Value]
     rows: dict[str, Component] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -44,6 +44,7 @@ class MDUNetConfig:
 
     IGNORED: ClassVar[tuple[str, ...]] = ()
     REQUIRED: ClassVar[Mapping[str, Any]] = {}
+    FOLDER: ClassVar[str] = "unet"
     why_no_adapter: ClassVar[str] = ""
 
     sample_size: int = 64

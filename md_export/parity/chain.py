@@ -10,7 +10,7 @@ from typing import Generic
 import numpy as np
 
 from md_export.errors import MdExportError
-from md_export.models.families import WIRING
+from md_export.models.families import family_named
 from md_export.models.sampling.sampler import Sampler
 from md_export.models.values import MADE
 from md_export.models.walk import Steps, Tensors, walk
@@ -53,10 +53,11 @@ def judge_on_the_way(
     """
     manifest = export.manifest
     crew, names = _Judges(export, cases, judge, take, tell), [entry.component for entry in manifest.artifacts]
-    rows = [row for row in WIRING.components if row.name in names]
-    whole = {row.name for row in WIRING.required} <= set(names) and (take is not None or manifest.steps is None)
+    family = family_named(manifest.family)
+    rows = [row for row in family.components if row.name in names]
+    whole = {row.name for row in family.required} <= set(names) and (take is not None or manifest.steps is None)
     begun = [_begin(manifest, case) for case in cases] if whole else []
-    walked = walk(WIRING, rows, crew, begun, Sampler(manifest.steps or manifest.one_step))
+    walked = walk(family, rows, crew, begun, Sampler(manifest.steps or manifest.one_step))
     pictures = tuple(np.asarray(values[MADE.key], np.float32) for values in walked if MADE.key in values)
     picture = judge_picture(manifest, cases, pictures) if whole else None
     return Walked(tuple(crew.verdicts[name] for name in names), picture, pictures)
@@ -64,7 +65,8 @@ def judge_on_the_way(
 
 def _begin(manifest: Manifest, case: GoldenCase) -> Tensors:
     """Return the values of a golden case that a walk begins with: what was given, and what the export cannot make."""
-    lacked = [name for name in WIRING.rows if name not in {entry.component for entry in manifest.artifacts}]
+    made = {entry.component for entry in manifest.artifacts}
+    lacked = [name for name in family_named(manifest.family).rows if name not in made]
     beginnings = tuple(f"{node}." for node in ("given", *lacked))
     return {key: value for key, value in case.values.items() if key.startswith(beginnings)}
 
@@ -85,7 +87,7 @@ class _Judges(Generic[Engine]):
         self.tell(component)
         subject = Subject(self.export, self.export.manifest.entry_for(component), self.cases)
         # One that no other component feeds takes its golden inputs.
-        others = [] if WIRING[component].is_first else batches
+        others = [] if family_named(self.export.manifest.family)[component].is_first else batches
         self.verdicts[component], made = self.judge(subject, others)
         chained = made[-len(batches) :] if batches else []
         return [unpacked(self.export.manifest.recipe, subject.entry, outputs) for outputs in chained]

@@ -14,7 +14,7 @@ from typing import Final
 from md_export.checkpoint import Checkpoint
 from md_export.checkpoint.files import hash_of_files, hash_of_folder
 from md_export.errors import ArtifactError, GoldenError
-from md_export.models.families import WIRING
+from md_export.models.families import family_named
 from md_export.models.values import LATENT
 from md_export.parity.golden.folder import INDEX, GoldenSet, read_golden
 from md_export.parity.metrics import Check, Fault
@@ -79,7 +79,8 @@ def check_belongs(manifest: Manifest, golden: GoldenSet, own: bool) -> None:
 
 def _check_size(manifest: Manifest, golden: GoldenSet) -> None:
     """Raise :class:`GoldenError` where the cases are of pictures of another size."""
-    rows = ((entry, WIRING[entry.component]) for entry in manifest.artifacts)
+    family = family_named(manifest.family)
+    rows = ((entry, family[entry.component]) for entry in manifest.artifacts)
     latents = [entry.inputs[0].shape for entry, row in rows if row.inputs[0].source.kind is LATENT]
     found = golden.cases[0].latent_sides
     if latents and latents[0][2:] != found:
@@ -115,7 +116,7 @@ def note_faults(manifest: Manifest, entry: ArtifactEntry, notes: Mapping[str, st
         lines.append(
             "the manifest's files of the checkpoint are not those of its checkpoint; it was edited, export again"
         )
-    source = hash_of_folder(manifest.checkpoint_files, WIRING[entry.component].folder)
+    source = hash_of_folder(manifest.checkpoint_files, family_named(manifest.family)[entry.component].folder)
     if component != entry.component:
         lines.append(f"it says that it is {component!r:.40}; export again")
     elif made_from != source:

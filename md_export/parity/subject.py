@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from md_export.models.families import WIRING
+from md_export.models.families import family_named
 from md_export.parity.golden.case import GoldenCase
 from md_export.parity.golden.surface import each_call, golden_inputs, golden_outputs, named
 from md_export.parity.metrics import Check, Fault, compare, first_fault, guidance_snr_db, worst
@@ -77,8 +77,9 @@ class Subject:
         return parity, shortfalls(parity, self.tolerance)
 
     def _figures(self, made: Array, wanted: Array) -> Parity:
-        steps, figures = self.export.manifest.steps, compare(made, wanted)
-        if self.entry.component != WIRING.denoised.node or steps is None or steps.guidance is None:
+        manifest, figures = self.export.manifest, compare(made, wanted)
+        denoises = self.entry.component == family_named(manifest.family).denoised.node
+        if not denoises or manifest.steps is None or manifest.steps.guidance is None:
             return figures
         return dataclasses.replace(figures, guidance_snr_db=guidance_snr_db(made, wanted))
 

@@ -15,6 +15,7 @@ from pydantic_core import from_json
 
 from md_export.errors import ArtifactError
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, data_name, is_unchanged
+from md_export.spec.names import DEFAULT_FAMILY, FamilyName
 from md_export.spec.recipe import Recipe
 from md_export.spec.sampler import ManySteps, NoiseSchedule, OneStep
 from md_export.system.files import is_plain_name, read_limited, sha256_of
@@ -54,6 +55,7 @@ class Manifest:
     ``checkpoint_files`` that of every file of the checkpoint, from which ``checkpoint_sha256`` follows.
     ``steps``: how to take many steps, where the recipe asks for them, and ``one_step`` is of no use.
     ``schedule``: of an export with the VAE encoder, to start from a picture.
+    ``family``: of the checkpoint.
     ``loras``: what was added to the checkpoint; ``recipe`` is of the checkpoint with them, and does not name them.
     """
 
@@ -75,6 +77,7 @@ class Manifest:
     steps: ManySteps | None = None
     loras: tuple[AddedLora, ...] = ()
     schedule: NoiseSchedule | None = None
+    family: FamilyName = DEFAULT_FAMILY
 
     def entry_for(self, component: str) -> ArtifactEntry:
         """Return the component's artifact; ArtifactError where the export has none."""
@@ -90,8 +93,13 @@ _MANIFEST = TypeAdapter(Manifest)
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Write ``folder/manifest.json``, keys in declaration order, one indent a level."""
-    text = _MANIFEST.dump_json(manifest, indent=2).decode()
+    text = _MANIFEST.dump_json(manifest, indent=2, exclude=without_default_family(manifest.family)).decode()
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def without_default_family(family: FamilyName) -> set[str]:
+    """Return the fields that a manifest or an index of golden cases leaves out."""
+    return {"family"} if family == DEFAULT_FAMILY else set()
 
 
 def manifest_to_dict(manifest: Manifest) -> dict[str, object]:

@@ -12,13 +12,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
-ComponentName = Literal["text_encoder", "vae_encoder", "t2i_adapter", "controlnet", "unet", "vae_decoder"]
+ComponentName = Literal[
+    "text_encoder", "text_encoder_2", "vae_encoder", "t2i_adapter", "controlnet", "unet", "transformer", "vae_decoder"
+]
 # In which they run, and stand in an export.
 ORDER: Final[tuple[ComponentName, ...]] = get_args(ComponentName)
-# Those that a checkpoint may have, each with the one whose scheme, tolerance and costs are meant for it, too.
-OPTIONAL_NAMES: Final[Mapping[str, str]] = {"vae_encoder": "vae_decoder", "t2i_adapter": "unet", "controlnet": "unet"}
-# Those that every checkpoint has.
+# Those that only some families or checkpoints have, each with the one whose scheme, tolerance and costs it shares.
+OPTIONAL_NAMES: Final[Mapping[str, str]] = {
+    "text_encoder_2": "text_encoder",
+    "vae_encoder": "vae_decoder",
+    "t2i_adapter": "unet",
+    "controlnet": "unet",
+    "transformer": "unet",
+}
+# Those that stand for the whole model in a recipe.
 COMPONENT_NAMES: Final = tuple(name for name in ORDER if name not in OPTIONAL_NAMES)
+# Model families, in the files of models/families; exports and golden cases name theirs.
+FamilyName = Literal["md", "sd15"]
+# Of exports and golden cases that name none.
+DEFAULT_FAMILY: Final[FamilyName] = "md"
 
 # Sampling methods, in the files of models/sampling.
 Method = Literal["ddim", "euler", "euler_ancestral", "dpmpp_2m", "lcm", "tcd", "flow_match_euler"]

@@ -226,11 +226,14 @@ class Recipe:
         )
 
     def completed(self, components: tuple[str, ...]) -> Recipe:
-        """The same recipe with all that a checkpoint's pictures need, where it has what every checkpoint's need.
+        """The same recipe with all that a checkpoint's pictures need, where it is of a whole model.
 
-        ``components``: what the checkpoint is made of.
+        ``components``: what the checkpoint is made of; another family's, such as the UNet beside a transformer, goes.
         """
-        return self.widened(components) if set(COMPONENT_NAMES) <= set(self.components) else self
+        if not set(COMPONENT_NAMES) <= set(self.components):
+            return self
+        widened = self.widened(components)
+        return widened.narrowed(tuple(name for name in widened.components if name in {*components, *OPTIONAL_NAMES}))
 
     def narrowed(self, components: tuple[str, ...]) -> Recipe:
         """The same recipe for some of its components.

@@ -10,12 +10,13 @@ from pathlib import Path
 from torch import nn
 
 from md_export.errors import MdExportError, RuntimeFault, UsageError
-from md_export.models.families import WIRING
+from md_export.models.families import family_named
 from md_export.models.sampling.sampler import Sampler
 from md_export.models.values import LAST
 from md_export.models.walk import Steps, Tensors
 from md_export.spec.artifact import artifact_path
 from md_export.spec.manifest import Manifest
+from md_export.spec.names import FamilyName
 from md_export.spec.sampler import ManySteps, OneStep
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import Array, Arrays, Runner, TensorSpec, WatchedRunner, select
@@ -98,6 +99,7 @@ class StepsJob:
     """Values of some pictures before the first step, and the artifacts of a target that compute all steps."""
 
     target: str
+    family: FamilyName
     parts: tuple[Part, ...]
     constants: ManySteps
     pictures: tuple[dict[str, Array], ...]
@@ -121,7 +123,7 @@ def take_steps(target: str, parts: Sequence[Part], steps: Steps, pictures: Seque
     assert not isinstance(constants, OneStep)  # noqa: S101 (a single step needs no process that stays)
     names = " and ".join(part.path.name for part in parts)
     what = f"{names} in the {target} runtime, {len(constants.steps)} steps"
-    job = StepsJob(target, tuple(parts), constants, tuple(pictures))
+    job = StepsJob(target, steps.family.form.name, tuple(parts), constants, tuple(pictures))
     taken = isolated(take_all, RuntimeFault, what, _preload(target))(job)
     for values, latent in zip(pictures, taken.latents, strict=False):
         values[LAST.key] = latent
@@ -133,7 +135,8 @@ def take_all(job: StepsJob) -> StepsTaken:
     target = TARGETS[job.target].open()
     runners = {part.component: target.load(part.path) for part in job.parts}
     pictures = [dict(values) for values in job.pictures]
-    steps = Steps(WIRING, tuple(WIRING[part.component] for part in job.parts), Sampler(job.constants))
+    family = family_named(job.family)
+    steps = Steps(family, tuple(family[part.component] for part in job.parts), Sampler(job.constants))
     run_steps(steps, job.parts, lambda part, batches: [runners[part.component].run(b) for b in batches], pictures)
     latents = tuple(values[LAST.key] for values in pictures if LAST.key in values)
     return StepsTaken(latents, hazards_of(*runners.values()))

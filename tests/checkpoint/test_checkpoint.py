@@ -25,7 +25,8 @@ from md_export.checkpoint.architectures import write_checkpoint
 from md_export.checkpoint.weights import WeightSet
 from md_export.errors import CheckpointError, ConfigError, MdExportError, UsageError
 from md_export.models.config import ModelConfig
-from md_export.models.families import COMPONENTS, WIRING
+from md_export.models.families import COMPONENTS
+from md_export.models.families.latent_diffusion import VAE_ENCODER
 from md_export.models.unet import MDUNetConfig
 from md_export.models.vae import VAEConfig
 
@@ -41,7 +42,7 @@ CONFIG = ModelConfig(
         "eos_token_id": 513,
         "pad_token_id": 513,
     },
-    unet=MDUNetConfig(
+    denoiser=MDUNetConfig(
         sample_size=8,
         block_out_channels=(16, 32, 48),
         cross_attention_dim=32,
@@ -121,16 +122,16 @@ def test_open_gives_configs_and_places(master: Path) -> None:
     assert checkpoint.parent is None
     assert checkpoint.tokenizer_dir == master / "tokenizer"
     assert checkpoint.trained_substitutions == ()
-    assert (checkpoint.config.unet, checkpoint.config.vae) == (CONFIG.unet, CONFIG.vae)
+    assert (checkpoint.config.denoiser, checkpoint.config.vae) == (CONFIG.denoiser, CONFIG.vae)
     assert checkpoint.config.schedule == CONFIG.schedule
     assert read_config(master) == checkpoint.config
     checkpoint.check()
 
 
-@pytest.mark.parametrize("name", [*COMPONENTS, WIRING["vae_encoder"].name])
+@pytest.mark.parametrize("name", [*COMPONENTS, "vae_encoder"])
 def test_module_holds_the_stored_values(master: Path, name: str) -> None:
     module = open_checkpoint(master).module(name)
-    component = {**COMPONENTS, WIRING["vae_encoder"].name: WIRING["vae_encoder"]}[name]
+    component = {**COMPONENTS, "vae_encoder": VAE_ENCODER}[name]
     (file,) = open_checkpoint(master).weight_files(name)
     stored = {k: v for k, v in load_file(file).items() if k.startswith(component.key_prefixes)}
     assert stored.keys() == module.state_dict().keys()
@@ -297,7 +298,7 @@ def sibling(folder: Path) -> Path:
 def test_sibling_overlays_its_parent(sibling: Path, folder: Path) -> None:
     checkpoint, parent = open_checkpoint(sibling), open_checkpoint(folder)
     assert checkpoint.parent == folder
-    unets = checkpoint.config.unet, parent.config.unet
+    unets = checkpoint.config.denoiser, parent.config.denoiser
     assert [unet.ff_activation for unet in unets if isinstance(unet, MDUNetConfig)] == ["gelu", "swish"]
     assert checkpoint.trained_substitutions == ("softmax_to_relu",)
     assert checkpoint.tokenizer_dir == folder / "tokenizer"
@@ -711,7 +712,7 @@ def test_any_value_of_any_field_is_read_or_refused(folder: Path, file: str) -> N
         try:
             config = read_config(folder)
             for name in built:
-                build_on_meta({**COMPONENTS, WIRING["vae_encoder"].name: WIRING["vae_encoder"]}[name], config)
+                build_on_meta({**COMPONENTS, "vae_encoder": VAE_ENCODER}[name], config)
         except (CheckpointError, ConfigError) as error:
             assert "\n" not in str(error)
             refused += 1

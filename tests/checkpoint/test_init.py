@@ -21,7 +21,7 @@ from md_export.engine.plan import ExportRequest
 from md_export.engine.planning import plan
 from md_export.errors import CheckpointError, ConfigError, OutputError, UsageError
 from md_export.models.config import ModelConfig
-from md_export.models.families import COMPONENTS, WIRING
+from md_export.models.families import COMPONENTS
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
 
@@ -51,14 +51,18 @@ def test_layout_is_diffusers(other_checkpoint: Path) -> None:
 
 def test_configs_survive_the_round_trip(other_checkpoint: Path, other_config: ModelConfig) -> None:
     config = read_config(other_checkpoint)
-    assert (config.unet, config.vae, config.schedule) == (other_config.unet, other_config.vae, other_config.schedule)
+    assert (config.denoiser, config.vae, config.schedule) == (
+        other_config.denoiser,
+        other_config.vae,
+        other_config.schedule,
+    )
     assert other_config.text_encoder.items() <= config.text_encoder.items()
 
 
 def test_the_result_opens_and_every_component_loads(other_checkpoint: Path) -> None:
     checkpoint = open_checkpoint(other_checkpoint)
     checkpoint.check()
-    for name in (*COMPONENTS, WIRING["vae_encoder"].name):
+    for name in (*COMPONENTS, "vae_encoder"):
         assert all(torch.isfinite(p).all() for p in checkpoint.module(name).parameters())
 
 
@@ -112,7 +116,7 @@ def test_tokenizer_round_trip(other_checkpoint: Path) -> None:
 
 def test_full_size_special_tokens_are_clips(tmp_path: Path) -> None:
     folder = tmp_path / "tokenizer"
-    init._write_tokenizer(folder, arch_config("md"))
+    init._write_tokenizer(folder, "text_encoder", arch_config("md").text_encoder)
     from transformers import CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(folder)
@@ -130,7 +134,7 @@ def test_nano_can_be_written(tmp_path: Path, nano: Path) -> None:
     assert init_checkpoint(tmp_path / "c", "nano", 0) == tmp_path / "c"
     checkpoint = open_checkpoint(tmp_path / "c")
     checkpoint.check()
-    assert checkpoint.config.unet == open_checkpoint(nano).config.unet
+    assert checkpoint.config.denoiser == open_checkpoint(nano).config.denoiser
 
 
 @pytest.mark.parametrize(
@@ -201,9 +205,9 @@ def test_parent_that_is_a_file(tmp_path: Path, other_config: ModelConfig) -> Non
 
 
 def test_absurd_config_is_refused_before_allocation(tmp_path: Path, other_config: ModelConfig) -> None:
-    unet = replace(other_config.unet, block_out_channels=(16, 48, 640_000))
+    unet = replace(other_config.denoiser, block_out_channels=(16, 48, 640_000))
     with pytest.raises(CheckpointError, match="8 billion parameters"):
-        write_checkpoint(tmp_path / "c", replace(other_config, unet=unet), 0)
+        write_checkpoint(tmp_path / "c", replace(other_config, denoiser=unet), 0)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -42,7 +42,7 @@ def inspect_vae(vae: VAEConfig) -> ComponentFigures:
 
 def inspect_unet(**fields: Any) -> ComponentFigures:
     md = arch_config("md")
-    return component(inspect_config(replace(md, unet=replace(md.unet, **fields))), "unet")
+    return component(inspect_config(replace(md, denoiser=replace(md.denoiser, **fields))), "unet")
 
 
 def millions(figures: ComponentFigures) -> float:

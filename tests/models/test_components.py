@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from md_export.checkpoint.configs import parse_config
 from md_export.errors import ConfigError
 from md_export.models.config import ModelConfig
-from md_export.models.families import COMPONENTS, WIRING
+from md_export.models.families import COMPONENTS
+from md_export.models.families.latent_diffusion import VAE_ENCODER
 from md_export.models.layers import Attention, FeedForward, Relu, SepConvBlock, Softmax, TimestepEmbedding
 from md_export.models.sampling.schedule import ScheduleConfig
 from md_export.models.text_encoder import TextEncoder
@@ -163,11 +164,11 @@ def test_quant_convs_can_be_left_out(field: str, prefix: str) -> None:
 
 
 def test_declared_inputs_and_outputs_are_the_real_ones(other_config: ModelConfig) -> None:
-    for component in (*COMPONENTS.values(), WIRING["vae_encoder"]):
+    for component in (*COMPONENTS.values(), VAE_ENCODER):
         module = component.build(other_config).eval()
         inputs = {spec.name: torch.from_numpy(spec.zeros()) for spec in component.input_specs(other_config)}
         with torch.no_grad():
-            out = module(**({"image": inputs["image"]} if component is WIRING["vae_encoder"] else inputs))
+            out = module(**({"image": inputs["image"]} if component is VAE_ENCODER else inputs))
         (declared,) = component.output_specs(other_config)
         assert tuple(out.shape) == declared.shape, component.name
         assert out.dtype == getattr(torch, declared.dtype)

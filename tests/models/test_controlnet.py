@@ -74,8 +74,8 @@ def saved(net: torch.nn.Module, folder: Path, config: dict[str, Any]) -> Path:
 def net(tmp_path_factory: pytest.TempPathFactory, other_checkpoint: Path) -> Path:
     """A ControlNet's folder: a copy of the checkpoint's down path."""
     checkpoint = open_checkpoint(other_checkpoint)
-    assert isinstance(checkpoint.config.unet, MDUNetConfig)
-    made = perturbed(MDControlNet(CONFIG, checkpoint.config.unet))
+    assert isinstance(checkpoint.config.denoiser, MDUNetConfig)
+    made = perturbed(MDControlNet(CONFIG, checkpoint.config.denoiser))
     assert (
         not made.load_state_dict(checkpoint.module("unet").state_dict(), strict=False).missing_keys[0].startswith("d")
     )
@@ -135,8 +135,8 @@ def said(words: list[str]) -> str:
 
 @pytest.mark.parametrize("unified", [True, False])
 def test_it_begins_as_nothing_and_then_moves_every_map(other_config: ModelConfig, unified: bool) -> None:
-    assert isinstance(other_config.unet, MDUNetConfig)
-    config = dataclasses.replace(other_config.unet, unified_inner=unified)
+    assert isinstance(other_config.denoiser, MDUNetConfig)
+    config = dataclasses.replace(other_config.denoiser, unified_inner=unified)
     unet, fresh = MDUNet(config).eval(), MDControlNet(CONFIG, config).eval()
     given = torch.randn(2, 8, 8, 8), torch.tensor([999.0]), torch.randn(2, 77, 48)
     with torch.no_grad():

@@ -43,7 +43,7 @@ UNET = DiffusersUNetConfig(
     cross_attention_dim=64,
     attention_head_dim=4,
 )
-CONFIG = dataclasses.replace(STABLE, unet=UNET)
+CONFIG = dataclasses.replace(STABLE, denoiser=UNET)
 KINDS = ["t2i_adapter", "controlnet"]
 REWRITES = ("linear_to_conv2d", "group_norm_to_instance_norm", "fold_timestep")
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from md_export.models.families import FAMILIES, WIRING
+from md_export.models.families import FAMILIES, family_named
+from md_export.models.families.mobile_diffusion import MOBILE_DIFFUSION
 from md_export.models.graph import Component, Family, Port
 from md_export.models.sampling.sampler import Sampler
 from md_export.models.values import GIVEN, NOISE, SAMPLER, Value, calls_in
 from md_export.models.walk import Steps, Tensors, walk
-from md_export.spec.names import ORDER
 from md_export.spec.sampler import OneStep
 from md_export.spec.tensors import Array, Arrays
 from md_export.targets.layouts import LAYOUTS
@@ -22,47 +22,43 @@ ONE = OneStep(999, 0.5, 1.0, 0.5, "sample")
 
 def declared(*components: Component) -> Family:
     return Family(
-        WIRING.form,
+        MOBILE_DIFFUSION.form,
         components,
         outside=(*GIVEN, *SAMPLER),
-        denoised=WIRING.denoised,
-        encoded=WIRING.encoded,
-        image=WIRING.image,
+        denoised=MOBILE_DIFFUSION.denoised,
+        encoded=MOBILE_DIFFUSION.encoded,
+        image=MOBILE_DIFFUSION.image,
+        tokens=MOBILE_DIFFUSION.tokens,
     )
 
 
 def test_an_input_without_a_producer_is_refused() -> None:
-    declared(*WIRING.components)
-    unet = WIRING["unet"]
+    declared(*MOBILE_DIFFUSION.components)
+    unet = MOBILE_DIFFUSION["unet"]
     nobody = Port("pooled", Value("text_encoder", "pooled_output", NOISE.kind))
     odd = Component("unet", "unet", unet.build, (*unet.inputs, nobody), unet.outputs, called="per step")
-    rows = [odd if row.name == "unet" else row for row in WIRING.components]
+    rows = [odd if row.name == "unet" else row for row in MOBILE_DIFFUSION.components]
     with pytest.raises(ValueError, match=r"unet\.pooled takes text_encoder\.pooled_output, which nothing before it"):
         declared(*rows)
     with pytest.raises(ValueError, match=r"controlnet\.encoder_hidden_states takes text_encoder\.last_hidden_state"):
-        declared(*(row for row in WIRING.components if row.name != "text_encoder"))
+        declared(*(row for row in MOBILE_DIFFUSION.components if row.name != "text_encoder"))
     with pytest.raises(ValueError, match="in the order text_encoder"):
-        declared(*WIRING.components[1:2], *WIRING.components[:1], *WIRING.components[2:])
+        declared(*MOBILE_DIFFUSION.components[1:2], *MOBILE_DIFFUSION.components[:1], *MOBILE_DIFFUSION.components[2:])
     with pytest.raises(KeyError, match="pooled_output"):
-        WIRING["text_encoder"]["pooled_output"]
+        MOBILE_DIFFUSION["text_encoder"]["pooled_output"]
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.form.name)
-def test_families_have_one_wiring(family: Family) -> None:
-    """Golden cases and exports do not name their family."""
-    assert tuple(family.rows) == ORDER
-    for mine, other in zip(family.components, WIRING.components, strict=True):
-        assert [(port.name, port.source.key, port.batched) for port in mine.inputs] == [
-            (port.name, port.source.key, port.batched) for port in other.inputs
-        ]
-        assert [output.name for output in mine.outputs] == [output.name for output in other.outputs]
+def test_a_family_is_found_by_its_name(family: Family) -> None:
+    assert family_named(family.form.name) is family
+    assert {row.folder for row in family.required} | {*family.tokens} < set(family.form.classes)
 
 
 def test_layouts_know_inputs_and_outputs_of_the_graph() -> None:
     for layout in LAYOUTS.values():
         for component, surface in layout.surfaces.items():
-            assert set(surface.inputs) <= {port.name for port in WIRING[component].inputs}
-            assert set(surface.outputs) <= {output.name for output in WIRING[component].outputs}
+            assert set(surface.inputs) <= {port.name for port in MOBILE_DIFFUSION[component].inputs}
+            assert set(surface.outputs) <= {output.name for output in MOBILE_DIFFUSION[component].outputs}
 
 
 class Recorded:
@@ -91,7 +87,7 @@ def begun(seed: int) -> Tensors:
 
 def test_each_component_is_asked_once_for_all_pictures() -> None:
     crew = Recorded()
-    made = walk(WIRING, WIRING.required, crew, [begun(0), begun(1)], Sampler(ONE))
+    made = walk(MOBILE_DIFFUSION, MOBILE_DIFFUSION.required, crew, [begun(0), begun(1)], Sampler(ONE))
     assert crew.asked == [("text_encoder", 2), ("unet", 2), ("vae_decoder", 2)]
     for values, seed in zip(made, (0, 1), strict=True):
         assert np.array_equal(values["sampler.latent"], begun(seed)["given.noise"])
@@ -101,7 +97,7 @@ def test_each_component_is_asked_once_for_all_pictures() -> None:
 @pytest.mark.parametrize("broken", ["text_encoder", "unet", "vae_decoder"])
 def test_what_follows_a_component_that_fails_is_visited_without_inputs(broken: str) -> None:
     crew = Recorded(broken)
-    (values,) = walk(WIRING, WIRING.required, crew, [begun(0)], Sampler(ONE))
+    (values,) = walk(MOBILE_DIFFUSION, MOBILE_DIFFUSION.required, crew, [begun(0)], Sampler(ONE))
     place = [name for name, _ in crew.asked].index(broken)
     assert [count for _, count in crew.asked] == [1] * (place + 1) + [0] * (2 - place)
     assert "made.picture" not in values

@@ -30,7 +30,9 @@ from md_export.errors import CheckpointError, ConfigError, GoldenError, RecipeEr
 from md_export.models.adapter import AdapterConfig, T2IAdapter
 from md_export.models.config import ModelConfig
 from md_export.models.families import COMPONENTS
+from md_export.models.families.mobile_diffusion import MOBILE_DIFFUSION
 from md_export.models.sampling.pictures import Given, Start, blend, cells_of, hide, middle, read_given
+from md_export.models.unet import MDUNetConfig
 from md_export.parity.golden.case import GoldenCase
 from md_export.parity.golden.folder import GoldenSet, read_golden, write_golden
 from md_export.parity.golden.prepare import golden_source, present_golden
@@ -62,7 +64,8 @@ def painter(tmp_path_factory: pytest.TempPathFactory, other_config: ModelConfig)
 def edged(painter: Path, other_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with a random adapter."""
     folder, adapter = tmp_path_factory.mktemp("edged"), tmp_path_factory.mktemp("adapter")
-    config = AdapterConfig(1, other_config.unet.block_out_channels, num_res_blocks=1, downscale_factor=4)
+    assert isinstance(other_config.denoiser, MDUNetConfig)
+    config = AdapterConfig(1, other_config.denoiser.block_out_channels, num_res_blocks=1, downscale_factor=4)
     torch.manual_seed(11)
     save_file(T2IAdapter(config).state_dict(), adapter / "diffusion_pytorch_model.safetensors")
     (adapter / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
@@ -86,7 +89,7 @@ def here() -> Iterator[None]:
 
 
 def widened(config: ModelConfig, channels: int) -> ModelConfig:
-    return dataclasses.replace(config, unet=dataclasses.replace(config.unet, in_channels=channels))
+    return dataclasses.replace(config, denoiser=dataclasses.replace(config.denoiser, in_channels=channels))
 
 
 def recipe(name: str) -> Recipe:
@@ -152,9 +155,9 @@ def test_an_unet_takes_the_latent_or_the_latent_twice_and_a_mask(other_config: M
 
 
 def test_the_unet_must_give_a_latent(other_config: ModelConfig) -> None:
-    unet = dataclasses.replace(other_config.unet, out_channels=4)
+    unet = dataclasses.replace(other_config.denoiser, out_channels=4)
     with pytest.raises(ConfigError, match=r"out_channels=4.*latent_channels=8"):
-        dataclasses.replace(other_config, unet=unet).check()
+        dataclasses.replace(other_config, denoiser=unet).check()
 
 
 def test_golden_case_of_a_painter_says_what_the_unet_took(painter: Path, tmp_path: Path) -> None:
@@ -366,10 +369,14 @@ def test_many_steps_of_artifacts_see_the_rest(painter: Path, tmp_path: Path) -> 
 
 def test_what_calibrates_a_painter_is_made_by_all(painter: Path, other_checkpoint: Path) -> None:
     files = open_checkpoint(painter).file_hashes()
-    everything = makers_of_inputs(files, "vae_decoder", inpaints=True)
-    assert makers_of_inputs(files, "unet", inpaints=True) == everything == makers_of_inputs(files, "vae_encoder")
+    everything = makers_of_inputs(MOBILE_DIFFUSION, files, "vae_decoder", inpaints=True)
+    assert (
+        makers_of_inputs(MOBILE_DIFFUSION, files, "unet", inpaints=True)
+        == everything
+        == makers_of_inputs(MOBILE_DIFFUSION, files, "vae_encoder")
+    )
     assert len(everything) == 4
-    assert len(makers_of_inputs(open_checkpoint(other_checkpoint).file_hashes(), "unet")) == 2
+    assert len(makers_of_inputs(MOBILE_DIFFUSION, open_checkpoint(other_checkpoint).file_hashes(), "unet")) == 2
 
 
 def test_an_export_without_encoder_says_what_to_do(exported: Exported) -> None:

@@ -22,7 +22,7 @@ from md_export.cli import cli
 from md_export.engine.dependencies import steps_notes
 from md_export.engine.generate import pictures_of_checkpoint
 from md_export.errors import ConfigError, GoldenError, RecipeError
-from md_export.models.families import WIRING
+from md_export.models.families.mobile_diffusion import MOBILE_DIFFUSION
 from md_export.models.sampling.ddim import ddim
 from md_export.models.sampling.sampler import Sampler, steps_of
 from md_export.models.sampling.schedule import ScheduleConfig
@@ -85,7 +85,7 @@ def denoise(unet: FakeUNet, given: Sequence[Arrays], constants: ManySteps) -> li
         ids = np.zeros((1, 5), np.int32)
         values = {"given.noise": one["sample"], f"{texts}.0": without, f"{texts}.1": text}
         pictures.append(values | {"given.input_ids.0": ids, "given.input_ids.1": ids})
-    steps = Steps(WIRING, (WIRING["unet"],), Sampler(constants))
+    steps = Steps(MOBILE_DIFFUSION, (MOBILE_DIFFUSION["unet"],), Sampler(constants))
     steps.take(lambda _, batches: [{"out_sample": output} for output in unet(batches)], pictures)
     return [values["sampler.latent"] for values in pictures]
 

@@ -10,7 +10,7 @@ from transformers import CLIPTokenizer
 
 from md_export.engine.generate import pictures_of_checkpoint
 from md_export.errors import ConfigError
-from md_export.models.families import WIRING
+from md_export.models.families.mobile_diffusion import MOBILE_DIFFUSION
 from md_export.models.sampling.generate import draw_noise, tokenize, words_cut
 from md_export.models.sampling.sampler import Sampler
 from md_export.models.sampling.schedule import ScheduleConfig
@@ -45,10 +45,12 @@ def test_latent_is_x0_over_the_scaling_factor() -> None:
     step = OneStep(999, 2.0, -3.0, 0.5, "epsilon")
     noise = np.ones((1, 1), np.float32)
     values: Tensors = {"given.noise": noise}
-    Steps(WIRING, (WIRING["unet"],), Sampler(step)).take(lambda *_: [], [values])
+    Steps(MOBILE_DIFFUSION, (MOBILE_DIFFUSION["unet"],), Sampler(step)).take(lambda *_: [], [values])
     assert "sampler.latent" not in values
     values |= {"text_encoder.last_hidden_state": noise}
-    Steps(WIRING, (WIRING["unet"],), Sampler(step)).take(lambda *_: [{"out_sample": noise / 4}], [values])
+    Steps(MOBILE_DIFFUSION, (MOBILE_DIFFUSION["unet"],), Sampler(step)).take(
+        lambda *_: [{"out_sample": noise / 4}], [values]
+    )
     assert values["sampler.latent"].dtype == np.float32
     assert values["sampler.latent"].item() == pytest.approx((2.0 - 0.75) / 0.5)
 
@@ -82,7 +84,7 @@ def test_generate_wires_the_components() -> None:
     step = OneStep(999, 0.0, 1.0, 0.25, "sample")
     crew = Runners({"text_encoder": text, "unet": unet, "vae_decoder": decoder})
     begun = {"given.input_ids": np.zeros((1, 77), np.int32), "given.noise": noise}
-    (values,) = walk(WIRING, WIRING.required, crew, [begun], Sampler(step))
+    (values,) = walk(MOBILE_DIFFUSION, MOBILE_DIFFUSION.required, crew, [begun], Sampler(step))
     assert unet.seen["timestep"].tolist() == [999.0]
     assert np.array_equal(unet.seen["sample"], noise)
     assert unet.seen["encoder_hidden_states"].shape == (1, 77, 4)

@@ -292,5 +292,5 @@ def test_the_command_line_tells_what_is_refused(folder: Path) -> None:
 
 
 def test_mobile_diffusion_is_still_read_as_such(nano: Path, stable_checkpoint: Path) -> None:
-    assert isinstance(read_config(nano).unet, MDUNetConfig)
-    assert read_config(stable_checkpoint).unet == STABLE.unet
+    assert isinstance(read_config(nano).denoiser, MDUNetConfig)
+    assert read_config(stable_checkpoint).denoiser == STABLE.denoiser

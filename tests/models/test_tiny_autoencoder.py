@@ -162,7 +162,7 @@ def test_trained_weights_in_the_authors_names(other_config: ModelConfig, tmp_pat
     """Their encoder and decoder make a picture again, which another order of the blocks' parts would not."""
     config = dataclasses.replace(
         other_config,
-        unet=dataclasses.replace(other_config.unet, in_channels=32, out_channels=32),
+        denoiser=dataclasses.replace(other_config.denoiser, in_channels=32, out_channels=32),
         vae=dataclasses.replace(other_config.vae, latent_channels=32),
     )
     write_checkpoint(tmp_path / "base", config, seed=1)

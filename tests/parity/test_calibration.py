@@ -175,9 +175,9 @@ def test_nothing_is_made_for_a_scheme_that_is_not_calibrated(
 def test_inputs_are_read_one_at_a_time(checkpoint: Checkpoint, golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
 
-    def counted(folder: Path, item: Any) -> Any:
+    def counted(folder: Path, item: Any, family: Any) -> Any:
         read.append(item.name)
-        return genuine(folder, item)
+        return genuine(folder, item, family)
 
     genuine = golden_module.read_case
     monkeypatch.setattr(surface, "read_case", counted)

@@ -18,8 +18,8 @@ STEP = OneStep(999, 0.068265, -0.997667, 1.0, "v_prediction")
 @pytest.fixture
 def unet(other_config: ModelConfig) -> MDUNet:
     torch.manual_seed(0)
-    assert isinstance(other_config.unet, MDUNetConfig)
-    return MDUNet(other_config.unet).eval()
+    assert isinstance(other_config.denoiser, MDUNetConfig)
+    return MDUNet(other_config.denoiser).eval()
 
 
 def run(unet: MDUNet) -> torch.Tensor:

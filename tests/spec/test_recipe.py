@@ -307,3 +307,15 @@ def test_recipes_are_listed_printed_and_copied(tmp_path: Path) -> None:
     again = run(cli, ["recipe", "new", "onnx-int8", "-o", str(mine)])
     assert isinstance(again.exception, OutputError)
     assert isinstance(run(cli, ["recipe", "show", "onnx-int9"]).exception, UsageError)
+
+
+def test_a_recipe_of_a_whole_model_is_completed_for_another_family() -> None:
+    recipe = load_recipe(builtin_recipe("coreml", "palette4"))
+    two = recipe.completed(("text_encoder", "text_encoder_2", "unet", "vae_decoder"))
+    assert two.components == ("text_encoder", "text_encoder_2", "unet", "vae_decoder")
+    assert two.schemes["text_encoder_2"] == two.schemes["text_encoder"]
+    flat = recipe.widened(("vae_encoder",)).completed(("transformer", "vae_decoder"))
+    assert flat.components == ("vae_encoder", "transformer", "vae_decoder")
+    assert flat.tolerances["transformer"] == recipe.tolerances["unet"]
+    part = recipe.narrowed(("unet",))
+    assert part.completed(("text_encoder", "transformer", "vae_decoder")) == part

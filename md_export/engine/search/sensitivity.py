@@ -22,7 +22,7 @@ from torch import nn
 
 from md_export.checkpoint import open_checkpoint
 from md_export.engine.search.choice import Candidate, Form
-from md_export.models.families import WIRING
+from md_export.models.families import family_of
 from md_export.models.sampling.sampler import Sampler, one_step
 from md_export.models.values import MADE
 from md_export.models.walk import Steps, Tensors, walk
@@ -47,7 +47,8 @@ class Probe:
         self.target = TARGETS[recipe.target].open()
         self.recipe = recipe
         self.cases = cases
-        self._rows = WIRING.required
+        self._family = family_of(checkpoint.config)
+        self._rows = self._family.required
         self._computed = ("sampler.", *(f"{row.name}." for row in self._rows))
         self.parts: dict[str, Rewritten] = {row.name: rewritten(checkpoint, row.name, recipe) for row in self._rows}
         self._sampler = Sampler(one_step(checkpoint.config))
@@ -80,7 +81,7 @@ class Probe:
     def _picture(self, case: GoldenCase, recorded: Mapping[str, Array]) -> Array:
         """Return the picture that the parts compute for a case; ``recorded`` outputs are used instead of running."""
         given = {key: value for key, value in case.values.items() if not key.startswith(self._computed)}
-        (values,) = walk(WIRING, self._rows, _Parts(self.parts, recorded), [given], self._sampler)
+        (values,) = walk(self._family, self._rows, _Parts(self.parts, recorded), [given], self._sampler)
         return values[MADE.key]
 
 

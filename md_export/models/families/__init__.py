@@ -10,12 +10,17 @@ from md_export.models.config import ModelConfig
 from md_export.models.families.mobile_diffusion import MOBILE_DIFFUSION
 from md_export.models.families.stable_diffusion import STABLE_DIFFUSION
 from md_export.models.graph import Component, Family
+from md_export.spec.names import FamilyName
 
 FAMILIES: Final = (MOBILE_DIFFUSION, STABLE_DIFFUSION)
-# For golden cases and exports, which do not name their family: all families so far have the same wiring.
-WIRING: Final = MOBILE_DIFFUSION
+# Rows of the components that every checkpoint of MobileDiffusion has.
+COMPONENTS: Final[Mapping[str, Component]] = {row.name: row for row in MOBILE_DIFFUSION.required}
+_BY_NAME: Final[Mapping[str, Family]] = {family.form.name: family for family in FAMILIES}
 
-COMPONENTS: Final[Mapping[str, Component]] = {component.name: component for component in WIRING.required}
+
+def family_named(name: FamilyName) -> Family:
+    """Return the family that an export, a golden folder or a job names."""
+    return _BY_NAME[name]
 
 
 def component_of(config: ModelConfig, name: str) -> Component:
@@ -28,11 +33,6 @@ def component_of(config: ModelConfig, name: str) -> Component:
 
 
 def family_of(config: ModelConfig) -> Family:
-    """Return the family of a checkpoint, by its UNet."""
-    (family,) = (family for family in FAMILIES if isinstance(config.unet, family.form.unet))
+    """Return the family of a checkpoint, by the config of its denoiser."""
+    (family,) = (family for family in FAMILIES if type(config.denoiser) is family.form.denoiser)
     return family
-
-
-def family_by_class(name: str) -> Family:
-    """Return the family of a checkpoint by the class that ``unet/config.json`` names; MobileDiffusion for any other."""
-    return next((family for family in FAMILIES if family.form.unet_class[1] == name), MOBILE_DIFFUSION)

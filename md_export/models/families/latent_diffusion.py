@@ -6,15 +6,15 @@ to its maps. What differs between families is what their UNet and ControlNet are
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Final, TypeVar
 
 from torch import nn
 
 from md_export.errors import UsageError
 from md_export.models import values
 from md_export.models.adapter import T2IAdapter, residual_shapes
-from md_export.models.config import ControlConfig, ModelConfig, UNetConfig
+from md_export.models.config import ControlConfig, DenoiserConfig, ModelConfig
 from md_export.models.graph import Component, Family, Form, Output, Port
 from md_export.models.text_encoder import TextEncoder
 from md_export.models.tiny_autoencoder import TinyConfig, TinyDecoder, TinyEncoder
@@ -22,10 +22,42 @@ from md_export.models.vae import VAEDecoder, VAEEncoder
 from md_export.models.values import Kind, Shape, kind
 
 Build = Callable[[ModelConfig], nn.Module]
-UNetT = TypeVar("UNetT", bound=UNetConfig)
+DenoiserT = TypeVar("DenoiserT", bound=DenoiserConfig)
 ControlT = TypeVar("ControlT", bound=ControlConfig)
+CLASSES: Final[Mapping[str, tuple[str, str]]] = {
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "tokenizer": ("transformers", "CLIPTokenizer"),
+    "vae": ("diffusers", "AutoencoderKL"),
+    "scheduler": ("diffusers", "DDIMScheduler"),
+}
 # Of a UNet that in-paints, with the mask and the picture's latents.
-_OF_UNET = kind(4, lambda config: (1, config.unet.in_channels, *config.latent_shape[2:]))
+_OF_UNET = kind(4, lambda config: (1, config.denoiser.in_channels, *config.latent_shape[2:]))
+
+
+def _autoencoder(
+    config: ModelConfig, kl: type[VAEDecoder | VAEEncoder], tiny: type[TinyDecoder | TinyEncoder]
+) -> nn.Module:
+    return tiny(config.vae) if isinstance(config.vae, TinyConfig) else kl(config.vae)
+
+
+VAE_ENCODER: Final = Component(
+    "vae_encoder",
+    folder="vae",
+    build=lambda config: _autoencoder(config, VAEEncoder, TinyEncoder),
+    inputs=(Port("image", values.PICTURE),),
+    outputs=(Output("latent_mean", values.LATENT),),
+    key_prefixes=("encoder.", "quant_conv."),
+    optional=True,
+    needed=lambda config: config.inpaints,
+)
+VAE_DECODER: Final = Component(
+    "vae_decoder",
+    folder="vae",
+    build=lambda config: _autoencoder(config, VAEDecoder, TinyDecoder),
+    inputs=(Port("latent", values.LAST),),
+    outputs=(Output("image", values.IMAGE),),
+    key_prefixes=("decoder.", "post_quant_conv."),
+)
 
 
 def latent_diffusion(
@@ -47,21 +79,13 @@ def latent_diffusion(
         outputs=(Output("last_hidden_state", values.TEXT),),
         called="per prompt",
     )
-    vae_encoder = Component(
-        "vae_encoder",
-        folder="vae",
-        build=lambda config: _autoencoder(config, VAEEncoder, TinyEncoder),
-        inputs=(Port("image", values.PICTURE),),
-        outputs=(Output("latent_mean", values.LATENT),),
-        key_prefixes=("encoder.", "quant_conv."),
-        needed=lambda config: config.inpaints,
-    )
     t2i_adapter = Component(
         "t2i_adapter",
         folder="t2i_adapter",
         build=_adapter,
         inputs=(Port("condition", values.CONDITION, batched=False),),
         outputs=(Output("residual_", residuals),),
+        optional=True,
         needed=lambda config: config.adapter is not None,
     )
     controlnet = Component(
@@ -76,6 +100,7 @@ def latent_diffusion(
         ),
         outputs=(Output("residual_", residuals),),
         called="per step",
+        optional=True,
         needed=lambda config: config.controlnet is not None,
     )
     unet = Component(
@@ -91,28 +116,21 @@ def latent_diffusion(
         outputs=(Output("out_sample", values.LATENT),),
         called="per step",
     )
-    vae_decoder = Component(
-        "vae_decoder",
-        folder="vae",
-        build=lambda config: _autoencoder(config, VAEDecoder, TinyDecoder),
-        inputs=(Port("latent", values.LAST),),
-        outputs=(Output("image", values.IMAGE),),
-        key_prefixes=("decoder.", "post_quant_conv."),
-    )
     return Family(
         form,
-        components=(text_encoder, vae_encoder, t2i_adapter, controlnet, unet, vae_decoder),
+        components=(text_encoder, VAE_ENCODER, t2i_adapter, controlnet, unet, VAE_DECODER),
         outside=(*values.GIVEN, *values.SAMPLER),
         denoised=unet["out_sample"],
-        encoded=vae_encoder["latent_mean"],
-        image=vae_decoder["image"],
+        encoded=VAE_ENCODER["latent_mean"],
+        image=VAE_DECODER["image"],
+        tokens={"tokenizer": values.INPUT_IDS},
     )
 
 
-def unet_of(config: ModelConfig, own: type[UNetT]) -> UNetT:
-    """Return the config of the UNet, which is the family's ``own``: the family was chosen by it."""
-    assert isinstance(config.unet, own)  # noqa: S101
-    return config.unet
+def denoiser_of(config: ModelConfig, own: type[DenoiserT]) -> DenoiserT:
+    """Return the config of the denoiser, which is the family's ``own``: the family was chosen by it."""
+    assert isinstance(config.denoiser, own)  # noqa: S101
+    return config.denoiser
 
 
 def controlnet_of(config: ModelConfig, own: type[ControlT]) -> ControlT:
@@ -127,12 +145,6 @@ def _residual_shapes(config: ModelConfig, controlled: Callable[[ModelConfig], tu
     if config.adapter is not None:
         return residual_shapes(config.adapter, config.latent_shape)
     return () if config.controlnet is None else controlled(config)
-
-
-def _autoencoder(
-    config: ModelConfig, kl: type[VAEDecoder | VAEEncoder], tiny: type[TinyDecoder | TinyEncoder]
-) -> nn.Module:
-    return tiny(config.vae) if isinstance(config.vae, TinyConfig) else kl(config.vae)
 
 
 def _adapter(config: ModelConfig) -> nn.Module:

@@ -6,21 +6,22 @@ from typing import Final
 
 from md_export.models.controlnet import DiffusersControlNetConfig, build_diffusers_controlnet, controlled_shapes
 from md_export.models.diffusers_unet import CLASS_NAME, DiffusersUNetConfig, build_diffusers_unet
-from md_export.models.families.latent_diffusion import controlnet_of, latent_diffusion, unet_of
+from md_export.models.families.latent_diffusion import CLASSES, controlnet_of, denoiser_of, latent_diffusion
 from md_export.models.graph import Form
 
 STABLE_DIFFUSION: Final = latent_diffusion(
     Form(
         "sd15",
-        unet=DiffusersUNetConfig,
-        controlnet=DiffusersControlNetConfig,
+        "Stable Diffusion 1 and 2",
         pipeline="StableDiffusionPipeline",
-        unet_class=("diffusers", CLASS_NAME),
+        classes={**CLASSES, "unet": ("diffusers", CLASS_NAME)},
+        denoiser=DiffusersUNetConfig,
+        controlnet=DiffusersControlNetConfig,
         libraries=("diffusers",),
         # As AutoencoderKL takes fields that its config leaves out: those of Stable Diffusion 1 do.
         vae={"latent_channels": 4, "scaling_factor": 0.18215},
     ),
-    build_unet=lambda config: build_diffusers_unet(unet_of(config, DiffusersUNetConfig)),
+    build_unet=lambda config: build_diffusers_unet(denoiser_of(config, DiffusersUNetConfig)),
     build_controlnet=lambda config: build_diffusers_controlnet(controlnet_of(config, DiffusersControlNetConfig)),
-    controlled=lambda config: controlled_shapes(unet_of(config, DiffusersUNetConfig), config.latent_shape),
+    controlled=lambda config: controlled_shapes(denoiser_of(config, DiffusersUNetConfig), config.latent_shape),
 )

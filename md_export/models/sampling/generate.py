@@ -21,7 +21,7 @@ from md_export.models.graph import Component, Family
 from md_export.models.sampling.pictures import Given, Start, cells_of, enter, hide, nothing
 from md_export.models.sampling.sampler import Sampler
 from md_export.models.sampling.schedule import ScheduleConfig
-from md_export.models.values import BLEND, CONDITION, FRESH, INPUT_IDS, MASK, NOISE, PICTURE
+from md_export.models.values import BLEND, CONDITION, FRESH, MASK, NOISE, PICTURE
 from md_export.models.walk import Crew, Tensors, call, walk
 from md_export.spec.sampler import ManySteps, OneStep
 from md_export.spec.tensors import Array, Arrays, Float32, TensorSpec
@@ -116,6 +116,7 @@ class Pipeline:
 
     Attributes:
         components: rows of the family that are there.
+        tokenizers: folder of each of the family's tokenizers, by its name.
         text_length: token ids of a prompt.
         latent_shape: ``[1, C, h, w]``.
         downscale: pixels of a latent cell along a side.
@@ -128,7 +129,7 @@ class Pipeline:
     family: Family
     components: tuple[Component, ...]
     crew: Crew
-    tokenizer_dir: Path
+    tokenizers: Mapping[str, Path]
     text_length: int
     latent_shape: tuple[int, ...]
     downscale: int
@@ -163,12 +164,16 @@ class Pipeline:
         return replace(self, one_step=entry.one_step, steps=entry.steps), noised
 
     def _given(self, request: PictureRequest, noise: Float32, sampler: Sampler) -> Tensors:
-        texts, names = [request.prompt], [INPUT_IDS.key]
+        texts = {"": request.prompt}
         if sampler.guidance is not None:
             negative = self.steps.negative if self.steps and request.negative is None else request.negative
-            texts, names = [negative or "", request.prompt], [f"{INPUT_IDS.key}.{place}" for place in range(2)]
-        ids = [tokenize(self.tokenizer_dir, text, self.text_length) for text in texts]
-        found: Tensors = {**self.recorded, NOISE.key: noise, **dict(zip(names, ids, strict=True))}
+            texts = {".0": negative or "", ".1": request.prompt}
+        ids = {
+            f"{value.key}{ending}": tokenize(self.tokenizers[folder], text, self.text_length)
+            for folder, value in self.family.tokens.items()
+            for ending, text in texts.items()
+        }
+        found: Tensors = {**self.recorded, NOISE.key: noise, **ids}
         if sampler.fresh_noise:
             found[FRESH.key] = draw_noise(request.seed, self.latent_shape, 1 + sampler.fresh_noise)[1:]
         found |= {} if request.condition is None else {CONDITION.key: request.condition}

@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from md_export.errors import GoldenError
-from md_export.models.families import WIRING
-from md_export.models.graph import Component
+from md_export.models.families import family_named
+from md_export.models.graph import Component, Family
 from md_export.models.values import LAST, MADE, MOST, NOISE, TIMESTEP, Kind, calls_in
+from md_export.spec.names import DEFAULT_FAMILY, FamilyName
 from md_export.spec.tensors import Array, Arrays
 
 
@@ -33,6 +34,12 @@ class GoldenCase:
     values: Arrays
     call: int | None = None
     title: str = ""
+    family: FamilyName = DEFAULT_FAMILY
+
+    @property
+    def graph(self) -> Family:
+        """The family's components."""
+        return family_named(self.family)
 
     @property
     def label(self) -> str:
@@ -51,7 +58,7 @@ class GoldenCase:
 
     def calls(self, component: str) -> tuple[GoldenCase, ...]:
         """Return the case once for each call of the component; of many steps some are held."""
-        row = WIRING[component]
+        row = self.graph[component]
         (output, *_) = row.outputs
         numbers = calls_in(self.values, f"{component}.{output.name}{0 if output.kind.many else ''}")
         if row.called == "once" or not numbers:
@@ -71,7 +78,7 @@ class GoldenCase:
             GoldenError: the case holds none.
         """
         try:
-            return WIRING[component].read(self.values, self.call)
+            return self.graph[component].read(self.values, self.call)
         except KeyError as error:
             raise self._lacks(component, error) from error
 
@@ -82,9 +89,9 @@ class GoldenCase:
             GoldenError: the case holds none.
             KeyError: the component has no such output.
         """
-        row = WIRING[component]
+        row = self.graph[component]
         # A rewrite may have folded a step of the sampler into the component, which then gives what that one gives.
-        folded = component == WIRING.denoised.node and name == LAST.name
+        folded = component == self.graph.denoised.node and name == LAST.name
         if not folded and not any(_covers(output.name, output.kind, name) for output in row.outputs):
             raise KeyError(name)
         key = LAST.key if folded else f"{component}.{name}"
@@ -94,7 +101,7 @@ class GoldenCase:
         return found
 
     def _lacks(self, component: str, error: KeyError) -> GoldenError:
-        flag = "--encoder " if component == WIRING.encoded.node else ""
+        flag = "--encoder " if component == self.graph.encoded.node else ""
         return GoldenError(
             f"the golden case {self.name} holds nothing of {component} (no {error.args[0]}); make golden cases of a "
             f"checkpoint that has it: md-export golden CHECKPOINT {flag}-o DIR"
@@ -106,20 +113,22 @@ def _covers(beginning: str, kind: Kind, name: str) -> bool:
     return name == beginning if not kind.many else number.isdecimal() and int(number) < MOST
 
 
-def _kinds() -> Iterator[tuple[str, Kind]]:
-    for value in (*WIRING.outside, MADE):
+@cache
+def _kinds(name: FamilyName) -> Mapping[str, Kind]:
+    """Return the kind of each value that a case of a family may hold, perhaps for several calls."""
+    return dict(_each_kind(family_named(name)))
+
+
+def _each_kind(family: Family) -> Iterator[tuple[str, Kind]]:
+    for value in (*family.outside, MADE):
         yield value.key, value.kind
-    for component in WIRING.components:
+    for component in family.components:
         for output in component.outputs:
             for number in range(MOST) if output.kind.many else ("",):
                 yield f"{component.name}.{output.name}{number}", output.kind
 
 
-# What a case may hold, each perhaps for several calls.
-_KINDS: Final[Mapping[str, Kind]] = dict(_kinds())
-
-
-def values_from_bytes(content: bytes, path: Path) -> Arrays:
+def values_from_bytes(content: bytes, path: Path, family: FamilyName = DEFAULT_FAMILY) -> Arrays:
     """Read a golden file's content; ``path`` stands in error messages. Values may be NaN or Inf.
 
     Raises:
@@ -131,13 +140,13 @@ def values_from_bytes(content: bytes, path: Path) -> Arrays:
     except (SafetensorError, TypeError, KeyError, ValueError) as error:
         raise GoldenError(f"{wrong}: {error}") from error
     for name, array in values.items():
-        kind = _KINDS.get(key_without_call(name))
+        kind = _kinds(family).get(key_without_call(name))
         if kind is None:
             raise GoldenError(f"{wrong}: {name!r:.80} is none of them")
         if (array.ndim, str(array.dtype)) != (kind.rank, kind.dtype) or not array.size:
             found = f"{name} is {array.dtype}{list(array.shape)}, not {kind.dtype} of rank {kind.rank}"
             raise GoldenError(f"{wrong}: {found}; make the golden cases again")
-    if lacking := _lacking(GoldenCase("", "", 0, values)):
+    if lacking := _lacking(GoldenCase("", "", 0, values, family=family)):
         raise GoldenError(f"{wrong}: {lacking} is missing")
     return values
 
@@ -151,7 +160,7 @@ def key_without_call(name: str) -> str:
 def _lacking(case: GoldenCase) -> str:
     """Return the key of what a case must hold and does not: a picture, and the inputs and outputs on the way to it."""
     held = {name.partition(".")[0] for name in case.values}
-    required = [component for component in WIRING.components if not component.optional or component.name in held]
+    required = [component for component in case.graph.components if not component.optional or component.name in held]
     for component in required:
         for call in case.calls(component.name):
             try:

@@ -19,15 +19,15 @@ from pydantic_core import from_json
 from md_export import __version__
 from md_export.errors import GoldenError
 from md_export.models.adapter import edges
-from md_export.models.families import WIRING
 from md_export.models.sampling.generate import PictureRequest, Pipeline
 from md_export.models.sampling.pictures import Given, middle
 from md_export.models.values import INPUT_IDS, MADE, PICTURE, SAMPLE, TIMESTEP, calls_in
 from md_export.models.walk import Tensors
 from md_export.parity.golden.case import GoldenCase, check_finite, key_without_call, values_from_bytes
-from md_export.spec.manifest import first_finding
+from md_export.spec.manifest import first_finding, without_default_family
+from md_export.spec.names import DEFAULT_FAMILY, FamilyName
 from md_export.spec.sampler import ManySteps, OneStep
-from md_export.spec.tensors import Arrays, save_tensors
+from md_export.spec.tensors import save_tensors
 from md_export.system.files import is_plain_name, read_limited, sha256_of, sha256_of_bytes
 from md_export.system.terminal_text import first_control
 
@@ -56,7 +56,7 @@ class GoldenIndex:
     """Contents of ``index.json``; ``rewrites`` names the substitutions that were applied when the cases were made.
 
     ``ddim`` or ``euler``: constants of the sampler if the cases were sampled in many steps; each case then holds some
-    of the UNet's calls. ``clip_skip``: number of layers that the text encoder left out.
+    of the UNet's calls. ``clip_skip``: number of layers that the text encoder left out. ``family``: of the checkpoint.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -69,6 +69,7 @@ class GoldenIndex:
     cases: tuple[GoldenFile, ...]
     steps: ManySteps | None = None
     clip_skip: int | None = None
+    family: FamilyName = DEFAULT_FAMILY
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ _INDEX: Final = TypeAdapter(GoldenIndex)
 
 def write_index(index: GoldenIndex, folder: Path) -> None:
     """Write ``folder/index.json``."""
-    text = _INDEX.dump_json(index, indent=2, exclude_none=True).decode()
+    text = _INDEX.dump_json(index, indent=2, exclude_none=True, exclude=without_default_family(index.family)).decode()
     (folder / INDEX).write_text(text + "\n", encoding="utf-8")
 
 
@@ -101,20 +102,20 @@ def read_golden(folder: Path) -> GoldenSet:
         GoldenError: missing or malformed index, a file outside the folder, a hash or a tensor that does not fit.
     """
     index = read_index(folder)
-    cases = tuple(read_case(folder, item) for item in index.cases)
+    cases = tuple(read_case(folder, item, index.family) for item in index.cases)
     for case in cases:
-        _check_calls(index.steps, case.values, folder / INDEX)
+        _check_calls(index.steps, case, folder / INDEX)
     return GoldenSet(folder, index, cases)
 
 
-def _check_calls(steps: ManySteps | None, values: Arrays, path: Path) -> None:
+def _check_calls(steps: ManySteps | None, case: GoldenCase, path: Path) -> None:
     """Raise GoldenError unless a case holds the calls that belong to the index's steps."""
-    places = steps.recorded if steps else ()
+    values, places = case.values, steps.recorded if steps else ()
     wanted = {f"{TIMESTEP.key}.{place}": np.float32(steps.steps[place].timestep) for place in places} if steps else {}
     texts = (0, 1) if steps and steps.is_guided else ()
     fits = calls_in(values, SAMPLE.key) == calls_in(values, TIMESTEP.key) == places
     fits = fits and all(values[key].tolist() == [timestep] for key, timestep in wanted.items())
-    for component in WIRING.components:
+    for component in case.graph.components:
         held = [key for key in values if key.startswith(f"{component.name}.")]
         calls = {"once": (), "per prompt": texts, "per step": places}[component.called]
         fits = fits and all(calls_in(held, key_without_call(key)) == calls for key in held)
@@ -155,7 +156,7 @@ def index_from_bytes(content: bytes, path: Path) -> GoldenIndex:
     return index
 
 
-def read_case(folder: Path, item: GoldenFile) -> GoldenCase:
+def read_case(folder: Path, item: GoldenFile, family: FamilyName) -> GoldenCase:
     """Read one case of a golden folder and check its hash; raises GoldenError as :func:`read_golden`."""
     if not is_plain_name(item.file):
         raise GoldenError(f"{folder / INDEX}: file {item.file!r:.80} is not a plain name")
@@ -165,9 +166,9 @@ def read_case(folder: Path, item: GoldenFile) -> GoldenCase:
     content = read_limited(path, _LARGEST_CASE, GoldenError, _AGAIN)
     if sha256_of_bytes(content) != item.sha256:
         raise GoldenError(f"{path} was altered: its SHA-256 is not the one in {INDEX}; {_AGAIN}")
-    values = values_from_bytes(content, path)
+    values = values_from_bytes(content, path, family)
     check_finite(values, item.prompt)
-    return GoldenCase(item.name, item.prompt, item.seed, values)
+    return GoldenCase(item.name, item.prompt, item.seed, values, family=family)
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,7 @@ def write_golden(
         save_tensors(values, path)
         path.chmod(0o644)  # safetensors creates files that only their owner can read
         files.append(GoldenFile(name, prompt, seed, path.name, sha256_of(path)))
-    one_step, steps = source.pipeline.one_step, source.pipeline.steps
+    one_step, steps, family = source.pipeline.one_step, source.pipeline.steps, source.pipeline.family.form.name
     made = (
         source.checkpoint_sha256,
         source.rewrites,
@@ -242,6 +243,7 @@ def write_golden(
         tuple(files),
         steps,
         source.clip_skip or None,
+        family,
     )
     write_index(GoldenIndex(SCHEMA, *made), folder)
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from md_export.checkpoint import Checkpoint
 from md_export.errors import GoldenError, RecipeError
-from md_export.models.families import WIRING, family_of
+from md_export.models.families import family_of
 from md_export.models.sampling.generate import OneAtATime, Pipeline, TorchRunner
 from md_export.models.sampling.sampler import one_step, steps_of
 from md_export.models.walk import Runners
@@ -72,7 +72,7 @@ def golden_source(
             family,
             family.of(checkpoint.components),
             Runners(runners),
-            tokenizer_dir=checkpoint.tokenizer_dir,
+            tokenizers=checkpoint.tokenizers,
             text_length=config.text_shape[1],
             latent_shape=config.latent_shape,
             downscale=config.vae.downscale,
@@ -175,7 +175,8 @@ def present_golden(
             f"{given} holds golden cases of another timestep or clip_skip than the recipe's; make some with: md-export "
             f"golden {checkpoint.title} {variant.flags}-o DIR"
         )
-    case, encoder = read_case(present, index.cases[0]), family_of(checkpoint.config).encoded
+    case = read_case(present, index.cases[0], index.family)
+    encoder = family_of(checkpoint.config).encoded
     found = case.latent_sides
     lacks = (encodes or checkpoint.config.inpaints) and encoder.key not in case.values
     if found == checkpoint.config.latent_shape[2:] and not lacks:
@@ -219,7 +220,7 @@ def measure_drift(before: GoldenSet, after: GoldenSet) -> Drift:
 
 def _denoised(case: GoldenCase) -> Array:
     """Return the UNet's outputs in all calls that a case holds, as one array."""
-    output = WIRING.denoised
+    output = case.graph.denoised
     return np.concatenate([call.output(output.node, output.name) for call in case.calls(output.node)])
 
 

@@ -124,10 +124,10 @@ class CalibrationInputs(Sequence[Arrays]):
 
     def __init__(self, recipe: Recipe, part: Surface, folder: Path, step: int = 1) -> None:
         """``step``: 2 for every other case."""
-        self._recipe, self._part, self._folder = recipe, part, folder
         index = read_index(folder)
+        self._recipe, self._part, self._folder, self._family = recipe, part, folder, index.family
         # Every case of a folder holds as many calls of a component.
-        count = len(read_case(folder, index.cases[0]).calls(part.component)) if index.steps else 1
+        count = len(read_case(folder, index.cases[0], index.family).calls(part.component)) if index.steps else 1
         self._places = [(item, call) for item in index.cases[::step] for call in range(count)]
 
     def __len__(self) -> int:
@@ -141,7 +141,7 @@ class CalibrationInputs(Sequence[Arrays]):
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
         item, call = self._places[index]
-        case = read_case(self._folder, item).calls(self._part.component)[call]
+        case = read_case(self._folder, item, self._family).calls(self._part.component)[call]
         return inputs_of(self._recipe, self._part, case)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from md_export.checkpoint.files import hash_of_folder
-from md_export.models.families import WIRING
+from md_export.models.families import family_named
 from md_export.models.values import LAST, MADE
 from md_export.models.walk import picture_from
 from md_export.parity.golden.surface import inputs_of
@@ -173,7 +173,7 @@ def weight_file(artifact: Path) -> Path:
 def name_another_checkpoint(sandbox: Sandbox) -> None:
     """The artifact's own notes name another checkpoint; its weights stay as they are."""
     artifact = sandbox.artifact()
-    folder = WIRING[sandbox.component].folder
+    folder = family_named(sandbox.manifest.family)[sandbox.component].folder
     mine = hash_of_folder(sandbox.manifest.checkpoint_files, folder).encode()
     for file in [item for item in (*artifact.rglob("*"), artifact) if item.is_file()]:
         file.write_bytes(file.read_bytes().replace(mine, b"0" * len(mine)))
@@ -195,12 +195,9 @@ def stale_golden(sandbox: Sandbox) -> None:
     """The first golden file holds what another checkpoint might have given for its prompt."""
     path = sandbox.golden_file()
     arrays = load_file(path)
-    save_tensors({name: value[..., ::-1] if _is_made(name) else value for name, value in arrays.items()}, path)
-
-
-def _is_made(name: str) -> bool:
-    """Whether a component gave a value of a golden file; the others are what they take."""
-    return name.startswith((*(f"{row}." for row in WIRING.rows), LAST.key, MADE.key))
+    # What components gave; the others are what they take.
+    made = (*(f"{row}." for row in family_named(sandbox.manifest.family).rows), LAST.key, MADE.key)
+    save_tensors({name: value[..., ::-1] if name.startswith(made) else value for name, value in arrays.items()}, path)
 
 
 def nan_in_golden(sandbox: Sandbox) -> None:
@@ -213,7 +210,8 @@ def nan_in_golden(sandbox: Sandbox) -> None:
 
 def recorded_from_broken(sandbox: Sandbox) -> None:
     """One block of a weight flipped, and the golden outputs taken from that artifact: all that runs, agrees."""
-    if sandbox.component != WIRING.image.node:
+    image_of = family_named(sandbox.manifest.family).image
+    if sandbox.component != image_of.node:
         raise NotApplicable("the export has no decoder, whose output no other component takes")
     flip_block(sandbox)
     recipe, runner = sandbox.manifest.recipe, sandbox.target.load(sandbox.artifact())
@@ -221,7 +219,7 @@ def recorded_from_broken(sandbox: Sandbox) -> None:
         image = only_output(runner.run(inputs_of(recipe, sandbox.entry, case)))
         path = sandbox.folder / sandbox.golden.folder.name / item.file
         make_own(path)
-        save_tensors({**load_file(path), WIRING.image.key: image, MADE.key: picture_from(image)}, path)
+        save_tensors({**load_file(path), image_of.key: image, MADE.key: picture_from(image)}, path)
 
 
 def index(change: Change) -> Callable[[Sandbox], None]:

@@ -1,0 +1,98 @@
+"""The family of a checkpoint folder, by the classes that its files name, also of a family that is not read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from md_export.checkpoint.files import Layout, read_json, shown
+from md_export.errors import CheckpointError
+from md_export.models.families import FAMILIES
+from md_export.models.families.mobile_diffusion import MOBILE_DIFFUSION
+from md_export.models.graph import Family
+
+INDEX: Final = "model_index.json"
+# What classes of other families begin with in diffusers: pipelines in model_index.json, models in config.json. Of two
+# that fit, the longer one stands.
+_NOT_READ: Final[Mapping[str, str]] = {
+    "AnimateDiff": "AnimateDiff",
+    "AuraFlow": "AuraFlow",
+    "Bria": "Bria",
+    "Chroma": "Chroma",
+    "CogVideoX": "CogVideoX",
+    "CogView": "CogView",
+    "Cosmos": "Cosmos",
+    "DiT": "DiT",
+    "Flux": "FLUX.1",
+    "Flux2": "FLUX.2",
+    "HiDream": "HiDream",
+    "HunyuanDiT": "HunyuanDiT",
+    "HunyuanImage": "HunyuanImage",
+    "HunyuanVideo": "HunyuanVideo",
+    "IF": "DeepFloyd IF",
+    "Kandinsky": "Kandinsky",
+    "Kolors": "Kolors",
+    "LTX": "LTX-Video",
+    "Latte": "Latte",
+    "Lumina": "Lumina",
+    "Mochi": "Mochi",
+    "OmniGen": "OmniGen",
+    "PRX": "PRX",
+    "PixArt": "PixArt",
+    "QwenImage": "Qwen-Image",
+    "SD3": "Stable Diffusion 3",
+    "Sana": "SANA",
+    "StableCascade": "Stable Cascade",
+    "StableDiffusion3": "Stable Diffusion 3",
+    "StableDiffusionXL": "Stable Diffusion XL",
+    "StableVideoDiffusion": "Stable Video Diffusion",
+    "UNet3D": "a model of videos",
+    "UNetSpatioTemporal": "Stable Video Diffusion",
+    "UnCLIP": "unCLIP",
+    "Wan": "Wan",
+    "Wuerstchen": "Würstchen",
+    "ZImage": "Z-Image",
+}
+# Folders of what makes pictures, in the families above.
+_FOLDERS: Final = ("unet", "transformer", "decoder", "prior")
+
+
+def family_in(layout: Layout) -> Family:
+    """Return the family of a checkpoint folder; MobileDiffusion where its UNet names no class that is known.
+
+    Raises:
+        CheckpointError: it is of a family that is not read, which the message names.
+    """
+    index = layout.find(INDEX)
+    named = [] if index is None else [(INDEX, str(read_json(index).get("_class_name")))]
+    configs = {folder: file for folder in _FOLDERS if (file := layout.find(f"{folder}/config.json"))}
+    for folder, file in configs.items():
+        config = read_json(file)
+        fitting = [family for family in FAMILIES if folder == family.form.denoiser.FOLDER and _fits(family, config)]
+        if fitting:
+            return max(fitting, key=lambda family: len(family.form.marks))
+        named.append((f"{folder}/config.json", str(config.get("_class_name"))))
+    for where, name in named:
+        if title := _title(name):
+            raise CheckpointError(f"{layout.root} is {title} ({where}: {shown(name)}), which is not read; {_read()}")
+    if "unet" not in configs and "transformer" in configs:
+        where, name = named[-1]
+        raise CheckpointError(f"{layout.root / where} has the class {shown(name)}, which is not read; {_read()}")
+    return MOBILE_DIFFUSION
+
+
+def _fits(family: Family, config: Mapping[str, object]) -> bool:
+    form = family.form
+    _, name = form.classes[form.denoiser.FOLDER]
+    return config.get("_class_name") == name and all(config.get(field) == mark for field, mark in form.marks.items())
+
+
+def _title(name: str) -> str:
+    """Return how people call the family that is not read and that a class belongs to; empty where it is none."""
+    prefixes = [prefix for prefix in _NOT_READ if name.startswith(prefix)]
+    return _NOT_READ[max(prefixes, key=len)] if prefixes else ""
+
+
+def _read() -> str:
+    titles = [family.form.title for family in FAMILIES]
+    return f"md-export reads {', '.join(titles[:-1])} and {titles[-1]}"
