@@ -16,8 +16,8 @@ from typing import Final
 TESTS: Final = Path(__file__).parent
 HEAD: Final = """# Checkpoints and wishes that were tried
 
-Every row is a test. `python tests/checkpoints_seen.py docs/checkpoints-seen.md` writes this page from the markers of the
-tests.
+Every row is a test. `python tests/checkpoints_seen.py docs/checkpoints-seen.md` writes this page from the markers of
+the tests.
 
 | kind | what is done with it | test |
 |---|---|---|
