@@ -100,6 +100,14 @@ def test_help_of_each_command_is_light(command: str) -> None:
     assert "LOADED []" in result.stdout
 
 
+@pytest.mark.parametrize("target", ["onnx", "tflite"])
+def test_a_worker_that_runs_an_artifact_needs_no_torch(target: str) -> None:
+    """Importing it takes longer than running a small artifact; the runtime of ML programs computes with it."""
+    code = f"import sys, md_export.targets.execution, md_export.targets.{target}.saved; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 def test_public_names() -> None:
     names = [name for name in dir(md_export) if not name.startswith("_")]
     assert names == ["export", "load_recipe", "open_checkpoint", "pictures_of_artifacts", "verify"]

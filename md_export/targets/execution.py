@@ -1,4 +1,7 @@
-"""Execute artifacts in their runtimes, each in a separate process."""
+"""Execute artifacts in their runtimes, each in a separate process.
+
+Nothing here imports torch at once: a runtime does not need it, and importing it takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,9 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from md_export.errors import MdExportError, RuntimeFault, UsageError
-from md_export.models.families import family_named
 from md_export.models.sampling.sampler import Sampler
 from md_export.models.values import LAST
 from md_export.models.walk import Steps, Tensors
@@ -24,6 +25,9 @@ from md_export.system.isolation import isolated
 from md_export.targets import TARGETS
 from md_export.targets.contract import CountsCosts, Description, LoweringJob, Target
 from md_export.targets.operations import OpCost
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,8 @@ def take_steps(target: str, parts: Sequence[Part], steps: Steps, pictures: Seque
 
 def take_all(job: StepsJob) -> StepsTaken:
     """Load the artifacts of a job and take all of its steps, in this process."""
+    from md_export.models.families import family_named
+
     target = TARGETS[job.target].open()
     runners = {part.component: target.load(part.path) for part in job.parts}
     pictures = [dict(values) for values in job.pictures]

@@ -8,13 +8,13 @@ as the place of its external data, which :mod:`onnx` and onnxruntime follow like
 from __future__ import annotations
 
 import mmap
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Final, NamedTuple, Protocol, runtime_checkable
 
 import onnx
 import onnx_ir as ir
-import torch
 
 from md_export.system.memory import release_tensors
 
@@ -77,7 +77,8 @@ def write_inline(model: ir.Model, file: IO[bytes]) -> None:
             tensor.tofile(file)
         else:
             file.write(tensor.tobytes())
-        if isinstance(tensor.raw, torch.Tensor):
+        # torch, which reading a graph does not need, is imported where one of its tensors is.
+        if (torch := sys.modules.get("torch")) is not None and isinstance(tensor.raw, torch.Tensor):
             release_tensors([tensor.raw])
 
 
