@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import md_export
 from md_export import errors
+from md_export.cli import cli
 from md_export.cli.exports import TARGET_TITLES
 from md_export.targets import TARGETS
 from md_export.targets.contract import Saved, Target
@@ -106,6 +108,46 @@ def test_a_worker_that_runs_an_artifact_needs_no_torch(target: str) -> None:
     code = f"import sys, md_export.targets.execution, md_export.targets.{target}.saved; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+# What a command asks for by name before it imports these: ``verify --runtime`` and a report's page.
+ASKED_FOR = ["md_export.parity.runtimes", "md_export.report.page"]
+WITHOUT_EXTRAS = """
+import importlib, pkgutil, sys
+class Nothing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {extras}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Nothing())
+import md_export
+for module in pkgutil.walk_packages(md_export.__path__, "md_export."):
+    if not module.name.startswith({own}):
+        try:
+            importlib.import_module(module.name)
+        except ModuleNotFoundError:
+            print(module.name)
+"""
+
+
+@pytest.mark.seen("an environment with the extra of one target only", "a missing extra is named in a line")
+def test_nothing_but_a_target_needs_its_extra() -> None:
+    """A target's own folder may import its vendor's libraries, and nobody else may import that folder at once."""
+    extras = {
+        *("coremltools", "litert_torch", "ai_edge_litert", "ai_edge_quantizer", "flatbuffers", "tensorflow"),
+        *("onnx", "onnx_ir", "onnxruntime", "onnxscript", "ml_dtypes", "coreai", "coreai_torch"),
+        *("jinja2", "matplotlib", "diffusers", "distributed", "fsspec"),
+    }
+    own = tuple(f"md_export.targets.{name}." for name in TARGETS)
+    code = WITHOUT_EXTRAS.format(extras=extras, own=own)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ASKED_FOR
+
+
+def test_a_page_asks_for_its_libraries_before_any_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    ended = CliRunner().invoke(cli, ["report", str(tmp_path), "-o", str(tmp_path / "page.html")])
+    assert isinstance(ended.exception, errors.MissingExtraError)
+    assert str(ended.exception) == "a page needs jinja2, which is not installed: pip install 'md-export[report]'"
 
 
 def test_public_names() -> None:

@@ -168,6 +168,11 @@ class KeyDifference:
         return "\n".join(lines)
 
 
+def layers_of(module: nn.Module) -> tuple[str, ...]:
+    """Return the paths of a module's convolutions and linear layers, in the order of declaration."""
+    return tuple(path for path, layer in module.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear))
+
+
 def difference(component: Component, expected: Mapping[str, Shape], stored: Mapping[str, Shape]) -> KeyDifference:
     """Compare names and shapes; both mappings use the component's own names."""
     missing = tuple((name, shape) for name, shape in expected.items() if name not in stored)

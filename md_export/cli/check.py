@@ -104,6 +104,8 @@ def report(
         raise UsageError("say what to write: -o report.html, --junit, --markdown or --json")
     if checkpoint and not output:
         raise UsageError("--checkpoint is for the page; name it with -o, or leave it out")
+    if output:
+        shared.require_report()
     with shared.progress(len(COMPONENT_NAMES) * len(outs)) as tell:
         exports = [(out.resolve().name, judge(out, progress=tell)) for out in outs]
     results = [(name, verification.result) for name, verification in exports]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from md_export.errors import ParityError, UsageError
+from md_export.errors import MissingExtraError, ParityError, UsageError
 from md_export.spec.names import METHODS
 from md_export.spec.variant import Size
 
@@ -90,6 +91,13 @@ def checkpoint_or_nano(checkpoint: Path | None) -> Path:
 
     click.echo("no checkpoint named: using the nano checkpoint that ships with md-export", err=True)
     return nano_checkpoint()
+
+
+def require_report() -> None:
+    """Raise MissingExtraError where a library that draws reports is not installed; nothing is imported."""
+    for module in ("jinja2", "matplotlib"):
+        if importlib.util.find_spec(module) is None:
+            raise MissingExtraError(f"a page needs {module}, which is not installed: pip install 'md-export[report]'")
 
 
 def recipe_named(given: Path) -> Path:

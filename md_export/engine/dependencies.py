@@ -13,10 +13,12 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
+from torch import Tensor
+
 from md_export import __version__
 from md_export.checkpoint import Checkpoint, open_checkpoint
 from md_export.checkpoint.files import INHERITED, hash_of_folder
-from md_export.checkpoint.modules import build_on_meta
+from md_export.checkpoint.modules import build_on_meta, layers_of
 from md_export.engine.keys import maker
 from md_export.engine.plan import LoraInput
 from md_export.models.families import family_of
@@ -126,6 +128,7 @@ class Source:
         notes: metadata of the artifacts, by variant and component.
         given: folder of golden cases that the request names.
         weights: bytes of each component in float32, including components that are not needed to make a picture.
+        layers: paths of each component's convolutions and linear layers, in order.
         loras: LoRAs of the checkpoint, as named in requests.
     """
 
@@ -134,6 +137,7 @@ class Source:
     notes: dict[Variant, dict[str, dict[str, str]]]
     given: Path | None
     weights: dict[str, int]
+    layers: dict[str, tuple[str, ...]]
     loras: tuple[LoraInput, ...]
 
     @property
@@ -163,7 +167,7 @@ def source_of(
     checkpoint = open_checkpoint(checkpoint_dir)
     checkpoint.check()
     rows = family_of(checkpoint.config).of(checkpoint.components)
-    states = {row.name: build_on_meta(row, checkpoint.config).state_dict() for row in rows}
+    modules = {row.name: build_on_meta(row, checkpoint.config) for row in rows}
     return Source(
         checkpoint,
         {
@@ -174,7 +178,8 @@ def source_of(
         },
         {variant: notes_of(checkpoint.at(variant)) for variant in variants},
         golden,
-        {name: _FLOAT32_BYTES * sum(tensor.numel() for tensor in state.values()) for name, state in states.items()},
+        {name: _FLOAT32_BYTES * sum(map(Tensor.numel, one.state_dict().values())) for name, one in modules.items()},
+        {name: layers_of(module) for name, module in modules.items()},
         loras,
     )
 

@@ -21,7 +21,11 @@ from md_export.spec.recipe import Recipe
 LoraInput: TypeAlias = tuple[str, str]
 
 # What every step imports, and what builds a text encoder.
-MODEL_MODULES: Final = ("md_export.engine.steps", "transformers.models.clip.modeling_clip")
+MODEL_MODULES: Final = (
+    "md_export.engine.steps",
+    "transformers.models.clip.tokenization_clip",
+    "transformers.models.clip.modeling_clip",
+)
 
 
 @dataclass(frozen=True)

@@ -277,7 +277,7 @@ def modules_of(request: Request) -> tuple[str, ...]:
         case ArtifactRequest():
             return (*MODEL_MODULES, "torch.export._trace", *TARGETS[request.recipe.target].preload)
         case ExportRequest():
-            return MODEL_MODULES[:1]
+            return MODEL_MODULES[:2]
     return MODEL_MODULES
 
 

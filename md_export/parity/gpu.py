@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from md_export.errors import RuntimeFault
 from md_export.parity.metrics import compare, first_fault
@@ -12,9 +13,18 @@ from md_export.parity.opened_export import open_export
 from md_export.parity.subject import Subject
 from md_export.parity.verdict import ComponentVerdict, Verdict
 from md_export.spec.tensors import Array, Arrays
-from md_export.targets.tflite.describe import graph_ops
 from md_export.targets.tflite.gpu.engine import GpuExecution, execute_on_gpu
 from md_export.targets.tflite.gpu.residency import EngineLog, OpFinding, finding_of, read_log, refused_ops
+
+if TYPE_CHECKING:
+    from md_export.targets.operations import Op
+
+
+def _graph_ops(path: Path) -> list[Op]:
+    """As :func:`md_export.targets.tflite.describe.graph_ops`, whose library only TFLite exports need."""
+    from md_export.targets.tflite.describe import graph_ops
+
+    return graph_ops(path)
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,7 @@ def first_bad_op(search: Search, progress: Callable[[str], None]) -> OpFinding |
 
     Returns None if the engine matches XNNPACK on the whole graph: then the file itself differs from its reference.
     """
-    ops = graph_ops(search.path)
+    ops = _graph_ops(search.path)
     good, bad = 0, len(ops)
     reason = _trouble(search, bad)
     if reason is None:
@@ -139,7 +149,7 @@ def _judge(subject: Subject, limit_s: float, progress: Callable[[str], None]) ->
     run = execute_on_gpu(path, inputs, limit_s)
     log = read_log(run.log)
     try:
-        ops = graph_ops(path)
+        ops = _graph_ops(path)
     except RuntimeFault as error:
         return subject.verdict(GpuDetails(log.adapter), [str(error)])
     findings = refused_ops(log.refusals, ops)
@@ -178,6 +188,6 @@ def run_on_gpu(path: Path, inputs: Arrays, limit_s: float) -> tuple[dict[str, Ar
     run = execute_on_gpu(path, [inputs], limit_s)
     if run.failure:
         raise RuntimeFault(f"{path.name}: {run.failure}: {words_of(run)}")
-    log, count = read_log(run.log), len(graph_ops(path))
+    log, count = read_log(run.log), len(_graph_ops(path))
     (outputs,) = run.outputs
     return outputs, f"{count - log.on_cpu} of {count} ops on the GPU ({log.adapter}), {log.on_cpu} on the CPU"

@@ -17,6 +17,7 @@ from md_export.parity.golden.surface import packed
 from md_export.parity.metrics import Check, Fault
 from md_export.parity.opened_export import claim_faults, note_faults, open_export, stored_faults, surface_faults
 from md_export.parity.subject import Subject
+from md_export.parity.tokens import token_faults
 from md_export.parity.verdict import ComponentVerdict, Verdict, Verification
 from md_export.spec.tensors import Arrays
 from md_export.targets import target_named
@@ -87,6 +88,8 @@ def _judge_component(
     except ArtifactError as error:
         return subject.verdict(None, [Fault(Check.SURFACE, str(error))]), []
     faults = surface_faults(entry, inputs[0], wanted[0])
+    # Files of the whole export are judged with its first artifact.
+    faults += token_faults(subject.export) if entry is manifest.artifacts[0] else []
     try:
         batches = [*inputs, *(packed(recipe, entry, batch) for batch in others)]
         run = execute(manifest.target, subject.path, batches)

@@ -34,6 +34,7 @@ class Check(StrEnum):
     CLAIMS = "claims"
     OVERFLOW = "float16 overflow"
     ORIGIN = "origin"
+    TOKENIZER = "tokenizer"
     AUDIT = "weight audit"
 
 

@@ -6,6 +6,7 @@ A weight's storage says which of its elements share a scale or a table, and how 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import prod
@@ -52,6 +53,15 @@ class WeightRule:
     def matches(self, module_path: str) -> bool:
         """Whether one of the globs matches."""
         return any(fnmatchcase(module_path, pattern) for pattern in self.modules)
+
+
+_ENDS: Final[Mapping[str, int]] = {"conv_in": 0, "conv_out": -1}
+
+
+def _end_or(glob: str, paths: Sequence[str]) -> str:
+    place = _ENDS.get(glob.rpartition(".")[2])
+    known = place is None or not paths or any(fnmatchcase(path, glob) for path in paths)
+    return glob if known or place is None else paths[place]
 
 
 @dataclass(frozen=True)
@@ -126,6 +136,21 @@ class QuantScheme:
     def keeps_float(self, module_path: str) -> bool:
         """Whether a glob of ``keep_float`` matches the module path (``up_blocks.0.resnets.1.conv_dw``)."""
         return any(fnmatchcase(module_path, pattern) for pattern in self.keep_float)
+
+    def for_layers(self, paths: Sequence[str]) -> QuantScheme:
+        """Return the scheme with ``conv_in`` and ``conv_out`` as the names of a component's first and last layer.
+
+        Recipes use the names that most models have for them; some have others, such as ``decoder.layers.18``.
+
+        Args:
+            paths: of the component's convolutions and linear layers, in order.
+        """
+
+        def named(globs: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(dict.fromkeys(_end_or(glob, paths) for glob in globs))
+
+        rules = tuple(dataclasses.replace(rule, modules=named(rule.modules)) for rule in self.rules)
+        return dataclasses.replace(self, keep_float=named(self.keep_float), rules=rules)
 
     def for_module(self, module_path: str) -> QuantScheme:
         """Return how one module is stored: by the first matching rule, else as the component; without rules.

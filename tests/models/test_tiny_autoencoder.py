@@ -20,6 +20,8 @@ from md_export.checkpoint.architectures import write_checkpoint
 from md_export.cli import cli
 from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
+from md_export.engine.plan import ExportRequest
+from md_export.engine.planning import plan
 from md_export.errors import CheckpointError, ConfigError
 from md_export.models.config import ModelConfig
 from md_export.models.sampling.pictures import Start
@@ -179,6 +181,15 @@ def test_trained_weights_in_the_authors_names(other_config: ModelConfig, tmp_pat
         if getattr(block, "pool", None) is not None:
             block.add_module("pool", None)
     assert snr_db(decoder(encoder(picture)).numpy(), picture.numpy()) < 10
+
+
+def test_a_recipe_finds_its_first_and_last_layer(tiny: Path) -> None:
+    """The recipe keeps decoder.conv_out in float, which is called otherwise here."""
+    recipe = load_recipe(builtin_recipe("onnx", "int8")).widened(("vae_encoder",))
+    request = plan([recipe], tiny, None).steps[-1].request
+    assert isinstance(request, ExportRequest)
+    assert request.recipe.schemes["vae_decoder"].keep_float == ("decoder.layers.10",)
+    assert request.recipe.schemes["vae_encoder"].keep_float == ("encoder.layers.7",)
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from md_export.spec.artifact import ArtifactEntry
 from md_export.spec.manifest import read_manifest, write_manifest
 from md_export.spec.recipe import Tolerance
 from md_export.spec.tensors import TensorSpec
+from md_export.system.files import sha256_of
 from mutations import edit_json, flip_block, weight_file
 from support import ONE_EACH, Exported
 
@@ -78,3 +81,20 @@ def test_edited_names_are_a_fault_of_the_component(copy_of: Exported, change: di
     out = copy_of("onnx", "int8")
     change_entry(out, "unet", **change)
     assert any(line.startswith("unet: the manifest's inputs and outputs") for line in verify(out).failures)
+
+
+def test_a_tokenizer_with_two_words_exchanged_is_named(copy_of: Exported) -> None:
+    """ "red" would give a blue picture: no artifact depends on it, and the manifest's hashes can be corrected."""
+    out = copy_of("onnx", "int8")
+    vocabulary = out / "tokenizer" / "vocab.json"
+    assert verify(out).failures == ()
+    edit_json(vocabulary, lambda words: words.update({"red</w>": words["blue</w>"], "blue</w>": words["red</w>"]}))
+    edit_json(
+        out / "manifest.json",
+        lambda manifest: manifest["files"].update({"tokenizer/vocab.json": sha256_of(vocabulary)}),
+    )
+    (line,) = verify(out).failures
+    assert re.search(r"tokenizer/ gives other ids for the golden prompt 'a .*: 1 of 77 differ, the first at", line)
+    shutil.rmtree(out / "tokenizer")
+    (line,) = verify(out).failures
+    assert "holds no CLIP tokenizer" in line

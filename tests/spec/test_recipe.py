@@ -319,3 +319,13 @@ def test_a_recipe_of_a_whole_model_is_completed_for_another_family() -> None:
     assert flat.tolerances["transformer"] == recipe.tolerances["unet"]
     part = recipe.narrowed(("unet",))
     assert part.completed(("text_encoder", "transformer", "vae_decoder")) == part
+
+
+def test_conv_in_and_conv_out_are_the_ends_of_a_component() -> None:
+    scheme = QuantScheme("int8", "int8_static", keep_float=("decoder.conv_in", "decoder.conv_out", "*.norm"))
+    assert scheme.for_layers(["decoder.conv_in", "a", "decoder.conv_out"]) == scheme
+    assert scheme.for_layers(["decoder.layers.0", "a", "decoder.layers.18"]).keep_float == (
+        "decoder.layers.0",
+        "decoder.layers.18",
+        "*.norm",
+    )

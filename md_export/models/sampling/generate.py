@@ -66,8 +66,14 @@ def _expanded(tokenizer: Any, prompt: str) -> str:
     return prompt
 
 
-@cache
 def _tokenizer(folder: Path) -> Any:
+    """Return the tokenizer of a folder, read again if its files have changed."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return _read(folder, tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
+
+
+@cache
+def _read(folder: Path, files: tuple[tuple[str, int, int], ...]) -> Any:  # noqa: ARG001 (of the key)
     clip = import_quietly("transformers.models.clip.tokenization_clip")
     # Build the tokenizer from the folder: from file names, this class silently has a vocabulary of two tokens.
     try:

@@ -19,7 +19,7 @@ from md_export.models.families import family_named
 from md_export.models.values import LAST, MADE
 from md_export.models.walk import picture_from
 from md_export.parity.golden.surface import inputs_of
-from md_export.parity.selftest.sandbox import Change, NotApplicable, Sandbox, halve, make_own
+from md_export.parity.selftest.sandbox import Change, NotApplicable, Sandbox, edit_json, halve, make_own
 from md_export.spec.artifact import artifact_path
 from md_export.spec.tensors import only_output, save_tensors
 from md_export.targets.stored import Constant
@@ -220,6 +220,22 @@ def recorded_from_broken(sandbox: Sandbox) -> None:
         path = sandbox.folder / sandbox.golden.folder.name / item.file
         make_own(path)
         save_tensors({**load_file(path), image_of.key: image, MADE.key: picture_from(image)}, path)
+
+
+def exchange_words(sandbox: Sandbox) -> None:
+    """Two words of a golden prompt get each other's id in the tokenizer."""
+    value = next(iter(family_named(sandbox.manifest.family).tokens.values()))
+    held = sandbox.golden.cases[0].values
+    ids = next(held[key] for key in (value.key, f"{value.key}.1") if key in held)[0].tolist()
+    for name in ("vocab.json", "tokenizer.json"):
+        if (path := sandbox.folder / "tokenizer" / name).is_file():
+            edit_json(path, lambda content: _exchange(content.get("model", {}).get("vocab", content), ids))
+
+
+def _exchange(vocabulary: dict[str, int], ids: Sequence[int]) -> None:
+    by_id = {number: word for word, number in vocabulary.items()}
+    first, second = [by_id[number] for number in dict.fromkeys(ids) if by_id.get(number, "<").endswith("</w>")][:2]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
 
 
 def index(change: Change) -> Callable[[Sandbox], None]:

@@ -138,5 +138,6 @@ def agree(out: Path) -> None:
         for entry in manifest["artifacts"]:
             path = out / entry["file"]
             entry.update(sha256=sha256_of_artifact(path), bytes=bytes_of_artifact(path))
+        manifest["files"] = {name: sha256_of(out / name) for name in manifest["files"] if (out / name).is_file()}
 
     edit_json(out / MANIFEST, change)

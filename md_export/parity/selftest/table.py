@@ -33,7 +33,7 @@ class Mutation:
 
     Attributes:
         name: description in words.
-        of: kind of thing that is damaged: ``answer``, ``artifact``, ``golden``, ``index`` or ``manifest``.
+        of: kind of thing that is damaged: ``answer``, ``artifact``, ``golden``, ``tokenizer``, ``index``, ``manifest``.
         caught: check that must notice the damage, for each state of the hashes that is tried.
         components: candidates for the damage; the first one in the export is used.
         may_crash: whether the runtime needs a separate process.
@@ -135,6 +135,13 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         Check.AUDIT,
         damage.recorded_from_broken,
         audited=True,
+    ),
+    Mutation(
+        "two words of the tokenizer exchanged",
+        "tokenizer",
+        dict.fromkeys((Hashes.KEPT, Hashes.ALL), Check.TOKENIZER),
+        _SMALL_FIRST,
+        damage.exchange_words,
     ),
     _index("truncated index", Check.GOLDEN, lambda sandbox: halve(sandbox.folder / GOLDEN_FOLDER / INDEX)),
     _index("a case struck from the index", Check.BELONGING, damage.index(lambda index: index["cases"].pop())),
