@@ -619,6 +619,26 @@ def test_the_epsilon_of_a_text_encoder_is_a_number(folder: Path) -> None:
     assert said == "text_encoder/config.json: layer_norm_eps must be a finite number above 0, not 'small'"
 
 
+@pytest.mark.seen("text encoder files that hold all of CLIP", "left out; any other key is named")
+@pytest.mark.parametrize(
+    ("part", "extra", "read"),
+    [
+        ("text_encoder/model.safetensors", "logit_scale", True),
+        ("text_encoder/model.safetensors", "vision_model.encoder.layers.0.mlp.fc1.weight", True),
+        ("text_encoder/model.safetensors", "visual_projection.weight", True),
+        ("text_encoder/model.safetensors", "text_model.encoder.layers.0.mlp.fc3.weight", False),
+        ("vae/diffusion_pytorch_model.safetensors", "decoder.lost.weight", False),
+    ],
+)
+def test_files_with_extra_keys(folder: Path, part: str, extra: str, read: bool) -> None:
+    save_file({**load_file(folder / part), extra: torch.zeros(2, 2)}, folder / part)
+    if read:
+        open_checkpoint(folder).check()
+    else:
+        with pytest.raises(CheckpointError, match=r"1 extra"):
+            open_checkpoint(folder).check()
+
+
 @pytest.mark.seen(
     "CLIP skip by a lower num_hidden_layers", "layers after the count are left out, which is said in a line"
 )
