@@ -176,6 +176,7 @@ def write_export(plant: str, out: Path, tokenizer: Path, target: str = "tflite",
         LATENT,
         1,
         inpaints=False,
+        edits=False,
         one_step=STEP,
         steps=None,
     )

@@ -68,8 +68,13 @@ class Export:
 
     @property
     def inpaints(self) -> bool:
-        """Whether the UNet takes a picture's latents in addition to the noise."""
-        return self.entries[self.family.denoised.node].inputs[0].shape[1] > self.latent_shape[1]
+        """Whether the UNet takes a mask and a picture's latents in addition to the noise."""
+        return self.entries[self.family.denoised.node].inputs[0].shape[1] == 2 * self.latent_shape[1] + 1
+
+    @property
+    def edits(self) -> bool:
+        """Whether the UNet takes a picture's latents in addition to the noise, and no mask."""
+        return self.entries[self.family.denoised.node].inputs[0].shape[1] == 2 * self.latent_shape[1]
 
     @property
     def picture_shape(self) -> tuple[int, ...]:
@@ -170,7 +175,8 @@ def pictures_of_artifacts(
         requests: prompts and seeds.
         given: one picture per request to in-paint; the part that is not hidden is kept.
         conditions: one condition per request for the adapter or the ControlNet; without conditions it has no effect.
-        starts: one picture per request to start from instead of pure noise; all with the same strength.
+        starts: one picture per request to start from instead of pure noise; all with the same strength. An editing
+            UNet takes the picture beside the noise, whatever the strength.
         negative: prompt that guidance leads away from; None for the empty prompt.
         tell: is given a line for a prompt that is too long.
 
@@ -183,7 +189,7 @@ def pictures_of_artifacts(
     export = open_to_run(out)
     if conditions is not None:
         export.frame.require_condition()
-    if starts is not None:
+    if starts is not None and not export.edits:
         _check_start(export, starts)
     pipeline = _pipeline(export)
     if conditions is None:
@@ -206,6 +212,7 @@ def _pipeline(export: Export) -> Pipeline:
         latent_shape=export.latent_shape,
         downscale=export.downscale,
         inpaints=export.inpaints,
+        edits=export.edits,
         one_step=manifest.one_step,
         steps=manifest.steps,
         schedule=schedule,
@@ -279,4 +286,8 @@ def _pictures(
     none = [None] * len(requests)
     rows = zip(requests, given or none, conditions or none, starts or none, strict=True)
     asked = [PictureRequest(*pair, one, condition, start, negative) for pair, one, condition, start in rows]
+    if pipeline.edits:
+        asked = [
+            dataclasses.replace(one, start=None, edited=None if one.start is None else one.start.image) for one in asked
+        ]
     return [values[MADE.key].astype(np.float32, copy=False) for values in pipeline.values(asked)]

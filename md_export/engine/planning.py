@@ -215,7 +215,7 @@ class _Planner:
         cases = calibrated.key if calibrated and dependencies.is_calibrated(scheme) else None
         if calibrated and cases:
             before = dependencies.makers_of_inputs(
-                family_of(checkpoint.config), checkpoint.file_hashes(), name, checkpoint.config.inpaints
+                family_of(checkpoint.config), checkpoint.file_hashes(), name, checkpoint.config.takes_picture
             )
             content["calibrated on"] = {**calibrated.asked, "by": before}
         elif dependencies.is_calibrated(scheme):

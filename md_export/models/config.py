@@ -117,6 +117,16 @@ class ModelConfig:
         return self.denoiser.in_channels == 2 * self.vae.latent_channels + 1
 
     @property
+    def edits(self) -> bool:
+        """Whether the UNet takes a picture's latents after the noise: ``2·C`` channels (InstructPix2Pix)."""
+        return self.denoiser.in_channels == 2 * self.vae.latent_channels
+
+    @property
+    def takes_picture(self) -> bool:
+        """Whether the UNet takes a picture's latents, so that no picture is made without the VAE encoder."""
+        return self.inpaints or self.edits
+
+    @property
     def picture_shape(self) -> tuple[int, int]:
         """Height and width of the picture in pixels."""
         _, _, height, width = self.latent_shape
@@ -190,10 +200,11 @@ class ModelConfig:
                 f"hidden_size is {self.text_width}; they must be equal"
             )
         channels = self.vae.latent_channels
-        if self.denoiser.in_channels not in (channels, 2 * channels + 1):
+        if self.denoiser.in_channels not in (channels, 2 * channels, 2 * channels + 1):
             raise ConfigError(
                 f"{file}: in_channels={self.denoiser.in_channels}, but vae/config.json has "
-                f"latent_channels={channels}; they must be equal, or {2 * channels + 1} for in-painting"
+                f"latent_channels={channels}; they must be equal, or {2 * channels} for editing, or "
+                f"{2 * channels + 1} for in-painting"
             )
         if self.denoiser.out_channels != channels:
             raise ConfigError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,7 +30,7 @@ class Port:
         name: the input's; the beginning of the inputs' where the source has many.
         source: the value that it takes.
         kind: of the input, where ``beside`` makes it another than the source's.
-        beside: values that are joined to it along the channels, where the first of them is given.
+        beside: values that are joined to it along the channels, in groups: each where the first of it is given.
         batched: guidance doubles it, to the empty prompt's and the prompt's.
         when: the given value without which the port may stay empty.
     """
@@ -37,7 +38,7 @@ class Port:
     name: str
     source: Value
     kind: Kind | None = None
-    beside: tuple[Value, ...] = ()
+    beside: tuple[tuple[Value, ...], ...] = ()
     batched: bool = True
     when: Value | None = None
 
@@ -54,8 +55,7 @@ class Port:
         found = self.source.read(values, called, call)
         if not found and (self.when is None or self.when.key in values):
             raise KeyError(self.source.key)
-        if self.beside and self.beside[0].key in values:
-            more = [values[value.key] for value in self.beside]
+        if more := [values[value.key] for group in self.beside if group[0].key in values for value in group]:
             found = {number: _joined(value, more) for number, value in found.items()}
         return {f"{self.name}{number}": value for number, value in found.items()}
 
@@ -206,7 +206,7 @@ class Family:
         object.__setattr__(self, "rows", {component.name: component for component in self.components})
 
     def _check(self, component: Component, port: Port, known: set[str]) -> None:
-        for value in (port.source, *port.beside, *([port.when] if port.when else [])):
+        for value in (port.source, *chain.from_iterable(port.beside), *([port.when] if port.when else [])):
             for source in value.alternatives():
                 if source.key not in known:
                     raise ValueError(

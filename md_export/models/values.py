@@ -118,7 +118,9 @@ PICTURE: Final = Value("given", "image", IMAGE)
 # Latent cells, 1 where they are painted anew: by a UNet that in-paints, and by another, whose other cells are replaced.
 MASK: Final = Value("given", "mask", _CELLS)
 BLEND: Final = Value("given", "blend", _CELLS)
-GIVEN: Final = (INPUT_IDS, NOISE, FRESH, CONDITION, PICTURE, MASK, BLEND)
+# Latents, not scaled, of the picture that an editing UNet changes.
+EDITED: Final = Value("given", "edited", LATENT)
+GIVEN: Final = (INPUT_IDS, NOISE, FRESH, CONDITION, PICTURE, MASK, BLEND, EDITED)
 
 SAMPLE: Final = Value("sampler", "sample", LATENT, "per step", otherwise=NOISE)
 TIMESTEP: Final = Value("sampler", "timestep", kind(1, lambda _: (1,)), "per step")

@@ -30,7 +30,7 @@ CLASSES: Final[Mapping[str, tuple[str, str]]] = {
     "vae": ("diffusers", "AutoencoderKL"),
     "scheduler": ("diffusers", "DDIMScheduler"),
 }
-# Of a UNet that in-paints, with the mask and the picture's latents.
+# Of a UNet that in-paints, with the mask and the picture's latents, or that edits, with the picture's.
 _OF_UNET = kind(4, lambda config: (1, config.denoiser.in_channels, *config.latent_shape[2:]))
 
 
@@ -48,7 +48,7 @@ VAE_ENCODER: Final = Component(
     outputs=(Output("latent_mean", values.LATENT),),
     key_prefixes=("encoder.", "quant_conv."),
     optional=True,
-    needed=lambda config: config.inpaints,
+    needed=lambda config: config.takes_picture,
 )
 VAE_DECODER: Final = Component(
     "vae_decoder",
@@ -108,7 +108,7 @@ def latent_diffusion(
         folder="unet",
         build=build_unet,
         inputs=(
-            Port("sample", values.SAMPLE, _OF_UNET, beside=(values.MASK, values.SHOWN)),
+            Port("sample", values.SAMPLE, _OF_UNET, beside=((values.MASK, values.SHOWN), (values.EDITED,))),
             Port("timestep", values.TIMESTEP, batched=False),
             Port("encoder_hidden_states", text_encoder["last_hidden_state"]),
             Port("residual_", t2i_adapter["residual_"].or_else(controlnet["residual_"]), when=values.CONDITION),

@@ -21,7 +21,7 @@ from md_export.models.graph import Component, Family
 from md_export.models.sampling.pictures import Given, Start, cells_of, enter, hide, nothing
 from md_export.models.sampling.sampler import Sampler
 from md_export.models.sampling.schedule import ScheduleConfig
-from md_export.models.values import BLEND, CONDITION, FRESH, MASK, NOISE, PICTURE
+from md_export.models.values import BLEND, CONDITION, EDITED, FRESH, MASK, NOISE, PICTURE
 from md_export.models.walk import Crew, Tensors, call, walk
 from md_export.spec.sampler import ManySteps, OneStep
 from md_export.spec.tensors import Array, Arrays, Float32, TensorSpec
@@ -105,6 +105,7 @@ class PictureRequest:
         given: a picture of which what is not hidden is kept.
         condition: ``[1, C, H, W]`` in [0, 1], for an adapter or a ControlNet, which otherwise adds nothing.
         start: a picture that is under the noise.
+        edited: a picture ``[1, 3, H, W]`` in [-1, 1] that an editing UNet changes; gray by default.
         negative: the prompt that guidance leads away from; None: that of the recipe, or the empty one.
     """
 
@@ -114,6 +115,7 @@ class PictureRequest:
     condition: Array | None = None
     start: Start | None = None
     negative: str | None = None
+    edited: Float32 | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class Pipeline:
         text_length: token ids of a prompt.
         latent_shape: ``[1, C, h, w]``.
         downscale: pixels of a latent cell along a side.
-        inpaints: the UNet takes a picture's latents beside the noise.
+        inpaints, edits: the UNet takes a picture's latents beside the noise, with a mask or without.
         steps: constants of many steps; None for the one.
         schedule: the noise of every timestep, where a picture can be started from.
         recorded: values that need not be computed, the same for all pictures.
@@ -140,6 +142,7 @@ class Pipeline:
     latent_shape: tuple[int, ...]
     downscale: int
     inpaints: bool
+    edits: bool
     one_step: OneStep
     steps: ManySteps | None
     schedule: ScheduleConfig | None = None
@@ -183,6 +186,9 @@ class Pipeline:
         if sampler.fresh_noise:
             found[FRESH.key] = draw_noise(request.seed, self.latent_shape, 1 + sampler.fresh_noise)[1:]
         found |= {} if request.condition is None else {CONDITION.key: request.condition}
+        if self.edits:
+            found[PICTURE.key] = nothing(*self.sides).image if request.edited is None else request.edited
+            (found[EDITED.key],) = self.encoded([found[PICTURE.key]])
         given = request.given or (nothing(*self.sides) if self.inpaints else None)
         if given is not None:
             if self.steps and not self.inpaints:

@@ -189,12 +189,16 @@ class GoldenSource:
     def generate(self, prompt: str, seed: int) -> Tensors:
         """Return a golden case's values for one prompt and seed.
 
-        The encoder's input is the picture itself. An inpainting UNet first makes a picture with everything masked and
-        then repaints the middle of that picture; the encoder's input is the unmasked rest. The condition of an adapter
-        or a ControlNet is the edges of the picture that is made without a condition.
+        The encoder's input is the picture itself. An editing UNet first edits gray, and then that picture. An
+        inpainting UNet first makes a picture with everything masked and then repaints the middle of that picture; the
+        encoder's input is the unmasked rest. The condition of an adapter or a ControlNet is the edges of the picture
+        that is made without a condition.
         """
         inpaints, channels, image = self.pipeline.inpaints, self.condition_channels, self.pipeline.family.image.key
         values = self._values(PictureRequest(prompt, seed))
+        if self.pipeline.edits:
+            edited = np.clip(values[image].astype(np.float32), -1, 1)
+            return self._values(PictureRequest(prompt, seed, edited=edited))
         if inpaints or channels:
             given = Given(np.clip(values[image], -1, 1), middle(*self.pipeline.sides)) if inpaints else None
             condition = edges(values[MADE.key], channels) if channels else None

@@ -77,6 +77,7 @@ def golden_source(
             latent_shape=config.latent_shape,
             downscale=config.vae.downscale,
             inpaints=config.inpaints,
+            edits=config.edits,
             one_step=step,
             steps=steps_of(config, sampler),
             schedule=config.schedule,
@@ -178,7 +179,7 @@ def present_golden(
     case = read_case(present, index.cases[0], index.family)
     encoder = family_of(checkpoint.config).encoded
     found = case.latent_sides
-    lacks = (encodes or checkpoint.config.inpaints) and encoder.key not in case.values
+    lacks = (encodes or checkpoint.config.takes_picture) and encoder.key not in case.values
     if found == checkpoint.config.latent_shape[2:] and not lacks:
         return present
     if given is None:
@@ -186,7 +187,7 @@ def present_golden(
     if lacks:
         raise GoldenError(
             f"{given} holds golden cases without what the VAE encoder makes of a picture; make some with: md-export "
-            f"golden {checkpoint.title} {'' if checkpoint.config.inpaints else '--encoder '}-o DIR"
+            f"golden {checkpoint.title} {'' if checkpoint.config.takes_picture else '--encoder '}-o DIR"
         )
     (height, width), scale = checkpoint.config.picture_shape, checkpoint.config.vae.downscale
     raise GoldenError(
