@@ -110,6 +110,18 @@ def test_a_worker_that_runs_an_artifact_needs_no_torch(target: str) -> None:
     assert done.stdout == "False\n"
 
 
+def test_the_process_of_an_export_needs_no_torch(tmp_path: Path) -> None:
+    """Workers do all that does, the planning too."""
+    code = (
+        "import sys\nfrom md_export.cli import cli\nfrom md_export.errors import CheckpointError\n"
+        f"arguments = ['onnx', {str(tmp_path / 'none')!r}, '--no-cache', '-o', {str(tmp_path / 'out')!r}]\n"
+        "try:\n    cli.main(arguments, standalone_mode=False)\n"
+        "except CheckpointError:\n    print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 # What a command asks for by name before it imports these: ``verify --runtime`` and a report's page.
 ASKED_FOR = ["md_export.parity.runtimes", "md_export.report.page"]
 WITHOUT_EXTRAS = """

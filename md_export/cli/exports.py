@@ -120,7 +120,6 @@ def _command(target: str) -> click.Command:
         json_file: Path | None,
         **own: Any,
     ) -> None:
-        from md_export.diagnose.rejection import next_steps
         from md_export.engine.export import export
         from md_export.engine.request import Resources, default_jobs
         from md_export.report.tables import artifact_table
@@ -143,6 +142,8 @@ def _command(target: str) -> click.Command:
             try:
                 manifest, result = export(recipe, source, output, golden_dir, report, resources, note=shared.note)
             except ParityError as error:
+                from md_export.diagnose.rejection import next_steps
+
                 rejected = output.with_name(f"{output.name}.rejected")
                 raise ParityError(
                     "\n  ".join([str(error), *next_steps(rejected, source, recipe.loras, report)])
