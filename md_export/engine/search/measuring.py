@@ -24,7 +24,7 @@ from typing import Final, Generic, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import to_json
 
-from md_export.engine.search.choice import Candidate, Module
+from md_export.engine.search.frontier import Candidate, Module
 from md_export.engine.search.spread import Request, Workers, spread
 from md_export.errors import ArtifactError, OutputError, RecipeError, RuntimeFault
 from md_export.system.terminal_text import spelled_time

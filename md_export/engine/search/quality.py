@@ -14,7 +14,7 @@ from typing import Final
 
 from md_export.engine.export import export
 from md_export.engine.request import Resources
-from md_export.engine.search.choice import Point
+from md_export.engine.search.frontier import Point
 from md_export.engine.search.request import Budget
 from md_export.engine.search.sensitivity import Probe, Probing, store
 from md_export.errors import RuntimeFault

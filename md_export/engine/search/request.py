@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from md_export.engine.request import Resources
-from md_export.engine.search.choice import Form
+from md_export.engine.search.frontier import Form
 from md_export.errors import UsageError
 from md_export.spec.names import COMPONENT_NAMES
 from md_export.spec.recipe import Recipe

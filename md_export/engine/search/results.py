@@ -13,7 +13,7 @@ import tomlkit
 from pydantic import ConfigDict, TypeAdapter
 from tomlkit.items import Array
 
-from md_export.engine.search.choice import Form, Point
+from md_export.engine.search.frontier import Form, Point
 from md_export.errors import RecipeError
 from md_export.spec.recipe import Recipe, Tolerance
 from md_export.spec.scheme import QuantScheme

@@ -15,8 +15,7 @@ from md_export import __version__
 from md_export.checkpoint import Checkpoint, open_checkpoint
 from md_export.engine.export import cases, export
 from md_export.engine.request import Resources
-from md_export.engine.search.choice import Base, Module, Point, curve, point_of, uniform
-from md_export.engine.search.choose import choose, first_passing
+from md_export.engine.search.frontier import Base, Module, Point, curve, point_of, uniform
 from md_export.engine.search.measuring import Count, Job, Key, measure_all, open_journal
 from md_export.engine.search.quality import (
     Built,
@@ -31,6 +30,7 @@ from md_export.engine.search.quality import (
 )
 from md_export.engine.search.request import STARTS, Budget, SearchRequest, starting_recipe
 from md_export.engine.search.results import TRADE_OFF, Figures, TradeOff, chosen_recipe, figures_of, recipe_toml
+from md_export.engine.search.selection import choose, first_passing
 from md_export.engine.search.sensitivity import ListRequest, ModuleRequest, Probing, list_modules, measure
 from md_export.engine.search.spread import Workers, spread, workers
 from md_export.errors import ParityError, UsageError

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from md_export.checkpoint import open_checkpoint
-from md_export.engine.search.choice import Candidate, Form
+from md_export.engine.search.frontier import Candidate, Form
 from md_export.models.families import family_of
 from md_export.models.sampling.sampler import Sampler, one_step
 from md_export.models.values import MADE

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from hypothesis import strategies as st
 
-from md_export.engine.search.choice import Base, Candidate, Form, Module, Point, point_of
+from md_export.engine.search.frontier import Base, Candidate, Form, Module, Point, point_of
 
 FORMS = (
     Form("float16"),

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typing_extensions import Buffer
 
-from md_export.engine.search.choice import Candidate, Form, Module
+from md_export.engine.search.frontier import Candidate, Form, Module
 from md_export.engine.search.measuring import Key, open_journal
 from md_export.errors import ArtifactError, OutputError
 

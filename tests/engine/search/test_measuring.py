@@ -21,7 +21,7 @@ import md_export
 from engine.search.toy import KEY, jobs, measure, surroundings
 from md_export.engine import dask as cluster_module
 from md_export.engine.search import spread
-from md_export.engine.search.choice import Module
+from md_export.engine.search.frontier import Module
 from md_export.engine.search.measuring import TimeLeft, measure_all, open_journal
 from md_export.engine.search.spread import Workers, dask_workers, local_workers, workers
 from md_export.errors import CheckpointError, MissingExtraError, RuntimeFault

@@ -8,7 +8,7 @@ import pytest
 
 from md_export.engine.export import export
 from md_export.engine.request import Resources
-from md_export.engine.search.choice import Base, Candidate, Form, Module, Point, point_of
+from md_export.engine.search.frontier import Base, Candidate, Form, Module, Point, point_of
 from md_export.engine.search.quality import Quality, build, judged, next_aim, sealed, tries
 from md_export.engine.search.request import Budget
 from md_export.engine.search.results import chosen_recipe

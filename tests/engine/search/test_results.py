@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.search.cases import FORMS
-from md_export.engine.search.choice import Form
+from md_export.engine.search.frontier import Form
 from md_export.engine.search.results import chosen_recipe, chosen_scheme, recipe_toml
 from md_export.errors import RecipeError
 from md_export.spec.recipe import Recipe

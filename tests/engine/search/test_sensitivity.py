@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from md_export.engine.search.choice import Candidate, Form, decibels
+from md_export.engine.search.frontier import Candidate, Form, decibels
 from md_export.engine.search.quality import rehearse
 from md_export.engine.search.request import STARTS
 from md_export.engine.search.results import chosen_recipe

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from md_export.engine.search.choice import Base, Candidate, Form, Module, curve, uniform
+from md_export.engine.search.frontier import Base, Candidate, Form, Module, curve, uniform
 from md_export.engine.search.results import TRADE_OFF, Figures, TradeOff, figures_of
 from md_export.report.plots import curve_plot
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from md_export.engine.search.choice import (
+from md_export.engine.search.frontier import (
     Base,
     Candidate,
     Module,

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.search.cases import BASE, FORMS, all_points, problems
-from md_export.engine.search.choice import Base, Candidate, Module, Point, curve, decibels, power, uniform
-from md_export.engine.search.choose import choose, first_passing, keeps_to
+from md_export.engine.search.frontier import Base, Candidate, Module, Point, curve, decibels, power, uniform
 from md_export.engine.search.request import Budget
+from md_export.engine.search.selection import choose, first_passing, keeps_to
 from md_export.errors import UsageError
 
 FINE, COARSE = FORMS[0], FORMS[2]
