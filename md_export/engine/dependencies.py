@@ -28,7 +28,7 @@ from md_export.models.sampling.sampler import one_step, steps_of
 from md_export.models.values import CONDITION
 from md_export.rewrites import find_rewrite
 from md_export.spec.recipe import Recipe
-from md_export.spec.sampler import SamplerPlan, Step
+from md_export.spec.sampler import SamplerPlan
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.variant import Variant, size_in_words
 from md_export.targets import tools_of
@@ -61,11 +61,7 @@ def notes_of(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
     start, end, *padding = (int(token) for token in tokenize(checkpoint.tokenizer_dir, "", length)[0])
     shared = {
         "md_export": __version__,
-        "prediction_type": step.prediction_type,
-        "timestep": str(step.timestep),
-        "a": repr(float(step.a)),
-        "b": repr(float(step.b)),
-        "scaling_factor": repr(float(step.scaling_factor)),
+        **step.notes,
         "latent_shape": ",".join(str(size) for size in config.latent_shape),
         "image_size": size_in_words(config.image_size),
         "image_scale": "0.5",
@@ -96,24 +92,7 @@ def steps_notes(checkpoint: Checkpoint, plan: SamplerPlan | None) -> dict[str, s
         ConfigError: the checkpoint's schedule does not support these steps.
     """
     steps = steps_of(checkpoint.config, plan)
-    if steps is None:
-        return {}
-    columns = {
-        field.name: [getattr(step, field.name) for step in steps.steps]
-        for field in dataclasses.fields(Step)
-        if any(getattr(step, field.name) != field.default for step in steps.steps)
-    }
-    return {
-        "sampler": steps.method,
-        "guidance": repr(float(steps.guidance)),
-        **({} if steps.start == 1 else {"start": repr(steps.start)}),
-        **{name: ",".join(map(_number, values)) for name, values in columns.items()},
-    }
-
-
-def _number(value: float) -> str:
-    """Write a whole number as such: timesteps mostly are."""
-    return str(int(value)) if value.is_integer() else repr(value)
+    return {} if steps is None else steps.notes
 
 
 _FLOAT32_BYTES: Final = 4

@@ -117,6 +117,12 @@ def note_faults(manifest: Manifest, entry: ArtifactEntry, notes: Mapping[str, st
             "the manifest's files of the checkpoint are not those of its checkpoint; it was edited, export again"
         )
     source = hash_of_folder(manifest.checkpoint_files, family_named(manifest.family)[entry.component].folder)
+    constants = manifest.one_step.notes | (manifest.steps.notes if manifest.steps else {})
+    lines += [
+        f"its metadata has {name} {notes.get(name)!s:.40}, the manifest {value:.40}; it was edited, export again"
+        for name, value in constants.items()
+        if notes.get(name) != value
+    ]
     if component != entry.component:
         lines.append(f"it says that it is {component!r:.40}; export again")
     elif made_from != source:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Final, Literal
 
 from pydantic import ConfigDict
@@ -32,6 +32,17 @@ class OneStep:
     b: float
     scaling_factor: float
     prediction_type: str
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """Return the constants as an artifact's metadata has them; floats parse back exactly."""
+        return {
+            "prediction_type": self.prediction_type,
+            "timestep": str(self.timestep),
+            "a": repr(float(self.a)),
+            "b": repr(float(self.b)),
+            "scaling_factor": repr(float(self.scaling_factor)),
+        }
 
 
 @dataclass(frozen=True)
@@ -182,6 +193,24 @@ class ManySteps:
         return self.guidance > 1
 
     @property
+    def notes(self) -> dict[str, str]:
+        """Return the constants as an artifact's metadata has them, those of the steps joined by commas.
+
+        Constants that no step needs are left out.
+        """
+        columns = {
+            field.name: [getattr(step, field.name) for step in self.steps]
+            for field in fields(Step)
+            if any(getattr(step, field.name) != field.default for step in self.steps)
+        }
+        return {
+            "sampler": self.method,
+            "guidance": repr(float(self.guidance)),
+            **({} if self.start == 1 else {"start": repr(self.start)}),
+            **{name: ",".join(map(_number, values)) for name, values in columns.items()},
+        }
+
+    @property
     def recorded(self) -> tuple[int, ...]:
         """Indices of the steps whose UNet calls a golden case stores: a few, spread evenly, with the first and last."""
         steps = len(self.steps)
@@ -204,6 +233,11 @@ class ManySteps:
             and (len(self.steps), self.guidance) == (plan.steps, plan.guidance_with(self.method))
             and self.negative == plan.negative
         )
+
+
+def _number(value: float) -> str:
+    """Write a whole number as such: timesteps mostly are."""
+    return str(int(value)) if value.is_integer() else repr(value)
 
 
 def steps_in_words(steps: ManySteps | None) -> str:

@@ -179,6 +179,17 @@ def name_another_checkpoint(sandbox: Sandbox) -> None:
         file.write_bytes(file.read_bytes().replace(mine, b"0" * len(mine)))
 
 
+def other_constant(sandbox: Sandbox) -> None:
+    """The scaling factor in the artifact's own notes is another of as many digits."""
+    artifact, factor = sandbox.artifact(), repr(float(sandbox.manifest.one_step.scaling_factor))
+    other = factor[:-1] + ("1" if factor[-1] != "1" else "2")
+    for file in [item for item in (*artifact.rglob("*"), artifact) if item.is_file()]:
+        content = file.read_bytes()
+        place = content.find(b"scaling_factor")
+        if place >= 0:
+            file.write_bytes(content[:place] + content[place:].replace(factor.encode(), other.encode(), 1))
+
+
 def exchange_artifacts(sandbox: Sandbox) -> None:
     """This component's artifact and another's under each other's name."""
     others = [entry for entry in sandbox.manifest.artifacts if entry.component != sandbox.component]

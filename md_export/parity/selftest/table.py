@@ -124,6 +124,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     _artifact("float16 overflow behind a softmax", Check.OVERFLOW, damage.on_constants(damage.deepen_mask)),
     _artifact("quantized weights stored as float", Check.STORED, damage.store_as_float),
     _artifact("artifact of another checkpoint", Check.ORIGIN, damage.name_another_checkpoint),
+    _artifact("another scaling factor in the metadata", Check.ORIGIN, damage.other_constant),
     _artifact("artifacts of two components swapped", Check.EXECUTION, damage.exchange_artifacts),
     _artifact("truncated file", Check.EXECUTION, damage.truncate, may_crash=True),
     _golden("stale golden file", Check.BELONGING, Check.FIGURES, damage.stale_golden),
