@@ -1,10 +1,11 @@
-"""Stable Diffusion 1's tensors under the names of its authors' own code, for small models."""
+"""Tensors of small Stable Diffusions under the names of its authors' own code, and OpenCLIP's."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from md_export.checkpoint.single_file import TEXT, UNET, VAE
@@ -73,3 +74,35 @@ def renamed(tensors: dict[str, Tensor], rename: Callable[[str], str]) -> dict[st
     made = {rename(name): tensor for name, tensor in tensors.items()}
     one = re.compile(r"mid\.attn_1\.(q|k|v|proj_out)\.weight$")
     return {name: tensor[:, :, None, None] if one.search(name) else tensor for name, tensor in made.items()}
+
+
+_OPEN_CLIP = {
+    "self_attn.out_proj": "attn.out_proj",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+
+
+def open_clip(tensors: dict[str, Tensor], prefix: str, layers: int) -> dict[str, Tensor]:
+    """CLIP's text model as OpenCLIP saves it: queries, keys and values joined, a last layer and a projection more."""
+    width = tensors["final_layer_norm.weight"].shape[0]
+    made = {
+        "token_embedding.weight": tensors["embeddings.token_embedding.weight"],
+        "positional_embedding": tensors["embeddings.position_embedding.weight"],
+        "ln_final.weight": tensors["final_layer_norm.weight"],
+        "ln_final.bias": tensors["final_layer_norm.bias"],
+        "text_projection": torch.ones(width, width),
+        "logit_scale": torch.tensor(4.6),
+    }
+    for layer in range(layers):
+        own, theirs = f"encoder.layers.{layer}.", f"transformer.resblocks.{layer}."
+        for kind in ("weight", "bias"):
+            joined = [tensors[f"{own}self_attn.{one}_proj.{kind}"] for one in "qkv"]
+            made[f"{theirs}attn.in_proj_{kind}"] = torch.cat(joined)
+            for mine, their in _OPEN_CLIP.items():
+                made[f"{theirs}{their}.{kind}"] = tensors[f"{own}{mine}.{kind}"]
+    last = {name: torch.full_like(tensor, 9.0) for name, tensor in made.items() if "resblocks.0." in name}
+    made |= {name.replace("resblocks.0.", f"resblocks.{layers}."): tensor for name, tensor in last.items()}
+    return {prefix + name: tensor for name, tensor in made.items()}

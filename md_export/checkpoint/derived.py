@@ -42,7 +42,7 @@ def open_layout(path: Path) -> Layout:
         unreadable(path, error)
     if not is_folder:
         # All of a model may be in the file, as Stable Diffusion's authors publish it.
-        single = path.suffix == ".safetensors"
+        single = path.suffix in (".safetensors", ".ckpt")
         also = f", or make one of it with: md-export unpack {path} --tokenizer DIR -o DIR" if single else ""
         raise CheckpointError(
             f"{path} is a file: give the checkpoint folder that holds unet/, vae/ and text_encoder/{also}"

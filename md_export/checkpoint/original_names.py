@@ -1,4 +1,4 @@
-"""Names that Stable Diffusion's authors gave the modules of their UNet, by their names in diffusers."""
+"""Names that Stable Diffusion's authors and OpenCLIP gave their modules, by those in diffusers and transformers."""
 
 from __future__ import annotations
 
@@ -75,3 +75,62 @@ def _original(path: str, starts: dict[tuple[str, int], int], blocks: dict[tuple[
 
 def _in_resnet(name: str) -> str:
     return ".".join(_RESNET.get(part, part) for part in name.split("."))
+
+
+_VAE_NAMES: Final = (
+    (re.compile(r"conv_norm_out"), "norm_out"),
+    (re.compile(r"conv_shortcut"), "nin_shortcut"),
+    (re.compile(r"down_blocks\.(\d{1,3})\.resnets"), r"down.\1.block"),
+    (re.compile(r"down_blocks\.(\d{1,3})\.downsamplers\.0"), r"down.\1.downsample"),
+    (re.compile(r"mid_block\.resnets\.0"), "mid.block_1"),
+    (re.compile(r"mid_block\.resnets\.1"), "mid.block_2"),
+    (re.compile(r"mid_block\.attentions\.0\.group_norm"), "mid.attn_1.norm"),
+    (re.compile(r"mid_block\.attentions\.0\.to_([qkv])"), r"mid.attn_1.\1"),
+    (re.compile(r"mid_block\.attentions\.0\.to_out\.0"), "mid.attn_1.proj_out"),
+)
+_VAE_UP: Final = re.compile(r"up_blocks\.(\d{1,3})\.(resnets|upsamplers\.0)")
+
+
+def original_vae_name(name: str, levels: int) -> str:
+    """Return the original name of a VAE's tensor; its decoder's levels are counted from the outermost there."""
+
+    def up(match: re.Match[str]) -> str:
+        return f"up.{levels - 1 - int(match[1])}.{'block' if match[2] == 'resnets' else 'upsample'}"
+
+    for pattern, theirs in _VAE_NAMES:
+        name = pattern.sub(theirs, name)
+    return _VAE_UP.sub(up, name)
+
+
+_OPEN_CLIP: Final = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "self_attn.out_proj": "attn.out_proj",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+_OPEN_CLIP_TOP: Final = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm.weight": "ln_final.weight",
+    "final_layer_norm.bias": "ln_final.bias",
+    "text_projection.weight": "text_projection",
+}
+_IN_A_LAYER: Final = re.compile(r"encoder\.layers\.(\d{1,3})\.(.+)\.(weight|bias)")
+_JOINED: Final = {"self_attn.q_proj": 0, "self_attn.k_proj": 1, "self_attn.v_proj": 2}
+
+
+def open_clip_name(name: str) -> tuple[str, int | None] | None:
+    """Return OpenCLIP's name of a text encoder's tensor, and which third of that tensor it is; None: it has no such.
+
+    OpenCLIP keeps queries, keys and values in one tensor.
+    """
+    if name in _OPEN_CLIP_TOP:
+        return _OPEN_CLIP_TOP[name], None
+    match = _IN_A_LAYER.fullmatch(name)
+    if match is None:
+        return None
+    block = f"transformer.resblocks.{match[1]}"
+    if match[2] in _JOINED:
+        return f"{block}.attn.in_proj_{match[3]}", _JOINED[match[2]]
+    return f"{block}.{_OPEN_CLIP.get(match[2], match[2])}.{match[3]}", None

@@ -34,6 +34,26 @@ _ALLOWED: Final = frozenset(
         *(f"torch.{kind}Storage" for kind in ("Int", "Long", "Short")),
     }
 )
+# Records of a training beside the weights, in files of PyTorch Lightning: loaded as objects that hold nothing.
+_RECORDS: Final = (
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.dtype",
+    # The bytes of numpy's scalars; torch allows it, too.
+    "_codecs.encode",
+)
+
+
+class _Record:
+    """Stands for an object of another library, and keeps nothing of it."""
+
+    def __new__(cls, *_: object) -> _Record:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: object) -> None:
+        del state
 
 
 def check_pickles(file: Path) -> None:
@@ -44,7 +64,7 @@ def check_pickles(file: Path) -> None:
     for stream, count in _pickles(file):
         for _ in range(count):
             for name in _globals(stream):
-                if name not in _ALLOWED:
+                if name not in _ALLOWED and name not in _RECORDS:
                     raise CheckpointError(
                         f"{file} wants to run code when it is loaded ({shown(name)}) and was refused: "
                         "ask its author for safetensors"
@@ -166,29 +186,54 @@ def read_tensors(file: Path, name: str | None = None) -> dict[str, Tensor]:
     ``name``: what errors call the file; its path by default.
     """
     where = name or str(file)
-    try:
-        with file.open("rb") as handle:
-            if handle.read(len(LFS_HEADER)) == LFS_HEADER:
-                git_lfs_pointer(where)
-        tensors = _read_safetensors(file, where) if file.suffix == ".safetensors" else _read_torch(file)
-    except OSError as error:
-        unreadable(where, error)
-    for key, tensor in tensors.items():
-        if tensor.dtype not in _DTYPES or tensor.layout != torch.strided or tensor.device.type != "cpu":
+    tensors: dict[str, Tensor] = {}
+    for key, tensor in stored_values(file, name).items():
+        if not isinstance(tensor, Tensor):
+            raise CheckpointError(
+                f"{where} holds no flat table of names to tensors: save it again as torch.save(model.state_dict(), …)"
+            )
+        check_stored(tensor, key, where)
+        if not is_weight(tensor) and not (tensor.dtype in (torch.int32, torch.int64) and key.endswith(_COUNTS)):
             stored = str(tensor.dtype).removeprefix("torch.")
-            if tensor.dtype in (torch.int32, torch.int64) and key.endswith(_COUNTS):
-                continue
             raise CheckpointError(
                 f"{where} stores {shown(key)} as {stored}; only float8, float16, bfloat16, float32 and float64 weights "
                 "are read: give the checkpoint as it was before quantization"
             )
-        # A stride of 0 makes 10⁹ elements of four bytes.
-        if tensor.untyped_storage().nbytes() < tensor.nbytes:
-            raise CheckpointError(
-                f"{where} stores {shown(key)}, {list(tensor.shape)}, in {tensor.untyped_storage().nbytes():,} bytes, "
-                "which are too few: save it again with tensor.contiguous()"
-            )
+        tensors[key] = tensor
     return tensors
+
+
+def is_weight(tensor: Tensor) -> bool:
+    """Whether a tensor is of a type that weights are read in."""
+    return tensor.dtype in _DTYPES
+
+
+def check_stored(tensor: Tensor, key: str, where: str) -> None:
+    """Raise :class:`CheckpointError` for a tensor that is not all of its values, one after the other, on the CPU."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu":
+        raise CheckpointError(f"{where} stores {shown(key)} as {tensor.layout} on {tensor.device}: save it again dense")
+    # A stride of 0 makes 10⁹ elements of four bytes.
+    if tensor.untyped_storage().nbytes() < tensor.nbytes:
+        raise CheckpointError(
+            f"{where} stores {shown(key)}, {list(tensor.shape)}, in {tensor.untyped_storage().nbytes():,} bytes, "
+            "which are too few: save it again with tensor.contiguous()"
+        )
+
+
+def stored_values(file: Path, name: str | None = None) -> Mapping[str, object]:
+    """Return what a file holds by name: tensors, memory-mapped, and what else a file of torch's has beside them.
+
+    Raises:
+        CheckpointError: it cannot be read, wants to run code, or is no table of names.
+    """
+    where = name or str(file)
+    try:
+        with file.open("rb") as handle:
+            if handle.read(len(LFS_HEADER)) == LFS_HEADER:
+                git_lfs_pointer(where)
+        return _read_safetensors(file, where) if file.suffix == ".safetensors" else _read_torch(file)
+    except OSError as error:
+        unreadable(where, error)
 
 
 def read_metadata(file: Path) -> dict[str, str]:
@@ -211,16 +256,15 @@ def _read_safetensors(file: Path, where: str) -> dict[str, Tensor]:
         ) from error
 
 
-def _read_torch(file: Path) -> dict[str, Tensor]:
+def _read_torch(file: Path) -> dict[str, object]:
     # torch maps its zip format only; its format of before 2020 is read into memory.
     try:
         check_pickles(file)
-        content: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        with torch.serialization.safe_globals([(_Record, name) for name in _RECORDS]):
+            content: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except (*_DAMAGED, *_MALFORMED) as error:
         raise CheckpointError(f"{file} is truncated or damaged: copy or download it again") from error
-    if not isinstance(content, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
-    ):
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise CheckpointError(
             f"{file} holds no flat table of names to tensors: save it again as torch.save(model.state_dict(), …)"
         )

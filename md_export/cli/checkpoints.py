@@ -13,6 +13,7 @@ from md_export.errors import UsageError
 from md_export.spec.names import Method
 from md_export.spec.variant import Size, Variant
 
+PREDICTIONS: Final = ("epsilon", "v_prediction")
 ARCHS: Final = ("md", "md-lite", "sd15", "nano")
 
 
@@ -175,11 +176,18 @@ def adapt(
 
 @click.command()
 @click.argument("file", type=PATH)
-@click.option("--tokenizer", type=PATH, required=True, help="Folder of CLIP's vocab.json and merges.txt.")
+@click.option("--tokenizer", type=PATH, help="Folder of CLIP's vocab.json and merges.txt.  [default: CONFIG/tokenizer]")
+@click.option("--config", type=PATH, help="Read configs from a checkpoint folder.  [default: from FILE's shapes]")
+@click.option("--prediction", type=click.Choice(PREDICTIONS), help="What the UNet predicts.  [default: as FILE says]")
 @shared.output_option
-def unpack(file: Path, tokenizer: Path, output: Path) -> None:
-    """Unpack FILE, a single .safetensors file of Stable Diffusion 1, into a checkpoint folder."""
+def unpack(file: Path, tokenizer: Path | None, config: Path | None, prediction: str | None, output: Path) -> None:
+    """Unpack FILE, a single .safetensors or .ckpt file of Stable Diffusion 1 or 2, into a checkpoint folder."""
+    from md_export.checkpoint import read_config
     from md_export.checkpoint.single_file import unpack as write
 
-    write(file, tokenizer, output)
-    click.echo(f"{output}: {file} in diffusers' layout")
+    if config and prediction:
+        raise UsageError("the folder of --config says what the UNet predicts; leave out --prediction")
+    if config and tokenizer is None and (config / "tokenizer").is_dir():
+        tokenizer = config / "tokenizer"
+    held = write(file, tokenizer, output, read_config(config) if config else None, prediction)
+    click.echo(f"{output}: {file}, {held}, in diffusers' layout")

@@ -1,0 +1,181 @@
+"""Configs of a Stable Diffusion in one file, read from the shapes of its tensors under their original names.
+
+Shapes say widths, depths and how text is attended to. They do not say the number of heads, groups or the activation:
+those are the published models' (Rombach et al., v1-inference.yaml and v2-inference-v.yaml).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from md_export.errors import CheckpointError
+from md_export.models.diffusers_unet import DiffusersUNetConfig
+from md_export.models.vae import VAEConfig
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_GROUPS: Final = 32
+# Stable Diffusion 1 has so many heads of any width; later ones heads of this width.
+_HEADS: Final = 8
+_HEAD_WIDTH: Final = 64
+# Several times what any known model of this kind has.
+_MOST_BLOCKS: Final = 256
+# CLIP's own vocabulary ends with these.
+_VOCABULARY: Final = 49408
+
+
+class UntoldError(CheckpointError):
+    """The shapes do not say a config."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}: give a folder with the model's config files, --config FOLDER")
+
+
+def unet_config(shapes: Shapes, sample_size: int) -> DiffusersUNetConfig:
+    """Return the UNet's config; names are those under ``model.diffusion_model.``.
+
+    Raises:
+        CheckpointError: a tensor that says a size is missing, or the shapes do not tell.
+    """
+    levels = _levels(shapes)
+    widths = tuple(level[-1][0] for level in levels)
+    attends = [any(depth for _, depth in level) for level in levels]
+    for level in levels:
+        if len({depth for _, depth in level}) > 1:
+            raise UntoldError("the UNet's attention is of several depths within a level")
+    linear = any(name.endswith(".1.proj_in.weight") and len(shape) == 2 for name, shape in shapes.items())
+    text = next((shape[1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")), None)
+    if text is None:
+        raise UntoldError("the UNet attends to no text (no attn2.to_k.weight)")
+    step = _HEAD_WIDTH if linear else _GROUPS
+    if any(width % max(step, _GROUPS) for width in widths):
+        raise UntoldError(f"the UNet's widths {list(widths)} are no multiples of {max(step, _GROUPS)}")
+    down = tuple("CrossAttnDownBlock2D" if one else "DownBlock2D" for one in attends)
+    up = tuple("CrossAttnUpBlock2D" if one else "UpBlock2D" for one in reversed(attends))
+    return DiffusersUNetConfig(
+        sample_size=sample_size,
+        in_channels=_size(shapes, "input_blocks.0.0.weight", 1),
+        out_channels=_size(shapes, "out.2.weight", 0),
+        down_block_types=down,
+        mid_block_type="UNetMidBlock2DCrossAttn" if "middle_block.0.in_layers.2.weight" in shapes else None,
+        up_block_types=up,
+        block_out_channels=widths,
+        layers_per_block=_one([len(level) for level in levels]),
+        norm_num_groups=_GROUPS,
+        cross_attention_dim=text,
+        transformer_layers_per_block=_one([max(level[0][1], 1) for level in levels]),
+        attention_head_dim=tuple(width // _HEAD_WIDTH for width in widths) if linear else _HEADS,
+        use_linear_projection=linear,
+    )
+
+
+def _levels(shapes: Shapes) -> list[list[tuple[int, int]]]:
+    """Return width and depth of attention of each block on the way down, by level."""
+    levels: list[list[tuple[int, int]]] = [[]]
+    for block in range(1, _MOST_BLOCKS):
+        start = f"input_blocks.{block}."
+        if f"{start}0.op.weight" in shapes:
+            levels.append([])
+        elif f"{start}0.in_layers.2.weight" in shapes:
+            depth = _count(shapes, f"{start}1.transformer_blocks.", ".norm1.weight")
+            levels[-1].append((_size(shapes, f"{start}0.in_layers.2.weight", 0), depth))
+        else:
+            break
+    if not all(levels):
+        raise UntoldError("the UNet has a level without blocks")
+    return levels
+
+
+def vae_config(shapes: Shapes, scaling_factor: float) -> VAEConfig:
+    """Return the VAE's config; names are those under ``first_stage_model.``.
+
+    Raises:
+        CheckpointError: a tensor that says a size is missing, or the shapes do not tell.
+    """
+    widths, layers = _vae_levels(shapes, "encoder.down")
+    up_widths, up_layers = _vae_levels(shapes, "decoder.up")
+    if any(width % _GROUPS for width in (*widths, *up_widths)):
+        raise UntoldError(f"the VAE's widths {list(widths)} are no multiples of {_GROUPS}")
+    return VAEConfig(
+        in_channels=_size(shapes, "encoder.conv_in.weight", 1),
+        out_channels=_size(shapes, "decoder.conv_out.weight", 0),
+        latent_channels=_size(shapes, "decoder.conv_in.weight", 1),
+        block_out_channels=widths,
+        layers_per_block=layers,
+        decoder_block_out_channels=None if up_widths == widths else up_widths,
+        decoder_layers_per_block=None if up_layers == layers + 1 else up_layers,
+        mid_block_add_attention="decoder.mid.attn_1.q.weight" in shapes,
+        norm_num_groups=_GROUPS,
+        scaling_factor=scaling_factor,
+        use_quant_conv="quant_conv.weight" in shapes,
+        use_post_quant_conv="post_quant_conv.weight" in shapes,
+    )
+
+
+def _vae_levels(shapes: Shapes, start: str) -> tuple[tuple[int, ...], int]:
+    count = _count(shapes, f"{start}.", ".block.0.conv1.weight")
+    widths = tuple(_size(shapes, f"{start}.{level}.block.0.conv1.weight", 0) for level in range(count))
+    layers = {_count(shapes, f"{start}.{level}.block.", ".conv1.weight") for level in range(count)}
+    if len(layers) != 1:
+        raise UntoldError(f"the VAE's levels ({start}) have different numbers of blocks")
+    return widths, layers.pop()
+
+
+def clip_config(shapes: Shapes, open_clip: bool) -> dict[str, object]:
+    """Return the config of CLIP's text model; ``open_clip``: names and activation are OpenCLIP's.
+
+    OpenCLIP's text model has a projection at its end, which a file keeps beside a last layer that Stable Diffusion 2
+    leaves out (FrozenOpenCLIPEmbedder, ``layer="penultimate"``).
+
+    Raises:
+        CheckpointError: a tensor that says a size is missing, or the shapes do not tell.
+    """
+    layers = "transformer.resblocks." if open_clip else "encoder.layers."
+    embedding = "token_embedding.weight" if open_clip else "embeddings.token_embedding.weight"
+    places = "positional_embedding" if open_clip else "embeddings.position_embedding.weight"
+    inner = "mlp.c_fc.weight" if open_clip else "mlp.fc1.weight"
+    rows, width = (_size(shapes, embedding, axis) for axis in (0, 1))
+    count = _count(shapes, layers, f".{inner}")
+    if width % _HEAD_WIDTH or not count:
+        raise UntoldError(f"the text encoder's width {width} is no multiple of {_HEAD_WIDTH}, or it has no layers")
+    start, end = (49406, 49407) if rows >= _VOCABULARY else (rows - 2, rows - 1)
+    return {
+        "vocab_size": rows,
+        "hidden_size": width,
+        "intermediate_size": _size(shapes, f"{layers}0.{inner}", 0),
+        "projection_dim": width,
+        "num_hidden_layers": count - 1 if open_clip and _has_last_layer(shapes, count) else count,
+        "num_attention_heads": width // _HEAD_WIDTH,
+        "max_position_embeddings": _size(shapes, places, 0),
+        "hidden_act": "gelu" if open_clip else "quick_gelu",
+        "layer_norm_eps": 1e-5,
+        "bos_token_id": start,
+        "eos_token_id": end,
+        "pad_token_id": 0 if open_clip else end,
+    }
+
+
+# OpenCLIP's ViT-H; files that were converted back have one layer less and no projection.
+_LAYERS_OF_H: Final = 24
+
+
+def _has_last_layer(shapes: Shapes, count: int) -> bool:
+    return "text_projection" in shapes or count == _LAYERS_OF_H
+
+
+def _size(shapes: Shapes, name: str, axis: int) -> int:
+    shape = shapes.get(name, ())
+    if len(shape) <= axis or not shape[axis]:
+        raise CheckpointError(f"it lacks {name}, whose shape says a size: give the file of a whole model")
+    return shape[axis]
+
+
+def _count(shapes: Shapes, start: str, end: str) -> int:
+    """Return how many of ``start0end``, ``start1end``, … there are."""
+    return next((count for count in range(_MOST_BLOCKS) if f"{start}{count}{end}" not in shapes), _MOST_BLOCKS)
+
+
+def _one(values: list[int]) -> int | tuple[int, ...]:
+    """Return the value of all levels, or each one's."""
+    return values[0] if len(set(values)) == 1 else tuple(values)
