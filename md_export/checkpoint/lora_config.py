@@ -22,7 +22,8 @@ _LARGEST_ALPHA: Final = 1e6
 # peft takes keys of patterns as regular expressions, which a stranger's file may make run forever: of those, only
 # names, an anchor, ``.*`` and ``\d+`` are read.
 _PATTERN: Final = re.compile(r"\^?(?:[\w-]|\\?\.|\.\*|\\d\+)+\$?")
-_MOST_WILDCARDS: Final = 2
+_MOST_WILDCARDS: Final = 1
+_MOST_PATTERNS: Final = 100
 _LONGEST_PATTERN: Final = 300
 
 
@@ -68,7 +69,8 @@ class PeftConfig:
     def _number(self, prefix: str, names: tuple[str, ...], patterns: str, path: str) -> float | None:
         value = next((self.fields[prefix + name] for name in names if prefix + name in self.fields), None)
         table = self.fields.get(prefix + patterns)
-        if isinstance(table, dict) and len(table) > MAX_TENSORS:
+        wild = sum("*" in str(key) or "+" in str(key) for key in table) if isinstance(table, dict) else 0
+        if isinstance(table, dict) and (len(table) > MAX_TENSORS or wild > _MOST_PATTERNS):
             raise CheckpointError(f"{self.where}: {prefix}{patterns} has {len(table):,} entries: replace it")
         if isinstance(table, dict):
             value = next((found for key, found in table.items() if self._matches(str(key), path)), value)

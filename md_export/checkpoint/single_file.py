@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from md_export.checkpoint import open_checkpoint
 from md_export.checkpoint.architectures import FILES, config_files, write_json
 from md_export.checkpoint.configs import check_vocabulary
 from md_export.checkpoint.files import capped, check_tokenizer, copy_tokenizer, read_json, shown
-from md_export.checkpoint.modules import MAX_TENSORS, build_on_meta
+from md_export.checkpoint.modules import MAX_TENSORS, build_on_meta, difference
 from md_export.checkpoint.original_names import open_clip_name, original_names, original_vae_name
 from md_export.checkpoint.single_file_config import Shapes, clip_config, unet_config, vae_config
 from md_export.checkpoint.single_file_kinds import lone_part, other_model
@@ -39,6 +40,8 @@ TOKENIZER_OF: Final = "https://huggingface.co/openai/clip-vit-large-patch14"
 # What such files hold beside what is used: averages for training, losses, positions, CLIP's other half.
 _LEFT_OUT: Final = ("model_ema.", f"{VAE}loss.", f"{VAE}model_ema.")
 _LEFT_OUT_ENDS: Final = (".position_ids", ".logit_scale", ".text_projection", ".text_projection.weight", ".attn_mask")
+# Text encoders are used up to a layer before the last.
+_LAYER: Final = re.compile(r"(?:transformer\.resblocks|(?:text_model\.)?encoder\.layers)\.(\d{1,4})\.")
 # OpenCLIP's tokenizer fills with id 0, CLIP's with its end.
 _OPEN_CLIP_PAD: Final = "!"
 
@@ -197,13 +200,14 @@ def _clip_shapes(model: _File, kind: _Kind) -> Shapes:
 def _converted(model: _File, kind: _Kind, folder: str, config: ModelConfig) -> tuple[Tensors, set[str]]:
     """Return the tensors of a folder under diffusers' names, and the names in the file that they come from.
 
-    What the file lacks is left out, and listed when the folder is checked.
+    Raises:
+        CheckpointError: tensors are missing, of another shape or quantized.
     """
     made: Tensors = {}
     used = set()
     start = "text_model." if folder == "text_encoder" else ""
     for component in (row for row in family_of(config).components if row.folder == folder):
-        module = build_on_meta(component, config)
+        module, own = build_on_meta(component, config), Tensors()
         for name, (source, third) in _sources(component, module, kind, config):
             tensor = model.tensors.get(source, model.tensors.get(source.replace(f"{TEXT}text_model.", TEXT)))
             if tensor is None:
@@ -214,8 +218,15 @@ def _converted(model: _File, kind: _Kind, folder: str, config: ModelConfig) -> t
                     "as it was before quantization"
                 )
             used |= {source, source.replace(f"{TEXT}text_model.", TEXT)}
-            # Copies: two names of one tensor cannot be saved.
-            made[start + name] = _shaped(tensor, third, module.get_parameter(name)).clone().contiguous()
+            own[name] = _shaped(tensor, third, module.get_parameter(name))
+        expected, stored = (
+            {name: tuple(tensor.shape) for name, tensor in tensors}
+            for tensors in (module.named_parameters(), own.items())
+        )
+        if found := difference(component, expected, stored):
+            raise CheckpointError(f"{model.path}:\n{found}")
+        # Copies: two names of one tensor cannot be saved.
+        made |= {start + name: tensor.clone().contiguous() for name, tensor in own.items()}
     return made, used
 
 
@@ -248,13 +259,13 @@ def _shaped(tensor: Tensor, third: int | None, wanted: Tensor) -> Tensor:
 
 def _refuse_the_rest(model: _File, kind: _Kind, used: set[str], config: ModelConfig) -> None:
     """Raise for tensors of the three parts that no module has: then the config is another than the file's."""
-    layers = config.text_encoder["num_hidden_layers"]
-    last = f"{OPEN_CLIP}transformer.resblocks.{layers}."
+    layers = int(config.text_encoder.get("num_hidden_layers", 0))
     rest = [
         name
         for name in model.tensors
         if name.startswith((UNET, VAE, kind.text)) and name not in used
-        if not name.startswith((*_LEFT_OUT, last)) and not name.endswith(_LEFT_OUT_ENDS)
+        if not name.startswith(_LEFT_OUT) and not name.endswith(_LEFT_OUT_ENDS)
+        if not ((layer := _LAYER.match(name.removeprefix(kind.text))) and int(layer[1]) >= layers)
     ]
     if rest:
         lines = [

@@ -18,6 +18,7 @@ _MODELS: Final = (
     ("edm_mean", "Playground 2.5"),
     ("edm_vpred.sigma_max", "CosXL"),
     ("conditioner.embedders.0.model.", "the refiner of Stable Diffusion XL"),
+    ("conditioner.embedders.", "Stable Diffusion XL"),
     ("noise_augmentor.", "Stable unCLIP"),
     ("low_scale_model.", "Stable Diffusion's upscaler"),
     (".time_stack.", "Stable Video Diffusion"),
@@ -49,6 +50,7 @@ _MODELS: Final = (
     ("image_proj.", "an IP-Adapter"),
     ("string_to_param", "a textual inversion"),
     ("emb_params", "a textual inversion"),
+    ("text_encoders.", "Stable Diffusion 3, or another model with its text encoders"),
 )
 # Names that are there where a file holds one part alone.
 _PARTS: Final = (

@@ -20,7 +20,7 @@ _NAMES: Final = {
     **dict.fromkeys(("epsilon", "eps", "e"), "epsilon"),
 }
 # Of the config that its authors publish beside a file.
-_IN_YAML: Final = re.compile(r"^\s*parameterization:\s*[\"']?(\w+)", re.MULTILINE)
+_IN_YAML: Final = re.compile(r"^[ \t]*parameterization:[ \t]*[\"']?(\w{1,20})", re.MULTILINE)
 # Stable Diffusion 2's file for 512 pixels was trained for so many steps; diffusers tells it from the others by that.
 _STEPS_OF_BASE: Final = 875_000
 # Stable Diffusion 2 that predicts v has more spread here: ComfyUI's supported_models.py, SD20.model_type.

@@ -346,6 +346,7 @@ def test_text_encoders(opened: Checkpoint, tmp_path: Path, start: str) -> None:
     assert change.module == path
 
 
+@pytest.mark.seen("DoRA of peft", "fused by output, also of convolutions")
 def test_dora_of_peft(unet: nn.Module, tmp_path: Path) -> None:
     """One length for each output, whatever the shape: ``[out]``, and ``[1, out, 1, 1]`` of a convolution."""
     linear, conv = 1 + abs(noise(80)), 1 + abs(noise(1, 48, 1, 1))
@@ -374,7 +375,8 @@ def test_dora_of_peft(unet: nn.Module, tmp_path: Path) -> None:
         ({"lora_alpha": 8, "r": 4, "alpha_pattern": {f"^{LINEAR}": 2}}, 0.5),
         ({"lora_alpha": 8, "r": 4, "alpha_pattern": {"^attn2.to_q": 2}}, 2.0),
         ({"lora_alpha": 8, "r": 4, "alpha_pattern": {r"down_blocks\.1.*to_q": 2}}, 0.5),
-        ({"lora_alpha": 8, "r": 4, "alpha_pattern": {r"down_blocks\.\d+.*to_k": 2}}, 2.0),
+        ({"lora_alpha": 8, "r": 4, "alpha_pattern": {r"down_blocks\.1.*to_k": 2}}, 2.0),
+        ({"lora_alpha": 8, "r": 4, "alpha_pattern": {r"attentions\.\d+\.transformer_blocks\.0\.attn2\.to_q": 2}}, 0.5),
         ({"lora_alpha": 8, "r": 4, "alpha_pattern": {"n2.to_q": 2}}, 2.0),
     ],
 )
@@ -412,7 +414,8 @@ def test_the_config_goes_where_the_file_goes(nano: Path, unet: nn.Module, tmp_pa
         ({"r": 4}, "does not say its alpha"),
         ({"peft_type": "OFT"}, "says 'OFT', an adapter that is not read"),
         ({"lora_alpha": 8, "alpha_pattern": {"(a+)+$": 1}}, "regular expression that is not read"),
-        ({"lora_alpha": 8, "alpha_pattern": {".*.*.*to_q": 1}}, "regular expression that is not read"),
+        ({"lora_alpha": 8, "alpha_pattern": {".*.*to_q": 1}}, "regular expression that is not read"),
+        ({"lora_alpha": 8, "alpha_pattern": {f".*{n}": 1 for n in range(101)}}, "has 101 entries"),
         ({"lora_alpha": "8"}, "no number"),
         ({"lora_alpha": 1e300}, "no number"),
     ],
@@ -487,6 +490,7 @@ def test_what_cannot_be_used_is_named(unet: nn.Module, tmp_path: Path, part: str
         changes(file, unet)
 
 
+@pytest.mark.seen("LoRA of Stable Diffusion XL or FLUX on another model", "refused; names the part that is not there")
 @pytest.mark.parametrize(
     ("name", "component"),
     [
@@ -502,6 +506,7 @@ def test_components_that_are_not_there(nano: Path, tmp_path: Path, name: str, co
         open_checkpoint(folder).check()
 
 
+@pytest.mark.seen("LoRA file that is damaged or for another model", "named as the user named it")
 def test_no_temporary_path_in_errors(nano: Path, tmp_path: Path) -> None:
     """Files that are cut, of a strange type, of wrong parts, for another model, and a checkpoint that is not there."""
     good = {key(LINEAR, "lora_down.weight"): noise(R, 80), key(LINEAR, "lora_up.weight"): noise(80, R)}

@@ -140,6 +140,7 @@ def same_tensors(found: Path, wanted: Path) -> None:
         assert all(torch.equal(given[key], stored[key]) for key in stored), part
 
 
+@pytest.mark.seen("single file whose shapes do not tell", "unpacked with `--config FOLDER`")
 def test_all_tensors_arrive_by_configs_that_are_given(
     tensors: Tensors, stable_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -150,6 +151,7 @@ def test_all_tensors_arrive_by_configs_that_are_given(
     assert open_checkpoint(tmp_path / "out").config == open_checkpoint(stable_checkpoint).config
 
 
+@pytest.mark.seen("single file of Stable Diffusion 1, any width", "unpacked by the shapes of its tensors")
 def test_stable_diffusion_1_by_its_shapes(first: Path, tmp_path: Path) -> None:
     file = write(as_one(first, FIRST), tmp_path / "model.safetensors")
     held = unpack(file, first / "tokenizer", tmp_path / "out")
@@ -158,6 +160,9 @@ def test_stable_diffusion_1_by_its_shapes(first: Path, tmp_path: Path) -> None:
     assert open_checkpoint(tmp_path / "out").config == open_checkpoint(first).config
 
 
+@pytest.mark.seen(
+    "single file of Stable Diffusion 2, pruned", 'unpacked; OpenCLIP\'s last layer is left out, "!" fills prompts'
+)
 def test_stable_diffusion_2_by_its_shapes(second: Path, tmp_path: Path) -> None:
     """Queries, keys and values apart again, the last layer left out, filled with "!"."""
     file = write(as_one(second, SECOND, second=True), tmp_path / "model.safetensors")
@@ -171,6 +176,7 @@ def test_stable_diffusion_2_by_its_shapes(second: Path, tmp_path: Path) -> None:
     assert ids[0, -1] == 0 and tokenize(second / "tokenizer", "a", 77)[0, -1] == 519
 
 
+@pytest.mark.seen("single file of Stable Diffusion 2 converted back", "unpacked with all layers of its text encoder")
 def test_a_converted_text_encoder_without_a_last_layer(second: Path, tmp_path: Path) -> None:
     """As diffusers' script writes it back: no projection, and no layer to leave out."""
     gone = ("resblocks.2.", "text_projection", "logit_scale")
@@ -179,6 +185,7 @@ def test_a_converted_text_encoder_without_a_last_layer(second: Path, tmp_path: P
     same_tensors(tmp_path / "out", second)
 
 
+@pytest.mark.seen("single file of an in-painting model", "unpacked with nine channels")
 def test_in_painting_keeps_its_channels(first: Path, second: Path, tmp_path: Path) -> None:
     """Those of Stable Diffusion 2 predict epsilon without saying so."""
     for folder, config in ((first, FIRST), (second, SECOND)):
@@ -205,6 +212,7 @@ MARKED: dict[str, tuple[Tensors, dict[str, str], str]] = {
 }
 
 
+@pytest.mark.seen("`v_pred`, `ztsnr` and other markers of a training", "written into the scheduler's config")
 @pytest.mark.parametrize("case", MARKED)
 def test_markers(first: Path, tmp_path: Path, case: str) -> None:
     keys, metadata, said = MARKED[case]
@@ -215,6 +223,7 @@ def test_markers(first: Path, tmp_path: Path, case: str) -> None:
     assert schedule.timestep_spacing == ("trailing" if ZERO in said else "leading")
 
 
+@pytest.mark.seen("size in metadata, `parameterization` in a `.yaml` beside the file", "used")
 def test_size_and_yaml(first: Path, tmp_path: Path) -> None:
     file = write(as_one(first, FIRST), tmp_path / "m.safetensors", {"modelspec.resolution": "64x64"})
     file.with_suffix(".yaml").write_text('model:\n  params:\n    parameterization: "v"\n    linear_start: 0.00085\n')
@@ -223,6 +232,9 @@ def test_size_and_yaml(first: Path, tmp_path: Path) -> None:
     assert open_checkpoint(tmp_path / "out").config.denoiser.sample_size == 32
 
 
+@pytest.mark.seen(
+    "Stable Diffusion 2 that does not say what it predicts", "`global_step` says it, else `--prediction` is asked for"
+)
 def test_stable_diffusion_2_that_does_not_say(second: Path, tmp_path: Path) -> None:
     """The steps of a training say it, and else the spread of one norm, which small models do not have."""
     tensors = as_one(second, SECOND, second=True)
@@ -234,6 +246,7 @@ def test_stable_diffusion_2_that_does_not_say(second: Path, tmp_path: Path) -> N
         assert f"predicts {said} (global_step {step})" in held
 
 
+@pytest.mark.seen("`.ckpt` of PyTorch Lightning", "unpacked; records of the training are skipped")
 def test_ckpt(first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With what a training leaves beside the weights: callbacks, numpy's scalars, an optimizer's state."""
     name = "pytorch_lightning.callbacks.model_checkpoint"
@@ -264,6 +277,7 @@ class Runs:
         return os.mkdir, (str(self.path),)
 
 
+@pytest.mark.seen("`.ckpt` that holds code", "refused; nothing runs")
 @pytest.mark.parametrize("new", [True, False])
 def test_code_in_a_ckpt_does_not_run(first: Path, tmp_path: Path, new: bool) -> None:
     made = tmp_path / "made"
@@ -284,6 +298,7 @@ def test_compressed_archives_are_refused(first: Path, tmp_path: Path) -> None:
         unpack(tmp_path / "bomb.ckpt", first / "tokenizer", tmp_path / "out")
 
 
+@pytest.mark.seen("single file in float8 or bfloat16", "unpacked in the same type")
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16])
 def test_small_floats(first: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     tensors = {
@@ -315,6 +330,7 @@ OTHERS = {
     "double_blocks.0.img_attn.qkv.weight": f"holds FLUX; {WHOLE}",
     "model.diffusion_model.double_stream_modulation_img.lin.weight": "holds FLUX.2",
     "conditioner.embedders.0.model.ln_final.weight": "holds the refiner of Stable Diffusion XL",
+    "conditioner.embedders.0.transformer.text_model.final_layer_norm.bias": "holds Stable Diffusion XL",
     "edm_mean": "holds Playground 2.5",
     "attention_y_norm.weight": "holds SANA",
     "double_layers.0.attn.w1q.weight": "holds AuraFlow",
@@ -331,6 +347,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.seen("single files of SD3, FLUX, SDXL and others, of one part, or of a LoRA", "named as what they are")
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_files_are_named(name: str, tokenizer: Path, tmp_path: Path) -> None:
     file = write({name: torch.zeros(1)}, tmp_path / "model.safetensors")
@@ -355,6 +372,7 @@ DAMAGED: dict[str, tuple[str, Any, str]] = {
     "no text": (f"{TEXT}text_model.embeddings.token_embedding.weight", torch.zeros(0, 64), "whose shape says a size"),
     "narrow text": (f"{TEXT}text_model.embeddings.token_embedding.weight", torch.zeros(520, 40), "no multiple of 64"),
     "ints": (f"{UNET}out.2.weight", torch.zeros(4, 32, 3, 3).char(), "as int8: give the file as it was before quant"),
+    "wide": (f"{UNET}out.2.weight", torch.zeros(4, 96, 3, 3), r"conv_out.weight: stored \[4, 96, 3, 3\]"),
     "many rows": (f"{TEXT}text_model.embeddings.token_embedding.weight", torch.zeros(300, 64), "token ids 0 to 519"),
 }
 
