@@ -105,6 +105,7 @@ def open_lora(lora: Lora) -> LoraFile:
             _check_parts(parts, f"{lora.name}: {shown(parts.name)}")
     lora = lora if is_peft and not has_alpha else replace(lora, config=None)
     config = peft_config(lora, read_metadata(lora.path))
+    _check_lengths(lora, modules, config)
     wrapped = any(name.startswith("base_model.model.") for name in tensors)
     if wrapped and not has_alpha and not config.knows_alpha and lora.scale is None:
         raise CheckpointError(
@@ -154,6 +155,16 @@ def _check_parts(parts: Parts, where: str) -> None:
             raise CheckpointError(f"{where}: {part} is {list(tensor.shape)} {tensor.dtype}, no matrix of floats")
         if not bool(tensor.float().isfinite().all()) or (part == "alpha" and abs(float(tensor)) > _LARGEST_ALPHA):
             raise CheckpointError(f"{where} holds NaN or Inf in {part}: use a file from before training diverged")
+
+
+def _check_lengths(lora: Lora, modules: Mapping[str, Mapping[str, Parts]], config: PeftConfig) -> None:
+    for component in (name for name in modules if config.decomposes(name)):
+        for parts in modules[component].values():
+            if "up" in parts.tensors and not {"magnitude", "dora_scale"} & parts.tensors.keys():
+                raise CheckpointError(
+                    f"{lora.name}: {shown(parts.name)} has no lora_magnitude_vector, and the config says use_dora: "
+                    "copy the file again"
+                )
 
 
 def changes_of(file: LoraFile, component: str, module: nn.Module) -> list[WeightChange]:

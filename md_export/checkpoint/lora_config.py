@@ -42,6 +42,10 @@ class PeftConfig:
         """Whether it says an alpha for any module."""
         return any(name.endswith(("alpha", "alpha_pattern")) for name in self.fields)
 
+    def decomposes(self, component: str) -> bool:
+        """Whether the LoRA of a component is a DoRA."""
+        return any(self.fields.get(f"{prefix}use_dora") is True for prefix in (f"{component}.", ""))
+
     def scale(self, component: str, path: str, rank: int | None) -> float:
         """Return alpha / rank of a module whose alpha is no tensor; 1 where the config says nothing.
 

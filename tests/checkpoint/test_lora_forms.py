@@ -416,6 +416,7 @@ def test_the_config_goes_where_the_file_goes(nano: Path, unet: nn.Module, tmp_pa
         ({"lora_alpha": 8, "alpha_pattern": {"(a+)+$": 1}}, "regular expression that is not read"),
         ({"lora_alpha": 8, "alpha_pattern": {".*.*to_q": 1}}, "regular expression that is not read"),
         ({"lora_alpha": 8, "alpha_pattern": {f".*{n}": 1 for n in range(101)}}, "has 101 entries"),
+        ({"lora_alpha": 8, "use_dora": True}, "has no lora_magnitude_vector, and the config says use_dora"),
         ({"lora_alpha": "8"}, "no number"),
         ({"lora_alpha": 1e300}, "no number"),
     ],

@@ -20,12 +20,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cli.test_cli import fails, md_export
-from md_export.checkpoint import open_checkpoint
-from md_export.checkpoint.architectures import END, write_checkpoint
+from md_export.checkpoint import build_on_meta, open_checkpoint
+from md_export.checkpoint.architectures import END, arch_config, write_checkpoint
 from md_export.checkpoint.single_file import OPEN_CLIP, TEXT, UNET, VAE, unpack
+from md_export.checkpoint.single_file_config import unet_config
 from md_export.errors import CheckpointError, OutputError
 from md_export.models.config import ModelConfig
 from md_export.models.diffusers_unet import DiffusersUNetConfig
+from md_export.models.families import family_of
 from md_export.models.sampling.generate import tokenize
 from md_export.models.vae import VAEConfig
 from single_file import open_clip, renamed, text_name, unet_name, vae_name
@@ -149,6 +151,23 @@ def test_all_tensors_arrive_by_configs_that_are_given(
     md_export("unpack", file, "--config", stable_checkpoint, "-o", tmp_path / "out")
     same_tensors(tmp_path / "out", stable_checkpoint)
     assert open_checkpoint(tmp_path / "out").config == open_checkpoint(stable_checkpoint).config
+
+
+PUBLISHED = unet_of(arch_config("sd15"))
+OF_2 = dataclasses.replace(
+    PUBLISHED, cross_attention_dim=1024, use_linear_projection=True, attention_head_dim=(5, 10, 20, 20)
+)
+
+
+@pytest.mark.parametrize("unet", [PUBLISHED, OF_2], ids=["1", "2"])
+def test_shapes_of_the_published_models(unet: DiffusersUNetConfig) -> None:
+    """Without memory, and not each other's."""
+    pytest.importorskip("diffusers", reason="needs the extra diffusers")
+    config = dataclasses.replace(arch_config("sd15"), denoiser=unet)
+    names = partial(unet_name, with_attention=(False, True, True, True), layers=2)
+    made = build_on_meta(family_of(config).rows["unet"], config).state_dict()
+    shapes = {names(name).removeprefix(UNET): tuple(tensor.shape) for name, tensor in made.items()}
+    assert unet_config(shapes, 64) == unet != (OF_2 if unet == PUBLISHED else PUBLISHED)
 
 
 @pytest.mark.seen("single file of Stable Diffusion 1, any width", "unpacked by the shapes of its tensors")
@@ -312,15 +331,15 @@ def test_small_floats(first: Path, tmp_path: Path, dtype: torch.dtype) -> None:
 
 
 def test_what_is_missing_or_too_much_is_named(tensors: Tensors, tokenizer: Path, tmp_path: Path) -> None:
+    whole = tensors | {f"{UNET}out.9.bias": torch.zeros(3)}
     del tensors[f"{UNET}out.2.bias"]
     tensors[f"{UNET}time_embed.0.bias"] = torch.zeros(3)
     with pytest.raises(
         CheckpointError, match=r"(?s)missing:\s+conv_out\.bias.*time_embedding\.linear_1\.bias: stored \[3\]"
     ):
         unpack(write(tensors, tmp_path / "model.safetensors"), tokenizer, tmp_path / "out", STABLE)
-    tensors[f"{UNET}out.9.bias"] = torch.zeros(3)
     with pytest.raises(CheckpointError, match=rf"1 of its tensors are in no .*\n    {UNET}out.9.bias"):
-        unpack(write(tensors, tmp_path / "model.safetensors"), tokenizer, tmp_path / "out", STABLE)
+        unpack(write(whole, tmp_path / "model.safetensors"), tokenizer, tmp_path / "out", STABLE)
     assert not (tmp_path / "out").exists()
 
 

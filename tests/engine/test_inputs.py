@@ -14,6 +14,7 @@ from md_export.engine.keys import FileHashes
 from md_export.engine.request import BuildRequest, load_recipes
 from md_export.engine.shared_store import BackedCache, Store
 from md_export.errors import ArtifactError
+from md_export.spec.loras import parse_lora
 from md_export.system.files import sha256_of
 
 pytest.importorskip("fsspec")
@@ -53,6 +54,19 @@ def test_a_link_to_a_lora_travels_as_its_file(tmp_path: Path, nano: Path) -> Non
     recipe = replace(load_recipes([Path("onnx-int8")])[0], loras=(str(tmp_path / "style.safetensors"),))
     found = there(tmp_path, replace(request(tmp_path, nano), recipes=(recipe,)))["lora 0"]
     assert (found.name, found.read_bytes()) == ("style.safetensors", b"weights")
+
+
+def test_a_folder_of_peft_travels_with_its_config(tmp_path: Path, nano: Path) -> None:
+    folder = tmp_path / "style"
+    folder.mkdir()
+    for name in ("adapter_model.safetensors", "adapter_config.json", "README.md"):
+        (folder / name).write_text(name)
+    recipe = load_recipes([Path("onnx-int8")])[0]
+    for given in (folder, folder / "adapter_model.safetensors"):
+        asked = replace(request(tmp_path, nano), recipes=(replace(recipe, loras=(str(given),)),))
+        found = parse_lora(str(there(tmp_path, asked)["lora 0"]))
+        assert found.path.read_text() == "adapter_model.safetensors" and found.config is not None
+        assert found.config.read_text() == "adapter_config.json" and not (found.path.parent / "README.md").exists()
 
 
 def test_what_goes_away_meanwhile_is_named(tmp_path: Path, nano: Path) -> None:
