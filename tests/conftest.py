@@ -145,6 +145,18 @@ def stable_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def xl_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random checkpoint shaped as Stable Diffusion XL's."""
+    from md_export.checkpoint.architectures import write_checkpoint
+    from small_models import XL
+
+    pytest.importorskip("diffusers", reason="needs the extra diffusers")
+    out = tmp_path_factory.mktemp("checkpoints") / "xl"
+    write_checkpoint(out, XL, seed=7)
+    return out
+
+
+@pytest.fixture(scope="session")
 def gpu_driver() -> None:
     """Skips where LiteRT's GPU engine cannot run; in CI, which installs a driver, that is a failure."""
     from md_export.targets.tflite.gpu.engine import find_driver

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from md_export.models.config import ModelConfig
-from md_export.models.diffusers_unet import DiffusersUNetConfig
+from md_export.models.diffusers_unet import DiffusersUNetConfig, XLUNetConfig
 from md_export.models.families import component_of
 from md_export.models.unet import MDUNetConfig
 from md_export.models.vae import VAEConfig
@@ -90,6 +92,38 @@ STABLE = ModelConfig(
         norm_num_groups=8,
         scaling_factor=0.18215,
     ),
+)
+# Stable Diffusion XL's: the levels of its UNet have none, one and two layers of attention.
+XL = dataclasses.replace(
+    STABLE,
+    text_encoder={**STABLE.text_encoder, "num_hidden_layers": 3},
+    text_encoder_2={
+        **STABLE.text_encoder,
+        "hidden_size": 96,
+        "intermediate_size": 192,
+        "projection_dim": 40,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 3,
+        "hidden_act": "gelu",
+        "pad_token_id": 0,
+    },
+    denoiser=XLUNetConfig(
+        sample_size=16,
+        block_out_channels=(32, 32, 64),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=160,
+        transformer_layers_per_block=(1, 1, 2),
+        attention_head_dim=(2, 2, 4),
+        use_linear_projection=True,
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=88,
+    ),
+    vae=dataclasses.replace(STABLE.vae, scaling_factor=0.13025),
+    method="euler",
+    zeros_for_empty=True,
 )
 
 

@@ -22,7 +22,7 @@ from md_export.checkpoint import build_on_meta
 from md_export.checkpoint.derived import RANDOM_NOTE
 from md_export.errors import ConfigError, OutputError, UsageError
 from md_export.models.config import ModelConfig
-from md_export.models.diffusers_unet import DiffusersUNetConfig
+from md_export.models.diffusers_unet import DiffusersUNetConfig, XLUNetConfig
 from md_export.models.families import family_of
 from md_export.models.graph import Component
 from md_export.models.tiny_autoencoder import TINY_CLASS, TinyConfig
@@ -44,6 +44,17 @@ CLIP_VIT_L_14: Final[Mapping[str, object]] = {
     "bos_token_id": 49406,
     "eos_token_id": 49407,
     "pad_token_id": 49407,
+}
+# laion/CLIP-ViT-bigG-14-laion2B-39B-b160k, the text model.
+OPENCLIP_BIG_G: Final[Mapping[str, object]] = {
+    **CLIP_VIT_L_14,
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "projection_dim": 1280,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "hidden_act": "gelu",
+    "pad_token_id": 0,
 }
 # 128·128·256·256 with two ResNet blocks a level and no attention is the paper's 9.8 M lite decoder;
 # the scaling factor of its 8-channel latent is not published, 1 leaves it as it is.
@@ -75,6 +86,28 @@ def _sd15() -> ModelConfig:
     return ModelConfig(text_encoder=CLIP_VIT_L_14, denoiser=DiffusersUNetConfig(cross_attention_dim=768), vae=vae)
 
 
+def _sdxl() -> ModelConfig:
+    """Stable Diffusion XL 1.0, 1024×1024 pictures: UNet 2,567 M, whole model 3,438 M parameters."""
+    unet = XLUNetConfig(
+        sample_size=128,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(320, 640, 1280),
+        cross_attention_dim=2048,
+        transformer_layers_per_block=(1, 2, 10),
+        attention_head_dim=(5, 10, 20),
+        use_linear_projection=True,
+    )
+    return replace(
+        _sd15(),
+        text_encoder_2=OPENCLIP_BIG_G,
+        denoiser=unet,
+        vae=replace(_sd15().vae, scaling_factor=0.13025),
+        method="euler",
+        zeros_for_empty=True,
+    )
+
+
 def _nano() -> ModelConfig:
     """The checkpoint that ships with this package."""
     from md_export.checkpoint import read_config
@@ -83,7 +116,13 @@ def _nano() -> ModelConfig:
     return read_config(nano_checkpoint())
 
 
-ARCHS: Final[Mapping[str, Callable[[], ModelConfig]]] = {"md": _md, "md-lite": _md_lite, "sd15": _sd15, "nano": _nano}
+ARCHS: Final[Mapping[str, Callable[[], ModelConfig]]] = {
+    "md": _md,
+    "md-lite": _md_lite,
+    "sd15": _sd15,
+    "sdxl": _sdxl,
+    "nano": _nano,
+}
 
 
 def arch_config(name: str) -> ModelConfig:
@@ -188,8 +227,9 @@ def config_files(config: ModelConfig) -> dict[str, dict[str, object]]:
         f"{name}/config.json": {"architectures": [classes[name][1]], **kind, **text}
         for _, name, text in config.text_encoders
     }
+    zeros = {"force_zeros_for_empty_prompt": config.zeros_for_empty} if form.zeros_for_empty else {}
     return {
-        "model_index.json": {"_class_name": form.pipeline, **{k: list(v) for k, v in classes.items()}},
+        "model_index.json": {"_class_name": form.pipeline, **zeros, **{k: list(v) for k, v in classes.items()}},
         **texts,
         f"{folder}/config.json": _with_class(classes[folder], config.denoiser),
         "vae/config.json": _with_class(classes["vae"], config.vae) | _block_types(config),
@@ -227,7 +267,9 @@ def _write_tokenizer(folder: Path, encoder: str, config: Mapping[str, Any]) -> N
     vocabulary = {token: index for index, token in enumerate(tokens)}
     write_json(folder / "vocab.json", {**vocabulary, START: start, END: end})
     (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
-    special = {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}
+    # Id 0 is the first letter, "!".
+    pad = letters[0] if config.get("pad_token_id") == 0 else END
+    special = {"bos_token": START, "eos_token": END, "pad_token": pad, "unk_token": END}
     write_json(folder / "special_tokens_map.json", special)
     settings = {
         "tokenizer_class": "CLIPTokenizer",

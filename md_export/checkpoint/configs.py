@@ -11,7 +11,7 @@ from types import NoneType, UnionType
 from typing import Any, Final, TypeVar
 
 from md_export.checkpoint.files import TABLE_LIMIT, Layout, read_json, shown
-from md_export.checkpoint.recognize import family_in
+from md_export.checkpoint.recognize import INDEX, family_in
 from md_export.errors import CheckpointError, ConfigError
 from md_export.models.adapter import AdapterConfig
 from md_export.models.config import Config, ModelConfig
@@ -39,7 +39,12 @@ _LARGEST: Final[Mapping[str, int]] = {
     "num_train_timesteps": 100_000,
 }
 # Counts that may be 0.
-_FROM_ZERO: Final = ("steps_offset", "freq_shift")
+_FROM_ZERO: Final = (
+    "steps_offset",
+    "freq_shift",
+    "transformer_layers_per_block",
+    "reverse_transformer_layers_per_block",
+)
 _LEVELS: Final = 16
 _NAMED_TOKENS: Final = 5
 SCHEDULER: Final = "scheduler/scheduler_config.json"
@@ -67,6 +72,7 @@ _TEXT_FIELDS: Final = (
 def read_model_config(layout: Layout) -> ModelConfig:
     """Return all configs of a checkpoint; raises :class:`CheckpointError` or :class:`ConfigError` naming the file."""
     family = family_in(layout)
+    index = read_json(index_file) if (index_file := layout.find(INDEX)) else {}
     form, folder = family.form, family.form.denoiser.FOLDER
     texts = {name: _text_config(layout, name) for name in ("text_encoder", "text_encoder_2") if name in family.rows}
     denoiser = read_json(layout.require(f"{folder}/config.json"))
@@ -88,6 +94,7 @@ def read_model_config(layout: Layout) -> ModelConfig:
         controlnet=parse_config(form.controlnet, "controlnet", read_json(controlnet))
         if controlnet and form.controlnet
         else None,
+        zeros_for_empty=form.zeros_for_empty and index.get("force_zeros_for_empty_prompt") is not False,
         method=SCHEDULERS.get(str(scheduler.get("_class_name")), "ddim"),
     )
     config.check()
@@ -193,10 +200,19 @@ def _check_largest(where: str, field: str, value: int) -> None:
         raise CheckpointError(f"{where}={value} is absurd (at most {_LARGEST[field]} is read): correct the file")
 
 
-def _values(where: str, field: str, value: Any, item_kind: type) -> tuple[Any, ...]:
+def _values(where: str, field: str, value: Any, item_kind: Any) -> tuple[Any, ...]:
     """Return a list of names or sizes, one for each level; raise :class:`ConfigError` for anything else."""
+    if isinstance(item_kind, UnionType):  # sizes, or lists of sizes
+        if isinstance(value, list) and 0 < len(value) <= _LEVELS and any(isinstance(item, list) for item in value):
+            return tuple(_value(where, field, item, int | tuple[int, ...]) for item in value)
+        item_kind = int
     words = "whole numbers above 0" if item_kind is int else "names"
-    fits = _is_size if item_kind is int else lambda item: isinstance(item, item_kind)
+
+    def fits(item: Any) -> bool:
+        return (
+            _is_size(item) or (field in _FROM_ZERO and item == 0) if item_kind is int else isinstance(item, item_kind)
+        )
+
     if not isinstance(value, list) or not 0 < len(value) <= _LEVELS or not all(fits(item) for item in value):
         raise ConfigError(f"{where} must be a list of 1 to {_LEVELS} {words}, not {value!r:.80}")
     if item_kind is int:

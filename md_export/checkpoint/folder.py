@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -25,16 +26,17 @@ from md_export.checkpoint.files import (
 )
 from md_export.checkpoint.lora import LoraFile, changes_of, open_lora
 from md_export.checkpoint.modules import KeyDifference, as_float32, build_on_meta, difference, own_tensors
+from md_export.checkpoint.recognize import INDEX
 from md_export.checkpoint.weight_change import WeightChange, fused
 from md_export.checkpoint.weights import WeightSet, find_weights, weight_names
 from md_export.errors import CheckpointError
 from md_export.models.config import ModelConfig
 from md_export.models.families import component_of, family_of
 from md_export.models.graph import Component
+from md_export.models.text_encoder import is_unused, layers_of
 from md_export.spec.loras import Lora
 from md_export.spec.variant import Variant
 
-_LONGEST_NUMBER: Final = 9
 # Place of the number in the path of a text encoder's layer, ``encoder.layers.11.…``.
 _LAYER: Final = 2
 
@@ -167,6 +169,8 @@ class Checkpoint:
         used = {layout.require(f"{row.folder}/config.json") for row in rows} | {layout.require(SCHEDULER)}
         tables = (folder / name for folder in self.tokenizers.values() for name in TOKENIZER_FILES)
         used |= {file for file in tables if file.is_file()}
+        if family_of(self.config).form.zeros_for_empty and (index := layout.find(INDEX)):
+            used.add(index)
         for component in rows:
             for weights in self._weights(component):
                 used |= {*weights.files, *(() if weights.index is None else (weights.index,))}
@@ -185,8 +189,9 @@ class Checkpoint:
         """Lines for the user: what of its files is left out, and whether its weights are random."""
         rows = family_of(self.config).of(self.components)
         texts = [row for row in rows if row.folder == "text_encoder"]
-        names = [name for row in texts for name in self._stored(row) if self._is_skipped(row, name)]
-        layers = sorted({int(name.split(".")[_LAYER]) for name in names})
+        count = layers_of(self.config.text_encoder, "last")
+        names = [name for row in texts for name in self._stored(row) if name.startswith("encoder.layers.")]
+        layers = sorted({int(name.split(".")[_LAYER]) for name in names if is_unused(name, count)})
         skipped = f"text_encoder: layers {', '.join(map(str, layers))} of the file are left out (CLIP skip)"
         random = "the weights are random, so the recipe's thresholds are lowered by a few dB"
         own = [skipped] * bool(layers) + [random] * self.is_random
@@ -209,7 +214,9 @@ class Checkpoint:
         return files
 
     def _changes(self, name: str, module: nn.Module) -> list[WeightChange]:
-        return [change for file in self._lora_files() for change in changes_of(file, name, module)]
+        row = component_of(self.config, name)
+        unused = partial(row.unused, self.config)
+        return [change for file in self._lora_files() for change in changes_of(file, name, module, unused)]
 
     def _weights(self, component: Component) -> list[WeightSet]:
         found = [find_weights(tier, component.folder) for tier in self._layout.tiers(component.folder)]
@@ -230,14 +237,7 @@ class Checkpoint:
 
     def _tensors(self, component: Component) -> dict[str, Tensor]:
         stored = self._stored(component)
-        return {name: tensor for name, tensor in stored.items() if not self._is_skipped(component, name)}
-
-    def _is_skipped(self, component: Component, name: str) -> bool:
-        """Whether a tensor is of a layer after the last that the config has: CLIP skip by a lower number of layers."""
-        layer = name.removeprefix("encoder.layers.").partition(".")[0]
-        count = self.config.text_encoder.get("num_hidden_layers")
-        is_layer = component.folder == "text_encoder" and name.startswith("encoder.layers.") and layer.isdecimal()
-        return is_layer and isinstance(count, int) and int(layer[:_LONGEST_NUMBER]) >= count
+        return {name: tensor for name, tensor in stored.items() if not component.unused(self.config, name)}
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -167,8 +168,12 @@ def _check_lengths(lora: Lora, modules: Mapping[str, Mapping[str, Parts]], confi
                 )
 
 
-def changes_of(file: LoraFile, component: str, module: nn.Module) -> list[WeightChange]:
+def changes_of(
+    file: LoraFile, component: str, module: nn.Module, unused: Callable[[str], bool] = lambda _: False
+) -> list[WeightChange]:
     """Return the changes of a component's parameters; ``module`` may be on the meta device.
+
+    ``unused``: whether a layer, by its path, is one that the checkpoint has and that changes nothing.
 
     Raises:
         CheckpointError: a layer is not there, or is of another shape; names the nearest there is.
@@ -181,7 +186,8 @@ def changes_of(file: LoraFile, component: str, module: nn.Module) -> list[Weight
     layers = {underscored(path): path for path in own}
     originals = original_names(path for path, _ in module.named_modules()) if component == "unet" else {}
     layers |= {underscored(name): path for path, name in originals.items() if path in own}
-    modules = file.modules.get(component, {})
+    given = file.modules.get(component, {})
+    modules = {name: parts for name, parts in given.items() if name in layers or not unused(_dotted(name))}
     strangers = [parts.name for name, parts in modules.items() if name not in layers]
     if strangers:
         raise CheckpointError(_unmatched(file, component, strangers, list(own)))
@@ -199,6 +205,14 @@ def changes_of(file: LoraFile, component: str, module: nn.Module) -> list[Weight
         lines = [f"{file.lora.name}: {len(misfits)} of its modules are of another model than this checkpoint's:"]
         raise CheckpointError("\n    ".join([*lines, *capped(misfits)]))
     return made
+
+
+def _dotted(name: str) -> str:
+    """``encoder_layers_11_mlp_fc1`` → ``encoder.layers.11.mlp_fc1``, as far as it tells the layer."""
+    return _LAYER.sub(r"encoder.layers.\1.", name)
+
+
+_LAYER: Final = re.compile(r"^encoder_layers_(\d{1,9})_")
 
 
 class _MisfitError(ValueError):

@@ -101,20 +101,15 @@ def _reason(error: Exception) -> str:
 
 Shape = tuple[int, ...]
 
-# CLIP weights that last_hidden_state does not depend on.
-_TEXT_UNUSED: Final = frozenset({"embeddings.position_ids", "text_projection.weight", "logit_scale"})
-# Of files that hold all of CLIP.
-_OTHER_HALF: Final = ("vision_model.", "visual_projection.")
 # AutoencoderKL's attention before diffusers 0.17.
 _OLD_ATTENTION: Final[Mapping[str, str]] = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _OLD_ATTENTION_KEY: Final = re.compile(r"(\.mid_block\.attentions\.0\.)(query|key|value|proj_attn)\.")
 
 
-def _own_name(folder: str, name: str) -> str | None:
-    """Return a component's name for a stored tensor in ``folder``; None for one that it does not use."""
-    if folder == "text_encoder":
-        own = name.removeprefix("text_model.")
-        return None if own in _TEXT_UNUSED or own.startswith(_OTHER_HALF) else own
+def _own_name(folder: str, name: str) -> str:
+    """Return a component's name for a stored tensor in ``folder``."""
+    if folder.startswith("text_encoder"):
+        return name.removeprefix("text_model.")
     if folder == "vae":
         return _OLD_ATTENTION_KEY.sub(lambda match: f"{match[1]}{_OLD_ATTENTION[match[2]]}.", name)
     return name
@@ -131,7 +126,7 @@ def own_tensors(family: Family, component: Component, stored: Mapping[str, Tenso
     tensors: dict[str, Tensor] = {}
     for name, tensor in stored.items():
         own = _own_name(component.folder, name)
-        if own is None or own.startswith(others):
+        if own.startswith(others):
             continue
         if own in tensors:
             raise CheckpointError(

@@ -44,7 +44,6 @@ _NOT_READ: Final[Mapping[str, str]] = {
     "Sana": "SANA",
     "StableCascade": "Stable Cascade",
     "StableDiffusion3": "Stable Diffusion 3",
-    "StableDiffusionXL": "Stable Diffusion XL",
     "StableVideoDiffusion": "Stable Video Diffusion",
     "UNet3D": "a model of videos",
     "UNetSpatioTemporal": "Stable Video Diffusion",
@@ -64,7 +63,10 @@ def family_in(layout: Layout) -> Family:
         CheckpointError: it is of a family that is not read, which the message names.
     """
     index = layout.find(INDEX)
-    named = [] if index is None else [(INDEX, str(read_json(index).get("_class_name")))]
+    values = {} if index is None else read_json(index)
+    if values.get("requires_aesthetics_score") is True:
+        raise CheckpointError(f"{layout.root} is the refiner of Stable Diffusion XL, which is not read; {_read()}")
+    named = [(INDEX, str(values.get("_class_name")))] if values else []
     configs = {folder: file for folder in _FOLDERS if (file := layout.find(f"{folder}/config.json"))}
     for folder, file in configs.items():
         config = read_json(file)

@@ -145,7 +145,7 @@ class WeightSet:
 
 def weight_names(folder: str) -> tuple[str, ...]:
     """Return the file names that may hold the weights of ``folder``, in the order in which they are tried."""
-    stems = _TEXT_ENCODER_STEMS if folder == "text_encoder" else {}
+    stems = _TEXT_ENCODER_STEMS if folder.startswith("text_encoder") else {}
     return tuple(
         stems.get(suffix.removesuffix(_INDEX), "diffusion_pytorch_model") + variant + suffix
         for suffix in _SUFFIXES

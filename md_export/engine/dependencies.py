@@ -50,15 +50,16 @@ def notes_of(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
     ``condition_shape``
         ``1,C,H,W`` of the picture in [0, 1] for the adapter or the ControlNet; absent without one.
     ``text_length``, ``bos_token_id``, ``eos_token_id``, ``pad_token_id``
-        the token ids are bos, the prompt's tokens (cut to fit), eos, and pad up to ``text_length``.
+        the token ids are bos, the prompt's tokens (cut to fit), eos, and pad up to ``text_length``. With ``_2`` after
+        the names: those of a second text encoder.
+    ``zeros_for_empty``
+        guidance leads away from zeros in place of the text encoders' outputs; absent where from the empty prompt's.
 
     Raises:
         CheckpointError: a file cannot be read, or the tokenizer is not a CLIP tokenizer.
     """
     config, step = checkpoint.config, one_step(checkpoint.config)
     length = config.text_shape[1]
-    # Read the special tokens from a tokenized empty prompt: the tokenizer's files store them in several formats.
-    start, end, *padding = (int(token) for token in tokenize(checkpoint.tokenizer_dir, "", length)[0])
     shared = {
         "md_export": __version__,
         **step.notes,
@@ -67,10 +68,15 @@ def notes_of(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
         "image_scale": "0.5",
         "image_offset": "0.5",
         "text_length": str(length),
-        "bos_token_id": str(start),
-        "eos_token_id": str(end),
-        "pad_token_id": str(padding[-1] if padding else end),
     }
+    for place, folder in enumerate(checkpoint.tokenizers.values()):
+        ending = f"_{place + 1}" if place else ""
+        # Read the special tokens from a tokenized empty prompt: the tokenizer's files store them in several formats.
+        start, end, *padding = (int(token) for token in tokenize(folder, "", length)[0])
+        shared |= {f"bos_token_id{ending}": str(start), f"eos_token_id{ending}": str(end)}
+        shared[f"pad_token_id{ending}"] = str(padding[-1] if padding else end)
+    if config.zeros_for_empty:
+        shared["zeros_for_empty"] = "true"
     if config.condition_shape is not None:
         shared["condition_shape"] = ",".join(str(size) for size in config.condition_shape)
     return {name: {"source_sha256": checkpoint.source_sha256(name)} | shared for name in family_of(config).rows}

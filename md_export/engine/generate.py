@@ -216,6 +216,7 @@ def _pipeline(export: Export) -> Pipeline:
         one_step=manifest.one_step,
         steps=manifest.steps,
         schedule=schedule,
+        zeros_for_empty=manifest.zeros_for_empty,
     )
 
 

@@ -139,6 +139,7 @@ def _manifest(
         loras=added_loras(checkpoint),
         schedule=checkpoint.config.schedule.noise() if family.encoded.node in recipe.components else None,
         family=family.form.name,
+        zeros_for_empty=checkpoint.config.zeros_for_empty,
     )
 
 

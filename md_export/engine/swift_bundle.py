@@ -94,6 +94,11 @@ def swift_tokenizer(checkpoint: Checkpoint) -> tuple[bytes, bytes]:
     Raises:
         CheckpointError: it cannot.
     """
+    if [*checkpoint.tokenizers] != ["tokenizer"] or "unet" not in checkpoint.components:
+        raise CheckpointError(
+            f"{checkpoint.root}: --layout swift is for one text encoder and a UNet, this checkpoint has "
+            f"{', '.join(checkpoint.components)}; leave it out"
+        )
     vocabulary, merges = tokenizer_tables(checkpoint.tokenizer_dir)
     _check_padding(checkpoint, from_json(vocabulary))
     return vocabulary, merges

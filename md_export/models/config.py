@@ -85,6 +85,7 @@ class ModelConfig:
     ``text_encoder``: empty where a family has none. ``text_encoder_2``: of a family with two.
     ``adapter``, ``controlnet``: of a checkpoint whose UNet is steered by a condition picture, the one or the other.
     ``method``: how its scheduler takes many steps. ``variant``: what :meth:`at` was asked for.
+    ``zeros_for_empty``: guidance leads away from zeros instead of the empty prompt.
     """
 
     text_encoder: Mapping[str, Any]
@@ -96,6 +97,7 @@ class ModelConfig:
     method: Method = "ddim"
     variant: Variant = TRAINED
     text_encoder_2: Mapping[str, Any] | None = None
+    zeros_for_empty: bool = False
 
     @property
     def condition_shape(self) -> tuple[int, ...] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, cast
 
 from torch import Tensor, nn
 
@@ -20,6 +20,7 @@ CLASS_NAME: Final = "UNet2DConditionModel"
 _DOWN_BLOCKS: Final = ("CrossAttnDownBlock2D", "DownBlock2D")
 _UP_BLOCKS: Final = ("CrossAttnUpBlock2D", "UpBlock2D")
 _MID_BLOCK: Final = "UNetMidBlock2DCrossAttn"
+_MID_BLOCKS: Final = (_MID_BLOCK, "UNetMidBlock2D", None)
 _RANK_OF_TEXT: Final = 3
 _PER_LEVEL: Final = (
     "down_block_types",
@@ -63,6 +64,12 @@ PLAIN: Final[Mapping[str, Any]] = {
     "resnet_time_scale_shift": "default",
     "time_embedding_type": "positional",
 }
+_OF_XL: Final = (
+    "addition_embed_type",
+    "addition_time_embed_dim",
+    "projection_class_embeddings_input_dim",
+    "reverse_transformer_layers_per_block",
+)
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,7 @@ class DiffusersUNetConfig:
     norm_num_groups: int = 32
     norm_eps: float = 1e-5
     cross_attention_dim: int = 1280
-    transformer_layers_per_block: int | tuple[int, ...] = 1
+    transformer_layers_per_block: int | tuple[int | tuple[int, ...], ...] = 1
     attention_head_dim: int | tuple[int, ...] = 8
     use_linear_projection: bool = False
     upcast_attention: bool | None = None
@@ -103,8 +110,8 @@ class DiffusersUNetConfig:
                 raise ConfigError(f"{field} must have {levels} entries, as block_out_channels has")
         _all_of("down_block_types", self.down_block_types, _DOWN_BLOCKS)
         _all_of("up_block_types", self.up_block_types, _UP_BLOCKS)
-        if self.mid_block_type not in (_MID_BLOCK, None):
-            raise ConfigError(f"mid_block_type={self.mid_block_type!r} is unknown; use {_MID_BLOCK} or null")
+        if self.mid_block_type not in _MID_BLOCKS:
+            raise ConfigError(f"mid_block_type={self.mid_block_type!r} is unknown; use one of {_MID_BLOCKS}")
         for channels, heads in zip(self.block_out_channels, _per_level(self.attention_head_dim, levels), strict=True):
             if channels % self.norm_num_groups:
                 raise ConfigError(f"norm_num_groups={self.norm_num_groups} does not divide {channels} channels")
@@ -134,6 +141,21 @@ class DiffusersUNetConfig:
         return len(self.block_out_channels) - 1
 
 
+@dataclass(frozen=True)
+class XLUNetConfig(DiffusersUNetConfig):
+    """The same of Stable Diffusion XL, which adds the pooled text and the picture's size to the time embedding.
+
+    ``transformer_layers_per_block`` may differ within a level; the way up then has its own.
+    """
+
+    REQUIRED: ClassVar[Mapping[str, Any]] = {name: PLAIN[name] for name in PLAIN if name not in _OF_XL}
+
+    addition_embed_type: str = "text_time"
+    addition_time_embed_dim: int = 256
+    projection_class_embeddings_input_dim: int = 2816
+    reverse_transformer_layers_per_block: tuple[int | tuple[int, ...], ...] | None = None
+
+
 def _per_level(value: Any, levels: int) -> tuple[Any, ...]:
     """One value for each level, where a config gives one for all."""
     return tuple(value) if isinstance(value, (tuple, list)) else (value,) * levels
@@ -158,7 +180,8 @@ def from_diffusers(module: str, what: str) -> Any:
 def build_diffusers_unet(config: DiffusersUNetConfig) -> nn.Module:
     """``(sample [B, C, h, w], timestep [1], encoder_hidden_states [B, L, D])`` → ``[B, C, h, w]``, as our own UNet.
 
-    After these it takes residuals: one for each level, of an adapter, or one for each skip connection and the last for
+    Stable Diffusion XL's takes ``text_embeds [B, P]`` and ``time_ids [B, 6]`` after these. The other
+    takes residuals: one for each level, of an adapter, or one for each skip connection and the last for
     the middle, of a ControlNet. Parameters have the names that diffusers gives them.
 
     Raises:
@@ -166,7 +189,11 @@ def build_diffusers_unet(config: DiffusersUNetConfig) -> nn.Module:
     """
     library = from_diffusers("diffusers.models.unets.unet_2d_condition", "Stable Diffusion's UNet is built")
     unet: nn.Module = library.UNet2DConditionModel(**dataclasses.asdict(config))
-    unet.register_forward_pre_hook(_residuals_by_name, with_kwargs=True)
+    if isinstance(config, XLUNetConfig):
+        unet.register_forward_pre_hook(_added_by_name, with_kwargs=True)
+        cast(nn.Module, unet.add_time_proj).register_forward_hook(_as_given)
+    else:
+        unet.register_forward_pre_hook(_residuals_by_name, with_kwargs=True)
     # Of diffusers' own answer, a dataclass of one tensor.
     unet.register_forward_hook(_only_sample)
     return unet
@@ -187,6 +214,20 @@ def _residuals_by_name(
         "down_block_additional_residuals": of_skips,
         "mid_block_additional_residual": middle,
     }
+
+
+def _added_by_name(
+    unet: Any,  # noqa: ARG001 (the hook's signature)
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    *given, text_embeds, time_ids = args
+    return tuple(given), kwargs | {"added_cond_kwargs": {"text_embeds": text_embeds, "time_ids": time_ids}}
+
+
+def _as_given(layer: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:  # noqa: ARG001 (the hook's signature)
+    """Sine and cosine are computed in float32; the pooled text that they are joined to may have half of it."""
+    return out.to(args[0].dtype)
 
 
 def _only_sample(unet: nn.Module, args: tuple[Any, ...], out: Any) -> Tensor:  # noqa: ARG001 (the hook's signature)

@@ -30,9 +30,11 @@ class Port:
         name: the input's; the beginning of the inputs' where the source has many.
         source: the value that it takes.
         kind: of the input, where ``beside`` makes it another than the source's.
-        beside: values that are joined to it along the channels, in groups: each where the first of it is given.
+        beside: values that are joined to it along ``axis``, in groups; a group may be left out where its first value is
+            given by a request or the sampler.
         batched: guidance doubles it, to the empty prompt's and the prompt's.
         when: the given value without which the port may stay empty.
+        times: a given value with a factor for each row, where there is one.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Port:
     beside: tuple[tuple[Value, ...], ...] = ()
     batched: bool = True
     when: Value | None = None
+    axis: int = 1
+    times: Value | None = None
 
     def specs(self, config: ModelConfig) -> tuple[TensorSpec, ...]:
         """Specs of the inputs, for one prompt."""
@@ -55,13 +59,31 @@ class Port:
         found = self.source.read(values, called, call)
         if not found and (self.when is None or self.when.key in values):
             raise KeyError(self.source.key)
-        if more := [values[value.key] for group in self.beside if group[0].key in values for value in group]:
-            found = {number: _joined(value, more) for number, value in found.items()}
-        return {f"{self.name}{number}": value for number, value in found.items()}
+        more = [one for group in self.beside for one in self._group(group, values, called, call)]
+        factors = None if self.times is None else values.get(self.times.key)
+        joined = {number: _joined(value, more, self.axis) for number, value in found.items()}
+        return {f"{self.name}{number}": _times(value, factors) for number, value in joined.items()}
+
+    @staticmethod
+    def _group(group: tuple[Value, ...], values: Arrays, called: Called, call: int | None) -> list[Array]:
+        found = [value.read(values, called, call) for value in group]
+        if not found[0] and group[0].node in ("given", "sampler"):
+            return []
+        if not all(found):
+            raise KeyError(next(value.key for value, one in zip(group, found, strict=True) if not one))
+        return [one for each in found for one in each.values()]
 
 
-def _joined(value: Array, more: list[Array]) -> Array:
-    return np.concatenate([value, *(np.repeat(one.astype(value.dtype), len(value), axis=0) for one in more)], axis=1)
+def _joined(value: Array, more: list[Array], axis: int) -> Array:
+    if not more:
+        return value
+    rows = (np.repeat(one, len(value) // len(one), axis=0).astype(value.dtype) for one in more)
+    return np.concatenate([value, *rows], axis=axis)
+
+
+def _times(value: Array, factors: Array | None) -> Array:
+    """Rows ``[B, …]``, each times its factor ``[B]``."""
+    return value if factors is None else value * factors.reshape(-1, *[1] * (value.ndim - 1)).astype(value.dtype)
 
 
 @dataclass(frozen=True)
@@ -80,6 +102,7 @@ class Component:
         folder: of its config and weights in a checkpoint, which several components may share.
         build: torch module for a checkpoint's configs.
         key_prefixes: of the names of its weights in the folder's files.
+        unused: whether a weight in these files, by its name, is one that it does not have.
         optional: checkpoints may do without it.
         needed: whether a picture of such a checkpoint needs it.
     """
@@ -90,6 +113,7 @@ class Component:
     inputs: tuple[Port, ...]
     outputs: tuple[Output, ...]
     key_prefixes: tuple[str, ...] = ("",)
+    unused: Callable[[ModelConfig, str], bool] = lambda _, _name: False
     called: Called = "once"
     optional: bool = False
     needed: Callable[[ModelConfig], bool] = lambda _: True
@@ -156,6 +180,7 @@ class Form:
         libraries: distributions beside torch and transformers that compute it.
         vae: fields of ``vae/config.json`` that its checkpoints may leave out.
         one_step: its models are trained to make a picture in one step.
+        zeros_for_empty: guidance leads away from zeros instead of the empty prompt, unless model_index.json denies it.
     """
 
     name: FamilyName
@@ -168,6 +193,7 @@ class Form:
     libraries: tuple[str, ...] = ()
     vae: Mapping[str, object] = field(default_factory=dict)
     one_step: bool = False
+    zeros_for_empty: bool = False
 
 
 @dataclass(frozen=True)
@@ -206,7 +232,8 @@ class Family:
         object.__setattr__(self, "rows", {component.name: component for component in self.components})
 
     def _check(self, component: Component, port: Port, known: set[str]) -> None:
-        for value in (port.source, *chain.from_iterable(port.beside), *([port.when] if port.when else [])):
+        more = (*chain.from_iterable(port.beside), *filter(None, (port.when, port.times)))
+        for value in (port.source, *more):
             for source in value.alternatives():
                 if source.key not in known:
                     raise ValueError(

@@ -1,11 +1,12 @@
-"""The CLIP text encoder: transformers' own module tree, driven without its mask and pooling helpers."""
+"""CLIP's text encoders: transformers' own module tree, driven without its mask and pooling helpers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from md_export.errors import ConfigError
@@ -13,41 +14,101 @@ from md_export.system.quiet_imports import import_quietly
 
 # Finite, so that half precision never sees an infinity; exp(-1e4) is 0 in float32 as in float16.
 MASKED = -1e4
+# Stable Diffusion reads the last layer's output after the final norm; SDXL reads the output of the layer before it,
+# without a norm, and the second encoder's projected vector at the end of the text, too.
+Reading = Literal["last", "penultimate", "penultimate_and_pooled"]
+# Configs that were saved before transformers 4.31 have this as eos_token_id; the text then ends with the highest id.
+_OLD_END: Final = 2
 
 
 class TextEncoder(nn.Module):
-    """``CLIPTextModel`` up to its last hidden state, causal mask as a constant.
+    """``CLIPTextModel`` or ``CLIPTextModelWithProjection``, causal mask as a constant.
 
-    The pooled output is left out: the UNet attends to ``last_hidden_state`` only.
+    Layers and norms that ``reading`` does not depend on are left out. ``skip``: layers that the hidden states leave out
+    before the last two, where the pooled vector reads all.
     """
 
     mask: Tensor
+    places: Tensor
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self, config: Mapping[str, Any], reading: Reading = "last", folder: str = "text_encoder", skip: int = 0
+    ) -> None:
         super().__init__()
         clip = import_quietly("transformers.models.clip.modeling_clip")
+        fields = {k: v for k, v in config.items() if k not in _NOT_FIELDS}
         try:
-            clip_config = clip.CLIPTextConfig(**{k: v for k, v in config.items() if k not in _NOT_FIELDS})
+            clip_config = clip.CLIPTextConfig(**fields)
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"text_encoder/config.json is no CLIPTextConfig: {error}") from error
+            raise ConfigError(f"{folder}/config.json is no CLIPTextConfig: {error}") from error
         clip_config._attn_implementation = "eager"
+        if reading == "penultimate":
+            clip_config.num_hidden_layers = layers_of(config, reading)
         model = clip.CLIPTextModel(clip_config)
         self.length = int(clip_config.max_position_embeddings)
+        self.skip = skip
+        if skip >= clip_config.num_hidden_layers:
+            raise ConfigError(f"{folder}/config.json: num_hidden_layers is too low for a clip_skip of {skip}")
         self.embeddings = model.embeddings
         self.encoder = model.encoder
-        self.final_layer_norm = model.final_layer_norm
+        self.final_layer_norm = None if reading == "penultimate" else model.final_layer_norm
+        self.text_projection: nn.Module | None = None
         mask = torch.full((self.length, self.length), MASKED).triu(1)[None, None]
         self.register_buffer("mask", mask, persistent=False)
+        if reading == "penultimate_and_pooled":
+            self.text_projection = nn.Linear(clip_config.hidden_size, clip_config.projection_dim, bias=False)
+            end = clip_config.eos_token_id
+            self.end = int(clip_config.vocab_size - 1 if end == _OLD_END else end)
+            self.register_buffer("places", torch.arange(self.length, 0, -1, dtype=torch.float32), persistent=False)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """``[B, 77]`` token ids (int32 or int64) → ``[B, 77, hidden]``."""
+    def forward(self, input_ids: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """``[B, 77]`` token ids (int32 or int64) → ``[B, 77, hidden]``, and perhaps ``[B, projection]``."""
         length = input_ids.shape[1]
-        hidden = self.embeddings(input_ids=input_ids)
-        hidden = self.encoder(inputs_embeds=hidden, attention_mask=self.mask[:, :, :length, :length])
-        out: Tensor = self.final_layer_norm(hidden.last_hidden_state)
-        return out
+        hidden, mask = self.enter(self.embeddings(input_ids=input_ids)), self.mask[:, :, :length, :length]
+        if self.text_projection is not None:
+            states = [hidden]
+            for layer in self.encoder.layers:
+                states.append(layer(states[-1], mask))
+            return self.leave(states[-2 - self.skip]), self._pooled(input_ids, states[-1])
+        hidden = self.encoder(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
+        return self.leave(hidden if self.final_layer_norm is None else self.final_layer_norm(hidden))
+
+    def _pooled(self, input_ids: Tensor, hidden: Tensor) -> Tensor:
+        """``[B, projection]`` of the place where the text ends first; padding may have the same id."""
+        assert self.text_projection is not None  # noqa: S101 (only called with it)
+        assert self.final_layer_norm is not None  # noqa: S101 (has one where a projection is)
+        # The first place has the highest number. Plain arithmetic: GPU engines take no look-up by a computed index.
+        found = (input_ids == self.end).to(self.places.dtype) * self.places[: input_ids.shape[1]]
+        chosen = F.relu(1.0 - (found.amax(dim=1, keepdim=True) - found))
+        tokens = self.leave(self.final_layer_norm(hidden))
+        last = torch.matmul(chosen[:, None].to(tokens.dtype), tokens)
+        return self.leave(self.text_projection(self.enter(last)))[:, 0]
+
+    def enter(self, tokens: Tensor) -> Tensor:
+        """``[B, L, C]`` → what the layers take; a rewrite changes it."""
+        return tokens
+
+    def leave(self, hidden: Tensor) -> Tensor:
+        """Return the inverse of :meth:`enter`."""
+        return hidden
 
 
+def layers_of(config: Mapping[str, Any], reading: Reading) -> int:
+    """Number of layers that are computed; transformers' default is 12."""
+    layers = int(config.get("num_hidden_layers", 12))
+    return layers - 1 if reading == "penultimate" else layers
+
+
+def is_unused(name: str, layers: int, also: tuple[str, ...] = ()) -> bool:
+    """Whether a weight is of a layer after the first ``layers``, begins with one of ``also``, or is no weight."""
+    layer = name.removeprefix("encoder.layers.").partition(".")[0]
+    above = name.startswith("encoder.layers.") and layer.isdecimal() and int(layer[:_LONGEST_NUMBER]) >= layers
+    return above or name.startswith((*_OTHERS, *also))
+
+
+_LONGEST_NUMBER: Final = 9
+# Also in files that hold all of CLIP.
+_OTHERS: Final = ("embeddings.position_ids", "logit_scale", "vision_model.", "visual_projection.")
 _NOT_FIELDS = frozenset(
     {"architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "_name_or_path"}
 )

@@ -122,6 +122,11 @@ BLEND: Final = Value("given", "blend", _CELLS)
 EDITED: Final = Value("given", "edited", LATENT)
 GIVEN: Final = (INPUT_IDS, NOISE, FRESH, CONDITION, PICTURE, MASK, BLEND, EDITED)
 
+# Height and width of the picture before it was cropped, top and left of what was cut, height and width after it.
+TIME_IDS: Final = Value("given", "time_ids", kind(2, lambda _: (1, 6)))
+# 0 or 1 for each prompt: what its text counts. Only given where guidance leads away from zeros.
+PROMPTED: Final = Value("given", "prompted", kind(1, lambda _: (1,)))
+
 SAMPLE: Final = Value("sampler", "sample", LATENT, "per step", otherwise=NOISE)
 TIMESTEP: Final = Value("sampler", "timestep", kind(1, lambda _: (1,)), "per step")
 # Scaled latents of the picture that a UNet that in-paints sees in each step.

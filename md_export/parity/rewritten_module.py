@@ -55,11 +55,19 @@ class Rewritten:
 
     def output_of(self, case: GoldenCase) -> Array:
         """Return a golden case's expected output; several outputs become one array, see :func:`joined`."""
-        return joined(outputs_of(self.recipe, self, case))
+        return joined(self.wanted(case))
+
+    def wanted(self, case: GoldenCase) -> dict[str, Array]:
+        """Return a golden case's expected outputs by the artifact's names."""
+        return outputs_of(self.recipe, self, case)
 
     def run(self, inputs: Arrays) -> Array:
         """Execute the torch module once and return its output; several outputs become one array, see :func:`joined`."""
-        return joined(run_torch(self.module, [inputs[spec.name] for spec in self.inputs], self.outputs))
+        return joined(self.answers(inputs))
+
+    def answers(self, inputs: Arrays) -> dict[str, Array]:
+        """Execute the torch module once and return its outputs by the artifact's names."""
+        return run_torch(self.module, [inputs[spec.name] for spec in self.inputs], self.outputs)
 
     def snr_db(self, case: GoldenCase) -> float:
         """Return the torch module's worst SNR in dB against the golden output, over the case's calls."""

@@ -65,7 +65,7 @@ def having(form: type[nn.Module]) -> Callable[[nn.Module], int]:
 _UNET: Final = ("unet", "controlnet")
 _DENOISERS: Final = (*_UNET, "transformer")
 _MAPS: Final = (*_UNET, "vae_decoder", "vae_encoder")
-_ALL: Final = ("text_encoder", "transformer", *_MAPS)
+_ALL: Final = ("text_encoder", "text_encoder_2", "transformer", *_MAPS)
 _UPSAMPLING: Final = ("unet", "vae_decoder")
 REWRITES: Mapping[str, Rewrite] = {
     rewrite.name: rewrite

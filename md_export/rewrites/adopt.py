@@ -145,6 +145,7 @@ def _as_glu(layer: Any) -> None:
 
 def _as_text_encoder(layer: Any) -> None:
     layer.length = int(layer.config.max_position_embeddings)
+    layer.text_projection = None
     # The mask is given: of the implementations, this one takes it as it is.
     layer.config._attn_implementation = "eager"
     mask = torch.full((layer.length, layer.length), MASKED).triu(1)[None, None]

@@ -5,6 +5,10 @@
     conv_dw(x) + shift, conv_pw1(h) + shift          →  conv_dw's and conv_pw1's bias
     time_embedding(timestep)                         →  nothing; the input ``timestep`` goes
 
+Stable Diffusion XL adds pooled text and picture sizes to its time embedding, which are inputs:
+
+    time_embedding(timestep) + add_embedding.linear_2(x)  →  linear_2's bias
+
 Right for one timestep only, that of the checkpoint's schedule; many-step sampling needs the original.
 """
 
@@ -25,7 +29,7 @@ from md_export.rewrites.adopt import CONTROLNET_MODEL, UNET, type_name
 from md_export.spec.sampler import OneStep
 
 # Fields of its config with which it embeds more than the timestep.
-_MORE: Final = ("class_embed_type", "num_class_embeds", "addition_embed_type", "time_cond_proj_dim")
+_MORE: Final = ("class_embed_type", "num_class_embeds", "time_cond_proj_dim")
 
 
 class NoEmbedding(nn.Module):
@@ -34,6 +38,14 @@ class NoEmbedding(nn.Module):
     def forward(self, x: Tensor, *_: object) -> Tensor:
         """``x`` as it is."""
         return x
+
+
+class ZeroEmbedding(NoEmbedding):
+    """The same where more is added to the embedding."""
+
+    def forward(self, x: Tensor, *_: object) -> Tensor:
+        """``[B]`` → ``[B, 1]``."""
+        return x[:, None]
 
 
 def embed(unet: Any, timestep: int) -> Tensor:
@@ -57,9 +69,14 @@ def embed(unet: Any, timestep: int) -> Tensor:
 def forget_timestep(unet: Any) -> None:
     """Called as ``unet(sample, encoder_hidden_states)`` from now on, a ControlNet with the condition third."""
     unet.time_proj = NoEmbedding()
-    unet.time_embedding = NoEmbedding()
+    unet.time_embedding = ZeroEmbedding() if adds_text(unet) else NoEmbedding()
     unet.register_buffer("nothing", torch.zeros(1), persistent=False)
     unet.register_forward_pre_hook(_without_timestep, with_kwargs=True)
+
+
+def adds_text(unet: Any) -> bool:
+    """Whether it is Stable Diffusion XL's, which adds pooled text and picture sizes to the embedding."""
+    return getattr(unet.config, "addition_embed_type", None) == "text_time"
 
 
 def is_fixed(unet: nn.Module) -> bool:
@@ -122,7 +139,11 @@ def fold_timestep(module: nn.Module, one_step: OneStep) -> int:
         RewriteError: another rewrite changed the UNet's inputs or outputs before.
     """
     if type_name(module) in (UNET, CONTROLNET_MODEL) and not is_fixed(module):
-        fired = _fold_all(module, embed(module, one_step.timestep))
+        unet: Any = module
+        embedding = embed(unet, one_step.timestep)
+        if adds_text(unet):
+            _add_to_bias(unet.add_embedding.linear_2, embedding[0])
+        fired = 1 if adds_text(unet) else _fold_all(module, embedding)
         forget_timestep(module)
         return fired
     if not isinstance(module, DownPath) or isinstance(module, (OneStepUNet, OneStepControlNet)):
@@ -165,7 +186,7 @@ def _fold(block: ResnetBlock | SepConvBlock, shift: Tensor) -> None:
     block.__class__ = TimelessSepConvBlock
 
 
-def _add_to_bias(conv: nn.Conv2d, shift: Tensor) -> None:
+def _add_to_bias(conv: nn.Conv2d | nn.Linear, shift: Tensor) -> None:
     # A new tensor: the checkpoint's may be mapped from its file.
     conv.bias = nn.Parameter(shift if conv.bias is None else conv.bias + shift, requires_grad=False)
 

@@ -11,6 +11,8 @@ For whole timesteps up to the schedule's last, which are all that samplers take.
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,6 +21,9 @@ from md_export.models.layers import TimestepEmbedding
 from md_export.rewrites.adopt import TIMESTEPS, type_name
 from md_export.rewrites.fold_timestep import count_one_step
 from md_export.spec.sampler import OneStep
+
+# Side of a picture in pixels, the largest whole number up to which half precision holds all.
+_LARGEST_SIDE: Final = 2048
 
 
 class Tabled(nn.Module):
@@ -63,7 +68,10 @@ def tabulate_timestep(module: nn.Module, one_step: OneStep) -> int:
         _tabulate(layer, places, torch.cat([angles.cos(), angles.sin()], dim=-1), TabledTimestepEmbedding)
     others = [layer for layer in module.modules() if type_name(layer) == TIMESTEPS]
     for other in others:
-        _tabulate(other, places, other(places), TabledTimesteps)
+        # Stable Diffusion XL embeds sides of pictures, too.
+        sides = other is getattr(module, "add_time_proj", None)
+        own = torch.arange(_LARGEST_SIDE + 1, dtype=torch.float32) if sides else places
+        _tabulate(other, own, other(own), TabledTimesteps)
     return len(ours) + len(others)
 
 

@@ -183,12 +183,13 @@ class ChannelTextEncoder(TextEncoder):
 
     form: Form
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """``[B, L]`` token ids → ``[B, L, hidden]``."""
-        length = input_ids.shape[1]
-        hidden = self.form.enter(self.embeddings(input_ids=input_ids))
-        hidden = self.encoder(inputs_embeds=hidden, attention_mask=self.mask[:, :, :length, :length]).last_hidden_state
-        return self.form.leave(self.final_layer_norm(hidden))
+    def enter(self, tokens: Tensor) -> Tensor:
+        """``[B, L, C]`` → ``[B, C, 1, L]``."""
+        return self.form.enter(tokens)
+
+    def leave(self, hidden: Tensor) -> Tensor:
+        """``[B, C, 1, L]`` → ``[B, L, C]``."""
+        return self.form.leave(hidden)
 
 
 class ChannelT5Attention(T5Attention):

@@ -55,7 +55,7 @@ class Manifest:
     ``checkpoint_files`` that of every file of the checkpoint, from which ``checkpoint_sha256`` follows.
     ``steps``: how to take many steps, where the recipe asks for them, and ``one_step`` is of no use.
     ``schedule``: of an export with the VAE encoder, to start from a picture.
-    ``family``: of the checkpoint.
+    ``family``: of the checkpoint. ``zeros_for_empty``: guidance leads away from zeros instead of the empty prompt.
     ``loras``: what was added to the checkpoint; ``recipe`` is of the checkpoint with them, and does not name them.
     """
 
@@ -78,6 +78,7 @@ class Manifest:
     loras: tuple[AddedLora, ...] = ()
     schedule: NoiseSchedule | None = None
     family: FamilyName = DEFAULT_FAMILY
+    zeros_for_empty: bool = False
 
     def entry_for(self, component: str) -> ArtifactEntry:
         """Return the component's artifact; ArtifactError where the export has none."""
@@ -93,13 +94,17 @@ _MANIFEST = TypeAdapter(Manifest)
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Write ``folder/manifest.json``, keys in declaration order, one indent a level."""
-    text = _MANIFEST.dump_json(manifest, indent=2, exclude=without_default_family(manifest.family)).decode()
+    text = _MANIFEST.dump_json(manifest, indent=2, exclude=_left_out(manifest)).decode()
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
 def without_default_family(family: FamilyName) -> set[str]:
     """Return the fields that a manifest or an index of golden cases leaves out."""
     return {"family"} if family == DEFAULT_FAMILY else set()
+
+
+def _left_out(manifest: Manifest) -> set[str]:
+    return without_default_family(manifest.family) | (set() if manifest.zeros_for_empty else {"zeros_for_empty"})
 
 
 def manifest_to_dict(manifest: Manifest) -> dict[str, object]:

@@ -143,7 +143,7 @@ def test_sizes_follow_from_the_levels() -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"addition_embed_type": "text_time"}, "only addition_embed_type=None is supported, not 'text_time'"),
+    ({"addition_embed_type": "text"}, "only addition_embed_type=None is supported, not 'text'"),
     ({"class_embed_type": "timestep"}, "class_embed_type"),
     ({"time_cond_proj_dim": 256}, "time_cond_proj_dim"),
     ({"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift"),
@@ -152,7 +152,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"down_block_types": ["AttnDownBlock2D", "DownBlock2D"]}, "down_block_types: 'AttnDownBlock2D' is not read"),
     ({"down_block_types": ["DownBlock2D"]}, "down_block_types must have 2 entries"),
     ({"up_block_types": [1, 2]}, "up_block_types must be a list of 1 to 16 names"),
-    ({"mid_block_type": "UNetMidBlock2D"}, "mid_block_type='UNetMidBlock2D' is unknown"),
+    ({"mid_block_type": "UNetMidBlock3D"}, "mid_block_type='UNetMidBlock3D' is unknown"),
     ({"layers_per_block": [1, 2, 3]}, "layers_per_block must have 2 entries"),
     ({"layers_per_block": "many"}, "layers_per_block must be a whole number above 0"),
     ({"layers_per_block": [1, -1]}, "layers_per_block must be a list of 1 to 16 whole numbers"),
@@ -287,7 +287,7 @@ def test_inspect_meets_the_paper() -> None:
 
 
 def test_the_command_line_tells_what_is_refused(folder: Path) -> None:
-    edit(folder, UNET, addition_embed_type="text_time")
+    edit(folder, UNET, addition_embed_type="text")
     fails(md_export("inspect", folder), 1, "error: unet/config.json: only addition_embed_type=None is supported")
 
 

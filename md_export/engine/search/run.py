@@ -66,7 +66,7 @@ def search(request: SearchRequest, count: Count, progress: Progress = lambda _: 
     refuse_existing(request.out)
     checkpoint = open_checkpoint(request.checkpoint)
     checkpoint.check()
-    recipe = starting_recipe(request)
+    recipe = starting_recipe(request).completed(checkpoint.components)
     with tempfile.TemporaryDirectory(prefix="md-export-") as scratch, staging(request.out) as folder:
         resources = request.resources or Resources()
         if resources.cache is None:

@@ -33,7 +33,7 @@ from md_export.parity.rewritten_module import Rewritten, rewritten
 from md_export.rewrites.upsample_to_four_convs import FourConv2d
 from md_export.spec.recipe import Recipe
 from md_export.spec.scheme import QuantScheme, WeightStorage
-from md_export.spec.tensors import Array, Arrays
+from md_export.spec.tensors import Array, Arrays, joined
 from md_export.targets import TARGETS
 from md_export.targets.quantization.adjust import stored_values
 from md_export.targets.quantization.gptq import InputSums, is_derived, products, rounded
@@ -70,15 +70,15 @@ class Probe:
 
     def _noises(self, component: str, case: GoldenCase) -> tuple[float, float]:
         part = self.parts[component]
-        made, wanted = part.run(part.inputs_of(case)), part.output_of(case)
+        answers, wanted = part.answers(part.inputs_of(case)), part.output_of(case)
         before = takewhile(lambda name: name != component, self.parts)
-        recorded = {name: self.parts[name].output_of(case) for name in before}
-        picture = self._picture(case, {**recorded, component: made})
+        recorded = {name: self.parts[name].wanted(case) for name in before}
+        picture = self._picture(case, {**recorded, component: answers})
         peak = float(np.max(np.abs(case.picture))) ** 2
         power = float(np.mean(wanted.astype(np.float64) ** 2))
-        return _error(picture, case.picture) / max(peak, _LEAST), _error(made, wanted) / max(power, _LEAST)
+        return _error(picture, case.picture) / max(peak, _LEAST), _error(joined(answers), wanted) / max(power, _LEAST)
 
-    def _picture(self, case: GoldenCase, recorded: Mapping[str, Array]) -> Array:
+    def _picture(self, case: GoldenCase, recorded: Mapping[str, Arrays]) -> Array:
         """Return the picture that the parts compute for a case; ``recorded`` outputs are used instead of running."""
         given = {key: value for key, value in case.values.items() if not key.startswith(self._computed)}
         (values,) = walk(self._family, self._rows, _Parts(self.parts, recorded), [given], self._sampler)
@@ -90,14 +90,13 @@ class _Parts:
     """Runs rewritten modules, or returns recorded outputs for some of them."""
 
     parts: Mapping[str, Rewritten]
-    recorded: Mapping[str, Array]
+    recorded: Mapping[str, Arrays]
 
     def run(self, component: str, batches: Sequence[Arrays]) -> Sequence[Arrays]:
         """Run a module, or return its recorded output."""
         part, known = self.parts[component], self.recorded.get(component)
-        made = [part.run(packed(part.recipe, part, batch)) if known is None else known for batch in batches]
-        (output,) = part.outputs
-        return [unpacked(part.recipe, part, {output.name: value}) for value in made]
+        made = [part.answers(packed(part.recipe, part, batch)) if known is None else known for batch in batches]
+        return [unpacked(part.recipe, part, outputs) for outputs in made]
 
     def take(self, steps: Steps, pictures: Sequence[Tensors]) -> None:
         """Run the sampling step for all pictures."""

@@ -16,7 +16,7 @@ from md_export.models import values
 from md_export.models.adapter import T2IAdapter, residual_shapes
 from md_export.models.config import ControlConfig, DenoiserConfig, ModelConfig
 from md_export.models.graph import Component, Family, Form, Output, Port
-from md_export.models.text_encoder import TextEncoder
+from md_export.models.text_encoder import TextEncoder, is_unused, layers_of
 from md_export.models.tiny_autoencoder import TinyConfig, TinyDecoder, TinyEncoder
 from md_export.models.vae import VAEDecoder, VAEEncoder
 from md_export.models.values import Kind, Shape, kind
@@ -31,7 +31,9 @@ CLASSES: Final[Mapping[str, tuple[str, str]]] = {
     "scheduler": ("diffusers", "DDIMScheduler"),
 }
 # Of a UNet that in-paints, with the mask and the picture's latents, or that edits, with the picture's.
-_OF_UNET = kind(4, lambda config: (1, config.denoiser.in_channels, *config.latent_shape[2:]))
+OF_UNET = kind(4, lambda config: (1, config.denoiser.in_channels, *config.latent_shape[2:]))
+# What such UNets take after the noise.
+SHOWN_BESIDE: Final = ((values.MASK, values.SHOWN), (values.EDITED,))
 
 
 def _autoencoder(
@@ -75,6 +77,7 @@ def latent_diffusion(
         "text_encoder",
         folder="text_encoder",
         build=lambda config: TextEncoder(config.text_encoder),
+        unused=lambda config, name: is_unused(name, layers_of(config.text_encoder, "last"), ("text_projection.",)),
         inputs=(Port("input_ids", values.INPUT_IDS),),
         outputs=(Output("last_hidden_state", values.TEXT),),
         called="per prompt",
@@ -108,7 +111,7 @@ def latent_diffusion(
         folder="unet",
         build=build_unet,
         inputs=(
-            Port("sample", values.SAMPLE, _OF_UNET, beside=((values.MASK, values.SHOWN), (values.EDITED,))),
+            Port("sample", values.SAMPLE, OF_UNET, beside=SHOWN_BESIDE),
             Port("timestep", values.TIMESTEP, batched=False),
             Port("encoder_hidden_states", text_encoder["last_hidden_state"]),
             Port("residual_", t2i_adapter["residual_"].or_else(controlnet["residual_"]), when=values.CONDITION),

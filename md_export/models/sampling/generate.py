@@ -21,7 +21,7 @@ from md_export.models.graph import Component, Family
 from md_export.models.sampling.pictures import Given, Start, cells_of, enter, hide, nothing
 from md_export.models.sampling.sampler import Sampler
 from md_export.models.sampling.schedule import ScheduleConfig
-from md_export.models.values import BLEND, CONDITION, EDITED, FRESH, MASK, NOISE, PICTURE
+from md_export.models.values import BLEND, CONDITION, EDITED, FRESH, MASK, NOISE, PICTURE, PROMPTED, TIME_IDS
 from md_export.models.walk import Crew, Tensors, call, walk
 from md_export.spec.sampler import ManySteps, OneStep
 from md_export.spec.tensors import Array, Arrays, Float32, TensorSpec
@@ -130,6 +130,7 @@ class Pipeline:
         downscale: pixels of a latent cell along a side.
         inpaints, edits: the UNet takes a picture's latents beside the noise, with a mask or without.
         steps: constants of many steps; None for the one.
+        zeros_for_empty: guidance leads away from zeros instead of the empty prompt.
         schedule: the noise of every timestep, where a picture can be started from.
         recorded: values that need not be computed, the same for all pictures.
     """
@@ -147,6 +148,7 @@ class Pipeline:
     steps: ManySteps | None
     schedule: ScheduleConfig | None = None
     recorded: Mapping[str, Array] = field(default_factory=dict)
+    zeros_for_empty: bool = False
 
     def values(self, requests: Sequence[PictureRequest], kept: Collection[int] = ()) -> list[Tensors]:
         """All values on the way to each picture; ``kept``: of many steps those whose values are among them.
@@ -183,6 +185,10 @@ class Pipeline:
             for ending, text in texts.items()
         }
         found: Tensors = {**self.recorded, NOISE.key: noise, **ids}
+        if TIME_IDS in self.family.outside:
+            found[TIME_IDS.key] = np.asarray([[*self.sides, 0, 0, *self.sides]], np.float32)
+        if self.zeros_for_empty and texts.get(".0") == "":
+            found[PROMPTED.key] = np.asarray([0, 1], np.float32)
         if sampler.fresh_noise:
             found[FRESH.key] = draw_noise(request.seed, self.latent_shape, 1 + sampler.fresh_noise)[1:]
         found |= {} if request.condition is None else {CONDITION.key: request.condition}

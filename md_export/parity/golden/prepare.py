@@ -81,6 +81,7 @@ def golden_source(
             one_step=step,
             steps=steps_of(config, sampler),
             schedule=config.schedule,
+            zeros_for_empty=config.zeros_for_empty,
         ),
         checkpoint_sha256=checkpoint.sha256(),
         rewrites=tuple(applied),
