@@ -17,6 +17,7 @@ from md_export.checkpoint import build_on_meta
 from md_export.models.config import ModelConfig
 from md_export.models.families import family_of
 from md_export.models.graph import Component
+from md_export.spec.names import DEFAULT_FAMILY
 
 CONVENTION: Final = (
     "1 MAC = one multiply-add (the paper's 'GFLOPs'), attention products included, batch 1, one call, no guidance; "
@@ -119,13 +120,13 @@ class Inspection:
     def compare(self, arch: str = "md") -> tuple[Comparison, ...]:
         """Return each number published for ``arch`` beside ours.
 
-        The paper has two decoders; the comparison uses the one nearer in size. An ``arch`` that the paper does not list
-        is compared with MobileDiffusion.
+        The paper has two decoders; the comparison uses the one nearer in size. Another MobileDiffusion than
+        the paper lists is compared with its full-size one, another family's ``arch`` with nothing.
         """
         figures = {one.name: one for one in (*self.components, self.whole)}
         rows = [
             (paper, getattr(figures[paper.component], paper.field) / paper.unit)
-            for paper in PAPER.get(arch, PAPER["md"])
+            for paper in PAPER.get(arch, PAPER["md"] if self.family == DEFAULT_FAMILY else ())
         ]
         decoders = [(paper, ours) for paper, ours in rows if paper.component == "vae_decoder"]
         farther = max(decoders, key=lambda row: abs(math.log(row[1] / row[0].value)), default=(None,))[0]

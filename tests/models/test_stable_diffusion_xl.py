@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from md_export.checkpoint import Checkpoint, build_on_meta, open_checkpoint, read_config
 from md_export.checkpoint.architectures import arch_config, config_files
+from md_export.diagnose.inspect import inspect_config
 from md_export.engine.dependencies import notes_of
 from md_export.errors import CheckpointError, ConfigError
 from md_export.models.diffusers_unet import XLUNetConfig
@@ -261,6 +262,13 @@ def test_rewrites_of_the_text_encoders(xl_checkpoint: Path, component: str, name
     assert record.fired
     pairs = zip(found, wanted, strict=True) if component == "text_encoder_2" else [(found, wanted)]
     assert all(compare(one.numpy(), other.numpy()).snr_db > EXACT_DB for one, other in pairs)
+
+
+def test_inspect_counts_it_and_compares_it_with_nothing() -> None:
+    found = inspect_config(XL)
+    assert [part.name for part in found.components] == ["text_encoder", "text_encoder_2", "unet", "vae_decoder"]
+    assert all(part.macs > 0 for part in found.components)
+    assert (found.family, found.compare("sdxl")) == ("sdxl", ())
 
 
 def test_the_architecture_is_the_published_one() -> None:
