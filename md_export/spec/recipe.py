@@ -15,7 +15,8 @@ from pydantic import ConfigDict, Field
 from md_export.errors import RecipeError
 from md_export.spec.calibration import CalibrationPlan, check_cases
 from md_export.spec.loras import label
-from md_export.spec.names import COMPONENT_NAMES, OPTIONAL_NAMES, ORDER, SOCS, ComponentName, Method
+from md_export.spec.names import COMPONENT_NAMES, OPTIONAL_NAMES, ORDER, ComponentName, Method
+from md_export.spec.recipe_checks import CHECKS
 from md_export.spec.sampler import SamplerPlan, sampler_of
 from md_export.spec.scheme import QuantScheme as QuantScheme
 from md_export.spec.variant import Size, Variant
@@ -46,9 +47,6 @@ class Regression:
 
 # Modules that VAE encoder and decoder have under the same name.
 _OF_BOTH: Final = ("conv_in", "conv_out", "mid_block")
-# Fields that a recipe file writes as tables for all components together.
-TABLES: Final = {"schemes": "scheme", "tolerances": "tolerance"}
-_OF_ONE_TARGET: Final = {"deployment_target": "coreml", "layout": "coreml", "form": "onnx", "npu": "onnx"}
 _LONGEST_NAME: Final = 200
 _EASED_DB: Final = 4.0
 # A threshold of NaN or -Infinity would never fail.
@@ -142,7 +140,7 @@ class Recipe:
         # Stands in titles, which read brackets as styles, and in names of files.
         if not is_plain_name(self.name) or self.name.startswith(".") or set(self.name) & set("[]"):
             raise RecipeError(f"name: {self.name!r:.80} could not name a file; take letters, digits, - and _")
-        for check in (_check_sampler, _check_layout, _check_target, _check_npu, _check_form, _check_components):
+        for check in CHECKS:
             check(self)
 
     @property
@@ -254,61 +252,3 @@ def _alike(scheme: QuantScheme, beside: str, name: str) -> QuantScheme:
     globs = [glob.removeprefix(old) for glob in scheme.keep_float if glob.startswith(old)]
     kept = tuple(new + glob for glob in globs if glob.startswith(_OF_BOTH))
     return dataclasses.replace(scheme, keep_float=kept, rules=())
-
-
-def _check_sampler(recipe: Recipe) -> None:
-    if recipe.sampler is not None:
-        recipe.sampler.check_rewrites(recipe.rewrites)
-
-
-def _check_layout(recipe: Recipe) -> None:
-    if recipe.layout is None:
-        return
-    if recipe.sampler is not None:
-        raise RecipeError(
-            f"recipe {recipe.name}: layout {recipe.layout} is for one step, and [sampler] takes "
-            f"{recipe.sampler.steps}; leave out the one or the other"
-        )
-    if recipe.variant.sides and len(set(recipe.variant.sides)) > 1:
-        raise RecipeError(
-            f"recipe {recipe.name}: layout {recipe.layout} is for square pictures; leave it out, or give one side"
-        )
-    if recipe.encodes:
-        raise RecipeError(
-            f"recipe {recipe.name}: layout {recipe.layout} has no place for a VAE encoder that gives a latent's mean; "
-            "leave out the one or the other"
-        )
-
-
-def _check_target(recipe: Recipe) -> None:
-    for field, target in _OF_ONE_TARGET.items():
-        if getattr(recipe, field) and recipe.target != target:
-            raise RecipeError(f"recipe {recipe.name}: {field} is for the target {target}; leave it out")
-
-
-def _check_npu(recipe: Recipe) -> None:
-    for soc in recipe.npu:
-        if soc not in SOCS:
-            raise RecipeError(f"npu: {soc!r:.40} is no chip that is known here; use {', '.join(SOCS)}")
-    if recipe.npu and recipe.form:
-        raise RecipeError(f"recipe {recipe.name}: the NPU's compiler takes no form {recipe.form}; give npu or form")
-    if len(set(recipe.npu)) < len(recipe.npu):
-        raise RecipeError(f"recipe {recipe.name}: npu names a chip twice: {', '.join(recipe.npu)}")
-
-
-def _check_form(recipe: Recipe) -> None:
-    halves = [name for name in recipe.components if getattr(recipe.schemes.get(name), "activations", "") == "float16"]
-    if recipe.form and halves:
-        raise RecipeError(
-            f"recipe {recipe.name}: form {recipe.form} cannot compute {', '.join(halves)} in float16, since "
-            "onnxruntime would write its casts to float32 into the graph; take float32 or int8 (--fp32, --int8)"
-        )
-
-
-def _check_components(recipe: Recipe) -> None:
-    if len(set(recipe.components)) < len(recipe.components):
-        raise RecipeError(f"recipe {recipe.name}: components names one twice: {', '.join(recipe.components)}")
-    for name in recipe.components:
-        for field, table in TABLES.items():
-            if name not in getattr(recipe, field):
-                raise RecipeError(f"recipe {recipe.name}: [{table}.{name}] is missing")

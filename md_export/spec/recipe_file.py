@@ -21,7 +21,8 @@ from md_export.errors import RecipeError
 from md_export.spec.calibration import CalibrationPlan
 from md_export.spec.loras import anchored
 from md_export.spec.names import COMPONENT_NAMES, OPTIONAL_NAMES, ORDER
-from md_export.spec.recipe import TABLES, GoldenPlan, Recipe, Regression, Tolerance
+from md_export.spec.recipe import GoldenPlan, Recipe, Regression, Tolerance
+from md_export.spec.recipe_checks import TABLES
 from md_export.spec.sampler import SamplerPlan
 from md_export.spec.scheme import QuantScheme, WeightRule
 from md_export.spec.shipped_files import builtin_recipes, recipe_file

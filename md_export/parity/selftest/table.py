@@ -12,7 +12,7 @@ import numpy as np
 
 from md_export.parity.golden.folder import INDEX
 from md_export.parity.metrics import Check
-from md_export.parity.selftest import answers, damage
+from md_export.parity.selftest import answers, damage, records
 from md_export.parity.selftest.answers import Distortion, each_output, on_outputs
 from md_export.parity.selftest.sandbox import Sandbox, halve
 from md_export.spec.artifact import GOLDEN_FOLDER
@@ -89,7 +89,7 @@ def _manifest(name: str, check: Check, damage: Callable[[Sandbox], None]) -> Mut
     return Mutation(name, "manifest", {Hashes.KEPT: check}, _INPUTS_FIRST, damage)
 
 
-_OTHER_CHECKPOINT: Final = damage.other_hash("checkpoint_sha256")
+_OTHER_CHECKPOINT: Final = records.other_hash("checkpoint_sha256")
 MUTATIONS: Final[tuple[Mutation, ...]] = (
     _answer("NaN in one value", Check.FINITE, each_output(answers.one_value(np.nan))),
     _answer("Inf in one value", Check.FINITE, each_output(answers.one_value(np.inf))),
@@ -127,14 +127,14 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     _artifact("another scaling factor in the metadata", Check.ORIGIN, damage.other_constant),
     _artifact("artifacts of two components swapped", Check.EXECUTION, damage.exchange_artifacts),
     _artifact("truncated file", Check.EXECUTION, damage.truncate, may_crash=True),
-    _golden("stale golden file", Check.BELONGING, Check.FIGURES, damage.stale_golden),
-    _golden("NaN in a golden file", Check.GOLDEN, Check.GOLDEN, damage.nan_in_golden),
+    _golden("stale golden file", Check.BELONGING, Check.FIGURES, records.stale_golden),
+    _golden("NaN in a golden file", Check.GOLDEN, Check.GOLDEN, records.nan_in_golden),
     _golden("truncated golden file", Check.GOLDEN, Check.GOLDEN, lambda sandbox: halve(sandbox.golden_file())),
     _golden(
         "golden outputs taken from a broken artifact",
         Check.BELONGING,
         Check.AUDIT,
-        damage.recorded_from_broken,
+        records.recorded_from_broken,
         audited=True,
     ),
     Mutation(
@@ -142,39 +142,39 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         "tokenizer",
         dict.fromkeys((Hashes.KEPT, Hashes.ALL), Check.TOKENIZER),
         _SMALL_FIRST,
-        damage.exchange_words,
+        records.exchange_words,
     ),
     _index("truncated index", Check.GOLDEN, lambda sandbox: halve(sandbox.folder / GOLDEN_FOLDER / INDEX)),
-    _index("a case struck from the index", Check.BELONGING, damage.index(lambda index: index["cases"].pop())),
-    _index("a case renamed to lead outside", Check.GOLDEN, damage.index(lambda x: x["cases"][0].update(file="../x"))),
-    _index("another checkpoint in the index", Check.BELONGING, damage.index(_OTHER_CHECKPOINT), Check.BELONGING),
-    _index("other one-step constants", Check.BELONGING, damage.index(damage.negate_step), Check.BELONGING),
+    _index("a case struck from the index", Check.BELONGING, records.index(lambda index: index["cases"].pop())),
+    _index("a case renamed to lead outside", Check.GOLDEN, records.index(lambda x: x["cases"][0].update(file="../x"))),
+    _index("another checkpoint in the index", Check.BELONGING, records.index(_OTHER_CHECKPOINT), Check.BELONGING),
+    _index("other one-step constants", Check.BELONGING, records.index(records.negate_step), Check.BELONGING),
     _index(
         "other one-step constants, also in the manifest",
         Check.BELONGING,
-        damage.index_and_manifest(damage.negate_step),
+        records.index_and_manifest(records.negate_step),
         Check.PICTURE,
     ),
     _index(
         "another checkpoint in index and manifest",
         Check.BELONGING,
-        damage.index_and_manifest(_OTHER_CHECKPOINT),
+        records.index_and_manifest(_OTHER_CHECKPOINT),
         Check.ORIGIN,
     ),
     _manifest("truncated manifest", Check.MANIFEST, lambda sandbox: halve(sandbox.folder / MANIFEST)),
-    _manifest("another artifact hash", Check.BYTES, damage.entry(damage.other_hash("sha256"))),
-    _manifest("another golden hash", Check.BELONGING, damage.manifest(damage.other_hash("golden_sha256"))),
-    _manifest("another checkpoint", Check.BELONGING, damage.manifest(_OTHER_CHECKPOINT)),
-    _manifest("a component struck", Check.MANIFEST, damage.manifest(lambda x: x["artifacts"].pop())),
-    _manifest("a threshold struck", Check.MANIFEST, damage.manifest(lambda x: x["recipe"]["tolerances"].popitem())),
-    _manifest("a threshold of -Infinity", Check.MANIFEST, damage.manifest(damage.drop_threshold)),
-    _manifest("another target", Check.MANIFEST, damage.manifest(lambda x: x.update(target="another"))),
-    _manifest("a file outside the folder", Check.MANIFEST, damage.entry(lambda x: x.update(file="../x"))),
-    _manifest("swapped inputs", Check.SURFACE, damage.entry(damage.exchange_shapes)),
-    _manifest("another output name", Check.SURFACE, damage.entry(lambda x: x["outputs"][0].update(name="x"))),
-    _manifest("broadcastable output shape", Check.SURFACE, damage.entry(damage.shrink_output)),
-    _manifest("wrong output dtype", Check.SURFACE, damage.entry(lambda x: x["outputs"][0].update(dtype="float16"))),
-    _manifest("other stored bytes", Check.CLAIMS, damage.entry(lambda x: x["stored"].update(int4=1))),
-    _manifest("other precision", Check.CLAIMS, damage.entry(damage.other_weights)),
-    _manifest('"int8" that is float inside', Check.STORED, damage.claim_int8),
+    _manifest("another artifact hash", Check.BYTES, records.entry(records.other_hash("sha256"))),
+    _manifest("another golden hash", Check.BELONGING, records.manifest(records.other_hash("golden_sha256"))),
+    _manifest("another checkpoint", Check.BELONGING, records.manifest(_OTHER_CHECKPOINT)),
+    _manifest("a component struck", Check.MANIFEST, records.manifest(lambda x: x["artifacts"].pop())),
+    _manifest("a threshold struck", Check.MANIFEST, records.manifest(lambda x: x["recipe"]["tolerances"].popitem())),
+    _manifest("a threshold of -Infinity", Check.MANIFEST, records.manifest(records.drop_threshold)),
+    _manifest("another target", Check.MANIFEST, records.manifest(lambda x: x.update(target="another"))),
+    _manifest("a file outside the folder", Check.MANIFEST, records.entry(lambda x: x.update(file="../x"))),
+    _manifest("swapped inputs", Check.SURFACE, records.entry(records.exchange_shapes)),
+    _manifest("another output name", Check.SURFACE, records.entry(lambda x: x["outputs"][0].update(name="x"))),
+    _manifest("broadcastable output shape", Check.SURFACE, records.entry(records.shrink_output)),
+    _manifest("wrong output dtype", Check.SURFACE, records.entry(lambda x: x["outputs"][0].update(dtype="float16"))),
+    _manifest("other stored bytes", Check.CLAIMS, records.entry(lambda x: x["stored"].update(int4=1))),
+    _manifest("other precision", Check.CLAIMS, records.entry(records.other_weights)),
+    _manifest('"int8" that is float inside', Check.STORED, records.claim_int8),
 )

@@ -1,0 +1,77 @@
+"""What no target can carry out, by the fields of a recipe that contradict each other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from md_export.errors import RecipeError
+from md_export.spec.names import SOCS
+
+if TYPE_CHECKING:
+    from md_export.spec.recipe import Recipe
+
+# Fields that a recipe file writes as tables for all components together.
+TABLES: Final = {"schemes": "scheme", "tolerances": "tolerance"}
+_OF_ONE_TARGET: Final = {"deployment_target": "coreml", "layout": "coreml", "form": "onnx", "npu": "onnx"}
+
+
+def _check_sampler(recipe: Recipe) -> None:
+    if recipe.sampler is not None:
+        recipe.sampler.check_rewrites(recipe.rewrites)
+
+
+def _check_layout(recipe: Recipe) -> None:
+    if recipe.layout is None:
+        return
+    if recipe.sampler is not None:
+        raise RecipeError(
+            f"recipe {recipe.name}: layout {recipe.layout} is for one step, and [sampler] takes "
+            f"{recipe.sampler.steps}; leave out the one or the other"
+        )
+    if recipe.variant.sides and len(set(recipe.variant.sides)) > 1:
+        raise RecipeError(
+            f"recipe {recipe.name}: layout {recipe.layout} is for square pictures; leave it out, or give one side"
+        )
+    if recipe.encodes:
+        raise RecipeError(
+            f"recipe {recipe.name}: layout {recipe.layout} has no place for a VAE encoder that gives a latent's mean; "
+            "leave out the one or the other"
+        )
+
+
+def _check_target(recipe: Recipe) -> None:
+    for field, target in _OF_ONE_TARGET.items():
+        if getattr(recipe, field) and recipe.target != target:
+            raise RecipeError(f"recipe {recipe.name}: {field} is for the target {target}; leave it out")
+
+
+def _check_npu(recipe: Recipe) -> None:
+    for soc in recipe.npu:
+        if soc not in SOCS:
+            raise RecipeError(f"npu: {soc!r:.40} is no chip that is known here; use {', '.join(SOCS)}")
+    if recipe.npu and recipe.form:
+        raise RecipeError(f"recipe {recipe.name}: the NPU's compiler takes no form {recipe.form}; give npu or form")
+    if len(set(recipe.npu)) < len(recipe.npu):
+        raise RecipeError(f"recipe {recipe.name}: npu names a chip twice: {', '.join(recipe.npu)}")
+
+
+def _check_form(recipe: Recipe) -> None:
+    halves = [name for name in recipe.components if getattr(recipe.schemes.get(name), "activations", "") == "float16"]
+    if recipe.form and halves:
+        raise RecipeError(
+            f"recipe {recipe.name}: form {recipe.form} cannot compute {', '.join(halves)} in float16, since "
+            "onnxruntime would write its casts to float32 into the graph; take float32 or int8 (--fp32, --int8)"
+        )
+
+
+def _check_components(recipe: Recipe) -> None:
+    if len(set(recipe.components)) < len(recipe.components):
+        raise RecipeError(f"recipe {recipe.name}: components names one twice: {', '.join(recipe.components)}")
+    for name in recipe.components:
+        for field, table in TABLES.items():
+            if name not in getattr(recipe, field):
+                raise RecipeError(f"recipe {recipe.name}: [{table}.{name}] is missing")
+
+
+# Each raises RecipeError, which names the field.
+CHECKS: Final = (_check_sampler, _check_layout, _check_target, _check_npu, _check_form, _check_components)
