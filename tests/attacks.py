@@ -81,7 +81,7 @@ def built(folder: Path) -> None:
 
 def tokenized(folder: Path) -> None:
     from md_export.checkpoint import open_checkpoint
-    from md_export.models.sampling.generate import tokenize
+    from md_export.models.tokenizers import tokenize
 
     checkpoint = open_checkpoint(folder)
     assert tokenize(checkpoint.tokenizer_dir, "a" * 4000 + "!", 77).shape == (1, 77)

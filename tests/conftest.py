@@ -157,6 +157,32 @@ def xl_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def pixart_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random checkpoint shaped as PixArt-α's."""
+    from md_export.checkpoint.architectures import write_checkpoint
+    from small_models import PIXART
+
+    out = tmp_path_factory.mktemp("checkpoints") / "pixart"
+    write_checkpoint(out, PIXART, seed=7, dtype="float32")
+    return out
+
+
+@pytest.fixture(scope="session")
+def dit_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random checkpoint shaped as DiT's, with names for two of its classes."""
+    from md_export.checkpoint.architectures import write_checkpoint
+    from mutations import edit_json
+    from small_models import DIT
+
+    out = tmp_path_factory.mktemp("checkpoints") / "dit"
+    write_checkpoint(out, DIT, seed=7, dtype="float32")
+    edit_json(
+        out / "model_index.json", lambda index: index.update(id2label={"3": "tabby, tiger cat", "4": "Persian cat"})
+    )
+    return out
+
+
+@pytest.fixture(scope="session")
 def gpu_driver() -> None:
     """Skips where LiteRT's GPU engine cannot run; in CI, which installs a driver, that is a failure."""
     from md_export.targets.tflite.gpu.engine import find_driver

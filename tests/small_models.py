@@ -8,7 +8,11 @@ import numpy as np
 
 from md_export.models.config import ModelConfig
 from md_export.models.diffusers_unet import DiffusersUNetConfig, XLUNetConfig
+from md_export.models.dit import DiTConfig
 from md_export.models.families import component_of
+from md_export.models.pixart import PixArtConfig
+from md_export.models.sampling.schedule import ScheduleConfig
+from md_export.models.t5_encoder import T5Config
 from md_export.models.unet import MDUNetConfig
 from md_export.models.vae import VAEConfig
 from md_export.spec.tensors import Array
@@ -124,6 +128,44 @@ XL = dataclasses.replace(
     vae=dataclasses.replace(STABLE.vae, scaling_factor=0.13025),
     method="euler",
     zeros_for_empty=True,
+)
+
+_LINEAR = ScheduleConfig(beta_start=0.0001, beta_end=0.02, beta_schedule="linear", steps_offset=0)
+# Its weights are more than the constant of all distances.
+_T5 = T5Config(vocab_size=128, d_model=64, d_kv=16, d_ff=256, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu")
+# PixArt-α's with the embedding of sizes that its large ones have, PixArt-Σ's, DiT's.
+PIXART = ModelConfig(
+    text_encoder={},
+    denoiser=PixArtConfig(
+        sample_size=8,
+        num_layers=2,
+        num_attention_heads=2,
+        attention_head_dim=24,
+        cross_attention_dim=48,
+        caption_channels=64,
+        use_additional_conditions=True,
+    ),
+    vae=STABLE.vae,
+    schedule=dataclasses.replace(_LINEAR, timestep_spacing="linspace"),
+    method="dpmpp_2m",
+    t5=_T5,
+)
+SIGMA = dataclasses.replace(
+    PIXART,
+    denoiser=dataclasses.replace(PIXART.denoiser, use_additional_conditions=False, interpolation_scale=2),
+    t5=dataclasses.replace(_T5, length=300),
+)
+DIT = ModelConfig(
+    text_encoder={},
+    denoiser=DiTConfig(
+        sample_size=8,
+        out_channels=8,
+        num_layers=2,
+        num_attention_heads=2,
+        attention_head_dim=24,
+    ),
+    vae=STABLE.vae,
+    schedule=dataclasses.replace(_LINEAR, set_alpha_to_one=True),
 )
 
 

@@ -6,7 +6,6 @@ Random checkpoints are in diffusers' folder layout, for full-size work without t
 from __future__ import annotations
 
 import dataclasses
-import json
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -20,15 +19,21 @@ from torch import Tensor
 
 from md_export.checkpoint import build_on_meta
 from md_export.checkpoint.derived import RANDOM_NOTE
-from md_export.errors import ConfigError, OutputError, UsageError
+from md_export.checkpoint.random_tokenizer import write_json, write_tokenizer
+from md_export.errors import OutputError, UsageError
 from md_export.models.config import ModelConfig
 from md_export.models.diffusers_unet import DiffusersUNetConfig, XLUNetConfig
+from md_export.models.dit import DiTConfig
 from md_export.models.families import family_of
 from md_export.models.graph import Component
+from md_export.models.pixart import PixArtConfig
+from md_export.models.sampling.schedule import ScheduleConfig
+from md_export.models.t5_encoder import LENGTHS, T5Config
 from md_export.models.tiny_autoencoder import TINY_CLASS, TinyConfig
 from md_export.models.unet import MDUNetConfig
 from md_export.models.vae import VAEConfig
 from md_export.system.files import refuse_existing, require_space, staging
+from md_export.system.memory import installed_bytes
 
 # openai/clip-vit-large-patch14, the text model.
 CLIP_VIT_L_14: Final[Mapping[str, object]] = {
@@ -108,6 +113,24 @@ def _sdxl() -> ModelConfig:
     )
 
 
+# Stable Diffusion's autoencoder, and the schedule of the transformers' training.
+_SD_VAE: Final = VAEConfig(latent_channels=4, block_out_channels=(128, 256, 512, 512), scaling_factor=0.18215)
+_LINEAR: Final = ScheduleConfig(beta_start=0.0001, beta_end=0.02, beta_schedule="linear", steps_offset=0)
+
+
+def _pixart() -> ModelConfig:
+    """PixArt-α XL/2, 1024×1024 pictures: transformer 611 M, T5-XXL's encoder 4,762 M parameters."""
+    text = T5Config(d_model=4096, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu")
+    schedule = replace(_LINEAR, timestep_spacing="linspace")
+    return ModelConfig({}, PixArtConfig(), _SD_VAE, schedule, method="dpmpp_2m", t5=text)
+
+
+def _dit() -> ModelConfig:
+    """DiT-XL/2, 256×256 pictures: transformer 750 M parameters, as diffusers has an embedder in each block."""
+    schedule = replace(_LINEAR, set_alpha_to_one=True)
+    return ModelConfig({}, DiTConfig(out_channels=8), _SD_VAE, schedule)
+
+
 def _nano() -> ModelConfig:
     """The checkpoint that ships with this package."""
     from md_export.checkpoint import read_config
@@ -121,6 +144,8 @@ ARCHS: Final[Mapping[str, Callable[[], ModelConfig]]] = {
     "md-lite": _md_lite,
     "sd15": _sd15,
     "sdxl": _sdxl,
+    "pixart": _pixart,
+    "dit": _dit,
     "nano": _nano,
 }
 
@@ -133,7 +158,6 @@ def arch_config(name: str) -> ModelConfig:
 
 
 DTYPES: Final[Mapping[str, torch.dtype]] = {"float16": torch.float16, "float32": torch.float32}
-START, END = "<|startoftext|>", "<|endoftext|>"
 # Folder → its weight file, by the names that transformers and diffusers write.
 FILES: Final[Mapping[str, str]] = {
     "text_encoder": "model.safetensors",
@@ -175,7 +199,15 @@ def write_checkpoint(
     """As :func:`init_checkpoint`, for any configs; ``more``: further JSON files, by name."""
     config.check()
     refuse_existing(out)
-    require_space(out, _parameters(config) * DTYPES[dtype].itemsize)
+    counts, itemsize = _parameters(config), DTYPES[dtype].itemsize
+    require_space(out, sum(counts.values()) * itemsize)
+    largest = max(counts, key=lambda name: counts[name])
+    # Made in float32, then converted.
+    if (needed := counts[largest] * (4 + itemsize)) > installed_bytes():
+        raise OutputError(
+            f"{out} cannot be written: {largest} has {counts[largest] / 1e9:.2f} billion parameters, which take "
+            f"{needed / 1e9:.0f} GB while they are made, and this machine has {installed_bytes() / 1e9:.0f} GB"
+        )
     with staging(out) as folder:
         try:
             _write_files(folder, config, seed, DTYPES[dtype])
@@ -189,7 +221,7 @@ def _write_files(folder: Path, config: ModelConfig, seed: int, dtype: torch.dtyp
     for name, content in config_files(config).items():
         write_json(folder / name, content)
     for name, encoder, text in config.text_encoders:
-        _write_tokenizer(folder / name, encoder, text)
+        write_tokenizer(folder / name, encoder, text)
     for name, file in FILES.items():
         tensors: dict[str, Tensor] = {}
         for component in _components(config, name):
@@ -211,10 +243,10 @@ def _random_tensors(component: Component, config: ModelConfig, seed: int, dtype:
     return {name: tensor.to(dtype).contiguous() for name, tensor in module.state_dict().items()}
 
 
-def _parameters(config: ModelConfig) -> int:
-    """Count the parameters of everything written; refuses absurd configs before anything is allocated."""
+def _parameters(config: ModelConfig) -> dict[str, int]:
+    """Count the parameters of each component written; refuses absurd configs before anything is allocated."""
     components = [component for folder in FILES for component in _components(config, folder)]
-    return sum(p.numel() for component in components for p in build_on_meta(component, config).parameters())
+    return {row.name: sum(p.numel() for p in build_on_meta(row, config).parameters()) for row in components}
 
 
 def config_files(config: ModelConfig) -> dict[str, dict[str, object]]:
@@ -222,19 +254,26 @@ def config_files(config: ModelConfig) -> dict[str, dict[str, object]]:
     form = family_of(config).form
     classes = {**form.classes}
     classes |= {"vae": (classes["vae"][0], TINY_CLASS)} if isinstance(config.vae, TinyConfig) else {}
-    folder, kind = config.denoiser.FOLDER, {"model_type": "clip_text_model"}
+    folder, kind = config.denoiser.FOLDER, "clip_text_model" if config.t5 is None else "t5"
     texts = {
-        f"{name}/config.json": {"architectures": [classes[name][1]], **kind, **text}
+        f"{name}/config.json": {"architectures": [classes[name][1]], "model_type": kind, **_but_length(text)}
         for _, name, text in config.text_encoders
     }
     zeros = {"force_zeros_for_empty_prompt": config.zeros_for_empty} if form.zeros_for_empty else {}
+    by_length = {length: name for name, length in LENGTHS.items()}
+    pipeline = by_length.get(config.t5.length, form.pipeline) if config.t5 else form.pipeline
     return {
-        "model_index.json": {"_class_name": form.pipeline, **zeros, **{k: list(v) for k, v in classes.items()}},
+        "model_index.json": {"_class_name": pipeline, **zeros, **{k: list(v) for k, v in classes.items()}},
         **texts,
-        f"{folder}/config.json": _with_class(classes[folder], config.denoiser),
+        f"{folder}/config.json": {**_with_class(classes[folder], config.denoiser), **form.marks},
         "vae/config.json": _with_class(classes["vae"], config.vae) | _block_types(config),
         "scheduler/scheduler_config.json": _with_class(classes["scheduler"], config.schedule, ONLY_FOR_SOME),
     }
+
+
+def _but_length(text: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the one field of T5's that no file has."""
+    return {name: value for name, value in text.items() if name != "length"}
 
 
 def _with_class(library_and_class: tuple[str, str], config: Any, rare: Mapping[str, object] = {}) -> dict[str, object]:
@@ -251,43 +290,3 @@ def _block_types(config: ModelConfig) -> dict[str, object]:
         return {}
     levels = len(config.vae.block_out_channels)
     return {"down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels}
-
-
-def _write_tokenizer(folder: Path, encoder: str, config: Mapping[str, Any]) -> None:
-    """Write CLIP's byte-level tokenizer without merges: one token a byte; start and end as in the text encoder."""
-    letters = _byte_letters()
-    tokens = [*letters, *(letter + "</w>" for letter in letters)]
-    rows = int(config.get("vocab_size", 49408))
-    start, end = (int(config.get(f"{k}_token_id", d)) for k, d in (("bos", 49406), ("eos", 49407)))
-    if not len(tokens) <= start < rows or not len(tokens) <= end < rows or start == end:
-        raise ConfigError(
-            f"{encoder}/config.json: vocab_size={rows}, bos_token_id={start}, eos_token_id={end}; a byte-level "
-            f"tokenizer needs two ids for start and end that lie from {len(tokens)} on and below vocab_size"
-        )
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    write_json(folder / "vocab.json", {**vocabulary, START: start, END: end})
-    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
-    # Id 0 is the first letter, "!".
-    pad = letters[0] if config.get("pad_token_id") == 0 else END
-    special = {"bos_token": START, "eos_token": END, "pad_token": pad, "unk_token": END}
-    write_json(folder / "special_tokens_map.json", special)
-    settings = {
-        "tokenizer_class": "CLIPTokenizer",
-        "model_max_length": int(config.get("max_position_embeddings", 77)),
-        "add_prefix_space": False,
-        "do_lower_case": True,
-        "errors": "replace",
-    }
-    write_json(folder / "tokenizer_config.json", {**special, **settings})
-
-
-def _byte_letters() -> list[str]:
-    """Return 256 printable letters that stand for the bytes, in the order of GPT-2's and CLIP's vocabularies."""
-    shown = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    return [chr(code) for code in [*shown, *range(256, 512 - len(shown))]]
-
-
-def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """Write a JSON file, its folder too."""
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -17,6 +17,7 @@ from md_export.models.adapter import AdapterConfig
 from md_export.models.config import Config, ModelConfig
 from md_export.models.sampling.sampler import SCHEDULERS
 from md_export.models.sampling.schedule import ScheduleConfig
+from md_export.models.t5_encoder import LENGTHS, T5_CLASS, T5Config
 from md_export.models.tiny_autoencoder import TINY_CLASS, TinyConfig
 from md_export.models.vae import VAEConfig
 
@@ -37,6 +38,11 @@ _LARGEST: Final[Mapping[str, int]] = {
     "num_decoder_blocks": 64,
     "max_position_embeddings": 1024,
     "num_train_timesteps": 100_000,
+    "num_layers": 256,
+    "num_heads": 256,
+    "num_attention_heads": 256,
+    "attention_head_dim": 4096,
+    "relative_attention_max_distance": 4096,
 }
 # Counts that may be 0.
 _FROM_ZERO: Final = (
@@ -74,7 +80,8 @@ def read_model_config(layout: Layout) -> ModelConfig:
     family = family_in(layout)
     index = read_json(index_file) if (index_file := layout.find(INDEX)) else {}
     form, folder = family.form, family.form.denoiser.FOLDER
-    texts = {name: _text_config(layout, name) for name in ("text_encoder", "text_encoder_2") if name in family.rows}
+    classes = {name: form.classes[name][1] for name in ("text_encoder", "text_encoder_2") if name in form.classes}
+    texts = {name: _text_config(layout, name) for name, kind in classes.items() if kind != T5_CLASS}
     denoiser = read_json(layout.require(f"{folder}/config.json"))
     denoiser = {name: value for name, value in denoiser.items() if name != "trained_substitutions"}
     vae = read_json(layout.require("vae/config.json"))
@@ -87,6 +94,7 @@ def read_model_config(layout: Layout) -> ModelConfig:
     config = ModelConfig(
         text_encoder=texts.get("text_encoder", {}),
         text_encoder_2=texts.get("text_encoder_2"),
+        t5=_t5_config(layout) if T5_CLASS in classes.values() else None,
         denoiser=parse_config(form.denoiser, folder, denoiser),
         vae=parse_config(TinyConfig, "vae", vae) if tiny else parse_config(VAEConfig, "vae", {**form.vae, **vae}),
         schedule=parse_config(ScheduleConfig, "scheduler", scheduler),
@@ -113,6 +121,20 @@ def _text_config(layout: Layout, folder: str) -> dict[str, object]:
     return {field: text[field] for field in _TEXT_FIELDS if field in text}
 
 
+def _t5_config(layout: Layout) -> T5Config:
+    """Return the fields of T5's ``config.json`` that are read, and the length of a prompt by the pipeline's class."""
+    text = read_json(layout.require("text_encoder/config.json"))
+    if text.get("model_type") != "t5":
+        raise ConfigError(
+            f"text_encoder/config.json: only model_type='t5' is supported, not {text.get('model_type')!r}"
+        )
+    index = layout.find("model_index.json")
+    pipeline = str(read_json(index).get("_class_name")) if index else ""
+    known = {field.name for field in dataclasses.fields(T5Config)}
+    read = {name: value for name, value in text.items() if name in known}
+    return parse_config(T5Config, "text_encoder", {**read, "length": LENGTHS.get(pipeline, T5Config.length)})
+
+
 def read_trained_substitutions(layout: Layout, folder: str) -> tuple[str, ...]:
     """Return ``trained_substitutions`` of a denoiser's ``config.json``: rewrites that the weights were trained with."""
     file = f"{folder}/config.json"
@@ -131,6 +153,13 @@ def check_vocabulary(folder: Path, encoder: str, config: Mapping[str, Any]) -> N
         span = f"{min(ids)} to {max(ids)}" if ids else "none"
         raise CheckpointError(
             f"{path} has token ids {span}, but {encoder}/config.json has vocab_size={rows}: "
+            "the tokenizer and the text encoder are not of the same model"
+        )
+    model = _table(folder / "tokenizer.json").get("model")
+    table = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(table, list) and len(table) > rows:  # of T5's, whose ids are places
+        raise CheckpointError(
+            f"{folder / 'tokenizer.json'} has {len(table)} tokens, but {encoder}/config.json has vocab_size={rows}: "
             "the tokenizer and the text encoder are not of the same model"
         )
     added = _table(folder / "added_tokens.json")

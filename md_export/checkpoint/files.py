@@ -16,8 +16,9 @@ from typing import Final, NoReturn
 from pydantic_core import from_json
 
 from md_export.errors import CheckpointError
+from md_export.models.tokenizers import LABELS_FOLDER, SENTENCEPIECE, read_labels, write_labels
 from md_export.spec.loras import PEFT_CONFIG, Lora
-from md_export.system.files import sha256_of, sha256_of_text
+from md_export.system.files import read_limited, sha256_of, sha256_of_text
 
 # CLIP's own vocab.json is 0.9 MB, the index of a large sharded model 0.3 MB, a config.json 5 KB.
 CONFIG_LIMIT: Final = 1 << 20
@@ -169,6 +170,8 @@ _LIMITS: Final[Mapping[str, int]] = {
     "tokenizer_config.json": CONFIG_LIMIT,
     "special_tokens_map.json": CONFIG_LIMIT,
     "added_tokens.json": CONFIG_LIMIT,
+    # T5's: 0.8 MB.
+    SENTENCEPIECE: TABLE_LIMIT,
 }
 TOKENIZER_FILES: Final = tuple(_LIMITS)
 # transformers hands these to constructors, or looks for code by them.
@@ -178,8 +181,10 @@ _TEMPLATES: Final = ("chat_template.jinja", "chat_templates")
 
 def tokenizer_dir(layout: Layout, name: str = "tokenizer") -> Path:
     """Return the sibling's tokenizer folder ``name`` if it has one, else the parent's."""
+    if name == LABELS_FOLDER:  # which only exports have: the names lie in the checkpoint's own files
+        return layout.require("transformer/config.json").parent.parent
     for folder in (tier / name for tier in reversed(layout.tiers(name))):
-        if (folder / "tokenizer.json").is_file():
+        if any((folder / file).is_file() for file in ("tokenizer.json", SENTENCEPIECE)):
             return folder
         if folder.is_dir():
             if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
@@ -198,13 +203,16 @@ def check_tokenizer(folder: Path) -> None:
         path = folder / name
         if path.is_symlink() or path.exists():
             _check_place(path)
+            if name == SENTENCEPIECE:
+                read_limited(path, limit, CheckpointError, "replace it")
+                continue
             if not name.endswith(".json"):
                 read_text(path, limit)
                 continue
             values = read_json(path, limit)
             forbidden = [field for field in _FORBIDDEN if name == "tokenizer_config.json" and values.get(field)]
             if forbidden:
-                raise CheckpointError(f"{path} has {', '.join(forbidden)}, which no CLIP tokenizer needs: remove it")
+                raise CheckpointError(f"{path} has {', '.join(forbidden)}, which no tokenizer here needs: remove it")
 
 
 def tokenizer_tables(folder: Path) -> tuple[bytes, bytes]:
@@ -234,6 +242,10 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     Raises:
         CheckpointError: as :func:`check_tokenizer`.
     """
+    if folder.name == LABELS_FOLDER:
+        folder.mkdir()
+        write_labels(read_labels(source), folder)
+        return
     check_tokenizer(source)
     folder.mkdir()
     for name in TOKENIZER_FILES:

@@ -249,7 +249,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     layout = open_layout(path)
     config = read_model_config(layout)
     tokenizers = {name: tokenizer_dir(layout, name) for name in family_of(config).tokens}
-    for name, encoder, text in config.text_encoders:
+    for name, encoder, text in config.text_encoders:  # none of a family with labels instead
         check_tokenizer(tokenizers[name])
         check_vocabulary(tokenizers[name], encoder, text)
     base = base_of(path)

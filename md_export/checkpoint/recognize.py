@@ -22,7 +22,6 @@ _NOT_READ: Final[Mapping[str, str]] = {
     "CogVideoX": "CogVideoX",
     "CogView": "CogView",
     "Cosmos": "Cosmos",
-    "DiT": "DiT",
     "Flux": "FLUX.1",
     "Flux2": "FLUX.2",
     "HiDream": "HiDream",
@@ -38,7 +37,6 @@ _NOT_READ: Final[Mapping[str, str]] = {
     "Mochi": "Mochi",
     "OmniGen": "OmniGen",
     "PRX": "PRX",
-    "PixArt": "PixArt",
     "QwenImage": "Qwen-Image",
     "SD3": "Stable Diffusion 3",
     "Sana": "SANA",
@@ -86,7 +84,8 @@ def family_in(layout: Layout) -> Family:
 def _fits(family: Family, config: Mapping[str, object]) -> bool:
     form = family.form
     _, name = form.classes[form.denoiser.FOLDER]
-    return config.get("_class_name") == name and all(config.get(field) == mark for field, mark in form.marks.items())
+    classes = (name, form.earlier_class or name)
+    return config.get("_class_name") in classes and all(config.get(field) == mark for field, mark in form.marks.items())
 
 
 def _title(name: str) -> str:

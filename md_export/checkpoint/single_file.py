@@ -12,11 +12,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from md_export.checkpoint import open_checkpoint
-from md_export.checkpoint.architectures import FILES, config_files, write_json
+from md_export.checkpoint.architectures import FILES, config_files
 from md_export.checkpoint.configs import check_vocabulary
 from md_export.checkpoint.files import capped, check_tokenizer, copy_tokenizer, read_json, shown
 from md_export.checkpoint.modules import MAX_TENSORS, build_on_meta, difference
 from md_export.checkpoint.original_names import open_clip_name, original_names, original_vae_name
+from md_export.checkpoint.random_tokenizer import write_json
 from md_export.checkpoint.single_file_config import Shapes, clip_config, unet_config, vae_config
 from md_export.checkpoint.single_file_kinds import lone_part, other_model
 from md_export.checkpoint.single_file_schedule import Trained, trained_for, trained_size

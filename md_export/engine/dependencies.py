@@ -23,8 +23,8 @@ from md_export.engine.keys import maker
 from md_export.engine.plan import LoraInput
 from md_export.models.families import family_of
 from md_export.models.graph import Family
-from md_export.models.sampling.generate import tokenize
 from md_export.models.sampling.sampler import one_step, steps_of
+from md_export.models.tokenizers import LABELS_FOLDER, read_labels, tokenize
 from md_export.models.values import CONDITION
 from md_export.rewrites import find_rewrite
 from md_export.spec.recipe import Recipe
@@ -51,7 +51,10 @@ def notes_of(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
         ``1,C,H,W`` of the picture in [0, 1] for the adapter or the ControlNet; absent without one.
     ``text_length``, ``bos_token_id``, ``eos_token_id``, ``pad_token_id``
         the token ids are bos, the prompt's tokens (cut to fit), eos, and pad up to ``text_length``. With ``_2`` after
-        the names: those of a second text encoder.
+        the names: those of a second text encoder. Without bos for T5, whose prompts are in lower case and come with a
+        mask of what is no padding.
+    ``classes``
+        number of classes of a model without text; the label of no class is the same number.
     ``zeros_for_empty``
         guidance leads away from zeros in place of the text encoders' outputs; absent where from the empty prompt's.
 
@@ -59,7 +62,6 @@ def notes_of(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
         CheckpointError: a file cannot be read, or the tokenizer is not a CLIP tokenizer.
     """
     config, step = checkpoint.config, one_step(checkpoint.config)
-    length = config.text_shape[1]
     shared = {
         "md_export": __version__,
         **step.notes,
@@ -67,19 +69,28 @@ def notes_of(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
         "image_size": size_in_words(config.image_size),
         "image_scale": "0.5",
         "image_offset": "0.5",
-        "text_length": str(length),
+        **_notes_of_text(checkpoint),
     }
-    for place, folder in enumerate(checkpoint.tokenizers.values()):
-        ending = f"_{place + 1}" if place else ""
-        # Read the special tokens from a tokenized empty prompt: the tokenizer's files store them in several formats.
-        start, end, *padding = (int(token) for token in tokenize(folder, "", length)[0])
-        shared |= {f"bos_token_id{ending}": str(start), f"eos_token_id{ending}": str(end)}
-        shared[f"pad_token_id{ending}"] = str(padding[-1] if padding else end)
     if config.zeros_for_empty:
         shared["zeros_for_empty"] = "true"
     if config.condition_shape is not None:
         shared["condition_shape"] = ",".join(str(size) for size in config.condition_shape)
     return {name: {"source_sha256": checkpoint.source_sha256(name)} | shared for name in family_of(config).rows}
+
+
+def _notes_of_text(checkpoint: Checkpoint) -> dict[str, str]:
+    if LABELS_FOLDER in checkpoint.tokenizers:
+        return {"classes": str(read_labels(checkpoint.tokenizers[LABELS_FOLDER]).count)}
+    length = checkpoint.config.text_shape[1]
+    found = {"text_length": length}
+    for place, folder in enumerate(checkpoint.tokenizers.values()):
+        ending = f"_{place + 1}" if place else ""
+        # Read the special tokens from a tokenized empty prompt: the tokenizer's files store them in several formats.
+        first, *rest = (int(token) for token in tokenize(folder, "", length)[0])
+        # T5's tokenizer begins with the prompt's own tokens.
+        special = {"eos": first} if checkpoint.config.t5 else {"bos": first, "eos": rest[0]}
+        found |= {f"{name}_token_id{ending}": token for name, token in {**special, "pad": rest[-1]}.items()}
+    return {name: str(number) for name, number in found.items()}
 
 
 def steps_notes(checkpoint: Checkpoint, plan: SamplerPlan | None) -> dict[str, str]:

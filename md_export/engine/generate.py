@@ -14,10 +14,11 @@ from md_export.errors import ArtifactError, UsageError
 from md_export.models.families import family_named
 from md_export.models.graph import Family
 from md_export.models.sampling.advice import advice_on_steps
-from md_export.models.sampling.generate import PictureRequest, Pipeline, words_cut
+from md_export.models.sampling.generate import PictureRequest, Pipeline
 from md_export.models.sampling.pictures import Given, Start
 from md_export.models.sampling.schedule import ScheduleConfig
-from md_export.models.values import CONDITION, LAST, MADE, TIMESTEP
+from md_export.models.tokenizers import words_cut
+from md_export.models.values import CONDITION, INPUT_IDS, LAST, MADE, TIMESTEP
 from md_export.models.walk import Steps, Tensors
 from md_export.parity.golden.prepare import golden_source
 from md_export.parity.golden.surface import packed, unpacked
@@ -202,13 +203,14 @@ def _pipeline(export: Export) -> Pipeline:
     kind = manifest.one_step.prediction_type
     schedule = None if noise is None else ScheduleConfig(**dataclasses.asdict(noise), prediction_type=kind)
     family = export.family
-    first, *_ = family.components
+    specs = [spec for entry in export.entries.values() for spec in entry.inputs]
+    length = next((spec.shape[-1] for spec in specs if spec.name == INPUT_IDS.name), 0)
     return Pipeline(
         family,
         family.of(export.entries),
         export,
         tokenizers={name: export.out / name for name in family.tokens},
-        text_length=export.entries[first.name].inputs[0].shape[1],
+        text_length=length,
         latent_shape=export.latent_shape,
         downscale=export.downscale,
         inpaints=export.inpaints,

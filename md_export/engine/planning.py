@@ -111,8 +111,10 @@ class _Planner:
         # All of the checkpoint's components, and no LoRAs, since the checkpoint has them.
         recipe = dataclasses.replace(recipe, loras=()).completed(source.checkpoint.components)
         recipe = recipe.eased() if source.checkpoint.is_random else recipe
-        named = {name: scheme.for_layers(source.layers[name]) for name, scheme in recipe.schemes.items()}
-        recipe = dataclasses.replace(recipe, schemes=named)
+        # A recipe may have schemes of another family's components, too.
+        known = {name: scheme for name, scheme in recipe.schemes.items() if name in source.layers}
+        named = {name: scheme.for_layers(source.layers[name]) for name, scheme in known.items()}
+        recipe = dataclasses.replace(recipe, schemes={**recipe.schemes, **named})
         if recipe.layout == "swift":
             swift_tokenizer(source.checkpoint)
         golden, judging = self._golden(recipe, source)

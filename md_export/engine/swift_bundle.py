@@ -20,9 +20,9 @@ from md_export.checkpoint import Checkpoint
 from md_export.checkpoint.files import tokenizer_tables
 from md_export.errors import ArtifactError, CheckpointError, ConversionError
 from md_export.models.config import ModelConfig
-from md_export.models.sampling.generate import tokenize
 from md_export.models.sampling.sampler import one_step
 from md_export.models.sampling.schedule import ScheduleConfig
+from md_export.models.tokenizers import tokenize
 from md_export.spec.tensors import TensorSpec
 from md_export.system.isolation import isolated
 

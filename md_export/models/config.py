@@ -12,6 +12,7 @@ from md_export.models.adapter import AdapterConfig
 from md_export.models.controlnet import ControlNetConfig, DiffusersControlNetConfig
 from md_export.models.diffusers_unet import DiffusersUNetConfig
 from md_export.models.sampling.schedule import ScheduleConfig
+from md_export.models.t5_encoder import T5Config
 from md_export.models.tiny_autoencoder import TinyConfig
 from md_export.models.unet import MDUNetConfig
 from md_export.models.vae import VAEConfig
@@ -49,12 +50,12 @@ class DenoiserConfig(Config, Protocol):
         """Channels of its input."""
 
     @property
-    def out_channels(self) -> int:
+    def noise_channels(self) -> int:
         """Channels of its output."""
 
     @property
-    def cross_attention_dim(self) -> int:
-        """Width of the text that it attends to."""
+    def text_channels(self) -> int:
+        """Width of the text that it attends to; 0 for none."""
 
     @property
     def halvings(self) -> int:
@@ -82,7 +83,8 @@ class ModelConfig:
     """The configs of one checkpoint, parsed; ``text_encoder`` keeps transformers' own form.
 
     ``denoiser``: of the UNet, or of the transformer, that each step calls.
-    ``text_encoder``: empty where a family has none. ``text_encoder_2``: of a family with two.
+    ``text_encoder``: empty where a family has none. ``text_encoder_2``: of a family with two. ``t5``: of a family whose
+    text encoder is T5's.
     ``adapter``, ``controlnet``: of a checkpoint whose UNet is steered by a condition picture, the one or the other.
     ``method``: how its scheduler takes many steps. ``variant``: what :meth:`at` was asked for.
     ``zeros_for_empty``: guidance leads away from zeros instead of the empty prompt.
@@ -98,6 +100,7 @@ class ModelConfig:
     variant: Variant = TRAINED
     text_encoder_2: Mapping[str, Any] | None = None
     zeros_for_empty: bool = False
+    t5: T5Config | None = None
 
     @property
     def condition_shape(self) -> tuple[int, ...] | None:
@@ -150,6 +153,8 @@ class ModelConfig:
         last = self.schedule.last_timestep
         if variant.timestep is not None and not 0 <= variant.timestep <= last:
             raise UsageError(f"timestep {variant.timestep!s:.20}: the scheduler's config has those from 0 to {last}")
+        if variant.clip_skip and not self.text_encoder:
+            raise UsageError("clip_skip is for models with a CLIP text encoder, which this one has not: leave it out")
         layers = int(self.text_encoder.get("num_hidden_layers", _CLIP_LAYERS))
         if not variant.clip_skip < layers:
             raise UsageError(f"clip_skip {variant.clip_skip}: the text encoder has {layers} layers; leave out fewer")
@@ -176,6 +181,8 @@ class ModelConfig:
     @property
     def text_shape(self) -> tuple[int, int, int]:
         """``[1, L, hidden]`` of the text encoder's output."""
+        if self.t5 is not None:
+            return (1, self.t5.length, self.t5.d_model)
         length = int(self.text_encoder.get("max_position_embeddings", 77))
         return (1, length, int(self.text_encoder.get("hidden_size", 512)))
 
@@ -185,21 +192,25 @@ class ModelConfig:
         both = (
             ("tokenizer", "text_encoder", self.text_encoder),
             ("tokenizer_2", "text_encoder_2", self.text_encoder_2),
+            ("tokenizer", "text_encoder", None if self.t5 is None else dataclasses.asdict(self.t5)),
         )
         return tuple((tokenizer, encoder, config) for tokenizer, encoder, config in both if config)
 
     @property
     def text_width(self) -> int:
         """Width of the text that the denoiser attends to: the text encoders' outputs, joined."""
+        if not self.text_encoders:
+            return 0
         return self.text_shape[2] + int((self.text_encoder_2 or {}).get("hidden_size", 0))
 
     def check(self) -> None:
         """Raise :class:`ConfigError` where the components do not fit each other, or two of them steer the UNet."""
         file = f"{self.denoiser.FOLDER}/config.json"
-        if self.text_width != self.denoiser.cross_attention_dim:
+        if self.text_width != self.denoiser.text_channels:
+            names = ("cross_attention_dim", "hidden_size") if self.t5 is None else ("caption_channels", "d_model")
             raise ConfigError(
-                f"{file}: cross_attention_dim={self.denoiser.cross_attention_dim}, but the text encoder's "
-                f"hidden_size is {self.text_width}; they must be equal"
+                f"{file}: {names[0]}={self.denoiser.text_channels}, but the text encoder's {names[1]} is "
+                f"{self.text_width}; they must be equal"
             )
         channels = self.vae.latent_channels
         if self.denoiser.in_channels not in (channels, 2 * channels, 2 * channels + 1):
@@ -208,9 +219,9 @@ class ModelConfig:
                 f"latent_channels={channels}; they must be equal, or {2 * channels} for editing, or "
                 f"{2 * channels + 1} for in-painting"
             )
-        if self.denoiser.out_channels != channels:
+        if self.denoiser.noise_channels != channels:
             raise ConfigError(
-                f"{file}: out_channels={self.denoiser.out_channels}, but vae/config.json has "
+                f"{file}: out_channels={self.denoiser.noise_channels}, but vae/config.json has "
                 f"latent_channels={channels}; they must be equal"
             )
         if self.adapter is not None and self.controlnet is not None:

@@ -136,6 +136,16 @@ class DiffusersUNetConfig:
         )
 
     @property
+    def noise_channels(self) -> int:
+        """Channels of its output."""
+        return self.out_channels
+
+    @property
+    def text_channels(self) -> int:
+        """Width of the text that it attends to."""
+        return self.cross_attention_dim
+
+    @property
     def halvings(self) -> int:
         """How often a latent is halved on its way down."""
         return len(self.block_out_channels) - 1

@@ -12,13 +12,12 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from md_export.models.patch_config import PLAIN, PatchConfig
 from md_export.models.patch_transformer import (
-    PLAIN,
     Cells,
     Conditioning,
     Modulation,
     PatchBlock,
-    PatchConfig,
     PatchTransformer,
     VectorLinear,
     plain_norm,

@@ -174,6 +174,7 @@ class Form:
         title: as people call its models.
         pipeline: diffusers' class of the whole.
         classes: library and class of what each folder holds.
+        earlier_class: the denoiser's, as older versions of its library saved it.
         denoiser: of the fields of its ``config.json``.
         marks: values of these fields that tell it from another family with the same class.
         controlnet: of the fields of ``config.json``; None where ControlNets are not read.
@@ -188,6 +189,7 @@ class Form:
     pipeline: str
     classes: Mapping[str, tuple[str, str]]
     denoiser: type[DenoiserConfig]
+    earlier_class: str | None = None
     marks: Mapping[str, object] = field(default_factory=dict)
     controlnet: type[ControlConfig] | None = None
     libraries: tuple[str, ...] = ()

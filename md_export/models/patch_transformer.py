@@ -7,16 +7,14 @@ in the second half of the output channels, which no sampler here reads: it is cu
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from md_export.errors import ConfigError
 from md_export.models.layers import Attention, Softmax, TimestepEmbedding
+from md_export.models.patch_config import PatchConfig
 
 # Channels of a sine and cosine table; epsilon of the norms that no config sets; a block's shifts, scales and gates.
 _WAVES: Final = 256
@@ -24,70 +22,6 @@ _EPS: Final = 1e-6
 MODULATIONS: Final = 6
 # Height and width of a latent.
 Cells = tuple[int, int]
-PLAIN: Final[Mapping[str, Any]] = {
-    "activation_fn": "gelu-approximate",
-    "attention_bias": True,
-    "norm_elementwise_affine": False,
-    # Of diffusers' Transformer2DModel, as which the first checkpoints were saved.
-    "attention_type": "default",
-    "double_self_attention": False,
-    "num_vector_embeds": None,
-    "only_cross_attention": False,
-    "use_linear_projection": False,
-}
-
-
-@dataclass(frozen=True)
-class PatchConfig:
-    """Fields that both configs have; defaults are diffusers' own."""
-
-    IGNORED: ClassVar[tuple[str, ...]] = ("dropout", "norm_num_groups", "upcast_attention")
-    why_no_adapter: ClassVar[str] = "adapters and ControlNets are read for UNets only"
-
-    sample_size: int = 32
-    in_channels: int = 4
-    out_channels: int | None = None
-    num_layers: int = 28
-    num_attention_heads: int = 16
-    attention_head_dim: int = 72
-    patch_size: int = 2
-    num_embeds_ada_norm: int = 1000
-
-    def __post_init__(self) -> None:
-        if self.sample_size % self.patch_size or self.patch_size != 2**self.halvings:
-            raise ConfigError(
-                f"sample_size={self.sample_size} must be a multiple of patch_size={self.patch_size}, a power of two"
-            )
-        if self.width % 4:
-            raise ConfigError(
-                f"num_attention_heads={self.num_attention_heads} times attention_head_dim={self.attention_head_dim} "
-                "must be a multiple of 4: a quarter of the channels holds the sines of a row"
-            )
-        if self.predicted not in (self.in_channels, 2 * self.in_channels):
-            raise ConfigError(
-                f"out_channels={self.out_channels} must be in_channels={self.in_channels}, or twice as many for a "
-                "model that predicts a variance beside the noise"
-            )
-
-    @property
-    def width(self) -> int:
-        """Channels of a token."""
-        return self.num_attention_heads * self.attention_head_dim
-
-    @property
-    def predicted(self) -> int:
-        """Channels of the output before the variance is cut."""
-        return self.out_channels or self.in_channels
-
-    @property
-    def halvings(self) -> int:
-        """How often a patch halves a latent."""
-        return self.patch_size.bit_length() - 1
-
-    @property
-    def scale(self) -> float:
-        """Factor by which positions are closer than those of 1, 2, 3, … patches."""
-        return 1.0
 
 
 def embedding_of_time(width: int, shift: int = 0) -> TimestepEmbedding:

@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from md_export.errors import ConfigError
 from md_export.models.layers import Attention, Softmax
+from md_export.models.patch_config import PLAIN, PatchConfig
 from md_export.models.patch_transformer import (
     MODULATIONS,
-    PLAIN,
     Cells,
     Conditioning,
     Modulation,
     PatchBlock,
-    PatchConfig,
     PatchTransformer,
     plain_norm,
 )
@@ -56,6 +55,11 @@ class PixArtConfig(PatchConfig):
             )
         if self.embeds_size and self.width % 3:
             raise ConfigError(f"use_additional_conditions needs a width that 3 divides, not {self.width}")
+
+    @property
+    def text_channels(self) -> int:
+        """Width of the text encoder's output."""
+        return self.caption_channels
 
     @property
     def scale(self) -> float:

@@ -20,6 +20,8 @@ from md_export.errors import ConfigError
 from md_export.models.text_encoder import MASKED
 
 T5_CLASS: Final = "T5EncoderModel"
+# Token ids of a prompt, by diffusers' class of the pipeline.
+LENGTHS: Final[Mapping[str, int]] = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300}
 _FEED_FORWARDS: Final = ("gated-gelu", "relu")
 # Share of the residual stream that is kept; least divisor of a token's channels in a norm.
 SHARE: Final = 2.0**-6
@@ -249,5 +251,6 @@ def _first_attention(encoder: T5Encoder) -> Any:
 def _fold_bias(encoder: Any, _keys: object) -> None:
     attention = _first_attention(encoder)
     if attention.relative_attention_bias is not None:
-        encoder.position_bias = encoder.bias().contiguous()
+        # Persistent: float16 artifacts store it as they store weights.
+        encoder.register_buffer("position_bias", encoder.bias().contiguous())
         attention.relative_attention_bias = None

@@ -86,6 +86,16 @@ class MDUNetConfig:
             raise ConfigError(f"sample_size={self.sample_size} must be a multiple of 4: the UNet halves it twice")
 
     @property
+    def noise_channels(self) -> int:
+        """Channels of its output."""
+        return self.out_channels
+
+    @property
+    def text_channels(self) -> int:
+        """Width of the text that it attends to."""
+        return self.cross_attention_dim
+
+    @property
     def halvings(self) -> int:
         """How often a latent is halved on its way down."""
         return 2

@@ -106,8 +106,11 @@ TEXT: Final = kind(3, lambda config: config.text_shape)
 IDS: Final = kind(2, lambda config: config.text_shape[:2], "int32")
 _CELLS: Final = kind(4, lambda config: (1, 1, *config.latent_shape[2:]))
 
-# Token ids of a prompt.
+# Token ids of a prompt, and 1 for each that is no padding.
 INPUT_IDS: Final = Value("given", "input_ids", IDS, "per prompt")
+ATTENTION_MASK: Final = Value("given", "attention_mask", kind(2, lambda config: config.text_shape[:2]), "per prompt")
+# The class of a picture, of a family without text.
+CLASS_LABELS: Final = Value("given", "class_labels", kind(1, lambda _: (1,), "int32"), "per prompt")
 NOISE: Final = Value("given", "noise", LATENT)
 # Noise [n, C, h, w] for the n steps that add some.
 FRESH: Final = Value("given", "fresh_noise", LATENT)
@@ -140,7 +143,7 @@ MADE: Final = Value("made", "picture", kind(3, lambda config: (*config.picture_s
 
 def is_guided(values: Arrays) -> bool:
     """Whether a picture is made with guidance, and so with two prompts."""
-    return f"{INPUT_IDS.key}.1" in values
+    return any(f"{value.key}.1" in values for value in (INPUT_IDS, CLASS_LABELS))
 
 
 def calls_in(values: Collection[str], key: str) -> tuple[int, ...]:

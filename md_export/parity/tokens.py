@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from md_export.checkpoint.files import tokenizer_tables
-from md_export.errors import CheckpointError
+from md_export.errors import CheckpointError, UsageError
 from md_export.models.families import family_named
-from md_export.models.sampling.generate import tokenize
+from md_export.models.tokenizers import tokenize
 from md_export.parity.metrics import Check, Fault
 from md_export.parity.opened_export import OpenedExport
 
@@ -24,7 +24,7 @@ def token_faults(export: OpenedExport) -> list[Fault]:
     try:
         lines = [line for folder in folders for line in _lines(export, folder)]
         lines += _swift_lines(export) if export.manifest.recipe.layout == "swift" else []
-    except (CheckpointError, OSError) as error:
+    except (CheckpointError, OSError, UsageError) as error:
         lines = [f"{error}; export again"]
     return [Fault(Check.TOKENIZER, line) for line in lines]
 
@@ -37,13 +37,14 @@ def _lines(export: OpenedExport, folder: str) -> Iterator[str]:
         for key, prompt in prompts.items():
             if key not in case.values:
                 continue
-            held = case.values[key]
-            made = tokenize(export.out / folder, prompt, held.shape[1])
+            # Of one prompt; the label of a class is one number.
+            held = case.values[key].ravel()
+            made = tokenize(export.out / folder, prompt, len(held)).ravel()
             if not np.array_equal(made, held):
-                places = np.flatnonzero(made[0] != held[0]).tolist()
+                places = np.flatnonzero(made != held).tolist()
                 yield (
-                    f"{folder}/ gives other ids for the golden prompt {prompt!r:.80}: {len(places)} of {held.shape[1]} "
-                    f"differ, the first at {places[0]} is {made[0, places[0]]} instead of {held[0, places[0]]}; it was "
+                    f"{folder}/ gives other ids for the golden prompt {prompt!r:.80}: {len(places)} of {len(held)} "
+                    f"differ, the first at {places[0]} is {made[places[0]]} instead of {held[places[0]]}; it was "
                     "altered, export again"
                 )
                 return

@@ -28,7 +28,7 @@ OPTIONAL_NAMES: Final[Mapping[str, str]] = {
 # Those that stand for the whole model in a recipe.
 COMPONENT_NAMES: Final = tuple(name for name in ORDER if name not in OPTIONAL_NAMES)
 # Model families, in the files of models/families; exports and golden cases name theirs.
-FamilyName = Literal["md", "sd15", "sdxl"]
+FamilyName = Literal["md", "sd15", "sdxl", "pixart", "dit"]
 # Of exports and golden cases that name none.
 DEFAULT_FAMILY: Final[FamilyName] = "md"
 

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from md_export.checkpoint import architectures as init
 from md_export.checkpoint import open_checkpoint, read_config
 from md_export.checkpoint.architectures import ARCHS, arch_config, init_checkpoint, write_checkpoint
+from md_export.checkpoint.random_tokenizer import write_tokenizer
 from md_export.engine.plan import ExportRequest
 from md_export.engine.planning import plan
 from md_export.errors import CheckpointError, ConfigError, OutputError, UsageError
@@ -116,7 +117,7 @@ def test_tokenizer_round_trip(other_checkpoint: Path) -> None:
 
 def test_full_size_special_tokens_are_clips(tmp_path: Path) -> None:
     folder = tmp_path / "tokenizer"
-    init._write_tokenizer(folder, "text_encoder", arch_config("md").text_encoder)
+    write_tokenizer(folder, "text_encoder", arch_config("md").text_encoder)
     from transformers import CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(folder)
@@ -140,7 +141,7 @@ def test_nano_can_be_written(tmp_path: Path, nano: Path) -> None:
 @pytest.mark.parametrize(
     ("arch", "seed", "dtype", "said"),
     [
-        ("md-huge", 0, "float16", "unknown architecture 'md-huge'; use one of md, md-lite, sd15, nano"),
+        ("md-huge", 0, "float16", "unknown architecture 'md-huge'; use one of md, md-lite, sd15, sdxl, pixart, dit, nano"),
         ("nano", -1, "float16", "seed -1 is negative"),
         ("nano", 0, "int8", "unknown dtype 'int8'; use one of float16, float32"),
     ],
@@ -215,7 +216,7 @@ def test_absurd_config_is_refused_before_allocation(tmp_path: Path, other_config
 def test_archs_fit_together(name: str) -> None:
     config = arch_config(name)
     config.check()
-    assert config.image_size == {"nano": 64}.get(name, 512)
+    assert config.image_size == {"nano": 64, "sdxl": 1024, "pixart": 1024, "dit": 256}.get(name, 512)
 
 
 @pytest.mark.seen("random weights of `md-export init`", "thresholds that random weights meet, said in a line")

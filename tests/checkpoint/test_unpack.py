@@ -21,14 +21,15 @@ from torch import Tensor
 
 from cli.test_cli import fails, md_export
 from md_export.checkpoint import build_on_meta, open_checkpoint
-from md_export.checkpoint.architectures import END, arch_config, write_checkpoint
+from md_export.checkpoint.architectures import arch_config, write_checkpoint
+from md_export.checkpoint.random_tokenizer import END
 from md_export.checkpoint.single_file import OPEN_CLIP, TEXT, UNET, VAE, unpack
 from md_export.checkpoint.single_file_config import unet_config
 from md_export.errors import CheckpointError, OutputError
 from md_export.models.config import ModelConfig
 from md_export.models.diffusers_unet import DiffusersUNetConfig
 from md_export.models.families import family_of
-from md_export.models.sampling.generate import tokenize
+from md_export.models.tokenizers import tokenize
 from md_export.models.vae import VAEConfig
 from single_file import open_clip, renamed, text_name, unet_name, vae_name
 from small_models import STABLE

@@ -19,8 +19,9 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from md_export.engine.generate import pictures_of_artifacts
-from md_export.models.sampling.generate import draw_noise, tokenize
+from md_export.models.sampling.generate import draw_noise
 from md_export.models.sampling.pictures import to_bytes
+from md_export.models.tokenizers import tokenize
 from md_export.spec.manifest import Manifest, read_manifest
 from md_export.targets import TARGETS
 from md_export.targets.contract import METADATA

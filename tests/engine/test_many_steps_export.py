@@ -16,8 +16,8 @@ from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.engine.planning import plan
 from md_export.errors import ArtifactError, ConfigError, GoldenError, RecipeError
-from md_export.models.sampling.generate import tokenize
 from md_export.models.sampling.sampler import steps_of
+from md_export.models.tokenizers import tokenize
 from md_export.models.values import INPUT_IDS
 from md_export.parity.golden.folder import read_golden, write_golden, write_index
 from md_export.parity.golden.prepare import golden_source

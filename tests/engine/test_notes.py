@@ -15,7 +15,7 @@ from md_export.checkpoint import open_checkpoint
 from md_export.checkpoint.files import hash_of_files
 from md_export.cli import cli
 from md_export.engine.dependencies import notes_of
-from md_export.models.sampling.generate import tokenize
+from md_export.models.tokenizers import tokenize
 from md_export.models.walk import picture_from
 from md_export.parity.judge import verify
 from md_export.parity.opened_export import note_faults

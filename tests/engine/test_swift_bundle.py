@@ -17,8 +17,8 @@ from md_export.checkpoint import open_checkpoint
 from md_export.engine.planning import plan
 from md_export.engine.swift_bundle import schedule_of, write_bundle
 from md_export.errors import CheckpointError
-from md_export.models.sampling.generate import tokenize
 from md_export.models.sampling.schedule import ScheduleConfig
+from md_export.models.tokenizers import tokenize
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
 from mutations import edit_json

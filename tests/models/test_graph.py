@@ -11,6 +11,7 @@ from md_export.models.families import FAMILIES, family_named
 from md_export.models.families.mobile_diffusion import MOBILE_DIFFUSION
 from md_export.models.graph import Component, Family, Port
 from md_export.models.sampling.sampler import Sampler
+from md_export.models.tokenizers import LABELS_FOLDER
 from md_export.models.values import GIVEN, NOISE, SAMPLER, Value, calls_in
 from md_export.models.walk import Steps, Tensors, walk
 from md_export.spec.sampler import OneStep
@@ -51,7 +52,7 @@ def test_an_input_without_a_producer_is_refused() -> None:
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.form.name)
 def test_a_family_is_found_by_its_name(family: Family) -> None:
     assert family_named(family.form.name) is family
-    assert {row.folder for row in family.required} | {*family.tokens} < set(family.form.classes)
+    assert {row.folder for row in family.required} | {*family.tokens} < {*family.form.classes, LABELS_FOLDER}
 
 
 def test_layouts_know_inputs_and_outputs_of_the_graph() -> None:

@@ -11,9 +11,10 @@ from transformers import CLIPTokenizer
 from md_export.engine.generate import pictures_of_checkpoint
 from md_export.errors import ConfigError
 from md_export.models.families.mobile_diffusion import MOBILE_DIFFUSION
-from md_export.models.sampling.generate import draw_noise, tokenize, words_cut
+from md_export.models.sampling.generate import draw_noise
 from md_export.models.sampling.sampler import Sampler
 from md_export.models.sampling.schedule import ScheduleConfig
+from md_export.models.tokenizers import tokenize, words_cut
 from md_export.models.walk import Runners, Steps, Tensors, picture_from, walk
 from md_export.spec.sampler import OneStep
 from md_export.spec.tensors import Array, Arrays

@@ -21,9 +21,10 @@ from md_export.engine.dependencies import notes_of
 from md_export.errors import CheckpointError, ConfigError
 from md_export.models.diffusers_unet import XLUNetConfig
 from md_export.models.families.stable_diffusion_xl import STABLE_DIFFUSION_XL
-from md_export.models.sampling.generate import PictureRequest, draw_noise, tokenize
+from md_export.models.sampling.generate import PictureRequest, draw_noise
 from md_export.models.sampling.sampler import one_step
 from md_export.models.text_encoder import TextEncoder
+from md_export.models.tokenizers import tokenize
 from md_export.models.walk import Tensors
 from md_export.parity.golden.prepare import golden_source
 from md_export.parity.metrics import compare

@@ -13,8 +13,9 @@ from torch import nn
 from md_export.checkpoint import open_checkpoint
 from md_export.models.config import ModelConfig
 from md_export.models.families import COMPONENTS, family_of
-from md_export.models.sampling.generate import TorchRunner, draw_noise, tokenize
+from md_export.models.sampling.generate import TorchRunner, draw_noise
 from md_export.models.sampling.sampler import Sampler, one_step
+from md_export.models.tokenizers import tokenize
 from md_export.models.walk import Runners, walk
 from md_export.spec.sampler import OneStep
 from md_export.spec.shipped_files import nano_checkpoint

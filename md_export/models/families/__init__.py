@@ -7,13 +7,15 @@ from typing import Final
 
 from md_export.errors import UsageError
 from md_export.models.config import ModelConfig
+from md_export.models.families.dit import DIT
 from md_export.models.families.mobile_diffusion import MOBILE_DIFFUSION
+from md_export.models.families.pixart import PIXART
 from md_export.models.families.stable_diffusion import STABLE_DIFFUSION
 from md_export.models.families.stable_diffusion_xl import STABLE_DIFFUSION_XL
 from md_export.models.graph import Component, Family
 from md_export.spec.names import FamilyName
 
-FAMILIES: Final = (MOBILE_DIFFUSION, STABLE_DIFFUSION, STABLE_DIFFUSION_XL)
+FAMILIES: Final = (MOBILE_DIFFUSION, STABLE_DIFFUSION, STABLE_DIFFUSION_XL, PIXART, DIT)
 # Rows of the components that every checkpoint of MobileDiffusion has.
 COMPONENTS: Final[Mapping[str, Component]] = {row.name: row for row in MOBILE_DIFFUSION.required}
 _BY_NAME: Final[Mapping[str, Family]] = {family.form.name: family for family in FAMILIES}

@@ -4,87 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
-from itertools import count, takewhile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from md_export.errors import CheckpointError, UsageError
+from md_export.errors import UsageError
 from md_export.models.config import ModelConfig
 from md_export.models.families import family_of
 from md_export.models.graph import Component, Family
 from md_export.models.sampling.pictures import Given, Start, cells_of, enter, hide, nothing
 from md_export.models.sampling.sampler import Sampler
 from md_export.models.sampling.schedule import ScheduleConfig
-from md_export.models.values import BLEND, CONDITION, EDITED, FRESH, MASK, NOISE, PICTURE, PROMPTED, TIME_IDS
+from md_export.models.tokenizers import tokens_of
+from md_export.models.values import (
+    ATTENTION_MASK,
+    BLEND,
+    CONDITION,
+    EDITED,
+    FRESH,
+    MASK,
+    NOISE,
+    PICTURE,
+    PROMPTED,
+    TIME_IDS,
+)
 from md_export.models.walk import Crew, Tensors, call, walk
 from md_export.spec.sampler import ManySteps, OneStep
 from md_export.spec.tensors import Array, Arrays, Float32, TensorSpec
-from md_export.system.quiet_imports import import_quietly
-
-
-def tokenize(tokenizer_dir: Path, prompt: str, length: int) -> NDArray[np.int32]:
-    """Return CLIP BPE ids ``[1, length]``, truncated and padded as CLIP does.
-
-    Raises:
-        CheckpointError: the folder holds no CLIP tokenizer.
-    """
-    tokenizer = _tokenizer(tokenizer_dir)
-    try:
-        encoded = tokenizer(_expanded(tokenizer, prompt), padding="max_length", max_length=length, truncation=True)
-    except Exception as error:
-        raise CheckpointError(f"{tokenizer_dir} holds no CLIP tokenizer: {error}; replace its files") from error
-    return np.asarray([encoded["input_ids"]], dtype=np.int32)
-
-
-def words_cut(tokenizer_dir: Path, prompt: str, length: int) -> str:
-    """Return the end of a prompt that has no place among ``length`` token ids; empty where all of it has.
-
-    Raises:
-        CheckpointError: the folder holds no CLIP tokenizer.
-    """
-    tokenizer = _tokenizer(tokenizer_dir)
-    ids = tokenizer(_expanded(tokenizer, prompt))["input_ids"]
-    # The last of them is the end token, which the shortened prompt has, too.
-    return str(tokenizer.decode(ids[length - 1 : -1])) if len(ids) > length else ""
-
-
-def _expanded(tokenizer: Any, prompt: str) -> str:
-    """Return the prompt with all vectors of each textual inversion: ``<cat>`` becomes ``<cat> <cat>_1 <cat>_2``.
-
-    diffusers adds a token for each vector and expands prompts in this way (``TextualInversionLoaderMixin``).
-    """
-    added = tokenizer.added_tokens_encoder
-    for token in [token for token in added if f"{token}_1" in added and token in tokenizer.tokenize(prompt)]:
-        more = takewhile(added.__contains__, (f"{token}_{number}" for number in count(1)))
-        prompt = prompt.replace(token, " ".join([token, *more]))
-    return prompt
-
-
-def _tokenizer(folder: Path) -> Any:
-    """Return the tokenizer of a folder, read again if its files have changed."""
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    return _read(folder, tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
-
-
-@cache
-def _read(folder: Path, files: tuple[tuple[str, int, int], ...]) -> Any:  # noqa: ARG001 (of the key)
-    clip = import_quietly("transformers.models.clip.tokenization_clip")
-    # Build the tokenizer from the folder: from file names, this class silently has a vocabulary of two tokens.
-    try:
-        tokenizer = clip.CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"{folder} holds no CLIP tokenizer (vocab.json, merges.txt, tokenizer_config.json): {error}"
-        ) from error
-    if len(tokenizer) < 3:
-        raise CheckpointError(f"{folder}: the tokenizer's vocabulary is empty; vocab.json and merges.txt are needed")
-    return tokenizer
 
 
 def draw_noise(seed: int, shape: tuple[int, ...], count: int = 1) -> NDArray[np.float32]:
@@ -179,11 +128,13 @@ class Pipeline:
         if sampler.guidance is not None:
             negative = self.steps.negative if self.steps and request.negative is None else request.negative
             texts = {".0": negative or "", ".1": request.prompt}
-        ids = {
-            f"{value.key}{ending}": tokenize(self.tokenizers[folder], text, self.text_length)
-            for folder, value in self.family.tokens.items()
-            for ending, text in texts.items()
-        }
+        ids: Tensors = {}
+        for folder, value in self.family.tokens.items():
+            for ending, text in texts.items():
+                tokens = tokens_of(self.tokenizers[folder], text, self.text_length)
+                ids[f"{value.key}{ending}"] = tokens.ids
+                if ATTENTION_MASK in self.family.outside:
+                    ids[f"{ATTENTION_MASK.key}{ending}"] = tokens.mask
         found: Tensors = {**self.recorded, NOISE.key: noise, **ids}
         if TIME_IDS in self.family.outside:
             found[TIME_IDS.key] = np.asarray([[*self.sides, 0, 0, *self.sides]], np.float32)

@@ -16,6 +16,7 @@ from md_export.errors import GoldenError, RecipeError
 from md_export.models.families import family_of
 from md_export.models.sampling.generate import OneAtATime, Pipeline, TorchRunner
 from md_export.models.sampling.sampler import one_step, steps_of
+from md_export.models.tokenizers import LABELS_FOLDER, read_labels
 from md_export.models.walk import Runners
 from md_export.parity.golden.case import GoldenCase
 from md_export.parity.golden.folder import (
@@ -208,7 +209,12 @@ def planned_cases(recipe: Recipe, checkpoint: Checkpoint) -> list[tuple[str, int
     for root in checkpoint.folders:
         if (root / GOLDEN_FOLDER).is_dir():
             return [(case.prompt, case.seed) for case in read_index(root / GOLDEN_FOLDER).cases][:limit]
-    return [(prompt, seed) for prompt in recipe.golden.prompts for seed in recipe.golden.seeds][:limit]
+    prompts = recipe.golden.prompts
+    if LABELS_FOLDER in checkpoint.tokenizers:
+        # Classes, as many as the recipe has prompts.
+        classes = read_labels(checkpoint.tokenizers[LABELS_FOLDER]).count
+        prompts = tuple(str(place * classes // len(prompts)) for place in range(len(prompts)))
+    return [(prompt, seed) for prompt in prompts for seed in recipe.golden.seeds][:limit]
 
 
 def measure_drift(before: GoldenSet, after: GoldenSet) -> Drift:

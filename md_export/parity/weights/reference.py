@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from md_export.checkpoint import Checkpoint
 from md_export.checkpoint.modules import build_on_meta
 from md_export.models.families import component_of
+from md_export.models.t5_encoder import T5Norm
 from md_export.parity.rewritten_module import lowered_part
 from md_export.parity.weights.rounding import Misfit, misfit
 from md_export.rewrites.split_wide_conv2d import SplitConv2d, parts_of
@@ -37,7 +38,7 @@ _ROLES: Final[dict[str, Role]] = {
 }
 # Buffers of rewritten modules and the parameters that they replace.
 _STANDS_FOR: Final = {"scale": "weight", "shift": "bias", "phases": "weight"}
-_NORMS: Final = (nn.GroupNorm, nn.LayerNorm)
+_NORMS: Final = (nn.GroupNorm, nn.LayerNorm, T5Norm)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,55 @@
+"""DiT (arXiv 2212.09748): a transformer on patches that takes a class in place of text, and Stable Diffusion's VAE."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from torch import nn
+
+from md_export.models import values
+from md_export.models.config import ModelConfig
+from md_export.models.dit import DiT, DiTConfig
+from md_export.models.families.latent_diffusion import VAE_DECODER, VAE_ENCODER, denoiser_of
+from md_export.models.graph import Component, Family, Form, Output, Port
+from md_export.models.tokenizers import LABELS_FOLDER
+
+
+def _transformer(config: ModelConfig) -> nn.Module:
+    _, _, high, wide = config.latent_shape
+    return DiT(denoiser_of(config, DiTConfig), (high, wide))
+
+
+_TRANSFORMER: Final = Component(
+    "transformer",
+    folder="transformer",
+    build=_transformer,
+    inputs=(
+        Port("sample", values.SAMPLE),
+        Port("timestep", values.TIMESTEP, batched=False),
+        Port("class_labels", values.CLASS_LABELS),
+    ),
+    outputs=(Output("out_sample", values.LATENT),),
+    called="per step",
+)
+DIT: Final = Family(
+    Form(
+        "dit",
+        "DiT",
+        pipeline="DiTPipeline",
+        classes={
+            "transformer": ("diffusers", "DiTTransformer2DModel"),
+            "vae": ("diffusers", "AutoencoderKL"),
+            "scheduler": ("diffusers", "DDIMScheduler"),
+        },
+        denoiser=DiTConfig,
+        earlier_class="Transformer2DModel",
+        marks={"norm_type": "ada_norm_zero"},
+        vae={"latent_channels": 4, "scaling_factor": 0.18215},
+    ),
+    components=(VAE_ENCODER, _TRANSFORMER, VAE_DECODER),
+    outside=(*values.GIVEN, values.CLASS_LABELS, *values.SAMPLER),
+    denoised=_TRANSFORMER["out_sample"],
+    encoded=VAE_ENCODER["latent_mean"],
+    image=VAE_DECODER["image"],
+    tokens={LABELS_FOLDER: values.CLASS_LABELS},
+)
