@@ -141,7 +141,12 @@ def test_nano_can_be_written(tmp_path: Path, nano: Path) -> None:
 @pytest.mark.parametrize(
     ("arch", "seed", "dtype", "said"),
     [
-        ("md-huge", 0, "float16", "unknown architecture 'md-huge'; use one of md, md-lite, sd15, sdxl, pixart, dit, nano"),
+        (
+            "md-huge",
+            0,
+            "float16",
+            "unknown architecture 'md-huge'; use one of md, md-lite, sd15, sdxl, pixart, dit, nano",
+        ),
         ("nano", -1, "float16", "seed -1 is negative"),
         ("nano", 0, "int8", "unknown dtype 'int8'; use one of float16, float32"),
     ],
