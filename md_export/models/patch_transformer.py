@@ -80,28 +80,26 @@ class Conditioning(nn.Module):
     """Embedding of the timestep, and of a class or of the picture's size where the model is conditioned on them.
 
     ``classes``: labels ``[B]`` → ``[B, width]``. ``size``: height, width and aspect ratio of the picture. They are
-    constant: once weights are loaded, their embedding is a constant, too (``shift``), and the layers that computed it
-    are removed.
+    constant: once weights are loaded, their embedding is in the last bias of the timestep's, and the layers that
+    computed it are removed.
     """
 
     size: Tensor | None
-    shift: Tensor | None
 
     def __init__(self, width: int, shift: int, classes: nn.Module | None = None, size: Tensor | None = None) -> None:
         super().__init__()
         self.timestep_embedder = embedding_of_time(width, shift)
         self.class_embedder = classes
         self.register_buffer("size", size, persistent=False)
-        self.register_buffer("shift", None, persistent=False)
         if size is not None:
             self.resolution_embedder = embedding_of_time(width // 3)
             self.aspect_ratio_embedder = embedding_of_time(width // 3)
             self.register_load_state_dict_post_hook(_fold_size)  # type: ignore[no-untyped-call]
 
     def of_size(self) -> Tensor | None:
-        """``[1, width]``; None where the size is not embedded."""
+        """``[1, width]``; None where the size is not embedded, or its embedding is in the bias."""
         if self.size is None:
-            return self.shift
+            return None
         both = self.resolution_embedder(self.size[:2]), self.aspect_ratio_embedder(self.size[2:])
         return torch.cat(both).reshape(1, -1)
 
@@ -111,13 +109,16 @@ class Conditioning(nn.Module):
         if self.class_embedder is not None:
             out = out + self.class_embedder(labels)
         constant = self.of_size()
-        return out if constant is None else out + constant.to(out.dtype)
+        return out if constant is None else out + constant
 
 
 @torch.no_grad()
 def _fold_size(emb: Any, _keys: object) -> None:
     if emb.size is not None:
-        emb.shift, emb.size = emb.of_size(), None
+        last = emb.timestep_embedder.linear_2
+        # A new tensor: the checkpoint's may be mapped from its file.
+        last.bias = nn.Parameter(last.bias + emb.of_size()[0], requires_grad=False)
+        emb.size = None
         del emb.resolution_embedder, emb.aspect_ratio_embedder
 
 

@@ -66,7 +66,7 @@ def test_every_weight_is_proven(
         assert component.missing == ()
         # Of a small text encoder a third is the constant of all distances.
         assert component.as_requested == component.promised > 0.3 * component.total
-        assert component.proven_share > 0.99
+        assert component.proven_share > 0.98
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from md_export.checkpoint import Checkpoint
 from md_export.checkpoint.modules import build_on_meta
 from md_export.models.families import component_of
+from md_export.models.patch_transformer import PatchEmbedding
 from md_export.models.t5_encoder import T5Norm
 from md_export.parity.rewritten_module import lowered_part
 from md_export.parity.weights.rounding import Misfit, misfit
@@ -140,6 +141,10 @@ def _derived(path: str, layer: Any) -> Iterator[Wanted]:
     if isinstance(layer, StagedGroupNorm) and layer.weight is not None:
         product = layer.up * layer.weight[:, None, None, None]
         yield Wanted(_join(path, "up·weight"), path, "weight", _numpy(product), (_join(path, "weight"),))
+    if isinstance(layer, PatchEmbedding) and layer.proj.bias is not None:
+        # litert_torch adds the convolution's bias to the table of positions, with channels last.
+        total = (layer.table + layer.proj.bias[:, None, None]).permute(0, 2, 3, 1)
+        yield Wanted(_join(path, "table+bias"), path, "", _numpy(total), (_join(path, "proj.bias"),))
     if isinstance(layer, SplitConv2d):
         # An ONNX graph stores the whole weight and splits it at run time.
         parts = tuple(_join(path, label) for label, _ in _parts(layer, "weight", layer.weight))
