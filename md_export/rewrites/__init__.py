@@ -15,6 +15,7 @@ from typing import Final
 from torch import nn
 
 from md_export.errors import RewriteError
+from md_export.models.tiny_autoencoder import TinyDecoder, TinyEncoder
 from md_export.rewrites.adopt import CONTROLNET_MODEL, UNET, adopt, type_name
 from md_export.rewrites.fold_attention_scale import count_unscaled, fold_attention_scale
 from md_export.rewrites.fold_norm_affine import count_plain_norms, fold_norm_affine
@@ -133,6 +134,9 @@ def _apply(rewrite: Rewrite, component: str, module: nn.Module, one_step: OneSte
     if fired == 0 and present:
         note = "nothing left to change" if rewrite.exact else "the checkpoint was trained so: already in place"
         return RewriteRecord(rewrite.name, 0, rewrite.exact, note)
+    if fired == 0 and rewrite.exact and isinstance(module, TinyDecoder | TinyEncoder):
+        # Plain convolutions: recipes for all models have forms that these do not need.
+        return RewriteRecord(rewrite.name, 0, True, "nothing to replace")
     if fired == 0:
         raise RewriteError(
             f"{rewrite.name} fires nowhere in {component}: it has nothing to replace. Take it out of the recipe"

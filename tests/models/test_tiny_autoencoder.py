@@ -13,6 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import save_file
+from torch import nn
 
 from in_process import in_process
 from md_export.checkpoint import open_checkpoint
@@ -22,14 +23,16 @@ from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.engine.plan import ExportRequest
 from md_export.engine.planning import plan
-from md_export.errors import CheckpointError, ConfigError
+from md_export.errors import CheckpointError, ConfigError, RewriteError
 from md_export.models.config import ModelConfig
 from md_export.models.sampling.pictures import Start
+from md_export.models.sampling.sampler import one_step
 from md_export.models.tiny_autoencoder import TinyConfig, TinyDecoder
 from md_export.parity.golden.folder import write_golden
 from md_export.parity.golden.prepare import golden_source
 from md_export.parity.judge import verify
 from md_export.parity.metrics import snr_db
+from md_export.rewrites import Consent, apply_rewrites
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
 
@@ -190,6 +193,20 @@ def test_a_recipe_finds_its_first_and_last_layer(tiny: Path) -> None:
     assert isinstance(request, ExportRequest)
     assert request.recipe.schemes["vae_decoder"].keep_float == ("decoder.layers.10",)
     assert request.recipe.schemes["vae_encoder"].keep_float == ("encoder.layers.7",)
+
+
+def test_forms_that_it_does_not_need_are_passed_over(tiny: Path) -> None:
+    """The recipe's GroupNorms and upsamplers are those of other VAEs; a change of the function still is an error."""
+    names = load_recipe(builtin_recipe("tflite", "fp16")).rewrites
+    decoder, step = open_checkpoint(tiny).module("vae_decoder"), one_step(open_checkpoint(tiny).config)
+    latent = torch.randn(1, 8, 8, 8)
+    wanted = decoder(latent)
+    records = apply_rewrites(names, "vae_decoder", decoder, step, Consent())
+    assert "nothing to replace" in {record.note for record in records if not record.fired}
+    assert torch.equal(decoder(latent), wanted)
+    plain = nn.Sequential(nn.Conv2d(8, 8, 1))
+    with pytest.raises(RewriteError, match="fires nowhere in vae_decoder"):
+        apply_rewrites(names, "vae_decoder", plain, step, Consent())
 
 
 @pytest.mark.slow
