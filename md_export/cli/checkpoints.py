@@ -14,7 +14,7 @@ from md_export.spec.names import Method
 from md_export.spec.variant import Size, Variant
 
 PREDICTIONS: Final = ("epsilon", "v_prediction")
-ARCHS: Final = ("md", "md-lite", "sd15", "sdxl", "nano")
+ARCHS: Final = ("md", "md-lite", "sd15", "sdxl", "pixart", "dit", "nano")
 
 
 @click.command()

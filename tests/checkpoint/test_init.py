@@ -18,6 +18,7 @@ from md_export.checkpoint import architectures as init
 from md_export.checkpoint import open_checkpoint, read_config
 from md_export.checkpoint.architectures import ARCHS, arch_config, init_checkpoint, write_checkpoint
 from md_export.checkpoint.random_tokenizer import write_tokenizer
+from md_export.cli import checkpoints as command_line
 from md_export.engine.plan import ExportRequest
 from md_export.engine.planning import plan
 from md_export.errors import CheckpointError, ConfigError, OutputError, UsageError
@@ -215,6 +216,11 @@ def test_absurd_config_is_refused_before_allocation(tmp_path: Path, other_config
     with pytest.raises(CheckpointError, match="8 billion parameters"):
         write_checkpoint(tmp_path / "c", replace(other_config, denoiser=unet), 0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_line_knows_every_architecture() -> None:
+    """It has the names itself, so that help loads no model."""
+    assert set(command_line.ARCHS) == set(ARCHS)
 
 
 @pytest.mark.parametrize("name", ARCHS)
