@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from safetensors.numpy import load_file
@@ -16,6 +16,9 @@ from md_export.parity.golden.surface import inputs_of
 from md_export.parity.selftest.damage import flip_block
 from md_export.parity.selftest.sandbox import Change, NotApplicable, Sandbox, edit_json, make_own
 from md_export.spec.tensors import only_output, save_tensors
+
+# Files of a tokenizer that hold a vocabulary.
+_TABLES: Final = ("vocab.json", "tokenizer.json")
 
 
 def stale_golden(sandbox: Sandbox) -> None:
@@ -54,12 +57,16 @@ def exchange_words(sandbox: Sandbox) -> None:
     value = next(iter(family_named(sandbox.manifest.family).tokens.values()))
     held = sandbox.golden.cases[0].values
     ids = next(held[key] for key in (value.key, f"{value.key}.1") if key in held)[0].tolist()
-    for name in ("vocab.json", "tokenizer.json"):
-        if (path := sandbox.folder / "tokenizer" / name).is_file():
-            edit_json(path, lambda content: _exchange(content.get("model", {}).get("vocab", content), ids))
+    tables = [path for name in _TABLES if (path := sandbox.folder / "tokenizer" / name).is_file()]
+    if not tables:
+        raise NotApplicable("it has no tokenizer")
+    for path in tables:
+        edit_json(path, lambda content: _exchange(content.get("model", {}).get("vocab", content), ids))
 
 
-def _exchange(vocabulary: dict[str, int], ids: Sequence[int]) -> None:
+def _exchange(vocabulary: Any, ids: Sequence[int]) -> None:
+    if not isinstance(vocabulary, dict):
+        raise NotApplicable("its tokenizer has no table of words")
     by_id = {number: word for word, number in vocabulary.items()}
     first, second = [by_id[number] for number in dict.fromkeys(ids) if by_id.get(number, "<").endswith("</w>")][:2]
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
