@@ -183,17 +183,17 @@ def test_stable_diffusion_1_by_its_shapes(first: Path, tmp_path: Path) -> None:
 @pytest.mark.seen(
     "single file of Stable Diffusion 2, pruned", 'unpacked; OpenCLIP\'s last layer is left out, "!" fills prompts'
 )
-def test_stable_diffusion_2_by_its_shapes(second: Path, tmp_path: Path) -> None:
+def test_stable_diffusion_2_by_its_shapes(first: Path, second: Path, tmp_path: Path) -> None:
     """Queries, keys and values apart again, the last layer left out, filled with "!"."""
     file = write(as_one(second, SECOND, second=True), tmp_path / "model.safetensors")
-    held = unpack(file, second / "tokenizer", tmp_path / "out", prediction="v_prediction")
+    held = unpack(file, first / "tokenizer", tmp_path / "out", prediction="v_prediction")
     assert held == "Stable Diffusion 2, 192×192, predicts v_prediction (--prediction)"
     same_tensors(tmp_path / "out", second)
     found, wanted = open_checkpoint(tmp_path / "out").config, open_checkpoint(second).config
     assert found.denoiser == dataclasses.replace(unet_of(wanted), sample_size=96) and found.vae == wanted.vae
     assert found.text_encoder == wanted.text_encoder and found.schedule.prediction_type == "v_prediction"
     ids = tokenize(tmp_path / "out" / "tokenizer", "a", 77)
-    assert ids[0, -1] == 0 and tokenize(second / "tokenizer", "a", 77)[0, -1] == 519
+    assert ids[0, -1] == 0 and tokenize(first / "tokenizer", "a", 77)[0, -1] == 519
 
 
 @pytest.mark.seen("single file of Stable Diffusion 2 converted back", "unpacked with all layers of its text encoder")
