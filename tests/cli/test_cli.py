@@ -47,7 +47,7 @@ def test_wrong_path(tmp_path: Path) -> None:
         ["onnx"],
         ["onnx", "--fp99", "-o", "x"],
         ["onnx", "--component", "vae", "-o", "x"],
-        ["inspect", "--arch", "sdxl"],
+        ["inspect", "--arch", "sd3"],
         ["frobnicate"],
     ],
 )
