@@ -19,6 +19,7 @@ def written(folder: Path, files: dict[str, dict[str, object]]) -> Path:
     return folder
 
 
+@pytest.mark.seen("SD3, FLUX, SANA, Kandinsky and other families", "named as that family")
 @pytest.mark.parametrize(
     ("pipeline", "folder", "model", "title"),
     [

@@ -91,6 +91,7 @@ def test_the_swift_layout_is_refused_before_any_work(xl_checkpoint: Path, tmp_pa
         export(recipe, xl_checkpoint, tmp_path / "out")
 
 
+@pytest.mark.seen("SDXL on the GPU engine", "all resident")
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 @pytest.mark.usefixtures("gpu_driver")
 def test_all_of_it_runs_on_the_gpu(large: Exported, precision: str) -> None:

@@ -50,6 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, pixart_checkpoint: Path, dit_
     return made_once(tmp_path_factory, "transformers", make)
 
 
+@pytest.mark.seen("PixArt and DiT through Core ML, TFLite and ONNX", "verified and audited at fp16 and int8")
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("family", FAMILIES)
@@ -95,6 +96,7 @@ def test_the_export_makes_the_checkpoints_pictures(
     assert compare(picture, wanted).psnr_db > compare(picture, wrong).psnr_db + 10
 
 
+@pytest.mark.seen("PixArt and DiT on the GPU engine", "all resident")
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.usefixtures("gpu_driver")

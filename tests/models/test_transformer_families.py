@@ -81,6 +81,7 @@ def sigma_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.seen("PixArt-α and -Σ folders", "the same pictures as diffusers' pipelines")
 @pytest.mark.parametrize("guidance", [4.5, 1.0])
 @pytest.mark.parametrize("name", ["pixart", "sigma"])
 def test_pixart(name: str, guidance: float, request: pytest.FixtureRequest) -> None:
@@ -106,6 +107,7 @@ def test_pixart_without_its_masks_is_another_picture(pixart_checkpoint: Path, mo
     assert most(ours(pixart_checkpoint, PROMPT, 1.0), wanted) > 1e-3
 
 
+@pytest.mark.seen("DiT folder, class labels", "the same pictures as diffusers' pipeline; a class by number or name")
 @pytest.mark.parametrize("guidance", [4.0, 1.0])
 def test_dit(dit_checkpoint: Path, guidance: float) -> None:
     wanted = of_dit(dit_checkpoint, guidance, 3)
@@ -123,6 +125,7 @@ def test_a_class_that_is_not_there_is_one_line(dit_checkpoint: Path, label: str,
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.seen("PixArt and DiT as older diffusers saved them", "recognised by norm_type")
 @pytest.mark.parametrize(
     ("folder", "norm"), [("pixart_checkpoint", "ada_norm_single"), ("dit_checkpoint", "ada_norm_zero")]
 )
