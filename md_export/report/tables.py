@@ -146,7 +146,7 @@ def description_tables(found: Description, title: str) -> tuple[Table, ...]:
 
 
 def inspection_tables(inspection: Inspection, title: str, arch: str | None) -> tuple[Table | str, ...]:
-    """Return figures per component, a comparison with the paper, and a note on how multiply-adds are counted."""
+    """Return figures per component, a comparison with the paper if it has some, and how multiply-adds are counted."""
     from md_export.diagnose.inspect import CONVENTION, PAPER
 
     paper = arch if arch is not None and arch in PAPER else inspection.family
@@ -156,11 +156,8 @@ def inspection_tables(inspection: Inspection, title: str, arch: str | None) -> t
     ]
     head = ("component", "parameters M", "GMAC", "GMAC w/o padding taps", "conv blocks", "SA", "CA")
     beside = f"beside the paper's {paper} (arXiv 2311.16567)"
-    return (
-        drawn(title, head, _figures(inspection)),
-        drawn(beside, ("figure", "here", "paper", "difference"), compared),
-        f"Convention: {CONVENTION}.",
-    )
+    tables = [drawn(beside, ("figure", "here", "paper", "difference"), compared)] if compared else []
+    return (drawn(title, head, _figures(inspection)), *tables, f"Convention: {CONVENTION}.")
 
 
 def _figures(inspection: Inspection) -> Iterator[tuple[str, ...]]:

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
 from md_export.checkpoint.architectures import arch_config
+from md_export.cli import cli
 from md_export.diagnose.inspect import CONVENTION, ComponentFigures, Inspection, count_macs, inspect_config
 from md_export.models.config import ModelConfig
 from md_export.models.unet import MDUNetConfig
@@ -171,3 +173,9 @@ def test_whole_of_a_small_model_is_the_sum_of_its_modules(other_config: ModelCon
     counted = {c.name: sum(p.numel() for p in c.build(other_config).parameters()) for c in COMPONENTS.values()}
     assert {one.name: one.parameters for one in figures.components} == counted
     assert figures.whole.parameters == sum(counted.values())
+
+
+def test_a_family_that_the_paper_does_not_list_has_no_comparison() -> None:
+    run = CliRunner().invoke
+    assert "beside the paper's" in run(cli, ["inspect", "--arch", "sd15"]).output
+    assert "beside the paper's" not in run(cli, ["inspect", "--arch", "dit"]).output
