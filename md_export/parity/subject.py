@@ -79,7 +79,7 @@ class Subject:
     def _figures(self, made: Array, wanted: Array) -> Parity:
         manifest, figures = self.export.manifest, compare(made, wanted)
         denoises = self.entry.component == family_named(manifest.family).denoised.node
-        if not denoises or manifest.steps is None or manifest.steps.guidance is None:
+        if not denoises or manifest.steps is None or not manifest.steps.is_guided:
             return figures
         return dataclasses.replace(figures, guidance_snr_db=guidance_snr_db(made, wanted))
 

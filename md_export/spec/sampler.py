@@ -206,7 +206,7 @@ class ManySteps:
         return {
             "sampler": self.method,
             "guidance": repr(float(self.guidance)),
-            **({} if self.start == 1 else {"start": repr(self.start)}),
+            **({} if self.start == 1 else {"start": repr(float(self.start))}),
             **{name: ",".join(map(_number, values)) for name, values in columns.items()},
         }
 
@@ -237,7 +237,7 @@ class ManySteps:
 
 def _number(value: float) -> str:
     """Write a whole number as such: timesteps mostly are."""
-    return str(int(value)) if value.is_integer() else repr(value)
+    return str(int(value)) if value.is_integer() else repr(float(value))
 
 
 def steps_in_words(steps: ManySteps | None) -> str:

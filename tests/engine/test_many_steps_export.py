@@ -168,9 +168,14 @@ def other_b(steps: ManySteps) -> ManySteps:
     "change", [lambda steps: dataclasses.replace(steps, guidance=1.01), other_b], ids=["guidance", "b"]
 )
 def test_the_picture_shows_what_no_call_shows(copied: Path, change: Callable[[ManySteps], ManySteps]) -> None:
-    """Guidance that was dropped, and a wrong coefficient: each call is right, what is made of them is not."""
+    """Guidance that was dropped, and a wrong coefficient: each call is right, what is made of them is not.
+
+    The metadata of each artifact tells it, too.
+    """
     edit(copied, change)
-    assert [fault.check for fault in judged(copied).faults] == [Check.PICTURE]
+    checks = [fault.check for fault in judged(copied).faults]
+    assert [check for check in checks if check is not Check.ORIGIN] == [Check.PICTURE]
+    assert checks.count(Check.ORIGIN) == 3
 
 
 def test_manifest_recipe_and_golden_cases_agree(copied: Path) -> None:

@@ -32,6 +32,7 @@ from md_export.parity.golden.prepare import golden_source, planned_cases, presen
 from md_export.parity.golden.surface import CalibrationInputs, each_call
 from md_export.parity.metrics import snr_db
 from md_export.parity.rewritten_module import rewritten
+from md_export.spec.names import METHODS
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.sampler import ManySteps, SamplerPlan, Step, sampler_of
@@ -263,6 +264,10 @@ def test_an_app_reads_every_step_from_an_artifact(nano: Path) -> None:
     assert not {"start", "scale", "noise"} & set(notes)
     assert (notes["sampler"], float(notes["guidance"])) == ("ddim", 7.5)
     assert steps_notes(checkpoint, None) == {}
+    for method in METHODS:
+        told = steps_notes(checkpoint, SamplerPlan(3, method, 1.0))
+        columns = [told[field.name] for field in dataclasses.fields(Step) if field.name in told]
+        assert all(len([float(value) for value in column.split(",")]) == 3 for column in columns)
 
 
 @pytest.mark.seen("negative prompt for a picture", "takes the place of the empty prompt")
