@@ -15,14 +15,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from md_export.checkpoint.weights import read_tensors
-from md_export.errors import CheckpointError, ConfigError
+from md_export.errors import CheckpointError, ConfigError, UsageError
 from md_export.models.tiny_autoencoder import TINY_CLASS, TinyConfig
 
 _COLOURS: Final = 3
 # The author's sequence begins with a clamp, which has no weights; so the first of a decoder's layers is its second.
 _AFTER_CLAMP: Final = 1
-_MOST_LAYERS: Final = 1000
-_HALVES: Final = 2
+# Digits of an index.
+_LONGEST: Final = 3
 # Convolutions of a sequence with one level, and their rank.
 _FEWEST: Final = 2
 _CONV: Final = 4
@@ -40,10 +40,12 @@ def write_tiny_vae(files: Sequence[Path], folder: Path) -> None:
     """
     tensors: dict[str, Tensor] = {}
     fields: dict[str, object] = {}
-    for file in files[:_HALVES]:
+    for file in files:
         layers = _layers(file)
         first = layers[min(layers)].get("weight")
         half = "encoder" if first is not None and first.shape[1:2] == (_COLOURS,) else "decoder"
+        if f"num_{half}_blocks" in fields:
+            raise CheckpointError(f"{file} is a second {half}: give one decoder, and perhaps one encoder")
         fields |= _fields(layers, half, file)
         offset = _AFTER_CLAMP if half == "decoder" else 0
         for number, parts in layers.items():
@@ -66,8 +68,11 @@ def vae_folder(given: Sequence[Path]) -> Iterator[Path | None]:
     """Yield the VAE's folder that ``given`` names, or one made of its author's files; None where nothing is given.
 
     Raises:
+        UsageError: more than one folder, or a folder and a file.
         CheckpointError: as :func:`write_tiny_vae`.
     """
+    if len(given) > 1 and any(path.is_dir() for path in given):
+        raise UsageError("--vae: name one folder, or the files of a decoder and an encoder")
     if not given or given[0].is_dir():
         yield given[0] if given else None
         return
@@ -80,7 +85,7 @@ def _layers(file: Path) -> Layers:
     layers: Layers = {}
     for name, tensor in read_tensors(file).items():
         number, _, part = name.partition(".")
-        if not number.isdecimal() or not part or int(number[:6]) > _MOST_LAYERS:
+        if not number.isdecimal() or not part or len(number) > _LONGEST:
             raise CheckpointError(
                 f"{file} is no tiny autoencoder: {name!r:.80} is no layer of a sequence; give a folder as diffusers "
                 "saves it, or the author's taesd_decoder.safetensors"

@@ -23,7 +23,7 @@ from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.engine.plan import ExportRequest
 from md_export.engine.planning import plan
-from md_export.errors import CheckpointError, ConfigError, RewriteError
+from md_export.errors import CheckpointError, ConfigError, RewriteError, UsageError
 from md_export.models.config import ModelConfig
 from md_export.models.sampling.pictures import Start
 from md_export.models.sampling.sampler import one_step
@@ -148,6 +148,7 @@ def test_the_authors_files_take_the_place_of_a_vae(
         ({"decoder.0.weight": torch.zeros(1)}, "is no layer of a sequence"),
         ({"1.weight": torch.zeros(3)}, "no convolutions between its blocks"),
         ({"9999999999.weight": torch.zeros(3)}, "is no layer of a sequence"),
+        ({"0" * 5000 + "1.weight": torch.zeros(3)}, "is no layer of a sequence"),
         ({}, "holds no tensors"),
     ],
 )
@@ -162,6 +163,19 @@ def test_files_that_are_no_tiny_autoencoder(
 
 
 @pytest.mark.seen("FLUX.2's tiny autoencoder", "normalised middle blocks; trained weights make a picture again")
+def test_nothing_that_is_named_is_passed_over(theirs: Any, tiny: Path, other_checkpoint: Path, tmp_path: Path) -> None:
+    decoder, encoder = author_files(theirs, tmp_path)
+    for vaes, said in (
+        ((decoder, encoder, decoder), "is a second decoder"),
+        ((encoder, encoder), "is a second encoder"),
+        ((tiny / "vae", tiny / "vae"), "name one folder"),
+    ):
+        ended = adapted(other_checkpoint, tmp_path / "out", *vaes)
+        assert isinstance(ended.exception, CheckpointError | UsageError)
+        assert said in str(ended.exception)
+        assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.skipif(not WEIGHTS.is_dir(), reason="the trained weights of FLUX.2's tiny autoencoder are not here")
 def test_trained_weights_in_the_authors_names(other_config: ModelConfig, tmp_path: Path) -> None:
     """Their encoder and decoder make a picture again, which another order of the blocks' parts would not."""
