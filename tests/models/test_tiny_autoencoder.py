@@ -162,7 +162,6 @@ def test_files_that_are_no_tiny_autoencoder(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.seen("FLUX.2's tiny autoencoder", "normalised middle blocks; trained weights make a picture again")
 def test_nothing_that_is_named_is_passed_over(theirs: Any, tiny: Path, other_checkpoint: Path, tmp_path: Path) -> None:
     decoder, encoder = author_files(theirs, tmp_path)
     for vaes, said in (
@@ -176,6 +175,7 @@ def test_nothing_that_is_named_is_passed_over(theirs: Any, tiny: Path, other_che
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.seen("FLUX.2's tiny autoencoder", "normalised middle blocks; trained weights make a picture again")
 @pytest.mark.skipif(not WEIGHTS.is_dir(), reason="the trained weights of FLUX.2's tiny autoencoder are not here")
 def test_trained_weights_in_the_authors_names(other_config: ModelConfig, tmp_path: Path) -> None:
     """Their encoder and decoder make a picture again, which another order of the blocks' parts would not."""
