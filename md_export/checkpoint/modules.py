@@ -20,7 +20,7 @@ from md_export.checkpoint.files import capped, shown
 from md_export.errors import CheckpointError, ConfigError
 from md_export.models.config import ModelConfig
 from md_export.models.graph import Component, Family
-from md_export.system.memory import release_tensors
+from md_export.system.memory import in_a_file, release_tensors
 
 MAX_PARAMETERS: Final = 8_000_000_000
 # More layers cost seconds and gigabytes whatever their widths; MobileDiffusion's UNet has 700 tensors.
@@ -186,7 +186,9 @@ def _group(title: str, lines: list[str]) -> list[str]:
 
 
 def as_float32(component: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return all tensors in float32 and contiguous, copied only where they are not; mapped pages are released.
+    """Return all tensors in float32 and contiguous, on mapped pages of files, which are released.
+
+    Tensors that are stored otherwise are copied, large ones into scratch files.
 
     Raises:
         CheckpointError: NaN or Inf among them.
@@ -194,12 +196,13 @@ def as_float32(component: str, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
     converted: dict[str, Tensor] = {}
     broken: list[str] = []
     for name, tensor in tensors.items():
-        converted[name] = tensor.to(torch.float32).contiguous()
+        own = tensor.to(torch.float32).contiguous()
+        converted[name] = own if own is tensor else in_a_file(own)
         if not torch.isfinite(converted[name]).all():
             nans = int(converted[name].isnan().sum())
             infinities = int(converted[name].isinf().sum())
             broken.append(f"{name}: {nans} NaN and {infinities} Inf among {tensor.numel()} values")
-        release_tensors([tensor])
+        release_tensors([tensor, converted[name]])
     if broken:
         what = f"{component}: {len(broken)} tensors hold values that are not finite; "
         advice = "use a checkpoint from before training diverged, or copy it again:"

@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 import sys
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 
 _EVERY_S: Final = 0.1
+_WORTH_A_FILE: Final = 1 << 20
 
 
 @dataclass
@@ -106,6 +108,26 @@ def release_weights(module: nn.Module) -> None:
     stay in memory.
     """
     release_tensors((*module.parameters(), *module.buffers()))
+
+
+def in_a_file(tensor: Tensor) -> Tensor:
+    """Return a copy whose memory :func:`release_pages` can give back: a scratch file without a name, mapped.
+
+    Returns:
+        ``tensor`` itself if it is small, or if there is no room for such a file.
+    """
+    import numpy as np
+    import torch
+
+    if tensor.nbytes < _WORTH_A_FILE:
+        return tensor
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.write(tensor.numpy().data.cast("B"))
+            file.flush()
+            return torch.from_numpy(np.memmap(file, tensor.numpy().dtype, mode="c", shape=tuple(tensor.shape)))
+    except OSError:
+        return tensor
 
 
 def release_tensors(tensors: Iterable[Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 import weakref
 from pathlib import Path
@@ -16,7 +17,8 @@ from md_export.checkpoint import open_checkpoint
 from md_export.checkpoint.architectures import init_checkpoint
 from md_export.models.families import family_of
 from md_export.models.sampling.generate import OneAtATime, TorchRunner
-from md_export.system.memory import release_pages, release_tensors, release_weights
+from md_export.system import memory
+from md_export.system.memory import in_a_file, release_pages, release_tensors, release_weights
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems keep pages as they see fit")
 MEGABYTE = 1 << 20
@@ -62,9 +64,35 @@ def test_memory_of_no_file_is_kept() -> None:
     assert not release_pages(tensor.data_ptr(), 10), "less than a page"
 
 
-def test_a_checkpoint_s_module_holds_no_weights_until_it_is_run(tmp_path: Path) -> None:
-    """In float32, that is; other types are converted into memory."""
-    checkpoint = open_checkpoint(init_checkpoint(tmp_path / "nano", "nano", 0, "float32"))
+def test_a_copy_in_a_file_is_given_back_and_read_again() -> None:
+    tensor = torch.arange(16 * MEGABYTE, dtype=torch.float32)
+    copy = in_a_file(tensor)
+    assert torch.equal(copy, tensor)
+    before = of_files()
+    release_tensors([copy])
+    assert before - of_files() > 60
+    assert torch.equal(copy, tensor)
+
+
+def test_without_room_for_a_file_memory_is_used() -> None:
+    tensor = torch.ones(MEGABYTE)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        assert in_a_file(tensor) is tensor
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert in_a_file(tensor) is not tensor
+    assert in_a_file(tensor[:1000]).data_ptr() == tensor.data_ptr(), "not worth it"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_checkpoint_s_module_holds_no_weights_until_it_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """What is not stored in float32 is converted into a scratch file, if it is large."""
+    monkeypatch.setattr(memory, "_WORTH_A_FILE", 4096)
+    checkpoint = open_checkpoint(init_checkpoint(tmp_path / "nano", "nano", 0, dtype))
     checkpoint.module("unet")
     before = of_files()
     module = checkpoint.module("unet")
