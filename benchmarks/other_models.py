@@ -29,7 +29,7 @@ from md_export.models.text_encoder import MASKED
 from md_export.parity.metrics import compare
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import Arrays, TensorSpec
-from md_export.system.quiet_imports import import_quietly
+from md_export.system.vendors import import_quietly
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from md_export.errors import ConfigError
-from md_export.system.quiet_imports import import_quietly
+from md_export.system.vendors import import_quietly
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 

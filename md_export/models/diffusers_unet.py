@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final, cast
 from torch import Tensor, nn
 
 from md_export.errors import ConfigError, MissingExtraError
-from md_export.system.quiet_imports import import_quietly
+from md_export.system.vendors import import_quietly
 
 CLASS_NAME: Final = "UNet2DConditionModel"
 _DOWN_BLOCKS: Final = ("CrossAttnDownBlock2D", "DownBlock2D")

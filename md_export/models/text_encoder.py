@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from md_export.errors import ConfigError
-from md_export.system.quiet_imports import import_quietly
+from md_export.system.vendors import import_quietly
 
 # Finite, so that half precision never sees an infinity; exp(-1e4) is 0 in float32 as in float16.
 MASKED = -1e4

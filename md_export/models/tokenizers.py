@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from md_export.errors import CheckpointError, MissingExtraError, UsageError
 from md_export.system.files import read_limited
-from md_export.system.quiet_imports import import_quietly
+from md_export.system.vendors import import_quietly
 
 # What a checkpoint without text has in a tokenizer's place, and the file there.
 LABELS_FOLDER: Final = "labels"

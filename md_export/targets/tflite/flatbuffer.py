@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 
 from md_export.errors import RuntimeFault, raised_as
 from md_export.spec.tensors import Array
+from md_export.system.vendors import replaced
 from md_export.targets.contract import METADATA
 from md_export.targets.stored import Float32, along
 
@@ -58,8 +59,6 @@ def module_paths_as_names(root: str) -> Iterator[None]:
     """Make litert_torch name tensors ``<module path>;``, and ``root;`` where the path is empty."""
     from litert_torch.backend import debuginfo
 
-    original = debuginfo.build_mlir_debuginfo
-
     def path_of(node: Any) -> str | None:
         stack = node.meta.get("nn_module_stack")
         if not stack:
@@ -67,11 +66,8 @@ def module_paths_as_names(root: str) -> Iterator[None]:
         path, _ = list(stack.values())[-1]
         return (path.removeprefix(COMPONENT).removeprefix(".") or root) + END
 
-    debuginfo.build_mlir_debuginfo = path_of
-    try:
+    with replaced(debuginfo, "build_mlir_debuginfo", path_of):
         yield
-    finally:
-        debuginfo.build_mlir_debuginfo = original
 
 
 def module_of(weight: str, output: str) -> str:

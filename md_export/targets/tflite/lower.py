@@ -5,8 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +15,7 @@ from md_export.errors import ConversionError, raised_as
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import TensorSpec
 from md_export.system.memory import release_weights
+from md_export.system.vendors import replaced
 from md_export.targets.contract import LoweringJob
 from md_export.targets.lowering import check_module_globs, check_surface, example_of, quiet
 from md_export.targets.tflite import flatbuffer
@@ -77,10 +77,13 @@ def scratch_file(folder: Path) -> Path:
 def _convert(job: LoweringJob, path: Path) -> None:
     import litert_torch
     from litert_converter.mlir import ir
+    from litert_torch.fx_infra import CanonicalizePass, ExportedProgramPassResult
 
     errors = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ir.MLIRError)
     what, names = f"litert_torch cannot convert {job.component}", flatbuffer.module_paths_as_names(job.component)
-    with raised_as(ConversionError, what, errors), names, _one_trace_less():
+    # It traces what the layout pass left, as the lowering right after it does: the same file without (0.10).
+    untraced = replaced(CanonicalizePass, "call", lambda _, program: ExportedProgramPassResult(program, True))
+    with raised_as(ConversionError, what, errors), names, untraced:
         signature = litert_torch.signature(SIGNATURE, _Named(job).eval(), sample_kwargs=example_of(job))
         # Weights as resources, not as attributes that every pass copies: the same graph, with the full-size UNet in
         # half of the memory and a quarter of the time.
@@ -89,22 +92,6 @@ def _convert(job: LoweringJob, path: Path) -> None:
         release_weights(job.module)
         flatbuffer.attach_notes(converted, job.notes)
         converted.export(str(path))
-
-
-@contextmanager
-def _one_trace_less() -> Iterator[None]:
-    """Let litert_torch (0.10) trace the graph twice instead of three times: a third of a conversion's time.
-
-    Its canonicalization traces what its layout pass left, and its lowering does the same right after: same file.
-    """
-    from litert_torch.fx_infra import CanonicalizePass, ExportedProgramPassResult
-
-    original = CanonicalizePass.call
-    CanonicalizePass.call = lambda _, program: ExportedProgramPassResult(program, True)
-    try:
-        yield
-    finally:
-        CanonicalizePass.call = original
 
 
 def _check_surface(job: LoweringJob, path: Path) -> None:

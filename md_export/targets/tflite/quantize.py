@@ -17,6 +17,7 @@ from torch import nn
 from md_export.errors import ConversionError, raised_as
 from md_export.spec.recipe import QuantScheme
 from md_export.spec.tensors import Array
+from md_export.system.vendors import replaced
 from md_export.targets.contract import LoweringJob
 from md_export.targets.lowering import quiet
 from md_export.targets.observers import ObserverTable
@@ -104,11 +105,8 @@ def chunked_by_channel() -> Iterator[None]:
         matrix, params = as_matrix(tensor_data, quantization_params)
         return original(matrix, params).reshape(tensor_data.shape)
 
-    uniform_quantize_tensor.uniform_quantize = uniform_quantize
-    try:
+    with replaced(uniform_quantize_tensor, "uniform_quantize", uniform_quantize):
         yield
-    finally:
-        uniform_quantize_tensor.uniform_quantize = original
 
 
 def as_matrix(tensor: Any, params: Any) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ import pytest
 from coremltools.converters.mil.mil import Builder
 from coremltools.converters.mil.mil.passes.defs.quantization import FP16ComputePrecision
 
-from md_export.targets.coreml.lower import lean_overflow_check, overflows
+from md_export.targets.coreml.lower import lean_conversion, overflows
 
 OWN = FP16ComputePrecision.fp16_overflow
 SIZE = (1 << 20) + 7
@@ -55,6 +55,6 @@ def test_memory_does_not_grow_with_the_weight() -> None:
 
 
 def test_it_is_there_for_the_duration_only() -> None:
-    with lean_overflow_check():
+    with lean_conversion():
         assert FP16ComputePrecision.fp16_overflow is overflows
     assert FP16ComputePrecision.fp16_overflow is OWN
