@@ -11,6 +11,7 @@ from types import NoneType, UnionType
 from typing import Any, Final, TypeVar
 
 from md_export.checkpoint.files import TABLE_LIMIT, Layout, read_json, shown
+from md_export.checkpoint.quantized import QUANTIZATION, refuse_quantized_config
 from md_export.checkpoint.recognize import INDEX, family_in
 from md_export.errors import CheckpointError, ConfigError
 from md_export.models.adapter import AdapterConfig
@@ -51,6 +52,8 @@ _FROM_ZERO: Final = (
     "transformer_layers_per_block",
     "reverse_transformer_layers_per_block",
 )
+# Numbers of any sign, or infinite.
+_ANY_NUMBER: Final = ("lambda_min_clipped",)
 _LEVELS: Final = 16
 _NAMED_TOKENS: Final = 5
 SCHEDULER: Final = "scheduler/scheduler_config.json"
@@ -113,6 +116,7 @@ def _text_config(layout: Layout, folder: str) -> dict[str, object]:
     """Return the fields of a text encoder's ``config.json`` that are read, its sizes checked."""
     file = f"{folder}/config.json"
     text = read_json(layout.require(file))
+    refuse_quantized_config(text, file)
     for field in _TEXT_SIZES:
         if field in text:
             _value(f"{file}: {field}", field, text[field], int)
@@ -124,6 +128,7 @@ def _text_config(layout: Layout, folder: str) -> dict[str, object]:
 def _t5_config(layout: Layout) -> T5Config:
     """Return the fields of T5's ``config.json`` that are read, and the length of a prompt by the pipeline's class."""
     text = read_json(layout.require("text_encoder/config.json"))
+    refuse_quantized_config(text, "text_encoder/config.json")
     if text.get("model_type") != "t5":
         raise ConfigError(
             f"text_encoder/config.json: only model_type='t5' is supported, not {text.get('model_type')!r}"
@@ -187,12 +192,15 @@ def parse_config(kind: type[ConfigT], folder: str, values: Mapping[str, Any]) ->
         ConfigError: a field is unknown, of a wrong type or not supported.
     """
     file, hints = SCHEDULER if folder == "scheduler" else f"{folder}/config.json", typing.get_type_hints(kind)
+    refuse_quantized_config(values, file)
     known = [field.name for field in dataclasses.fields(kind)]
     parsed = {name: _value(f"{file}: {name}", name, values[name], hints[name]) for name in known if name in values}
     for name, required in kind.REQUIRED.items():
         if values.get(name, required) != required:
             raise ConfigError(f"{file}: only {name}={required!r} is supported, not {values[name]!r}")
-    unknown = sorted({name for name in values if not name.startswith("_")} - {*known, *kind.REQUIRED, *kind.IGNORED})
+    unknown = sorted(
+        {name for name in values if not name.startswith("_")} - {*known, *kind.REQUIRED, *kind.IGNORED, QUANTIZATION}
+    )
     if unknown:
         raise ConfigError(f"{file}: unknown field {', '.join(unknown)}; known fields: {', '.join(sorted(known))}")
     try:
@@ -216,7 +224,8 @@ def _value(where: str, field: str, value: Any, hint: Any) -> Any:
             raise ConfigError(f"{where} must be a whole number above 0, not {value!r:.80}")
         _check_largest(where, field, value)
     elif wanted is float:
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value) or value <= 0:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not (field in _ANY_NUMBER or 0 < value < math.inf):
             raise ConfigError(f"{where} must be a finite number above 0, not {value!r:.80}")
         return float(value)
     elif not isinstance(value, wanted):

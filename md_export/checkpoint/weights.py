@@ -18,6 +18,7 @@ from torch import Tensor
 
 from md_export.checkpoint.files import LFS_HEADER, TABLE_LIMIT, git_lfs_pointer, read_json, shown, unreadable
 from md_export.checkpoint.modules import MAX_TENSORS
+from md_export.checkpoint.quantized import GGUF, refuse_gguf, refuse_quantized
 from md_export.errors import CheckpointError
 
 # Names and shapes without the values; those of the full-size UNet have 0.1 MB.
@@ -159,6 +160,8 @@ def find_weights(root: Path, folder: str) -> WeightSet | None:
         path = root / folder / name
         if path.is_file():
             return _sharded(path) if name.endswith(_INDEX) else WeightSet((path,))
+    for path in sorted((root / folder).glob("*.gguf")):
+        refuse_gguf(str(path))
     return None
 
 
@@ -187,7 +190,9 @@ def read_tensors(file: Path, name: str | None = None) -> dict[str, Tensor]:
     """
     where = name or str(file)
     tensors: dict[str, Tensor] = {}
-    for key, tensor in stored_values(file, name).items():
+    values = stored_values(file, name)
+    refuse_quantized(values.keys(), where)
+    for key, tensor in values.items():
         if not isinstance(tensor, Tensor):
             raise CheckpointError(
                 f"{where} holds no flat table of names to tensors: save it again as torch.save(model.state_dict(), …)"
@@ -229,8 +234,11 @@ def stored_values(file: Path, name: str | None = None) -> Mapping[str, object]:
     where = name or str(file)
     try:
         with file.open("rb") as handle:
-            if handle.read(len(LFS_HEADER)) == LFS_HEADER:
+            start = handle.read(len(LFS_HEADER))
+            if start == LFS_HEADER:
                 git_lfs_pointer(where)
+            if start.startswith(GGUF):
+                refuse_gguf(where)
         return _read_safetensors(file, where) if file.suffix == ".safetensors" else _read_torch(file)
     except OSError as error:
         unreadable(where, error)
