@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from md_export.checkpoint.single_file import TEXT, UNET, VAE
+from md_export.checkpoint.single_file_parts import TEXT, UNET, VAE
 
 _RESNET = {
     "norm1": "in_layers.0",
@@ -22,6 +22,8 @@ _TOP = {
     "conv_in": "input_blocks.0.0",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
     "mid_block.resnets.0": "middle_block.0",

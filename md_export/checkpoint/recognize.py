@@ -40,6 +40,7 @@ _NOT_READ: Final[Mapping[str, str]] = {
     "QwenImage": "Qwen-Image",
     "SD3": "Stable Diffusion 3",
     "Sana": "SANA",
+    "SnapFusion": "SnapFusion",
     "StableCascade": "Stable Cascade",
     "StableDiffusion3": "Stable Diffusion 3",
     "StableVideoDiffusion": "Stable Video Diffusion",

@@ -3,72 +3,45 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from md_export.checkpoint import open_checkpoint
 from md_export.checkpoint.architectures import FILES, config_files
 from md_export.checkpoint.configs import check_vocabulary
 from md_export.checkpoint.files import capped, check_tokenizer, copy_tokenizer, read_json, shown
-from md_export.checkpoint.modules import MAX_TENSORS, build_on_meta, difference
-from md_export.checkpoint.original_names import open_clip_name, original_names, original_vae_name
+from md_export.checkpoint.modules import MAX_TENSORS, difference
+from md_export.checkpoint.quantized import refuse_gguf, refuse_quantized
 from md_export.checkpoint.random_tokenizer import write_json
 from md_export.checkpoint.single_file_config import Shapes, clip_config, unet_config, vae_config
 from md_export.checkpoint.single_file_kinds import lone_part, other_model
+from md_export.checkpoint.single_file_parts import KINDS, UNET, VAE, Kind, Text, module_of, shaped, sources
 from md_export.checkpoint.single_file_schedule import Trained, trained_for, trained_size
 from md_export.checkpoint.weights import check_stored, is_weight, read_metadata, stored_values
-from md_export.errors import CheckpointError
+from md_export.errors import CheckpointError, ConfigError
 from md_export.models.config import ModelConfig
 from md_export.models.families import family_of
-from md_export.models.graph import Component
 from md_export.system.files import refuse_existing, require_space, staging
 
 Tensors = dict[str, Tensor]
-# A tensor's name in the file, and which third of it is meant.
-Source = tuple[str, int | None]
 
 SUFFIXES: Final = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-UNET: Final = "model.diffusion_model."
-VAE: Final = "first_stage_model."
-TEXT: Final = "cond_stage_model.transformer."
-OPEN_CLIP: Final = "cond_stage_model.model."
 TOKENIZER_OF: Final = "https://huggingface.co/openai/clip-vit-large-patch14"
 # What such files hold beside what is used: averages for training, losses, positions, CLIP's other half.
 _LEFT_OUT: Final = ("model_ema.", f"{VAE}loss.", f"{VAE}model_ema.")
 _LEFT_OUT_ENDS: Final = (".position_ids", ".logit_scale", ".text_projection", ".text_projection.weight", ".attn_mask")
 # Text encoders are used up to a layer before the last.
 _LAYER: Final = re.compile(r"(?:transformer\.resblocks|(?:text_model\.)?encoder\.layers)\.(\d{1,4})\.")
+# Side of latents of Stable Diffusion 2 that predicts v.
+_SIZE_OF_V: Final = 96
 # OpenCLIP's tokenizer fills with id 0, CLIP's with its end.
 _OPEN_CLIP_PAD: Final = "!"
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """A model that people have as one file.
-
-    Attributes:
-        text: where its text encoder's names begin.
-        tells: some predict epsilon and some v.
-    """
-
-    title: str
-    text: str
-    tells: bool
-    scaling_factor: float = 0.18215
-
-
-_KINDS: Final = (
-    _Kind("Stable Diffusion 1", TEXT, tells=False),
-    _Kind("Stable Diffusion 2", OPEN_CLIP, tells=True),
-)
-# Sides of latents: of Stable Diffusion 2 that predicts v, and of all others.
-_SIZE_OF_V: Final = 96
-_SIZE: Final = 64
 
 
 @dataclass(frozen=True)
@@ -115,29 +88,35 @@ def unpack(
         zero = " with zero terminal SNR" if trained.zero_snr else ""
         height, width = config.picture_shape
         words = f"{kind.title}, {width}×{height}, predicts {trained.prediction}{zero} ({trained.why})"
+    elif config.t5 or [name for _, name, _ in config.text_encoders] != [part.folder for part in kind.texts]:
+        raise CheckpointError(f"{file} holds {kind.title}, and --config a model of another family: give one of this")
     if tokenizer is None:
         raise CheckpointError(
             f"{file} holds no tokenizer: give a folder with CLIP's vocab.json and merges.txt, --tokenizer DIR; they "
             f"are in {TOKENIZER_OF}"
         )
-    _check_tokenizer(tokenizer, config)
+    for _, encoder, text in config.text_encoders:
+        _check_tokenizer(tokenizer, encoder, text)
     require_space(out, sum(tensor.nbytes for tensor in model.tensors.values()))
     with staging(out) as folder:
         for name, content in config_files(config).items():
             write_json(folder / name, content)
         used: set[str] = set()
         for name in FILES:
-            part, sources = _converted(model, kind, name, config)
-            used |= sources
-            if part:
-                save_file(part, folder / name / FILES[name], metadata={"format": "pt"})
+            tensors, taken = _converted(model, kind, name, config)
+            used |= taken
+            if tensors:
+                save_file(tensors, folder / name / FILES[name], metadata={"format": "pt"})
         _refuse_the_rest(model, kind, used, config)
-        _write_tokenizer(tokenizer, folder / "tokenizer", kind)
+        for part, (name, _, _) in zip(kind.texts, config.text_encoders, strict=True):
+            _write_tokenizer(tokenizer, folder / name, part)
         open_checkpoint(folder).check()
     return words
 
 
 def _read(file: Path) -> _File:
+    if file.suffix == ".gguf":
+        refuse_gguf(str(file))
     if file.suffix not in SUFFIXES or not file.is_file():
         raise CheckpointError(f"{file} is no file of a model: give one that ends in {', '.join(SUFFIXES)}")
     values = stored_values(file)
@@ -148,6 +127,7 @@ def _read(file: Path) -> _File:
     if isinstance(step, int):
         metadata["global_step"] = str(step)
     tensors = {name: value for name, value in values.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    refuse_quantized(tensors.keys(), str(file))
     if len(tensors) > MAX_TENSORS:
         raise CheckpointError(f"{file} holds {len(tensors):,} tensors; at most {MAX_TENSORS:,} are read: replace it")
     for name, tensor in tensors.items():
@@ -155,118 +135,105 @@ def _read(file: Path) -> _File:
     return _File(file, tensors, metadata)
 
 
-def _kind_of(model: _File) -> _Kind:
+def _kind_of(model: _File) -> Kind:
     names, file = model.tensors.keys(), model.path
+
+    def holds(prefix: str) -> bool:
+        return any(name.startswith(prefix) for name in names)
+
     other = other_model(names)
     if other is not None:
         raise CheckpointError(f"{file} holds {other}; single files of {_titles()} are unpacked")
-    kind = next((kind for kind in _KINDS if any(name.startswith(kind.text) for name in names)), None)
-    parts = {"UNet": UNET, "VAE": VAE, "text encoder": kind.text if kind else TEXT}
-    missing = [part for part, prefix in parts.items() if not any(name.startswith(prefix) for name in names)]
+    kind = next((kind for kind in KINDS if any(holds(part.prefix) for part in kind.texts)), None)
+    texts = {part.title: part.prefix for part in (kind or KINDS[0]).texts}
+    missing = {part: prefix for part, prefix in {"UNet": UNET, "VAE": VAE, **texts}.items() if not holds(prefix)}
     if missing or kind is None:
         lone = lone_part(names) if len(missing) > 1 else None
-        held = f"holds {lone}" if lone else f"holds no {missing[0]}, no name begins with {parts[missing[0]]}"
+        part, prefix = next(iter(missing.items()))
+        held = f"holds {lone}" if lone else f"holds no {part}, no name begins with {prefix}"
         raise CheckpointError(f"{file} {held}: give the file of a whole model, {_titles()}")
     return kind
 
 
 def _titles() -> str:
-    return " or ".join(kind.title for kind in _KINDS)
+    *others, last = (kind.title for kind in KINDS)
+    return f"{', '.join(others)} or {last}"
 
 
-def _tells(kind: _Kind, model: _File) -> bool:
+def _tells(kind: Kind, model: _File) -> bool:
     """Whether epsilon is no default: Stable Diffusion 2's in-painting models all predict it."""
     first = model.tensors.get(f"{UNET}input_blocks.0.0.weight")
     return kind.tells and first is not None and first.ndim > 1 and first.shape[1] == 4
 
 
-def _config(kind: _Kind, model: _File, trained: Trained) -> ModelConfig:
+def _config(kind: Kind, model: _File, trained: Trained) -> ModelConfig:
     try:
-        text = clip_config(_clip_shapes(model, kind), kind.text == OPEN_CLIP)
+        first, *others = (clip_config(_clip_shapes(model, part), part.open_clip, part.pooled) for part in kind.texts)
+        second = next(iter(others), None)
         vae = vae_config(model.shapes(VAE), kind.scaling_factor)
         large = kind.tells and trained.prediction == "v_prediction"
-        size = trained_size(model.metadata, vae.downscale) or (_SIZE_OF_V if large else _SIZE)
-        config = ModelConfig(text, unet_config(model.shapes(UNET), size), vae, trained.schedule)
+        size = trained_size(model.metadata, vae.downscale) or (_SIZE_OF_V if large else kind.size)
+        unet = unet_config(model.shapes(UNET), size, None if second is None else second["projection_dim"])
+        config = ModelConfig(first, unet, vae, trained.schedule, text_encoder_2=second)
+        if second is not None:
+            config = replace(config, method="euler", zeros_for_empty=True)
         config.check()
-    except CheckpointError as error:
+    except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{model.path}: {error}") from error
     return config
 
 
-def _clip_shapes(model: _File, kind: _Kind) -> Shapes:
+def _clip_shapes(model: _File, part: Text) -> Shapes:
     """Older files leave out ``text_model.``."""
-    return {name.removeprefix("text_model."): shape for name, shape in model.shapes(kind.text).items()}
+    return {name.removeprefix("text_model."): shape for name, shape in model.shapes(part.prefix).items()}
 
 
-def _converted(model: _File, kind: _Kind, folder: str, config: ModelConfig) -> tuple[Tensors, set[str]]:
+def _converted(model: _File, kind: Kind, folder: str, config: ModelConfig) -> tuple[Tensors, set[str]]:
     """Return the tensors of a folder under diffusers' names, and the names in the file that they come from.
 
     Raises:
         CheckpointError: tensors are missing, of another shape or quantized.
     """
     made: Tensors = {}
-    used = set()
-    start = "text_model." if folder == "text_encoder" else ""
+    used: set[str] = set()
+    of_text = folder in [part.folder for part in kind.texts]
     for component in (row for row in family_of(config).components if row.folder == folder):
-        module, own = build_on_meta(component, config), Tensors()
-        for name, (source, third) in _sources(component, module, kind, config):
-            tensor = model.tensors.get(source, model.tensors.get(source.replace(f"{TEXT}text_model.", TEXT)))
-            if tensor is None:
+        module, own = module_of(component, config), Tensors()
+        for name, (stored_as, third) in sources(component, module, kind, config):
+            source = next((one for one in stored_as if one in model.tensors), None)
+            if source is None:
                 continue
+            tensor = model.tensors[source]
             if not is_weight(tensor):
                 raise CheckpointError(
                     f"{model.path} stores {shown(source)} as {str(tensor.dtype).removeprefix('torch.')}: give the file "
                     "as it was before quantization"
                 )
-            used |= {source, source.replace(f"{TEXT}text_model.", TEXT)}
-            own[name] = _shaped(tensor, third, module.get_parameter(name))
+            used.update(stored_as)
+            own[name] = shaped(tensor, source, third, module.get_parameter(name))
         expected, stored = (
             {name: tuple(tensor.shape) for name, tensor in tensors}
             for tensors in (module.named_parameters(), own.items())
         )
         if found := difference(component, expected, stored):
             raise CheckpointError(f"{model.path}:\n{found}")
-        # Copies: two names of one tensor cannot be saved.
-        made |= {start + name: tensor.clone().contiguous() for name, tensor in own.items()}
+        for name, tensor in own.items():
+            start = "text_model." if of_text and not name.startswith("text_projection.") else ""
+            # Copies: two names of one tensor cannot be saved.
+            made[start + name] = tensor.clone(memory_format=torch.contiguous_format)
     return made, used
 
 
-def _sources(component: Component, module: nn.Module, kind: _Kind, config: ModelConfig) -> Iterator[tuple[str, Source]]:
-    """Yield each tensor's name in diffusers and where the file has it."""
-    names = [name for name, _ in module.named_parameters()]
-    if component.folder == "unet":
-        paths = original_names(path for path, _ in module.named_modules())
-        for name in names:
-            path, _, leaf = name.rpartition(".")
-            yield name, (f"{UNET}{paths.get(path, path)}.{leaf}", None)
-    elif component.folder == "vae":
-        levels = config.vae.downscale.bit_length()
-        for name in names:
-            yield name, (VAE + original_vae_name(name, levels), None)
-    else:
-        for name in names:
-            found = open_clip_name(name) if kind.text == OPEN_CLIP else (f"text_model.{name}", None)
-            if found is not None:
-                yield name, (kind.text + found[0], found[1])
-
-
-def _shaped(tensor: Tensor, third: int | None, wanted: Tensor) -> Tensor:
-    """Return a third of a tensor that holds three; a VAE's attention as linear layers, which was 1×1 convolutions."""
-    if third is not None and tensor.ndim and tensor.shape[0] == 3 * wanted.shape[0]:
-        tensor = tensor.chunk(3)[third]
-    ones = tensor.shape[wanted.ndim :]
-    return tensor.flatten(wanted.ndim - 1) if wanted.ndim == 2 and ones and set(ones) == {1} else tensor
-
-
-def _refuse_the_rest(model: _File, kind: _Kind, used: set[str], config: ModelConfig) -> None:
-    """Raise for tensors of the three parts that no module has: then the config is another than the file's."""
-    layers = int(config.text_encoder.get("num_hidden_layers", 0))
+def _refuse_the_rest(model: _File, kind: Kind, used: set[str], config: ModelConfig) -> None:
+    """Raise for tensors of the parts that no module has: then the config is another than the file's."""
+    counts = [int(text.get("num_hidden_layers", 0)) for _, _, text in config.text_encoders]
+    layers = {part.prefix: count for part, count in zip(kind.texts, counts, strict=True)}
     rest = [
         name
         for name in model.tensors
-        if name.startswith((UNET, VAE, kind.text)) and name not in used
+        if name.startswith((UNET, VAE, *layers)) and name not in used
         if not name.startswith(_LEFT_OUT) and not name.endswith(_LEFT_OUT_ENDS)
-        if not ((layer := _LAYER.match(name.removeprefix(kind.text))) and int(layer[1]) >= layers)
+        if not any(_is_after(name, prefix, count) for prefix, count in layers.items())
     ]
     if rest:
         lines = [
@@ -275,17 +242,22 @@ def _refuse_the_rest(model: _File, kind: _Kind, used: set[str], config: ModelCon
         raise CheckpointError("\n    ".join([*lines, *capped([shown(name) for name in rest])]))
 
 
-def _check_tokenizer(folder: Path, config: ModelConfig) -> None:
+def _is_after(name: str, prefix: str, layers: int) -> bool:
+    layer = _LAYER.match(name.removeprefix(prefix)) if name.startswith(prefix) else None
+    return layer is not None and int(layer[1]) >= layers
+
+
+def _check_tokenizer(folder: Path, encoder: str, text: Mapping[str, object]) -> None:
     present = [name for name in ("tokenizer.json", "vocab.json", "merges.txt") if (folder / name).is_file()]
     if len(present) < 2 and "tokenizer.json" not in present:
         raise CheckpointError(f"{folder} holds no tokenizer: give a folder with CLIP's vocab.json and merges.txt")
     check_tokenizer(folder)
-    check_vocabulary(folder, "text_encoder", config.text_encoder)
+    check_vocabulary(folder, encoder, text)
 
 
-def _write_tokenizer(source: Path, folder: Path, kind: _Kind) -> None:
+def _write_tokenizer(source: Path, folder: Path, part: Text) -> None:
     copy_tokenizer(source, folder)
-    if kind.text != OPEN_CLIP:
+    if not part.open_clip:
         return
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         known = read_json(folder / name) if (folder / name).is_file() else {}

@@ -7,13 +7,15 @@ those are the published models' (Rombach et al., v1-inference.yaml and v2-infere
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from md_export.errors import CheckpointError
-from md_export.models.diffusers_unet import DiffusersUNetConfig
+from md_export.models.diffusers_unet import DiffusersUNetConfig, XLUNetConfig
 from md_export.models.vae import VAEConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
+# Width and depth of attention of each block of a level.
+Level = list[tuple[int, int]]
 
 _GROUPS: Final = 32
 # Stable Diffusion 1 has so many heads of any width; later ones heads of this width.
@@ -21,6 +23,8 @@ _HEADS: Final = 8
 _HEAD_WIDTH: Final = 64
 # Several times what any known model of this kind has.
 _MOST_BLOCKS: Final = 256
+# On the size and the crop of a picture.
+_NUMBERS: Final = 6
 # CLIP's own vocabulary ends with these.
 _VOCABULARY: Final = 49408
 
@@ -32,8 +36,10 @@ class UntoldError(CheckpointError):
         super().__init__(f"{what}: give a folder with the model's config files, --config FOLDER")
 
 
-def unet_config(shapes: Shapes, sample_size: int) -> DiffusersUNetConfig:
+def unet_config(shapes: Shapes, sample_size: int, pooled: int | None = None) -> DiffusersUNetConfig:
     """Return the UNet's config; names are those under ``model.diffusion_model.``.
+
+    ``pooled``: width of the pooled text, which only Stable Diffusion XL's takes.
 
     Raises:
         CheckpointError: a tensor that says a size is missing, or the shapes do not tell.
@@ -41,9 +47,9 @@ def unet_config(shapes: Shapes, sample_size: int) -> DiffusersUNetConfig:
     levels = _levels(shapes)
     widths = tuple(level[-1][0] for level in levels)
     attends = [any(depth for _, depth in level) for level in levels]
-    for level in levels:
-        if len({depth for _, depth in level}) > 1:
-            raise UntoldError("the UNet's attention is of several depths within a level")
+    depths = [_one([max(depth, 1) for _, depth in level]) for level in levels]
+    if pooled is None and any(isinstance(depth, tuple) for depth in depths):
+        raise UntoldError("the UNet's attention is of several depths within a level")
     linear = any(name.endswith(".1.proj_in.weight") and len(shape) == 2 for name, shape in shapes.items())
     text = next((shape[1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")), None)
     if text is None:
@@ -53,33 +59,68 @@ def unet_config(shapes: Shapes, sample_size: int) -> DiffusersUNetConfig:
         raise UntoldError(f"the UNet's widths {list(widths)} are no multiples of {max(step, _GROUPS)}")
     down = tuple("CrossAttnDownBlock2D" if one else "DownBlock2D" for one in attends)
     up = tuple("CrossAttnUpBlock2D" if one else "UpBlock2D" for one in reversed(attends))
-    return DiffusersUNetConfig(
+    plain = DiffusersUNetConfig(
         sample_size=sample_size,
         in_channels=_size(shapes, "input_blocks.0.0.weight", 1),
         out_channels=_size(shapes, "out.2.weight", 0),
         down_block_types=down,
-        mid_block_type="UNetMidBlock2DCrossAttn" if "middle_block.0.in_layers.2.weight" in shapes else None,
+        mid_block_type=_middle(shapes),
         up_block_types=up,
         block_out_channels=widths,
         layers_per_block=_one([len(level) for level in levels]),
         norm_num_groups=_GROUPS,
         cross_attention_dim=text,
-        transformer_layers_per_block=_one([max(level[0][1], 1) for level in levels]),
+        transformer_layers_per_block=depths[0]
+        if len(set(depths)) == 1 and isinstance(depths[0], int)
+        else tuple(depths),
         attention_head_dim=tuple(width // _HEAD_WIDTH for width in widths) if linear else _HEADS,
         use_linear_projection=linear,
     )
+    return plain if pooled is None else _of_xl(plain, shapes, levels, pooled)
 
 
-def _levels(shapes: Shapes) -> list[list[tuple[int, int]]]:
+def _of_xl(plain: DiffusersUNetConfig, shapes: Shapes, levels: list[Level], pooled: int) -> XLUNetConfig:
+    """Add what only Stable Diffusion XL's UNet has; on the way up the attention of pruned ones has its own depths."""
+    width = _size(shapes, "label_emb.0.0.weight", 1)
+    each, rest = divmod(width - pooled, _NUMBERS)
+    if rest or each <= 0:
+        raise UntoldError(f"the UNet adds {width} channels to its time embedding, and the pooled text has {pooled}")
+    blocks = iter(range(_MOST_BLOCKS))
+    up = [
+        [_depth(shapes, f"output_blocks.{next(blocks)}.") for _ in range(len(level) + 1)] for level in reversed(levels)
+    ]
+    pairs = zip(up, reversed(levels), strict=True)
+    mirrored = all(len({*on_the_way, *(depth for _, depth in level)}) == 1 for on_the_way, level in pairs)
+    return XLUNetConfig(
+        **vars(plain),
+        addition_time_embed_dim=each,
+        projection_class_embeddings_input_dim=width,
+        reverse_transformer_layers_per_block=None
+        if mirrored
+        else tuple(_one([max(depth, 1) for depth in on_the_way]) for on_the_way in up),
+    )
+
+
+def _middle(shapes: Shapes) -> str | None:
+    """Return the class of the block in the middle, which a pruned UNet lacks, or has without attention."""
+    if "middle_block.0.in_layers.2.weight" not in shapes:
+        return None
+    return "UNetMidBlock2DCrossAttn" if "middle_block.1.proj_in.weight" in shapes else "UNetMidBlock2D"
+
+
+def _depth(shapes: Shapes, block: str) -> int:
+    return _count(shapes, f"{block}1.transformer_blocks.", ".norm1.weight")
+
+
+def _levels(shapes: Shapes) -> list[Level]:
     """Return width and depth of attention of each block on the way down, by level."""
-    levels: list[list[tuple[int, int]]] = [[]]
+    levels: list[Level] = [[]]
     for block in range(1, _MOST_BLOCKS):
         start = f"input_blocks.{block}."
         if f"{start}0.op.weight" in shapes:
             levels.append([])
         elif f"{start}0.in_layers.2.weight" in shapes:
-            depth = _count(shapes, f"{start}1.transformer_blocks.", ".norm1.weight")
-            levels[-1].append((_size(shapes, f"{start}0.in_layers.2.weight", 0), depth))
+            levels[-1].append((_size(shapes, f"{start}0.in_layers.2.weight", 0), _depth(shapes, start)))
         else:
             break
     if not all(levels):
@@ -122,11 +163,11 @@ def _vae_levels(shapes: Shapes, start: str) -> tuple[tuple[int, ...], int]:
     return widths, layers.pop()
 
 
-def clip_config(shapes: Shapes, open_clip: bool) -> dict[str, object]:
+def clip_config(shapes: Shapes, open_clip: bool, pooled: bool = False) -> dict[str, Any]:
     """Return the config of CLIP's text model; ``open_clip``: names and activation are OpenCLIP's.
 
     OpenCLIP's text model has a projection at its end, which a file keeps beside a last layer that Stable Diffusion 2
-    leaves out (FrozenOpenCLIPEmbedder, ``layer="penultimate"``).
+    leaves out (FrozenOpenCLIPEmbedder, ``layer="penultimate"``). ``pooled``: both are used, as in Stable Diffusion XL.
 
     Raises:
         CheckpointError: a tensor that says a size is missing, or the shapes do not tell.
@@ -144,8 +185,8 @@ def clip_config(shapes: Shapes, open_clip: bool) -> dict[str, object]:
         "vocab_size": rows,
         "hidden_size": width,
         "intermediate_size": _size(shapes, f"{layers}0.{inner}", 0),
-        "projection_dim": width,
-        "num_hidden_layers": count - 1 if open_clip and _has_last_layer(shapes, count) else count,
+        "projection_dim": _projected(shapes) if pooled else width,
+        "num_hidden_layers": count - 1 if open_clip and not pooled and _has_last_layer(shapes, count) else count,
         "num_attention_heads": width // _HEAD_WIDTH,
         "max_position_embeddings": _size(shapes, places, 0),
         "hidden_act": "gelu" if open_clip else "quick_gelu",
@@ -162,6 +203,12 @@ _LAYERS_OF_H: Final = 24
 
 def _has_last_layer(shapes: Shapes, count: int) -> bool:
     return "text_projection" in shapes or count == _LAYERS_OF_H
+
+
+def _projected(shapes: Shapes) -> int:
+    """Return the width of the pooled text; some tools write the projection as transformers has it, transposed."""
+    turned = "text_projection.weight" in shapes
+    return _size(shapes, "text_projection.weight", 0) if turned else _size(shapes, "text_projection", 1)
 
 
 def _size(shapes: Shapes, name: str, axis: int) -> int:

@@ -10,15 +10,9 @@ from md_export.checkpoint.lora_names import read_name
 # Part of a name, and whose it is; the first that is there decides. Names: the models' own code and diffusers'
 # loaders/single_file_utils.py.
 _MODELS: Final = (
-    ("scaled_fp8", "weights in float8 with scales beside them"),
-    (".scale_weight", "weights in float8 with scales beside them"),
-    (".quant_map", "weights quantized by bitsandbytes"),
-    (".absmax", "weights quantized by bitsandbytes"),
-    (".qweight", "quantized weights"),
     ("edm_mean", "Playground 2.5"),
     ("edm_vpred.sigma_max", "CosXL"),
     ("conditioner.embedders.0.model.", "the refiner of Stable Diffusion XL"),
-    ("conditioner.embedders.", "Stable Diffusion XL"),
     ("noise_augmentor.", "Stable unCLIP"),
     ("low_scale_model.", "Stable Diffusion's upscaler"),
     (".time_stack.", "Stable Video Diffusion"),

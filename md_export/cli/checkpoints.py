@@ -108,7 +108,7 @@ def golden(
         raise UsageError("give at least one --prompt, or a file of them with --prompts")
     pairs = [(text, seed) for text in texts for seed in seeds]
     with adapted(checkpoint, loras) as place:
-        opened = open_checkpoint(place).at(Variant(size, timestep, clip_skip))
+        opened = open_checkpoint(place).at(Variant(size, timestep, clip_skip, guidance))
         source = golden_source(opened, sampler=sampler_of(steps, guidance, sampler, negative=negative), encodes=encoder)
         with staging(output) as folder, shared.progress(len(pairs)) as report:
             write_golden(source, pairs, folder, report)
@@ -181,7 +181,7 @@ def adapt(
 @click.option("--prediction", type=click.Choice(PREDICTIONS), help="What the UNet predicts.  [default: as FILE says]")
 @shared.output_option
 def unpack(file: Path, tokenizer: Path | None, config: Path | None, prediction: str | None, output: Path) -> None:
-    """Unpack FILE, a single .safetensors or .ckpt file of Stable Diffusion 1 or 2, into a checkpoint folder."""
+    """Unpack FILE, a single .safetensors or .ckpt file of Stable Diffusion 1, 2 or XL, into a checkpoint folder."""
     from md_export.checkpoint import read_config
     from md_export.checkpoint.single_file import unpack as write
 

@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from md_export.checkpoint.original_names import original_names
-from md_export.checkpoint.single_file import UNET
+from md_export.checkpoint.single_file_parts import UNET
 from single_file import unet_name
 
 

@@ -33,6 +33,7 @@ def written(folder: Path, files: dict[str, dict[str, object]]) -> Path:
         ("LTXPipeline", "transformer", "LTXVideoTransformer3DModel", "LTX-Video"),
         ("Kandinsky3Pipeline", "unet", "Kandinsky3UNet", "Kandinsky"),
         ("KandinskyV22Pipeline", "unet", "MovedUNet", "Kandinsky"),
+        ("SnapFusionPipeline", "unet", "SnapFusionUNet", "SnapFusion"),
         ("StableCascadeDecoderPipeline", "decoder", "StableCascadeUNet", "Stable Cascade"),
     ],
 )

@@ -23,8 +23,9 @@ from cli.test_cli import fails, md_export
 from md_export.checkpoint import build_on_meta, open_checkpoint
 from md_export.checkpoint.architectures import arch_config, write_checkpoint
 from md_export.checkpoint.random_tokenizer import END
-from md_export.checkpoint.single_file import OPEN_CLIP, TEXT, UNET, VAE, unpack
+from md_export.checkpoint.single_file import unpack
 from md_export.checkpoint.single_file_config import unet_config
+from md_export.checkpoint.single_file_parts import OPEN_CLIP, TEXT, UNET, VAE
 from md_export.errors import CheckpointError, OutputError
 from md_export.models.config import ModelConfig
 from md_export.models.diffusers_unet import DiffusersUNetConfig
@@ -216,6 +217,19 @@ def test_in_painting_keeps_its_channels(first: Path, second: Path, tmp_path: Pat
         assert open_checkpoint(out).config.inpaints and "predicts epsilon (no marker)" in held
 
 
+@pytest.mark.seen("single file of InstructPix2Pix", "unpacked with eight channels")
+def test_editing_keeps_its_channels(first: Path, tmp_path: Path) -> None:
+    name, tensors = f"{UNET}input_blocks.0.0.weight", as_one(first, FIRST)
+    tensors[name] = torch.randn(32, 8, 3, 3)
+    held = unpack(write(tensors, tmp_path / "model.safetensors"), first / "tokenizer", tmp_path / "out")
+    made = open_checkpoint(tmp_path / "out")
+    assert made.config.edits and not made.config.inpaints and "predicts epsilon (no marker)" in held
+    assert torch.equal(made.module("unet").get_parameter("conv_in.weight"), tensors[name])
+    tensors[name] = torch.randn(32, 7, 3, 3)
+    with pytest.raises(CheckpointError, match=r"in_channels=7, .* or 8 for editing, or 9 for in-painting"):
+        unpack(write(tensors, tmp_path / "model.safetensors"), first / "tokenizer", tmp_path / "no")
+
+
 V, ZERO = "v_prediction", " with zero terminal SNR"
 NO_SIGNAL = torch.linspace(1, 0, 1000)
 # Keys, metadata, and what is said.
@@ -344,20 +358,20 @@ def test_what_is_missing_or_too_much_is_named(tensors: Tensors, tokenizer: Path,
     assert not (tmp_path / "out").exists()
 
 
-WHOLE = "single files of Stable Diffusion 1 or Stable Diffusion 2 are unpacked"
+WHOLE = "single files of Stable Diffusion 1, Stable Diffusion 2 or Stable Diffusion XL are unpacked"
 OTHERS = {
     "model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": f"holds Stable Diffusion 3; {WHOLE}",
     "double_blocks.0.img_attn.qkv.weight": f"holds FLUX; {WHOLE}",
     "model.diffusion_model.double_stream_modulation_img.lin.weight": "holds FLUX.2",
     "conditioner.embedders.0.model.ln_final.weight": "holds the refiner of Stable Diffusion XL",
-    "conditioner.embedders.0.transformer.text_model.final_layer_norm.bias": "holds Stable Diffusion XL",
+    "conditioner.embedders.0.transformer.text_model.final_layer_norm.bias": "holds no UNet, no name begins",
     "edm_mean": "holds Playground 2.5",
     "attention_y_norm.weight": "holds SANA",
     "double_layers.0.attn.w1q.weight": "holds AuraFlow",
     "control_model.input_blocks.0.0.weight": "holds a ControlNet",
     "lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": "holds a LoRA: give it with --lora",
     "string_to_param.*": "holds a textual inversion",
-    "scaled_fp8": "holds weights in float8 with scales",
+    "scaled_fp8": "holds weights in float8 with scales beside them (ComfyUI), such as scaled_fp8: give",
     f"{UNET}input_blocks.0.0.weight": "holds the UNet of a Stable Diffusion alone",
     "input_blocks.0.0.weight": "holds the UNet of a Stable Diffusion alone",
     "down_blocks.0.resnets.0.conv1.weight": "holds a UNet alone, as diffusers names it",
@@ -367,7 +381,9 @@ OTHERS = {
 }
 
 
-@pytest.mark.seen("single files of SD3, FLUX, SDXL and others, of one part, or of a LoRA", "named as what they are")
+@pytest.mark.seen(
+    "single files of SD3, FLUX, the refiner of SDXL and others, of one part, or of a LoRA", "named as what they are"
+)
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_files_are_named(name: str, tokenizer: Path, tmp_path: Path) -> None:
     file = write({name: torch.zeros(1)}, tmp_path / "model.safetensors")
@@ -416,7 +432,7 @@ def test_what_else_is_wrong(tensors: Tensors, stable_checkpoint: Path, tokenizer
     with pytest.raises(CheckpointError, match=r"--tokenizer DIR; they are in https://huggingface.co/openai/clip"):
         unpack(file, None, tmp_path / "out", STABLE)
     with pytest.raises(CheckpointError, match=r"ends in .safetensors, .ckpt"):
-        unpack(tmp_path / "model.gguf", tokenizer, tmp_path / "out")
+        unpack(tmp_path / "model.onnx", tokenizer, tmp_path / "out")
     with pytest.raises(OutputError):
         unpack(file, tokenizer, tmp_path, STABLE)
     assert json.loads((tokenizer / "tokenizer_config.json").read_text())["pad_token"] == END
