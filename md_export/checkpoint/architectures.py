@@ -28,6 +28,7 @@ from md_export.models.families import family_of
 from md_export.models.graph import Component
 from md_export.models.pixart import PixArtConfig
 from md_export.models.sampling.schedule import ScheduleConfig
+from md_export.models.sampling.solver import SolverConfig
 from md_export.models.t5_encoder import LENGTHS, T5Config
 from md_export.models.tiny_autoencoder import TINY_CLASS, TinyConfig
 from md_export.models.unet import MDUNetConfig
@@ -167,7 +168,12 @@ FILES: Final[Mapping[str, str]] = {
     "vae": "diffusion_pytorch_model.safetensors",
 }
 # Of schedulers that the class above is not.
-ONLY_FOR_SOME: Final = {"rescale_betas_zero_snr": False, "original_inference_steps": 50, "shift": 1.0}
+ONLY_FOR_SOME: Final = {
+    **{field.name: field.default for field in dataclasses.fields(SolverConfig)},
+    "rescale_betas_zero_snr": False,
+    "original_inference_steps": 50,
+    "shift": 1.0,
+}
 
 
 def init_checkpoint(out: Path, arch: str, seed: int, dtype: str = "float16") -> Path:

@@ -52,8 +52,7 @@ SCHEDULES = [
 
 def diffusers_of(schedule: ScheduleConfig, steps: int) -> Any:
     made: Any = DDIMScheduler
-    others = ("original_inference_steps", "shift")
-    scheduler = made(**{name: value for name, value in dataclasses.asdict(schedule).items() if name not in others})
+    scheduler = made.from_config({k: v for k, v in dataclasses.asdict(schedule).items() if v is not None})
     scheduler.set_timesteps(steps)
     return scheduler
 

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import torch
 
 from md_export.checkpoint import open_checkpoint
 from md_export.checkpoint.architectures import arch_config
+from md_export.checkpoint.configs import parse_config
+from md_export.checkpoint.files import read_json
 from md_export.engine.dependencies import steps_notes
 from md_export.errors import ConfigError, GoldenError
 from md_export.models.config import ModelConfig
@@ -58,8 +61,8 @@ def constants(schedule: ScheduleConfig, method: Method, steps: int) -> ManySteps
 def diffusers_of(schedule: ScheduleConfig, method: Method, steps: int) -> Any:
     """The scheduler, with the schedule's table in float64: its own is rounded to float32."""
     kind: Any = getattr(diffusers, CLASSES[method])
-    known = kind.__init__.__wrapped__.__code__.co_varnames
-    scheduler = kind(**{name: value for name, value in dataclasses.asdict(schedule).items() if name in known})
+    # As from a file: fields of other schedulers are kept, and some are read.
+    scheduler = kind.from_config({k: v for k, v in dataclasses.asdict(schedule).items() if v is not None})
     if method == "flow_match_euler":
         scheduler.set_timesteps(steps)
         return scheduler
@@ -121,6 +124,108 @@ def test_every_step_of_flow_matching(shift: float, steps: int, monkeypatch: pyte
     assert same(ScheduleConfig(shift=shift), "flow_match_euler", steps, monkeypatch) <= 1e-5
 
 
+KARRAS = ScheduleConfig(use_karras_sigmas=True)
+# The method, and fields of a scheduler's config that diffusers' class reads.
+SOLVERS: dict[str, tuple[Method, ScheduleConfig]] = {
+    "karras": ("euler", KARRAS),
+    "karras, trailing, v": ("euler", replace(KARRAS, timestep_spacing="trailing", prediction_type="v_prediction")),
+    "karras, linspace, limits": ("euler", replace(KARRAS, timestep_spacing="linspace", sigma_min=0.1, sigma_max=10.0)),
+    "exponential": ("euler", ScheduleConfig(use_exponential_sigmas=True)),
+    "last level": ("euler", replace(KARRAS, final_sigmas_type="sigma_min")),
+    "ancestral reads none": ("euler_ancestral", KARRAS),
+    "2M karras": ("dpmpp_2m", KARRAS),
+    "2M karras, trailing, v": (
+        "dpmpp_2m",
+        replace(KARRAS, timestep_spacing="trailing", prediction_type="v_prediction"),
+    ),
+    "2M karras, limits": ("dpmpp_2m", replace(KARRAS, sigma_min=0.1, sigma_max=10.0)),
+    "2M exponential": ("dpmpp_2m", ScheduleConfig(use_exponential_sigmas=True)),
+    "2M lambdas": ("dpmpp_2m", ScheduleConfig(use_lu_lambdas=True, sigma_min=0.1)),
+    "2M last level": ("dpmpp_2m", ScheduleConfig(final_sigmas_type="sigma_min")),
+    "2M last level, lower order": ("dpmpp_2m", ScheduleConfig(final_sigmas_type="sigma_min", lower_order_final=False)),
+    "2M last level, euler": ("dpmpp_2m", ScheduleConfig(final_sigmas_type="sigma_min", euler_at_final=True)),
+    "2M first order": ("dpmpp_2m", ScheduleConfig(solver_order=1)),
+    "2M SDE": ("dpmpp_2m", ScheduleConfig(algorithm_type="sde-dpmsolver++")),
+    "2M SDE karras": ("dpmpp_2m", replace(KARRAS, algorithm_type="sde-dpmsolver++", final_sigmas_type="sigma_min")),
+    "2M of DEIS and UniPC": (
+        "dpmpp_2m",
+        replace(KARRAS, algorithm_type="deis", solver_type="bh2", final_sigmas_type="sigma_min"),
+    ),
+    "LCM's scaling": ("lcm", ScheduleConfig(timestep_scaling=3.0)),
+}
+
+
+@pytest.mark.seen(
+    "Karras, exponential and Lu's noise levels, DPM++ 2M SDE, and other fields of a scheduler",
+    "each step equals diffusers' scheduler",
+)
+@pytest.mark.parametrize("case", SOLVERS)
+def test_every_step_with_fields_of_solvers(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    method, schedule = SOLVERS[case]
+    for steps in (1, 2, 7, 20):
+        assert same(schedule, method, steps, monkeypatch) <= 1e-5
+    if case != "ancestral reads none":
+        plain = constants(ScheduleConfig(**{name: getattr(schedule, name) for name in PLAIN}), method, 7)
+        assert constants(schedule, method, 7).steps != plain.steps
+
+
+PLAIN = ("prediction_type", "timestep_spacing")
+# The method, a field, its value, and what is said.
+REFUSED: tuple[tuple[Method, str, object, str], ...] = (
+    ("euler", "use_beta_sigmas", True, "use_beta_sigmas=True is not computed for euler; set use_beta_sigmas=False or"),
+    ("euler", "interpolation_type", "log_linear", "interpolation_type='log_linear' is not computed"),
+    ("euler", "final_sigmas_type", "none", "final_sigmas_type='none'"),
+    ("dpmpp_2m", "solver_order", 3, "solver_order=3 is not computed for dpmpp_2m; set solver_order=2 or give another"),
+    ("dpmpp_2m", "algorithm_type", "dpmsolver", "algorithm_type='dpmsolver'"),
+    ("dpmpp_2m", "solver_type", "heun", "solver_type='heun'"),
+    ("dpmpp_2m", "lambda_min_clipped", -1.0, "lambda_min_clipped=-1.0 .* set -2.68 or less"),
+    ("flow_match_euler", "use_dynamic_shifting", True, "use_dynamic_shifting=True"),
+    ("flow_match_euler", "use_karras_sigmas", True, "use_karras_sigmas=True"),
+    ("flow_match_euler", "shift_terminal", 0.02, "shift_terminal=0.02"),
+    ("flow_match_euler", "invert_sigmas", True, "invert_sigmas=True"),
+    ("flow_match_euler", "stochastic_sampling", True, "stochastic_sampling=True"),
+)
+
+
+@pytest.mark.seen("fields of a scheduler that are not computed", "refused for the sampler that reads them, by name")
+@pytest.mark.parametrize(("method", "field", "value", "said"), REFUSED)
+def test_a_field_that_is_not_computed_is_refused(method: Method, field: str, value: Any, said: str) -> None:
+    """With the checkpoint's own sampler; of one that does not read it, and of one step, nothing changes."""
+    schedule = ScheduleConfig(**{field: value})
+    with pytest.raises(ConfigError, match=f"scheduler/scheduler_config.json: {said}"):
+        constants(schedule, method, 4)
+    assert constants(schedule, "ddim", 4) == constants(ScheduleConfig(), "ddim", 4)
+    assert one_step(config_of(schedule)) == one_step(config_of(ScheduleConfig()))
+
+
+@pytest.mark.parametrize("method", ["euler", "dpmpp_2m"])
+def test_levels_must_fall(method: Method) -> None:
+    for largest in (9.0, 8.0):
+        schedule = replace(KARRAS, algorithm_type="sde-dpmsolver++", sigma_min=9.0, sigma_max=largest)
+        with pytest.raises(ConfigError, match="make noise levels that do not fall from step to step"):
+            constants(schedule, method, 4)
+    assert len(constants(replace(KARRAS, sigma_min=8.0, sigma_max=9.0), method, 4).steps) == 4
+
+
+def test_fields_of_solvers_together() -> None:
+    both = ScheduleConfig(use_karras_sigmas=True, use_exponential_sigmas=True)
+    with pytest.raises(ConfigError, match="use_karras_sigmas with use_exponential_sigmas is not computed"):
+        constants(both, "euler", 4)
+    continuous = ScheduleConfig(timestep_type="continuous")
+    assert constants(continuous, "euler", 4) == constants(ScheduleConfig(), "euler", 4)
+    with pytest.raises(ConfigError, match="timestep_type='continuous'"):
+        constants(replace(continuous, prediction_type="v_prediction"), "euler", 4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_diffusers_saves_is_read(method: Method, tmp_path: Path) -> None:
+    """All fields of each class, also a DPM solver's ``-Infinity``."""
+    kind: Any = getattr(diffusers, CLASSES[method])
+    kind(num_train_timesteps=500).save_pretrained(tmp_path)
+    found = parse_config(ScheduleConfig, "scheduler", read_json(tmp_path / "scheduler_config.json"))
+    assert found.num_train_timesteps == 500
+
+
 def test_another_schedule_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control: methods, kinds and spacings exchanged differ by far more than is allowed."""
     theirs = ScheduleConfig()
@@ -136,9 +241,14 @@ def test_distilled_models_have_few_steps() -> None:
         constants(ScheduleConfig(), "lcm", 51)
 
 
-@pytest.mark.parametrize("method", ["ddim", "euler", "dpmpp_2m"])
-def test_a_picture_is_entered_at_the_noise_of_what_is_left(method: Method) -> None:
-    schedule = ScheduleConfig()
+@pytest.mark.parametrize(
+    ("method", "schedule"),
+    [
+        *((method, ScheduleConfig()) for method in ("ddim", "euler", "dpmpp_2m")),
+        *((method, replace(KARRAS, prediction_type=kind)) for method in ("euler", "dpmpp_2m") for kind in KINDS[:2]),
+    ],
+)
+def test_a_picture_is_entered_at_the_noise_of_what_is_left(method: Method, schedule: ScheduleConfig) -> None:
     entry = enter(schedule, one_step(config_of(schedule)), constants(schedule, method, 20), 0.63)
     assert entry.steps is not None
     assert len(entry.steps.steps) == 12

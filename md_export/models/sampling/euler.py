@@ -22,7 +22,9 @@ def euler_ancestral(schedule: ScheduleConfig, count: int) -> Trajectory:
 
 def _trajectory(schedule: ScheduleConfig, count: int, ancestral: bool) -> Trajectory:
     timesteps = schedule.timesteps(count, whole=False)
-    levels = [*schedule.noise_levels(timesteps), 0.0]
+    # diffusers' ancestral class reads no field that spaces the levels.
+    plain = [*schedule.noise_levels(timesteps), 0.0]
+    timesteps, levels = (timesteps, plain) if ancestral else schedule.levels(timesteps, whole=False)
     steps = []
     for timestep, level, after in zip(timesteps, levels, levels[1:], strict=False):
         up = (after**2 * (level**2 - after**2) / level**2) ** 0.5 if ancestral else 0.0

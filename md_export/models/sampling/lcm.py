@@ -9,8 +9,8 @@ from md_export.models.sampling.schedule import ScheduleConfig
 from md_export.models.sampling.trajectory import Trajectory, weighted
 from md_export.spec.sampler import Step
 
-# Of the distillation: diffusers' sigma_data and timestep_scaling.
-_SIGMA, _TIMESTEP_SCALING = 0.5, 10.0
+# Of the distillation: diffusers' sigma_data.
+_SIGMA = 0.5
 
 
 def lcm(schedule: ScheduleConfig, count: int) -> Trajectory:
@@ -22,7 +22,7 @@ def lcm(schedule: ScheduleConfig, count: int) -> Trajectory:
     timesteps, alphas = distilled_timesteps(schedule, count), schedule.alphas
     steps = []
     for number, timestep in enumerate(timesteps):
-        scaled = timestep * _TIMESTEP_SCALING
+        scaled = timestep * schedule.timestep_scaling
         skip, out = _SIGMA**2 / (scaled**2 + _SIGMA**2), scaled / (scaled**2 + _SIGMA**2) ** 0.5
         x0 = weighted((out, schedule.x0_of(alphas[timestep])), (skip, (1.0, 0.0)))
         after = alphas[timesteps[number + 1]] if number < count - 1 else 1.0

@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 
 from md_export.errors import OutputError, UsageError
 from md_export.models.sampling.schedule import ScheduleConfig
-from md_export.spec.sampler import ManySteps, OneStep
+from md_export.spec.sampler import ManySteps, OneStep, Step
 from md_export.spec.tensors import Array, Float32
 
 
@@ -124,8 +124,18 @@ def enter(schedule: ScheduleConfig, one_step: OneStep, steps: ManySteps | None, 
     if steps.method == "flow_match_euler":
         shares = 1 - first.timestep / schedule.num_train_timesteps, first.timestep / schedule.num_train_timesteps
     else:
-        shares = schedule.shares(first.timestep)
+        signal = _signal(first, steps)
+        shares = schedule.shares(first.timestep) if signal is None else (signal, max(1 - signal**2, 0.0) ** 0.5)
     return Entry(*shares, one_step, replace(steps, steps=kept, start=1 / first.scale))
+
+
+def _signal(step: Step, steps: ManySteps) -> float | None:
+    """Return √ᾱ of a step whose noise level need not be that of its timestep; None where the step does not say it."""
+    if step.scale != 1:
+        return step.scale
+    if not step.x0_of_x:
+        return None
+    return 1 / step.x0_of_x if steps.prediction_type == "epsilon" else step.x0_of_x
 
 
 _COLOURS: Final = (("RGB",), "a picture in colour without transparency")

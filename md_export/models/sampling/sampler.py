@@ -6,6 +6,7 @@ this file, with classifier-free guidance (arXiv 2207.12598) or without.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -19,6 +20,7 @@ from md_export.models.sampling.euler import euler, euler_ancestral
 from md_export.models.sampling.flow_match_euler import flow_match_euler
 from md_export.models.sampling.lcm import lcm
 from md_export.models.sampling.schedule import ScheduleConfig
+from md_export.models.sampling.solver import check_solver
 from md_export.models.sampling.tcd import tcd
 from md_export.models.sampling.trajectory import Trajectory
 from md_export.spec.names import Method
@@ -69,6 +71,12 @@ def steps_of(config: ModelConfig, plan: SamplerPlan | None) -> ManySteps | None:
         return None
     schedule = config.schedule
     method = plan.kind or config.method
+    check_solver(
+        schedule,
+        method,
+        -math.log(schedule.noise_levels([schedule.last_timestep])[0]),
+        schedule.prediction_type == "v_prediction",
+    )
     made = TRAJECTORIES[method](schedule, plan.steps)
     scaling_factor, prediction = config.vae.scaling_factor, schedule.prediction_type
     guidance = plan.guidance_with(method)

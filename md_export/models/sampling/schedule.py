@@ -11,47 +11,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from md_export.errors import ConfigError
+from md_export.models.sampling.solver import SolverConfig
 from md_export.spec.sampler import NoiseSchedule
 
 BETA_SCHEDULES: Final = ("linear", "scaled_linear")
 SPACINGS: Final = ("leading", "trailing", "linspace")
 PREDICTION_TYPES: Final = ("epsilon", "v_prediction", "sample")
-# Fields that only diffusers' other samplers read. A checkpoint names one of these samplers, but the noise of its
-# training, and so the coefficients computed here, do not depend on it.
+# Fields that only diffusers' other samplers read, or that are read only beside a field that is refused.
 OTHER_SAMPLERS: Final = (
-    "algorithm_type",
+    "base_image_seq_len",
+    "base_shift",
     "clip_sample_range",
     "disable_corrector",
     "dynamic_thresholding_ratio",
-    "euler_at_final",
-    "final_sigmas_type",
     "flow_shift",
-    "interpolation_type",
-    "lambda_min_clipped",
-    "lower_order_final",
+    "max_image_seq_len",
+    "max_shift",
     "predict_x0",
     "sample_max_value",
-    "shift_terminal",
-    "sigma_max",
-    "sigma_min",
     "skip_prk_steps",
-    "solver_order",
     "solver_p",
-    "solver_type",
     "time_shift_type",
-    "timestep_scaling",
-    "timestep_type",
-    "use_beta_sigmas",
-    "use_dynamic_shifting",
-    "use_exponential_sigmas",
-    "use_karras_sigmas",
-    "use_lu_lambdas",
     "variance_type",
 )
 
 
 @dataclass(frozen=True)
-class ScheduleConfig:
+class ScheduleConfig(SolverConfig):
     """The fields of ``scheduler/scheduler_config.json`` that sampling reads.
 
     Those from ``timestep_spacing`` on are for many steps only; missing ones default to Stable Diffusion's values.
@@ -173,6 +159,34 @@ class ScheduleConfig:
         alphas[-1] = max(alphas[-1], 2.0**-24)
         levels: list[float] = np.interp(timesteps, np.arange(len(alphas)), ((1 - alphas) / alphas) ** 0.5).tolist()
         return levels
+
+    def levels(self, timesteps: Sequence[float], whole: bool) -> tuple[list[float], list[float]]:
+        """Return timesteps and their noise levels, spaced as the config says, and the level after the last.
+
+        ``whole``: of diffusers' DPMSolverMultistepScheduler, which spreads levels over the whole schedule and rounds.
+
+        Raises:
+            ConfigError: the levels do not fall.
+        """
+        levels, last = self.noise_levels(timesteps), self.noise_levels([0])[0]
+        lu = bool(whole and self.use_lu_lambdas and not self.use_karras_sigmas)
+        if lu or self.use_karras_sigmas or self.use_exponential_sigmas:
+            largest, smallest = self.noise_levels([self.last_timestep, 0]) if whole else (levels[0], levels[-1])
+            levels = self.respaced(largest, smallest, len(levels), limited=not lu)
+            known = self.noise_levels(range(self.num_train_timesteps))
+            timesteps = np.interp(np.log(levels), np.log(known), range(len(known))).tolist()
+            if whole:
+                # Truncated where diffusers does not round.
+                rounds = lu or self.use_karras_sigmas
+                timesteps = [float(round(t) if rounds else int(t)) for t in timesteps]
+        levels.append(0.0 if self.final_sigmas_type == "zero" else last)
+        if levels != sorted(levels, reverse=True) or len({*levels[:-1]}) < len(levels) - 1:
+            raise ConfigError(
+                f"scheduler/scheduler_config.json: sigma_min={self.sigma_min}, sigma_max={self.sigma_max} and "
+                f"final_sigmas_type={self.final_sigmas_type!r} make noise levels that do not fall from step to step; "
+                "correct them"
+            )
+        return list(timesteps), levels
 
     def _spread(self, count: int, whole: bool) -> list[float]:
         trained = self.num_train_timesteps
