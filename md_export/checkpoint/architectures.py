@@ -168,6 +168,7 @@ FILES: Final[Mapping[str, str]] = {
     "vae": "diffusion_pytorch_model.safetensors",
 }
 # Of schedulers that the class above is not.
+_ONLY_OF_LCM: Final = {"time_cond_proj_dim": None}
 ONLY_FOR_SOME: Final = {
     **{field.name: field.default for field in dataclasses.fields(SolverConfig)},
     "rescale_betas_zero_snr": False,
@@ -271,7 +272,7 @@ def config_files(config: ModelConfig) -> dict[str, dict[str, object]]:
     return {
         "model_index.json": {"_class_name": pipeline, **zeros, **{k: list(v) for k, v in classes.items()}},
         **texts,
-        f"{folder}/config.json": {**_with_class(classes[folder], config.denoiser), **form.marks},
+        f"{folder}/config.json": {**_with_class(classes[folder], config.denoiser, _ONLY_OF_LCM), **form.marks},
         "vae/config.json": _with_class(classes["vae"], config.vae) | _block_types(config),
         "scheduler/scheduler_config.json": _with_class(classes["scheduler"], config.schedule, ONLY_FOR_SOME),
     }

@@ -71,7 +71,7 @@ def generate(
     from md_export.models.sampling.pictures import write_png
     from md_export.spec.sampler import sampler_of
 
-    variant = Variant(size, timestep, clip_skip)
+    variant = Variant(size, timestep, clip_skip, guidance)
     _check_source(artifacts, checkpoint, variant, loras)
     plan = sampler_of(steps, guidance, sampler)
     if artifacts and plan:

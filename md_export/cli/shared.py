@@ -52,7 +52,8 @@ sampler_option = click.option(
 guidance_option = click.option(
     "--guidance",
     type=float,
-    help="Scale of classifier-free guidance, with --steps; 1: none.  [default: the recipe's, or 7.5; 1 for LCM, TCD]",
+    help="Scale of guidance, with --steps; 1: none. UNets that embed it (LCM) compute one sample all the same.  "
+    "[default: the recipe's, or 7.5; 1 for LCM, TCD; 8.5 where it is embedded]",
 )
 negative_option = click.option(
     "--negative-prompt",

@@ -17,6 +17,7 @@ from md_export.models.tiny_autoencoder import TinyConfig
 from md_export.models.unet import MDUNetConfig
 from md_export.models.vae import VAEConfig
 from md_export.spec.names import Method
+from md_export.spec.sampler import EMBEDDED_GUIDANCE
 from md_export.spec.variant import TRAINED, Size, Variant
 
 ControlConfig = ControlNetConfig | DiffusersControlNetConfig
@@ -127,6 +128,13 @@ class ModelConfig:
         return self.denoiser.in_channels == 2 * self.vae.latent_channels
 
     @property
+    def embedded_guidance(self) -> float | None:
+        """Scale of guidance that the UNet embeds (LCM), as diffusers' pipelines count it; None: it embeds none."""
+        if not isinstance(self.denoiser, DiffusersUNetConfig) or self.denoiser.time_cond_proj_dim is None:
+            return None
+        return EMBEDDED_GUIDANCE if self.variant.guidance is None else max(self.variant.guidance, 1.0)
+
+    @property
     def takes_picture(self) -> bool:
         """Whether the UNet takes a picture's latents, so that no picture is made without the VAE encoder."""
         return self.inpaints or self.edits
@@ -162,6 +170,8 @@ class ModelConfig:
             self._check_side(side)
         if variant.sides == (self.denoiser.sample_size * self.vae.downscale,) * 2:
             variant = dataclasses.replace(variant, size=None)
+        if self.embedded_guidance is None:
+            variant = dataclasses.replace(variant, guidance=None)
         skipped = {"num_hidden_layers": layers - variant.clip_skip} if variant.clip_skip else {}
         return dataclasses.replace(self, text_encoder={**self.text_encoder, **skipped}, variant=variant)
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Final, cast
 
+import torch
 from torch import Tensor, nn
 
 from md_export.errors import ConfigError, MissingExtraError
@@ -22,6 +24,8 @@ _UP_BLOCKS: Final = ("CrossAttnUpBlock2D", "UpBlock2D")
 _MID_BLOCK: Final = "UNetMidBlock2DCrossAttn"
 _MID_BLOCKS: Final = (_MID_BLOCK, "UNetMidBlock2D", None)
 _RANK_OF_TEXT: Final = 3
+# Of guidance: two sines and two cosines.
+_SMALLEST_EMBEDDING: Final = 4
 _PER_LEVEL: Final = (
     "down_block_types",
     "up_block_types",
@@ -64,6 +68,8 @@ PLAIN: Final[Mapping[str, Any]] = {
     "resnet_time_scale_shift": "default",
     "time_embedding_type": "positional",
 }
+# Of UNets that were distilled to embed the factor of guidance (LCM).
+_OF_LCM: Final = "time_cond_proj_dim"
 _OF_XL: Final = (
     "addition_embed_type",
     "addition_time_embed_dim",
@@ -81,7 +87,7 @@ class DiffusersUNetConfig:
     """
 
     IGNORED: ClassVar[tuple[str, ...]] = ("dropout", "addition_embed_type_num_heads")
-    REQUIRED: ClassVar[Mapping[str, Any]] = PLAIN
+    REQUIRED: ClassVar[Mapping[str, Any]] = {name: PLAIN[name] for name in PLAIN if name != _OF_LCM}
     FOLDER: ClassVar[str] = "unet"
 
     sample_size: int = 64
@@ -102,6 +108,7 @@ class DiffusersUNetConfig:
     attention_head_dim: int | tuple[int, ...] = 8
     use_linear_projection: bool = False
     upcast_attention: bool | None = None
+    time_cond_proj_dim: int | None = None
 
     def __post_init__(self) -> None:
         levels = len(self.block_out_channels)
@@ -119,6 +126,8 @@ class DiffusersUNetConfig:
                 raise ConfigError(
                     f"attention_head_dim={heads}, the number of heads, does not divide {channels} channels"
                 )
+        if self.time_cond_proj_dim is not None and self.time_cond_proj_dim < _SMALLEST_EMBEDDING:
+            raise ConfigError(f"time_cond_proj_dim={self.time_cond_proj_dim} is below {_SMALLEST_EMBEDDING}")
         if self.sample_size % 2**self.halvings:
             raise ConfigError(
                 f"sample_size={self.sample_size} must be a multiple of {2**self.halvings}: the UNet halves it "
@@ -158,7 +167,7 @@ class XLUNetConfig(DiffusersUNetConfig):
     ``transformer_layers_per_block`` may differ within a level; the way up then has its own.
     """
 
-    REQUIRED: ClassVar[Mapping[str, Any]] = {name: PLAIN[name] for name in PLAIN if name not in _OF_XL}
+    REQUIRED: ClassVar[Mapping[str, Any]] = {name: PLAIN[name] for name in PLAIN if name not in (*_OF_XL, _OF_LCM)}
 
     addition_embed_type: str = "text_time"
     addition_time_embed_dim: int = 256
@@ -187,12 +196,15 @@ def from_diffusers(module: str, what: str) -> Any:
         ) from error
 
 
-def build_diffusers_unet(config: DiffusersUNetConfig) -> nn.Module:
+def build_diffusers_unet(config: DiffusersUNetConfig, guidance: float | None = None) -> nn.Module:
     """``(sample [B, C, h, w], timestep [1], encoder_hidden_states [B, L, D])`` → ``[B, C, h, w]``, as our own UNet.
 
     Stable Diffusion XL's takes ``text_embeds [B, P]`` and ``time_ids [B, 6]`` after these. The other
     takes residuals: one for each level, of an adapter, or one for each skip connection and the last for
     the middle, of a ControlNet. Parameters have the names that diffusers gives them.
+
+    ``guidance``: that a UNet with ``time_cond_proj_dim`` embeds. It is constant: once weights are loaded, its embedding
+    is in the first bias of the timestep's, and the layer that computed it is removed.
 
     Raises:
         MissingExtraError: diffusers is not installed.
@@ -204,9 +216,30 @@ def build_diffusers_unet(config: DiffusersUNetConfig) -> nn.Module:
         cast(nn.Module, unet.add_time_proj).register_forward_hook(_as_given)
     else:
         unet.register_forward_pre_hook(_residuals_by_name, with_kwargs=True)
+    if guidance is not None:
+        unet.register_load_state_dict_post_hook(partial(_fold_guidance, guidance))  # type: ignore[no-untyped-call]
     # Of diffusers' own answer, a dataclass of one tensor.
     unet.register_forward_hook(_only_sample)
     return unet
+
+
+@torch.no_grad()
+def _fold_guidance(guidance: float, unet: Any, _keys: object) -> None:
+    embedding = unet.time_embedding
+    if embedding.cond_proj is not None:
+        added = embedding.cond_proj(embedded_guidance(guidance, embedding.cond_proj.in_features))
+        first = embedding.linear_1
+        # A new tensor: the checkpoint's may be mapped from its file.
+        first.bias = nn.Parameter(first.bias + first.weight @ added, requires_grad=False)
+        embedding.cond_proj = None
+
+
+def embedded_guidance(guidance: float, width: int) -> Tensor:
+    """Return ``[width]`` float32, as diffusers' ``get_guidance_scale_embedding(guidance - 1, width)`` computes it."""
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -(torch.log(torch.tensor(10000.0)) / (half - 1)))
+    angles = torch.tensor(guidance - 1) * 1000.0 * frequencies
+    return torch.cat([angles.sin(), angles.cos(), torch.zeros(width % 2)])
 
 
 def _residuals_by_name(

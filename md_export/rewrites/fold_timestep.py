@@ -29,7 +29,7 @@ from md_export.rewrites.adopt import CONTROLNET_MODEL, UNET, type_name
 from md_export.spec.sampler import OneStep
 
 # Fields of its config with which it embeds more than the timestep.
-_MORE: Final = ("class_embed_type", "num_class_embeds", "time_cond_proj_dim")
+_MORE: Final = ("class_embed_type", "num_class_embeds")
 
 
 class NoEmbedding(nn.Module):

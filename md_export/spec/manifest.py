@@ -98,13 +98,15 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
-def without_default_family(family: FamilyName) -> set[str]:
+def without_defaults(family: FamilyName, steps: ManySteps | None) -> dict[str, bool | set[str]]:
     """Return the fields that a manifest or an index of golden cases leaves out."""
-    return {"family"} if family == DEFAULT_FAMILY else set()
+    found: dict[str, bool | set[str]] = {"family": True} if family == DEFAULT_FAMILY else {}
+    return found | ({} if steps is None or steps.embedded else {"steps": {"embedded"}})
 
 
-def _left_out(manifest: Manifest) -> set[str]:
-    return without_default_family(manifest.family) | (set() if manifest.zeros_for_empty else {"zeros_for_empty"})
+def _left_out(manifest: Manifest) -> dict[str, bool | set[str]]:
+    zeros = {} if manifest.zeros_for_empty else {"zeros_for_empty": True}
+    return {**without_defaults(manifest.family, manifest.steps), **zeros}
 
 
 def manifest_to_dict(manifest: Manifest) -> dict[str, object]:

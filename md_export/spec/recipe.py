@@ -146,7 +146,8 @@ class Recipe:
     @property
     def variant(self) -> Variant:
         """What the recipe asks of the checkpoint; raises RecipeError for what none supports."""
-        return Variant(self.size, self.timestep, self.clip_skip)
+        guidance = None if self.sampler is None else self.sampler.guidance
+        return Variant(self.size, self.timestep, self.clip_skip, guidance)
 
     def varied(self, variant: Variant) -> Recipe:
         """Return the recipe with the fields that ``variant`` sets, which its name tells."""

@@ -16,6 +16,8 @@ _MOST_TIMESTEPS: Final = 100_000
 _LARGEST_GUIDANCE: Final = 100.0
 # Default guidance, as in Stable Diffusion; methods of distilled models, whose UNets were trained to need none.
 _USUAL_GUIDANCE: Final = 7.5
+# Of diffusers' LatentConsistencyModelPipeline, for UNets that embed the factor.
+EMBEDDED_GUIDANCE: Final = 8.5
 _UNGUIDED: Final[tuple[Method, ...]] = ("lcm", "tcd")
 # Number of UNet calls that a golden case of many steps stores, including the first and the last.
 _RECORDED: Final = 4
@@ -99,9 +101,12 @@ class SamplerPlan:
         if self.cases < 1:
             raise RecipeError("[sampler] cases: less than one, so nothing could be proved; give 4, for instance")
 
-    def guidance_with(self, method: Method) -> float:
-        """Return the guidance for a method: 1 for none, the default where the plan names none."""
-        usual = 1.0 if method in _UNGUIDED else _USUAL_GUIDANCE
+    def guidance_with(self, method: Method, embedded: bool) -> float:
+        """Return the guidance for a method: 1 for none, the default where the plan names none.
+
+        ``embedded``: in the UNet, which then gets one sample a call.
+        """
+        usual = EMBEDDED_GUIDANCE if embedded else 1.0 if method in _UNGUIDED else _USUAL_GUIDANCE
         return usual if self.guidance is None else max(self.guidance, 1.0)
 
     def check_rewrites(self, rewrites: tuple[str, ...]) -> None:
@@ -170,6 +175,7 @@ class ManySteps:
     With ``guidance`` above 1 the UNet gets each sample twice, first with the text of the empty or negative prompt and
     then with that of the prompt. From its outputs u and c, ``u + guidance·(c - u)`` is the output of each step. The
     decoder gets the last x / ``scaling_factor``. ``negative``: of the recipe, for requests that have none.
+    ``embedded``: the guidance is in the UNet's weights, and each sample is given once.
     """
 
     __pydantic_config__ = _FORBID
@@ -181,6 +187,7 @@ class ManySteps:
     scaling_factor: float
     prediction_type: str
     negative: str | None = None
+    embedded: bool = False
 
     def __post_init__(self) -> None:
         # Check the ranges, because the values come from an untrusted file.
@@ -190,7 +197,7 @@ class ManySteps:
     @property
     def is_guided(self) -> bool:
         """Whether each call of the UNet gets two prompts."""
-        return self.guidance > 1
+        return self.guidance > 1 and not self.embedded
 
     @property
     def notes(self) -> dict[str, str]:
@@ -205,7 +212,8 @@ class ManySteps:
         }
         return {
             "sampler": self.method,
-            "guidance": repr(float(self.guidance)),
+            "guidance": repr(1.0 if self.embedded else float(self.guidance)),
+            **({"embedded_guidance": repr(float(self.guidance))} if self.embedded else {}),
             **({} if self.start == 1 else {"start": repr(float(self.start))}),
             **{name: ",".join(map(_number, values)) for name, values in columns.items()},
         }
@@ -222,7 +230,8 @@ class ManySteps:
         if "tabulate_timestep" in rewrites and not all(step.timestep.is_integer() for step in self.steps):
             raise RecipeError(
                 f"tabulate_timestep has a row for each whole timestep, and {self.method} takes others here; "
-                "leave it out, or set timestep_spacing in scheduler/scheduler_config.json to leading"
+                "leave it out, take --sampler dpmpp_2m, or in scheduler/scheduler_config.json set timestep_spacing to "
+                "leading and the noise levels of Karras and others (use_…_sigmas) to false"
             )
 
     def agrees(self, plan: SamplerPlan | None) -> bool:
@@ -230,7 +239,7 @@ class ManySteps:
         return (
             plan is not None
             and plan.kind in (None, self.method)
-            and (len(self.steps), self.guidance) == (plan.steps, plan.guidance_with(self.method))
+            and (len(self.steps), self.guidance) == (plan.steps, plan.guidance_with(self.method, self.embedded))
             and self.negative == plan.negative
         )
 
@@ -244,7 +253,8 @@ def steps_in_words(steps: ManySteps | None) -> str:
     """Describe the steps in words: ``one step``, or their number, method and guidance."""
     if steps is None:
         return "one step"
-    guidance = f"guidance {steps.guidance:g}" if steps.is_guided else "no guidance"
+    guidance = f"guidance {steps.guidance:g}" if steps.is_guided or steps.embedded else "no guidance"
+    guidance += " embedded in the UNet" if steps.embedded else ""
     return f"{len(steps.steps)} steps of {steps.method} with {guidance}"
 
 

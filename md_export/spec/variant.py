@@ -23,11 +23,13 @@ class Variant:
             another: Hyper-SD's for 800.
         clip_skip: number of the text encoder's last layers that are left out. 1 is diffusers' ``clip_skip=1``, the
             "CLIP skip 2" of other programs.
+        guidance: that the sampler asks for, for UNets that embed it (LCM); no other depends on it.
     """
 
     size: Size | None = None
     timestep: int | None = None
     clip_skip: int = 0
+    guidance: float | None = None
 
     def __post_init__(self) -> None:
         """Raise RecipeError, which names the field, for values that no checkpoint supports."""
@@ -46,7 +48,7 @@ class Variant:
 
     @property
     def changes(self) -> dict[str, Size | int]:
-        """The fields that differ from the checkpoint as it was trained."""
+        """The fields that differ from the checkpoint as it was trained, without the sampler's guidance."""
         found: dict[str, Size | int] = {} if self.size is None else {"size": self.size}
         if self.timestep is not None:
             found["timestep"] = self.timestep

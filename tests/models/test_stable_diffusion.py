@@ -145,7 +145,7 @@ def test_sizes_follow_from_the_levels() -> None:
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"addition_embed_type": "text"}, "only addition_embed_type=None is supported, not 'text'"),
     ({"class_embed_type": "timestep"}, "class_embed_type"),
-    ({"time_cond_proj_dim": 256}, "time_cond_proj_dim"),
+    ({"time_cond_proj_dim": 3}, "time_cond_proj_dim=3 is below 4"),
     ({"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift"),
     ({"encoder_hid_dim_type": "text_proj"}, "encoder_hid_dim_type"),
     ({"num_attention_heads": 8}, "num_attention_heads"),

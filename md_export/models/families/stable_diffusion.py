@@ -21,7 +21,7 @@ STABLE_DIFFUSION: Final = latent_diffusion(
         # As AutoencoderKL takes fields that its config leaves out: those of Stable Diffusion 1 do.
         vae={"latent_channels": 4, "scaling_factor": 0.18215},
     ),
-    build_unet=lambda config: build_diffusers_unet(denoiser_of(config, DiffusersUNetConfig)),
+    build_unet=lambda config: build_diffusers_unet(denoiser_of(config, DiffusersUNetConfig), config.embedded_guidance),
     build_controlnet=lambda config: build_diffusers_controlnet(controlnet_of(config, DiffusersControlNetConfig)),
     controlled=lambda config: controlled_shapes(denoiser_of(config, DiffusersUNetConfig), config.latent_shape),
 )

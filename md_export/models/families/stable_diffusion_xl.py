@@ -43,7 +43,7 @@ def _unet(config: ModelConfig) -> nn.Module:
             f"but {_BIG_G}/config.json has projection_dim {pooled}, and six numbers of addition_time_embed_dim="
             f"{unet.addition_time_embed_dim} follow it: {wanted}; what is in {_BIG_G}/ is for another model"
         )
-    return build_diffusers_unet(unet)
+    return build_diffusers_unet(unet, config.embedded_guidance)
 
 
 _INPUT_IDS_2: Final = values.Value("given", "input_ids_2", values.IDS, "per prompt")

@@ -79,12 +79,13 @@ def steps_of(config: ModelConfig, plan: SamplerPlan | None) -> ManySteps | None:
     )
     made = TRAJECTORIES[method](schedule, plan.steps)
     scaling_factor, prediction = config.vae.scaling_factor, schedule.prediction_type
-    guidance = plan.guidance_with(method)
-    if plan.negative is not None and guidance == 1:
+    embedded = config.embedded_guidance is not None
+    guidance = plan.guidance_with(method, embedded)
+    if plan.negative is not None and (embedded or guidance == 1):
         raise ConfigError(
             f"[sampler] negative: {method} takes no guidance here, which a negative prompt needs; give one of them"
         )
-    return ManySteps(method, guidance, made.start, made.steps, scaling_factor, prediction, plan.negative)
+    return ManySteps(method, guidance, made.start, made.steps, scaling_factor, prediction, plan.negative, embedded)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from md_export.models.sampling.pictures import Given, middle
 from md_export.models.values import INPUT_IDS, MADE, PICTURE, SAMPLE, TIMESTEP, calls_in
 from md_export.models.walk import Tensors
 from md_export.parity.golden.case import GoldenCase, check_finite, key_without_call, values_from_bytes
-from md_export.spec.manifest import first_finding, without_default_family
+from md_export.spec.manifest import first_finding, without_defaults
 from md_export.spec.names import DEFAULT_FAMILY, FamilyName
 from md_export.spec.sampler import ManySteps, OneStep
 from md_export.spec.tensors import save_tensors
@@ -91,7 +91,9 @@ _INDEX: Final = TypeAdapter(GoldenIndex)
 
 def write_index(index: GoldenIndex, folder: Path) -> None:
     """Write ``folder/index.json``."""
-    text = _INDEX.dump_json(index, indent=2, exclude_none=True, exclude=without_default_family(index.family)).decode()
+    text = _INDEX.dump_json(
+        index, indent=2, exclude_none=True, exclude=without_defaults(index.family, index.steps)
+    ).decode()
     (folder / INDEX).write_text(text + "\n", encoding="utf-8")
 
 
