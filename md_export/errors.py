@@ -6,8 +6,9 @@
     ├── CheckpointError               files, keys, shapes, values of a checkpoint
     ├── RecipeError                   a recipe file: names file, table and field
     ├── RewriteError                  a rewrite that is refused, or that never fired
-    ├── MissingExtraError             an optional dependency is not installed
-    ├── OutputError                   the output folder exists, is full, or is read-only
+    ├── MachineError                  this machine lacks memory, disk or a library; says nothing about an artifact
+    │   ├── MissingExtraError         an optional dependency is not installed
+    │   └── OutputError               the output folder exists, is full, or is read-only
     ├── ArtifactError                 a manifest or artifact that cannot be read or was altered
     ├── GoldenError                   a golden folder that cannot be read or was altered
     ├── ConversionError               a converter failed; carries its last lines
@@ -58,11 +59,15 @@ class RewriteError(MdExportError):
     """A rewrite was refused because it would change the function, or it fired zero times."""
 
 
-class MissingExtraError(MdExportError):
+class MachineError(MdExportError):
+    """The machine lacks memory, disk space or a library, so nothing was found out about a checkpoint or an artifact."""
+
+
+class MissingExtraError(MachineError):
     """A target's own libraries are not installed."""
 
 
-class OutputError(MdExportError):
+class OutputError(MachineError):
     """The output cannot be written where the user asked."""
 
 
@@ -90,6 +95,26 @@ class ParityError(MdExportError):
 
 class RegressionError(ParityError):
     """An export is worse than an older one by more than its recipe's budget."""
+
+
+# What libraries say when memory or disk is exhausted.
+_EXHAUSTED: Final = (
+    "bad_alloc",
+    "bad allocation",
+    "annot allocate memory",
+    "can't allocate memory",
+    "Unable to allocate",
+    "ailed to allocate memory",
+    "out of memory",
+    "No space left on device",
+    "Disk quota exceeded",
+    "Too many open files",
+)
+
+
+def is_exhausted(text: str) -> bool:
+    """Whether a library's message or log says that memory or disk is exhausted."""
+    return any(words in text for words in _EXHAUSTED)
 
 
 def one_line(error: BaseException) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -21,6 +20,7 @@ from md_export.checkpoint.files import Layout, read_json, shown, unreadable
 from md_export.checkpoint.weights import find_weights, weight_names
 from md_export.errors import CheckpointError, UsageError
 from md_export.spec.loras import MOST_LORAS, SUFFIX, Lora, is_scale, parse_loras
+from md_export.system.workspace import scratch_folder
 
 SIBLING_NOTE: Final = "sibling.json"
 LORA_NOTE: Final = "loras.json"
@@ -135,9 +135,9 @@ def adapted(checkpoint: Path, loras: Sequence[str]) -> Iterator[Path]:
     if not loras:
         yield checkpoint
         return
-    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
-        write_adapted(Path(scratch), checkpoint, parse_loras(loras), Path.symlink_to)
-        yield Path(scratch)
+    with scratch_folder() as scratch:
+        write_adapted(scratch, checkpoint, parse_loras(loras), Path.symlink_to)
+        yield scratch
 
 
 def _copy(target: Path, file: Path) -> None:

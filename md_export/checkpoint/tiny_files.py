@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -17,6 +16,7 @@ from torch import Tensor
 from md_export.checkpoint.weights import read_tensors
 from md_export.errors import CheckpointError, ConfigError, UsageError
 from md_export.models.tiny_autoencoder import TINY_CLASS, TinyConfig
+from md_export.system.workspace import scratch_folder
 
 _COLOURS: Final = 3
 # The author's sequence begins with a clamp, which has no weights; so the first of a decoder's layers is its second.
@@ -76,9 +76,9 @@ def vae_folder(given: Sequence[Path]) -> Iterator[Path | None]:
     if not given or given[0].is_dir():
         yield given[0] if given else None
         return
-    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
-        write_tiny_vae(given, Path(scratch))
-        yield Path(scratch)
+    with scratch_folder() as scratch:
+        write_tiny_vae(given, scratch)
+        yield scratch
 
 
 def _layers(file: Path) -> Layers:

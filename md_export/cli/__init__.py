@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 
 import click
@@ -43,6 +44,7 @@ for _commands in (
 
 def main() -> None:
     """Entry point. The only place where errors become text and exit codes."""
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         cli.main(prog_name="md-export", standalone_mode=False)
     except click.ClickException as error:
@@ -57,10 +59,19 @@ def main() -> None:
     except OSError as error:
         click.echo(f"error: {visible(_os_error(error))}", err=True)
         sys.exit(1)
+    except MemoryError:
+        click.echo("error: not enough memory; nothing was kept. Free some, or take one --component at a time", err=True)
+        sys.exit(1)
+
+
+def _terminated(*_: object) -> None:
+    """End as an interrupt does, with all that it takes back; a second signal ends the process at once."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    raise KeyboardInterrupt
 
 
 def _os_error(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "no space left on the disk; nothing was kept. Free some space, or choose another disk with -o"
+        return "no space left on the disk; nothing was kept. Free some space, or choose another disk with -o, or TMPDIR"
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror or error}; nothing was kept"

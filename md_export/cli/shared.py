@@ -13,6 +13,7 @@ import click
 from md_export.errors import MissingExtraError, ParityError, UsageError
 from md_export.spec.names import METHODS
 from md_export.spec.variant import Size
+from md_export.system.terminal_text import visible
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -130,7 +131,7 @@ def show(json_file: Path | None, result: Any, *tables: Any) -> None:
         _write_json(json_file, result)
     terminal = console(stderr=_takes_stdout(json_file))
     for table in tables:
-        terminal.print(table, soft_wrap=isinstance(table, str))
+        terminal.print(visible(table) if isinstance(table, str) else table, soft_wrap=isinstance(table, str))
 
 
 def conclude(
@@ -145,12 +146,12 @@ def conclude(
 
 def note(text: str) -> None:
     """Write a line to standard error, where it does not mix with results."""
-    click.echo(text, err=True)
+    click.echo(visible(text), err=True)
 
 
 def say(json_file: Path | None, text: str) -> None:
     """Print a line where the tables go."""
-    click.echo(text, err=_takes_stdout(json_file))
+    click.echo(visible(text), err=_takes_stdout(json_file))
 
 
 def say_annotations(json_file: Path | None, file: str | None, title: str, failures: Iterable[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from md_export.spec.calibration import RangeRule
 from md_export.spec.recipe import Recipe
 from md_export.spec.tensors import TensorSpec
 from md_export.system.memory import release_weights
+from md_export.system.workspace import scratch_folder
 from md_export.targets import TARGETS, suffix_of
 from md_export.targets.contract import LoweringJob
 from md_export.targets.layouts import layout_of
@@ -62,7 +62,7 @@ def build_component(step: BuildStep) -> ArtifactEntry:
     adjust(part, target, calibration)
     inputs, outputs, scheme = part.inputs, part.outputs, recipe.schemes[name]
     path = step.out / f"{layout_of(recipe).file(name)}{suffix_of(target, recipe.form)}"
-    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
+    with scratch_folder() as scratch:
         job = LoweringJob(
             name,
             part.module,
@@ -71,7 +71,7 @@ def build_component(step: BuildStep) -> ArtifactEntry:
             calibration[0],
             scheme,
             calibration,
-            Path(scratch),
+            scratch,
             recipe.deployment_target,
             {**step.notes, **own_notes(name, inputs, outputs), **({"form": recipe.form} if recipe.form else {})},
             RangeRule() if recipe.calibration is None else recipe.calibration.rule,

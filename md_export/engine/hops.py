@@ -8,7 +8,6 @@ The output of each stage (hop) is compared with the golden output, which torch c
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from md_export.spec.manifest import Manifest, read_manifest
 from md_export.spec.recipe import QuantScheme
 from md_export.spec.tensors import joined
 from md_export.system.isolation import isolated
+from md_export.system.workspace import scratch_folder
 from md_export.targets import TARGETS
 from md_export.targets.execution import execute
 
@@ -186,10 +186,10 @@ class _Stages:
         plain = dataclasses.replace(recipe, schemes={**recipe.schemes, name: _FLOAT32})
 
         def run() -> float:
-            with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
-                step = BuildStep(self.checkpoint, name, plain, self.out / GOLDEN_FOLDER, Path(scratch), {})
+            with scratch_folder() as scratch:
+                step = BuildStep(self.checkpoint, name, plain, self.out / GOLDEN_FOLDER, scratch, {})
                 isolated(build_component, ConversionError, f"{self.manifest.target} {name}")(step)
-                return self._executed(Path(scratch), self._as_written)
+                return self._executed(scratch, self._as_written)
 
         return self._hop("lowered", f"converted to {self.manifest.target} in float32", run)
 

@@ -28,6 +28,7 @@ from md_export.spec.recipe import Recipe
 from md_export.spec.variant import size_in_words
 from md_export.system.files import bytes_of, is_plain_name, read_regular, staging
 from md_export.system.isolation import isolated
+from md_export.system.workspace import scratch_folder
 from md_export.targets.contract import Description
 
 Progress = Callable[[str], None]
@@ -101,10 +102,10 @@ def verify_functions(out: Path, progress: Progress = lambda _: None) -> dict[str
         ArtifactError: ``out`` is not a joined export, or cannot be read.
     """
     results = {}
-    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
+    with scratch_folder() as scratch:
         for function in read_functions(out):
             progress(f"function {function}")
-            folder = Path(scratch) / function
+            folder = scratch / function
             split(out, function, folder)
             results[function] = verify(folder, progress=progress)
             shutil.rmtree(folder)
@@ -119,9 +120,9 @@ def check_functions(out: Path) -> tuple[Checked, ...]:
     """
     found = []
     for function in read_functions(out):
-        with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
-            split(out, function, Path(scratch) / function)
-            found.append(dataclasses.replace(check_export(Path(scratch) / function), folder=out / function))
+        with scratch_folder() as scratch:
+            split(out, function, scratch / function)
+            found.append(dataclasses.replace(check_export(scratch / function), folder=out / function))
     return tuple(found)
 
 

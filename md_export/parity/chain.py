@@ -9,7 +9,7 @@ from typing import Generic
 
 import numpy as np
 
-from md_export.errors import MdExportError
+from md_export.errors import MachineError, MdExportError
 from md_export.models.families import family_named
 from md_export.models.sampling.sampler import Sampler
 from md_export.models.values import MADE
@@ -107,6 +107,8 @@ class _Judges(Generic[Engine]):
             parts = parts_of(self.export.out, self.export.manifest, steps, pictures)
             hazards = self.take_many(self.export.manifest.target, parts, steps, pictures)
             faults = [Fault(Check.OVERFLOW, line) for line in hazards if line not in last.faults]
+        except MachineError:
+            raise
         except MdExportError as error:
             faults = [Fault(Check.EXECUTION, str(error))]
         self.verdicts[last.component] = dataclasses.replace(last, faults=(*last.faults, *faults))

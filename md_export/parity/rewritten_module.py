@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from md_export.spec.artifact import RewriteRecord
 from md_export.spec.recipe import Recipe
 from md_export.spec.scheme import WeightStorage
 from md_export.spec.tensors import Array, Arrays, TensorSpec, joined
+from md_export.system.workspace import scratch_folder
 from md_export.targets import TARGETS
 from md_export.targets.contract import Target
 from md_export.targets.layouts import layout_of
@@ -125,8 +125,8 @@ def lowered_part(checkpoint: Checkpoint, component: str, recipe: Recipe, golden:
     part = rewritten(checkpoint, component, recipe)
     if recipe.schemes[component].is_adjusted:
         with (
-            tempfile.TemporaryDirectory(prefix="md-export-") as scratch,
-            calibration_cases(recipe, checkpoint, golden, Path(scratch), lambda _: None) as made,
+            scratch_folder() as scratch,
+            calibration_cases(recipe, checkpoint, golden, scratch, lambda _: None) as made,
         ):
             adjust(part, TARGETS[recipe.target].open(), calibration_inputs(recipe, part, golden, made))
     return part

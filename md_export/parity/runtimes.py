@@ -6,7 +6,6 @@ of kernels; its outputs are held against the golden outputs and against what Lit
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from md_export.parity.opened_export import open_export
 from md_export.parity.subject import Subject
 from md_export.parity.verdict import ComponentVerdict, Verdict
 from md_export.spec.tensors import Array, Arrays, joined
+from md_export.system.workspace import scratch_folder
 from md_export.targets.execution import execute
 from md_export.targets.operations import Shape
 from md_export.targets.tflite.observe import Observed, observed, write_alone, write_observed
@@ -70,8 +70,8 @@ def disagreements(path: Path, inputs: Arrays, runtime: str, least_snr_db: float)
     Raises:
         RuntimeFault: a runtime does not execute an op alone.
     """
-    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
-        whole, alone = Path(scratch) / path.name, Path(scratch) / f"alone_{path.name}"
+    with scratch_folder() as scratch:
+        whole, alone = scratch / path.name, scratch / f"alone_{path.name}"
         write_observed(path, whole)
         read = write_alone(path, alone)
         (values,) = execute("tflite", whole, [inputs], OWN).outputs

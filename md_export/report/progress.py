@@ -18,7 +18,7 @@ from md_export.engine.plan import Cost, Step
 from md_export.engine.running import Failure, Limits, Listener
 from md_export.report.tables import console, decibel, drawn
 from md_export.spec.manifest import read_manifest
-from md_export.system.terminal_text import spelled_time
+from md_export.system.terminal_text import spelled_time, visible
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -41,11 +41,11 @@ def _bar() -> Progress:
 def progress_to_stderr(steps: int) -> Iterator[Callable[[str], None]]:
     """Yield ``report(text)``; each call begins one of about ``steps`` steps."""
     if not sys.stderr.isatty():
-        yield lambda text: print(text, file=sys.stderr, flush=True)
+        yield lambda text: print(visible(text), file=sys.stderr, flush=True)
         return
     with _bar() as bar:
         task = bar.add_task("starting", total=steps + 1)
-        yield lambda text: bar.update(task, advance=1, description=text)
+        yield lambda text: bar.update(task, advance=1, description=escape(visible(text)))
 
 
 @contextmanager
@@ -90,6 +90,7 @@ class _Teller(Listener):
         self._jobs = 1
 
     def line(self, text: str) -> None:
+        text = visible(text)
         if self._bar is None:
             print(text, file=sys.stderr, flush=True)
         else:

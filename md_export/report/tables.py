@@ -17,6 +17,7 @@ from md_export.parity.metrics import EXACT_DB
 from md_export.spec.artifact import ArtifactEntry
 from md_export.spec.manifest import Manifest
 from md_export.spec.recipe import Recipe
+from md_export.system.terminal_text import visible
 from md_export.targets.contract import Description
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ def drawn(
     title: str, head: Sequence[str], rows: Iterable[Sequence[str]], caption: str | None = None, lines: bool = False
 ) -> Table:
     """Draw plain cells as a table for the terminal, verdicts in colour; ``lines``: separate the rows by lines."""
-    table = Table(title=escape(title), caption=caption, show_lines=lines)
-    rows = [tuple(row) for row in rows]
+    table = Table(title=escape(visible(title)), caption=caption, show_lines=lines)
+    rows = [tuple(map(visible, row)) for row in rows]
     for place, name in enumerate(head):
         right = all(_is_figure(row[place]) for row in rows)
         table.add_column(name, justify="right" if right else "left", overflow="fold")

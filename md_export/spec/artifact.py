@@ -8,7 +8,7 @@ from typing import Final
 
 from md_export.errors import ArtifactError
 from md_export.spec.tensors import TensorSpec
-from md_export.system.files import bytes_of, sha256_of, sha256_of_text
+from md_export.system.files import bytes_of, irregular, sha256_of, sha256_of_text
 
 GOLDEN_FOLDER: Final = "golden"
 NPU_FOLDER: Final = "npu"
@@ -101,6 +101,9 @@ def artifact_path(folder: Path, entry: ArtifactEntry) -> Path:
     path = folder / entry.file
     if not path.exists():
         raise ArtifactError(f"{entry.component}: {path} is missing; export again")
+    data = path.with_name(data_name(path.name))
+    if odd := irregular(path) or (irregular(data) if data.exists() else None):
+        raise ArtifactError(f"{entry.component}: {odd} is a pipe, a device or a broken link, no file; export again")
     return path
 
 
@@ -139,4 +142,6 @@ def data_name(file: str) -> str:
 
 def is_unchanged(folder: Path, entry: ArtifactEntry) -> bool:
     """Whether the artifact's bytes are those that the manifest was written for."""
-    return sha256_of_artifact(artifact_path(folder, entry)) == entry.sha256
+    path = artifact_path(folder, entry)
+    # First the size: hashing a file that somebody made endless would not end.
+    return bytes_of_artifact(path) == entry.bytes and sha256_of_artifact(path) == entry.sha256

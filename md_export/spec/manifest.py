@@ -231,7 +231,7 @@ def check_export(folder: Path) -> Checked:
     """Hold every file of one export against its manifest."""
     manifest = read_manifest(folder)
     listed = _listed(manifest, folder)
-    differences = [*_altered_artifacts(folder, manifest), *_altered_files(folder, listed)]
+    differences = [*_altered_artifacts(folder, manifest), *altered_files(folder, manifest)]
     unlisted = tuple(name for name in paths_beside(folder, manifest.artifacts) if name not in listed)
     return Checked(folder, len(manifest.artifacts) + len(listed), tuple(differences), unlisted)
 
@@ -246,14 +246,16 @@ def _listed(manifest: Manifest, folder: Path) -> dict[str, str]:
 
 def _altered_artifacts(folder: Path, manifest: Manifest) -> Iterator[str]:
     for entry in manifest.artifacts:
-        if not (folder / entry.file).exists():
-            yield f"{entry.file} is missing"
-        elif not is_unchanged(folder, entry):
-            yield f"{entry.file} was altered"
+        try:
+            if not is_unchanged(folder, entry):
+                yield f"{entry.file} was altered"
+        except ArtifactError as error:
+            yield str(error)
 
 
-def _altered_files(folder: Path, listed: dict[str, str]) -> Iterator[str]:
-    for name, digest in listed.items():
+def altered_files(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """Yield a line for each file beside the artifacts that is missing, or has another hash than the manifest's."""
+    for name, digest in _listed(manifest, folder).items():
         if not (folder / name).is_file():
             yield f"{name} is missing"
         elif sha256_of(folder / name) != digest:

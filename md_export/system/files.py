@@ -7,12 +7,12 @@ import os
 import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from md_export.errors import MdExportError, OutputError
+from md_export.system.workspace import workspace
 
 # Bytes, on common file systems.
 _LONGEST_NAME = 255
@@ -23,7 +23,8 @@ def sha256_of(path: Path) -> str:
     if path.is_dir():
         digest = hashlib.sha256()
         for file in sorted(item for item in path.rglob("*") if item.is_file()):
-            digest.update(f"{file.relative_to(path).as_posix()}\0{sha256_of(file)}\n".encode())
+            name = file.relative_to(path).as_posix().encode(errors="surrogateescape")
+            digest.update(name + f"\0{sha256_of(file)}\n".encode())
         return digest.hexdigest()
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -44,6 +45,15 @@ def bytes_of(path: Path) -> int:
     if path.is_dir():
         return sum(item.stat().st_size for item in path.rglob("*") if item.is_file())
     return path.stat().st_size
+
+
+def irregular(path: Path) -> Path | None:
+    """Return the first of a path and all that lies below it that is no file and no folder; None if there is none.
+
+    A pipe that nobody writes to would block whoever opens it, and a device may never end.
+    """
+    found = (path, *path.rglob("*")) if path.is_dir() else (path,)
+    return next((item for item in found if not item.is_file() and not item.is_dir()), None)
 
 
 def is_plain_name(name: str) -> bool:
@@ -88,24 +98,18 @@ def refuse_existing(out: Path) -> None:
 
 @contextmanager
 def staging(out: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of ``out`` that becomes ``out`` on success and is removed on any failure.
+    """Yield a temporary folder beside ``out`` that becomes ``out`` on success and is removed on any failure.
 
     Raises:
         OutputError: ``out`` exists, or its parent cannot be written.
     """
     refuse_existing(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-    except OSError as error:
-        raise OutputError(f"{out.parent} cannot be written: {error.strerror}; choose another folder with -o") from error
-    try:
+    with workspace(out.parent) as work:
+        folder = work / out.name
+        folder.mkdir()
         yield folder
         refuse_existing(out)
-        folder.chmod(0o755)
         folder.rename(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def require_space(folder: Path, needed: int) -> None:

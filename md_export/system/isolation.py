@@ -6,21 +6,24 @@ end of the run. Request and result are frozen dataclasses, coded from the functi
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar, cast
+from typing import Final, Generic, TypeVar, cast
 
-from md_export.errors import MdExportError
+from md_export.errors import MachineError, MdExportError, is_exhausted
 from md_export.system.memory import Watch, watching
 from md_export.system.process import POOL, Exit, environment
 from md_export.system.wire import adapters, read, write
 from md_export.system.worker import Call, read_error, write_call
+from md_export.system.workspace import scratch_folder
 
+# A disk with less, in bytes, has no room for the result of a call, nor for its log.
+_LEAST_FREE: Final = 1 << 16
 Request = TypeVar("Request")
 Result = TypeVar("Result")
 
@@ -45,6 +48,7 @@ class Ended(Generic[Result]):
         log: everything that the process wrote to the terminal.
         peak_bytes: most memory that the process was seen to hold, with its children where that was limited.
         over_memory: the process was stopped for holding more than it may.
+        lacking: the machine lacked memory or disk, so that the death says nothing about what was run.
     """
 
     result: Result | None
@@ -54,6 +58,7 @@ class Ended(Generic[Result]):
     log: str
     peak_bytes: int = 0
     over_memory: bool = False
+    lacking: bool = False
 
     @property
     def failure(self) -> str | None:
@@ -68,7 +73,8 @@ def isolated(
 
     ``preload`` as in :func:`attempt`. The returned function raises:
         MdExportError: the error that ``function`` raised, of its own class.
-        ``failure``: the process died; the message begins with ``what`` and ends with the last lines of its log.
+        MachineError: the process was killed, or died for lack of memory or disk.
+        ``failure``: the process died otherwise; the message begins with ``what`` and ends with the log's last lines.
     """
 
     def call(request: Request) -> Result:
@@ -82,7 +88,7 @@ def result_of(ended: Ended[Result], failure: type[MdExportError], what: str) -> 
     if ended.error is not None:
         raise ended.error
     if ended.death:
-        raise failure(f"{what}: {ended.death}{_tail(ended.log)}")
+        raise (MachineError if ended.lacking else failure)(f"{what}: {ended.death}{_tail(ended.log)}")
     return cast(Result, ended.result)
 
 
@@ -93,8 +99,7 @@ def attempt(
 
     ``preload``: modules that this and later processes find imported already.
     """
-    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
-        folder = Path(scratch)
+    with scratch_folder() as folder:
         asked, answered = adapters(function)
         write(request, asked, folder / "request.json")
         where = tuple(sys.path), environment(), str(Path.cwd())
@@ -106,8 +111,12 @@ def attempt(
         peak = max(watch.peak_bytes, ended.peak_bytes if ended else 0)
         if ended and ended.status == 0 and (error or result.is_file()):
             return Ended(None if error else read(answered, result), error, "", False, log, peak)
-        death = _over(watch, limits) if watch.over else _death(ended, limits)
-        return Ended(None, None, death, ended is None, log, peak, watch.over)
+        death, lacking = _over(watch, limits) if watch.over else _death(ended, limits), watch.over
+        if ended and not lacking:
+            full = shutil.disk_usage(folder).free < _LEAST_FREE
+            death += f"; {folder.parent} (TMPDIR) is full" if full else ""
+            lacking = full or ended.status == -signal.SIGKILL or is_exhausted(log)
+        return Ended(None, None, death, ended is None, log, peak, watch.over, lacking)
 
 
 def _run(folder: Path, modules: Sequence[str], limits: Limits) -> tuple[Exit | None, Watch]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-# Controls but for tab and line feed, and the marks that turn the direction of what follows.
-_CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# Controls but for tab and line feed, the marks that turn the direction of what follows, and what stands for a byte that
+# is not UTF-8.
+_CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def visible(text: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from md_export import errors
-from md_export.errors import MdExportError
+from md_export.errors import MachineError, MdExportError, is_exhausted, one_line
 from md_export.system.wire import adapters, read, write
 
 _ERRORS: Final = {
@@ -43,13 +43,23 @@ def answer(folder: Path) -> None:
     """Carry out the call in ``folder``. Errors of our own become data; anything else is a crash with its traceback."""
     call = call_of(folder)
     sys.path[:] = call.path
-    function: Any = getattr(importlib.import_module(call.module), call.name)
-    asked, answered = adapters(function)
     try:
+        function: Any = getattr(importlib.import_module(call.module), call.name)
+        asked, answered = adapters(function)
         write(function(read(asked, folder / "request.json")), answered, folder / "result.json")
     except MdExportError as error:
-        text = json.dumps({"error": type(error).__name__, "message": str(error)})
-        (folder / "error.json").write_text(text, encoding="utf-8")
+        _tell(MachineError(str(error)) if is_exhausted(str(error)) else error, folder)
+    except ImportError as error:
+        _tell(MachineError(f"a library does not load: {one_line(error)}; md-export doctor tells more"), folder)
+    except (MemoryError, OSError) as error:
+        if not isinstance(error, MemoryError) and not is_exhausted(str(error)):
+            raise
+        _tell(MachineError(f"{one_line(error)}; free memory or disk space (TMPDIR, -o), nothing was kept"), folder)
+
+
+def _tell(error: MdExportError, folder: Path) -> None:
+    text = json.dumps({"error": type(error).__name__, "message": str(error)})
+    (folder / "error.json").write_text(text, encoding="utf-8")
 
 
 def read_error(folder: Path) -> MdExportError | None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -41,11 +42,19 @@ def workspace(parent: Path) -> Iterator[Path]:
         _remove(folder, lock)
 
 
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Yield a new folder for temporary files, in TMPDIR; raises as :func:`workspace`."""
+    with workspace(Path(tempfile.gettempdir())) as folder:
+        yield folder
+
+
 def sweep(parent: Path) -> None:
-    """Remove what dead processes left in ``parent``."""
+    """Remove what dead processes left in ``parent``; another user's cannot be removed."""
     for path in parent.glob(f"{PREFIX}*{_LOCK}"):
-        if (lock := _hold(path)) is not None:
-            _remove(path.with_suffix(""), lock)
+        with suppress(PermissionError):
+            if (lock := _hold(path)) is not None:
+                _remove(path.with_suffix(""), lock)
 
 
 def is_in_use(parent: Path) -> bool:

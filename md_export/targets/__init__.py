@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from md_export.errors import ArtifactError
+from md_export.system.files import irregular
 from md_export.targets.contract import Target
 from md_export.targets.coreai.target import CoreaiTarget
 from md_export.targets.coreml.target import CoremlTarget
@@ -52,6 +53,8 @@ def target_of(artifact: Path) -> Target:
     """
     if not artifact.exists():
         raise ArtifactError(f"{artifact} does not exist; name an artifact that md-export wrote")
+    if odd := irregular(artifact):
+        raise ArtifactError(f"{odd} is a pipe, a device or a broken link, no file; name an artifact")
     for target in TARGETS.values():
         if artifact.suffix in (target.suffix, *target.forms.values()):
             return target

@@ -5,7 +5,6 @@ Nothing here imports torch at once: a runtime does not need it, and importing it
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from md_export.spec.sampler import ManySteps, OneStep
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import Array, Arrays, Runner, TensorSpec, WatchedRunner, select
 from md_export.system.isolation import isolated
+from md_export.system.workspace import scratch_folder
 from md_export.targets import TARGETS
 from md_export.targets.contract import CountsCosts, Description, LoweringJob, Target
 from md_export.targets.operations import OpCost
@@ -193,7 +193,7 @@ def answer_of(
     Raises:
         MdExportError: the module cannot be converted, or does not run.
     """
-    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
+    with scratch_folder() as scratch:
         job = LoweringJob(
             component="unet",
             module=module,
@@ -202,8 +202,8 @@ def answer_of(
             example=given,
             scheme=scheme,
             calibration=(given,),
-            workdir=Path(scratch),
+            workdir=scratch,
         )
-        path = Path(scratch) / f"trial{suffix}"
+        path = scratch / f"trial{suffix}"
         target.lower(job).quantize(job).save(path)
         return target.load(path).run(given)[output.name]

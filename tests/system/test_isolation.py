@@ -5,23 +5,26 @@ from __future__ import annotations
 import importlib
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 
-from md_export.errors import ConversionError, MdExportError, ParityError
+from md_export.errors import ConversionError, MachineError, MdExportError, ParityError, RuntimeFault
 from md_export.spec.tensors import Array, Arrays, TensorSpec
 from md_export.system import isolation, process
-from md_export.system.isolation import Limits, attempt, isolated
+from md_export.system.isolation import Limits, attempt, isolated, result_of
 from md_export.system.process import Pool
 
 
@@ -87,6 +90,22 @@ def hold(asked: Nest) -> int:
     return len(content)
 
 
+def exhaust(count: int) -> int:
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 34, 1 << 34))
+    return len(np.ones(count, np.uint8))
+
+
+def overfill(count: int) -> int:
+    with Path("/dev/full").open("wb") as file:
+        return file.write(bytes(count))
+
+
+def say_and_abort(text: str) -> int:
+    print(text, flush=True)
+    kill(6)
+    return 0
+
+
 def sleep_and_tell(seconds: float) -> int:
     time.sleep(seconds)
     return os.getpid()
@@ -149,11 +168,15 @@ def test_our_own_errors_travel_with_their_class() -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "message"),
-    [(9, "most likely for lack of memory"), (11, r"crashed \(SIGSEGV\)"), (6, r"crashed \(SIGABRT\)")],
+    ("number", "message", "error"),
+    [
+        (9, "most likely for lack of memory", MachineError),
+        (11, r"crashed \(SIGSEGV\)", ConversionError),
+        (6, r"crashed \(SIGABRT\)", ConversionError),
+    ],
 )
-def test_a_dying_process_is_reported(number: int, message: str) -> None:
-    with pytest.raises(ConversionError, match=rf"coreml unet: the process .*{message}"):
+def test_a_dying_process_is_reported(number: int, message: str, error: type[Exception]) -> None:
+    with pytest.raises(error, match=rf"coreml unet: the process .*{message}"):
         isolated(kill, ConversionError, "coreml unet")(number)
 
 
@@ -174,6 +197,24 @@ def test_the_limit_of_memory() -> None:
     assert "more than the 0.50 GB it was given" in ended.death
     assert ended.peak_bytes > 500_000_000
     assert ended.result is None
+    with pytest.raises(MachineError, match="x: the process was stopped when it held"):
+        result_of(ended, ConversionError, "x")
+
+
+@pytest.mark.parametrize(
+    ("function", "asked", "message"),
+    [
+        (exhaust, 1 << 40, "Unable to allocate .*free memory or disk space"),
+        (overfill, 1 << 20, "No space left on device"),
+        (import_module, "no_such_library", "a library does not load: No module named 'no_such_library'"),
+        (say_and_abort, "terminate called after throwing an instance of 'std::bad_alloc'", "SIGABRT"),
+    ],
+)
+def test_what_the_machine_lacks_is_no_fault_of_what_runs(
+    function: Callable[[Any], Any], asked: Any, message: str
+) -> None:
+    with pytest.raises(MachineError, match=message):
+        isolated(function, RuntimeFault, "unet.onnx")(asked)
 
 
 def test_all_that_is_written_is_in_the_log() -> None:
@@ -287,7 +328,7 @@ def test_a_new_process_behaves_as_a_fork(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(process, "WARM", False)
     test_dataclasses_and_arrays_arrive_as_they_were()
     test_our_own_errors_travel_with_their_class()
-    test_a_dying_process_is_reported(11, r"crashed \(SIGSEGV\)")
+    test_a_dying_process_is_reported(11, r"crashed \(SIGSEGV\)", ConversionError)
     test_the_limit_of_time()
     test_the_limit_of_memory()
     test_all_that_is_written_is_in_the_log()

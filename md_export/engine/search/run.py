@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +38,7 @@ from md_export.parity.golden.folder import INDEX, write_golden
 from md_export.parity.golden.prepare import golden_source
 from md_export.spec.recipe import Recipe
 from md_export.system.files import refuse_existing, sha256_of, staging
+from md_export.system.workspace import scratch_folder
 from md_export.targets import tools_of
 
 ARTIFACTS: Final = "artifacts"
@@ -67,11 +67,11 @@ def search(request: SearchRequest, count: Count, progress: Progress = lambda _: 
     checkpoint = open_checkpoint(request.checkpoint)
     checkpoint.check()
     recipe = starting_recipe(request).completed(checkpoint.components)
-    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch, staging(request.out) as folder:
+    with scratch_folder() as scratch, staging(request.out) as folder:
         resources = request.resources or Resources()
         if resources.cache is None:
             resources = dataclasses.replace(resources, cache=folder / _TRIES / "cache")
-        ground = _prepare(request, recipe, checkpoint.at(recipe.variant), Path(scratch), resources, progress)
+        ground = _prepare(request, recipe, checkpoint.at(recipe.variant), scratch, resources, progress)
         with _measured(ground, count) as (modules, rehearse):
             aim = request.budget if request.budget.score is not None else _rehearsed(request.budget, modules, rehearse)
         builder = _Builder(ground, modules, folder / _TRIES)

@@ -182,6 +182,8 @@ def _image(colours: NDArray[np.uint8]) -> Float32:
 
 def _read(path: Path, shape: tuple[int, ...], modes: tuple[str, ...], what: str) -> NDArray[np.uint8]:
     """Read a file's pixels; size and mode are checked in its header before memory is allocated."""
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is a folder, a pipe or a device, no file; name a PNG or JPEG")
     try:
         with Image.open(path, formats=_FORMATS) as file:
             height, width = shape

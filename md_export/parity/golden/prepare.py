@@ -38,6 +38,7 @@ from md_export.spec.recipe import Recipe
 from md_export.spec.sampler import SamplerPlan, flags_of, steps_in_words
 from md_export.spec.tensors import Array
 from md_export.spec.variant import size_in_words
+from md_export.system.workspace import scratch_folder
 
 Progress = Callable[[str], None]
 
@@ -116,8 +117,8 @@ def prepare_golden(
     if changed is None or not changed.rewrites:
         check_fusing(checkpoint, _place_golden(recipe, checkpoint, given, folder, progress).cases[0], progress)
         return None
-    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
-        before = _place_golden(recipe, checkpoint, given, Path(scratch) / "golden", progress)
+    with scratch_folder() as scratch:
+        before = _place_golden(recipe, checkpoint, given, scratch / "golden", progress)
         check_fusing(checkpoint, before.cases[0], progress)
         folder.mkdir()
         write_golden(changed, [(case.prompt, case.seed) for case in before.cases], folder, progress)

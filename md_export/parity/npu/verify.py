@@ -26,6 +26,7 @@ from md_export.spec.artifact import ArtifactEntry, artifact_path, context_path, 
 from md_export.spec.names import SOCS, Soc
 from md_export.spec.tensors import Arrays
 from md_export.system.files import sha256_of
+from md_export.system.workspace import scratch_folder
 from md_export.targets.onnx.npu.process import (
     NpuLimits,
     NpuRun,
@@ -122,8 +123,8 @@ def verify_on_npu(
     demands = {entry.component: demand_of(artifact_path(out, entry)) for entry in entries}
     found = []
     for name in names:
-        with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
-            phone = _Phone(export, chosen, SOCS[name], limits, Path(scratch), blocks, demands, progress)
+        with scratch_folder() as scratch:
+            phone = _Phone(export, chosen, SOCS[name], limits, scratch, blocks, demands, progress)
             found.append(_judge_phone(phone))
     return tuple(found)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
@@ -14,6 +13,7 @@ import numpy as np
 
 from md_export.errors import RuntimeFault, UsageError, raised_as
 from md_export.spec.tensors import Array, Arrays, TensorSpec, check_arrays
+from md_export.system.workspace import scratch_folder
 from md_export.targets.contract import Step
 from md_export.targets.coreai import bindings
 from md_export.targets.coreai.constants import is_constant
@@ -113,8 +113,8 @@ def watched(path: Path, names: Collection[str]) -> Iterator[Callable[[Arrays], d
     known = {name: value for value, name in names_of(program).items()}
     given = {name: str(number) for number, name in enumerate(names)}
     _give(program, {given[name]: known[name] for name in names})
-    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
-        copy = Path(scratch) / path.name
+    with scratch_folder() as scratch:
+        copy = scratch / path.name
         write_program(program, copy, {})
         runner = load(copy)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -13,6 +12,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from md_export.errors import ConversionError, RuntimeFault, raised_as
+from md_export.system.workspace import scratch_folder
 from md_export.targets.contract import notes_among
 from md_export.targets.onnx.clean import check_portable
 from md_export.targets.onnx.target import OnnxModel
@@ -81,8 +81,8 @@ def as_onnx(path: Path) -> onnx.ModelProto:
     """
     options = session_options(optimized=False)
     options.add_session_config_entry(_SAVE_AS, "ONNX")
-    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
-        back = Path(scratch) / "back.onnx"
+    with scratch_folder() as scratch:
+        back = scratch / "back.onnx"
         options.optimized_model_filepath = str(back)
         with raised_as(RuntimeFault, f"{path.name} is no .ort file of this onnxruntime", (*ORT_ERRORS, OSError)):
             ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -107,8 +107,8 @@ def save(model: OnnxModel, path: Path) -> None:
     if form is None:
         _write(graph, path)
         return
-    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
-        source = Path(scratch) / "portable.onnx"
+    with scratch_folder() as scratch:
+        source = scratch / "portable.onnx"
         _write(graph, source)
         write_fused(source, path, form, weights_are_external(graph))
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from md_export.errors import ArtifactError, RuntimeFault, UsageError
 from md_export.spec.tensors import Arrays
+from md_export.system.workspace import scratch_folder
 from md_export.targets.lint.judge import judge
 from md_export.targets.lint.report import LintReport
 from md_export.targets.lint.rules import rules_of
@@ -46,7 +46,7 @@ def lint(path: Path, system: str | None = None, batches: Sequence[Arrays] = ()) 
 
 
 def _with_float16(report: LintReport, path: Path, batches: Sequence[Arrays]) -> LintReport:
-    with TemporaryDirectory(prefix="md-export-") as scratch:
-        floats = Path(scratch) / path.name
+    with scratch_folder() as scratch:
+        floats = scratch / path.name
         watched = floats if write_float_weights(path, floats) else path
         return replace(report, bounds=measure(watched, batches), emulated_db=emulated_db(watched, batches))

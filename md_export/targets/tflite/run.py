@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import struct
-import tempfile
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from md_export.errors import MissingExtraError, RuntimeFault, UsageError, raised_as
 from md_export.spec.tensors import Array, Arrays, TensorSpec, check_arrays
+from md_export.system.workspace import scratch_folder
 from md_export.targets.contract import Step
 from md_export.targets.tflite.flatbuffer import END, modules_in, operator_name, read_model, weighted_ops
 
@@ -195,8 +195,8 @@ def values(path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Arra
     """
     from ai_edge_litert.interpreter import Interpreter
 
-    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
-        opened = Path(scratch) / path.name
+    with scratch_folder() as scratch:
+        opened = scratch / path.name
         shutil.copyfile(path, opened)
         _give(opened, [int(name) for name in names])
         with raised_as(RuntimeFault, f"{path.name}: LiteRT failed", (RuntimeError, ValueError, KeyError)):

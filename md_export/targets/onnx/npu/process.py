@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from md_export.spec.names import SOCS, Soc
 from md_export.spec.tensors import Array, Arrays, load_batches, save_batches
 from md_export.system.isolation import Ended, Limits, attempt, isolated
 from md_export.system.memory import installed_bytes
+from md_export.system.workspace import scratch_folder
 
 # Number of refused nodes that a one-line error names.
 _SPELLED_OUT: Final = 3
@@ -170,9 +170,9 @@ def try_on_npu(graph: Path, exact: Path, soc: Soc, batches: Sequence[Arrays], li
     Raises:
         RuntimeFault: the CPU cannot run ``exact``.
     """
-    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
-        tried = _ended(attempt(try_here, NpuJob(graph, soc, Path(scratch) / graph.name, batches, exact), limits))
-        wanted = Path(scratch) / _WANTED
+    with scratch_folder() as scratch:
+        tried = _ended(attempt(try_here, NpuJob(graph, soc, scratch / graph.name, batches, exact), limits))
+        wanted = scratch / _WANTED
         if not wanted.is_file():
             raise RuntimeFault(f"{graph.name} on the CPU: {tried.failure}")
         return replace(tried, wanted=load_batches(wanted))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ import numpy as np
 from md_export.errors import MissingExtraError, RuntimeFault
 from md_export.spec.tensors import Array, Arrays, TensorSpec, check_arrays, load_batches, save_batches
 from md_export.system.isolation import Limits, attempt
+from md_export.system.workspace import scratch_folder
 
 # The Vulkan loader's own variables, the newer one first; each may list several files.
 VARIABLES: Final = ("VK_DRIVER_FILES", "VK_ICD_FILENAMES")
@@ -206,11 +206,11 @@ def execute_on_gpu(path: Path, batches: Sequence[Arrays], limit_s: float, ops: i
     Raises:
         MissingExtraError: there is no Vulkan driver. Every other failure is returned.
     """
-    with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
-        ended = attempt(run_first_ops, GpuJob(path, batches, ops, Path(scratch)), Limits(limit_s))
+    with scratch_folder() as scratch:
+        ended = attempt(run_first_ops, GpuJob(path, batches, ops, scratch), Limits(limit_s))
         if isinstance(ended.error, MissingExtraError):
             raise ended.error
-        reference = Path(scratch) / _REFERENCE
+        reference = scratch / _REFERENCE
         return replace(
             ended.result or GpuExecution(),
             reference=load_batches(reference) if reference.is_file() else [],
