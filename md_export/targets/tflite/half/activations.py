@@ -21,7 +21,7 @@ from md_export.targets.tflite.run import values
 
 # Values kept at once, in bytes; a graph with more is executed several times.
 _KEPT: Final = 2 * 2**30
-_NARROW: Final = (schema.TensorType.INT8, schema.TensorType.INT4)
+NARROW: Final = frozenset({schema.TensorType.INT8, schema.TensorType.INT4})
 
 
 @dataclass(frozen=True)
@@ -136,5 +136,5 @@ def _mixed(model: Any) -> Iterator[int]:
             continue
         weight = int(operator.inputs[flatbuffer.WEIGHTED[name]])
         is_float = graph.tensors[operator.outputs[0]].type == schema.TensorType.FLOAT32
-        if is_float and graph.tensors[weight].type in _NARROW:
+        if is_float and graph.tensors[weight].type in NARROW:
             yield weight

@@ -22,7 +22,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -31,6 +30,7 @@ from ai_edge_litert import schema_py_generated as schema
 from torch import Tensor
 
 from md_export.spec.tensors import Array, Arrays
+from md_export.system.workspace import scratch_folder
 from md_export.targets.lint.report import Figures, Float16Bound
 from md_export.targets.operations import Op
 from md_export.targets.tflite.flatbuffer import data_of, operator_name, read_model, write_rewired
@@ -178,8 +178,8 @@ def emulated_db(path: Path, batches: Sequence[Arrays]) -> float:
     Raises:
         RuntimeFault: the file does not run on these inputs.
     """
-    with TemporaryDirectory(prefix="md-export-") as scratch:
-        rounded = Path(scratch) / path.name
+    with scratch_folder() as scratch:
+        rounded = scratch / path.name
         write_rounded(path, rounded)
         exact, half = load(path), load(rounded)
         return min(_snr_db(exact.run(batch), half.run(batch)) for batch in batches)

@@ -1,0 +1,91 @@
+"""A file with float16 weights on the CPU, and whether float16 arithmetic, a GPU's, could hold its values.
+
+The CPU computes in float32, where a value past 65504 is a large number; on a GPU it is infinite, and the picture black.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from md_export.spec.tensors import Array, Arrays
+from md_export.system.workspace import scratch_folder
+from md_export.targets.tflite.flatbuffer import data_of, read_model
+from md_export.targets.tflite.half.activations import NARROW, Recorder
+from md_export.targets.tflite.half.bounds import write_rounded
+from md_export.targets.tflite.run import TfliteRunner
+from md_export.targets.tflite.run import load as load_plain
+
+# Half a step above float16's largest number.
+_OVERFLOWS_AT: Final = 65520.0
+# Runs between two looks that are repeated; of many steps the first and largest values come with the noise.
+_MOST: Final = 16
+
+
+class HalfWatch:
+    """A :class:`WatchedRunner <md_export.spec.tensors.WatchedRunner>` of a file whose weights are float16."""
+
+    def __init__(self, path: Path, runner: TfliteRunner) -> None:
+        self._path = path
+        self._runner: TfliteRunner | None = runner
+        self._pending: list[Arrays] = []
+        self._lines: dict[str, None] = {}
+        self.inputs, self.outputs = runner.inputs, runner.outputs
+
+    def run(self, inputs: Arrays) -> dict[str, Array]:
+        """Execute once in float32; see :meth:`TfliteRunner.run`."""
+        self._runner = self._runner or load_plain(self._path)
+        outputs = self._runner.run(inputs)
+        if len(self._pending) < _MOST:
+            self._pending.append(inputs)
+        return outputs
+
+    def hazards(self) -> tuple[str, ...]:
+        """Repeat the runs so far with every value rounded to float16; a line for each operation it cannot hold.
+
+        Raises:
+            RuntimeFault: the file does not run on the inputs.
+        """
+        pending, self._pending = self._pending, []
+        if pending:
+            self._runner = None  # one model in memory at a time
+            with scratch_folder() as scratch:
+                rounded = scratch / self._path.name
+                write_rounded(self._path, rounded)
+                half = load_plain(rounded)
+                lost = [batch for batch in pending if not _is_finite(half.run(batch))]
+            self._lines |= dict.fromkeys(_origin(self._path, batch) for batch in lost[:1])
+        return tuple(self._lines)
+
+
+def load(path: Path, runtime: str | None = None) -> TfliteRunner | HalfWatch:
+    """As :func:`md_export.targets.tflite.run.load`; watched in the usual runtime if all weights are float16."""
+    runner = load_plain(path, runtime)
+    return HalfWatch(path, runner) if runtime is None and _stores_halves(path) else runner
+
+
+def _stores_halves(path: Path) -> bool:
+    model = read_model(path)
+    kinds = {tensor.type for tensor in model.subgraphs[0].tensors if data_of(model, tensor).size}
+    return schema.TensorType.FLOAT16 in kinds and not kinds & NARROW
+
+
+def _is_finite(outputs: Arrays) -> bool:
+    return all(np.isfinite(value).all() for value in outputs.values() if value.dtype.kind == "f")
+
+
+def _origin(path: Path, batch: Arrays) -> str:
+    """Describe the first operation whose values, in float32, are past float16's end."""
+    end = "Scale that module's weights down and what follows up, or export with --fp32"
+    for values in Recorder(path).run(batch):
+        largest = float(np.abs(values.output).max()) if values.output.dtype.kind == "f" and values.output.size else 0.0
+        if not largest < _OVERFLOWS_AT:
+            where = f"module {values.op.module}, " if values.op.module else ""
+            return (
+                f"float16 overflow in {where}{values.op.kind} {values.op.name}: magnitudes up to {largest:.4g}, "
+                f"float16 ends at 65504; a GPU's outputs are not finite. {end}"
+            )
+    return f"float16 overflow inside an operation: a GPU's outputs are not finite. {end}"
