@@ -17,7 +17,7 @@ from md_export.cli.explain import attribute, crosscheck, doctor, estimate, lint
 from md_export.cli.exports import EXPORTS, join, split
 from md_export.cli.generate import generate
 from md_export.cli.recipes import recipe
-from md_export.errors import MdExportError
+from md_export.errors import MdExportError, one_line
 from md_export.system.terminal_text import visible
 
 
@@ -58,6 +58,9 @@ def main() -> None:
         sys.exit(error.exit_code)
     except OSError as error:
         click.echo(f"error: {visible(_os_error(error))}", err=True)
+        sys.exit(1)
+    except ImportError as error:
+        click.echo(f"error: a library does not load: {visible(one_line(error))}; md-export doctor tells more", err=True)
         sys.exit(1)
     except MemoryError:
         click.echo("error: not enough memory; nothing was kept. Free some, or take one --component at a time", err=True)

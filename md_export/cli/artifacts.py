@@ -14,18 +14,40 @@ from md_export.errors import UsageError
 from md_export.spec.names import COMPONENT_NAMES, SOCS
 
 
-def _check_self_test(self_test: bool, checkpoint: Path | None, others: Mapping[str, object]) -> None:
-    """Raise UsageError where ``--checkpoint`` stands alone, or ``others``, options by name, beside ``--self-test``."""
-    if checkpoint and not self_test:
-        raise UsageError("--checkpoint is for --self-test; leave it out")
-    given = [name for name, value in others.items() if value]
-    if self_test and given:
-        raise UsageError(f"--self-test damages copies of OUT as they are; leave out {', '.join(given)}")
+def _check_alone(self_test: bool, checkpoint: Path | None, golden_dir: Path | None, engines: list[str]) -> None:
+    """Raise UsageError for options beside ``--self-test`` or ``--checkpoint``; ``engines``: names of those given."""
+    beside = [*(["--golden"] if golden_dir else []), *engines]
+    if self_test and beside:
+        raise UsageError(f"--self-test damages copies of OUT as they are; leave out {', '.join(beside)}")
+    if checkpoint and engines:
+        raise UsageError(f"--checkpoint goes with the target's own runtime; leave out {', '.join(engines)}")
+
+
+def _verify_here(
+    out: Path, golden_dir: Path | None, checkpoint: Path | None, loras: tuple[str, ...], json_file: Path | None
+) -> None:
+    """Verify in the target's own runtime, and against the checkpoint if one is named."""
+    from md_export.checkpoint.derived import adapted
+    from md_export.engine.against_checkpoint import verify as verify_against
+    from md_export.parity.judge import verify as judge
+    from md_export.report.verdicts import parity_table
+
+    if loras and checkpoint is None:
+        raise UsageError("--lora belongs to the checkpoint; name it with --checkpoint")
+    with shared.progress(len(COMPONENT_NAMES)) as report:
+        if checkpoint is None:
+            result = judge(out, golden_dir, report)
+        else:
+            with adapted(checkpoint, loras) as folder:
+                result = verify_against(out, folder, golden_dir, report)
+    known = f"derived again from {checkpoint}" if checkpoint else "not checked against a checkpoint (--checkpoint)"
+    shared.note(f"golden cases, metadata and files: {known}")
+    shared.conclude(json_file, result, result.failures, [parity_table(result)], f"{out}: verified")
 
 
 def _run_self_test(out: Path, checkpoint: Path | None, json_file: Path | None) -> None:
     """Print the table; raises ParityError where a mutation was not noticed, or by accident."""
-    from md_export.parity.selftest.run import self_test
+    from md_export.engine.selftest import self_test
     from md_export.report.diagnoses import self_test_table
     from md_export.spec.shipped_files import nano_checkpoint
 
@@ -156,9 +178,8 @@ def run(artifact: Path, inputs: Path, output: Path, runtime: str | None, gpu: bo
     else:
         (outputs,) = execute(target.name, artifact, [read_npz(inputs)], runtime).outputs
     write_npz(output, outputs)
-    click.echo(
-        f"{output}: " + ", ".join(f"{name} {list(value.shape)} {value.dtype}" for name, value in outputs.items())
-    )
+    made = ", ".join(f"{name} {list(value.shape)} {value.dtype}" for name, value in outputs.items())
+    shared.say(None, f"{output}: {made}")
 
 
 @click.command()
@@ -180,7 +201,12 @@ def run(artifact: Path, inputs: Path, output: Path, runtime: str | None, gpu: bo
     help="Run TFLite files in all kernels of this library and compare with LiteRT and XNNPACK.",
 )
 @click.option("--self-test", is_flag=True, help="Damage copies of OUT in every known way; each must be noticed.")
-@click.option("--checkpoint", type=PATH, help="Checkpoint of OUT, for --self-test.  [default: the nano one]")
+@click.option(
+    "--checkpoint",
+    type=PATH,
+    help="Checkpoint of OUT, to derive golden cases, constants and files from.  [default with --self-test: the nano]",
+)
+@shared.lora_option
 @shared.json_option
 def verify(
     out: Path,
@@ -195,6 +221,7 @@ def verify(
     library: str | None,
     self_test: bool,
     checkpoint: Path | None,
+    loras: tuple[str, ...],
     json_file: Path | None,
 ) -> None:
     """Run every artifact of an export on every golden case, and the chain to the picture; exit 3 if one falls short.
@@ -204,18 +231,17 @@ def verify(
 
     --self-test checks the gate itself: each known way to damage an export must be noticed.
     """
-    from md_export.parity.judge import verify as judge
-    from md_export.report.verdicts import parity_table
     from md_export.spec.manifest import JOIN, read_manifest
 
+    engines: dict[str, object] = {"--gpu": gpu, "--runtime": library}
     if (out / JOIN).is_file():
-        flags = {"--golden": golden_dir, "--gpu": gpu, "--runtime": library, "--self-test": self_test}
+        flags = {"--golden": golden_dir, **engines, "--self-test": self_test, "--checkpoint": checkpoint}
         verify_joined(out, flags, json_file)
         return
     check_npu(
         npu,
         {"--soc": soc, "--cases": cases, "--max-memory": max_memory, "--blocks": blocks or None},
-        {"--gpu": gpu, "--runtime": library, "--self-test": self_test},
+        {**engines, "--self-test": self_test, "--checkpoint": checkpoint},
     )
     if npu:
         verify_npu(out, golden_dir, soc, cases, limit_s, max_memory, blocks, json_file)
@@ -223,7 +249,7 @@ def verify(
     target = read_manifest(out).target
     limit_s = gpu_limit(gpu, limit_s, target)
     _check_runtime(library, gpu, target)
-    _check_self_test(self_test, checkpoint, {"--golden": golden_dir, "--gpu": gpu, "--runtime": library})
+    _check_alone(self_test, checkpoint, golden_dir, [name for name, value in engines.items() if value])
     if self_test:
         _run_self_test(out, checkpoint, json_file)
     elif gpu:
@@ -231,9 +257,7 @@ def verify(
     elif library:
         _verify_in_library(out, golden_dir, library, json_file)
     else:
-        with shared.progress(len(COMPONENT_NAMES)) as report:
-            result = judge(out, golden_dir, report)
-        shared.conclude(json_file, result, result.failures, [parity_table(result)], f"{out}: verified")
+        _verify_here(out, golden_dir, checkpoint, loras, json_file)
 
 
 def gpu_limit(gpu: bool, limit_s: float | None, target: str) -> float:

@@ -21,10 +21,12 @@ from md_export.spec.names import COMPONENT_NAMES
 def audit(out: Path, checkpoint: Path | None, loras: tuple[str, ...], json_file: Path | None) -> None:
     """Decode every weight that an export stores and compare it with CHECKPOINT (default: the nano one).
 
-    Exit 3 if a weight differs by more than its scheme rounds, is missing, or is stored in another type than requested.
+    Torch computes the golden cases once more; tokenizer, constants and metadata are derived again. Exit 3 if one of
+    them differs, or if a weight differs by more than its scheme rounds, is missing, or is stored in another type than
+    requested.
     """
     from md_export.checkpoint.derived import adapted
-    from md_export.parity.weights.audit import audit as hold
+    from md_export.engine.against_checkpoint import audit as hold
     from md_export.report.diagnoses import audit_table, unmatched_table
 
     with (
@@ -33,7 +35,9 @@ def audit(out: Path, checkpoint: Path | None, loras: tuple[str, ...], json_file:
     ):
         result = hold(out, folder, report)
     tables = audit_table(result), unmatched_table(result)
-    shared.conclude(json_file, result, result.failures, tables, f"{out}: every weight is the checkpoint's")
+    shared.conclude(
+        json_file, result, result.failures, tables, f"{out}: every weight, golden case and file is the checkpoint's"
+    )
 
 
 @click.command()

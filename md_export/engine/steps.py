@@ -10,6 +10,8 @@ import shutil
 from pathlib import Path
 from typing import Final
 
+import torch
+
 from md_export import __version__
 from md_export.checkpoint import Checkpoint, open_checkpoint
 from md_export.checkpoint.derived import adapted
@@ -32,6 +34,7 @@ from md_export.spec.recipe import Recipe
 from md_export.system.files import copy_file
 from md_export.targets import TARGETS, tools_of
 
+_THREADS: Final = 4
 # Folder of calibration cases in the entry of their step.
 CASES: Final = "cases"
 
@@ -42,6 +45,8 @@ def carry_out(job: Job) -> plan.Result:
     Raises:
         MdExportError: see the step functions. An export that fails verification is a result, not an error.
     """
+    # Sums over other portions differ in their last bits: golden cases would follow the number of cores.
+    torch.set_num_threads(_THREADS)
     loras = [f"{job.inputs.loras[name]}{tail}" for name, tail in job.request.loras]
     with adapted(job.inputs.checkpoint, loras) as folder:
         checkpoint = open_checkpoint(folder)
@@ -86,8 +91,6 @@ def export(request: plan.ExportRequest, checkpoint: Checkpoint, job: Job) -> pla
     If the export passes, only the files that this step made remain in ``job.folder``; the others are in the cache.
     """
     recipe, folder, checkpoint = request.recipe, job.folder, checkpoint.at(request.recipe.variant)
-    if recipe.layout == "swift":
-        write_bundle(checkpoint, folder)
     for key in (request.golden, *request.parts):
         # Copies, not hard links: onnx rejects weight files with more than one link as an attack.
         shutil.copytree(job.files[key], folder, copy_function=copy_file, dirs_exist_ok=True)
@@ -105,22 +108,30 @@ def seal(
     recipe: Recipe, checkpoint: Checkpoint, folder: Path, entries: tuple[ArtifactEntry, ...], drift: Drift | None
 ) -> Verdict:
     """Turn artifacts and golden cases in ``folder`` into an export: add tokenizer and manifest, and verify it."""
+    write_beside(recipe, checkpoint, folder, entries)
     if recipe.layout == "swift":
         check_bundle(folder, tuple(entry.file for entry in entries))
-    if recipe.target == "coreai":
-        write_assets(recipe, checkpoint, folder, entries)
     entries = TARGETS[recipe.target].compile_contexts(recipe.npu, folder, entries, print)
-    checkpoint.copy_tokenizers(folder)
-    manifest = _manifest(recipe, checkpoint, folder, entries, drift)
+    manifest = manifest_of(recipe, checkpoint, folder, entries, drift)
     write_manifest(manifest, folder)
     result = verify(folder, progress=print)
     write_manifest(with_parity(manifest, result), folder)
     return result
 
 
-def _manifest(
+def write_beside(recipe: Recipe, checkpoint: Checkpoint, folder: Path, entries: tuple[ArtifactEntry, ...]) -> None:
+    """Write what an app reads beside the artifacts; ``folder`` holds the golden cases."""
+    if recipe.layout == "swift":
+        write_bundle(checkpoint, folder)
+    if recipe.target == "coreai":
+        write_assets(recipe, checkpoint, folder, entries)
+    checkpoint.copy_tokenizers(folder)
+
+
+def manifest_of(
     recipe: Recipe, checkpoint: Checkpoint, folder: Path, entries: tuple[ArtifactEntry, ...], drift: Drift | None
 ) -> Manifest:
+    """Return the manifest of an export in ``folder``, without the figures of its verification."""
     family = family_of(checkpoint.config)
     return Manifest(
         schema=SCHEMA,

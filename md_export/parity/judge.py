@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from md_export.errors import ArtifactError, MdExportError
+from md_export.errors import ArtifactError, MachineError, MdExportError
 from md_export.models.walk import Steps, Tensors
 from md_export.parity.chain import Take, judge_on_the_way
 from md_export.parity.golden.surface import packed
 from md_export.parity.metrics import Check, Fault
 from md_export.parity.opened_export import claim_faults, note_faults, open_export, stored_faults, surface_faults
+from md_export.parity.promised import promise_faults
 from md_export.parity.subject import Subject
 from md_export.parity.tokens import token_faults
 from md_export.parity.verdict import ComponentVerdict, Verdict, Verification
@@ -89,14 +90,16 @@ def _judge_component(
         return subject.verdict(None, [Fault(Check.SURFACE, str(error))]), []
     faults = surface_faults(entry, inputs[0], wanted[0])
     # Files of the whole export are judged with its first artifact.
-    faults += token_faults(subject.export) if entry is manifest.artifacts[0] else []
+    faults += [*token_faults(subject.export), *promise_faults(subject.export)] if entry is manifest.artifacts[0] else []
     try:
         batches = [*inputs, *(packed(recipe, entry, batch) for batch in others)]
         run = execute(manifest.target, subject.path, batches)
         parity, short = subject.compare(run.outputs[: len(inputs)])
         faults += [Fault(Check.OVERFLOW, line) for line in dict.fromkeys(run.hazards)]
         faults += note_faults(manifest, entry, run.found.notes)
-        faults += claim_faults(subject.export.out, entry, scheme, run.found)
+        faults += claim_faults(subject.export.out, entry, recipe, run.found)
+    except MachineError:
+        raise
     except MdExportError as error:
         return subject.verdict(None, [*faults, Fault(Check.EXECUTION, str(error))]), []
     faults += short + stored_faults(entry, scheme, run.found)

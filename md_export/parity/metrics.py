@@ -5,6 +5,7 @@ A metric never repairs its input: :func:`first_fault` rejects NaN and Inf before
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
@@ -35,6 +36,11 @@ class Check(StrEnum):
     OVERFLOW = "float16 overflow"
     ORIGIN = "origin"
     TOKENIZER = "tokenizer"
+    CASES = "cases"
+    APP_FILES = "files of the app"
+    REFERENCE = "reference"
+    CHECKPOINT = "checkpoint"
+    EXACT = "too exact"
     AUDIT = "weight audit"
 
 
@@ -52,6 +58,20 @@ class Fault(str):
     def of(self, what: str) -> Fault:
         """Return the same fault with its subject ``what`` put before the text."""
         return Fault(self.check, f"{what}: {self}")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A fault as plain data, to cross from a worker process; ``component``: the one that it concerns, or any text."""
+
+    component: str
+    check: Check
+    text: str
+
+    @property
+    def fault(self) -> Fault:
+        """Return the finding as a fault."""
+        return Fault(self.check, self.text)
 
 
 # JSON has no infinity: values that are equal bit for bit are reported as this many dB.

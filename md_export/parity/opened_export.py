@@ -20,10 +20,13 @@ from md_export.parity.golden.folder import INDEX, GoldenSet, read_golden
 from md_export.parity.metrics import Check, Fault
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, artifact_path, bytes_of_artifact
 from md_export.spec.manifest import Manifest, read_manifest
+from md_export.spec.recipe import Recipe
 from md_export.spec.sampler import steps_in_words
 from md_export.spec.scheme import QuantScheme, stored_type
 from md_export.spec.tensors import Arrays
+from md_export.targets import TARGETS, suffix_of
 from md_export.targets.contract import Description
+from md_export.targets.layouts import layout_of
 
 
 @dataclass(frozen=True)
@@ -147,9 +150,11 @@ def surface_faults(entry: ArtifactEntry, given: Arrays, wanted: Arrays) -> list[
     ]
 
 
-def claim_faults(out: Path, entry: ArtifactEntry, scheme: QuantScheme, found: Description) -> list[Fault]:
+def claim_faults(out: Path, entry: ArtifactEntry, recipe: Recipe, found: Description) -> list[Fault]:
     """Check the manifest's claims about the artifact against the artifact itself and the recipe."""
+    scheme, suffix = recipe.schemes[entry.component], suffix_of(TARGETS[recipe.target], recipe.form)
     pairs = (
+        ("files", entry.file, f"{layout_of(recipe).file(entry.component)}{suffix}"),
         ("bytes", entry.bytes, bytes_of_artifact(artifact_path(out, entry))),
         ("stored bytes", entry.stored, found.stored),
         ("operations", entry.ops, found.ops),

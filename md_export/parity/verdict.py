@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic
 
 from typing_extensions import TypeVar
 
-from md_export.parity.metrics import Fault
+from md_export.parity.metrics import Fault, Finding
 from md_export.spec.artifact import Parity
 from md_export.spec.manifest import Manifest
 from md_export.spec.recipe import Tolerance
@@ -64,6 +64,12 @@ class Verdict(Generic[Engine]):
     picture: PictureVerdict | None = None
     runtime: str = ""
 
+    def with_findings(self, findings: Iterable[Finding]) -> Verdict[Engine]:
+        """Return the verdict with these faults too, each with its component, those of the whole with the first."""
+        added = by_component(findings, [item.component for item in self.components])
+        components = tuple(replace(item, faults=(*item.faults, *added[item.component])) for item in self.components)
+        return replace(self, components=components)
+
     @property
     def failures(self) -> tuple[str, ...]:
         """One line for each thing that falls short, the component's name first."""
@@ -82,6 +88,15 @@ class Verdict(Generic[Engine]):
     def passed(self) -> bool:
         """Whether nothing falls short."""
         return not self.failures
+
+
+def by_component(findings: Iterable[Finding], components: Sequence[str]) -> dict[str, tuple[Fault, ...]]:
+    """Return the faults of each component; what concerns none of them goes with the first."""
+    found: dict[str, tuple[Fault, ...]] = dict.fromkeys(components, ())
+    for one in findings:
+        name = one.component if one.component in found else components[0]
+        found[name] = (*found[name], one.fault)
+    return found
 
 
 def failures_of(verdicts: Iterable[Verdict[Engine]]) -> tuple[str, ...]:

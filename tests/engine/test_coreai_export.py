@@ -12,10 +12,10 @@ import torch
 
 from md_export.diagnose.attribution.attribute import blame
 from md_export.engine.hops import Part, opened
+from md_export.engine.selftest import self_test
 from md_export.parity.golden.folder import read_golden
 from md_export.parity.judge import verify
 from md_export.parity.metrics import compare
-from md_export.parity.selftest.run import self_test
 from md_export.parity.selftest.table import MUTATIONS
 from md_export.parity.weights.audit import AuditJob, audit_part
 from md_export.spec.manifest import read_manifest

@@ -171,7 +171,7 @@ def by_name(file: str, special: Execute, execute: Execute) -> Execute:
     return run
 
 
-def examine(out: Path, execute: Execute, audit: Callable[[], Sequence[str]]) -> tuple[Fault, ...]:
+def examine(out: Path, execute: Execute, audit: Callable[[], Sequence[Fault]]) -> tuple[Fault, ...]:
     """Everything that the gate finds wrong with an export, the audit of the damaged component included."""
     try:
         manifest = read_manifest(out)
@@ -188,8 +188,8 @@ def examine(out: Path, execute: Execute, audit: Callable[[], Sequence[str]]) -> 
     return (*judge(out, execute=execute, take=taking(execute)).result.faults, *_audited(audit))
 
 
-def _audited(audit: Callable[[], Sequence[str]]) -> list[Fault]:
+def _audited(audit: Callable[[], Sequence[Fault]]) -> Sequence[Fault]:
     try:
-        return [Fault(Check.AUDIT, line) for line in audit()]
+        return audit()
     except MdExportError as error:
         return [Fault(Check.AUDIT, str(error))]

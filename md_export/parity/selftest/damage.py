@@ -5,6 +5,8 @@ Each function takes a :class:`Sandbox`.
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, Final, Literal, ParamSpec
@@ -182,6 +184,37 @@ def other_constant(sandbox: Sandbox) -> None:
         place = content.find(b"scaling_factor")
         if place >= 0:
             file.write_bytes(content[:place] + content[place:].replace(factor.encode(), other.encode(), 1))
+
+
+def other_note(sandbox: Sandbox, name: str) -> None:
+    """The note ``name`` of every artifact ends with another digit."""
+    value = sandbox.target.describe(artifact_path(sandbox.folder, sandbox.entry)).notes.get(name)
+    if value is None:
+        raise NotApplicable(f"its metadata has no {name}")
+    other = value[:-1] + ("1" if value[-1] != "1" else "2")
+    pattern = re.compile(rb"(" + name.encode() + rb"\W{1,9})" + re.escape(value.encode()))
+    for entry in sandbox.manifest.artifacts:
+        artifact = dataclasses.replace(sandbox, component=entry.component).artifact()
+        counts = []
+        for file in [item for item in (*artifact.rglob("*"), artifact) if item.is_file()]:
+            content, count = pattern.subn(rb"\g<1>" + other.encode(), file.read_bytes())
+            file.write_bytes(content)
+            counts.append(count)
+        if not any(counts):
+            raise NotApplicable(f"its format keeps the value of {name} apart from its name")
+
+
+def exchange_names(sandbox: Sandbox) -> None:
+    """This component's file and another's bear each other's name, and the manifest says so: an app loads by name."""
+    exchange_artifacts(sandbox)
+    mine, other = sandbox.entry, sandbox.manifest.artifacts[-1]
+
+    def change(manifest: dict[str, Any]) -> None:
+        for entry in manifest["artifacts"]:
+            if entry["component"] in (mine.component, other.component):
+                entry["file"] = other.file if entry["component"] == mine.component else mine.file
+
+    sandbox.edit_manifest(change)
 
 
 def exchange_artifacts(sandbox: Sandbox) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -13,8 +14,10 @@ from md_export.models.families import family_named
 from md_export.models.values import LAST, MADE
 from md_export.models.walk import picture_from
 from md_export.parity.golden.surface import inputs_of
-from md_export.parity.selftest.damage import flip_block
+from md_export.parity.selftest.damage import flip_block, other_note
 from md_export.parity.selftest.sandbox import Change, NotApplicable, Sandbox, edit_json, make_own
+from md_export.parity.subject import most_snr_db
+from md_export.spec.artifact import GOLDEN_FOLDER
 from md_export.spec.tensors import only_output, save_tensors
 
 # Files of a tokenizer that hold a vocabulary.
@@ -40,10 +43,19 @@ def nan_in_golden(sandbox: Sandbox) -> None:
 
 def recorded_from_broken(sandbox: Sandbox) -> None:
     """One block of a weight flipped, and the golden outputs taken from that artifact: all that runs, agrees."""
+    flip_block(sandbox)
+    _record(sandbox)
+
+
+def recorded_from_artifact(sandbox: Sandbox) -> None:
+    """The golden outputs are the decoder's own: what it loses of the checkpoint, its reference lacks, too."""
+    _record(sandbox)
+
+
+def _record(sandbox: Sandbox) -> None:
     image_of = family_named(sandbox.manifest.family).image
     if sandbox.component != image_of.node:
         raise NotApplicable("the export has no decoder, whose output no other component takes")
-    flip_block(sandbox)
     recipe, runner = sandbox.manifest.recipe, sandbox.target.load(sandbox.artifact())
     for case, item in zip(sandbox.golden.cases, sandbox.golden.index.cases, strict=True):
         image = only_output(runner.run(inputs_of(recipe, sandbox.entry, case)))
@@ -52,24 +64,101 @@ def recorded_from_broken(sandbox: Sandbox) -> None:
         save_tensors({**load_file(path), image_of.key: image, MADE.key: picture_from(image)}, path)
 
 
-def exchange_words(sandbox: Sandbox) -> None:
-    """Two words of a golden prompt get each other's id in the tokenizer."""
+def exact_by_itself(sandbox: Sandbox) -> None:
+    """As :func:`recorded_from_artifact`, where its scheme cannot be exact."""
+    if math.isinf(most_snr_db(sandbox.manifest.recipe.schemes[sandbox.component])):
+        raise NotApplicable("its scheme may be exact")
+    _record(sandbox)
+
+
+def exchange_words(sandbox: Sandbox, golden: bool = True) -> None:
+    """Two words of a golden prompt, or of none, get each other's id in the tokenizer."""
     value = next(iter(family_named(sandbox.manifest.family).tokens.values()))
     held = sandbox.golden.cases[0].values
     ids = next(held[key] for key in (value.key, f"{value.key}.1") if key in held)[0].tolist()
     tables = [path for name in _TABLES if (path := sandbox.folder / "tokenizer" / name).is_file()]
     if not tables:
         raise NotApplicable("it has no tokenizer")
+    used = {
+        int(number)
+        for case in sandbox.golden.cases
+        for key in case.values
+        if key.startswith(value.key)
+        for number in case.values[key].ravel()
+    }
     for path in tables:
-        edit_json(path, lambda content: _exchange(content.get("model", {}).get("vocab", content), ids))
+        edit_json(
+            path,
+            lambda content: _exchange(content.get("model", {}).get("vocab", content), ids if golden else None, used),
+        )
 
 
-def _exchange(vocabulary: Any, ids: Sequence[int]) -> None:
+def _exchange(vocabulary: Any, ids: Sequence[int] | None, used: Collection[int]) -> None:
     if not isinstance(vocabulary, dict):
         raise NotApplicable("its tokenizer has no table of words")
     by_id = {number: word for word, number in vocabulary.items()}
-    first, second = [by_id[number] for number in dict.fromkeys(ids) if by_id.get(number, "<").endswith("</w>")][:2]
+    chosen = dict.fromkeys(ids) if ids is not None else [number for number in sorted(by_id) if number not in used]
+    first, second = [by_id[number] for number in chosen if by_id.get(number, "<").endswith("</w>")][:2]
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+
+
+def add_token(sandbox: Sandbox) -> None:
+    """A word of the tokenizer more, in a file that tokenizers read and the checkpoint does not have."""
+    folder = sandbox.folder / next(iter(family_named(sandbox.manifest.family).tokens))
+    (folder / "added_tokens.json").write_text('{"<trigger>": 5}\n', encoding="utf-8")
+
+
+def other_timestep(sandbox: Sandbox) -> None:
+    """Another timestep in every artifact, the index and the manifest; no artifact reads it there."""
+    if sandbox.manifest.steps:
+        raise NotApplicable("it takes many steps")
+    other_note(sandbox, "timestep")
+    step = int(sandbox.target.describe(sandbox.artifact()).notes["timestep"])
+    index_and_manifest(lambda values: values["one_step"].update(timestep=step))(sandbox)
+
+
+def strike_case(sandbox: Sandbox) -> None:
+    """The last golden case is gone without a trace."""
+    name = sandbox.golden.index.cases[-1].file
+    (sandbox.folder / GOLDEN_FOLDER / name).unlink()
+    sandbox.edit_index(lambda index: index["cases"].pop())
+    sandbox.edit_manifest(lambda manifest: manifest["files"].pop(f"{GOLDEN_FOLDER}/{name}", None))
+
+
+def other_case(sandbox: Sandbox) -> None:
+    """A file among the golden cases that no index names."""
+    shutil.copyfile(sandbox.golden_file(), sandbox.folder / GOLDEN_FOLDER / "case-999.safetensors")
+
+
+def strike_merge(sandbox: Sandbox) -> None:
+    """The tokenizer's last merge is gone, which no golden prompt needs."""
+    path = sandbox.folder / "tokenizer" / "merges.txt"
+    if not path.is_file():
+        raise NotApplicable("its tokenizer has no file of merges")
+    make_own(path)
+    path.write_text("\n".join(path.read_text(encoding="utf-8").splitlines()[:-1]) + "\n", encoding="utf-8")
+
+
+def list_stranger(sandbox: Sandbox) -> None:
+    """A file that the checkpoint does not give, with its hash in the manifest."""
+    (sandbox.folder / "app.json").write_text("{}", encoding="utf-8")
+    sandbox.edit_manifest(lambda manifest: manifest["files"].update({"app.json": "0" * 64}))
+
+
+def rename_file(sandbox: Sandbox) -> None:
+    """The artifact has another name, and the manifest knows it."""
+    name = f"new_{sandbox.entry.file}"
+    sandbox.artifact().rename(sandbox.folder / name)
+    sandbox.edit_entry(lambda entry: entry.update(file=name))
+
+
+def app_file(sandbox: Sandbox) -> None:
+    """Another constant in the file that an app of the layout reads it from."""
+    for name in ("schedule.json", "metadata.json"):
+        if (sandbox.folder / name).is_file():
+            edit_json(sandbox.folder / name, lambda values: values.get("one_step", values).update(a=0.5))
+            return
+    raise NotApplicable("its layout has no file of constants")
 
 
 def index(change: Change) -> Callable[[Sandbox], None]:
@@ -111,6 +200,48 @@ def negate_step(values: dict[str, Any]) -> None:
 def drop_threshold(values: dict[str, Any]) -> None:
     """A threshold that everything meets, in a manifest."""
     values["recipe"]["picture_psnr_db"] = -math.inf
+
+
+def toggle_zeros(values: dict[str, Any]) -> None:
+    """Guidance leads away from zeros where it does from the empty prompt, and the other way round."""
+    values["zeros_for_empty"] = not values.get("zeros_for_empty", False)
+
+
+def reverse_cases(values: dict[str, Any]) -> None:
+    """The last golden case comes first."""
+    values["cases"].reverse()
+
+
+def claim_rewrite(values: dict[str, Any]) -> None:
+    """Golden cases of a function that the checkpoint does not compute."""
+    values["rewrites"] = ["gelu_to_swish"]
+
+
+def exchange_case_names(values: dict[str, Any]) -> None:
+    """The first two cases bear each other's name."""
+    first, second = values["cases"][:2]
+    first["name"], second["name"] = second["name"], first["name"]
+
+
+def other_checkpoint_file(values: dict[str, Any]) -> None:
+    """The hash of one of the checkpoint's files is another's."""
+    files = values["checkpoint_files"]
+    files[min(files)] = "0" * 64
+
+
+def claim_lora(values: dict[str, Any]) -> None:
+    """A LoRA that nothing was made with."""
+    values["loras"] = [{"name": "x", "sha256": "0" * 64, "scale": 1.0, "components": ["unet"]}]
+
+
+def other_noise(values: dict[str, Any]) -> None:
+    """Where to start from a picture, by a schedule that is not the checkpoint's."""
+    values["schedule"] = {
+        "num_train_timesteps": 1000,
+        "beta_start": 0.1,
+        "beta_end": 0.2,
+        "beta_schedule": "linear",
+    }
 
 
 def exchange_shapes(values: dict[str, Any]) -> None:

@@ -103,14 +103,20 @@ def edit_json(path: Path, change: Change) -> None:
 
 
 def copy_with_cases(out: Path, folder: Path, count: int) -> None:
-    """Copy an export with its first ``count`` golden cases of different prompts; index and manifest say so."""
+    """Copy an export with its first ``count`` golden cases of different prompts; recipe, index and manifest say so."""
     shutil.copytree(out, folder)
-    edit_json(folder / GOLDEN_FOLDER / INDEX, lambda index: index.update(cases=_first_cases(index["cases"], count)))
+    golden = folder / GOLDEN_FOLDER
+    cases = from_json((golden / INDEX).read_text(encoding="utf-8"))["cases"]
+    seed = cases[0]["seed"]
+    kept = list({case["prompt"]: case for case in reversed(cases) if case["seed"] == seed}.values())[::-1][:count]
+    for path in golden.iterdir():
+        if path.name not in {INDEX, *(case["file"] for case in kept)}:
+            path.unlink()
+    named = [case | {"name": f"case-{number:03d}"} for number, case in enumerate(kept)]
+    edit_json(golden / INDEX, lambda index: index.update(cases=named))
+    plan = {"prompts": [case["prompt"] for case in kept], "seeds": [seed]}
+    edit_json(folder / MANIFEST, lambda manifest: manifest["recipe"].update(golden=plan))
     agree(folder)
-
-
-def _first_cases(cases: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    return list({case["prompt"]: case for case in reversed(cases)}.values())[::-1][:count]
 
 
 def link_copy(folder: Path, copy: Path) -> None:

@@ -33,7 +33,8 @@ class Mutation:
 
     Attributes:
         name: description in words.
-        of: kind of thing that is damaged: ``answer``, ``artifact``, ``golden``, ``tokenizer``, ``index``, ``manifest``.
+        of: kind of thing that is damaged: ``answer``, ``artifact``, ``golden``, ``file``, ``tokenizer``, ``index``,
+            ``manifest``.
         caught: check that must notice the damage, for each state of the hashes that is tried.
         components: candidates for the damage; the first one in the export is used.
         may_crash: whether the runtime needs a separate process.
@@ -71,6 +72,14 @@ def _artifact(
 ) -> Mutation:
     caught = {Hashes.KEPT: Check.BYTES, Hashes.ALL: deeper}
     return Mutation(name, "artifact", caught, components, damage, may_crash=may_crash, audited=True)
+
+
+def _beside(name: str, deeper: Check, damage: Callable[[Sandbox], None]) -> Mutation:
+    return Mutation(name, "file", {Hashes.KEPT: Check.BYTES, Hashes.ALL: deeper}, _SMALL_FIRST, damage, audited=True)
+
+
+def _with_checkpoint(name: str, of: str, check: Check, damage: Callable[[Sandbox], None]) -> Mutation:
+    return Mutation(name, of, {Hashes.ALL: check}, _SMALL_FIRST, damage, audited=True)
 
 
 def _golden(
@@ -125,6 +134,15 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     _artifact("quantized weights stored as float", Check.STORED, damage.store_as_float),
     _artifact("artifact of another checkpoint", Check.ORIGIN, damage.name_another_checkpoint),
     _artifact("another scaling factor in the metadata", Check.ORIGIN, damage.other_constant),
+    *(
+        _with_checkpoint(
+            f"another {name} in the metadata", "artifact", Check.CHECKPOINT, partial(damage.other_note, name=name)
+        )
+        for name in ("image_scale", "image_offset", "image_size", "latent_shape", "text_length", "eos_token_id")
+    ),
+    _with_checkpoint("a file under a name of its own", "artifact", Check.CLAIMS, records.rename_file),
+    _with_checkpoint("another timestep everywhere", "artifact", Check.CHECKPOINT, records.other_timestep),
+    _with_checkpoint("two files under each other's name", "artifact", Check.CLAIMS, damage.exchange_names),
     _artifact("artifacts of two components swapped", Check.EXECUTION, damage.exchange_artifacts),
     _artifact("truncated file", Check.EXECUTION, damage.truncate, may_crash=True),
     _golden("stale golden file", Check.BELONGING, Check.FIGURES, records.stale_golden),
@@ -137,13 +155,35 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         records.recorded_from_broken,
         audited=True,
     ),
-    Mutation(
-        "two words of the tokenizer exchanged",
-        "tokenizer",
-        dict.fromkeys((Hashes.KEPT, Hashes.ALL), Check.TOKENIZER),
-        _SMALL_FIRST,
-        records.exchange_words,
+    _golden(
+        "golden outputs taken from the artifact",
+        Check.BELONGING,
+        Check.REFERENCE,
+        records.recorded_from_artifact,
+        audited=True,
     ),
+    _golden("golden outputs taken from an inexact artifact", Check.BELONGING, Check.EXACT, records.exact_by_itself),
+    _with_checkpoint("a golden case struck without a trace", "golden", Check.CASES, records.strike_case),
+    _beside("two words of the tokenizer exchanged", Check.TOKENIZER, records.exchange_words),
+    _beside("two words exchanged that no prompt has", Check.CHECKPOINT, partial(records.exchange_words, golden=False)),
+    _beside("another constant in a layout's file", Check.APP_FILES, records.app_file),
+    _with_checkpoint("a token added to the tokenizer", "tokenizer", Check.CHECKPOINT, records.add_token),
+    _with_checkpoint("a merge of the tokenizer struck", "tokenizer", Check.CHECKPOINT, records.strike_merge),
+    _with_checkpoint("a file that the checkpoint does not give", "file", Check.CHECKPOINT, records.list_stranger),
+    _with_checkpoint("golden cases in another order", "index", Check.CASES, records.index(records.reverse_cases)),
+    _with_checkpoint(
+        "golden cases under each other's name", "index", Check.CASES, records.index(records.exchange_case_names)
+    ),
+    _with_checkpoint(
+        "a rewrite in the index",
+        "index",
+        Check.REFERENCE,
+        records.index(records.claim_rewrite),
+    ),
+    _with_checkpoint(
+        "another file of the checkpoint", "manifest", Check.ORIGIN, records.manifest(records.other_checkpoint_file)
+    ),
+    _with_checkpoint("a golden file that no index names", "golden", Check.CASES, records.other_case),
     _index("truncated index", Check.GOLDEN, lambda sandbox: halve(sandbox.folder / GOLDEN_FOLDER / INDEX)),
     _index("a case struck from the index", Check.BELONGING, records.index(lambda index: index["cases"].pop())),
     _index("a case renamed to lead outside", Check.GOLDEN, records.index(lambda x: x["cases"][0].update(file="../x"))),
@@ -161,6 +201,12 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         records.index_and_manifest(_OTHER_CHECKPOINT),
         Check.ORIGIN,
     ),
+    _with_checkpoint("another seed", "index", Check.REFERENCE, records.index(lambda x: x["cases"][0].update(seed=77))),
+    _with_checkpoint(
+        "guidance that leads away from zeros", "manifest", Check.CHECKPOINT, records.manifest(records.toggle_zeros)
+    ),
+    _with_checkpoint("a LoRA that is not there", "manifest", Check.CHECKPOINT, records.manifest(records.claim_lora)),
+    _with_checkpoint("a schedule of other noise", "manifest", Check.CHECKPOINT, records.manifest(records.other_noise)),
     _manifest("truncated manifest", Check.MANIFEST, lambda sandbox: halve(sandbox.folder / MANIFEST)),
     _manifest("another artifact hash", Check.BYTES, records.entry(records.other_hash("sha256"))),
     _manifest("another golden hash", Check.BELONGING, records.manifest(records.other_hash("golden_sha256"))),

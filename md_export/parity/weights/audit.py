@@ -7,16 +7,17 @@ module, the weight is compared with every tensor of its shape.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Final
 
 from md_export.checkpoint import open_checkpoint
 from md_export.errors import ArtifactError
-from md_export.parity.metrics import snr_db
+from md_export.parity.metrics import Finding, snr_db
 from md_export.parity.opened_export import SPARSITY_SLACK, check_checkpoint
+from md_export.parity.verdict import by_component
 from md_export.parity.weights.reference import Mismatch, Reference, Wanted, match, prepare_reference
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, artifact_path
 from md_export.spec.manifest import Manifest, read_manifest
@@ -199,6 +200,12 @@ class AuditResult:
     target: str
     recipe: str
     components: tuple[ComponentAudit, ...]
+
+    def with_findings(self, findings: Iterable[Finding]) -> AuditResult:
+        """Return the result with these faults too, each with its component, those of the whole with the first."""
+        added = by_component(findings, [item.component for item in self.components])
+        components = tuple(replace(item, faults=(*item.faults, *added[item.component])) for item in self.components)
+        return replace(self, components=components)
 
     @property
     def failures(self) -> tuple[str, ...]:

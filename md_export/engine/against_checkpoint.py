@@ -1,0 +1,151 @@
+"""An export beside its checkpoint: golden cases, metadata, and every file that an app reads are derived once more.
+
+Nothing in the export's folder is believed: who edits it can make its files agree with each other, not with the weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from md_export.checkpoint import Checkpoint, open_checkpoint
+from md_export.engine.artifact import own_notes
+from md_export.engine.dependencies import notes_of, steps_notes
+from md_export.engine.steps import manifest_of, write_beside
+from md_export.errors import ArtifactError
+from md_export.models.families import family_named
+from md_export.parity.golden.recomputed import asked_cases, case_lines, reference_findings
+from md_export.parity.judge import Execute
+from md_export.parity.judge import verify as judge
+from md_export.parity.metrics import Check, Finding
+from md_export.parity.opened_export import OpenedExport, check_checkpoint, open_export
+from md_export.parity.promised import differences
+from md_export.parity.verdict import Verdict
+from md_export.parity.weights.audit import AuditResult
+from md_export.parity.weights.audit import audit as audit_weights
+from md_export.spec.artifact import GOLDEN_FOLDER, NPU_FOLDER, artifact_path
+from md_export.spec.manifest import Manifest, paths_beside
+from md_export.system.files import sha256_of
+from md_export.system.isolation import isolated
+from md_export.system.workspace import scratch_folder
+from md_export.targets.execution import execute
+
+Progress = Callable[[str], None]
+# Fields of a manifest that follow from checkpoint and recipe.
+_FIELDS: Final = ("one_step", "steps", "schedule", "family", "zeros_for_empty", "checkpoint_files", "loras")
+_AGAIN: Final = "it was edited, export again"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An export in ``out``, the checkpoint that it was made from, and golden cases other than its own."""
+
+    out: Path
+    checkpoint: Path
+    golden: Path | None = None
+
+
+def verify(out: Path, checkpoint: Path, golden: Path | None = None, progress: Progress = lambda _: None) -> Verdict:
+    """Return the verdict on an export, with a fault for whatever does not follow from the checkpoint.
+
+    Raises:
+        MdExportError: as :func:`md_export.parity.judge.judge`; the checkpoint cannot be read, or is another one.
+    """
+    findings = _findings(Comparison(out, checkpoint, golden), progress)
+    return judge(out, golden, progress).with_findings(findings)
+
+
+def audit(out: Path, checkpoint: Path, progress: Progress = lambda _: None) -> AuditResult:
+    """Return the audit of the stored weights, with a fault for whatever else does not follow from the checkpoint.
+
+    Raises:
+        MdExportError: as :func:`md_export.parity.weights.audit.audit`.
+    """
+    result = audit_weights(out, checkpoint, progress)
+    return result.with_findings(_findings(Comparison(out, checkpoint), progress))
+
+
+def _findings(asked: Comparison, progress: Progress) -> tuple[Finding, ...]:
+    export = open_export(asked.out, asked.golden)
+    check_checkpoint(export.manifest, open_checkpoint(asked.checkpoint))
+    progress(f"torch on {len(export.golden.cases)} golden cases")
+    return isolated(compare, ArtifactError, f"{asked.out} beside its checkpoint")(asked)
+
+
+def compare(asked: Comparison) -> tuple[Finding, ...]:
+    """Compare in this process; torch has one component in memory at a time."""
+    export, checkpoint = open_export(asked.out, asked.golden), open_checkpoint(asked.checkpoint)
+    pairs = () if asked.golden else asked_cases(export.manifest.recipe, checkpoint.at(export.manifest.recipe.variant))
+    return (*derived_findings(export, checkpoint, pairs), *reference_of(export, checkpoint, print))
+
+
+def reference_of(export: OpenedExport, checkpoint: Checkpoint, progress: Progress) -> Iterator[Finding]:
+    """Yield a finding for each golden tensor that torch does not compute of the checkpoint."""
+    recipe = export.manifest.recipe
+    yield from reference_findings(checkpoint.at(recipe.variant), export.manifest, export.golden, progress)
+
+
+def derived_findings(
+    export: OpenedExport, checkpoint: Checkpoint, pairs: Sequence[tuple[str, int]], execute: Execute = execute
+) -> Iterator[Finding]:
+    """Yield a finding for each file, constant and piece of metadata that the checkpoint gives otherwise.
+
+    ``pairs``: prompt and seed of the cases that were asked for; none where the cases are not the export's own.
+    """
+    manifest, checkpoint = export.manifest, checkpoint.at(export.manifest.recipe.variant)
+    if pairs:
+        yield from _each("", Check.CASES, case_lines(pairs, export.golden))
+    with scratch_folder() as scratch:
+        folder = scratch
+        (folder / GOLDEN_FOLDER).symlink_to(export.out.resolve() / GOLDEN_FOLDER)
+        write_beside(manifest.recipe, checkpoint, folder, manifest.artifacts)
+        derived = manifest_of(manifest.recipe, checkpoint, folder, manifest.artifacts, manifest.drift)
+        yield from _each("", Check.CHECKPOINT, _file_lines(export, folder))
+    yield from _each("", Check.CHECKPOINT, _constant_lines(manifest, derived))
+    yield from _note_findings(export, checkpoint, execute)
+
+
+def _each(component: str, check: Check, lines: Iterable[str]) -> Iterator[Finding]:
+    return (Finding(component, check, line) for line in lines)
+
+
+def _file_lines(export: OpenedExport, folder: Path) -> Iterator[str]:
+    """Yield a line for each file beside the artifacts that is not the one derived in ``folder``, or comes besides."""
+    paths = paths_beside(folder, export.manifest.artifacts)
+    derived = {name: path for name, path in paths.items() if not name.startswith(f"{GOLDEN_FOLDER}/")}
+    for name, path in derived.items():
+        own = export.out / name
+        if not own.is_file() or sha256_of(own) != sha256_of(path):
+            yield f"{name} is {'not as the checkpoint gives it' if own.is_file() else 'missing'}; {_AGAIN}"
+    read = tuple(f"{name}/" for name in family_named(export.manifest.family).tokens)
+    held = {name for name in paths_beside(export.out, export.manifest.artifacts) if name.startswith(read)}
+    others = (f"{GOLDEN_FOLDER}/", f"{NPU_FOLDER}/")
+    for name in sorted((held | {name for name in export.manifest.files if not name.startswith(others)}) - set(derived)):
+        yield f"{name} is nothing that the checkpoint gives; {_AGAIN}"
+
+
+def _constant_lines(manifest: Manifest, derived: Manifest) -> Iterator[str]:
+    held, wanted = (
+        {name: value for name, value in dataclasses.asdict(one).items() if name in _FIELDS}
+        for one in (manifest, derived)
+    )
+    yield from differences("manifest.json", held, wanted)
+
+
+def _note_findings(export: OpenedExport, checkpoint: Checkpoint, execute: Execute) -> Iterator[Finding]:
+    manifest, recipe, notes = export.manifest, export.manifest.recipe, notes_of(checkpoint)
+    for entry in manifest.artifacts:
+        wanted = {
+            **notes[entry.component],
+            **steps_notes(checkpoint, recipe.sampler),
+            **own_notes(entry.component, entry.inputs, entry.outputs),
+            **({"form": recipe.form} if recipe.form else {}),
+            "md_export": manifest.md_export,
+        }
+        held = execute(manifest.target, artifact_path(export.out, entry), []).found.notes
+        lines = [*differences(f"metadata of {entry.file}", dict(held), wanted)]
+        lines += [f"metadata of {entry.file}: {name} is not ours; {_AGAIN}" for name in sorted(held.keys() - wanted)]
+        yield from _each(entry.component, Check.CHECKPOINT, lines)

@@ -1,0 +1,70 @@
+"""The self-test of the gate as a command: every mutation, with the whole comparison against the checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from md_export.checkpoint import open_checkpoint
+from md_export.engine.against_checkpoint import derived_findings, reference_of
+from md_export.errors import RuntimeFault
+from md_export.parity.golden.recomputed import asked_cases
+from md_export.parity.metrics import Fault
+from md_export.parity.opened_export import check_checkpoint, open_export
+from md_export.parity.selftest.answers import Bench
+from md_export.parity.selftest.run import Audit, Row, SelfTest, auditor, try_all
+from md_export.spec.manifest import read_manifest
+from md_export.system.isolation import isolated
+from md_export.targets import TARGETS
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An export in ``out``, and the checkpoint that it was made from."""
+
+    out: Path
+    checkpoint: Path
+
+
+def self_test(out: Path, checkpoint_dir: Path, progress: Callable[[str], None] = lambda _: None) -> SelfTest:
+    """Apply every mutation of the table to copies of the export in ``out``; ``out`` itself is only read.
+
+    Raises:
+        ArtifactError: the manifest is unreadable, or the export was made from another checkpoint.
+        CheckpointError: the checkpoint cannot be read.
+        MissingExtraError: the target's libraries are not installed.
+        RuntimeFault: the worker died.
+    """
+    started = time.perf_counter()
+    manifest = read_manifest(out)
+    TARGETS[manifest.target].require()
+    check_checkpoint(manifest, open_checkpoint(checkpoint_dir))
+    progress(f"self-test of the gate on copies of {out}")
+    rows = isolated(try_everything, RuntimeFault, f"self-test on {out}")(Subject(out, checkpoint_dir))
+    return SelfTest(manifest.target, manifest.recipe.name, round(time.perf_counter() - started, 1), rows)
+
+
+def try_everything(subject: Subject) -> tuple[Row, ...]:
+    """Apply every mutation to copies of an export and record which check notices it, in this process."""
+    return tuple(try_all(subject.out, comparer(subject.checkpoint)))
+
+
+def comparer(checkpoint_dir: Path) -> Audit:
+    """Return an audit of one component, and of all that follows from the checkpoint; each reference is built once."""
+    weights, bench, checkpoint = auditor(checkpoint_dir), Bench(), open_checkpoint(checkpoint_dir)
+    references: dict[str, list[Fault]] = {}
+    asked: list[tuple[str, int]] = []
+
+    def compare(out: Path, component: str) -> Sequence[Fault]:
+        export = open_export(out)
+        # The first is the copy that is not damaged, which holds a few of the cases.
+        asked.extend(() if asked else asked_cases(export.manifest.recipe))
+        if export.golden.sha256 not in references:
+            found = reference_of(export, checkpoint, lambda _: None)
+            references[export.golden.sha256] = [one.fault for one in found]
+        derived = derived_findings(export, checkpoint, asked, bench.execute)
+        return [*weights(out, component), *references[export.golden.sha256], *(one.fault for one in derived)]
+
+    return compare
