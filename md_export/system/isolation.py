@@ -88,7 +88,9 @@ def result_of(ended: Ended[Result], failure: type[MdExportError], what: str) -> 
     if ended.error is not None:
         raise ended.error
     if ended.death:
-        raise (MachineError if ended.lacking else failure)(f"{what}: {ended.death}{_tail(ended.log)}")
+        if ended.lacking:
+            raise MachineError(f"{what}: {ended.death}")
+        raise failure(f"{what}: {ended.death}{_tail(ended.log)}")
     return cast(Result, ended.result)
 
 
@@ -111,12 +113,10 @@ def attempt(
         peak = max(watch.peak_bytes, ended.peak_bytes if ended else 0)
         if ended and ended.status == 0 and (error or result.is_file()):
             return Ended(None if error else read(answered, result), error, "", False, log, peak)
-        death, lacking = _over(watch, limits) if watch.over else _death(ended, limits), watch.over
-        if ended and not lacking:
-            full = shutil.disk_usage(folder).free < _LEAST_FREE
-            death += f"; {folder.parent} (TMPDIR) is full" if full else ""
-            lacking = full or ended.status == -signal.SIGKILL or is_exhausted(log)
-        return Ended(None, None, death, ended is None, log, peak, watch.over, lacking)
+        death = _over(watch, limits) if watch.over else _death(ended, limits)
+        lack = "" if ended is None or watch.over else _lack(log, folder)
+        lacking = watch.over or bool(lack) or (ended is not None and ended.status == -signal.SIGKILL)
+        return Ended(None, None, death + lack, ended is None, log, peak, watch.over, lacking)
 
 
 def _run(folder: Path, modules: Sequence[str], limits: Limits) -> tuple[Exit | None, Watch]:
@@ -139,6 +139,14 @@ def _death(ended: Exit | None, limits: Limits) -> str:
     if status < 0:
         return f"the process crashed ({signal.Signals(-status).name})"
     return f"the process failed (status {status})"
+
+
+def _lack(log: str, folder: Path) -> str:
+    """What the machine lacked, by the log of a process or by the disk of its answer; empty if nothing."""
+    if shutil.disk_usage(folder).free < _LEAST_FREE:
+        return f"; {folder.parent} is full: free some space there, or name another folder with TMPDIR"
+    said = [line.strip() for line in log.splitlines() if is_exhausted(line)]
+    return f": {said[-1]:.200}; free memory or disk space (TMPDIR)" if said else ""
 
 
 def _over(watch: Watch, limits: Limits) -> str:
