@@ -188,7 +188,7 @@ def other_constant(sandbox: Sandbox) -> None:
 
 def other_note(sandbox: Sandbox, name: str) -> None:
     """The note ``name`` of every artifact ends with another digit."""
-    value = sandbox.target.describe(artifact_path(sandbox.folder, sandbox.entry)).notes.get(name)
+    value = sandbox.target.describe(sandbox.artifact()).notes.get(name)
     if value is None:
         raise NotApplicable(f"its metadata has no {name}")
     other = value[:-1] + ("1" if value[-1] != "1" else "2")

@@ -102,6 +102,8 @@ class _Trial:
         return Row(mutation.name, mutation.of, str(hashes), component, str(expected), verdict, checks, said, passed)
 
     def _faults(self, sandbox: Sandbox, mutation: Mutation, hashes: Hashes) -> tuple[Fault, ...]:
+        if mutation.audited:
+            sandbox.artifact()  # onnx reads no file with several links
         if mutation.damage:
             mutation.damage(sandbox)
         if hashes is Hashes.INDEX:
@@ -115,8 +117,6 @@ class _Trial:
         if mutation.distortion:
             execute = by_name(file, mutation.distortion(execute), execute)
         audited = mutation.audited
-        if audited:
-            sandbox.artifact()  # onnx reads no file with several links
         return examine(
             sandbox.folder, execute, lambda: self._audit(sandbox.folder, sandbox.component) if audited else ()
         )

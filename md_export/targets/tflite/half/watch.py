@@ -15,7 +15,6 @@ from md_export.spec.tensors import Array, Arrays
 from md_export.system.workspace import scratch_folder
 from md_export.targets.tflite.flatbuffer import data_of, read_model
 from md_export.targets.tflite.half.activations import NARROW, Recorder
-from md_export.targets.tflite.half.bounds import write_rounded
 from md_export.targets.tflite.run import TfliteRunner
 from md_export.targets.tflite.run import load as load_plain
 
@@ -49,6 +48,8 @@ class HalfWatch:
         Raises:
             RuntimeFault: the file does not run on the inputs.
         """
+        from md_export.targets.tflite.half.bounds import write_rounded  # torch, which a runtime does without
+
         pending, self._pending = self._pending, []
         if pending:
             self._runner = None  # one model in memory at a time
