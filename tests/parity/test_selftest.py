@@ -24,14 +24,15 @@ from md_export.system.files import sha256_of
 from support import ONE_EACH, Exported
 
 GUIDANCE = "the prompt's difference lost"
+LAYOUT = "another constant in a layout's file"
 PALETTE, OVERFLOW = "a palette entry moved", "float16 overflow behind a softmax"
 RELABELLED, UNQUANTIZED = '"int8" that is float inside', "quantized weights stored as float"
 SCALES = {"all quantization scales doubled", "one quantization scale doubled"}
 # What the export of each target has nothing for.
 NOT_APPLICABLE = {
-    "coreml": {GUIDANCE, PALETTE, UNQUANTIZED, *SCALES},
-    "tflite": {GUIDANCE, PALETTE, OVERFLOW, RELABELLED},
-    "onnx": {GUIDANCE, PALETTE, OVERFLOW, RELABELLED},
+    "coreml": {GUIDANCE, LAYOUT, PALETTE, UNQUANTIZED, *SCALES},
+    "tflite": {GUIDANCE, LAYOUT, PALETTE, OVERFLOW, RELABELLED},
+    "onnx": {GUIDANCE, LAYOUT, PALETTE, OVERFLOW, RELABELLED},
 }
 
 
