@@ -15,7 +15,7 @@ from md_export.checkpoint import Checkpoint, open_checkpoint
 from md_export.engine.artifact import own_notes
 from md_export.engine.dependencies import notes_of, steps_notes
 from md_export.engine.steps import manifest_of, write_beside
-from md_export.errors import ArtifactError
+from md_export.errors import ArtifactError, MachineError, MdExportError
 from md_export.models.families import family_named
 from md_export.parity.golden.recomputed import asked_cases, case_lines, reference_findings
 from md_export.parity.judge import Execute
@@ -145,7 +145,13 @@ def _note_findings(export: OpenedExport, checkpoint: Checkpoint, execute: Execut
             **({"form": recipe.form} if recipe.form else {}),
             "md_export": manifest.md_export,
         }
-        held = execute(manifest.target, artifact_path(export.out, entry), []).found.notes
+        try:
+            held = execute(manifest.target, artifact_path(export.out, entry), []).found.notes
+        except MachineError:
+            raise
+        except MdExportError as error:
+            yield Finding(entry.component, Check.EXECUTION, str(error))
+            continue
         lines = [*differences(f"metadata of {entry.file}", dict(held), wanted)]
         lines += [f"metadata of {entry.file}: {name} is not ours; {_AGAIN}" for name in sorted(held.keys() - wanted)]
         yield from _each(entry.component, Check.CHECKPOINT, lines)

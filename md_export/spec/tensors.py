@@ -97,7 +97,7 @@ def read_npz(path: Path) -> dict[str, Array]:
     if not path.is_file():
         raise UsageError(f"{path} does not exist; --inputs takes an .npz file with one array per input")
     if not zipfile.is_zipfile(path):
-        raise UsageError(f"{path} is no .npz file; write one with an array per input: numpy.savez(path, name=array)")
+        raise UsageError(f"{path} is not an .npz file; write an array per input: numpy.savez(path, name=array)")
     try:
         with np.load(path, allow_pickle=False) as archive:
             if sum(item.file_size for item in archive.zip.infolist()) > _LARGEST:

@@ -200,8 +200,8 @@ def test_text_of_an_artifact_in_a_fault_is_made_visible(copy_of: Exported) -> No
 
 def test_an_array_alone_is_no_set_of_inputs(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros(3))
-    with pytest.raises(UsageError, match=r"x\.npy is no \.npz file; write one with an array per input"):
+    with pytest.raises(UsageError, match=r"x\.npy is not an \.npz file; write an array per input"):
         read_npz(tmp_path / "x.npy")
     (tmp_path / "x.npy").rename(tmp_path / "x.npz")
-    with pytest.raises(UsageError, match=r"x\.npz is no \.npz file"):
+    with pytest.raises(UsageError, match=r"x\.npz is not an \.npz file"):
         read_npz(tmp_path / "x.npz")

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from md_export.checkpoint import open_checkpoint
 from md_export.cli import cli
-from md_export.engine.against_checkpoint import Comparison, audit, compare, verify
+from md_export.engine.against_checkpoint import Comparison, audit, compare, derived_findings, verify
 from md_export.engine.selftest import comparer
 from md_export.parity.golden.recomputed import reference_findings
 from md_export.parity.judge import verify as judge
@@ -85,6 +85,15 @@ def test_a_golden_tensor_that_torch_does_not_give_at_all(copy_of: Exported, nano
         True,
         False,
     }
+
+
+def test_an_artifact_that_does_not_run_is_a_fault_beside_the_others(copy_of: Exported, nano: Path) -> None:
+    out = copy_of("onnx", "int8")
+    (out / "unet.onnx").write_bytes(b"no graph")
+    (out / "tokenizer" / "added_tokens.json").write_text("{}")
+    export = open_export(out)
+    found = {(one.component, one.check) for one in derived_findings(export, open_checkpoint(nano), ())}
+    assert found == {("unet", Check.EXECUTION), ("", Check.CHECKPOINT)}
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,7 @@ def test_the_command(copy_of: Exported, tmp_path: Path) -> None:
     out, file = copy_of("onnx", "int8"), tmp_path / "audit.json"
     good = md_export("audit", out, "--json", file)
     assert good.returncode == 0, good.stderr
-    assert "every weight is the checkpoint's" in good.stdout
+    assert "every weight, golden case and file is the checkpoint's" in good.stdout
     components = json.loads(file.read_text())["components"]
     assert [item["component"] for item in components] == ["text_encoder", "unet", "vae_decoder"]
     assert all(item["proven"] > 0.99 * sum(item["stored"].values()) for item in components)
