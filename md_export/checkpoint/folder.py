@@ -203,9 +203,10 @@ class Checkpoint:
         return any((folder / RANDOM_NOTE).is_file() for folder in self.folders)
 
     def _lora_files(self) -> list[LoraFile]:
-        files = [open_lora(lora) for lora in self.loras]
+        family = family_of(self.config)
+        files = [open_lora(lora, family.denoised.node) for lora in self.loras]
         for file in files:
-            absent = [name for name in file.modules if name not in family_of(self.config).rows]
+            absent = [name for name in file.modules if name not in family.rows]
             if absent:
                 raise CheckpointError(
                     f"{file.lora.name} changes {' and '.join(absent)}, which this checkpoint does not have: it was "

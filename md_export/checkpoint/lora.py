@@ -81,8 +81,11 @@ class LoraFile:
     notes: tuple[str, ...] = ()
 
 
-def open_lora(lora: Lora) -> LoraFile:
+def open_lora(lora: Lora, denoiser: str = "unet") -> LoraFile:
     """Read a LoRA file; errors name it by ``lora.name``.
+
+    ``denoiser``: component that the file's UNet stands for. Tools write ``lora_unet_`` and ``diffusion_model.`` for
+    transformers, too, and peft names none.
 
     Raises:
         CheckpointError: it cannot be read, is no LoRA, or holds a part without the others, NaN or Inf.
@@ -96,7 +99,8 @@ def open_lora(lora: Lora) -> LoraFile:
     for key, tensor in tensors.items():
         name = read_name(key)
         assert name is not None  # noqa: S101 (others were refused)
-        parts = modules.setdefault(name.component, {}).setdefault(name.module, Parts(key))
+        component = denoiser if name.component == "unet" else name.component
+        parts = modules.setdefault(component, {}).setdefault(name.module, Parts(key))
         if name.part in parts.tensors:
             raise CheckpointError(f"{lora.name} holds {shown(key)} twice, in two styles or of two adapters: remove one")
         parts.tensors[name.part] = tensor
@@ -184,7 +188,7 @@ def changes_of(
         if isinstance(getattr(layer, "weight", None), nn.Parameter)
     }
     layers = {underscored(path): path for path in own}
-    originals = original_names(path for path, _ in module.named_modules()) if component == "unet" else {}
+    originals = original_names(path for path, _ in module.named_modules())
     layers |= {underscored(name): path for path, name in originals.items() if path in own}
     given = file.modules.get(component, {})
     modules = {name: parts for name, parts in given.items() if name in layers or not unused(_dotted(name))}
