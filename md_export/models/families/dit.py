@@ -9,8 +9,8 @@ from torch import nn
 from md_export.models import values
 from md_export.models.config import ModelConfig
 from md_export.models.dit import DiT, DiTConfig
-from md_export.models.families.latent_diffusion import VAE_DECODER, VAE_ENCODER, denoiser_of
-from md_export.models.graph import Component, Family, Form, Output, Port
+from md_export.models.families.latent_diffusion import VAE_DECODER, VAE_ENCODER, denoiser_of, transformer
+from md_export.models.graph import Family, Form, Port
 from md_export.models.tokenizers import LABELS_FOLDER
 
 
@@ -19,18 +19,7 @@ def _transformer(config: ModelConfig) -> nn.Module:
     return DiT(denoiser_of(config, DiTConfig), (high, wide))
 
 
-_TRANSFORMER: Final = Component(
-    "transformer",
-    folder="transformer",
-    build=_transformer,
-    inputs=(
-        Port("sample", values.SAMPLE),
-        Port("timestep", values.TIMESTEP, batched=False),
-        Port("class_labels", values.CLASS_LABELS),
-    ),
-    outputs=(Output("out_sample", values.LATENT),),
-    called="per step",
-)
+_TRANSFORMER: Final = transformer(_transformer, Port("class_labels", values.CLASS_LABELS))
 DIT: Final = Family(
     Form(
         "dit",

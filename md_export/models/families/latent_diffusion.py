@@ -62,6 +62,18 @@ VAE_DECODER: Final = Component(
 )
 
 
+def transformer(build: Build, *conditions: Port) -> Component:
+    """Declare a denoiser that is a transformer on patches of the latent, with inputs for what it is conditioned on."""
+    return Component(
+        "transformer",
+        folder="transformer",
+        build=build,
+        inputs=(Port("sample", values.SAMPLE), Port("timestep", values.TIMESTEP, batched=False), *conditions),
+        outputs=(Output("out_sample", values.LATENT),),
+        called="per step",
+    )
+
+
 def latent_diffusion(
     form: Form,
     build_unet: Build,

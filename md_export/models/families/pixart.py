@@ -11,7 +11,7 @@ from torch import nn
 
 from md_export.models import values
 from md_export.models.config import ModelConfig
-from md_export.models.families.latent_diffusion import VAE_DECODER, VAE_ENCODER, denoiser_of
+from md_export.models.families.latent_diffusion import VAE_DECODER, VAE_ENCODER, denoiser_of, transformer
 from md_export.models.graph import Component, Family, Form, Output, Port
 from md_export.models.pixart import PixArt, PixArtConfig
 from md_export.models.t5_encoder import T5_CLASS, T5Encoder
@@ -35,18 +35,10 @@ _TEXT_ENCODER: Final = Component(
     outputs=(Output("last_hidden_state", values.TEXT),),
     called="per prompt",
 )
-_TRANSFORMER: Final = Component(
-    "transformer",
-    folder="transformer",
-    build=_transformer,
-    inputs=(
-        Port("sample", values.SAMPLE),
-        Port("timestep", values.TIMESTEP, batched=False),
-        Port("encoder_hidden_states", _TEXT_ENCODER["last_hidden_state"]),
-        Port("encoder_attention_mask", values.ATTENTION_MASK),
-    ),
-    outputs=(Output("out_sample", values.LATENT),),
-    called="per step",
+_TRANSFORMER: Final = transformer(
+    _transformer,
+    Port("encoder_hidden_states", _TEXT_ENCODER["last_hidden_state"]),
+    Port("encoder_attention_mask", values.ATTENTION_MASK),
 )
 PIXART: Final = Family(
     Form(
