@@ -226,15 +226,15 @@ def _check_start(export: Export, starts: Sequence[Start]) -> None:
     """Check that the export can start from a picture.
 
     Raises:
-        UsageError: the UNet contains a single fixed timestep, and a strength below 1 needs another.
+        UsageError: the denoiser contains a single fixed timestep, and a strength below 1 needs another.
         ArtifactError: the export has no VAE encoder, or its manifest has no noise schedule.
     """
-    unet = export.entries[export.family.denoised.node]
-    folded = unet.outputs[0].name == LAST.name or TIMESTEP.name not in {spec.name for spec in unet.inputs}
+    denoiser = export.entries[export.family.denoised.node]
+    folded = denoiser.outputs[0].name == LAST.name or TIMESTEP.name not in {spec.name for spec in denoiser.inputs}
     if folded and export.manifest.steps is None and any(start.strength < 1 for start in starts):
         raise UsageError(
-            f"{export.out}: its UNet holds the one timestep {export.manifest.one_step.timestep} (fold_timestep or "
-            "fold_x0), and a --strength below 1 starts at another; export without these rewrites"
+            f"{export.out}: its {denoiser.component} holds the one timestep {export.manifest.one_step.timestep} "
+            "(fold_timestep or fold_x0), and a --strength below 1 starts at another; export without these rewrites"
         )
     export.entry(export.family.encoded.node)
     if export.manifest.schedule is None:

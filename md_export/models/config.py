@@ -155,7 +155,7 @@ class ModelConfig:
         """Return the same model as a recipe asks for it; no weight depends on it.
 
         Raises:
-            UsageError: the UNet or the decoder cannot make such pictures, the schedule has no such timestep, or the
+            UsageError: the denoiser or the decoder cannot make such pictures, the schedule has no such timestep, or the
                 text encoder has too few layers.
         """
         last = self.schedule.last_timestep
@@ -176,7 +176,7 @@ class ModelConfig:
         return dataclasses.replace(self, text_encoder={**self.text_encoder, **skipped}, variant=variant)
 
     def _check_side(self, side: int) -> None:
-        """Raise UsageError if the UNet or the decoder cannot make pictures with such a side."""
+        """Raise UsageError if the denoiser or the decoder cannot make pictures with such a side."""
         halvings = self.denoiser.halvings
         sides = (2**halvings, _SMALLEST_MAP * 2**halvings, _LARGEST_LATENT)
         step, smallest, largest = (cells * self.vae.downscale for cells in sides)
@@ -184,8 +184,8 @@ class ModelConfig:
             near = min(max(round(side / step) * step, smallest), largest)
             raise UsageError(
                 f"size {side}: a side must be a multiple of {step} pixels from {smallest} to {largest}, since the "
-                f"decoder enlarges {self.vae.downscale} times and the UNet halves a latent {halvings} times; "
-                f"the nearest is {near}"
+                f"decoder enlarges {self.vae.downscale} times and the {self.denoiser.FOLDER} takes latents in steps of "
+                f"{2**halvings}; the nearest is {near}"
             )
 
     @property

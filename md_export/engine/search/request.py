@@ -198,7 +198,7 @@ def starting_recipe(request: SearchRequest) -> Recipe:
         raise UsageError(f"the recipe {recipe.name} is for {recipe.target}; search with --target {recipe.target}")
     if recipe.sampler is not None:
         raise UsageError(
-            f"the recipe {recipe.name} takes {recipe.sampler.steps} steps, and a search measures one call of the UNet; "
+            f"the recipe {recipe.name} takes {recipe.sampler.steps} steps, and a search measures a single one; "
             "search with a recipe without [sampler], then export with the rules that were found and --steps"
         )
     if recipe.loras:

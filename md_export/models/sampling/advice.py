@@ -20,13 +20,14 @@ def advice_on_steps(config: ModelConfig, plan: SamplerPlan | None) -> str | None
     Raises:
         ConfigError: the checkpoint's schedule has no such steps.
     """
-    steps = steps_of(config, plan)
+    family, steps = family_of(config), steps_of(config, plan)
     if steps is not None:
-        cost = f"guidance {steps.guidance:g}: each of {len(steps.steps)} calls of the UNet computes two samples"
+        denoiser = family.denoised.node
+        cost = f"guidance {steps.guidance:g}: each of {len(steps.steps)} calls of the {denoiser} computes two samples"
         return f"{cost}; --guidance 1 makes one of them, without guidance" if steps.is_guided else None
     # Turbo and Lightning models begin at the last timestep, as "trailing" does.
     distilled = config.method in _FEW_STEPS or config.schedule.timestep_spacing == "trailing"
-    if family_of(config).form.one_step or distilled:
+    if family.form.one_step or distilled:
         return None
     return (
         "nothing says that this model was trained to make a picture in one step; if it was not, expect noise; "

@@ -150,8 +150,8 @@ class Pipeline:
         if given is not None:
             if self.steps and not self.inpaints:
                 raise UsageError(
-                    "in many steps only a UNet that was trained for in-painting can keep a part of a picture; use one, "
-                    "or one step (leave out --steps, or export without it)"
+                    "in many steps only a model that was trained for in-painting can keep a part of a picture; use "
+                    "one, or one step (leave out --steps, or export without it)"
                 )
             found[MASK.key if self.inpaints else BLEND.key] = cells_of(given.mask, self.downscale)
             found[PICTURE.key] = hide(given.image, given.mask) if self.inpaints else given.image
