@@ -20,7 +20,6 @@ _RESNET = {
 }
 _TOP = {
     "conv_in": "input_blocks.0.0",
-    "add_embedding.linear_1": "label_emb.0.0",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
     "add_embedding.linear_1": "label_emb.0.0",

@@ -19,7 +19,7 @@ from md_export.checkpoint import open_checkpoint
 from md_export.checkpoint.derived import adapted
 from md_export.checkpoint.lora import changes_of, open_lora
 from md_export.checkpoint.modules import build_on_meta
-from md_export.checkpoint.single_file import UNET
+from md_export.checkpoint.single_file_parts import UNET
 from md_export.errors import CheckpointError
 from md_export.models.families import component_of
 from md_export.spec.loras import Lora
