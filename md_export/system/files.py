@@ -104,9 +104,7 @@ def staging(out: Path) -> Iterator[Path]:
         OutputError: ``out`` exists, or its parent cannot be written.
     """
     refuse_existing(out)
-    with workspace(out.parent) as work:
-        folder = work / out.name
-        folder.mkdir()
+    with workspace(out.parent) as folder:
         yield folder
         refuse_existing(out)
         folder.rename(out)
