@@ -169,16 +169,15 @@ def pixart_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def dit_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random checkpoint shaped as DiT's, with names for two of its classes."""
+    """A random checkpoint shaped as DiT's, with names for three of its classes."""
     from md_export.checkpoint.architectures import write_checkpoint
     from mutations import edit_json
     from small_models import DIT
 
     out = tmp_path_factory.mktemp("checkpoints") / "dit"
     write_checkpoint(out, DIT, seed=7, dtype="float32")
-    edit_json(
-        out / "model_index.json", lambda index: index.update(id2label={"3": "tabby, tiger cat", "4": "Persian cat"})
-    )
+    names = {"0": "tench, Tinca tinca", "3": "tabby, tiger cat", "4": "Persian cat"}
+    edit_json(out / "model_index.json", lambda index: index.update(id2label=names))
     return out
 
 

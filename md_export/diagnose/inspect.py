@@ -29,7 +29,7 @@ CONVENTION: Final = (
 class ComponentFigures:
     """One component: parameters, multiply-adds of one call at batch 1, and its layers.
 
-    ``conv_blocks``, ``self_attentions`` and ``cross_attentions`` count layers of the UNet; 0 for other components.
+    ``conv_blocks``, ``self_attentions`` and ``cross_attentions`` count layers of the denoiser; 0 for other components.
     """
 
     name: str
@@ -140,15 +140,16 @@ def inspect_config(config: ModelConfig) -> Inspection:
     # The paper's figures do not include the encoder.
     optional = [row for row in family.components if row.optional and row.name != family.encoded.node]
     rows = (*family.required, *(row for row in optional if row.needed(config)))
-    return Inspection(tuple(_figures(component, config) for component in rows), family.form.name)
+    figures = tuple(_figures(row, config, row.name == family.denoised.node) for row in rows)
+    return Inspection(figures, family.form.name)
 
 
-def _figures(component: Component, config: ModelConfig) -> ComponentFigures:
+def _figures(component: Component, config: ModelConfig, counts_layers: bool) -> ComponentFigures:
     module = build_on_meta(component, config).to("meta")
     specs = component.input_specs(config)
     inputs = [torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device="meta") for spec in specs]
     macs, padding = count_macs(module, *inputs)
-    paths = [path for path, _ in module.named_modules()] if component.name == "unet" else []
+    paths = [path for path, _ in module.named_modules()] if counts_layers else []
     return ComponentFigures(
         component.name,
         parameters=sum(parameter.numel() for parameter in module.parameters()),

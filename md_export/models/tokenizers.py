@@ -59,6 +59,11 @@ class Labels:
             f"{', or one of ' + str(len(self.names)) + ' names' if self.names else ''}{hint}"
         )
 
+    def prompt(self, number: int) -> str:
+        """Return what :meth:`label` reads as a class: one of its names if it has any, else its number."""
+        names = (name for name, one in self.names.items() if one == number and name and not name.isdecimal())
+        return next(names, str(number))
+
 
 def write_labels(labels: Labels, folder: Path) -> None:
     """Write ``labels.json`` into a folder."""

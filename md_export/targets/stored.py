@@ -18,7 +18,7 @@ Role = Literal["weight", "bias", ""]
 # Largest magnitude of an integer on a symmetric grid, or largest integer of an unsigned one.
 LEVELS: Final[Mapping[str, int]] = {
     **{f"int{bits}": 2 ** (bits - 1) - 1 for bits in (4, 8, 16, 32)},
-    **{f"uint{bits}": 2**bits - 1 for bits in (4, 8)},
+    **{f"uint{bits}": 2**bits - 1 for bits in (4, 8, 16)},
 }
 
 

@@ -16,6 +16,7 @@ from md_export.diagnose.inspect import CONVENTION, ComponentFigures, Inspection,
 from md_export.models.config import ModelConfig
 from md_export.models.unet import MDUNetConfig
 from md_export.models.vae import VAEConfig
+from small_models import DIT, PIXART
 
 
 @pytest.fixture(scope="session")
@@ -179,3 +180,9 @@ def test_a_family_that_the_paper_does_not_list_has_no_comparison() -> None:
     run = CliRunner().invoke
     assert "beside the paper's" in run(cli, ["inspect", "--arch", "sd15"]).output
     assert "beside the paper's" not in run(cli, ["inspect", "--arch", "dit"]).output
+
+
+@pytest.mark.parametrize(("config", "layers"), [(PIXART, (2, 2)), (DIT, (2, 0))])
+def test_layers_of_a_transformer_are_counted(config: ModelConfig, layers: tuple[int, int]) -> None:
+    (found,) = (one for one in inspect_config(config).components if one.name == "transformer")
+    assert (found.self_attentions, found.cross_attentions) == layers

@@ -17,6 +17,7 @@ from md_export.checkpoint.architectures import write_checkpoint
 from md_export.engine.generate import pictures_of_checkpoint
 from md_export.errors import CheckpointError, UsageError
 from md_export.models.sampling.generate import Pipeline
+from md_export.models.tokenizers import Labels
 from md_export.models.values import ATTENTION_MASK
 from md_export.models.walk import Tensors
 from md_export.spec.sampler import sampler_of
@@ -123,6 +124,13 @@ def test_a_class_that_is_not_there_is_one_line(dit_checkpoint: Path, label: str,
     with pytest.raises(UsageError, match=hint) as caught:
         ours(dit_checkpoint, label, 1.0)
     assert "\n" not in str(caught.value)
+
+
+def test_golden_classes_go_by_name() -> None:
+    """As far as a name leads to its class: a prompt of digits is a number."""
+    labels = Labels(1000, {"7": 0, "": 1, "tench": 2, "Tinca tinca": 2})
+    assert [labels.prompt(number) for number in range(4)] == ["0", "1", "tench", "3"]
+    assert [labels.label(labels.prompt(number)) for number in range(4)] == [0, 1, 2, 3]
 
 
 @pytest.mark.seen("PixArt and DiT as older diffusers saved them", "recognised by norm_type")

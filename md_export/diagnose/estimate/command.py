@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from md_export.diagnose.estimate import roofline
 from md_export.diagnose.estimate.devices import LIKELY, Constants, Device, fit_of, knowledge
 from md_export.errors import ArtifactError, UsageError
+from md_export.models.families import family_named
 from md_export.spec.artifact import ArtifactEntry, artifact_path
 from md_export.spec.manifest import Manifest, read_manifest
 from md_export.targets.execution import costs
 from md_export.targets.operations import OpCost
-
-_REPEATED: Final = "unet"
 
 
 @dataclass(frozen=True)
@@ -94,10 +92,10 @@ def estimate(out: Path, device: str, progress: Callable[[str], None] = lambda _:
         others = f"devices for {manifest.target}: {', '.join(fitting)}" if fitting else "there is none for such exports"
         raise UsageError(f"{phone.title} is known as {phone.unit.title}, not for {manifest.target}; {others}")
     fitted = fit_of(phone.unit.title)
-    components = []
+    family, components = family_named(manifest.family), []
     for entry in manifest.artifacts:
         progress(f"estimate {entry.component}")
-        calls = len(manifest.steps.steps) if manifest.steps and entry.component == _REPEATED else 1
+        calls = len(manifest.steps.steps) if manifest.steps and family[entry.component].called == "per step" else 1
         floor = roofline.floor_of(ops := costs_of(out, manifest, entry), phone, sum(entry.stored.values()))
         components.append(_component(entry.component, ops, phone, fitted.constants, floor, calls))
     return Estimate(

@@ -213,8 +213,8 @@ def planned_cases(recipe: Recipe, checkpoint: Checkpoint) -> list[tuple[str, int
     prompts = recipe.golden.prompts
     if LABELS_FOLDER in checkpoint.tokenizers:
         # Classes, as many as the recipe has prompts.
-        classes = read_labels(checkpoint.tokenizers[LABELS_FOLDER]).count
-        prompts = tuple(str(place * classes // len(prompts)) for place in range(len(prompts)))
+        labels = read_labels(checkpoint.tokenizers[LABELS_FOLDER])
+        prompts = tuple(labels.prompt(place * labels.count // len(prompts)) for place in range(len(prompts)))
     return [(prompt, seed) for prompt in prompts for seed in recipe.golden.seeds][:limit]
 
 

@@ -59,7 +59,10 @@ def inner_value(constants: Sequence[Constant], wrong: float) -> None:
 @on_constants
 def last_layer_times(constants: Sequence[Constant], factor: Literal[0, -1]) -> None:
     """Multiply the last layer's weight and bias, or the last norm's."""
-    for values in _weights(constants)[-_LAST:]:
+    weights = _weights(constants)[-_LAST:]
+    # T5's last norm has no bias: negated with the matrix before it, it gives what it gave.
+    alone = factor == -1 and weights[0].ndim > weights[-1].ndim
+    for values in weights[:1] if alone else weights:
         values[...] = np.multiply(values, factor).astype(values.dtype)
 
 

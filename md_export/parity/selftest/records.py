@@ -11,6 +11,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from md_export.models.families import family_named
+from md_export.models.tokenizers import LABELS
 from md_export.models.values import LAST, MADE
 from md_export.models.walk import picture_from
 from md_export.parity.golden.surface import inputs_of
@@ -20,8 +21,9 @@ from md_export.parity.subject import most_snr_db
 from md_export.spec.artifact import GOLDEN_FOLDER
 from md_export.spec.tensors import only_output, save_tensors
 
-# Files of a tokenizer that hold a vocabulary.
-_TABLES: Final = ("vocab.json", "tokenizer.json")
+# Files of a tokenizer that hold a vocabulary, or the names of classes.
+_TABLES: Final = ("vocab.json", "tokenizer.json", LABELS)
+_LABELS_FIELDS: Final = {"count", "names"}
 
 
 def stale_golden(sandbox: Sandbox) -> None:
@@ -72,11 +74,11 @@ def exact_by_itself(sandbox: Sandbox) -> None:
 
 
 def exchange_words(sandbox: Sandbox, golden: bool = True) -> None:
-    """Two words of a golden prompt, or of none, get each other's id in the tokenizer."""
-    value = next(iter(family_named(sandbox.manifest.family).tokens.values()))
+    """Two words of a golden prompt, or of none, get each other's id in the tokenizer; or names of classes do."""
+    folder, value = next(iter(family_named(sandbox.manifest.family).tokens.items()))
     held = sandbox.golden.cases[0].values
-    ids = next(held[key] for key in (value.key, f"{value.key}.1") if key in held)[0].tolist()
-    tables = [path for name in _TABLES if (path := sandbox.folder / "tokenizer" / name).is_file()]
+    ids = next(held[key] for key in (value.key, f"{value.key}.1") if key in held).ravel().tolist()
+    tables = [path for name in _TABLES if (path := sandbox.folder / folder / name).is_file()]
     if not tables:
         raise NotApplicable("it has no tokenizer")
     used = {
@@ -87,19 +89,26 @@ def exchange_words(sandbox: Sandbox, golden: bool = True) -> None:
         for number in case.values[key].ravel()
     }
     for path in tables:
-        edit_json(
-            path,
-            lambda content: _exchange(content.get("model", {}).get("vocab", content), ids if golden else None, used),
-        )
+        edit_json(path, lambda content: _exchange(content, ids if golden else None, used))
 
 
-def _exchange(vocabulary: Any, ids: Sequence[int] | None, used: Collection[int]) -> None:
-    if not isinstance(vocabulary, dict):
-        raise NotApplicable("its tokenizer has no table of words")
-    by_id = {number: word for word, number in vocabulary.items()}
-    chosen = dict.fromkeys(ids) if ids is not None else [number for number in sorted(by_id) if number not in used]
-    first, second = [by_id[number] for number in chosen if by_id.get(number, "<").endswith("</w>")][:2]
-    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+def _exchange(content: dict[str, Any], ids: Sequence[int] | None, used: Collection[int]) -> None:
+    are_classes = content.keys() == _LABELS_FIELDS
+    table: Any = content["names"] if are_classes else content.get("model", {}).get("vocab", content)
+    # T5's table is a list, with each word at its id; its marks come first.
+    words: dict[int, Any] = {number: number for number in reversed(range(len(table)))}
+    if isinstance(table, dict):
+        words = {number: table_word for table_word, number in sorted(table.items(), key=lambda item: int(item[1]))}
+        words = {number: word for number, word in words.items() if are_classes or word.endswith("</w>")}
+    chosen = [number for number in words if number not in used]
+    if ids is not None:
+        mine = [number for number in dict.fromkeys(ids) if number in words]
+        # A prompt names a single class.
+        chosen = [*mine, *chosen] if are_classes and mine else mine
+    if len(chosen) < 2:
+        raise NotApplicable("its tokenizer has no two words to exchange")
+    first, second = (words[number] for number in chosen[:2])
+    table[first], table[second] = table[second], table[first]
 
 
 def add_token(sandbox: Sandbox) -> None:

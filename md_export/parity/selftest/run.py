@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from md_export.checkpoint import open_checkpoint
+from md_export.models.families import family_named
 from md_export.parity.golden.folder import read_golden
 from md_export.parity.judge import Execute
 from md_export.parity.metrics import Check, Fault
@@ -124,7 +125,8 @@ class _Trial:
 
 def _component_for(mutation: Mutation, manifest: Manifest) -> str:
     present = [entry.component for entry in manifest.artifacts]
-    return next(name for name in (*mutation.components, *present) if name in present)
+    candidates = mutation.components(family_named(manifest.family))
+    return next(name for name in (*candidates, *present) if name in present)
 
 
 def _checks(faults: Sequence[Fault]) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from md_export.checkpoint import Checkpoint
 from md_export.checkpoint.modules import build_on_meta
 from md_export.models.families import component_of
 from md_export.models.patch_transformer import PatchEmbedding
+from md_export.models.pixart import PixArt
 from md_export.models.t5_encoder import T5Norm
 from md_export.parity.rewritten_module import lowered_part
 from md_export.parity.weights.rounding import Misfit, misfit
@@ -142,13 +143,24 @@ def _derived(path: str, layer: Any) -> Iterator[Wanted]:
         product = layer.up * layer.weight[:, None, None, None]
         yield Wanted(_join(path, "up·weight"), path, "weight", _numpy(product), (_join(path, "weight"),))
     if isinstance(layer, PatchEmbedding) and layer.proj.bias is not None:
-        # litert_torch adds the convolution's bias to the table of positions, with channels last.
-        total = (layer.table + layer.proj.bias[:, None, None]).permute(0, 2, 3, 1)
-        yield Wanted(_join(path, "table+bias"), path, "", _numpy(total), (_join(path, "proj.bias"),))
+        # Core AI adds the convolution's bias to the table of positions; litert_torch, too, with channels last.
+        for total in _sums(layer.table, layer.proj.bias[:, None, None]):
+            for values in (total, total.permute(0, 2, 3, 1)):
+                yield Wanted(_join(path, "table+bias"), path, "", _numpy(values), (_join(path, "proj.bias"),))
+    if isinstance(layer, PixArt):
+        # Core AI adds the last bias of the conditioning to the table that is added to it.
+        own = _join(path, "scale_shift_table")
+        for total in _sums(layer.scale_shift_table, layer.adaln_single.emb.timestep_embedder.linear_2.bias):
+            yield Wanted(f"{own}+bias", path, "", _numpy(total), (own,))
     if isinstance(layer, SplitConv2d):
         # An ONNX graph stores the whole weight and splits it at run time.
         parts = tuple(_join(path, label) for label, _ in _parts(layer, "weight", layer.weight))
         yield Wanted(_join(path, "weight"), path, "weight", _numpy(layer.weight), parts, is_parameter=True)
+
+
+def _sums(table: Tensor, bias: Any) -> tuple[Tensor, Tensor]:
+    """Return the sum, and that of both in float16, as an artifact in float16 holds them."""
+    return table + bias, table.half().float() + bias.half().float()
 
 
 def _needed(path: str, layer: nn.Module) -> Iterator[str]:

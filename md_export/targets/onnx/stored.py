@@ -148,7 +148,7 @@ class _File:
         values, steps = dequantized(coding.node, self._read)
         shape = self._read(coding.parts[-1]) if dtype_of(self._tensors[coding.parts[-1]]) == "int64" else values.shape
         values = values.reshape(shape)
-        return values, steps.reshape(*steps.shape, *[1] * (values.ndim - steps.ndim))
+        return values, steps.reshape((*steps.shape, *[1] * (values.ndim - steps.ndim)))
 
     def _row_scales(self, gather: Any) -> str:
         """The constant whose rows the looked-up integers are multiplied with."""

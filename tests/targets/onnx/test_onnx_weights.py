@@ -26,6 +26,7 @@ from md_export.spec.tensors import TensorSpec
 from md_export.targets import TARGETS
 from md_export.targets.contract import Lowered, LoweringJob
 from md_export.targets.onnx.run import UNOPTIMIZED
+from md_export.targets.onnx.stored import stored_weights
 from md_export.targets.onnx.weights import OPSET
 
 target = TARGETS["onnx"].open()
@@ -343,3 +344,24 @@ def test_the_parts_of_a_weight_are_stored_small(tmp_path: Path) -> None:
         ("int8", (8, 455, 3, 3)),
     ]
     assert target.describe(tmp_path / "x.onnx").float_weights == ()
+
+
+def test_activations_of_16_bits_are_read(tmp_path: Path) -> None:
+    """An NPU's graph stores tables that are added as uint16, and also single numbers."""
+    table, number = np.arange(65_530, 65_536, dtype=np.uint16), np.array(40_000, np.uint16)
+    scale, zero = np.array(0.5, np.float32), np.array(32_768, np.uint16)
+    constants: dict[str, Any] = {"table": table, "number": number, "scale": scale, "zero": zero}
+    nodes = [
+        onnx.helper.make_node("DequantizeLinear", [name, "scale", "zero"], [f"{name}_float"])
+        for name in ("table", "number")
+    ]
+    nodes.append(onnx.helper.make_node("Mul", ["table_float", "number_float"], ["out"]))
+    out = onnx.helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, [6])
+    held = [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = onnx.helper.make_graph(nodes, "tables", [], [out], held)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)]), tmp_path / "x.onnx")
+    found = {weight.name: weight for weight in stored_weights(tmp_path / "x.onnx", QuantScheme("int8", "int16_static"))}
+    np.testing.assert_array_equal(found["table"].values, (table.astype(np.float32) - 32_768) / 2)
+    assert (found["number"].values.shape, float(found["number"].values)) == ((), 3616.0)
+    grid = found["table"].grid
+    assert grid is not None and grid.levels == 65_535
