@@ -60,9 +60,8 @@ def inner_value(constants: Sequence[Constant], wrong: float) -> None:
 def last_layer_times(constants: Sequence[Constant], factor: Literal[0, -1]) -> None:
     """Multiply the last layer's weight and bias, or the last norm's."""
     weights = _weights(constants)[-_LAST:]
-    # T5's last norm has no bias: negated with the matrix before it, it gives what it gave.
-    alone = factor == -1 and weights[0].ndim > weights[-1].ndim
-    for values in weights[:1] if alone else weights:
+    # T5's last layer has no bias: the matrix before it, negated too, would make it give what it gave.
+    for values in weights[:1] if factor == -1 and weights[0].ndim > 1 else weights:
         values[...] = np.multiply(values, factor).astype(values.dtype)
 
 
@@ -119,7 +118,8 @@ def move_palette_entry(constants: Sequence[Constant]) -> None:
 
 def deepen_mask(constants: Sequence[Constant]) -> None:
     """The causal mask from -10000 to float16's end: finite, until scores are added; softmax hides it."""
-    masks = [item.values for item in constants if item.values.dtype == np.float16 and _MASKED in item.values]
+    halves = [item.values for item in constants if item.values.dtype == np.float16 and item.values.size > 1]
+    masks = [values for values in halves if _MASKED in values]
     if not masks:
         raise NotApplicable("it holds no causal mask in float16")
     for values in masks:

@@ -18,7 +18,7 @@ from md_export.targets.onnx.clean import module_path
 from md_export.targets.onnx.describe import MALFORMED, dtype_of, read_unfused, stored_bytes
 from md_export.targets.stored import LEVELS, Constant, Float32, Grid, Role, StoredWeight, Use, along
 
-_MULTIPLIED: Final = (("Conv", 1), ("Gemm", 1), ("MatMul", 1), ("Gather", 0))
+_MULTIPLIED: Final[tuple[tuple[str, int], ...]] = (("Conv", 1), ("Gemm", 1), ("MatMul", 1), ("Gather", 0))
 _NORMS: Final = ("LayerNormalization", "InstanceNormalization")
 # What an operand is, by operator and position. A product of the norm's value and its gamma stands second.
 _ROLES: Final[dict[tuple[str, int], Role]] = {
@@ -115,7 +115,7 @@ class _File:
             values=_as_torch(values, turned),
             uses=tuple(dict.fromkeys(_use(reader) for reader in readers)),
             half="float16" in parts,
-            promised=_is_promised(readers, values.shape),
+            promised=_is_promised(readers, values.shape, dtype),
             grid=None if steps is None else Grid(_as_torch(steps, turned), LEVELS[dtype]),
         )
 
@@ -176,9 +176,10 @@ def _as_torch(values: Float32, turned: bool) -> Float32:
     return values.T if turned and values.ndim == 2 else values
 
 
-def _is_promised(readers: tuple[_Reader, ...], shape: tuple[int, ...]) -> bool:
-    """Every operand of a product or a look-up is stored as the scheme says."""
-    return len(shape) >= 2 and any((reader.node.op_type, reader.position) in _MULTIPLIED for reader in readers)
+def _is_promised(readers: tuple[_Reader, ...], shape: tuple[int, ...], dtype: str) -> bool:
+    """Every operand of a product or a look-up is stored as the scheme says; an NPU's tables are as activations are."""
+    promised = [kind for kind in _MULTIPLIED if kind[0] != "Gather" or not dtype.startswith("uint")]
+    return len(shape) >= 2 and any((reader.node.op_type, reader.position) in promised for reader in readers)
 
 
 @contextmanager
