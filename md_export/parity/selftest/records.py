@@ -96,11 +96,12 @@ def _exchange(content: dict[str, Any], ids: Sequence[int] | None, used: Collecti
     are_classes = content.keys() == _LABELS_FIELDS
     table: Any = content["names"] if are_classes else content.get("model", {}).get("vocab", content)
     # T5's table is a list, with each word at its id; its marks come first.
-    words: dict[int, Any] = {number: number for number in reversed(range(len(table)))}
+    words: dict[int, Any] = {number: number for number in range(len(table))}
     if isinstance(table, dict):
-        words = {number: table_word for table_word, number in sorted(table.items(), key=lambda item: int(item[1]))}
-        words = {number: word for number, word in words.items() if are_classes or word.endswith("</w>")}
-    chosen = [number for number in words if number not in used]
+        # Of a class with several names, the first.
+        pairs = sorted(table.items(), key=lambda item: int(item[1]))
+        words = {number: word for word, number in reversed(pairs) if are_classes or word.endswith("</w>")}
+    chosen = [number for number in reversed(words) if number not in used]
     if ids is not None:
         mine = [number for number in dict.fromkeys(ids) if number in words]
         # A prompt names a single class.
