@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from md_export.checkpoint.files import hash_of_folder
 from md_export.models.families import family_named
-from md_export.parity.selftest.sandbox import NotApplicable, Sandbox, halve
+from md_export.parity.selftest.sandbox import Json, NotApplicable, Sandbox, halve
 from md_export.spec.artifact import artifact_path
 from md_export.targets.stored import Constant
 
@@ -212,7 +212,7 @@ def exchange_names(sandbox: Sandbox) -> None:
     exchange_artifacts(sandbox)
     mine, other = sandbox.entry, sandbox.manifest.artifacts[-1]
 
-    def change(manifest: dict[str, Any]) -> None:
+    def change(manifest: Json) -> None:
         for entry in manifest["artifacts"]:
             if entry["component"] in (mine.component, other.component):
                 entry["file"] = other.file if entry["component"] == mine.component else mine.file

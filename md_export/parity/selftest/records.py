@@ -16,7 +16,7 @@ from md_export.models.values import LAST, MADE
 from md_export.models.walk import picture_from
 from md_export.parity.golden.surface import inputs_of
 from md_export.parity.selftest.damage import flip_block, other_note
-from md_export.parity.selftest.sandbox import Change, NotApplicable, Sandbox, edit_json, make_own
+from md_export.parity.selftest.sandbox import Change, Json, NotApplicable, Sandbox, edit_json, make_own
 from md_export.parity.subject import most_snr_db
 from md_export.spec.artifact import GOLDEN_FOLDER
 from md_export.spec.tensors import only_output, save_tensors
@@ -92,7 +92,7 @@ def exchange_words(sandbox: Sandbox, golden: bool = True) -> None:
         edit_json(path, lambda content: _exchange(content, ids if golden else None, used))
 
 
-def _exchange(content: dict[str, Any], ids: Sequence[int] | None, used: Collection[int]) -> None:
+def _exchange(content: Json, ids: Sequence[int] | None, used: Collection[int]) -> None:
     are_classes = content.keys() == _LABELS_FIELDS
     table: Any = content["names"] if are_classes else content.get("model", {}).get("vocab", content)
     # T5's table is a list, with each word at its id; its marks come first.
@@ -201,50 +201,50 @@ def other_hash(field: str) -> Change:
     return lambda values: values.update({field: "0" * 64})
 
 
-def negate_step(values: dict[str, Any]) -> None:
+def negate_step(values: Json) -> None:
     """x0 = a·noise − b·output, in an index or a manifest; of many steps, each."""
     for step in (values["one_step"], *(values.get("steps") or {"steps": ()})["steps"]):
         step["b"] *= -1
 
 
-def drop_threshold(values: dict[str, Any]) -> None:
+def drop_threshold(values: Json) -> None:
     """A threshold that everything meets, in a manifest."""
     values["recipe"]["picture_psnr_db"] = -math.inf
 
 
-def toggle_zeros(values: dict[str, Any]) -> None:
+def toggle_zeros(values: Json) -> None:
     """Guidance leads away from zeros where it does from the empty prompt, and the other way round."""
     values["zeros_for_empty"] = not values.get("zeros_for_empty", False)
 
 
-def reverse_cases(values: dict[str, Any]) -> None:
+def reverse_cases(values: Json) -> None:
     """The last golden case comes first."""
     values["cases"].reverse()
 
 
-def claim_rewrite(values: dict[str, Any]) -> None:
+def claim_rewrite(values: Json) -> None:
     """Golden cases of a function that the checkpoint does not compute."""
     values["rewrites"] = ["gelu_to_swish"]
 
 
-def exchange_case_names(values: dict[str, Any]) -> None:
+def exchange_case_names(values: Json) -> None:
     """The first two cases bear each other's name."""
     first, second = values["cases"][:2]
     first["name"], second["name"] = second["name"], first["name"]
 
 
-def other_checkpoint_file(values: dict[str, Any]) -> None:
+def other_checkpoint_file(values: Json) -> None:
     """The hash of one of the checkpoint's files is another's."""
     files = values["checkpoint_files"]
     files[min(files)] = "0" * 64
 
 
-def claim_lora(values: dict[str, Any]) -> None:
+def claim_lora(values: Json) -> None:
     """A LoRA that nothing was made with."""
     values["loras"] = [{"name": "x", "sha256": "0" * 64, "scale": 1.0, "components": ["unet"]}]
 
 
-def other_noise(values: dict[str, Any]) -> None:
+def other_noise(values: Json) -> None:
     """Where to start from a picture, by a schedule that is not the checkpoint's."""
     values["schedule"] = {
         "num_train_timesteps": 1000,
@@ -254,7 +254,7 @@ def other_noise(values: dict[str, Any]) -> None:
     }
 
 
-def exchange_shapes(values: dict[str, Any]) -> None:
+def exchange_shapes(values: Json) -> None:
     """The first and the last input under each other's name."""
     specs = values["inputs"]
     if len(specs) < 2:
@@ -263,12 +263,12 @@ def exchange_shapes(values: dict[str, Any]) -> None:
         specs[0]["name"], specs[-1]["name"] = specs[-1]["name"], specs[0]["name"]
 
 
-def shrink_output(values: dict[str, Any]) -> None:
+def shrink_output(values: Json) -> None:
     """An output of one row, to which the true one could be broadcast."""
     values["outputs"][0]["shape"][-1] = 1
 
 
-def other_weights(values: dict[str, Any]) -> None:
+def other_weights(values: Json) -> None:
     """A type that the artifact's weights were not stored in."""
     values["weights"] = "int8" if values["weights"] == "int4" else "int4"
 

@@ -21,7 +21,9 @@ from md_export.targets import TARGETS
 from md_export.targets.contract import Target
 from md_export.targets.stored import Constant
 
-Change = Callable[[dict[str, Any]], Any]
+# A manifest or an index of golden cases as it is stored, before it is read and checked.
+Json = dict[str, Any]
+Change = Callable[[Json], Any]
 
 
 class NotApplicable(Exception):
@@ -128,7 +130,7 @@ def agree_index(out: Path) -> None:
     """Make the golden index agree with its files."""
     folder = out / GOLDEN_FOLDER
 
-    def change(index: dict[str, Any]) -> None:
+    def change(index: Json) -> None:
         for case in index["cases"]:
             case["sha256"] = sha256_of(folder / case["file"])
 
@@ -139,7 +141,7 @@ def agree(out: Path) -> None:
     """Make index and manifest agree with the files, as an attacker or a careless script would."""
     agree_index(out)
 
-    def change(manifest: dict[str, Any]) -> None:
+    def change(manifest: Json) -> None:
         manifest["golden_sha256"] = sha256_of(out / GOLDEN_FOLDER / INDEX)
         for entry in manifest["artifacts"]:
             path = out / entry["file"]
