@@ -7,7 +7,9 @@ norms are fresh here, all others are as if trained.
 from __future__ import annotations
 
 import collections
+import secrets
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from md_export.models.config import ModelConfig
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.sampler import OneStep
 from md_export.spec.shipped_files import builtin_recipe
+from md_export.targets.tflite import lower
 from md_export.targets.tflite.flatbuffer import operator_name, read_model, shape_of, weighted_ops
 from md_export.targets.tflite.gpu.engine import execute_on_gpu
 from rewrites.forms import EXACT_DB
@@ -80,6 +83,37 @@ def test_naive_has_what_the_rewrites_remove(other_config: ModelConfig, step: One
     assert {"BROADCAST_TO", "RESIZE_NEAREST_NEIGHBOR"} <= set(graph.kinds)
     assert "FULLY_CONNECTED" in graph.weighted
     assert graph.kinds["TRANSPOSE"] > 2
+
+
+@pytest.mark.parametrize(("name", "forms", "traces"), [("unet", FORMS, 0), ("vae", (), 1)])
+def test_a_trace_that_is_left_out_changes_nothing(
+    other_config: ModelConfig,
+    step: OneStep,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    forms: tuple[str, ...],
+    traces: int,
+) -> None:
+    """It is not left out where functions hide an upsampling, which would be lowered otherwise."""
+    from litert_torch.fx_infra import CanonicalizePass
+
+    trace, traced = CanonicalizePass.call, list[object]()
+
+    def call(own: CanonicalizePass, program: object) -> object:
+        traced.append(program)
+        return trace(own, program)
+
+    def made() -> bytes:
+        piece = lower_piece(name, forms, True, other_config, step, tmp_path)
+        return piece.save("fp32", tmp_path / f"{secrets.token_hex()}.tflite").read_bytes()
+
+    monkeypatch.setattr(CanonicalizePass, "call", call)
+    without = made()
+    assert len(traced) == traces
+    monkeypatch.setattr(lower, "_one_trace_less", nullcontext)
+    assert made() == without
+    assert len(traced) == traces + 1
 
 
 @pytest.mark.parametrize("name", PIECES)
