@@ -106,7 +106,7 @@ def read_model_config(layout: Layout) -> ModelConfig:
         if controlnet and form.controlnet
         else None,
         zeros_for_empty=form.zeros_for_empty and index.get("force_zeros_for_empty_prompt") is not False,
-        method=SCHEDULERS.get(str(scheduler.get("_class_name")), "ddim"),
+        method=SCHEDULERS.get(str(scheduler.get("_class_name", "DDIMScheduler"))),
     )
     config.check()
     return config

@@ -87,7 +87,8 @@ class ModelConfig:
     ``text_encoder``: empty where a family has none. ``text_encoder_2``: of a family with two. ``t5``: of a family whose
     text encoder is T5's.
     ``adapter``, ``controlnet``: of a checkpoint whose UNet is steered by a condition picture, the one or the other.
-    ``method``: how its scheduler takes many steps. ``variant``: what :meth:`at` was asked for.
+    ``method``: how its scheduler takes many steps; None: as no sampler here does.
+    ``variant``: what :meth:`at` was asked for.
     ``zeros_for_empty``: guidance leads away from zeros instead of the empty prompt.
     """
 
@@ -97,7 +98,7 @@ class ModelConfig:
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     adapter: AdapterConfig | None = None
     controlnet: ControlConfig | None = None
-    method: Method = "ddim"
+    method: Method | None = "ddim"
     variant: Variant = TRAINED
     text_encoder_2: Mapping[str, Any] | None = None
     zeros_for_empty: bool = False

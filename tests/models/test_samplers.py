@@ -326,10 +326,12 @@ def test_without_guidance_each_call_gets_one_prompt(nano: Path, tmp_path: Path, 
         ("dit", ScheduleConfig(), "ddim", SamplerPlan(20), "each of 20 calls of the transformer computes two"),
         ("sd15", ScheduleConfig(), "ddim", SamplerPlan(20, guidance=1.0), None),
         ("sd15", ScheduleConfig(), "lcm", SamplerPlan(4), None),
+        ("sd15", ScheduleConfig(), None, SamplerPlan(20, guidance=1.0), "scheduler; ddim takes its place"),
+        ("sd15", ScheduleConfig(), None, SamplerPlan(20, "euler", guidance=1.0), None),
     ],
 )
 def test_what_is_said_of_steps(
-    family: str, schedule: ScheduleConfig, method: Method, plan: SamplerPlan | None, said: str | None
+    family: str, schedule: ScheduleConfig, method: Method | None, plan: SamplerPlan | None, said: str | None
 ) -> None:
     config = dataclasses.replace(arch_config(family), schedule=schedule, method=method)
     found = advice_on_steps(config, plan)

@@ -15,16 +15,23 @@ _FEW_STEPS: Final[tuple[Method, ...]] = ("lcm", "tcd")
 
 
 def advice_on_steps(config: ModelConfig, plan: SamplerPlan | None) -> str | None:
-    """Return a line where a model is to take one step and was not trained for it, or where guidance doubles the cost.
+    """Return a line on one step that a model was not trained for, on another sampler than its own, and on guidance.
 
     Raises:
         ConfigError: the checkpoint's schedule has no such steps.
     """
     family, steps = family_of(config), steps_of(config, plan)
-    if steps is not None:
-        denoiser = family.denoised.node
-        cost = f"guidance {steps.guidance:g}: each of {len(steps.steps)} calls of the {denoiser} computes two samples"
-        return f"{cost}; --guidance 1 makes one of them, without guidance" if steps.is_guided else None
+    if plan is not None and steps is not None:
+        lines = []
+        if config.method is None and plan.kind is None:
+            lines.append(
+                f"no sampler here takes the steps of the checkpoint's scheduler; {steps.method} takes its place; "
+                "name one with --sampler"
+            )
+        if steps.is_guided:
+            calls = f"each of {len(steps.steps)} calls of the {family.denoised.node} computes two samples"
+            lines.append(f"guidance {steps.guidance:g}: {calls}; --guidance 1 makes one of them, without guidance")
+        return "\n".join(lines) or None
     # Turbo and Lightning models begin at the last timestep, as "trailing" does.
     distilled = config.method in _FEW_STEPS or config.schedule.timestep_spacing == "trailing"
     if family.form.one_step or distilled:

@@ -70,7 +70,7 @@ def steps_of(config: ModelConfig, plan: SamplerPlan | None) -> ManySteps | None:
     if plan is None:
         return None
     schedule = config.schedule
-    method = plan.kind or config.method
+    method = plan.kind or config.method or "ddim"
     check_solver(
         schedule,
         method,
