@@ -19,7 +19,7 @@ from md_export.cli import cli
 from md_export.engine.cache import Cache
 from md_export.engine.export import build
 from md_export.engine.request import BuildRequest, load_recipes
-from md_export.errors import ConversionError, MdExportError
+from md_export.errors import ConversionError, MachineError, MdExportError
 from md_export.parity.judge import verify
 from md_export.spec.manifest import check_exports, read_manifest
 from md_export.spec.shipped_files import builtin_recipe
@@ -128,7 +128,7 @@ def test_a_process_that_holds_too_much_is_stopped_and_says_so() -> None:
     ended = attempt(sleep, 60.0, Limits(most_bytes=20_000_000))
     assert ended.over_memory
     assert ended.peak_bytes > 20_000_000
-    with pytest.raises(ConversionError, match=r"unet: the process was stopped when it held .* more than the 0.02 GB"):
+    with pytest.raises(MachineError, match=r"unet: the process was stopped when it held .* more than the 0.02 GB"):
         result_of(ended, ConversionError, "unet")
     assert not attempt(sleep, 0.0, Limits(most_bytes=LARGE)).over_memory
 
