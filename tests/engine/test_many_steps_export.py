@@ -27,7 +27,7 @@ from md_export.parity.selftest.answers import Bench
 from md_export.parity.selftest.run import try_all
 from md_export.parity.selftest.table import MUTATIONS, Hashes
 from md_export.parity.verdict import Verdict
-from md_export.spec.manifest import read_manifest, write_manifest
+from md_export.spec.manifest import files_beside, read_manifest, write_manifest
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.sampler import ManySteps, SamplerPlan
@@ -83,7 +83,7 @@ def changed(unet: Callable[[Arrays], Arrays], output: Callable[[Array], Array] =
 )
 def test_an_artifact_that_loses_the_difference_of_the_prompt_is_rejected(out: Path) -> None:
     """Only the check of the difference is to notice; the same export as it is has the figure, far above 10 dB."""
-    (mutation,) = (one for one in MUTATIONS if one.caught[Hashes.KEPT] is Check.GUIDANCE)
+    (mutation,) = (one for one in MUTATIONS if one.caught.get(Hashes.KEPT) is Check.GUIDANCE)
     _, row, _ = try_all(out, lambda *_: (), [mutation])
     assert (row.component, row.verdict) == ("unet", "rejected")
     assert "pictures would not follow the prompt" in row.said
@@ -156,7 +156,8 @@ def edit(out: Path, change: Callable[[ManySteps], ManySteps]) -> None:
     sampler = dataclasses.replace(PLAN, guidance=other.guidance)
     digest = read_golden(out / "golden").sha256
     recipe = dataclasses.replace(manifest.recipe, sampler=sampler)
-    write_manifest(dataclasses.replace(manifest, steps=other, recipe=recipe, golden_sha256=digest), out)
+    files = files_beside(out, manifest.artifacts)
+    write_manifest(dataclasses.replace(manifest, steps=other, recipe=recipe, golden_sha256=digest, files=files), out)
 
 
 def other_b(steps: ManySteps) -> ManySteps:
