@@ -98,8 +98,7 @@ def derived_findings(
     manifest, checkpoint = export.manifest, checkpoint.at(export.manifest.recipe.variant)
     if pairs:
         yield from _each("", Check.CASES, case_lines(pairs, export.golden))
-    with scratch_folder() as scratch:
-        folder = scratch
+    with scratch_folder() as folder:
         (folder / GOLDEN_FOLDER).symlink_to(export.out.resolve() / GOLDEN_FOLDER)
         write_beside(manifest.recipe, checkpoint, folder, manifest.artifacts)
         derived = manifest_of(manifest.recipe, checkpoint, folder, manifest.artifacts, manifest.drift)
