@@ -79,7 +79,7 @@ KINDS: Final = (
 def module_of(component: Component, config: ModelConfig) -> nn.Module:
     """Return what a folder of diffusers' holds of a component, on the meta device.
 
-    Of the first text encoder that is all layers, where Stable Diffusion XL reads up to the last but one.
+    The first text encoder has all of its layers; Stable Diffusion XL itself reads only up to the last but one.
     """
     if component.folder == "text_encoder":
         component = replace(component, build=lambda config: TextEncoder(config.text_encoder))

@@ -1,4 +1,4 @@
-"""What an export promises beside its artifacts, checked without the checkpoint: its cases, and an app's files."""
+"""Checks of golden cases and of files that apps read, against the manifest and without the checkpoint."""
 
 from __future__ import annotations
 

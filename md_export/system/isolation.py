@@ -142,7 +142,7 @@ def _death(ended: Exit | None, limits: Limits) -> str:
 
 
 def _lack(log: str, folder: Path) -> str:
-    """What the machine lacked, by the log of a process or by the disk of its answer; empty if nothing."""
+    """Return what the machine lacked, by the log of a process or by the disk of its answer; empty if nothing."""
     if shutil.disk_usage(folder).free < _LEAST_FREE:
         return f"; {folder.parent} is full: free some space there, or name another folder with TMPDIR"
     said = [line.strip() for line in log.splitlines() if is_exhausted(line)]

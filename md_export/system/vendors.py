@@ -1,4 +1,4 @@
-"""Other people's libraries: imported without noise, a part of them replaced while ours runs."""
+"""Vendors' libraries: import them quietly, and replace one of their attributes for a while."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def import_quietly(module: str) -> Any:
 
 @contextmanager
 def replaced(owner: Any, name: str, value: object) -> Iterator[None]:
-    """Replace an attribute of a vendor's module or class for the duration."""
+    """Replace an attribute of a vendor's module or class, and put the original back at the end."""
     before = vars(owner)[name]
     setattr(owner, name, value)
     try:

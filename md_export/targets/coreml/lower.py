@@ -157,8 +157,8 @@ def lean_conversion() -> Iterator[None]:
 
     Its overflow check (mil/passes/defs/quantization.py) makes an index array for each axis of a weight: five 64-bit
     numbers for each float of a convolution, where converting took the most memory; :func:`overflows` takes its place.
-    After each of about 110 passes it looks through the whole program for mistakes of its own, a fifth of the time;
-    what is made is executed and judged.
+    It also validates the whole program after each of about 110 passes, which takes a fifth of the time; that is left
+    out, because the saved package is executed and judged.
     """
     from coremltools.converters.mil import Program
 

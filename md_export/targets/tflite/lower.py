@@ -98,10 +98,10 @@ def _convert(job: LoweringJob, path: Path) -> None:
 
 @contextmanager
 def _one_trace_less() -> Iterator[None]:
-    """Leave out the tracing between litert_torch's layout pass and its lowering, which traces the graph itself.
+    """Skip litert_torch's trace between its layout pass and its lowering, which traces the graph itself.
 
-    A third of a conversion's time (litert_torch 0.10). The passes in between look for operations by name: the file is
-    the same if the functions that the layout pass left hide none that they look for, as its upsampling does.
+    The trace takes a third of a conversion's time (litert_torch 0.10). Later passes look for operations by name, so it
+    is skipped only if the functions that the layout pass inserts hide no such operation; its upsampling does.
     """
     from litert_torch.fx_infra import CanonicalizePass, ExportedProgramPassResult
 
