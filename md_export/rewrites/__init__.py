@@ -17,6 +17,7 @@ from torch import nn
 from md_export.errors import RewriteError
 from md_export.models.tiny_autoencoder import TinyDecoder, TinyEncoder
 from md_export.rewrites.adopt import CONTROLNET_MODEL, UNET, adopt, type_name
+from md_export.rewrites.equalize import count_links, equalize
 from md_export.rewrites.fold_attention_scale import count_unscaled, fold_attention_scale
 from md_export.rewrites.fold_norm_affine import count_plain_norms, fold_norm_affine
 from md_export.rewrites.fold_timestep import count_one_step, fold_timestep
@@ -82,6 +83,7 @@ REWRITES: Mapping[str, Rewrite] = {
         Rewrite("vector_linear_to_conv2d", True, _DENOISERS, vector_linear_to_conv2d, count_vector_conv2d),
         Rewrite("staged_group_norm", True, _MAPS, staged_group_norm, having(StagedGroupNorm)),
         Rewrite("fold_norm_affine", True, _ALL, fold_norm_affine, count_plain_norms),
+        Rewrite("equalize", True, _ALL, equalize, count_links),
         Rewrite("split_wide_conv2d", True, _MAPS, split_wide_conv2d, count_narrow),
         Rewrite("upsample_to_four_convs", True, _UPSAMPLING, upsample_to_four_convs, having(FourConvUpsample)),
         Rewrite("tabulate_timestep", True, _DENOISERS, tabulate_timestep, count_tabled),

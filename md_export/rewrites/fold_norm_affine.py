@@ -38,7 +38,7 @@ def fold_norm_affine(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG0
         RewriteError: a norm has been rewritten to a form that holds its affine elsewhere.
     """
     fired = 0
-    for norm, readers in _readings(module):
+    for norm, readers in readings(module):
         if isinstance(norm, ChannelLayerNorm) and norm.scale is not None:
             raise RewriteError("fold_norm_affine comes before linear_to_conv2d: exchange them in the recipe")
         if norm.weight is not None:
@@ -51,11 +51,12 @@ def fold_norm_affine(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG0
 
 def count_plain_norms(module: nn.Module) -> int:
     """Norms that are read by linears alone and have no affine; a component without one has all it needs."""
-    readings = _readings(module)
-    return sum(norm.weight is None for norm, _ in readings) or int(not readings)
+    found = readings(module)
+    return sum(norm.weight is None for norm, _ in found) or int(not found)
 
 
-def _readings(module: nn.Module) -> list[Reading]:
+def readings(module: nn.Module) -> list[Reading]:
+    """Return every norm that linears or 1×1 convolutions alone read, with these."""
     return [reading for layer in module.modules() for reading in _of(layer)]
 
 

@@ -1,0 +1,188 @@
+"""A scale per channel, moved through layers that only multiply: outliers of activations → weights that read them.
+
+    norm's gamma and beta / s          columns of the linears that read it · s
+    rows of the value projection / s   columns of the output projection · s
+    rows of the GLU's value half / s   columns of the second linear · s
+
+The function is the same to the bit: each s is a power of two. SmoothQuant (Xiao et al., arXiv 2211.10438) chooses
+s = activation^α / weight^(1-α) from calibration inputs. A rewrite has none: the norm of the row that computes a channel
+stands for its activation, as for inputs of mean 0 and variance 1, and each α is tried. The one that is taken has the
+least error of int8 weights (a scale per row) and activations (one scale), predicted from the weights.
+"""
+
+# Principle: a model and the same model with any function-preserving outlier in these channels get the same weights,
+# because s follows the outlier: activation·f and weight/f make s·f for each α.
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from operator import itemgetter
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from md_export.errors import RewriteError
+from md_export.models.layers import Attention, FeedForward, SepConvBlock
+from md_export.models.t5_encoder import T5Attention, T5AttentionLayer, T5FeedForward, T5FeedForwardLayer
+from md_export.models.vae import SpatialAttention
+from md_export.rewrites.fold_norm_affine import readings
+from md_export.rewrites.fold_timestep import TimelessSepConvBlock
+from md_export.rewrites.linear_to_conv2d import ChannelLayerNorm
+from md_export.spec.sampler import OneStep
+
+_STRENGTHS: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
+# A link is left alone where its predicted error would fall by less than 1 dB.
+_WORTH: Final = 0.8
+
+
+@dataclass(frozen=True)
+class Link:
+    """Channels between layers that multiply them and nothing else.
+
+    Attributes:
+        writers: norms and linears; their first ``channels`` rows, or their last ones, make the channels.
+        readers: linears or 1×1 convolutions; nothing else reads the channels.
+        partners: linears whose products with the channels are read, too: queries, where values are keys as well.
+        norm: what the writer reads, where that is a norm.
+        first: whether the rows are the first ones.
+    """
+
+    channels: int
+    writers: tuple[Any, ...]
+    readers: tuple[Any, ...]
+    partners: tuple[Any, ...] = ()
+    norm: Any = None
+    first: bool = False
+
+    def divide(self, scale: Tensor) -> None:
+        """Divide the channels by ``scale [channels]``, in place; the function stays."""
+        for writer in self.writers:
+            self._multiply_rows(writer, 1 / scale)
+        for partner in self.partners:
+            self._multiply_rows(partner, scale)
+        for reader in self.readers:
+            columns = scale.reshape(1, -1, *[1] * (reader.weight.ndim - 2))
+            reader.weight = nn.Parameter(reader.weight * columns, requires_grad=False)
+
+    def rows(self, value: Tensor) -> Tensor:
+        """Return the rows of a weight or bias of a writer that make the channels."""
+        return value[: self.channels] if self.first else value[len(value) - self.channels :]
+
+    def _multiply_rows(self, layer: Any, factor: Tensor) -> None:
+        for name in ("weight", "bias"):
+            value = getattr(layer, name, None)
+            if value is not None:
+                # A new tensor: the checkpoint's may be mapped from its file.
+                scaled = value.detach().clone()
+                self.rows(scaled).mul_(factor.reshape(-1, *[1] * (value.ndim - 1)))
+                setattr(layer, name, nn.Parameter(scaled, requires_grad=False))
+
+
+def links(module: nn.Module) -> Iterator[Link]:
+    """Yield the channels of ``module`` that a scale can be moved through, those behind norms last."""
+    behind = [Link(_width(norm), (norm,), tuple(readers)) for norm, readers in readings(module)]
+    behind += [link for layer in module.modules() for link in _behind_norms(layer)]
+    norms = {reader: link.writers[0] for link in behind for reader in link.readers}
+    for layer in module.modules():
+        yield from (replace(link, norm=norms.get(link.writers[0])) for link in _behind_linears(layer))
+    yield from (link for link in behind if link.writers[0].weight is not None)
+
+
+def _width(norm: Any) -> int:
+    return 0 if norm.weight is None else len(norm.weight)
+
+
+def _behind_norms(layer: Any) -> Iterator[Link]:
+    if isinstance(layer, SepConvBlock) and layer.time == "scale_shift" and not isinstance(layer, TimelessSepConvBlock):
+        # norm·(1 + scale) + shift: the shift is the last half of the projection.
+        yield Link(_width(layer.norm), (layer.norm, layer.time_emb_proj), (layer.conv_pw1,))
+    elif isinstance(layer, T5AttentionLayer):
+        attention: Any = layer.SelfAttention
+        yield Link(_width(layer.layer_norm), (layer.layer_norm,), (attention.q, attention.k, attention.v))
+    elif isinstance(layer, T5FeedForwardLayer):
+        dense: Any = layer.DenseReluDense
+        readers = (dense.wi_0, dense.wi_1) if dense.gated else (dense.wi,)
+        yield Link(_width(layer.layer_norm), (layer.layer_norm,), readers)
+
+
+def _behind_linears(layer: Any) -> Iterator[Link]:
+    if isinstance(layer, Attention) and layer.shares_kv:
+        yield _between(layer.to_kv, layer.to_out[0], partners=(layer.to_q,))
+    elif isinstance(layer, (Attention, SpatialAttention)):
+        yield _between(layer.to_v, layer.to_out[0])
+    elif isinstance(layer, FeedForward):
+        yield _between(layer.net[0].proj, layer.net[2], first=True)
+    elif isinstance(layer, T5Attention):
+        yield _between(layer.v, layer.o)
+    elif isinstance(layer, T5FeedForward) and layer.gated:
+        yield _between(layer.wi_1, layer.wo)
+    elif hasattr(layer, "v_proj") and hasattr(layer, "out_proj"):  # transformers' CLIPAttention
+        yield _between(layer.v_proj, layer.out_proj)
+
+
+def _between(writer: Any, reader: Any, partners: tuple[Any, ...] = (), first: bool = False) -> Link:
+    return Link(reader.weight.shape[1], (writer,), (reader,), partners, first=first)
+
+
+@torch.no_grad()
+def equalize(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG001 (the table's signature)
+    """Change in place; returns the number of links with a scale other than 1.
+
+    Raises:
+        RewriteError: a norm has been rewritten to a form that holds its affine elsewhere.
+    """
+    if any(isinstance(layer, ChannelLayerNorm) for layer in module.modules()):
+        raise RewriteError("equalize comes before linear_to_conv2d: exchange them in the recipe")
+    fired = 0
+    for link in links(module):
+        scale = _scale(link)
+        if bool((scale != 1).any()):
+            link.divide(scale)
+            fired += 1
+    return fired
+
+
+def count_links(module: nn.Module) -> int:
+    """Links of ``module``: where equalize fires nowhere, each has its scale. One without links has all it needs."""
+    return len(list(links(module))) or 1
+
+
+def _scale(link: Link) -> Tensor:
+    """Powers of two, ``[channels]``, with a median near 1; channels that nothing writes or reads stay."""
+    written = torch.stack([_magnitude(link, writer) for writer in link.writers]).square().sum(0).sqrt()
+    columns = torch.cat([reader.weight.flatten(1) for reader in link.readers])
+    read = columns.abs().amax(0)
+    used = (written > 0) & (read > 0)
+    if not bool(used.any()):
+        return torch.ones_like(read)
+    written, read, columns = written[used], read[used], columns[:, used]
+    tried = (_power_of_two(written**strength / read ** (1 - strength)) for strength in _STRENGTHS)
+    error, best = min(((_error(written / one, columns * one), one) for one in tried), key=itemgetter(0))
+    scale = torch.ones_like(used, dtype=columns.dtype)
+    if error < _WORTH * _error(written, columns):
+        scale[used] = best
+    return scale
+
+
+def _magnitude(link: Link, writer: Any) -> Tensor:
+    """Root mean square of each channel, where what the norm before it returns has mean 0 and variance 1."""
+    matrix, bias = link.rows(writer.weight).reshape(link.channels, -1), getattr(writer, "bias", None)
+    shift = torch.zeros(link.channels) if bias is None else link.rows(bias)
+    if link.norm is not None and link.norm.weight is not None:
+        beta = getattr(link.norm, "bias", None)
+        shift = shift if beta is None else shift + matrix @ beta
+        matrix = matrix * link.norm.weight
+    return (matrix.square().sum(1) + shift.square()).sqrt()
+
+
+def _power_of_two(scale: Tensor) -> Tensor:
+    return torch.exp2((scale / scale.median()).log2().round())
+
+
+def _error(activations: Tensor, columns: Tensor) -> float:
+    """Error power of a product behind int8 activations (one scale) and weights (a scale per row), but for a factor."""
+    of_activations = activations.max().square() * columns.square().sum()
+    of_weights = columns.abs().amax(1).square().sum() * activations.square().sum()
+    return float(of_activations + of_weights)
