@@ -14,10 +14,13 @@ from typing import Final
 from md_export.checkpoint import Checkpoint, open_checkpoint
 from md_export.engine.artifact import own_notes
 from md_export.engine.dependencies import notes_of, steps_notes
+from md_export.engine.export import pieces
+from md_export.engine.request import Resources
 from md_export.engine.steps import manifest_of, write_beside
 from md_export.errors import ArtifactError, MachineError, MdExportError
 from md_export.models.families import family_named
 from md_export.parity.golden.recomputed import asked_cases, case_lines, reference_findings
+from md_export.parity.graphs import graph_lines
 from md_export.parity.judge import Execute
 from md_export.parity.judge import verify as judge
 from md_export.parity.metrics import Check, Finding
@@ -26,11 +29,12 @@ from md_export.parity.promised import differences
 from md_export.parity.verdict import Verdict
 from md_export.parity.weights.audit import AuditResult
 from md_export.parity.weights.audit import audit as audit_weights
-from md_export.spec.artifact import GOLDEN_FOLDER, NPU_FOLDER, artifact_path
-from md_export.spec.manifest import Manifest, paths_beside
+from md_export.spec.artifact import GOLDEN_FOLDER, NPU_FOLDER, artifact_path, sha256_of_artifact
+from md_export.spec.manifest import Manifest, paths_beside, read_manifest
 from md_export.system.files import sha256_of
 from md_export.system.isolation import isolated
 from md_export.system.workspace import scratch_folder
+from md_export.targets import TARGETS, tools_of
 from md_export.targets.execution import execute
 
 Progress = Callable[[str], None]
@@ -65,7 +69,54 @@ def audit(out: Path, checkpoint: Path, progress: Progress = lambda _: None) -> A
         MdExportError: as :func:`md_export.parity.weights.audit.audit`.
     """
     result = audit_weights(out, checkpoint, progress)
-    return result.with_findings(_findings(Comparison(out, checkpoint), progress))
+    asked = Comparison(out, checkpoint)
+    found = result.with_findings(_findings(asked, progress))
+    with scratch_folder() as folder:
+        return found.with_findings(graph_findings(asked, lowered_again(asked, folder, progress)))
+
+
+def lowered_again(asked: Comparison, folder: Path, progress: Progress) -> Path:
+    """Convert the checkpoint by the export's recipe once more, or take it from the cache; returns their folder.
+
+    Raises:
+        MdExportError: as :func:`md_export.engine.export.export`.
+    """
+    recipe = read_manifest(asked.out).recipe
+    with Resources().request(recipe, asked.checkpoint, folder, None) as request:
+        pieces(request, folder, ("artifact",), progress)
+    return folder / "artifact"
+
+
+def graph_findings(asked: Comparison, again: Path) -> Iterator[Finding]:
+    """Yield a finding for whatever an artifact has otherwise than the one that was lowered ``again``; bytes settle it.
+
+    Each graph is read in a process of its own: files of others may crash a parser.
+    """
+    manifest = read_manifest(asked.out)
+    now = tools_of(manifest.target, family_named(manifest.family).form.libraries)
+    others = [f"{name} {held}, here {now.get(name)}" for name, held in manifest.tools.items() if now.get(name) != held]
+    made = f" (the export was made with {', '.join(others)})" if others else ""
+    for entry in manifest.artifacts:
+        own, wanted = artifact_path(asked.out, entry), again / entry.file
+        if sha256_of_artifact(own) != sha256_of_artifact(wanted):
+            compare = isolated(compare_graphs, ArtifactError, f"{entry.file}: reading its graph")
+            for line in compare(GraphPair(manifest.target, own, wanted)):
+                yield Finding(entry.component, Check.GRAPH, line + made)
+
+
+@dataclass(frozen=True)
+class GraphPair:
+    """Two artifacts of one target: of the export, and lowered again."""
+
+    target: str
+    own: Path
+    again: Path
+
+
+def compare_graphs(pair: GraphPair) -> tuple[str, ...]:
+    """Compare in this process; a line for each difference."""
+    target = TARGETS[pair.target].open()
+    return tuple(graph_lines(target.graph(pair.own), target.graph(pair.again)))
 
 
 def _findings(asked: Comparison, progress: Progress) -> tuple[Finding, ...]:

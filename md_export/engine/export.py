@@ -14,7 +14,7 @@ with nothing to do ends at once, and only the workers need memory for models.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from md_export.engine.cache import Cache, Entry
@@ -101,22 +101,33 @@ def cases(
     Raises:
         MdExportError: as for :func:`export`.
     """
+    wanted = "golden", "calibration"
     with (resources or Resources()).request(recipe, checkpoint_dir, folder, golden_dir) as request:
-        plan = planned(request)
-        wanted = [step for step in plan.steps if step.kind in ("golden", "calibration")]
-        with executor_of(request, plan) as executor:
-            steps, cached = missing(plan, [step.key for step in wanted], executor.cache, progress)
-            teller = Teller(progress)
-            teller.planned(steps, cached, executor.limits)
-            with executor.open(steps) as begin:
-                failures = run_steps(steps, begin, executor.limits, teller)
-            if failures:
-                raise _error(failures[0], request)
-            for step in wanted:
-                executor.cache.require(step.key)
-                shutil.copytree(executor.cache.files(step.key), folder / step.kind, copy_function=shutil.copyfile)
+        pieces(request, folder, wanted, progress)
     golden, calibration = folder / "golden" / "golden", folder / "calibration" / "cases"
     return golden, calibration if calibration.exists() else None
+
+
+def pieces(request: BuildRequest, folder: Path, kinds: Collection[str], progress: Progress = print) -> None:
+    """Copy what the steps of some kinds make to ``<folder>/<kind>``; nothing is verified.
+
+    Raises:
+        MdExportError: as for :func:`export`.
+    """
+    plan = planned(request)
+    wanted = [step for step in plan.steps if step.kind in kinds]
+    with executor_of(request, plan) as executor:
+        steps, cached = missing(plan, [step.key for step in wanted], executor.cache, progress)
+        teller = Teller(progress)
+        teller.planned(steps, cached, executor.limits)
+        with executor.open(steps) as begin:
+            failures = run_steps(steps, begin, executor.limits, teller)
+        if failures:
+            raise _error(failures[0], request)
+        for step in wanted:
+            executor.cache.require(step.key)
+            target = folder / step.kind
+            shutil.copytree(executor.cache.files(step.key), target, copy_function=shutil.copyfile, dirs_exist_ok=True)
 
 
 def carry_out(

@@ -42,6 +42,7 @@ class Check(StrEnum):
     CHECKPOINT = "checkpoint"
     EXACT = "too exact"
     AUDIT = "weight audit"
+    GRAPH = "graph"
 
 
 class Fault(str):

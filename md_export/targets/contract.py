@@ -94,12 +94,41 @@ class Step:
         modules: paths of the torch modules that it computes, the one whose value it gives first; several where
             the converter made one operation of many, none where the artifact does not tell.
         inputs, outputs: names of values; constants among the inputs.
+        settings: everything else that the file says of it, as text: attributes, and the types of what it gives.
     """
 
     kind: str
     modules: tuple[str, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Held:
+    """A constant of a saved artifact: its type with all that the file says of it, and its values as they are stored."""
+
+    dtype: str
+    read: Callable[[], Array]
+
+
+@dataclass(frozen=True)
+class StoredGraph:
+    """Everything in a saved artifact that a runtime reads; names of values are the file's own.
+
+    Attributes:
+        inputs: what the caller gives, in words, by the name of the value.
+        outputs: name of the value that the caller gets, by the name that it gets it under.
+        steps: in order of execution.
+        constants: by the name of the value, read or not.
+        rest: what none of these holds, such as versions, as text.
+    """
+
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    steps: tuple[Step, ...]
+    constants: Mapping[str, Held]
+    rest: str = ""
 
 
 class Lowered(Protocol):
@@ -129,8 +158,8 @@ class Saved(Protocol):
     def store_as_float(self, path: Path) -> bool:
         """See :meth:`Target.store_as_float`."""
 
-    def steps(self, path: Path) -> tuple[Step, ...]:
-        """See :meth:`Target.steps`."""
+    def graph(self, path: Path) -> StoredGraph:
+        """See :meth:`Target.graph`."""
 
     def values(self, path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Array]:
         """See :meth:`Target.values`."""
@@ -215,9 +244,9 @@ class Target(Protocol):
         """Rewrite compressed weights of a saved artifact as float ones; False where none is. For the self-test."""
         return self.saved().store_as_float(path)
 
-    def steps(self, path: Path) -> tuple[Step, ...]:
-        """The operations of a saved artifact, in order of execution. RuntimeFault where it cannot be read."""
-        return self.saved().steps(path)
+    def graph(self, path: Path) -> StoredGraph:
+        """The operations and constants of a saved artifact, nothing left out. RuntimeFault where it cannot be read."""
+        return self.saved().graph(path)
 
     def values(self, path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Array]:
         """Execute a saved artifact once and keep the named values, in float32 and in the artifact's own layout.

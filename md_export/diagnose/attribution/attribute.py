@@ -147,7 +147,7 @@ def blame(
     case, snr = _worst_case(target, path, part, cases)
     inputs, least = part.inputs_of(case), manifest.recipe.tolerances[entry.component].snr_db
     walker = Walker(part.module, tuple(torch.from_numpy(np.array(inputs[spec.name])) for spec in part.inputs))
-    steps = target.steps(path)
+    steps = target.graph(path).steps
     names = sorted({name for found in walker.candidates(steps).values() for name in found})
     found = Search(walker, steps, target.values(path, inputs, names), least).locate()
     if not found.seen.keys() & walker.leaves:

@@ -14,9 +14,7 @@ import numpy as np
 from md_export.errors import RuntimeFault, UsageError, raised_as
 from md_export.spec.tensors import Array, Arrays, TensorSpec, check_arrays
 from md_export.system.workspace import scratch_folder
-from md_export.targets.contract import Step
 from md_export.targets.coreai import bindings
-from md_export.targets.coreai.constants import is_constant
 from md_export.targets.coreai.save import write_program
 
 _DTYPES: Final = ("float32", "int32")
@@ -77,23 +75,6 @@ def load(path: Path, runtime: str | None = None) -> CoreAIRunner:
 def _close(loop: asyncio.AbstractEventLoop, stack: AsyncExitStack) -> None:
     loop.run_until_complete(stack.aclose())
     loop.close()
-
-
-def steps(path: Path) -> tuple[Step, ...]:
-    """Every operation with the torch module that the file tells.
-
-    Raises:
-        RuntimeFault: no Core AI asset.
-    """
-    program = bindings.read_program(path)
-    names = names_of(program)
-    found = []
-    for op in bindings.operations(program):
-        if not is_constant(op) and op.name != OUTPUT:
-            place, given = bindings.module_of(op), [names[value] for value in op.operands]
-            modules = () if place is None else (place,)
-            found.append(Step(bindings.kind_of(op), modules, tuple(given), tuple(names[value] for value in op.results)))
-    return tuple(found)
 
 
 def values(path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Array]:

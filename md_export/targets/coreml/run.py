@@ -11,10 +11,9 @@ import numpy as np
 
 from md_export.errors import ArtifactError, RuntimeFault, UsageError, raised_as
 from md_export.spec.tensors import Array, Arrays, TensorSpec, check_arrays
-from md_export.targets.contract import Step
 from md_export.targets.coreml import mil
 from md_export.targets.coreml.hazard import OverflowWatch
-from md_export.targets.coreml.package import feature_specs, read_modules, read_spec
+from md_export.targets.coreml.package import feature_specs, read_spec
 from md_export.targets.coreml.vendor import VENDOR_ERRORS, ct, quiet
 
 RUNTIMES: Final = ("mil", "coreml")
@@ -103,24 +102,6 @@ def _open_coreml(path: Path) -> tuple[Predict, None]:
 def _predict_coreml(model: Any, inputs: dict[str, Array]) -> Any:
     with raised_as(RuntimeFault, "Core ML failed", VENDOR_ERRORS):
         return model.predict(inputs)
-
-
-def steps(path: Path) -> tuple[Step, ...]:
-    """Every operation with the torch module that the package tells.
-
-    Raises:
-        RuntimeFault: no such package, or a program that our runtime does not know.
-    """
-    try:
-        modules = read_modules(read_spec(path))
-    except ArtifactError as error:
-        raise RuntimeFault(str(error)) from error
-    operations = mil.load(path).graph.ops
-    return tuple(
-        Step(op.kind, (modules.get(op.outputs[0].name, ""),), tuple(op.refs), tuple(out.name for out in op.outputs))
-        for op in operations
-        if op.outputs
-    )
 
 
 def values(path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Array]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import onnx
@@ -14,8 +14,6 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from md_export.errors import RuntimeFault, UsageError, raised_as
 from md_export.spec.tensors import Array, Arrays, TensorSpec, check_arrays
-from md_export.targets.contract import Step
-from md_export.targets.onnx.clean import module_path
 from md_export.targets.onnx.describe import read_graph, read_unfused
 from md_export.targets.onnx.save import ORT_ERRORS, ORT_SUFFIX, WEIGHTS_FOLDER, session_options
 
@@ -168,23 +166,6 @@ def _spec(node: ort.NodeArg, name: str) -> TensorSpec:
     if node.type not in _DTYPES or not all(isinstance(size, int) for size in node.shape):
         raise RuntimeFault(f"{name}: {node.name} is {node.type}{node.shape}; artifacts hold static float32 or int32")
     return TensorSpec(node.name, tuple(node.shape), _DTYPES[node.type])
-
-
-def steps(path: Path) -> tuple[Step, ...]:
-    """Every node with the torch module that its name tells; an inserted one has that of the node it reads.
-
-    Raises:
-        RuntimeFault: the file is no ONNX model.
-    """
-    return tuple(_steps(read_unfused(path).graph))
-
-
-def _steps(graph: Any) -> Iterator[Step]:
-    made: dict[str, tuple[str, ...]] = {}
-    for node in graph.node:
-        modules = made.get(node.input[0], ()) if node.op_type in _INSERTED else (module_path(node.name),)
-        made |= dict.fromkeys(node.output, modules)
-        yield Step(node.op_type, modules, tuple(filter(None, node.input)), tuple(filter(None, node.output)))
 
 
 def values(path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Array]:

@@ -6,7 +6,7 @@ import importlib.util
 import shutil
 import struct
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,8 +17,6 @@ from ai_edge_litert import schema_py_generated as schema
 from md_export.errors import MissingExtraError, RuntimeFault, UsageError, raised_as
 from md_export.spec.tensors import Array, Arrays, TensorSpec, check_arrays
 from md_export.system.workspace import scratch_folder
-from md_export.targets.contract import Step
-from md_export.targets.tflite.flatbuffer import END, modules_in, operator_name, read_model, weighted_ops
 
 THREADS: Final = 2
 OWN: Final = "litert"
@@ -158,30 +156,6 @@ def _specs(details: Mapping[str, Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
         TensorSpec(name, tuple(int(size) for size in detail["shape"]), np.dtype(detail["dtype"]).name)
         for name, detail in items
     )
-
-
-def steps(path: Path) -> tuple[Step, ...]:
-    """Every op with the torch modules that its output's name joins; values go by the numbers of their tensors.
-
-    Raises:
-        RuntimeFault: the file is no .tflite file.
-    """
-    model = read_model(path)
-    weighted = {op.output: op.module for op in weighted_ops(model)}
-    return tuple(_steps(model, weighted))
-
-
-def _steps(model: Any, weighted: dict[str, str]) -> Iterator[Step]:
-    graph = model.subgraphs[0]
-    for operator in graph.operators:
-        name = graph.tensors[operator.outputs[0]].name.decode()
-        own = [weighted[name]] if name in weighted else []
-        modules = tuple(dict.fromkeys((*own, *(modules_in(name) if END in name else ()))))
-        yield Step(operator_name(model, operator), modules, _keys(operator.inputs), _keys(operator.outputs))
-
-
-def _keys(indices: Any) -> tuple[str, ...]:
-    return tuple(str(index) for index in indices if index >= 0)
 
 
 def values(path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Array]:

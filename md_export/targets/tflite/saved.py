@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from md_export.targets.tflite.describe import describe
+from md_export.targets.tflite.graph import graph
 from md_export.targets.tflite.half.watch import load
-from md_export.targets.tflite.run import steps, values
+from md_export.targets.tflite.run import values
 from md_export.targets.tflite.stored import edit, store_as_float, stored_weights
 
-__all__ = ["describe", "edit", "load", "steps", "store_as_float", "stored_weights", "values"]
+__all__ = ["describe", "edit", "graph", "load", "store_as_float", "stored_weights", "values"]

@@ -54,7 +54,7 @@ def padded(coreai: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def of_kind(coreai: Any, path: Path, kind: str) -> list[Step]:
-    return [step for step in coreai.steps(path) if step.kind == kind]
+    return [step for step in coreai.graph(path).steps if step.kind == kind]
 
 
 def test_the_runtime_rounds_and_clips(padded: Path, coreai: Any) -> None:
@@ -78,7 +78,7 @@ def test_the_runtime_rounds_and_clips(padded: Path, coreai: Any) -> None:
 
 
 def test_a_value_has_one_pair_in_front_of_the_padding_and_behind_the_bias(padded: Path, coreai: Any) -> None:
-    made = {step.outputs[0]: step for step in coreai.steps(padded)}
+    made = {step.outputs[0]: step for step in coreai.graph(padded).steps}
     pairs = of_kind(coreai, padded, "quantize")
     # x; what the first gives, which both others take; what each of those gives.
     assert len(pairs) == len({step.inputs[0] for step in pairs}) == 4

@@ -21,7 +21,7 @@ FLOAT = QuantScheme("float32", "float32")
 
 def test_each_module_has_its_value(subject: Any, asset: Callable[..., Path], coreai: Any) -> None:
     small, path = subject("small"), asset("small", FLOAT)
-    steps = coreai.steps(path)
+    steps = coreai.graph(path).steps
     last = {step.modules[0]: step.outputs[0] for step in steps if step.modules}
     assert {"", "words", "norm", "square", "conv", "groups", "turned"} == set(last)
     found = coreai.values(path, small.given, list(last.values()))
@@ -40,7 +40,7 @@ def test_each_module_has_its_value(subject: Any, asset: Callable[..., Path], cor
 
 def test_every_value_that_a_step_takes_is_made_before(asset: Callable[..., Path], coreai: Any) -> None:
     known: set[str] = set()
-    steps = coreai.steps(asset("text_encoder", FLOAT))
+    steps = coreai.graph(asset("text_encoder", FLOAT)).steps
     made = [name for step in steps for name in step.outputs]
     assert len(made) == len(set(made))
     for step in steps:

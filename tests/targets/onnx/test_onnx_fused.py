@@ -84,7 +84,7 @@ def test_bytes_are_the_same_each_time(fuse: Fuse) -> None:
 def test_who_looks_for_modules_is_told_why_not(form: str, fuse: Fuse) -> None:
     path = fuse("int8", form)
     for look in (
-        lambda: target.steps(path),
+        lambda: target.graph(path),
         lambda: target.values(path, {}, ["image"]),
         lambda: list(target.stored_weights(path, QuantScheme("int8", "int8_static"))),
         lambda: target.edit(path).__enter__(),

@@ -182,7 +182,7 @@ def test_values_inside_are_those_of_the_decoded_weights(subject: Subjects, int4:
     write_float_weights(int4, floats)
     held_out = subject("text_encoder").held_out
     # One file has the constants of the other in the same places.
-    outputs = {step.modules[0]: step.outputs[0] for step in target.steps(int4) if step.kind == "FULLY_CONNECTED"}
+    outputs = {step.modules[0]: step.outputs[0] for step in target.graph(int4).steps if step.kind == "FULLY_CONNECTED"}
     assert "encoder.layers.1.mlp.fc2" in outputs
     found, exact = (target.values(path, held_out, outputs.values()) for path in (int4, floats))
     for module, name in outputs.items():

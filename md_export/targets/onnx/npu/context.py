@@ -22,8 +22,9 @@ from md_export.spec.names import Soc
 from md_export.spec.tensors import Arrays
 from md_export.targets.contract import labelled, notes_among
 from md_export.targets.onnx.describe import read_graph
+from md_export.targets.onnx.graph import graph as stored_graph
 from md_export.targets.onnx.npu.process import NpuRun, RefusedOp
-from md_export.targets.onnx.run import OnnxRunner, steps
+from md_export.targets.onnx.run import OnnxRunner
 from md_export.targets.onnx.save import ORT_ERRORS, session_options
 
 _PROVIDER: Final = "QNN"
@@ -130,7 +131,10 @@ def refused_ops(graph: Path, soc: Soc) -> tuple[RefusedOp, ...]:
         left = on_cpu(npu_session(graph, soc, fallback=True))
     except ORT_ERRORS:
         return ()
-    modules = {node.name: step.modules for node, step in zip(read_graph(graph).graph.node, steps(graph), strict=True)}
+    modules = {
+        node.name: step.modules
+        for node, step in zip(read_graph(graph).graph.node, stored_graph(graph).steps, strict=True)
+    }
     names = [(_MOVED.sub("", name), kind) for name, kind in left]
     return tuple(RefusedOp(kind, name, modules.get(name, ())) for name, kind in dict.fromkeys(names))
 

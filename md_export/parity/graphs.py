@@ -1,0 +1,183 @@
+"""Compare the graph of an artifact with that of a second lowering: operations, settings, wiring, constants.
+
+Names of values are a converter's own and prove nothing, so each value is identified by how it is computed: the kind of
+the operation, its settings, and the identities of what it reads (a Merkle tree, as a commit names its history).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+
+from md_export.parity.metrics import snr_db
+from md_export.spec.tensors import Array
+from md_export.targets.contract import Held, Step, StoredGraph
+
+# The same lowering on another processor: floats differ by rounding, some calibrated integers by one.
+_LEAST_SNR_DB: Final = 60.0
+_LEAST_EQUAL: Final = 0.9
+_SCALAR: Final = 16
+_CALIBRATED: Final = ("int8", "uint8", "int16", "uint16")
+_MOST_NAMED: Final = 5
+
+
+def graph_lines(found: StoredGraph, wanted: StoredGraph) -> Iterator[str]:
+    """Yield a line for each way in which the graph ``found`` is not ``wanted``, which the checkpoint gives."""
+    own, given = _Identified(found), _Identified(wanted)
+    own.take_names(given)
+    lines = [*_surface_lines(own, given), *_step_lines(own, given), *_constant_lines(own, given)]
+    yield from lines or _wiring_lines(own, given)
+
+
+class _Identified:
+    """A graph whose constants, and so whose values, have an identity that does not depend on names."""
+
+    def __init__(self, graph: StoredGraph) -> None:
+        self.graph = graph
+        self.constants = {name: _digest(held) for name, held in graph.constants.items()}
+
+    def take_names(self, other: _Identified) -> None:
+        """Give each constant that is close to one of the other graph, which this one lacks, that one's identity."""
+        free: dict[str, list[str]] = defaultdict(list)
+        own = set(self.constants.values())
+        for name, identity in other.constants.items():
+            if identity not in own:
+                free[other.graph.constants[name].dtype].append(name)
+        known = set(other.constants.values())
+        for name, held in self.graph.constants.items():
+            if self.constants[name] not in known:
+                values = held.read()
+                alike = [one for one in free[held.dtype] if _is_close(values, other.graph.constants[one].read())]
+                self.constants[name] = other.constants[alike[0]] if alike else self.constants[name]
+
+    @cached_property
+    def values(self) -> Mapping[str, str]:
+        """Identity of every value: what is given, what is stored, what is computed."""
+        found = {name: f"given {words}" for name, words in self.graph.inputs.items()} | self.constants
+        for step in self.graph.steps:
+            identity = _hashed(_words(step), *(found.get(name, "?") for name in step.inputs))
+            found |= {name: f"{identity}#{place}" for place, name in enumerate(step.outputs)}
+        return found
+
+    @cached_property
+    def steps(self) -> Mapping[tuple[str, ...], list[Step]]:
+        """Operations by what they are, whatever they are applied to: kind, settings, constants."""
+        found: dict[tuple[str, ...], list[Step]] = defaultdict(list)
+        for step in self.graph.steps:
+            found[_words(step), *(self.constants.get(name, "a value") for name in step.inputs)].append(step)
+        return found
+
+    @cached_property
+    def unread(self) -> Counter[str]:
+        """Constants that no operation reads and no output gives."""
+        read = {name for step in self.graph.steps for name in step.inputs} | set(self.graph.outputs.values())
+        return Counter(identity for name, identity in self.constants.items() if name not in read)
+
+
+def _digest(held: Held) -> str:
+    values = held.read()
+    content = hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
+    return f"{held.dtype} {content}"
+
+
+def _hashed(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _words(step: Step) -> str:
+    return f"{step.kind} {sorted(step.settings.items())}"
+
+
+def _is_close(one: Array, other: Array) -> bool:
+    """Whether both are one constant, computed on two processors; shapes and axes must be equal."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if np.issubdtype(one.dtype, np.floating):
+        return snr_db(one, other) >= _LEAST_SNR_DB
+    if str(one.dtype) not in _CALIBRATED:
+        return False
+    if one.size <= _SCALAR:
+        return bool(np.abs(one.astype(np.int32) - other.astype(np.int32)).max(initial=0) <= 1)
+    return bool((one == other).mean() >= _LEAST_EQUAL)
+
+
+def _surface_lines(own: _Identified, given: _Identified) -> Iterator[str]:
+    for what, has, wants in (
+        ("takes", own.graph.inputs.values(), given.graph.inputs.values()),
+        ("gives", own.graph.outputs, given.graph.outputs),
+        ("says besides", own.graph.rest.splitlines(), given.graph.rest.splitlines()),
+    ):
+        more, less = Counter(has) - Counter(wants), Counter(wants) - Counter(has)
+        if more or less:
+            yield f"the graph {what} {_listed(more)}, the checkpoint's {_listed(less)}"
+
+
+def _step_lines(own: _Identified, given: _Identified) -> Iterator[str]:
+    """Pair what differs by kind and module; what has no partner is an operation of no module, or is missing."""
+    more, less = _surplus(own, given), _surplus(given, own)
+    strangers: list[Step] = []
+    for step in more:
+        partner = next((one for one in less if (one.kind, one.modules) == (step.kind, step.modules)), None)
+        if partner is None:
+            strangers.append(step)
+        else:
+            less.remove(partner)
+            yield f"{_named(step)}: {_difference(own, step, given, partner)}"
+    if strangers:
+        yield f"operations of no module: {_listed(map(_named, strangers))}"
+    if less:
+        yield f"operations are missing: {_listed(map(_named, less))}"
+
+
+def _surplus(one: _Identified, other: _Identified) -> list[Step]:
+    """Operations of one graph that the other does not have, or has less often."""
+    return [step for words, steps in one.steps.items() for step in steps[len(other.steps.get(words, ())) :]]
+
+
+def _difference(own: _Identified, step: Step, given: _Identified, wanted: Step) -> str:
+    for name in sorted({*step.settings, *wanted.settings}):
+        has, wants = step.settings.get(name), wanted.settings.get(name)
+        if has != wants:
+            return f"{name} is {_short(has)}, the checkpoint gives {_short(wants)}"
+    pairs = zip(step.inputs, wanted.inputs, strict=False)
+    places = [place for place, (has, wants) in enumerate(pairs) if own.constants.get(has) != given.constants.get(wants)]
+    return f"operand {places[0] if places else '?'} is not the constant that the checkpoint gives"
+
+
+def _constant_lines(own: _Identified, given: _Identified) -> Iterator[str]:
+    more = own.unread - given.unread
+    names = [name for name, identity in own.constants.items() if identity in more]
+    if names:
+        yield f"no operation reads {_listed(names)}"
+
+
+def _wiring_lines(own: _Identified, given: _Identified) -> Iterator[str]:
+    """The same operations: yield those that read other values, the first of each chain."""
+    known = set(given.values.values())
+    for step in own.graph.steps:
+        reads = [own.values.get(name, "?") for name in step.inputs]
+        if any(own.values[name] not in known for name in step.outputs) and all(one in known for one in reads):
+            yield f"{_named(step)} reads other values than the checkpoint's graph"
+    for name, value in own.graph.outputs.items():
+        source, wanted = own.values.get(value), given.values.get(given.graph.outputs[name])
+        if source != wanted and (source is None or source in known):
+            yield f"the graph gives another value as {name.split()[0]}"
+
+
+def _named(step: Step) -> str:
+    return f"{step.kind} of {step.modules[0]}" if step.modules and step.modules[0] else step.kind
+
+
+def _listed(items: Iterable[str]) -> str:
+    found: Sequence[str] = [_short(item) for item in items]
+    more = len(found) - _MOST_NAMED
+    return ("; ".join(found[:_MOST_NAMED]) or "nothing") + (f" and {more} more" if more > 0 else "")
+
+
+def _short(text: str | None) -> str:
+    return "absent" if text is None else " ".join(text.split())[:80]
