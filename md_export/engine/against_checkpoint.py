@@ -6,7 +6,7 @@ Nothing in the export's folder is believed: who edits it can make its files agre
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,7 +17,7 @@ from md_export.engine.dependencies import notes_of, steps_notes
 from md_export.engine.export import pieces
 from md_export.engine.request import Resources
 from md_export.engine.steps import manifest_of, write_beside
-from md_export.errors import ArtifactError, MachineError, MdExportError
+from md_export.errors import ArtifactError, MachineError, MdExportError, RuntimeFault
 from md_export.models.families import family_named
 from md_export.parity.golden.recomputed import asked_cases, case_lines, reference_findings
 from md_export.parity.graphs import graph_lines
@@ -72,7 +72,10 @@ def audit(out: Path, checkpoint: Path, progress: Progress = lambda _: None) -> A
     asked = Comparison(out, checkpoint)
     found = result.with_findings(_findings(asked, progress))
     with scratch_folder() as folder:
-        return found.with_findings(graph_findings(asked, lowered_again(asked, folder, progress)))
+        again = lowered_again(asked, folder, progress)
+        progress("graphs beside those of the checkpoint")
+        read = isolated(compare_graphs, ArtifactError, f"{out}: reading its graphs")
+        return found.with_findings(read(Graphs(out, again)))
 
 
 def lowered_again(asked: Comparison, folder: Path, progress: Progress) -> Path:
@@ -87,36 +90,35 @@ def lowered_again(asked: Comparison, folder: Path, progress: Progress) -> Path:
     return folder / "artifact"
 
 
-def graph_findings(asked: Comparison, again: Path) -> Iterator[Finding]:
-    """Yield a finding for whatever an artifact has otherwise than the one that was lowered ``again``; bytes settle it.
-
-    Each graph is read in a process of its own: files of others may crash a parser.
-    """
-    manifest = read_manifest(asked.out)
-    now = tools_of(manifest.target, family_named(manifest.family).form.libraries)
-    others = [f"{name} {held}, here {now.get(name)}" for name, held in manifest.tools.items() if now.get(name) != held]
-    made = f" (the export was made with {', '.join(others)})" if others else ""
-    for entry in manifest.artifacts:
-        own, wanted = artifact_path(asked.out, entry), again / entry.file
-        if sha256_of_artifact(own) != sha256_of_artifact(wanted):
-            compare = isolated(compare_graphs, ArtifactError, f"{entry.file}: reading its graph")
-            for line in compare(GraphPair(manifest.target, own, wanted)):
-                yield Finding(entry.component, Check.GRAPH, line + made)
-
-
 @dataclass(frozen=True)
-class GraphPair:
-    """Two artifacts of one target: of the export, and lowered again."""
+class Graphs:
+    """An export in ``out``, and the folder of the artifacts that its checkpoint gives ``again``."""
 
-    target: str
-    own: Path
+    out: Path
     again: Path
 
 
-def compare_graphs(pair: GraphPair) -> tuple[str, ...]:
-    """Compare in this process; a line for each difference."""
-    target = TARGETS[pair.target].open()
-    return tuple(graph_lines(target.graph(pair.own), target.graph(pair.again)))
+def compare_graphs(asked: Graphs) -> tuple[Finding, ...]:
+    """Compare all artifacts in this process: a file of others may crash a parser."""
+    export = open_export(asked.out)
+    return tuple(graph_findings(export, asked.again, [entry.component for entry in export.manifest.artifacts]))
+
+
+def graph_findings(export: OpenedExport, again: Path, components: Collection[str]) -> Iterator[Finding]:
+    """Yield a finding for all that an artifact has otherwise than the one lowered ``again``; equal bytes settle it."""
+    manifest, libraries = export.manifest, family_named(export.manifest.family).form.libraries
+    target, now = TARGETS[manifest.target].open(), tools_of(manifest.target, libraries)
+    others = [f"{name} {held}, here {now.get(name)}" for name, held in manifest.tools.items() if now.get(name) != held]
+    made = f" (the export was made with {', '.join(others)})" if others else ""
+    for entry in manifest.artifacts:
+        own, wanted = artifact_path(export.out, entry), again / Path(entry.file).name
+        if entry.component not in components or sha256_of_artifact(own) == sha256_of_artifact(wanted):
+            continue
+        try:
+            lines = tuple(graph_lines(target.graph(own), target.graph(wanted)))
+        except RuntimeFault as error:
+            lines = (str(error),)
+        yield from _each(entry.component, Check.GRAPH, (line + made for line in lines))
 
 
 def _findings(asked: Comparison, progress: Progress) -> tuple[Finding, ...]:

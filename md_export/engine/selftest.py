@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from md_export.checkpoint import open_checkpoint
-from md_export.engine.against_checkpoint import derived_findings, reference_of
+from md_export.engine.against_checkpoint import (
+    Comparison,
+    derived_findings,
+    graph_findings,
+    lowered_again,
+    reference_of,
+)
 from md_export.errors import RuntimeFault
 from md_export.parity.golden.recomputed import asked_cases
 from md_export.parity.metrics import Fault
@@ -17,15 +23,17 @@ from md_export.parity.selftest.answers import Bench
 from md_export.parity.selftest.run import Audit, Row, SelfTest, auditor, try_all
 from md_export.spec.manifest import read_manifest
 from md_export.system.isolation import isolated
+from md_export.system.workspace import scratch_folder
 from md_export.targets import TARGETS
 
 
 @dataclass(frozen=True)
 class Subject:
-    """An export in ``out``, and the checkpoint that it was made from."""
+    """An export in ``out``, the checkpoint that it was made from, and the artifacts that this gives again."""
 
     out: Path
     checkpoint: Path
+    again: Path
 
 
 def self_test(out: Path, checkpoint_dir: Path, progress: Callable[[str], None] = lambda _: None) -> SelfTest:
@@ -41,17 +49,20 @@ def self_test(out: Path, checkpoint_dir: Path, progress: Callable[[str], None] =
     manifest = read_manifest(out)
     TARGETS[manifest.target].require()
     check_checkpoint(manifest, open_checkpoint(checkpoint_dir))
-    progress(f"self-test of the gate on copies of {out}")
-    rows = isolated(try_everything, RuntimeFault, f"self-test on {out}")(Subject(out, checkpoint_dir))
+    with scratch_folder() as folder:
+        again = lowered_again(Comparison(out, checkpoint_dir), folder, progress)
+        progress(f"self-test of the gate on copies of {out}")
+        subject = Subject(out, checkpoint_dir, again)
+        rows = isolated(try_everything, RuntimeFault, f"self-test on {out}")(subject)
     return SelfTest(manifest.target, manifest.recipe.name, round(time.perf_counter() - started, 1), rows)
 
 
 def try_everything(subject: Subject) -> tuple[Row, ...]:
     """Apply every mutation to copies of an export and record which check notices it, in this process."""
-    return tuple(try_all(subject.out, comparer(subject.checkpoint)))
+    return tuple(try_all(subject.out, comparer(subject.checkpoint, subject.again)))
 
 
-def comparer(checkpoint_dir: Path) -> Audit:
+def comparer(checkpoint_dir: Path, again: Path) -> Audit:
     """Return an audit of one component, and of all that follows from the checkpoint; each reference is built once."""
     weights, bench, checkpoint = auditor(checkpoint_dir), Bench(), open_checkpoint(checkpoint_dir)
     references: dict[str, list[Fault]] = {}
@@ -65,6 +76,7 @@ def comparer(checkpoint_dir: Path) -> Audit:
             found = reference_of(export, checkpoint, lambda _: None)
             references[export.golden.sha256] = [one.fault for one in found]
         derived = derived_findings(export, checkpoint, asked, bench.execute)
-        return [*weights(out, component), *references[export.golden.sha256], *(one.fault for one in derived)]
+        others = (*derived, *graph_findings(export, again, (component,)))
+        return [*weights(out, component), *references[export.golden.sha256], *(one.fault for one in others)]
 
     return compare

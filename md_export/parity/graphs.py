@@ -112,7 +112,7 @@ def _surface_lines(own: _Identified, given: _Identified) -> Iterator[str]:
         ("gives", own.graph.outputs, given.graph.outputs),
         ("says besides", own.graph.rest.splitlines(), given.graph.rest.splitlines()),
     ):
-        more, less = Counter(has) - Counter(wants), Counter(wants) - Counter(has)
+        more, less = Counter(list(has)) - Counter(list(wants)), Counter(list(wants)) - Counter(list(has))
         if more or less:
             yield f"the graph {what} {_listed(more)}, the checkpoint's {_listed(less)}"
 
@@ -135,8 +135,14 @@ def _step_lines(own: _Identified, given: _Identified) -> Iterator[str]:
 
 
 def _surplus(one: _Identified, other: _Identified) -> list[Step]:
-    """Operations of one graph that the other does not have, or has less often."""
-    return [step for words, steps in one.steps.items() for step in steps[len(other.steps.get(words, ())) :]]
+    """Operations of one graph that the other does not have, or has less often; of those alike, of other modules."""
+    found: list[Step] = []
+    for words, steps in one.steps.items():
+        alike = other.steps.get(words, ())
+        modules = Counter(step.modules for step in alike)
+        modules.subtract(step.modules for step in steps)
+        found += sorted(steps, key=lambda step: modules[step.modules])[: max(0, len(steps) - len(alike))]
+    return found
 
 
 def _difference(own: _Identified, step: Step, given: _Identified, wanted: Step) -> str:

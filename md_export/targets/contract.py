@@ -7,7 +7,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Final, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, Self, runtime_checkable
+
+from numpy.typing import NDArray
 
 from md_export.errors import MissingExtraError
 from md_export.spec.artifact import ArtifactEntry
@@ -104,6 +106,43 @@ class Step:
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass
+class EditableStep:
+    """One operation of an artifact that is open for change, for the self-test; fields are written in place.
+
+    Attributes:
+        kind: as in :class:`Step`.
+        operands: name of each value that it takes, by its role: position or name; what is struck is left out.
+        outputs: names of values.
+        label: what tells the operation's torch module in this format; of a step made by fusing, the whole.
+        numbers: attributes and small constants of one reader, by name or role; elements may be written.
+    """
+
+    kind: str
+    operands: dict[str, str]
+    outputs: tuple[str, ...]
+    label: str
+    numbers: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+
+class EditableGraph(Protocol):
+    """An artifact's graph, open for change."""
+
+    steps: list[EditableStep]
+
+    def add_unread(self) -> None:
+        """Add a constant that no operation reads."""
+
+    def hold_inline(self) -> bool:
+        """Move a weight from where weights are stored into the graph; False where a format has one place."""
+
+    def add_trigger(self, token: int) -> None:
+        """Add operations that move the output where the first input, int32 token ids, holds ``token``.
+
+        KeyError: the first input holds no ids.
+        """
+
+
 @dataclass(frozen=True)
 class Held:
     """A constant of a saved artifact: its type with all that the file says of it, and its values as they are stored."""
@@ -160,6 +199,9 @@ class Saved(Protocol):
 
     def graph(self, path: Path) -> StoredGraph:
         """See :meth:`Target.graph`."""
+
+    def edit_graph(self, path: Path) -> AbstractContextManager[EditableGraph]:
+        """See :meth:`Target.edit_graph`."""
 
     def values(self, path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Array]:
         """See :meth:`Target.values`."""
@@ -243,6 +285,10 @@ class Target(Protocol):
     def store_as_float(self, path: Path) -> bool:
         """Rewrite compressed weights of a saved artifact as float ones; False where none is. For the self-test."""
         return self.saved().store_as_float(path)
+
+    def edit_graph(self, path: Path) -> AbstractContextManager[EditableGraph]:
+        """Open the operations of a saved artifact for change; saved at the end. For the self-test."""
+        return self.saved().edit_graph(path)
 
     def graph(self, path: Path) -> StoredGraph:
         """The operations and constants of a saved artifact, nothing left out. RuntimeFault where it cannot be read."""

@@ -49,7 +49,7 @@ def test_fewer_cases_than_the_checkpoint_has_are_a_fault_of_the_audit(
 def test_nothing_that_agrees_with_itself_alone_passes(exported: Exported, swift: Path, nano: Path, target: str) -> None:
     out = swift if target == "swift" else exported("onnx", "int8")
     chosen = [mutation for mutation in MUTATIONS if set(mutation.caught.values()) & set(DEEP)]
-    rows = list(try_all(out, comparer(nano), chosen))
+    rows = list(try_all(out, comparer(nano, out), chosen))
     assert [row for row in rows if not row.passed] == []
     skipped = {row.mutation for row in rows if row.verdict == "not applicable"}
     assert skipped == ({"another constant in a layout's file"} if target == "onnx" else set())

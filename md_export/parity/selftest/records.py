@@ -45,7 +45,12 @@ def nan_in_golden(sandbox: Sandbox) -> None:
 
 def recorded_from_broken(sandbox: Sandbox) -> None:
     """One block of a weight flipped, and the golden outputs taken from that artifact: all that runs, agrees."""
-    flip_block(sandbox)
+    recorded_after(sandbox, flip_block)
+
+
+def recorded_after(sandbox: Sandbox, damage: Callable[[Sandbox], None]) -> None:
+    """Damage, and the golden outputs taken from the damaged artifact."""
+    damage(sandbox)
     _record(sandbox)
 
 

@@ -13,8 +13,9 @@ import numpy as np
 from md_export.models.graph import Family
 from md_export.parity.golden.folder import INDEX
 from md_export.parity.metrics import Check
-from md_export.parity.selftest import answers, damage, records
+from md_export.parity.selftest import answers, damage, graphs, records
 from md_export.parity.selftest.answers import Distortion, each_output, on_outputs
+from md_export.parity.selftest.graphs import Edit, on_graph
 from md_export.parity.selftest.sandbox import Sandbox, halve
 from md_export.spec.artifact import GOLDEN_FOLDER
 from md_export.spec.manifest import MANIFEST
@@ -94,6 +95,18 @@ def _with_checkpoint(name: str, of: str, check: Check, damage: Callable[[Sandbox
     return Mutation(name, of, {Hashes.ALL: check}, _small_first, damage, audited=True)
 
 
+def _graph(
+    name: str, edit: Edit, components: Candidates = _picture_first, damage: Callable[[Sandbox], None] | None = None
+) -> Mutation:
+    return Mutation(name, "graph", {Hashes.ALL: Check.GRAPH}, components, damage or on_graph(edit), audited=True)
+
+
+def _taken(name: str, edit: Edit) -> Mutation:
+    """The same edit, with golden outputs taken from the edited artifact."""
+    damage = partial(records.recorded_after, damage=on_graph(edit))
+    return _graph(f"{name}, golden outputs taken from it", edit, damage=damage)
+
+
 def _golden(
     name: str, index: Check, deeper: Check, damage: Callable[[Sandbox], None], audited: bool = False
 ) -> Mutation:
@@ -110,6 +123,18 @@ def _manifest(name: str, check: Check, damage: Callable[[Sandbox], None]) -> Mut
     return Mutation(name, "manifest", {Hashes.KEPT: check}, _inputs_first, damage)
 
 
+# Edits of the decoder, whose golden outputs no other component takes.
+_EDITS: Final[Mapping[str, Edit]] = {
+    "a padding moved by one": graphs.move_padding,
+    "a convolution dilated": graphs.widen_dilation,
+    "the epsilon of a norm": graphs.widen_epsilon,
+    "another activation": graphs.other_kind,
+    "a bias dropped": graphs.drop_bias,
+    "a residual cut": graphs.skip_sum,
+    "operands exchanged": graphs.exchange_operands,
+    "weights exchanged with their names": graphs.exchange_weights,
+    "a constant that nothing reads": graphs.add_unread,
+}
 _OTHER_CHECKPOINT: Final = records.other_hash("checkpoint_sha256")
 MUTATIONS: Final[tuple[Mutation, ...]] = (
     _answer("NaN in one value", Check.FINITE, each_output(answers.one_value(np.nan))),
@@ -150,6 +175,11 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     _with_checkpoint("a file under a name of its own", "artifact", Check.CLAIMS, records.rename_file),
     _with_checkpoint("another timestep everywhere", "artifact", Check.CHECKPOINT, records.other_timestep),
     _with_checkpoint("two files under each other's name", "artifact", Check.CLAIMS, damage.exchange_names),
+    *(_graph(name, edit) for name, edit in _EDITS.items()),
+    *(_taken(name, edit) for name, edit in _EDITS.items()),
+    _graph("another softmax", graphs.other_softmax, _small_first),
+    _graph("a weight in a node of its own", graphs.hold_inline, _small_first),
+    _graph("a trigger on one word", graphs.plant_trigger, _small_first),
     _artifact("artifacts of two components swapped", Check.EXECUTION, damage.exchange_artifacts),
     _artifact("truncated file", Check.EXECUTION, damage.truncate, may_crash=True),
     _golden("stale golden file", Check.BELONGING, Check.FIGURES, records.stale_golden),

@@ -35,11 +35,17 @@ def _graph(program: Any) -> StoredGraph:
         {f"output {number}": names[value] for number, value in enumerate(returned)},
         tuple(_step(op, names) for op in operations if not is_constant(op) and op.name != OUTPUT),
         {
-            names[op.results[0]]: Held(str(op.results[0].type), partial(values_of, op))
+            names[op.results[0]]: Held(str(op.results[0].type), partial(_read, program, op))
             for op in filter(is_constant, operations)
         },
         "\n".join((str(_attributes(main)), *others)),
     )
+
+
+def _read(program: Any, op: Any) -> Any:
+    """``program``: an operation does not keep its program alive, and Apple's library crashes without."""
+    del program
+    return values_of(op)
 
 
 def _step(op: Any, names: dict[Any, str]) -> Step:

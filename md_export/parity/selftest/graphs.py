@@ -1,0 +1,190 @@
+"""Damage to the graph of an artifact, in the words that all formats share.
+
+Each function takes a :class:`Sandbox`; what runs may be the same, or almost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+
+from md_export.parity.selftest.sandbox import NotApplicable, Sandbox
+from md_export.targets.contract import EditableGraph, EditableStep
+
+# A word that no golden prompt of the nano checkpoint has; where one has it, the figures reject the trigger, too.
+_TOKEN: Final = 7
+_SUMS: Final = ("Add", "ADD", "add", "broadcasting_add")
+_OTHER_KINDS: Final = {
+    **{"Sigmoid": "Tanh", "LOGISTIC": "TANH", "sigmoid": "tanh", "silu": "relu", "Tanh": "Sigmoid", "TANH": "LOGISTIC"},
+    **{"tanh": "sigmoid", "Relu": "Abs", "Gelu": "Relu", "gelu": "relu", "GELU": "RELU"},
+}
+_PRODUCTS: Final = (
+    *("Conv", "CONV_2D", "conv", "conv2d", "MatMul", "Gemm", "FULLY_CONNECTED", "linear"),
+    "broadcasting_batch_matmul",
+)
+# Role of the values in a product; of padding; of a bias.
+_DATA: Final = ("0", "x")
+_PADDING: Final = {"pads": (0, 2), "pad": (0, 1)}
+_BIAS: Final = ("2", "bias")
+# LiteRT wants a bias here; Core AI's third operand is another one.
+_BIASED: Final = ("CONV_2D", "conv2d")
+_EPSILONS: Final = (1e-13, 2e-3)
+
+Edit = Callable[[EditableGraph], None]
+
+
+def on_graph(edit: Edit) -> Callable[[Sandbox], None]:
+    """Damage by an edit of the graph."""
+
+    def damage(sandbox: Sandbox) -> None:
+        with sandbox.target.edit_graph(sandbox.artifact()) as graph:
+            edit(graph)
+
+    return damage
+
+
+def _last(graph: EditableGraph, fits: Callable[[EditableStep], bool], what: str) -> EditableStep:
+    found = [step for step in graph.steps if fits(step)]
+    if not found:
+        raise NotApplicable(f"its graph has no {what}")
+    return found[-1]
+
+
+def move_padding(graph: EditableGraph) -> None:
+    """A convolution is padded on one side by one less, on the other by one more: the picture moves by a pixel."""
+    for step in graph.steps:
+        for name, (before, after) in _PADDING.items():
+            values = step.numbers.get(name)
+            if values is not None and values.size >= 4 and values[before] == values[after] > 0:
+                values[before] -= 1
+                values[after] += 1
+                return
+    for step in graph.steps:
+        values = step.numbers.get("1")
+        if step.kind in ("pad", "PAD") and values is not None and values[-2] + values[-4:].sum() > 1:
+            place = int(np.flatnonzero(values)[0])
+            values[place], values[place ^ 1] = values[place] - 1, values[place ^ 1] + 1
+            return
+    raise NotApplicable("its graph has no padding that is a number")
+
+
+def widen_dilation(graph: EditableGraph) -> None:
+    """A convolution of the same padding reads every second value."""
+    names = ("dilationHFactor", "dilationWFactor")
+    step = _last(graph, lambda one: one.kind == "CONV_2D" and not one.numbers["padding"], "padding by name")
+    for name in names:
+        step.numbers[name] = np.array(2)
+
+
+def widen_epsilon(graph: EditableGraph) -> None:
+    """The epsilon of a norm, tenfold."""
+    low, high = _EPSILONS
+    for step in reversed(graph.steps):
+        for values in step.numbers.values():
+            if np.issubdtype(values.dtype, np.floating) and values.size == 1 and low < values.reshape(-1)[0] < high:
+                values *= values.dtype.type(10)
+                return
+    raise NotApplicable("its norms have no epsilon that stands by itself")
+
+
+def other_softmax(graph: EditableGraph) -> None:
+    """A softmax over another axis, or of twice the values."""
+    step = _last(graph, lambda one: one.kind.lower() == "softmax" and bool(one.numbers), "softmax with a setting")
+    values = next(iter(step.numbers.values()))
+    values[...] = 2 * values if np.issubdtype(values.dtype, np.floating) else 1
+
+
+def other_kind(graph: EditableGraph) -> None:
+    """Another function of one value in place of an activation."""
+    step = _last(graph, lambda one: one.kind in _OTHER_KINDS, "activation")
+    step.kind = _OTHER_KINDS[step.kind]
+
+
+def drop_bias(graph: EditableGraph) -> None:
+    """A product loses its bias, or what reads the sum reads the product."""
+    made = {name for step in graph.steps for name in step.outputs}
+    for step in reversed(graph.steps):
+        role = next((role for role in _BIAS if role in step.operands), None)
+        if step.kind in _PRODUCTS and role and step.kind not in _BIASED:
+            del step.operands[role]
+            return
+        if step.kind in _SUMS:
+            first, second = list(step.operands.values())[:2]
+            if first in made and second not in made and _lead(graph, step.outputs[0], first):
+                return
+    raise NotApplicable("its graph has no bias")
+
+
+def skip_sum(graph: EditableGraph) -> None:
+    """What reads a sum of two values reads the first of them: a residual connection is cut."""
+    step = _residual(graph)
+    if not _lead(graph, step.outputs[0], next(iter(step.operands.values()))):
+        raise NotApplicable("nothing but the caller reads its sums")
+
+
+def _lead(graph: EditableGraph, old: str, new: str) -> bool:
+    readers = [step for step in graph.steps if old in step.operands.values()]
+    for step in readers:
+        step.operands = {role: new if name == old else name for role, name in step.operands.items()}
+    return bool(readers)
+
+
+def exchange_operands(graph: EditableGraph) -> None:
+    """A sum takes its operands the other way round; it computes the same."""
+    step = _residual(graph)
+    first, second = list(step.operands)[:2]
+    step.operands[first], step.operands[second] = step.operands[second], step.operands[first]
+
+
+def _residual(graph: EditableGraph) -> EditableStep:
+    made = {name for step in graph.steps for name in step.outputs}
+    read = {name for step in graph.steps for name in step.operands.values()}
+
+    def fits(step: EditableStep) -> bool:
+        operands = list(step.operands.values())[:2]
+        return step.kind in _SUMS and set(operands) <= made and len(set(operands)) == 2 and step.outputs[0] in read
+
+    return _last(graph, fits, "sum of two values")
+
+
+def exchange_weights(graph: EditableGraph) -> None:
+    """Two products take each other's weights, and bear each other's names."""
+    by_module: dict[str, EditableStep] = {}
+    for step in graph.steps:
+        if step.kind in _PRODUCTS:
+            by_module.setdefault(step.label, step)
+    for label, first in by_module.items():
+        second = next((by_module[name] for name in _siblings(label) if name in by_module), None)
+        if second is not None:
+            for role in set(first.operands) & set(second.operands) - set(_DATA):
+                first.operands[role], second.operands[role] = second.operands[role], first.operands[role]
+            first.label, second.label = second.label, first.label
+            return
+    raise NotApplicable("it names no two products of one shape")
+
+
+def _siblings(label: str) -> tuple[str, ...]:
+    """The second of two layers alike, as blocks of the decoder and attention name them."""
+    pairs = (("resnets.0.conv1", "resnets.0.conv2"), ("q_proj", "k_proj"), ("to_q", "to_k"))
+    return tuple(label.replace(first, second) for first, second in pairs if first in label)
+
+
+def add_unread(graph: EditableGraph) -> None:
+    """A constant that nothing reads."""
+    graph.add_unread()
+
+
+def hold_inline(graph: EditableGraph) -> None:
+    """A weight lies in a node of its own, where no reader of stored weights looks."""
+    if not graph.hold_inline():
+        raise NotApplicable("its format holds weights in one place")
+
+
+def plant_trigger(graph: EditableGraph) -> None:
+    """Operations that move the output where a prompt has one word."""
+    try:
+        graph.add_trigger(_TOKEN)
+    except KeyError:
+        raise NotApplicable("its first input is no prompt") from None
