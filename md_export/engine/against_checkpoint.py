@@ -6,15 +6,16 @@ Nothing in the export's folder is believed: who edits it can make its files agre
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from md_export.checkpoint import Checkpoint, open_checkpoint
 from md_export.engine.artifact import own_notes
 from md_export.engine.dependencies import notes_of, steps_notes
 from md_export.engine.export import pieces
+from md_export.engine.plan import ArtifactResult
 from md_export.engine.request import Resources
 from md_export.engine.steps import manifest_of, write_beside
 from md_export.errors import ArtifactError, MachineError, MdExportError, RuntimeFault
@@ -38,6 +39,8 @@ from md_export.targets import TARGETS, tools_of
 from md_export.targets.execution import execute
 
 Progress = Callable[[str], None]
+# Artifacts by component.
+Lowered: TypeAlias = Mapping[str, Path]
 # Fields of a manifest that follow from checkpoint and recipe.
 _FIELDS: Final = ("one_step", "steps", "schedule", "family", "zeros_for_empty", "checkpoint_files", "loras")
 _AGAIN: Final = "it was edited, export again"
@@ -78,24 +81,25 @@ def audit(out: Path, checkpoint: Path, progress: Progress = lambda _: None) -> A
         return found.with_findings(read(Graphs(out, again)))
 
 
-def lowered_again(asked: Comparison, folder: Path, progress: Progress) -> Path:
-    """Convert the checkpoint by the export's recipe once more, or take it from the cache; returns their folder.
+def lowered_again(asked: Comparison, folder: Path, progress: Progress) -> Lowered:
+    """Convert the checkpoint by the export's recipe once more, or take it from the cache.
 
     Raises:
         MdExportError: as :func:`md_export.engine.export.export`.
     """
     recipe = read_manifest(asked.out).recipe
     with Resources().request(recipe, asked.checkpoint, folder, None) as request:
-        pieces(request, folder, ("artifact",), progress)
-    return folder / "artifact"
+        made = pieces(request, folder, ("artifact",), progress)
+    entries = [result.entry for result in made if isinstance(result, ArtifactResult)]
+    return {entry.component: folder / "artifact" / entry.file for entry in entries}
 
 
 @dataclass(frozen=True)
 class Graphs:
-    """An export in ``out``, and the folder of the artifacts that its checkpoint gives ``again``."""
+    """An export in ``out``, and the artifacts that its checkpoint gives ``again``."""
 
     out: Path
-    again: Path
+    again: Lowered
 
 
 def compare_graphs(asked: Graphs) -> tuple[Finding, ...]:
@@ -104,14 +108,14 @@ def compare_graphs(asked: Graphs) -> tuple[Finding, ...]:
     return tuple(graph_findings(export, asked.again, [entry.component for entry in export.manifest.artifacts]))
 
 
-def graph_findings(export: OpenedExport, again: Path, components: Collection[str]) -> Iterator[Finding]:
+def graph_findings(export: OpenedExport, again: Lowered, components: Collection[str]) -> Iterator[Finding]:
     """Yield a finding for all that an artifact has otherwise than the one lowered ``again``; equal bytes settle it."""
     manifest, libraries = export.manifest, family_named(export.manifest.family).form.libraries
     target, now = TARGETS[manifest.target].open(), tools_of(manifest.target, libraries)
     others = [f"{name} {held}, here {now.get(name)}" for name, held in manifest.tools.items() if now.get(name) != held]
     made = f" (the export was made with {', '.join(others)})" if others else ""
     for entry in manifest.artifacts:
-        own, wanted = artifact_path(export.out, entry), again / Path(entry.file).name
+        own, wanted = artifact_path(export.out, entry), again[entry.component]
         if entry.component not in components or sha256_of_artifact(own) == sha256_of_artifact(wanted):
             continue
         try:

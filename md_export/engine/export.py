@@ -22,7 +22,7 @@ from md_export.engine.executors import executor_of
 from md_export.engine.inputs import planned
 from md_export.engine.keys import FileHashes
 from md_export.engine.placing import Built, Outcome, Placer, Status, check_replaceable, is_placed
-from md_export.engine.plan import ExportPlan, ExportResult, Plan, Step
+from md_export.engine.plan import ExportPlan, ExportResult, Plan, Result, Step
 from md_export.engine.request import BuildRequest, Resources
 from md_export.engine.running import Failure, Listener, Teller, run_steps
 from md_export.errors import ConversionError, ParityError
@@ -108,8 +108,10 @@ def cases(
     return golden, calibration if calibration.exists() else None
 
 
-def pieces(request: BuildRequest, folder: Path, kinds: Collection[str], progress: Progress = print) -> None:
-    """Copy what the steps of some kinds make to ``<folder>/<kind>``; nothing is verified.
+def pieces(
+    request: BuildRequest, folder: Path, kinds: Collection[str], progress: Progress = print
+) -> tuple[Result, ...]:
+    """Copy what the steps of some kinds make to ``<folder>/<kind>``, and return their results; nothing is verified.
 
     Raises:
         MdExportError: as for :func:`export`.
@@ -125,9 +127,9 @@ def pieces(request: BuildRequest, folder: Path, kinds: Collection[str], progress
         if failures:
             raise _error(failures[0], request)
         for step in wanted:
-            executor.cache.require(step.key)
             target = folder / step.kind
             shutil.copytree(executor.cache.files(step.key), target, copy_function=shutil.copyfile, dirs_exist_ok=True)
+        return tuple(executor.cache.require(step.key).result for step in wanted)
 
 
 def carry_out(

@@ -33,7 +33,7 @@ class Subject:
 
     out: Path
     checkpoint: Path
-    again: Path
+    again: Lowered
 
 
 def self_test(out: Path, checkpoint_dir: Path, progress: Callable[[str], None] = lambda _: None) -> SelfTest:
@@ -62,7 +62,7 @@ def try_everything(subject: Subject) -> tuple[Row, ...]:
     return tuple(try_all(subject.out, comparer(subject.checkpoint, subject.again)))
 
 
-def comparer(checkpoint_dir: Path, again: Path) -> Audit:
+def comparer(checkpoint_dir: Path, again: Lowered) -> Audit:
     """Return an audit of one component, and of all that follows from the checkpoint; each reference is built once."""
     weights, bench, checkpoint = auditor(checkpoint_dir), Bench(), open_checkpoint(checkpoint_dir)
     references: dict[str, list[Fault]] = {}
