@@ -129,7 +129,8 @@ def pieces(
         for step in wanted:
             target = folder / step.kind
             shutil.copytree(executor.cache.files(step.key), target, copy_function=shutil.copyfile, dirs_exist_ok=True)
-        return tuple(executor.cache.require(step.key).result for step in wanted)
+        results = (executor.cache.require(step.key).result for step in wanted)
+        return tuple(result for result in results if result is not None)
 
 
 def carry_out(

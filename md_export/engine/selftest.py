@@ -10,6 +10,7 @@ from pathlib import Path
 from md_export.checkpoint import open_checkpoint
 from md_export.engine.against_checkpoint import (
     Comparison,
+    Lowered,
     derived_findings,
     graph_findings,
     lowered_again,
