@@ -1,12 +1,12 @@
-"""What outliers cost each int8 recipe, with and without the rewrite ``equalize``, on the nano checkpoint.
+"""What outliers cost each recipe of integer weights on the nano checkpoint, with and without the rewrite ``equalize``.
 
     python benchmarks/outliers.py [--factor F ...] [--prompts N] [RECIPE ...]
 
 Outliers are planted so that the model computes the same: two channels behind each norm, each value projection and each
-GLU's value half are multiplied by the factor, and the weights that read them are divided by it. Each position of the
-text encoder's first token is moved by the factor, too, in all channels alike: the norms that read the residual stream
-subtract it. Trained models have such first tokens (Sun et al., arXiv 2402.17762), but in single channels, which no
-exact change of a model can plant: the variance that the norms divide by would change.
+GLU's value half are multiplied by the factor, and the weights that read them are divided by it. The position embedding
+of the text encoder's first token gets an offset, too, equal in all channels: each norm that reads the residual stream
+subtracts it. Trained models have such first tokens (Sun et al., arXiv 2402.17762), but in single channels. No exact
+change of a model can plant those, because the variance that norms divide by would change.
 
 A cell is the SNR in dB of text encoder / UNet, the worst golden case. The nano decoder has no such channels: its
 norms are before activations.
@@ -39,12 +39,16 @@ from md_export.spec.shipped_files import builtin_recipe, nano_checkpoint
 
 RECIPES: Final = (
     "coreml-int8",
+    "coreml-sparse-int8",
+    "coreml-int4",
     "coreml-w8a8",
     "tflite-int8",
     "tflite-int8-weights",
     "tflite-int8-static",
+    "tflite-int4",
     "onnx-int8",
     "onnx-int8-weights",
+    "onnx-int4",
     "onnx-w8a8",
     "onnx-w8a16",
     "coreai-int8",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from md_export.errors import RewriteError
 from md_export.models.layers import Attention, FeedForward, SepConvBlock
+from md_export.models.t5_encoder import T5Config, T5Encoder
 from md_export.models.text_encoder import TextEncoder
 from md_export.models.unet import MDUNet
 from md_export.rewrites.equalize import equalize, links
@@ -159,6 +160,21 @@ def test_separable_convolutions(time: str, step: OneStep) -> None:
     assert torch.equal(unet(*given), expected)
     assert equalize(unet, step) > 0
     assert torch.equal(unet(*given), expected)
+
+
+def test_t5(step: OneStep) -> None:
+    """A norm without a bias; in each of two blocks two norms, an attention and a gated feed-forward."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": 50, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "length": 12}
+    encoder = T5Encoder(T5Config(**shape, feed_forward_proj="gated-gelu")).eval().requires_grad_(False)
+    given = torch.randint(0, 50, (1, 12)), torch.ones(1, 12)
+    expected = encoder(*given)
+    assert plant(encoder, 64.0) == 2 * 4
+    assert torch.equal(encoder(*given), expected)
+    assert equalize(encoder, step) > 0
+    assert torch.equal(encoder(*given), expected)
+    encoder.get_parameter("encoder.block.0.layer.1.DenseReluDense.wo.weight").mul_(1.01)
+    assert not torch.equal(encoder(*given), expected)
 
 
 def test_a_moved_first_token_leaves_the_function(subject: Callable[[str, str], Subject]) -> None:
