@@ -25,15 +25,8 @@ RECIPES: Final = ("onnx --fp16", "onnx --int8", "coreml --fp16", "coreml --int8"
 
 def main(weights: Path, side: int) -> None:
     """Print a table of what each recipe makes of both halves."""
-    config = arch_config("nano")
-    unet = dataclasses.replace(config.denoiser, in_channels=32, out_channels=32, sample_size=side // 8)
-    vae = dataclasses.replace(config.vae, latent_channels=32)
     with tempfile.TemporaryDirectory() as scratch:
-        base, made = Path(scratch) / "base", Path(scratch) / "made"
-        write_checkpoint(base, dataclasses.replace(config, denoiser=unet, vae=vae), seed=0)
-        halves = [weights / f"taef2_{half}.safetensors" for half in ("decoder", "encoder")]
-        files = [word for half in halves for word in ("--vae", str(half))]
-        run("adapt", str(base), *files, "-o", str(made))
+        made = tiny_checkpoint(weights, side, Path(scratch))
         prompts = ["--prompt", "a", "--prompt", "b"]
         run("golden", str(made), "--encoder", *prompts, "-o", f"{scratch}/golden")
         print("| recipe | half | SNR dB | PSNR dB | MB | verdict |\n|---|---|---|---|---|---|")
@@ -49,6 +42,18 @@ def main(weights: Path, side: int) -> None:
                 size = bytes_of(folder / entry.file) / 1e6
                 verdict = "verified" if passed else "rejected"
                 print("|", " | ".join((recipe, entry.component, *words, f"{size:.2f}", verdict)), "|", flush=True)
+
+
+def tiny_checkpoint(weights: Path, side: int, scratch: Path) -> Path:
+    """Return a checkpoint of nano's architecture with random weights and the tiny autoencoder."""
+    config = arch_config("nano")
+    unet = dataclasses.replace(config.denoiser, in_channels=32, out_channels=32, sample_size=side // 8)
+    vae = dataclasses.replace(config.vae, latent_channels=32)
+    base, made = scratch / "base", scratch / "made"
+    write_checkpoint(base, dataclasses.replace(config, denoiser=unet, vae=vae), seed=0)
+    halves = [weights / f"taef2_{half}.safetensors" for half in ("decoder", "encoder")]
+    run("adapt", str(base), *[word for half in halves for word in ("--vae", str(half))], "-o", str(made))
+    return made
 
 
 def run(*arguments: str) -> bool:
