@@ -1,10 +1,10 @@
 """Our recipes beside the peers' own algorithms: same weights, same float graph, same calibration inputs, one table.
 
-    python benchmarks/peers_quantization.py [--checkpoint FOLDER]... [--tiny FOLDER] [TARGET ...]
+    python benchmarks/peers_quantization.py [--model NAME]... [--weights FOLDER] [TARGET ...]
 
-Models: the nano checkpoint, or those that ``--checkpoint`` names; with ``--tiny``, also FLUX.2's trained tiny decoder
-(see taef2.py), which decodes what its own encoder makes of the photographs of scikit-learn. Figures are the worst of
-all golden cases: SNR of each component, PSNR of the picture (of the tiny decoder's output, where there is no chain).
+Models: the nano checkpoint; nano with planted outliers (see outliers.py); FLUX.2's trained tiny decoder (see taef2.py),
+which decodes what its own encoder makes of the photographs of scikit-learn. Figures are the worst of all golden cases:
+SNR of each component, PSNR of the picture (of the tiny decoder's output, where there is no chain).
 
 A peer's method gets the float artifact that our recipe starts from. A row "ours: …, with …" is our recipe with one part
 of a peer's in it, hence the same bytes. Calibration cases are the same for all, and none of them judges.
@@ -13,35 +13,27 @@ of a peer's in it, hence the same bytes. Calibration cases are the same for all,
 from __future__ import annotations
 
 import dataclasses
-import shutil
+import fnmatch
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import click
-import numpy as np
 import torch
-from torch import nn
 
 from md_export.checkpoint import Checkpoint, open_checkpoint
+from md_export.checkpoint.modules import layers_of
 from md_export.engine.artifact import BuildStep, build_component
 from md_export.engine.steps import manifest_of
 from md_export.errors import MdExportError
-from md_export.models.values import LAST, PICTURE
-from md_export.models.walk import Tensors
-from md_export.parity.golden.folder import GoldenSource, write_golden
-from md_export.parity.golden.prepare import calibration_cases, golden_source, prepare_golden
 from md_export.parity.golden.surface import calibration_inputs
 from md_export.parity.judge import judge
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, bytes_of_artifact
 from md_export.spec.manifest import write_manifest
 from md_export.spec.recipe import Recipe
-from md_export.spec.recipe_file import load_recipe
-from md_export.spec.shipped_files import builtin_recipe, nano_checkpoint
-from md_export.spec.tensors import Array
 from md_export.targets.execution import Execution, Job, run_batches
 from peer_methods import (
     Method,
@@ -54,13 +46,11 @@ from peer_methods import (
     palettes,
     silent,
 )
+from peer_models import COMPONENTS, MODELS, Model, models
 from quantization import GPTQ, Row, other, recipe_of
 from side_by_side import table
-from taef2 import tiny_checkpoint
 
 HEADER: Final = ("model", "target", "method", "bytes", "text encoder dB", "UNet dB", "decoder dB", "picture dB")
-COMPONENTS: Final = ("text_encoder", "unet", "vae_decoder")
-SIDE: Final = 128
 Context = Callable[[], AbstractContextManager[Any]]
 
 
@@ -131,74 +121,6 @@ ROWS: Final[dict[str, tuple[Ours | Theirs, ...]]] = {
 }
 
 
-@dataclass(frozen=True)
-class Model:
-    """A checkpoint, the components that are compared, and the cases that judge and calibrate."""
-
-    name: str
-    checkpoint: Path
-    components: tuple[str, ...]
-    golden: Path
-    calibration: Path
-
-
-def whole(name: str, folder: Path, scratch: Path) -> Model:
-    """All components of a checkpoint, judged by its golden cases and calibrated on other noise."""
-    recipe, checkpoint = load_recipe(builtin_recipe("onnx", "int8")), open_checkpoint(folder)
-    golden, calibration = scratch / "golden", scratch / "calibration"
-    prepare_golden(recipe, checkpoint, None, golden, lambda _: None)
-    with calibration_cases(recipe, checkpoint, golden, scratch, lambda _: None) as made:
-        assert made is not None
-        shutil.copytree(made, calibration)
-    return Model(name, folder, COMPONENTS, golden, calibration)
-
-
-@dataclass(frozen=True)
-class Photographs(GoldenSource):
-    """Golden cases whose latents an encoder made of photographs; the UNet of such a case is random, and not judged."""
-
-    decoder: nn.Module = dataclasses.field(default_factory=nn.Identity)
-    crops: tuple[Array, ...] = ()
-
-    def generate(self, prompt: str, seed: int) -> Tensors:
-        values, family = super().generate(prompt, seed), self.pipeline.family
-        values[PICTURE.key] = self.crops[seed]
-        (values[family.encoded.key],) = self.pipeline.encoded([self.crops[seed]])
-        values[LAST.key] = values[family.encoded.key]
-        with torch.no_grad():
-            values[family.image.key] = self.decoder(torch.from_numpy(values[LAST.key])).numpy()
-        return values
-
-
-def tiny(weights: Path, scratch: Path) -> Model:
-    """The trained decoder: left halves of photographs calibrate, right halves judge."""
-    folder = tiny_checkpoint(weights, SIDE, scratch)
-    checkpoint = open_checkpoint(folder)
-    plain = golden_source(checkpoint, encodes=True)
-    fields = {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}
-    halves = crops()
-    for name, half in halves.items():
-        (scratch / name).mkdir()
-        source = Photographs(**fields, decoder=checkpoint.module("vae_decoder"), crops=half)
-        write_golden(source, [("a", seed) for seed in range(len(half))], scratch / name)
-    return Model("taef2 decoder", folder, ("vae_decoder",), scratch / "golden", scratch / "calibration")
-
-
-def crops() -> dict[str, tuple[Array, ...]]:
-    """Squares ``[1, 3, SIDE, SIDE]`` in [-1, 1] of two photographs that scikit-learn ships."""
-    from sklearn.datasets import load_sample_images
-
-    found: dict[str, list[Array]] = {"calibration": [], "golden": []}
-    for picture in load_sample_images().images:
-        height, width, _ = picture.shape
-        for top in range(0, height - SIDE + 1, SIDE):
-            for left in range(0, width - SIDE + 1, SIDE):
-                square = picture[top : top + SIDE, left : left + SIDE].transpose(2, 0, 1)[None] / 127.5 - 1
-                half = "calibration" if 2 * left + SIDE <= width else "golden"
-                found[half].append(np.ascontiguousarray(square, dtype=np.float32))
-    return {half: tuple(squares) for half, squares in found.items()}
-
-
 @dataclass
 class Bench:
     """One model in one target: artifacts by row, each with the figures of its judgement."""
@@ -210,20 +132,28 @@ class Bench:
     entries: dict[str, tuple[ArtifactEntry, ...]] = dataclasses.field(default_factory=dict)
 
     def recipe(self, row: Row) -> Recipe:
-        """Return the recipe for the model's components, its globs for first and last layers named."""
+        """Return the recipe for the model's components, its globs for first and last layers named.
+
+        Globs of rules that name no layer of the model go: int4 of TFLite has some for our decoder's levels.
+        """
         recipe = recipe_of(self.target, row).narrowed(self.model.components)
         schemes = dict(recipe.schemes)
         for name in recipe.components:
-            layers = self.checkpoint.module(name).named_modules()
-            paths = [path for path, layer in layers if isinstance(layer, nn.Conv2d | nn.Linear)]
-            schemes[name] = schemes[name].for_layers(paths)
+            paths = layers_of(self.checkpoint.module(name))
+            scheme = schemes[name].for_layers(paths)
+            rules = [
+                dataclasses.replace(rule, modules=found)
+                for rule in scheme.rules
+                if (found := tuple(glob for glob in rule.modules if fnmatch.filter(paths, glob)))
+            ]
+            schemes[name] = dataclasses.replace(scheme, rules=tuple(rules))
         return dataclasses.replace(recipe, schemes=schemes)
 
     def built(self, name: str, recipe: Recipe, context: Context = nullcontext) -> Path:
         """Build all artifacts of a recipe, once."""
         out = self.folder / name.replace(" ", "_")
         if name not in self.entries:
-            out.mkdir(parents=True)
+            out.mkdir(parents=True, exist_ok=True)
             with context():
                 self.entries[name] = tuple(
                     build_component(
@@ -293,34 +223,25 @@ def run_here(target: str, path: Path, batches: Any) -> Execution:
     return run_batches(Job(target, path, batches))
 
 
-def models(folders: tuple[Path, ...], tiny_weights: Path | None, scratch: Path) -> Iterator[Model]:
-    for folder in folders:
-        place = scratch / folder.name
-        place.mkdir()
-        yield whole(folder.name, folder, place)
-    if tiny_weights is not None:
-        place = scratch / "tiny"
-        place.mkdir()
-        yield tiny(tiny_weights, place)
-
-
-_FOLDER: Final = click.Path(path_type=Path, exists=True, file_okay=False)
-
-
 @click.command()
-@click.option("--checkpoint", "folders", multiple=True, type=_FOLDER, help="Checkpoint to compare on (default: nano).")
-@click.option("--tiny", "tiny_weights", type=_FOLDER, help="Folder with taef2_*.safetensors; alone: without nano.")
+@click.option(
+    "--model", "names", multiple=True, type=click.Choice(MODELS), help="Model to compare on (default: all three)."
+)
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder with taef2_decoder.safetensors and taef2_encoder.safetensors (default: leave the tiny decoder out).",
+)
 @click.argument("targets", nargs=-1, type=click.Choice(tuple(ROWS)))
-def main(folders: tuple[Path, ...], tiny_weights: Path | None, targets: tuple[str, ...]) -> None:
+def main(names: tuple[str, ...], weights: Path | None, targets: tuple[str, ...]) -> None:
     """Print the table."""
     torch.set_num_threads(1)
     lines = []
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        chosen = folders or (() if tiny_weights else (nano_checkpoint(),))
-        for model in models(chosen, tiny_weights, scratch):
+        for model in models(names or MODELS, weights, scratch):
             for target in targets or tuple(ROWS):
-                bench = Bench(model, target, scratch / f"{model.name} {target}", open_checkpoint(model.checkpoint))
+                bench = Bench(model, target, scratch / model.name / target, open_checkpoint(model.checkpoint))
                 for row in ROWS[target]:
                     lines.append((model.name, target, row.name, *bench.figures(row)))
                     click.echo(" | ".join(lines[-1]), err=True)
