@@ -14,7 +14,8 @@
     ├── ConversionError               a converter failed; carries its last lines
     ├── RuntimeFault                  an artifact does not run in its runtime
     └── ParityError          exit 3   an artifact does not compute what the checkpoint computes
-        └── RegressionError           an export is worse than an older one by more than its recipe allows
+        ├── RegressionError           an export is worse than an older one by more than its recipe allows
+        └── PinError                  an export is not what a pin says, or nobody trusted signed the pin
 
 They become text in one place, :func:`md_export.cli.main`.
 """
@@ -95,6 +96,10 @@ class ParityError(MdExportError):
 
 class RegressionError(ParityError):
     """An export is worse than an older one by more than its recipe's budget."""
+
+
+class PinError(ParityError):
+    """An export is not what a pin says, or the pin's signature is not one that is asked for."""
 
 
 # What libraries say when memory or disk is exhausted.

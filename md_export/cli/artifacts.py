@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -13,23 +13,35 @@ from md_export.cli.shared import PATH
 from md_export.errors import UsageError
 from md_export.spec.names import COMPONENT_NAMES, SOCS
 
+if TYPE_CHECKING:
+    from md_export.parity.pin import Pin
 
-def _check_alone(self_test: bool, checkpoint: Path | None, golden_dir: Path | None, engines: list[str]) -> None:
-    """Raise UsageError for options beside ``--self-test`` or ``--checkpoint``; ``engines``: names of those given."""
-    beside = [*(["--golden"] if golden_dir else []), *engines]
+
+def _check_alone(
+    self_test: bool, golden_dir: Path | None, own: Mapping[str, object], engines: Mapping[str, object]
+) -> None:
+    """Raise UsageError for options that contradict each other; ``own``: those of the target's own runtime."""
+    here, elsewhere = ([name for name, value in given.items() if value] for given in (own, engines))
+    beside = [*(["--golden"] if golden_dir else []), *elsewhere, *(name for name in here if name != "--checkpoint")]
     if self_test and beside:
         raise UsageError(f"--self-test damages copies of OUT as they are; leave out {', '.join(beside)}")
-    if checkpoint and engines:
-        raise UsageError(f"--checkpoint goes with the target's own runtime; leave out {', '.join(engines)}")
+    if here and elsewhere:
+        raise UsageError(f"{here[0]} goes with the target's own runtime; leave out {', '.join(elsewhere)}")
 
 
 def _verify_here(
-    out: Path, golden_dir: Path | None, checkpoint: Path | None, loras: tuple[str, ...], json_file: Path | None
+    out: Path,
+    golden_dir: Path | None,
+    checkpoint: Path | None,
+    loras: tuple[str, ...],
+    pin: Pin | None,
+    json_file: Path | None,
 ) -> None:
-    """Verify in the target's own runtime, and against the checkpoint if one is named."""
+    """Verify in the target's own runtime, and against the checkpoint and the pin if they are named."""
     from md_export.checkpoint.derived import adapted
     from md_export.engine.against_checkpoint import verify as verify_against
     from md_export.parity.judge import verify as judge
+    from md_export.parity.pin import pin_findings
     from md_export.report.verdicts import parity_table
 
     if loras and checkpoint is None:
@@ -40,6 +52,7 @@ def _verify_here(
         else:
             with adapted(checkpoint, loras) as folder:
                 result = verify_against(out, folder, golden_dir, report)
+    result = result.with_findings(pin_findings(out, pin)) if pin else result
     known = f"derived again from {checkpoint}" if checkpoint else "not checked against a checkpoint (--checkpoint)"
     shared.note(f"golden cases, metadata and files: {known}")
     shared.conclude(json_file, result, result.failures, [parity_table(result)], f"{out}: verified")
@@ -207,6 +220,8 @@ def run(artifact: Path, inputs: Path, output: Path, runtime: str | None, gpu: bo
     help="Checkpoint of OUT, to derive golden cases, constants and files from.  [default with --self-test: the nano]",
 )
 @shared.lora_option
+@shared.pin_option
+@shared.allowed_signers_option
 @shared.json_option
 def verify(
     out: Path,
@@ -222,6 +237,8 @@ def verify(
     self_test: bool,
     checkpoint: Path | None,
     loras: tuple[str, ...],
+    pin_file: Path | None,
+    allowed_signers: Path | None,
     json_file: Path | None,
 ) -> None:
     """Run every artifact of an export on every golden case, and the chain to the picture; exit 3 if one falls short.
@@ -233,15 +250,16 @@ def verify(
     """
     from md_export.spec.manifest import JOIN, read_manifest
 
-    engines: dict[str, object] = {"--gpu": gpu, "--runtime": library}
+    engines = {"--gpu": gpu, "--runtime": library}
+    own = {"--checkpoint": checkpoint, "--pin": pin_file, "--allowed-signers": allowed_signers}
     if (out / JOIN).is_file():
-        flags = {"--golden": golden_dir, **engines, "--self-test": self_test, "--checkpoint": checkpoint}
+        flags = {"--golden": golden_dir, **engines, "--self-test": self_test, **own}
         verify_joined(out, flags, json_file)
         return
     check_npu(
         npu,
         {"--soc": soc, "--cases": cases, "--max-memory": max_memory, "--blocks": blocks or None},
-        {**engines, "--self-test": self_test, "--checkpoint": checkpoint},
+        {**engines, "--self-test": self_test, **own},
     )
     if npu:
         verify_npu(out, golden_dir, soc, cases, limit_s, max_memory, blocks, json_file)
@@ -249,7 +267,7 @@ def verify(
     target = read_manifest(out).target
     limit_s = gpu_limit(gpu, limit_s, target)
     _check_runtime(library, gpu, target)
-    _check_alone(self_test, checkpoint, golden_dir, [name for name, value in engines.items() if value])
+    _check_alone(self_test, golden_dir, own, engines)
     if self_test:
         _run_self_test(out, checkpoint, json_file)
     elif gpu:
@@ -257,7 +275,7 @@ def verify(
     elif library:
         _verify_in_library(out, golden_dir, library, json_file)
     else:
-        _verify_here(out, golden_dir, checkpoint, loras, json_file)
+        _verify_here(out, golden_dir, checkpoint, loras, shared.pinned(pin_file, allowed_signers), json_file)
 
 
 def gpu_limit(gpu: bool, limit_s: float | None, target: str) -> float:

@@ -9,7 +9,7 @@ import click
 from md_export.cli import shared
 from md_export.cli.artifacts import gpu_limit, gpu_option, limit_option
 from md_export.cli.shared import PATH
-from md_export.errors import ArtifactError, ParityError, RegressionError, UsageError
+from md_export.errors import ArtifactError, ParityError, PinError, RegressionError, UsageError
 from md_export.spec.names import COMPONENT_NAMES
 
 
@@ -134,20 +134,26 @@ def report(
 
 @click.group()
 def manifest() -> None:
-    """Check the manifests of exports."""
+    """Check the manifests of exports, and pin them."""
 
 
 @manifest.command()
 @click.argument("out", type=PATH)
+@shared.pin_option
+@shared.allowed_signers_option
 @shared.json_option
-def check(out: Path, json_file: Path | None) -> None:
+def check(out: Path, pin_file: Path | None, allowed_signers: Path | None, json_file: Path | None) -> None:
     """Compare every file of an export, or of a folder of exports, with the hash in its manifest; exit 1 if one differs.
 
-    Needs no runtime and no network. coremltools takes the functions of a joined export out one by one.
+    Needs no runtime and no network. coremltools takes the functions of a joined export out one by one. With --pin, one
+    export is compared with the pin too; exit 3 if it differs.
     """
     from md_export.engine.join import check_functions
-    from md_export.spec.manifest import JOIN, check_exports
+    from md_export.spec.manifest import JOIN, MANIFEST, check_exports
 
+    if pin_file and not (out / MANIFEST).is_file():
+        raise UsageError(f"--pin is of one export, and {out} is none; name the export, or leave out --pin")
+    pin = shared.pinned(pin_file, allowed_signers)
     found = check_functions(out) if (out / JOIN).is_file() else check_exports(out)
     shared.show(json_file, found)
     for one in found:
@@ -157,3 +163,37 @@ def check(out: Path, json_file: Path | None) -> None:
     wrong = [f"{one.folder}: {text}" for one in found for text in one.differences]
     if wrong:
         raise ArtifactError("; ".join(wrong))
+    if pin:
+        from md_export.parity.pin import pin_findings
+
+        if lines := [f"{one.component}: {one.text}".removeprefix(": ") for one in pin_findings(out, pin)]:
+            raise PinError(f"{out} is not what {pin_file} says: {'; '.join(lines)}")
+
+
+@manifest.command()
+@click.argument("out", type=PATH)
+@click.option("-o", "--output", type=PATH, help="Write the pin to this file.  [default: print it]")
+@click.option("--promise", is_flag=True, help="Pin recipe, thresholds and golden cases only, which any rebuild keeps.")
+@click.option("--sign", "key", type=PATH, help="Sign the pin with this key of OpenSSH; writes FILE.sig beside it.")
+def seal(out: Path, output: Path | None, promise: bool, key: Path | None) -> None:
+    """Pin an export: write what `verify --pin` and `manifest check --pin` must find again.
+
+    The pin covers the manifest (recipe with thresholds, figures, hashes of all files) and the golden cases, but no
+    seconds and no memory. With --promise it suits every rebuild; without, this export only.
+    """
+    from md_export.parity.pin import pin_bytes
+    from md_export.parity.pin import seal as pin_of
+    from md_export.system.signature import sign, signature_path
+
+    if key and output is None:
+        raise UsageError("--sign writes a signature beside the pin; name the pin's file with -o")
+    pin = pin_of(out, promise)
+    content = pin_bytes(pin)
+    if output is None:
+        click.echo(content, nl=False)
+        return
+    signature = sign(content, key) if key else None
+    output.write_bytes(content)
+    if signature:
+        signature_path(output).write_bytes(signature)
+    shared.say(None, f"{output}: {pin.sha256}, covers {pin}" + (f"; signed with {key}" if key else ""))

@@ -18,6 +18,8 @@ from md_export.system.terminal_text import visible
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from md_export.parity.pin import Pin
+
 PATH = click.Path(path_type=Path)
 
 
@@ -84,6 +86,15 @@ annotate_option = click.option(
     "--annotate", metavar="FILE", help="Print each failure as a GitHub error annotation at FILE, such as the recipe."
 )
 
+pin_option = click.option(
+    "--pin", "pin_file", type=PATH, help="Require what this file of manifest seal says; exit 3 names each difference."
+)
+allowed_signers_option = click.option(
+    "--allowed-signers",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Require a signature of the pin by a key in this list, as OpenSSH and git write it.",
+)
+
 
 def checkpoint_or_nano(checkpoint: Path | None) -> Path:
     """Return the checkpoint that was named; without one, print a line and return the nano checkpoint that ships."""
@@ -93,6 +104,19 @@ def checkpoint_or_nano(checkpoint: Path | None) -> Path:
 
     click.echo("no checkpoint named: using the nano checkpoint that ships with md-export", err=True)
     return nano_checkpoint()
+
+
+def pinned(pin_file: Path | None, allowed_signers: Path | None) -> Pin | None:
+    """Return the pin that was named, if one was, and print what it covers and who signed it."""
+    from md_export.parity.pin import read_pin
+
+    if pin_file is None:
+        if allowed_signers:
+            raise UsageError("--allowed-signers goes with --pin; name the pin, or leave it out")
+        return None
+    pin, signer = read_pin(pin_file, allowed_signers)
+    note(f"{pin_file} covers {pin}; " + (f"signed by {signer}" if signer else "no signature asked (--allowed-signers)"))
+    return pin
 
 
 def require_report() -> None:

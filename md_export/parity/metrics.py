@@ -43,6 +43,7 @@ class Check(StrEnum):
     EXACT = "too exact"
     AUDIT = "weight audit"
     GRAPH = "graph"
+    PIN = "pin"
 
 
 class Fault(str):

@@ -232,8 +232,13 @@ def check_export(folder: Path) -> Checked:
     manifest = read_manifest(folder)
     listed = _listed(manifest, folder)
     differences = [*_altered_artifacts(folder, manifest), *altered_files(folder, manifest)]
-    unlisted = tuple(name for name in paths_beside(folder, manifest.artifacts) if name not in listed)
-    return Checked(folder, len(manifest.artifacts) + len(listed), tuple(differences), unlisted)
+    return Checked(folder, len(manifest.artifacts) + len(listed), tuple(differences), unlisted_files(folder, manifest))
+
+
+def unlisted_files(folder: Path, manifest: Manifest) -> tuple[str, ...]:
+    """Return the names of files in ``folder`` that the manifest does not know."""
+    listed = _listed(manifest, folder)
+    return tuple(name for name in paths_beside(folder, manifest.artifacts) if name not in listed)
 
 
 def _listed(manifest: Manifest, folder: Path) -> dict[str, str]:
