@@ -140,6 +140,19 @@ def strike_case(sandbox: Sandbox) -> None:
     sandbox.edit_manifest(lambda manifest: manifest["files"].pop(f"{GOLDEN_FOLDER}/{name}", None))
 
 
+def strike_prompt(sandbox: Sandbox) -> None:
+    """The last golden case is gone, and its prompt from the recipe."""
+    strike_case(sandbox)
+    sandbox.edit_manifest(lambda manifest: manifest["recipe"]["golden"]["prompts"].pop())
+
+
+def strike_component(manifest: Json) -> None:
+    """The last component is gone from manifest and recipe, as from an export of the others."""
+    if not manifest["artifacts"][1:]:
+        raise NotApplicable("it has one component")
+    del manifest["artifacts"][-1], manifest["recipe"]["components"][-1]
+
+
 def other_case(sandbox: Sandbox) -> None:
     """A file among the golden cases that no index names."""
     shutil.copyfile(sandbox.golden_file(), sandbox.folder / GOLDEN_FOLDER / "case-999.safetensors")

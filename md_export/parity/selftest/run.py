@@ -13,6 +13,7 @@ from md_export.models.families import family_named
 from md_export.parity.golden.folder import read_golden
 from md_export.parity.judge import Execute
 from md_export.parity.metrics import Check, Fault
+from md_export.parity.pin import pin_findings, seal
 from md_export.parity.selftest.answers import Bench, by_name, examine
 from md_export.parity.selftest.sandbox import NotApplicable, Sandbox, agree, agree_index, copy_with_cases, link_copy
 from md_export.parity.selftest.table import MUTATIONS, Hashes, Mutation
@@ -74,12 +75,13 @@ class _Trial:
         self._scratch, self._base, self._audit = scratch, scratch / "base", audit
         copy_with_cases(out, self._base, _CASES)
         self._manifest, self._golden = read_manifest(self._base), read_golden(self._base / GOLDEN_FOLDER)
+        self._pin = seal(self._base, promise=True)
         self._bench = Bench()
 
     def control(self) -> Row:
         """The copy itself, which must be accepted."""
         component = self._manifest.artifacts[0].component
-        faults = examine(self._base, self._bench.execute, lambda: self._audit(self._base, component))
+        faults = examine(self._base, self._bench.execute, lambda: self._beside(self._base, component))
         said = str(faults[0]) if faults else ""
         verdict: Verdict = "NOT REJECTED" if faults else "accepted"
         return Row(CONTROL, "", "", "", "", verdict, _checks(faults), said, not faults)
@@ -117,10 +119,13 @@ class _Trial:
             execute = by_name(file, self._bench.execute_apart, execute)
         if mutation.distortion:
             execute = by_name(file, mutation.distortion(execute), execute)
-        audited = mutation.audited
-        return examine(
-            sandbox.folder, execute, lambda: self._audit(sandbox.folder, sandbox.component) if audited else ()
-        )
+        audited = sandbox.component if mutation.audited else None
+        return examine(sandbox.folder, execute, lambda: self._beside(sandbox.folder, audited))
+
+    def _beside(self, folder: Path, audited: str | None) -> Sequence[Fault]:
+        """What pin and, where a component is ``audited``, checkpoint say of a copy."""
+        pinned = [one.fault for one in pin_findings(folder, self._pin)]
+        return [*pinned, *(self._audit(folder, audited) if audited else ())]
 
 
 def _component_for(mutation: Mutation, manifest: Manifest) -> str:

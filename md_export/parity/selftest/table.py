@@ -260,4 +260,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     _manifest("other stored bytes", Check.CLAIMS, records.entry(lambda x: x["stored"].update(int4=1))),
     _manifest("other precision", Check.CLAIMS, records.entry(records.other_weights)),
     _manifest('"int8" that is float inside', Check.STORED, records.claim_int8),
+    _manifest("a lowered threshold", Check.PIN, records.manifest(lambda x: x["recipe"].update(picture_psnr_db=1.0))),
+    _manifest("a component struck everywhere", Check.PIN, records.manifest(records.strike_component)),
+    _with_checkpoint("a golden case struck everywhere", "golden", Check.PIN, records.strike_prompt),
 )
