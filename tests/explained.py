@@ -68,4 +68,4 @@ def advice() -> LintReport:
 
 
 def insight() -> Insight:
-    return Insight(True, [advice()], [attribution()], weights(), ["vae_decoder: it does <not> run"])
+    return Insight(True, [advice()], [attribution()], weights(), ["vae_decoder: it does <not> run"], "nano")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 
 import click
@@ -119,7 +120,8 @@ def report(
 
         with shared.progress(7 * len(outs)) as tell:
             insights = [look_inside(out, checkpoint, tell) for out in outs]
-        page = html_page([(*export, insight) for export, insight in zip(exports, insights, strict=True)])
+        chapters = [(*export, insight) for export, insight in zip(exports, insights, strict=True)]
+        page = html_page(chapters, date.today())
         output.write_text(page, encoding="utf-8")
     if junit:
         junit.write_text(junit_xml(results), encoding="utf-8")

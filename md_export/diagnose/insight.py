@@ -26,6 +26,7 @@ class Insight:
     Attributes:
         lint: one report per artifact; empty if the target has no rules.
         explained: whether a checkpoint was given; without one ``modules`` and ``weights`` are empty.
+        checkpoint: name of its folder, or of the file.
     """
 
     explained: bool = False
@@ -33,6 +34,7 @@ class Insight:
     modules: list[Attribution] = field(default_factory=list)
     weights: AuditResult | None = None
     failures: list[str] = field(default_factory=list)
+    checkpoint: str = ""
 
 
 def look_inside(out: Path, checkpoint_dir: Path | None, progress: Callable[[str], None] = lambda _: None) -> Insight:
@@ -45,7 +47,8 @@ def look_inside(out: Path, checkpoint_dir: Path | None, progress: Callable[[str]
     manifest = read_manifest(out)
     if checkpoint_dir:
         check_checkpoint(manifest, open_checkpoint(checkpoint_dir))
-    found = Insight(explained=checkpoint_dir is not None)
+    name = checkpoint_dir.resolve().name if checkpoint_dir else ""
+    found = Insight(explained=checkpoint_dir is not None, checkpoint=name)
     for entry in manifest.artifacts:
         try:
             path = artifact_path(out, entry)

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Final
 
 import numpy as np
@@ -136,6 +137,7 @@ _LARGEST_GAIN: Final = 1024
 class Shown:
     """One golden case's pictures as data URIs: reference, the artifacts' result, ``gain`` times their difference."""
 
+    name: str
     prompt: str
     seed: int
     reference: str
@@ -145,8 +147,8 @@ class Shown:
     psnr: str
 
 
-def html_page(exports: Sequence[tuple[str, Verification, Insight]]) -> str:
-    """Return an HTML page with one chapter per (name, verification, insight)."""
+def html_page(exports: Sequence[tuple[str, Verification, Insight]], today: date) -> str:
+    """Return an HTML page with one chapter per (name, verification, insight); ``today``: the date that it names."""
     environment = Environment(
         loader=PackageLoader("md_export.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -167,11 +169,24 @@ def html_page(exports: Sequence[tuple[str, Verification, Insight]]) -> str:
         "weight_parts": weight_parts,
     }
     template = environment.get_template("report.html.jinja")
-    return template.render(title="md-export report", exports=exports, version=__version__)
+    results = [(name, verification.result) for name, verification, _ in exports]
+    made = {"sentence": _sentence(results), "today": today.isoformat(), "version": __version__}
+    return template.render(title="md-export report", exports=exports, **made)
 
 
-def _json(manifest: Manifest) -> str:
-    return json.dumps(manifest_to_dict(manifest), indent=1)
+def _sentence(results: Sequence[tuple[str, Verdict]]) -> str:
+    """Return the verdict on all exports in one sentence."""
+    short = [name for name, result in results if not result.passed]
+    if short:
+        first = next(result.failures[0] for _, result in results if not result.passed)
+        many = f"{len(short)} of {len(results)} exports fall short" if results[1:] else f"{short[0]} falls short"
+        return f"{many} of what the recipe demands. The first failure: {first}."
+    who = f"All {len(results)} exports are" if results[1:] else f"{results[0][0]} is"
+    cases = sum(result.cases for _, result in results)
+    pictures = [one.picture for _, one in results if one.picture and one.picture.psnr_db is not None]
+    worst = min(pictures, key=lambda one: one.psnr_db or 0.0, default=None)
+    least = f"; the worst picture has {decibel(worst.psnr_db)} dB (at least {worst.least_psnr_db:g})" if worst else ""
+    return f"{who} verified: each artifact computes what the checkpoint computes, on {cases} golden cases{least}."
 
 
 def _plots(manifest: Manifest, result: Verdict) -> Iterable[str]:
@@ -190,13 +205,15 @@ def _op_plots(manifest: Manifest) -> Iterable[str]:
 
 
 def _shown(verification: Verification) -> Iterator[Shown]:
-    for case, made in list(zip(verification.golden.cases, verification.pictures, strict=False))[:_MOST_PICTURES]:
+    """Yield the cases with the worst pictures, worst first."""
+    pairs = zip(verification.golden.cases, verification.pictures, strict=False)
+    judged = [(compare(made, np.asarray(case.picture, np.float32)).psnr_db, case, made) for case, made in pairs]
+    for psnr, case, made in sorted(judged, key=lambda one: one[0])[:_MOST_PICTURES]:
         wanted = np.asarray(case.picture, np.float32)
         error = np.abs(made - wanted)
         gain = _gain(float(error.max()))
-        psnr = decibel(compare(made, wanted).psnr_db)
         images = (data_uri(wanted), data_uri(made), data_uri(np.clip(error * gain, 0.0, 1.0)))
-        yield Shown(case.prompt, case.seed, *images, gain, psnr)
+        yield Shown(case.name, case.prompt, case.seed, *images, gain, decibel(psnr))
 
 
 def _gain(largest: float) -> int:

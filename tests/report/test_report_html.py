@@ -7,6 +7,8 @@ import io
 import re
 import shutil
 import subprocess
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +17,61 @@ from PIL import Image
 
 from explained import insight
 from md_export.diagnose.insight import Insight
+from md_export.parity.verdict import Verification
 from md_export.report.page import data_uri, html_page
 from support import HOSTILE_PROMPT, Judged
+
+TODAY = date(2026, 11, 30)
 
 
 @pytest.fixture(scope="module")
 def page(judged: Judged) -> str:
-    return html_page([(*judged, insight())])
+    return html_page([(*judged, insight())], TODAY)
+
+
+def plain(page: str) -> str:
+    """The page without attributes of cells."""
+    return re.sub(r"<td [^>]*>", "<td>", page)
 
 
 def test_it_says_what_falls_short(page: str) -> None:
     assert "unet: snr 12.5 dB is below the recipe&#39;s 20 dB" in page
     assert "falls short" in page
     assert "verified" not in re.sub(r"<pre>.*?</pre>", "", page, flags=re.DOTALL)
+
+
+def test_it_opens_with_the_verdict_and_names_checkpoint_date_and_recipe(page: str, judged: Judged) -> None:
+    head = page[page.index("<h1>") : page.index("<h2")]
+    sentence = "my-export falls short of what the recipe demands. The first failure: unet: snr 12.5 dB is below the"
+    assert head.startswith(f'<h1>md-export report</h1>\n<p class="bad">{sentence}')
+    assert "Verified on 2026-11-30 by md-export" in head
+    assert "<td>onnx-int8</td>" in plain(head)
+    assert "<td>nano aaaaaaaaaaaa</td>" in plain(head)
+    passed = html_page([("a", good(judged[1]), Insight())] * 2, TODAY)
+    assert (
+        '<p class="ok">All 2 exports are verified: each artifact computes what the checkpoint computes, on 32 golden'
+        in passed
+    )
+    assert "; the worst picture has 36.1 dB (at least 30)." in passed
+
+
+def good(verification: Verification) -> Verification:
+    """The same where nothing falls short."""
+    components = tuple(replace(item, faults=()) for item in verification.result.components)
+    return replace(verification, result=replace(verification.result, components=components))
+
+
+def test_the_worst_pictures_come_first(judged: Judged) -> None:
+    name, verification = judged
+    pictures = list(verification.pictures)
+    pictures[13] = np.zeros_like(pictures[13])
+    verification = replace(verification, pictures=tuple(pictures))
+    page = html_page([(name, verification, Insight())], TODAY)
+    shown = re.findall(r"<figcaption>(case-\d+)", page)
+    assert shown[0] == "case-013"
+    assert len(set(shown)) == 12
+    few = replace(verification, result=replace(verification.result, cases=2), pictures=tuple(pictures[:2]))
+    assert "All 2 golden cases, worst first." in html_page([(name, few, Insight())], TODAY)
 
 
 def test_nothing_comes_from_a_network_and_prompts_are_text(page: str) -> None:
@@ -41,7 +85,8 @@ def test_nothing_comes_from_a_network_and_prompts_are_text(page: str) -> None:
 
 def test_pictures_are_the_golden_ones_and_the_difference_is_amplified(page: str, judged: Judged) -> None:
     golden = judged[1].golden
-    assert page.count('alt="by torch"') == min(len(golden.cases), 12)
+    assert page.count('alt="by torch"') == 12
+    assert "The worst 12 of 16 golden cases, worst first." in page
     assert data_uri(np.asarray(golden.cases[0].picture, np.float32)) in page
     assert "difference ×64" in page
     found = re.findall(r'alt="difference" src="data:image/png;base64,([^"]+)"', page)
@@ -54,10 +99,11 @@ def test_a_bar_that_falls_short_is_red_and_only_that(page: str) -> None:
 
 
 def test_the_same_verdict_gives_the_same_bytes(page: str, judged: Judged) -> None:
-    assert html_page([(*judged, insight())]) == page
+    assert html_page([(*judged, insight())], TODAY) == page
 
 
 def test_modules_weights_and_lint_are_explained(page: str) -> None:
+    page = plain(page)
     assert "first to diverge: down_blocks.1.conv (Conv2d), 11.5 dB on its own input" in page
     assert "keep_float = [&#34;down_blocks.1.conv&#34;]" in page
     assert "<td>down_blocks.1.conv</td><td>Conv2d</td><td>11.5</td><td>9.5</td><td>12.5</td>" in page
@@ -71,7 +117,7 @@ def test_modules_weights_and_lint_are_explained(page: str) -> None:
 
 
 def test_without_a_checkpoint_it_says_what_would_explain(judged: Judged) -> None:
-    page = html_page([(*judged, Insight())])
+    page = html_page([(*judged, Insight())], TODAY)
     assert "With <code>--checkpoint DIR</code>" in page
     assert "first to diverge" not in page
     assert "Lint" not in page
@@ -112,13 +158,19 @@ def test_a_browser_shows_it_without_scrolling_sideways(page: str, width: int, tm
         check=True,
         timeout=120,
     )
-    found = re.search(r"<title>(\d+) (\d+) (\d+)</title>", result.stdout)
+    found = re.search(r"<title>(\d+) (\d+) (\d+) (\d+)</title>", result.stdout)
     assert found, result.stdout[:300]
-    content, window, broken = map(int, found.groups())
+    content, window, broken, cut = map(int, found.groups())
     assert content <= window
+    assert cut == 0
     assert 0 < window <= width
     assert broken == 0
 
 
-_MEASURE = """<script>addEventListener('load', () => parent.postMessage([document.documentElement.scrollWidth,
-innerWidth, [...document.images].filter(image => !image.naturalWidth).length].join(' '), '*'))</script>"""
+# With all that is folded: cells that end outside of the window, or of what they are in.
+_MEASURE = """<script>addEventListener('load', () => {
+document.querySelectorAll('details').forEach(one => one.open = true);
+parent.postMessage([document.documentElement.scrollWidth, innerWidth,
+[...document.images].filter(image => !image.naturalWidth).length,
+[...document.querySelectorAll('td, pre, table')].filter(one => one.getBoundingClientRect().right > innerWidth
+|| one.scrollWidth > one.clientWidth + 1).length].join(' '), '*')})</script>"""
