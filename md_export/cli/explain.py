@@ -17,8 +17,17 @@ from md_export.spec.names import COMPONENT_NAMES
 @click.argument("artifact", type=PATH)
 @click.argument("checkpoint", type=PATH, required=False)
 @click.option("--hops", "lower_again", is_flag=True, help="Convert to float32 again, to check the lowering.")
+@click.option(
+    "--model-explorer",
+    "node_data",
+    metavar="FILE",
+    type=PATH,
+    help="Write node data for Google's Model Explorer, one file per figure: FILE is x.json → x-local_snr_db.json, ….",
+)
 @shared.json_option
-def attribute(artifact: Path, checkpoint: Path | None, lower_again: bool, json_file: Path | None) -> None:
+def attribute(
+    artifact: Path, checkpoint: Path | None, lower_again: bool, node_data: Path | None, json_file: Path | None
+) -> None:
     """Compare ARTIFACT, a file of an export, with torch module by module, on the golden case where it is worst.
 
     Names the stage and the first module where accuracy drops, the ten worst modules, and what to change in the recipe.
@@ -26,10 +35,19 @@ def attribute(artifact: Path, checkpoint: Path | None, lower_again: bool, json_f
     """
     from md_export.diagnose.attribution.attribute import attribute as follow
     from md_export.report.diagnoses import attribution_tables
+    from md_export.report.model_explorer import write_node_data
 
+    if node_data and artifact.suffix not in (".tflite", ".onnx"):
+        raise UsageError(
+            f"Model Explorer shows .tflite and .onnx files, not {artifact.name}; leave out --model-explorer"
+        )
     with shared.progress(2) as tell:
         found = follow(artifact, shared.checkpoint_or_nano(checkpoint), tell, lower_again)
     shared.show(json_file, found, *attribution_tables(found))
+    if node_data:
+        files = ",".join(map(str, write_node_data(found, node_data)))
+        adapter = " --extensions=model_explorer_onnx" if artifact.suffix == ".onnx" else ""
+        shared.say(json_file, f"model-explorer {artifact}{adapter} --node_data_paths={files}")
 
 
 @click.command()

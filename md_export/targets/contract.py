@@ -18,7 +18,7 @@ from md_export.spec.recipe import QuantScheme
 from md_export.spec.scheme import WeightStorage
 from md_export.spec.tensors import Array, Arrays, Runner, TensorSpec
 from md_export.targets.lint.report import LintReport
-from md_export.targets.operations import OpCost
+from md_export.targets.operations import ExplorerGraph, OpCost
 from md_export.targets.stored import Constant, StoredWeight
 
 if TYPE_CHECKING:
@@ -340,6 +340,15 @@ class CountsCosts(Protocol):
 
         RuntimeFault or ArtifactError where it cannot be read.
         """
+        ...
+
+
+@runtime_checkable
+class ShownByExplorer(Protocol):
+    """A target whose artifacts Model Explorer reads."""
+
+    def explorer_graph(self, path: Path) -> ExplorerGraph:
+        """The main graph of a saved artifact; RuntimeFault where it cannot be read."""
         ...
 
 

@@ -201,6 +201,21 @@ class Node:
     looks_up: bool = False
 
 
+@dataclass(frozen=True)
+class ExplorerGraph:
+    """A saved artifact's main graph as Google's Model Explorer names it.
+
+    Attributes:
+        name: id of the graph.
+        nodes: id of the node of each operation, in the order of :meth:`.contract.Target.steps`.
+        values: what is known of each value of the steps, by name.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    values: Mapping[str, Value]
+
+
 def costs_of(nodes: Sequence[Node], values: Mapping[str, Value]) -> tuple[OpCost, ...]:
     """One for each node that a phone executes, in the order of the nodes, which is that of execution."""
     seen = _as_executed(nodes, values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from md_export.diagnose.attribution.blame import Located, Search, remedies
-from md_export.diagnose.attribution.walk import Walker
+from md_export.diagnose.attribution.walk import Seen, Walker
 from md_export.engine.hops import Hop, Part, hops_of, opened
 from md_export.errors import ArtifactError, RuntimeFault
 from md_export.parity.golden.case import GoldenCase
@@ -21,10 +21,11 @@ from md_export.parity.metrics import snr_db
 from md_export.parity.rewritten_module import Rewritten
 from md_export.spec.artifact import ArtifactEntry, artifact_path, is_unchanged
 from md_export.spec.manifest import Manifest, read_manifest
-from md_export.spec.tensors import joined
+from md_export.spec.tensors import Arrays, joined
 from md_export.system.isolation import isolated
 from md_export.targets import TARGETS, target_of
-from md_export.targets.contract import Target
+from md_export.targets.contract import ShownByExplorer, Step, Target
+from md_export.targets.operations import ExplorerGraph
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,27 @@ class ModuleError:
 
 
 @dataclass(frozen=True)
+class OpError:
+    """One operation of an artifact, as Model Explorer shows it.
+
+    Attributes:
+        node: its id there.
+        kind, module: the format's name for it, and path of the torch module that it computes.
+        bytes: of the constants that it reads, as they are stored.
+        cumulative_snr_db, local_snr_db: see :class:`ModuleError`; None where its value is no module's output.
+        peak: largest magnitude of its value; None where the value is no float, or never leaves a module.
+    """
+
+    node: str
+    kind: str
+    module: str
+    bytes: int
+    cumulative_snr_db: float | None
+    local_snr_db: float | None
+    peak: float | None
+
+
+@dataclass(frozen=True)
 class Attribution:
     """Where one artifact loses what it loses.
 
@@ -62,6 +84,7 @@ class Attribution:
         first: the module to blame, the first of them if there are several; None where none stands out.
         worst: up to ten by local error, worst first.
         advice: what to change in the recipe, a line each.
+        graph, ops: of a ``.tflite`` or ``.onnx`` file, id of its graph in Model Explorer, and all operations.
     """
 
     component: str
@@ -77,6 +100,8 @@ class Attribution:
     first: ModuleError | None
     worst: tuple[ModuleError, ...]
     advice: tuple[str, ...]
+    graph: str = ""
+    ops: tuple[OpError, ...] = ()
 
 
 def attribute(
@@ -149,7 +174,8 @@ def blame(
     walker = Walker(part.module, tuple(torch.from_numpy(np.array(inputs[spec.name])) for spec in part.inputs))
     steps = target.graph(path).steps
     names = sorted({name for found in walker.candidates(steps).values() for name in found})
-    found = Search(walker, steps, target.values(path, inputs, names), least).locate()
+    values = target.values(path, inputs, names)
+    found = Search(walker, steps, values, least).locate()
     if not found.seen.keys() & walker.leaves:
         raise ArtifactError(f"{path.name} tells nothing of the torch modules it was made from; export it again")
     errors = {name: _error(name, found, walker) for name in found.seen}
@@ -168,6 +194,9 @@ def blame(
         worst=tuple(errors[name] for name in found.worst),
         advice=(),
     )
+    if isinstance(target, ShownByExplorer):
+        graph = target.explorer_graph(path)
+        attributed = dataclasses.replace(attributed, graph=graph.name, ops=_ops(graph, steps, values, found))
     advice = remedies(manifest, entry, attributed, walker.owners, altered)
     return dataclasses.replace(attributed, advice=advice)
 
@@ -184,6 +213,27 @@ def _figure(value: Any, wanted: Any, path: Path) -> float:
     if value.shape != wanted.shape:
         raise RuntimeFault(f"{path.name} gives {list(value.shape)} where {list(wanted.shape)} is wanted; export again")
     return snr_db(value, wanted)
+
+
+def _ops(graph: ExplorerGraph, steps: Sequence[Step], values: Arrays, found: Located) -> tuple[OpError, ...]:
+    """One per operation; of several modules that give one value, the innermost, which is done first."""
+    seen = {one.value: one for one in reversed(found.seen.values())}
+    return tuple(_op(graph, node, step, values, seen) for node, step in zip(graph.nodes, steps, strict=True))
+
+
+def _op(graph: ExplorerGraph, node: str, step: Step, values: Arrays, seen: Mapping[str, Seen]) -> OpError:
+    known = [graph.values[name] for name in step.inputs if name in graph.values]
+    errors = next((seen[name] for name in step.outputs if name in seen), None)
+    floats = [name for name in step.outputs if name in values and graph.values[name].dtype.startswith("float")]
+    return OpError(
+        node,
+        step.kind,
+        next(iter(step.modules), ""),
+        sum(value.stored or 0 for value in known),
+        errors.cumulative_snr_db if errors else None,
+        errors.local_snr_db if errors else None,
+        max((float(np.abs(values[name]).max()) for name in floats), default=None),
+    )
 
 
 def _error(path: str, found: Located, walker: Walker) -> ModuleError:

@@ -128,6 +128,7 @@ class Seen:
 
     Attributes:
         cumulative_snr_db, local_snr_db: see :class:`.attribute.ModuleError`.
+        value: name of the artifact's value.
         error: the artifact's value less what the module makes of the artifact's input; torch's shape.
         peak: see :class:`.attribute.ModuleError`.
     """
@@ -137,6 +138,7 @@ class Seen:
     local_snr_db: float
     error: Tensor
     peak: float
+    value: str
 
 
 class Walker:
@@ -172,11 +174,12 @@ class Walker:
         def visit(path: str, output: Tensor) -> Tensor | None:
             if path in hidden or path not in self.outputs:
                 return None
-            value = _best([tensors[name] for name in candidates.get(path, ())], output)
-            if value is None:
+            best = _best({name: tensors[name] for name in candidates.get(path, ())}, output)
+            if best is None:
                 return None
-            cumulative = _snr(value, self.outputs[path])
-            found[path] = Seen(path, cumulative, _snr(value, output), value - output, float(value.abs().max()))
+            name, value = best
+            cumulative, peak = _snr(value, self.outputs[path]), float(value.abs().max())
+            found[path] = Seen(path, cumulative, _snr(value, output), value - output, peak, name)
             # Past a NaN nothing could be compared any more.
             return value if bool(value.isfinite().all()) else None
 
@@ -193,16 +196,16 @@ class Walker:
         return _snr(output, self._output)
 
 
-def _best(values: list[Tensor], output: Tensor) -> Tensor | None:
-    """The value and arrangement that agree best with what the module gives; None where none can be its output."""
-    ways = [way for value in values for way in arrangements(value, output.shape)]
-    if len(ways) == 1 and ways[0].exact:
-        return ways[0].value
-    ranked = sorted(ways, key=lambda way: (_snr(way.value, output), way.exact), reverse=True)
-    best = next(iter(ranked), None)
+def _best(values: Mapping[str, Tensor], output: Tensor) -> tuple[str, Tensor] | None:
+    """The value, by name, and arrangement that agree best with the module's output; None where none can be it."""
+    ways = [(name, way) for name, value in values.items() for way in arrangements(value, output.shape)]
+    if len(ways) == 1 and ways[0][1].exact:
+        return ways[0][0], ways[0][1].value
+    ranked = sorted(ways, key=lambda one: (_snr(one[1].value, output), one[1].exact), reverse=True)
+    name, best = next(iter(ranked), ("", None))
     if best is None or not (best.exact or _snr(best.value, output) >= _LEAST_AGREEMENT_DB):
         return None
-    return best.value
+    return name, best.value
 
 
 def _snr(value: Tensor, reference: Tensor) -> float:

@@ -19,7 +19,17 @@ from md_export.targets.contract import Description, notes_among
 from md_export.targets.onnx.clean import module_path, qualified
 from md_export.targets.onnx.save import ORT_SUFFIX, as_onnx
 from md_export.targets.onnx.wire import MalformedFileError, read_without_weights
-from md_export.targets.operations import Node, OpCost, Value, Work, costs_of, einsum_macs, multiplying, product_macs
+from md_export.targets.operations import (
+    ExplorerGraph,
+    Node,
+    OpCost,
+    Value,
+    Work,
+    costs_of,
+    einsum_macs,
+    multiplying,
+    product_macs,
+)
 
 # Which input of an operator is its weight.
 WEIGHT_INPUT: Final = {"Conv": 1, "Gemm": 1, "MatMul": 1, "Gather": 0}
@@ -143,12 +153,31 @@ def costs(path: Path) -> tuple[OpCost, ...]:
         RuntimeFault: the file is no ONNX model, was fused by onnxruntime, or its shapes cannot be told.
     """
     model = read_unfused(path)
+    values = _values(model, path.name)
     with raised_as(RuntimeFault, f"{path.name}: its shapes cannot be told", UNSHAPED, then="; export it again"):
-        values = _known(model.graph)
-        if any(node.output[0] not in values for node in model.graph.node):
-            inferred = onnx.shape_inference.infer_shapes(model)
-            values = _known(inferred.graph)
         return costs_of([_node(node, values) for node in model.graph.node], values)
+
+
+def explorer_graph(path: Path) -> ExplorerGraph:
+    """The graph as the adapter of .onnx files for Model Explorer names it: operations by the names of their nodes.
+
+    Source: ``main.py`` of justinchuby/model-explorer-onnx (``create_node``, ``create_graph``).
+
+    Raises:
+        RuntimeFault: the file is no ONNX model, was fused by onnxruntime, or its shapes cannot be told.
+    """
+    model = read_unfused(path)
+    names = tuple(node.name for node in model.graph.node)
+    return ExplorerGraph(model.graph.name, names, _values(model, path.name))
+
+
+def _values(model: onnx.ModelProto, file: str) -> dict[str, Value]:
+    """Every value whose shape the graph declares, or that follows from it."""
+    with raised_as(RuntimeFault, f"{file}: its shapes cannot be told", UNSHAPED, then="; export it again"):
+        values = _known(model.graph)
+        if all(node.output[0] in values for node in model.graph.node):
+            return values
+        return _known(onnx.shape_inference.infer_shapes(model).graph)
 
 
 def _known(graph: onnx.GraphProto) -> dict[str, Value]:

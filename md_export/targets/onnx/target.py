@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from md_export.spec.artifact import ArtifactEntry
 from md_export.spec.scheme import QuantScheme, WeightStorage
-from md_export.targets.contract import CountsCosts, LoweringJob, Saved, Target
-from md_export.targets.operations import OpCost
+from md_export.targets.contract import CountsCosts, LoweringJob, Saved, ShownByExplorer, Target
+from md_export.targets.operations import ExplorerGraph, OpCost
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -38,7 +38,7 @@ class OnnxModel:
         save(self, path)
 
 
-class OnnxTarget(Target, CountsCosts):
+class OnnxTarget(Target, CountsCosts, ShownByExplorer):
     """ONNX: standard opset-18 graphs for onnxruntime, float32, float16 or int8 QDQ."""
 
     name = "onnx"
@@ -73,6 +73,11 @@ class OnnxTarget(Target, CountsCosts):
         from md_export.targets.onnx.describe import costs
 
         return costs(path)
+
+    def explorer_graph(self, path: Path) -> ExplorerGraph:
+        from md_export.targets.onnx.describe import explorer_graph
+
+        return explorer_graph(path)
 
     def compile_contexts(
         self, names: Sequence[str], folder: Path, entries: tuple[ArtifactEntry, ...], progress: Callable[[str], None]

@@ -13,7 +13,17 @@ import numpy as np
 
 from md_export.errors import RuntimeFault, raised_as
 from md_export.targets.contract import Description
-from md_export.targets.operations import Node, Op, OpCost, Value, Work, costs_of, multiplying, product_macs
+from md_export.targets.operations import (
+    ExplorerGraph,
+    Node,
+    Op,
+    OpCost,
+    Value,
+    Work,
+    costs_of,
+    multiplying,
+    product_macs,
+)
 from md_export.targets.tflite import flatbuffer
 
 _VIEWS: Final = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE")
@@ -90,10 +100,32 @@ def costs(path: Path) -> tuple[OpCost, ...]:
     model = flatbuffer.read_model(path)
     with raised_as(RuntimeFault, f"{path.name}: corrupted", flatbuffer.MALFORMED, then="; export it again"):
         graph = model.subgraphs[0]
-        sizes = [int(flatbuffer.data_of(model, tensor).size) for tensor in graph.tensors]
-        values = {str(number): _value(graph.tensors[number], size) for number, size in enumerate(sizes)}
+        values = _values(model, graph)
         modules = {op.output: op.module for op in flatbuffer.weighted_ops(model)}
         return costs_of([_node(model, graph, operator, values, modules) for operator in graph.operators], values)
+
+
+def explorer_graph(path: Path) -> ExplorerGraph:
+    """The main graph as Model Explorer's adapter of .tflite files names it: operations by their numbers.
+
+    Source: ``direct_flatbuffer_to_json_graph_convert.cc`` of google-ai-edge/model-explorer (``node_ids``,
+    ``GetSubgraphName``).
+
+    Raises:
+        RuntimeFault: the file is no .tflite file.
+    """
+    model = flatbuffer.read_model(path)
+    with raised_as(RuntimeFault, f"{path.name}: corrupted", flatbuffer.MALFORMED, then="; export it again"):
+        graph = model.subgraphs[0]
+        signatures = [item.signatureKey for item in model.signatureDefs or () if item.subgraphIndex == 0]
+        name = next(filter(None, (graph.name, *signatures[:1])), b"main").decode()
+        return ExplorerGraph(name, tuple(map(str, range(len(graph.operators)))), _values(model, graph))
+
+
+def _values(model: Any, graph: Any) -> dict[str, Value]:
+    """Every tensor of a graph, by its number."""
+    sizes = [int(flatbuffer.data_of(model, tensor).size) for tensor in graph.tensors]
+    return {str(number): _value(graph.tensors[number], size) for number, size in enumerate(sizes)}
 
 
 def _value(tensor: Any, stored: int = 0) -> Value:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from md_export.spec.scheme import QuantScheme, WeightStorage
 from md_export.spec.tensors import Arrays
-from md_export.targets.contract import CountsCosts, Lints, LoweringJob, Saved, Target
+from md_export.targets.contract import CountsCosts, Lints, LoweringJob, Saved, ShownByExplorer, Target
 from md_export.targets.lint.report import LintReport
-from md_export.targets.operations import OpCost
+from md_export.targets.operations import ExplorerGraph, OpCost
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,7 +35,7 @@ class TfliteModel:
             shutil.copyfileobj(content, target, length=16 * 1024 * 1024)
 
 
-class TfliteTarget(Target, Lints, CountsCosts):
+class TfliteTarget(Target, Lints, CountsCosts, ShownByExplorer):
     """TFLite: float32, float16-weight or int8 files for LiteRT, lowered by litert_torch."""
 
     name = "tflite"
@@ -69,3 +69,8 @@ class TfliteTarget(Target, Lints, CountsCosts):
         from md_export.targets.tflite.describe import costs
 
         return costs(path)
+
+    def explorer_graph(self, path: Path) -> ExplorerGraph:
+        from md_export.targets.tflite.describe import explorer_graph
+
+        return explorer_graph(path)
