@@ -45,7 +45,8 @@ def _graph(program: Any) -> StoredGraph:
 def _read(program: Any, op: Any) -> Any:
     """``program``: an operation does not keep its program alive, and Apple's library crashes without."""
     del program
-    return values_of(op)
+    with raised_as(RuntimeFault, "a constant cannot be read", bindings.VENDOR_ERRORS, then="; export it again"):
+        return values_of(op)
 
 
 def _step(op: Any, names: dict[Any, str]) -> Step:

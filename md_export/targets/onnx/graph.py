@@ -9,10 +9,11 @@ from typing import Any, Final
 
 import onnx
 
+from md_export.errors import RuntimeFault, raised_as
 from md_export.spec.tensors import Array
 from md_export.targets.contract import Held, Step, StoredGraph
 from md_export.targets.onnx.clean import module_path, qualified
-from md_export.targets.onnx.describe import dtype_of, read_unfused
+from md_export.targets.onnx.describe import MALFORMED, dtype_of, read_unfused
 
 _INSERTED: Final = ("QuantizeLinear", "DequantizeLinear")
 
@@ -42,7 +43,8 @@ def graph(path: Path) -> StoredGraph:
 
 
 def _read(tensor: onnx.TensorProto, folder: Path) -> Array:
-    values: Array = onnx.numpy_helper.to_array(tensor, str(folder))
+    with raised_as(RuntimeFault, f"{tensor.name} cannot be read", MALFORMED, then="; export it again"):
+        values: Array = onnx.numpy_helper.to_array(tensor, str(folder))
     return values
 
 

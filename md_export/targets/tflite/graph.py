@@ -75,7 +75,8 @@ def _grid(tensor: Any) -> dict[str, np.ndarray[Any, Any]]:
 
 def _stored(model: Any, tensor: Any) -> np.ndarray[Any, Any]:
     raw, dtype = flatbuffer.data_of(model, tensor), flatbuffer.DTYPES.get(tensor.type, "int4")
-    return raw if dtype == "int4" else raw.view(dtype)
+    with raised_as(RuntimeFault, f"{tensor.name.decode()} cannot be read", ValueError, then="; export it again"):
+        return raw if dtype == "int4" else raw.view(dtype)
 
 
 def _steps(model: Any) -> Iterator[Step]:
