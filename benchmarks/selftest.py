@@ -52,9 +52,12 @@ def _noticed(rows: list[tuple[str, Row]], hashes: Hashes) -> str:
 @click.argument("outs", type=click.Path(path_type=Path, exists=True), nargs=-1, required=True)
 def main(outs: tuple[Path, ...]) -> None:
     """Print the summary of each export and the table."""
-    tests = [self_test(out, nano_checkpoint()) for out in outs]
-    print(f"{len(MUTATIONS)} mutations, {sum(len(one.caught) for one in MUTATIONS)} tries an export")
-    print("\n".join((*map(summary, tests), "", *table(tests))))
+    print(f"{len(MUTATIONS)} mutations, {sum(len(one.caught) for one in MUTATIONS)} tries an export", flush=True)
+    tests = []
+    for out in outs:
+        tests.append(self_test(out, nano_checkpoint()))
+        print(summary(tests[-1]), flush=True)
+    print("\n".join(("", *table(tests))))
     failures = [f"{test.recipe}: {line}" for test in tests for line in test.failures]
     print("\n".join(failures), file=sys.stderr)
     sys.exit(3 if failures else 0)

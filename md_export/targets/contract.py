@@ -130,8 +130,8 @@ class EditableGraph(Protocol):
 
     steps: list[EditableStep]
 
-    def add_unread(self) -> None:
-        """Add a constant that no operation reads."""
+    def add_unread(self) -> bool:
+        """Add a constant that no operation reads; False where the format keeps none."""
 
     def hold_inline(self) -> bool:
         """Move a weight from where weights are stored into the graph; False where a format has one place."""

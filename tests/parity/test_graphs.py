@@ -37,7 +37,7 @@ LACKS = {
     "onnx": {"widen_dilation"},
     "coreml": {"widen_dilation", "hold_inline"},
     "tflite": {"move_padding", "hold_inline"},
-    "coreai": {"widen_dilation", "hold_inline", "widen_epsilon"},
+    "coreai": {"widen_dilation", "hold_inline", "widen_epsilon", "add_unread"},
 }
 EXPORTS = [("onnx", "int8"), ("coreml", "fp16"), ("tflite", "int8"), ("coreai", "int8")]
 

@@ -173,7 +173,8 @@ def _siblings(label: str) -> tuple[str, ...]:
 
 def add_unread(graph: EditableGraph) -> None:
     """A constant that nothing reads."""
-    graph.add_unread()
+    if not graph.add_unread():
+        raise NotApplicable("its format keeps no constant that nothing reads")
 
 
 def hold_inline(graph: EditableGraph) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from md_export.targets.contract import EditableStep
 from md_export.targets.coreai import bindings
 from md_export.targets.coreai.bindings import dialect, ir
-from md_export.targets.coreai.constants import element_of, held_value, is_constant, values_of
+from md_export.targets.coreai.constants import is_constant, values_of
 from md_export.targets.coreai.run import OUTPUT, names_of
 from md_export.targets.coreai.save import read_custom, write_program
 
@@ -29,23 +29,24 @@ class CoreaiGraph:
         self._values = {name: value for value, name in names.items()}
         operations = bindings.operations(program)
         self._constants = {names[op.results[0]]: op for op in operations if is_constant(op)}
+        self._numbers = {
+            name: np.array(values_of(op)).reshape(-1)
+            for name, op in self._constants.items()
+            if np.prod(op.results[0].type.shape) <= _SMALL
+        }
         self._output = operations[-1]
         self._opened = [op for op in operations if not is_constant(op) and op.name != OUTPUT]
         self.steps = [self._step(op, names) for op in self._opened]
 
     def _step(self, op: Any, names: dict[Any, str]) -> EditableStep:
         operands = {str(place): names[value] for place, value in enumerate(op.operands)}
-        numbers = {
-            role: np.array(values_of(self._constants[name])).reshape(-1)
-            for role, name in operands.items()
-            if name in self._constants and np.prod(self._constants[name].results[0].type.shape) <= _SMALL
-        }
+        numbers = {role: self._numbers[name].copy() for role, name in operands.items() if name in self._numbers}
         outputs = tuple(names[value] for value in op.results)
         return EditableStep(bindings.kind_of(op), operands, outputs, bindings.module_of(op) or "", numbers)
 
-    def add_unread(self) -> None:
-        """Add a constant, a copy of the first."""
-        next(iter(self._constants.values())).clone()
+    def add_unread(self) -> bool:
+        """Apple's library drops such constants when it saves."""
+        return False
 
     def hold_inline(self) -> bool:
         """Constants are stored in one way only."""
@@ -71,7 +72,8 @@ class CoreaiGraph:
                     if op.operands[int(role)] != self._values[name]:
                         self._take(op, int(role), self._values[name])
                 for role, values in step.numbers.items():
-                    self._write_number(step.operands.get(role, ""), values)
+                    if role in step.operands:
+                        self._write_number(step.operands[role], values)
             for op, step in pairs:
                 if step.kind != bindings.kind_of(op):
                     _replace(op, step.kind)
@@ -84,10 +86,12 @@ class CoreaiGraph:
         op.operands[place] = value
 
     def _write_number(self, name: str, values: Any) -> None:
+        """Several steps may share a constant: only the step that changed it writes."""
         op = self._constants.get(name)
-        if op is not None and not np.array_equal(values_of(op).reshape(-1), values):
-            shaped = values.reshape(op.results[0].type.shape)
-            op.attributes["value"] = held_value(shaped, element_of(op).name, f"edited_{name.strip('%')}")
+        if op is not None and not np.array_equal(self._numbers[name], values):
+            kind = op.results[0].type
+            # As text: Apple's verifier ends the process where settings are stored as a blob.
+            op.attributes["value"] = ir.Attribute.parse(f"dense<{values.reshape(kind.shape).tolist()}> : {kind}")
 
 
 def _replace(op: Any, kind: str) -> None:

@@ -25,12 +25,15 @@ class CoremlGraph:
         self.spec, self.operations = spec, main_operations(spec)
         self._modules = read_modules(spec)
         self._constants = {op.outputs[0].name: op for op in self.operations if op.type == "const"}
+        found = {name: self._immediate(name) for name in self._constants}
+        self._numbers = {name: values for name, values in found.items() if values is not None}
         self._opened = [op for op in self.operations if op.type != "const" and op.outputs]
         self.steps = [self._step(op) for op in self._opened]
 
-    def add_unread(self) -> None:
+    def add_unread(self) -> bool:
         """Add a ``const``."""
         self._constant("unread", np.linspace(-1, 1, 64, dtype=np.float32))
+        return True
 
     def hold_inline(self) -> bool:
         """Constants are stored in one way only."""
@@ -96,17 +99,17 @@ class CoremlGraph:
         for item in operands_of(op):
             if item.role in op.inputs and item.place == 0 and item.name:
                 operands[item.role] = item.name
-                value = self._immediate(item.name)
-                if value is not None:
-                    numbers[item.role] = value
+                if item.name in self._numbers:
+                    numbers[item.role] = self._numbers[item.name].copy()
         made = op.outputs[0].name
         return EditableStep(op.type, operands, tuple(one.name for one in op.outputs), self._modules[made], numbers)
 
     def _immediate(self, name: str) -> Any:
         """Numbers that stand in the program itself; None for others."""
-        if name not in self._constants or not self._constants[name].attributes["val"].HasField("immediateValue"):
+        held = self._constants[name].attributes["val"]
+        if not held.HasField("immediateValue"):
             return None
-        tensor = self._constants[name].attributes["val"].immediateValue.tensor
+        tensor = held.immediateValue.tensor
         field = tensor.WhichOneof("value")
         if field not in _FIELDS:
             return None
@@ -133,8 +136,10 @@ class CoremlGraph:
                 elif arguments[0].name:
                     del op.inputs[role]
             for role, values in step.numbers.items():
-                if role in step.operands and step.operands[role] in self._constants:
-                    self._write_number(step.operands[role], values)
+                # Several steps may share a constant: only the step that changed it writes.
+                name = step.operands.get(role, "")
+                if name in self._numbers and not np.array_equal(self._numbers[name], values):
+                    self._write_number(name, values)
         labels: dict[str, list[str]] = {}
         for step in self.steps:
             labels.setdefault(step.label, []).append(step.outputs[0])

@@ -24,10 +24,11 @@ class OnnxGraph:
         self._first: onnx.NodeProto | None = None
         self.steps = [_step(node) for node in model.graph.node]
 
-    def add_unread(self) -> None:
+    def add_unread(self) -> bool:
         """Add an initializer."""
         values = np.linspace(-1, 1, 64, dtype=np.float32)
         self.model.graph.initializer.append(numpy_helper.from_array(values, "unread"))
+        return True
 
     def hold_inline(self) -> bool:
         """Make the largest initializer the attribute of a Constant node."""

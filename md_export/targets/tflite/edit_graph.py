@@ -27,9 +27,10 @@ class TfliteGraph:
                 buffer.data, buffer.offset, buffer.size = np.array(buffer.data, np.uint8), 0, 0
         self.steps = [self._step(operator) for operator in self.graph.operators]
 
-    def add_unread(self) -> None:
+    def add_unread(self) -> bool:
         """Add a tensor with values."""
         self._constant(np.linspace(-1, 1, 64, dtype=np.float32))
+        return True
 
     def hold_inline(self) -> bool:
         """Constants are stored in one way only."""
