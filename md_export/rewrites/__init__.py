@@ -25,6 +25,7 @@ from md_export.rewrites.fold_x0 import count_latent, fold_x0
 from md_export.rewrites.gelu_to_swish import count_swish, gelu_to_swish
 from md_export.rewrites.group_norm_to_instance_norm import InstanceGroupNorm, group_norm_to_instance_norm
 from md_export.rewrites.linear_to_conv2d import count_conv2d, linear_to_conv2d
+from md_export.rewrites.rank_4_attention import count_rank_4, rank_4_attention
 from md_export.rewrites.softmax_to_relu import count_relu, softmax_to_relu
 from md_export.rewrites.split_attention_heads import SplitHeadAttention, split_attention_heads
 from md_export.rewrites.split_wide_conv2d import count_narrow, split_wide_conv2d
@@ -80,6 +81,7 @@ REWRITES: Mapping[str, Rewrite] = {
         Rewrite("split_attention_heads", True, _DENOISERS, split_attention_heads, having(SplitHeadAttention)),
         Rewrite("fold_timestep", True, _UNET, fold_timestep, count_one_step, drops=("timestep",)),
         Rewrite("tokens_to_maps", True, _ALL, tokens_to_maps, count_maps),
+        Rewrite("rank_4_attention", True, _ALL, rank_4_attention, count_rank_4),
         Rewrite("vector_linear_to_conv2d", True, _DENOISERS, vector_linear_to_conv2d, count_vector_conv2d),
         Rewrite("staged_group_norm", True, _MAPS, staged_group_norm, having(StagedGroupNorm)),
         Rewrite("fold_norm_affine", True, _ALL, fold_norm_affine, count_plain_norms),
