@@ -130,6 +130,19 @@ XL = dataclasses.replace(
     zeros_for_empty=True,
 )
 
+# The same for exports, whose time follows the number of nodes: two levels, one layer of attention each.
+XL_SHORT = dataclasses.replace(
+    XL,
+    denoiser=dataclasses.replace(
+        XL.denoiser,
+        block_out_channels=(32, 64),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 1),
+        attention_head_dim=(2, 4),
+    ),
+)
+
 _LINEAR = ScheduleConfig(beta_start=0.0001, beta_end=0.02, beta_schedule="linear", steps_offset=0)
 # Its weights are more than the constant of all distances.
 _T5 = T5Config(vocab_size=128, d_model=64, d_kv=16, d_ff=256, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu")

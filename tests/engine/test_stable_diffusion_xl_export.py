@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from md_export.checkpoint.architectures import write_checkpoint
 from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.errors import CheckpointError
@@ -21,6 +22,7 @@ from md_export.spec.manifest import read_manifest
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
+from small_models import XL_SHORT
 from support import Exported, installed, made_once
 
 pytestmark = pytest.mark.slow
@@ -39,6 +41,14 @@ def recipe_of(target: str, precision: str) -> Recipe:
     golden = dataclasses.replace(recipe.golden, prompts=recipe.golden.prompts[:2])
     recipe = dataclasses.replace(recipe, golden=golden)
     return recipe.widened(parts).narrowed(parts) if parts else recipe.sampled(2, 5.0)
+
+
+@pytest.fixture(scope="module")
+def xl_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random checkpoint with fewer layers than the one of all tests."""
+    out = tmp_path_factory.mktemp("checkpoints") / "xl"
+    write_checkpoint(out, XL_SHORT, seed=7)
+    return out
 
 
 @pytest.fixture(scope="module")
