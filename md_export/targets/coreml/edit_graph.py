@@ -140,6 +140,11 @@ class CoremlGraph:
                 name = step.operands.get(role, "")
                 if name in self._numbers and not np.array_equal(self._numbers[name], values):
                     self._write_number(name, values)
+        # What decodes a weight reads constants alone; an edited operation may want it earlier than it stood.
+        ordered = sorted(self.operations, key=lambda op: not op.type.startswith("const"))
+        copies = [type(op).FromString(op.SerializeToString()) for op in ordered]
+        del self.operations[:]
+        self.operations.extend(copies)
         labels: dict[str, list[str]] = {}
         for step in self.steps:
             labels.setdefault(step.label, []).append(step.outputs[0])
