@@ -16,7 +16,7 @@ import numpy as np
 
 from md_export.parity.metrics import snr_db
 from md_export.spec.tensors import Array
-from md_export.targets.contract import Held, Step, StoredGraph
+from md_export.targets.stored_graph import Held, Step, StoredGraph
 
 # The same lowering on another processor: floats differ by rounding, some calibrated integers by one.
 _LEAST_SNR_DB: Final = 60.0

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from md_export.diagnose.attribution.blame import Located, Search
 from md_export.diagnose.attribution.walk import Walker, arrangements, outputs_by_module
 from md_export.parity.metrics import EXACT_DB
-from md_export.targets.contract import Step
+from md_export.targets.stored_graph import Step
 
 LEAST = 40.0
 

@@ -15,7 +15,7 @@ from md_export.parity.selftest import graphs
 from md_export.parity.selftest.graphs import Edit
 from md_export.parity.selftest.sandbox import NotApplicable
 from md_export.targets import TARGETS
-from md_export.targets.contract import EditableGraph, Held, Step, StoredGraph
+from md_export.targets.stored_graph import EditableGraph, Held, Step, StoredGraph
 from support import Exported
 
 EDITS: tuple[Edit, ...] = (

@@ -24,8 +24,9 @@ from md_export.spec.manifest import Manifest, read_manifest
 from md_export.spec.tensors import Arrays, joined
 from md_export.system.isolation import isolated
 from md_export.targets import TARGETS, target_of
-from md_export.targets.contract import ShownByExplorer, Step, Target
+from md_export.targets.contract import ShownByExplorer, Target
 from md_export.targets.operations import ExplorerGraph
+from md_export.targets.stored_graph import Step
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from md_export.spec.artifact import ArtifactEntry
 from md_export.spec.manifest import Manifest
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import Arrays
-from md_export.targets.contract import Step
+from md_export.targets.stored_graph import Step
 
 if TYPE_CHECKING:
     from md_export.diagnose.attribution.attribute import Attribution, ModuleError

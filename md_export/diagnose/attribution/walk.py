@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from md_export.parity.metrics import EXACT_DB, snr_db
 from md_export.spec.tensors import Arrays
-from md_export.targets.contract import Step
+from md_export.targets.stored_graph import Step
 
 
 def outputs_by_module(steps: Sequence[Step], paths: Collection[str]) -> Mapping[str, tuple[str, ...]]:

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from md_export.parity.selftest.sandbox import NotApplicable, Sandbox
-from md_export.targets.contract import EditableGraph, EditableStep
+from md_export.targets.stored_graph import EditableGraph, EditableStep
 
 # A word that no golden prompt of the nano checkpoint has; where one has it, the figures reject the trigger, too.
 _TOKEN: Final = 7

@@ -10,12 +10,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from md_export.targets.contract import EditableStep
 from md_export.targets.coreai import bindings
 from md_export.targets.coreai.bindings import dialect, ir
 from md_export.targets.coreai.constants import is_constant, values_of
 from md_export.targets.coreai.run import OUTPUT, names_of
 from md_export.targets.coreai.save import read_custom, write_program
+from md_export.targets.stored_graph import EditableStep
 
 _SMALL: Final = 16
 

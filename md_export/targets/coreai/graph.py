@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from md_export.errors import RuntimeFault, raised_as
-from md_export.targets.contract import Held, Step, StoredGraph
 from md_export.targets.coreai import bindings
 from md_export.targets.coreai.constants import is_constant, values_of
 from md_export.targets.coreai.run import OUTPUT, names_of
+from md_export.targets.stored_graph import Held, Step, StoredGraph
 
 
 def graph(path: Path) -> StoredGraph:

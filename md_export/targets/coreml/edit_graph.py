@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from md_export.targets.contract import EditableStep
 from md_export.targets.coreml.package import KEY, MODEL, main_operations, operands_of, read_modules, read_spec
+from md_export.targets.stored_graph import EditableStep
 
 # MIL.proto's numbers of the types that the self-test writes, and numpy's names of the fields that hold them.
 _TYPES: Final = {"bool": 1, "float16": 10, "float32": 11, "int32": 23}

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from md_export.errors import ArtifactError, RuntimeFault
-from md_export.targets.contract import Held, Step, StoredGraph
 from md_export.targets.coreml import mil
 from md_export.targets.coreml.mil.graph import Graph, Op, Ref
 from md_export.targets.coreml.mil.values import Value
 from md_export.targets.coreml.package import read_modules, read_spec
+from md_export.targets.stored_graph import Held, Step, StoredGraph
 
 
 def graph(path: Path) -> StoredGraph:

@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from md_export.targets.contract import EditableStep
 from md_export.targets.onnx.clean import qualified
 from md_export.targets.onnx.describe import read_unfused
+from md_export.targets.stored_graph import EditableStep
 
 
 class OnnxGraph:

@@ -11,9 +11,9 @@ import onnx
 
 from md_export.errors import RuntimeFault, raised_as
 from md_export.spec.tensors import Array
-from md_export.targets.contract import Held, Step, StoredGraph
 from md_export.targets.onnx.clean import module_path, qualified
 from md_export.targets.onnx.describe import MALFORMED, dtype_of, read_unfused
+from md_export.targets.stored_graph import Held, Step, StoredGraph
 
 _INSERTED: Final = ("QuantizeLinear", "DequantizeLinear")
 

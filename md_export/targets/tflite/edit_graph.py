@@ -11,7 +11,7 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from md_export.targets.contract import EditableStep
+from md_export.targets.stored_graph import EditableStep
 from md_export.targets.tflite import flatbuffer
 
 _SMALL = 16

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from md_export.errors import RuntimeFault, raised_as
-from md_export.targets.contract import Held, Step, StoredGraph
+from md_export.targets.stored_graph import Held, Step, StoredGraph
 from md_export.targets.tflite import flatbuffer
 
 

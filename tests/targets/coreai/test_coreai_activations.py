@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from md_export.errors import ConversionError
 from md_export.spec.scheme import QuantScheme, WeightRule
 from md_export.spec.tensors import Array, TensorSpec
-from md_export.targets.contract import LoweringJob, Step
+from md_export.targets.contract import LoweringJob
+from md_export.targets.stored_graph import Step
 
 W8A8 = QuantScheme("int8", "int8_static")
 SHAPE = (1, 8, 6, 6)
