@@ -12,7 +12,7 @@ from md_export.parity.selftest.sandbox import edit_json as edit_json
 from md_export.spec.manifest import read_manifest
 from md_export.targets import TARGETS
 
-__all__ = ["deepen_mask", "edit_json", "flip_block", "rehash", "weight_file"]
+__all__ = ["deepen_mask", "edit_json", "edits", "flip_block", "rehash", "weight_file"]
 
 
 def weight_file(out: Path, component: str) -> Path:
@@ -34,3 +34,8 @@ def deepen_mask(path: Path) -> None:
     """Set the causal mask of a package's float16 ``weight.bin`` to float16's end."""
     with TARGETS["coreml"].open().edit(path.parents[3]) as constants:
         stored.deepen_mask(constants)
+
+
+def edits(*names: str) -> set[str]:
+    """Mutations of the decoder's graph, with honest golden outputs and with those of the edited decoder."""
+    return {full for name in names for full in (name, f"{name}, golden outputs taken from it")}

@@ -20,7 +20,7 @@ from md_export.parity.selftest.table import MUTATIONS
 from md_export.parity.weights.audit import AuditJob, audit_part
 from md_export.spec.manifest import read_manifest
 from md_export.targets import TARGETS
-from mutations import rehash
+from mutations import edits, rehash
 from support import Exported
 
 COMPONENTS = ("text_encoder", "unet", "vae_decoder")
@@ -30,6 +30,8 @@ NOT_APPLICABLE = {
     "float16 overflow behind a softmax",
     '"int8" that is float inside',
     "the prompt's difference lost",
+    "a weight in a node of its own",
+    *edits("a convolution dilated", "the epsilon of a norm", "a constant that nothing reads"),
 }
 
 

@@ -21,6 +21,7 @@ from md_export.parity.selftest.run import Row, SelfTest, _verdict, auditor, try_
 from md_export.parity.selftest.table import MUTATIONS, Hashes
 from md_export.spec.manifest import read_manifest
 from md_export.system.files import sha256_of
+from mutations import edits
 from support import ONE_EACH, Exported
 
 GUIDANCE = "the prompt's difference lost"
@@ -28,13 +29,6 @@ LAYOUT = "another constant in a layout's file"
 PALETTE, OVERFLOW = "a palette entry moved", "float16 overflow behind a softmax"
 RELABELLED, UNQUANTIZED = '"int8" that is float inside', "quantized weights stored as float"
 SCALES = {"all quantization scales doubled", "one quantization scale doubled"}
-
-
-def edits(*names: str) -> set[str]:
-    """Edits of the decoder's graph, with honest golden outputs and with those of the edited decoder."""
-    return {full for name in names for full in (name, f"{name}, golden outputs taken from it")}
-
-
 INLINE = "a weight in a node of its own"
 DILATED = edits("a convolution dilated")
 # What the export of each target has nothing for.

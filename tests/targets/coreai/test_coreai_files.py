@@ -88,7 +88,7 @@ def hold_text(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut, flip, empty, become_a_file, lose_the_hash, hold_text])
-@pytest.mark.parametrize("function", ["load", "describe", "steps"])
+@pytest.mark.parametrize("function", ["load", "describe", "graph"])
 def test_a_damaged_asset_is_refused(
     damage: Callable[[Path], None], function: str, asset: Callable[..., Path], tmp_path: Path, coreai: Any
 ) -> None:
