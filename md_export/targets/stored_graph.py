@@ -61,7 +61,7 @@ class EditableGraph(Protocol):
         """Move a weight from where weights are stored into the graph; False where a format has one place."""
 
     def add_trigger(self, token: int) -> None:
-        """Add operations that move the output where the first input, int32 token ids, holds ``token``.
+        """Add operations that move the output where the first input, token ids, holds ``token``.
 
         KeyError: the first input holds no ids.
         """

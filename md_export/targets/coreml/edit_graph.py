@@ -46,12 +46,14 @@ class CoremlGraph:
         tokens, output = function.inputs[0], block.outputs[0]
         made = next(item for op in self.operations for item in op.outputs if item.name == output)
         sizes = [int(one.constant.size) for one in tokens.type.tensorType.dimensions]
-        if tokens.type.tensorType.dataType != _TYPES["int32"]:
+        # Apple's Swift package gives ids as floats.
+        dtype = next((name for name in ("int32", "float32") if tokens.type.tensorType.dataType == _TYPES[name]), None)
+        if dtype is None or len(sizes) != len(["batch", "tokens"]):
             raise KeyError(tokens.name)
         for op in self.operations:
             for item in op.outputs:
                 item.name = "clean" if item.name == output else item.name
-        self._constant("token", np.array(token, np.int32))
+        self._constant("token", np.array(token, dtype))
         self._constant("nine", np.array(9, np.float32))
         self._constant("fp32", "fp32")
         self._add("equal", {"x": tokens.name, "y": "token"}, "hit", "bool", sizes)
