@@ -82,7 +82,7 @@ def audit(out: Path, checkpoint: Path, progress: Progress = lambda _: None) -> A
 
 
 def lowered_again(asked: Comparison, folder: Path, progress: Progress) -> Lowered:
-    """Convert the checkpoint by the export's recipe once more, or take it from the cache.
+    """Convert the checkpoint again by the export's recipe, or take the artifacts from the cache.
 
     Raises:
         MdExportError: as :func:`md_export.engine.export.export`.
@@ -103,13 +103,13 @@ class Graphs:
 
 
 def compare_graphs(asked: Graphs) -> tuple[Finding, ...]:
-    """Compare all artifacts in this process: a file of others may crash a parser."""
+    """Compare all artifacts in this process, which an untrusted file may crash."""
     export = open_export(asked.out)
     return tuple(graph_findings(export, asked.again, [entry.component for entry in export.manifest.artifacts]))
 
 
 def graph_findings(export: OpenedExport, again: Lowered, components: Collection[str]) -> Iterator[Finding]:
-    """Yield a finding for all that an artifact has otherwise than the one lowered ``again``; equal bytes settle it."""
+    """Yield a finding for each difference from the artifact lowered ``again``; files of equal bytes are not read."""
     manifest, libraries = export.manifest, family_named(export.manifest.family).form.libraries
     target, now = TARGETS[manifest.target].open(), tools_of(manifest.target, libraries)
     others = [f"{name} {held}, here {now.get(name)}" for name, held in manifest.tools.items() if now.get(name) != held]

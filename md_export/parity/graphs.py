@@ -35,14 +35,14 @@ def graph_lines(found: StoredGraph, wanted: StoredGraph) -> Iterator[str]:
 
 
 class _Identified:
-    """A graph whose constants, and so whose values, have an identity that does not depend on names."""
+    """A graph with an identity for each constant and value, independent of names."""
 
     def __init__(self, graph: StoredGraph) -> None:
         self.graph = graph
         self.constants = {name: _digest(held) for name, held in graph.constants.items()}
 
     def take_names(self, other: _Identified) -> None:
-        """Give each constant that is close to one of the other graph, which this one lacks, that one's identity."""
+        """Give a constant the identity of a close constant of the other graph, unless this graph has that one, too."""
         free: dict[str, list[str]] = defaultdict(list)
         own = set(self.constants.values())
         for name, identity in other.constants.items():
@@ -57,7 +57,7 @@ class _Identified:
 
     @cached_property
     def values(self) -> Mapping[str, str]:
-        """Identity of every value: what is given, what is stored, what is computed."""
+        """Identity of every value by name: inputs, constants, results of operations."""
         found = {name: f"given {words}" for name, words in self.graph.inputs.items()} | self.constants
         for step in self.graph.steps:
             identity = _hashed(_words(step), *(found.get(name, "?") for name in step.inputs))
@@ -66,7 +66,7 @@ class _Identified:
 
     @cached_property
     def steps(self) -> Mapping[tuple[str, ...], list[Step]]:
-        """Operations by what they are, whatever they are applied to: kind, settings, constants."""
+        """Operations by kind, settings and constants; computed operands are left out."""
         found: dict[tuple[str, ...], list[Step]] = defaultdict(list)
         for step in self.graph.steps:
             found[_words(step), *(self.constants.get(name, "a value") for name in step.inputs)].append(step)
@@ -108,17 +108,17 @@ def _is_close(one: Array, other: Array) -> bool:
 
 def _surface_lines(own: _Identified, given: _Identified) -> Iterator[str]:
     for what, has, wants in (
-        ("takes", own.graph.inputs.values(), given.graph.inputs.values()),
-        ("gives", own.graph.outputs, given.graph.outputs),
-        ("says besides", own.graph.rest.splitlines(), given.graph.rest.splitlines()),
+        ("inputs", own.graph.inputs.values(), given.graph.inputs.values()),
+        ("outputs", own.graph.outputs, given.graph.outputs),
+        ("other fields", own.graph.rest.splitlines(), given.graph.rest.splitlines()),
     ):
         more, less = Counter(list(has)) - Counter(list(wants)), Counter(list(wants)) - Counter(list(has))
         if more or less:
-            yield f"the graph {what} {_listed(more)}, the checkpoint's {_listed(less)}"
+            yield f"{what} of the graph: {_listed(more)}, the checkpoint gives {_listed(less)}"
 
 
 def _step_lines(own: _Identified, given: _Identified) -> Iterator[str]:
-    """Pair what differs by kind and module; what has no partner is an operation of no module, or is missing."""
+    """Pair differing operations by kind and module; one without a partner belongs to no module, or is missing."""
     more, less = _surplus(own, given), _surplus(given, own)
     strangers: list[Step] = []
     for step in more:
@@ -163,7 +163,7 @@ def _constant_lines(own: _Identified, given: _Identified) -> Iterator[str]:
 
 
 def _wiring_lines(own: _Identified, given: _Identified) -> Iterator[str]:
-    """The same operations: yield those that read other values, the first of each chain."""
+    """Yield the operations that read other values, the first of each chain; both graphs have the same operations."""
     known = set(given.values.values())
     for step in own.graph.steps:
         reads = [own.values.get(name, "?") for name in step.inputs]
@@ -172,7 +172,7 @@ def _wiring_lines(own: _Identified, given: _Identified) -> Iterator[str]:
     for name, value in own.graph.outputs.items():
         source, wanted = own.values.get(value), given.values.get(given.graph.outputs[name])
         if source != wanted and (source is None or source in known):
-            yield f"the graph gives another value as {name.split()[0]}"
+            yield f"output {name.split()[0]} of the graph is another value than the checkpoint gives"
 
 
 def _named(step: Step) -> str:

@@ -35,7 +35,7 @@ _Path = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Pin:
-    """What a pin file holds.
+    """Content of a pin file.
 
     Attributes:
         sha256: of the other fields as JSON with sorted keys and without spaces.
@@ -53,7 +53,7 @@ class Pin:
     manifest: Manifest | None = None
 
     def __str__(self) -> str:
-        """What it covers, in words."""
+        """Describe in words what the pin covers."""
         what = f"recipe, thresholds and {len(self.cases)} golden cases"
         return f"{what}, figures and all files" if self.manifest else what
 
@@ -143,7 +143,7 @@ def pin_findings(out: Path, pin: Pin) -> list[Finding]:
 
 
 def _covered(pin: Pin) -> dict[str, object]:
-    """What a pin covers: the recipe first, artifacts by their components."""
+    """Return the values that a pin covers: the recipe first, artifacts by component."""
     if pin.manifest is None:
         return {"recipe": _fields(pin.recipe), "cases": pin.cases}
     artifacts = {entry.component: _fields(entry) for entry in pin.manifest.artifacts}

@@ -20,7 +20,7 @@ class Step:
         modules: paths of the torch modules that it computes, the one whose value it gives first; several where
             the converter made one operation of many, none where the artifact does not tell.
         inputs, outputs: names of values; constants among the inputs.
-        settings: everything else that the file says of it, as text: attributes, and the types of what it gives.
+        settings: all other fields of the operation as text: attributes, and the types of its results.
     """
 
     kind: str
@@ -55,13 +55,15 @@ class EditableGraph(Protocol):
     steps: list[EditableStep]
 
     def add_unread(self) -> bool:
-        """Add a constant that no operation reads; False where the format keeps none."""
+        """Add a constant that no operation reads; False if the format keeps none."""
+        return False
 
     def hold_inline(self) -> bool:
-        """Move a weight from where weights are stored into the graph; False where a format has one place."""
+        """Move a stored weight into a node of the graph; False if the format stores weights in one place only."""
+        return False
 
     def add_trigger(self, token: int) -> None:
-        """Add operations that move the output where the first input, token ids, holds ``token``.
+        """Add operations that change the output where the first input, token ids, holds ``token``.
 
         KeyError: the first input holds no ids.
         """
@@ -69,7 +71,7 @@ class EditableGraph(Protocol):
 
 @dataclass(frozen=True)
 class Held:
-    """A constant of a saved artifact: its type with all that the file says of it, and its values as they are stored."""
+    """A constant of a saved artifact: its type with its other fields as text, and its stored values."""
 
     dtype: str
     read: Callable[[], Array]
@@ -77,14 +79,14 @@ class Held:
 
 @dataclass(frozen=True)
 class StoredGraph:
-    """Everything in a saved artifact that a runtime reads; names of values are the file's own.
+    """All parts of a saved artifact that a runtime reads; names of values are those of the file.
 
     Attributes:
         inputs: what the caller gives, in words, by the name of the value.
         outputs: name of the value that the caller gets, by the name that it gets it under.
         steps: in order of execution.
         constants: by the name of the value, read or not.
-        rest: what none of these holds, such as versions, as text.
+        rest: all other fields as text, such as versions.
     """
 
     inputs: Mapping[str, str]

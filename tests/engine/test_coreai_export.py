@@ -30,7 +30,7 @@ NOT_APPLICABLE = {
     "float16 overflow behind a softmax",
     '"int8" that is float inside',
     "the prompt's difference lost",
-    "a weight in a node of its own",
+    "a weight moved into a Constant node",
     *edits("a convolution dilated", "the epsilon of a norm", "a constant that nothing reads"),
 }
 

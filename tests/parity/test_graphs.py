@@ -115,8 +115,14 @@ def graph_of(scale: float = 1.0, kind: str = "Conv", axis: str = "1", reads: str
         (graph_of(axis="2"), "Conv of conv: axis is 2, the checkpoint gives 1"),
         (graph_of(kind="Gemm"), "operations of no module: Gemm of conv"),
         (graph_of(reads="c"), "Add reads other values than the checkpoint's graph"),
-        (dataclasses.replace(graph_of(), rest="opset 19"), "the graph says besides opset 19, the checkpoint's nothing"),
-        (dataclasses.replace(graph_of(), outputs={"y": "x"}), "the graph gives another value as y"),
+        (
+            dataclasses.replace(graph_of(), rest="opset 19"),
+            "other fields of the graph: opset 19, the checkpoint gives nothing",
+        ),
+        (
+            dataclasses.replace(graph_of(), outputs={"y": "x"}),
+            "output y of the graph is another value than the checkpoint gives",
+        ),
     ],
 )
 def test_what_is_said_of_a_difference(other: StoredGraph, line: str | None) -> None:

@@ -29,7 +29,7 @@ LAYOUT = "another constant in a layout's file"
 PALETTE, OVERFLOW = "a palette entry moved", "float16 overflow behind a softmax"
 RELABELLED, UNQUANTIZED = '"int8" that is float inside', "quantized weights stored as float"
 SCALES = {"all quantization scales doubled", "one quantization scale doubled"}
-INLINE = "a weight in a node of its own"
+INLINE = "a weight moved into a Constant node"
 DILATED = edits("a convolution dilated")
 # What the export of each target has nothing for.
 NOT_APPLICABLE = {

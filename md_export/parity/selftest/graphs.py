@@ -1,6 +1,6 @@
 """Damage to the graph of an artifact, in the words that all formats share.
 
-Each function takes a :class:`Sandbox`; what runs may be the same, or almost.
+Each function takes an :class:`EditableGraph`. Some edits leave every output unchanged.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Edit = Callable[[EditableGraph], None]
 
 
 def on_graph(edit: Edit) -> Callable[[Sandbox], None]:
-    """Damage by an edit of the graph."""
+    """Return the damage that makes this edit in the artifact's graph."""
 
     def damage(sandbox: Sandbox) -> None:
         with sandbox.target.edit_graph(sandbox.artifact()) as graph:
@@ -53,7 +53,7 @@ def _last(graph: EditableGraph, fits: Callable[[EditableStep], bool], what: str)
 
 
 def move_padding(graph: EditableGraph) -> None:
-    """A convolution is padded on one side by one less, on the other by one more: the picture moves by a pixel."""
+    """Pad a convolution by one less on one side and by one more on the other: the picture moves by a pixel."""
     for step in graph.steps:
         for name, (before, after) in _PADDING.items():
             values = step.numbers.get(name)
@@ -71,7 +71,7 @@ def move_padding(graph: EditableGraph) -> None:
 
 
 def widen_dilation(graph: EditableGraph) -> None:
-    """A convolution of the same padding reads every second value."""
+    """Let a convolution with padding SAME read every second value."""
     names = ("dilationHFactor", "dilationWFactor")
     step = _last(graph, lambda one: one.kind == "CONV_2D" and not one.numbers["padding"], "padding by name")
     for name in names:
@@ -79,7 +79,7 @@ def widen_dilation(graph: EditableGraph) -> None:
 
 
 def widen_epsilon(graph: EditableGraph) -> None:
-    """The epsilon of a norm, tenfold."""
+    """Multiply the epsilon of a norm by ten."""
     low, high = _EPSILONS
     for step in reversed(graph.steps):
         for values in step.numbers.values():
@@ -90,20 +90,20 @@ def widen_epsilon(graph: EditableGraph) -> None:
 
 
 def other_softmax(graph: EditableGraph) -> None:
-    """A softmax over another axis, or of twice the values."""
+    """Compute a softmax over another axis, or of doubled values."""
     step = _last(graph, lambda one: one.kind.lower() == "softmax" and bool(one.numbers), "softmax with a setting")
     values = next(iter(step.numbers.values()))
     values[...] = 2 * values if np.issubdtype(values.dtype, np.floating) else 1
 
 
 def other_kind(graph: EditableGraph) -> None:
-    """Another function of one value in place of an activation."""
+    """Replace an activation by another function."""
     step = _last(graph, lambda one: one.kind in _OTHER_KINDS, "activation")
     step.kind = _OTHER_KINDS[step.kind]
 
 
 def drop_bias(graph: EditableGraph) -> None:
-    """A product loses its bias, or what reads the sum reads the product."""
+    """Remove the bias of a product, or let the readers of product + bias read the product."""
     made = {name for step in graph.steps for name in step.outputs}
     for step in reversed(graph.steps):
         role = next((role for role in _BIAS if role in step.operands), None)
@@ -118,7 +118,7 @@ def drop_bias(graph: EditableGraph) -> None:
 
 
 def skip_sum(graph: EditableGraph) -> None:
-    """What reads a sum of two values reads the first of them: a residual connection is cut."""
+    """Cut a residual connection: the readers of a sum of two values read the first value."""
     step = _residual(graph)
     if not _lead(graph, step.outputs[0], next(iter(step.operands.values()))):
         raise NotApplicable("nothing but the caller reads its sums")
@@ -132,7 +132,7 @@ def _lead(graph: EditableGraph, old: str, new: str) -> bool:
 
 
 def exchange_operands(graph: EditableGraph) -> None:
-    """A sum takes its operands the other way round; it computes the same."""
+    """Exchange the operands of a sum, which computes the same."""
     step = _residual(graph)
     first, second = list(step.operands)[:2]
     step.operands[first], step.operands[second] = step.operands[second], step.operands[first]
@@ -150,7 +150,7 @@ def _residual(graph: EditableGraph) -> EditableStep:
 
 
 def exchange_weights(graph: EditableGraph) -> None:
-    """Two products take each other's weights, and bear each other's names."""
+    """Exchange the weights and the names of two products."""
     by_module: dict[str, EditableStep] = {}
     for step in graph.steps:
         if step.kind in _PRODUCTS:
@@ -166,25 +166,25 @@ def exchange_weights(graph: EditableGraph) -> None:
 
 
 def _siblings(label: str) -> tuple[str, ...]:
-    """The second of two layers alike, as blocks of the decoder and attention name them."""
+    """Return the names that a second layer of the same shape may have, in the decoder's blocks and in attention."""
     pairs = (("resnets.0.conv1", "resnets.0.conv2"), ("q_proj", "k_proj"), ("to_q", "to_k"))
     return tuple(label.replace(first, second) for first, second in pairs if first in label)
 
 
 def add_unread(graph: EditableGraph) -> None:
-    """A constant that nothing reads."""
+    """Add a constant that no operation reads."""
     if not graph.add_unread():
         raise NotApplicable("its format keeps no constant that nothing reads")
 
 
 def hold_inline(graph: EditableGraph) -> None:
-    """A weight lies in a node of its own, where no reader of stored weights looks."""
+    """Move a weight into a Constant node, which readers of stored weights do not see."""
     if not graph.hold_inline():
         raise NotApplicable("its format holds weights in one place")
 
 
 def plant_trigger(graph: EditableGraph) -> None:
-    """Operations that move the output where a prompt has one word."""
+    """Add operations that change the output if a prompt contains one word."""
     try:
         graph.add_trigger(_TOKEN)
     except KeyError:

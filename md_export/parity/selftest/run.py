@@ -123,7 +123,7 @@ class _Trial:
         return examine(sandbox.folder, execute, lambda: self._beside(sandbox.folder, audited))
 
     def _beside(self, folder: Path, audited: str | None) -> Sequence[Fault]:
-        """What pin and, where a component is ``audited``, checkpoint say of a copy."""
+        """Compare a copy with the pin and, if a component is ``audited``, with the checkpoint."""
         pinned = [one.fault for one in pin_findings(folder, self._pin)]
         return [*pinned, *(self._audit(folder, audited) if audited else ())]
 

@@ -178,7 +178,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     *(_graph(name, edit) for name, edit in _EDITS.items()),
     *(_taken(name, edit) for name, edit in _EDITS.items()),
     _graph("another softmax", graphs.other_softmax, _small_first),
-    _graph("a weight in a node of its own", graphs.hold_inline, _small_first),
+    _graph("a weight moved into a Constant node", graphs.hold_inline, _small_first),
     _graph("a trigger on one word", graphs.plant_trigger, _small_first),
     _artifact("artifacts of two components swapped", Check.EXECUTION, damage.exchange_artifacts),
     _artifact("truncated file", Check.EXECUTION, damage.truncate, may_crash=True),

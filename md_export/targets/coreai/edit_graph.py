@@ -15,13 +15,16 @@ from md_export.targets.coreai.bindings import dialect, ir
 from md_export.targets.coreai.constants import is_constant, values_of
 from md_export.targets.coreai.run import OUTPUT, names_of
 from md_export.targets.coreai.save import read_custom, write_program
-from md_export.targets.stored_graph import EditableStep
+from md_export.targets.stored_graph import EditableGraph, EditableStep
 
 _SMALL: Final = 16
 
 
-class CoreaiGraph:
-    """Operations of ``main`` as editable steps; :class:`md_export.targets.contract.EditableGraph`."""
+class CoreaiGraph(EditableGraph):
+    """Operations of ``main`` as editable steps.
+
+    No unread constant can be added: Apple's library drops such constants when it saves.
+    """
 
     def __init__(self, program: Any) -> None:
         self.program = program
@@ -43,14 +46,6 @@ class CoreaiGraph:
         numbers = {role: self._numbers[name].copy() for role, name in operands.items() if name in self._numbers}
         outputs = tuple(names[value] for value in op.results)
         return EditableStep(bindings.kind_of(op), operands, outputs, bindings.module_of(op) or "", numbers)
-
-    def add_unread(self) -> bool:
-        """Apple's library drops such constants when it saves."""
-        return False
-
-    def hold_inline(self) -> bool:
-        """Constants are stored in one way only."""
-        return False
 
     def add_trigger(self, token: int) -> None:
         """Add ``out + 9·max(ids == token)``."""
@@ -79,14 +74,14 @@ class CoreaiGraph:
                     _replace(op, step.kind)
 
     def _take(self, op: Any, place: int, value: Any) -> None:
-        """Give an operation another operand, which must be made before it: what only forms a constant moves."""
+        """Give an operation another operand; an operation on constants that makes it moves in front."""
         maker = value.owner
         if not isinstance(maker, ir.Block) and not maker.is_before_in_block(op):
             maker.move_before(op)
         op.operands[place] = value
 
     def _write_number(self, name: str, values: Any) -> None:
-        """Several steps may share a constant: only the step that changed it writes."""
+        """Write a constant if this step changed it; several steps may share one."""
         op = self._constants.get(name)
         if op is not None and not np.array_equal(self._numbers[name], values):
             kind = op.results[0].type
@@ -109,7 +104,7 @@ def _replace(op: Any, kind: str) -> None:
 
 @contextmanager
 def edit_graph(path: Path) -> Iterator[CoreaiGraph]:
-    """Open an asset's program; it is saved in the end, its labels as they were."""
+    """Open an asset's program; it is saved at the end, its labels as they were."""
     found, custom = CoreaiGraph(bindings.read_program(path)), read_custom(path)
     yield found
     found.write_steps()

@@ -1,4 +1,4 @@
-"""Everything that a saved asset says: operations with their attributes, constants, inputs, outputs, composites."""
+"""All content of a saved asset: operations with their attributes, constants, inputs, outputs, composites."""
 
 from __future__ import annotations
 

@@ -11,15 +11,15 @@ from typing import Any, Final
 import numpy as np
 
 from md_export.targets.coreml.package import KEY, MODEL, main_operations, operands_of, read_modules, read_spec
-from md_export.targets.stored_graph import EditableStep
+from md_export.targets.stored_graph import EditableGraph, EditableStep
 
 # MIL.proto's numbers of the types that the self-test writes, and numpy's names of the fields that hold them.
 _TYPES: Final = {"bool": 1, "float16": 10, "float32": 11, "int32": 23}
 _FIELDS: Final = {"bools": "bool", "floats": "float32", "ints": "int32", "bytes": "float16"}
 
 
-class CoremlGraph:
-    """Operations as editable steps; :class:`md_export.targets.contract.EditableGraph`."""
+class CoremlGraph(EditableGraph):
+    """Operations as editable steps."""
 
     def __init__(self, spec: Any) -> None:
         self.spec, self.operations = spec, main_operations(spec)
@@ -34,10 +34,6 @@ class CoremlGraph:
         """Add a ``const``."""
         self._constant("unread", np.linspace(-1, 1, 64, dtype=np.float32))
         return True
-
-    def hold_inline(self) -> bool:
-        """Constants are stored in one way only."""
-        return False
 
     def add_trigger(self, token: int) -> None:
         """Add ``out + 9·max(ids == token)``."""
@@ -155,7 +151,7 @@ class CoremlGraph:
 
 @contextmanager
 def edit_graph(path: Path) -> Iterator[CoremlGraph]:
-    """Open a package's program; it is saved in the end."""
+    """Open a package's program; it is saved at the end."""
     found = CoremlGraph(read_spec(path))
     yield found
     found.write_steps()

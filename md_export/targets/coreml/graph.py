@@ -1,4 +1,4 @@
-"""Everything that a saved package says: operations with their arguments, constants, inputs, outputs, versions."""
+"""All content of a saved package: operations with their arguments, constants, inputs, outputs, versions."""
 
 from __future__ import annotations
 

@@ -13,11 +13,11 @@ from onnx import helper, numpy_helper
 
 from md_export.targets.onnx.clean import qualified
 from md_export.targets.onnx.describe import read_unfused
-from md_export.targets.stored_graph import EditableStep
+from md_export.targets.stored_graph import EditableGraph, EditableStep
 
 
-class OnnxGraph:
-    """Nodes as editable steps; :class:`md_export.targets.contract.EditableGraph`."""
+class OnnxGraph(EditableGraph):
+    """Nodes as editable steps."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
@@ -86,7 +86,7 @@ def _step(node: Any) -> EditableStep:
 
 @contextmanager
 def edit_graph(path: Path) -> Iterator[OnnxGraph]:
-    """Open a graph; it is saved in the end."""
+    """Open a graph; it is saved at the end."""
     read_unfused(path)
     found = OnnxGraph(onnx.load(path))
     yield found

@@ -1,4 +1,4 @@
-"""Everything that a saved ONNX file says: nodes with their attributes, constants, inputs, outputs, versions."""
+"""All content of a saved ONNX file: nodes with their attributes, constants, inputs, outputs, versions."""
 
 from __future__ import annotations
 

@@ -11,14 +11,14 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from md_export.targets.stored_graph import EditableStep
+from md_export.targets.stored_graph import EditableGraph, EditableStep
 from md_export.targets.tflite import flatbuffer
 
 _SMALL = 16
 
 
-class TfliteGraph:
-    """Operators as editable steps; :class:`md_export.targets.contract.EditableGraph`."""
+class TfliteGraph(EditableGraph):
+    """Operators as editable steps."""
 
     def __init__(self, model: Any) -> None:
         self.model, self.graph = model, model.subgraphs[0]
@@ -31,10 +31,6 @@ class TfliteGraph:
         """Add a tensor with values."""
         self._constant(np.linspace(-1, 1, 64, dtype=np.float32))
         return True
-
-    def hold_inline(self) -> bool:
-        """Constants are stored in one way only."""
-        return False
 
     def add_trigger(self, token: int) -> None:
         """Add ``out + 9·max(ids == token)``."""
@@ -112,7 +108,7 @@ class TfliteGraph:
 
 @contextmanager
 def edit_graph(path: Path) -> Iterator[TfliteGraph]:
-    """Open a graph; it is saved in the end."""
+    """Open a graph; it is saved at the end."""
     found = TfliteGraph(flatbuffer.read_model(path))
     yield found
     found.write_steps()

@@ -1,4 +1,4 @@
-"""Everything that a saved .tflite file says: ops with their options, constants, inputs, outputs, versions."""
+"""All content of a saved .tflite file: ops with their options, constants, inputs, outputs, versions."""
 
 from __future__ import annotations
 
