@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from md_export.models.layers import Attention, Softmax
 from md_export.models.vae import SpatialAttention
 from md_export.parity.metrics import compare
 from md_export.rewrites import REWRITES, Consent, apply_rewrites
@@ -51,6 +52,20 @@ def check_norm(rewrite: Apply, step: OneStep, affine: bool, shape: tuple[int, ..
     assert compare(norm(x).numpy(), expected).snr_db >= EXACT_DB - 20
     norm.eps = 2e-5
     assert compare(norm(x).numpy(), expected).snr_db < EXACT_DB - 60
+
+
+def check_batch_of_two(rewrite: Apply, step: OneStep, context_dim: int | None) -> None:
+    """Attention between maps of a batch of two is the same; artifacts have a batch of one, which takes another way."""
+    torch.manual_seed(0)
+    attention = Attention(24, 8, context_dim, Softmax()).eval().requires_grad_(False)
+    tokens, text = torch.randn(2, 15, 24), None if context_dim is None else torch.randn(2, 7, context_dim)
+    expected = attention(tokens, text).transpose(1, 2).reshape(2, 24, 3, 5)
+    wrapper = SpatialAttention(24, 4, 1e-6)  # a root, below which everything is rewritten
+    wrapper.inner = attention
+    assert rewrite(wrapper, step) > 0
+    maps = None if text is None else text[:, None].permute(0, 3, 1, 2)
+    found = attention(tokens.transpose(1, 2).reshape(2, 24, 3, 5), maps)
+    assert compare(found.numpy(), expected.numpy()).snr_db >= EXACT_DB
 
 
 def check_vae_attention(rewrite: Apply, step: OneStep) -> None:

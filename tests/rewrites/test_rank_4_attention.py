@@ -6,12 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
+from torch import nn
 
 from md_export.errors import RewriteError
 from md_export.models.config import ModelConfig
-from md_export.models.layers import Attention, Softmax
-from md_export.models.vae import SpatialAttention
 from md_export.parity.metrics import compare
 from md_export.rewrites.rank_4_attention import rank_4_attention
 from md_export.rewrites.tokens_to_maps import tokens_to_maps
@@ -20,16 +18,14 @@ from md_export.spec.sampler import OneStep
 from md_export.spec.shipped_files import builtin_recipe
 from md_export.targets.tflite.flatbuffer import operator_name, read_model, shape_of
 from md_export.targets.tflite.gpu.engine import execute_on_gpu
-from rewrites.forms import EXACT_DB, Subject
-from rewrites.tflite_pieces import PIECES, Piece, lower_piece, target
+from rewrites.forms import EXACT_DB, Subject, check_batch_of_two
+from rewrites.tflite_pieces import PIECES, Pieces, lower_piece, pieces, target
 
 FORMS = load_recipe(builtin_recipe("tflite", "int8")).rewrites
 AT_RANK_4 = tuple(
     part for name in FORMS for part in ((name, "rank_4_attention") if name == "tokens_to_maps" else (name,))
 )
 LEAST = {"fp32": 90.0, "int8": 20.0}
-
-Pieces = Callable[[str], Piece]
 
 
 @pytest.mark.parametrize("component", ["text_encoder", "unet"])
@@ -43,17 +39,13 @@ def test_the_same_function(subject: Callable[[str, str], Subject], component: st
 
 @pytest.mark.parametrize("context_dim", [None, 16])
 def test_a_batch_of_two(step: OneStep, context_dim: int | None) -> None:
-    torch.manual_seed(0)
-    attention = Attention(24, 8, context_dim, Softmax()).eval().requires_grad_(False)
-    tokens, text = torch.randn(2, 15, 24), None if context_dim is None else torch.randn(2, 7, context_dim)
-    expected = attention(tokens, text).transpose(1, 2).reshape(2, 24, 3, 5)
-    wrapper = SpatialAttention(24, 4, 1e-6)  # a root, below which everything is rewritten
-    wrapper.inner = attention
-    tokens_to_maps(wrapper, step)
-    assert rank_4_attention(wrapper, step) == 2
-    maps = None if text is None else text[:, None].permute(0, 3, 1, 2)
-    found = attention(tokens.transpose(1, 2).reshape(2, 24, 3, 5), maps)
-    assert compare(found.numpy(), expected.numpy()).snr_db >= EXACT_DB
+    def both(module: nn.Module, one_step: OneStep) -> int:
+        tokens_to_maps(module, one_step)
+        fired = rank_4_attention(module, one_step)
+        assert fired == 2
+        return fired
+
+    check_batch_of_two(both, step, context_dim)
 
 
 def test_before_tokens_to_maps_it_is_refused(subject: Callable[[str, str], Subject]) -> None:
@@ -68,16 +60,8 @@ def test_a_decoder_without_attention_passes(subject: Callable[[str, str], Subjec
 
 @pytest.fixture(scope="module")
 def piece(other_config: ModelConfig, step: OneStep, tmp_path_factory: pytest.TempPathFactory) -> Pieces:
-    """``piece(name)``, rewritten as the recipes do, with attention at rank 4, and lowered once."""
-    made: dict[str, Piece] = {}
-
-    def get(name: str) -> Piece:
-        if name not in made:
-            folder = tmp_path_factory.mktemp("pieces")
-            made[name] = lower_piece(name, AT_RANK_4, name == "unet", other_config, step, folder)
-        return made[name]
-
-    return get
+    """Pieces rewritten as the recipes do, with attention at rank 4."""
+    return pieces(AT_RANK_4, other_config, step, tmp_path_factory)
 
 
 def mixed_ranks(path: Path) -> tuple[set[int], set[str]]:

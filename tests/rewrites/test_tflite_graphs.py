@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import secrets
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from md_export.targets.tflite import lower
 from md_export.targets.tflite.flatbuffer import operator_name, read_model, shape_of, weighted_ops
 from md_export.targets.tflite.gpu.engine import execute_on_gpu
 from rewrites.forms import EXACT_DB
-from rewrites.tflite_pieces import PIECES, SCHEMES, Piece, lower_piece, target
+from rewrites.tflite_pieces import PIECES, SCHEMES, Pieces, lower_piece, pieces, target
 
 FORMS = load_recipe(builtin_recipe("tflite", "int8")).rewrites
 # Decibels on random weights, which quantize worse than trained ones.
@@ -32,21 +31,11 @@ LEAST = {"fp32": 90.0, "fp16": 55.0, "int8": 20.0, "int8_weights": 25.0, "int8_s
 # All precisions where the embedding table is, whose type decides; float and int8 elsewhere.
 ON_GPU = [("text", precision) for precision in SCHEMES] + [(n, p) for n in ("unet", "vae") for p in ("fp32", "int8")]
 
-Pieces = Callable[[str], Piece]
-
 
 @pytest.fixture(scope="module")
 def piece(other_config: ModelConfig, step: OneStep, tmp_path_factory: pytest.TempPathFactory) -> Pieces:
-    """``piece(name)``, rewritten as the recipes do and lowered once."""
-    made: dict[str, Piece] = {}
-
-    def get(name: str) -> Piece:
-        if name not in made:
-            workdir = tmp_path_factory.mktemp("pieces")
-            made[name] = lower_piece(name, FORMS, name == "unet", other_config, step, workdir)
-        return made[name]
-
-    return get
+    """Pieces rewritten as the recipes do."""
+    return pieces(FORMS, other_config, step, tmp_path_factory)
 
 
 @dataclass(frozen=True)

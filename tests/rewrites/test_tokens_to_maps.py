@@ -3,16 +3,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-import torch
 from torch import nn
 
 from md_export.errors import RewriteError
-from md_export.models.layers import Attention, Softmax
-from md_export.models.vae import SpatialAttention
-from md_export.parity.metrics import compare
+from md_export.models.layers import Softmax
 from md_export.rewrites.tokens_to_maps import MapLayerNorm, tokens_to_maps
 from md_export.spec.sampler import OneStep
-from rewrites.forms import EXACT_DB, Subject, check_vae_attention
+from rewrites.forms import Subject, check_batch_of_two, check_vae_attention
 
 
 @pytest.mark.parametrize("component", ["text_encoder", "unet"])
@@ -52,17 +49,7 @@ def test_scores_have_rank_3(subject: Callable[[str, str], Subject]) -> None:
 
 @pytest.mark.parametrize("context_dim", [None, 16])
 def test_a_batch_of_two(step: OneStep, context_dim: int | None) -> None:
-    """Artifacts have a batch of one, for which the heads take another way."""
-    torch.manual_seed(0)
-    attention = Attention(24, 8, context_dim, Softmax()).eval().requires_grad_(False)
-    tokens, text = torch.randn(2, 15, 24), None if context_dim is None else torch.randn(2, 7, context_dim)
-    expected = attention(tokens, text).transpose(1, 2).reshape(2, 24, 3, 5)
-    wrapper = SpatialAttention(24, 4, 1e-6)  # a root, below which everything is rewritten
-    wrapper.inner = attention
-    tokens_to_maps(wrapper, step)
-    maps = None if text is None else text[:, None].permute(0, 3, 1, 2)
-    found = attention(tokens.transpose(1, 2).reshape(2, 24, 3, 5), maps)
-    assert compare(found.numpy(), expected.numpy()).snr_db >= EXACT_DB
+    check_batch_of_two(tokens_to_maps, step, context_dim)
 
 
 def test_attention_of_the_vae(step: OneStep) -> None:

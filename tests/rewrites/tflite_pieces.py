@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -84,6 +86,9 @@ class Piece:
         return compare(found, self.expected).snr_db
 
 
+Pieces = Callable[[str], Piece]
+
+
 def module_and_inputs(name: str, config: ModelConfig) -> tuple[nn.Module, dict[str, Tensor]]:
     if name == "text":
         return TextEncoder(config.text_encoder), {"input_ids": torch.randint(0, 600, (1, 77), dtype=torch.int32)}
@@ -111,3 +116,18 @@ def lower_piece(
     output = TensorSpec("out", expected.shape, "float32")
     job = LoweringJob("piece", module, inputs, (output,), arrays, SCHEMES["fp32"], (arrays,), workdir)
     return Piece(job, target.lower(job), arrays, expected)
+
+
+def pieces(
+    forms: tuple[str, ...], config: ModelConfig, step: OneStep, tmp_path_factory: pytest.TempPathFactory
+) -> Pieces:
+    """Return ``piece(name)``, which rewrites and lowers each piece once; the UNet's norms stay fresh."""
+    made: dict[str, Piece] = {}
+
+    def get(name: str) -> Piece:
+        if name not in made:
+            folder = tmp_path_factory.mktemp("pieces")
+            made[name] = lower_piece(name, forms, name == "unet", config, step, folder)
+        return made[name]
+
+    return get
