@@ -7,7 +7,7 @@ reshapes, and what reads the product mixes ranks (LiteRT#8975: wrong on GPUs).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Final
 
 import torch
@@ -22,9 +22,13 @@ _MATMUL: Final = torch.ops.aten.matmul
 @contextmanager
 def products_of_rank_4(module: nn.Module) -> Iterator[None]:
     """Keep products whole where a module has attention of rank 4; other conversions stay as they are."""
-    if not count_rank_4_products(module):
+    with whole_products() if count_rank_4_products(module) else nullcontext():
         yield
-        return
+
+
+@contextmanager
+def whole_products() -> Iterator[None]:
+    """Keep all products whole."""
     from litert_torch.backend.lowerings import registry
     from litert_torch.fx_infra import decomp
 
