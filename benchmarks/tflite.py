@@ -1,10 +1,11 @@
 """A component as a .tflite file, the naive way and ours: conversion, size, ops, latency, accuracy, residency.
 
-    python benchmarks/tflite.py [--small] [--gpu] [--rounds 9] [COMPONENT ...]
+    python benchmarks/tflite.py [--small] [--gpu] [--rounds 9] [--form ours ...] [COMPONENT ...]
 
 Full-size MD with random weights and affines, every conversion in a process of its own (seconds and peak are that
 process's); ``--small``: narrow channels and as many layers. Naive is litert_torch on the module as torch has it, and
-the same file through the same quantizer; ours is the recipe's rewrites, and these with the timestep folded in.
+the same file through the same quantizer; ours is the recipe's rewrites, and these with the timestep folded in; rank 3
+is ours without ``rank_4_attention``.
 Latency: XNNPACK, two threads, one process for each file, all of them in turn in each round; median, quartiles, CPU
 seconds of both threads beside wall. SNR is against the untouched torch module. Residency is the answer of LiteRT's
 GPU engine to the file; where no driver is installed it is not asked. ``--gpu`` also executes our float32 file there,
@@ -85,13 +86,13 @@ def ratios(runs: dict[str, list[Round]]) -> list[tuple[str, ...]]:
     ]
 
 
-def component(name: str, small: bool, gpu: bool, rounds: int, scratch: Path) -> None:
+def component(name: str, small: bool, gpu: bool, rounds: int, forms: list[str], scratch: Path) -> None:
     """Print both tables and the op histograms of one component."""
     subject = Subject(name, small)
     expected = scratch / "expected.npy"
     apart(reference, subject, expected)
     made: dict[str, Converted] = {}
-    for form in measure.forms(name):
+    for form in forms or measure.forms(name):
         made |= apart(measure.convert, subject, form, scratch)
     runs = latencies(measure.serve, subject, {label: item.path for label, item in made.items()}, rounds)
     rows = []
@@ -113,10 +114,11 @@ def main() -> None:
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--form", action="append", choices=measure.PRECISIONS, help="Only these (default: all).")
     arguments = parser.parse_args()
     for name in arguments.components or ("text_encoder", "unet", "vae_decoder"):
         with tempfile.TemporaryDirectory(prefix="md-export-") as scratch:
-            component(name, arguments.small, arguments.gpu, arguments.rounds, Path(scratch))
+            component(name, arguments.small, arguments.gpu, arguments.rounds, arguments.form, Path(scratch))
 
 
 if __name__ == "__main__":

@@ -27,11 +27,18 @@ from md_export.targets.contract import LoweringJob
 __all__ = ("AGAINST", "ON_GPU", "Converted", "Round", "convert", "forms", "given", "serve", "snr_db")
 
 # By form; what is left out says nothing new.
-PRECISIONS: Final = {"naive": ("fp32", "int8"), "ours": ("fp32", "fp16", "int8"), "ours folded": ("fp32", "int8")}
+PRECISIONS: Final = {
+    "naive": ("fp32", "int8"),
+    "rank 3": ("fp32", "int8"),
+    "ours": ("fp32", "fp16", "int8"),
+    "ours folded": ("fp32", "int8"),
+}
 # The file that --gpu executes.
 ON_GPU: Final = "ours fp32"
 # What is compared: how many times faster the first is than the second.
 AGAINST: Final = (
+    ("ours fp32", "rank 3 fp32"),
+    ("ours int8", "rank 3 int8"),
     ("ours fp32", "naive fp32"),
     ("ours folded fp32", "naive fp32"),
     ("ours int8", "naive fp32"),
@@ -60,7 +67,8 @@ def forms(component: str) -> dict[str, tuple[str, ...]]:
     """Names of rewrites by form; the timestep is the UNet's alone."""
     ours = recipe("fp32").rewrites
     folded = {"ours folded": ("fold_timestep", *ours)} if component in REWRITES["fold_timestep"].components else {}
-    return {"naive": (), "ours": ours, **folded}
+    rank_3 = tuple(rewrite for rewrite in ours if rewrite != "rank_4_attention")
+    return {"naive": (), "rank 3": rank_3, "ours": ours, **folded}
 
 
 def convert(subject: Subject, form: str, folder: Path) -> dict[str, Converted]:
