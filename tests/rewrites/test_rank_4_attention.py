@@ -21,10 +21,8 @@ from md_export.targets.tflite.gpu.engine import execute_on_gpu
 from rewrites.forms import EXACT_DB, Subject, check_batch_of_two
 from rewrites.tflite_pieces import PIECES, Pieces, lower_piece, pieces, target
 
-FORMS = load_recipe(builtin_recipe("tflite", "int8")).rewrites
-AT_RANK_4 = tuple(
-    part for name in FORMS for part in ((name, "rank_4_attention") if name == "tokens_to_maps" else (name,))
-)
+AT_RANK_4 = load_recipe(builtin_recipe("tflite", "int8")).rewrites
+AT_RANK_3 = tuple(name for name in AT_RANK_4 if name != "rank_4_attention")
 LEAST = {"fp32": 90.0, "int8": 20.0}
 
 
@@ -88,7 +86,7 @@ def test_products_have_rank_4_and_no_sum_mixes_ranks(piece: Pieces, name: str, t
 
 def test_the_form_of_before_has_products_of_rank_3(other_config: ModelConfig, step: OneStep, tmp_path: Path) -> None:
     """What counts above can see."""
-    before = lower_piece("text", FORMS, False, other_config, step, tmp_path)
+    before = lower_piece("text", AT_RANK_3, False, other_config, step, tmp_path)
     ranks, _ = mixed_ranks(before.save("fp32", tmp_path / "x.tflite"))
     assert ranks == {3}
 
