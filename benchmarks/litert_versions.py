@@ -111,10 +111,10 @@ class Padded(Residual):
 
 
 class TwoRanks(Residual):
-    """A product of ``[L, L]`` added to a tensor of a rank more (LiteRT#8975)."""
+    """A product of ``[L, C]`` added to a tensor of a rank more (LiteRT#8975)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = self.linear(x)[0]
+        flat: Tensor = self.linear(x)[0]
         return x + flat * torch.softmax(flat, dim=0)
 
 
