@@ -24,15 +24,32 @@ def graph(path: Path) -> StoredGraph:
     """
     model = flatbuffer.read_model(path)
     with raised_as(RuntimeFault, f"{path.name}: corrupted", flatbuffer.MALFORMED, then="; export it again"):
-        if len(model.subgraphs) != 1 or len(model.signatureDefs or ()) != 1:
-            raise RuntimeFault(f"{path.name} has not one graph with one signature; export it again")
-        (found,), (signature,) = model.subgraphs, model.signatureDefs
+        found, signature = _only(path, model)
         given = {str(item.tensorIndex): f"{item.name.decode()} {_type(found, item)}" for item in signature.inputs}
         made = {f"{item.name.decode()} {_type(found, item)}": str(item.tensorIndex) for item in signature.outputs}
         order = f"{_order(found.inputs, signature.inputs)} {_order(found.outputs, signature.outputs)}"
         return StoredGraph(
             given, made, tuple(_steps(model)), dict(_constants(model, found)), f"version {model.version} {order}"
         )
+
+
+def surface(path: Path) -> tuple[list[str], list[str]]:
+    """Return the names of a file's inputs and of its outputs, in the order of its graph.
+
+    Raises:
+        RuntimeFault: as :func:`graph`.
+    """
+    model = flatbuffer.read_model(path)
+    with raised_as(RuntimeFault, f"{path.name}: corrupted", flatbuffer.MALFORMED, then="; export it again"):
+        found, signature = _only(path, model)
+        return _order(found.inputs, signature.inputs), _order(found.outputs, signature.outputs)
+
+
+def _only(path: Path, model: Any) -> tuple[Any, Any]:
+    """Return the only graph of a model and its only signature."""
+    if len(model.subgraphs) != 1 or len(model.signatureDefs or ()) != 1:
+        raise RuntimeFault(f"{path.name} has not one graph with one signature; export it again")
+    return model.subgraphs[0], model.signatureDefs[0]
 
 
 def _order(indices: Any, named: Any) -> list[str]:
