@@ -13,7 +13,7 @@ from rich.table import Table
 from md_export.diagnose.compare import ExportComparison
 from md_export.parity.metrics import EXACT_DB
 from md_export.parity.verdict import Verdict
-from md_export.report.tables import Cells, drawn
+from md_export.report.tables import Cells, drawn, markdown_row, safe
 from md_export.report.verdicts import parity_cells
 
 
@@ -36,12 +36,7 @@ def markdown_table(cells: Cells) -> Iterator[str]:
     yield f"| {' | '.join(cells.head)} |"
     yield "|---" + "|---:" * (len(cells.head) - 1) + "|"
     for row in cells.rows:
-        yield f"| {' | '.join(map(safe, row))} |"
-
-
-def safe(text: str) -> str:
-    """Escape text so that it ends no table cell, starts no HTML element and stays on one line."""
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+        yield markdown_row(row)
 
 
 # Characters that XML 1.0 cannot represent.

@@ -66,6 +66,16 @@ def _coloured(verdict: str) -> str:
     return f"[{colour}]{escape(verdict)}[/]" if colour else escape(verdict)
 
 
+def markdown_row(cells: Iterable[str]) -> str:
+    """Return a line of a Markdown table."""
+    return f"| {' | '.join(map(safe, cells))} |"
+
+
+def safe(text: str) -> str:
+    """Escape text so that it ends no table cell, starts no HTML element and stays on one line."""
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
 def said(faults: Sequence[str], brief: bool = False) -> str:
     """Return the text of the column "verdict"; ``brief``: only the start of the first fault, up to a colon."""
     if not faults:
