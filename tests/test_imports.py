@@ -90,6 +90,8 @@ def test_help_imports_nothing_heavy(argument: str) -> None:
         "cache",
         "doctor",
         "adapt",
+        "device-test",
+        "device-report",
     ],
 )
 def test_help_of_each_command_is_light(command: str) -> None:

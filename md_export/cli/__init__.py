@@ -13,6 +13,7 @@ from md_export.cli.artifacts import run, verify
 from md_export.cli.build import build, cache, search
 from md_export.cli.check import audit, compare, manifest, report
 from md_export.cli.checkpoints import adapt, golden, init, inspect, unpack
+from md_export.cli.devices import device_report, device_test
 from md_export.cli.explain import attribute, crosscheck, doctor, estimate, lint
 from md_export.cli.exports import EXPORTS, join, split
 from md_export.cli.generate import generate
@@ -36,6 +37,7 @@ for _commands in (
     (inspect, init, unpack, adapt, golden),
     (*EXPORTS, join, split, build, search, cache, manifest, recipe),
     (run, verify, audit, report, compare, generate),
+    (device_test, device_report),
     (attribute, crosscheck, estimate, lint, doctor),
 ):
     for _command in _commands:

@@ -159,7 +159,7 @@ def show(json_file: Path | None, result: Any, *tables: Any) -> None:
 
 
 def conclude(
-    json_file: Path | None, result: object, failures: Sequence[str], tables: Iterable[Table], passed: str
+    json_file: Path | None, result: object, failures: Sequence[str], tables: Iterable[Table | str], passed: str
 ) -> None:
     """Show a verdict and then the line ``passed``; raise ParityError if there are ``failures``."""
     show(json_file, result, *tables)

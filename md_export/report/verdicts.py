@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Final
 from rich.table import Table
 
 from md_export.parity.verdict import ComponentVerdict, Engine, Verdict
-from md_export.report.tables import Cells, decibel, drawn, said, spelled_shape
+from md_export.report.tables import Cells, decibel, drawn, markdown_row, said, spelled_shape
 
 if TYPE_CHECKING:
+    from md_export.parity.device.results import DeviceReport
     from md_export.parity.gpu import GpuDetails
     from md_export.parity.npu.verify import NpuDetails
     from md_export.parity.runtimes import KernelDetails, OpDisagreement
@@ -35,10 +36,16 @@ _NPU: Final[tuple[Column[NpuDetails], ...]] = (
 )
 # SNR of the difference that the prompt makes, and the recipe's threshold.
 _GUIDANCE: Final = "guidance dB"
+_DEVICE: Final[tuple[Column[None], ...]] = (
+    ("cosine", lambda item: f"{item.parity.cosine:.6f}" if item.parity else "-"),
+    ("max error", lambda item: f"{item.parity.max_abs:.2e}" if item.parity else "-"),
+)
 _KERNELS: Final[tuple[Column[KernelDetails], ...]] = (
     ("kernels", lambda item: item.engine.kernels),
     ("against LiteRT", lambda item: decibel(item.engine.agreement_db)),
 )
+# Columns of docs/devices.md.
+DEVICE_HEAD: Final = ("device", "OS", "GPU driver", "runtime", "backend", "recipe", "SNR dB", "verdict", "date")
 
 
 def parity_table(verdict: Verdict) -> Table:
@@ -68,6 +75,27 @@ def gpu_tables(verdict: Verdict[GpuDetails]) -> Iterator[Table]:
             kind = one.operator + ("" if one.certain else "?")
             rows.append((item.component, kind, _where(one), spelled_shape(one.shape), one.reason, one.advice))
     yield from _if_any("what keeps it from the GPU", head, rows)
+
+
+def device_table(report: DeviceReport) -> Table:
+    """Figures of each component on a real device."""
+    device, verdict = report.device, report.verdict
+    return drawn(
+        f"{verdict.recipe}: {device.device}, {verdict.cases} golden cases (worst case of each figure)",
+        *verdict_cells([verdict], _DEVICE),
+        caption=f"{device.os}; GPU driver: {device.driver}; {device.date}",
+    )
+
+
+def device_row(report: DeviceReport) -> str:
+    """Return a row of the Markdown table with :data:`DEVICE_HEAD`."""
+    device, verdict = report.device, report.verdict
+    figures = [
+        f"{item.component} {decibel(item.parity.snr_db if item.parity else None)}" for item in verdict.components
+    ]
+    short = [f"{item.component} {said(item.faults, brief=True)}" for item in verdict.components if item.faults]
+    cells = (device.device, device.os, device.driver, device.runtime, device.backend, verdict.recipe)
+    return markdown_row((*cells, ", ".join(figures), "; ".join(short) or "ok", device.date[:10]))
 
 
 def npu_tables(verdicts: Sequence[Verdict[NpuDetails]]) -> Iterator[Table]:

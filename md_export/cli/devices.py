@@ -1,0 +1,48 @@
+"""Commands that test exports on real devices: device-test, device-report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from md_export.cli import shared
+from md_export.cli.shared import PATH
+from md_export.spec.names import COMPONENT_NAMES
+
+
+@click.command("device-test")
+@click.argument("out", type=PATH)
+@shared.output_option
+@click.option("--cases", type=click.IntRange(min=1), help="Write only so many golden cases.  [default: all]")
+def device_test(out: Path, output: Path, cases: int | None) -> None:
+    """Write a kit to test the TFLite, ONNX or Core ML export OUT on a phone: files, golden tensors, programs, README.
+
+    The kit's program writes a folder of results, which device-report judges.
+    """
+    from md_export.parity.device.kit import write_kit
+
+    with shared.progress(len(COMPONENT_NAMES)) as report:
+        kit = write_kit(out, output, cases, report)
+    shared.say(
+        None, f"{output}: {kit.recipe}, {kit.golden_cases} golden cases; {output / 'README.md'} tells what to do"
+    )
+
+
+@click.command("device-report")
+@click.argument("out", type=PATH)
+@click.argument("results", type=PATH)
+@click.option("--row", is_flag=True, help="Print a row for docs/devices.md instead of the table.")
+@shared.json_option
+def device_report(out: Path, results: Path, row: bool, json_file: Path | None) -> None:
+    """Judge RESULTS, which a kit of the export OUT wrote on a device, by the recipe's thresholds.
+
+    Exit 3 if a figure misses a threshold or an artifact did not run; exit 2 if RESULTS are incomplete or of another
+    export.
+    """
+    from md_export.parity.device.results import judge_results
+    from md_export.report.verdicts import device_row, device_table
+
+    found = judge_results(out, results)
+    failures, passed = found.verdict.failures, f"{out}: right on {found.device.device}"
+    shared.conclude(json_file, found, failures, [device_row(found) if row else device_table(found)], passed)
