@@ -74,7 +74,7 @@ python3 android.py device \
   "device=$(property ro.product.manufacturer) $(property ro.product.model), $(property ro.soc.model)" \
   "os=Android $(property ro.build.version.release), $(property ro.build.id)" \
   "driver=$(on_phone dumpsys SurfaceFlinger | sed -n 's/^.*GLES: //p' | head -n 1 | tr -d '\r' || true)" \
-  "runtime=$runtime, SHA-256 $(python3 android.py sha256 "$tools/${names[0]}" "$tools/${names[-1]}")" \
+  "runtime=$runtime, SHA-256 $(python3 android.py sha256 "${names[@]/#/$tools/}")" \
   "backend=$backend${precision:+ $precision}"
 
 # One line for each case: component, file, case, most values of an output, flags for benchmark_model.
