@@ -61,10 +61,10 @@ class OneOp:
         model.operatorCodes, graph.operators = [code], [operator]
         graph.tensors = []
         operator.inputs = [self._tensor(model, place) for place in range(len(self.operands))]
-        graph.tensors.append(_tensor(f"{MODULE};{len(self.operands)}", self.shape, "float32", 0))
+        graph.tensors.append(tensor_of(f"{MODULE};{len(self.operands)}", self.shape, "float32", 0))
         operator.outputs = graph.outputs = [len(graph.tensors) - 1]
         graph.inputs = [operator.inputs[place] for place in self.computed]
-        self._give_options(operator)
+        give_options(operator, self.kind, self.options)
         model.signatureDefs = [_signature(graph, self.computed)]
         builder = flatbuffers.Builder()
         builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
@@ -86,19 +86,20 @@ class OneOp:
             stored.data = np.frombuffer(operand.tobytes(), np.uint8)
             model.buffers.append(stored)
             buffer = len(model.buffers) - 1
-        graph.tensors.append(_tensor(f"{MODULE};{place}", operand.shape, operand.dtype.name, buffer))
+        graph.tensors.append(tensor_of(f"{MODULE};{place}", operand.shape, operand.dtype.name, buffer))
         return len(graph.tensors) - 1
 
-    def _give_options(self, operator: Any) -> None:
-        table = _OPTIONS.get(self.kind)
-        if table:
-            operator.builtinOptionsType = getattr(schema.BuiltinOptions, table)
-            operator.builtinOptions = getattr(schema, f"{table}T")()
-            for name, value in self.options.items():
-                setattr(operator.builtinOptions, name, value)
+
+def give_options(operator: Any, kind: str, options: Mapping[str, object]) -> None:
+    table = _OPTIONS.get(kind)
+    if table:
+        operator.builtinOptionsType = getattr(schema.BuiltinOptions, table)
+        operator.builtinOptions = getattr(schema, f"{table}T")()
+        for name, value in options.items():
+            setattr(operator.builtinOptions, name, value)
 
 
-def _tensor(name: str, shape: tuple[int, ...], dtype: str, buffer: int) -> Any:
+def tensor_of(name: str, shape: tuple[int, ...], dtype: str, buffer: int) -> Any:
     tensor = schema.TensorT()
     tensor.name, tensor.shape, tensor.type, tensor.buffer = name, list(shape), _TYPES[dtype], buffer
     return tensor

@@ -139,20 +139,34 @@ def doctor(recipe: Path | None, checkpoint: Path | None, canary: bool, json_file
 @click.option("--os", "system", help="Core ML rules to apply, such as iOS18.  [default: the oldest system]")
 @click.option("--inputs", type=PATH, help="Inputs (.npz) on which float16 activations of one package are checked.")
 @click.option("--rules", "show_rules", is_flag=True, help="List the Core ML rules and their sources, and lint nothing.")
+@click.option("--faults", "show_faults", is_flag=True, help="List known faults of runtimes (Markdown), lint nothing.")
 @shared.json_option
-def lint(path: Path | None, system: str | None, inputs: Path | None, show_rules: bool, json_file: Path | None) -> None:
+def lint(
+    path: Path | None,
+    system: str | None,
+    inputs: Path | None,
+    show_rules: bool,
+    show_faults: bool,
+    json_file: Path | None,
+) -> None:
     """Advise on a Core ML package, a Core AI asset or a TFLite file, or on every artifact of an export.
 
-    Lists what the Neural Engine or LiteRT's GPU engine may refuse, and what float16 may do to values; an export's
-    golden cases are the inputs. Advice is no failure: exit 0.
+    Says on which versions of the runtime a known fault concerns the artifact. Lists what the Neural Engine or LiteRT's
+    GPU engine may refuse, and what float16 may do to values; an export's golden cases are the inputs. Advice is no
+    failure: exit 0.
     """
-    from md_export.report.lint import lint_tables, rule_table, source_lines
+    from md_export.report.lint import fault_page, lint_tables, rule_table, source_lines
 
-    if show_rules == (path is not None):
-        raise UsageError("name a package or an export, or ask for --rules")
+    if (path is not None) + show_rules + show_faults != 1:
+        raise UsageError("name a package or an export, or ask for --rules or --faults")
     if path is None:
-        from md_export.targets.lint.rules import rules_of
+        from md_export.targets.lint.rules import FAULT_TARGETS, faults_of, rules_of
 
+        if show_faults:
+            files = {target: faults_of(target) for target in FAULT_TARGETS}
+            shared.show(json_file, files)
+            shared.say(json_file, fault_page(files.values()))
+            return
         file = rules_of("coreml")
         shared.show(
             json_file, file, rule_table(file.rule, file.hazard, file.version), *source_lines((*file.rule, *file.hazard))

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from md_export.report.tables import drawn
 from md_export.targets.lint.report import Figures, Float16Bound, Hazard, HazardRule, LintReport, Rule, worst_op
+from md_export.targets.lint.rules import FaultFile, KnownFault
 
 _SHOWN: Final = 10
 _Choice = Callable[[Float16Bound], Figures | None]
@@ -91,8 +92,9 @@ CAUTION: Final = "Advice from known rules. Where an operation really runs, only 
 
 
 def lint_tables(reports: Iterable[LintReport]) -> Iterator[Table | str]:
-    """Yield a summary of all packages; for each its rules, worst operations and float16 results; then the sources."""
+    """Yield known faults and a summary of all packages; rules, worst operations, float16 results of each; sources."""
     reports = tuple(reports)
+    yield from known_fault_lines(reports)
     yield _summary(reports)
     for report in reports:
         yield _rules(report)
@@ -105,6 +107,33 @@ def lint_tables(reports: Iterable[LintReport]) -> Iterator[Table | str]:
             yield from bound_tables(report)
     yield from _sources(reports)
     yield CAUTION
+
+
+def known_fault_lines(reports: Iterable[LintReport]) -> Iterator[str]:
+    """Yield, for each artifact, the runtimes on which it is safe and the faults of others; then faults of any graph."""
+    known = [(report.file, report.known) for report in reports if report.known]
+    yield from (f"{file}: {line}" for file, found in known for line in found.lines())
+    notes = dict.fromkeys((found.runtime, note) for _, found in known for note in found.notes)
+    yield from (
+        f"{runtime} {note.span}, any graph: {note.title}; {note.remedy}; {note.source}" for runtime, note in notes
+    )
+
+
+def fault_page(files: Iterable[FaultFile]) -> str:
+    """Return the known faults as tables in Markdown."""
+    head = ("fault", "versions", "backends and devices", "effect", "confidence", "instead", "source")
+    tables = []
+    for file in files:
+        rows = [head, ("---",) * len(head), *map(_fault_cells, file.fault)]
+        tables.append(f"**{file.runtime}**\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows))
+    return "\n\n".join(tables)
+
+
+def _fault_cells(fault: KnownFault) -> tuple[str, ...]:
+    title = fault.title if fault.when.given() else f"any graph: {fault.title}"
+    where = ", ".join((*fault.backends, *fault.devices))
+    label = fault.source.rpartition("/")[2] if "/issues/" in fault.source or "/pull/" in fault.source else "source"
+    return (title, fault.span, where, fault.effect, fault.confidence, fault.remedy, f"[{label}]({fault.source})")
 
 
 def rule_table(rules: Iterable[Rule], hazards: Iterable[HazardRule], version: int) -> Table:

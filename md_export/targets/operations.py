@@ -91,6 +91,9 @@ class Op:
         decodes: it makes floats of a stored weight, which moves nothing while the program runs.
         bytes: it reads and writes.
         constants: what decodes each constant argument, by MIL's name for it where a rule asks for it (``strides``).
+        after: kinds of operations whose results it reads, through any operations but products; where the target tells.
+        read_by: kinds of operations that read its outputs; where the target tells.
+        returned: whether it computes an output of the artifact; where the target tells.
     """
 
     kind: str
@@ -101,6 +104,9 @@ class Op:
     decodes: bool = False
     bytes: int = 0
     constants: Mapping[str, Callable[[], Array]] = field(default_factory=dict, compare=False)
+    after: frozenset[str] = frozenset()
+    read_by: frozenset[str] = frozenset()
+    returned: bool = False
 
     @property
     def name(self) -> str:
@@ -116,6 +122,11 @@ class Op:
     def values(self) -> tuple[Value, ...]:
         """All that it reads and writes."""
         return (*self.reads, *self.writes)
+
+    @property
+    def computed(self) -> tuple[Value, ...]:
+        """All that it reads but constants."""
+        return tuple(value for value in self.reads if value.stored is None)
 
     @property
     def rank(self) -> int:

@@ -16,10 +16,12 @@ from md_export.rewrites.tokens_to_maps import tokens_to_maps
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.sampler import OneStep
 from md_export.spec.shipped_files import builtin_recipe
+from md_export.targets.tflite.describe import graph_ops
 from md_export.targets.tflite.flatbuffer import operator_name, read_model, shape_of
 from md_export.targets.tflite.gpu.engine import execute_on_gpu
+from md_export.targets.tflite.lint import lint
 from rewrites.forms import EXACT_DB, Subject, check_batch_of_two
-from rewrites.tflite_pieces import PIECES, Pieces, lower_piece, pieces, target
+from rewrites.tflite_pieces import PIECES, SCHEMES, Pieces, lower_piece, pieces, target
 
 AT_RANK_4 = load_recipe(builtin_recipe("tflite", "int8")).rewrites
 AT_RANK_3 = tuple(name for name in AT_RANK_4 if name != "rank_4_attention")
@@ -84,11 +86,31 @@ def test_products_have_rank_4_and_no_sum_mixes_ranks(piece: Pieces, name: str, t
     assert mixed_ranks(piece(name).save("fp32", tmp_path / "x.tflite")) == ({4}, set())
 
 
+@pytest.mark.parametrize("name", PIECES)
+@pytest.mark.parametrize("precision", SCHEMES)
+def test_no_known_fault_of_litert_2_concerns_it(piece: Pieces, name: str, precision: str, tmp_path: Path) -> None:
+    known = lint(piece(name).save(precision, tmp_path / "x.tflite")).known
+    assert known is not None
+    assert known.blocking("2.0.2") is None
+    # Only the older delegate's, about the eps of norms.
+    assert known.safe_from in (None, "2.0.2")
+    assert {item.fault.id for item in known.found} <= {"small-number"}
+
+
 def test_the_form_of_before_has_products_of_rank_3(other_config: ModelConfig, step: OneStep, tmp_path: Path) -> None:
     """What counts above can see."""
     before = lower_piece("text", AT_RANK_3, False, other_config, step, tmp_path)
-    ranks, _ = mixed_ranks(before.save("fp32", tmp_path / "x.tflite"))
+    path = before.save("fp32", tmp_path / "x.tflite")
+    ranks, _ = mixed_ranks(path)
     assert ranks == {3}
+    known = lint(path).known
+    assert known is not None
+    (blocking,) = (item for item in known.found if item.fault.reaches("2.0.2"))
+    assert blocking == known.blocking("2.0.2")
+    assert blocking.fault.id == "attention-rank-3"
+    softmaxes = [op.module for op in graph_ops(path) if op.kind == "SOFTMAX"]
+    assert [op.module for op in blocking.ops] == softmaxes
+    assert all(module.endswith(".self_attn") for module in softmaxes)
 
 
 @pytest.mark.parametrize("name", PIECES)

@@ -21,7 +21,7 @@ from md_export.targets.coreai.save import read_notes
 from md_export.targets.coreai.weights import DECODERS, Reader, path_of, readers_of, weights_of
 from md_export.targets.lint.judge import judge
 from md_export.targets.lint.report import LintReport
-from md_export.targets.lint.rules import rules_of
+from md_export.targets.lint.rules import faults_of, rules_of
 from md_export.targets.operations import Facts, Op, Value
 
 # Operands that rules refer to, by MIL's names.
@@ -115,7 +115,7 @@ def _op(op: Any, names: Mapping[Any, str], known: set[Any]) -> Op:
     reads = tuple(_value(value, names) for value in operands if value not in known)
     writes = tuple(_value(value, names) for value in op.results)
     return Op(
-        kind=kind,
+        kind=kind + _mode(op),
         module=module_of(op) or "",
         reads=reads,
         writes=writes,
@@ -128,6 +128,12 @@ def _op(op: Any, names: Mapping[Any, str], known: set[Any]) -> Op:
             if not isinstance(value.owner, ir.Block) and is_constant(value.owner)
         },
     )
+
+
+def _mode(op: Any) -> str:
+    """Return how a resize interpolates, as ``.nearest_neighbor``; "" for other operations."""
+    texts = [str(item.attr) for item in op.attributes if item.name == "interpolation_mode"]
+    return f".{texts[0].partition('<')[2].rstrip('>')}" if texts else ""
 
 
 def _stored(weight: Any, names: Mapping[Any, str]) -> str:
@@ -165,4 +171,4 @@ def lint(path: Path, system: str | None = None, batches: Sequence[Arrays] = ()) 
     if system not in (None, known):
         raise UsageError(f"{path.name} is loaded by {known} and later; leave out --os")
     del batches
-    return judge(path.name, read_facts(path), rules, known)
+    return judge(path.name, read_facts(path), rules, known, faults_of("coreai"))

@@ -19,7 +19,7 @@ from md_export.targets.coreml.mil.values import decode
 from md_export.targets.coreml.package import operands_of, read_modules
 from md_export.targets.lint.judge import judge, judged
 from md_export.targets.lint.report import LintReport
-from md_export.targets.lint.rules import rules_of
+from md_export.targets.lint.rules import faults_of, rules_of
 from md_export.targets.operations import Facts, Op
 
 # Version of Core ML's model format that came with the first of the systems; each later system brought the next.
@@ -93,7 +93,8 @@ def lint(path: Path, system: str | None = None, batches: Sequence[Arrays] = ()) 
         RuntimeFault: inputs were given, and the package does not run on them.
     """
     facts, rules = read_facts(path), rules_of("coreml")
-    report = judge(path.name, facts, rules, _system(facts.version, system, path.name, rules.systems))
+    system = _system(facts.version, system, path.name, rules.systems)
+    report = judge(path.name, facts, rules, system, faults_of("coreml"))
     if not batches:
         return report
     return dataclasses.replace(report, hazards=judged(measure(path, batches), rules.hazard))

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from md_export.spec.tensors import Array
+from md_export.targets.lint.faults import FaultyOp, FoundFault, KnownFaults
 from md_export.targets.lint.report import (
     Figures,
     Float16Bound,
@@ -25,7 +26,7 @@ from md_export.targets.lint.report import (
     OpAdvice,
     Verdict,
 )
-from md_export.targets.lint.rules import EngineRule, RuleFile, When
+from md_export.targets.lint.rules import EngineRule, FaultFile, RuleFile, When
 from md_export.targets.operations import Facts, Op
 
 _SCALES: Final = ("scale_factor_height", "scale_factor_width")
@@ -71,11 +72,17 @@ def _several_heads(op: Op, _: object) -> bool:
     return op.kind == _ATTENTION or (len(op.shape) == 4 and op.shape[1] != 1 and _axis_among_last(op, 1))
 
 
-def _adds_mask(op: Op, _: object) -> bool:
-    """Whether the op has scores ``[batch, heads, L, L]`` and reads a mask ``[batch, 1, L, L]``."""
-    if len(op.shape) != 4 or not _is_square(op, _) or min(size or 1 for size in op.shape[1:]) == 1:
+def _broadcasts(op: Op, axis: int) -> bool:
+    """Whether a value that the op reads is repeated along this axis of the output, and along no other."""
+    if len(op.shape) <= axis or op.shape[axis] == 1:
         return False
-    return any(value.shape[-3:] == (1, *op.shape[-2:]) and len(value.shape) == 4 for value in op.reads)
+    once = (*op.shape[:axis], 1, *op.shape[axis + 1 :])
+    return any(value.shape == once for value in op.reads)
+
+
+def _mixes_ranks(op: Op, _: object) -> bool:
+    lower = (value for value in op.computed if 0 < len(value.shape) < len(op.shape))
+    return any(value.shape[0] != 1 for value in lower)
 
 
 def _is_square(op: Op, _: object) -> bool:
@@ -147,7 +154,17 @@ CONDITIONS: Final[Mapping[str, Callable[[Op, Any], bool]]] = {
     "axis_among_last": _axis_among_last,
     "square": _is_square,
     "several_heads": _several_heads,
-    "adds_mask": _adds_mask,
+    "broadcast_axis": _broadcasts,
+    "mixed_ranks": _mixes_ranks,
+    "computed_values": lambda op, least: len(op.computed) >= least,
+    "batch_over": lambda op, limit: len(op.shape) > 1 and (op.shape[0] or 1) > limit,
+    "wide": lambda op, _: len(op.shape) > 1 and (op.shape[-1] or 1) > (op.shape[-2] or 1),
+    "last_axis_off": lambda op, unit: bool(op.shape) and (op.shape[-1] or unit) % unit != 0,
+    "changes_outer_axes": lambda op, _: bool(op.reads) and op.reads[0].shape[:-1] != op.shape[:-1],
+    "transposes": lambda op, operands: any(map(any, (_numbers(op, f"transpose_{name}") for name in operands))),
+    "after": lambda op, globs: any(_is_among(kind, globs) for kind in op.after),
+    "read_by": lambda op, globs: any(_is_among(kind, globs) for kind in op.read_by),
+    "returned": lambda op, _: op.returned,
     "reads_twice": lambda op, _: op.reads_twice,
     "stride_factor_over": _stride_factor_over,
     "stride_over": _over("strides"),
@@ -185,7 +202,7 @@ LIMITS: Final[Mapping[str, Callable[[Any, Any, float], bool]]] = {
 }
 
 
-def judge(file: str, facts: Facts, rules: RuleFile, system: str) -> LintReport:
+def judge(file: str, facts: Facts, rules: RuleFile, system: str, faults: FaultFile) -> LintReport:
     """Judge each operation of an artifact, and the artifact as a whole, by the rules for a system.
 
     Args:
@@ -193,6 +210,7 @@ def judge(file: str, facts: Facts, rules: RuleFile, system: str) -> LintReport:
         facts: of the artifact.
         rules: of its target.
         system: one of ``rules.systems``.
+        faults: known faults of the target's runtime.
     """
     active = rules.rules_for(system)
     on_ops = [rule for rule in active if rule.when.weight_bytes_over is None]
@@ -211,7 +229,21 @@ def judge(file: str, facts: Facts, rules: RuleFile, system: str) -> LintReport:
         remarks=remarks,
         hazard_rules=rules.hazard,
         engine=rules.engine,
+        known=known_faults(facts.ops, faults),
     )
+
+
+def known_faults(ops: Sequence[Op], file: FaultFile) -> KnownFaults:
+    """Find the operations that have the form of a known fault."""
+    formed = [fault for fault in file.fault if fault.when.given()]
+    concerned = [(fault.bare(), tuple(op for op in ops if fits(op, fault.when))) for fault in formed]
+    found = tuple(
+        FoundFault(fault, tuple(FaultyOp(op.kind, op.module, op.name, op.shape) for op in where))
+        for fault, where in concerned
+        if where
+    )
+    notes = tuple(fault.bare() for fault in file.fault if fault not in formed)
+    return KnownFaults(file.runtime, file.safe_from([item.fault for item in found]), found, notes)
 
 
 def _advice(op: Op, rules: Sequence[EngineRule]) -> OpAdvice:

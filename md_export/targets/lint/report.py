@@ -12,6 +12,8 @@ from typing import Literal
 
 from pydantic import ConfigDict
 
+from md_export.targets.lint.faults import KnownFaults
+
 Verdict = Literal["likely", "unknown", "unlikely"]
 Confidence = Literal["documented", "guidance", "community", "measured"]
 _STRICT = ConfigDict(extra="forbid", strict=True)
@@ -248,6 +250,7 @@ class LintReport:
             float32 outputs; -999 if not finite. Measured on the whole artifact at once.
         budget_db: budget in dB for the rules of ``bounds``; None if the bounds were not compared with one.
         engine: engine that the verdicts are about.
+        known: what known faults of published runtimes mean for the artifact.
     """
 
     file: str
@@ -264,6 +267,7 @@ class LintReport:
     emulated_db: float | None = None
     budget_db: float | None = None
     engine: str = "Neural Engine"
+    known: KnownFaults | None = None
 
     def count(self, verdict: Verdict) -> int:
         """Return the number of operations with this verdict."""

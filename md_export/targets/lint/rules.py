@@ -1,22 +1,30 @@
-"""Rule files, ``<target>/engine_rules.toml``: what an engine is known to compute and to refuse, and its costs."""
+"""Rule files, ``<target>/engine_rules.toml``: what an engine is known to compute and to refuse, and its costs.
+
+``<target>/known_faults.toml`` beside it: faults of the runtime's published versions, with conditions in the same words.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from md_export.errors import ArtifactError
+from md_export.targets.lint.faults import Fault, numbers
 from md_export.targets.lint.report import Conditions, HazardRule, Rule
 
 _STRICT: Final = ConfigDict(extra="forbid", strict=True)
 _MANUAL: Final = "docs/"
+# Targets with a file of known faults.
+FAULT_TARGETS: Final = ("tflite", "coreml", "coreai")
+_File = TypeVar("_File")
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,18 @@ class When(Conditions):
         axis_among_last: its axis is one of this many last axes.
         square: the last two axes of its output have equal length.
         several_heads: its output has scores of more than one head, with the keys on the last axis.
-        adds_mask: its output has the shape of scores of more than one head, and it reads one mask for all heads.
+        broadcast_axis: it reads a value that has length 1 along this axis, where its output is longer, and the output's
+            length along all others.
+        mixed_ranks: it reads a computed value of lower rank than its output, whose first axis is longer than 1.
+        computed_values: it reads at least this many values that are computed.
+        batch_over: the first axis of its output is longer than this.
+        wide: the last axis of its output is longer than the one before.
+        last_axis_off: the length of the last axis of its output is no multiple of this.
+        changes_outer_axes: an axis of its output, other than the last, is longer or shorter than that of its input.
+        transposes: it exchanges the last two axes of one of these operands, ``x`` or ``y``, by a flag.
+        after: globs on a kind of operation whose result it reads, with any but products in between.
+        read_by: globs on a kind of operation that reads its output.
+        returned: its output is one of the artifact's outputs.
         reads_twice: it reads one value more than once.
         stride_factor_over: a stride has a prime factor above this.
         stride_over, kernel_over, dilation_over, scale_over: the largest value of this parameter is above the limit.
@@ -60,7 +79,17 @@ class When(Conditions):
     axis_among_last: int | None = None
     square: Literal[True] | None = None
     several_heads: Literal[True] | None = None
-    adds_mask: Literal[True] | None = None
+    broadcast_axis: int | None = None
+    mixed_ranks: Literal[True] | None = None
+    computed_values: int | None = None
+    batch_over: int | None = None
+    wide: Literal[True] | None = None
+    last_axis_off: int | None = None
+    changes_outer_axes: Literal[True] | None = None
+    transposes: tuple[Literal["x", "y"], ...] | None = None
+    after: tuple[str, ...] | None = None
+    read_by: tuple[str, ...] | None = None
+    returned: Literal[True] | None = None
     reads_twice: Literal[True] | None = None
     stride_factor_over: int | None = None
     stride_over: int | None = None
@@ -133,12 +162,60 @@ class RuleFile:
         return [rule for rule in self.rule if place(rule.since or first) <= place(system) <= place(rule.until or last)]
 
 
+@dataclass(frozen=True)
+class KnownFault(Fault):
+    """A fault with its condition on operations; the condition is empty if no form of a graph causes the fault."""
+
+    when: When = dataclasses.field(default_factory=When)
+
+    def bare(self) -> Fault:
+        """Return the fault without its condition, as reports store it."""
+        return Fault(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Fault)})
+
+
+@dataclass(frozen=True)
+class FaultFile:
+    """The known faults of one target's runtime.
+
+    Attributes:
+        runtime: name of the runtime.
+        versions: its published versions, oldest first; ``since`` and ``until`` of faults refer to them.
+        backends: names that faults use.
+        fault: the faults.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    runtime: str
+    versions: tuple[str, ...]
+    backends: tuple[str, ...]
+    fault: tuple[KnownFault, ...]
+
+    def safe_from(self, faults: Sequence[Fault]) -> str | None:
+        """Return the least version that none of the faults reaches; None if there are none, or one has no end."""
+        if not faults or any(fault.until is None for fault in faults):
+            return None
+        return next((version for version in self.versions if not any(fault.reaches(version) for fault in faults)), None)
+
+
 _RULES: Final = TypeAdapter(RuleFile)
+_FAULTS: Final = TypeAdapter(FaultFile)
 
 
 def rule_path(target: str) -> Path:
     """Return the path of a target's rule file."""
     return Path(__file__).parent.parent / target / "engine_rules.toml"
+
+
+def fault_path(target: str) -> Path:
+    """Return the path of a target's known faults."""
+    return rule_path(target).with_name("known_faults.toml")
+
+
+@cache
+def faults_of(target: str) -> FaultFile:
+    """Return the known faults of a target's runtime; the file is read only once."""
+    return load_faults(fault_path(target))
 
 
 @cache
@@ -154,27 +231,59 @@ def load_rules(path: Path) -> RuleFile:
         ArtifactError: the file is not TOML, has an unknown, missing or wrong field, or a rule with a repeated id,
             without a source or condition, or for an unknown system; the message names file and rule.
     """
-    try:
-        rules = _RULES.validate_json(json.dumps(tomllib.loads(path.read_text(encoding="utf-8"))))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ArtifactError(f"{path}: the rules cannot be read: {error}; install md-export again") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ArtifactError(f"{path}: {where}: {first['msg']}; correct the rule") from error
+    rules = _read(path, _RULES)
     everything: tuple[EngineRule | HazardRule, ...] = (*rules.rule, *rules.hazard)
-    ids = [rule.id for rule in everything]
-    if repeated := sorted({name for name in ids if ids.count(name) > 1}):
-        raise ArtifactError(f"{path}: two rules are called {repeated[0]}; rename one")
+    _check_ids(path, everything)
     for rule in everything:
         if fault := _fault(rule, rules.systems):
             raise ArtifactError(f"{path}: rule {rule.id}: {fault}")
     return rules
 
 
-def _fault(rule: EngineRule | HazardRule, systems: tuple[str, ...]) -> str | None:
+def load_faults(path: Path) -> FaultFile:
+    """Read a file of known faults.
+
+    Raises:
+        ArtifactError: as :func:`load_rules`; also for an unknown version or backend.
+    """
+    file = _read(path, _FAULTS)
+    _check_ids(path, file.fault)
+    for fault in file.fault:
+        unknown = [version for version in (fault.since, fault.until) if version not in (None, *file.versions)]
+        unknown += [backend for backend in fault.backends if backend not in file.backends]
+        if unknown:
+            raise ArtifactError(f"{path}: fault {fault.id}: {unknown[0]} is no version or backend of the file")
+        if fault.since and fault.until and numbers(fault.since) > numbers(fault.until):
+            raise ArtifactError(f"{path}: fault {fault.id}: it ends before it begins")
+        if not _has_source(fault):
+            raise ArtifactError(f"{path}: fault {fault.id}: source is no https address; a fault needs one")
+    return file
+
+
+def _read(path: Path, form: TypeAdapter[_File]) -> _File:
+    try:
+        return form.validate_json(json.dumps(tomllib.loads(path.read_text(encoding="utf-8"))))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ArtifactError(f"{path}: the rules cannot be read: {error}; install md-export again") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(f"{path}: {where}: {first['msg']}; correct the rule") from error
+
+
+def _check_ids(path: Path, everything: Sequence[EngineRule | HazardRule | Fault]) -> None:
+    ids = [rule.id for rule in everything]
+    if repeated := sorted({name for name in ids if ids.count(name) > 1}):
+        raise ArtifactError(f"{path}: two rules are called {repeated[0]}; rename one")
+
+
+def _has_source(rule: EngineRule | HazardRule | Fault) -> bool:
     is_ours = rule.confidence == "measured" and rule.source.startswith(_MANUAL)
-    if not (is_ours or rule.source.startswith("https://")):
+    return is_ours or rule.source.startswith("https://")
+
+
+def _fault(rule: EngineRule | HazardRule, systems: tuple[str, ...]) -> str | None:
+    if not _has_source(rule):
         return "source is no https address; a rule needs one"
     if not rule.when.given():
         return "its condition is empty; it would fit everything"

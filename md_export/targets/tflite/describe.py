@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from md_export.errors import RuntimeFault, raised_as
+from md_export.spec.tensors import Array
 from md_export.targets.contract import Description
 from md_export.targets.operations import (
     ExplorerGraph,
@@ -187,17 +190,72 @@ def graph_ops(path: Path) -> list[Op]:
 def ops_of(model: Any) -> list[Op]:
     """The operations of the first graph of the ``ModelT`` that ``read_model`` gives; they read constants as values."""
     graph = model.subgraphs[0]
-    weighted = {op.output: op for op in flatbuffer.weighted_ops(model)}
-    return [
-        _op(flatbuffer.operator_name(model, operator), graph.tensors, operator, weighted)
-        for operator in graph.operators
-    ]
+    kinds = [flatbuffer.operator_name(model, operator) for operator in graph.operators]
+    context = _Context(
+        model,
+        {op.output: op for op in flatbuffer.weighted_ops(model)},
+        _held(model, graph, kinds),
+        _sources(graph, kinds),
+        _readers(graph, kinds),
+        frozenset(graph.outputs),
+    )
+    return [_op(kind, graph.tensors, operator, context) for kind, operator in zip(kinds, graph.operators, strict=True)]
 
 
-def _op(kind: str, tensors: Any, operator: Any, weighted: dict[str, flatbuffer.WeightedOp]) -> Op:
-    reads = tuple(_value(tensors[index]) for index in operator.inputs if index >= 0)
-    writes = tuple(_value(tensors[index]) for index in operator.outputs)
-    weight = weighted.get(writes[0].name)
+@dataclass(frozen=True)
+class _Context:
+    """What an operation does not tell by itself; tensors go by their numbers.
+
+    Attributes:
+        weighted: operations with a stored weight, by the name of their output.
+        held: the stored tensor of each one that is known before the graph runs.
+        sources, readers: kinds of operations before and behind each tensor; see ``after``, ``read_by`` of :class:`Op`.
+        outputs: those that the graph returns.
+    """
+
+    model: Any
+    weighted: Mapping[str, flatbuffer.WeightedOp]
+    held: Mapping[int, Any]
+    sources: Mapping[int, frozenset[str]]
+    readers: Mapping[int, frozenset[str]]
+    outputs: frozenset[int]
+
+
+def _held(model: Any, graph: Any, kinds: Sequence[str]) -> dict[int, Any]:
+    """Constants, also those that an operation makes floats of: runtimes do that once."""
+    held = {number: tensor for number, tensor in enumerate(graph.tensors) if flatbuffer.data_of(model, tensor).size}
+    for kind, operator in zip(kinds, graph.operators, strict=True):
+        if kind == "DEQUANTIZE" and operator.inputs[0] in held:
+            held[operator.outputs[0]] = held[operator.inputs[0]]
+    return held
+
+
+def _sources(graph: Any, kinds: Sequence[str]) -> dict[int, frozenset[str]]:
+    found: dict[int, frozenset[str]] = {}
+    for kind, operator in zip(kinds, graph.operators, strict=True):
+        before = (found.get(number, frozenset()) for number in operator.inputs if kind not in _MACS)
+        found |= dict.fromkeys(operator.outputs, frozenset({kind}).union(*before))
+    return found
+
+
+def _readers(graph: Any, kinds: Sequence[str]) -> dict[int, frozenset[str]]:
+    found: dict[int, frozenset[str]] = {}
+    for kind, operator in zip(kinds, graph.operators, strict=True):
+        found |= {number: found.get(number, frozenset()) | {kind} for number in operator.inputs}
+    return found
+
+
+def _op(kind: str, tensors: Any, operator: Any, context: _Context) -> Op:
+    numbers = [number for number in operator.inputs if number >= 0]
+    sizes = {
+        number: int(flatbuffer.data_of(context.model, context.held[number]).size)
+        for number in numbers
+        if number in context.held
+    }
+    reads = tuple(_value(tensors[number], sizes.get(number, 0)) for number in numbers)
+    writes = tuple(_value(tensors[number]) for number in operator.outputs)
+    weight = context.weighted.get(writes[0].name)
+    none = frozenset[str]()
     return Op(
         kind=kind,
         module=(weight.module if weight else "") or _module(writes[0].name, *(value.name for value in reads)),
@@ -205,7 +263,28 @@ def _op(kind: str, tensors: Any, operator: Any, weighted: dict[str, flatbuffer.W
         writes=writes,
         stored=weight.dtype if weight else "",
         bytes=sum(map(_bytes, (*reads, *writes))),
+        constants=_constants_of(kind, operator, context),
+        after=none.union(*(context.sources.get(number, none) for number in numbers)),
+        read_by=none.union(*(context.readers.get(number, none) for number in operator.outputs)),
+        returned=not context.outputs.isdisjoint(operator.outputs),
     )
+
+
+def _constants_of(kind: str, operator: Any, context: _Context) -> dict[str, Callable[[], Array]]:
+    """Floats that are constant, by their places among the operands, and a product's flags by MIL's names."""
+    floats: dict[str, Callable[[], Array]] = {
+        str(place): partial(_decoded, context.model, context.held[number])
+        for place, number in enumerate(operator.inputs)
+        if number in context.held and flatbuffer.DTYPES.get(context.held[number].type, "").startswith("float")
+    }
+    if kind != "BATCH_MATMUL" or operator.builtinOptions is None:
+        return floats
+    flags = operator.builtinOptions.adjX, operator.builtinOptions.adjY
+    return floats | {f"transpose_{name}": partial(np.asarray, flag) for name, flag in zip("xy", flags, strict=True)}
+
+
+def _decoded(model: Any, tensor: Any) -> Array:
+    return flatbuffer.decode(model, tensor).values
 
 
 def _bytes(value: Value) -> int:

@@ -11,7 +11,7 @@ from md_export.spec.tensors import Arrays
 from md_export.system.workspace import scratch_folder
 from md_export.targets.lint.judge import judge
 from md_export.targets.lint.report import LintReport
-from md_export.targets.lint.rules import rules_of
+from md_export.targets.lint.rules import faults_of, rules_of
 from md_export.targets.operations import Facts
 from md_export.targets.tflite.describe import graph_ops
 from md_export.targets.tflite.flatbuffer import MALFORMED
@@ -37,11 +37,12 @@ def lint(path: Path, system: str | None = None, batches: Sequence[Arrays] = ()) 
     rules = rules_of("tflite")
     try:
         facts = Facts(tuple(graph_ops(path)))
+        judged = judge(path.name, facts, rules, rules.systems[0], faults_of("tflite"))
     except RuntimeFault as error:
         raise ArtifactError(str(error)) from error
     except MALFORMED as error:
         raise ArtifactError(f"{path.name}: corrupted: {error}; export it again") from error
-    report = replace(judge(path.name, facts, rules, rules.systems[0]), cases=len(batches))
+    report = replace(judged, cases=len(batches))
     return _with_float16(report, path, batches) if batches else report
 
 

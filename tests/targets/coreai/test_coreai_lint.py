@@ -130,6 +130,28 @@ def test_a_rule_fits_what_was_planted_and_not_its_twin(rule: str, reports: tuple
     assert rule not in good
 
 
+@pytest.mark.parametrize(
+    ("resize", "faults"),
+    [
+        (lambda x: nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"), ["nearest-resize"]),
+        (lambda x: nn.functional.interpolate(x, scale_factor=2.0, mode="bilinear"), []),
+        (lambda x: x.repeat_interleave(2, -1).repeat_interleave(2, -2), []),
+    ],
+)
+def test_a_resize_that_goes_to_the_cpu(
+    coreai: Any, tmp_path: Path, resize: Callable[[Tensor], Tensor], faults: list[str]
+) -> None:
+    x = torch.ones(1, 4, 8, 8)
+    inputs, outputs = TensorSpec("x", (1, 4, 8, 8), "float32"), TensorSpec("y", (1, 4, 16, 16), "float32")
+    job = LoweringJob("part", Does(resize), (inputs,), (outputs,), {"x": x.numpy()}, FLOAT, (), tmp_path)
+    coreai.lower(job).quantize(job).save(tmp_path / "x.aimodel")
+    known = found(coreai, tmp_path / "x.aimodel").known
+    assert known is not None
+    assert [item.fault.id for item in known.found] == faults
+    # Slow is no reason to refuse an export.
+    assert known.blocking("27.0") is None
+
+
 def test_every_rule_is_tried_and_stands_on_a_page() -> None:
     rules = load_rules(rule_path("coreai")).rule
     assert {rule.id for rule in rules} == {*PLANTED, *ELSEWHERE, "asset-size"}
@@ -212,7 +234,7 @@ def test_what_float16_leaves_to_others_is_explained(asset: Callable[..., Path], 
     decoder = found(coreai, asset("vae_decoder", HALF))
     assert {(op.module, op.kind) for op in decoder.ops if op.verdict == "unlikely"} == {("", "cast")}
     # Of enlarging by 2 the pages say nothing.
-    assert {op.kind for op in decoder.ops if op.verdict == "unknown"} == {"silu", "interpolate"}
+    assert {op.kind for op in decoder.ops if op.verdict == "unknown"} == {"silu", "interpolate.nearest_neighbor"}
 
 
 def test_systems_and_what_is_no_asset(asset: Callable[..., Path], coreai: Any, tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ import pytest
 
 from md_export.errors import ArtifactError
 from md_export.rewrites import REWRITES
-from md_export.targets.lint.judge import CONDITIONS, LIMITS
+from md_export.targets.lint.judge import CONDITIONS, LIMITS, known_faults
 from md_export.targets.lint.report import Limits
-from md_export.targets.lint.rules import When, load_rules, rule_path, rules_of
+from md_export.targets.lint.rules import FAULT_TARGETS, When, faults_of, load_rules, rule_path, rules_of
+from md_export.targets.operations import Op, Value
 
 RULE_FILE = rule_path("coreml")
 TARGETS = ("coreml", "coreai", "tflite")
@@ -25,6 +26,7 @@ def test_every_condition_has_a_meaning() -> None:
 def test_every_condition_is_used() -> None:
     conditions = [rule.when for target in TARGETS for rule in rules_of(target).rule]
     conditions += [remedy.when for target in TARGETS for remedy in rules_of(target).remedy]
+    conditions += [fault.when for target in FAULT_TARGETS for fault in faults_of(target).fault]
     assert {name for when in conditions for name in when.given()} == {field.name for field in fields(When)}
     limits = [hazard.when for target in TARGETS for hazard in rules_of(target).hazard]
     assert {name for limit in limits for name in limit.given()} == {field.name for field in fields(Limits)}
@@ -70,3 +72,17 @@ def test_a_wrong_rule_file_is_named(tmp_path: Path, old: str, new: str, message:
     with pytest.raises(ArtifactError, match=message) as caught:
         load_rules(path)
     assert "rules.toml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "faults"),
+    [
+        ("softmax", (10, 77, 77), ["batched-attention"]),
+        ("softmax", (9, 77, 77), []),
+        ("matmul", (10, 77, 77), []),
+        ("scaled_dot_product_attention", (1, 8, 77, 64), ["fused-attention"]),
+    ],
+)
+def test_known_faults_of_core_ml(kind: str, shape: tuple[int, ...], faults: list[str]) -> None:
+    known = known_faults([Op(kind, "", (), (Value("y", shape),))], faults_of("coreml"))
+    assert [item.fault.id for item in known.found] == faults

@@ -156,6 +156,7 @@ def test_lint_prints_what_was_measured_and_what_was_bounded(exported: Exported, 
     (values,) = json.loads((tmp_path / "lint.json").read_text())
     assert values["budget_db"] == 55.0
     assert values["cases"] == 1
+    assert values["known"]["runtime"] == "LiteRT"
     assert {"default", "float32_sums", "partial_sum", "advice", "module"} <= set(values["bounds"][1])
 
 
