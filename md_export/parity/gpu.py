@@ -1,4 +1,8 @@
-"""Run every TFLite artifact of an export on LiteRT's GPU engine; check that all ops run there and compute correctly."""
+"""Run every TFLite artifact of an export on LiteRT's GPU engine: do all ops run there, and do they compute correctly?
+
+The two are separate questions: an artifact may be resident and wrong. Both answers are necessary for a phone and not
+sufficient, since a phone has another version, backend and driver of the engine.
+"""
 
 from __future__ import annotations
 
@@ -111,6 +115,7 @@ class GpuDetails:
     Attributes:
         adapter: device that the engine ran on.
         resident: whether every op runs on the GPU; None if the engine failed.
+        correct: whether the outputs meet the recipe's thresholds, wherever the ops ran; None if there are none.
         ops, on_cpu: number of ops in the graph, and of those that the engine left to the CPU.
         findings: the ops to blame.
         compile_seconds, run_seconds: time of the compilation, and average time of one execution.
@@ -118,6 +123,7 @@ class GpuDetails:
 
     adapter: str
     resident: bool | None = None
+    correct: bool | None = None
     ops: int = 0
     on_cpu: int = 0
     findings: tuple[OpFinding, ...] = ()
@@ -154,6 +160,7 @@ def _judge(subject: Subject, limit_s: float, progress: Callable[[str], None]) ->
         return subject.verdict(GpuDetails(log.adapter), [str(error)])
     findings = refused_ops(log.refusals, ops)
     parity, wrong = subject.compare(run.outputs) if run.outputs else (None, [])
+    correct = not wrong if run.outputs else None
     if parity:
         wrong = [fault.of("all on the GPU, but wrong" if run.resident else "and wrong") for fault in wrong]
     faults = [*_refusal_faults(run, log, len(ops), findings), *wrong]
@@ -164,7 +171,8 @@ def _judge(subject: Subject, limit_s: float, progress: Callable[[str], None]) ->
         faults.append(f"to blame first: {culprit}" if culprit else _NOBODY[search.failing])
     resident = None if run.failure else run.resident
     seconds = (run.compile_seconds, run.run_seconds / len(inputs))
-    return subject.verdict(GpuDetails(log.adapter, resident, len(ops), log.on_cpu, findings, *seconds), faults, parity)
+    details = GpuDetails(log.adapter, resident, correct, len(ops), log.on_cpu, findings, *seconds)
+    return subject.verdict(details, faults, parity)
 
 
 def _refusal_faults(run: GpuExecution, log: EngineLog, count: int, findings: tuple[OpFinding, ...]) -> list[str]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Column = tuple[str, Callable[[ComponentVerdict[Engine]], str]]
 
 _GPU: Final[tuple[Column[GpuDetails], ...]] = (
+    ("values", lambda item: _answer(item.engine.correct, "right", "WRONG")),
+    ("resident", lambda item: _answer(item.engine.resident, "all", "NOT all")),
     ("ops", lambda item: str(item.engine.ops)),
     ("on the CPU", lambda item: "-" if item.engine.resident is None else str(item.engine.on_cpu)),
     ("compile s", lambda item: f"{item.engine.compile_seconds:.1f}"),
@@ -65,8 +67,9 @@ def gpu_tables(verdict: Verdict[GpuDetails]) -> Iterator[Table]:
     yield drawn(
         f"{verdict.recipe}: LiteRT's GPU engine on {adapters}, {verdict.cases} golden cases",
         *verdict_cells([verdict], _GPU),
-        caption="measured: residency, and values in float32. What float16 arithmetic on a phone may lose or overflow "
-        "is bounded by `md-export lint`",
+        caption="values and residency are separate questions; good answers are necessary, not sufficient: this is one "
+        "version and one backend of the engine, in float32. `md-export lint` names known faults of others and bounds "
+        "what float16 arithmetic on a phone may lose or overflow",
     )
     head = ("component", "op", "module and tensor", "shape", "the engine says", "what helps")
     rows = []
@@ -128,6 +131,11 @@ def runtimes_tables(verdicts: Sequence[Verdict[KernelDetails]]) -> Iterator[Tabl
     ]
     head = ("component", "runtime", "op", "module and tensor", "shape", "SNR dB")
     yield from _if_any("the same inputs, other results than LiteRT with XNNPACK", head, rows)
+
+
+def _answer(found: bool | None, yes: str, no: str) -> str:
+    """Return the words for an answer; "-" if the engine failed."""
+    return "-" if found is None else yes if found else no
 
 
 def verdict_cells(verdicts: Sequence[Verdict[Engine]], columns: Sequence[Column[Engine]]) -> Cells:
