@@ -19,8 +19,9 @@ from md_export.spec.tensors import TensorSpec
 from md_export.system.memory import release_weights
 from md_export.system.workspace import scratch_folder
 from md_export.targets import TARGETS, suffix_of
-from md_export.targets.contract import LoweringJob
+from md_export.targets.contract import Lints, LoweringJob
 from md_export.targets.layouts import layout_of
+from md_export.targets.lint.report import LintReport
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ def build_component(step: BuildStep) -> ArtifactEntry:
     """Build one artifact and return its manifest entry; runs in a worker process.
 
     Raises:
-        ConversionError: the conversion made NaN or Inf of some weights.
+        ConversionError: the conversion made NaN or Inf of some weights, or a known fault concerns the artifact on a
+            runtime that the recipe names.
     """
     started = time.perf_counter()
     recipe, name = step.recipe, step.component
@@ -86,6 +88,8 @@ def build_component(step: BuildStep) -> ArtifactEntry:
         raise ConversionError(
             f"{recipe.target} {name}: conversion made NaN or Inf of the weights {', '.join(found.not_finite[:5])}"
         )
+    if recipe.min_litert and isinstance(target, Lints):
+        refuse_known_faults(f"{recipe.target} {name}", target.lint(path), recipe.min_litert)
     return ArtifactEntry(
         component=name,
         file=path.name,
@@ -102,6 +106,12 @@ def build_component(step: BuildStep) -> ArtifactEntry:
         rewritten_snr_db=snr_db,
         data=data.name if (data := data_of(path)) else None,
     )
+
+
+def refuse_known_faults(what: str, report: LintReport, least: str) -> None:
+    """Raise ConversionError if a fault of the runtime's version ``least`` or of a later one concerns an artifact."""
+    if report.known and (found := report.known.blocking(least)):
+        raise ConversionError(f"{what}: a known fault concerns LiteRT {least} (min_litert) or a later one: on {found}")
 
 
 def own_notes(name: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> dict[str, str]:

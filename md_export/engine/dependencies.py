@@ -188,6 +188,7 @@ OF_AN_ARTIFACT: Final = (
     "rewrites",
     "allow_drift",
     "deployment_target",
+    "min_litert",
     "layout",
     "form",
     "npu",

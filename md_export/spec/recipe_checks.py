@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 from md_export.errors import RecipeError
@@ -12,7 +13,14 @@ if TYPE_CHECKING:
 
 # Fields that a recipe file writes as tables for all components together.
 TABLES: Final = {"schemes": "scheme", "tolerances": "tolerance"}
-_OF_ONE_TARGET: Final = {"deployment_target": "coreml", "layout": "coreml", "form": "onnx", "npu": "onnx"}
+_OF_ONE_TARGET: Final = {
+    "deployment_target": "coreml",
+    "layout": "coreml",
+    "form": "onnx",
+    "npu": "onnx",
+    "min_litert": "tflite",
+}
+_VERSION: Final = re.compile(r"[0-9]{1,4}(\.[0-9]{1,4}){0,3}")
 
 
 def _check_sampler(recipe: Recipe) -> None:
@@ -45,6 +53,11 @@ def _check_target(recipe: Recipe) -> None:
             raise RecipeError(f"recipe {recipe.name}: {field} is for the target {target}; leave it out")
 
 
+def _check_min_litert(recipe: Recipe) -> None:
+    if recipe.min_litert is not None and not _VERSION.fullmatch(recipe.min_litert):
+        raise RecipeError(f"min_litert: {recipe.min_litert!r:.40} is no version of LiteRT; write it as 2.1.6")
+
+
 def _check_npu(recipe: Recipe) -> None:
     for soc in recipe.npu:
         if soc not in SOCS:
@@ -74,4 +87,12 @@ def _check_components(recipe: Recipe) -> None:
 
 
 # Each raises RecipeError, which names the field.
-CHECKS: Final = (_check_sampler, _check_layout, _check_target, _check_npu, _check_form, _check_components)
+CHECKS: Final = (
+    _check_sampler,
+    _check_layout,
+    _check_target,
+    _check_min_litert,
+    _check_npu,
+    _check_form,
+    _check_components,
+)

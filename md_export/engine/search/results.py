@@ -81,6 +81,7 @@ _PLAIN: Final = (
     "rewrites",
     "allow_drift",
     "deployment_target",
+    "min_litert",
     "layout",
     "form",
     "npu",
