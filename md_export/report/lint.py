@@ -8,7 +8,7 @@ from typing import Final
 
 from rich.table import Table
 
-from md_export.report.tables import drawn
+from md_export.report.tables import drawn, markdown_row
 from md_export.targets.lint.report import Figures, Float16Bound, Hazard, HazardRule, LintReport, Rule, worst_op
 from md_export.targets.lint.rules import FaultFile, KnownFault
 
@@ -125,7 +125,7 @@ def fault_page(files: Iterable[FaultFile]) -> str:
     tables = []
     for file in files:
         rows = [head, ("---",) * len(head), *map(_fault_cells, file.fault)]
-        tables.append(f"**{file.runtime}**\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows))
+        tables.append(f"**{file.runtime}**\n\n" + "\n".join(map(markdown_row, rows)))
     return "\n\n".join(tables)
 
 
