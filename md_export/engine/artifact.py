@@ -15,6 +15,7 @@ from md_export.parity.rewritten_module import adjust, rewritten
 from md_export.spec.artifact import ArtifactEntry, Measured, bytes_of_artifact, data_of, sha256_of_artifact
 from md_export.spec.calibration import RangeRule
 from md_export.spec.recipe import Recipe
+from md_export.spec.recipe_checks import ANY_LITERT
 from md_export.spec.tensors import TensorSpec
 from md_export.system.memory import release_weights
 from md_export.system.workspace import scratch_folder
@@ -88,7 +89,7 @@ def build_component(step: BuildStep) -> ArtifactEntry:
         raise ConversionError(
             f"{recipe.target} {name}: conversion made NaN or Inf of the weights {', '.join(found.not_finite[:5])}"
         )
-    if recipe.min_litert and isinstance(target, Lints):
+    if recipe.min_litert not in (None, ANY_LITERT) and isinstance(target, Lints):
         refuse_known_faults(f"{recipe.target} {name}", target.lint(path), recipe.min_litert)
     return ArtifactEntry(
         component=name,

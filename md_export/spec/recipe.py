@@ -95,7 +95,7 @@ class Recipe:
         allow_drift: take rewrites that the checkpoint was not trained with.
         deployment_target: oldest system that must load a Core ML package; iOS17 where a recipe names none.
         min_litert: oldest LiteRT that apps run a TFLite file with (``2.1.6``); an artifact that a known fault of this
-            or of a later version concerns is refused.
+            or of a later version concerns is refused; ``any``, as without it: none is.
         layout: whose names and shapes a Core ML package's surface has; our own where a recipe names none.
         form: what onnxruntime makes of an ONNX graph: a file for its mobile builds (``ort``), or one that is fused for
             the processor at hand (``cpu_fused``); a portable graph where a recipe names none.

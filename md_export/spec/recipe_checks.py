@@ -20,6 +20,8 @@ _OF_ONE_TARGET: Final = {
     "npu": "onnx",
     "min_litert": "tflite",
 }
+# For recipes that extend one with a version.
+ANY_LITERT: Final = "any"
 _VERSION: Final = re.compile(r"[0-9]{1,4}(\.[0-9]{1,4}){0,3}")
 
 
@@ -54,8 +56,11 @@ def _check_target(recipe: Recipe) -> None:
 
 
 def _check_min_litert(recipe: Recipe) -> None:
-    if recipe.min_litert is not None and not _VERSION.fullmatch(recipe.min_litert):
-        raise RecipeError(f"min_litert: {recipe.min_litert!r:.40} is no version of LiteRT; write it as 2.1.6")
+    if recipe.min_litert not in (None, ANY_LITERT) and not _VERSION.fullmatch(recipe.min_litert):
+        raise RecipeError(
+            f"min_litert: {recipe.min_litert!r:.40} is no version of LiteRT; write it as 2.1.6, or {ANY_LITERT!r} for "
+            "files that known faults of GPUs may concern"
+        )
 
 
 def _check_npu(recipe: Recipe) -> None:

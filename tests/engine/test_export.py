@@ -14,7 +14,7 @@ import pytest
 from md_export.checkpoint import open_checkpoint
 from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
-from md_export.errors import GoldenError, OutputError, ParityError, RewriteError
+from md_export.errors import ConversionError, GoldenError, OutputError, ParityError, RewriteError
 from md_export.parity.metrics import compare
 from md_export.spec.manifest import read_manifest
 from md_export.spec.recipe import Recipe
@@ -149,6 +149,21 @@ def test_what_falls_short_is_kept_apart(nano: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     assert read_manifest(tmp_path / "out.rejected").artifacts[0].component == "vae_decoder"
     assert sorted(item.name for item in tmp_path.iterdir()) == ["out.rejected", "strict.toml"]
+
+
+def test_a_form_that_a_known_fault_concerns_is_refused(nano: Path, tmp_path: Path) -> None:
+    """Attention at rank 3, which phones were reported to compute wrongly."""
+    recipe = load_recipe(builtin_recipe("tflite", "fp32")).narrowed(("text_encoder",))
+    before = dataclasses.replace(
+        recipe, rewrites=tuple(name for name in recipe.rewrites if name != "rank_4_attention"), min_litert="2.1.6"
+    )
+    with pytest.raises(ConversionError) as caught:
+        export(before, nano, tmp_path / "out")
+    text = str(caught.value)
+    assert text.startswith("tflite text_encoder: a known fault concerns LiteRT 2.1.6 (min_litert) or a later one: on ")
+    assert "BATCH_MATMUL 4×77×32 of encoder.layers.0.self_attn (" in text
+    assert "rewrite rank_4_attention" in text
+    assert not (tmp_path / "out").exists()
 
 
 def test_substitution_without_training_is_refused(nano: Path, tmp_path: Path) -> None:

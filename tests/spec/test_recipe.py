@@ -196,6 +196,20 @@ def test_errors_name_file_table_and_field(tmp_path: Path, old: str, new: str, me
     assert "recipe.toml" in str(caught.value)
 
 
+@pytest.mark.parametrize("version", ["2", "2.1", "2.1.6", "any"])
+def test_the_oldest_litert(tmp_path: Path, version: str) -> None:
+    fields = f'name = "mine"\nextends = "tflite-fp32"\nmin_litert = "{version}"\n'
+    assert load_recipe(write(tmp_path, fields)).min_litert == version
+    with pytest.raises(RecipeError, match="min_litert is for the target tflite; leave it out"):
+        load_recipe(write(tmp_path, fields.replace("tflite-", "onnx-")))
+
+
+@pytest.mark.parametrize("version", ["", "2.", "2.x", "-1", "2.1.6\\n", "9" * 5, "1.1.1.1.1", "٢.١"])
+def test_what_is_no_version_of_litert(tmp_path: Path, version: str) -> None:
+    with pytest.raises(RecipeError, match=r"is no version of LiteRT|control character"):
+        load_recipe(write(tmp_path, f'name = "mine"\nextends = "tflite-fp32"\nmin_litert = "{version}"\n'))
+
+
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="cannot be read"):
         load_recipe(tmp_path / "none.toml")

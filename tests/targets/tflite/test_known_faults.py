@@ -14,6 +14,8 @@ from md_export.engine.artifact import refuse_known_faults
 from md_export.errors import ArtifactError, ConversionError, UsageError
 from md_export.report.lint import fault_page, known_fault_lines
 from md_export.rewrites import REWRITES
+from md_export.spec.recipe_file import load_recipe
+from md_export.spec.shipped_files import builtin_recipe, builtin_recipes
 from md_export.spec.tensors import Array
 from md_export.targets.lint.faults import Fault, FaultyOp, FoundFault, KnownFaults
 from md_export.targets.lint.judge import known_faults
@@ -244,6 +246,15 @@ def test_lint_says_on_which_versions_a_file_is_safe(planted: Callable[[str], Pat
     found = {item.fault.id: item.ops for item in report.known.found}
     assert set(found) >= {"attention-rank-3", "mixed-ranks"}
     assert {op.module.split(".")[0] for op in found["attention-rank-3"]} == {"middle"}
+
+
+@pytest.mark.parametrize("name", [name for name in builtin_recipes() if name.startswith("tflite-")])
+def test_shipped_recipes_name_the_least_version_that_their_forms_are_right_on(name: str) -> None:
+    """One fault is left of what they export, the older delegate's; see the tests of the rewrites and of lint."""
+    (left,) = (fault for fault in FILE.fault if fault.id == "small-number")
+    recipe = load_recipe(builtin_recipe(*name.split("-", 1)))
+    assert "rank_4_attention" in recipe.rewrites
+    assert recipe.min_litert == FILE.safe_from([left])
 
 
 @pytest.mark.parametrize("target", FAULT_TARGETS)

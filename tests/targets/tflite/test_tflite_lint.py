@@ -24,6 +24,7 @@ from md_export.targets.operations import Op, Value
 from md_export.targets.tflite.describe import graph_ops
 from md_export.targets.tflite.half.activations import Recorder, write_float_weights
 from md_export.targets.tflite.half.terms import terms_of
+from md_export.targets.tflite.lint import lint as lint_file
 from planted import COMPONENT
 from support import Exported
 
@@ -85,6 +86,16 @@ def test_what_the_engine_does_not_do_is_found_in_a_file(planted: Callable[[str],
     assert {item.module.split(".")[0] for item in found} == {"middle"}
     assert {item.verdict for item in found} == {"unlikely"}
     assert report.bounds is None
+
+
+def test_an_export_is_safe_from_the_version_that_its_recipe_names(exported: Exported) -> None:
+    out = exported("tflite", "int8")
+    manifest = read_manifest(out)
+    known = [lint_file(out / entry.file).known for entry in manifest.artifacts]
+    assert {None if found is None else found.safe_from for found in known} == {manifest.recipe.min_litert, None}
+    for found in known:
+        assert found is not None
+        assert found.blocking(manifest.recipe.min_litert or "") is None
 
 
 @pytest.fixture(scope="module")
