@@ -41,6 +41,7 @@ def test_a_graph_that_fits_passes(verdict: Judged) -> None:
     result = verdict("resident")
     assert result.faults == ()
     assert (result.engine.resident, result.engine.on_cpu, result.engine.findings) == (True, 0, ())
+    assert result.engine.correct is True
     assert result.parity is not None
     assert result.parity.snr_db >= 90
     assert result.engine.adapter != "no adapter"
@@ -50,7 +51,7 @@ def test_a_graph_that_fits_passes(verdict: Judged) -> None:
 def test_ops_left_to_the_cpu_are_named(verdict: Judged, plant: str, operators: set[str]) -> None:
     """The numbers are right all the same: the engine's CPU takes part in them."""
     result = verdict(plant)
-    assert result.engine.resident is False
+    assert (result.engine.resident, result.engine.correct) == (False, True)
     assert {finding.operator for finding in result.engine.findings} == operators
     assert {finding.module for finding in result.engine.findings} == {"middle"}
     assert all(finding.certain for finding in result.engine.findings)
@@ -65,6 +66,7 @@ def test_ops_left_to_the_cpu_are_named(verdict: Judged, plant: str, operators: s
 def test_a_resident_graph_that_is_wrong(verdict: Judged) -> None:
     result = verdict("masked")
     assert (result.engine.resident, result.engine.on_cpu) == (True, 0)
+    assert result.engine.correct is False
     (finding,) = result.engine.findings
     assert finding.module == "middle"
     assert finding.operator in ("ADD", "SOFTMAX")
@@ -90,7 +92,7 @@ def test_a_convolution_over_too_many_channels(verdict: Judged) -> None:
 
 def test_a_crash_is_a_result(verdict: Judged) -> None:
     result = verdict("crash")
-    assert result.engine.resident is None
+    assert (result.engine.resident, result.engine.correct) == (None, None)
     (finding,) = result.engine.findings
     assert (finding.operator, finding.module) == ("BATCH_MATMUL", "middle")
     assert "already a consumer" in finding.reason

@@ -115,7 +115,10 @@ def test_verify_gpu_exits_3_and_names_component_op_and_module(tmp_path: Path, pl
     result = md_export("verify", planted("broadcast"), "--gpu", "--json", tmp_path / "found.json")
     fails(result, 3, "vae_decoder:", "BROADCAST_TO 1×6×77 of middle", "Operation is not supported")
     assert "staged_group_norm" in result.stdout
+    assert "NOT all" in result.stdout
+    assert "necessary, not sufficient" in " ".join(result.stdout.split())
     (component,) = json.loads((tmp_path / "found.json").read_text())["components"]
     assert component["engine"]["findings"][0]["module"] == "middle"
+    assert (component["engine"]["resident"], component["engine"]["correct"]) == (False, True)
     passed = md_export("verify", planted("resident"), "--gpu")
     assert passed.returncode == 0, passed.stderr
