@@ -196,7 +196,7 @@ def measure(stem: Path) -> tuple[str, str]:
     if not hasattr(HardwareAccelerator, "GPU"):
         return cpu, "-"
     if not hasattr(CompiledModel, "is_fully_accelerated"):
-        # Before 2.1.4: the log tells what is left to the CPU, and the interpreter what an output is.
+        # 2.1.3: the log tells what is left to the CPU, and the interpreter what an output is.
         details = {spec.name: {"shape": spec.shape, "dtype": spec.dtype} for spec in runner.outputs}
         CompiledModel.is_fully_accelerated = lambda _: True
         CompiledModel.get_output_tensor_details = lambda *_: details

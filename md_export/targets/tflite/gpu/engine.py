@@ -192,7 +192,7 @@ def _execute(model: Any, batch: Arrays) -> dict[str, Array]:
 
 
 def _read(buffer: Any, shape: list[int], dtype: str) -> Array:
-    values: Array = buffer.read(int(np.prod(shape)), np.dtype(dtype))
+    values: Array = buffer.read(int(np.prod(shape)), np.dtype(dtype).type)
     return values.reshape(shape).copy()
 
 
