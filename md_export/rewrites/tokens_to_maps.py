@@ -11,8 +11,9 @@ is a map of height 1. Linears on vectors, as in the time embedding, stay (vector
 
 # Principle, for the whole file: LiteRT keeps maps as [B, H, W, C], where a linear on tokens is a 1×1 convolution,
 # a norm over channels reduces the last axis, and nothing between attentions needs a RESHAPE or TRANSPOSE. The
-# GPU engine runs an int8 convolution but no int8 FULLY_CONNECTED of this size ("Failed to initialize kernel"), and
-# it computes a rank-4 batched product followed by a mask wrongly: attention is of rank 3, heads in the batch.
+# GPU engine runs an int8 convolution but no int8 FULLY_CONNECTED of this size ("Failed to initialize kernel").
+# Attention is of rank 3, heads in the batch: the converter breaks products of rank 4 up, unless rank_4_attention
+# follows, and the engine computes what it then adds to them wrongly.
 
 from __future__ import annotations
 
