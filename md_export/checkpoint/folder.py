@@ -139,7 +139,7 @@ class Checkpoint:
 
     @property
     def tokenizer_dir(self) -> Path:
-        """Where the files of the first text encoder's tokenizer lie."""
+        """Folder of the first text encoder's tokenizer."""
         return self.tokenizers["tokenizer"]
 
     def copy_tokenizers(self, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a file is that holds no whole Stable Diffusion, by its tensors' names."""
+"""Kind of a file that holds no whole Stable Diffusion, found by its tensors' names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a single file says of its training: epsilon or v, zero terminal SNR and the size of its pictures."""
+"""Facts about its training that a single file holds: epsilon or v, zero terminal SNR, size of its pictures."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _RESOLUTION: Final = re.compile(r"(\d{2,4})x(\d{2,4})")
 
 @dataclass(frozen=True)
 class Trained:
-    """What the model was trained for; ``why`` says how that is known."""
+    """Training of the model; ``why`` says how that is known."""
 
     prediction: str
     zero_snr: bool

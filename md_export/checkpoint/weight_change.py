@@ -1,4 +1,4 @@
-"""What a LoRA file makes of one parameter: LoRA and LoCon, LoHa, LoKr, whole differences, each also as DoRA.
+"""Change that a LoRA file makes to one parameter: LoRA and LoCon, LoHa, LoKr, whole differences, each also as DoRA.
 
 Formulas: peft's ``tuners/lora/dora.py`` and ``tuners/lokr/layer.py``, LyCORIS' ``modules/{locon,loha,lokr,norms}.py``.
 """

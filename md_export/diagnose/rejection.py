@@ -1,4 +1,4 @@
-"""What to do next after an export was rejected: the changes that the attribution of its errors advises."""
+"""Advice after an export was rejected: the changes that the attribution of its errors suggests."""
 
 from __future__ import annotations
 

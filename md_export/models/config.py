@@ -60,7 +60,7 @@ class DenoiserConfig(Config, Protocol):
 
     @property
     def halvings(self) -> int:
-        """How often it halves a latent's side."""
+        """Number of times that the denoiser halves the side of a latent."""
 
 
 def _check(folder: str, field: str, has: object, other: str, other_field: str, wanted: object) -> None:

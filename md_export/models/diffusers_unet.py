@@ -156,7 +156,7 @@ class DiffusersUNetConfig:
 
     @property
     def halvings(self) -> int:
-        """How often a latent is halved on its way down."""
+        """Number of times that a latent's side is halved on its way down."""
         return len(self.block_out_channels) - 1
 
 

@@ -83,7 +83,7 @@ class PatchConfig:
 
     @property
     def halvings(self) -> int:
-        """How often a patch halves a latent."""
+        """Number of times that a patch halves the side of a latent."""
         return self.patch_size.bit_length() - 1
 
     @property

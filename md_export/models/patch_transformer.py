@@ -1,4 +1,4 @@
-"""What transformers on patches of a latent share: DiT's and PixArt's, in the files beside this one.
+"""Layers that DiT and PixArt share: transformers on patches of a latent, in the files beside this one.
 
 Module and parameter names are diffusers', so that its state dicts load as they are. The models also predict a variance,
 in the second half of the output channels, which no sampler here reads: it is cut.
@@ -137,7 +137,7 @@ class Modulation(nn.Module):
 
 
 class Tokens:
-    """Where the channels of tokens lie: last, ``[B, L, C]``. A rewrite may put another layout in its place."""
+    """Layout of tokens with channels last, ``[B, L, C]``. A rewrite may put another layout in its place."""
 
     def enter(self, patches: Tensor) -> Tensor:
         """``[B, C, h, w]`` → tokens."""
@@ -211,7 +211,7 @@ class PatchEmbedding(nn.Module):
 
 
 class PatchTransformer(PatchModule):
-    """What both transformers begin and end with, for latents of ``cells``."""
+    """First and last layers of both transformers, for latents of ``cells``."""
 
     def __init__(self, config: PatchConfig, cells: Cells) -> None:
         super().__init__()

@@ -97,7 +97,7 @@ class MDUNetConfig:
 
     @property
     def halvings(self) -> int:
-        """How often a latent is halved on its way down."""
+        """Number of times that a latent's side is halved on its way down."""
         return 2
 
 

@@ -89,7 +89,7 @@ def _finding(tensor: Observed, value: Array, reference: Array) -> OpDisagreement
 
 @dataclass(frozen=True)
 class KernelDetails:
-    """How one set of kernels computed an artifact.
+    """Result of an artifact on one set of kernels.
 
     Attributes:
         kernels: what computes, in words.

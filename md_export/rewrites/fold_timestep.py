@@ -49,7 +49,7 @@ class ZeroEmbedding(NoEmbedding):
 
 
 def embed(unet: Any, timestep: int) -> Tensor:
-    """What every ResNet block gets, ``[1, dim]``.
+    """Time embedding that every ResNet block gets, ``[1, dim]``.
 
     Raises:
         RewriteError: more than the timestep is embedded.

@@ -219,7 +219,7 @@ class ChannelT5Encoder(T5Encoder):
         return self.form.leave(tokens)
 
     def added(self, mask: Tensor) -> Tensor:
-        """Of the form's rank."""
+        """Return the mask in the rank of the form."""
         return self.form.mask(super().added(mask), self.heads)
 
 

@@ -148,7 +148,7 @@ class Recipe:
 
     @property
     def variant(self) -> Variant:
-        """What the recipe asks of the checkpoint; raises RecipeError for what none supports."""
+        """Variant of the checkpoint that the recipe exports; raises RecipeError if no checkpoint supports it."""
         guidance = None if self.sampler is None else self.sampler.guidance
         return Variant(self.size, self.timestep, self.clip_skip, guidance)
 

@@ -1,4 +1,4 @@
-"""What no target can carry out, by the fields of a recipe that contradict each other."""
+"""Checks of a recipe for fields that contradict each other, which no target can carry out."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ _MOST_LAYERS: Final = 256
 
 @dataclass(frozen=True)
 class Variant:
-    """What a recipe asks of a checkpoint; the defaults leave it as it was trained.
+    """Changes of a checkpoint that a recipe asks for; the defaults leave it as it was trained.
 
     Attributes:
         size: of the pictures; None: what the checkpoint was trained for.

@@ -38,7 +38,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Ended(Generic[Result]):
-    """How a call ended.
+    """Result of a call.
 
     Attributes:
         result: what the function returned; None where it raised or the process died.
@@ -120,7 +120,7 @@ def attempt(
 
 
 def _run(folder: Path, modules: Sequence[str], limits: Limits) -> tuple[Exit | None, Watch]:
-    """How the process ended, and what was seen of its memory; no exit where it was stopped at the limit of time."""
+    """End of the process and the memory seen; no exit if it was stopped at the time limit."""
     process = POOL.begin(folder, modules)
     try:
         with watching(process.pid, limits.most_bytes) if limits.most_bytes else nullcontext(Watch()) as watch:

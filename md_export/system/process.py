@@ -52,7 +52,7 @@ def environment() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Exit:
-    """How a process ended: exit status, or the negative number of a signal; its own peak of memory where known."""
+    """End of a process: exit status, or the negative number of a signal; its own peak of memory where known."""
 
     status: int
     peak_bytes: int = 0

@@ -31,7 +31,7 @@ from md_export.targets.stored_graph import Step
 
 @dataclass(frozen=True)
 class ModuleError:
-    """How far one torch module's output is off inside an artifact.
+    """Error of one torch module's output inside an artifact.
 
     Attributes:
         path: of the module in the rewritten component; empty for the component itself.
@@ -74,7 +74,7 @@ class OpError:
 
 @dataclass(frozen=True)
 class Attribution:
-    """Where one artifact loses what it loses.
+    """Errors of one artifact by torch module.
 
     Attributes:
         case: the golden case that was followed, the artifact's worst.

@@ -80,7 +80,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a schedule is entered.
+    """The place where a schedule is entered.
 
     Attributes:
         signal, noise: factors of the picture's scaled latents and of the noise in the UNet's first sample.

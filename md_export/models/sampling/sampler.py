@@ -90,7 +90,7 @@ def steps_of(config: ModelConfig, plan: SamplerPlan | None) -> ManySteps | None:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a sampler is: x ``[1, C, h, w]``, and the last step's estimate of x0."""
+    """State of a sampler: x ``[1, C, h, w]``, and the last step's estimate of x0."""
 
     x: Float32
     x0: Float32

@@ -263,7 +263,7 @@ def claim_lora(values: Json) -> None:
 
 
 def other_noise(values: Json) -> None:
-    """Where to start from a picture, by a schedule that is not the checkpoint's."""
+    """The start of image-to-image, computed from a schedule that is not the checkpoint's."""
     values["schedule"] = {
         "num_train_timesteps": 1000,
         "beta_start": 0.1,

@@ -107,7 +107,7 @@ def _spec(feature: Any) -> TensorSpec:
 
 
 class Operand(NamedTuple):
-    """What an operation takes in a role: the name of a value, or the constant itself where it stands in the operation.
+    """Argument of an operation: the name of a value, or the constant itself where it stands in the operation.
 
     Attributes:
         place: position among the operands of the role.

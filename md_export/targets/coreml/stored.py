@@ -91,7 +91,7 @@ def _readers(operations: Any) -> dict[str, list[_Reader]]:
 
 
 def _placed(weight: StoredWeight, readers: list[_Reader], modules: dict[str, str], scheme: QuantScheme) -> StoredWeight:
-    """With who reads it, in torch's layout, and whether the scheme speaks of it."""
+    """Return the weight in torch's layout, with its readers and whether the scheme has a rule for it."""
     uses = tuple(dict.fromkeys(_use(reader, modules) for reader in readers))
     schemes = [scheme.for_module(module) for reader in readers for module in _use(reader, modules).modules]
     promised = any(_is_promised(weight, *item) for item in zip(readers, schemes, strict=True))

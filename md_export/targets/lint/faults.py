@@ -92,7 +92,7 @@ class FoundFault:
 
 @dataclass(frozen=True)
 class KnownFaults:
-    """What known faults of a runtime mean for one artifact.
+    """The known faults of a runtime that concern one artifact.
 
     Attributes:
         runtime: name of the runtime whose versions the faults name.

@@ -41,7 +41,7 @@ class _WritesItself(Protocol):
 
 
 class _Field(NamedTuple):
-    """Where a field lies in the file: from its tag, its content from ``content`` on."""
+    """Place of a field in the file: it begins with its tag, and its content at ``content``."""
 
     number: int
     wire: int

@@ -204,7 +204,7 @@ def ops_of(model: Any) -> list[Op]:
 
 @dataclass(frozen=True)
 class _Context:
-    """What an operation does not tell by itself; tensors go by their numbers.
+    """Facts about the graph that an operation itself does not hold; tensors go by their numbers.
 
     Attributes:
         weighted: operations with a stored weight, by the name of their output.

@@ -43,7 +43,7 @@ class RefusedOp:
 
 @dataclass(frozen=True)
 class NpuRun:
-    """What became of a graph on an NPU: it was compiled, or executed by the simulator, or both.
+    """Result of a graph on an NPU: it was compiled, or executed by the simulator, or both.
 
     Attributes:
         outputs: one dict for each set of inputs; empty if it was not executed.
