@@ -11,7 +11,7 @@ from md_export.cli import shared
 from md_export.cli.shared import PATH
 from md_export.errors import UsageError
 from md_export.spec.names import Method
-from md_export.spec.variant import Size, Variant
+from md_export.spec.variant import Chunks, Size, Variant
 
 PREDICTIONS: Final = ("epsilon", "v_prediction")
 ARCHS: Final = ("md", "md-lite", "sd15", "sdxl", "pixart", "dit", "nano")
@@ -74,6 +74,7 @@ def init(directory: Path, arch: str, seed: int) -> None:
 @shared.size_option
 @shared.timestep_option
 @shared.clip_skip_option
+@shared.chunks_option
 @shared.steps_option
 @shared.sampler_option
 @shared.guidance_option
@@ -89,6 +90,7 @@ def golden(
     size: Size | None,
     timestep: int | None,
     clip_skip: int,
+    chunks: Chunks | None,
     steps: int | None,
     sampler: Method | None,
     guidance: float | None,
@@ -106,9 +108,11 @@ def golden(
     texts = [*single, *(read_prompts(prompts) if prompts else [])]
     if not texts:
         raise UsageError("give at least one --prompt, or a file of them with --prompts")
+    if chunks == "auto":
+        raise UsageError("--chunks auto depends on a recipe's weights; give golden cases a number")
     pairs = [(text, seed) for text in texts for seed in seeds]
     with adapted(checkpoint, loras) as place:
-        opened = open_checkpoint(place).at(Variant(size, timestep, clip_skip, guidance))
+        opened = open_checkpoint(place).at(Variant(size, timestep, clip_skip, guidance, chunks))
         source = golden_source(opened, sampler=sampler_of(steps, guidance, sampler, negative=negative), encodes=encoder)
         with staging(output) as folder, shared.progress(len(pairs)) as report:
             write_golden(source, pairs, folder, report)

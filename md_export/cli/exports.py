@@ -13,7 +13,7 @@ from md_export.cli import shared
 from md_export.cli.shared import PATH
 from md_export.errors import ParityError, UsageError
 from md_export.spec.names import ORDER, SOCS, Method
-from md_export.spec.variant import Size, Variant
+from md_export.spec.variant import Chunks, Size, Variant
 
 
 def _some(_context: click.Context, _option: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -85,6 +85,7 @@ def _command(target: str) -> click.Command:
     @shared.size_option
     @shared.timestep_option
     @shared.clip_skip_option
+    @shared.chunks_option
     @shared.steps_option
     @shared.sampler_option
     @shared.guidance_option
@@ -107,6 +108,7 @@ def _command(target: str) -> click.Command:
         size: Size | None,
         timestep: int | None,
         clip_skip: int,
+        chunks: Chunks | None,
         steps: int | None,
         sampler: Method | None,
         guidance: float | None,
@@ -134,7 +136,9 @@ def _command(target: str) -> click.Command:
         recipe = _recipe(target, precision, recipe_file, asked, rewrites, allow_drift, own, many)
         recipe = recipe.widened(("vae_encoder",)) if encoder else recipe
         recipe = (
-            recipe.sampled(steps, guidance, sampler, negative).varied(Variant(size, timestep, clip_skip)).adapted(loras)
+            recipe.sampled(steps, guidance, sampler, negative)
+            .varied(Variant(size, timestep, clip_skip, chunks=chunks))
+            .adapted(loras)
         )
         resources = Resources(shared.cache_root(cache) if keep else None, jobs or default_jobs(), max_memory)
         source = shared.checkpoint_or_nano(checkpoint)

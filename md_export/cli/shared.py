@@ -12,7 +12,7 @@ import click
 
 from md_export.errors import MissingExtraError, ParityError, UsageError
 from md_export.spec.names import METHODS
-from md_export.spec.variant import Size
+from md_export.spec.variant import Chunks, Size
 from md_export.system.terminal_text import visible
 
 if TYPE_CHECKING:
@@ -37,6 +37,28 @@ class _SizeType(click.ParamType[Size]):
 
 
 size_option = click.option("--size", type=_SizeType(), help="Pixels of a picture.  [default: the checkpoint's own]")
+
+
+class _ChunksType(click.ParamType[Chunks]):
+    """A number, or ``auto``."""
+
+    name = "N|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Chunks:
+        """Return the number or ``auto``; click reports anything else as a usage error."""
+        if value == "auto":
+            return "auto"
+        if not (str(value).isascii() and str(value).isdigit() and len(str(value)) < 4):
+            self.fail(f"{value!r:.40} is no number of chunks; give 2 or more, or auto", param, ctx)
+        return int(value)
+
+
+chunks_option = click.option(
+    "--chunks",
+    type=_ChunksType(),
+    help="Cut the UNet or transformer into this many files, or as many as keep each below 1 GB (auto).  "
+    "[default: one file]",
+)
 timestep_option = click.option(
     "--timestep", type=click.IntRange(min=0), help="Timestep of the one step.  [default: the checkpoint's last]"
 )

@@ -32,6 +32,7 @@ from md_export.parity.weights.audit import AuditResult
 from md_export.parity.weights.audit import audit as audit_weights
 from md_export.spec.artifact import GOLDEN_FOLDER, NPU_FOLDER, artifact_path, sha256_of_artifact
 from md_export.spec.manifest import Manifest, paths_beside, read_manifest
+from md_export.spec.names import whole_of
 from md_export.system.files import sha256_of
 from md_export.system.isolation import isolated
 from md_export.system.workspace import scratch_folder
@@ -195,7 +196,7 @@ def _note_findings(export: OpenedExport, checkpoint: Checkpoint, execute: Execut
     manifest, recipe, notes = export.manifest, export.manifest.recipe, notes_of(checkpoint)
     for entry in manifest.artifacts:
         wanted = {
-            **notes[entry.component],
+            **notes[whole_of(entry.component)],
             **steps_notes(checkpoint, recipe.sampler),
             **own_notes(entry.component, entry.inputs, entry.outputs),
             **({"form": recipe.form} if recipe.form else {}),

@@ -63,7 +63,7 @@ def build_component(step: BuildStep) -> ArtifactEntry:
     release_weights(part.module)
     calibration = calibration_inputs(recipe, part, step.golden, step.calibration)
     adjust(part, target, calibration)
-    inputs, outputs, scheme = part.inputs, part.outputs, recipe.schemes[name]
+    inputs, outputs, scheme = part.inputs, part.outputs, part.scheme
     path = step.out / f"{layout_of(recipe).file(name)}{suffix_of(target, recipe.form)}"
     with scratch_folder() as scratch:
         job = LoweringJob(

@@ -11,7 +11,7 @@ from typing import Final
 from pydantic_core import from_json
 
 from md_export.engine.plan import Cost
-from md_export.spec.names import OPTIONAL_NAMES
+from md_export.spec.names import OPTIONAL_NAMES, whole_of
 from md_export.spec.scheme import QuantScheme
 from md_export.system.files import write_whole
 
@@ -98,7 +98,7 @@ def artifact_cost(target: str, component: str, scheme: QuantScheme, weight_bytes
         weight_bytes: size of the component's weights in float32.
         area: area of the picture relative to the size that the checkpoint was trained for.
     """
-    component = OPTIONAL_NAMES.get(component, component)
+    component = OPTIONAL_NAMES.get(whole_of(component), whole_of(component))
     words = (*scheme.all_weights, scheme.activations, scheme.rounding)
     slower = [times for word, times in _SLOWER.items() if any(one.startswith(word) for one in words)]
     # The model has no measurements of smaller pictures; in larger ones the decoder's activations grow with the area.

@@ -21,12 +21,14 @@ from md_export.checkpoint.files import INHERITED, hash_of_folder
 from md_export.checkpoint.modules import build_on_meta, layers_of
 from md_export.engine.keys import maker
 from md_export.engine.plan import LoraInput
+from md_export.models.chunks import Part, parts_of_denoiser
 from md_export.models.families import family_of
 from md_export.models.graph import Family
 from md_export.models.sampling.sampler import one_step, steps_of
 from md_export.models.tokenizers import LABELS_FOLDER, read_labels, tokenize
 from md_export.models.values import CONDITION
 from md_export.rewrites import find_rewrite
+from md_export.spec.names import chunk_number, whole_of
 from md_export.spec.recipe import Recipe
 from md_export.spec.sampler import SamplerPlan
 from md_export.spec.scheme import QuantScheme
@@ -125,6 +127,7 @@ class Source:
         given: folder of golden cases that the request names.
         weights: bytes of each component in float32, including components that are not needed to make a picture.
         layers: paths of each component's convolutions and linear layers, in order.
+        denoiser: parts of the denoiser, between which it may be cut; empty where no recipe asks for chunks.
         loras: LoRAs of the checkpoint, as named in requests.
     """
 
@@ -135,6 +138,7 @@ class Source:
     weights: dict[str, int]
     layers: dict[str, tuple[str, ...]]
     loras: tuple[LoraInput, ...]
+    denoiser: tuple[Part, ...] = ()
 
     @property
     def all_weights(self) -> int:
@@ -155,7 +159,7 @@ def area_of(checkpoint: Checkpoint, recipe: Recipe) -> float:
 def source_of(
     checkpoint_dir: Path, golden: Path | None, variants: set[Variant], loras: tuple[LoraInput, ...] = ()
 ) -> Source:
-    """Open the checkpoint and check that it is complete, for the given variants.
+    """Open the checkpoint and check that it is complete, for the given variants, of which chunks count as one.
 
     Raises:
         MdExportError: the checkpoint cannot be read, or has no such variant.
@@ -172,12 +176,18 @@ def source_of(
             "maker": maker(),
             "tools": tools_of(also=family_of(checkpoint.config).form.libraries),
         },
-        {variant: notes_of(checkpoint.at(variant)) for variant in variants},
+        {variant: notes_of(checkpoint.at(variant)) for variant in map(whole, variants)},
         golden,
         {name: _FLOAT32_BYTES * sum(map(Tensor.numel, one.state_dict().values())) for name, one in modules.items()},
         {name: layers_of(module) for name, module in modules.items()},
         loras,
+        parts_of_denoiser(checkpoint.config) if any(variant.chunks for variant in variants) else (),
     )
+
+
+def whole(variant: Variant) -> Variant:
+    """Return the variant without chunks, of which no metadata depends."""
+    return dataclasses.replace(variant, chunks=None)
 
 
 # Recipe fields that can change an artifact, after the recipe is reduced to one component by :func:`alone`.
@@ -197,17 +207,19 @@ OF_AN_ARTIFACT: Final = (
     "timestep",
     "clip_skip",
     "sampler",
+    "chunks",
 )
 
 
 def alone(recipe: Recipe, name: str) -> Recipe:
-    """Return the recipe reduced to one component, without settings that only other components need."""
-    rewrites = tuple(one for one in recipe.rewrites if name in find_rewrite(one).components)
+    """Return the recipe reduced to one component or chunk, without settings that only others need."""
+    component = whole_of(name)
+    rewrites = tuple(one for one in recipe.rewrites if component in find_rewrite(one).components)
     changing = any(not find_rewrite(one).exact for one in rewrites)
     return dataclasses.replace(
-        recipe.narrowed((name,)),
-        schemes={name: recipe.schemes[name]},
-        tolerances={name: recipe.tolerances[name]},
+        dataclasses.replace(recipe, chunks=recipe.chunks if chunk_number(name) else None).narrowed((component,)),
+        schemes={one: recipe.schemes[one] for one in (component, name)},
+        tolerances={one: recipe.tolerances[one] for one in (component, name)},
         rewrites=rewrites,
         allow_drift=recipe.allow_drift and changing,
         calibration=recipe.calibration if is_calibrated(recipe.schemes[name]) else None,

@@ -24,6 +24,7 @@ from md_export.parity.golden.prepare import golden_source
 from md_export.parity.golden.surface import packed, unpacked
 from md_export.spec.artifact import ArtifactEntry, artifact_path
 from md_export.spec.manifest import Manifest, read_manifest
+from md_export.spec.names import whole_of
 from md_export.spec.sampler import SamplerPlan
 from md_export.spec.tensors import Array, Arrays, Float32
 from md_export.spec.variant import TRAINED, Variant
@@ -70,12 +71,17 @@ class Export:
     @property
     def inpaints(self) -> bool:
         """Whether the UNet takes a mask and a picture's latents in addition to the noise."""
-        return self.entries[self.family.denoised.node].inputs[0].shape[1] == 2 * self.latent_shape[1] + 1
+        return self.denoiser[0].inputs[0].shape[1] == 2 * self.latent_shape[1] + 1
 
     @property
     def edits(self) -> bool:
         """Whether the UNet takes a picture's latents in addition to the noise, and no mask."""
-        return self.entries[self.family.denoised.node].inputs[0].shape[1] == 2 * self.latent_shape[1]
+        return self.denoiser[0].inputs[0].shape[1] == 2 * self.latent_shape[1]
+
+    @property
+    def denoiser(self) -> list[ArtifactEntry]:
+        """The denoiser's artifact, or those of its chunks; the first takes the latent."""
+        return [x for x in self.entries.values() if whole_of(x.component) == whole_of(self.family.denoised.node)]
 
     @property
     def picture_shape(self) -> tuple[int, ...]:
@@ -144,9 +150,8 @@ def open_to_run(out: Path) -> Export:
     manifest = read_manifest(out)
     entries = {entry.component: entry for entry in manifest.artifacts}
     needed = [row.name for row in family_named(manifest.family).required]
-    for name in needed:
-        if name not in entries:
-            raise ArtifactError(f"{out} has no {name}; a picture needs all of {', '.join(needed)}: export them all")
+    if lacked := [name for name in needed if name not in entries]:
+        raise ArtifactError(f"{out} has no {lacked[0]}; a picture needs all of {', '.join(needed)}: export them all")
     return Export(out, manifest, entries)
 
 
@@ -156,8 +161,7 @@ def frame_of_checkpoint(checkpoint_dir: Path, variant: Variant = TRAINED) -> Fra
     return Frame(checkpoint_dir, config.picture_shape, config.condition_shape)
 
 
-# A prompt and a seed.
-Request = tuple[str, int]
+Request = tuple[str, int]  # a prompt and a seed
 
 
 def pictures_of_artifacts(
@@ -229,11 +233,11 @@ def _check_start(export: Export, starts: Sequence[Start]) -> None:
         UsageError: the denoiser contains a single fixed timestep, and a strength below 1 needs another.
         ArtifactError: the export has no VAE encoder, or its manifest has no noise schedule.
     """
-    denoiser = export.entries[export.family.denoised.node]
-    folded = denoiser.outputs[0].name == LAST.name or TIMESTEP.name not in {spec.name for spec in denoiser.inputs}
+    taken = {spec.name for entry in export.denoiser for spec in entry.inputs}
+    folded = export.denoiser[-1].outputs[0].name == LAST.name or TIMESTEP.name not in taken
     if folded and export.manifest.steps is None and any(start.strength < 1 for start in starts):
         raise UsageError(
-            f"{export.out}: its {denoiser.component} holds the one timestep {export.manifest.one_step.timestep} "
+            f"{export.out}: its denoiser holds the one timestep {export.manifest.one_step.timestep} "
             "(fold_timestep or fold_x0), and a --strength below 1 starts at another; export without these rewrites"
         )
     export.entry(export.family.encoded.node)

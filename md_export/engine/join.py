@@ -156,6 +156,8 @@ def _named(manifests: Mapping[Path, Manifest]) -> dict[str, Path]:
         raise UsageError("join takes two or more Core ML exports; other targets have one file a size (docs/sizes.md)")
     if any(manifest.recipe.layout for manifest in manifests.values()):
         raise UsageError("Apple's Swift package knows one function a package; join exports without --layout")
+    if any(manifest.recipe.chunks for manifest in manifests.values()):
+        raise UsageError("join knows one package a component; join exports without --chunks")
     for other in others:
         if other.checkpoint_sha256 != first.checkpoint_sha256:
             raise UsageError("the exports are of different checkpoints, so they share no weights; join those of one")

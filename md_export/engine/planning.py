@@ -17,6 +17,7 @@ from typing import Any
 
 from md_export.checkpoint.derived import adapted
 from md_export.engine import dependencies
+from md_export.engine.chunks import bytes_of, cut_recipe
 from md_export.engine.costs import artifact_cost, cases_cost, export_cost, space_of
 from md_export.engine.keys import key_of, maker
 from md_export.engine.plan import (
@@ -30,12 +31,13 @@ from md_export.engine.plan import (
 )
 from md_export.engine.request import lora_files, lora_inputs
 from md_export.engine.swift_bundle import swift_tokenizer
-from md_export.models.families import family_of
+from md_export.models.families import family_of, graph_of
 from md_export.models.sampling.advice import advice_on_steps
 from md_export.models.sampling.sampler import steps_of
 from md_export.parity.golden.folder import INDEX, read_index
 from md_export.parity.golden.prepare import calibration_pairs, needs_calibration, planned_cases, present_golden
 from md_export.rewrites import find_rewrite
+from md_export.spec.names import whole_of
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import recipe_to_dict
 from md_export.system.files import sha256_of
@@ -112,14 +114,15 @@ class _Planner:
         recipe = dataclasses.replace(recipe, loras=()).completed(source.checkpoint.components)
         recipe = recipe.eased() if source.checkpoint.is_random else recipe
         # A recipe may have schemes of another family's components, too.
-        known = {name: scheme for name, scheme in recipe.schemes.items() if name in source.layers}
-        named = {name: scheme.for_layers(source.layers[name]) for name, scheme in known.items()}
-        recipe = dataclasses.replace(recipe, schemes={**recipe.schemes, **named})
+        known = {name: scheme for name, scheme in recipe.schemes.items() if whole_of(name) in source.layers}
+        named = {name: scheme.for_layers(source.layers[whole_of(name)]) for name, scheme in known.items()}
+        recipe = cut_recipe(dataclasses.replace(recipe, schemes={**recipe.schemes, **named}), source)
+        weights = bytes_of(recipe, source)
         if recipe.layout == "swift":
             swift_tokenizer(source.checkpoint)
         golden, judging = self._golden(recipe, source)
         calibrated = self._calibration(recipe, source, golden, judging)
-        parts = tuple(self._artifact(recipe, name, source, golden, calibrated) for name in recipe.components)
+        parts = tuple(self._artifact(recipe, name, source, golden, calibrated) for name in recipe.parts)
         content = {
             "step": "export",
             **source.common,
@@ -129,17 +132,17 @@ class _Planner:
             "loras": [str(lora) for lora in source.checkpoint.loras],
             "golden": golden,
         }
-        weights, calls = sum(source.weights[name] for name in recipe.components), dependencies.calls_of(recipe)
-        schemes = [recipe.schemes[name] for name in recipe.components]
+        whole, calls = sum(weights.values()), dependencies.calls_of(recipe)
+        schemes = [recipe.schemes[name] for name in recipe.parts]
         step = Step(
             key_of(content),
             f"{recipe.name}: verify",
             (golden, *parts),
             ExportRequest(recipe, source.loras, golden, parts),
-            _cost_key("export", weights, len(judging), calls, recipe.target, recipe.size, *schemes),
-            export_cost(recipe.target, weights, len(judging) * calls, source.area(recipe)),
+            _cost_key("export", whole, len(judging), calls, recipe.target, recipe.size, *schemes),
+            export_cost(recipe.target, whole, len(judging) * calls, source.area(recipe)),
         )
-        space = sum(space_of(recipe.schemes[name], source.weights[name]) for name in recipe.components)
+        space = sum(space_of(recipe.schemes[name], size) for name, size in weights.items())
         return ExportPlan(recipe.name, recipe.target, self._add(step), space)
 
     def _golden(self, recipe: Recipe, source: dependencies.Source) -> tuple[str, _Pairs]:
@@ -202,7 +205,10 @@ class _Planner:
         scheme, checkpoint = recipe.schemes[name], source.checkpoint
         if (steps := steps_of(checkpoint.config, recipe.sampler)) is not None:
             steps.check_rewrites(recipe.rewrites)
-        notes = source.notes[recipe.variant][name] | dependencies.steps_notes(checkpoint, recipe.sampler)
+        size = bytes_of(recipe, source)[name]
+        notes = source.notes[dependencies.whole(recipe.variant)][whole_of(name)] | dependencies.steps_notes(
+            checkpoint, recipe.sampler
+        )
         part = dependencies.alone(recipe, name)
         plain = recipe_to_dict(part)
         content = {
@@ -210,14 +216,17 @@ class _Planner:
             "maker": maker(),
             "tools": tools_of(recipe.target, family_of(checkpoint.config).form.libraries),
             "notes": notes,
-            **{field: plain[field] for field in dependencies.OF_AN_ARTIFACT},
+            **{field: plain.get(field) for field in dependencies.OF_AN_ARTIFACT},
             # A graph that onnxruntime fused for a processor is valid only on the machine where it was fused.
             "host": platform.node() if recipe.form else None,
         }
         cases = calibrated.key if calibrated and dependencies.is_calibrated(scheme) else None
         if calibrated and cases:
             before = dependencies.makers_of_inputs(
-                family_of(checkpoint.config), checkpoint.file_hashes(), name, checkpoint.config.takes_picture
+                graph_of(checkpoint.at(recipe.variant).config),
+                checkpoint.file_hashes(),
+                name,
+                checkpoint.config.takes_picture,
             )
             content["calibrated on"] = {**calibrated.asked, "by": before}
         elif dependencies.is_calibrated(scheme):
@@ -229,8 +238,8 @@ class _Planner:
             f"{recipe.name}: {name}",
             (golden,) if cases is None else (golden, cases),
             ArtifactRequest(part, source.loras, name, notes, golden, cases),
-            _cost_key("artifact", recipe.target, name, source.weights[name], scheme, recipe.size),
-            artifact_cost(recipe.target, name, scheme, source.weights[name], source.area(recipe)),
+            _cost_key("artifact", recipe.target, name, size, scheme, recipe.size),
+            artifact_cost(recipe.target, name, scheme, size, source.area(recipe)),
         )
         return self._add(step)
 

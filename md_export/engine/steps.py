@@ -21,7 +21,7 @@ from md_export.engine.coreai_bundle import write_assets
 from md_export.engine.hops import explain
 from md_export.engine.running import Job
 from md_export.engine.swift_bundle import check_bundle, write_bundle
-from md_export.models.families import family_of
+from md_export.models.families import graph_of
 from md_export.models.sampling.sampler import one_step, steps_of
 from md_export.parity.golden.folder import read_golden
 from md_export.parity.golden.prepare import calibration_cases, prepare_golden
@@ -122,7 +122,7 @@ def seal(
 def write_beside(recipe: Recipe, checkpoint: Checkpoint, folder: Path, entries: tuple[ArtifactEntry, ...]) -> None:
     """Write what an app reads beside the artifacts; ``folder`` holds the golden cases."""
     if recipe.layout == "swift":
-        write_bundle(checkpoint, folder)
+        write_bundle(checkpoint, folder, chunked=recipe.chunks is not None)
     if recipe.target == "coreai":
         write_assets(recipe, checkpoint, folder, entries)
     checkpoint.copy_tokenizers(folder)
@@ -132,7 +132,7 @@ def manifest_of(
     recipe: Recipe, checkpoint: Checkpoint, folder: Path, entries: tuple[ArtifactEntry, ...], drift: Drift | None
 ) -> Manifest:
     """Return the manifest of an export in ``folder``, without the figures of its verification."""
-    family = family_of(checkpoint.config)
+    family = graph_of(checkpoint.config)
     return Manifest(
         schema=SCHEMA,
         md_export=__version__,

@@ -71,8 +71,8 @@ def schedule_of(config: ModelConfig) -> Schedule:
     )
 
 
-def write_bundle(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write all files except the packages to ``folder``.
+def write_bundle(checkpoint: Checkpoint, folder: Path, chunked: bool = False) -> None:
+    """Write all files except the packages to ``folder``; ``chunked``: the UNet is in two packages.
 
     Raises:
         CheckpointError: Swift's tokenizer cannot reproduce the checkpoint's tokenizer.
@@ -84,7 +84,8 @@ def write_bundle(checkpoint: Checkpoint, folder: Path) -> None:
     text = json.dumps(dataclasses.asdict(schedule_of(checkpoint.config)), indent=2)
     (folder / "schedule.json").write_text(text + "\n", encoding="utf-8")
     script = folder / SCRIPT
-    script.write_bytes(Path(__file__).with_name(SCRIPT).read_bytes())
+    text = Path(__file__).with_name(SCRIPT).read_text(encoding="utf-8")
+    script.write_text(text.replace(" Unet ", " UnetChunk1 UnetChunk2 ") if chunked else text, encoding="utf-8")
     script.chmod(0o755)
 
 
@@ -150,6 +151,8 @@ PACKAGES: Final[Mapping[str, Demand]] = {
     ),
     "VAEDecoder.mlpackage": Demand({"z": LATENT}, {"image": (1, 3, "H", "W")}),
 }
+# In place of the UNet's package. Unet.swift gives the second its own inputs and the first one's outputs, by name.
+CHUNKS: Final = ("UnetChunk1.mlpackage", "UnetChunk2.mlpackage")
 # Swift's tokenizer uses the end token for padding and for unknown words, regardless of the checkpoint's settings.
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -168,18 +171,17 @@ def faults(bundle: Bundle) -> tuple[str, ...]:
     Runs in the calling process.
     """
     sizes: dict[str, int] = {}
-    lines = [line for name in bundle.packages for line in _package_faults(bundle.folder / name, PACKAGES[name], sizes)]
+    wholes = [name for name in bundle.packages if name not in CHUNKS]
+    lines = [line for name in wholes for line in _package_faults(bundle.folder / name, PACKAGES[name], sizes)]
+    lines += _chunk_faults(bundle.folder, sizes) if len(wholes) < len(bundle.packages) else []
     for name, check in _FILES.items():
         lines += [f"{name}: {fault}" for fault in _file_faults(bundle.folder / name, check)]
     return tuple(lines)
 
 
 def _package_faults(path: Path, demand: Demand, sizes: dict[str, int]) -> list[str]:
-    from md_export.targets.coreml.package import feature_specs, read_spec  # other targets do without coremltools
-
     try:
-        description = read_spec(path).description
-        found = {"inputs": feature_specs(description.input), "outputs": feature_specs(description.output)}
+        found = _features(path)
     except ArtifactError as error:
         return [f"{path.name}: {error}"]
     lines = []
@@ -189,6 +191,34 @@ def _package_faults(path: Path, demand: Demand, sizes: dict[str, int]) -> list[s
             lines.append(f"{path.name}: {kind} are {', '.join(names)}; Swift reads {', '.join(wanted)}")
             continue
         lines += [f"{path.name}: {fault}" for spec in found[kind] for fault in _misfits(spec, wanted[spec.name], sizes)]
+    return lines
+
+
+def _features(path: Path) -> dict[str, tuple[TensorSpec, ...]]:
+    from md_export.targets.coreml.package import feature_specs, read_spec  # other targets do without coremltools
+
+    description = read_spec(path).description
+    return {"inputs": feature_specs(description.input), "outputs": feature_specs(description.output)}
+
+
+def _chunk_faults(folder: Path, sizes: dict[str, int]) -> list[str]:
+    """Return the faults of the UNet's two packages: the second takes the UNet's inputs and the first one's outputs."""
+    unet, (first, second) = PACKAGES["Unet.mlpackage"], CHUNKS
+    try:
+        found = {name: _features(folder / name) for name in CHUNKS}
+    except ArtifactError as error:
+        return [f"{' or '.join(CHUNKS)}: {error}"]
+    given: dict[str, Shape] = {spec.name: spec.shape for spec in found[first]["outputs"]}
+    known = {first: unet.inputs, second: {**unet.inputs, **given}}
+    lines = [] if "sample" in {spec.name for spec in found[first]["inputs"]} else [f"{first}: it has no input sample"]
+    for name in CHUNKS:
+        strange = [spec.name for spec in found[name]["inputs"] if spec.name not in known[name]]
+        lines += [f"{name}: Swift has no value for the inputs {', '.join(strange)}"] if strange else []
+        taken = [spec for spec in found[name]["inputs"] if spec.name in known[name]]
+        lines += [f"{name}: {fault}" for spec in taken for fault in _misfits(spec, known[name][spec.name], sizes)]
+    made = found[second]["outputs"]
+    if [spec.name for spec in made] != list(unet.outputs):
+        lines.append(f"{second}: outputs are {', '.join(spec.name for spec in made)}; Swift reads the only one")
     return lines
 
 

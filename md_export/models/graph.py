@@ -6,14 +6,14 @@ Nothing here loads torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from md_export.models.values import Called, Kind, Value, is_guided
-from md_export.spec.names import ORDER, ComponentName, FamilyName
+from md_export.models.values import BORDERS, Called, Kind, Value, is_guided
+from md_export.spec.names import BORDER, ORDER, FamilyName, chunk_names, whole_of
 from md_export.spec.tensors import Array, Arrays, TensorSpec
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class Component:
         needed: whether a picture of such a checkpoint needs it.
     """
 
-    name: ComponentName
+    name: str
     folder: str
     build: Callable[[ModelConfig], nn.Module]
     inputs: tuple[Port, ...]
@@ -153,6 +153,15 @@ class Component:
     def is_shared(self, name: str) -> bool:
         """Whether guidance leaves an input or output as it is, one for both prompts."""
         return any(not port.batched and port.covers(name) for port in self.inputs)
+
+    def chunks(self, count: int) -> tuple[Component, ...]:
+        """Return rows of its chunks: each may take all that it takes, and what the chunks before give."""
+        rows: list[Component] = []
+        for name in chunk_names(self.name, count):
+            earlier = (Port(BORDER, row[BORDER], batched=False) for row in rows)
+            outputs = self.outputs if len(rows) == count - 1 else (Output(BORDER, BORDERS),)
+            rows.append(replace(self, name=name, inputs=(*self.inputs, *earlier), outputs=outputs))
+        return tuple(rows)
 
     def read(self, values: Arrays, call: int | None = None) -> dict[str, Array]:
         """Inputs of one call, given the values on the way to a picture; KeyError for one that should be there."""
@@ -208,6 +217,8 @@ class Family:
         encoded: the output that a given picture's latents are.
         image: the output that is the picture.
         tokens: token ids of a prompt, by the folder of the tokenizer that makes them.
+        whole: the denoiser, where ``components`` has its chunks.
+        rows: the components by name, and the whole.
     """
 
     form: Form
@@ -217,6 +228,7 @@ class Family:
     encoded: Value
     image: Value
     tokens: Mapping[str, Value]
+    whole: Component | None = None
     rows: dict[str, Component] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -228,10 +240,11 @@ class Family:
             known |= {f"{component.name}.{output.name}" for output in component.outputs}
         if not {self.denoised.key, self.encoded.key, self.image.key} <= known:
             raise ValueError(f"{self.form.name}: denoised, encoded and image must be outputs of its components")
-        names = [component.name for component in self.components]
+        names = [*dict.fromkeys(whole_of(component.name) for component in self.components)]
         if names != [name for name in ORDER if name in names]:
             raise ValueError(f"{self.form.name}: components must be declared in the order {', '.join(ORDER)}")
-        object.__setattr__(self, "rows", {component.name: component for component in self.components})
+        rows = (*self.components, *([self.whole] if self.whole else []))
+        object.__setattr__(self, "rows", {component.name: component for component in rows})
 
     def _check(self, component: Component, port: Port, known: set[str]) -> None:
         more = (*chain.from_iterable(port.beside), *filter(None, (port.when, port.times)))
@@ -246,6 +259,19 @@ class Family:
     def __getitem__(self, name: str) -> Component:
         """Return a component's row; KeyError for a name that the family does not have."""
         return self.rows[name]
+
+    def cut(self, count: int) -> Family:
+        """Return the same family with its denoiser in so many chunks."""
+        whole = self[self.denoised.node]
+        chunks = whole.chunks(count)
+        components = ((chunks if row is whole else (row,)) for row in self.components)
+        return replace(
+            self,
+            form=replace(self.form, name=f"{self.form.name}:{count}"),
+            components=tuple(chain.from_iterable(components)),
+            denoised=chunks[-1][self.denoised.name],
+            whole=whole,
+        )
 
     @property
     def required(self) -> tuple[Component, ...]:

@@ -8,7 +8,7 @@ torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -26,9 +26,12 @@ Called = Literal["once", "per prompt", "per step"]
 
 @dataclass(frozen=True)
 class Kind:
-    """Rank, dtype and, by the checkpoint's configs, shapes of a value; ``many``: of several that are numbered."""
+    """Rank, dtype and, by the checkpoint's configs, shapes of a value; ``many``: of several that are numbered.
 
-    rank: int
+    ``rank``: None for values of chunks, each with its own name and rank.
+    """
+
+    rank: int | None
     shapes: Callable[[ModelConfig], tuple[Shape, ...]]
     dtype: str = "float32"
     many: bool = False
@@ -76,15 +79,18 @@ class Value:
     def read(self, values: Arrays, called: Called, call: int | None) -> dict[str, Array]:
         """Find it for one call of a node, by ``""`` or, of many, by their numbers; empty where there is none."""
         found = {}
-        for number in self._numbers():
+        for number in self._numbers(values):
             value = self._of_call(f"{self.key}{number}", values, called, call)
             if value is None:
                 break
             found[number] = value
         return found if found or self.otherwise is None else self.otherwise.read(values, called, call)
 
-    def _numbers(self) -> Iterator[str]:
-        yield from map(str, range(MOST)) if self.kind.many else ("",)
+    def _numbers(self, values: Arrays) -> Iterable[str]:
+        if self.kind is BORDERS:
+            named = (key.removeprefix(self.key) for key in values if key.startswith(self.key))
+            return dict.fromkeys(name.partition(".")[0] for name in named)
+        return map(str, range(MOST)) if self.kind.many else ("",)
 
     def _of_call(self, key: str, values: Arrays, called: Called, call: int | None) -> Array | None:
         if key in values:
@@ -100,6 +106,8 @@ class Value:
 MOST: Final = 32
 
 
+# What a chunk gives to later chunks: as many values as cross the border, each called after what computed it.
+BORDERS: Final = Kind(None, lambda _: (), many=True)
 LATENT: Final = kind(4, lambda config: config.latent_shape)
 IMAGE: Final = kind(4, lambda config: (1, config.vae.out_channels, *config.picture_shape))
 TEXT: Final = kind(3, lambda config: config.text_shape)

@@ -15,12 +15,13 @@ from md_export.models.sampling.sampler import Sampler
 from md_export.models.values import MADE
 from md_export.models.walk import Steps, Tensors, walk
 from md_export.parity.golden.case import GoldenCase
-from md_export.parity.golden.surface import unpacked
+from md_export.parity.golden.surface import each_call, unpacked
 from md_export.parity.metrics import Check, Fault
 from md_export.parity.opened_export import OpenedExport
 from md_export.parity.subject import Subject, judge_picture
 from md_export.parity.verdict import ComponentVerdict, Engine, PictureVerdict
 from md_export.spec.manifest import Manifest
+from md_export.spec.names import chunk_number, whole_of
 from md_export.spec.tensors import Arrays, Float32
 from md_export.targets.execution import Part, parts_of
 
@@ -60,7 +61,7 @@ def judge_on_the_way(
     walked = walk(family, rows, crew, begun, Sampler(manifest.steps or manifest.one_step))
     pictures = tuple(np.asarray(values[MADE.key], np.float32) for values in walked if MADE.key in values)
     picture = judge_picture(manifest, cases, pictures) if whole else None
-    return Walked(tuple(crew.verdicts[name] for name in names), picture, pictures)
+    return Walked(tuple(crew.verdicts[name] for name in (*names, *crew.wholes)), picture, pictures)
 
 
 def _begin(manifest: Manifest, case: GoldenCase) -> Tensors:
@@ -81,6 +82,8 @@ class _Judges(Generic[Engine]):
     take_many: Take | None
     tell: Callable[[str], None]
     verdicts: dict[str, ComponentVerdict[Engine]] = field(default_factory=dict)
+    crossing: list[Arrays] = field(default_factory=list)
+    wholes: tuple[str, ...] = ()
 
     def run(self, component: str, batches: Sequence[Arrays]) -> Sequence[Arrays]:
         """Judge a component, and return what it makes of other inputs; nothing where it cannot be judged."""
@@ -88,9 +91,35 @@ class _Judges(Generic[Engine]):
         subject = Subject(self.export, self.export.manifest.entry_for(component), self.cases)
         # One that no other component feeds takes its golden inputs.
         others = [] if family_named(self.export.manifest.family)[component].is_first else batches
-        self.verdicts[component], made = self.judge(subject, others)
+        behind = self._behind(component)
+        self.verdicts[component], made = self.judge(subject, [*others, *behind])
+        if chunk_number(component):
+            self._cross(subject, made[-len(behind) :] if behind else made)
+        made = made[: len(made) - len(behind)]
         chained = made[-len(batches) :] if batches else []
         return [unpacked(self.export.manifest.recipe, subject.entry, outputs) for outputs in chained]
+
+    def _behind(self, component: str) -> list[Arrays]:
+        """Return a chunk's golden inputs, the values of earlier chunks as their artifacts made them of theirs."""
+        calls = each_call(component, self.cases) if chunk_number(component) > 1 and self.crossing else []
+        return [{**call.inputs(component), **made} for call, made in zip(calls, self.crossing, strict=bool(calls))]
+
+    def _cross(self, subject: Subject, made: Sequence[Arrays]) -> None:
+        """Keep what a chunk gives to later chunks; judge the whole component with its last chunk."""
+        number, entry, last = chunk_number(subject.entry.component), subject.entry, self.export.manifest.recipe.chunks
+        count = len(each_call(entry.component, self.cases))
+        before = self.crossing if number > 1 else [{} for _ in range(count)]
+        named = [unpacked(self.export.manifest.recipe, entry, outputs) for outputs in made[:count]]
+        self.crossing = [{**old, **new} for old, new in zip(before, named, strict=False)]
+        if number != last or not self.crossing:
+            return
+        whole = whole_of(entry.component)
+        parity, faults = dataclasses.replace(subject, entry=dataclasses.replace(entry, component=whole)).compare(made)
+        of_last = self.verdicts[entry.component]
+        self.verdicts[whole] = dataclasses.replace(
+            of_last, component=whole, file="all chunks", parity=parity, faults=tuple(faults)
+        )
+        self.wholes = (whole,)
 
     def take(self, steps: Steps, pictures: Sequence[Tensors]) -> None:
         """Take the only step; or judge the components that take part in many, then let them take these."""

@@ -20,6 +20,7 @@ from md_export.parity.golden.folder import INDEX, GoldenSet, read_golden
 from md_export.parity.metrics import Check, Fault
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, artifact_path, bytes_of_artifact
 from md_export.spec.manifest import Manifest, read_manifest
+from md_export.spec.names import chunk_number
 from md_export.spec.recipe import Recipe
 from md_export.spec.sampler import steps_in_words
 from md_export.spec.scheme import QuantScheme, stored_type
@@ -74,6 +75,11 @@ def check_belongs(manifest: Manifest, golden: GoldenSet, own: bool) -> None:
             f"{golden.folder} holds golden cases of {steps_in_words(golden.index.steps)}, the artifacts are for "
             f"{steps_in_words(manifest.steps)}; pass the right folder with --golden, or export again"
         )
+    if golden.index.family != manifest.family:
+        raise GoldenError(
+            f"{golden.folder} holds golden cases of other chunks than the artifacts; pass the right folder with "
+            "--golden, or export again"
+        )
     if not own:
         _check_size(manifest, golden)
     if own and golden.sha256 != manifest.golden_sha256:
@@ -83,7 +89,7 @@ def check_belongs(manifest: Manifest, golden: GoldenSet, own: bool) -> None:
 def _check_size(manifest: Manifest, golden: GoldenSet) -> None:
     """Raise :class:`GoldenError` where the cases are of pictures of another size."""
     family = family_named(manifest.family)
-    rows = ((entry, family[entry.component]) for entry in manifest.artifacts)
+    rows = ((entry, family[entry.component]) for entry in manifest.artifacts if chunk_number(entry.component) < 2)
     latents = [entry.inputs[0].shape for entry, row in rows if row.inputs[0].source.kind is LATENT]
     found = golden.cases[0].latent_sides
     if latents and latents[0][2:] != found:

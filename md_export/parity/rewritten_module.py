@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from md_export.checkpoint import Checkpoint
+from md_export.models.chunk_module import own_paths
+from md_export.models.chunks import chunk_ends, cut
 from md_export.models.config import ModelConfig
 from md_export.models.families import family_of
 from md_export.models.graph import Component
@@ -22,13 +24,15 @@ from md_export.parity.golden.surface import calibration_inputs, inputs_of, outpu
 from md_export.parity.metrics import compare
 from md_export.rewrites import REWRITES, Consent, apply_rewrites
 from md_export.spec.artifact import RewriteRecord
+from md_export.spec.names import chunk_number, whole_of
 from md_export.spec.recipe import Recipe
-from md_export.spec.scheme import WeightStorage
+from md_export.spec.scheme import QuantScheme, WeightStorage
 from md_export.spec.tensors import Array, Arrays, TensorSpec, joined
 from md_export.system.workspace import scratch_folder
 from md_export.targets import TARGETS
 from md_export.targets.contract import Target
 from md_export.targets.layouts import layout_of
+from md_export.targets.lowering import check_globs
 from md_export.targets.quantization.adjust import adjust_weights
 
 
@@ -48,6 +52,12 @@ class Rewritten:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     records: tuple[RewriteRecord, ...]
+
+    @property
+    def scheme(self) -> QuantScheme:
+        """The component's scheme; a chunk's without globs for modules of other chunks."""
+        scheme = self.recipe.schemes[self.component]
+        return scheme.within(own_paths(self.module)) if chunk_number(self.component) else scheme
 
     def inputs_of(self, case: GoldenCase) -> Arrays:
         """Return a golden case's inputs under the artifact's names and in its layout."""
@@ -80,19 +90,25 @@ def rewritten(checkpoint: Checkpoint, name: str, recipe: Recipe) -> Rewritten:
 
     Raises:
         RewriteError: a rewrite is refused, or fires nowhere.
+        UsageError: the component cannot be cut into the recipe's chunks.
     """
     checkpoint = checkpoint.at(recipe.variant)
-    module = checkpoint.module(name)
+    module, whole = checkpoint.module(name), whole_of(name)
     consent = Consent(checkpoint.trained_substitutions, recipe.allow_drift)
-    records = apply_rewrites(recipe.rewrites, name, module, one_step(checkpoint.config), consent)
-    row = family_of(checkpoint.config)[name]
+    records = apply_rewrites(recipe.rewrites, whole, module, one_step(checkpoint.config), consent)
+    row = family_of(checkpoint.config)[whole]
     given, made = surface(row, checkpoint.config, records)
     steps = steps_of(checkpoint.config, recipe.sampler)
     if steps is not None and steps.is_guided and row.called == "per step":
         given, made = guided(row, given), guided(row, made)
     layout = layout_of(recipe)
-    layout.adapt(name, module, given)
-    return Rewritten(name, recipe, module, layout.inputs(name, given), layout.outputs(name, made), records)
+    layout.adapt(whole, module, given)
+    inputs, outputs = layout.inputs(whole, given), layout.outputs(whole, made)
+    if number := chunk_number(name):
+        check_globs(whole, recipe.schemes[name], [path for path, _ in module.named_modules()])
+        chunk = cut(module, inputs, outputs, chunk_ends(checkpoint.config))[number - 1]
+        module, inputs, outputs = chunk.module, chunk.inputs, chunk.outputs
+    return Rewritten(name, recipe, module, inputs, outputs, records)
 
 
 def guided(component: Component, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:

@@ -19,6 +19,7 @@ from md_export.parity.opened_export import OpenedExport
 from md_export.parity.verdict import ComponentVerdict, Engine, PictureVerdict
 from md_export.spec.artifact import ArtifactEntry, Parity, artifact_path, is_unchanged
 from md_export.spec.manifest import Manifest
+from md_export.spec.names import whole_of
 from md_export.spec.recipe import Tolerance
 from md_export.spec.scheme import QuantScheme, palette_bits
 from md_export.spec.tensors import Array, Arrays, Float32
@@ -90,7 +91,8 @@ class Subject:
 
     def _figures(self, made: Array, wanted: Array) -> Parity:
         manifest, figures = self.export.manifest, compare(made, wanted)
-        denoises = self.entry.component == family_named(manifest.family).denoised.node
+        node = family_named(manifest.family).denoised.node
+        denoises = self.entry.component in (node, whole_of(node))
         if not denoises or manifest.steps is None or not manifest.steps.is_guided:
             return figures
         return dataclasses.replace(figures, guidance_snr_db=guidance_snr_db(made, wanted))

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from md_export.errors import ArtifactError
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, data_name, is_unchanged
-from md_export.spec.names import DEFAULT_FAMILY, FamilyName
+from md_export.spec.names import DEFAULT_FAMILY, FAMILY_PATTERN, FamilyName
 from md_export.spec.recipe import Recipe
 from md_export.spec.sampler import ManySteps, NoiseSchedule, OneStep
 from md_export.system.files import is_plain_name, read_limited, sha256_of
@@ -77,7 +77,7 @@ class Manifest:
     steps: ManySteps | None = None
     loras: tuple[AddedLora, ...] = ()
     schedule: NoiseSchedule | None = None
-    family: FamilyName = DEFAULT_FAMILY
+    family: Annotated[FamilyName, Field(pattern=FAMILY_PATTERN)] = DEFAULT_FAMILY
     zeros_for_empty: bool = False
 
     def entry_for(self, component: str) -> ArtifactEntry:
@@ -158,11 +158,15 @@ def _check_recipe(manifest: Manifest, path: Path) -> None:
     if not one_step and (manifest.steps is None or not manifest.steps.agrees(recipe.sampler)):
         raise ArtifactError(f"{path} has other steps or guidance than its recipe; it was edited, export again")
     listed = [entry.component for entry in manifest.artifacts]
-    if listed != list(recipe.components):
+    if listed != list(recipe.parts):
         raise ArtifactError(
-            f"{path} lists {', '.join(listed) or 'no artifact'}, but its recipe has {', '.join(recipe.components)}; it "
+            f"{path} lists {', '.join(listed) or 'no artifact'}, but its recipe has {', '.join(recipe.parts)}; it "
             "was edited, export again"
         )
+    if manifest.family.partition(":")[2] != str(recipe.chunks or "") or not set(listed) <= (
+        recipe.schemes.keys() & recipe.tolerances.keys()
+    ):
+        raise ArtifactError(f"{path} and its recipe differ in chunks; it was edited, export again")
 
 
 def _check_entries(manifest: Manifest, path: Path) -> None:

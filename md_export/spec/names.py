@@ -8,7 +8,7 @@ SDK's "Supported Snapdragon devices" has both, and so has the table of ExecuTorc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
@@ -27,8 +27,16 @@ OPTIONAL_NAMES: Final[Mapping[str, str]] = {
 }
 # Those that stand for the whole model in a recipe.
 COMPONENT_NAMES: Final = tuple(name for name in ORDER if name not in OPTIONAL_NAMES)
-# Model families, in the files of models/families; exports and golden cases name theirs.
-FamilyName = Literal["md", "sd15", "sdxl", "pixart", "dit"]
+# Components that may be cut into chunks, which are called ``unet_chunk1``, ``unet_chunk2`` and so on.
+CUTTABLE: Final[tuple[ComponentName, ...]] = ("unet", "transformer")
+MOST_CHUNKS: Final = 16
+_CHUNK: Final = "_chunk"
+# Values that a chunk gives to later chunks begin so.
+BORDER: Final = "border_"
+# Model families, in the files of models/families; exports and golden cases name theirs, and after a colon in how many
+# chunks the denoiser is: ``sd15:2``.
+FamilyName = str
+FAMILY_PATTERN: Final = "^(md|sd15|sdxl|pixart|dit)(:([2-9]|1[0-6]))?$"
 # Of exports and golden cases that name none.
 DEFAULT_FAMILY: Final[FamilyName] = "md"
 
@@ -68,3 +76,24 @@ SOCS: Final[Mapping[str, Soc]] = {
         Soc("snapdragon-8-elite-gen5", "Snapdragon 8 Elite Gen 5", "SM8850", 87, 81),
     )
 }
+
+
+def chunk_names(component: str, count: int) -> tuple[str, ...]:
+    """Return the names of a component's chunks: ``unet_chunk1``, ``unet_chunk2``."""
+    return tuple(f"{component}{_CHUNK}{number}" for number in range(1, count + 1))
+
+
+def part_names(components: Iterable[str], count: int) -> tuple[str, ...]:
+    """Return components with chunks in place of those that are cut into ``count``; 0: nothing is."""
+    names = (chunk_names(name, count) if count and name in CUTTABLE else (name,) for name in components)
+    return tuple(part for of in names for part in of)
+
+
+def whole_of(name: str) -> str:
+    """Return the component that a chunk is of; any other component itself."""
+    return name.partition(_CHUNK)[0]
+
+
+def chunk_number(name: str) -> int:
+    """Return a chunk's number, counted from 1; 0 for a whole component."""
+    return int(name.partition(_CHUNK)[2] or 0)

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from md_export.errors import RecipeError
 from md_export.spec.calibration import CalibrationPlan, check_cases
 from md_export.spec.loras import label
-from md_export.spec.names import COMPONENT_NAMES, OPTIONAL_NAMES, ORDER, ComponentName, Method
+from md_export.spec.names import COMPONENT_NAMES, OPTIONAL_NAMES, ORDER, ComponentName, Method, part_names, whole_of
 from md_export.spec.recipe_checks import CHECKS
 from md_export.spec.sampler import SamplerPlan, sampler_of
 from md_export.spec.scheme import QuantScheme as QuantScheme
-from md_export.spec.variant import Size, Variant
+from md_export.spec.variant import Chunks, Size, Variant
 from md_export.system.files import is_plain_name
 
 
@@ -49,6 +49,8 @@ class Regression:
 _OF_BOTH: Final = ("conv_in", "conv_out", "mid_block")
 _LONGEST_NAME: Final = 200
 _EASED_DB: Final = 4.0
+# Nano's first chunk in float16 has 48.8 dB in Core AI's runtime, where the recipe asks 55 dB of the UNet.
+_INNER_DB: Final = 10.0
 # A threshold of NaN or -Infinity would never fail.
 _FORBID = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -69,6 +71,10 @@ class Tolerance:
     cosine: float | None = None
     max_abs: float | None = None
     guidance_snr_db: float = 10.0
+
+    def of_inner_values(self) -> Tolerance:
+        """Return the tolerance of values that a chunk gives to later chunks, of any scale and shape."""
+        return Tolerance(self.snr_db - _INNER_DB, guidance_snr_db=self.guidance_snr_db)
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,8 @@ class Recipe:
         calibration: what int8 activations and rounding are calibrated on; every other golden case where a recipe names
             nothing.
         regression: how much worse than an older export one may be; comparing needs it.
-        size, timestep, clip_skip: as in :class:`md_export.spec.variant.Variant`.
+        size, timestep, clip_skip, chunks: as in :class:`md_export.spec.variant.Variant`; chunks have schemes and
+            tolerances of their own in a recipe that a plan has :meth:`cut`.
         sampler: more steps than one.
         loras: added to the checkpoint, each ``FILE`` or ``FILE:scale``; in a file, paths are relative to it.
         optional_schemes, optional_tolerances: what a file says of components that it does not list, for
@@ -133,6 +140,7 @@ class Recipe:
     clip_skip: int = 0
     sampler: SamplerPlan | None = None
     loras: tuple[str, ...] = ()
+    chunks: Chunks | None = None
     optional_schemes: Annotated[dict[str, QuantScheme], Field(exclude=True)] = dataclasses.field(default_factory=dict)
     optional_tolerances: Annotated[dict[str, Tolerance], Field(exclude=True)] = dataclasses.field(default_factory=dict)
 
@@ -146,11 +154,37 @@ class Recipe:
         for check in CHECKS:
             check(self)
 
+    @model_serializer(mode="wrap")
+    def _serialized(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out chunks where there are none, as before recipes had them."""
+        plain: dict[str, Any] = handler(self)
+        return plain if self.chunks else {name: value for name, value in plain.items() if name != "chunks"}
+
     @property
     def variant(self) -> Variant:
         """Variant of the checkpoint that the recipe exports; raises RecipeError if no checkpoint supports it."""
         guidance = None if self.sampler is None else self.sampler.guidance
-        return Variant(self.size, self.timestep, self.clip_skip, guidance)
+        return Variant(self.size, self.timestep, self.clip_skip, guidance, self.chunks)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the artifacts: the components, in place of one that is cut its chunks."""
+        return part_names(self.components, self.chunks if isinstance(self.chunks, int) else 0)
+
+    def cut(self, chunks: int | None) -> Recipe:
+        """Return the recipe for so many chunks, each with scheme and tolerance of the component that it is of.
+
+        What a chunk gives to later chunks may have 10 dB less: the whole's tolerance judges what becomes of it.
+        """
+        recipe = dataclasses.replace(self, chunks=chunks)
+        wholes = {part: whole_of(part) for part in recipe.parts if part not in self.schemes}
+        asked = {part: self.tolerances[whole] for part, whole in wholes.items()}
+        inner = {part: asked[part].of_inner_values() for part in [*asked][:-1]}
+        return dataclasses.replace(
+            recipe,
+            schemes={**self.schemes, **{part: self.schemes[whole] for part, whole in wholes.items()}},
+            tolerances={**self.tolerances, **asked, **inner},
+        )
 
     def varied(self, variant: Variant) -> Recipe:
         """Return the recipe with the fields that ``variant`` sets, which its name tells."""
@@ -160,6 +194,7 @@ class Recipe:
             size=variant.size or self.size,
             timestep=self.timestep if variant.timestep is None else variant.timestep,
             clip_skip=variant.clip_skip or self.clip_skip,
+            chunks=variant.chunks or self.chunks,
         )
 
     def adapted(self, loras: tuple[str, ...]) -> Recipe:

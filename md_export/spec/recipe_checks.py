@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from md_export.errors import RecipeError
-from md_export.spec.names import SOCS
+from md_export.spec.names import CUTTABLE, SOCS
 
 if TYPE_CHECKING:
     from md_export.spec.recipe import Recipe
@@ -42,6 +42,11 @@ def _check_layout(recipe: Recipe) -> None:
         raise RecipeError(
             f"recipe {recipe.name}: layout {recipe.layout} is for square pictures; leave it out, or give one side"
         )
+    if isinstance(recipe.chunks, int) and recipe.chunks != 2:
+        raise RecipeError(
+            f"recipe {recipe.name}: layout {recipe.layout} reads a UNet in one file or in 2 chunks, not in "
+            f"{recipe.chunks}; give --chunks 2, or leave out the one or the other"
+        )
     if recipe.encodes:
         raise RecipeError(
             f"recipe {recipe.name}: layout {recipe.layout} has no place for a VAE encoder that gives a latent's mean; "
@@ -61,6 +66,16 @@ def _check_min_litert(recipe: Recipe) -> None:
             f"min_litert: {recipe.min_litert!r:.40} is no version of LiteRT; write it as 2.1.6, or {ANY_LITERT!r} for "
             "files that known faults of GPUs may concern"
         )
+
+
+def _check_chunks(recipe: Recipe) -> None:
+    if recipe.chunks is not None and not set(CUTTABLE) & set(recipe.components):
+        raise RecipeError(
+            f"recipe {recipe.name}: chunks is for {' or '.join(CUTTABLE)}, it has {', '.join(recipe.components)}; "
+            "leave it out"
+        )
+    if recipe.chunks is not None and recipe.npu:
+        raise RecipeError(f"recipe {recipe.name}: npu compiles whole components, not chunks; give the one or the other")
 
 
 def _check_npu(recipe: Recipe) -> None:
@@ -97,6 +112,7 @@ CHECKS: Final = (
     _check_layout,
     _check_target,
     _check_min_litert,
+    _check_chunks,
     _check_npu,
     _check_form,
     _check_components,

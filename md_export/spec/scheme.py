@@ -152,6 +152,17 @@ class QuantScheme:
         rules = tuple(dataclasses.replace(rule, modules=named(rule.modules)) for rule in self.rules)
         return dataclasses.replace(self, keep_float=named(self.keep_float), rules=rules)
 
+    def within(self, paths: Sequence[str]) -> QuantScheme:
+        """Return the scheme without globs that match none of ``paths``, those of a chunk's modules."""
+
+        def kept(globs: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(glob for glob in globs if any(fnmatchcase(path, glob) for path in paths))
+
+        rules = [dataclasses.replace(rule, modules=kept(rule.modules)) for rule in self.rules]
+        return dataclasses.replace(
+            self, keep_float=kept(self.keep_float), rules=tuple(rule for rule in rules if rule.modules)
+        )
+
     def for_module(self, module_path: str) -> QuantScheme:
         """Return how one module is stored: by the first matching rule, else as the component; without rules.
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from md_export.errors import RecipeError
 from md_export.rewrites import find_rewrite
+from md_export.spec.names import BORDER, chunk_number, whole_of
 from md_export.spec.recipe import Recipe
 from md_export.spec.tensors import Array, Arrays, TensorSpec
 
@@ -80,7 +81,7 @@ class Layout:
 
     def output_of(self, component: str, name: str) -> str:
         """Our name of the artifact's output ``name``; KeyError where the layout calls it otherwise."""
-        outputs = self._surface(component).outputs
+        outputs = {} if name.startswith(BORDER) else self._surface(component).outputs
         return {given: ours for ours, given in outputs.items()}[name] if outputs else name
 
     def adapt(self, component: str, module: nn.Module, specs: tuple[TensorSpec, ...]) -> None:
@@ -96,7 +97,10 @@ class Layout:
         module.__class__ = type(f"Adapted{ours.__name__}", (ours,), {"forward": forward})
 
     def _surface(self, component: str) -> Surface:
-        return self.surfaces.get(component) or Surface(component)
+        surface, number = self.surfaces.get(whole_of(component)), chunk_number(component)
+        if surface is None:
+            return Surface(component)
+        return dataclasses.replace(surface, file=f"{surface.file}Chunk{number}") if number else surface
 
     def _form(self, component: str, name: str) -> Form:
         return self._surface(component).inputs.get(name) or Form(name)
@@ -104,6 +108,8 @@ class Layout:
 
 # Apple's ml-stable-diffusion, swift/StableDiffusion/pipeline: TextEncoder.swift fills one Float32 array with the ids,
 # StableDiffusionPipeline.swift brings the text into [B, C, 1, L], Decoder.swift divides by the scaling factor before.
+# StableDiffusionPipeline+Resources.swift looks for UnetChunk1 and UnetChunk2 before Unet; Unet.swift gives the second
+# the first one's outputs by their names, and the inputs of both.
 _IDS: Final = Form("input_ids", lambda ids: ids.astype(np.float32), lambda ids: ids.to(torch.int32))
 _TEXT: Final = Form(
     "encoder_hidden_states",

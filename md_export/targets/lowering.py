@@ -87,8 +87,13 @@ def check_surface(job: LoweringJob, inputs: Iterable[TensorSpec], outputs: Itera
 
 def check_module_globs(job: LoweringJob) -> None:
     """Raise :class:`ConversionError` for a glob that matches no module of the component."""
-    for field, glob in _strays(job.scheme, [path for path, _ in job.module.named_modules()]):
-        raise ConversionError(f"{job.component}: {field} glob {glob!r} matches no module; correct the recipe")
+    check_globs(job.component, job.scheme, [path for path, _ in job.module.named_modules()])
+
+
+def check_globs(component: str, scheme: QuantScheme, paths: Collection[str]) -> None:
+    """Raise :class:`ConversionError` for a glob that matches none of ``paths``, all modules of the component."""
+    for field, glob in _strays(scheme, paths):
+        raise ConversionError(f"{component}: {field} glob {glob!r} matches no module; correct the recipe")
 
 
 def check_weight_globs(job: LoweringJob, paths: Collection[str]) -> None:

@@ -190,8 +190,8 @@ def starting_recipe(request: SearchRequest) -> Recipe:
     The built-in recipe uses GPTQ rounding, which needs calibration, unless the request selects another.
 
     Raises:
-        UsageError: the recipe is for another target, has several sampling steps or LoRAs, lacks one of the request's
-            components, or lacks a component for the picture that the budget limits.
+        UsageError: the recipe is for another target, has several sampling steps, LoRAs or chunks, lacks one of the
+            request's components, or lacks a component for the picture that the budget limits.
     """
     recipe = load_recipe(request.recipe or builtin_recipe(request.target, STARTS[request.target].precision))
     if recipe.target != request.target:
@@ -205,6 +205,11 @@ def starting_recipe(request: SearchRequest) -> Recipe:
         raise UsageError(
             f"the recipe {recipe.name} has LoRAs, and a search takes them as part of the checkpoint: write one with "
             "md-export adapt, search on that folder, and leave out loras"
+        )
+    if recipe.chunks:
+        raise UsageError(
+            f"the recipe {recipe.name} has chunks, and a search chooses for whole components: leave out chunks, and "
+            "give --chunks to the export of the recipe that is found"
         )
     rounding = request.rounding or ("gptq" if request.recipe is None else None)
     schemes = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Final
 
 from md_export.errors import UsageError
@@ -13,7 +14,7 @@ from md_export.models.families.pixart import PIXART
 from md_export.models.families.stable_diffusion import STABLE_DIFFUSION
 from md_export.models.families.stable_diffusion_xl import STABLE_DIFFUSION_XL
 from md_export.models.graph import Component, Family
-from md_export.spec.names import FamilyName
+from md_export.spec.names import FamilyName, whole_of
 
 FAMILIES: Final = (MOBILE_DIFFUSION, STABLE_DIFFUSION, STABLE_DIFFUSION_XL, PIXART, DIT)
 # Rows of the components that every checkpoint of MobileDiffusion has.
@@ -21,21 +22,33 @@ COMPONENTS: Final[Mapping[str, Component]] = {row.name: row for row in MOBILE_DI
 _BY_NAME: Final[Mapping[str, Family]] = {family.form.name: family for family in FAMILIES}
 
 
+@cache
 def family_named(name: FamilyName) -> Family:
-    """Return the family that an export, a golden folder or a job names."""
-    return _BY_NAME[name]
+    """Return the family that an export, a golden folder or a job names, cut as it says."""
+    whole, _, chunks = name.partition(":")
+    return _BY_NAME[whole].cut(int(chunks)) if chunks else _BY_NAME[whole]
 
 
 def component_of(config: ModelConfig, name: str) -> Component:
-    """Return the row of a checkpoint's component; raises :class:`UsageError` for a name that its family lacks."""
-    family = family_of(config)
+    """Return the row of a checkpoint's component, or of the one that a chunk is of.
+
+    Raises:
+        UsageError: the family has no such component.
+    """
+    family, name = family_of(config), whole_of(name)
     if name not in family.rows:
         known = ", ".join(row.name for row in family.required)
         raise UsageError(f"unknown component {name!r}; use one of {known}")
     return family.rows[name]
 
 
+def graph_of(config: ModelConfig) -> Family:
+    """Return the family of a checkpoint, its denoiser in as many chunks as its variant asks for."""
+    family, chunks = family_of(config), config.variant.chunks
+    return family_named(f"{family.form.name}:{chunks}") if isinstance(chunks, int) else family
+
+
 def family_of(config: ModelConfig) -> Family:
-    """Return the family of a checkpoint, by the config of its denoiser."""
+    """Return the family of a checkpoint, by the config of its denoiser; nothing is cut."""
     (family,) = (family for family in FAMILIES if type(config.denoiser) is family.form.denoiser)
     return family

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from md_export.errors import UsageError
+from md_export.models.chunks import Chunk, chunk_ends, cut
 from md_export.models.config import ModelConfig
 from md_export.models.families import family_of
 from md_export.models.graph import Component, Family
@@ -32,6 +33,7 @@ from md_export.models.values import (
     TIME_IDS,
 )
 from md_export.models.walk import Crew, Tensors, call, walk
+from md_export.spec.names import chunk_number, whole_of
 from md_export.spec.sampler import ManySteps, OneStep
 from md_export.spec.tensors import Array, Arrays, Float32, TensorSpec
 
@@ -182,6 +184,29 @@ class TorchRunner:
         """Execute once, without gradients; inputs that add something may be left out."""
         names = [spec.name for spec in self.inputs if spec.name in inputs or not self._row.may_lack(spec.name)]
         return run_torch(self.module, [inputs[name] for name in names], self.outputs)
+
+
+class ChunkRunner(TorchRunner):
+    """Runs a chunk of a float32 module on the CPU; it is cut for the shapes of its inputs, which guidance doubles."""
+
+    def __init__(self, name: str, module: nn.Module, config: ModelConfig) -> None:
+        super().__init__(whole_of(name), module, config)
+        self._number, self._ends = chunk_number(name), chunk_ends(config)
+        self._cut: tuple[tuple[TensorSpec, ...], Chunk] | None = None
+
+    def run(self, inputs: Arrays) -> dict[str, Array]:
+        """Execute once, without gradients, on the inputs that the chunk needs among these."""
+        found = {spec.name: inputs[spec.name] for spec in self.inputs if spec.name in inputs}
+        given = tuple(TensorSpec(name, value.shape, str(value.dtype)) for name, value in found.items())
+        if self._cut is None or self._cut[0] != given:
+            self._cut = given, cut(self.module, given, self.outputs, self._ends)[self._number - 1]
+        chunk = self._cut[1]
+        return run_torch(chunk.module, [inputs[spec.name] for spec in chunk.inputs], chunk.outputs)
+
+
+def torch_runner(name: str, module: nn.Module, config: ModelConfig) -> TorchRunner:
+    """Return what runs a component's module, or one of its chunks."""
+    return ChunkRunner(name, module, config) if chunk_number(name) else TorchRunner(name, module, config)
 
 
 def run_torch(module: nn.Module, inputs: Sequence[Array], outputs: Sequence[TensorSpec]) -> dict[str, Array]:

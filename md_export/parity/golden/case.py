@@ -15,8 +15,8 @@ from safetensors.numpy import load
 from md_export.errors import GoldenError
 from md_export.models.families import family_named
 from md_export.models.graph import Component, Family
-from md_export.models.values import LAST, MADE, MOST, NOISE, TIMESTEP, Kind, calls_in
-from md_export.spec.names import DEFAULT_FAMILY, FamilyName
+from md_export.models.values import BORDERS, LAST, MADE, MOST, NOISE, TIMESTEP, Kind, calls_in
+from md_export.spec.names import BORDER, DEFAULT_FAMILY, FamilyName
 from md_export.spec.tensors import Array, Arrays
 
 
@@ -60,10 +60,22 @@ class GoldenCase:
         """Return the case once for each call of the component; of many steps some are held."""
         row = self.graph[component]
         (output, *_) = row.outputs
-        numbers = calls_in(self.values, f"{component}.{output.name}{0 if output.kind.many else ''}")
+        numbers = calls_in(self.values, self._first(component, output.name, output.kind))
         if row.called == "once" or not numbers:
             return (self,)
         return tuple(dataclasses.replace(self, call=call, title=self._title(row, call)) for call in numbers)
+
+    def _node(self, component: str) -> str:
+        """Return the component whose outputs a component's are: those of one that is cut are its last chunk's."""
+        is_cut = self.graph[component] is self.graph.whole
+        return self.graph.denoised.node if is_cut else component
+
+    def _first(self, component: str, name: str, kind: Kind) -> str:
+        """Key of an output, without the number of a call; of several outputs that of the first."""
+        key = f"{self._node(component)}.{name}"
+        if kind is BORDERS:
+            return next((key_without_call(held) for held in sorted(self.values) if held.startswith(key)), key)
+        return f"{key}0" if kind.many else key
 
     def _title(self, row: Component, call: int) -> str:
         if row.called == "per prompt":
@@ -89,12 +101,12 @@ class GoldenCase:
             GoldenError: the case holds none.
             KeyError: the component has no such output.
         """
-        row = self.graph[component]
+        row, node = self.graph[component], self._node(component)
         # A rewrite may have folded a step of the sampler into the component, which then gives what that one gives.
-        folded = component == self.graph.denoised.node and name == LAST.name
+        folded = node == self.graph.denoised.node and name == LAST.name
         if not folded and not any(_covers(output.name, output.kind, name) for output in row.outputs):
             raise KeyError(name)
-        key = LAST.key if folded else f"{component}.{name}"
+        key = LAST.key if folded else f"{node}.{name}"
         found = self.values.get(key, self.values.get(f"{key}.{self.call}"))
         if found is None:
             raise self._lacks(component, KeyError(key))
@@ -110,6 +122,8 @@ class GoldenCase:
 
 def _covers(beginning: str, kind: Kind, name: str) -> bool:
     number = name.removeprefix(beginning)
+    if kind is BORDERS:
+        return name.startswith(beginning)
     return name == beginning if not kind.many else number.isdecimal() and int(number) < MOST
 
 
@@ -124,7 +138,7 @@ def _each_kind(family: Family) -> Iterator[tuple[str, Kind]]:
         yield value.key, value.kind
     for component in family.components:
         for output in component.outputs:
-            for number in range(MOST) if output.kind.many else ("",):
+            for number in range(MOST) if output.kind.many and output.kind is not BORDERS else ("",):
                 yield f"{component.name}.{output.name}{number}", output.kind
 
 
@@ -140,10 +154,11 @@ def values_from_bytes(content: bytes, path: Path, family: FamilyName = DEFAULT_F
     except (SafetensorError, TypeError, KeyError, ValueError) as error:
         raise GoldenError(f"{wrong}: {error}") from error
     for name, array in values.items():
-        kind = _kinds(family).get(key_without_call(name))
+        kind = _kinds(family).get(_key_of_kind(name))
         if kind is None:
             raise GoldenError(f"{wrong}: {name!r:.80} is none of them")
-        if (array.ndim, str(array.dtype)) != (kind.rank, kind.dtype) or not array.size:
+        rank = array.ndim if kind.rank is None else kind.rank
+        if (array.ndim, str(array.dtype)) != (rank, kind.dtype) or not array.size:
             found = f"{name} is {array.dtype}{list(array.shape)}, not {kind.dtype} of rank {kind.rank}"
             raise GoldenError(f"{wrong}: {found}; make the golden cases again")
     if lacking := _lacking(GoldenCase("", "", 0, values, family=family)):
@@ -157,6 +172,12 @@ def key_without_call(name: str) -> str:
     return beginning if number.isdecimal() and "." in beginning else name
 
 
+def _key_of_kind(name: str) -> str:
+    """Return the key of a value's kind, which all values share that a chunk gives to later ones."""
+    key, (node, _, output) = key_without_call(name), name.partition(".")
+    return f"{node}.{BORDER}" if output.startswith(BORDER) else key
+
+
 def _lacking(case: GoldenCase) -> str:
     """Return the key of what a case must hold and does not: a picture, and the inputs and outputs on the way to it."""
     held = {name.partition(".")[0] for name in case.values}
@@ -166,7 +187,8 @@ def _lacking(case: GoldenCase) -> str:
             try:
                 component.read(call.values, call.call)
                 for output in component.outputs:
-                    call.output(component.name, f"{output.name}{0 if output.kind.many else ''}")
+                    key = call._first(component.name, output.name, output.kind)
+                    call.output(component.name, key.removeprefix(f"{component.name}."))
             except (KeyError, GoldenError) as error:
                 return str(error)
     return next((key for key in (NOISE.key, LAST.key, MADE.key) if key not in case.values), "")

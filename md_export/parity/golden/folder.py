@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import numpy as np
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from md_export import __version__
@@ -25,7 +25,7 @@ from md_export.models.values import INPUT_IDS, MADE, PICTURE, SAMPLE, TIMESTEP, 
 from md_export.models.walk import Tensors
 from md_export.parity.golden.case import GoldenCase, check_finite, key_without_call, values_from_bytes
 from md_export.spec.manifest import first_finding, without_defaults
-from md_export.spec.names import DEFAULT_FAMILY, FamilyName
+from md_export.spec.names import DEFAULT_FAMILY, FAMILY_PATTERN, FamilyName
 from md_export.spec.sampler import ManySteps, OneStep
 from md_export.spec.tensors import save_tensors
 from md_export.system.files import is_plain_name, read_limited, sha256_of, sha256_of_bytes
@@ -69,7 +69,7 @@ class GoldenIndex:
     cases: tuple[GoldenFile, ...]
     steps: ManySteps | None = None
     clip_skip: int | None = None
-    family: FamilyName = DEFAULT_FAMILY
+    family: Annotated[FamilyName, Field(pattern=FAMILY_PATTERN)] = DEFAULT_FAMILY
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from torch import nn
 
 from md_export.checkpoint import Checkpoint
 from md_export.errors import GoldenError, RecipeError
-from md_export.models.families import family_of
-from md_export.models.sampling.generate import OneAtATime, Pipeline, TorchRunner
+from md_export.models.families import family_of, graph_of
+from md_export.models.sampling.generate import OneAtATime, Pipeline, torch_runner
 from md_export.models.sampling.sampler import one_step, steps_of
 from md_export.models.tokenizers import LABELS_FOLDER, read_labels
 from md_export.models.walk import Runners
@@ -34,6 +34,7 @@ from md_export.rewrites import Consent, apply_rewrites, find_rewrite
 from md_export.spec.artifact import GOLDEN_FOLDER
 from md_export.spec.calibration import CalibrationPlan
 from md_export.spec.manifest import Drift
+from md_export.spec.names import whole_of
 from md_export.spec.recipe import Recipe
 from md_export.spec.sampler import SamplerPlan, flags_of, steps_in_words
 from md_export.spec.tensors import Array
@@ -63,12 +64,12 @@ def golden_source(
 
     def changed(name: str) -> tuple[nn.Module, tuple[str, ...]]:
         module = checkpoint.module(name)
-        records = apply_rewrites(changing, name, module, step, consent)
+        records = apply_rewrites(changing, whole_of(name), module, step, consent)
         return module, tuple(record.name for record in records if record.fired)
 
-    config, family = checkpoint.config, family_of(checkpoint.config)
-    applied = [fired for row in family.required for fired in changed(row.name)[1]] if changing else []
-    runners = OneAtATime(family, lambda name: TorchRunner(name, changed(name)[0], config))
+    config, family = checkpoint.config, graph_of(checkpoint.config)
+    applied = [fired for row in family_of(config).required for fired in changed(row.name)[1]] if changing else []
+    runners = OneAtATime(family, lambda name: torch_runner(name, changed(name)[0], config))
     return GoldenSource(
         Pipeline(
             family,
@@ -178,6 +179,13 @@ def present_golden(
         raise GoldenError(
             f"{given} holds golden cases of another timestep or clip_skip than the recipe's; make some with: md-export "
             f"golden {checkpoint.title} {variant.flags}-o DIR"
+        )
+    if index.family.partition(":")[2] != graph_of(checkpoint.config).form.name.partition(":")[2]:
+        if given is None:
+            return None
+        raise GoldenError(
+            f"{given} holds golden cases of other chunks than the recipe's; make some with: md-export golden "
+            f"{checkpoint.title} {variant.flags}-o DIR"
         )
     case = read_case(present, index.cases[0], index.family)
     encoder = family_of(checkpoint.config).encoded
