@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from md_export.models.chunk_run import Run
+
+# Of float32.
+_LARGEST: Final = torch.finfo(torch.float32).max
 
 
 @dataclass
@@ -88,11 +91,16 @@ class _Tap:
 
 
 class ChunkModule(nn.Module):
-    """A chunk of a module: its own parts, and stand-ins of the others."""
+    """A chunk of a module: its own parts, and stand-ins of the others.
+
+    ``returns_copies``: an operation copies what leaves the chunk. LiteRT's GPU engine returns one operand of a sum that
+    is an output and is read again (google-ai-edge/LiteRT#8599), as skip connections are.
+    """
 
     def __init__(self, run: Run, crossing: Crossing, strangers: Collection[str], reached: Collection[int]) -> None:
         """``reached``: ids of the parameters that the chunk needs, among others."""
         super().__init__()
+        self.returns_copies = False
         self._crossing = crossing
         self._inputs = tuple(_leaf(run, run.values[spec.name]) for spec in run.inputs)
         whole = _twin(run.module, "", run, crossing, strangers, reached)
@@ -107,7 +115,9 @@ class ChunkModule(nn.Module):
         crossing.values.update(zip(crossing.given, given, strict=True))
         try:
             answer = self._whole[0](*(leaf.among(crossing.values) for leaf in self._inputs))
-            return tuple(crossing.values[name] for name in crossing.made) or answer
+            made = [crossing.values[name] for name in crossing.made]
+            # No converter removes a minimum with a constant, which float16 arithmetic takes as infinite.
+            return tuple(value.clamp(max=_LARGEST) if self.returns_copies else value for value in made) or answer
         finally:
             crossing.values.clear()
             crossing.calls.clear()

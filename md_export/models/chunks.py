@@ -42,7 +42,7 @@ class Chunk:
         outputs: values that later chunks need; the last chunk's are the module's own.
     """
 
-    module: nn.Module
+    module: ChunkModule
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 

@@ -108,6 +108,7 @@ def rewritten(checkpoint: Checkpoint, name: str, recipe: Recipe) -> Rewritten:
         check_globs(whole, recipe.schemes[name], [path for path, _ in module.named_modules()])
         chunk = cut(module, inputs, outputs, chunk_ends(checkpoint.config))[number - 1]
         module, inputs, outputs = chunk.module, chunk.inputs, chunk.outputs
+        chunk.module.returns_copies = recipe.target == "tflite"
     return Rewritten(name, recipe, module, inputs, outputs, records)
 
 

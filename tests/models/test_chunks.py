@@ -69,6 +69,8 @@ def test_a_copy_of_a_chunk_is_whole() -> None:
     copies = (Chunk(copy.deepcopy(first.module), first.inputs, first.outputs), second)
     assert torch.equal(in_turn(copies, given), whole)
     assert torch.equal(in_turn((first, second), given), whole), "a copy holds nothing of the original"
+    first.module.returns_copies = True
+    assert torch.equal(in_turn((first, second), given), whole)
 
 
 def test_exchanged_skip_connections_are_seen() -> None:
