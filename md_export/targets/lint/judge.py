@@ -131,7 +131,7 @@ def _constant_over(op: Op, limit: float) -> bool:
 
 
 def _number_up_to(op: Op, limit: float) -> bool:
-    numbers = (abs(float(value.flat[0])) for value in _floats(op) if value.shape in ((), (1,)))
+    numbers = (abs(float(value.flat[0])) for value in _floats(op) if value.size == 1)
     return any(0 < number <= limit for number in numbers)
 
 

@@ -61,7 +61,7 @@ class When(Conditions):
         weight_inputs_over: its weight sums more input values than this for one output.
         infinite_constant: it reads a constant that contains an infinity.
         constant_over: it reads a constant, wider than float16, that contains a finite magnitude above this.
-        number_up_to: it reads a single constant number that is not zero and not above this.
+        number_up_to: it reads a constant of one element, of any rank, that is not zero and not above this in magnitude.
         scale_per_block: it decodes a weight whose scales each cover neither a whole axis nor a single element of it.
         weight_bytes_over: the artifact's weights have more bytes than this; for rules about a whole artifact.
     """

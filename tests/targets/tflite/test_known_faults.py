@@ -135,7 +135,7 @@ PLANTED: Mapping[str, tuple[Sequence[Graph], Sequence[Graph]]] = {
         [one("DEPTH_TO_SPACE", (1, 8, 8, 1), (1, 4, 4, 4))],
     ),
     "small-number": (
-        [one("ADD", (1, 4), (1, 4), np.array(SMALL))],
+        [one("ADD", (1, 4), (1, 4), np.full(shape, SMALL)) for shape in ((), (1,), (1, 1), (1, 1, 1, 1))],
         [one("ADD", (1, 4), (1, 4), np.array(LARGE)), one("MUL", (1, 4), (1, 4), np.array(SMALL))],
     ),
     "float16-sum": (
