@@ -91,6 +91,9 @@ class OneOp:
 
 
 def give_options(operator: Any, kind: str, options: Mapping[str, object]) -> None:
+    if kind == "STABLEHLO_COMPOSITE":
+        operator.builtinOptions2Type = schema.BuiltinOptions2.StableHLOCompositeOptions
+        operator.builtinOptions2 = schema.StableHLOCompositeOptionsT(**options)
     table = _OPTIONS.get(kind)
     if table:
         operator.builtinOptionsType = getattr(schema.BuiltinOptions, table)

@@ -190,7 +190,7 @@ def graph_ops(path: Path) -> list[Op]:
 def ops_of(model: Any) -> list[Op]:
     """The operations of the first graph of the ``ModelT`` that ``read_model`` gives; they read constants as values."""
     graph = model.subgraphs[0]
-    kinds = [flatbuffer.operator_name(model, operator) for operator in graph.operators]
+    kinds = [flatbuffer.kind_of(model, operator) for operator in graph.operators]
     context = _Context(
         model,
         {op.output: op for op in flatbuffer.weighted_ops(model)},

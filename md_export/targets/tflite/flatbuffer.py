@@ -141,6 +141,13 @@ def operator_name(model: Any, operator: Any) -> str:
     return _OPERATORS[max(code.builtinCode, code.deprecatedBuiltinCode)]
 
 
+def kind_of(model: Any, operator: Any) -> str:
+    """Return an operation's name; a composite's with what it computes: ``STABLEHLO_COMPOSITE odml.rms_norm``."""
+    name = operator_name(model, operator)
+    function = getattr(operator.builtinOptions2, "name", None) if name == "STABLEHLO_COMPOSITE" else None
+    return f"{name} {function.decode(errors='replace')}" if function else name
+
+
 def shape_of(tensor: Any) -> tuple[int, ...]:
     """Static shape; ``()`` for a scalar, which the schema stores as nothing."""
     return () if tensor.shape is None else tuple(int(size) for size in tensor.shape)

@@ -115,7 +115,13 @@ PLANTED: Mapping[str, tuple[Sequence[Graph], Sequence[Graph]]] = {
     ),
     "transposing-flag": ([product(8, 4, x=True), product(8, 4, y=True)], [product(8, 4)]),
     "transposing-flag-77": ([product(1, 77, y=True)], []),
-    "fused-attention": ([one("STABLEHLO_COMPOSITE", (1, 6, 4), (1, 6, 4))], []),
+    "fused-attention": (
+        [one("STABLEHLO_COMPOSITE", (1, 6, 4), (1, 6, 4), options={"name": "odml.scaled_dot_product_attention"})],
+        [
+            one("STABLEHLO_COMPOSITE", (1, 6, 4), (1, 6, 4), options=options)
+            for options in ({"name": "odml.rms_norm"}, {})
+        ],
+    ),
     "output-read-again": (
         [state("ADD", (1, 4), "out", "sum")],
         [
