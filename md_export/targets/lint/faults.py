@@ -96,8 +96,8 @@ class KnownFaults:
 
     Attributes:
         runtime: name of the runtime whose versions the faults name.
-        safe_from: least version from which no known fault concerns the artifact; None if a fault has no known end, or
-            if no fault was found.
+        safe_from: least version from which no known fault, other than a slow one, concerns the artifact; None if such a
+            fault has no known end, or if none was found.
         found: faults that concern the artifact, in the file's order.
         notes: faults of the runtime that no form of a graph causes.
     """
@@ -111,6 +111,8 @@ class KnownFaults:
         """Yield the answer: on which versions the artifact is safe, and what is wrong on the others."""
         if not self.found:
             yield f"no known fault of {self.runtime} concerns it"
+        elif all(item.fault.effect == "slow" for item in self.found):
+            yield f"known faults of {self.runtime} only make it slow"
         elif self.safe_from:
             yield f"safe on {self.runtime} ≥ {self.safe_from}"
         else:

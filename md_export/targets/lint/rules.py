@@ -192,7 +192,8 @@ class FaultFile:
     fault: tuple[KnownFault, ...]
 
     def safe_from(self, faults: Sequence[Fault]) -> str | None:
-        """Return the least version that none of the faults reaches; None if there are none, or one has no end."""
+        """Return the least version that no fault but slow ones reaches; None if there are none, or one has no end."""
+        faults = [fault for fault in faults if fault.effect != "slow"]
         if not faults or any(fault.until is None for fault in faults):
             return None
         return next((version for version in self.versions if not any(fault.reaches(version) for fault in faults)), None)

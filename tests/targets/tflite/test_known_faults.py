@@ -214,6 +214,13 @@ def test_the_answer_is_a_version_where_all_faults_end() -> None:
     assert list(known().lines()) == ["no known fault of LiteRT concerns it"]
 
 
+def test_a_slow_fault_leaves_an_artifact_safe() -> None:
+    slow = known((None, None), effect="slow").found
+    assert next(KnownFaults("LiteRT", None, slow, ()).lines()) == "known faults of LiteRT only make it slow"
+    both = (*slow, *known(("2.1.3", "2.1.5")).found)
+    assert FILE.safe_from([item.fault for item in both]) == "2.1.6"
+
+
 @pytest.mark.parametrize(
     ("span", "least", "refused"),
     [
