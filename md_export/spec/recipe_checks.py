@@ -22,7 +22,7 @@ _OF_ONE_TARGET: Final = {
 }
 # For recipes that extend one with a version.
 ANY_LITERT: Final = "any"
-_VERSION: Final = re.compile(r"[0-9]{1,4}(\.[0-9]{1,4}){0,3}")
+_VERSION: Final = re.compile(r"[0-9]{1,4}(\.[0-9]{1,4}){0,2}")
 
 
 def _check_sampler(recipe: Recipe) -> None:

@@ -204,7 +204,7 @@ def test_the_oldest_litert(tmp_path: Path, version: str) -> None:
         load_recipe(write(tmp_path, fields.replace("tflite-", "onnx-")))
 
 
-@pytest.mark.parametrize("version", ["", "2.", "2.x", "-1", "2.1.6\\n", "9" * 5, "1.1.1.1.1", "٢.١"])
+@pytest.mark.parametrize("version", ["", "2.", "2.x", "-1", "2.1.6\\n", "9" * 5, "2.1.5.0", "٢.١"])
 def test_what_is_no_version_of_litert(tmp_path: Path, version: str) -> None:
     with pytest.raises(RecipeError, match=r"is no version of LiteRT|control character"):
         load_recipe(write(tmp_path, f'name = "mine"\nextends = "tflite-fp32"\nmin_litert = "{version}"\n'))
