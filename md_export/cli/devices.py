@@ -44,5 +44,5 @@ def device_report(out: Path, results: Path, row: bool, json_file: Path | None) -
     from md_export.report.verdicts import device_row, device_table
 
     found = judge_results(out, results)
-    failures, passed = found.verdict.failures, f"{out}: right on {found.device.device}"
+    failures, passed = found.verdict.failures, f"{out}: right on {found.device.device}, {found.extent} golden cases"
     shared.conclude(json_file, found, failures, [device_row(found) if row else device_table(found)], passed)

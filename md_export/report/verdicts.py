@@ -47,7 +47,8 @@ _KERNELS: Final[tuple[Column[KernelDetails], ...]] = (
     ("against LiteRT", lambda item: decibel(item.engine.agreement_db)),
 )
 # Columns of docs/devices.md.
-DEVICE_HEAD: Final = ("device", "OS", "GPU driver", "runtime", "backend", "recipe", "SNR dB", "verdict", "date")
+_DEVICE_WORDS: Final = ("device", "OS", "GPU driver", "runtime", "backend")
+DEVICE_HEAD: Final = (*_DEVICE_WORDS, "recipe", "cases", "SNR dB", "verdict", "date")
 
 
 def parity_table(verdict: Verdict) -> Table:
@@ -84,7 +85,7 @@ def device_table(report: DeviceReport) -> Table:
     """Figures of each component on a real device."""
     device, verdict = report.device, report.verdict
     return drawn(
-        f"{verdict.recipe}: {device.device}, {verdict.cases} golden cases (worst case of each figure)",
+        f"{verdict.recipe}: {device.device}, {report.extent} golden cases (worst case of each figure)",
         *verdict_cells([verdict], _DEVICE),
         caption=f"{device.os}; GPU driver: {device.driver}; {device.date}",
     )
@@ -97,7 +98,7 @@ def device_row(report: DeviceReport) -> str:
         f"{item.component} {decibel(item.parity.snr_db if item.parity else None)}" for item in verdict.components
     ]
     short = [f"{item.component} {said(item.faults, brief=True)}" for item in verdict.components if item.faults]
-    cells = (device.device, device.os, device.driver, device.runtime, device.backend, verdict.recipe)
+    cells = (device.device, device.os, device.driver, device.runtime, device.backend, verdict.recipe, report.extent)
     return markdown_row((*cells, ", ".join(figures), "; ".join(short) or "ok", device.date[:10]))
 
 

@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 from md_export.cli import cli
 from md_export.errors import MdExportError
 from md_export.parity.device import kit as kit_module
+from md_export.parity.golden.folder import read_golden
 from md_export.report.verdicts import DEVICE_HEAD
 from md_export.spec.manifest import read_manifest
 from md_export.targets import TARGETS
@@ -112,6 +113,8 @@ def test_results_of_the_same_runtime_have_its_figures(onnx: tuple[Path, Path], t
     assert code_of(ended) == 0, ended.output
     found = json.loads((tmp_path / "report.json").read_text())
     assert found["device"]["runtime"].startswith("onnxruntime ") and found["verdict"]["cases"] == CASES
+    extent = f"{CASES} of {len(read_golden(out / 'golden').cases)} golden cases"
+    assert ended.output.count(extent) == len(("table", "last line"))
     for item, entry in zip(found["verdict"]["components"], read_manifest(out).artifacts, strict=True):
         assert entry.parity is not None
         # The worst of two cases is no worse than that of all.
@@ -218,7 +221,7 @@ def test_results_of_another_export_are_refused(
 def test_a_row_for_the_docs_has_their_columns(onnx: tuple[Path, Path], results: Path) -> None:
     edit(results, device="Pixel | <b>9</b>")
     row = invoke("device-report", onnx[0], results, "--row").output.splitlines()[0]
-    assert row.startswith(r"| Pixel \| &lt;b>9&lt;/b> |") and "| ok |" in row
+    assert row.startswith(r"| Pixel \| &lt;b>9&lt;/b> |") and f"| {CASES} of " in row and "| ok |" in row
     swap_channels(results)
     assert "| unet FAIL: snr" in invoke("device-report", onnx[0], results, "--row").output
     lines = (DOCS / "devices.md").read_text().splitlines()

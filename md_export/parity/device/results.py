@@ -63,10 +63,16 @@ class Device:
 
 @dataclass(frozen=True)
 class DeviceReport:
-    """A device, and the verdict on what it computed."""
+    """A device, and the verdict on what it computed; ``export_cases``: number of all golden cases of the export."""
 
     device: Device
     verdict: Verdict
+    export_cases: int
+
+    @property
+    def extent(self) -> str:
+        """Number of golden cases that were run, of all: ``2 of 8``."""
+        return f"{self.verdict.cases} of {self.export_cases}"
 
 
 def judge_results(out: Path, results: Path) -> DeviceReport:
@@ -91,12 +97,14 @@ def judge_results(out: Path, results: Path) -> DeviceReport:
     cases = cases[: device.golden_cases]
     verdicts = tuple(_judge(Subject(export, entry, cases), results) for entry in manifest.artifacts)
     runtime = f"{device.runtime}, {device.backend}"
-    return DeviceReport(device, Verdict(manifest.target, manifest.recipe.name, len(cases), verdicts, runtime=runtime))
+    verdict = Verdict(manifest.target, manifest.recipe.name, len(cases), verdicts, runtime=runtime)
+    return DeviceReport(device, verdict, len(export.golden.cases))
 
 
 def _judge(subject: Subject, results: Path) -> ComponentVerdict[None]:
     component = subject.entry.component
-    if (results / component / FAILED).exists():
+    # A link that leads nowhere does not exist, and is refused like any other.
+    if os.path.lexists(results / component / FAILED):
         words = _text(results, component, FAILED).decode(errors="replace").split()
         fault = Fault(Check.EXECUTION, f"did not run on the device: {' '.join(words)[:400]}")
         return subject.verdict(None, [fault])
