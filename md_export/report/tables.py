@@ -45,6 +45,7 @@ def drawn(
     title: str, head: Sequence[str], rows: Iterable[Sequence[str]], caption: str | None = None, lines: bool = False
 ) -> Table:
     """Draw plain cells as a table for the terminal, verdicts in colour; ``lines``: separate the rows by lines."""
+    caption = caption and escape(visible(caption))
     table = Table(title=escape(visible(title)), caption=caption, show_lines=lines)
     rows = [tuple(map(visible, row)) for row in rows]
     for place, name in enumerate(head):

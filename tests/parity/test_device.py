@@ -195,11 +195,13 @@ def edit(results: Path, **fields: object) -> None:
         (lambda r: edit(r, golden_cases=0), "says 0 golden cases"),
         (lambda r: edit(r, golden_cases=9999), "says 9999 golden cases"),
         (lambda r: edit(r, device="\x1b[2J"), "control character"),
+        (lambda r: edit(r, device="one\ntwo"), "does not describe a device: device"),
         (lambda r: edit(r, device="x" * 201), "does not describe a device: device"),
         (lambda r: edit(r, path="/etc/passwd"), "does not describe a device: path"),
         (link_file, "is a link or no file"),
         (link_folder, "is a link or no folder"),
         (link_failure, "is a link or no file"),
+        (lambda r: (r / "unet" / "failed.txt").symlink_to("nowhere"), "is a link or no file"),
         (put_pipe, "is a link or no file"),
     ],
 )

@@ -10,6 +10,7 @@ The folder is untrusted: names and sizes follow from the export alone, and links
 from __future__ import annotations
 
 import math
+import os.path
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,6 @@ from typing import Annotated, Final, Literal
 
 import numpy as np
 from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
-from pydantic_core import from_json
 
 from md_export.errors import UsageError
 from md_export.parity.device.kit import case_name
@@ -35,7 +35,8 @@ FAILED: Final = "failed.txt"
 _LARGEST_TEXT: Final = 1 << 16
 _AGAIN: Final = "run the kit's program again"
 
-_Words = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+# One line: "." is no line feed.
+_Words = Annotated[str, StringConstraints(pattern="^.+$", max_length=200)]
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def _read_device(results: Path) -> Device:
         device = TypeAdapter(Device).validate_json(content, strict=True)
     except (ValidationError, RecursionError) as error:
         raise UsageError(f"{path} does not describe a device: {first_finding(error)}; {_AGAIN}") from error
-    if (control := first_control(from_json(content))) is not None:
+    if (control := first_control(vars(device))) is not None:
         raise UsageError(f"{path}: {control} holds a control character; {_AGAIN}")
     return device
 
