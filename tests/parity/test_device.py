@@ -58,8 +58,13 @@ def kit_of(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Call
     return get
 
 
+def started_here(kit: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(kit / "run_here.py"), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
 def run_here(kit: Path) -> Path:
-    done = subprocess.run([sys.executable, str(kit / "run_here.py")], capture_output=True, text=True, check=False)
+    done = started_here(kit)
     assert (done.returncode, done.stderr) == (0, "") or "INFO: " in done.stderr, done.stderr
     return kit / "results"
 
@@ -232,6 +237,21 @@ def test_a_row_for_the_docs_has_their_columns(onnx: tuple[Path, Path], results: 
     assert rows and all(len(re.findall(r"(?<!\\)\|", line)) == len(DEVICE_HEAD) + 1 for line in (*rows, row))
 
 
+def test_markup_of_a_device_is_text(onnx: tuple[Path, Path], results: Path) -> None:
+    edit(results, driver="OpenGL [/] [red]3")
+    ended = invoke("device-report", onnx[0], results)
+    assert code_of(ended) == 0 and "OpenGL [/] [red]3" in ended.output
+
+
+def test_a_provider_that_onnxruntime_replaces_by_its_cpu_is_a_failure(
+    onnx: tuple[Path, Path], kit_of: Callable[[str], tuple[Path, Path]], tmp_path: Path
+) -> None:
+    kit = Path(shutil.copytree(kit_of("onnx")[1], tmp_path / "kit", ignore=shutil.ignore_patterns("results")))
+    assert "onnxruntime has no QNNExecutionProvider here" in started_here(kit, "QNNExecutionProvider").stderr
+    ended = invoke("device-report", onnx[0], kit / "results")
+    assert code_of(ended) == 3 and str(ended.exception).count("did not run on the device") == 3
+
+
 def test_an_altered_artifact_gets_no_kit(copy_of: Exported, tmp_path: Path) -> None:
     out = copy_of("onnx", "int8")
     with (out / "unet.onnx").open("ab") as file:
@@ -328,8 +348,19 @@ def test_the_android_script_records_what_did_not_run(
     assert "vae_decoder" not in str(ended.exception)
 
 
+def test_outputs_of_the_case_before_are_not_taken(kit_of: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
+    out, kit = kit_of("tflite")
+    kit = Path(shutil.copytree(kit, tmp_path / "kit", ignore=shutil.ignore_patterns("results", "tools")))
+    done = run_android(kit, tmp_path, "cpu", "delegate", MUTE="/001/")
+    assert done.returncode == 0 and "unet did not run" in done.stderr, done.stderr
+    ended = invoke("device-report", out, kit / "results")
+    assert code_of(ended) == 3 and str(ended.exception).count("did not run on the device") == 3
+
+
 def test_the_tflite_kit_runs_on_this_machine(kit_of: Callable[[str], tuple[Path, Path]]) -> None:
     out, kit = kit_of("tflite")
+    done = started_here(kit, "QNNExecutionProvider")
+    assert done.returncode == 1 and "is for .onnx files" in done.stderr and not (kit / "results").exists()
     results = run_here(kit)
     assert code_of(invoke("device-report", out, results)) == 0
     swap_channels(results)

@@ -1,6 +1,7 @@
 #!PYTHON
 """As the benchmark_model of LiteRT and of TensorFlow Lite: inputs in the graph's order, outputs as one binary file."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from ai_edge_litert.interpreter import Interpreter
 FLAGS = dict(word.removeprefix("--").split("=", 1) for word in sys.argv[1:])
 interpreter = Interpreter(model_path=FLAGS["graph"])
 interpreter.allocate_tensors()
-if "output_filepath" in FLAGS:
+if "output_filepath" in FLAGS and os.environ.get("MUTE", "-") not in FLAGS["input_layer_value_files"]:
     names = FLAGS["input_layer"].split(",")
     shapes = [[int(size) for size in shape.split(",")] for shape in FLAGS["input_layer_shape"].split(":")]
     files = dict(pair.split(":") for pair in FLAGS["input_layer_value_files"].split(","))

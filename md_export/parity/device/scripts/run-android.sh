@@ -104,11 +104,12 @@ while IFS=$'\t' read -r component file name values flags; do
     [ "$precision" != fp32 ] || command+=" --gpu_precision_loss_allowed=false"
   fi
   made=$log
-  if ! on_phone "cd $phone && LD_LIBRARY_PATH=$phone $command" >"$log" 2>&1; then
+  # The outputs of the case before must not pass for this one's.
+  if ! on_phone "cd $phone && rm -f made.bin && LD_LIBRARY_PATH=$phone $command" >"$log" 2>&1; then
     made=''
   elif [ "$engine" = delegate ]; then
     made=results/$component/$name/made
-    adb pull "$phone/made.bin" "$made" >/dev/null </dev/null
+    adb pull "$phone/made.bin" "$made" </dev/null >/dev/null 2>>"$log" || made=''
   fi
   if [ -z "$made" ] || ! python3 android.py "$engine" "$component" "$name" "$made" 2>>"$log"; then
     echo "$component did not run; see $log" >&2

@@ -42,6 +42,9 @@ def open_onnx(path: Path, provider: str) -> Run:
     # (onnxruntime_session_options_config_keys.h).
     options.add_session_config_entry("session.x64quantprecision", "1")
     session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+    # onnxruntime goes on with its CPU provider where another is missing or fails.
+    if provider not in session.get_providers():
+        raise RuntimeError(f"onnxruntime has no {provider} here; it chose {', '.join(session.get_providers())}")
     names = [output.name for output in session.get_outputs()]
     return lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))
 
@@ -82,6 +85,8 @@ def main(provider: str = "", device: str = "") -> None:
         sys.exit(f"error: {RESULTS} exists; nothing was changed. Move it away first")
     kit = json.loads((KIT / "kit.json").read_text(encoding="utf-8"))
     opener, library, backend = RUNTIMES[kit["target"]]
+    if provider and kit["target"] != "onnx":
+        sys.exit(f"error: {provider} is for .onnx files; this kit runs on {backend} only")
     RESULTS.mkdir()
     for part in kit["components"]:
         print(part["component"])
