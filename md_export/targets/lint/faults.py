@@ -12,7 +12,7 @@ from md_export.targets.operations import Shape
 
 
 @dataclass(frozen=True)
-class Fault:
+class FaultReport:
     """One reported fault of a runtime.
 
     Attributes:
@@ -78,7 +78,7 @@ class FaultyOp:
 class FoundFault:
     """A fault and the operations of an artifact that have its form, in order of execution; at least one."""
 
-    fault: Fault
+    fault: FaultReport
     ops: tuple[FaultyOp, ...]
 
     def __str__(self) -> str:
@@ -105,7 +105,7 @@ class KnownFaults:
     runtime: str
     safe_from: str | None
     found: tuple[FoundFault, ...]
-    notes: tuple[Fault, ...]
+    notes: tuple[FaultReport, ...]
 
     def lines(self) -> Iterator[str]:
         """Yield the answer: on which versions the artifact is safe, and what is wrong on the others."""

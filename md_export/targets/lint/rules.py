@@ -17,7 +17,7 @@ from typing import Final, Literal, TypeVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from md_export.errors import ArtifactError
-from md_export.targets.lint.faults import Fault, numbers
+from md_export.targets.lint.faults import FaultReport, numbers
 from md_export.targets.lint.report import Conditions, HazardRule, Rule
 
 _STRICT: Final = ConfigDict(extra="forbid", strict=True)
@@ -163,14 +163,14 @@ class RuleFile:
 
 
 @dataclass(frozen=True)
-class KnownFault(Fault):
+class KnownFault(FaultReport):
     """A fault with its condition on operations; the condition is empty if no form of a graph causes the fault."""
 
     when: When = dataclasses.field(default_factory=When)
 
-    def bare(self) -> Fault:
+    def bare(self) -> FaultReport:
         """Return the fault without its condition, as reports store it."""
-        return Fault(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Fault)})
+        return FaultReport(**{field.name: getattr(self, field.name) for field in dataclasses.fields(FaultReport)})
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ class FaultFile:
     backends: tuple[str, ...]
     fault: tuple[KnownFault, ...]
 
-    def safe_from(self, faults: Sequence[Fault]) -> str | None:
+    def safe_from(self, faults: Sequence[FaultReport]) -> str | None:
         """Return the least version that no fault but slow ones reaches; None if there are none, or one has no end."""
         faults = [fault for fault in faults if fault.effect != "slow"]
         if not faults or any(fault.until is None for fault in faults):
@@ -272,13 +272,13 @@ def _read(path: Path, form: TypeAdapter[_File]) -> _File:
         raise ArtifactError(f"{path}: {where}: {first['msg']}; correct the rule") from error
 
 
-def _check_ids(path: Path, everything: Sequence[EngineRule | HazardRule | Fault]) -> None:
+def _check_ids(path: Path, everything: Sequence[EngineRule | HazardRule | FaultReport]) -> None:
     ids = [rule.id for rule in everything]
     if repeated := sorted({name for name in ids if ids.count(name) > 1}):
         raise ArtifactError(f"{path}: two rules are called {repeated[0]}; rename one")
 
 
-def _has_source(rule: EngineRule | HazardRule | Fault) -> bool:
+def _has_source(rule: EngineRule | HazardRule | FaultReport) -> bool:
     is_ours = rule.confidence == "measured" and rule.source.startswith(_MANUAL)
     return is_ours or rule.source.startswith("https://")
 

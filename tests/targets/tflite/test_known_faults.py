@@ -17,7 +17,7 @@ from md_export.rewrites import REWRITES
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe, builtin_recipes
 from md_export.spec.tensors import Array
-from md_export.targets.lint.faults import Fault, FaultyOp, FoundFault, KnownFaults
+from md_export.targets.lint.faults import FaultReport, FaultyOp, FoundFault, KnownFaults
 from md_export.targets.lint.judge import known_faults
 from md_export.targets.lint.rules import FAULT_TARGETS, fault_path, faults_of, load_faults
 from md_export.targets.tflite.describe import graph_ops
@@ -196,7 +196,7 @@ OP = FaultyOp("ADD", "block.attn", "t;1", (1, 2))
 
 def known(*spans: tuple[str | None, str | None], effect: str = "wrong") -> KnownFaults:
     faults = [
-        Fault(f"f{place}", "it fails", effect, "reported", "https://x", "do so", ("OpenCL",), ("Mali",), *span)  # type: ignore[arg-type]
+        FaultReport(f"f{place}", "it fails", effect, "reported", "https://x", "do so", ("OpenCL",), ("Mali",), *span)  # type: ignore[arg-type]
         for place, span in enumerate(spans)
     ]
     return KnownFaults("LiteRT", FILE.safe_from(faults), tuple(FoundFault(fault, (OP, OP)) for fault in faults), ())
