@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from md_export.errors import RewriteError
-from md_export.rewrites.tokens_as_channels import ROOTS
+from md_export.models.text_encoder import TextEncoder
+from md_export.rewrites.tokens_as_channels import ROOTS, ChannelClipAttention
 from md_export.rewrites.tokens_to_maps import Maps
 from md_export.spec.sampler import OneStep
 
@@ -27,7 +28,7 @@ class RankFourMaps(Maps):
 
     def mask(self, mask: Tensor, heads: int) -> Tensor:
         """``[B, 1 or heads, Lq or 1, Lk]`` → ``[B, heads, Lq or 1, Lk]``, joined: no engine takes BROADCAST_TO."""
-        return torch.cat([mask] * (heads // mask.shape[1]), dim=1)
+        return mask if mask.shape[1] == heads else torch.cat([mask] * heads, dim=1)
 
     def heads(self, x: Tensor, heads: int) -> Tensor:
         """``[B, C, H, W]`` → ``[B, heads, H·W, C/heads]``."""
@@ -54,6 +55,11 @@ def rank_4_attention(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG0
         raise RewriteError("rank_4_attention comes after tokens_to_maps: put it behind it in the recipe")
     for place in found:
         place.form = RankFourMaps()
+    for encoder in module.modules():
+        if isinstance(encoder, TextEncoder):
+            # A constant of the module and not of the graph alone: an audit can prove it.
+            (heads,) = {place.heads for place in _in_form(encoder) if isinstance(place, ChannelClipAttention)}
+            encoder.mask = encoder.mask[:, :1].expand(-1, heads, -1, -1).contiguous()
     return len(found)
 
 
