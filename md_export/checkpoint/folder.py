@@ -80,7 +80,7 @@ class Checkpoint:
         found = _compare(component, module, tensors)
         if found:
             raise CheckpointError(str(found))
-        weights = fused(as_float32(component.name, tensors), self._changes(name, module), name)
+        weights = fused(as_float32(component.name, tensors), self._changes(name, module), component.name)
         module.load_state_dict(weights, strict=True, assign=True)
         return module.requires_grad_(False)
 
@@ -217,7 +217,7 @@ class Checkpoint:
     def _changes(self, name: str, module: nn.Module) -> list[WeightChange]:
         row = component_of(self.config, name)
         unused = partial(row.unused, self.config)
-        return [change for file in self._lora_files() for change in changes_of(file, name, module, unused)]
+        return [change for file in self._lora_files() for change in changes_of(file, row.name, module, unused)]
 
     def _weights(self, component: Component) -> list[WeightSet]:
         found = [find_weights(tier, component.folder) for tier in self._layout.tiers(component.folder)]

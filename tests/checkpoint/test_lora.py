@@ -210,6 +210,16 @@ def test_inside_the_weights_as_beside_them(styled: Checkpoint, name: str) -> Non
             check_fused(styled.module(name), base, wrong, inputs(styled, name), "it", lines.append)
 
 
+def test_a_chunk_of_the_unet_has_its_loras(styled: Checkpoint, opened: Checkpoint) -> None:
+    weight = f"{LINEAR}.weight"
+    chunk, whole, plain = (
+        checkpoint.module(name).get_parameter(weight)
+        for checkpoint, name in ((styled, "unet_chunk1"), (styled, "unet"), (opened, "unet_chunk1"))
+    )
+    assert torch.equal(chunk, whole)
+    assert not torch.equal(chunk, plain)
+
+
 def test_several_add_up_and_the_files_stay_as_they_are(opened: Checkpoint, unet: nn.Module, tmp_path: Path) -> None:
     one = written(tmp_path, named("kohya", LINEAR, *HALVES[LINEAR]), "one.safetensors")
     two = written(tmp_path, named("diffusers", LINEAR, noise(1, 80), noise(80, 1)), "two.safetensors")
