@@ -101,7 +101,7 @@ class ChunkModule(nn.Module):
         """``reached``: ids of the parameters that the chunk needs, among others."""
         super().__init__()
         self.returns_copies = False
-        self._crossing = crossing
+        self._crossing, self._channels = crossing, run.channels
         self._inputs = tuple(_leaf(run, run.values[spec.name]) for spec in run.inputs)
         whole = _twin(run.module, "", run, crossing, strangers, reached)
         # Not among the modules: the paths are the whole's, and so is every module but itself.
@@ -112,10 +112,16 @@ class ChunkModule(nn.Module):
     def forward(self, *given: Tensor) -> Any:
         """Values of ``given`` names → those of ``made``, or the module's own answer."""
         crossing = self._crossing
-        crossing.values.update(zip(crossing.given, given, strict=True))
+        crossing.values.update(
+            {
+                name: value.transpose(1, 2).reshape(self._channels[name]) if name in self._channels else value
+                for name, value in zip(crossing.given, given, strict=True)
+            }
+        )
         try:
             answer = self._whole[0](*(leaf.among(crossing.values) for leaf in self._inputs))
-            made = [crossing.values[name] for name in crossing.made]
+            left = {name: crossing.values[name] for name in crossing.made}
+            made = [v.flatten(2).transpose(1, 2) if name in self._channels else v for name, v in left.items()]
             # No converter removes a minimum with a constant, which float16 arithmetic takes as infinite.
             return tuple(value.clamp(max=_LARGEST) if self.returns_copies else value for value in made) or answer
         finally:

@@ -21,6 +21,7 @@ from md_export.errors import UsageError
 from md_export.spec.names import BORDER
 from md_export.spec.tensors import TensorSpec
 
+Shape = tuple[int, ...]
 # What a level of a UNet runs, in diffusers' module and in ours.
 _OF_LEVELS: Final = "resnets"
 
@@ -41,9 +42,11 @@ class Run(TorchDispatchMode):  # type: ignore[no-untyped-call]
         calls: of each part, the parts in the order in which they end.
         values: the module's inputs by name, then what parts return.
         makers: the part of each value that one returns.
+        channels: shapes ``[B, C, H, W]`` of values that cross borders as tokens ``[B, H·W, C]``.
     """
 
-    def __init__(self, module: nn.Module, inputs: Sequence[TensorSpec]) -> None:
+    def __init__(self, module: nn.Module, inputs: Sequence[TensorSpec], plain: Mapping[str, Shape] = {}) -> None:
+        """``plain``: shapes of the values before the module was rewritten."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.module, self.inputs = module, tuple(inputs)
         self._sources: dict[int, list[Tensor]] = {}
@@ -76,6 +79,8 @@ class Run(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if isinstance(leaf, Tensor) and id(leaf) not in self.names:
                     name = f"{BORDER}{path.replace('.', '_')}{f'_{place}' if place else ''}"
                     self.values[name], self.makers[name], self.names[id(leaf)] = leaf, path, name
+        tokens = [name for name in self.makers if len(plain.get(name, ())) == 3 and self.values[name].ndim == 4]
+        self.channels = {name: tuple(self.values[name].shape) for name in tokens}
 
     def _enter(self, path: str, _layer: nn.Module, _args: Any) -> None:
         self.open |= {above for above in _above(path) if above not in self._active}
@@ -97,9 +102,11 @@ class Run(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def spec(self, name: str) -> TensorSpec:
-        """Name, shape and dtype of a value."""
-        value = self.values[name]
-        return TensorSpec(name, tuple(value.shape), str(value.dtype).removeprefix("torch."))
+        """Name, shape and dtype of a value as it crosses a border."""
+        value, shape = self.values[name], tuple(self.values[name].shape)
+        if name in self.channels:
+            shape = shape[0], shape[2] * shape[3], shape[1]
+        return TensorSpec(name, shape, str(value.dtype).removeprefix("torch."))
 
     def reached(self, targets: Sequence[Tensor], chunk_of: Mapping[str, int], number: int) -> frozenset[int]:
         """Return ids of the tensors that a chunk computes ``targets`` of, up to inputs and values of earlier chunks."""

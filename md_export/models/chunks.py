@@ -5,7 +5,7 @@ Each part is in one chunk, under its own path; the chunks share the module's ten
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from md_export.errors import UsageError
 from md_export.models.chunk_module import ChunkModule, Crossing
-from md_export.models.chunk_run import Run
+from md_export.models.chunk_run import Run, Shape
 from md_export.models.config import ModelConfig
 from md_export.models.families import component_of, family_of
 from md_export.spec.tensors import TensorSpec
@@ -67,6 +67,15 @@ def chunk_ends(config: ModelConfig) -> tuple[str, ...]:
     return borders(parts_of_denoiser(config), chunks)
 
 
+def values_of_denoiser(config: ModelConfig) -> dict[str, Shape]:
+    """Return the shapes of what the parts of a checkpoint's UNet or transformer return, as golden cases hold them."""
+    row = component_of(config, family_of(config).denoised.node)
+    with FakeTensorMode():
+        module = row.build(config).eval()
+    run = Run(module, row.input_specs(config))
+    return {name: tuple(run.values[name].shape) for name in run.makers}
+
+
 def _bytes(module: nn.Module) -> int:
     return sum(_FLOAT32_BYTES * value.numel() for value in module.state_dict().values())
 
@@ -107,21 +116,27 @@ def chunk_bytes(parts: Sequence[Part], ends: Sequence[str]) -> tuple[int, ...]:
 
 
 def cut(
-    module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], ends: Sequence[str]
+    module: nn.Module,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    ends: Sequence[str],
+    plain: Mapping[str, Shape] = {},
 ) -> tuple[Chunk, ...]:
     """Return the chunks of a module, which share its weights.
 
     Args:
         module: takes ``inputs`` by position and gives ``outputs``.
         ends: as :func:`borders` returns them.
+        plain: as :func:`values_of_denoiser` returns them, for a module that was rewritten.
 
     Raises:
-        UsageError: a rewrite has taken such a part away, or a part needs what a later chunk computes.
+        UsageError: a rewrite has taken such a part away or changes what crosses a border, or a part needs what a later
+            chunk computes.
     """
-    run = Run(module, inputs)
+    run = Run(module, inputs, plain)
     if missing := [path for path in ends if path not in run.order]:
         raise UsageError(
-            f"chunks: a rewrite of the recipe replaces {missing[0]}, where a chunk ends; leave out the one"
+            f"chunks: a rewrite of the recipe replaces {missing[0]}, where a chunk ends; leave out the one or the other"
         )
     places = [run.order.index(end) for end in ends]
     chunk_of = {path: sum(end < place for end in places) for place, path in enumerate(run.order)}
@@ -143,5 +158,11 @@ def cut(
         part = ChunkModule(run, Crossing(given, made), strangers, reached)
         chunks.append(
             Chunk(part, tuple(map(run.spec, given)), tuple(outputs) if is_last else tuple(map(run.spec, made)))
+        )
+    crossing = (spec for chunk in chunks for spec in chunk.inputs if spec.name in plain)
+    if changed := [spec for spec in crossing if spec.shape[1:] != plain[spec.name][1:]]:
+        raise UsageError(
+            f"chunks: a rewrite of the recipe changes {changed[0].name}, which one chunk gives to another; leave out "
+            "the one or the other"
         )
     return tuple(reversed(chunks))

@@ -12,7 +12,7 @@ from torch import nn
 
 from md_export.checkpoint import Checkpoint
 from md_export.models.chunk_module import own_paths
-from md_export.models.chunks import chunk_ends, cut
+from md_export.models.chunks import chunk_ends, cut, values_of_denoiser
 from md_export.models.config import ModelConfig
 from md_export.models.families import family_of
 from md_export.models.graph import Component
@@ -106,7 +106,8 @@ def rewritten(checkpoint: Checkpoint, name: str, recipe: Recipe) -> Rewritten:
     inputs, outputs = layout.inputs(whole, given), layout.outputs(whole, made)
     if number := chunk_number(name):
         check_globs(whole, recipe.schemes[name], [path for path, _ in module.named_modules()])
-        chunk = cut(module, inputs, outputs, chunk_ends(checkpoint.config))[number - 1]
+        config = checkpoint.config
+        chunk = cut(module, inputs, outputs, chunk_ends(config), values_of_denoiser(config))[number - 1]
         module, inputs, outputs = chunk.module, chunk.inputs, chunk.outputs
         chunk.module.returns_copies = recipe.target == "tflite"
     return Rewritten(name, recipe, module, inputs, outputs, records)

@@ -11,10 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from md_export.errors import UsageError
-from md_export.models.chunks import Chunk, Part, borders, chunk_bytes, cut, parts_of
+from md_export.models.chunks import Chunk, Part, borders, chunk_bytes, cut, parts_of, values_of_denoiser
 from md_export.models.config import ModelConfig
 from md_export.models.families import family_of
+from md_export.models.sampling.sampler import one_step
+from md_export.rewrites import Consent, apply_rewrites
 from md_export.rewrites.adopt import adopt
+from md_export.spec.recipe_file import load_recipe
+from md_export.spec.shipped_files import builtin_recipe
 from small_models import DIT, NANO, OTHER, PIXART, STABLE, XL_SHORT, random_inputs
 
 CONFIGS = {"nano": NANO, "other": OTHER, "stable": STABLE, "xl": XL_SHORT, "pixart": PIXART, "dit": DIT}
@@ -35,14 +39,21 @@ def chunks_of(config: ModelConfig, module: nn.Module, parts: Sequence[Part], cou
     return cut(module, row.input_specs(config), row.output_specs(config), borders(parts, count))
 
 
+def outputs_of(chunk: Chunk, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a chunk makes of ``values``, by name; of the shapes that it says."""
+    made = chunk.module(*(values[spec.name] for spec in chunk.inputs))
+    made = made if isinstance(made, tuple) else (made,)
+    assert [tuple(value.shape) for value in made] == [spec.shape for spec in chunk.outputs]
+    return {spec.name: value for spec, value in zip(chunk.outputs, made, strict=True)}
+
+
 def in_turn(chunks: Sequence[Chunk], given: Mapping[str, Tensor], wiring: Mapping[str, str] = {}) -> Tensor:
     """Output of the last chunk; ``wiring``: names of values that take the place of others."""
     values = dict(given)
     for chunk in chunks:
-        made = chunk.module(*(values[wiring.get(spec.name, spec.name)] for spec in chunk.inputs))
-        made = made if isinstance(made, tuple) else (made,)
-        assert [tuple(value.shape) for value in made] == [spec.shape for spec in chunk.outputs]
-        values |= {spec.name: value for spec, value in zip(chunk.outputs, made, strict=True)}
+        values |= outputs_of(
+            chunk, {**values, **{name: values[other] for name, other in wiring.items() if other in values}}
+        )
     return values["out_sample"]
 
 
@@ -71,6 +82,34 @@ def test_a_copy_of_a_chunk_is_whole() -> None:
     assert torch.equal(in_turn((first, second), given), whole), "a copy holds nothing of the original"
     first.module.returns_copies = True
     assert torch.equal(in_turn((first, second), given), whole)
+
+
+@pytest.mark.parametrize("target", ["coreml", "tflite"])
+@pytest.mark.parametrize("name", ["stable", "pixart", "dit"])
+def test_rewritten_chunks_give_each_other_what_those_of_the_whole_do(name: str, target: str) -> None:
+    """Golden cases hold values between chunks of a module that is not rewritten."""
+    config = CONFIGS[name]
+    module, given, parts = denoiser(config)
+    values = dict(given)
+    for chunk in chunks_of(config, module, parts, 3):
+        values |= outputs_of(chunk, values)
+    row, recipe = family_of(config)[family_of(config).denoised.node], load_recipe(builtin_recipe(target, "fp16"))
+    apply_rewrites(recipe.rewrites, row.name, module, one_step(config), Consent((), allow_drift=False))
+    specs = row.input_specs(config), row.output_specs(config)
+    for chunk in cut(module, *specs, borders(parts, 3), values_of_denoiser(config)):
+        for own, made in outputs_of(chunk, values).items():
+            assert made.shape == values[own].shape
+            assert torch.allclose(made, values[own], rtol=1e-3, atol=1e-4)
+
+
+def test_a_rewrite_of_what_crosses_a_border_is_refused() -> None:
+    """SDXL's: it folds the timestep into what is added to the time embedding."""
+    module, _, parts = denoiser(XL_SHORT)
+    apply_rewrites(("fold_timestep",), "unet", module, one_step(XL_SHORT), Consent((), allow_drift=False))
+    row = family_of(XL_SHORT)["unet"]
+    inputs = [spec for spec in row.input_specs(XL_SHORT) if spec.name != "timestep"]
+    with pytest.raises(UsageError, match="a rewrite of the recipe changes border_time_embedding"):
+        cut(module, inputs, row.output_specs(XL_SHORT), borders(parts, 2), values_of_denoiser(XL_SHORT))
 
 
 def test_exchanged_skip_connections_are_seen() -> None:
