@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from md_export.checkpoint import open_checkpoint
 from md_export.checkpoint.architectures import init_checkpoint
 from md_export.models.families import family_of
-from md_export.models.sampling.generate import OneAtATime, TorchRunner
+from md_export.models.sampling.generate import OneAtATime
 from md_export.system import memory
 from md_export.system.memory import in_a_file, release_pages, release_tensors, release_weights
 
@@ -107,11 +107,11 @@ def test_a_checkpoint_s_module_holds_no_weights_until_it_is_run(
 def test_runners_come_one_at_a_time(nano: Path) -> None:
     checkpoint, loaded = open_checkpoint(nano), list[str]()
 
-    def load(name: str) -> TorchRunner:
+    def load(name: str) -> nn.Module:
         loaded.append(name)
-        return TorchRunner(name, checkpoint.module(name), checkpoint.config)
+        return checkpoint.module(name)
 
-    held = OneAtATime(family_of(checkpoint.config), load)
+    held = OneAtATime(family_of(checkpoint.config), load, checkpoint.config)
     assert held["unet"] is held["unet"]
     assert [held[name].outputs[0].name for name in checkpoint.components] == [
         "last_hidden_state",

@@ -221,12 +221,13 @@ class OneAtATime(Mapping[str, TorchRunner]):
     """Runners by component, loaded when they are asked for; the one before is dropped first.
 
     Memory is that of the largest, where a picture goes through all of them; each picture loads them again. Those that
-    every step calls are held together.
+    every step calls are held together; chunks share the module that they are cut from.
     """
 
-    def __init__(self, family: Family, load: Callable[[str], TorchRunner]) -> None:
+    def __init__(self, family: Family, load: Callable[[str], nn.Module], config: ModelConfig) -> None:
         self._family = family
         self._load = load
+        self._config = config
         self._held: dict[str, TorchRunner] = {}
 
     def __getitem__(self, component: str) -> TorchRunner:
@@ -234,7 +235,9 @@ class OneAtATime(Mapping[str, TorchRunner]):
             in_turn = [row.name for row in self._family.components if row.called == "per step"]
             kept = in_turn if component in in_turn else []
             self._held = {name: runner for name, runner in self._held.items() if name in kept}
-            self._held[component] = self._load(component)
+            alike = (runner.module for name, runner in self._held.items() if whole_of(name) == whole_of(component))
+            module = next(alike, None) or self._load(component)
+            self._held[component] = torch_runner(component, module, self._config)
         return self._held[component]
 
     def __iter__(self) -> Iterator[str]:

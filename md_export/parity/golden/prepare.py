@@ -14,7 +14,7 @@ from torch import nn
 from md_export.checkpoint import Checkpoint
 from md_export.errors import GoldenError, RecipeError
 from md_export.models.families import family_of, graph_of
-from md_export.models.sampling.generate import OneAtATime, Pipeline, torch_runner
+from md_export.models.sampling.generate import OneAtATime, Pipeline
 from md_export.models.sampling.sampler import one_step, steps_of
 from md_export.models.tokenizers import LABELS_FOLDER, read_labels
 from md_export.models.walk import Runners
@@ -69,7 +69,7 @@ def golden_source(
 
     config, family = checkpoint.config, graph_of(checkpoint.config)
     applied = [fired for row in family_of(config).required for fired in changed(row.name)[1]] if changing else []
-    runners = OneAtATime(family, lambda name: torch_runner(name, changed(name)[0], config))
+    runners = OneAtATime(family, lambda name: changed(name)[0], config)
     return GoldenSource(
         Pipeline(
             family,
