@@ -34,8 +34,9 @@ from md_export.system.terminal_text import first_control
 INDEX: Final = "index.json"
 SCHEMA: Final = 2
 _LARGEST_INDEX: Final = 16 << 20
-# Limit in bytes; the case of a 768² picture has 22 MB.
-_LARGEST_CASE: Final = 256 << 20
+# Limit in bytes; the case of a 768² picture has 22 MB. Values between chunks are in it, too: for Stable Diffusion XL at
+# 1024² 165 MB in each call by 16 chunks, and a case holds four calls, each for two prompts.
+_LARGEST_CASE: Final = 2 << 30
 _MOST_CASES: Final = 10_000
 _AGAIN: Final = "make the golden cases again"
 
