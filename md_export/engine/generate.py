@@ -18,11 +18,11 @@ from md_export.models.sampling.generate import PictureRequest, Pipeline
 from md_export.models.sampling.pictures import Given, Start
 from md_export.models.sampling.schedule import ScheduleConfig
 from md_export.models.tokenizers import words_cut
-from md_export.models.values import CONDITION, INPUT_IDS, LAST, MADE, TIMESTEP
+from md_export.models.values import CONDITION, INPUT_IDS, LAST, MADE, SAMPLE, TIMESTEP
 from md_export.models.walk import Steps, Tensors
 from md_export.parity.golden.prepare import golden_source
 from md_export.parity.golden.surface import packed, unpacked
-from md_export.spec.artifact import ArtifactEntry, artifact_path
+from md_export.spec.artifact import ArtifactEntry, artifact_path, shape_of_input
 from md_export.spec.manifest import Manifest, read_manifest
 from md_export.spec.names import whole_of
 from md_export.spec.sampler import SamplerPlan
@@ -71,17 +71,22 @@ class Export:
     @property
     def inpaints(self) -> bool:
         """Whether the UNet takes a mask and a picture's latents in addition to the noise."""
-        return self.denoiser[0].inputs[0].shape[1] == 2 * self.latent_shape[1] + 1
+        return self._channels == 2 * self.latent_shape[1] + 1
 
     @property
     def edits(self) -> bool:
         """Whether the UNet takes a picture's latents in addition to the noise, and no mask."""
-        return self.denoiser[0].inputs[0].shape[1] == 2 * self.latent_shape[1]
+        return self._channels == 2 * self.latent_shape[1]
 
     @property
     def denoiser(self) -> list[ArtifactEntry]:
-        """The denoiser's artifact, or those of its chunks; the first takes the latent."""
+        """The denoiser's artifact, or those of its chunks."""
         return [x for x in self.entries.values() if whole_of(x.component) == whole_of(self.family.denoised.node)]
+
+    @property
+    def _channels(self) -> int:
+        """Channels of what the denoiser takes as its latent; a first chunk may take the timestep alone."""
+        return (shape_of_input(self.denoiser, SAMPLE.name) or (0, 0))[1]
 
     @property
     def picture_shape(self) -> tuple[int, ...]:
@@ -101,8 +106,7 @@ class Export:
     @property
     def condition_shape(self) -> tuple[int, ...] | None:
         """Shape ``[1, C, H, W]`` of the condition picture; None if the export takes none."""
-        specs = [spec for entry in self.entries.values() for spec in entry.inputs]
-        return next((spec.shape for spec in specs if spec.name == CONDITION.name), None)
+        return shape_of_input(self.entries.values(), CONDITION.name)
 
     @property
     def neutral(self) -> dict[str, Array]:
@@ -196,9 +200,7 @@ def pictures_of_artifacts(
         export.frame.require_condition()
     if starts is not None and not export.edits:
         _check_start(export, starts)
-    pipeline = _pipeline(export)
-    if conditions is None:
-        pipeline = dataclasses.replace(pipeline, recorded=export.neutral)
+    pipeline = dataclasses.replace(_pipeline(export), recorded=export.neutral if conditions is None else {})
     return _pictures(pipeline, requests, given, conditions, starts, negative, tell)
 
 
@@ -207,14 +209,12 @@ def _pipeline(export: Export) -> Pipeline:
     kind = manifest.one_step.prediction_type
     schedule = None if noise is None else ScheduleConfig(**dataclasses.asdict(noise), prediction_type=kind)
     family = export.family
-    specs = [spec for entry in export.entries.values() for spec in entry.inputs]
-    length = next((spec.shape[-1] for spec in specs if spec.name == INPUT_IDS.name), 0)
     return Pipeline(
         family,
         family.of(export.entries),
         export,
         tokenizers={name: export.out / name for name in family.tokens},
-        text_length=length,
+        text_length=(shape_of_input(export.entries.values(), INPUT_IDS.name) or (0,))[-1],
         latent_shape=export.latent_shape,
         downscale=export.downscale,
         inpaints=export.inpaints,
@@ -233,8 +233,8 @@ def _check_start(export: Export, starts: Sequence[Start]) -> None:
         UsageError: the denoiser contains a single fixed timestep, and a strength below 1 needs another.
         ArtifactError: the export has no VAE encoder, or its manifest has no noise schedule.
     """
-    taken = {spec.name for entry in export.denoiser for spec in entry.inputs}
-    folded = export.denoiser[-1].outputs[0].name == LAST.name or TIMESTEP.name not in taken
+    is_fixed = shape_of_input(export.denoiser, TIMESTEP.name) is None
+    folded = export.denoiser[-1].outputs[0].name == LAST.name or is_fixed
     if folded and export.manifest.steps is None and any(start.strength < 1 for start in starts):
         raise UsageError(
             f"{export.out}: its denoiser holds the one timestep {export.manifest.one_step.timestep} "

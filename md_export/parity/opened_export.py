@@ -90,7 +90,12 @@ def _check_size(manifest: Manifest, golden: GoldenSet) -> None:
     """Raise :class:`GoldenError` where the cases are of pictures of another size."""
     family = family_named(manifest.family)
     rows = ((entry, family[entry.component]) for entry in manifest.artifacts if chunk_number(entry.component) < 2)
-    latents = [entry.inputs[0].shape for entry, row in rows if row.inputs[0].source.kind is LATENT]
+    # A first chunk may take the timestep alone.
+    latents = [
+        entry.inputs[0].shape
+        for entry, row in rows
+        if row.inputs[0].source.kind is LATENT and len(entry.inputs[0].shape) == LATENT.rank
+    ]
     found = golden.cases[0].latent_sides
     if latents and latents[0][2:] != found:
         wanted, size = (" × ".join(map(str, shape)) for shape in (latents[0][2:], found))

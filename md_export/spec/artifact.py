@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -90,6 +91,11 @@ class ArtifactEntry:
     rewritten_snr_db: float | None = None
     data: str | None = None
     contexts: tuple[NpuContext, ...] = ()
+
+
+def shape_of_input(entries: Iterable[ArtifactEntry], name: str) -> tuple[int, ...] | None:
+    """Return the shape of an input of the first artifact that takes it; None if no artifact does."""
+    return next((spec.shape for entry in entries for spec in entry.inputs if spec.name == name), None)
 
 
 def artifact_path(folder: Path, entry: ArtifactEntry) -> Path:

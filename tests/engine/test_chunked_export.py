@@ -14,12 +14,14 @@ import pytest
 from md_export.checkpoint import open_checkpoint
 from md_export.engine import chunks, dependencies
 from md_export.engine.export import export
-from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
+from md_export.engine.generate import open_to_run, pictures_of_artifacts, pictures_of_checkpoint
 from md_export.errors import ArtifactError, GoldenError, RecipeError, UsageError
+from md_export.models.sampling.generate import TorchRunner
+from md_export.models.walk import Runners
 from md_export.parity.golden.folder import write_golden
 from md_export.parity.golden.prepare import golden_source
 from md_export.parity.judge import verify
-from md_export.parity.opened_export import open_export
+from md_export.parity.opened_export import check_belongs, open_export
 from md_export.parity.weights.audit import audit
 from md_export.spec.manifest import MANIFEST, read_manifest
 from md_export.spec.recipe import Recipe
@@ -106,6 +108,29 @@ def test_every_target_cuts(made: Exported, stable_checkpoint: Path, target: str)
     found = audit(out, stable_checkpoint)
     assert found.failures == ()
     assert [item.missing for item in found.components] == [(), ()]
+
+
+def test_chunks_of_golden_cases_share_a_module(stable_checkpoint: Path) -> None:
+    crew = golden_source(open_checkpoint(stable_checkpoint).at(Variant(chunks=2))).pipeline.crew
+    assert isinstance(crew, Runners)
+    first, second = (crew.runners[name] for name in ("unet_chunk1", "unet_chunk2"))
+    assert isinstance(first, TorchRunner)
+    assert isinstance(second, TorchRunner)
+    assert first.module is second.module
+
+
+def test_a_first_chunk_that_takes_the_timestep_alone(made: Exported) -> None:
+    """As that of the lite model in 16 chunks, which is the time embedding."""
+    export, judged = open_to_run(made("onnx", "fp32")), open_export(made("onnx", "fp32"))
+    first, second = export.denoiser
+    given = {spec.name: spec for spec in first.inputs}
+    first = dataclasses.replace(first, inputs=(given["timestep"],))
+    second = dataclasses.replace(second, inputs=(given["sample"], *second.inputs))
+    moved = dataclasses.replace(export, entries=export.entries | {one.component: one for one in (first, second)})
+    assert not moved.inpaints
+    assert not moved.edits
+    manifest = dataclasses.replace(export.manifest, artifacts=tuple(moved.entries.values()))
+    check_belongs(manifest, judged.golden, own=False)
 
 
 def test_an_edited_number_of_chunks_is_seen(made: Exported, tmp_path: Path) -> None:
