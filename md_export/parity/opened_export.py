@@ -197,6 +197,8 @@ def _type_faults(entry: ArtifactEntry, scheme: QuantScheme, found: Description) 
     share = wanted / (sum(counts.values()) or 1.0)
     # If the scheme also requests float for some weights, floats alone must not satisfy the whole request.
     narrow = {dtype: weights for dtype, weights in asked.items() if not dtype.startswith("float")}
+    # All rules may be for modules of other chunks.
+    narrow = {} if scheme.rules and chunk_number(entry.component) else narrow
     faults = []
     if share <= 0.5:
         named = " and ".join(scheme.all_weights)

@@ -16,9 +16,9 @@ PARTLY_FLOAT = QuantScheme("int8", "float32", rules=(WeightRule(("conv_out",), "
 AS_ASKED = {"int8": 4000, "int4": 3000, "float32": 400}
 
 
-def faults(scheme: QuantScheme, stored: dict[str, int]) -> list[str]:
+def faults(scheme: QuantScheme, stored: dict[str, int], component: str = "unet") -> list[str]:
     done = Measured(0, 0)
-    entry = ArtifactEntry("unet", "x", "", 0, scheme.weights, scheme.activations, stored, {}, (), (), (), done)
+    entry = ArtifactEntry(component, "x", "", 0, scheme.weights, scheme.activations, stored, {}, (), (), (), done)
     found = stored_faults(entry, scheme, Description(stored, {}))
     assert {fault.check for fault in found} <= {Check.STORED}
     return list(map(str, found))
@@ -46,3 +46,9 @@ def test_either_type_alone(stored: dict[str, int]) -> None:
 def test_floats_alone_are_not_what_a_rule_for_float_asked_for() -> None:
     assert faults(PARTLY_FLOAT, {"int8": 4000, "float16": 12_000}) == []
     assert faults(PARTLY_FLOAT, {"float16": 12_000}) == ["int8 was requested, but none of its weights is stored so"]
+
+
+def test_a_rule_for_modules_of_another_chunk() -> None:
+    scheme = QuantScheme("float16", "float32", rules=(WeightRule(("conv_out",), "int8"),))
+    assert faults(scheme, {"float16": 12_000}, "unet_chunk1") == []
+    assert faults(scheme, {"float16": 12_000}) == ["int8 was requested, but none of its weights is stored so"]
