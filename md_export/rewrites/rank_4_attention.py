@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from md_export.errors import RewriteError
 from md_export.models.text_encoder import TextEncoder
-from md_export.rewrites.tokens_as_channels import ROOTS, ChannelClipAttention
+from md_export.rewrites.tokens_as_channels import ATTENTIONS, ROOTS, ChannelClipAttention
 from md_export.rewrites.tokens_to_maps import Maps
 from md_export.spec.sampler import OneStep
 
@@ -45,7 +45,7 @@ class RankFourMaps(Maps):
 
 
 def rank_4_attention(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG001 (the table's signature)
-    """Change in place; returns the number of places whose form changed.
+    """Change in place; returns the number of attentions whose form changed.
 
     Raises:
         RewriteError: tokens are not maps yet.
@@ -60,17 +60,17 @@ def rank_4_attention(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG0
             # A constant of the module and not of the graph alone: an audit can prove it.
             (heads,) = {place.heads for place in _in_form(encoder) if isinstance(place, ChannelClipAttention)}
             encoder.mask = encoder.mask[:, :1].expand(-1, heads, -1, -1).contiguous()
-    return len(found)
+    return sum(isinstance(place, ATTENTIONS) for place in found)
 
 
 def count_rank_4(module: nn.Module) -> int:
-    """Count places in this form; a component without tokens, such as the lite decoder, has all it needs."""
+    """Count attentions of this form; a component without tokens, such as the lite decoder, has all it needs."""
     return count_rank_4_products(module) or int(not _in_form(module))
 
 
 def count_rank_4_products(module: nn.Module) -> int:
-    """Count places that attend at rank 4."""
-    return sum(isinstance(place.form, RankFourMaps) for place in _in_form(module))
+    """Count attentions at rank 4."""
+    return sum(isinstance(place, ATTENTIONS) and isinstance(place.form, RankFourMaps) for place in _in_form(module))
 
 
 def _in_form(module: nn.Module) -> list[Any]:

@@ -205,6 +205,10 @@ class ChannelT5Attention(T5Attention):
         return out
 
 
+# Modules of these attend, and so have ``form``.
+ATTENTIONS: Final = (ChannelAttention, ChannelSpatialAttention, ChannelClipAttention, ChannelT5Attention)
+
+
 class ChannelT5Encoder(T5Encoder):
     """T5's encoder; its layers see ``[B, d_model, 1, L]``."""
 

@@ -60,11 +60,14 @@ def test_same_function_without_guidance(form: str) -> None:
     ("name", "layers"),
     [
         # Of two blocks four projections and two layers of the feed-forward each, and the last.
-        ("dit", {"tokens_to_maps": 13, "vector_linear_to_conv2d": 7, "fold_attention_scale": 2}),
+        ("dit", {"tokens_to_maps": 13, "rank_4_attention": 2, "vector_linear_to_conv2d": 7, "fold_attention_scale": 2}),
         # The same with cross-attention, and two layers for captions.
-        ("pixart", {"tokens_to_maps": 23, "vector_linear_to_conv2d": 3, "fold_attention_scale": 4}),
+        (
+            "pixart",
+            {"tokens_to_maps": 23, "rank_4_attention": 4, "vector_linear_to_conv2d": 3, "fold_attention_scale": 4},
+        ),
         # Of three blocks four projections and three layers of the feed-forward each; no attention has a scale.
-        ("t5", {"tokens_to_maps": 21, "fold_attention_scale": 0}),
+        ("t5", {"tokens_to_maps": 21, "rank_4_attention": 3, "fold_attention_scale": 0}),
     ],
 )
 def test_every_layer_is_reached(name: str, layers: dict[str, int]) -> None:

@@ -61,8 +61,8 @@ def test_only_what_the_engine_takes(piece: Pieces, name: str, tmp_path: Path) ->
     assert not {"BROADCAST_TO", "RESIZE_NEAREST_NEIGHBOR"} & set(graph.kinds)
     assert "FULLY_CONNECTED" not in graph.weighted
     assert max(graph.ranks) <= 4
-    # One for each of query, key, value and result, and those at the surface; a single head needs none.
-    assert graph.kinds["TRANSPOSE"] == {"unet": 8 + 2, "text": 4, "vae": 2}[name]
+    # One for each of query, key, value and result, and those at the surface; a single head needs that of the keys.
+    assert graph.kinds["TRANSPOSE"] == {"unet": 8 + 2, "text": 4, "vae": 1 + 2}[name]
 
 
 def test_naive_has_what_the_rewrites_remove(other_config: ModelConfig, step: OneStep, tmp_path: Path) -> None:
