@@ -82,7 +82,7 @@ def test_flags_of_run(tmp_path: Path) -> None:
 
 def test_flags_of_verify(tmp_path: Path, planted: Callable[[str], Path]) -> None:
     manifest = read_manifest(planted("resident"))
-    recipe = dataclasses.replace(manifest.recipe, target="onnx")
+    recipe = dataclasses.replace(manifest.recipe, target="onnx", min_litert=None)
     write_manifest(dataclasses.replace(manifest, target="onnx", recipe=recipe), tmp_path)
     with pytest.raises(UsageError, match="--gpu is LiteRT's engine, which runs TFLite files, not onnx"):
         command("verify", tmp_path, "--gpu")
