@@ -160,7 +160,7 @@ def test_flags_that_contradict_each_other(planted: Planted, tmp_path: Path) -> N
     with pytest.raises(UsageError, match="leave out --runtime"):
         command("verify", planted("resident"), "--gpu", "--runtime", "litert")
     manifest = read_manifest(planted("resident"))
-    recipe = dataclasses.replace(manifest.recipe, target="onnx")
+    recipe = dataclasses.replace(manifest.recipe, target="onnx", min_litert=None)
     write_manifest(dataclasses.replace(manifest, target="onnx", recipe=recipe), tmp_path)
     with pytest.raises(UsageError, match="--runtime tensorflow does not run onnx; leave it out"):
         command("verify", tmp_path, "--runtime", "tensorflow")
