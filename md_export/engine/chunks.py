@@ -12,7 +12,7 @@ from md_export.models.families import family_of
 from md_export.spec.names import MOST_CHUNKS, chunk_number
 from md_export.spec.recipe import Recipe
 
-# Of one file, in bytes: phones stall on a graph of 1.8 GB and run those of 0.5 to 1 GB, and coremltools' guide asks for
+# Bytes of one file: phones stall on a graph of 1.8 GB and run those of 0.5 to 1 GB, and coremltools' guide asks for
 # models up to 1 GB on an iPhone.
 LARGEST_FILE: Final = 1_000_000_000
 

@@ -186,7 +186,7 @@ def source_of(
 
 
 def whole(variant: Variant) -> Variant:
-    """Return the variant without chunks, of which no metadata depends."""
+    """Return the variant without chunks, since no metadata depends on them."""
     return dataclasses.replace(variant, chunks=None)
 
 

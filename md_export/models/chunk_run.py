@@ -1,4 +1,4 @@
-"""One run of a module on fake tensors: its parts, what they return, and what every value is computed of.
+"""A run of a module on fake tensors, which records its parts, their outputs, and the inputs of every value.
 
 A part is a module whose submodules nothing outside of it calls; the levels of a UNet count as the modules that they
 run.
@@ -22,13 +22,13 @@ from md_export.spec.names import BORDER
 from md_export.spec.tensors import TensorSpec
 
 Shape = tuple[int, ...]
-# What a level of a UNet runs, in diffusers' module and in ours.
+# Attribute that every level of a UNet has, in diffusers' module and in ours.
 _OF_LEVELS: Final = "resnets"
 
 
 @dataclass(frozen=True)
 class Call:
-    """What a call of a part returned: leaves, and the tree that they make."""
+    """Output of one call of a part: leaves, and the tree that they form."""
 
     path: str
     leaves: tuple[Any, ...]

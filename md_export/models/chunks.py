@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 from md_export.errors import UsageError
-from md_export.models.chunk_module import ChunkModule, Crossing
+from md_export.models.chunk_module import BorderValues, ChunkModule
 from md_export.models.chunk_run import Run, Shape
 from md_export.models.config import ModelConfig
 from md_export.models.families import component_of, family_of
@@ -154,8 +154,8 @@ def cut(
             if id(value) in reached and (name not in run.makers or chunk_of[run.makers[name]] < number)
         )
         wanted |= run.makers.keys() & given
-        strangers = [path for path, of in chunk_of.items() if of != number]
-        part = ChunkModule(run, Crossing(given, made), strangers, reached)
+        others = [path for path, of in chunk_of.items() if of != number]
+        part = ChunkModule(run, BorderValues(given, made), others, reached)
         chunks.append(
             Chunk(part, tuple(map(run.spec, given)), tuple(outputs) if is_last else tuple(map(run.spec, made)))
         )

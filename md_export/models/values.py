@@ -106,7 +106,7 @@ class Value:
 MOST: Final = 32
 
 
-# What a chunk gives to later chunks: as many values as cross the border, each called after what computed it.
+# Outputs of a chunk that later chunks need: one for each value at the border, named after the module that computed it.
 BORDERS: Final = Kind(None, lambda _: (), many=True)
 LATENT: Final = kind(4, lambda config: config.latent_shape)
 IMAGE: Final = kind(4, lambda config: (1, config.vae.out_channels, *config.picture_shape))

@@ -57,7 +57,7 @@ def rank_4_attention(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG0
         place.form = RankFourMaps()
     for encoder in module.modules():
         if isinstance(encoder, TextEncoder):
-            # A constant of the module and not of the graph alone: an audit can prove it.
+            # As a buffer of the module: audit finds the constant of the artifact there.
             (heads,) = {place.heads for place in _in_form(encoder) if isinstance(place, ChannelClipAttention)}
             encoder.mask = encoder.mask[:, :1].expand(-1, heads, -1, -1).contiguous()
     return sum(isinstance(place, ATTENTIONS) for place in found)

@@ -205,7 +205,7 @@ class ChannelT5Attention(T5Attention):
         return out
 
 
-# Modules of these attend, and so have ``form``.
+# Classes of attention between channels; each instance has a ``form``.
 ATTENTIONS: Final = (ChannelAttention, ChannelSpatialAttention, ChannelClipAttention, ChannelT5Attention)
 
 

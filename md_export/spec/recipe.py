@@ -49,7 +49,7 @@ class Regression:
 _OF_BOTH: Final = ("conv_in", "conv_out", "mid_block")
 _LONGEST_NAME: Final = 200
 _EASED_DB: Final = 4.0
-# Nano's first chunk in float16 has 48.8 dB in Core AI's runtime, where the recipe asks 55 dB of the UNet.
+# Core AI's runtime computes nano's first chunk in float16 with 48.8 dB; the recipe's threshold for the UNet is 55 dB.
 _INNER_DB: Final = 10.0
 # A threshold of NaN or -Infinity would never fail.
 _FORBID = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -168,7 +168,7 @@ class Recipe:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of the artifacts: the components, in place of one that is cut its chunks."""
+        """Names of the artifacts: the components, or the chunks of a component that is cut."""
         return part_names(self.components, self.chunks if isinstance(self.chunks, int) else 0)
 
     def cut(self, chunks: int | None) -> Recipe:

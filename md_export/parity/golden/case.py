@@ -66,7 +66,7 @@ class GoldenCase:
         return tuple(dataclasses.replace(self, call=call, title=self._title(row, call)) for call in numbers)
 
     def _node(self, component: str) -> str:
-        """Return the component whose outputs a component's are: those of one that is cut are its last chunk's."""
+        """Return the component that computes the output: the last chunk, if the component is cut."""
         is_cut = self.graph[component] is self.graph.whole
         return self.graph.denoised.node if is_cut else component
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from md_export.checkpoint import Checkpoint
 from md_export.checkpoint.modules import build_on_meta
-from md_export.models.chunk_module import strangers_in
+from md_export.models.chunk_module import paths_of_other_chunks
 from md_export.models.families import component_of
 from md_export.models.patch_transformer import PatchEmbedding
 from md_export.models.pixart import PixArt
@@ -102,7 +102,7 @@ def prepare_reference(checkpoint: Checkpoint, recipe: Recipe, component: str, go
     """
     before = build_on_meta(component_of(checkpoint.config, component), checkpoint.config).state_dict()
     module = lowered_part(checkpoint, component, recipe, golden).module
-    others = tuple(f"{path}." for path in strangers_in(module))
+    others = tuple(f"{path}." for path in paths_of_other_chunks(module))
     return reference_of(component, module, frozenset(name for name in before if not name.startswith(others)))
 
 

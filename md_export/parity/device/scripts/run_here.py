@@ -49,7 +49,7 @@ def open_onnx(path: Path, provider: str) -> Run:
     return lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))
 
 
-# What opens a file, the library's distribution, and what computes by default.
+# For each file type: the function that opens it, the library's distribution, and the default provider.
 RUNTIMES: dict[str, tuple[Callable[[Path, str], Run], str, str]] = {
     "tflite": (open_tflite, "ai-edge-litert", "cpu, XNNPACK"),
     "onnx": (open_onnx, "onnxruntime", "CPUExecutionProvider"),
