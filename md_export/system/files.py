@@ -72,7 +72,8 @@ def read_regular(path: Path, limit: int) -> bytes | None:
         OSError: it cannot be read.
     """
     # A pipe that nobody writes to would block the opening.
-    if not stat.S_ISREG(path.stat().st_mode):
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
         return None
     with path.open("rb") as file:
         content = file.read(limit + 1)
