@@ -32,6 +32,7 @@ from md_export.rewrites.split_wide_conv2d import count_narrow, split_wide_conv2d
 from md_export.rewrites.staged_group_norm import StagedGroupNorm, staged_group_norm
 from md_export.rewrites.tabulate_timestep import count_tabled, tabulate_timestep
 from md_export.rewrites.tokens_to_maps import count_maps, tokens_to_maps
+from md_export.rewrites.upsample_by_repeating import count_repeating, upsample_by_repeating
 from md_export.rewrites.upsample_to_four_convs import FourConvUpsample, upsample_to_four_convs
 from md_export.rewrites.vector_linear_to_conv2d import count_vector_conv2d, vector_linear_to_conv2d
 from md_export.spec.artifact import RewriteRecord
@@ -88,6 +89,7 @@ REWRITES: Mapping[str, Rewrite] = {
         Rewrite("equalize", True, _ALL, equalize, count_links),
         Rewrite("split_wide_conv2d", True, _MAPS, split_wide_conv2d, count_narrow),
         Rewrite("upsample_to_four_convs", True, _UPSAMPLING, upsample_to_four_convs, having(FourConvUpsample)),
+        Rewrite("upsample_by_repeating", True, _UPSAMPLING, upsample_by_repeating, count_repeating),
         Rewrite("tabulate_timestep", True, _DENOISERS, tabulate_timestep, count_tabled),
         Rewrite("fold_x0", True, ("unet",), fold_x0, count_latent, output="latent"),
     )

@@ -20,6 +20,7 @@ from md_export.parity.selftest.table import MUTATIONS
 from md_export.parity.weights.audit import AuditJob, audit_part
 from md_export.spec.manifest import read_manifest
 from md_export.targets import TARGETS
+from md_export.targets.contract import Lints
 from mutations import edits, rehash
 from support import Exported
 
@@ -53,6 +54,16 @@ def test_it_is_verified_again(out: Path) -> None:
     result = verify(out)
     assert result.failures == ()
     assert result.picture is not None
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_no_known_fault_concerns_it(out: Path, component: str) -> None:
+    """Its upsamplers would be resizes on the CPU; tests/targets/coreai/test_coreai_lint.py plants one that is found."""
+    target = TARGETS["coreai"].open()
+    assert isinstance(target, Lints)
+    report = target.lint(out / f"{component}.aimodel")
+    assert report.known is not None
+    assert report.known.found == ()
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
