@@ -26,7 +26,7 @@ from planted import COMPONENT
 from small_graphs import Node, Shape, write_graph
 
 FILE = faults_of("tflite")
-DOCS = Path(__file__).parents[3] / "docs" / "android.md"
+DOCS = Path(__file__).parents[3] / "docs" / "android-faults.md"
 EYE = np.eye(4, dtype=np.float32)
 
 
