@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 import md_export
-from md_export import errors
+from md_export import api, errors
 from md_export.cli import cli
 from md_export.cli.exports import TARGET_TITLES
 from md_export.targets import TARGETS
@@ -166,10 +166,14 @@ def test_a_page_asks_for_its_libraries_before_any_work(monkeypatch: pytest.Monke
 
 def test_public_names() -> None:
     names = [name for name in dir(md_export) if not name.startswith("_")]
-    assert names == ["export", "load_recipe", "open_checkpoint", "pictures_of_artifacts", "verify"]
-    assert all(callable(getattr(md_export, name)) for name in names)
+    assert names == sorted(md_export.__all__, key=str) == sorted(api.__all__, key=str)
+    assert names == [
+        *("CheckResult", "Export", "Runner", "audit", "export", "generate", "load_recipe", "nano_checkpoint"),
+        *("open_checkpoint", "open_export", "verify"),
+    ]
+    assert all(getattr(md_export, name) is getattr(api, name) and getattr(api, name).__doc__ for name in names)
     with pytest.raises(AttributeError, match="public names"):
-        md_export.lower  # noqa: B018
+        md_export.lower  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_commands_are_the_targets() -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import getpass
+import html
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from io import StringIO
+from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from md_export.parity.metrics import EXACT_DB
 from md_export.spec.artifact import ArtifactEntry
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
     from md_export.diagnose.inspect import Inspection
 
 
+# Columns where no terminal says how many it has.
+_WIDTH: Final = 140
 # Colours by the start of a verdict.
 _COLOURS: Final = {
     "green": ("ok",),
@@ -55,6 +61,36 @@ def drawn(
         cells = zip(head, row, strict=True)
         table.add_row(*(_coloured(cell) if name == "verdict" else escape(cell) for name, cell in cells))
     return table
+
+
+def tables_as_text(tables: Iterable[Table]) -> str:
+    """Return tables as plain text, at most 140 columns wide, without a line break at the end."""
+    terminal = Console(file=StringIO(), width=_WIDTH, color_system=None, force_terminal=False, force_jupyter=False)
+    with terminal.capture() as captured:
+        for table in tables:
+            terminal.print(table)
+    return captured.get().rstrip("\n")
+
+
+def tables_as_html(tables: Iterable[Table]) -> str:
+    """Return tables as HTML ``<table>`` elements, each with its title as caption, for a notebook."""
+    return "\n".join(map(_html, tables))
+
+
+def _html(table: Table) -> str:
+    columns = [[column.header, *column.cells] for column in table.columns]
+    aligned = [f' style="text-align:{column.justify}"' for column in table.columns]
+    lines = [
+        "".join(f"<{tag}{style}>{_inner(cell)}</{tag}>" for style, cell in zip(aligned, row, strict=True))
+        for tag, row in zip(chain(("th",), repeat("td")), zip(*columns, strict=True), strict=False)
+    ]
+    rows = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f"<table><caption>{_inner(table.title or '')}</caption>{rows}</table>"
+
+
+def _inner(cell: object) -> str:
+    """Return a cell's text without markup, safe inside an element, its lines kept apart."""
+    return html.escape(Text.from_markup(str(cell)).plain).replace("\n", "<br>")
 
 
 def _is_figure(cell: str) -> bool:
@@ -139,9 +175,9 @@ def _artifact_row(entry: ArtifactEntry) -> tuple[str, ...]:
 
 
 def console(stderr: bool = False) -> Console:
-    """Return a console on standard output or error; if it is no terminal, 140 columns wide so that tables fit."""
+    """Return a console on standard output or error; if it is no terminal, wide enough for tables."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr) if stream.isatty() else Console(width=140, stderr=stderr)
+    return Console(stderr=stderr) if stream.isatty() else Console(width=_WIDTH, stderr=stderr)
 
 
 def description_tables(found: Description, title: str) -> tuple[Table, ...]:

@@ -43,6 +43,8 @@ DEFAULT_FAMILY: Final[FamilyName] = "md"
 # Sampling methods, in the files of models/sampling.
 Method = Literal["ddim", "euler", "euler_ancestral", "dpmpp_2m", "lcm", "tcd", "flow_match_euler"]
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
+# Share of a start picture to change, if none is given.
+DEFAULT_STRENGTH: Final = 0.8
 
 _SDK: Final = "QNN SDK, Supported Snapdragon devices; ExecuTorch, backends/qualcomm/serialization/qc_schema.py"
 

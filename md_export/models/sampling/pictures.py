@@ -200,17 +200,23 @@ def _read(path: Path, shape: tuple[int, ...], modes: tuple[str, ...], what: str)
     return np.asarray(pixels, np.uint8)
 
 
-def write_png(path: Path, picture: Float32) -> None:
-    """Write a ``[H, W, 3]`` picture in [0, 1] as PNG.
+def as_image(picture: Float32) -> Image.Image:
+    """Convert a ``[H, W, 3]`` picture in [0, 1] to an RGB image of 8 bits.
 
     Raises:
-        OutputError: the picture holds NaN or Inf, which a black file would hide.
+        OutputError: the picture holds NaN or Inf, which a black image would hide.
     """
     if not np.isfinite(picture).all():
         raise OutputError("the picture holds NaN or Inf and was not written; run md-export verify on the artifacts")
+    return Image.fromarray(to_bytes(picture))
+
+
+def write_png(path: Path, picture: Float32) -> None:
+    """Write a ``[H, W, 3]`` picture in [0, 1] as PNG; raises OutputError as :func:`as_image`, or without a folder."""
+    image = as_image(picture)
     if not path.parent.is_dir():
         raise OutputError(f"{path.parent} does not exist; create it first")
-    Image.fromarray(to_bytes(picture)).save(path, format="PNG")
+    image.save(path, format="PNG")
 
 
 def to_bytes(picture: Float32) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
