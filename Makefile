@@ -48,7 +48,7 @@ bench: $(READY)
 
 # The op tests that ship inside coremltools, against our runtime of ML programs; hours. Shard with ARGS="--shard 1/16".
 mil-conformance: $(READY)
-	$(BIN)/python tests/targets/coreml/mil/conformance.py $(ARGS)
+	$(BIN)/python tests/mil/conformance.py $(ARGS)
 
 # A Vulkan driver in software for `md-export verify --gpu`, out of Debian's Chromium; root where apt's lists are stale.
 gpu-driver:

@@ -145,7 +145,7 @@ def reference(subject: Subject, path: Path) -> None:
 
 def parity(subject: Subject, package: Path, expected: Path) -> Parity:
     """Of a package, executed by our runtime."""
-    from md_export.targets.coreml import mil
+    from md_export import mil
 
     program = mil.load(package)
     given = subject.inputs()
@@ -165,7 +165,7 @@ def serve_package(connection: Connection, subject: Subject, package: Path) -> No
     """Run the package whenever asked."""
     import coremltools  # noqa: F401 (the runtime reads packages with its protobuf classes)
 
-    from md_export.targets.coreml import mil
+    from md_export import mil
 
     torch.set_num_threads(THREADS)
     before = resident_bytes()

@@ -103,7 +103,7 @@ class Model:
 
 def clip_model(projected: bool, **config: Any) -> Model:
     """Text encoder 1, or 2 with ``projected``; ``config`` of CLIPTextConfig."""
-    clip = import_quietly("transformers.models.clip.modeling_clip")
+    clip = import_quietly("transformers.models.clip.modeling_clip", "checkpoints")
     torch.manual_seed(0)
     kind = clip.CLIPTextModelWithProjection if projected else clip.CLIPTextModel
     model = _frozen(kind(clip.CLIPTextConfig(**config)))
@@ -123,7 +123,7 @@ def clip_model(projected: bool, **config: Any) -> Model:
 
 def dit_model(**config: Any) -> Model:
     """``config`` of DiTTransformer2DModel; DiT-XL/2's by default."""
-    library = import_quietly("diffusers.models.transformers.dit_transformer_2d")
+    library = import_quietly("diffusers.models.transformers.dit_transformer_2d", "diffusers")
     torch.manual_seed(0)
     model = _frozen(library.DiTTransformer2DModel(out_channels=8, **config))
     side = model.config.sample_size

@@ -80,7 +80,7 @@ def _in_tflite(path: Path) -> dict[str, Place]:
 
 
 def _in_package(path: Path) -> dict[str, Place]:
-    from md_export.targets.coreml.mil.values import BlobFile
+    from md_export.mil.values import BlobFile
     from md_export.targets.coreml.package import WEIGHTS, main_operations, read_modules, read_spec
 
     spec, blobs = read_spec(path), BlobFile(path / WEIGHTS)

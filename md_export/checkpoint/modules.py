@@ -21,6 +21,7 @@ from md_export.errors import CheckpointError, ConfigError
 from md_export.models.config import ModelConfig
 from md_export.models.graph import Component, Family
 from md_export.system.memory import in_a_file, release_tensors
+from md_export.system.vendors import import_quietly
 
 MAX_PARAMETERS: Final = 8_000_000_000
 # More layers cost seconds and gigabytes whatever their widths; MobileDiffusion's UNet has 700 tensors.
@@ -87,9 +88,8 @@ def build_on_meta(component: Component, config: ModelConfig) -> nn.Module:
 
 def _build_failures() -> tuple[type[Exception], ...]:
     """Return the errors that layers and transformers' config raise for inconsistent values."""
-    from huggingface_hub.errors import StrictDataclassError
-
-    return (KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError, StrictDataclassError)
+    strict: type[Exception] = import_quietly("huggingface_hub.errors", "checkpoints").StrictDataclassError
+    return (KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError, strict)
 
 
 def _reason(error: Exception) -> str:

@@ -30,7 +30,7 @@ def _write_letters(folder: Path, encoder: str, config: Mapping[str, Any]) -> Non
     rows = int(config["vocab_size"])
     if len(pieces) > rows:
         raise ConfigError(f"{encoder}/config.json: vocab_size={rows}; a tokenizer of letters needs {len(pieces)}")
-    library: Any = import_quietly("transformers.models.t5.tokenization_t5")
+    library: Any = import_quietly("transformers.models.t5.tokenization_t5", "checkpoints")
     library.T5Tokenizer(vocab=pieces, extra_ids=0).save_pretrained(str(folder))
 
 

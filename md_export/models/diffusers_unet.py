@@ -189,8 +189,8 @@ def _all_of(field: str, values: tuple[str, ...], allowed: tuple[str, ...]) -> No
 def from_diffusers(module: str, what: str) -> Any:
     """Import a module of diffusers; raises :class:`MissingExtraError`, which tells ``what`` diffusers does."""
     try:
-        return import_quietly(module)
-    except ImportError as error:
+        return import_quietly(module, "diffusers")
+    except (ImportError, MissingExtraError) as error:
         raise MissingExtraError(
             f"{what} by diffusers, which is not installed: pip install 'md-export[diffusers]'"
         ) from error

@@ -35,7 +35,7 @@ class TextEncoder(nn.Module):
         self, config: Mapping[str, Any], reading: Reading = "last", folder: str = "text_encoder", skip: int = 0
     ) -> None:
         super().__init__()
-        clip = import_quietly("transformers.models.clip.modeling_clip")
+        clip = import_quietly("transformers.models.clip.modeling_clip", "checkpoints")
         fields = {k: v for k, v in config.items() if k not in _NOT_FIELDS}
         try:
             clip_config = clip.CLIPTextConfig(**fields)

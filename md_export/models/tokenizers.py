@@ -183,7 +183,7 @@ def _tokenizer(folder: Path) -> Any:
 def _read(folder: Path, _files: tuple[tuple[str, int, int], ...]) -> Any:
     # Build the tokenizer from the folder: from file names, CLIP's class silently has a vocabulary of two tokens.
     kind = _kind(folder)
-    library: Any = import_quietly(f"transformers.models.{kind.lower()}.tokenization_{kind.lower()}")
+    library: Any = import_quietly(f"transformers.models.{kind.lower()}.tokenization_{kind.lower()}", "checkpoints")
     try:
         tokenizer = getattr(library, f"{kind}Tokenizer").from_pretrained(str(folder), local_files_only=True)
     except ImportError as error:

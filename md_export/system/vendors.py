@@ -8,13 +8,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from md_export.errors import MissingExtraError
 
-def import_quietly(module: str) -> Any:
-    """Import ``module`` with log records up to WARNING dropped (about accelerators, mostly); errors still raise."""
+
+def import_quietly(module: str, extra: str) -> Any:
+    """Import ``module`` with log records up to WARNING dropped (about accelerators, mostly).
+
+    Raises:
+        MissingExtraError: its package is not installed; names ``extra``.
+        ImportError: the package does not load.
+    """
+    package = module.partition(".")[0]
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise MissingExtraError(f"{package} is not installed: pip install 'md-export[{extra}]'") from error
     finally:
         logging.disable(before)
 

@@ -18,6 +18,7 @@ from md_export.parity.opened_export import open_export
 from md_export.parity.subject import Subject
 from md_export.spec.shipped_files import builtin_recipe, builtin_recipes
 from md_export.spec.tensors import Arrays
+from md_export.system.vendors import import_quietly
 from mutations import edit_json
 from support import Exported
 
@@ -111,9 +112,9 @@ def test_results_print_as_tables_and_show_as_html(copy_of: Exported) -> None:
 def test_html_shows_markup_as_text() -> None:
     from md_export.report.tables import drawn, tables_as_html
 
-    page = tables_as_html([drawn("<b>", ("[red]", "n"), [("<script>", "1\n2")])])
-    assert "<script>" not in page and "&lt;script&gt;" in page
-    assert "<caption>&lt;b&gt;</caption>" in page and "[red]" in page
+    page = tables_as_html([drawn("<b>", ("name", "n"), [("[red]<script>", "1\n2")])])
+    assert "<script>" not in page and "[red]&lt;script&gt;" in page
+    assert "<caption>&lt;b&gt;</caption>" in page
     assert '<td style="text-align:right">1<br>2</td>' in page
 
 
@@ -178,6 +179,14 @@ def test_a_component_that_an_export_lacks(exported: Exported) -> None:
         md_export.open_export(exported("onnx", "int8")).runner("vae_encoder")
 
 
+def test_a_library_that_is_missing_is_one_line() -> None:
+    with pytest.raises(errors.MissingExtraError) as caught:
+        import_quietly("no_such_vendor.part", "mil")
+    assert str(caught.value) == "no_such_vendor is not installed: pip install 'md-export[mil]'"
+    with pytest.raises(ModuleNotFoundError, match="no_such_part"):
+        import_quietly("json.no_such_part", "mil")
+
+
 QUIET = """
 import numpy, md_export
 from md_export import mil
@@ -187,6 +196,9 @@ runner.predict({{spec.name: spec.zeros() for spec in runner.inputs}})
 md_export.generate("a cat", artifacts=out)
 md_export.generate("a cat", checkpoint=md_export.nano_checkpoint())
 md_export.verify(out)
+for file in out.path.glob("unet.mlpackage"):
+    program = mil.load(str(file))
+    program.predict({{item.name: numpy.zeros(item.shape) for item in program.inputs}})
 """
 
 

@@ -201,7 +201,7 @@ def test_module_paths_stay(tmp_path: Path) -> None:
 
 
 def run_in_half(module: torch.nn.Module, arrays: dict[str, Any], workdir: Path) -> Any:
-    from md_export.targets.coreml import mil
+    from md_export import mil
     from md_export.targets.coreml.lower import lower
 
     config = replace(NANO, text_encoder={**NANO.text_encoder, "vocab_size": 49408, "num_hidden_layers": 1})

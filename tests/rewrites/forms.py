@@ -130,7 +130,7 @@ class Graph:
 
 def convert(subject: Subject, names: tuple[str, ...], workdir: Path) -> Graph:
     """Lower a rewritten subject and execute the program."""
-    from md_export.targets.coreml import mil
+    from md_export import mil
     from md_export.targets.coreml.lower import lower
     from md_export.targets.coreml.package import main_operations, read_spec
 

@@ -10,9 +10,9 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from md_export.targets.coreml.mil.dtypes import DTYPES, TensorType, parse_type, unpack_bits
-from md_export.targets.coreml.mil.kernels import compression as kernels
-from md_export.targets.coreml.mil.values import BlobFile, decode
+from md_export.mil.dtypes import DTYPES, TensorType, parse_type, unpack_bits
+from md_export.mil.kernels import compression as kernels
+from md_export.mil.values import BlobFile, decode
 from md_export.targets.stored import LEVELS, Grid, Palette, StoredWeight, along
 
 _CONST: Final = "const"

@@ -13,10 +13,10 @@ from typing import Any, Final
 import numpy as np
 
 from md_export.errors import ArtifactError, RuntimeFault, raised_as
+from md_export.mil.dtypes import TensorType, parse_type
+from md_export.mil.loading import Package
+from md_export.mil.values import BlobFile
 from md_export.targets.contract import Description, notes_among
-from md_export.targets.coreml.mil.dtypes import TensorType, parse_type
-from md_export.targets.coreml.mil.loading import Package
-from md_export.targets.coreml.mil.values import BlobFile
 from md_export.targets.coreml.package import (
     KEY,
     PACKED,

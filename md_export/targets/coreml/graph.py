@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from md_export import mil
 from md_export.errors import ArtifactError, RuntimeFault
-from md_export.targets.coreml import mil
-from md_export.targets.coreml.mil.graph import Graph, Op, Ref
-from md_export.targets.coreml.mil.values import Value
+from md_export.mil.graph import Graph, Op, Ref
+from md_export.mil.values import Value
 from md_export.targets.coreml.package import read_modules, read_spec
 from md_export.targets.stored_graph import Held, Step, StoredGraph
 

@@ -14,10 +14,10 @@ from typing import Final
 
 import torch
 
+from md_export import mil
+from md_export.mil.dtypes import TensorType
+from md_export.mil.graph import Graph
 from md_export.spec.tensors import Arrays
-from md_export.targets.coreml import mil
-from md_export.targets.coreml.mil.dtypes import TensorType
-from md_export.targets.coreml.mil.graph import Graph
 from md_export.targets.coreml.package import read_modules, read_spec
 from md_export.targets.lint.report import Hazard
 

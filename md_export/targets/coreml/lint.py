@@ -11,11 +11,11 @@ from typing import Any, Final
 import numpy as np
 
 from md_export.errors import ArtifactError, RuntimeFault, UsageError
+from md_export.mil.loading import Package
+from md_export.mil.values import decode
 from md_export.spec.tensors import Array, Arrays
 from md_export.targets.coreml.describe import value_of
 from md_export.targets.coreml.hazard import measure
-from md_export.targets.coreml.mil.loading import Package
-from md_export.targets.coreml.mil.values import decode
 from md_export.targets.coreml.package import operands_of, read_modules
 from md_export.targets.lint.judge import judge, judged
 from md_export.targets.lint.report import LintReport

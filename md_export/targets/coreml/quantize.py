@@ -10,12 +10,12 @@ from typing import Any, Final
 
 import numpy as np
 
+from md_export import mil
 from md_export.errors import ConversionError
 from md_export.spec.calibration import RangeRule
 from md_export.spec.scheme import QuantScheme, largest_divisor
 from md_export.spec.tensors import Arrays
 from md_export.targets.contract import LoweringJob
-from md_export.targets.coreml import mil
 from md_export.targets.coreml.lower import deployment_target
 from md_export.targets.coreml.package import WEIGHTS, read_spec
 from md_export.targets.coreml.target import CoremlModel

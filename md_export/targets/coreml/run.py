@@ -9,9 +9,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from md_export import mil
 from md_export.errors import ArtifactError, RuntimeFault, UsageError, raised_as
 from md_export.spec.tensors import Array, Arrays, TensorSpec, check_arrays
-from md_export.targets.coreml import mil
 from md_export.targets.coreml.hazard import OverflowWatch
 from md_export.targets.coreml.package import feature_specs, read_spec
 from md_export.targets.coreml.vendor import VENDOR_ERRORS, ct, quiet

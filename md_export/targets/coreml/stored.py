@@ -13,12 +13,12 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from md_export import mil
 from md_export.errors import RuntimeFault, raised_as
+from md_export.mil.loading import Package
+from md_export.mil.values import SENTINEL, BlobFile
 from md_export.spec.scheme import QuantScheme
-from md_export.targets.coreml import mil
 from md_export.targets.coreml.decompress import DECODERS, Constants
-from md_export.targets.coreml.mil.loading import Package
-from md_export.targets.coreml.mil.values import SENTINEL, BlobFile
 from md_export.targets.coreml.package import (
     MODEL,
     PACKED,

@@ -14,15 +14,15 @@ import pytest
 import torch
 from torch import nn
 
+from md_export import mil
 from md_export.errors import ConversionError
+from md_export.mil.graph import Ref
 from md_export.parity.opened_export import stored_faults
 from md_export.parity.weights.audit import ComponentAudit, Ledger
 from md_export.parity.weights.reference import reference_of
 from md_export.spec.artifact import ArtifactEntry, Measured
 from md_export.spec.scheme import QuantScheme, largest_divisor
 from md_export.targets.contract import LoweringJob
-from md_export.targets.coreml import mil
-from md_export.targets.coreml.mil.graph import Ref
 from md_export.targets.coreml.stored import edit
 from md_export.targets.coreml.target import CoremlModel, CoremlTarget
 

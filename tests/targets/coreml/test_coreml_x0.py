@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from md_export import mil
 from md_export.parity.metrics import compare
 from md_export.rewrites.fold_x0 import X0Combine, fold_x0
 from md_export.spec.sampler import OneStep
@@ -19,7 +20,6 @@ from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import TensorSpec
 from md_export.targets.contract import LoweringJob
 from md_export.targets.coreml import lower as precision
-from md_export.targets.coreml import mil
 from md_export.targets.coreml.lower import lower
 from md_export.targets.coreml.package import main_operations, read_spec
 

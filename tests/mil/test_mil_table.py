@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from md_export.errors import RuntimeFault
-from md_export.targets.coreml.mil.bind import signature
-from md_export.targets.coreml.mil.graph import Declared, Op
-from md_export.targets.coreml.mil.table import TABLE, kernel_for
+from md_export.mil.bind import signature
+from md_export.mil.graph import Declared, Op
+from md_export.mil.table import TABLE, kernel_for
 
 # Loops, lists, random numbers, recurrent cells, classifiers; conv_quantized is experimental and has no semantics.
 OUT_OF_SCOPE = {

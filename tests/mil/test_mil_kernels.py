@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from md_export.targets.coreml.mil.kernels import (
+from md_export.mil.kernels import (
     conv,
     elementwise,
     image,
@@ -16,7 +16,7 @@ from md_export.targets.coreml.mil.kernels import (
     tensor_operation,
     tensor_transformation,
 )
-from md_export.targets.coreml.mil.table import IOS15
+from md_export.mil.table import IOS15
 
 torch.manual_seed(0)
 IMAGE = torch.randn(2, 6, 9, 7)

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import torch
 
-from md_export.targets.coreml.mil.bind import Ints, Stored, Tensor
-from md_export.targets.coreml.mil.dtypes import DTYPES, unpack_bits
+from md_export.mil.bind import Ints, Stored, Tensor
+from md_export.mil.dtypes import DTYPES, unpack_bits
 
 # Elements decompressed at a time.
 _CHUNK = 1 << 18

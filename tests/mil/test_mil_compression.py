@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from md_export.targets.coreml.mil.kernels import compression
+from md_export.mil.kernels import compression
 
 RNG = np.random.default_rng(3)
 

@@ -6,7 +6,7 @@
 Names, shapes and casts follow ``coremltools.models.MLModel.predict``.
 """
 
-from md_export.targets.coreml.mil.loading import load, patch_predict
-from md_export.targets.coreml.mil.program import Event, Observer, Precision, Program, State
+from md_export.mil.loading import load, patch_predict
+from md_export.mil.program import Event, Observer, Precision, Program, State
 
 __all__ = ["Event", "Observer", "Precision", "Program", "State", "load", "patch_predict"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from md_export.targets.coreml.mil.bind import Bools, Ints, Stored, Tensor, Tensors
+from md_export.mil.bind import Bools, Ints, Stored, Tensor, Tensors
 
 
 def depth_to_space(x: Stored, block_size: int) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 
-from md_export.targets.coreml.mil.bind import Ints, Native, Tensor
+from md_export.mil.bind import Ints, Native, Tensor
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 # Elements computed at a time: their float32 copies stay in the processor's cache.

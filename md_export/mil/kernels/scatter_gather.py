@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from md_export.targets.coreml.mil.bind import Stored, Tensor
+from md_export.mil.bind import Stored, Tensor
 
 _UPDATES: dict[str, Callable[..., Any]] = {
     "add": np.add.at,

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from md_export.targets.coreml.mil.bind import Kernel, Native, Stored, Tensor
-from md_export.targets.coreml.mil.dtypes import DTYPES
+from md_export.mil.bind import Kernel, Native, Stored, Tensor
+from md_export.mil.dtypes import DTYPES
 
 
 def of_one(function: Callable[[Tensor], Tensor]) -> Kernel:

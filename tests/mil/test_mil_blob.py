@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from md_export.errors import RuntimeFault
-from md_export.targets.coreml.mil.dtypes import DTYPES, unpack_bits
-from md_export.targets.coreml.mil.values import BLOB_DTYPES, BlobFile
+from md_export.mil.dtypes import DTYPES, unpack_bits
+from md_export.mil.values import BLOB_DTYPES, BlobFile
 
 WRITERS = {"fp32": "float", "fp16": "fp16"}
 

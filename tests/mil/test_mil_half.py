@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from md_export.targets.coreml.mil.bind import Native, Scratch, Tensor, bind
-from md_export.targets.coreml.mil.dtypes import DTYPES, TensorType
-from md_export.targets.coreml.mil.graph import Declared, Op, Ref
-from md_export.targets.coreml.mil.kernels import conv, elementwise, image, layers
+from md_export.mil.bind import Native, Scratch, Tensor, bind
+from md_export.mil.dtypes import DTYPES, TensorType
+from md_export.mil.graph import Declared, Op, Ref
+from md_export.mil.kernels import conv, elementwise, image, layers
 
 Y = Declared("y", TensorType(DTYPES["fp16"], (2,)))
 HALF = torch.ones(2, dtype=torch.float16)

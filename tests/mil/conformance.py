@@ -1,9 +1,9 @@
 """Run the op tests that ship in coremltools' wheel against our runtime of ML programs.
 
-    python tests/targets/coreml/mil/conformance.py                     everything in scope (hours)
-    python tests/targets/coreml/mil/conformance.py --shard 3/20        every 20th test, from the 3rd on
-    python tests/targets/coreml/mil/conformance.py --each 3            three cases of every test
-    python tests/targets/coreml/mil/conformance.py iOS14/test_conv.py --sabotage
+    python tests/mil/conformance.py                     everything in scope (hours)
+    python tests/mil/conformance.py --shard 3/20        every 20th test, from the 3rd on
+    python tests/mil/conformance.py --each 3            three cases of every test
+    python tests/mil/conformance.py iOS14/test_conv.py --sabotage
     python tests/conformance_table.py *.json        the shards' --json files as one Markdown table
 
 coremltools compares only on a Mac: elsewhere its comparison silently returns None. Here the Mac check is answered with
@@ -28,7 +28,7 @@ import pytest
 
 from md_export.errors import RuntimeFault
 
-sys.path.insert(0, str(Path(__file__).parents[3]))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from conformance_table import lines
 
 # Loops, lists, random numbers and recurrent cells are outside the runtime's scope; test_utils tests no op.
@@ -201,7 +201,7 @@ def run(suite: Suite, files: list[str]) -> None:
     from coremltools.converters.mil import testing_utils
     from coremltools.models import utils
 
-    from md_export.targets.coreml.mil import patch_predict
+    from md_export.mil import patch_predict
 
     # The newest system that any of the tests asks for.
     utils._macos_version = lambda: (15, 4)

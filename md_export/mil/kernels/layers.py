@@ -7,8 +7,8 @@ import math
 import torch
 import torch.nn.functional as F
 
-from md_export.targets.coreml.mil.bind import Ints, Native, Result, Tensor, Tensors
-from md_export.targets.coreml.mil.dtypes import TensorType
+from md_export.mil.bind import Ints, Native, Result, Tensor, Tensors
+from md_export.mil.dtypes import TensorType
 
 
 def _per_channel(values: Tensor, rank: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from md_export.targets.coreml.mil.bind import Ints, Stored, Tensor
+from md_export.mil.bind import Ints, Stored, Tensor
 
 
 def positions(start: Any, extent: Any, target: int, mode: str) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from md_export.errors import RuntimeFault, raised_as
-from md_export.targets.coreml.mil.dtypes import Dtype, TensorType, parse_type, to_carrier, unpack_bits
+from md_export.mil.dtypes import Dtype, TensorType, parse_type, to_carrier, unpack_bits
 
 SENTINEL = 0xDEADBEEF
 VERSION = 2

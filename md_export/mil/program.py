@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from md_export.errors import RuntimeFault, raised_as
-from md_export.targets.coreml.mil.bind import Call, Scratch, bind
-from md_export.targets.coreml.mil.dtypes import OtherType, TensorType, to_carrier
-from md_export.targets.coreml.mil.graph import Graph, Op, Ref, check_output, check_widths
-from md_export.targets.coreml.mil.table import kernel_for
-from md_export.targets.coreml.mil.values import Value
+from md_export.mil.bind import Call, Scratch, bind
+from md_export.mil.dtypes import OtherType, TensorType, to_carrier
+from md_export.mil.graph import Graph, Op, Ref, check_output, check_widths
+from md_export.mil.table import kernel_for
+from md_export.mil.values import Value
 
 Array = NDArray[Any]
 

@@ -24,9 +24,9 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import torch
 
 from md_export.errors import RuntimeFault
-from md_export.targets.coreml.mil.dtypes import ValueType
-from md_export.targets.coreml.mil.graph import Op, Ref
-from md_export.targets.coreml.mil.values import Value
+from md_export.mil.dtypes import ValueType
+from md_export.mil.graph import Op, Ref
+from md_export.mil.values import Value
 
 Tensor = torch.Tensor
 Native = Annotated[torch.Tensor, "native"]

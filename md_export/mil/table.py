@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 
 from md_export.errors import RuntimeFault
-from md_export.targets.coreml.mil.bind import Kernel
-from md_export.targets.coreml.mil.graph import OLDEST_OPSET, Op
-from md_export.targets.coreml.mil.kernels import compression as compress
-from md_export.targets.coreml.mil.kernels import conv, image, layers
-from md_export.targets.coreml.mil.kernels import elementwise as each
-from md_export.targets.coreml.mil.kernels import image_sampling as sampling
-from md_export.targets.coreml.mil.kernels import scatter_gather as scatter
-from md_export.targets.coreml.mil.kernels import tensor_operation as tensor
-from md_export.targets.coreml.mil.kernels import tensor_transformation as move
+from md_export.mil.bind import Kernel
+from md_export.mil.graph import OLDEST_OPSET, Op
+from md_export.mil.kernels import compression as compress
+from md_export.mil.kernels import conv, image, layers
+from md_export.mil.kernels import elementwise as each
+from md_export.mil.kernels import image_sampling as sampling
+from md_export.mil.kernels import scatter_gather as scatter
+from md_export.mil.kernels import tensor_operation as tensor
+from md_export.mil.kernels import tensor_transformation as move
 
 
 def _named(*kernels: Kernel, prefix: str = "") -> dict[str, Kernel]:

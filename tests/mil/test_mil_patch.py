@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from md_export import mil
 from md_export.errors import RuntimeFault
-from md_export.targets.coreml import mil
 
 X = np.random.default_rng(2).standard_normal((1, 4, 8, 8)).astype(np.float32)
 

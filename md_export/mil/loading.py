@@ -12,9 +12,10 @@ import torch
 from pydantic_core import from_json
 
 from md_export.errors import RuntimeFault, raised_as
-from md_export.targets.coreml.mil.graph import parse_function
-from md_export.targets.coreml.mil.program import Precision, Program, State, features
-from md_export.targets.coreml.mil.values import BlobFile, Value, decode
+from md_export.mil.graph import parse_function
+from md_export.mil.program import Precision, Program, State, features
+from md_export.mil.values import BlobFile, Value, decode
+from md_export.system.vendors import import_quietly
 
 _MODEL_PATH = "@model_path/"
 # Elements of a constant up to which a second copy does not matter.
@@ -34,12 +35,12 @@ class Package:
 
         Raises:
             RuntimeFault: ``path`` is no ``.mlpackage`` with an ML program in it.
+            MissingExtraError: coremltools, which has the format's protobuf messages, is not installed.
         """
-        from coremltools.proto import Model_pb2
+        model = _root_model(path)
+        self.spec: Any = import_quietly("coremltools.proto.Model_pb2", "mil").Model()
         from google.protobuf.message import DecodeError
 
-        model = _root_model(path)
-        self.spec: Any = Model_pb2.Model()
         what, then = f"{path}: the specification cannot be read", "; convert the model again"
         with raised_as(RuntimeFault, what, (OSError, DecodeError), then):
             self.spec.ParseFromString(model.read_bytes())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from md_export.targets.coreml.mil.bind import Tensor
-from md_export.targets.coreml.mil.kernels.image import positions
+from md_export.mil.bind import Tensor
+from md_export.mil.kernels.image import positions
 
 
 def _taps(x: Tensor, rows: Tensor, columns: Tensor, mode: str, value: float) -> Tensor:

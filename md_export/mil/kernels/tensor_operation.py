@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from md_export.targets.coreml.mil.bind import Ints, Stored, Tensor, Tensors
+from md_export.mil.bind import Ints, Stored, Tensor, Tensors
 
 
 def band_part(x: Stored, lower: int = -1, upper: int = -1) -> Tensor:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from md_export import mil
 from md_export.errors import RuntimeFault
-from md_export.targets.coreml import mil
 
 Edit = Callable[[Any], None]
 Editor = Callable[[Edit], Path]

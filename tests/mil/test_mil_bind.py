@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from md_export.errors import RuntimeFault
-from md_export.targets.coreml.mil.bind import Ints, Scratch, Stored, Tensor, Tensors, bind
-from md_export.targets.coreml.mil.dtypes import DTYPES, TensorType
-from md_export.targets.coreml.mil.graph import Declared, Op, Ref
+from md_export.mil.bind import Ints, Scratch, Stored, Tensor, Tensors, bind
+from md_export.mil.dtypes import DTYPES, TensorType
+from md_export.mil.graph import Declared, Op, Ref
 
 Y = Declared("y", TensorType(DTYPES["fp16"], (2,)))
 HALF = torch.ones(2, dtype=torch.float16)

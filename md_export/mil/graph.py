@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from md_export.errors import RuntimeFault
-from md_export.targets.coreml.mil.dtypes import TensorType, ValueType, parse_type
-from md_export.targets.coreml.mil.values import Value
+from md_export.mil.dtypes import TensorType, ValueType, parse_type
+from md_export.mil.values import Value
 
 # Spelling of an opset in a program → its number; CoreML5 came with iOS15.
 _OPSET_PREFIX = "CoreML"

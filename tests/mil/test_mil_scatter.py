@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from md_export.targets.coreml.mil.graph import Declared, Op
-from md_export.targets.coreml.mil.kernels import scatter_gather as sg
-from md_export.targets.coreml.mil.table import kernel_for
+from md_export.mil.graph import Declared, Op
+from md_export.mil.kernels import scatter_gather as sg
+from md_export.mil.table import kernel_for
 
 X = torch.arange(6.0).reshape(2, 3)
 LAST = torch.tensor([-1])
