@@ -39,7 +39,7 @@ def test_apple_computes_what_our_runtime_computes(exported: Exported, precision:
     for name, value in apple.items():
         assert (value.shape, value.dtype) == (ours[name].shape, ours[name].dtype)
         assert snr_db(ours[name], value) >= LEAST_DB[precision]
-        assert snr_db(np.multiply(ours[name], np.float32(1.02)), value) < LEAST_DB[precision], "two percent more are seen"
+        assert snr_db(np.multiply(ours[name], np.float32(1.02)), value) < LEAST_DB[precision], "2 % more"
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="a Mac has it")
