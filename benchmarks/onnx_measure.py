@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -19,6 +20,7 @@ from md_export.parity.metrics import compare
 from md_export.parity.rewritten_module import surface
 from md_export.rewrites import Consent, apply_rewrites
 from md_export.spec.artifact import bytes_of_artifact
+from md_export.spec.calibration import RangeRule
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
@@ -33,7 +35,8 @@ OURS: Final = ("ours fp32", "ours fp16", "ours int8")
 # What is compared: how many times faster the first is than the second.
 AGAINST: Final = (("ours fp32", THEIRS), ("ours int8", "ours fp32"), ("ours int8", THEIRS))
 # Sets of inputs that static int8 is calibrated on; none is the one that it is judged by.
-_CALIBRATION: Final = 4
+CALIBRATION: Final = 4
+MIN_MAX: Final = RangeRule()
 # optimum-onnx 0.1.0: exporters/onnx/base.py and model_configs.py.
 _OPSET: Final = 18
 _BATCH: Final = {0: "batch_size"}
@@ -62,11 +65,13 @@ class Converted:
         return bytes_of_artifact(self.path)
 
 
-def convert(subject: Subject, form: str, folder: Path) -> Converted:
+def convert(
+    subject: Subject, form: str, folder: Path, rule: RangeRule = MIN_MAX, cases: int = CALIBRATION
+) -> Converted:
     """Export into ``folder``; the clock sees what comes after the torch module is there."""
     torch.set_num_threads(THREADS)
     path = folder / f"{subject.component} {form}.onnx"
-    job = _job(subject, form, folder)
+    job = dataclasses.replace(_job(subject, form, folder, cases), ranges=rule)
     wall, cpu = time.perf_counter(), time.process_time()
     if form == THEIRS:
         _optimum(job, path)
@@ -76,12 +81,12 @@ def convert(subject: Subject, form: str, folder: Path) -> Converted:
     return Converted(path, *spent, peak_resident_bytes(), _nodes(path))
 
 
-def _job(subject: Subject, form: str, folder: Path) -> LoweringJob:
+def _job(subject: Subject, form: str, folder: Path, cases: int) -> LoweringJob:
     name, config, module = subject.component, subject.config, subject.module()
     recipe = _recipe(form.split()[1])
     records = apply_rewrites(recipe.rewrites, name, module, one_step(config), Consent())
     inputs, outputs = surface(COMPONENTS[name], config, records)
-    drawn = [select(subject.inputs(seed), inputs) for seed in range(1, 1 + _CALIBRATION)]
+    drawn = [select(subject.inputs(seed), inputs) for seed in range(1, 1 + cases)]
     return LoweringJob(name, module, inputs, outputs, drawn[0], recipe.schemes[name], tuple(drawn), folder)
 
 

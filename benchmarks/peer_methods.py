@@ -115,12 +115,12 @@ def onnx_calibrator(calibrator: str) -> AbstractContextManager[None]:
     from onnxruntime.quantization.calibrate import create_calibrator
 
     from md_export.targets.onnx import qdq
+    from md_export.targets.onnx.target import OnnxModel
 
-    def measured(source: Path, operators: Sequence[str], external: bool, job: Any) -> Any:
-        path = str(source.with_suffix(".calibration.onnx"))
-        made = create_calibrator(
-            source, operators, path, CalibrationMethod[calibrator], use_external_data_format=external
-        )
+    def measured(model: Any, config: Any, job: Any) -> Any:
+        source, path = job.workdir / "float.onnx", str(job.workdir / "calibration.onnx")
+        OnnxModel(model).save(source)
+        made = create_calibrator(source, config.op_types_to_quantize, path, CalibrationMethod[calibrator])
         made.collect_data(_reader(job.calibration))
         return made.compute_data()
 

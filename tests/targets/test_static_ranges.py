@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +16,6 @@ from md_export.spec.scheme import QuantScheme
 from md_export.spec.tensors import Array, TensorSpec
 from md_export.targets import TARGETS
 from md_export.targets.contract import LoweringJob
-from md_export.targets.observers import portions
-from md_export.targets.onnx import qdq as ranges
 
 WIDTH = 64
 SHAPE = (1, WIDTH, 8, 8)
@@ -73,25 +70,3 @@ def test_an_observer_that_clips_an_outlier_wins_where_there_is_none(target: str,
     # One value in 65536 is worth a good part of the range to it: its square counts.
     assert found["mse"] > found["min_max"] + 0.2
     assert min(found.values()) > 10
-
-
-def test_ranges_do_not_depend_on_how_many_activations_are_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One run for each activation of an ONNX graph, or one for all of them."""
-    onnx, job = TARGETS["onnx"].open(), replace(job_in(tmp_path), ranges=RULES[-1])
-    lowered, found = onnx.lower(job), []
-    runs: list[int] = []
-
-    def counted(sizes: Iterable[tuple[str, int]], most: int) -> Iterator[list[str]]:
-        found = list(portions(sizes, most))
-        runs.append(len(found))
-        yield from found
-
-    monkeypatch.setattr(ranges, "portions", counted)
-    for held in (1, 1 << 30):
-        monkeypatch.setattr(ranges, "_PORTION", held)
-        work = tmp_path / str(held)
-        work.mkdir()
-        lowered.quantize(replace(job, workdir=work)).save(work / "x.onnx")
-        found.append((work / "x.onnx").read_bytes())
-    assert runs == [4, 1]
-    assert found[0] == found[1]

@@ -1,32 +1,28 @@
-"""onnxruntime's static quantizer, driven step by step so that every scratch file stays in the job's folder."""
+"""onnxruntime's static quantizer on a graph without its weights, and the weights rounded as it asks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from math import prod
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, StaticQuantConfig
-from onnxruntime.quantization.calibrate import CalibraterBase, TensorsData, create_calibrator
+from onnxruntime.quantization import QuantType, StaticQuantConfig
+from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
+from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX, add_infer_metadata, quantize_nparray
 
 from md_export.errors import ConversionError, raised_as
-from md_export.spec.tensors import Arrays
 from md_export.targets.contract import LoweringJob
 from md_export.targets.lowering import quiet
-from md_export.targets.observers import ObserverTable, portions
-from md_export.targets.onnx.save import ORT_ERRORS, session_options, weights_are_external
-from md_export.targets.onnx.target import OnnxModel
+from md_export.targets.onnx.describe import WEIGHT_INPUT
+from md_export.targets.onnx.ranges import measure_ranges
+from md_export.targets.onnx.save import ORT_ERRORS
+from md_export.targets.onnx.weights import output_axis
+from md_export.targets.onnx.wire import release, with_shapes
 
-# Bytes of activations that one run may give: the full-size UNet has more than its weights.
-_PORTION: Final = 1 << 29
 QUANTIZED_OPS: Final = ("Conv", "Gemm", "MatMul")
 # A convolution without a quantized output is not fused to QLinearConv and runs in float: 3.6× slower on the
 # nano UNet. Linear layers run in int8 without it, and the nano text encoder gains 6 dB.
@@ -64,61 +60,6 @@ def _widen(bias: ir.Value, rank: int) -> None:
     bias.const_value, bias.shape = ir.tensor(values, name=bias.name), ir.Shape(values.shape)
 
 
-class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, cases: Sequence[Arrays]) -> None:
-        self._cases = iter(cases)
-
-    def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
-        case = next(self._cases, None)
-        return None if case is None else dict(case)
-
-
-def measure_ranges(source: Path, operators: Sequence[str], external: bool, job: LoweringJob) -> TensorsData:
-    """Range of each float that one of the operators takes or gives, by the job's rule.
-
-    Extremes come from onnxruntime's calibrator, which computes them in the graph. Its histograms are not taken: it
-    holds the activations of all inputs at once, the first input fixes the width of a bin, and it has no least error.
-
-    Args:
-        source: the float graph.
-        operators: their types.
-        external: whether weights lie beside it.
-
-    Raises:
-        ValueError: an activation holds NaN or Inf.
-    """
-    path = source.with_suffix(".calibration.onnx")
-    if job.ranges.observer != "min_max":
-        return _observed(source, operators, external, path, job)
-    calibrator = create_calibrator(
-        source, operators, str(path), CalibrationMethod.MinMax, use_external_data_format=external
-    )
-    calibrator.collect_data(_Reader(job.calibration))
-    return calibrator.compute_data()
-
-
-def _observed(source: Path, operators: Sequence[str], external: bool, path: Path, job: LoweringJob) -> TensorsData:
-    """By observers of ours, a portion of the activations at a time."""
-    base = CalibraterBase(source, operators)
-    names, infos = base.select_tensors_to_calibrate(base.model)
-    seen = ObserverTable(job.ranges, symmetric=False)
-    for portion in portions(((name, _size(infos[name])) for name in sorted(names)), _PORTION):
-        del base.model.graph.output[:]
-        base.model.graph.output.extend(infos[name] for name in portion)
-        onnx.save(base.model, str(path), save_as_external_data=external)
-        session = ort.InferenceSession(str(path), session_options(optimized=False))
-        for case in job.calibration:
-            for name, values in zip(portion, session.run(portion, dict(case)), strict=True):
-                seen.add(name, values)
-    floats = {name: tuple(np.array(end, np.float32) for end in ends) for name, ends in seen.ranges().items()}
-    return TensorsData(CalibrationMethod.MinMax, floats)
-
-
-def _size(info: Any) -> int:
-    """Bytes of one activation."""
-    return int(4 * prod(axis.dim_value for axis in info.type.tensor_type.shape.dim))
-
-
 @contextmanager
 def quantizing(component: str) -> Iterator[None]:
     """Run onnxruntime's quantizer silently; ConversionError, with the component, where it fails."""
@@ -131,34 +72,44 @@ def quantize_static(model: ir.Model, job: LoweringJob, exclude: Sequence[str]) -
 
     Args:
         model: float32 graph; its biases get other shapes, see :func:`keep_biases_apart`.
-        job: gives calibration inputs, granularity and the scratch folder.
+        job: gives calibration inputs and granularity.
         exclude: names of nodes that stay float.
 
     Raises:
         ConversionError: calibration or the quantizer failed.
     """
-    path = job.workdir / f"{job.component}.float.onnx"
     keep_biases_apart(model.graph)
-    OnnxModel(model).save(path)
-    excluded = [*exclude, *_products_of_activations(model)]
     with quantizing(job.component):
-        ranges = measure_ranges(path, QUANTIZED_OPS, weights_are_external(model), job)
         config = StaticQuantConfig(
-            _Reader(job.calibration),
+            None,  # ranges are measured elsewhere
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=job.scheme.granularity == "channel",
-            nodes_to_exclude=excluded,
+            nodes_to_exclude=[*exclude, *_products_of_activations(model)],
             op_types_to_quantize=list(QUANTIZED_OPS),
             extra_options={"OpTypesToExcludeOutputQuantization": _FLOAT_OUTPUT},
         )
-        return with_pairs(path, config, ranges)
+        return with_pairs(model, config, measure_ranges(model, config, job))
 
 
-def with_pairs(path: Path, config: StaticQuantConfig, ranges: TensorsData) -> ir.Model:
-    """The saved float graph with the pairs of QuantizeLinear and DequantizeLinear that a configuration asks for."""
+def with_pairs(model: ir.Model, config: StaticQuantConfig, ranges: TensorsData) -> ir.Model:
+    """The float graph with the pairs of QuantizeLinear and DequantizeLinear that a configuration asks for.
+
+    The quantizer holds several copies of a graph and rounds one channel after another. A channel's scale depends on its
+    extremes alone, so it sees no other weights, and all are rounded afterwards.
+    """
+    proto, extremes = with_shapes(model), dict[str, ir.Value]()
+    add_infer_metadata(proto)
+    for tensor in proto.graph.initializer:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        value = model.graph.initializers[tensor.name]
+        seen, axis = _array(value), _output_axis(value)
+        if axis is not None:
+            extremes[tensor.name], seen = value, _extremes(seen, axis)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(seen, tensor.name))
     quantizer = QDQQuantizer(
-        load_model_with_shape_infer(path),
+        proto,
         per_channel=config.per_channel,
         reduce_range=False,
         weight_qType=config.weight_type,
@@ -171,7 +122,54 @@ def with_pairs(path: Path, config: StaticQuantConfig, ranges: TensorsData) -> ir
     )
     quantizer.quantize_model()
     quantized: ir.Model = ir.from_proto(quantizer.model.model)
+    for name, value in quantized.graph.initializers.items():
+        if name in extremes:  # stays float
+            _put(value, extremes[name].const_value)
+        elif (weight := extremes.get(name.removesuffix(TENSOR_NAME_QUANT_SUFFIX))) is not None:
+            _round(value, weight)
     return quantized
+
+
+def _array(value: ir.Value) -> np.ndarray[Any, Any]:
+    if value.const_value is None:
+        raise ValueError(f"{value.name} has no values")
+    return np.asarray(value.const_value.numpy())
+
+
+def _output_axis(weight: ir.Value) -> int | None:
+    """Axis of a weight's output channels; None for what is not read as a weight alone."""
+    axes = {
+        output_axis(node) if node.op_type in QUANTIZED_OPS and place == WEIGHT_INPUT[node.op_type] else None
+        for node, place in weight.uses()
+    }
+    return axes.pop() if len(axes) == 1 else None
+
+
+def _extremes(weight: np.ndarray[Any, Any], axis: int) -> np.ndarray[Any, Any]:
+    """Return the least and the greatest of each output channel, ``[out, 2, 1, 1]`` or ``[2, out]``."""
+    others = tuple(other for other in range(weight.ndim) if other != axis)
+    ends = weight.min(others, keepdims=True), weight.max(others, keepdims=True)
+    return np.concatenate(ends, 1 - axis)
+
+
+def _round(value: ir.Value, weight: ir.Value) -> None:
+    """Give a quantized initializer all of its weight, by the scales that its DequantizeLinear has."""
+    (node, _), dtype = next(iter(value.uses())), value.dtype
+    if dtype is None or weight.const_value is None:
+        raise ValueError(f"{value.name} has no type")
+    scale, zero = (_array(item).astype(np.float32) for item in node.inputs[1:3] if item is not None)
+    values = _array(weight)
+    if scale.ndim:
+        shape = [-1 if axis == node.attributes["axis"].as_int() else 1 for axis in range(values.ndim)]
+        scale, zero = scale.reshape(shape), zero.reshape(shape)
+    rounded = quantize_nparray(dtype.value, values, scale, zero).astype(dtype.numpy(), copy=False)
+    _put(value, ir.tensor(rounded, dtype, name=value.name))
+    release(weight.const_value)
+
+
+def _put(value: ir.Value, tensor: ir.TensorProtocol | None) -> None:
+    if tensor is not None:
+        value.const_value, value.shape = tensor, ir.Shape(tensor.shape.numpy())
 
 
 def _products_of_activations(model: ir.Model) -> list[str]:

@@ -214,7 +214,7 @@ def _half(graph: ir.Graph, node: ir.Node, weight: ir.Value) -> list[ir.Node]:
 
 
 def _integer(graph: ir.Graph, node: ir.Node, weight: ir.Value, storage: QuantScheme) -> list[ir.Node]:
-    values, made = _values(weight), _output_axis(node)
+    values, made = _values(weight), output_axis(node)
     stored = integers(values, made, storage_of(values.shape if made == 0 else values.shape[::-1], storage))
     constants = [
         initializer(graph, f"{weight.name}_{storage.weights}", stored.values),
@@ -240,7 +240,7 @@ def _values(weight: ir.Value) -> np.ndarray[Any, Any]:
     return np.asarray(weight.const_value.numpy())
 
 
-def _output_axis(node: ir.Node) -> int:
+def output_axis(node: ir.Node) -> int:
     """Axis of the output channels: a linear's weight is transposed unless Gemm does that."""
     turned = node.attributes.get("transB")
     return 0 if node.op_type == "Conv" or (turned is not None and turned.as_int()) else 1

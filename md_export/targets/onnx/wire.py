@@ -61,9 +61,9 @@ def data_name(name: str) -> str:
 
 def write_inline(model: ir.Model, file: IO[bytes]) -> None:
     """Write a model with all its weights inside."""
-    values = {name: value.const_value for name, value in model.graph.initializers.items()}
-    weights = {name: value for name, value in values.items() if value is not None}
-    proto = _without_weights(model, weights)
+    weights = _weights(model, 0)
+    proto = _skeleton(model, weights)
+    del proto.graph.initializer[:]
     heads = [_head(name, tensor) for name, tensor in weights.items()]
     sizes = [len(head) + tensor.nbytes for head, tensor in zip(heads, weights.values(), strict=True)]
     graph = proto.graph.SerializeToString(deterministic=True)
@@ -77,13 +77,32 @@ def write_inline(model: ir.Model, file: IO[bytes]) -> None:
             tensor.tofile(file)
         else:
             file.write(tensor.tobytes())
-        # torch, which reading a graph does not need, is imported where one of its tensors is.
-        if (torch := sys.modules.get("torch")) is not None and isinstance(tensor.raw, torch.Tensor):
-            release_tensors([tensor.raw])
+        release(tensor)
 
 
-def _without_weights(model: ir.Model, weights: Mapping[str, ir.TensorProtocol]) -> onnx.ModelProto:
-    """The model as protobuf objects; its own weights are put back in the end."""
+def release(tensor: ir.TensorProtocol) -> None:
+    """Release the pages of a weight that lies in a checkpoint's mapped file."""
+    # torch, which reading a graph does not need, is imported where one of its tensors is.
+    if (torch := sys.modules.get("torch")) is not None and isinstance(tensor.raw, torch.Tensor):
+        release_tensors([tensor.raw])
+
+
+def with_shapes(model: ir.Model) -> onnx.ModelProto:
+    """Return the model as protobuf objects, with the shapes of all values.
+
+    Weights of a kilobyte and more are placeholders: external data that lies in no file.
+    """
+    return onnx.shape_inference.infer_shapes(_skeleton(model, _weights(model, _SMALL)))
+
+
+def _weights(model: ir.Model, least: int) -> dict[str, ir.TensorProtocol]:
+    """Return the initializers of at least so many bytes."""
+    values = {name: value.const_value for name, value in model.graph.initializers.items()}
+    return {name: value for name, value in values.items() if value is not None and value.nbytes >= least}
+
+
+def _skeleton(model: ir.Model, weights: Mapping[str, ir.TensorProtocol]) -> onnx.ModelProto:
+    """The model as protobuf objects, with placeholders for weights; its own are put back in the end."""
     initializers = model.graph.initializers
     try:
         for name, tensor in weights.items():
@@ -94,7 +113,6 @@ def _without_weights(model: ir.Model, weights: Mapping[str, ir.TensorProtocol]) 
     finally:
         for name, tensor in weights.items():
             initializers[name].const_value = tensor
-    del proto.graph.initializer[:]
     return proto
 
 

@@ -6,10 +6,10 @@ Types and overrides are those of onnxruntime's own helper for QNN; ranges are me
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from onnxruntime.quantization import QuantType, StaticQuantConfig
 from onnxruntime.quantization.calibrate import TensorData, TensorsData
@@ -17,10 +17,10 @@ from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config
 from onnxscript.version_converter import convert_version
 
 from md_export.targets.contract import LoweringJob
-from md_export.targets.onnx.qdq import measure_ranges, quantizing, with_pairs
-from md_export.targets.onnx.save import weights_are_external
-from md_export.targets.onnx.target import OnnxModel
+from md_export.targets.onnx.qdq import quantizing, with_pairs
+from md_export.targets.onnx.ranges import measure_ranges
 from md_export.targets.onnx.weights import OPSET, initializer
+from md_export.targets.onnx.wire import with_shapes
 
 _MASKED: Final = -1000.0
 _ROOM: Final = 16.0
@@ -116,7 +116,7 @@ def quantize_for_npu(model: ir.Model, job: LoweringJob, exclude: Sequence[str]) 
 
     Args:
         model: float32 graph; is changed.
-        job: gives scheme, calibration inputs and the scratch folder.
+        job: gives scheme and calibration inputs.
         exclude: names of nodes that stay float.
 
     Raises:
@@ -126,15 +126,11 @@ def quantize_for_npu(model: ir.Model, job: LoweringJob, exclude: Sequence[str]) 
     _own_norm_constants(model)
     _divide(model)
     keep_apart(model)
-    path = job.workdir / f"{job.component}.float.onnx"
-    OnnxModel(model).save(path)
     with quantizing(job.component):
-        config = _config(path, job, exclude, _norm_scales(model))
-        ranges = measure_ranges(path, config.op_types_to_quantize, weights_are_external(model), job)
+        config = _config(with_shapes(model), job, exclude, _norm_scales(model))
+        ranges = measure_ranges(model, config, job)
         soften_masks(model, ranges)
-        path.unlink()
-        OnnxModel(model).save(path)
-        return with_pairs(path, config, ranges)
+        return with_pairs(model, config, ranges)
 
 
 def _norm_scales(model: ir.Model) -> Overrides:
@@ -147,9 +143,11 @@ def _norm_scales(model: ir.Model) -> Overrides:
     return {scale.name or "": [{"quant_type": QuantType.QUInt8}] for scale in norms if scale}
 
 
-def _config(path: Path, job: LoweringJob, exclude: Sequence[str], overrides: Overrides) -> StaticQuantConfig:
+def _config(
+    proto: onnx.ModelProto, job: LoweringJob, exclude: Sequence[str], overrides: Overrides
+) -> StaticQuantConfig:
     config: StaticQuantConfig = get_qnn_qdq_config(
-        path,
+        proto,
         None,  # ranges are measured elsewhere
         activation_type=_ACTIVATIONS[job.scheme.activations],
         weight_type=_WEIGHTS[job.scheme.weights],
