@@ -1,12 +1,12 @@
-"""Every error a user can meet. Each says what is wrong and what to do next, in one line if it can.
+"""Errors that a user can meet. Each message says what happened, where, and what to do next, in one line if possible.
 
     MdExportError            exit 1
     ├── UsageError           exit 2   flags or arguments that contradict each other
     ├── ConfigError                   a config.json of the checkpoint
     ├── CheckpointError               files, keys, shapes, values of a checkpoint
     ├── RecipeError                   a recipe file: names file, table and field
-    ├── RewriteError                  a rewrite that is refused, or that never fired
-    ├── MachineError                  this machine lacks memory, disk or a library; says nothing about an artifact
+    ├── RewriteError                  a rewrite that is refused, or that fired zero times
+    ├── MachineError                  this machine lacks memory, disk or a library; no result about an artifact
     │   ├── MissingExtraError         an optional dependency is not installed
     │   └── OutputError               the output folder exists, is full, or is read-only
     ├── ArtifactError                 a manifest or artifact that cannot be read or was altered
@@ -15,9 +15,9 @@
     ├── RuntimeFault                  an artifact does not run in its runtime
     └── ParityError          exit 3   an artifact does not compute what the checkpoint computes
         ├── RegressionError           an export is worse than an older one by more than its recipe allows
-        └── PinError                  an export is not what a pin says, or nobody trusted signed the pin
+        └── PinError                  an export differs from its pin, or no trusted key signed the pin
 
-They become text in one place, :func:`md_export.cli.main`.
+Only :func:`md_export.cli.main` prints them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class ConfigError(MdExportError):
 
 
 class CheckpointError(MdExportError):
-    """A checkpoint's files, keys, shapes or values are not what its configs promise."""
+    """A checkpoint's files, keys, shapes or values do not match its configs."""
 
 
 class RecipeError(MdExportError):
@@ -61,11 +61,11 @@ class RewriteError(MdExportError):
 
 
 class MachineError(MdExportError):
-    """The machine lacks memory, disk space or a library, so nothing was found out about a checkpoint or an artifact."""
+    """The machine lacks memory, disk space or a library, so there is no result about a checkpoint or an artifact."""
 
 
 class MissingExtraError(MachineError):
-    """A target's own libraries are not installed."""
+    """The libraries of a target are not installed."""
 
 
 class OutputError(MachineError):
@@ -99,10 +99,10 @@ class RegressionError(ParityError):
 
 
 class PinError(ParityError):
-    """An export is not what a pin says, or the pin's signature is not one that is asked for."""
+    """An export differs from its pin, or the pin has no signature by a trusted key."""
 
 
-# What libraries say when memory or disk is exhausted.
+# Parts of the messages that libraries print when memory or disk is exhausted.
 _EXHAUSTED: Final = (
     "bad_alloc",
     "bad allocation",
@@ -118,12 +118,12 @@ _EXHAUSTED: Final = (
 
 
 def is_exhausted(text: str) -> bool:
-    """Whether a library's message or log says that memory or disk is exhausted."""
+    """Return whether a library's message or log says that memory or disk is exhausted."""
     return any(words in text for words in _EXHAUSTED)
 
 
 def one_line(error: BaseException) -> str:
-    """Return a library's error message on one line, shortened; the name of its class if the message is empty."""
+    """Return a library's error message on one line, cut to 400 characters; its class name if the message is empty."""
     return " ".join(str(error).split())[:_LONGEST_LINE] or type(error).__name__
 
 
@@ -131,13 +131,13 @@ def one_line(error: BaseException) -> str:
 def raised_as(
     kind: type[MdExportError], message: str, errors: type[Exception] | tuple[type[Exception], ...], then: str = ""
 ) -> Iterator[None]:
-    """Raise a library's error as one of ours: message, the library's own on one line, and what to do next, if anything.
+    """Raise a library's error as ``kind``: ``message``, a colon, the library's message on one line, then ``then``.
 
     Args:
         kind: class of the error to raise.
-        message: what happened and where; a colon follows.
+        message: what happened and where.
         errors: classes of errors to catch.
-        then: end of the message; begins with its own punctuation.
+        then: what to do next, with the punctuation that separates it from the library's message.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Named tensors: their specs, the files that hold them, and protocols of what computes them."""
+"""Named tensors: specs, files, and the protocols of runners that compute them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from safetensors.numpy import load_file, save_file
 
 from md_export.errors import OutputError, RuntimeFault, UsageError
 from md_export.system.files import write_whole
-from md_export.system.wire import BesideTheJson
+from md_export.system.wire import InArrayFile
 
-Array = Annotated[NDArray[np.generic], BesideTheJson()]
+Array = Annotated[NDArray[np.generic], InArrayFile()]
 
 Arrays = Mapping[str, Array]
 Float32 = NDArray[np.float32]
@@ -33,7 +33,7 @@ class TensorSpec:
     dtype: str
 
     def zeros(self) -> Array:
-        """An array of this shape and dtype, for tracing."""
+        """Return an array of zeros of this shape and dtype, for tracing."""
         return np.zeros(self.shape, dtype=self.dtype)
 
 
@@ -41,7 +41,7 @@ def save_tensors(arrays: Arrays, path: Path) -> None:
     """Write named arrays as safetensors.
 
     Raises:
-        OutputError: the file could not be written whole.
+        OutputError: the file could not be written completely.
     """
     try:
         save_file({name: np.asarray(value, order="C") for name, value in arrays.items()}, path)
@@ -50,14 +50,14 @@ def save_tensors(arrays: Arrays, path: Path) -> None:
 
 
 def save_batches(batches: Sequence[Arrays], path: Path) -> None:
-    """Write sets of named arrays into one safetensors file, keys ``index/name``."""
+    """Write sets of named arrays to one safetensors file, with keys ``index/name``."""
     save_tensors(
         {f"{index}/{name}": value for index, batch in enumerate(batches) for name, value in batch.items()}, path
     )
 
 
 def load_batches(path: Path) -> list[dict[str, Array]]:
-    """Read what :func:`save_batches` wrote."""
+    """Return the sets of arrays that :func:`save_batches` wrote."""
     batches: dict[int, dict[str, Array]] = {}
     for key, value in load_file(path).items():
         index, name = key.split("/", 1)
@@ -66,7 +66,7 @@ def load_batches(path: Path) -> list[dict[str, Array]]:
 
 
 def joined(arrays: Arrays) -> Array:
-    """Return the only array; several arrays as one row of numbers, in the order of their names."""
+    """Return the only array; several arrays flattened and concatenated in the order of their names."""
     if len(arrays) == 1:
         (value,) = arrays.values()
         return value
@@ -74,7 +74,7 @@ def joined(arrays: Arrays) -> Array:
 
 
 def only_output(outputs: Arrays) -> Array:
-    """Return the single output of a component that has one."""
+    """Return the output of a component with a single output."""
     (value,) = outputs.values()
     return value
 
@@ -89,10 +89,10 @@ _LARGEST: Final = 1 << 30
 
 
 def read_npz(path: Path) -> dict[str, Array]:
-    """Read named arrays; never unpickles.
+    """Return the arrays of an ``.npz`` file by name; never unpickles.
 
     Raises:
-        UsageError: no such file, or not an .npz file of plain arrays.
+        UsageError: the file does not exist, or is not an .npz file of plain arrays.
     """
     if not path.is_file():
         raise UsageError(f"{path} does not exist; --inputs takes an .npz file with one array per input")
@@ -108,7 +108,7 @@ def read_npz(path: Path) -> dict[str, Array]:
 
 
 def write_npz(path: Path, arrays: Arrays) -> None:
-    """Write named arrays; the file appears whole or not at all."""
+    """Write named arrays to an ``.npz`` file atomically."""
     content = io.BytesIO()
     np.savez(content, **dict(arrays))  # type: ignore[arg-type]  # stubs take allow_pickle for one of the names
     write_whole(path, content.getvalue())
@@ -136,12 +136,12 @@ class WatchedRunner(Runner, Protocol):
 
 
 def check_arrays(name: str, specs: Sequence[TensorSpec], arrays: Arrays, what: str = "input") -> None:
-    """Refuse missing, extra, wrongly shaped or wrongly typed arrays.
+    """Raise RuntimeFault for missing or extra arrays, and for wrong shapes or dtypes.
 
     Args:
-        name: of the artifact, for the message.
-        specs: what is wanted.
-        arrays: what was given.
+        name: name of the artifact, for the message.
+        specs: expected arrays.
+        arrays: given arrays.
         what: ``input`` or ``output``, for the message.
 
     Raises:

@@ -48,16 +48,16 @@ def bytes_of(path: Path) -> int:
 
 
 def irregular(path: Path) -> Path | None:
-    """Return the first of a path and all that lies below it that is no file and no folder; None if there is none.
+    """Return the first path at or below ``path`` that is neither a file nor a folder; None if all are.
 
-    A pipe that nobody writes to would block whoever opens it, and a device may never end.
+    Opening a pipe without a writer blocks, and reading a device may never end.
     """
     found = (path, *path.rglob("*")) if path.is_dir() else (path,)
     return next((item for item in found if not item.is_file() and not item.is_dir()), None)
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether an untrusted name can only mean a file of the folder that it is looked up in, on any system."""
+    """Return whether an untrusted name cannot lead out of the folder that it is looked up in, on any system."""
     return (
         name not in ("", ".", "..")
         and not set(name) & set("/\\\0")
@@ -69,9 +69,9 @@ def read_regular(path: Path, limit: int) -> bytes | None:
     """Return the content of a regular file of at most ``limit`` bytes; None for a larger one, a pipe or a device.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
-    # A pipe that nobody writes to would block the opening.
+    # Opening a pipe without a writer would block.
     status = path.stat()
     if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
         return None
@@ -92,7 +92,7 @@ def read_limited(path: Path, limit: int, error: type[MdExportError], remedy: str
 
 
 def refuse_existing(out: Path) -> None:
-    """Raise :class:`OutputError` where ``out`` exists already."""
+    """Raise :class:`OutputError` if ``out`` exists."""
     if out.exists() or out.is_symlink():
         raise OutputError(f"{out} exists; nothing was changed. Remove it, or name another folder with -o")
 
@@ -112,7 +112,7 @@ def staging(out: Path) -> Iterator[Path]:
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """Raise :class:`OutputError` where the disk that will hold ``folder`` has less than ``needed`` bytes free."""
+    """Raise :class:`OutputError` if the disk that will hold ``folder`` has less than ``needed`` bytes free."""
     existing = next(item for item in (folder, *folder.parents) if item.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
@@ -123,9 +123,9 @@ def require_space(folder: Path, needed: int) -> None:
 
 
 def write_whole(path: Path, content: str | bytes, keep_going: bool = False) -> None:
-    """Write a small file under another name, sync it to the disk, and rename it.
+    """Write a small file atomically: under a temporary name, synced to the disk, then renamed.
 
-    ``keep_going``: ignore a file that cannot be written.
+    ``keep_going``: do nothing if the file cannot be written.
     """
     other = path.with_name(f"{path.name}.{secrets.token_hex(6)}.new")
     try:
@@ -141,10 +141,10 @@ def write_whole(path: Path, content: str | bytes, keep_going: bool = False) -> N
 
 
 def copy_file(source: str | Path, destination: str | Path) -> None:
-    """Copy a file's content to a new file; a file system that can share blocks between files does."""
+    """Copy a file's content to a new file; the copy shares disk blocks where the file system supports it."""
     with Path(source).open("rb") as given, Path(destination).open("xb") as made:
         left = os.fstat(given.fileno()).st_size
-        # Elsewhere than on Linux, between file systems of some kinds, or at the end of a file that was cut: read on.
+        # copy_file_range is missing outside Linux and fails between some file systems; copyfileobj copies the rest.
         with suppress(OSError, AttributeError):
             while left > 0 and (copied := os.copy_file_range(given.fileno(), made.fileno(), left)):
                 left -= copied
@@ -152,7 +152,7 @@ def copy_file(source: str | Path, destination: str | Path) -> None:
 
 
 def to_disk(path: Path) -> None:
-    """Wait until a file's content, or a folder's names, are on the disk."""
+    """Sync a file's content, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""The inside of the server that forks worker processes; see :mod:`md_export.system.process`."""
+"""Main loop of the server that forks worker processes; see :mod:`md_export.system.process`."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
 
-from md_export.system.process import LOOK_S, MESSAGE, POOL, Server, end_with_parent, write_to
+from md_export.system.process import MESSAGE, POLL_S, POOL, Server, end_with_parent, write_to
 from md_export.system.worker import answer, call_of
 
-# Converters make millions of small objects that live to the end; Python's default searches them a thousand times.
+# Converters make millions of small objects that live until the process ends; with Python's default thresholds the
+# garbage collector would traverse them a thousand times.
 _GARBAGE: Final = (100_000, 20, 20)
 
 
-def be_server() -> NoReturn:
-    """Serve the process that started this one."""
+def run_server() -> NoReturn:
+    """Serve fork requests of the process that started this one."""
     control = socket.socket(fileno=int(sys.argv[1]))
     del sys.argv[1:]
     gc.set_threshold(*_GARBAGE)
@@ -34,20 +35,20 @@ def be_server() -> NoReturn:
 
 @dataclass(frozen=True)
 class _Child:
-    """A fork: whom to tell of its end, and the process group that it is in."""
+    """A fork: the connection that its exit is reported on, and its process group."""
 
     answers: socket.socket
     group: int
 
 
 class _Server:
-    """The inside of a server: one thread that waits for requests, and for the ends of forks and of those who asked."""
+    """State of a server: one thread that waits for requests, for forks to exit and for clients to disconnect."""
 
     def __init__(self, control: socket.socket) -> None:
         self._parent = os.getppid()
         self._main = control
         self._forks: dict[int, _Child] = {}
-        # Whoever may ask over it: this server's parent, or a fork, whose group its own forks join.
+        # Connections to clients, each with the process group that its forks join: 0 for this server's parent.
         self._controls: dict[socket.socket, int] = {}
         self._selector = selectors.DefaultSelector()
         self._wake = socket.socketpair()
@@ -58,15 +59,15 @@ class _Server:
         self._selector.register(control, selectors.EVENT_READ, self._request)
 
     def serve(self) -> NoReturn:
-        """Until the parent is gone."""
+        """Serve requests until the parent exits."""
         for one in self._wake:
             one.setblocking(False)
         self._selector.register(self._wake[0], selectors.EVENT_READ, self._reap)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wake[1].fileno(), warn_on_full_buffer=False)
         while os.getppid() == self._parent:
-            for key, _ in self._selector.select(LOOK_S):
-                if self._selector.get_map().get(key.fd) == key:  # else an event just before has closed it
+            for key, _ in self._selector.select(POLL_S):
+                if self._selector.get_map().get(key.fd) == key:  # an earlier event may have closed it
                     key.data(key.fileobj)
         self._leave()
 
@@ -80,12 +81,12 @@ class _Server:
         folder = Path(asked["folder"])
         sys.path[:] = call_of(folder).path
         for name in asked["modules"]:
-            with suppress(Exception):  # the fork meets the error itself, if it needs the module
+            with suppress(Exception):  # the fork raises the error again if it needs the module
                 importlib.import_module(name)
-        gc.freeze()  # forks neither copy nor search what all of them have
+        gc.freeze()  # forks then neither copy nor traverse the shared objects
         try:
             self._fork(folder, control, answers)
-        except OSError:  # no memory for one more process; whoever asked is told by the closed connection
+        except OSError:  # no memory for another process; the client sees the closed connection
             answers.close()
 
     def _fork(self, folder: Path, control: socket.socket, answers: socket.socket) -> None:
@@ -97,11 +98,11 @@ class _Server:
             for one in (ours, answers, *self._wake, *others, *self._controls):
                 one.close()
             self._selector.close()
-            _be_fork(folder, group, Server(theirs))
+            _run_fork(folder, group, Server(theirs))
         theirs.close()
         child = _Child(answers, self._controls[control] or process)
         with suppress(OSError):
-            os.setpgid(process, child.group)  # both do it, so that neither comes too late
+            os.setpgid(process, child.group)  # parent and child both call setpgid, because either may run first
         self._forks[process] = child
         self._listen(ours, child.group)
         self._selector.register(answers, selectors.EVENT_READ, self._abandon)
@@ -109,7 +110,7 @@ class _Server:
             answers.send(str(process).encode())
 
     def _abandon(self, answers: socket.socket) -> None:
-        """Whoever asked has closed the connection."""
+        """Kill a fork after its client has closed the connection."""
         self._selector.unregister(answers)
         for process, child in self._forks.items():
             if child.answers is answers:
@@ -138,7 +139,7 @@ class _Server:
     def _leave(self) -> NoReturn:
         for process, child in self._forks.items():
             _end(process, child)
-        os._exit(0)  # taking down all that was imported takes seconds
+        os._exit(0)  # a normal exit would take seconds to unload the imported libraries
 
 
 def _end(process: int, child: _Child) -> None:
@@ -149,8 +150,8 @@ def _end(process: int, child: _Child) -> None:
             os.kill(process, signal.SIGKILL)
 
 
-def _be_fork(folder: Path, group: int, server: Server) -> NoReturn:
-    """Carry out one call as a fork, and leave without a word to the server's own code."""
+def _run_fork(folder: Path, group: int, server: Server) -> NoReturn:
+    """Carry out one call as a fork, and exit without returning to the server's code."""
     status = 1
     try:
         signal.set_wakeup_fd(-1)
@@ -171,7 +172,7 @@ def _be_fork(folder: Path, group: int, server: Server) -> NoReturn:
     except BaseException:  # noqa: BLE001 (a crash, with its traceback in the log)
         traceback.print_exc()
     finally:
-        # What a library wants to do at the end, remove temporary files for one.
+        # Libraries register cleanup such as removing their temporary files; os._exit would skip it.
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

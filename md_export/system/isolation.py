@@ -1,7 +1,7 @@
-"""One way into a process: ``isolated(function, …)(request)`` calls a function of a module in a process of its own.
+"""Call a function in a separate process: ``isolated(function, …)(request)``.
 
-Memory is bounded by the largest component, and a crash of a converter or a runtime is an error message instead of the
-end of the run. Request and result are frozen dataclasses, coded from the function's annotations.
+Memory is bounded by the largest component, and a crash of a converter or a runtime becomes an error message instead of
+ending the run. Request and result are frozen dataclasses, serialized by the function's annotations.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from md_export.system.wire import adapters, read, write
 from md_export.system.worker import Call, read_error, write_call
 from md_export.system.workspace import scratch_folder
 
-# A disk with less, in bytes, has no room for the result of a call, nor for its log.
+# Bytes. A disk with less free space is full: a call could write neither its result nor its log.
 _LEAST_FREE: Final = 1 << 16
 Request = TypeVar("Request")
 Result = TypeVar("Result")
@@ -41,14 +41,14 @@ class Ended(Generic[Result]):
     """Result of a call.
 
     Attributes:
-        result: what the function returned; None where it raised or the process died.
-        error: the error of our own that the function raised.
-        death: how the process died; empty where it answered.
+        result: value that the function returned; None if it raised or the process died.
+        error: the MdExportError that the function raised.
+        death: how the process died; empty if it returned a result or an error.
         timed_out: the process was stopped at the time limit.
-        log: everything that the process wrote to the terminal.
-        peak_bytes: most memory that the process was seen to hold, with its children where that was limited.
-        over_memory: the process was stopped for holding more than it may.
-        lacking: the machine lacked memory or disk, so that the death says nothing about what was run.
+        log: standard output and standard error of the process.
+        peak_bytes: largest resident memory observed, including child processes if memory was limited.
+        over_memory: the process was stopped because it exceeded the memory limit.
+        lacking: the machine ran out of memory or disk, so the death is no result about the artifact or checkpoint.
     """
 
     result: Result | None
@@ -62,19 +62,19 @@ class Ended(Generic[Result]):
 
     @property
     def failure(self) -> str | None:
-        """Why there is no result: the error's text, or how the process died; None where the function returned."""
+        """Text of the error, or how the process died; None if the function returned."""
         return str(self.error) if self.error else self.death or None
 
 
 def isolated(
     function: Callable[[Request], Result], failure: type[MdExportError], what: str, preload: Sequence[str] = ()
 ) -> Callable[[Request], Result]:
-    """Return a function that calls ``function``, which a module holds, in a process of its own.
+    """Return a function that calls ``function``, defined at module level, in a separate process.
 
     ``preload`` as in :func:`attempt`. The returned function raises:
-        MdExportError: the error that ``function`` raised, of its own class.
+        MdExportError: the error that ``function`` raised, with the same class.
         MachineError: the process was killed, or died for lack of memory or disk.
-        ``failure``: the process died otherwise; the message begins with ``what`` and ends with the log's last lines.
+        ``failure``: the process died for another reason; the message is ``what`` and the log's last lines.
     """
 
     def call(request: Request) -> Result:
@@ -84,7 +84,7 @@ def isolated(
 
 
 def result_of(ended: Ended[Result], failure: type[MdExportError], what: str) -> Result:
-    """Return what a call returned; raises as :func:`isolated`."""
+    """Return the result of a call; raises as :func:`isolated`."""
     if ended.error is not None:
         raise ended.error
     if ended.death:
@@ -97,9 +97,9 @@ def result_of(ended: Ended[Result], failure: type[MdExportError], what: str) -> 
 def attempt(
     function: Callable[[Request], Result], request: Request, limits: Limits = Limits(), preload: Sequence[str] = ()
 ) -> Ended[Result]:
-    """Call ``function`` in a process of its own; whatever happens to that process is a result.
+    """Call ``function`` in a separate process; return its result, its error, or how the process died.
 
-    ``preload``: modules that this and later processes find imported already.
+    ``preload``: modules to import once, before this process and later ones are forked.
     """
     with scratch_folder() as folder:
         asked, answered = adapters(function)
@@ -120,7 +120,7 @@ def attempt(
 
 
 def _run(folder: Path, modules: Sequence[str], limits: Limits) -> tuple[Exit | None, Watch]:
-    """End of the process and the memory seen; no exit if it was stopped at the time limit."""
+    """Return the exit of the process, None if it was stopped at the time limit, and the memory observed."""
     process = POOL.begin(folder, modules)
     try:
         with watching(process.pid, limits.most_bytes) if limits.most_bytes else nullcontext(Watch()) as watch:
@@ -142,7 +142,7 @@ def _death(ended: Exit | None, limits: Limits) -> str:
 
 
 def _lack(log: str, folder: Path) -> str:
-    """Return what the machine lacked, by the log of a process or by the disk of its answer; empty if nothing."""
+    """Return whether the log of a process or the disk shows a lack of memory or space, as text; empty if neither."""
     if shutil.disk_usage(folder).free < _LEAST_FREE:
         return f"; {folder.parent} is full: free some space there, or name another folder with TMPDIR"
     said = [line.strip() for line in log.splitlines() if is_exhausted(line)]
@@ -151,7 +151,7 @@ def _lack(log: str, folder: Path) -> str:
 
 def _over(watch: Watch, limits: Limits) -> str:
     held, most = watch.peak_bytes / 1e9, (limits.most_bytes or 0) / 1e9
-    return f"the process was stopped when it held {held:.2f} GB of memory, more than the {most:.2f} GB it was given"
+    return f"the process was stopped when it held {held:.2f} GB of memory, above its limit of {most:.2f} GB"
 
 
 def _tail(log: str, lines: int = 6) -> str:

@@ -1,4 +1,4 @@
-"""Memory of processes: measure it, limit it, and release mapped pages."""
+"""Measure and limit the memory of processes, and release mapped pages."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _watch(process: int, most_bytes: int, watch: Watch, ended: threading.Event) 
 
 
 def _started_by(process: int) -> list[psutil.Process]:
-    """Return the members of the group that a process leads, or else it and its descendants; none after it has ended."""
+    """Return the processes of the group that a process leads, else it and its descendants; none after it has ended."""
     with suppress(OSError, psutil.Error):
         if os.getpgid(process) == process:
             return [psutil.Process(one) for one in psutil.pids() if _group(one) == process]
@@ -111,7 +111,7 @@ def release_weights(module: nn.Module) -> None:
 
 
 def in_a_file(tensor: Tensor) -> Tensor:
-    """Return a copy whose memory :func:`release_pages` can give back: a scratch file without a name, mapped.
+    """Return a copy in a mapped, unnamed scratch file, so that :func:`release_pages` can release its memory.
 
     Returns:
         ``tensor`` itself if it is small, or if there is no room for such a file.
@@ -154,7 +154,7 @@ def release_pages(address: int, size: int) -> bool:
 
 
 def _is_clean(first: int, count: int) -> bool:
-    """Whether each page belongs to a file or does not exist; a page that was written to is a private copy."""
+    """Return whether each page belongs to a file or does not exist; a modified page is a private copy."""
     import numpy as np
 
     try:

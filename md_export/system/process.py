@@ -1,16 +1,15 @@
-"""Processes that start warm: forks of a server that has imported what they need.
+"""Worker processes that start in milliseconds: forks of a server that has already imported their modules.
 
-Importing torch and a converter takes seconds, a fork takes milliseconds. The server is a new process that imports and
-forks, and computes nothing, so no thread of a library is in the middle of anything when it forks. Each fork is a
-process of its own: its arguments and result are files, its log, environment and folder are the caller's, and its
-memory goes back with its end.
+Importing torch and a converter takes seconds, a fork takes milliseconds. The server is a new process that only imports
+and forks, so no library thread is running when it forks. A fork reads its arguments from a file and writes its result
+to a file; it uses the caller's log, environment and folder, and its memory is freed when it exits.
 
 Only Linux has a server. On a Mac each call is a new process, because Apple's frameworks, which numpy, torch and
 coremltools load, may crash in a fork.
 
-Who dies, and when: a fork ends with its server, and when the process that asked for it is gone; the server ends with
-the process that started it. Each fork leads a process group, and the forks that it asks for itself join that group;
-so a limit of memory counts them, and an end ends them all.
+Lifetimes: a fork ends when its server ends or when the process that requested it exits; the server ends when the
+process that started it exits. Each fork leads a process group, and forks that it requests join that group, so a memory
+limit counts all of them and stopping the fork stops all of them.
 """
 
 from __future__ import annotations
@@ -34,25 +33,25 @@ from typing import Final, NoReturn
 from md_export.system.worker import answer
 
 WARM: Final = sys.platform == "linux"
-# Passive: threads that spin between a graph's many small ops make it ten times slower on a busy machine.
+# PASSIVE: threads that spin between the many small operations of a graph slow it down tenfold on a busy machine.
 _ENVIRONMENT: Final = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
-# Variables that libraries read when they are loaded: who changes one needs another server.
+# Variables that libraries read when they are loaded: after a change of one, forks need a new server.
 _READ_BY_LIBRARIES: Final = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "LD_", "MALLOC_", "PYTHON", "TORCH")
-# -P: a file in the current folder must not stand in for a library's module.
+# -P: a file in the current folder must not shadow a library's module.
 _START: Final = (sys.executable, "-P", "-c")
 _BOOT: Final = "import sys; sys.path[:] = sys.argv[2:]; from md_export.system import "
 MESSAGE: Final = 1 << 16
-LOOK_S: Final = 1.0
+POLL_S: Final = 1.0
 
 
 def environment() -> dict[str, str]:
-    """The environment of workers: the caller's, and the same order of hashes in each run."""
+    """Return the environment of workers: the caller's, with a fixed hash seed so that each run is the same."""
     return {**_ENVIRONMENT, **os.environ, "PYTHONHASHSEED": "0"}
 
 
 @dataclass(frozen=True)
 class Exit:
-    """End of a process: exit status, or the negative number of a signal; its own peak of memory where known."""
+    """Exit of a process: its status, or the negative number of a signal, and its peak resident bytes if known."""
 
     status: int
     peak_bytes: int = 0
@@ -64,20 +63,20 @@ class Running:
     pid: int
 
     def wait(self, limit_s: float | None) -> Exit | None:
-        """Wait for the end; None where the process ran past the limit, and was stopped."""
+        """Wait for the exit and return it; None if the process reached the time limit and was stopped."""
         raise NotImplementedError
 
     def stop(self) -> None:
-        """End the process and all that it started, if it has not ended."""
+        """Kill the process and its descendants if it has not exited."""
         raise NotImplementedError
 
 
 class NewProcess(Running):
-    """A process that starts from nothing."""
+    """A process that imports everything itself."""
 
     def __init__(self, folder: Path) -> None:
         self._process = subprocess.Popen(
-            [*_START, f"{_BOOT}process; process.be_worker()", str(folder), *sys.path],
+            [*_START, f"{_BOOT}process; process.run_worker()", str(folder), *sys.path],
             stdin=subprocess.DEVNULL,
             env=environment(),
             process_group=0,
@@ -99,7 +98,7 @@ class NewProcess(Running):
 
 
 class Fork(Running):
-    """A fork of the server; the server answers over ``connection``, and ends the fork when that is closed."""
+    """A fork of the server; the server reports its exit over ``connection`` and kills it when that is closed."""
 
     def __init__(self, pid: int, connection: socket.socket) -> None:
         self.pid = pid
@@ -112,7 +111,7 @@ class Fork(Running):
             told = self._connection.recv(MESSAGE)
         except TimeoutError:
             return None
-        # Nothing: the server itself was killed, and the fork with it.
+        # An empty answer means that the server was killed, and with it the fork.
         return Exit(*json.loads(told)) if told else Exit(-signal.SIGKILL)
 
     def stop(self) -> None:
@@ -126,7 +125,7 @@ class Fork(Running):
 
 
 class Server:
-    """The end of a server at the process that asks it for forks."""
+    """Client of a server: the connection over which a process requests forks."""
 
     def __init__(self, control: socket.socket, process: subprocess.Popen[bytes] | None = None) -> None:
         self._control = control
@@ -134,11 +133,11 @@ class Server:
 
     @classmethod
     def start(cls) -> Server:
-        """Start a server, which ends with this process."""
+        """Start a server that ends when this process exits."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             process = subprocess.Popen(
-                [*_START, f"{_BOOT}forkserver; forkserver.be_server()", str(theirs.fileno()), *sys.path],
+                [*_START, f"{_BOOT}forkserver; forkserver.run_server()", str(theirs.fileno()), *sys.path],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -149,7 +148,7 @@ class Server:
         return cls(ours, process)
 
     def fork(self, folder: Path, modules: Sequence[str]) -> Fork | None:
-        """A fork that carries out the call in ``folder``; None where the server died."""
+        """Return a fork that carries out the call in ``folder``; None if the server died."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, suppress(OSError):
             message = json.dumps({"folder": str(folder), "modules": list(modules)}).encode()
@@ -165,14 +164,14 @@ class Server:
         self._control.close()
         if self._process is not None:
             try:
-                self._process.wait(LOOK_S)
-            except subprocess.TimeoutExpired:  # it is importing
+                self._process.wait(POLL_S)
+            except subprocess.TimeoutExpired:  # it cannot react while it imports a module
                 self._process.kill()
                 self._process.wait()
 
 
 class Pool:
-    """The servers of this process: one, unless the environment of libraries changes. They start when needed."""
+    """Servers of this process, started when needed: one for each set of environment variables that libraries read."""
 
     def __init__(self) -> None:
         self._servers: dict[tuple[tuple[str, str], ...], Server] = {}
@@ -180,13 +179,13 @@ class Pool:
         self._broken = False
 
     def inherit(self, server: Server) -> None:
-        """In a fork: ask the same server for more."""
+        """Use the server that forked this process for further forks."""
         self._servers, self._lock = {_read_by_libraries(): server}, threading.Lock()
 
     def begin(self, folder: Path, modules: Sequence[str]) -> Running:
-        """A process that carries out the call in ``folder``, warm if it can be.
+        """Return a process that carries out the call in ``folder``: a fork if possible, else a new process.
 
-        A library that ends the server when it is imported there is left to those who need it.
+        If importing ``modules`` ends the server, they are not preloaded; each process imports them itself.
         """
         if not WARM:
             return NewProcess(folder)
@@ -198,7 +197,7 @@ class Pool:
             if fork is not None:
                 return fork
             self._forget(key, server)
-            self._broken = attempt > 0  # the first may have been killed; two were not
+            self._broken = attempt > 0  # one server may have been killed by chance, not two
         return NewProcess(folder)
 
     def _forget(self, key: tuple[tuple[str, str], ...], server: Server) -> None:
@@ -215,7 +214,7 @@ class Pool:
 
 POOL: Final = Pool()
 atexit.register(POOL.close)
-# A copy of this process, of multiprocessing for one, has a server of its own.
+# A fork of this process, for example by multiprocessing, must not use the parent's servers.
 os.register_at_fork(after_in_child=POOL.__init__)  # type: ignore[misc]
 
 
@@ -223,7 +222,7 @@ def _read_by_libraries() -> tuple[tuple[str, str], ...]:
     return tuple(sorted(item for item in os.environ.items() if item[0].startswith(_READ_BY_LIBRARIES)))
 
 
-def be_worker() -> NoReturn:
+def run_worker() -> NoReturn:
     """Carry out one call as a new process."""
     folder = Path(sys.argv[1])
     del sys.argv[1:]
@@ -234,7 +233,7 @@ def be_worker() -> NoReturn:
 
 
 def write_to(log: Path) -> None:
-    """Standard output and error of this process, those of its libraries in C++ too."""
+    """Redirect standard output and error of this process, including those of C++ libraries, to a file."""
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for number in (1, 2):
         os.dup2(stream, number)
@@ -246,14 +245,14 @@ _PR_SET_PDEATHSIG: Final = 1
 
 
 def end_with_parent() -> None:
-    """Linux kills the process, whatever a library is doing in it then; elsewhere a thread looks every second.
+    """Make this process end when its parent ends: by a signal on Linux, by a check every second elsewhere.
 
-    "Parent" is the thread that started the process, so that one must not end first.
+    The signal is sent when the thread that started this process ends, so that thread must outlive it.
     """
     parent = os.getppid()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # gone before it was said
+        if os.getppid() != parent:  # the parent ended before prctl
             os._exit(1)
     else:
         threading.Thread(target=_follow, args=(parent,), daemon=True).start()
@@ -261,5 +260,5 @@ def end_with_parent() -> None:
 
 def _follow(parent: int) -> None:
     while os.getppid() == parent:
-        time.sleep(LOOK_S)
+        time.sleep(POLL_S)
     os._exit(1)

@@ -1,6 +1,6 @@
-"""Text for a terminal: durations in words, and text that somebody else wrote.
+"""Text for a terminal: durations in words, and untrusted text made safe to print.
 
-Nothing in the latter may move the cursor or hide a word.
+Untrusted text must not move the cursor or hide words.
 """
 
 from __future__ import annotations
@@ -8,18 +8,18 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-# Controls but for tab and line feed, the marks that turn the direction of what follows, and what stands for a byte that
-# is not UTF-8.
+# Control characters except tab and line feed, marks that change the writing direction, and surrogates that stand for
+# bytes that are not UTF-8.
 _CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def visible(text: str) -> str:
-    """``text`` with each control character spelled out: ``\\x1b``."""
+    """Return ``text`` with each control character as an escape: ``\\x1b``."""
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def first_control(document: Any) -> str | None:
-    """Spelling of the first string of a JSON-like document, keys included, that holds a control character."""
+    """Return the first string or key of a JSON-like document with a control character, escaped; None if none has."""
     waiting = [document]
     while waiting:
         item = waiting.pop()

@@ -1,4 +1,4 @@
-"""Vendors' libraries: import them quietly, and replace one of their attributes for a while."""
+"""Import vendors' libraries without their log output, and replace one of their attributes temporarily."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from md_export.errors import MissingExtraError
 
 
 def import_quietly(module: str, extra: str) -> Any:
-    """Import ``module`` with log records up to WARNING dropped (about accelerators, mostly).
+    """Import ``module`` and return it; log records up to WARNING, mostly about accelerators, are dropped.
 
     Raises:
         MissingExtraError: its package is not installed; names ``extra``.

@@ -1,4 +1,4 @@
-"""Dataclasses between two processes: a JSON file coded from annotations, with their arrays in a file beside it."""
+"""Serialize dataclasses for another process: a JSON file by their annotations, and a file of arrays beside it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pydantic_core import CoreSchema, core_schema
 from safetensors.numpy import load_file, save_file
 
 
-class BesideTheJson:
-    """Annotation of array types: the JSON holds the number of an array, the file beside it holds the array."""
+class InArrayFile:
+    """Pydantic annotation of array types: the JSON holds the array's number, the safetensors file the array."""
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         written = core_schema.plain_serializer_function_ser_schema(_put, info_arg=True)
@@ -45,7 +45,7 @@ def write(value: object, adapter: TypeAdapter[Any], path: Path) -> None:
 
 
 def read(adapter: TypeAdapter[Any], path: Path) -> Any:
-    """Read what :func:`write` wrote; only its own file of arrays is opened."""
+    """Read a file that :func:`write` wrote; of the file's content, no name of another file is used."""
     arrays = load_file(_arrays_of(path)) if _arrays_of(path).is_file() else {}
     return adapter.validate_json(path.read_bytes(), context=arrays)
 
@@ -56,7 +56,7 @@ def _arrays_of(path: Path) -> Path:
 
 @cache
 def adapters(function: Callable[[Any], Any]) -> tuple[TypeAdapter[Any], TypeAdapter[Any]]:
-    """The codecs of a function's only argument and of its result, from their annotations."""
+    """Return the pydantic adapters of a function's only argument and of its result."""
     hints = get_type_hints(function, include_extras=True)
     result = hints.pop("return")
     (request,) = hints.values()

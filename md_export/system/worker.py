@@ -1,4 +1,4 @@
-"""The inside of a worker process: one call, from its request to its result."""
+"""Carry out one call in a worker process: read the request, call the function, write the result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ERRORS: Final = {
 
 @dataclass(frozen=True)
 class Call:
-    """A function of a module, and where it is called: the path of modules, the environment, the current folder."""
+    """A function of a module, with the module search path, environment and current folder to call it in."""
 
     module: str
     name: str
@@ -30,17 +30,17 @@ class Call:
 
 
 def write_call(call: Call, folder: Path) -> None:
-    """Name the function for the worker that finds its request in ``folder``."""
+    """Write the call to ``folder``, where the worker also finds the request."""
     (folder / "call.json").write_text(json.dumps(asdict(call)), encoding="utf-8")
 
 
 def call_of(folder: Path) -> Call:
-    """Read what :func:`write_call` wrote."""
+    """Read the call that :func:`write_call` wrote."""
     return Call(**json.loads((folder / "call.json").read_text(encoding="utf-8")))
 
 
 def answer(folder: Path) -> None:
-    """Carry out the call in ``folder``. Errors of our own become data; anything else is a crash with its traceback."""
+    """Carry out the call in ``folder``. An MdExportError is written to a file; any other error is a crash."""
     call = call_of(folder)
     sys.path[:] = call.path
     try:
@@ -50,7 +50,7 @@ def answer(folder: Path) -> None:
     except MdExportError as error:
         _tell(MachineError(str(error)) if is_exhausted(str(error)) else error, folder)
     except ImportError as error:
-        _tell(MachineError(f"a library does not load: {one_line(error)}; md-export doctor tells more"), folder)
+        _tell(MachineError(f"a library does not load: {one_line(error)}; run md-export doctor"), folder)
     except (MemoryError, OSError) as error:
         if not isinstance(error, MemoryError) and not is_exhausted(str(error)):
             raise
@@ -63,7 +63,7 @@ def _tell(error: MdExportError, folder: Path) -> None:
 
 
 def read_error(folder: Path) -> MdExportError | None:
-    """The error of our own that the function raised, if it did."""
+    """Return the MdExportError that the function raised; None if it raised none."""
     path = folder / "error.json"
     if not path.is_file():
         return None

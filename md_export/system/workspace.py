@@ -1,7 +1,7 @@
-"""Folders for work in progress whose names show that they are no result, and that are swept when their process ends.
+"""Temporary folders for work in progress; those of processes that have ended are removed.
 
-A lock file beside each folder is held as long as its process lives, however it ends. No process number is compared, so
-a number that was given out again, or another container on the same disk, does no harm.
+Each process holds a lock file beside its folder until it ends, in whatever way. Process numbers are not compared,
+because numbers are reused and another container on the same disk has its own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LOCK: Final = ".lock"
 
 @contextmanager
 def workspace(parent: Path) -> Iterator[Path]:
-    """Yield a new folder in ``parent`` and remove it at the end; those of dead processes are removed at the start.
+    """Yield a new folder in ``parent`` and remove it at the end; first remove those of processes that have ended.
 
     Raises:
         OutputError: ``parent`` cannot be written.
@@ -50,7 +50,7 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def sweep(parent: Path) -> None:
-    """Remove what dead processes left in ``parent``; another user's cannot be removed."""
+    """Remove the folders of ended processes in ``parent``, except those of other users."""
     for path in parent.glob(f"{PREFIX}*{_LOCK}"):
         with suppress(PermissionError):
             if (lock := _hold(path)) is not None:
@@ -58,13 +58,13 @@ def sweep(parent: Path) -> None:
 
 
 def is_in_use(parent: Path) -> bool:
-    """Whether a process works in ``parent`` now."""
+    """Return whether a running process has a folder in ``parent``."""
     sweep(parent)
     return any(parent.glob(f"{PREFIX}*{_LOCK}"))
 
 
 def _claim(parent: Path) -> tuple[Path, FileLock]:
-    """Return the path of a new folder and its lock, which is held."""
+    """Return the path of a new folder and its acquired lock."""
     while True:
         folder = parent / f"{PREFIX}{secrets.token_hex(8)}"
         lock = _hold(_lock_of(folder))
@@ -78,7 +78,7 @@ def _lock_of(folder: Path) -> Path:
 
 
 def _hold(path: Path) -> FileLock | None:
-    """Return the lock, held; None where another process holds it."""
+    """Return the acquired lock; None if another process holds it."""
     lock = FileLock(path, timeout=0)
     try:
         lock.acquire()
@@ -88,7 +88,7 @@ def _hold(path: Path) -> FileLock | None:
 
 
 def _remove(folder: Path, lock: FileLock) -> None:
-    """Remove the folder, then its lock file; what cannot be removed is swept another time."""
+    """Remove the folder, then its lock file; a folder that cannot be removed keeps its lock file for the next sweep."""
     shutil.rmtree(folder, ignore_errors=True)
     if not folder.exists():
         _lock_of(folder).unlink(missing_ok=True)

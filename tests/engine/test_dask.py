@@ -110,7 +110,7 @@ class RealKiller(Quiet):
         if self.orphan is None and self.ran[-1:] == ["onnx-fp32: vae_decoder"]:
             for process in psutil.Process().children(recursive=True):
                 with suppress(psutil.Error, IndexError):
-                    if "be_server()" in " ".join(process.cmdline()) and process.ppid() != os.getpid():
+                    if "run_server()" in " ".join(process.cmdline()) and process.ppid() != os.getpid():
                         self.orphan = process.children()[0]
                         process.parent().kill()
 

@@ -194,7 +194,7 @@ def test_the_limit_of_time() -> None:
 def test_the_limit_of_memory() -> None:
     ended = attempt(fill, 600_000_000, Limits(most_bytes=500_000_000))
     assert ended.over_memory
-    assert "more than the 0.50 GB it was given" in ended.death
+    assert "above its limit of 0.50 GB" in ended.death
     assert ended.peak_bytes > 500_000_000
     assert ended.result is None
     with pytest.raises(MachineError, match="x: the process was stopped when it held"):
