@@ -1,1 +1,1 @@
-"""The data that travels between the stages: recipe, scheme, manifest, tensors, names."""
+"""Data that the stages exchange: recipe, scheme, manifest, tensors, names."""

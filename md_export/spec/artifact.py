@@ -1,4 +1,4 @@
-"""One artifact of an export as data, and its files."""
+"""Records about one artifact of an export, and the paths and hashes of its files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NPU_FOLDER: Final = "npu"
 
 @dataclass(frozen=True)
 class RewriteRecord:
-    """How often a rewrite fired in one component; ``exact`` says that it only changes the form."""
+    """Number of times that a rewrite fired in one component; ``exact``: it does not change the computed function."""
 
     name: str
     fired: int
@@ -27,7 +27,7 @@ class RewriteRecord:
 
 @dataclass(frozen=True)
 class Parity:
-    """Worst figures of one artifact over all golden cases, against the golden outputs, in float64.
+    """Worst metrics of one artifact over all golden cases, compared with the golden outputs in float64.
 
     ``guidance_snr_db``: SNR of the difference between the two halves of a guided batch; None without guidance.
     """
@@ -49,13 +49,13 @@ class Measured:
 
 @dataclass(frozen=True)
 class NpuContext:
-    """An ONNX artifact compiled for one chip's NPU; :func:`context_path` returns where it lies.
+    """An ONNX artifact compiled for one chip's NPU; :func:`context_path` returns its path.
 
     Attributes:
         soc: name in SOCS.
-        bytes: of context and binary.
-        nodes: of the graph, all of which the NPU computes.
-        seconds, peak_bytes: of compiling.
+        bytes: size of the context and its binary together.
+        nodes: number of nodes of the graph; the NPU computes all of them.
+        seconds, peak_bytes: time and peak memory of compiling.
     """
 
     soc: str
@@ -67,12 +67,13 @@ class NpuContext:
 
 @dataclass(frozen=True)
 class ArtifactEntry:
-    """One artifact; ``stored`` maps dtype names to bytes of weights found in the file itself.
+    """One artifact.
 
-    ``rewritten_snr_db`` is of the rewritten torch module against a golden case, before it was lowered: the first of
-    those at hand when the artifact was made, which another checkpoint with the same component may share. ``data`` is
-    the file beside it that holds its weights, where they are too large for it; hash and bytes are of both.
-    ``contexts``: what it was compiled to for NPUs.
+    ``stored`` maps dtype names to bytes of weights, as counted in the file. ``rewritten_snr_db`` compares the rewritten
+    torch module, before lowering, with one golden case: the first one available when the artifact was made, possibly
+    of another checkpoint with the same component. ``data`` is a file beside the artifact with its weights, if they are
+    too large for the artifact's file; ``sha256`` and ``bytes`` then cover both files. ``contexts``: compiled forms for
+    NPUs.
     """
 
     component: str
@@ -99,22 +100,22 @@ def shape_of_input(entries: Iterable[ArtifactEntry], name: str) -> tuple[int, ..
 
 
 def artifact_path(folder: Path, entry: ArtifactEntry) -> Path:
-    """Return where the artifact lies.
+    """Return the path of the artifact.
 
     Raises:
-        ArtifactError: it is not there.
+        ArtifactError: it is missing, or not a regular file or folder.
     """
     path = folder / entry.file
     if not path.exists():
         raise ArtifactError(f"{entry.component}: {path} is missing; export again")
     data = path.with_name(data_name(path.name))
     if odd := irregular(path) or (irregular(data) if data.exists() else None):
-        raise ArtifactError(f"{entry.component}: {odd} is a pipe, a device or a broken link, no file; export again")
+        raise ArtifactError(f"{entry.component}: {odd} is a pipe, a device or a broken link, not a file; export again")
     return path
 
 
 def context_path(folder: Path, entry: ArtifactEntry, soc: str) -> Path:
-    """Return where an artifact's context for a chip lies: ``npu/snapdragon-8-elite/unet.onnx``."""
+    """Return the path of an artifact's NPU context for a chip: ``npu/snapdragon-8-elite/unet.onnx``."""
     return folder / NPU_FOLDER / soc / entry.file
 
 
@@ -136,7 +137,7 @@ def bytes_of_artifact(path: Path) -> int:
 
 
 def data_of(path: Path) -> Path | None:
-    """Return the file beside an artifact that holds its weights; None where the artifact holds them."""
+    """Return the file beside an artifact that holds its weights; None if the artifact contains them."""
     data = path.with_name(data_name(path.name))
     return data if data.is_file() else None
 
@@ -147,7 +148,7 @@ def data_name(file: str) -> str:
 
 
 def is_unchanged(folder: Path, entry: ArtifactEntry) -> bool:
-    """Whether the artifact's bytes are those that the manifest was written for."""
+    """Return whether the artifact has the size and hash that the manifest lists."""
     path = artifact_path(folder, entry)
-    # First the size: hashing a file that somebody made endless would not end.
+    # Compare the size first: hashing an endless file would never return.
     return bytes_of_artifact(path) == entry.bytes and sha256_of_artifact(path) == entry.sha256

@@ -1,4 +1,4 @@
-"""Inputs on which ranges of int8 activations are measured, and how a range follows from observed values."""
+"""Calibration of int8 activations: the inputs to observe, and how a range is computed from observed values."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pydantic import ConfigDict
 
 from md_export.errors import RecipeError
 
-# Each case is a run of all three components.
+# Each case runs all three components.
 MOST_CASES: Final = 4096
 _LONGEST_PROMPT: Final = 4096
-# torch's generators take no other seeds.
+# Range of seeds that torch.Generator.manual_seed accepts.
 _LEAST_SEED: Final = -(1 << 63)
 _SEEDS_END: Final = 1 << 64
 ObserverName = Literal["min_max", "percentile", "mse"]
@@ -20,12 +20,12 @@ ObserverName = Literal["min_max", "percentile", "mse"]
 
 @dataclass(frozen=True)
 class RangeRule:
-    """How the range of a value follows from its values on calibration inputs.
+    """Rule that computes the range of an activation from its values on calibration inputs.
 
     Attributes:
-        observer: ``min_max``: from the least to the greatest; ``percentile``: so many percent of them, as many cut off
-            below as above; ``mse``: the range whose 256 levels represent them with the least squared error.
-        percentile: of the observer of that name; in (50, 100].
+        observer: ``min_max``: from the smallest to the largest value; ``percentile``: the central ``percentile`` % of
+            the values; ``mse``: the range with the smallest squared error when 256 levels represent the values.
+        percentile: share of values in the range, for that observer only; in (50, 100].
     """
 
     observer: ObserverName = "min_max"
@@ -34,11 +34,11 @@ class RangeRule:
 
 @dataclass(frozen=True)
 class CalibrationPlan:
-    """A recipe's ``[calibration]``.
+    """The ``[calibration]`` table of a recipe.
 
     Attributes:
-        seeds: of the noise, none of which a golden case of the same prompt may have.
-        prompts: where none are given, those of the golden cases.
+        seeds: seeds of the noise; a golden case with the same prompt must not use any of them.
+        prompts: prompts to compute; None for those of the golden cases.
         observer, percentile: as in :class:`RangeRule`.
     """
 
@@ -50,11 +50,11 @@ class CalibrationPlan:
     percentile: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse contradictions. RecipeError names the field."""
+        """Raise RecipeError, which names the field, for values that contradict each other."""
         for field in ("seeds", "prompts"):
             if getattr(self, field) == ():
                 raise RecipeError(
-                    f"[calibration] {field}: empty, so nothing could be measured; name some, or leave it out"
+                    f"[calibration] {field}: empty, so no range could be measured; give at least one, or leave it out"
                 )
         check_cases("calibration", self.prompts or (), self.seeds)
         if (self.percentile is not None) != (self.observer == "percentile"):
@@ -64,12 +64,12 @@ class CalibrationPlan:
 
     @property
     def rule(self) -> RangeRule:
-        """How ranges follow from observed values."""
+        """Rule for ranges of activations."""
         return RangeRule(self.observer, self.percentile)
 
 
 def check_cases(table: str, prompts: tuple[str, ...], seeds: tuple[int, ...]) -> None:
-    """Raise :class:`RecipeError` for too many cases, and for seeds that torch cannot use."""
+    """Raise :class:`RecipeError` for too many cases or for seeds outside 64 bits, which torch refuses."""
     if max(len(prompts), 1) * len(seeds) > MOST_CASES or len(prompts) > MOST_CASES:
         raise RecipeError(f"[{table}] prompts times seeds are more than {MOST_CASES:,} cases; name fewer")
     if any(len(prompt) > _LONGEST_PROMPT for prompt in prompts):

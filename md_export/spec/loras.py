@@ -11,9 +11,9 @@ from typing import Final
 from md_export.errors import UsageError
 
 SUFFIX: Final = ".safetensors"
-# Beside a file that peft saved; it holds alpha and the patterns of ranks.
+# File that peft saves beside the weights; it holds alpha and the rank patterns.
 PEFT_CONFIG: Final = "adapter_config.json"
-# What peft and diffusers call the file in a folder.
+# Names that peft and diffusers give the file when they save a folder.
 _IN_FOLDER: Final = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 MOST_LORAS: Final = 16
 LARGEST_SCALE: Final = 100.0
@@ -24,9 +24,9 @@ class Lora:
     """A LoRA file and how strongly it is applied.
 
     Attributes:
-        name: the file's name as its user knows it.
-        scale: factor beside the file's own alpha / rank; None where nobody gave one, which is 1.
-        config: peft's config beside the file, if there is one.
+        name: name of the file, for messages.
+        scale: factor in addition to the file's alpha / rank; None means that no scale was given: 1.
+        config: peft's config beside the file, if it exists.
     """
 
     path: Path
@@ -36,7 +36,7 @@ class Lora:
 
     @property
     def factor(self) -> float:
-        """The scale as a number."""
+        """Scale as a number, 1 by default."""
         return 1.0 if self.scale is None else self.scale
 
     def __str__(self) -> str:
@@ -47,16 +47,16 @@ def parse_lora(text: str) -> Lora:
     """Parse ``FILE`` or ``FILE:scale``; FILE may be a folder that peft or diffusers saved.
 
     Raises:
-        UsageError: no such file, or an invalid scale.
+        UsageError: the file does not exist, or the scale is invalid.
     """
     where, (file, scale) = f"LoRA {text!r:.120}", split_lora(text)
     given = Path(file)
     root, names = files_of_lora(given)
     if given.is_dir() and not names:
-        raise UsageError(f"{where}: the folder holds no {' or '.join(_IN_FOLDER)}; give the LoRA's file")
+        raise UsageError(f"{where}: the folder has no {' or '.join(_IN_FOLDER)}; give the LoRA's file")
     path = root / names[0]
     if not path.is_file():
-        raise UsageError(f"{where}: there is no file {file!r:.120}; give FILE or FILE:scale")
+        raise UsageError(f"{where}: the file {file!r:.120} does not exist; give FILE or FILE:scale")
     if path.suffix != SUFFIX:
         raise UsageError(f"{where}: only {SUFFIX} files are read, since others may hold code; convert it")
     if not is_scale(scale):
@@ -65,7 +65,7 @@ def parse_lora(text: str) -> Lora:
 
 
 def files_of_lora(given: Path) -> tuple[Path, tuple[str, ...]]:
-    """Return the folder of a LoRA and the names of its files there: the tensors', and peft's config if there is one."""
+    """Return the folder of a LoRA and the names of its files: the tensors, and peft's config if it exists."""
     if given.is_dir():
         root, files = given, tuple(name for name in _IN_FOLDER if (given / name).is_file())[:1]
     else:
@@ -74,21 +74,21 @@ def files_of_lora(given: Path) -> tuple[Path, tuple[str, ...]]:
 
 
 def parse_loras(texts: Sequence[str]) -> tuple[Lora, ...]:
-    """Parse several LoRAs; raises as :func:`parse_lora`, and where there are too many."""
+    """Parse several LoRAs; raises as :func:`parse_lora`, and UsageError for more than 16."""
     if len(texts) > MOST_LORAS:
-        raise UsageError(f"{len(texts)} LoRAs; {MOST_LORAS} are the most that one model takes")
+        raise UsageError(f"{len(texts)} LoRAs are more than {MOST_LORAS}, the limit for one model; give fewer")
     return tuple(parse_lora(text) for text in texts)
 
 
 def is_scale(scale: object) -> bool:
-    """Whether a value is a scale, or None."""
+    """Return whether a value is None or a valid scale: finite and within ±100."""
     return scale is None or (
         isinstance(scale, (int, float)) and not isinstance(scale, bool) and abs(scale) <= LARGEST_SCALE
     )
 
 
 def anchored(text: str, folder: Path) -> str:
-    """Return the same LoRA with a path relative to ``folder`` made absolute."""
+    """Return the same LoRA; a relative path is resolved against ``folder``."""
     file, _ = split_lora(text)
     return str((folder / file).resolve()) + text[len(file) :]
 

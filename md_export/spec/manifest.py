@@ -1,7 +1,4 @@
-"""``manifest.json``: the contents of an export, how it was made, and whether its files still are what it says.
-
-The last is checked byte by byte and needs nothing but the files.
-"""
+"""``manifest.json``: the contents of an export, how it was made, and a check of its files against their hashes."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ from md_export.system.files import is_plain_name, read_limited, sha256_of
 from md_export.system.terminal_text import first_control
 
 MANIFEST: Final = "manifest.json"
-# In its place, in a folder that holds the functions of several exports.
+# Replaces the manifest in a folder that holds the functions of several exports.
 JOIN: Final = "join.json"
 SCHEMA: Final = 2
 _LARGEST_FILE: Final = 16 << 20
@@ -31,7 +28,7 @@ _FORBID = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 @dataclass(frozen=True)
 class Drift:
-    """How far rewrites that change the function move the pictures, torch against torch on the golden cases."""
+    """Change of the outputs by rewrites that are not exact: rewritten against original torch on the golden cases."""
 
     unet_snr_db: float
     picture_psnr_db: float
@@ -39,7 +36,7 @@ class Drift:
 
 @dataclass(frozen=True)
 class AddedLora:
-    """A LoRA that was fused into the weights: name and SHA-256 of its file, its scale, and what it changes."""
+    """A LoRA that was fused into the weights: name and SHA-256 of its file, scale, and the components it changes."""
 
     name: str
     sha256: str
@@ -49,14 +46,14 @@ class AddedLora:
 
 @dataclass(frozen=True)
 class Manifest:
-    """``manifest.json``: everything that is known about the artifacts beside it.
+    """Content of ``manifest.json``, which describes the artifacts in its folder.
 
     ``files`` maps the path of every other file of the export (golden cases, tokenizer) to its SHA-256, and
-    ``checkpoint_files`` that of every file of the checkpoint, from which ``checkpoint_sha256`` follows.
-    ``steps``: how to take many steps, where the recipe asks for them, and ``one_step`` is of no use.
-    ``schedule``: of an export with the VAE encoder, to start from a picture.
-    ``family``: of the checkpoint. ``zeros_for_empty``: guidance leads away from zeros instead of the empty prompt.
-    ``loras``: what was added to the checkpoint; ``recipe`` is of the checkpoint with them, and does not name them.
+    ``checkpoint_files`` that of every file of the checkpoint; ``checkpoint_sha256`` is computed from these.
+    ``steps``: constants for many steps, if the recipe has a sampler; ``one_step`` is then unused.
+    ``schedule``: noise schedule for image-to-image, if the export has the VAE encoder.
+    ``family``: model family of the checkpoint. ``zeros_for_empty``: unconditional text embeddings are zeros, not those
+    of the empty prompt. ``loras``: LoRAs fused into the checkpoint; ``recipe`` does not name them.
     """
 
     __pydantic_config__ = _FORBID
@@ -81,7 +78,7 @@ class Manifest:
     zeros_for_empty: bool = False
 
     def entry_for(self, component: str) -> ArtifactEntry:
-        """Return the component's artifact; ArtifactError where the export has none."""
+        """Return the component's artifact; raise ArtifactError if the export has none."""
         for entry in self.artifacts:
             if entry.component == component:
                 return entry
@@ -93,13 +90,13 @@ _MANIFEST = TypeAdapter(Manifest)
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
-    """Write ``folder/manifest.json``, keys in declaration order, one indent a level."""
+    """Write ``folder/manifest.json``, with keys in declaration order and one space of indent per level."""
     text = _MANIFEST.dump_json(manifest, indent=2, exclude=_left_out(manifest)).decode()
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
 def without_defaults(family: FamilyName, steps: ManySteps | None) -> dict[str, bool | set[str]]:
-    """Return the fields that a manifest or an index of golden cases leaves out."""
+    """Return the fields with default values, which a manifest or an index of golden cases leaves out."""
     found: dict[str, bool | set[str]] = {"family": True} if family == DEFAULT_FAMILY else {}
     return found | ({} if steps is None or steps.embedded else {"steps": {"embedded"}})
 
@@ -110,7 +107,7 @@ def _left_out(manifest: Manifest) -> dict[str, bool | set[str]]:
 
 
 def manifest_to_dict(manifest: Manifest) -> dict[str, object]:
-    """Return the plain form that JSON has."""
+    """Return the manifest as JSON-ready dicts and lists."""
     plain: dict[str, object] = from_json(_MANIFEST.dump_json(manifest))
     return plain
 
@@ -125,12 +122,12 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file() and (folder / JOIN).is_file():
         raise ArtifactError(f"{folder} holds functions of several exports; take one out with: md-export split {folder}")
     if not path.is_file():
-        raise ArtifactError(f"{folder} holds no {MANIFEST}; point at a folder that md-export wrote")
+        raise ArtifactError(f"{folder} has no {MANIFEST}; name a folder that md-export wrote")
     return manifest_from_bytes(read_limited(path, _LARGEST_FILE, ArtifactError, "export again"), path)
 
 
 def manifest_from_bytes(content: bytes, path: Path) -> Manifest:
-    """Validate a manifest's content; ``path`` stands in error messages.
+    """Validate a manifest's content; ``path`` is for error messages.
 
     Raises:
         ArtifactError: as :func:`read_manifest`.
@@ -152,7 +149,7 @@ def _check_recipe(manifest: Manifest, path: Path) -> None:
     recipe = manifest.recipe
     if manifest.target != recipe.target:
         raise ArtifactError(
-            f"{path} is of {manifest.target!r:.40}, its recipe of {recipe.target!r:.40}; it was edited, export again"
+            f"{path} is for {manifest.target!r:.40}, its recipe for {recipe.target!r:.40}; it was edited, export again"
         )
     one_step = manifest.steps is None and recipe.sampler is None
     if not one_step and (manifest.steps is None or not manifest.steps.agrees(recipe.sampler)):
@@ -174,7 +171,7 @@ def _check_entries(manifest: Manifest, path: Path) -> None:
         if not is_plain_name(entry.file):
             raise ArtifactError(f"{path}: artifact file {entry.file!r:.80} is not a plain name; export again")
         if entry.data not in (None, data_name(entry.file)):
-            raise ArtifactError(f"{path}: weights of {entry.file} cannot lie in {entry.data!r:.80}; export again")
+            raise ArtifactError(f"{path}: weights of {entry.file} cannot be in {entry.data!r:.80}; export again")
         if tuple(context.soc for context in entry.contexts) != manifest.recipe.npu:
             raise ArtifactError(f"{path}: {entry.component} was not compiled for the recipe's chips; export again")
 
@@ -188,12 +185,12 @@ def first_finding(error: ValidationError | RecursionError) -> str:
 
 
 def files_beside(folder: Path, entries: Iterable[ArtifactEntry]) -> dict[str, str]:
-    """Return the SHA-256 of each of :func:`paths_beside`."""
+    """Return the SHA-256 of each file of :func:`paths_beside`."""
     return {name: sha256_of(path) for name, path in paths_beside(folder, entries).items()}
 
 
 def paths_beside(folder: Path, entries: Iterable[ArtifactEntry]) -> dict[str, Path]:
-    """Return every file of an export but its manifest and artifacts, by its name there, sorted."""
+    """Return every file of an export except its manifest and artifacts, sorted by relative name."""
     known = {MANIFEST, *(name for entry in entries for name in (entry.file, entry.data))}
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     names = {path.relative_to(folder).as_posix(): path for path in paths}
@@ -205,12 +202,12 @@ _INDEX = f"{GOLDEN_FOLDER}/index.json"
 
 @dataclass(frozen=True)
 class Checked:
-    """One export.
+    """Result of the check of one export.
 
     Attributes:
-        files: how many files, and packages, were held against their hash.
-        differences: what is missing or altered, one line each.
-        unlisted: files that the manifest does not know; they lie there since.
+        files: number of files and packages compared with their hash.
+        differences: one line for each missing or altered file.
+        unlisted: files that the manifest does not list; they were added after the export.
     """
 
     folder: Path
@@ -223,16 +220,16 @@ def check_exports(out: Path) -> tuple[Checked, ...]:
     """Check the export in ``out``, or each one in a folder of exports.
 
     Raises:
-        ArtifactError: there is none, or a manifest cannot be read.
+        ArtifactError: ``out`` has no export, or a manifest cannot be read.
     """
     folders = [out] if (out / MANIFEST).is_file() else sorted(path.parent for path in out.glob(f"[!.]*/{MANIFEST}"))
     if not folders:
-        raise ArtifactError(f"{out} holds no export; point at a folder that md-export wrote")
+        raise ArtifactError(f"{out} has no export; name a folder that md-export wrote")
     return tuple(check_export(folder) for folder in folders)
 
 
 def check_export(folder: Path) -> Checked:
-    """Hold every file of one export against its manifest."""
+    """Compare every file of one export with its manifest."""
     manifest = read_manifest(folder)
     listed = _listed(manifest, folder)
     differences = [*_altered_artifacts(folder, manifest), *altered_files(folder, manifest)]
@@ -240,13 +237,13 @@ def check_export(folder: Path) -> Checked:
 
 
 def unlisted_files(folder: Path, manifest: Manifest) -> tuple[str, ...]:
-    """Return the names of files in ``folder`` that the manifest does not know."""
+    """Return the names of files in ``folder`` that the manifest does not list."""
     listed = _listed(manifest, folder)
     return tuple(name for name in paths_beside(folder, manifest.artifacts) if name not in listed)
 
 
 def _listed(manifest: Manifest, folder: Path) -> dict[str, str]:
-    """Hashes of all files beside the artifacts; an older manifest knows the index of golden cases only."""
+    """Return the hashes of all files beside the artifacts; an older manifest lists only the index of golden cases."""
     for name in manifest.files:
         if not all(is_plain_name(part) for part in name.split("/")):
             raise ArtifactError(f"{folder / MANIFEST} lists the file {name!r:.80}, which lies outside; export again")
@@ -263,7 +260,7 @@ def _altered_artifacts(folder: Path, manifest: Manifest) -> Iterator[str]:
 
 
 def altered_files(folder: Path, manifest: Manifest) -> Iterator[str]:
-    """Yield a line for each file beside the artifacts that is missing, or has another hash than the manifest's."""
+    """Yield a line for each file beside the artifacts that is missing or differs from its hash in the manifest."""
     for name, digest in _listed(manifest, folder).items():
         if not (folder / name).is_file():
             yield f"{name} is missing"

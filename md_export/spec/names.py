@@ -1,8 +1,8 @@
-"""Names of components, sampling methods and phones, for tables, recipes and the command line; nothing is loaded.
+"""Names of components, sampling methods and phone chips for tables, recipes and the command line; imports no library.
 
-A phone's chip is known by Qualcomm's own numbers ``model`` and ``htp``: ``QNN_SOC_MODEL_<part>`` of its QNN SDK
-(``QnnTypes.h``) and the architecture of its Hexagon Tensor Processor, whose NPU an ONNX graph can be compiled for. The
-SDK's "Supported Snapdragon devices" has both, and so has the table of ExecuTorch's Qualcomm backend, which is public:
+A Snapdragon chip has two of Qualcomm's numbers: ``model``, which is ``QNN_SOC_MODEL_<part>`` in the QNN SDK
+(``QnnTypes.h``), and ``htp``, the architecture of its NPU, the Hexagon Tensor Processor. Both are in the SDK's table
+"Supported Snapdragon devices" and, publicly, in ExecuTorch's Qualcomm backend:
 ``backends/qualcomm/serialization/qc_schema.py``.
 """
 
@@ -15,9 +15,10 @@ from typing import Final, Literal, get_args
 ComponentName = Literal[
     "text_encoder", "text_encoder_2", "vae_encoder", "t2i_adapter", "controlnet", "unet", "transformer", "vae_decoder"
 ]
-# In which they run, and stand in an export.
+# Order in which components run, and in which an export lists them.
 ORDER: Final[tuple[ComponentName, ...]] = get_args(ComponentName)
-# Those that only some families or checkpoints have, each with the one whose scheme, tolerance and costs it shares.
+# Components that only some families or checkpoints have, each with the component that gives its default scheme,
+# tolerance and costs.
 OPTIONAL_NAMES: Final[Mapping[str, str]] = {
     "text_encoder_2": "text_encoder",
     "vae_encoder": "vae_decoder",
@@ -25,19 +26,19 @@ OPTIONAL_NAMES: Final[Mapping[str, str]] = {
     "controlnet": "unet",
     "transformer": "unet",
 }
-# Those that stand for the whole model in a recipe.
+# A recipe with all of these exports the whole model.
 COMPONENT_NAMES: Final = tuple(name for name in ORDER if name not in OPTIONAL_NAMES)
 # Components that may be cut into chunks, which are called ``unet_chunk1``, ``unet_chunk2`` and so on.
 CUTTABLE: Final[tuple[ComponentName, ...]] = ("unet", "transformer")
 MOST_CHUNKS: Final = 16
 _CHUNK: Final = "_chunk"
-# Values that a chunk gives to later chunks begin so.
+# Prefix of the names of values that a chunk passes to later chunks.
 BORDER: Final = "border_"
-# Model families, in the files of models/families; exports and golden cases name theirs, and after a colon in how many
-# chunks the denoiser is: ``sd15:2``.
+# Model families, in the files of models/families. Exports and golden cases store the family, with the number of chunks
+# of the denoiser after a colon: ``sd15:2``.
 FamilyName = str
 FAMILY_PATTERN: Final = "^(md|sd15|sdxl|pixart|dit)(:([2-9]|1[0-6]))?$"
-# Of exports and golden cases that name none.
+# Family of exports and golden cases that store none.
 DEFAULT_FAMILY: Final[FamilyName] = "md"
 
 # Sampling methods, in the files of models/sampling.
@@ -51,14 +52,14 @@ _SDK: Final = "QNN SDK, Supported Snapdragon devices; ExecuTorch, backends/qualc
 
 @dataclass(frozen=True)
 class Soc:
-    """One generation of phones.
+    """A phone chip with an NPU.
 
     Attributes:
-        name: as recipes and ``--npu`` have it.
-        title: as phones are sold with it.
-        part: Qualcomm's number of the chip, which Android tells in ``ro.soc.model``.
-        model, htp: the compiler's numbers for the chip and its NPU's architecture.
-        source: of both.
+        name: name in recipes and for ``--npu``.
+        title: Qualcomm's product name.
+        part: Qualcomm's part number; Android returns it as ``ro.soc.model``.
+        model, htp: the compiler's numbers of the chip and of the architecture of its NPU.
+        source: source of both numbers.
     """
 
     name: str
@@ -86,13 +87,13 @@ def chunk_names(component: str, count: int) -> tuple[str, ...]:
 
 
 def part_names(components: Iterable[str], count: int) -> tuple[str, ...]:
-    """Return components with chunks in place of those that are cut into ``count``; 0: nothing is."""
+    """Return the components, with those that can be cut replaced by ``count`` chunks; 0 leaves all whole."""
     names = (chunk_names(name, count) if count and name in CUTTABLE else (name,) for name in components)
     return tuple(part for of in names for part in of)
 
 
 def whole_of(name: str) -> str:
-    """Return the component that a chunk is of; any other component itself."""
+    """Return the component that a chunk belongs to; ``name`` itself if it is no chunk."""
     return name.partition(_CHUNK)[0]
 
 

@@ -1,7 +1,7 @@
-"""A shipping configuration as data: target, scheme, rewrites, thresholds, golden prompts.
+"""A recipe as data: target, scheme, rewrites, thresholds, golden prompts.
 
-It is read by :mod:`md_export.spec.recipe_file`. Thresholds have no default, but for ``guidance_snr_db``: a recipe that
-lacks one is refused.
+:mod:`md_export.spec.recipe_file` reads it. Thresholds except ``guidance_snr_db`` have no default: a recipe that lacks
+one is refused.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from md_export.system.files import is_plain_name
 
 @dataclass(frozen=True)
 class Regression:
-    """Most by which one component, or the picture, may get worse; improvements never fail.
+    """Limits on how much worse than an older export a component or the picture may be; improvements never fail.
 
     Attributes:
-        snr_db_loss: of a component's SNR, in dB.
-        picture_psnr_db_loss: of the picture's PSNR, in dB.
-        bytes_growth, ops_growth: of an artifact's size and number of operations, as a share of the older one's.
-        new_lint_findings: operations that a rule of lint speaks against and that were not there before.
-        new_cpu_ops: operations that the GPU engine leaves to the CPU and did not before; judged with ``--gpu``.
+        snr_db_loss: loss of a component's SNR, in dB.
+        picture_psnr_db_loss: loss of the picture's PSNR, in dB.
+        bytes_growth, ops_growth: growth of an artifact's size and number of operations, as a share of the older one's.
+        new_lint_findings: number of operations with a lint finding that the older artifact does not have.
+        new_cpu_ops: number of operations that the GPU engine newly leaves to the CPU; checked with ``--gpu``.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -45,7 +45,7 @@ class Regression:
     new_cpu_ops: int
 
 
-# Modules that VAE encoder and decoder have under the same name.
+# Modules with the same name in the VAE encoder and decoder.
 _OF_BOTH: Final = ("conv_in", "conv_out", "mid_block")
 _LONGEST_NAME: Final = 200
 _EASED_DB: Final = 4.0
@@ -57,7 +57,7 @@ _FORBID = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Least quality of one component's outputs, compared with the golden ones in float64.
+    """Thresholds for one component's outputs, compared with the golden outputs in float64.
 
     ``guidance_snr_db`` is for the difference between the outputs with the prompt and without it, which guidance
     multiplies (arXiv 2207.12598). At 10 dB the error is a third of the difference. It can be far larger than the error
@@ -73,7 +73,7 @@ class Tolerance:
     guidance_snr_db: float = 10.0
 
     def of_inner_values(self) -> Tolerance:
-        """Return the tolerance of values that a chunk gives to later chunks, of any scale and shape."""
+        """Return the tolerance for values that a chunk passes to later chunks, which may have any scale and shape."""
         return Tolerance(self.snr_db - _INNER_DB, guidance_snr_db=self.guidance_snr_db)
 
 
@@ -87,34 +87,33 @@ class GoldenPlan:
     seeds: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
-        """Refuse too many cases. RecipeError names the field."""
+        """Raise RecipeError, which names the field, for too many cases."""
         check_cases("golden", self.prompts, self.seeds)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One shipping configuration.
+    """Configuration of one export.
 
     Attributes:
         schemes, tolerances: one entry per component.
         rewrites: names from REWRITES, applied in this order.
-        allow_drift: take rewrites that the checkpoint was not trained with.
-        deployment_target: oldest system that must load a Core ML package; iOS17 where a recipe names none.
-        min_litert: oldest LiteRT that apps run a TFLite file with (``2.1.6``); an artifact that a known fault of this
-            or of a later version concerns is refused; ``any``, as without it: none is.
-        layout: whose names and shapes a Core ML package's surface has; our own where a recipe names none.
-        form: what onnxruntime makes of an ONNX graph: a file for its mobile builds (``ort``), or one that is fused for
-            the processor at hand (``cpu_fused``); a portable graph where a recipe names none.
-        npu: chips from SOCS for whose NPUs each ONNX graph is compiled, too.
-        calibration: what int8 activations and rounding are calibrated on; every other golden case where a recipe names
-            nothing.
-        regression: how much worse than an older export one may be; comparing needs it.
-        size, timestep, clip_skip, chunks: as in :class:`md_export.spec.variant.Variant`; chunks have schemes and
-            tolerances of their own in a recipe that a plan has :meth:`cut`.
-        sampler: more steps than one.
-        loras: added to the checkpoint, each ``FILE`` or ``FILE:scale``; in a file, paths are relative to it.
-        optional_schemes, optional_tolerances: what a file says of components that it does not list, for
-            :meth:`widened`; not written.
+        allow_drift: allow rewrites that change the function and that the checkpoint was not trained with.
+        deployment_target: oldest system that must load a Core ML package; None for iOS17.
+        min_litert: oldest LiteRT version that apps run a TFLite file with (``2.1.6``); artifacts with a known fault in
+            this or a later version are refused. None or ``any``: no artifact is refused.
+        layout: ``swift`` for the input and output names and shapes of Apple's Swift package; None for ours.
+        form: file that onnxruntime writes from an ONNX graph: ``ort`` for its mobile builds, ``cpu_fused`` with fused
+            operations for this machine's processor; None for a portable graph.
+        npu: chips from SOCS; each ONNX graph is also compiled for their NPUs.
+        calibration: inputs for calibrating int8 activations and rounding; None for every other golden case.
+        regression: limits for a comparison with an older export; a comparison needs it.
+        size, timestep, clip_skip, chunks: as in :class:`md_export.spec.variant.Variant`; after :meth:`cut`, each chunk
+            has an entry in ``schemes`` and ``tolerances``.
+        sampler: many steps; None for one step.
+        loras: LoRAs to add to the checkpoint, each ``FILE`` or ``FILE:scale``; paths in a file are relative to it.
+        optional_schemes, optional_tolerances: entries of a file for components that it does not list, for
+            :meth:`widened`; not serialized.
     """
 
     __pydantic_config__ = _FORBID
@@ -145,10 +144,10 @@ class Recipe:
     optional_tolerances: Annotated[dict[str, Tolerance], Field(exclude=True)] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse recipes that no target can carry out. RecipeError names the field."""
+        """Raise RecipeError, which names the field, for a recipe that no target can carry out."""
         if self.variant.timestep is not None and self.sampler is not None:
-            raise RecipeError("timestep: it is for one step, and [sampler] has its own; leave out the one or the other")
-        # Stands in titles, which read brackets as styles, and in names of files.
+            raise RecipeError("timestep is for one step and [sampler] sets its timesteps; leave out one of the two")
+        # The name is used in titles, where rich reads brackets as styles, and in names of files.
         if not is_plain_name(self.name) or self.name.startswith(".") or set(self.name) & set("[]"):
             raise RecipeError(f"name: {self.name!r:.80} could not name a file; take letters, digits, - and _")
         for check in CHECKS:
@@ -156,25 +155,25 @@ class Recipe:
 
     @model_serializer(mode="wrap")
     def _serialized(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out chunks where there are none, as before recipes had them."""
+        """Leave out ``chunks`` if it is None, so that recipes from before it existed serialize unchanged."""
         plain: dict[str, Any] = handler(self)
         return plain if self.chunks else {name: value for name, value in plain.items() if name != "chunks"}
 
     @property
     def variant(self) -> Variant:
-        """Variant of the checkpoint that the recipe exports; raises RecipeError if no checkpoint supports it."""
+        """Variant of the checkpoint to export; raises RecipeError if no checkpoint supports it."""
         guidance = None if self.sampler is None else self.sampler.guidance
         return Variant(self.size, self.timestep, self.clip_skip, guidance, self.chunks)
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of the artifacts: the components, or the chunks of a component that is cut."""
+        """Names of the artifacts: the components, with the chunks of a component that is cut."""
         return part_names(self.components, self.chunks if isinstance(self.chunks, int) else 0)
 
     def cut(self, chunks: int | None) -> Recipe:
-        """Return the recipe for so many chunks, each with scheme and tolerance of the component that it is of.
+        """Return the recipe with ``chunks`` chunks, each with the scheme and tolerance of the component that was cut.
 
-        What a chunk gives to later chunks may have 10 dB less: the whole's tolerance judges what becomes of it.
+        Values between chunks may have 10 dB less, because the outputs that depend on them are checked in full.
         """
         recipe = dataclasses.replace(self, chunks=chunks)
         wholes = {part: whole_of(part) for part in recipe.parts if part not in self.schemes}
@@ -187,7 +186,7 @@ class Recipe:
         )
 
     def varied(self, variant: Variant) -> Recipe:
-        """Return the recipe with the fields that ``variant`` sets, which its name tells."""
+        """Return the recipe with the fields that ``variant`` sets, and with a suffix for them in its name."""
         return dataclasses.replace(
             self,
             name=f"{self.name}{variant.suffix}",
@@ -198,7 +197,7 @@ class Recipe:
         )
 
     def adapted(self, loras: tuple[str, ...]) -> Recipe:
-        """The same recipe with some LoRAs more, its name followed by them; none: as it is."""
+        """Return the recipe with additional LoRAs, and with a suffix for them in its name; unchanged without any."""
         if not loras:
             return self
         return dataclasses.replace(self, name=f"{self.name}{label(loras)}"[:_LONGEST_NAME], loras=(*self.loras, *loras))
@@ -210,10 +209,10 @@ class Recipe:
         method: Method | None = None,
         negative: str | None = None,
     ) -> Recipe:
-        """The same recipe in so many steps, its name followed by the method; None: as it is.
+        """Return the recipe with this number of steps, and with the method in its name; None leaves it unchanged.
 
         Raises:
-            RecipeError: guidance or a method for one step, or a rewrite that is right for one step only.
+            RecipeError: guidance or a method for one step, or a rewrite that is valid for one step only.
         """
         plan = sampler_of(steps, guidance, method, self.sampler, negative)
         if plan is None or plan == self.sampler:
@@ -222,9 +221,9 @@ class Recipe:
         return dataclasses.replace(self, name=name, sampler=plan)
 
     def eased(self) -> Recipe:
-        """The same recipe with thresholds for random weights, a few dB lower.
+        """Return the recipe with thresholds for random weights, 4 dB lower.
 
-        Outputs of random weights are sums of many small terms that cancel, so rounding is larger beside them.
+        Outputs of random weights are sums of many small terms that cancel, so rounding errors are relatively larger.
         """
         tolerances = {
             name: dataclasses.replace(
@@ -238,13 +237,13 @@ class Recipe:
 
     @property
     def encodes(self) -> bool:
-        """Whether the VAE encoder is among its components."""
+        """Whether the recipe has the VAE encoder."""
         return "vae_encoder" in self.components
 
     def widened(self, components: tuple[str, ...]) -> Recipe:
-        """The same recipe with those of ``components`` that it lacks and that not every checkpoint has.
+        """Return the recipe with the optional components among ``components`` added.
 
-        Each has scheme and tolerance of the one that it stands beside, but for the rules for that one's modules.
+        Each gets the scheme and tolerance of its counterpart in OPTIONAL_NAMES, without rules for single modules.
         """
         added = [name for name in components if name in OPTIONAL_NAMES and name not in self.components]
         schemes, tolerances = dict(self.schemes), dict(self.tolerances)
@@ -263,9 +262,10 @@ class Recipe:
         )
 
     def completed(self, components: tuple[str, ...]) -> Recipe:
-        """The same recipe with all that a checkpoint's pictures need, where it is of a whole model.
+        """Return the recipe with all components of a checkpoint, if it exports a whole model; else unchanged.
 
-        ``components``: what the checkpoint is made of; another family's, such as the UNet beside a transformer, goes.
+        ``components``: those of the checkpoint. Components of other families, such as the UNet for a checkpoint with a
+        transformer, are removed.
         """
         if not set(COMPONENT_NAMES) <= set(self.components):
             return self
@@ -273,10 +273,10 @@ class Recipe:
         return widened.narrowed(tuple(name for name in widened.components if name in {*components, *OPTIONAL_NAMES}))
 
     def narrowed(self, components: tuple[str, ...]) -> Recipe:
-        """The same recipe for some of its components.
+        """Return the recipe with only the given components; unchanged if none are given.
 
         Raises:
-            RecipeError: a component that the recipe does not have.
+            RecipeError: the recipe does not have a component.
         """
         for name in components:
             if name not in self.components:

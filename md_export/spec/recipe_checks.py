@@ -1,4 +1,4 @@
-"""Checks of a recipe for fields that contradict each other, which no target can carry out."""
+"""Checks of a recipe for fields that contradict each other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from md_export.spec.names import CUTTABLE, SOCS
 if TYPE_CHECKING:
     from md_export.spec.recipe import Recipe
 
-# Fields that a recipe file writes as tables for all components together.
+# Fields that a recipe file writes as one table for all components.
 TABLES: Final = {"schemes": "scheme", "tolerances": "tolerance"}
 _OF_ONE_TARGET: Final = {
     "deployment_target": "coreml",
@@ -20,7 +20,7 @@ _OF_ONE_TARGET: Final = {
     "npu": "onnx",
     "min_litert": "tflite",
 }
-# For recipes that extend one with a version.
+# Lets a recipe that extends one with a version allow every version.
 ANY_LITERT: Final = "any"
 _VERSION: Final = re.compile(r"[0-9]{1,4}(\.[0-9]{1,4}){0,2}")
 
@@ -36,7 +36,7 @@ def _check_layout(recipe: Recipe) -> None:
     if recipe.sampler is not None:
         raise RecipeError(
             f"recipe {recipe.name}: layout {recipe.layout} is for one step, and [sampler] takes "
-            f"{recipe.sampler.steps}; leave out the one or the other"
+            f"{recipe.sampler.steps}; leave out one of the two"
         )
     if recipe.variant.sides and len(set(recipe.variant.sides)) > 1:
         raise RecipeError(
@@ -45,12 +45,12 @@ def _check_layout(recipe: Recipe) -> None:
     if isinstance(recipe.chunks, int) and recipe.chunks != 2:
         raise RecipeError(
             f"recipe {recipe.name}: layout {recipe.layout} reads a UNet in one file or in 2 chunks, not in "
-            f"{recipe.chunks}; give --chunks 2, or leave out the one or the other"
+            f"{recipe.chunks}; give --chunks 2, or leave out one of the two"
         )
     if recipe.encodes:
         raise RecipeError(
-            f"recipe {recipe.name}: layout {recipe.layout} has no place for a VAE encoder that gives a latent's mean; "
-            "leave out the one or the other"
+            f"recipe {recipe.name}: layout {recipe.layout} has no place for a VAE encoder that returns the "
+            "latent's mean; leave out one of the two"
         )
 
 
@@ -75,15 +75,15 @@ def _check_chunks(recipe: Recipe) -> None:
             "leave it out"
         )
     if recipe.chunks is not None and recipe.npu:
-        raise RecipeError(f"recipe {recipe.name}: npu compiles whole components, not chunks; give the one or the other")
+        raise RecipeError(f"recipe {recipe.name}: npu compiles whole components, not chunks; leave out one of the two")
 
 
 def _check_npu(recipe: Recipe) -> None:
     for soc in recipe.npu:
         if soc not in SOCS:
-            raise RecipeError(f"npu: {soc!r:.40} is no chip that is known here; use {', '.join(SOCS)}")
+            raise RecipeError(f"npu: {soc!r:.40} is not a known chip; use {', '.join(SOCS)}")
     if recipe.npu and recipe.form:
-        raise RecipeError(f"recipe {recipe.name}: the NPU's compiler takes no form {recipe.form}; give npu or form")
+        raise RecipeError(f"recipe {recipe.name}: the NPU's compiler cannot read form {recipe.form}; leave out one")
     if len(set(recipe.npu)) < len(recipe.npu):
         raise RecipeError(f"recipe {recipe.name}: npu names a chip twice: {', '.join(recipe.npu)}")
 
@@ -106,7 +106,7 @@ def _check_components(recipe: Recipe) -> None:
                 raise RecipeError(f"recipe {recipe.name}: [{table}.{name}] is missing")
 
 
-# Each raises RecipeError, which names the field.
+# Each check raises RecipeError, which names the field.
 CHECKS: Final = (
     _check_sampler,
     _check_layout,

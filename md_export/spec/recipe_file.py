@@ -1,4 +1,4 @@
-"""Recipes as files: TOML in, JSON for workers and manifests; errors name file, table and field.
+"""Read recipes from TOML files, and serialize them as JSON for workers and manifests.
 
 Recipes are TOML files (``recipes/README.md`` documents every field); a flag such as ``--fp16`` names one of them.
 """
@@ -32,15 +32,15 @@ from md_export.system.terminal_text import first_control
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-# The rules of a search for each of the full-size model's 700 modules have 50 KB.
+# A recipe from a search, with a rule for each of the full-size model's 700 modules, has 50 KB.
 _LARGEST_FILE: Final = 1 << 17
 
 
 def read_toml(path: Path) -> dict[str, object]:
-    """Return the table in a recipe's file.
+    """Return the content of a recipe file.
 
     Raises:
-        RecipeError: it cannot be read, is too large, or is no TOML.
+        RecipeError: the file cannot be read, is too large, or is not TOML.
     """
     try:
         content = read_regular(path, _LARGEST_FILE)
@@ -48,13 +48,13 @@ def read_toml(path: Path) -> dict[str, object]:
         known = ", ".join(builtin_recipes())
         raise RecipeError(f"{path}: cannot be read: {error.strerror}; name a .toml file or one of {known}") from error
     if content is None:
-        raise RecipeError(f"{path}: no regular file of at most {_LARGEST_FILE} bytes; this is no recipe")
+        raise RecipeError(f"{path}: not a regular file of at most {_LARGEST_FILE} bytes; name a recipe")
     return _parse_toml(content, path)
 
 
 def _parse_toml(content: bytes, path: Path) -> dict[str, object]:
     try:
-        return tomli.loads(content.decode())  # the standard library's takes the square of a dotted key's length
+        return tomli.loads(content.decode())  # tomllib's time grows with the square of a dotted key's length
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: cannot be read: {error}") from error
     except (ValueError, RecursionError, MemoryError) as error:
@@ -63,7 +63,7 @@ def _parse_toml(content: bytes, path: Path) -> dict[str, object]:
 
 _RECIPE = TypeAdapter(Recipe)
 _MOST_FINDINGS: Final = 20
-# Recipes that extend each other.
+# Longest chain of recipes that extend each other.
 _MOST_EXTENDED: Final = 8
 
 
@@ -77,24 +77,24 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def _extended(values: dict[str, object], path: Path, depth: int = 0) -> dict[str, object]:
-    """Return the fields of a file, over those of the recipe that it ``extends``: a shipped one, or a file beside it."""
+    """Return the fields of a file merged over those of the recipe that it ``extends``, a shipped one or a file."""
     values = {**values, **_anchored(values, path)}
     base = values.pop("extends", None)
     if base is None:
         return values
     if not isinstance(base, str) or depth == _MOST_EXTENDED:
         raise RecipeError(
-            f"{path}: extends: {base!r:.80} is no recipe, or extends itself; name a recipe that ships, or a .toml file "
+            f"{path}: extends: {base!r:.80} is not a recipe, or extends itself; name a shipped recipe, or a .toml file "
             "relative to this one"
         )
     if "name" not in values:
-        raise RecipeError(f"{path}: name is missing: a recipe that extends another has a name of its own")
+        raise RecipeError(f"{path}: name is missing; a recipe that extends another needs a different name")
     file = recipe_file(path.parent / base) if base not in builtin_recipes() else recipe_file(Path(base))
     return _merged(_extended(read_toml(file), file, depth + 1), values)
 
 
 def _anchored(values: Mapping[str, object], path: Path) -> dict[str, object]:
-    """Return the LoRAs of a file, relative to it; what is no list of names is left to the validation."""
+    """Return the LoRAs of a file with paths resolved against it; validation refuses anything but a list of names."""
     loras = values.get("loras")
     if not isinstance(loras, list) or not all(isinstance(lora, str) for lora in loras):
         return {}
@@ -102,7 +102,7 @@ def _anchored(values: Mapping[str, object], path: Path) -> dict[str, object]:
 
 
 def _merged(base: Mapping[str, object], own: Mapping[str, object]) -> dict[str, object]:
-    """Return the fields of both; of a table in both, the fields of both, and of anything else its own."""
+    """Return the fields of both, tables merged recursively; where both have another value, that of ``own``."""
     merged = {**base, **own}
     for key in base.keys() & own.keys():
         old, new = base[key], own[key]
@@ -112,7 +112,7 @@ def _merged(base: Mapping[str, object], own: Mapping[str, object]) -> dict[str, 
 
 
 def recipe_from_toml(content: bytes, path: Path) -> Recipe:
-    """Validate a recipe file's content; ``path`` stands in error messages.
+    """Validate a recipe file's content; ``path`` is for error messages.
 
     Raises:
         RecipeError: as :func:`load_recipe`.
@@ -121,11 +121,11 @@ def recipe_from_toml(content: bytes, path: Path) -> Recipe:
 
 
 def recipe_from_dict(values: Mapping[str, object], source: str) -> Recipe:
-    """Validate the spread-out form that :func:`recipe_to_dict` writes; ``source`` stands in error messages."""
+    """Validate a recipe as :func:`recipe_to_dict` returns it; ``source`` is for error messages."""
     if (found := first_control(values)) is not None:
-        raise RecipeError(f"{source}: {found} holds a control character, which no recipe needs; take it out")
+        raise RecipeError(f"{source}: {found} has a control character; remove it")
     try:
-        # Through JSON: strict mode then takes arrays for tuples and integers for floats, and nothing else.
+        # From JSON, pydantic's strict mode accepts arrays for tuples and integers for floats; from Python it does not.
         return _RECIPE.validate_json(json.dumps(values))
     except ValidationError as error:
         findings = [_describe(source, dict(item)) for item in error.errors()[:_MOST_FINDINGS]]
@@ -137,13 +137,13 @@ def recipe_from_dict(values: Mapping[str, object], source: str) -> Recipe:
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
-    """Plain JSON-ready form; :func:`recipe_from_dict` reads it back."""
+    """Return the recipe as JSON-ready dicts and lists; :func:`recipe_from_dict` reads them."""
     plain: dict[str, Any] = from_json(_RECIPE.dump_json(recipe))
     return plain
 
 
 def _spread(values: Mapping[str, object], path: Path) -> dict[str, object]:
-    """Resolve ``[scheme]`` and ``[scheme.unet]`` into one entry per component."""
+    """Return the fields with ``[scheme]`` and ``[scheme.unet]`` resolved into one entry per component."""
     components = values.get("components", list(COMPONENT_NAMES))
     names = [name for name in components if isinstance(name, str)] if isinstance(components, list) else []
     spread = {key: value for key, value in values.items() if key not in TABLES.values()}
@@ -159,7 +159,7 @@ def _spread(values: Mapping[str, object], path: Path) -> dict[str, object]:
             spread["picture_psnr_db"] = shared.pop("picture_psnr_db")
         for key, value in content.items():
             if isinstance(value, dict) and key not in ORDER:
-                raise RecipeError(f"{path}: [{table}.{key}] names no component; use {', '.join(ORDER)}")
+                raise RecipeError(f"{path}: [{table}.{key}] is not a component; use {', '.join(ORDER)}")
         spread[field] = {name: {**shared, **content.get(name, {})} for name in names}
         aside = [name for name in OPTIONAL_NAMES if name in content and name not in names]
         if aside:
@@ -168,7 +168,7 @@ def _spread(values: Mapping[str, object], path: Path) -> dict[str, object]:
 
 
 def _describe(source: str, item: Mapping[str, Any]) -> str:
-    """One pydantic finding as ``file: [table] field: what is wrong``."""
+    """Return one pydantic error as ``file: [table] field: message``."""
     where = [str(part).removeprefix("optional_") for part in item["loc"]]
     if where and where[0] in TABLES:
         where[0] = TABLES[where[0]]
@@ -187,7 +187,7 @@ def _describe(source: str, item: Mapping[str, Any]) -> str:
 
 
 def _without_repeats(findings: list[str]) -> list[str]:
-    """A shared ``[scheme]`` field is wrong for every component alike: say it once."""
+    """Return the errors with each of a shared ``[scheme]`` table once instead of once per component."""
     shared = [re.sub(rf"\[(\w+)\.({'|'.join(ORDER)})\]", r"[\1]", text) for text in findings]
     kept = [short if shared.count(short) > 1 else full for short, full in zip(shared, findings, strict=True)]
     return list(dict.fromkeys(kept))

@@ -1,4 +1,4 @@
-"""Samplers of one or many steps: the recipe's plan, and the constants that an app needs to run the steps."""
+"""Sampling in one or many steps: the recipe's plan, and the constants that an app needs to run the steps."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ _FORBID: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _MOST_STEPS: Final = 1000
 _MOST_TIMESTEPS: Final = 100_000
 _LARGEST_GUIDANCE: Final = 100.0
-# Default guidance, as in Stable Diffusion; methods of distilled models, whose UNets were trained to need none.
+# Default guidance of Stable Diffusion.
 _USUAL_GUIDANCE: Final = 7.5
-# Of diffusers' LatentConsistencyModelPipeline, for UNets that embed the factor.
+# Default of diffusers' LatentConsistencyModelPipeline, for UNets with the guidance as an input.
 EMBEDDED_GUIDANCE: Final = 8.5
+# Methods for distilled models, trained to work without guidance.
 _UNGUIDED: Final[tuple[Method, ...]] = ("lcm", "tcd")
 # Number of UNet calls that a golden case of many steps stores, including the first and the last.
 _RECORDED: Final = 4
-# Rewrites that fold one timestep into the weights, so they are right only at that timestep.
-OF_ONE_STEP: Final = ("fold_timestep", "fold_x0")
+# Rewrites that fold one timestep into the weights, so they are valid only for that timestep.
+ONE_STEP_REWRITES: Final = ("fold_timestep", "fold_x0")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class OneStep:
 
     @property
     def notes(self) -> dict[str, str]:
-        """Return the constants as an artifact's metadata has them; floats parse back exactly."""
+        """Constants as metadata of an artifact; floats parse back exactly."""
         return {
             "prediction_type": self.prediction_type,
             "timestep": str(self.timestep),
@@ -49,7 +50,7 @@ class OneStep:
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """Fields of ``scheduler_config.json`` that define the noise of every timestep: where to start from a picture."""
+    """Fields of ``scheduler_config.json`` that define the noise at each timestep; image-to-image starts from it."""
 
     __pydantic_config__ = _FORBID
 
@@ -66,17 +67,16 @@ class NoiseSchedule:
 
 @dataclass(frozen=True)
 class SamplerPlan:
-    """The ``[sampler]`` table of a recipe; without it pictures are made in one step.
+    """The ``[sampler]`` table of a recipe; a recipe without it samples in one step.
 
     Attributes:
         steps: number of UNet calls for a picture.
-        kind: sampling method; None for that of the checkpoint's scheduler. Timesteps are spaced as in that scheduler.
+        kind: sampling method; None for that of the checkpoint's scheduler. That scheduler also sets the timesteps.
         guidance: factor of classifier-free guidance (arXiv 2207.12598): each call gets the empty or negative prompt and
             the prompt, and the step uses u + guidance·(c - u). 0 or 1: no guidance, and each call gets the prompt only.
-            None: 7.5, but none for LCM and TCD.
-        cases: largest number of golden cases, because torch computes all steps for each.
-        negative: prompt of the golden cases and, unless a request has its own, of pictures that guidance leads away
-            from; the empty one by default.
+            None: 7.5, but no guidance for LCM and TCD.
+        cases: maximum number of golden cases, because torch computes all steps for each.
+        negative: negative prompt of the golden cases and of requests that give none; empty by default.
     """
 
     __pydantic_config__ = _FORBID
@@ -88,34 +88,34 @@ class SamplerPlan:
     negative: str | None = None
 
     def __post_init__(self) -> None:
-        """Raise RecipeError, which names the field, for values that cannot be used for sampling."""
+        """Raise RecipeError, which names the field, for invalid values."""
         if not 1 <= self.steps <= _MOST_STEPS:
             raise RecipeError(f"[sampler] steps: {self.steps!s:.20} is not from 1 to {_MOST_STEPS}")
         if self.guidance is not None and self.guidance != 0 and not 1 <= self.guidance <= _LARGEST_GUIDANCE:
             raise RecipeError(
-                f"[sampler] guidance: {self.guidance:g} is neither 0 or 1, which guide nothing, nor up to "
+                f"[sampler] guidance: {self.guidance:g} is neither 0 or 1, which mean no guidance, nor up to "
                 f"{_LARGEST_GUIDANCE:g}"
             )
         if self.negative is not None and self.guidance in (0, 1):
-            raise RecipeError("[sampler] negative: without guidance no prompt is led away from; leave out the one")
+            raise RecipeError("[sampler] negative has no effect without guidance; leave it out, or set guidance")
         if self.cases < 1:
-            raise RecipeError("[sampler] cases: less than one, so nothing could be proved; give 4, for instance")
+            raise RecipeError("[sampler] cases: less than 1, so there would be nothing to compare; give 4, for example")
 
     def guidance_with(self, method: Method, embedded: bool) -> float:
-        """Return the guidance for a method: 1 for none, the default where the plan names none.
+        """Return the guidance for a method: that of the plan, else the method's default; 1 for no guidance.
 
-        ``embedded``: in the UNet, which then gets one sample a call.
+        ``embedded``: the guidance is an input of the UNet, which then gets one sample per call.
         """
         usual = EMBEDDED_GUIDANCE if embedded else 1.0 if method in _UNGUIDED else _USUAL_GUIDANCE
         return usual if self.guidance is None else max(self.guidance, 1.0)
 
     def check_rewrites(self, rewrites: tuple[str, ...]) -> None:
         """Raise :class:`RecipeError` for rewrites that are valid only for one step."""
-        wrong = [name for name in rewrites if name in OF_ONE_STEP]
+        wrong = [name for name in rewrites if name in ONE_STEP_REWRITES]
         if wrong:
             raise RecipeError(
-                f"{' and '.join(wrong)}: right for one step only, and [sampler] takes {self.steps}; leave out the one "
-                "or the other"
+                f"{' and '.join(wrong)}: valid for one step only, and [sampler] takes {self.steps}; leave out one "
+                "of the two"
             )
 
 
@@ -126,10 +126,10 @@ def sampler_of(
     before: SamplerPlan | None = None,
     negative: str | None = None,
 ) -> SamplerPlan | None:
-    """Return the plan for the given values; one that is None is taken from ``before``.
+    """Return the plan with the given values; a value that is None is taken from ``before``.
 
     Raises:
-        RecipeError: guidance, a method or a negative prompt was given for one step.
+        RecipeError: guidance, a method or a negative prompt is given for one step.
     """
     if steps is None and before is None:
         if guidance is not None or kind is not None or negative is not None:
@@ -150,10 +150,10 @@ def sampler_of(
 
 @dataclass(frozen=True)
 class Step:
-    """Constants of one step, with the UNet's ``output`` for the sample ``scale``·x at ``timestep``.
+    """Constants of one step; ``output`` is the UNet's output for the sample ``scale``·x at ``timestep``.
 
-    x0 = x0_of_x·x + x0_of_output·output                                   of use to the next step only
-    x  = a·x + b·output + earlier·(x0 of the step before) + noise·z        with z ~ N(0, I) drawn anew
+    x0 = x0_of_x·x + x0_of_output·output                                   used by the next step only
+    x  = a·x + b·output + earlier·(x0 of the previous step) + noise·z      with z ~ N(0, I) drawn for each step
     """
 
     __pydantic_config__ = _FORBID
@@ -170,12 +170,12 @@ class Step:
 
 @dataclass(frozen=True)
 class ManySteps:
-    """Constants for an app that runs the artifacts in many steps, from x = ``start``·z with z ~ N(0, I).
+    """Constants for an app that samples in many steps, starting from x = ``start``·z with z ~ N(0, I).
 
-    With ``guidance`` above 1 the UNet gets each sample twice, first with the text of the empty or negative prompt and
-    then with that of the prompt. From its outputs u and c, ``u + guidance·(c - u)`` is the output of each step. The
-    decoder gets the last x / ``scaling_factor``. ``negative``: of the recipe, for requests that have none.
-    ``embedded``: the guidance is in the UNet's weights, and each sample is given once.
+    With ``guidance`` above 1 the UNet gets each sample twice, first with the embeddings of the empty or negative prompt
+    and then with those of the prompt. With its outputs u and c, the output of a step is ``u + guidance·(c - u)``. The
+    decoder gets the last x / ``scaling_factor``. ``negative``: the recipe's negative prompt, for requests without one.
+    ``embedded``: the guidance is embedded in the UNet, which gets each sample once.
     """
 
     __pydantic_config__ = _FORBID
@@ -196,14 +196,14 @@ class ManySteps:
 
     @property
     def is_guided(self) -> bool:
-        """Whether each call of the UNet gets two prompts."""
+        """Whether each UNet call gets the sample with both prompts."""
         return self.guidance > 1 and not self.embedded
 
     @property
     def notes(self) -> dict[str, str]:
-        """Return the constants as an artifact's metadata has them, those of the steps joined by commas.
+        """Constants as metadata of an artifact, those of the steps joined by commas.
 
-        Constants that no step needs are left out.
+        Constants with the default value in all steps are left out.
         """
         columns = {
             field.name: [getattr(step, field.name) for step in self.steps]
@@ -220,22 +220,22 @@ class ManySteps:
 
     @property
     def recorded(self) -> tuple[int, ...]:
-        """Indices of the steps whose UNet calls a golden case stores: a few, spread evenly, with the first and last."""
+        """Indices of the steps for which a golden case stores the UNet call: up to 4, evenly spread, first to last."""
         steps = len(self.steps)
         count = min(_RECORDED, steps)
         return tuple(round(place * (steps - 1) / max(count - 1, 1)) for place in range(count))
 
     def check_rewrites(self, rewrites: tuple[str, ...]) -> None:
-        """Raise :class:`RecipeError` for a table of timesteps where these are not in it."""
+        """Raise :class:`RecipeError` for the rewrite ``tabulate_timestep`` if a timestep is not a whole number."""
         if "tabulate_timestep" in rewrites and not all(step.timestep.is_integer() for step in self.steps):
             raise RecipeError(
-                f"tabulate_timestep has a row for each whole timestep, and {self.method} takes others here; "
+                f"tabulate_timestep has a row for each whole timestep, and {self.method} has others here; "
                 "leave it out, take --sampler dpmpp_2m, or in scheduler/scheduler_config.json set timestep_spacing to "
                 "leading and the noise levels of Karras and others (use_…_sigmas) to false"
             )
 
     def agrees(self, plan: SamplerPlan | None) -> bool:
-        """Whether these constants match the plan of a recipe."""
+        """Return whether these constants match the plan of a recipe."""
         return (
             plan is not None
             and plan.kind in (None, self.method)
@@ -245,7 +245,7 @@ class ManySteps:
 
 
 def _number(value: float) -> str:
-    """Write a whole number as such: timesteps mostly are."""
+    """Return a number as text; a whole one, as most timesteps are, without decimals."""
     return str(int(value)) if value.is_integer() else repr(float(value))
 
 
@@ -259,7 +259,7 @@ def steps_in_words(steps: ManySteps | None) -> str:
 
 
 def flags_of(plan: SamplerPlan | None) -> str:
-    """Return the options of the command line for a plan, a blank after each."""
+    """Return the command-line options for a plan, each followed by a space."""
     if plan is None:
         return ""
     method = "" if plan.kind is None else f"--sampler {plan.kind} "

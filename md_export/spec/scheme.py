@@ -1,7 +1,4 @@
-"""How weights and activations are stored and computed: the vocabulary that recipes and targets share.
-
-A weight's storage says which of its elements share a scale or a table, and how many bits that costs.
-"""
+"""Quantization schemes: how a component's weights are stored and its activations computed, and the bits this takes."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ _PALETTE: Final = "palette"
 Rounding = Literal["nearest", "mse", "gptq"]
 Granularity = Literal["tensor", "channel", "block", "group"]
 _REFINEMENTS: Final = ("block_size", "group_size", "sparsity")
-# What a search writes for the full-size model has 700 module paths of 60 characters.
+# A recipe that a search wrote for the full-size model has 700 module paths of 60 characters.
 _MOST_GLOBS: Final = 4096
 _LONGEST_GLOB: Final = 256
 _STORAGE: Final = ("weights", "granularity", "block_size", "group_size")
@@ -29,11 +26,11 @@ _STORAGE: Final = ("weights", "granularity", "block_size", "group_size")
 
 @dataclass(frozen=True)
 class WeightRule:
-    """How the weights of some modules are stored, where it is not as the rest of the component.
+    """Storage of the weights of some modules that differs from the rest of the component.
 
     Attributes:
         modules: globs on module paths.
-        weights, granularity, block_size, group_size: as in :class:`QuantScheme`, and none of them is inherited.
+        weights, granularity, block_size, group_size: as in :class:`QuantScheme`; none is inherited from the component.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
@@ -45,13 +42,13 @@ class WeightRule:
     group_size: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what contradicts itself. RecipeError names the field."""
+        """Raise RecipeError, which names the field, for values that contradict each other."""
         if not self.modules:
             raise RecipeError("[scheme] rules: modules is empty; give globs on module paths")
         _check_storage(self)
 
     def matches(self, module_path: str) -> bool:
-        """Whether one of the globs matches."""
+        """Return whether one of the globs matches."""
         return any(fnmatchcase(module_path, pattern) for pattern in self.modules)
 
 
@@ -66,23 +63,23 @@ def _end_or(glob: str, paths: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class QuantScheme:
-    """How one component is stored and computed.
+    """Storage of one component's weights and arithmetic of its activations.
 
     Attributes:
         weights: stored type of the weights; ``palette4`` stores indices of 4 bits into tables of 16 values.
-        activations: type in which activations are computed; ``int8_dynamic`` scales them per call,
-            ``int8_static`` and ``int16_static`` by ranges calibrated on real inputs.
-        granularity: what shares a scale: a ``tensor``, an output ``channel`` or, within a channel, a ``block``; what
-            shares a palette's table: a ``tensor`` or a ``group`` of output channels.
+        activations: type in which activations are computed; ``int8_dynamic`` scales them per call, ``int8_static`` and
+            ``int16_static`` scale them by ranges calibrated on real inputs.
+        granularity: elements that share a scale: a ``tensor``, an output ``channel`` or, within a channel, a
+            ``block``; or that share a palette's table: a ``tensor`` or a ``group`` of output channels.
         keep_float: globs on module paths whose weights and activations stay in float.
-        block_size: input channels that share a scale.
-        group_size: output channels that share a table.
+        block_size: number of input channels that share a scale.
+        group_size: number of output channels that share a table.
         sparsity: share of each weight's elements, the smallest ones, that become zero and are not stored.
-        rules: other storage for some modules; the first rule that matches counts, ``keep_float`` before all.
-        rounding: to the ``nearest`` level of a grid that reaches the largest value; of the grid with the least squared
-            error on calibration inputs (``mse``); or with each error made good by the weights not yet rounded
-            (``gptq``). The last two are computed from the calibration inputs, before lowering.
-        bias_correction: take the mean error that rounding makes on calibration inputs off the biases.
+        rules: other storage for some modules; the first matching rule applies, unless ``keep_float`` matches.
+        rounding: ``nearest``: to the nearest level of a grid that reaches the largest value; ``mse``: of the grid with
+            the smallest squared error on calibration inputs; ``gptq``: each error is compensated in the weights not
+            yet rounded. The last two are computed on the calibration inputs, before lowering.
+        bias_correction: subtract from the biases the mean error that rounding causes on the calibration inputs.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
@@ -99,22 +96,24 @@ class QuantScheme:
     bias_correction: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what contradicts itself. RecipeError names the field."""
+        """Raise RecipeError, which names the field, for values that contradict each other."""
         _check_storage(self)
         _check_globs((*self.keep_float, *(glob for rule in self.rules for glob in rule.modules)))
         if self.sparsity is not None and not 0 < self.sparsity < 1:
-            raise RecipeError(f"[scheme] sparsity: {self.sparsity:g} is no share between 0 and 1")
+            raise RecipeError(f"[scheme] sparsity: {self.sparsity:g} is not between 0 and 1")
         if self.sparsity is not None and self.rounding != "nearest":
-            raise RecipeError(f'[scheme] rounding: "{self.rounding}" would fill what sparsity makes zero; give one')
+            raise RecipeError(
+                f'[scheme] rounding: "{self.rounding}" would change weights that sparsity set to 0; leave out one'
+            )
 
     @property
     def palette_bits(self) -> int | None:
-        """Bits of an index into a palette; None for weights without one."""
+        """Bits of an index into a palette's table; None for weights without a palette."""
         return palette_bits(self.weights)
 
     @property
     def keeps_weights(self) -> bool:
-        """Whether the weights are float and whole: nothing of them is compressed."""
+        """Whether all weights are stored as floats without compression."""
         return self.weights.startswith("float") and self.sparsity is None
 
     @property
@@ -129,21 +128,21 @@ class QuantScheme:
 
     @property
     def refinements(self) -> tuple[str, ...]:
-        """Settings beyond a scale per tensor or channel, as a recipe writes them; not every target has these."""
+        """Settings that not every target supports, as a recipe writes them: ``block_size = 32``."""
         asked = [f"{field} = {getattr(self, field)}" for field in _REFINEMENTS if getattr(self, field) is not None]
         return tuple(asked)
 
     def keeps_float(self, module_path: str) -> bool:
-        """Whether a glob of ``keep_float`` matches the module path (``up_blocks.0.resnets.1.conv_dw``)."""
+        """Return whether a glob of ``keep_float`` matches the module path (``up_blocks.0.resnets.1.conv_dw``)."""
         return any(fnmatchcase(module_path, pattern) for pattern in self.keep_float)
 
     def for_layers(self, paths: Sequence[str]) -> QuantScheme:
-        """Return the scheme with ``conv_in`` and ``conv_out`` as the names of a component's first and last layer.
+        """Return the scheme with ``conv_in`` and ``conv_out`` in globs replaced by the paths of first and last layer.
 
-        Recipes use the names that most models have for them; some have others, such as ``decoder.layers.18``.
+        Recipes use the names of most models for these layers; some have others, such as ``decoder.layers.18``.
 
         Args:
-            paths: of the component's convolutions and linear layers, in order.
+            paths: paths of the component's convolutions and linear layers, in order.
         """
 
         def named(globs: tuple[str, ...]) -> tuple[str, ...]:
@@ -153,7 +152,7 @@ class QuantScheme:
         return dataclasses.replace(self, keep_float=named(self.keep_float), rules=rules)
 
     def within(self, paths: Sequence[str]) -> QuantScheme:
-        """Return the scheme without globs that match none of ``paths``, those of a chunk's modules."""
+        """Return the scheme without globs that match none of ``paths``, the paths of a chunk's modules."""
 
         def kept(globs: tuple[str, ...]) -> tuple[str, ...]:
             return tuple(glob for glob in globs if any(fnmatchcase(path, glob) for path in paths))
@@ -164,16 +163,16 @@ class QuantScheme:
         )
 
     def for_module(self, module_path: str) -> QuantScheme:
-        """Return how one module is stored: by the first matching rule, else as the component; without rules.
+        """Return the scheme for one module, without rules: by the first matching rule, else that of the component.
 
-        :meth:`keeps_float` tells whether the module stays float.
+        ``keep_float`` is not applied; see :meth:`keeps_float`.
         """
         rule = next((rule for rule in self.rules if rule.matches(module_path)), None)
         return self._stored_as(rule)
 
     @property
     def storages(self) -> tuple[QuantScheme, ...]:
-        """All results of :meth:`for_module`: the component's storage, then each rule's."""
+        """All possible results of :meth:`for_module`: for the component, then for each rule."""
         return tuple(self._stored_as(rule) for rule in (None, *self.rules))
 
     def _stored_as(self, rule: WeightRule | None) -> QuantScheme:
@@ -182,12 +181,12 @@ class QuantScheme:
 
     @property
     def all_weights(self) -> tuple[str, ...]:
-        """All types of stored weights in the scheme, the component's own first."""
+        """All stored types of weights in the scheme, the component's first."""
         return tuple(dict.fromkeys((self.weights, *(rule.weights for rule in self.rules))))
 
 
 def palette_bits(weights: str) -> int | None:
-    """Return the bits of an index into a palette; None for weights without one."""
+    """Return the bits of an index into a palette's table; None for weights without a palette."""
     return int(weights.removeprefix(_PALETTE)) if weights.startswith(_PALETTE) else None
 
 
@@ -197,7 +196,7 @@ def stored_type(weights: str) -> str:
 
 
 def _check_globs(globs: tuple[str, ...]) -> None:
-    """Each is matched with every module."""
+    """Limit number and length of globs, because each is matched with every module."""
     if len(globs) > _MOST_GLOBS or any(len(glob) > _LONGEST_GLOB for glob in globs):
         raise RecipeError(
             f"[scheme] keep_float, rules: more than {_MOST_GLOBS:,} globs, or one of more than "
@@ -222,15 +221,15 @@ def _check_storage(scheme: QuantScheme | WeightRule) -> None:
 
 @dataclass(frozen=True)
 class WeightStorage:
-    """A weight as integers times scales, or as indices into tables.
+    """Storage of a weight as integers times scales, or as indices into tables.
 
     Attributes:
-        bits: of one element.
-        groups: on how many parts each axis of the weight, in torch's layout, is cut; what lies in one part of each
-            shares a scale or a table. A divisor of the axis each.
-        levels: the largest integer, the smallest being its negative: 127, 7; 0 for a table.
-        entries: of a table; 0 for integers.
-        scale_bits: of a scale, or of an entry of a table.
+        bits: bits of one element.
+        groups: number of parts of each axis of the weight in torch's layout, a divisor of the axis; elements in the
+            same part of all axes share a scale or a table.
+        levels: the largest integer, 127 or 7 (the smallest is its negative); 0 for a table.
+        entries: number of entries of a table; 0 for integers.
+        scale_bits: bits of a scale or of an entry of a table.
     """
 
     bits: int
@@ -240,7 +239,7 @@ class WeightStorage:
     scale_bits: int = 32
 
     def stored_bits(self, shape: tuple[int, ...]) -> int:
-        """Return the bits of a weight of this shape, scales and tables included."""
+        """Return the bits of a weight of this shape, including scales and tables."""
         return self.bits * prod(shape) + prod(self.groups) * max(1, self.entries) * self.scale_bits
 
 
@@ -255,14 +254,14 @@ def per_tensor(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def largest_divisor(channels: int, wanted: int) -> int:
-    """Return the largest divisor of ``channels`` in (wanted / 2, wanted], or ``channels`` if there is none."""
+    """Return the largest divisor of ``channels`` in (wanted / 2, wanted]; ``channels`` if none exists."""
     return next((size for size in range(wanted, wanted // 2, -1) if channels % size == 0), channels)
 
 
 def integer_storage(shape: tuple[int, ...], scheme: QuantScheme, scale_bits: int) -> WeightStorage:
-    """Storage of a weight ``[out, in, *kernel]`` as symmetric integers.
+    """Return the storage of a weight ``[out, in, *kernel]`` as symmetric integers.
 
-    Where a block does not divide the input channels, the largest divisor above half of it is taken, and else the whole
+    If the block size does not divide the input channels, the largest divisor above half of it is used, else the whole
     channel.
     """
     groups = per_tensor(shape) if scheme.granularity == "tensor" else per_channel(shape)
@@ -273,9 +272,9 @@ def integer_storage(shape: tuple[int, ...], scheme: QuantScheme, scale_bits: int
 
 
 def palette_storage(shape: tuple[int, ...], scheme: QuantScheme, scale_bits: int) -> WeightStorage:
-    """Storage of a weight ``[out, in, *kernel]`` as indices into one table, or one for each group of output channels.
+    """Return the storage of a weight ``[out, in, *kernel]`` as indices into one table, or one per output channel group.
 
-    A group that does not divide the channels becomes smaller as a block does in :func:`integer_storage`.
+    If the group size does not divide the channels, another is chosen as for blocks in :func:`integer_storage`.
     """
     groups, bits = per_tensor(shape), scheme.palette_bits or 0
     if scheme.group_size is not None:

@@ -1,4 +1,4 @@
-"""Where the files that ship beside the code lie: in the wheel under ``_data``, in a checkout at its root."""
+"""Paths of the files that ship with the code: under ``_data`` in the wheel, at the root of a checkout."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ _ROOT = _PACKAGE / "_data" if (_PACKAGE / "_data").is_dir() else _PACKAGE.parent
 
 
 def nano_checkpoint() -> Path:
-    """The small trained checkpoint that every command uses when none is named."""
+    """Return the folder of nano, the small trained checkpoint that commands use by default."""
     return _ROOT / "golden" / "nano"
 
 
 def builtin_recipe(target: str, precision: str) -> Path:
-    """The recipe that ``md-export <target> --<precision>`` stands for."""
+    """Return the path of the recipe that ``md-export <target> --<precision>`` uses."""
     return _ROOT / "recipes" / f"{target}-{precision}.toml"
 
 
 def builtin_recipes() -> tuple[str, ...]:
-    """Names of the recipes that ship, ``<target>-<precision>``."""
+    """Return the names of the shipped recipes, ``<target>-<precision>``."""
     return tuple(sorted(file.stem for file in (_ROOT / "recipes").glob("*-*.toml")))
 
 
 def recipe_file(given: Path) -> Path:
-    """The file that ``--recipe`` means: a path, or the name of a recipe that ships where no such file is here."""
+    """Return the file for ``--recipe``: the path if it exists, else the shipped recipe of that name."""
     builtin = _ROOT / "recipes" / f"{given}.toml"
     return builtin if not given.exists() and str(given) in builtin_recipes() else given

@@ -77,7 +77,7 @@ def test_every_set_of_loras_of_the_matrix(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ('name = "x"\n[matrix]\ntargets = ["onnx"]\nprecisions = ["fp16"]\nloras = ["x"]', "matrix.loras.0"),
-        ('name = "x"\n[matrix]\ntargets = ["onnx"]\nprecisions = ["fp16"]\nsizes = [0]', "is no size of a picture"),
+        ('name = "x"\n[matrix]\ntargets = ["onnx"]\nprecisions = ["fp16"]\nsizes = [0]', "is not a picture size"),
         ('name = "x"\n[matrix]\ntargets = ["onnx"]\nprecisions = ["fp16"]\nsizes = ["x"]', "matrix.sizes.0"),
         (
             'name = "x"\n[matrix]\ntargets = ["tflite"]\nprecisions = ["palette4"]',

@@ -59,7 +59,7 @@ def test_a_size_that_the_model_cannot_make(other_config: ModelConfig, size: int,
 
 @pytest.mark.parametrize("size", [0, -64, 1 << 40, 10**400])
 def test_no_size_at_all(size: int) -> None:
-    with pytest.raises(RecipeError, match="is no size of a picture") as caught:
+    with pytest.raises(RecipeError, match="is not a picture size") as caught:
         recipe("onnx-fp32", size)
     assert len(str(caught.value)) < 160
 

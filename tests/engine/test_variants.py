@@ -104,7 +104,7 @@ def test_variants_that_a_checkpoint_does_not_have(other_config: ModelConfig, var
 
 
 def test_one_timestep_and_many_steps_exclude_each_other() -> None:
-    with pytest.raises(RecipeError, match=r"timestep: it is for one step, and \[sampler\] has its own"):
+    with pytest.raises(RecipeError, match=r"timestep is for one step and \[sampler\] sets its timesteps"):
         load_recipe(builtin_recipe("onnx", "fp32")).varied(Variant(timestep=800)).sampled(4, 1.0)
 
 

@@ -159,7 +159,7 @@ def test_what_a_recipe_may_ask_for(plain: Recipe) -> None:
     with pytest.raises(RecipeError, match="--steps 50"):
         sampler_of(None, 7.5)
     for name in ("fold_timestep", "fold_x0"):
-        with pytest.raises(RecipeError, match=f"{name}: right for one step only"):
+        with pytest.raises(RecipeError, match=f"{name}: valid for one step only"):
             dataclasses.replace(many, rewrites=(name,))
     with pytest.raises(RecipeError, match="layout swift is for one step"):
         dataclasses.replace(many, target="coreml", layout="swift")
@@ -168,7 +168,7 @@ def test_what_a_recipe_may_ask_for(plain: Recipe) -> None:
 def test_the_command_line_says_what_it_refuses(tmp_path: Path) -> None:
     for arguments, words in (
         (["onnx", "--fp32", "--guidance", "7.5"], "--steps 50"),
-        (["onnx", "--fp32", "--steps", "50", "--rewrite", "fold_timestep"], "fold_timestep: right for one step"),
+        (["onnx", "--fp32", "--steps", "50", "--rewrite", "fold_timestep"], "fold_timestep: valid for one step"),
         (["onnx", "--fp16", "--int8"], "--int8 and --fp16 name a recipe each; give one of them"),
         (["generate", "a cat", "--guidance", "7.5"], "--steps 50"),
         (["generate", "a cat", "--negative-prompt", "a dog"], "a negative prompt needs guidance"),

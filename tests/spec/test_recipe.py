@@ -115,8 +115,8 @@ SCHEME = '[scheme]\nweights = "int8"\nactivations = "int8_static"\n'
         ('weights = "palette4"\ngranularity = "tensor"\ngroup_size = 16', "[scheme] group_size: goes with"),
         ('weights = "int8"\ngranularity = "group"\ngroup_size = 16', '[scheme] granularity: "group" is for palettes'),
         ('weights = "float16"\ngranularity = "block"\nblock_size = 8', '[scheme] granularity: "block" is for int8'),
-        ('weights = "int8"\nsparsity = 1.0', "[scheme] sparsity: 1 is no share"),
-        ('weights = "int8"\nsparsity = 0.0', "[scheme] sparsity: 0 is no share"),
+        ('weights = "int8"\nsparsity = 1.0', "[scheme] sparsity: 1 is not between"),
+        ('weights = "int8"\nsparsity = 0.0', "[scheme] sparsity: 0 is not between"),
         ('weights = "int8"\nsparsity = "half"', "[scheme] sparsity"),
     ],
 )
@@ -173,7 +173,7 @@ def test_round_trip(tmp_path: Path) -> None:
         ("snr_db = 20\n", 'snr_db = "20"\n', "[tolerance] snr_db"),
         ("picture_psnr_db = 30\n", "", "[tolerance] picture_psnr_db is missing"),
         ("target =", "tarket =", "unknown field 'tarket'; did you mean 'target'?"),
-        ("[scheme.vae_decoder]", "[scheme.vae_decode]", "[scheme.vae_decode] names no component"),
+        ("[scheme.vae_decoder]", "[scheme.vae_decode]", "[scheme.vae_decode] is not a component"),
         ("[golden]", "[goldn]", "golden is missing"),
         (
             "[tolerance.unet]\nsnr_db = 25.5",
@@ -298,8 +298,8 @@ def test_a_recipe_extends_another(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('name = "x"\nextends = "mine.toml"\n', "is no recipe, or extends itself"),
-        ('name = "x"\nextends = 3\n', "extends: 3 is no recipe"),
+        ('name = "x"\nextends = "mine.toml"\n', "is not a recipe, or extends itself"),
+        ('name = "x"\nextends = 3\n', "extends: 3 is not a recipe"),
         ('name = "x"\nextends = "none.toml"\n', "none.toml: cannot be read"),
         ('extends = "onnx-int8"\n', "name is missing: a recipe that extends another"),
         ('name = "x"\nextends = "onnx-int8"\nrewrite = []\n', "unknown field 'rewrite'; did you mean 'rewrites'"),

@@ -184,9 +184,9 @@ def test_contexts_belong_to_the_recipe(copy: Path) -> None:
 def test_recipes_name_known_chips_of_portable_graphs() -> None:
     recipe = load_recipe(builtin_recipe("onnx", "int8"))
     for changes, words in (
-        ({"npu": ("snapdragon-9",)}, "is no chip that is known here; use snapdragon-8-gen2"),
+        ({"npu": ("snapdragon-9",)}, "is not a known chip; use snapdragon-8-gen2"),
         ({"npu": (*PHONES, PHONES[0])}, "npu names a chip twice"),
-        ({"npu": PHONES, "form": "ort"}, "the NPU's compiler takes no form ort"),
+        ({"npu": PHONES, "form": "ort"}, "the NPU's compiler cannot read form ort"),
         ({"npu": PHONES, "target": "tflite"}, "npu is for the target onnx"),
     ):
         with pytest.raises(RecipeError, match=words):
