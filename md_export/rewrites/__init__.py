@@ -1,8 +1,8 @@
 """Named torch → torch substitutions, applied in the order of the recipe.
 
 A rewrite that changes the function is refused unless the checkpoint declares that it was trained with it
-(its config uses the new form already, or ``trained_substitutions`` in unet/config.json lists it) or the user
-allows drift. A rewrite that fires nowhere is an error: the recipe promises something that is not there.
+(its config already uses the new form, or ``trained_substitutions`` in unet/config.json lists it) or the user
+allows drift. A rewrite that fires zero times is an error, because the recipe then describes another model.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class Rewrite:
     """One substitution.
 
     Attributes:
-        exact: it changes the form only; the function stays equal to float32 rounding.
-        components: where it may fire.
-        apply: rewrites a module in place, given the checkpoint's one-step constants, and returns how often it fired.
-        present: counts the places that have the new form already.
-        drops: inputs that the rewritten module no longer takes.
-        output: name of the module's output after the rewrite, where it changes.
+        exact: the computed function stays the same up to float32 rounding.
+        components: components in which it may fire.
+        apply: rewrites a module in place, given the checkpoint's one-step constants; returns how often it fired.
+        present: counts the places that already have the new form.
+        drops: inputs that the rewritten module no longer has.
+        output: new name of the module's output, if it changes.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Rewrite:
 
 
 def having(form: type[nn.Module]) -> Callable[[nn.Module], int]:
-    """Return what counts the layers of a module that have the new ``form`` already."""
+    """Return a function that counts the layers of class ``form`` in a module."""
     return lambda module: sum(isinstance(layer, form) for layer in module.modules())
 
 
@@ -97,10 +97,10 @@ REWRITES: Mapping[str, Rewrite] = {
 
 
 def find_rewrite(name: str) -> Rewrite:
-    """Look a rewrite up.
+    """Return the rewrite with this name.
 
     Raises:
-        RewriteError: there is none of that name.
+        RewriteError: no rewrite has this name.
     """
     if name in REWRITES:
         return REWRITES[name]
@@ -111,7 +111,7 @@ def find_rewrite(name: str) -> Rewrite:
 
 @dataclass(frozen=True)
 class Consent:
-    """Which rewrites may change the function: those that the checkpoint was ``trained`` with, or all of them."""
+    """Rewrites that may change the function: those that the checkpoint was ``trained`` with, or all."""
 
     trained: tuple[str, ...] = ()
     allow_drift: bool = False
@@ -122,14 +122,15 @@ def apply_rewrites(
 ) -> tuple[RewriteRecord, ...]:
     """Apply the recipe's rewrites to one component, in place and in order.
 
-    Layers of diffusers and transformers become ours first (see :mod:`.adopt`).
+    Layers of diffusers and transformers are first replaced by ours (see :mod:`.adopt`).
 
     Raises:
-        RewriteError: unknown name, refused, fired zero times, or a layer of another library that ours do not replace.
+        RewriteError: a rewrite is unknown, refused or fired zero times, or none of our layers can replace another
+            library's layer.
     """
     rewrites = [find_rewrite(name) for name in names]
     concerned = [rewrite for rewrite in rewrites if component in rewrite.components]
-    # Also where no rewrite asks for it: one form of Stable Diffusion's attention for all that comes after.
+    # Without rewrites too: the later stages support one form of Stable Diffusion's attention.
     if concerned or type_name(module) in (UNET, CONTROLNET_MODEL):
         adopt(module)
     return tuple(_apply(rewrite, component, module, one_step, consent) for rewrite in concerned)
@@ -141,11 +142,11 @@ def _apply(rewrite: Rewrite, component: str, module: nn.Module, one_step: OneSte
         note = "nothing left to change" if rewrite.exact else "the checkpoint was trained so: already in place"
         return RewriteRecord(rewrite.name, 0, rewrite.exact, note)
     if fired == 0 and rewrite.exact and isinstance(module, TinyDecoder | TinyEncoder):
-        # Plain convolutions: recipes for all models have forms that these do not need.
+        # Convolutions only: a recipe for all models may have rewrites for tokens, which this component does not need.
         return RewriteRecord(rewrite.name, 0, True, "nothing to replace")
     if fired == 0:
         raise RewriteError(
-            f"{rewrite.name} fires nowhere in {component}: it has nothing to replace. Take it out of the recipe"
+            f"{rewrite.name} fires nowhere in {component}: it finds nothing to replace. Remove it from the recipe"
         )
     if rewrite.exact:
         return RewriteRecord(rewrite.name, fired, True)
@@ -155,5 +156,5 @@ def _apply(rewrite: Rewrite, component: str, module: nn.Module, one_step: OneSte
         return RewriteRecord(rewrite.name, fired, False, "drift allowed by the user")
     raise RewriteError(
         f"{rewrite.name} changes what {component} computes and the checkpoint was not trained with it. "
-        "Fine-tune it so, or pass --allow-drift to export anyway and have the drift measured"
+        "Fine-tune the checkpoint with it, or pass --allow-drift to export anyway and measure the drift"
     )

@@ -5,8 +5,8 @@
     ResnetBlock2D, Upsample2D                                    →  ResnetBlock, Upsample
     CLIPTextModel                                                →  TextEncoder
 
-Rewrites match on our types, and so they need no second version. UNet2DConditionModel and AutoencoderKL stay what they
-are and run what diffusers wrote around these layers. Paths in the state dict are the checkpoint's.
+Rewrites match our types, so they need no second version. UNet2DConditionModel and AutoencoderKL keep their class and
+their code around these layers. The keys of the state dict stay the same.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ TIMESTEP_EMBEDDING: Final[TypeName] = ("diffusers.models.embeddings", "TimestepE
 
 
 def type_name(layer: nn.Module) -> TypeName:
-    """Module and name of the layer's own class; subclasses have other names."""
+    """Return module and name of the layer's class; a subclass has another name."""
     return type(layer).__module__, type(layer).__qualname__
 
 
 @dataclass(frozen=True)
 class Adoption:
-    """How a foreign layer becomes one of ours.
+    """Replacement of another library's layer by one of ours.
 
     Attributes:
         theirs: module and name of the layer's class.
-        ours: the class it becomes.
-        must_be: (dotted) attributes that decide whether ``ours`` computes the same: a value, a type of which the
-            attribute is an instance, or a set of values. What a layer does not have counts as None.
-        prepare: sets what ``ours`` reads and the foreign layer lacks.
-        takes: parameters of the foreign ``forward`` that ``ours`` takes, in its order. Empty: only ours calls it.
-        ignores: further parameters without influence on what ``ours`` computes.
-        answer: makes of our result what the caller reads.
+        ours: class that replaces it.
+        must_be: conditions under which ``ours`` computes the same: for each (dotted) attribute a value, a type or a set
+            of values. A missing attribute counts as None.
+        prepare: sets attributes that ``ours`` needs and the other layer lacks.
+        takes: parameters of the other ``forward`` that ``ours`` has, in order. Empty: only our layers call it.
+        ignores: other parameters, which do not change the result of ``ours``.
+        answer: converts our result to the type that the caller expects.
     """
 
     theirs: TypeName
@@ -63,7 +63,7 @@ class Adoption:
     answer: Callable[[Tensor], object] | None = None
 
     def obstacles(self, layer: nn.Module) -> tuple[str, ...]:
-        """Attributes of ``layer`` that ``ours`` cannot serve, as ``name=value``."""
+        """Return the attributes of ``layer`` that ``ours`` does not support, as ``name=value``."""
         found = ((name, _attribute(layer, name), wanted) for name, wanted in self.must_be.items())
         return tuple(f"{name}={value!r}" for name, value, wanted in found if not _is(value, wanted))
 
@@ -94,24 +94,24 @@ def _is(value: object, wanted: object) -> bool:
 def _translate(
     adoption: Adoption, path: str, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, object]
 ) -> tuple[tuple[object, ...], dict[str, object]]:
-    """The foreign call → positional arguments of ours.
+    """Return positional arguments for our layer from a call of the other library's layer.
 
     Raises:
-        RewriteError: the caller gives what the rewritten layer does not take, such as a mask.
+        RewriteError: the call has an argument that the rewritten layer does not support, such as a mask.
     """
     takes = adoption.takes
     more = {f"argument {index}": value for index, value in enumerate(args) if index >= len(takes)}
     rest = {name: value for name, value in (more | kwargs).items() if name not in takes + adoption.ignores}
     unserved = [name for name, value in rest.items() if value is not None]
     if unserved:
-        raise RewriteError(f"{path} was rewritten for export and takes no {', '.join(unserved)}; leave it out")
+        raise RewriteError(f"{path} was rewritten for export and does not support {', '.join(unserved)}; leave it out")
     given = dict(zip(takes, args, strict=False)) | kwargs
     return tuple(given[name] for name in takes if name in given), {}
 
 
-# Layers that compute something else than ours (an adapter's attention, another norm) are refused, not left alone:
-# a form that goes half through a model fails far from its cause.
-# Processors that differ in how they compute the same attention.
+# A layer that computes something else than ours (an adapter's attention, another norm) is an error: if it were skipped,
+# the model would be half rewritten and fail far from the cause.
+# Attention processors that compute the same function in different ways.
 _SAME_ATTENTION: Final = frozenset(
     {"AttnProcessor", "AttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor"}
 )
@@ -146,13 +146,13 @@ def _as_glu(layer: Any) -> None:
 def _as_text_encoder(layer: Any) -> None:
     layer.length = int(layer.config.max_position_embeddings)
     layer.text_projection = None
-    # The mask is given: of the implementations, this one takes it as it is.
+    # The only implementation that adds the given mask to the scores without converting it.
     layer.config._attn_implementation = "eager"
     mask = torch.full((layer.length, layer.length), MASKED).triu(1)[None, None]
     layer.register_buffer("mask", mask, persistent=False)
 
 
-# A type may become one of several; the one that fits is chosen.
+# Several entries may have the same type; the one with the fewest unsupported attributes is chosen.
 _ADOPTIONS: Final = (
     Adoption(
         ("diffusers.models.transformers.transformer_2d", "Transformer2DModel"),
@@ -193,7 +193,7 @@ _ADOPTIONS: Final = (
         ("diffusers.models.resnet", "ResnetBlock2D"),
         ResnetBlock,
         {
-            "time_embedding_norm": frozenset({"default", "group"}),  # the latter where no time is embedded
+            "time_embedding_norm": frozenset({"default", "group"}),  # "group" in models without a time embedding
             "skip_time_act": False,
             "nonlinearity": nn.SiLU,
             "output_scale_factor": 1.0,
@@ -227,15 +227,15 @@ _FOREIGN: Final = frozenset(adoption.theirs for adoption in _ADOPTIONS)
 
 
 def adopt(module: nn.Module) -> int:
-    """Make the layers of ``module`` ours, in place; returns how many became so.
+    """Replace layers of ``module`` by ours, in place; return the number of replaced layers.
 
     Raises:
-        RewriteError: a layer computes what ours do not, or a LoRA has not been fused.
+        RewriteError: a layer computes something that ours do not, or has a LoRA that is not fused.
     """
     found = [(path, layer) for path, layer in module.named_modules() if type_name(layer) in _FOREIGN]
     if found:
         _refuse_adapters(module)
-    chosen = [_choose(path, layer) for path, layer in found]  # a refusal leaves the whole module as it was
+    chosen = [_choose(path, layer) for path, layer in found]  # before any change: an error leaves the module unchanged
     for (path, layer), adoption in zip(found, chosen, strict=True):
         adoption.apply(layer, path or type_name(layer)[1])
     return len(found)
@@ -245,7 +245,7 @@ def _refuse_adapters(module: nn.Module) -> None:
     for path, layer in module.named_modules():
         if type_name(layer)[0].startswith("peft.") or getattr(layer, "lora_layer", None) is not None:
             raise RewriteError(
-                f"{path} holds a LoRA beside its weight: call fuse_lora() and unload_lora_weights() before rewriting"
+                f"{path} has a LoRA that is not fused; call fuse_lora() and unload_lora_weights() before rewriting"
             )
 
 
@@ -255,7 +255,7 @@ def _choose(path: str, layer: nn.Module) -> Adoption:
     if obstacles := best.obstacles(layer):
         library, name = type_name(layer)[0].split(".")[0], type_name(layer)[1]
         raise RewriteError(
-            f"{path or 'the module'}, {library}' {name}, has {', '.join(obstacles)}, which no rewrite knows. "
+            f"{path or 'the module'}, {library}' {name}, has {', '.join(obstacles)}, which no rewrite supports. "
             "Export this component without rewrites"
         )
     return best

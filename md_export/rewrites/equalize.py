@@ -1,17 +1,17 @@
-"""A scale per channel, moved through layers that only multiply: outliers of activations → weights that read them.
+"""Scale channels between linear layers: outliers of activations → weights of the layers that read them.
 
     norm's gamma and beta / s          columns of the linears that read it · s
     rows of the value projection / s   columns of the output projection · s
     rows of the GLU's value half / s   columns of the second linear · s
 
-The function is the same to the bit: each s is a power of two. SmoothQuant (Xiao et al., arXiv 2211.10438) chooses
-s = activation^α / weight^(1-α) from calibration inputs. A rewrite has none: the norm of the row that computes a channel
-stands for its activation, as for inputs of mean 0 and variance 1, and each α is tried. The one that is taken has the
-least error of int8 weights (a scale per row) and activations (one scale), predicted from the weights.
+The results are equal bit for bit, because each s is a power of two. SmoothQuant (Xiao et al., arXiv 2211.10438) chooses
+s = activation^α / weight^(1-α) from calibration inputs. A rewrite has no such inputs: it estimates a channel's
+activation by the norm of the row that computes it, which is exact for inputs of mean 0 and variance 1. It tries each α
+and uses the one with the smallest predicted error of int8 weights (a scale per row) and activations (one scale).
 """
 
-# Principle: a model and the same model with any function-preserving outlier in these channels get the same weights,
-# because s follows the outlier: activation·f and weight/f make s·f for each α.
+# Principle: an outlier f that was added to a channel without changing the function does not change the result: with
+# activation·f and weight/f, s becomes s·f for each α.
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ from md_export.rewrites.linear_to_conv2d import ChannelLayerNorm
 from md_export.spec.sampler import OneStep
 
 _STRENGTHS: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
-# A link is left alone where its predicted error would fall by less than 1 dB.
+# A link is not changed if its predicted error would fall by less than 1 dB.
 _WORTH: Final = 0.8
 
 
 @dataclass(frozen=True)
 class Link:
-    """Channels between layers that multiply them and nothing else.
+    """Channels between layers that are linear in them.
 
     Attributes:
-        writers: norms and linears; their first ``channels`` rows, or their last ones, make the channels.
-        readers: linears or 1×1 convolutions; nothing else reads the channels.
-        partners: linears whose products with the channels are read, too: queries, where values are keys as well.
-        norm: what the writer reads, where that is a norm.
-        first: whether the rows are the first ones.
+        writers: norms and linears that compute the channels in their first or last ``channels`` rows.
+        readers: linears or 1×1 convolutions; no other layer reads the channels.
+        partners: linears with outputs that are multiplied with the channels: the queries, if values are also keys.
+        norm: the norm that the writer reads, if any.
+        first: whether the channels are the first rows, not the last.
     """
 
     channels: int
@@ -57,7 +57,7 @@ class Link:
     first: bool = False
 
     def divide(self, scale: Tensor) -> None:
-        """Divide the channels by ``scale [channels]``, in place; the function stays."""
+        """Divide the channels by ``scale [channels]``, in place; the readers' weights are multiplied by it."""
         for writer in self.writers:
             self._multiply_rows(writer, 1 / scale)
         for partner in self.partners:
@@ -67,21 +67,21 @@ class Link:
             reader.weight = nn.Parameter(reader.weight * columns, requires_grad=False)
 
     def rows(self, value: Tensor) -> Tensor:
-        """Return the rows of a weight or bias of a writer that make the channels."""
+        """Return the rows of a writer's weight or bias that compute the channels."""
         return value[: self.channels] if self.first else value[len(value) - self.channels :]
 
     def _multiply_rows(self, layer: Any, factor: Tensor) -> None:
         for name in ("weight", "bias"):
             value = getattr(layer, name, None)
             if value is not None:
-                # A new tensor: the checkpoint's may be mapped from its file.
+                # A new tensor, because the checkpoint's may be mapped read-only from its file.
                 scaled = value.detach().clone()
                 self.rows(scaled).mul_(factor.reshape(-1, *[1] * (value.ndim - 1)))
                 setattr(layer, name, nn.Parameter(scaled, requires_grad=False))
 
 
 def links(module: nn.Module) -> Iterator[Link]:
-    """Yield the channels of ``module`` that a scale can be moved through, those behind norms last."""
+    """Yield the groups of channels of ``module`` that can be scaled; those behind norms come last."""
     behind = [Link(_width(norm), (norm,), tuple(readers)) for norm, readers in readings(module)]
     behind += [link for layer in module.modules() for link in _behind_norms(layer)]
     norms = {reader: link.writers[0] for link in behind for reader in link.readers}
@@ -128,13 +128,13 @@ def _between(writer: Any, reader: Any, partners: tuple[Any, ...] = (), first: bo
 
 @torch.no_grad()
 def equalize(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG001 (the table's signature)
-    """Change in place; returns the number of links with a scale other than 1.
+    """Rewrite in place; return the number of links with a scale other than 1.
 
     Raises:
-        RewriteError: a norm has been rewritten to a form that holds its affine elsewhere.
+        RewriteError: an earlier rewrite moved a norm's gamma and beta elsewhere.
     """
     if any(isinstance(layer, ChannelLayerNorm) for layer in module.modules()):
-        raise RewriteError("equalize comes before linear_to_conv2d: exchange them in the recipe")
+        raise RewriteError("equalize must come before linear_to_conv2d; exchange them in the recipe")
     fired = 0
     for link in links(module):
         scale = _scale(link)
@@ -145,12 +145,12 @@ def equalize(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG001 (the 
 
 
 def count_links(module: nn.Module) -> int:
-    """Links of ``module``: where equalize fires nowhere, each has its scale. One without links has all it needs."""
+    """Count the links of ``module``, at least 1. If equalize changes none of them, all have their best scale."""
     return len(list(links(module))) or 1
 
 
 def _scale(link: Link) -> Tensor:
-    """Powers of two, ``[channels]``, with a median near 1; channels that nothing writes or reads stay."""
+    """Return powers of two, ``[channels]``, with a median near 1; channels that are never written or read get 1."""
     written = torch.stack([_magnitude(link, writer) for writer in link.writers]).square().sum(0).sqrt()
     columns = torch.cat([reader.weight.flatten(1) for reader in link.readers])
     read = columns.abs().amax(0)
@@ -167,7 +167,7 @@ def _scale(link: Link) -> Tensor:
 
 
 def _magnitude(link: Link, writer: Any) -> Tensor:
-    """Root mean square of each channel, where what the norm before it returns has mean 0 and variance 1."""
+    """Return the root mean square of each channel, for normalized values of mean 0 and variance 1."""
     matrix, bias = link.rows(writer.weight).reshape(link.channels, -1), getattr(writer, "bias", None)
     shift = torch.zeros(link.channels) if bias is None else link.rows(bias)
     if link.norm is not None and link.norm.weight is not None:
@@ -182,7 +182,7 @@ def _power_of_two(scale: Tensor) -> Tensor:
 
 
 def _error(activations: Tensor, columns: Tensor) -> float:
-    """Error power of a product behind int8 activations (one scale) and weights (a scale per row), but for a factor."""
+    """Return the relative error power of a product of int8 activations (one scale) and weights (a scale per row)."""
     of_activations = activations.max().square() * columns.square().sum()
     of_weights = columns.abs().amax(1).square().sum() * activations.square().sum()
     return float(of_activations + of_weights)

@@ -1,13 +1,13 @@
-"""A norm's gamma and beta → into the linears or 1×1 convolutions that alone read it.
+"""A norm's gamma and beta → into the linears or 1×1 convolutions that read it, if no other layer does.
 
     W·(gamma·z + beta) + b  →  (W·diag(gamma))·z + (W·beta + b)
 
-One multiplication and one addition of a whole activation less at each norm. Norms before an activation or a
-3×3 convolution stay: silu is not linear, and zero padding is not beta.
+Saves one multiplication and one addition of a whole activation per norm. Norms before an activation or a 3×3
+convolution stay: silu is not linear, and the convolution pads with 0 instead of beta.
 """
 
-# Principle: constants belong into weights; elementwise ops are bandwidth. A linear without a bias gets one where
-# beta is not zero: the runtimes add it inside the product.
+# Principle: constants belong in the weights; elementwise ops cost memory bandwidth. A linear without a bias gets one if
+# beta is not zero; runtimes add it as part of the product.
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from md_export.rewrites.fold_timestep import TimelessSepConvBlock
 from md_export.rewrites.linear_to_conv2d import ChannelLayerNorm
 from md_export.spec.sampler import OneStep
 
-# A norm, and every layer that reads it.
+# A norm and all layers that read it.
 Reading = tuple[Any, list[Any]]
 
 
 @torch.no_grad()
 def fold_norm_affine(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG001 (the table's signature)
-    """Change in place; returns the number of norms changed.
+    """Rewrite in place; return the number of norms changed.
 
-    After fold_timestep it finds the norms of separable convolutions, too, where the time embedding was in between.
+    After fold_timestep this includes the norms of separable convolutions, which had the time embedding after them.
 
     Raises:
-        RewriteError: a norm has been rewritten to a form that holds its affine elsewhere.
+        RewriteError: an earlier rewrite moved a norm's gamma and beta elsewhere.
     """
     fired = 0
     for norm, readers in readings(module):
         if isinstance(norm, ChannelLayerNorm) and norm.scale is not None:
-            raise RewriteError("fold_norm_affine comes before linear_to_conv2d: exchange them in the recipe")
+            raise RewriteError("fold_norm_affine must come before linear_to_conv2d; exchange them in the recipe")
         if norm.weight is not None:
             for reader in readers:
                 _fold(norm.weight, norm.bias, reader)
@@ -50,13 +50,13 @@ def fold_norm_affine(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG0
 
 
 def count_plain_norms(module: nn.Module) -> int:
-    """Norms that are read by linears alone and have no affine; a component without one has all it needs."""
+    """Count norms without gamma and beta that only linears read; 1 for a component without such norms."""
     found = readings(module)
     return sum(norm.weight is None for norm, _ in found) or int(not found)
 
 
 def readings(module: nn.Module) -> list[Reading]:
-    """Return every norm that linears or 1×1 convolutions alone read, with these."""
+    """Return every norm that only linears or 1×1 convolutions read, with these layers."""
     return [reading for layer in module.modules() for reading in _of(layer)]
 
 
@@ -70,7 +70,7 @@ def _of(module: nn.Module) -> list[Reading]:
     if isinstance(module, SpatialAttention):
         return [(layer.group_norm, [layer.to_q, layer.to_k, layer.to_v])]
     if isinstance(module, SepConvBlock):
-        # The time embedding scales and shifts between norm and convolution.
+        # With scale_shift, the time embedding is applied between norm and convolution.
         plain = isinstance(module, TimelessSepConvBlock) or layer.time != "scale_shift"
         return [(layer.norm, [layer.conv_pw1])] if plain else []
     if hasattr(module, "layer_norm1") and hasattr(module, "self_attn"):  # transformers' CLIPEncoderLayer
@@ -81,13 +81,13 @@ def _of(module: nn.Module) -> list[Reading]:
 
 
 def _projections(attention: Any) -> list[Any]:
-    """Every layer that reads the input of a self-attention."""
+    """Return all layers that read the input of a self-attention."""
     keys_values = [attention.to_kv] if attention.shares_kv else [attention.to_k, attention.to_v]
     return [attention.to_q, *keys_values]
 
 
 def _fold(gamma: Tensor, beta: Tensor, reader: nn.Linear | nn.Conv2d) -> None:
-    # New tensors: the checkpoint's may be mapped from its file.
+    # New tensors, because the checkpoint's may be mapped read-only from its file.
     weight = reader.weight
     matrix = weight.reshape(weight.shape[0], -1)
     if bool(beta.any()):

@@ -1,15 +1,15 @@
 """The timestep of one-step generation → constants in the weights.
 
     h = conv1(x) + time_emb_proj(silu(emb))          →  conv1's bias
-    norm(h)·(1 + scale) + shift                      →  the norm's own gamma and beta
+    norm(h)·(1 + scale) + shift                      →  the norm's gamma and beta
     conv_dw(x) + shift, conv_pw1(h) + shift          →  conv_dw's and conv_pw1's bias
-    time_embedding(timestep)                         →  nothing; the input ``timestep`` goes
+    time_embedding(timestep)                         →  removed, with the input ``timestep``
 
 Stable Diffusion XL adds pooled text and picture sizes to its time embedding, which are inputs:
 
     time_embedding(timestep) + add_embedding.linear_2(x)  →  linear_2's bias
 
-Right for one timestep only, that of the checkpoint's schedule; many-step sampling needs the original.
+Valid only for the one timestep of the checkpoint's schedule; sampling in many steps needs the original.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from md_export.models.unet import DownPath, MDUNet
 from md_export.rewrites.adopt import CONTROLNET_MODEL, UNET, type_name
 from md_export.spec.sampler import OneStep
 
-# Fields of its config with which it embeds more than the timestep.
+# Fields of the UNet's config that add more than the timestep to its embedding.
 _MORE: Final = ("class_embed_type", "num_class_embeds")
 
 
 class NoEmbedding(nn.Module):
-    """In place of what embeds the timestep; all that read the embedding hold it in their weights."""
+    """Placeholder for layers that embed the timestep; the layers that read the embedding have it in their weights."""
 
     def forward(self, x: Tensor, *_: object) -> Tensor:
-        """``x`` as it is."""
+        """Return ``x``."""
         return x
 
 
 class ZeroEmbedding(NoEmbedding):
-    """The same where more is added to the embedding."""
+    """Placeholder for an embedding that another one is added to."""
 
     def forward(self, x: Tensor, *_: object) -> Tensor:
         """``[B]`` → ``[B, 1]``."""
@@ -49,16 +49,16 @@ class ZeroEmbedding(NoEmbedding):
 
 
 def embed(unet: Any, timestep: int) -> Tensor:
-    """Time embedding that every ResNet block gets, ``[1, dim]``.
+    """Return the time embedding that every ResNet block gets, ``[1, dim]``.
 
     Raises:
-        RewriteError: more than the timestep is embedded.
+        RewriteError: the UNet embeds more than the timestep.
     """
     added = [name for name in _MORE if getattr(unet.config, name, None) is not None]
     if added:
         raise RewriteError(
-            f"the UNet adds to its time embedding what is not constant ({', '.join(added)}). "
-            "Take fold_timestep out of the recipe"
+            f"the UNet adds values that are not constant to its time embedding ({', '.join(added)}). "
+            "Remove fold_timestep from the recipe"
         )
     embedding: Tensor = unet.time_embedding(unet.time_proj(torch.tensor([float(timestep)])))
     # A ControlNet has no such field.
@@ -67,7 +67,7 @@ def embed(unet: Any, timestep: int) -> Tensor:
 
 
 def forget_timestep(unet: Any) -> None:
-    """Called as ``unet(sample, encoder_hidden_states)`` from now on, a ControlNet with the condition third."""
+    """Remove ``timestep`` from the call: ``unet(sample, encoder_hidden_states)``, plus a ControlNet's condition."""
     unet.time_proj = NoEmbedding()
     unet.time_embedding = ZeroEmbedding() if adds_text(unet) else NoEmbedding()
     unet.register_buffer("nothing", torch.zeros(1), persistent=False)
@@ -75,12 +75,12 @@ def forget_timestep(unet: Any) -> None:
 
 
 def adds_text(unet: Any) -> bool:
-    """Whether it is Stable Diffusion XL's, which adds pooled text and picture sizes to the embedding."""
+    """Return whether it is a Stable Diffusion XL UNet, which adds pooled text and picture sizes to the embedding."""
     return getattr(unet.config, "addition_embed_type", None) == "text_time"
 
 
 def is_fixed(unet: nn.Module) -> bool:
-    """Whether :func:`forget_timestep` changed it."""
+    """Return whether :func:`forget_timestep` changed it."""
     return isinstance(getattr(unet, "time_embedding", None), NoEmbedding)
 
 
@@ -89,15 +89,15 @@ def _without_timestep(unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     return (), dict(zip(names, args, strict=False)) | kwargs | {"timestep": unet.nothing}
 
 
-# Principle: what is constant is computed once, here in float32. The sine and cosine of 999 radians are what half
-# precision breaks, and float32 ops leave the Neural Engine (coremltools guide, "Typed Execution").
+# Principle: compute constants once, here in float32. Half precision is too coarse for the sine and cosine of 999
+# radians, and float32 ops do not run on the Neural Engine (coremltools guide, "Typed Execution").
 
 
 class TimelessSepConvBlock(SepConvBlock):
-    """A separable convolution block whose norm and biases hold the time embedding already."""
+    """A separable convolution block with the time embedding in its norm and biases."""
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # noqa: ARG002 (the block's signature)
-        """``[B, c_in, H, W]`` → ``[B, c_out, H, W]``; ``emb`` is not looked at."""
+        """``[B, c_in, H, W]`` → ``[B, c_out, H, W]``; ``emb`` is not used."""
         h = self.conv_pw2(F.silu(self.conv_pw1(self.norm(self.conv_dw(x)))))
         out: Tensor = h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
         return out
@@ -108,11 +108,11 @@ class OneStepUNet(MDUNet):
 
     nothing: Tensor
 
-    # The input that was folded away is what this rewrite is about.
+    # override: the rewrite removes the timestep.
     def forward(  # type: ignore[override]
         self, sample: Tensor, encoder_hidden_states: Tensor, *residuals: Tensor
     ) -> Tensor:
-        """As :meth:`MDUNet.forward` without its timestep."""
+        """Compute :meth:`MDUNet.forward` at the folded timestep."""
         return super().forward(sample, self.nothing, encoder_hidden_states, *residuals)
 
 
@@ -124,7 +124,7 @@ class OneStepControlNet(MDControlNet):
     def forward(  # type: ignore[override]
         self, sample: Tensor, encoder_hidden_states: Tensor, condition: Tensor
     ) -> tuple[Tensor, ...]:
-        """As :meth:`MDControlNet.forward` without its timestep."""
+        """Compute :meth:`MDControlNet.forward` at the folded timestep."""
         return super().forward(sample, self.nothing, encoder_hidden_states, condition)
 
 
@@ -133,10 +133,10 @@ _OF_ONE_STEP: Final[Mapping[type[nn.Module], type[DownPath]]] = {MDUNet: OneStep
 
 @torch.no_grad()
 def fold_timestep(module: nn.Module, one_step: OneStep) -> int:
-    """Fold ``one_step.timestep`` in place; returns the number of time projections folded.
+    """Fold ``one_step.timestep`` in place; return the number of time projections folded.
 
     Raises:
-        RewriteError: another rewrite changed the UNet's inputs or outputs before.
+        RewriteError: an earlier rewrite changed the UNet's inputs or outputs.
     """
     if type_name(module) in (UNET, CONTROLNET_MODEL) and not is_fixed(module):
         unet: Any = module
@@ -149,7 +149,7 @@ def fold_timestep(module: nn.Module, one_step: OneStep) -> int:
     if not isinstance(module, DownPath) or isinstance(module, (OneStepUNet, OneStepControlNet)):
         return 0
     if hasattr(module, "x0"):
-        raise RewriteError("fold_timestep comes before fold_x0: exchange them in the recipe")
+        raise RewriteError("fold_timestep must come before fold_x0; exchange them in the recipe")
     fired = _fold_all(module, module.time_embedding(torch.tensor([float(one_step.timestep)])))
     module.time_embedding = cast(nn.Module, nn.Identity())  # type: ignore[assignment]
     module.register_buffer("nothing", torch.zeros(1), persistent=False)
@@ -158,12 +158,12 @@ def fold_timestep(module: nn.Module, one_step: OneStep) -> int:
 
 
 def count_one_step(module: nn.Module) -> int:
-    """1 where the timestep is folded already."""
+    """Return 1 if the timestep is already folded, else 0."""
     return int(isinstance(module, (OneStepUNet, OneStepControlNet)) or is_fixed(module))
 
 
 def _fold_all(unet: nn.Module, embedding: Tensor) -> int:
-    """Into each block that reads the time ``embedding``, ``[1, dim]``."""
+    """Fold the time ``embedding``, ``[1, dim]``, into each block that reads it; return the number of projections."""
     hidden = F.silu(embedding)
     fired = 0
     for block in unet.modules():
@@ -187,7 +187,7 @@ def _fold(block: ResnetBlock | SepConvBlock, shift: Tensor) -> None:
 
 
 def _add_to_bias(conv: nn.Conv2d | nn.Linear, shift: Tensor) -> None:
-    # A new tensor: the checkpoint's may be mapped from its file.
+    # A new tensor, because the checkpoint's may be mapped read-only from its file.
     conv.bias = nn.Parameter(shift if conv.bias is None else conv.bias + shift, requires_grad=False)
 
 

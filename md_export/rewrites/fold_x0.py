@@ -2,12 +2,12 @@
 
     out_sample  →  latent = (a·sample + b·out_sample) / scaling_factor
 
-For one-step generation only; ``a``, ``b`` follow from the checkpoint's schedule. Where it predicts the noise, b
-is -14.6 at Stable Diffusion's schedule and multiplies the rounding of a half-precision output by as much.
+For one step only; ``a`` and ``b`` are computed from the checkpoint's schedule. For a model that predicts the noise, b
+is -14.6 with Stable Diffusion's schedule, and it multiplies the rounding error of a half-precision output.
 """
 
-# Principle: one call and one buffer less between two models. Where a·sample and b·out nearly cancel, x0 loses
-# 20·log10|b| dB against the output; a float16 Core ML program keeps this sum in float32 (its precision.py).
+# Principle: saves one call and one buffer between two models. If a·sample and b·out nearly cancel, x0 has 20·log10|b|
+# dB less SNR than the output; a float16 Core ML program computes this sum in float32 (its precision.py).
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from md_export.spec.sampler import OneStep
 
 
 class X0Combine(nn.Module):
-    """(sample, out) → (a·sample + b·out) / scaling_factor, all ``[B, C, H, W]``; a module so that it can be found."""
+    """(sample, out) → (a·sample + b·out) / scaling_factor, all ``[B, C, H, W]``; a module, so that targets find it."""
 
     def __init__(self, one_step: OneStep) -> None:
         super().__init__()
@@ -29,15 +29,15 @@ class X0Combine(nn.Module):
         self.of_sum = one_step.b / one_step.scaling_factor
 
     def forward(self, sample: Tensor, out: Tensor) -> Tensor:
-        """float32 where the module is; for in-painting, the noise is the first of ``sample``'s channels."""
+        """Combine ``out`` with the noise, which is in the first channels of ``sample`` (in-painting has more)."""
         if sample.shape[1] != out.shape[1]:
             sample = sample[:, : out.shape[1]]
-        # Not a·sample + b·out: coremltools would multiply b into the last convolution, a new and nameless weight.
+        # Not a·sample + b·out: coremltools would multiply b into the last convolution's weight and lose its name.
         return (sample * self.of_sample + out) * self.of_sum
 
 
 def fold_x0(module: nn.Module, one_step: OneStep) -> int:
-    """Change in place; returns 1. Comes after fold_timestep where a recipe has both."""
+    """Rewrite in place; return 1. Must come after fold_timestep in a recipe with both."""
     if not (isinstance(module, MDUNet) or type_name(module) == UNET) or count_latent(module):
         return 0
     module.x0 = X0Combine(one_step)
@@ -46,7 +46,7 @@ def fold_x0(module: nn.Module, one_step: OneStep) -> int:
 
 
 def count_latent(module: nn.Module) -> int:
-    """1 where the output is the latent already."""
+    """Return 1 if the output is already the latent, else 0."""
     return int(isinstance(getattr(module, "x0", None), X0Combine))
 
 

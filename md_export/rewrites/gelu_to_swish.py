@@ -13,7 +13,7 @@ from md_export.spec.sampler import OneStep
 
 
 def gelu_to_swish(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG001 (the table's signature)
-    """Replace in place; returns the number of feed-forwards changed."""
+    """Rewrite in place; return the number of feed-forwards changed."""
     gates = [layer for layer in module.modules() if isinstance(layer, GluProjection) and isinstance(layer.act, Gelu)]
     for gate in gates:
         gate.act = Swish()
@@ -21,5 +21,5 @@ def gelu_to_swish(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG001 
 
 
 def count_swish(module: nn.Module) -> int:
-    """Feed-forwards that use swish already."""
+    """Count feed-forwards that already use swish."""
     return sum(isinstance(layer, GluProjection) and isinstance(layer.act, Swish) for layer in module.modules())

@@ -2,7 +2,7 @@
 
     group_norm(x: [B, C, H, W], G)  →  instance_norm(x: [B, G, C/G·H, W]) reshaped back, ·gamma + beta
 
-The groups of one picture are the "channels" of the instance norm: the same means and variances.
+The groups of one picture become the "channels" of the instance norm; means and variances are the same.
 """
 
 # Principle: tensors of rank ≤ 4 and norms as one op. coremltools lowers GroupNorm to ten ops on
@@ -18,7 +18,7 @@ from md_export.spec.sampler import OneStep
 
 
 class InstanceGroupNorm(nn.GroupNorm):
-    """Keeps ``weight`` and ``bias`` of the GroupNorm it was."""
+    """GroupNorm computed as an instance norm, with the same ``weight`` and ``bias``."""
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` → ``[B, C, H, W]``."""
@@ -31,7 +31,7 @@ class InstanceGroupNorm(nn.GroupNorm):
 
 
 def group_norm_to_instance_norm(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG001 (the table's signature)
-    """Change in place; returns the number of norms changed."""
+    """Rewrite in place; return the number of norms changed."""
     found = [layer for layer in module.modules() if type(layer) is nn.GroupNorm]
     for norm in found:
         norm.__class__ = InstanceGroupNorm

@@ -5,11 +5,11 @@
     [B, S, C] → heads by reshape and transpose  →  [B, C, 1, S] → [B, h, d, S] by reshape alone
     flatten, transpose, reshape around a stack  →  reshape [B, C, H, W] ↔ [B, C, 1, H·W]
 
-The function is the same but for the order of float32 sums. Inputs and outputs of the component keep their
-shapes: the text costs one transpose. Linears on vectors, as in the time embedding, stay.
+The function is the same except for the order of float32 sums. Inputs and outputs of the component keep their
+shapes, so the text needs one transpose. Linears on vectors, as in the time embedding, stay.
 """
 
-# Principle, for the whole file: the Neural Engine wants [B, C, 1, S] with the sequence last (64-byte alignment
+# Principle, for the whole file: the Neural Engine is fastest with [B, C, 1, S], the sequence last (64-byte alignment
 # of the last axis), linears as 1×1 convolutions and few memory copies. Source: Apple, "Deploying Transformers on
 # the Apple Neural Engine" (machinelearning.apple.com/research/neural-engine-transformers), principles 1 and 3.
 
@@ -27,16 +27,16 @@ from md_export.spec.sampler import OneStep
 # The Neural Engine keeps activations as [B, C, 1, S], so that a norm over channels needs no transpose
 # (ml-ane-transformers, reference/layer_norm.py). coremltools fuses this form, shift before scale, to one
 # layer_norm over axis 1: passes/defs/optimize_normalization.py, fuse_layernorm_or_instancenorm, pattern 5.
-# It fuses only if scale and shift are both there or both absent after factors of 1 and terms of 0 are
-# removed. Hence values that nothing can see in float32, and that keep the operation in the graph.
+# It fuses only if scale and shift are both present or both absent, after it removed factors of 1 and terms of
+# 0. These values have no effect in float32 and keep the operation in the graph.
 _INVISIBLE: Final = 2.0**-64
 _ALMOST_ONE: Final = 1.0 - 2.0**-24
 
 
 class ChannelLayerNorm(nn.LayerNorm):
-    """LayerNorm over the channels of ``[B, C, 1, S]``; keeps ``weight`` and ``bias`` of the LayerNorm it was.
+    """LayerNorm over the channels of ``[B, C, 1, S]``, with the ``weight`` and ``bias`` of the original.
 
-    The values in use are ``scale`` and ``shift``, both ``[1, C, 1, 1]``, made from them once.
+    It computes with ``scale`` and ``shift``, both ``[1, C, 1, 1]``, which are computed from these once.
     """
 
     scale: Tensor | None
@@ -45,7 +45,7 @@ class ChannelLayerNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, 1, S]`` → ``[B, C, 1, S]``, normalized over C."""
         centred = x - x.mean(dim=1, keepdim=True)
-        # Not square(): the pattern asks for a product.
+        # Not square(): the pattern matches a product.
         variance = (centred * centred).mean(dim=1, keepdim=True)
         out = centred * torch.rsqrt(variance + self.eps)
         if self.scale is None or self.shift is None:
@@ -105,7 +105,7 @@ class ChannelFirst(Form):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, weigh: Callable[[Tensor], Tensor], shape: Any) -> Tensor:  # noqa: ARG002
         """``[B, heads, d, Lq]`` and ``[B, heads, d, Lk]`` → ``[B, heads·d, 1, Lq]``.
 
-        Both transposes are of a product's operand: matmul's own flags in a Core ML program.
+        Each transpose is of an operand of a product, so it becomes a flag of matmul in a Core ML program.
         """
         weights = weigh(torch.matmul(q.transpose(-1, -2), k))
         out = torch.matmul(v, weights.transpose(-1, -2))
@@ -117,10 +117,10 @@ class ChannelFirst(Form):
 
 
 def linear_to_conv2d(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG001 (the table's signature)
-    """Rewrite in place; returns the number of linears that became convolutions."""
+    """Rewrite in place; return the number of linears that became convolutions."""
     return use_form(module, ChannelFirst())
 
 
 def count_conv2d(module: nn.Module) -> int:
-    """Count 1×1 convolutions; a component without token linears, such as the lite decoder, has all it needs."""
+    """Count 1×1 convolutions; a component without token linears, such as the lite decoder, also has some."""
     return sum(isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) for layer in module.modules())

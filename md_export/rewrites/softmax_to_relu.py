@@ -1,7 +1,7 @@
-"""softmax(scores) → relu(scores)/L in every self- and cross-attention, L the number of keys.
+"""softmax(scores) → relu(scores)/L in every self- and cross-attention, where L is the number of keys.
 
 The paper (section 3.2) reaches relu attention by a short fine-tune of a softmax model; without one the
-pictures drift. The scale of 1/L is Wortsman et al. (arXiv 2309.08586); the paper gives none.
+pictures drift. The scale of 1/L is from Wortsman et al. (arXiv 2309.08586); the paper gives no scale.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from md_export.spec.sampler import OneStep
 
 
 def softmax_to_relu(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG001 (the table's signature)
-    """Replace in place; returns the number of attentions changed."""
+    """Rewrite in place; return the number of attentions changed."""
     found = [layer for layer in module.modules() if isinstance(layer, Attention) and isinstance(layer.weights, Softmax)]
     for attention in found:
         attention.weights = Relu()
@@ -21,5 +21,5 @@ def softmax_to_relu(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG00
 
 
 def count_relu(module: nn.Module) -> int:
-    """Attentions that use relu already."""
+    """Count attentions that already use relu."""
     return sum(isinstance(layer, Attention) and isinstance(layer.weights, Relu) for layer in module.modules())

@@ -2,12 +2,12 @@
 
     [B, h, d, S] batched products  →  for each head: bchq,bkhc→bkhq, weights over k, bkhq,bchk→bchq; concatenated
 
-Works on what linear_to_conv2d leaves. It multiplies ops (four slices, two einsums and a softmax a head).
+Works on the result of linear_to_conv2d. It adds ops: four slices, two einsums and a softmax per head.
 """
 
 # Principle: chunks small enough for the Neural Engine's cache, one head at a time, in einsums that Core ML maps to
 # its hardware without transposes (ml-stable-diffusion, python_coreml_stable_diffusion/attention.py, split_einsum).
-# Whether it pays depends on device and OS, hence a choice of the recipe.
+# Whether it is faster depends on the device and OS, so the recipe decides.
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from md_export.spec.sampler import OneStep
 
 
 class SplitHeadAttention(ChannelAttention):
-    """Attention head by head."""
+    """Attention computed head by head."""
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """``x: [B, C, 1, S]``, ``context: [B, D, 1, L]`` → ``[B, C, 1, S]``; ``mask: [B, 1, 1, L]``."""
@@ -44,7 +44,7 @@ class SplitHeadAttention(ChannelAttention):
         return out
 
     def _weigh(self, scores: Tensor, added: Tensor | None) -> Tensor:
-        """Scores ``[B, Lk, 1, Lq]`` → weights; the original modules have the keys last, these have them first."""
+        """Scores ``[B, Lk, 1, Lq]`` → weights over the keys: axis 1 here, the last axis in the original."""
         scores = scaled(scores, self.scale)
         scores = scores if added is None else scores + added
         if isinstance(self.weights, Softmax):
@@ -54,17 +54,17 @@ class SplitHeadAttention(ChannelAttention):
 
 
 def split_attention_heads(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG001 (the table's signature)
-    """Change in place; returns the number of attentions changed.
+    """Rewrite in place; return the number of attentions changed.
 
     Raises:
-        RewriteError: linear_to_conv2d did not run before, or attention weights that are neither softmax nor relu.
+        RewriteError: linear_to_conv2d did not run before, or the attention uses neither softmax nor relu.
     """
     found = [layer for layer in module.modules() if isinstance(layer, Attention)]
     for attention in found:
         if not isinstance(getattr(attention, "form", None), ChannelFirst):
-            raise RewriteError("split_attention_heads needs [B, C, 1, S]: put linear_to_conv2d before it in the recipe")
+            raise RewriteError("split_attention_heads needs [B, C, 1, S]; put linear_to_conv2d before it in the recipe")
         if not isinstance(attention.weights, (Softmax, Relu)):
-            raise RewriteError(f"split_attention_heads knows softmax and relu, not {type(attention.weights).__name__}")
+            raise RewriteError(f"split_attention_heads needs softmax or relu, not {type(attention.weights).__name__}")
     whole = [layer for layer in found if type(layer) is ChannelAttention]
     for attention in whole:
         attention.__class__ = SplitHeadAttention

@@ -1,13 +1,13 @@
-"""A convolution over very many input channels → the sum of convolutions over some of them each.
+"""A convolution over very many input channels → a sum of convolutions over parts of them.
 
     conv(x), kernel height · width · channels > 8192  →  conv(x[:, :n]) + conv(x[:, n:2n]) + …
 
-The same products, summed in another order.
+The products are the same; the order of the sum differs.
 """
 
-# Principle: LiteRT's GPU engine may lay the weights of a convolution out as a texture with a row for each input value
-# of each tap. WebGPU guarantees 8192 rows, and many phones have no more; beyond that the engine gets no texture,
-# reports success and answers with zeros (960 channels under a 3×3 kernel on a 32×32 map).
+# Principle: LiteRT's GPU engine may store the weights of a convolution as a texture with a row for each input value of
+# each tap. WebGPU guarantees 8192 rows, and many phones have no more. Above that the engine fails to create the
+# texture, reports success and outputs zeros (960 channels, 3×3 kernel, 32×32 map).
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LARGEST_SUM: Final = 8192
 
 
 class SplitConv2d(nn.Conv2d):
-    """Keeps the ``weight`` and ``bias`` of the convolution it was."""
+    """A convolution computed as a sum over parts of the input channels, with the same ``weight`` and ``bias``."""
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` → ``[B, out, H', W']``."""
@@ -31,14 +31,14 @@ class SplitConv2d(nn.Conv2d):
         bias, out = self.bias, None
         for given, weight in zip(x.chunk(parts, dim=1), self.weight.chunk(parts, dim=1), strict=True):
             made = F.conv2d(given, weight, bias, self.stride, self.padding, self.dilation)
-            # Added once.
+            # The bias is added once, with the first part.
             bias, out = None, made if out is None else out + made
         assert out is not None  # noqa: S101 (there is one part at least)
         return out
 
 
 def split_wide_conv2d(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG001 (the table's signature)
-    """Change in place; returns the number of convolutions changed."""
+    """Rewrite in place; return the number of convolutions changed."""
     found = [layer for layer in module.modules() if type(layer) is nn.Conv2d and parts_of(layer) > 1]
     for conv in found:
         conv.__class__ = SplitConv2d
@@ -46,13 +46,13 @@ def split_wide_conv2d(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG
 
 
 def count_narrow(module: nn.Module) -> int:
-    """Convolutions that have the form already; a component without wide ones has all it needs."""
+    """Count convolutions that already have the form; 1 for a component without wide ones."""
     wide = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d) and parts_of(layer) > 1]
     return sum(isinstance(layer, SplitConv2d) for layer in wide) or int(not wide)
 
 
 def parts_of(conv: nn.Conv2d) -> int:
-    """Into how many parts the input channels must go, each of the same size but for the last."""
+    """Return the number of parts for the input channels; all have the same size except the last."""
     if conv.groups > 1:
         return 1
     return math.ceil(math.prod(conv.kernel_size) * conv.in_channels / LARGEST_SUM)

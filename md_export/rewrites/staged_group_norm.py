@@ -6,12 +6,12 @@
     down    1×1 convolution with constant weights: mean of each group's channels, C → G
     up      1×1 convolution with constant weights: a group's value to each of its channels, G → C
 
-The same means and variances but for the order of float32 sums.
+Means and variances are the same except for the order of float32 sums.
 """
 
-# Principle: LiteRT's GPU engine takes tensors of rank ≤ 4 and no BROADCAST_TO, which the converter makes of
-# GroupNorm where gamma is 1; a convolution spreads a group's value over its channels without one. Channels stay
-# last, hence no TRANSPOSE and no RESHAPE. A mean in two stages adds H and W terms instead of H·W.
+# Principle: LiteRT's GPU engine supports tensors of rank ≤ 4 and no BROADCAST_TO, which the converter writes for
+# a GroupNorm with gamma 1. A convolution copies a group's value to its channels without it. Channels stay last, so
+# no TRANSPOSE or RESHAPE is needed. A mean in two stages sums H and then W terms instead of H·W.
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from md_export.spec.sampler import OneStep
 
 
 class StagedGroupNorm(nn.GroupNorm):
-    """Keeps ``weight`` and ``bias`` of the GroupNorm it was.
+    """GroupNorm computed in stages, with the same ``weight`` and ``bias``.
 
-    ``down: [G, C, 1, 1]`` and ``up: [C, G, 1, 1]`` follow from G and C; equal ones are stored once in a file.
+    ``down: [G, C, 1, 1]`` and ``up: [C, G, 1, 1]`` depend on G and C only; a file stores equal ones once.
     """
 
     down: Tensor
@@ -41,12 +41,12 @@ class StagedGroupNorm(nn.GroupNorm):
         return centred * (factor * self.weight[None, :, None, None]) + self.bias[None, :, None, None]
 
     def _of_groups(self, x: Tensor) -> Tensor:
-        """Mean of each group: ``[B, C, H, W]`` → ``[B, G, 1, 1]``."""
+        """Return the mean of each group: ``[B, C, H, W]`` → ``[B, G, 1, 1]``."""
         return F.conv2d(x.mean(dim=3, keepdim=True).mean(dim=2, keepdim=True), self.down)
 
 
 def staged_group_norm(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG001 (the table's signature)
-    """Change in place; returns the number of norms changed."""
+    """Rewrite in place; return the number of norms changed."""
     found = [layer for layer in module.modules() if type(layer) is nn.GroupNorm]
     for norm in found:
         norm.__class__ = StagedGroupNorm

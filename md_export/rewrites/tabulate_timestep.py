@@ -1,13 +1,13 @@
-"""The sine and cosine of the timestep → a look-up in a table that was computed in float32.
+"""The sine and cosine of the timestep → a lookup in a table computed in float32.
 
     cat(cos(t·f), sin(t·f))  →  relu(1 - |t - [0, 1, …, T]|) @ table
 
-For whole timesteps up to the schedule's last, which are all that samplers take.
+Valid for whole timesteps up to the last one of the schedule.
 """
 
-# Principle: half precision holds every whole number up to 2048, but 999 radians only to 0.25. The first factor is 1 at
-# the timestep's place and 0 elsewhere, exactly; the table is rounded once. Only plain arithmetic: float32 ops leave the
-# Neural Engine, and GPU engines take no look-up by a computed index.
+# Principle: half precision represents every whole number up to 2048, but angles near 999 radians only to 0.25. The
+# first factor is exactly 1 at the timestep's index and 0 elsewhere; the table is rounded once. It needs only plain
+# arithmetic: float32 ops do not run on the Neural Engine, and GPU engines do not support a lookup by a computed index.
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from md_export.rewrites.adopt import TIMESTEPS, type_name
 from md_export.rewrites.fold_timestep import count_one_step
 from md_export.spec.sampler import OneStep
 
-# Side of a picture in pixels, the largest whole number up to which half precision holds all.
+# Largest picture side in the table, in pixels: half precision represents all whole numbers up to this one.
 _LARGEST_SIDE: Final = 2048
 
 
 class Tabled(nn.Module):
-    """A layer that looks up what it would compute of angles."""
+    """A layer that looks up sines and cosines in a table."""
 
     places: Tensor
     table: Tensor
 
     def row(self, timestep: Tensor) -> Tensor:
-        """``[B]`` → ``[B, channels]``, cosine and sine."""
+        """Return cosines and sines: ``[B]`` → ``[B, channels]``."""
         given, places = timestep.float()[:, None], self.places[None, :]
-        # Two differences for one absolute value, which LiteRT's GPU engine is not known to take.
+        # Two relu instead of an absolute value, which LiteRT's GPU engine may not support.
         chosen = F.relu(1.0 - F.relu(given - places) - F.relu(places - given))
         return chosen @ self.table
 
 
 class TabledTimestepEmbedding(Tabled, TimestepEmbedding):
-    """A time embedding that computes no angle."""
+    """A time embedding with a table instead of sine and cosine."""
 
     def forward(self, timestep: Tensor) -> Tensor:
         """``[B]`` → ``[B, dim]``."""
@@ -51,7 +51,7 @@ class TabledTimestepEmbedding(Tabled, TimestepEmbedding):
 
 
 class TabledTimesteps(Tabled):
-    """The half of the time embedding that diffusers has in a layer of its own."""
+    """The sinusoidal part of the time embedding, which is a separate layer in diffusers."""
 
     def forward(self, timesteps: Tensor) -> Tensor:
         """``[B]`` → ``[B, channels]``."""
@@ -60,7 +60,7 @@ class TabledTimesteps(Tabled):
 
 @torch.no_grad()
 def tabulate_timestep(module: nn.Module, one_step: OneStep) -> int:
-    """Change in place; returns the number of time embeddings changed. The table ends with ``one_step.timestep``."""
+    """Rewrite in place; return the number of time embeddings changed. The table ends with ``one_step.timestep``."""
     places = torch.arange(one_step.timestep + 1, dtype=torch.float32)
     ours = [layer for layer in module.modules() if type(layer) is TimestepEmbedding]
     for layer in ours:
@@ -68,7 +68,7 @@ def tabulate_timestep(module: nn.Module, one_step: OneStep) -> int:
         _tabulate(layer, places, torch.cat([angles.cos(), angles.sin()], dim=-1), TabledTimestepEmbedding)
     others = [layer for layer in module.modules() if type_name(layer) == TIMESTEPS]
     for other in others:
-        # Stable Diffusion XL embeds sides of pictures, too.
+        # Stable Diffusion XL also embeds the sides of pictures.
         sides = other is getattr(module, "add_time_proj", None)
         own = torch.arange(_LARGEST_SIDE + 1, dtype=torch.float32) if sides else places
         _tabulate(other, own, other(own), TabledTimesteps)
@@ -82,5 +82,5 @@ def _tabulate(layer: nn.Module, places: Tensor, table: Tensor, become: type[Tabl
 
 
 def count_tabled(module: nn.Module) -> int:
-    """Time embeddings that have the form already, or have been folded away with the timestep."""
+    """Count time embeddings that already have the form or were removed by fold_timestep."""
     return count_one_step(module) + sum(isinstance(layer, Tabled) for layer in module.modules())

@@ -1,9 +1,9 @@
-"""Tokens as channels: what linear_to_conv2d and tokens_to_maps share.
+"""Shared code of linear_to_conv2d and tokens_to_maps: layers that compute on tokens as channels.
 
-Both make 1×1 convolutions of the linears on tokens and keep the tokens as channels ``[B, C, 1, L]`` between them. They
-differ in a :class:`Form`: how tokens become channels, how heads are split, and in which products attention is computed.
-Each substitute is a subclass that an original becomes in place, or holds the original's children under their names:
-module paths and parameters stay the same.
+Both turn the linears on tokens into 1×1 convolutions and keep the tokens as ``[B, C, 1, L]`` between them. They differ
+in a :class:`Form`: the conversion from tokens to channels, the split into heads, and the products of the attention.
+A substitute is a subclass that is set as the original's class, or a module with the original's children under the same
+names; module paths and parameters stay the same.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from md_export.models.vae import SpatialAttention
 
 # Modules that contain tokens; TextEncoder contains transformers' own layers.
 ROOTS: Final = (TransformerStack, SpatialAttention, TextEncoder, T5Encoder, DiT, PixArt)
-# Modules of these that compute on vectors ``[B, C]``.
+# Modules in these that compute on vectors ``[B, C]``.
 _VECTORS: Final = (VectorLinear, TimestepEmbedding)
 
 
 def as_conv2d(linear: nn.Linear) -> nn.Conv2d:
-    """Return the same weight and bias, not copied: weight ``[out, in, 1, 1]`` is a view of ``[out, in]``."""
+    """Return a convolution with the same weight and bias: ``[out, in, 1, 1]`` is a view of ``[out, in]``."""
     conv = nn.Conv2d(linear.in_features, linear.out_features, 1, bias=linear.bias is not None, device="meta")
     conv.weight = nn.Parameter(linear.weight.detach()[:, :, None, None], requires_grad=linear.weight.requires_grad)
     conv.bias = linear.bias
@@ -38,20 +38,20 @@ def as_conv2d(linear: nn.Linear) -> nn.Conv2d:
 
 
 def as_linear(conv: nn.Conv2d) -> nn.Linear:
-    """Return the inverse of :func:`as_conv2d`, not copied either; ``conv`` is 1×1."""
+    """Return a linear with the weight and bias of a 1×1 convolution, without a copy."""
     linear = nn.Linear(conv.in_channels, conv.out_channels, bias=conv.bias is not None, device="meta")
     linear.weight = nn.Parameter(conv.weight.detach()[:, :, 0, 0], requires_grad=conv.weight.requires_grad)
-    linear.bias = conv.bias  # type: ignore[assignment]  # None where there is none
+    linear.bias = conv.bias  # type: ignore[assignment]  # None without a bias
     return linear.train(conv.training)
 
 
 def scaled(x: Tensor, scale: float) -> Tensor:
-    """Return ``x · scale``; no operation where the scale was folded into a projection's weights."""
+    """Return ``x · scale``; adds no operation if the scale is 1, as after fold_attention_scale."""
     return x if scale == 1.0 else x * scale
 
 
 class Form(ABC):
-    """How tokens lie as channels, and how attention is computed on them."""
+    """Layout of tokens as channels, and the attention on it."""
 
     @abstractmethod
     def enter(self, tokens: Tensor) -> Tensor:
@@ -67,18 +67,18 @@ class Form(ABC):
 
     @abstractmethod
     def attend(self, q: Tensor, k: Tensor, v: Tensor, weigh: Callable[[Tensor], Tensor], shape: Any) -> Tensor:
-        """Attention of split heads → ``[B, C, H, W]``; ``weigh``: scores → weights; ``shape``: of the queries."""
+        """Return attention as ``[B, C, H, W]``; ``weigh``: scores → weights; ``shape``: shape of the queries."""
 
     @abstractmethod
     def layer_norm(self, norm: nn.LayerNorm) -> None:
-        """Change a LayerNorm over tokens, in place, into one over channels."""
+        """Change a LayerNorm over tokens in place into one over channels."""
 
     def mask(self, mask: Tensor, heads: int) -> Tensor:  # noqa: ARG002 (a form with heads in the batch needs it)
-        """``[B, 1 or heads, Lq or 1, Lk]`` → the rank of the scores."""
+        """Return the mask ``[B, 1 or heads, Lq or 1, Lk]`` in the rank of the scores."""
         return mask
 
     def flat(self, x: Tensor) -> Tensor:
-        """``[B, C, H, W]`` → what norms and projections compute on."""
+        """Return ``[B, C, H, W]`` in the shape for norms and projections."""
         return x
 
     def unflat(self, x: Tensor, shape: Any) -> Tensor:  # noqa: ARG002 (a form that flattens needs it)
@@ -87,7 +87,7 @@ class Form(ABC):
 
 
 class ChannelGlu(GluProjection):
-    """The gated projection; halves [value | gate] of the channels."""
+    """The gated projection on channels, with the halves [value | gate]."""
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, …]`` → ``[B, inner, …]``."""
@@ -97,14 +97,14 @@ class ChannelGlu(GluProjection):
 
 
 class ChannelAttention(Attention):
-    """Multi-head attention between channels."""
+    """Multi-head attention on tokens as channels."""
 
     form: Form
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """``x: [B, C, H, W]``, ``context: [B, D, 1, L]`` → ``[B, C, H, W]``; ``mask`` of the form's rank."""
+        """``x: [B, C, H, W]``, ``context: [B, D, 1, L]`` → ``[B, C, H, W]``; ``mask`` has the form's rank."""
         q = self.form.heads(self.to_q(x), self.heads)
-        # After the split: right behind the convolution, coremltools would make a new, nameless weight of it.
+        # After the split: directly after the convolution, coremltools would fold it into a new weight without a name.
         q = scaled(q, self.scale)
         k, v = self.keys_values(x if context is None else context, lambda source: self.form.heads(source, self.heads))
 
@@ -117,9 +117,9 @@ class ChannelAttention(Attention):
 
 
 class ChannelStack(TransformerStack):
-    """The stack on channels.
+    """The transformer stack on channels.
 
-    Every stack brings the text into the form itself, so that it stays a drop-in; converters merge the equal transposes.
+    Every stack converts the text itself, so that its signature stays; converters merge the equal transposes.
     """
 
     form: Form
@@ -153,7 +153,7 @@ class ChannelSpatialAttention(SpatialAttention):
 class ChannelClipAttention(nn.Module):
     """CLIP's attention on ``[B, C, 1, L]``: the projections of transformers' ``CLIPAttention`` under their names.
 
-    No subclass of CLIPAttention: transformers takes ten seconds to import.
+    Not a subclass of CLIPAttention, because importing transformers takes ten seconds.
     """
 
     def __init__(self, clip: Any, form: Form) -> None:
@@ -167,7 +167,7 @@ class ChannelClipAttention(nn.Module):
         self.out_proj: nn.Module = clip.out_proj
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> tuple[Tensor, None]:
-        """As CLIPAttention: output and weights, the latter not kept; ``attention_mask: [1, 1, L, L]`` is added."""
+        """Return output and, as CLIPAttention without weights, None; ``attention_mask: [1, 1, L, L]`` is added."""
         projections = (self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (self.form.heads(project(hidden_states), self.heads) for project in projections)
 
@@ -179,7 +179,7 @@ class ChannelClipAttention(nn.Module):
 
 
 class ChannelTextEncoder(TextEncoder):
-    """The text encoder; its layers see ``[B, hidden, 1, L]``."""
+    """The text encoder with layers that compute on ``[B, hidden, 1, L]``."""
 
     form: Form
 
@@ -193,7 +193,7 @@ class ChannelTextEncoder(TextEncoder):
 
 
 class ChannelT5Attention(T5Attention):
-    """T5's attention between channels; the bias is of the form's rank."""
+    """T5's attention on tokens as channels; the bias has the form's rank."""
 
     form: Form
 
@@ -205,12 +205,12 @@ class ChannelT5Attention(T5Attention):
         return out
 
 
-# Classes of attention between channels; each instance has a ``form``.
+# Classes of attention on tokens as channels; each instance has a ``form``.
 ATTENTIONS: Final = (ChannelAttention, ChannelSpatialAttention, ChannelClipAttention, ChannelT5Attention)
 
 
 class ChannelT5Encoder(T5Encoder):
-    """T5's encoder; its layers see ``[B, d_model, 1, L]``."""
+    """T5's encoder with layers that compute on ``[B, d_model, 1, L]``."""
 
     form: Form
 
@@ -223,7 +223,7 @@ class ChannelT5Encoder(T5Encoder):
         return self.form.leave(tokens)
 
     def added(self, mask: Tensor) -> Tensor:
-        """Return the mask in the rank of the form."""
+        """Return the mask in the form's rank."""
         return self.form.mask(super().added(mask), self.heads)
 
 
@@ -234,13 +234,13 @@ class ChannelT5Norm(T5Norm):
 
 
 class PatchTokens(Tokens):
-    """Tokens of patches as channels: a map of patches, and text of height 1."""
+    """Patch tokens as channels: a map of patches, and text with height 1."""
 
     def __init__(self, form: Form) -> None:
         self.form = form
 
     def enter(self, patches: Tensor) -> Tensor:
-        """``[B, C, h, w]`` → what norms and projections compute on."""
+        """Return ``[B, C, h, w]`` in the shape for norms and projections."""
         return self.form.flat(patches)
 
     def text(self, hidden: Tensor) -> Tensor:
@@ -248,7 +248,7 @@ class PatchTokens(Tokens):
         return self.form.enter(hidden)
 
     def mask(self, added: Tensor, heads: int) -> Tensor:
-        """``[B, L]`` → the rank of the scores."""
+        """Return the mask ``[B, L]`` in the rank of the scores."""
         return self.form.mask(super().mask(added, heads), heads)
 
     def along(self, vector: Tensor) -> Tensor:
@@ -273,7 +273,7 @@ _CLASSES: Final[Mapping[type[nn.Module], type[nn.Module]]] = {
 
 
 def use_form(module: nn.Module, form: Form) -> int:
-    """Rewrite in place; returns the number of linears that became convolutions."""
+    """Rewrite in place; return the number of linears that became convolutions."""
     return sum(_rewrite(layer, form) for layer in list(module.modules()) if type(layer) in ROOTS)
 
 

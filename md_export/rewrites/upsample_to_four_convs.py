@@ -2,15 +2,15 @@
 
     conv3x3(nearest_x2(x))  →  row 2i+a, column 2j+b of the output = conv2x2_ab(x)[i, j],  a, b ∈ {0, 1}
 
-Of the nine taps on the large map those that read the same small pixel are one: per axis w0, w1+w2 for an even
-output position and w0+w1, w2 for an odd one. 16 multiply-adds for four output values instead of 36; the stored
-weights grow from 9 to 16 per pair of channels.
+Taps on the large map that read the same small pixel are added: per axis w0, w1+w2 for an even output position
+and w0+w1, w2 for an odd one. Four output values take 16 multiply-adds instead of 36; the stored weights grow
+from 9 to 16 per pair of channels.
 """
 
 # Principle: fewer multiply-adds and no intermediate map of four times the size. Channels stay last while the four
-# results are woven into one map: two are joined along the channels, which by a reshape alone become columns, then
-# along the columns, which become rows. One 4×4 transposed convolution with stride 2 is the same function in one op,
-# but XNNPACK of ai-edge-litert 2.3.0 runs it slower than the original.
+# results are interleaved: concatenated along the channels, which a reshape turns into columns, then along the columns,
+# which a reshape turns into rows. One 4×4 transposed convolution with stride 2 computes the same in one op, but XNNPACK
+# of ai-edge-litert 2.3.0 runs it slower than the original.
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from md_export.spec.sampler import OneStep
 
 
 class FourConv2d(nn.Conv2d):
-    """The convolution of an Upsample, seen from the small map; keeps its ``weight`` and ``bias``.
+    """The convolution of an Upsample, computed on the small map, with the same ``weight`` and ``bias``.
 
     ``phases: [4, out, in, 2, 2]`` in the order (row, column) of the output position: 00, 01, 10, 11.
     """
@@ -39,9 +39,9 @@ class FourConv2d(nn.Conv2d):
         return torch.cat(rows, dim=2).reshape(batch, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
 
     def _phase(self, x: Tensor, index: int) -> Tensor:
-        """``[B, H, W, C]`` → ``[B, H, W, out]``, one output position of four."""
+        """Return one of four output positions: ``[B, H, W, C]`` → ``[B, H, W, out]``."""
         row, column = divmod(index, 2)
-        # Padded with channels last: the converter would transpose around a padding of [B, C, H, W].
+        # Pad with channels last: the converter would add transposes around a padding of [B, C, H, W].
         padded = F.pad(x, (0, 0, 1 - column, column, 1 - row, row)).permute(0, 3, 1, 2)
         return F.conv2d(padded, self.phases[index], self.bias).permute(0, 2, 3, 1)
 
@@ -57,7 +57,7 @@ class FourConvUpsample(Upsample):
 
 @torch.no_grad()
 def upsample_to_four_convs(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG001 (the table's signature)
-    """Change in place; returns the number of upsamplers changed."""
+    """Rewrite in place; return the number of upsamplers changed."""
     found = [layer for layer in module.modules() if type(layer) is Upsample]
     for upsample in found:
         upsample.__class__ = FourConvUpsample
@@ -67,12 +67,12 @@ def upsample_to_four_convs(module: nn.Module, one_step: OneStep) -> int:  # noqa
 
 
 def phases(weight: Tensor) -> Tensor:
-    """``[out, in, 3, 3]`` → ``[4, out, in, 2, 2]``."""
+    """Return the four small kernels: ``[out, in, 3, 3]`` → ``[4, out, in, 2, 2]``."""
     rows = _merge_taps(weight.transpose(2, 3))
     return torch.stack([part for row in rows for part in _merge_taps(row.transpose(2, 3))])
 
 
 def _merge_taps(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Three taps of the last axis → two for even and two for odd output positions."""
+    """Merge three taps of the last axis into two for even and two for odd output positions."""
     first, middle, last = weight.unbind(-1)
     return torch.stack([first, middle + last], -1), torch.stack([first + middle, last], -1)

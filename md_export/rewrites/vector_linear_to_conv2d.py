@@ -1,8 +1,8 @@
-"""Linears on vectors, those of the time embedding → 1×1 convolutions on maps of one pixel.
+"""Linears on vectors, as in the time embedding → 1×1 convolutions on maps of one pixel.
 
     linear(x: [B, C])  →  conv2d(x: [B, C, 1, 1]), weight [out, in, 1, 1] a view of [out, in]
 
-The same function; the time embedding keeps its shape ``[B, dim]``.
+The function is the same; the time embedding keeps its shape ``[B, dim]``.
 """
 
 # Principle: LiteRT's GPU engine runs an int8 convolution, but fails on int8 FULLY_CONNECTED ("Failed to initialize
@@ -21,7 +21,7 @@ from md_export.spec.sampler import OneStep
 
 
 class VectorConv2d(nn.Conv2d):
-    """A 1×1 convolution that takes and gives vectors."""
+    """A 1×1 convolution on vectors."""
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, in]`` → ``[B, out]``."""
@@ -29,7 +29,7 @@ class VectorConv2d(nn.Conv2d):
 
 
 def vector_linear_to_conv2d(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG001 (the table's signature)
-    """Change in place, before or after fold_timestep; returns the number of linears changed."""
+    """Rewrite in place, before or after fold_timestep; return the number of linears changed."""
     found = [(parent, name, child) for parent in module.modules() for name, child in parent.named_children()]
     linears = [
         (parent, name, child)
@@ -49,5 +49,5 @@ def _sees_vectors(layer: nn.Module) -> bool:
 
 
 def count_vector_conv2d(module: nn.Module) -> int:
-    """Linears that have the form already, or have been folded away with the timestep."""
+    """Count linears that already have the form or were removed by fold_timestep."""
     return count_one_step(module) + sum(isinstance(layer, VectorConv2d) for layer in module.modules())

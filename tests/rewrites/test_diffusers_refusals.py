@@ -43,8 +43,8 @@ def with_scaled_residual(net: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (with_lora, r"down_blocks\.1\.attentions\.0\.proj_in holds a LoRA .* fuse_lora"),
-        (with_peft, "conv_in holds a LoRA"),
+        (with_lora, r"down_blocks\.1\.attentions\.0\.proj_in has a LoRA .* fuse_lora"),
+        (with_peft, "conv_in has a LoRA"),
         (with_adapter, r"attn2, diffusers' Attention, has processor\S+='IPAdapterAttnProcessor'"),
         (with_other_norm, r"BasicTransformerBlock, has norm_type='ada_norm'"),
         (with_scaled_residual, r"mid_block\.resnets\.0, diffusers' ResnetBlock2D, has output_scale_factor=2\.0"),

@@ -135,7 +135,7 @@ def test_with_the_recipes_other_rewrites(subject: Callable[[str, str], Subject])
         plant(case.module, 64.0)
         case.rewrite("equalize", *others)
         assert case.snr_db(("timestep",) if "fold_timestep" in others else ()) >= EXACT_DB
-    with pytest.raises(RewriteError, match="equalize comes before linear_to_conv2d"):
+    with pytest.raises(RewriteError, match="equalize must come before linear_to_conv2d"):
         subject("nano", "unet").rewrite("linear_to_conv2d", "equalize")
 
 

@@ -90,7 +90,7 @@ def test_the_checkpoint_is_not_written_to(subject: Callable[[str, str], Subject]
 
 
 def test_after_a_form_that_keeps_the_affine_elsewhere_it_is_refused(subject: Callable[[str, str], Subject]) -> None:
-    with pytest.raises(RewriteError, match="comes before linear_to_conv2d"):
+    with pytest.raises(RewriteError, match="must come before linear_to_conv2d"):
         subject("nano", "unet").rewrite("linear_to_conv2d", "fold_norm_affine")
     case = subject("nano", "unet")
     case.rewrite("fold_norm_affine", "linear_to_conv2d")

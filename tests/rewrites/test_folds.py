@@ -86,7 +86,7 @@ def test_x0(subject: Callable[[str, str], Subject], step: OneStep, model: str, n
 
 
 def test_x0_before_the_timestep_is_refused(subject: Callable[[str, str], Subject]) -> None:
-    with pytest.raises(RewriteError, match="fold_timestep comes before fold_x0"):
+    with pytest.raises(RewriteError, match="fold_timestep must come before fold_x0"):
         subject("nano", "unet").rewrite("fold_x0", "fold_timestep")
 
 

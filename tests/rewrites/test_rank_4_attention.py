@@ -49,7 +49,7 @@ def test_a_batch_of_two(step: OneStep, context_dim: int | None) -> None:
 
 
 def test_before_tokens_to_maps_it_is_refused(subject: Callable[[str, str], Subject]) -> None:
-    with pytest.raises(RewriteError, match="put it behind it"):
+    with pytest.raises(RewriteError, match="must come after tokens_to_maps"):
         subject("nano", "unet").rewrite("rank_4_attention", "tokens_to_maps")
 
 
