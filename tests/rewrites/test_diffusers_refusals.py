@@ -70,7 +70,7 @@ def test_a_mask_is_refused() -> None:
     case = fresh_subject("sd1")
     rewrite(case, "tokens_to_maps")
     sample, timestep, text = (torch.from_numpy(array) for array in case.arrays.values())
-    with pytest.raises(RewriteError, match=r"attentions\.0 was rewritten .* takes no encoder_attention_mask"):
+    with pytest.raises(RewriteError, match=r"attentions\.0 was rewritten .* does not support encoder_attention_mask"):
         model(case)(sample, timestep, text, encoder_attention_mask=torch.ones(1, 77))
 
 
