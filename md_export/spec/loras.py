@@ -53,7 +53,7 @@ def parse_lora(text: str) -> Lora:
     given = Path(file)
     root, names = files_of_lora(given)
     if given.is_dir() and not names:
-        raise UsageError(f"{where}: the folder has no {' or '.join(_IN_FOLDER)}; give the LoRA's file")
+        raise UsageError(f"{where}: the folder holds no {' or '.join(_IN_FOLDER)}; give the LoRA's file")
     path = root / names[0]
     if not path.is_file():
         raise UsageError(f"{where}: the file {file!r:.120} does not exist; give FILE or FILE:scale")

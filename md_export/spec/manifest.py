@@ -122,7 +122,7 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file() and (folder / JOIN).is_file():
         raise ArtifactError(f"{folder} holds functions of several exports; take one out with: md-export split {folder}")
     if not path.is_file():
-        raise ArtifactError(f"{folder} has no {MANIFEST}; name a folder that md-export wrote")
+        raise ArtifactError(f"{folder} holds no {MANIFEST}; name a folder that md-export wrote")
     return manifest_from_bytes(read_limited(path, _LARGEST_FILE, ArtifactError, "export again"), path)
 
 
@@ -224,7 +224,7 @@ def check_exports(out: Path) -> tuple[Checked, ...]:
     """
     folders = [out] if (out / MANIFEST).is_file() else sorted(path.parent for path in out.glob(f"[!.]*/{MANIFEST}"))
     if not folders:
-        raise ArtifactError(f"{out} has no export; name a folder that md-export wrote")
+        raise ArtifactError(f"{out} holds no export; name a folder that md-export wrote")
     return tuple(check_export(folder) for folder in folders)
 
 

@@ -129,7 +129,7 @@ def test_an_unknown_name_tells_the_known_ones() -> None:
         (f"name = {'9' * 5000}", "not valid TOML"),
         ('name = "x"\n[matrix]\ntargets = ["onnx"]\nprecisions = [' + '"fp16",' * 2000 + "]", "names 2000 recipes"),
         ('name = "x\\u001b[2J"\nrecipes = ["onnx-fp16"]', "control character"),
-        ("#" * (1 << 18), "no regular file of at most"),
+        ("#" * (1 << 18), "not a regular file of at most"),
     ],
 )
 def test_hostile_build_recipes_are_one_clear_error(text: str, said: str, tmp_path: Path) -> None:

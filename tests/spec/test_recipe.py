@@ -301,7 +301,7 @@ def test_a_recipe_extends_another(tmp_path: Path) -> None:
         ('name = "x"\nextends = "mine.toml"\n', "is not a recipe, or extends itself"),
         ('name = "x"\nextends = 3\n', "extends: 3 is not a recipe"),
         ('name = "x"\nextends = "none.toml"\n', "none.toml: cannot be read"),
-        ('extends = "onnx-int8"\n', "name is missing: a recipe that extends another"),
+        ('extends = "onnx-int8"\n', "name is missing; a recipe that extends another"),
         ('name = "x"\nextends = "onnx-int8"\nrewrite = []\n', "unknown field 'rewrite'; did you mean 'rewrites'"),
     ],
 )
