@@ -304,9 +304,9 @@ DEEP: Final = "[" * 100_000
 NESTED: Final = '{"a":' * 100_000
 TOKENS: Final = "tokenizer/vocab.json"
 MANY: Final = {f"t{number}": tensor([0], [0, 0]) for number in range(160_000)}
-ELSEWHERE: Final = "leads elsewhere"
+ELSEWHERE: Final = "not a file of this checkpoint"
 DAMAGED: Final = "truncated or damaged"
-CODE: Final = "wants to run code"
+CODE: Final = "would run code"
 CONTROL: Final = "holds a control character"
 SHAPES: Final = "of another shape|missing|" + DAMAGED
 
@@ -357,7 +357,7 @@ ATTACKS: Final[Mapping[str, Attack]] = {
     "a pickle under another case": Attack(torch_file({"a": Call(bytearray, 10**11)}, "archive/DATA.PKL"), CODE, loaded),
     "a pickle of before 2020": Attack(legacy, CODE, loaded),
     "a compressed archive": Attack(torch_file(bytes(20 << 20), method=zipfile.ZIP_DEFLATED), "is compressed", loaded),
-    "10⁹ elements in four bytes": Attack(stretched, "which are too few", partial(loaded, component="text_encoder")),
+    "10⁹ elements in four bytes": Attack(stretched, "too few for this", partial(loaded, component="text_encoder")),
     # Configs
     "10⁹ labels": Attack(edit("text_encoder/config.json", num_labels=10**9), None, built),
     "an attention from the hub": Attack(

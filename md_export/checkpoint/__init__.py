@@ -1,4 +1,4 @@
-"""Checkpoint folders: configs, strict keys, memory-mapped weights; nothing in them is ever executed."""
+"""Read checkpoint folders: checked configs, strict keys, memory-mapped weights; no code in them is executed."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ __all__ = ["Checkpoint", "build_on_meta", "open_checkpoint", "read_config"]
 
 
 def read_config(path: Path) -> ModelConfig:
-    """Return the configs of a checkpoint folder; weights and tokenizer need not be there."""
+    """Return the configs of a checkpoint folder; weights and tokenizer may be missing."""
     return read_model_config(open_layout(path))

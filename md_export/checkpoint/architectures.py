@@ -1,6 +1,6 @@
-"""Named architectures: configs that can be inspected without a checkpoint, and random checkpoints of them.
+"""Named architectures: their configs, and checkpoints with random weights in diffusers' folder layout.
 
-Random checkpoints are in diffusers' folder layout, for full-size work without trained weights.
+Both allow work at full size without trained weights.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from md_export.models.vae import VAEConfig
 from md_export.system.files import refuse_existing, require_space, staging
 from md_export.system.memory import installed_bytes
 
-# openai/clip-vit-large-patch14, the text model.
+# The text model of openai/clip-vit-large-patch14.
 CLIP_VIT_L_14: Final[Mapping[str, object]] = {
     "vocab_size": 49408,
     "hidden_size": 768,
@@ -51,7 +51,7 @@ CLIP_VIT_L_14: Final[Mapping[str, object]] = {
     "eos_token_id": 49407,
     "pad_token_id": 49407,
 }
-# laion/CLIP-ViT-bigG-14-laion2B-39B-b160k, the text model.
+# The text model of laion/CLIP-ViT-bigG-14-laion2B-39B-b160k.
 OPENCLIP_BIG_G: Final[Mapping[str, object]] = {
     **CLIP_VIT_L_14,
     "hidden_size": 1280,
@@ -62,8 +62,8 @@ OPENCLIP_BIG_G: Final[Mapping[str, object]] = {
     "hidden_act": "gelu",
     "pad_token_id": 0,
 }
-# 128·128·256·256 with two ResNet blocks a level and no attention is the paper's 9.8 M lite decoder;
-# the scaling factor of its 8-channel latent is not published, 1 leaves it as it is.
+# Widths 128, 128, 256, 256 with two ResNet blocks per level and no attention give the paper's lite decoder of 9.8 M
+# parameters. The scaling factor of its 8-channel latent is not published; 1 means no scaling.
 LITE_VAE: Final = VAEConfig(
     latent_channels=8,
     block_out_channels=(128, 256, 512, 512),
@@ -76,24 +76,24 @@ LITE_VAE: Final = VAEConfig(
 
 
 def _md() -> ModelConfig:
-    """MobileDiffusion (table 6), 512×512 pictures: UNet 386 M, whole model 520 M parameters."""
+    """Return MobileDiffusion (table 6), 512×512 pictures: UNet 386 M, whole model 520 M parameters."""
     return ModelConfig(text_encoder=CLIP_VIT_L_14, denoiser=MDUNetConfig(), vae=LITE_VAE)
 
 
 def _md_lite() -> ModelConfig:
-    """MD-Lite: innermost width 896, two transformer layers a block in Up-3."""
+    """Return MD-Lite: innermost width 896, two transformer layers per block in Up-3."""
     unet = MDUNetConfig(block_out_channels=(320, 640, 896), up_layers=2)
     return replace(_md(), denoiser=unet)
 
 
 def _sd15() -> ModelConfig:
-    """Stable Diffusion 1.5, and 1.4: UNet 860 M, whole model 1,032 M parameters without the VAE's encoder."""
+    """Return Stable Diffusion 1.5 and 1.4: UNet 860 M, whole model 1,032 M parameters without the VAE encoder."""
     vae = VAEConfig(latent_channels=4, block_out_channels=(128, 256, 512, 512), scaling_factor=0.18215)
     return ModelConfig(text_encoder=CLIP_VIT_L_14, denoiser=DiffusersUNetConfig(cross_attention_dim=768), vae=vae)
 
 
 def _sdxl() -> ModelConfig:
-    """Stable Diffusion XL 1.0, 1024×1024 pictures: UNet 2,567 M, whole model 3,438 M parameters."""
+    """Return Stable Diffusion XL 1.0, 1024×1024 pictures: UNet 2,567 M, whole model 3,438 M parameters."""
     unet = XLUNetConfig(
         sample_size=128,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -114,26 +114,26 @@ def _sdxl() -> ModelConfig:
     )
 
 
-# Stable Diffusion's autoencoder, and the schedule of the transformers' training.
+# Autoencoder of Stable Diffusion, and training schedule of the transformer models.
 _SD_VAE: Final = VAEConfig(latent_channels=4, block_out_channels=(128, 256, 512, 512), scaling_factor=0.18215)
 _LINEAR: Final = ScheduleConfig(beta_start=0.0001, beta_end=0.02, beta_schedule="linear", steps_offset=0)
 
 
 def _pixart() -> ModelConfig:
-    """PixArt-α XL/2, 1024×1024 pictures: transformer 611 M, T5-XXL's encoder 4,762 M parameters."""
+    """Return PixArt-α XL/2, 1024×1024 pictures: transformer 611 M, T5-XXL's encoder 4,762 M parameters."""
     text = T5Config(d_model=4096, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu")
     schedule = replace(_LINEAR, timestep_spacing="linspace")
     return ModelConfig({}, PixArtConfig(), _SD_VAE, schedule, method="dpmpp_2m", t5=text)
 
 
 def _dit() -> ModelConfig:
-    """DiT-XL/2, 256×256 pictures: transformer 750 M parameters, as diffusers has an embedder in each block."""
+    """Return DiT-XL/2, 256×256 pictures: transformer 750 M parameters, with diffusers' embedder in each block."""
     schedule = replace(_LINEAR, set_alpha_to_one=True)
     return ModelConfig({}, DiTConfig(out_channels=8), _SD_VAE, schedule)
 
 
 def _nano() -> ModelConfig:
-    """The checkpoint that ships with this package."""
+    """Return nano, the checkpoint that ships with this package."""
     from md_export.checkpoint import read_config
     from md_export.spec.shipped_files import nano_checkpoint
 
@@ -152,14 +152,14 @@ ARCHS: Final[Mapping[str, Callable[[], ModelConfig]]] = {
 
 
 def arch_config(name: str) -> ModelConfig:
-    """Return the configs of a named architecture; raises :class:`UsageError` for an unknown name."""
+    """Return the configs of a named architecture; raise :class:`UsageError` for an unknown name."""
     if name not in ARCHS:
         raise UsageError(f"unknown architecture {name!r}; use one of {', '.join(ARCHS)}")
     return ARCHS[name]()
 
 
 DTYPES: Final[Mapping[str, torch.dtype]] = {"float16": torch.float16, "float32": torch.float32}
-# Folder → its weight file, by the names that transformers and diffusers write.
+# Weight file of each folder, as transformers and diffusers name it.
 FILES: Final[Mapping[str, str]] = {
     "text_encoder": "model.safetensors",
     "text_encoder_2": "model.safetensors",
@@ -167,7 +167,7 @@ FILES: Final[Mapping[str, str]] = {
     "transformer": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
 }
-# Of schedulers that the class above is not.
+# Fields that are written only if they differ from these values.
 _ONLY_OF_LCM: Final = {"time_cond_proj_dim": None}
 ONLY_FOR_SOME: Final = {
     **{field.name: field.default for field in dataclasses.fields(SolverConfig)},
@@ -180,22 +180,22 @@ ONLY_FOR_SOME: Final = {
 def init_checkpoint(out: Path, arch: str, seed: int, dtype: str = "float16") -> Path:
     """Write a random checkpoint of a named architecture; the same arguments write the same bytes.
 
-    Weights are each layer's own default initialization. One component is in memory at a time.
+    Each layer gets its default initialization. One component is in memory at a time.
 
     Args:
         out: folder to create.
-        arch: a name of :data:`md_export.checkpoint.architectures.ARCHS`.
-        seed: any whole number from 0 on.
-        dtype: ``float16`` or ``float32``, of the stored weights.
+        arch: a name in :data:`md_export.checkpoint.architectures.ARCHS`.
+        seed: whole number, at least 0.
+        dtype: type of the stored weights, ``float16`` or ``float32``.
 
     Raises:
         UsageError: unknown ``arch`` or ``dtype``, negative seed.
-        OutputError: ``out`` exists, or cannot be written whole.
+        OutputError: ``out`` exists, or cannot be written completely.
     """
     if dtype not in DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
     if seed < 0:
-        raise UsageError(f"seed {seed} is negative; use a whole number from 0 on")
+        raise UsageError(f"seed {seed} is negative; use 0 or a positive whole number")
     write_checkpoint(out, arch_config(arch), seed, dtype, {RANDOM_NOTE: {"seed": seed}})
     return out
 
@@ -203,17 +203,17 @@ def init_checkpoint(out: Path, arch: str, seed: int, dtype: str = "float16") -> 
 def write_checkpoint(
     out: Path, config: ModelConfig, seed: int, dtype: str = "float16", more: Mapping[str, Mapping[str, object]] = {}
 ) -> None:
-    """As :func:`init_checkpoint`, for any configs; ``more``: further JSON files, by name."""
+    """Write a random checkpoint of ``config``, as :func:`init_checkpoint`; ``more``: other JSON files, by name."""
     config.check()
     refuse_existing(out)
     counts, itemsize = _parameters(config), DTYPES[dtype].itemsize
     require_space(out, sum(counts.values()) * itemsize)
     largest = max(counts, key=lambda name: counts[name])
-    # Made in float32, then converted.
+    # Weights are initialized in float32, then converted.
     if (needed := counts[largest] * (4 + itemsize)) > installed_bytes():
         raise OutputError(
-            f"{out} cannot be written: {largest} has {counts[largest] / 1e9:.2f} billion parameters, which take "
-            f"{needed / 1e9:.0f} GB while they are made, and this machine has {installed_bytes() / 1e9:.0f} GB"
+            f"{out} cannot be written: {largest} has {counts[largest] / 1e9:.2f} billion parameters, which need "
+            f"{needed / 1e9:.0f} GB of memory, and this machine has {installed_bytes() / 1e9:.0f} GB"
         )
     with staging(out) as folder:
         try:
@@ -221,7 +221,7 @@ def write_checkpoint(
             for name, content in more.items():
                 write_json(folder / name, content)
         except (OSError, SafetensorError) as error:
-            raise OutputError(f"{out} cannot be written ({error}): check its disk, nothing was kept") from error
+            raise OutputError(f"{out} cannot be written ({error}): check the disk; nothing was kept") from error
 
 
 def _write_files(folder: Path, config: ModelConfig, seed: int, dtype: torch.dtype) -> None:
@@ -243,21 +243,21 @@ def _components(config: ModelConfig, folder: str) -> list[Component]:
 
 def _random_tensors(component: Component, config: ModelConfig, seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
     with torch.random.fork_rng(devices=[]):
-        # A stream of its own for each component, so that one's size does not shift another's values.
-        # Hashed, because the generator heeds the low 32 bits of a seed only.
+        # A separate seed for each component, so that its values do not depend on the size of another.
+        # Hashed, because the generator uses only the low 32 bits of a seed.
         torch.manual_seed(zlib.crc32(f"{seed}/{component.name}".encode()))
         module = component.build(config)
     return {name: tensor.to(dtype).contiguous() for name, tensor in module.state_dict().items()}
 
 
 def _parameters(config: ModelConfig) -> dict[str, int]:
-    """Count the parameters of each component written; refuses absurd configs before anything is allocated."""
+    """Count the parameters of each component to write; raise for absurd configs before anything is allocated."""
     components = [component for folder in FILES for component in _components(config, folder)]
     return {row.name: sum(p.numel() for p in build_on_meta(row, config).parameters()) for row in components}
 
 
 def config_files(config: ModelConfig) -> dict[str, dict[str, object]]:
-    """Return file name → JSON content."""
+    """Return the content of each config file by its name."""
     form = family_of(config).form
     classes = {**form.classes}
     classes |= {"vae": (classes["vae"][0], TINY_CLASS)} if isinstance(config.vae, TinyConfig) else {}
@@ -279,18 +279,18 @@ def config_files(config: ModelConfig) -> dict[str, dict[str, object]]:
 
 
 def _but_length(text: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out the one field of T5's that no file has."""
+    """Return T5's fields without the one that no file has."""
     return {name: value for name, value in text.items() if name != "length"}
 
 
 def _with_class(library_and_class: tuple[str, str], config: Any, rare: Mapping[str, object] = {}) -> dict[str, object]:
-    """``rare``: fields that are written only where they have other values than these."""
+    """Return a config's JSON content; ``rare``: fields that are written only if they differ from these values."""
     fields = {name: value for name, value in dataclasses.asdict(config).items() if rare.get(name, config) != value}
     return {"_class_name": library_and_class[1], **fields}
 
 
 def _block_types(config: ModelConfig) -> dict[str, object]:
-    """Return fields that diffusers' AutoencoderKL needs in addition to ours, for checkpoints of diffusers."""
+    """Return the fields that diffusers' AutoencoderKL needs in addition to ours."""
     classes = family_of(config).form.classes
     of_diffusers = classes[config.denoiser.FOLDER][0] == classes["vae"][0]
     if not of_diffusers or isinstance(config.vae, TinyConfig):

@@ -1,4 +1,4 @@
-"""The config files of a checkpoint folder, checked field by field before anything is built from them."""
+"""Read the config files of a checkpoint folder; every field is checked before a module is built from them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from md_export.models.vae import VAEConfig
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
-# Sizes that cost memory before a parameter is counted; several times what any known model of this kind uses.
+# Limits of sizes that take memory before parameters are counted: several times those of any known model of this kind.
 _LARGEST: Final[Mapping[str, int]] = {
     "down_layers": 256,
     "up_layers": 256,
@@ -45,14 +45,14 @@ _LARGEST: Final[Mapping[str, int]] = {
     "attention_head_dim": 4096,
     "relative_attention_max_distance": 4096,
 }
-# Counts that may be 0.
+# Counts that can be 0.
 _FROM_ZERO: Final = (
     "steps_offset",
     "freq_shift",
     "transformer_layers_per_block",
     "reverse_transformer_layers_per_block",
 )
-# Numbers of any sign, or infinite.
+# Numbers that can be negative or infinite.
 _ANY_NUMBER: Final = ("lambda_min_clipped",)
 _LEVELS: Final = 16
 _NAMED_TOKENS: Final = 5
@@ -65,8 +65,8 @@ _TEXT_SIZES: Final = (
     "num_attention_heads",
     "max_position_embeddings",
 )
-# Fields that decide what CLIPTextModel computes. transformers takes hundreds of other fields, some of which allocate
-# (num_labels) or fetch code (attn_implementation): none of them gets there.
+# The only fields that are passed to CLIPTextModel: those that change its output. transformers has hundreds of others;
+# some allocate memory (num_labels) or download code (attn_implementation).
 _TEXT_FIELDS: Final = (
     *_TEXT_SIZES,
     "projection_dim",
@@ -79,7 +79,7 @@ _TEXT_FIELDS: Final = (
 
 
 def read_model_config(layout: Layout) -> ModelConfig:
-    """Return all configs of a checkpoint; raises :class:`CheckpointError` or :class:`ConfigError` naming the file."""
+    """Return all configs of a checkpoint; :class:`CheckpointError` and :class:`ConfigError` name the file."""
     family = family_in(layout)
     index = read_json(index_file) if (index_file := layout.find(INDEX)) else {}
     form, folder = family.form, family.form.denoiser.FOLDER
@@ -92,7 +92,7 @@ def read_model_config(layout: Layout) -> ModelConfig:
     adapter, controlnet = (layout.find(f"{name}/config.json") for name in ("t2i_adapter", "controlnet"))
     for name, file in (("t2i_adapter", adapter), ("controlnet", controlnet)):
         if file is not None and name not in family.rows:
-            raise ConfigError(f"{name}/ is there, but none is read beside {form.title}: remove it")
+            raise ConfigError(f"{name}/ exists, but {form.title} does not support it: remove it")
     scheduler = read_json(layout.require(SCHEDULER))
     config = ModelConfig(
         text_encoder=texts.get("text_encoder", {}),
@@ -113,7 +113,7 @@ def read_model_config(layout: Layout) -> ModelConfig:
 
 
 def _text_config(layout: Layout, folder: str) -> dict[str, object]:
-    """Return the fields of a text encoder's ``config.json`` that are read, its sizes checked."""
+    """Return the supported fields of a text encoder's ``config.json``, with checked sizes."""
     file = f"{folder}/config.json"
     text = read_json(layout.require(file))
     refuse_quantized_config(text, file)
@@ -126,7 +126,7 @@ def _text_config(layout: Layout, folder: str) -> dict[str, object]:
 
 
 def _t5_config(layout: Layout) -> T5Config:
-    """Return the fields of T5's ``config.json`` that are read, and the length of a prompt by the pipeline's class."""
+    """Return the supported fields of T5's ``config.json``, and the length of a prompt by the pipeline's class."""
     text = read_json(layout.require("text_encoder/config.json"))
     refuse_quantized_config(text, "text_encoder/config.json")
     if text.get("model_type") != "t5":
@@ -150,7 +150,7 @@ def read_trained_substitutions(layout: Layout, folder: str) -> tuple[str, ...]:
 
 
 def check_vocabulary(folder: Path, encoder: str, config: Mapping[str, Any]) -> None:
-    """Raise :class:`CheckpointError` if a tokenizer's file has an id that the text encoder has no row for."""
+    """Raise :class:`CheckpointError` if a tokenizer file has an id without a row in the text encoder."""
     rows = int(config.get("vocab_size", 49408))
     path = folder / "vocab.json"
     ids = [value for value in _table(path).values() if isinstance(value, int)]
@@ -162,7 +162,7 @@ def check_vocabulary(folder: Path, encoder: str, config: Mapping[str, Any]) -> N
         )
     model = _table(folder / "tokenizer.json").get("model")
     table = model.get("vocab") if isinstance(model, dict) else None
-    if isinstance(table, list) and len(table) > rows:  # of T5's, whose ids are places
+    if isinstance(table, list) and len(table) > rows:  # T5: a token's id is its index
         raise CheckpointError(
             f"{folder / 'tokenizer.json'} has {len(table)} tokens, but {encoder}/config.json has vocab_size={rows}: "
             "the tokenizer and the text encoder are not of the same model"
@@ -185,11 +185,11 @@ def _table(path: Path) -> dict[str, object]:
 
 
 def parse_config(kind: type[ConfigT], folder: str, values: Mapping[str, Any]) -> ConfigT:
-    """Turn ``folder/config.json`` into ``kind``; keys with a leading underscore are diffusers' own notes.
+    """Return ``folder/config.json`` as ``kind``; keys with a leading underscore are diffusers' metadata, ignored.
 
     Raises:
         CheckpointError: a size is absurd.
-        ConfigError: a field is unknown, of a wrong type or not supported.
+        ConfigError: a field is unknown, has a wrong type, or is not supported.
     """
     file, hints = SCHEDULER if folder == "scheduler" else f"{folder}/config.json", typing.get_type_hints(kind)
     refuse_quantized_config(values, file)
@@ -235,7 +235,7 @@ def _value(where: str, field: str, value: Any, hint: Any) -> Any:
 
 def _check_largest(where: str, field: str, value: int) -> None:
     if value > _LARGEST.get(field, value):
-        raise CheckpointError(f"{where}={value} is absurd (at most {_LARGEST[field]} is read): correct the file")
+        raise CheckpointError(f"{where}={value} is absurd (the limit is {_LARGEST[field]}): correct the file")
 
 
 def _values(where: str, field: str, value: Any, item_kind: Any) -> tuple[Any, ...]:

@@ -1,7 +1,7 @@
-"""Checkpoint folders that add to another checkpoint, named in a note by a path relative to their own folder.
+"""Checkpoint folders that add files to another checkpoint; a JSON file names that one by a relative path.
 
-``sibling.json`` names a parent; the folder stores only the files that differ from it, or an adapter or a ControlNet.
-``loras.json`` names a base and the LoRA files, in ``loras/``, that are added to its weights.
+``sibling.json`` names a parent; the folder stores only files that differ from it, or an adapter or a ControlNet.
+``loras.json`` names a base and the LoRA files in ``loras/`` that are added to its weights.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from md_export.system.workspace import scratch_folder
 
 SIBLING_NOTE: Final = "sibling.json"
 LORA_NOTE: Final = "loras.json"
-# In a folder whose weights are random, so that thresholds for trained ones do not fit.
+# Marks a folder with random weights, for which the thresholds for trained weights are too high.
 RANDOM_NOTE: Final = "random.json"
 LORA_FOLDER: Final = "loras"
 _CONFIG: Final = "config.json"
@@ -33,7 +33,11 @@ _TITLES: Final[Mapping[str, str]] = {"t2i_adapter": "adapter", "controlnet": "Co
 
 
 def open_layout(path: Path) -> Layout:
-    """Find the folder and, through ``sibling.json``, its parent; through ``loras.json``, those of its base."""
+    """Return a checkpoint's folder with the parent that ``sibling.json`` names; with ``loras.json``, those of the base.
+
+    Raises:
+        CheckpointError: ``path`` is not a folder, or a file names no valid parent or base.
+    """
     try:
         is_folder = stat.S_ISDIR(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -41,7 +45,7 @@ def open_layout(path: Path) -> Layout:
     except OSError as error:
         unreadable(path, error)
     if not is_folder:
-        # All of a model may be in the file, as Stable Diffusion's authors publish it.
+        # The file may contain a whole model, as Stable Diffusion's authors publish it.
         single = path.suffix in (".safetensors", ".ckpt")
         also = f", or make one of it with: md-export unpack {path} --tokenizer DIR -o DIR" if single else ""
         raise CheckpointError(
@@ -53,7 +57,7 @@ def open_layout(path: Path) -> Layout:
 
 
 def replaced_in(folder: Path) -> tuple[str, ...]:
-    """Return the subfolders of a sibling that inherit nothing; raises CheckpointError for a damaged note."""
+    """Return the subfolders of a sibling that inherit no files; raise CheckpointError if its JSON file is damaged."""
     note = folder / SIBLING_NOTE
     found = read_json(note).get("replaced", []) if note.is_file() else []
     if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
@@ -62,16 +66,16 @@ def replaced_in(folder: Path) -> tuple[str, ...]:
 
 
 def base_of(folder: Path) -> Path | None:
-    """Return the checkpoint whose weights ``folder`` adds LoRAs to; None where it adds none.
+    """Return the checkpoint that ``folder`` adds LoRAs to; None if it has no ``loras.json``.
 
     Raises:
-        CheckpointError: its note is damaged, or names no other folder.
+        CheckpointError: ``loras.json`` is damaged, or names no other folder.
     """
     return _folder_named_in(folder / LORA_NOTE, "base", "../nano", _CHAINED)
 
 
 def _folder_named_in(note: Path, field: str, example: str, chained: str) -> Path | None:
-    """Return the folder that a note names; None without a note; ``chained``: why not one with such a note itself."""
+    """Return the folder that ``note`` names, None if it does not exist; ``chained``: error if that one has it, too."""
     if not note.is_file():
         return None
     given = read_json(note).get(field)
@@ -79,17 +83,17 @@ def _folder_named_in(note: Path, field: str, example: str, chained: str) -> Path
         raise CheckpointError(f'{note} must say "{field}": a path relative to its folder, such as "{example}"')
     found, named = (note.parent / given).resolve(), f"{note} names the {field} {shown(given)!r}"
     if not found.is_dir() or found == note.parent.resolve():
-        raise CheckpointError(f"{named}, which is no other folder: correct the path")
+        raise CheckpointError(f"{named}, which is not another folder: correct the path")
     if (found / note.name).is_file():
         raise CheckpointError(f"{named}, {chained}")
     return found
 
 
 def loras_of(folder: Path) -> tuple[Lora, ...]:
-    """Return the LoRAs that a folder adds to its base; none without a note.
+    """Return the LoRAs that a folder adds to its base; empty if it has no ``loras.json``.
 
     Raises:
-        CheckpointError: its note is damaged, or names files outside the folder.
+        CheckpointError: ``loras.json`` is damaged, or names files outside the folder.
     """
     note = folder / LORA_NOTE
     if not note.is_file():
@@ -108,7 +112,7 @@ def _lora(folder: Path, entry: object) -> Lora:
         raise CheckpointError(f'{note}: each of "loras" needs "name", "file" and perhaps "scale"; write it again')
     path = _file_of_lora(folder, file, SUFFIX)
     if not is_scale(scale):
-        raise CheckpointError(f"{note}: {scale!r:.20} is no scale; write it again")
+        raise CheckpointError(f"{note}: {scale!r:.20} is not a scale; write it again")
     config = entry.get("config") if isinstance(entry, dict) else None
     beside = None if config is None else _file_of_lora(folder, str(config), ".json")
     return Lora(path, shown(name), None if scale is None else float(scale), beside)
@@ -117,7 +121,7 @@ def _lora(folder: Path, entry: object) -> Lora:
 def _file_of_lora(folder: Path, name: str, suffix: str) -> Path:
     if PurePosixPath(name).name != name or "\\" in name or not name.endswith(suffix):
         raise CheckpointError(
-            f"{folder / LORA_NOTE} names {shown(name)!r}, which is no {suffix} file in {LORA_FOLDER}/: refused"
+            f"{folder / LORA_NOTE} names {shown(name)!r}, which is not a {suffix} file in {LORA_FOLDER}/: refused"
         )
     path = folder / LORA_FOLDER / name
     if not path.is_file():
@@ -127,7 +131,7 @@ def _file_of_lora(folder: Path, name: str, suffix: str) -> Path:
 
 @contextmanager
 def adapted(checkpoint: Path, loras: Sequence[str]) -> Iterator[Path]:
-    """Yield the folder of a checkpoint with some LoRAs, each ``FILE`` or ``FILE:scale``; it is removed afterwards.
+    """Yield a temporary folder with a checkpoint and LoRAs, each ``FILE`` or ``FILE:scale``.
 
     Raises:
         UsageError: as :func:`md_export.spec.loras.parse_loras`.
@@ -147,10 +151,10 @@ def _copy(target: Path, file: Path) -> None:
 def write_adapted(
     folder: Path, checkpoint: Path, loras: Sequence[Lora], put: Callable[[Path, Path], object] = _copy
 ) -> None:
-    """Make the empty ``folder`` a checkpoint with LoRAs; ``put(target, file)`` brings each LoRA file to its place.
+    """Write a checkpoint with LoRAs into the empty ``folder``; ``put(target, file)`` copies or links each LoRA file.
 
     Raises:
-        CheckpointError: ``checkpoint`` is no checkpoint folder, or has LoRAs itself.
+        CheckpointError: ``checkpoint`` is not a checkpoint folder, or already has LoRAs.
     """
     if (checkpoint / LORA_NOTE).is_file():
         raise CheckpointError(f"{checkpoint}, {_CHAINED}")
@@ -167,14 +171,14 @@ def write_adapted(
     _write_note(folder / LORA_NOTE, "base", checkpoint, {"loras": entries})
 
 
-def write_steered(folder: Path, checkpoint: Path, given: Path, component: str) -> None:
-    """Make the empty ``folder`` a checkpoint: ``checkpoint``, whose files stay where they are, and ``component``.
+def write_with_component(folder: Path, checkpoint: Path, given: Path, component: str) -> None:
+    """Write a checkpoint into the empty ``folder``: ``component``, and a reference to the files of ``checkpoint``.
 
-    ``given`` holds config.json and weights as diffusers' T2IAdapter, ControlNetModel, AutoencoderKL or AutoencoderTiny
-    writes them; ``component`` is the folder that they belong into: ``t2i_adapter``, ``controlnet`` or ``vae``.
+    ``given`` has config.json and weights as diffusers' T2IAdapter, ControlNetModel, AutoencoderKL or AutoencoderTiny
+    saves them; ``component`` is the folder for them: ``t2i_adapter``, ``controlnet`` or ``vae``.
 
     Raises:
-        UsageError: ``given`` holds no such model, or the checkpoint only adds to another one itself.
+        UsageError: ``given`` has no such model, or ``checkpoint`` also refers to another one.
     """
     weights = find_weights(given.resolve().parent, given.resolve().name)
     if weights is None or not (given / _CONFIG).is_file():

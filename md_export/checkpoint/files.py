@@ -1,7 +1,7 @@
-"""Small files of an untrusted folder: where they lie, how much of them is read, and errors about them.
+"""Find, read and hash the files of an untrusted checkpoint folder, with limits of size.
 
-Hashes are over the files of a checkpoint that an artifact depends on. Files are named by their path in the checkpoint,
-those that a sibling inherits with ``parent/`` before it.
+Hashes cover the files of a checkpoint that an artifact depends on. A file's name is its path in the checkpoint, with
+the prefix ``parent/`` if a sibling inherits it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from md_export.models.tokenizers import LABELS_FOLDER, SENTENCEPIECE, read_label
 from md_export.spec.loras import PEFT_CONFIG, Lora
 from md_export.system.files import read_limited, sha256_of, sha256_of_text
 
-# CLIP's own vocab.json is 0.9 MB, the index of a large sharded model 0.3 MB, a config.json 5 KB.
+# CLIP's vocab.json has 0.9 MB, the index of a large sharded model 0.3 MB, a config.json 5 KB.
 CONFIG_LIMIT: Final = 1 << 20
 TABLE_LIMIT: Final = 32 << 20
 LFS_HEADER: Final = b"version https://git-lfs.github.com/spec/"
@@ -31,7 +31,7 @@ _SHOWN_CHARACTERS: Final = 160
 class Layout:
     """A checkpoint folder and, for a sibling, the parent that it inherits files from.
 
-    ``replaced``: subfolders of which nothing is inherited, since another model is in them.
+    ``replaced``: subfolders without inherited files, because the sibling has another model there.
     """
 
     root: Path
@@ -39,11 +39,11 @@ class Layout:
     replaced: tuple[str, ...] = ()
 
     def tiers(self, folder: str) -> tuple[Path, ...]:
-        """The checkpoints that hold files of a subfolder; later ones override earlier ones."""
+        """Return the checkpoints that provide files of a subfolder; later ones override earlier ones."""
         return (self.root,) if self.parent is None or folder in self.replaced else (self.parent, self.root)
 
     def find(self, relative: str) -> Path | None:
-        """Return the file ``relative``: the sibling's, else the parent's, else ``None``."""
+        """Return the file ``relative`` of the sibling, else of the parent, else None."""
         tiers = self.tiers(relative.partition("/")[0])
         try:
             return next((tier / relative for tier in reversed(tiers) if (tier / relative).is_file()), None)
@@ -51,7 +51,7 @@ class Layout:
             unreadable(self.root / relative, error)
 
     def require(self, relative: str) -> Path:
-        """Like :meth:`find`, but a missing file raises :class:`CheckpointError`."""
+        """Return the file as :meth:`find`; raise :class:`CheckpointError` if it is missing."""
         found = self.find(relative)
         if found is None:
             raise CheckpointError(
@@ -62,9 +62,9 @@ class Layout:
 
 
 def read_text(path: Path, limit: int, name: str | None = None) -> str:
-    """Return UTF-8 text of at most ``limit`` bytes; raises :class:`CheckpointError` beyond it or when unreadable.
+    """Return UTF-8 text of at most ``limit`` bytes; raise :class:`CheckpointError` if it is larger or unreadable.
 
-    ``name``: what errors call the file; its path by default.
+    ``name``: name of the file in errors; its path by default.
     """
     where = name or path
     try:
@@ -73,7 +73,7 @@ def read_text(path: Path, limit: int, name: str | None = None) -> str:
     except OSError as error:
         unreadable(where, error)
     if len(content) > limit:
-        raise CheckpointError(f"{where} is larger than {limit:,} bytes, which no such file is: replace it")
+        raise CheckpointError(f"{where} is larger than {limit:,} bytes, the limit for such files: replace it")
     if content.startswith(LFS_HEADER):
         git_lfs_pointer(where)
     try:
@@ -85,13 +85,13 @@ def read_text(path: Path, limit: int, name: str | None = None) -> str:
 
 
 def read_json(path: Path, limit: int = CONFIG_LIMIT) -> dict[str, object]:
-    """Return the JSON object in ``path``; raises :class:`CheckpointError` for all else.
+    """Return the JSON object in ``path``; raise :class:`CheckpointError` for anything else.
 
-    NaN and Infinity, which JSON lacks and Python writes, are read: diffusers' solvers save them in fields of their own.
+    NaN and Infinity are accepted: they are not JSON, but Python writes them, and diffusers' schedulers save them.
     """
     text = read_text(path, limit)
     try:
-        # Not json: its recursion is bounded by Python's limit, which litert_converter raises beyond the stack.
+        # Not json: it recurses up to Python's limit, which litert_converter raises above what the stack can hold.
         values = from_json(text)
     except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}; correct it there") from error
@@ -111,13 +111,13 @@ def git_lfs_pointer(path: Path | str) -> NoReturn:
 
 
 def shown(name: str) -> str:
-    """Return a name from an untrusted file, made printable and short enough for a terminal."""
+    """Return a name from an untrusted file, escaped and cut for a terminal."""
     printable = name if name.isprintable() else name.encode("unicode_escape").decode("ascii")
     return printable if len(printable) <= _SHOWN_CHARACTERS else printable[: _SHOWN_CHARACTERS - 1] + "…"
 
 
 def capped(lines: list[str], most: int = 20) -> Iterator[str]:
-    """Yield the first ``most`` lines, then how many were left out."""
+    """Yield the first ``most`` lines, then the number of those left out."""
     yield from lines[:most]
     if len(lines) > most:
         yield f"… and {len(lines) - most} more"
@@ -127,7 +127,7 @@ INHERITED: Final = "parent/"
 
 
 def hash_of_file(file: Path, name: str | None = None) -> str:
-    """Return the SHA-256 of a file's content; CheckpointError where it cannot be read, which calls it ``name``."""
+    """Return the SHA-256 of a file's content; raise CheckpointError, with ``name``, if it cannot be read."""
     try:
         return sha256_of(file)
     except OSError as error:
@@ -135,17 +135,17 @@ def hash_of_file(file: Path, name: str | None = None) -> str:
 
 
 def hash_of_files(files: Mapping[str, str]) -> str:
-    """Return the SHA-256 over names and contents of files, given the SHA-256 of each by its name."""
+    """Return the SHA-256 of the names and contents of files, given the SHA-256 of each by its name."""
     return sha256_of_text("".join(f"{name}\0{digest}\n" for name, digest in sorted(files.items())))
 
 
 def hash_of_folder(files: Mapping[str, str], folder: str) -> str:
-    """Return the SHA-256 over weights and config of the component in ``folder``, given those of all files.
+    """Return the SHA-256 of weights and config of the component in ``folder``, given those of all files.
 
-    The same for a sibling that inherits all of them as for its parent.
+    A sibling that inherits all of them gets the same hash as its parent.
     """
     own = {name: digest for name, digest in files.items() if name.removeprefix(INHERITED).startswith(f"{folder}/")}
-    # A sibling may hold some tensors in a file of the same name as the parent's, which it is read over.
+    # A sibling's file may have the parent's file name and override only some of its tensors; then both are hashed.
     plain = {name: name.removeprefix(INHERITED) for name in own}
     if len(set(plain.values())) == len(plain):
         own = {plain[name]: digest for name, digest in own.items()}
@@ -153,7 +153,7 @@ def hash_of_folder(files: Mapping[str, str], folder: str) -> str:
 
 
 def hashes_of_loras(folder: str, loras: Sequence[Lora]) -> dict[str, str]:
-    """Return the SHA-256 of each LoRA of the component in ``folder``, by a name that holds its place and scale."""
+    """Return the SHA-256 of each LoRA of the component in ``folder``, by a name with its index and scale."""
     found = {}
     for place, lora in enumerate(loras):
         found[f"{folder}/lora {place} at {lora.factor!r}"] = hash_of_file(lora.path, lora.name)
@@ -162,7 +162,7 @@ def hashes_of_loras(folder: str, loras: Sequence[Lora]) -> dict[str, str]:
     return found
 
 
-# Of CLIP's: 0.9 MB, 0.5 MB, 2.2 MB, below 1 KB each.
+# Sizes of CLIP's files: 0.9 MB, 0.5 MB, 2.2 MB, below 1 KB each.
 _LIMITS: Final[Mapping[str, int]] = {
     "vocab.json": TABLE_LIMIT,
     "merges.txt": TABLE_LIMIT,
@@ -170,18 +170,18 @@ _LIMITS: Final[Mapping[str, int]] = {
     "tokenizer_config.json": CONFIG_LIMIT,
     "special_tokens_map.json": CONFIG_LIMIT,
     "added_tokens.json": CONFIG_LIMIT,
-    # T5's: 0.8 MB.
+    # T5's has 0.8 MB.
     SENTENCEPIECE: TABLE_LIMIT,
 }
 TOKENIZER_FILES: Final = tuple(_LIMITS)
-# transformers hands these to constructors, or looks for code by them.
+# transformers passes these to constructors, or loads code by them.
 _FORBIDDEN: Final = ("init_inputs", "auto_map", "vocab_file", "merges_file", "tokenizer_object")
 _TEMPLATES: Final = ("chat_template.jinja", "chat_templates")
 
 
 def tokenizer_dir(layout: Layout, name: str = "tokenizer") -> Path:
     """Return the sibling's tokenizer folder ``name`` if it has one, else the parent's."""
-    if name == LABELS_FOLDER:  # which only exports have: the names lie in the checkpoint's own files
+    if name == LABELS_FOLDER:  # only exports have this folder; a checkpoint has the labels in its config
         return layout.require("transformer/config.json").parent.parent
     for folder in (tier / name for tier in reversed(layout.tiers(name))):
         if any((folder / file).is_file() for file in ("tokenizer.json", SENTENCEPIECE)):
@@ -194,11 +194,14 @@ def tokenizer_dir(layout: Layout, name: str = "tokenizer") -> Path:
 
 
 def check_tokenizer(folder: Path) -> None:
-    """Raise :class:`CheckpointError` for files that are too large, no JSON, links that lead elsewhere, or fields that
-    transformers would pass on."""
+    """Raise :class:`CheckpointError` for unsafe tokenizer files.
+
+    These are files that are too large, not JSON, or links out of the checkpoint, and fields that transformers would
+    pass to constructors.
+    """
     for name in _TEMPLATES:
         if (folder / name).exists() or (folder / name).is_symlink():
-            raise CheckpointError(f"{folder / name} is for chat models, which nothing here is: remove it")
+            raise CheckpointError(f"{folder / name} is for chat models and not used here: remove it")
     for name, limit in _LIMITS.items():
         path = folder / name
         if path.is_symlink() or path.exists():
@@ -216,12 +219,12 @@ def check_tokenizer(folder: Path) -> None:
 
 
 def tokenizer_tables(folder: Path) -> tuple[bytes, bytes]:
-    """Return the content of ``vocab.json`` and ``merges.txt``, written from ``tokenizer.json`` where they are missing.
+    """Return the content of ``vocab.json`` and ``merges.txt``, made from ``tokenizer.json`` if they are missing.
 
-    transformers 5 saves ``tokenizer.json`` only.
+    transformers 5 saves only ``tokenizer.json``.
 
     Raises:
-        CheckpointError: neither can be read, or ``tokenizer.json`` is of another kind of tokenizer.
+        CheckpointError: neither can be read, or ``tokenizer.json`` has another kind of tokenizer.
     """
     files = folder / "vocab.json", folder / "merges.txt"
     if all(file.is_file() for file in files):
@@ -237,7 +240,7 @@ def tokenizer_tables(folder: Path) -> tuple[bytes, bytes]:
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy the tokenizer's files, and nothing else that lies beside them, into the new ``folder``.
+    """Copy the tokenizer's files, and no others, to the new ``folder``.
 
     Raises:
         CheckpointError: as :func:`check_tokenizer`.
@@ -254,9 +257,9 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
 
 
 def _check_place(path: Path) -> None:
-    """Refuse a file outside the checkpoint, since exports contain a copy of it.
+    """Raise CheckpointError for a link out of the checkpoint, because exports contain a copy of the file.
 
-    The hub's cache is made of links from ``snapshots/REVISION/tokenizer/`` to ``blobs/``.
+    Links from ``snapshots/REVISION/tokenizer/`` to ``blobs/``, as in the hub's cache, are allowed.
     """
     try:
         found, root = path.resolve(strict=True), path.parent.parent.resolve()
@@ -264,4 +267,4 @@ def _check_place(path: Path) -> None:
         unreadable(path, error if isinstance(error, OSError) else OSError(str(error)))
     homes = (root, *((root.parent.parent / "blobs",) if root.parent.name == "snapshots" else ()))
     if not found.is_file() or not any(found.is_relative_to(home) for home in homes):
-        raise CheckpointError(f"{path} is no file of this checkpoint but leads elsewhere: put the file itself there")
+        raise CheckpointError(f"{path} is not a file of this checkpoint, but a link or a pipe: put the file there")

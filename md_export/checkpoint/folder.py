@@ -1,4 +1,4 @@
-"""A checkpoint folder, opened: configs at once, weights per component when asked for."""
+"""Open a checkpoint folder: configs are read at once, the weights of a component when they are needed."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ from md_export.models.text_encoder import is_unused, layers_of
 from md_export.spec.loras import Lora
 from md_export.spec.variant import Variant
 
-# Place of the number in the path of a text encoder's layer, ``encoder.layers.11.…``.
+# Index of the number in the path of a text encoder's layer, ``encoder.layers.11.…``.
 _LAYER: Final = 2
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened folder; ``parent`` is the folder that a sibling inherits from.
+    """An opened checkpoint folder; ``parent`` is the folder that a sibling inherits from.
 
-    ``tokenizers``: where the files of each of the family's tokenizers lie, by its folder's name.
-    ``trained_substitutions`` names the rewrites that the UNet was trained to expect. Where the folder only adds
-    ``loras`` to another checkpoint, ``base`` is that one's folder, and all files are there.
+    ``tokenizers``: folder of the files of each tokenizer, by its standard folder name. ``trained_substitutions``: names
+    of the rewrites that the UNet was trained with. If the folder only adds ``loras`` to another checkpoint, ``base`` is
+    that checkpoint's folder, which has all other files.
     """
 
     root: Path
@@ -60,10 +60,10 @@ class Checkpoint:
     _hashes: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def at(self, variant: Variant) -> Checkpoint:
-        """Return the same checkpoint as a recipe asks for it.
+        """Return the checkpoint with the changes of a variant.
 
         Raises:
-            UsageError: it cannot make such pictures, or has no such timestep or layer.
+            UsageError: the checkpoint does not support the size, timestep or CLIP skip.
         """
         return replace(self, config=self.config.at(variant))
 
@@ -72,7 +72,7 @@ class Checkpoint:
 
         Float32 files stay memory-mapped, other dtypes are converted. Raises :class:`CheckpointError`
         for missing, extra, wrongly shaped or non-finite tensors, for LoRAs that do not fit, for files that cannot be
-        read, and for configs beyond all size; :class:`ConfigError` for one that cannot be built.
+        read, and for configs of an absurd size; :class:`ConfigError` for a config that cannot be built.
         """
         component = component_of(self.config, name)
         module = build_on_meta(component, self.config)
@@ -85,14 +85,14 @@ class Checkpoint:
         return module.requires_grad_(False)
 
     def without_loras(self, name: str) -> tuple[nn.Module, list[WeightChange]]:
-        """Return component ``name`` without its LoRAs, and the changes that they make; raises as :meth:`module`."""
+        """Return component ``name`` without its LoRAs, and the changes by these; raises as :meth:`module`."""
         module = replace(self, loras=(), _hashes={}).module(name)
         return module, self._changes(name, module)
 
     def check(self, also: tuple[str, ...] = ()) -> None:
-        """Compare names and shapes of all its components, values unread; one error lists everything.
+        """Check tensor names and shapes of all components, without reading values; one error lists all differences.
 
-        ``also``: further components that are asked for, the VAE encoder of a model that does not in-paint.
+        ``also``: other components to check, such as the VAE encoder of a model that does not in-paint.
         """
         rows = family_of(self.config).components
         components = {row.name: row for row in rows if row.name in (*self.components, *also)}
@@ -107,34 +107,34 @@ class Checkpoint:
 
     @property
     def components(self) -> tuple[str, ...]:
-        """Components that make its pictures, in the order in which they run.
+        """Components that pictures need, in the order in which they run.
 
-        Weights of another may be there, too, such as the encoder's of a UNet that does not in-paint.
+        The folder may have weights of others, such as the VAE encoder's for a UNet that does not in-paint.
         """
         return tuple(row.name for row in family_of(self.config).components if row.needed(self.config))
 
     @property
     def title(self) -> str:
-        """The arguments that name it on the command line: the folder, or the base's and ``--lora`` for each."""
+        """Command-line arguments that name this checkpoint: its folder, or the base's folder and ``--lora`` options."""
         return str(self.root) if self.base is None else " ".join([str(self.base), *(f"--lora {x}" for x in self.loras)])
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """The folders that hold its files, its own first."""
+        """Folders with files of this checkpoint; ``root`` comes first."""
         return tuple(home for home in (self.root, self.base, self.parent) if home is not None)
 
     def loras_by_component(self) -> dict[str, tuple[Lora, ...]]:
-        """Return the LoRAs of each component that has some."""
+        """Return the LoRAs of each component that has any."""
         files = self._lora_files()
         found = {name: tuple(file.lora for file in files if name in file.modules) for name in self.components}
         return {name: loras for name, loras in found.items() if loras}
 
     def weight_files(self, name: str) -> tuple[Path, ...]:
-        """Return the files that hold the weights of ``name``, those of the parent first."""
+        """Return the weight files of ``name``, those of the parent first."""
         return tuple(file for weights in self._weights(component_of(self.config, name)) for file in weights.files)
 
     def component_bytes(self, name: str) -> int:
-        """Return the bytes of the tensors of ``name`` in their stored dtype."""
+        """Return the size in bytes of the tensors of ``name`` in their stored dtypes."""
         return sum(tensor.nbytes for tensor in self._tensors(component_of(self.config, name)).values())
 
     @property
@@ -143,20 +143,20 @@ class Checkpoint:
         return self.tokenizers["tokenizer"]
 
     def copy_tokenizers(self, folder: Path) -> None:
-        """Copy each tokenizer's files into a new folder of its name in ``folder``."""
+        """Copy each tokenizer's files to a new subfolder of ``folder`` with its name."""
         for name, source in self.tokenizers.items():
             copy_tokenizer(source, folder / name)
 
     def sha256(self) -> str:
-        """Return the hex digest over names and contents of every config, tokenizer and weight file in use."""
+        """Return the SHA-256, in hex, of the names and contents of all config, tokenizer and weight files in use."""
         return hash_of_files(self.file_hashes())
 
     def source_sha256(self, name: str) -> str:
-        """Return the hex digest over the weight files, the LoRAs and the config of component ``name``."""
+        """Return the SHA-256, in hex, of the weight files, the LoRAs and the config of component ``name``."""
         return hash_of_folder(self.file_hashes(), component_of(self.config, name).folder)
 
     def file_hashes(self) -> dict[str, str]:
-        """Return the SHA-256 of every config, tokenizer and weight file in use, by its path; read once."""
+        """Return the SHA-256 of each config, tokenizer and weight file in use, by its path; computed once."""
         if not self._hashes:
             self._hashes.update({label: hash_of_file(file) for label, file in sorted(self._files_in_use())})
             for name, loras in self.loras_by_component().items():
@@ -186,7 +186,7 @@ class Checkpoint:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Lines for the user: what of its files is left out, and whether its weights are random."""
+        """Messages for the user: tensors of its files that are not used, and that its weights are random."""
         rows = family_of(self.config).of(self.components)
         texts = [row for row in rows if row.folder == "text_encoder"]
         count = layers_of(self.config.text_encoder, "last")
@@ -199,7 +199,7 @@ class Checkpoint:
 
     @property
     def is_random(self) -> bool:
-        """Whether ``md-export init`` made its weights."""
+        """Whether ``md-export init`` wrote this checkpoint."""
         return any((folder / RANDOM_NOTE).is_file() for folder in self.folders)
 
     def _lora_files(self) -> list[LoraFile]:
@@ -242,7 +242,7 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a diffusers-style folder, a sibling folder that stores only what differs from its parent, or one with LoRAs.
+    """Open a folder in diffusers' layout, a sibling that stores only differences from its parent, or one with LoRAs.
 
     Reads configs and the tokenizer's vocabulary; weights are read by :meth:`Checkpoint.module`.
     Raises :class:`CheckpointError` or :class:`ConfigError`.
@@ -250,7 +250,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     layout = open_layout(path)
     config = read_model_config(layout)
     tokenizers = {name: tokenizer_dir(layout, name) for name in family_of(config).tokens}
-    for name, encoder, text in config.text_encoders:  # none of a family with labels instead
+    for name, encoder, text in config.text_encoders:  # a family with class labels has no text encoder
         check_tokenizer(tokenizers[name])
         check_vocabulary(tokenizers[name], encoder, text)
     base = base_of(path)

@@ -1,4 +1,4 @@
-"""LoRA files: their tensors by component and module, each checked by itself, and the changes that they make."""
+"""Read LoRA files: their tensors by component and module, checked, and the changes of parameters by these."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from md_export.checkpoint.weights import read_metadata, read_tensors
 from md_export.errors import CheckpointError
 from md_export.spec.loras import Lora
 
-# What else people call a LoRA, by a part of a tensor's name.
+# Files that are often called LoRA and are not supported, by a part of a tensor's name.
 _OTHERS: Final = (
     (".on_input", "IA³ adapter"),
     ("ia3_l", "IA³ adapter"),
@@ -49,7 +49,7 @@ _OTHERS: Final = (
     ("string_to_param", "textual inversion"),
     ("emb_params", "textual inversion"),
 )
-# Textual inversions that tools put beside a LoRA.
+# Prefix of textual inversions that tools bundle with a LoRA.
 _BUNDLED: Final = "bundle_emb."
 _SHOWN: Final = 10
 _LONGEST_NAME: Final = 200
@@ -58,7 +58,7 @@ _LARGEST_ALPHA: Final = 1e6
 
 @dataclass
 class Parts:
-    """The tensors of one module; ``name``: the name of one of them in the file."""
+    """Tensors of one module, by part; ``name``: name of the first of them in the file."""
 
     name: str
     tensors: dict[Part, Tensor] = field(default_factory=dict)
@@ -66,13 +66,13 @@ class Parts:
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA file, opened.
+    """An opened LoRA file.
 
     Attributes:
-        lora: its ``config`` is None where the file does not need one.
-        modules: by component, and by their paths with underscores for dots; memory-mapped.
-        config: peft's, of the file's metadata or from beside it.
-        notes: lines for the user about what was left out.
+        lora: the file; its ``config`` is None if the tensors contain alpha.
+        modules: memory-mapped tensors by component, and by module path with underscores for dots.
+        config: peft's config, from the file's metadata or from the file beside it.
+        notes: messages for the user about tensors that are not used.
     """
 
     lora: Lora
@@ -84,11 +84,11 @@ class LoraFile:
 def open_lora(lora: Lora, denoiser: str = "unet") -> LoraFile:
     """Read a LoRA file; errors name it by ``lora.name``.
 
-    ``denoiser``: component that the file's UNet stands for. Tools write ``lora_unet_`` and ``diffusion_model.`` for
-    transformers, too, and peft names none.
+    ``denoiser``: component for the tensors of the file's UNet. Tools also write ``lora_unet_`` and ``diffusion_model.``
+    for transformers, and peft writes no component.
 
     Raises:
-        CheckpointError: it cannot be read, is no LoRA, or holds a part without the others, NaN or Inf.
+        CheckpointError: the file cannot be read, is not a LoRA, or has incomplete parts, NaN or Inf.
     """
     tensors = read_tensors(lora.path, lora.name)
     bundled = dict.fromkeys(name.split(".", 2)[1] for name in tensors if name.startswith(_BUNDLED))
@@ -102,7 +102,7 @@ def open_lora(lora: Lora, denoiser: str = "unet") -> LoraFile:
         component = denoiser if name.component == "unet" else name.component
         parts = modules.setdefault(component, {}).setdefault(name.module, Parts(key))
         if name.part in parts.tensors:
-            raise CheckpointError(f"{lora.name} holds {shown(key)} twice, in two styles or of two adapters: remove one")
+            raise CheckpointError(f"{lora.name} has {shown(key)} twice, in two styles or for two adapters: remove one")
         parts.tensors[name.part] = tensor
         has_alpha, is_peft = has_alpha or name.part == "alpha", is_peft or name.peft
     for found in modules.values():
@@ -114,8 +114,8 @@ def open_lora(lora: Lora, denoiser: str = "unet") -> LoraFile:
     wrapped = any(name.startswith("base_model.model.") for name in tensors)
     if wrapped and not has_alpha and not config.knows_alpha and lora.scale is None:
         raise CheckpointError(
-            f"{lora.name} does not say its alpha, which peft keeps in adapter_config.json: put that file beside it, or "
-            f"give lora_alpha / r yourself, as {lora.name}:1"
+            f"{lora.name} has no alpha, which peft stores in adapter_config.json: put that file beside it, or give "
+            f"lora_alpha / r as the scale: {lora.name}:1"
         )
     listed = ", ".join(map(shown, list(bundled)[:_SHOWN]))
     note = f"{lora.name}: left out {len(bundled)} embeddings that are bundled with it ({listed})"
@@ -128,13 +128,13 @@ def _refuse_others(lora: Lora, tensors: Mapping[str, Tensor]) -> None:
         named = next((name for name in tensors if mark in name), None)
         if named is not None:
             raise CheckpointError(
-                f"{lora.name} is a {title} ({shown(named)}), which is not read: give a LoRA, or fuse it beforehand"
+                f"{lora.name} is a {title} ({shown(named)}), which is not supported: give a LoRA, or fuse it beforehand"
             )
     if strangers or not tensors:
         example = f", such as {shown(strangers[0])}" if strangers else ""
         raise CheckpointError(
-            f"{lora.name} is no LoRA: {len(strangers)} of its {len(tensors)} tensors are no part of one"
-            f"{example}; give a file in kohya's, LyCORIS', diffusers' or peft's form"
+            f"{lora.name} is not a LoRA: {len(strangers)} of its {len(tensors)} tensors have unknown names"
+            f"{example}; give a file in the format of kohya, LyCORIS, diffusers or peft"
         )
 
 
@@ -146,20 +146,20 @@ def _check_parts(parts: Parts, where: str) -> None:
         both = [form.title for form in forms] if len(forms) > 1 else twice[0]
         raise CheckpointError(f"{where} is in two forms, {' and '.join(both)}: remove one")
     if not forms and not {"diff_b"} <= tensors.keys() <= {"diff_b", "alpha"}:
-        raise CheckpointError(f"{where} has no other half: up and down belong together; copy the file again")
+        raise CheckpointError(f"{where} is incomplete: a LoRA needs up and down; copy the file again")
     for fault in (fault for form in forms for fault in form.faults(tensors)):
-        raise CheckpointError(f"{where} {fault}: its parts belong together; copy the file again")
+        raise CheckpointError(f"{where} {fault}: the form needs all its parts; copy the file again")
     for part, tensor in tensors.items():
         if part == "alpha" and tensor.numel() != 1:
-            raise CheckpointError(f"{where}: alpha is {list(tensor.shape)}, and should be one number")
+            raise CheckpointError(f"{where}: alpha is {list(tensor.shape)}, not one number; copy the file again")
         if tensor.numel() == 0:
             raise CheckpointError(
-                f"{where}: {part} is {list(tensor.shape)}: of rank 0, it changes nothing; leave it out"
+                f"{where}: {part} is {list(tensor.shape)}: with rank 0 it changes nothing; leave it out"
             )
         if part != "alpha" and not (tensor.ndim and tensor.is_floating_point()):
-            raise CheckpointError(f"{where}: {part} is {list(tensor.shape)} {tensor.dtype}, no matrix of floats")
+            raise CheckpointError(f"{where}: {part} is {list(tensor.shape)} {tensor.dtype}, not a matrix of floats")
         if not bool(tensor.float().isfinite().all()) or (part == "alpha" and abs(float(tensor)) > _LARGEST_ALPHA):
-            raise CheckpointError(f"{where} holds NaN or Inf in {part}: use a file from before training diverged")
+            raise CheckpointError(f"{where} has NaN or Inf in {part}: use a file from before training diverged")
 
 
 def _check_lengths(lora: Lora, modules: Mapping[str, Mapping[str, Parts]], config: PeftConfig) -> None:
@@ -175,12 +175,12 @@ def _check_lengths(lora: Lora, modules: Mapping[str, Mapping[str, Parts]], confi
 def changes_of(
     file: LoraFile, component: str, module: nn.Module, unused: Callable[[str], bool] = lambda _: False
 ) -> list[WeightChange]:
-    """Return the changes of a component's parameters; ``module`` may be on the meta device.
+    """Return the changes to a component's parameters; ``module`` may be on the meta device.
 
-    ``unused``: whether a layer, by its path, is one that the checkpoint has and that changes nothing.
+    ``unused``: whether the layer at a path exists in the checkpoint without effect on the output; it is skipped.
 
     Raises:
-        CheckpointError: a layer is not there, or is of another shape; names the nearest there is.
+        CheckpointError: a layer is missing, with the nearest name in the message, or has another shape.
     """
     own = {
         path: layer
@@ -206,13 +206,13 @@ def changes_of(
             why = str(error) if isinstance(error, _MisfitError) else f"{_shapes(parts.tensors)} does not make"
             misfits.append(f"{shown(parts.name)}: {why} {component}.{path}, {weight}")
     if misfits:
-        lines = [f"{file.lora.name}: {len(misfits)} of its modules are of another model than this checkpoint's:"]
+        lines = [f"{file.lora.name}: {len(misfits)} of its modules do not fit the layers of this checkpoint:"]
         raise CheckpointError("\n    ".join([*lines, *capped(misfits)]))
     return made
 
 
 def _dotted(name: str) -> str:
-    """``encoder_layers_11_mlp_fc1`` → ``encoder.layers.11.mlp_fc1``, as far as it tells the layer."""
+    """Return a name with dots as far as known: ``encoder_layers_11_mlp_fc1`` → ``encoder.layers.11.mlp_fc1``."""
     return _LAYER.sub(r"encoder.layers.\1.", name)
 
 
@@ -220,7 +220,7 @@ _LAYER: Final = re.compile(r"^encoder_layers_(\d{1,9})_")
 
 
 class _MisfitError(ValueError):
-    """Why parts do not fit a layer, as the beginning of a sentence that ends with the layer."""
+    """Parts do not fit a layer; the message is the start of a sentence that ends with the layer."""
 
 
 def _changes(file: LoraFile, component: str, path: str, layer: nn.Module, parts: Parts) -> list[WeightChange]:
@@ -233,9 +233,9 @@ def _changes(file: LoraFile, component: str, path: str, layer: nn.Module, parts:
         if parameter not in own:
             raise _MisfitError("there is no bias in")
         if form.ranked and not isinstance(layer, (nn.Linear, nn.Conv2d)):
-            raise _MisfitError("no LoRA fits what is neither a linear layer nor a convolution:")
+            raise _MisfitError("a LoRA needs a linear layer or a convolution, and this is neither:")
         if form.ranked and getattr(layer, "groups", 1) > 1:
-            raise _MisfitError("no LoRA fits a convolution in groups:")
+            raise _MisfitError("a LoRA cannot change a convolution with groups:")
         shape = tuple(own[parameter].shape)
         used = {part: tensor for part, tensor in tensors.items() if part in form.parts}
         _check_shape(form, used, shape)
@@ -253,10 +253,10 @@ def _scale(config: PeftConfig, component: str, path: str, form: Form, tensors: M
 
 
 def _check_shape(form: Form, parts: Mapping[Part, Tensor], shape: tuple[int, ...]) -> None:
-    """Raise where the parts do not make a parameter of ``shape``; without memory, on the meta device."""
+    """Raise if the parts do not make a parameter of ``shape``; computed on the meta device, without memory."""
     hollow = {part: torch.empty(tensor.shape, dtype=torch.float64, device="meta") for part, tensor in parts.items()}
     made = tuple(form.delta(hollow).shape)
-    # A 1×1 convolution and a linear layer are the same, and are written for each other; LyCORIS flattens kernels.
+    # Tools write a 1×1 convolution as a linear layer and the reverse; LyCORIS flattens kernels.
     flat = form in (HADAMARD, KRONECKER) and made == (shape[0], torch.Size(shape[1:]).numel())
     if not flat and _without_ones(made) != _without_ones(shape):
         raise _MisfitError(f"{_shapes(parts)} does not make")
@@ -281,4 +281,4 @@ def _unmatched(file: LoraFile, component: str, names: list[str], paths: list[str
         lines.append(f"{shown(name)} (nearest: {component}.{near[close[0]]})" if close else shown(name))
     title = f"{file.lora.name}: {len(names)} of its modules are not in this checkpoint's {component}:"
     listed = "\n    ".join([title, *capped([*lines, *names[_SHOWN:]], _SHOWN)])
-    return f"{listed}\n  it was trained for another model; give the checkpoint that it is for"
+    return f"{listed}\n  it was trained for another model; use it with the checkpoint that it was trained for"

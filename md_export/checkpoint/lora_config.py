@@ -1,4 +1,4 @@
-"""peft's config of a LoRA: alpha, rank and their patterns, from a file's metadata or from adapter_config.json."""
+"""Read peft's config of a LoRA: alpha, rank and their patterns, from a file's metadata or adapter_config.json."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from md_export.spec.loras import PEFT_CONFIG, Lora
 _METADATA: Final = "lora_adapter_metadata"
 _READ: Final = ("LORA", "LOHA", "LOKR")
 _LARGEST_ALPHA: Final = 1e6
-# peft takes keys of patterns as regular expressions, which a stranger's file may make run forever: of those, only
-# names, an anchor, ``.*`` and ``\d+`` are read.
+# peft reads the keys of patterns as regular expressions, and an untrusted one could run forever. Only names, anchors,
+# ``.*`` and ``\d+`` are supported.
 _PATTERN: Final = re.compile(r"\^?(?:[\w-]|\\?\.|\.\*|\\d\+)+\$?")
 _MOST_WILDCARDS: Final = 1
 _MOST_PATTERNS: Final = 100
@@ -29,9 +29,9 @@ _LONGEST_PATTERN: Final = 300
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """peft's config, as far as its fields say how strong a change is; empty without one.
+    """Fields of peft's config that set the strength of a change; empty if a file has no config.
 
-    ``where``: file and place, for errors.
+    ``where``: the file and the place in it, for errors.
     """
 
     where: str
@@ -43,16 +43,16 @@ class PeftConfig:
         return any(name.endswith(("alpha", "alpha_pattern")) for name in self.fields)
 
     def decomposes(self, component: str) -> bool:
-        """Whether the LoRA of a component is a DoRA."""
+        """Return whether the LoRA of a component is a DoRA."""
         return any(self.fields.get(f"{prefix}use_dora") is True for prefix in (f"{component}.", ""))
 
     def scale(self, component: str, path: str, rank: int | None) -> float:
-        """Return alpha / rank of a module whose alpha is no tensor; 1 where the config says nothing.
+        """Return alpha / rank of a module without an alpha tensor; 1 if the config has neither.
 
-        ``rank``: of its tensors; None where they have none, as of a LoKr of two whole matrices.
+        ``rank``: rank of its tensors; None if they have none, as a LoKr of two full matrices.
 
         Raises:
-            CheckpointError: the config is of another file, or is damaged.
+            CheckpointError: the config belongs to another file, or is damaged.
         """
         for prefix in (f"{component}.", ""):
             alpha = self._number(prefix, ("lora_alpha", "alpha"), "alpha_pattern", path)
@@ -62,7 +62,7 @@ class PeftConfig:
             if rank is not None and own is not None and own != rank:
                 raise CheckpointError(
                     f"{self.where}: r is {own:g} for {path}, but its tensors have rank {rank}: the config is of "
-                    "another LoRA"
+                    "another LoRA, give its own"
                 )
             ranked = own if rank is None else rank
             if not ranked:
@@ -85,11 +85,12 @@ class PeftConfig:
         return float(value) if isfinite(value) else None
 
     def _matches(self, pattern: str, path: str) -> bool:
-        """Whether peft's pattern names a module: the end of its path, after a dot, or all of it."""
+        """Return whether peft's pattern matches a module: its whole path, or the end of it after a dot."""
         read = len(pattern) <= _LONGEST_PATTERN and _PATTERN.fullmatch(pattern)
         if not read or pattern.count("*") + pattern.count("+") > _MOST_WILDCARDS:
             raise CheckpointError(
-                f"{self.where}: {shown(pattern)!r} is a regular expression that is not read: write the modules' names"
+                f"{self.where}: {shown(pattern)!r} is a regular expression that is not supported: write the modules' "
+                "names"
             )
         paths = (path, f"text_model.{path}")
         if "*" in pattern or "+" in pattern:
@@ -99,10 +100,10 @@ class PeftConfig:
 
 
 def peft_config(lora: Lora, metadata: Mapping[str, str]) -> PeftConfig:
-    """Return the config in a file's metadata, else that in ``lora.config``; without both, an empty one.
+    """Return the config in a file's metadata, else that in ``lora.config``, else an empty one.
 
     Raises:
-        CheckpointError: it is no JSON object, or is of another kind of adapter.
+        CheckpointError: the config is not a JSON object, or is for another kind of adapter.
     """
     text, where = metadata.get(_METADATA), f"{lora.name}: its {_METADATA}"
     if text is None and lora.config is not None:
@@ -114,8 +115,8 @@ def peft_config(lora: Lora, metadata: Mapping[str, str]) -> PeftConfig:
     except ValueError:
         values = None
     if not isinstance(values, dict):
-        raise CheckpointError(f"{where} is no JSON object; save it again")
+        raise CheckpointError(f"{where} is not a JSON object; save it again")
     kind = values.get("peft_type", _READ[0])
     if kind not in _READ:
-        raise CheckpointError(f"{where} says {kind!r:.40}, an adapter that is not read: {', '.join(_READ)} are")
+        raise CheckpointError(f"{where} says {kind!r:.40}, an adapter that is not supported; give {' or '.join(_READ)}")
     return PeftConfig(where, values)

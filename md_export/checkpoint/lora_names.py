@@ -1,4 +1,4 @@
-"""Names in LoRA files: the component, module and part that a tensor's name stands for in the style of each trainer."""
+"""Parse tensor names in LoRA files, in the style of each training tool, into component, module and part."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Part = Literal[
     "alpha",
 ]
 
-# peft writes its adapter's name, which has no dot, before the end. LyCORIS calls changes of a norm w_norm and b_norm.
+# peft writes the adapter's name, which has no dot, before the end. LyCORIS names changes of a norm w_norm and b_norm.
 _ENDING: Final = re.compile(
     r"(?:\.(?P<peft>lora_[AB]|lora_magnitude_vector)(?:\.[^.]+)??(?:\.(?P<what>weight|bias))?"
     r"|[._]lora[._](?P<side>down|up|mid)\.weight|\.lora_linear_layer\.(?P<older>down|up)\.weight"
@@ -46,7 +46,7 @@ _PEFT: Final[dict[tuple[str, str], Part]] = {
     ("lora_magnitude_vector", ""): "magnitude",
 }
 _FULL: Final[dict[str, Part]] = {"w_norm": "diff", "b_norm": "diff_b"}
-# Tools nest these in each other; None: says nothing of the component.
+# Prefixes, which tools nest, with the component that each names; None: no component.
 _STARTS: Final = (
     ("base_model.model.", None),
     ("lora_unet_", "unet"),
@@ -68,16 +68,16 @@ _STARTS: Final = (
     ("clip_l.transformer.", "text_encoder"),
     ("clip_g.transformer.", "text_encoder_2"),
 )
-# Modules that begin like this are a text encoder's, in a file of that alone.
+# Prefixes of a text encoder's modules, in a file with only a text encoder.
 _OF_TEXT: Final = ("encoder_layers_", "embeddings_", "final_layer_norm")
 _MOST_STARTS: Final = 4
 
 
 @dataclass(frozen=True)
 class Name:
-    """A tensor's name, parsed: the component, the module's path with underscores for dots, and the part.
+    """A parsed tensor name: component, module path with underscores for dots, and part.
 
-    ``peft``: it is in the style of peft, which keeps alpha in another file.
+    ``peft``: the name is in the style of peft, which stores alpha in another file.
     """
 
     component: str
@@ -87,7 +87,7 @@ class Name:
 
 
 def read_name(name: str) -> Name | None:
-    """Parse a tensor's name; None where it is no part of any form that is read."""
+    """Return a tensor's parsed name; None if it belongs to no supported form."""
     match = _ENDING.search(name)
     part = _part(match) if match else None
     if match is None or part is None:
@@ -113,5 +113,5 @@ def _part(match: re.Match[str]) -> Part | None:
 
 
 def underscored(path: str) -> str:
-    """``a.b_c.0`` → ``a_b_c_0``, the one form that all styles have in common."""
+    """Return a path with underscores, which all styles can be converted to: ``a.b_c.0`` → ``a_b_c_0``."""
     return path.replace(".", "_")

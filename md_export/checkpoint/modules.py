@@ -1,7 +1,6 @@
-"""Components as modules without memory, and stored tensors under their names.
+"""Build components on the meta device, and match stored tensors with their parameters.
 
-Parameters are on the meta device, constants are computed, absurd sizes are refused. Tensors that do not match a
-module's names and shapes are listed in one readable error.
+Constants are computed, and absurd sizes are refused. One error lists all tensors that do not match in name or shape.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ from md_export.system.memory import in_a_file, release_tensors
 from md_export.system.vendors import import_quietly
 
 MAX_PARAMETERS: Final = 8_000_000_000
-# More layers cost seconds and gigabytes whatever their widths; MobileDiffusion's UNet has 700 tensors.
+# More layers take seconds and gigabytes even if they are narrow; MobileDiffusion's UNet has 700 tensors.
 MAX_TENSORS: Final = 10_000
 
 
 class _ParametersOnMeta(TorchFunctionMode):
-    """Redirect ``torch.empty``, which allocates the parameters of every layer, and count the elements.
+    """Redirect ``torch.empty``, which allocates all parameters, to the meta device and count the elements.
 
-    Constants (time frequencies, the causal mask) come from other functions and stay on the CPU:
-    no file holds them, so a module built wholly on the meta device could not get them back.
+    Constants (time frequencies, the causal mask) come from other functions and stay on the CPU, because no file
+    contains them.
     """
 
     def __init__(self) -> None:
@@ -62,11 +61,11 @@ class _ParametersOnMeta(TorchFunctionMode):
 
 
 class _TooLargeError(Exception):
-    """Stops a build in the middle."""
+    """The module is too large; stops the build."""
 
 
 def build_on_meta(component: Component, config: ModelConfig) -> nn.Module:
-    """Return ``component`` in eval mode, parameters on the meta device, constants on the CPU.
+    """Return ``component`` in eval mode, with parameters on the meta device and constants on the CPU.
 
     Raises:
         CheckpointError: the config describes more than 8·10⁹ parameters or 10⁴ tensors.
@@ -79,7 +78,7 @@ def build_on_meta(component: Component, config: ModelConfig) -> nn.Module:
     except _TooLargeError:
         raise CheckpointError(
             f"{where} describes more than {MAX_PARAMETERS / 1e9:g} billion parameters or {MAX_TENSORS:,} tensors, "
-            "which no device this tool serves can hold: correct its widths and layer counts"
+            "more than any supported device can hold: correct its widths and layer counts"
         ) from None
     except _build_failures() as error:
         raise ConfigError(f"{where} describes a {component.name} that cannot be built: {_reason(error)}") from error
@@ -87,13 +86,13 @@ def build_on_meta(component: Component, config: ModelConfig) -> nn.Module:
 
 
 def _build_failures() -> tuple[type[Exception], ...]:
-    """Return the errors that layers and transformers' config raise for inconsistent values."""
+    """Return the classes of errors that layers and transformers' config raise for inconsistent values."""
     strict: type[Exception] = import_quietly("huggingface_hub.errors", "checkpoints").StrictDataclassError
     return (KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError, strict)
 
 
 def _reason(error: Exception) -> str:
-    """Return the last line of a message; transformers puts the name of its validator first."""
+    """Return the last line of a message, because transformers' first lines name the validator."""
     if isinstance(error, KeyError):
         return f"unknown name {error}"
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
@@ -107,7 +106,7 @@ _OLD_ATTENTION_KEY: Final = re.compile(r"(\.mid_block\.attentions\.0\.)(query|ke
 
 
 def _own_name(folder: str, name: str) -> str:
-    """Return a component's name for a stored tensor in ``folder``."""
+    """Return the current name of a tensor stored in ``folder``, which may have an older name."""
     if folder.startswith("text_encoder"):
         return name.removeprefix("text_model.")
     if folder == "vae":
@@ -116,7 +115,7 @@ def _own_name(folder: str, name: str) -> str:
 
 
 def own_tensors(family: Family, component: Component, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return ``stored`` under the component's names, without tensors of other components in the same file."""
+    """Return ``stored`` by the component's parameter names, without tensors of other components in the same file."""
     others = tuple(
         prefix
         for other in family.components
@@ -130,7 +129,7 @@ def own_tensors(family: Family, component: Component, stored: Mapping[str, Tenso
             continue
         if own in tensors:
             raise CheckpointError(
-                f"{component.name}: the weights hold {shown(own)} twice, under an old and a new name: remove one"
+                f"{component.name}: the weights have {shown(own)} twice, with an old and a new name: remove one"
             )
         tensors[own] = tensor
     return tensors
@@ -138,7 +137,7 @@ def own_tensors(family: Family, component: Component, stored: Mapping[str, Tenso
 
 @dataclass(frozen=True)
 class KeyDifference:
-    """Tensors that the files of one component lack, have in addition, or have in another shape."""
+    """Tensors of one component that are missing in its files, additional, or of another shape."""
 
     component: Component
     missing: tuple[tuple[str, Shape], ...]
@@ -166,12 +165,12 @@ class KeyDifference:
 
 
 def layers_of(module: nn.Module) -> tuple[str, ...]:
-    """Return the paths of a module's convolutions and linear layers, in the order of declaration."""
+    """Return the paths of a module's convolutions and linear layers in declaration order."""
     return tuple(path for path, layer in module.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear))
 
 
 def difference(component: Component, expected: Mapping[str, Shape], stored: Mapping[str, Shape]) -> KeyDifference:
-    """Compare names and shapes; both mappings use the component's own names."""
+    """Return the difference in names and shapes; both mappings use the component's parameter names."""
     missing = tuple((name, shape) for name, shape in expected.items() if name not in stored)
     extra = sorted(name for name in stored if name not in expected)
     near = [name for name, _ in missing] or list(expected)
@@ -186,12 +185,12 @@ def _group(title: str, lines: list[str]) -> list[str]:
 
 
 def as_float32(component: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return all tensors in float32 and contiguous, on mapped pages of files, which are released.
+    """Return all tensors as contiguous float32 in mapped files, with their pages released from memory.
 
-    Tensors that are stored otherwise are copied, large ones into scratch files.
+    Tensors with another dtype or layout are copied, large ones to scratch files.
 
     Raises:
-        CheckpointError: NaN or Inf among them.
+        CheckpointError: a tensor has NaN or Inf.
     """
     converted: dict[str, Tensor] = {}
     broken: list[str] = []
@@ -204,7 +203,7 @@ def as_float32(component: str, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
             broken.append(f"{name}: {nans} NaN and {infinities} Inf among {tensor.numel()} values")
         release_tensors([tensor, converted[name]])
     if broken:
-        what = f"{component}: {len(broken)} tensors hold values that are not finite; "
+        what = f"{component}: {len(broken)} tensors have values that are not finite; "
         advice = "use a checkpoint from before training diverged, or copy it again:"
         raise CheckpointError("\n    ".join([what + advice, *capped(broken)]))
     return converted

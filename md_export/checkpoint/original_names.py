@@ -1,4 +1,4 @@
-"""Names that Stable Diffusion's authors and OpenCLIP gave their modules, by those in diffusers and transformers."""
+"""Convert names in diffusers and transformers to those of Stable Diffusion's authors and OpenCLIP."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ _IN_A_BLOCK: Final = re.compile(
 def original_names(paths: Iterable[str]) -> dict[str, str]:
     """Return the original path of each module of a UNet, by its path in diffusers; ``paths``: all of the UNet's.
 
-    The authors number the blocks of all levels in one row; a level has as many as it has ResNet blocks, and one more
-    where it ends in a convolution that halves.
+    The authors number the blocks of all levels consecutively; a level has one block per ResNet block, and one more
+    if it ends with a downsampling convolution.
     """
     paths = list(paths)
     blocks: dict[tuple[str, int], set[str]] = {}
@@ -92,7 +92,7 @@ _VAE_UP: Final = re.compile(r"up_blocks\.(\d{1,3})\.(resnets|upsamplers\.0)")
 
 
 def original_vae_name(name: str, levels: int) -> str:
-    """Return the original name of a VAE's tensor; its decoder's levels are counted from the outermost there."""
+    """Return the original name of a VAE's tensor, which counts the decoder's levels from the outermost."""
 
     def up(match: re.Match[str]) -> str:
         return f"up.{levels - 1 - int(match[1])}.{'block' if match[2] == 'resnets' else 'upsample'}"
@@ -121,9 +121,9 @@ _JOINED: Final = {"self_attn.q_proj": 0, "self_attn.k_proj": 1, "self_attn.v_pro
 
 
 def open_clip_name(name: str) -> tuple[str, int | None] | None:
-    """Return OpenCLIP's name of a text encoder's tensor, and which third of that tensor it is; None: it has no such.
+    """Return OpenCLIP's name of a text encoder's tensor, and which third of that it is; None if OpenCLIP has none.
 
-    OpenCLIP keeps queries, keys and values in one tensor.
+    OpenCLIP stores queries, keys and values in one tensor, as thirds.
     """
     if name in _OPEN_CLIP_TOP:
         return _OPEN_CLIP_TOP[name], None

@@ -1,4 +1,4 @@
-"""Weights that another tool has quantized: they are named, since only a float checkpoint is exported and judged."""
+"""Refuse weights that another tool quantized, with its name; exports and their checks need a float checkpoint."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from md_export.checkpoint.files import shown
 from md_export.errors import CheckpointError, ConfigError
 
 GGUF: Final = b"GGUF"
-# Field of a config that diffusers and transformers write.
+# Field that diffusers and transformers write into a config.
 QUANTIZATION: Final = "quantization_config"
-# Part of a tensor's name, and how the weights beside it are stored; the first that is there decides.
+# Part of a tensor's name, and how the weights are then stored; the first one found is reported.
 _MARKS: Final = (
     ("scaled_fp8", "in float8 with scales beside them (ComfyUI)"),
     (".scale_weight", "in float8 with scales beside them (ComfyUI)"),
@@ -24,18 +24,18 @@ _MARKS: Final = (
     (".weight_packed", "as compressed-tensors quantizes them"),
     (".weight_scale", "with scales beside them"),
 )
-_ADVICE: Final = "give the checkpoint as it was before quantization"
+_ADVICE: Final = "give the checkpoint from before quantization"
 
 
 def refuse_quantized(names: Collection[str], where: str) -> None:
-    """Raise :class:`CheckpointError` where the tensors' names are of quantized weights; ``where``: the file."""
+    """Raise :class:`CheckpointError` if the tensors' names are those of quantized weights; ``where``: the file."""
     for mark, stored in _MARKS:
         if (found := next((name for name in names if mark in name), None)) is not None:
             raise CheckpointError(f"{where} holds weights {stored}, such as {shown(found)}: {_ADVICE}")
 
 
 def refuse_quantized_config(config: Mapping[str, object], where: str) -> None:
-    """Raise :class:`ConfigError` for a config that says how its weights are quantized."""
+    """Raise :class:`ConfigError` for a config of quantized weights."""
     quantized = config.get(QUANTIZATION)
     if quantized:
         method = quantized.get("quant_method") if isinstance(quantized, dict) else None
@@ -45,4 +45,4 @@ def refuse_quantized_config(config: Mapping[str, object], where: str) -> None:
 
 def refuse_gguf(where: str) -> None:
     """Raise :class:`CheckpointError` for a GGUF file."""
-    raise CheckpointError(f"{where} is a GGUF file, which is not read: give the .safetensors that it was made from")
+    raise CheckpointError(f"{where} is a GGUF file, which is not supported: give the .safetensors that it is made of")

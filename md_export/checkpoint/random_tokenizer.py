@@ -1,4 +1,4 @@
-"""Tokenizers for random weights: of one token a byte as CLIP's, or a letter as T5's."""
+"""Write tokenizers for random weights: with one token per byte like CLIP's, or per letter like T5's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write_tokenizer(folder: Path, encoder: str, config: Mapping[str, Any]) -> No
 
 
 def _write_letters(folder: Path, encoder: str, config: Mapping[str, Any]) -> None:
-    """Write a tokenizer of T5's kind with one token a letter."""
+    """Write a tokenizer of T5's kind with one token per letter."""
     letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -3.0) for letter in ["▁", *letters])]
     rows = int(config["vocab_size"])
@@ -35,7 +35,7 @@ def _write_letters(folder: Path, encoder: str, config: Mapping[str, Any]) -> Non
 
 
 def _write_bytes(folder: Path, encoder: str, config: Mapping[str, Any]) -> None:
-    """Write CLIP's byte-level tokenizer without merges: one token a byte; start and end as in the text encoder."""
+    """Write CLIP's byte-level tokenizer without merges: one token per byte; start and end as in the text encoder."""
     letters = _byte_letters()
     tokens = [*letters, *(letter + "</w>" for letter in letters)]
     rows = int(config.get("vocab_size", 49408))
@@ -43,7 +43,7 @@ def _write_bytes(folder: Path, encoder: str, config: Mapping[str, Any]) -> None:
     if not len(tokens) <= start < rows or not len(tokens) <= end < rows or start == end:
         raise ConfigError(
             f"{encoder}/config.json: vocab_size={rows}, bos_token_id={start}, eos_token_id={end}; a byte-level "
-            f"tokenizer needs two ids for start and end that lie from {len(tokens)} on and below vocab_size"
+            f"tokenizer needs two ids for start and end, from {len(tokens)} to vocab_size - 1"
         )
     vocabulary = {token: index for index, token in enumerate(tokens)}
     write_json(folder / "vocab.json", {**vocabulary, START: start, END: end})
@@ -63,12 +63,12 @@ def _write_bytes(folder: Path, encoder: str, config: Mapping[str, Any]) -> None:
 
 
 def _byte_letters() -> list[str]:
-    """Return 256 printable letters that stand for the bytes, in the order of GPT-2's and CLIP's vocabularies."""
+    """Return the 256 printable letters that represent bytes, in the order of GPT-2's and CLIP's vocabularies."""
     shown = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     return [chr(code) for code in [*shown, *range(256, 512 - len(shown))]]
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """Write a JSON file, its folder too."""
+    """Write a JSON file; create its folder."""
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The family of a checkpoint folder, by the classes that its files name, also of a family that is not read."""
+"""Recognize the family of a checkpoint folder, supported or not, by the classes that its files name."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from md_export.models.families.mobile_diffusion import MOBILE_DIFFUSION
 from md_export.models.graph import Family
 
 INDEX: Final = "model_index.json"
-# What classes of other families begin with in diffusers: pipelines in model_index.json, models in config.json. Of two
-# that fit, the longer one stands.
+# Prefixes of class names of other families in diffusers: pipelines in model_index.json, models in config.json. The
+# longest matching prefix decides.
 _NOT_READ: Final[Mapping[str, str]] = {
     "AnimateDiff": "AnimateDiff",
     "AuraFlow": "AuraFlow",
@@ -51,20 +51,20 @@ _NOT_READ: Final[Mapping[str, str]] = {
     "Wuerstchen": "Würstchen",
     "ZImage": "Z-Image",
 }
-# Folders of what makes pictures, in the families above.
+# Folders of denoisers in the families above.
 _FOLDERS: Final = ("unet", "transformer", "decoder", "prior")
 
 
 def family_in(layout: Layout) -> Family:
-    """Return the family of a checkpoint folder; MobileDiffusion where its UNet names no class that is known.
+    """Return the family of a checkpoint folder; MobileDiffusion if its UNet has no known class.
 
     Raises:
-        CheckpointError: it is of a family that is not read, which the message names.
+        CheckpointError: the family, which the message names, is not supported.
     """
     index = layout.find(INDEX)
     values = {} if index is None else read_json(index)
     if values.get("requires_aesthetics_score") is True:
-        raise CheckpointError(f"{layout.root} is the refiner of Stable Diffusion XL, which is not read; {_read()}")
+        raise CheckpointError(f"{layout.root} is the refiner of Stable Diffusion XL, which is not supported; {_read()}")
     named = [(INDEX, str(values.get("_class_name")))] if values else []
     configs = {folder: file for folder in _FOLDERS if (file := layout.find(f"{folder}/config.json"))}
     for folder, file in configs.items():
@@ -75,10 +75,11 @@ def family_in(layout: Layout) -> Family:
         named.append((f"{folder}/config.json", str(config.get("_class_name"))))
     for where, name in named:
         if title := _title(name):
-            raise CheckpointError(f"{layout.root} is {title} ({where}: {shown(name)}), which is not read; {_read()}")
+            named_in = f"({where}: {shown(name)})"
+            raise CheckpointError(f"{layout.root} is {title} {named_in}, which is not supported; {_read()}")
     if "unet" not in configs and "transformer" in configs:
         where, name = named[-1]
-        raise CheckpointError(f"{layout.root / where} has the class {shown(name)}, which is not read; {_read()}")
+        raise CheckpointError(f"{layout.root / where} has the class {shown(name)}, which is not supported; {_read()}")
     return MOBILE_DIFFUSION
 
 
@@ -90,7 +91,7 @@ def _fits(family: Family, config: Mapping[str, object]) -> bool:
 
 
 def _title(name: str) -> str:
-    """Return how people call the family that is not read and that a class belongs to; empty where it is none."""
+    """Return the title of the unsupported family of a class; empty if it belongs to none."""
     prefixes = [prefix for prefix in _NOT_READ if name.startswith(prefix)]
     return _NOT_READ[max(prefixes, key=len)] if prefixes else ""
 

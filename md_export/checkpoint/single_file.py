@@ -1,4 +1,4 @@
-"""One file of a Stable Diffusion, as its authors and most tools write it → a checkpoint folder in diffusers' layout."""
+"""Convert a Stable Diffusion model in one file, as its authors and most tools save it, to diffusers' folder layout."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ Tensors = dict[str, Tensor]
 
 SUFFIXES: Final = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 TOKENIZER_OF: Final = "https://huggingface.co/openai/clip-vit-large-patch14"
-# What such files hold beside what is used: averages for training, losses, positions, CLIP's other half.
+# Tensors in such files that are not used: training averages, losses, positions, CLIP's image part.
 _LEFT_OUT: Final = ("model_ema.", f"{VAE}loss.", f"{VAE}model_ema.")
 _LEFT_OUT_ENDS: Final = (".position_ids", ".logit_scale", ".text_projection", ".text_projection.weight", ".attn_mask")
-# Text encoders are used up to a layer before the last.
+# Layers of text encoders; the last one is not used.
 _LAYER: Final = re.compile(r"(?:transformer\.resblocks|(?:text_model\.)?encoder\.layers)\.(\d{1,4})\.")
-# Side of latents of Stable Diffusion 2 that predicts v.
+# Side of the latents of Stable Diffusion 2 models that predict v.
 _SIZE_OF_V: Final = 96
-# OpenCLIP's tokenizer fills with id 0, CLIP's with its end.
+# OpenCLIP's tokenizer pads with id 0, CLIP's with the end token.
 _OPEN_CLIP_PAD: Final = "!"
 
 
@@ -64,32 +64,32 @@ def unpack(
     config: ModelConfig | None = None,
     prediction: str | None = None,
 ) -> str:
-    """Write ``file`` as a folder, its tensors in the dtype that they have; return what it holds, in words.
+    """Write ``file`` as a folder, with tensors in their stored dtypes; return a description of the model.
 
     Args:
-        file: ``.safetensors``, or a file of torch's, of a whole model: UNet, VAE and text encoder.
-        tokenizer: folder with CLIP's ``vocab.json`` and ``merges.txt``, which such files do not hold.
+        file: ``.safetensors`` or torch file of a whole model: UNet, VAE and text encoder.
+        tokenizer: folder with CLIP's ``vocab.json`` and ``merges.txt``, which such files do not contain.
         out: folder to create.
-        config: what the file holds; read from the shapes of its tensors by default.
-        prediction: ``epsilon`` or ``v_prediction``; what the file says of itself by default.
+        config: configs of the model; by default read from the shapes of the tensors.
+        prediction: ``epsilon`` or ``v_prediction``; by default read from the file.
 
     Raises:
-        CheckpointError: it cannot be read, is of another model, or lacks a part.
-        MissingExtraError: diffusers, whose UNet it is, is not installed.
-        OutputError: ``out`` exists, or cannot be written whole.
+        CheckpointError: the file cannot be read, is another model, or lacks a part.
+        MissingExtraError: diffusers, which provides the UNet, is not installed.
+        OutputError: ``out`` exists, or cannot be written completely.
     """
     refuse_existing(out)
     model = _read(file)
     kind = _kind_of(model)
     words = kind.title
     if config is None:
-        trained = trained_for(file, model.tensors, model.metadata, _tells(kind, model), prediction)
+        trained = trained_for(file, model.tensors, model.metadata, _is_ambiguous(kind, model), prediction)
         config = _config(kind, model, trained)
         zero = " with zero terminal SNR" if trained.zero_snr else ""
         height, width = config.picture_shape
         words = f"{kind.title}, {width}×{height}, predicts {trained.prediction}{zero} ({trained.why})"
     elif config.t5 or [name for _, name, _ in config.text_encoders] != [part.folder for part in kind.texts]:
-        raise CheckpointError(f"{file} holds {kind.title}, and --config a model of another family: give one of this")
+        raise CheckpointError(f"{file} holds {kind.title}, and --config another family: give configs of this one")
     if tokenizer is None:
         raise CheckpointError(
             f"{file} holds no tokenizer: give a folder with CLIP's vocab.json and merges.txt, --tokenizer DIR; they "
@@ -118,18 +118,18 @@ def _read(file: Path) -> _File:
     if file.suffix == ".gguf":
         refuse_gguf(str(file))
     if file.suffix not in SUFFIXES or not file.is_file():
-        raise CheckpointError(f"{file} is no file of a model: give one that ends in {', '.join(SUFFIXES)}")
+        raise CheckpointError(f"{file} is not a model file: give one that ends in {', '.join(SUFFIXES)}")
     values = stored_values(file)
     metadata = read_metadata(file) if file.suffix == ".safetensors" else {}
     step, nested = values.get("global_step"), values.get("state_dict")
-    # PyTorch Lightning's.
+    # Files of PyTorch Lightning have the tensors in this table.
     values = nested if isinstance(nested, dict) else values
     if isinstance(step, int):
         metadata["global_step"] = str(step)
     tensors = {name: value for name, value in values.items() if isinstance(name, str) and isinstance(value, Tensor)}
     refuse_quantized(tensors.keys(), str(file))
     if len(tensors) > MAX_TENSORS:
-        raise CheckpointError(f"{file} holds {len(tensors):,} tensors; at most {MAX_TENSORS:,} are read: replace it")
+        raise CheckpointError(f"{file} holds {len(tensors):,} tensors; the limit is {MAX_TENSORS:,}: replace it")
     for name, tensor in tensors.items():
         check_stored(tensor, name, str(file))
     return _File(file, tensors, metadata)
@@ -160,10 +160,10 @@ def _titles() -> str:
     return f"{', '.join(others)} or {last}"
 
 
-def _tells(kind: Kind, model: _File) -> bool:
-    """Whether epsilon is no default: Stable Diffusion 2's in-painting models all predict it."""
+def _is_ambiguous(kind: Kind, model: _File) -> bool:
+    """Return whether the prediction must be found in the file: Stable Diffusion 2, except in-painting, may use v."""
     first = model.tensors.get(f"{UNET}input_blocks.0.0.weight")
-    return kind.tells and first is not None and first.ndim > 1 and first.shape[1] == 4
+    return kind.predicts_both and first is not None and first.ndim > 1 and first.shape[1] == 4
 
 
 def _config(kind: Kind, model: _File, trained: Trained) -> ModelConfig:
@@ -171,7 +171,7 @@ def _config(kind: Kind, model: _File, trained: Trained) -> ModelConfig:
         first, *others = (clip_config(_clip_shapes(model, part), part.open_clip, part.pooled) for part in kind.texts)
         second = next(iter(others), None)
         vae = vae_config(model.shapes(VAE), kind.scaling_factor)
-        large = kind.tells and trained.prediction == "v_prediction"
+        large = kind.predicts_both and trained.prediction == "v_prediction"
         size = trained_size(model.metadata, vae.downscale) or (_SIZE_OF_V if large else kind.size)
         unet = unet_config(model.shapes(UNET), size, None if second is None else second["projection_dim"])
         config = ModelConfig(first, unet, vae, trained.schedule, text_encoder_2=second)
@@ -184,7 +184,7 @@ def _config(kind: Kind, model: _File, trained: Trained) -> ModelConfig:
 
 
 def _clip_shapes(model: _File, part: Text) -> Shapes:
-    """Older files leave out ``text_model.``."""
+    """Return the shapes of CLIP's tensors without the prefix ``text_model.``, which older files do not have."""
     return {name.removeprefix("text_model."): shape for name, shape in model.shapes(part.prefix).items()}
 
 
@@ -192,7 +192,7 @@ def _converted(model: _File, kind: Kind, folder: str, config: ModelConfig) -> tu
     """Return the tensors of a folder under diffusers' names, and the names in the file that they come from.
 
     Raises:
-        CheckpointError: tensors are missing, of another shape or quantized.
+        CheckpointError: tensors are missing, have another shape, or are quantized.
     """
     made: Tensors = {}
     used: set[str] = set()
@@ -207,7 +207,7 @@ def _converted(model: _File, kind: Kind, folder: str, config: ModelConfig) -> tu
             if not is_weight(tensor):
                 raise CheckpointError(
                     f"{model.path} stores {shown(source)} as {str(tensor.dtype).removeprefix('torch.')}: give the file "
-                    "as it was before quantization"
+                    "from before quantization"
                 )
             used.update(stored_as)
             own[name] = shaped(tensor, source, third, module.get_parameter(name))
@@ -219,13 +219,13 @@ def _converted(model: _File, kind: Kind, folder: str, config: ModelConfig) -> tu
             raise CheckpointError(f"{model.path}:\n{found}")
         for name, tensor in own.items():
             start = "text_model." if of_text and not name.startswith("text_projection.") else ""
-            # Copies: two names of one tensor cannot be saved.
+            # A copy, because safetensors cannot save one tensor with two names.
             made[start + name] = tensor.clone(memory_format=torch.contiguous_format)
     return made, used
 
 
 def _refuse_the_rest(model: _File, kind: Kind, used: set[str], config: ModelConfig) -> None:
-    """Raise for tensors of the parts that no module has: then the config is another than the file's."""
+    """Raise CheckpointError for tensors that no module has, because the config then does not describe the file."""
     counts = [int(text.get("num_hidden_layers", 0)) for _, _, text in config.text_encoders]
     layers = {part.prefix: count for part, count in zip(kind.texts, counts, strict=True)}
     rest = [
@@ -237,7 +237,8 @@ def _refuse_the_rest(model: _File, kind: Kind, used: set[str], config: ModelConf
     ]
     if rest:
         lines = [
-            f"{model.path}: {len(rest)} of its tensors are in no {kind.title} of these shapes; give --config FOLDER:"
+            f"{model.path}: {len(rest)} of its tensors are not part of {kind.title} with these shapes; give --config "
+            "FOLDER:"
         ]
         raise CheckpointError("\n    ".join([*lines, *capped([shown(name) for name in rest])]))
 

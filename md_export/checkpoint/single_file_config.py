@@ -1,7 +1,7 @@
-"""Configs of a Stable Diffusion in one file, read from the shapes of its tensors under their original names.
+"""Infer the configs of a Stable Diffusion model in one file from the shapes of its tensors, by their original names.
 
-Shapes say widths, depths and how text is attended to. They do not say the number of heads, groups or the activation:
-those are the published models' (Rombach et al., v1-inference.yaml and v2-inference-v.yaml).
+Shapes give the widths, depths and cross-attention. They do not give the number of heads, of groups, or the activation;
+these are taken from the published models (Rombach et al., v1-inference.yaml and v2-inference-v.yaml).
 """
 
 from __future__ import annotations
@@ -14,49 +14,49 @@ from md_export.models.diffusers_unet import DiffusersUNetConfig, XLUNetConfig
 from md_export.models.vae import VAEConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
-# Width and depth of attention of each block of a level.
+# Width and attention depth of each block of a level.
 Level = list[tuple[int, int]]
 
 _GROUPS: Final = 32
-# Stable Diffusion 1 has so many heads of any width; later ones heads of this width.
+# Stable Diffusion 1 has 8 heads at every width; later versions have heads of width 64.
 _HEADS: Final = 8
 _HEAD_WIDTH: Final = 64
-# Several times what any known model of this kind has.
+# Limit, several times the number of blocks in any known model of this kind.
 _MOST_BLOCKS: Final = 256
-# On the size and the crop of a picture.
+# Numbers that describe the size and crop of a picture.
 _NUMBERS: Final = 6
-# CLIP's own vocabulary ends with these.
+# Size of CLIP's vocabulary; its last ids are the special tokens.
 _VOCABULARY: Final = 49408
 
 
-class UntoldError(CheckpointError):
-    """The shapes do not say a config."""
+class UnknownShapeError(CheckpointError):
+    """The shapes do not determine a config."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"{what}: give a folder with the model's config files, --config FOLDER")
 
 
 def unet_config(shapes: Shapes, sample_size: int, pooled: int | None = None) -> DiffusersUNetConfig:
-    """Return the UNet's config; names are those under ``model.diffusion_model.``.
+    """Return the UNet's config; names are those after ``model.diffusion_model.``.
 
-    ``pooled``: width of the pooled text, which only Stable Diffusion XL's takes.
+    ``pooled``: width of the pooled text, for Stable Diffusion XL only.
 
     Raises:
-        CheckpointError: a tensor that says a size is missing, or the shapes do not tell.
+        CheckpointError: a tensor that gives a size is missing, or the shapes do not determine the config.
     """
     levels = _levels(shapes)
     widths = tuple(level[-1][0] for level in levels)
     attends = [any(depth for _, depth in level) for level in levels]
     depths = [_one([max(depth, 1) for _, depth in level]) for level in levels]
     if pooled is None and any(isinstance(depth, tuple) for depth in depths):
-        raise UntoldError("the UNet's attention is of several depths within a level")
+        raise UnknownShapeError("the UNet's attention has several depths within a level")
     linear = any(name.endswith(".1.proj_in.weight") and len(shape) == 2 for name, shape in shapes.items())
     text = next((shape[1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")), None)
     if text is None:
-        raise UntoldError("the UNet attends to no text (no attn2.to_k.weight)")
+        raise UnknownShapeError("the UNet has no cross-attention to text (no attn2.to_k.weight)")
     step = _HEAD_WIDTH if linear else _GROUPS
     if any(width % max(step, _GROUPS) for width in widths):
-        raise UntoldError(f"the UNet's widths {list(widths)} are no multiples of {max(step, _GROUPS)}")
+        raise UnknownShapeError(f"the UNet's widths {list(widths)} are not multiples of {max(step, _GROUPS)}")
     down = tuple("CrossAttnDownBlock2D" if one else "DownBlock2D" for one in attends)
     up = tuple("CrossAttnUpBlock2D" if one else "UpBlock2D" for one in reversed(attends))
     plain = DiffusersUNetConfig(
@@ -80,11 +80,11 @@ def unet_config(shapes: Shapes, sample_size: int, pooled: int | None = None) -> 
 
 
 def _of_xl(plain: DiffusersUNetConfig, shapes: Shapes, levels: list[Level], pooled: int) -> XLUNetConfig:
-    """Add what only Stable Diffusion XL's UNet has; on the way up the attention of pruned ones has its own depths."""
+    """Return the config with the fields of Stable Diffusion XL; pruned models have other depths in the up blocks."""
     width = _size(shapes, "label_emb.0.0.weight", 1)
     each, rest = divmod(width - pooled, _NUMBERS)
     if rest or each <= 0:
-        raise UntoldError(f"the UNet adds {width} channels to its time embedding, and the pooled text has {pooled}")
+        raise UnknownShapeError(f"the UNet's added embedding has {width} channels, and the pooled text has {pooled}")
     blocks = iter(range(_MOST_BLOCKS))
     up = [
         [_depth(shapes, f"output_blocks.{next(blocks)}.") for _ in range(len(level) + 1)] for level in reversed(levels)
@@ -102,7 +102,7 @@ def _of_xl(plain: DiffusersUNetConfig, shapes: Shapes, levels: list[Level], pool
 
 
 def _middle(shapes: Shapes) -> str | None:
-    """Return the class of the block in the middle, which a pruned UNet lacks, or has without attention."""
+    """Return the class of the middle block: None or a class without attention for some pruned UNets."""
     if "middle_block.0.in_layers.2.weight" not in shapes:
         return None
     return "UNetMidBlock2DCrossAttn" if "middle_block.1.proj_in.weight" in shapes else "UNetMidBlock2D"
@@ -113,7 +113,7 @@ def _depth(shapes: Shapes, block: str) -> int:
 
 
 def _levels(shapes: Shapes) -> list[Level]:
-    """Return width and depth of attention of each block on the way down, by level."""
+    """Return width and attention depth of each down block, by level."""
     levels: list[Level] = [[]]
     for block in range(1, _MOST_BLOCKS):
         start = f"input_blocks.{block}."
@@ -124,20 +124,20 @@ def _levels(shapes: Shapes) -> list[Level]:
         else:
             break
     if not all(levels):
-        raise UntoldError("the UNet has a level without blocks")
+        raise UnknownShapeError("the UNet has a level without blocks")
     return levels
 
 
 def vae_config(shapes: Shapes, scaling_factor: float) -> VAEConfig:
-    """Return the VAE's config; names are those under ``first_stage_model.``.
+    """Return the VAE's config; names are those after ``first_stage_model.``.
 
     Raises:
-        CheckpointError: a tensor that says a size is missing, or the shapes do not tell.
+        CheckpointError: a tensor that gives a size is missing, or the shapes do not determine the config.
     """
     widths, layers = _vae_levels(shapes, "encoder.down")
     up_widths, up_layers = _vae_levels(shapes, "decoder.up")
     if any(width % _GROUPS for width in (*widths, *up_widths)):
-        raise UntoldError(f"the VAE's widths {list(widths)} are no multiples of {_GROUPS}")
+        raise UnknownShapeError(f"the VAE's widths {list(widths)} are not multiples of {_GROUPS}")
     return VAEConfig(
         in_channels=_size(shapes, "encoder.conv_in.weight", 1),
         out_channels=_size(shapes, "decoder.conv_out.weight", 0),
@@ -159,18 +159,18 @@ def _vae_levels(shapes: Shapes, start: str) -> tuple[tuple[int, ...], int]:
     widths = tuple(_size(shapes, f"{start}.{level}.block.0.conv1.weight", 0) for level in range(count))
     layers = {_count(shapes, f"{start}.{level}.block.", ".conv1.weight") for level in range(count)}
     if len(layers) != 1:
-        raise UntoldError(f"the VAE's levels ({start}) have different numbers of blocks")
+        raise UnknownShapeError(f"the VAE's levels ({start}) have different numbers of blocks")
     return widths, layers.pop()
 
 
 def clip_config(shapes: Shapes, open_clip: bool, pooled: bool = False) -> dict[str, Any]:
-    """Return the config of CLIP's text model; ``open_clip``: names and activation are OpenCLIP's.
+    """Return the config of CLIP's text model; ``open_clip``: with OpenCLIP's names and activation.
 
-    OpenCLIP's text model has a projection at its end, which a file keeps beside a last layer that Stable Diffusion 2
-    leaves out (FrozenOpenCLIPEmbedder, ``layer="penultimate"``). ``pooled``: both are used, as in Stable Diffusion XL.
+    OpenCLIP's text model ends with a projection. Files contain it and the last layer, but Stable Diffusion 2 uses
+    neither (FrozenOpenCLIPEmbedder, ``layer="penultimate"``). ``pooled``: both are used, as in Stable Diffusion XL.
 
     Raises:
-        CheckpointError: a tensor that says a size is missing, or the shapes do not tell.
+        CheckpointError: a tensor that gives a size is missing, or the shapes do not determine the config.
     """
     layers = "transformer.resblocks." if open_clip else "encoder.layers."
     embedding = "token_embedding.weight" if open_clip else "embeddings.token_embedding.weight"
@@ -179,7 +179,9 @@ def clip_config(shapes: Shapes, open_clip: bool, pooled: bool = False) -> dict[s
     rows, width = (_size(shapes, embedding, axis) for axis in (0, 1))
     count = _count(shapes, layers, f".{inner}")
     if width % _HEAD_WIDTH or not count:
-        raise UntoldError(f"the text encoder's width {width} is no multiple of {_HEAD_WIDTH}, or it has no layers")
+        raise UnknownShapeError(
+            f"the text encoder has no layers, or its width {width} is not a multiple of {_HEAD_WIDTH}"
+        )
     start, end = (49406, 49407) if rows >= _VOCABULARY else (rows - 2, rows - 1)
     return {
         "vocab_size": rows,
@@ -197,7 +199,7 @@ def clip_config(shapes: Shapes, open_clip: bool, pooled: bool = False) -> dict[s
     }
 
 
-# OpenCLIP's ViT-H; files that were converted back have one layer less and no projection.
+# Layers of OpenCLIP's ViT-H; files that were converted back from diffusers have one layer less and no projection.
 _LAYERS_OF_H: Final = 24
 
 
@@ -206,7 +208,7 @@ def _has_last_layer(shapes: Shapes, count: int) -> bool:
 
 
 def _projected(shapes: Shapes) -> int:
-    """Return the width of the pooled text; some tools write the projection as transformers has it, transposed."""
+    """Return the width of the pooled text; some tools store the projection transposed, as in transformers."""
     turned = "text_projection.weight" in shapes
     return _size(shapes, "text_projection.weight", 0) if turned else _size(shapes, "text_projection", 1)
 
@@ -214,15 +216,15 @@ def _projected(shapes: Shapes) -> int:
 def _size(shapes: Shapes, name: str, axis: int) -> int:
     shape = shapes.get(name, ())
     if len(shape) <= axis or not shape[axis]:
-        raise CheckpointError(f"it lacks {name}, whose shape says a size: give the file of a whole model")
+        raise CheckpointError(f"it lacks {name}, which gives a size: give the file of a whole model")
     return shape[axis]
 
 
 def _count(shapes: Shapes, start: str, end: str) -> int:
-    """Return how many of ``start0end``, ``start1end``, … there are."""
+    """Return how many of ``start0end``, ``start1end``, … exist."""
     return next((count for count in range(_MOST_BLOCKS) if f"{start}{count}{end}" not in shapes), _MOST_BLOCKS)
 
 
 def _one(values: list[int]) -> int | tuple[int, ...]:
-    """Return the value of all levels, or each one's."""
+    """Return one value if all levels have the same, else one per level."""
     return values[0] if len(set(values)) == 1 else tuple(values)

@@ -1,4 +1,4 @@
-"""Kind of a file that holds no whole Stable Diffusion, found by its tensors' names."""
+"""Recognize files that are not a whole Stable Diffusion model by the names of their tensors."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Final
 
 from md_export.checkpoint.lora_names import read_name
 
-# Part of a name, and whose it is; the first that is there decides. Names: the models' own code and diffusers'
-# loaders/single_file_utils.py.
+# Part of a name, and the model that has it; the first one found decides. The names are from the models' code and
+# diffusers' loaders/single_file_utils.py.
 _MODELS: Final = (
     ("edm_mean", "Playground 2.5"),
     ("edm_vpred.sigma_max", "CosXL"),
@@ -46,7 +46,7 @@ _MODELS: Final = (
     ("emb_params", "a textual inversion"),
     ("text_encoders.", "Stable Diffusion 3, or another model with its text encoders"),
 )
-# Names that are there where a file holds one part alone.
+# Names in a file with only one part of a model.
 _PARTS: Final = (
     ("down_blocks.0.resnets.0.conv1.weight", "a UNet alone, as diffusers names it: put it into unet/ of a folder"),
     ("input_blocks.0.0.weight", "the UNet of a Stable Diffusion alone"),
@@ -59,7 +59,7 @@ _STARTS: Final = ("", "model.diffusion_model.", "diffusion_model.", "first_stage
 
 
 def other_model(names: Collection[str]) -> str | None:
-    """Return what else than a whole Stable Diffusion the names are of; None where none of them says."""
+    """Return the kind of model that the names belong to, if it is not Stable Diffusion; None if unknown."""
     for mark, title in _MODELS:
         if any(mark in name for name in names):
             return title
@@ -68,6 +68,6 @@ def other_model(names: Collection[str]) -> str | None:
 
 
 def lone_part(names: Collection[str]) -> str | None:
-    """Return the part of a model that a file without the others holds; None where no name says."""
+    """Return the only part of a model that a file contains; None if unknown."""
     bare = {name.removeprefix(start) for start in _STARTS for name in names}
     return next((title for name, title in _PARTS if name in bare), None)

@@ -1,4 +1,4 @@
-"""The parts of the models that people have as one file: where the file has them, and under which names."""
+"""Parts of models that are published as one file, and the names of their tensors in the file."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ TEXT: Final = "cond_stage_model.transformer."
 OPEN_CLIP: Final = "cond_stage_model.model."
 CLIP_OF_XL: Final = "conditioner.embedders.0.transformer."
 OPEN_CLIP_OF_XL: Final = "conditioner.embedders.1.model."
-# Names in the file that a tensor may have, and which third of it is meant.
+# Names that a tensor may have in the file, and the third of that tensor to use, if it holds three.
 Source = tuple[tuple[str, ...], int | None]
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text encoder.
+    """A text encoder in a single file.
 
     Attributes:
-        prefix: where its names begin.
-        open_clip: the names and the padding are OpenCLIP's.
-        pooled: its last layer and its projection are used.
+        prefix: prefix of its tensor names.
+        open_clip: names and padding are OpenCLIP's.
+        pooled: the last layer and the projection are used.
     """
 
     folder: str
@@ -41,29 +41,29 @@ class Text:
 
     @property
     def title(self) -> str:
-        """Return what a message calls it."""
+        """Name for messages."""
         return "second text encoder" if self.pooled else "text encoder"
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A model that people have as one file.
+    """A model that is published as one file.
 
     Attributes:
-        tells: some predict epsilon and some v.
-        size: side of latents where the file does not say it.
+        predicts_both: some of these models predict epsilon and some v, so the file must be checked.
+        size: side of the latents if the file does not give it.
     """
 
     title: str
     texts: tuple[Text, ...]
-    tells: bool = False
+    predicts_both: bool = False
     size: int = 64
     scaling_factor: float = 0.18215
 
 
 KINDS: Final = (
     Kind("Stable Diffusion 1", (Text("text_encoder", TEXT),)),
-    Kind("Stable Diffusion 2", (Text("text_encoder", OPEN_CLIP, open_clip=True),), tells=True),
+    Kind("Stable Diffusion 2", (Text("text_encoder", OPEN_CLIP, open_clip=True),), predicts_both=True),
     Kind(
         "Stable Diffusion XL",
         (
@@ -77,9 +77,9 @@ KINDS: Final = (
 
 
 def module_of(component: Component, config: ModelConfig) -> nn.Module:
-    """Return what a folder of diffusers' holds of a component, on the meta device.
+    """Return a component as a folder of diffusers stores it, on the meta device.
 
-    The first text encoder has all of its layers; Stable Diffusion XL itself reads only up to the last but one.
+    The first text encoder has all layers; Stable Diffusion XL uses them only up to the last but one.
     """
     if component.folder == "text_encoder":
         component = replace(component, build=lambda config: TextEncoder(config.text_encoder))
@@ -87,7 +87,7 @@ def module_of(component: Component, config: ModelConfig) -> nn.Module:
 
 
 def sources(component: Component, module: nn.Module, kind: Kind, config: ModelConfig) -> Iterator[tuple[str, Source]]:
-    """Yield each tensor's name in diffusers and where the file has it."""
+    """Yield each tensor's name in diffusers and its source in the file."""
     names = [name for name, _ in module.named_parameters()]
     text = next((part for part in kind.texts if part.folder == component.folder), None)
     if component.folder == "unet":
@@ -109,9 +109,10 @@ def sources(component: Component, module: nn.Module, kind: Kind, config: ModelCo
 
 
 def shaped(tensor: Tensor, source: str, third: int | None, wanted: Tensor) -> Tensor:
-    """Return a third of a tensor that holds three; a VAE's attention as linear layers, which was 1×1 convolutions.
+    """Return a tensor in the shape that diffusers needs.
 
-    OpenCLIP's projection is the transpose of a linear layer's weight.
+    This takes a third of a tensor with three, turns 1×1 convolutions of a VAE's attention into linear layers, and
+    transposes OpenCLIP's projection.
     """
     if third is not None and tensor.ndim and tensor.shape[0] == 3 * wanted.shape[0]:
         tensor = tensor.chunk(3)[third]

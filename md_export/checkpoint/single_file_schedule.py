@@ -1,4 +1,4 @@
-"""Facts about its training that a single file holds: epsilon or v, zero terminal SNR, size of its pictures."""
+"""Find out how the model in a single file was trained: epsilon or v, zero terminal SNR, size of the pictures."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ _NAMES: Final = {
     **dict.fromkeys(("v", "v_prediction", "v-prediction", "velocity"), "v_prediction"),
     **dict.fromkeys(("epsilon", "eps", "e"), "epsilon"),
 }
-# Of the config that its authors publish beside a file.
+# Line in the config that the authors publish beside a file.
 _IN_YAML: Final = re.compile(r"^[ \t]*parameterization:[ \t]*[\"']?(\w{1,20})", re.MULTILINE)
-# Stable Diffusion 2's file for 512 pixels was trained for so many steps; diffusers tells it from the others by that.
+# Training steps of Stable Diffusion 2's file for 512 pixels; diffusers recognizes it by this number.
 _STEPS_OF_BASE: Final = 875_000
-# Stable Diffusion 2 that predicts v has more spread here: ComfyUI's supported_models.py, SD20.model_type.
-_TELLING: Final = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
-_TELLING_SPREAD: Final = 0.09
-# A UNet halves latents three times.
+# This bias has a larger standard deviation in Stable Diffusion 2 models that predict v: ComfyUI's supported_models.py,
+# SD20.model_type.
+_MARKER: Final = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
+_MARKER_SPREAD: Final = 0.09
+# The side of the latents must be a multiple of 8, because a UNet halves it three times.
 _STEP: Final = 8
 _LARGEST: Final = 256
 _RESOLUTION: Final = re.compile(r"(\d{2,4})x(\d{2,4})")
@@ -34,7 +35,7 @@ _RESOLUTION: Final = re.compile(r"(\d{2,4})x(\d{2,4})")
 
 @dataclass(frozen=True)
 class Trained:
-    """Training of the model; ``why`` says how that is known."""
+    """Training of the model; ``why`` names the source of this information."""
 
     prediction: str
     zero_snr: bool
@@ -42,7 +43,7 @@ class Trained:
 
     @property
     def schedule(self) -> ScheduleConfig:
-        """The scheduler's config; steps of a model with zero SNR begin at the last timestep (Lin et al. 2024)."""
+        """Scheduler's config; with zero terminal SNR, sampling starts at the last timestep (Lin et al. 2024)."""
         plain = ScheduleConfig(prediction_type=self.prediction)
         if not self.zero_snr:
             return plain
@@ -53,21 +54,24 @@ def trained_for(
     file: Path,
     tensors: Mapping[str, Tensor],
     metadata: Mapping[str, str],
-    tells: bool,
+    predicts_both: bool,
     asked: str | None,
 ) -> Trained:
-    """Return what a file's marker keys, metadata or config beside it say; ``asked``: what the user says.
+    """Return the training by a file's marker keys, metadata or config file; ``asked``: the prediction that a user gave.
 
-    ``tells``: it is of a model that people trained for both, so that epsilon is no default.
+    ``predicts_both``: some models of this kind predict epsilon and some v, so there is no default.
 
     Raises:
-        CheckpointError: nothing says it, and ``tells``.
+        CheckpointError: the prediction cannot be found, and ``predicts_both``.
     """
-    prediction, why = _prediction(file, tensors, metadata, tells) if asked is None else (asked, "--prediction")
+    found = _prediction(file, tensors, metadata, predicts_both) if asked is None else (asked, "--prediction")
+    prediction, why = found
     return Trained(prediction, prediction == "v_prediction" and _is_zero(tensors, metadata), why)
 
 
-def _prediction(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], tells: bool) -> tuple[str, str]:
+def _prediction(
+    file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], predicts_both: bool
+) -> tuple[str, str]:
     if "v_pred" in tensors:
         return "v_prediction", "its key v_pred"
     said = _NAMES.get(metadata.get("modelspec.prediction_type", "").lower())
@@ -81,16 +85,16 @@ def _prediction(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
     match = _IN_YAML.search(read_text(beside, CONFIG_LIMIT)) if beside else None
     if match and match[1] in _NAMES and beside:
         return _NAMES[match[1]], beside.name
-    if not tells:
+    if not predicts_both:
         return "epsilon", "no marker"
     if (step := metadata.get("global_step")) is not None:
         return ("epsilon" if step == str(_STEPS_OF_BASE) else "v_prediction"), f"global_step {step}"
-    telling = tensors.get(_TELLING)
+    telling = tensors.get(_MARKER)
     if telling is None or not is_weight(telling) or telling.numel() < 2:
         raise CheckpointError(
             f"{file} does not say whether it predicts epsilon or v: give --prediction epsilon or v_prediction"
         )
-    wide = float(telling.float().std(correction=0)) > _TELLING_SPREAD
+    wide = float(telling.float().std(correction=0)) > _MARKER_SPREAD
     return ("v_prediction" if wide else "epsilon"), "the spread of its last norm"
 
 
@@ -105,7 +109,7 @@ def _is_zero(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bool
 
 
 def trained_size(metadata: Mapping[str, str], downscale: int) -> int | None:
-    """Return the side of the latents of the square pictures that the metadata names; None where it names none."""
+    """Return the side of the latents by the size of square pictures in the metadata; None without one."""
     match = _RESOLUTION.fullmatch(metadata.get("modelspec.resolution", ""))
     side, rest = divmod(int(match[1]), downscale) if match and match[1] == match[2] else (0, 0)
     return side if not rest and not side % _STEP and 0 < side <= _LARGEST else None

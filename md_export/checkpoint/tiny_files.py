@@ -1,4 +1,4 @@
-"""Files of the tiny autoencoder as its author publishes them → ``vae/`` in the layout of diffusers' AutoencoderTiny."""
+"""Convert the tiny autoencoder's files, as its author publishes them, to ``vae/`` for diffusers' AutoencoderTiny."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from md_export.models.tiny_autoencoder import TINY_CLASS, TinyConfig
 from md_export.system.workspace import scratch_folder
 
 _COLOURS: Final = 3
-# The author's sequence begins with a clamp, which has no weights; so the first of a decoder's layers is its second.
+# The author's decoder begins with a clamp without weights, so its first convolution has index 1.
 _AFTER_CLAMP: Final = 1
-# Digits of an index.
+# Maximum number of digits of an index.
 _LONGEST: Final = 3
-# Convolutions of a sequence with one level, and their rank.
+# Number of convolutions in a sequence with one level, and rank of their weights.
 _FEWEST: Final = 2
 _CONV: Final = 4
 Layers = dict[int, dict[str, Tensor]]
@@ -32,11 +32,11 @@ Layers = dict[int, dict[str, Tensor]]
 def write_tiny_vae(files: Sequence[Path], folder: Path) -> None:
     """Write config and weights of a tiny autoencoder into the empty ``folder``.
 
-    ``files``: ``.safetensors`` of a decoder, and perhaps of an encoder, whose names are indices in a sequence:
+    ``files``: ``.safetensors`` of a decoder and optionally of an encoder, with names that are indices in a sequence:
     ``1.weight``, ``3.conv.0.weight``, ``3.pool.0.weight``.
 
     Raises:
-        CheckpointError: a file is neither, or the two do not fit each other.
+        CheckpointError: a file is neither, or the two do not match.
     """
     tensors: dict[str, Tensor] = {}
     fields: dict[str, object] = {}
@@ -45,7 +45,7 @@ def write_tiny_vae(files: Sequence[Path], folder: Path) -> None:
         first = layers[min(layers)].get("weight")
         half = "encoder" if first is not None and first.shape[1:2] == (_COLOURS,) else "decoder"
         if f"num_{half}_blocks" in fields:
-            raise CheckpointError(f"{file} is a second {half}: give one decoder, and perhaps one encoder")
+            raise CheckpointError(f"{file} is a second {half}: give one decoder and at most one encoder")
         fields |= _fields(layers, half, file)
         offset = _AFTER_CLAMP if half == "decoder" else 0
         for number, parts in layers.items():
@@ -65,7 +65,7 @@ def write_tiny_vae(files: Sequence[Path], folder: Path) -> None:
 
 @contextmanager
 def vae_folder(given: Sequence[Path]) -> Iterator[Path | None]:
-    """Yield the VAE's folder that ``given`` names, or one made of its author's files; None where nothing is given.
+    """Yield the VAE folder in ``given``, or a temporary one made from the author's files; None if nothing is given.
 
     Raises:
         UsageError: more than one folder, or a folder and a file.
@@ -87,8 +87,8 @@ def _layers(file: Path) -> Layers:
         number, _, part = name.partition(".")
         if not number.isdecimal() or not part or len(number) > _LONGEST:
             raise CheckpointError(
-                f"{file} is no tiny autoencoder: {name!r:.80} is no layer of a sequence; give a folder as diffusers "
-                "saves it, or the author's taesd_decoder.safetensors"
+                f"{file} is not a tiny autoencoder: {name!r:.80} is not a layer of a sequence; give a folder as "
+                "diffusers saves it, or the author's taesd_decoder.safetensors"
             )
         layers.setdefault(int(number), {})[part] = tensor
     if not layers:
@@ -97,11 +97,11 @@ def _layers(file: Path) -> Layers:
 
 
 def _fields(layers: Mapping[int, Mapping[str, Tensor]], half: str, file: Path) -> dict[str, object]:
-    """Return the config's fields that the layers tell: blocks have ``conv.…``, and levels are what lies between."""
+    """Return config fields by the layers: those with ``conv.…`` are blocks, and other convolutions separate levels."""
     in_order = [parts for _, parts in sorted(layers.items())]
     ends = [parts["weight"] for parts in in_order if "weight" in parts]
     if len(ends) < _FEWEST or any(end.ndim != _CONV for end in ends):
-        raise CheckpointError(f"{file} is no tiny autoencoder: it has no convolutions between its blocks")
+        raise CheckpointError(f"{file} is not a tiny autoencoder: it has no convolutions between its blocks")
     runs = groupby(any(part.startswith("conv.") for part in parts) for parts in in_order)
     blocks = tuple(len(list(run)) for is_block, run in runs if is_block)
     widths = tuple(end.shape[1] for end in ends[1:]) if half == "decoder" else tuple(end.shape[0] for end in ends[:-1])

@@ -1,4 +1,4 @@
-"""Change that a LoRA file makes to one parameter: LoRA and LoCon, LoHa, LoKr, whole differences, each also as DoRA.
+"""Changes of one parameter by a LoRA file: LoRA and LoCon, LoHa, LoKr, full differences, each also as DoRA.
 
 Formulas: peft's ``tuners/lora/dora.py`` and ``tuners/lokr/layer.py``, LyCORIS' ``modules/{locon,loha,lokr,norms}.py``.
 """
@@ -21,13 +21,13 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Form:
-    """A way to write the difference of a weight.
+    """A parametrization of the difference of a weight.
 
     Attributes:
-        needs: parts of the form; of each inner tuple, all of one must be there.
-        may: parts that need not be there.
-        delta: the float64 difference, unscaled, from float64 parts; RuntimeError where they do not fit each other.
-        ranked: parts whose first size is the rank; the first that is there decides.
+        needs: required parts: for each element, all parts of one of its alternatives.
+        may: optional parts.
+        delta: returns the unscaled float64 difference from float64 parts; RuntimeError if their shapes do not match.
+        ranked: parts with the rank as first dimension; the first one present is used.
     """
 
     title: str
@@ -38,15 +38,15 @@ class Form:
 
     @property
     def parts(self) -> frozenset[Part]:
-        """All parts of the form."""
+        """All parts of the form, required and optional."""
         return frozenset(self.may) | {part for choices in self.needs for choice in choices for part in choice}
 
     def rank(self, parts: Tensors) -> int | None:
-        """Return what alpha is divided by; None where the form has no rank."""
+        """Return the rank, which alpha is divided by; None if the form has none."""
         return next((parts[part].shape[0] for part in self.ranked if part in parts), None)
 
     def faults(self, parts: Tensors) -> list[str]:
-        """Return what is missing, or there in two ways."""
+        """Return messages about required parts that are missing or present in two alternatives."""
         found = []
         for choices in self.needs:
             whole = [choice for choice in choices if all(part in parts for part in choice)]
@@ -75,7 +75,7 @@ def _kronecker(parts: Tensors) -> Tensor:
 
 
 def _pair(parts: Tensors, outer: Part, inner: Part, core: Part) -> Tensor:
-    """a·b, or the Tucker product, in which both are transposed and the kernel is in the core."""
+    """Return a·b, or the Tucker product, in which both are transposed and the core has the kernel."""
     if core in parts:
         return torch.einsum("abhw,ao,bi->oihw", parts[core], parts[outer], parts[inner])
     return parts[outer] @ parts[inner]
@@ -105,26 +105,26 @@ OF_BIAS: Final = (FULL_BIAS, LOW_RANK_BIAS)
 
 @dataclass(frozen=True)
 class Magnitude:
-    """DoRA's length of each vector of a weight: float32, broadcasts over the weight.
+    """DoRA's magnitude of each vector of a weight: float32, broadcasts over the weight.
 
     Attributes:
-        over: dimensions of a vector: all but the output's, or all but the input's.
+        over: dimensions of a vector: all except the output's, or all except the input's.
     """
 
     values: Tensor
     over: tuple[int, ...]
 
     def ratio(self, weight: Tensor) -> Tensor:
-        """Return what each vector of ``weight`` is multiplied by, so that it has its length."""
+        """Return the factor for each vector of ``weight`` that gives it its magnitude."""
         lengths: Tensor = torch.linalg.vector_norm(weight, dim=self.over, keepdim=True)
         return self.values / (lengths + torch.finfo(torch.float32).eps)
 
 
 def magnitude_of(parts: Tensors, shape: Shape) -> Magnitude | None:
-    """Return DoRA's magnitude for a weight of ``shape``; None without one. RuntimeError where it does not fit.
+    """Return DoRA's magnitude for a weight of ``shape``, None without one; raise RuntimeError for another shape.
 
-    peft has one length for each output, ``[out]`` or ``[1, out, 1, 1]``; LyCORIS one for each output, ``[out, 1, …]``,
-    or one for each input, ``[1, in, …]``.
+    peft stores one magnitude per output, ``[out]`` or ``[1, out, 1, 1]``; LyCORIS one per output, ``[out, 1, …]``, or
+    one per input, ``[1, in, …]``.
     """
     ones = (1,) * (len(shape) - 2)
     for part in ("magnitude", "dora_scale"):
@@ -141,15 +141,15 @@ def magnitude_of(parts: Tensors, shape: Shape) -> Magnitude | None:
 
 @dataclass(frozen=True)
 class WeightChange:
-    """The change that one LoRA file makes to one parameter, and the function from its old value to the new one.
+    """Change of one parameter by one LoRA file.
 
     Attributes:
         module: path of the layer in its component.
         parameter: ``weight`` or ``bias``.
-        shape: of the parameter.
-        parts: as stored, memory-mapped.
+        shape: shape of the parameter.
+        parts: stored tensors, memory-mapped.
         scale: alpha / rank.
-        factor: the user's; 0 leaves the parameter as it is, 1 makes it what the file says.
+        factor: the user's scale; 0 leaves the parameter unchanged, 1 applies the file's full change.
     """
 
     module: str
@@ -163,16 +163,16 @@ class WeightChange:
 
     @property
     def name(self) -> str:
-        """The parameter's path in its component."""
+        """Path of the parameter in its component."""
         return f"{self.module}.{self.parameter}"
 
     def delta(self, strength: float) -> Tensor:
-        """Return ``strength`` times the unscaled difference: float32, of the parameter's shape."""
+        """Return ``strength`` times the unscaled difference: float32, with the parameter's shape."""
         flat = self.form.delta({part: tensor.double() for part, tensor in self.parts.items()})
         return (strength * flat).float().reshape(self.shape)
 
     def applied(self, old: Tensor) -> Tensor:
-        """Return the new float32 value; between 0 and 1, DoRA's is interpolated, as ComfyUI does."""
+        """Return the new float32 value; with DoRA and a factor between 0 and 1 it is interpolated, as in ComfyUI."""
         if self.magnitude is None:
             return old + self.delta(self.factor * self.scale)
         new = old + self.delta(self.scale)
@@ -180,7 +180,7 @@ class WeightChange:
 
 
 def fused(weights: dict[str, Tensor], changes: Iterable[WeightChange], what: str) -> dict[str, Tensor]:
-    """Return the float32 ``weights`` of a component with the changes made; the given tensors are not modified.
+    """Return the float32 ``weights`` of a component with the changes applied; the given tensors are not modified.
 
     Raises:
         CheckpointError: a new value is not finite.

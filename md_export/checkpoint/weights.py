@@ -1,4 +1,4 @@
-"""Weight files: which ones a folder holds, and their tensors, memory-mapped and never executed."""
+"""Find weight files in a folder and read their tensors, memory-mapped and without executing code."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from md_export.checkpoint.modules import MAX_TENSORS
 from md_export.checkpoint.quantized import GGUF, refuse_gguf, refuse_quantized
 from md_export.errors import CheckpointError
 
-# Names and shapes without the values; those of the full-size UNet have 0.1 MB.
+# Limit of the pickle with names and shapes, without values; that of the full-size UNet has 0.1 MB.
 _LARGEST_PICKLE: Final = 16 << 20
-# Before 2020: magic number, protocol, system, content, storage keys; the values follow.
+# Pickles in torch's format from before 2020: magic number, protocol, system, content, storage keys; then the values.
 _LEGACY_PICKLES: Final = 5
 _MOST_RECORDS: Final = 100_000
 _ALLOWED: Final = frozenset(
@@ -35,20 +35,20 @@ _ALLOWED: Final = frozenset(
         *(f"torch.{kind}Storage" for kind in ("Int", "Long", "Short")),
     }
 )
-# Records of a training beside the weights, in files of PyTorch Lightning: loaded as objects that hold nothing.
+# Training records in files of PyTorch Lightning; they are loaded as empty objects.
 _RECORDS: Final = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
     "numpy.core.multiarray.scalar",
     "numpy._core.multiarray.scalar",
     "numpy.dtype",
-    # The bytes of numpy's scalars; torch allows it, too.
+    # Used for numpy's scalars; torch allows it too.
     "_codecs.encode",
 )
 
 
 class _Record:
-    """Stands for an object of another library, and keeps nothing of it."""
+    """Empty placeholder for an object of another library."""
 
     def __new__(cls, *_: object) -> _Record:
         return super().__new__(cls)
@@ -58,22 +58,22 @@ class _Record:
 
 
 def check_pickles(file: Path) -> None:
-    """Raise :class:`CheckpointError` where the pickles in ``file`` name anything but tensors.
+    """Raise :class:`CheckpointError` if the pickles in ``file`` name anything except tensors.
 
-    Anything that is no pickle raises the errors of ``pickletools`` or ``zipfile``: ValueError, BadZipFile and others.
+    A file without pickles raises the errors of ``pickletools`` or ``zipfile``: ValueError, BadZipFile and others.
     """
     for stream, count in _pickles(file):
         for _ in range(count):
             for name in _globals(stream):
                 if name not in _ALLOWED and name not in _RECORDS:
                     raise CheckpointError(
-                        f"{file} wants to run code when it is loaded ({shown(name)}) and was refused: "
+                        f"{file} would run code when it is loaded ({shown(name)}) and was refused: "
                         "ask its author for safetensors"
                     )
 
 
 def _pickles(file: Path) -> Iterator[tuple[io.BytesIO, int]]:
-    """Yield streams, and how many pickles each begins with."""
+    """Yield streams, each with the number of pickles at its start."""
     if not zipfile.is_zipfile(file):
         with file.open("rb") as handle:
             yield io.BytesIO(handle.read(_LARGEST_PICKLE)), _LEGACY_PICKLES
@@ -83,7 +83,7 @@ def _pickles(file: Path) -> Iterator[tuple[io.BytesIO, int]]:
         if len(records) > _MOST_RECORDS or any(item.compress_type != zipfile.ZIP_STORED for item in records):
             raise CheckpointError(f"{file} is compressed, which torch.save never does: ask its author for safetensors")
         for item in records:
-            # torch finds a name whatever its case.
+            # torch ignores the case of names.
             pickled = item.filename.lower().endswith(".pkl")
             if item.file_size > _LARGEST_PICKLE and (pickled or "/data/" not in item.filename):
                 raise CheckpointError(f"{file} has {item.file_size:,} bytes beside its values: replace it")
@@ -92,7 +92,7 @@ def _pickles(file: Path) -> Iterator[tuple[io.BytesIO, int]]:
 
 
 def _globals(stream: io.BytesIO) -> Iterator[str]:
-    """Yield everything callable that one pickle names, as ``module.name``."""
+    """Yield every callable that a pickle names, as ``module.name``."""
     for opcode, argument, _ in pickletools.genops(stream):
         if opcode.name == "GLOBAL":
             yield str(argument).replace(" ", ".", 1)
@@ -102,16 +102,16 @@ def _globals(stream: io.BytesIO) -> Iterator[str]:
 
 _INDEX: Final = ".index.json"
 _SUFFIXES: Final = (".safetensors", ".safetensors" + _INDEX, ".bin", ".bin" + _INDEX)
-# transformers' names; diffusers' files of both kinds have one.
+# Names of transformers' files; diffusers uses the same stem for both kinds.
 _TEXT_ENCODER_STEMS: Final[Mapping[str, str]] = {".safetensors": "model", ".bin": "pytorch_model"}
-# The hub's half-precision files have the second.
+# Half-precision files on the hub have the second.
 _VARIANTS: Final = ("", ".fp16")
 # Errors that torch's restricted unpickler raised in tests on files with a few bytes changed.
 _DAMAGED: Final = (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, RuntimeError)
 _MALFORMED: Final = (TypeError, ValueError, struct.error, zipfile.BadZipFile, pickle.UnpicklingError)
-# safetensors itself reads headers of 100 MB; those of the largest model that is read have 2 MB.
+# safetensors reads headers of up to 100 MB; that of the largest supported model has 2 MB.
 _LARGEST_HEADER: Final = 8 << 20
-# Whole numbers that are no weights.
+# Names of integer tensors that are not weights.
 _COUNTS: Final = ("position_ids", ".alpha", ".num_updates")
 _DTYPES: Final = (
     *(torch.float8_e4m3fn, torch.float8_e5m2),
@@ -121,7 +121,7 @@ _DTYPES: Final = (
 
 @dataclass(frozen=True)
 class WeightSet:
-    """The weight files of one component folder; ``where`` maps tensor → file if an index says so."""
+    """Weight files of one component folder; ``where`` maps tensors to files if an index exists."""
 
     files: tuple[Path, ...]
     index: Path | None = None
@@ -137,15 +137,15 @@ class WeightSet:
             for name in (name for name, shard in self.where.items() if shard == file.name):
                 if name not in found:
                     raise CheckpointError(
-                        f"{self.index} places {shown(name)} in {file.name}, which does not hold it: "
-                        "the shards and the index are of different downloads, get them again"
+                        f"{self.index} places {shown(name)} in {file.name}, which does not contain it: "
+                        "the shards and the index are from different downloads, download them again"
                     )
                 tensors[name] = found[name]
         return tensors
 
 
 def weight_names(folder: str) -> tuple[str, ...]:
-    """Return the file names that may hold the weights of ``folder``, in the order in which they are tried."""
+    """Return the possible names of the weight files of ``folder``, in the order in which they are tried."""
     stems = _TEXT_ENCODER_STEMS if folder.startswith("text_encoder") else {}
     return tuple(
         stems.get(suffix.removesuffix(_INDEX), "diffusion_pytorch_model") + variant + suffix
@@ -155,7 +155,7 @@ def weight_names(folder: str) -> tuple[str, ...]:
 
 
 def find_weights(root: Path, folder: str) -> WeightSet | None:
-    """Return the weights of ``root/folder``, or ``None`` if it holds none."""
+    """Return the weight files of ``root/folder``; None if it has none."""
     for name in weight_names(folder):
         path = root / folder / name
         if path.is_file():
@@ -170,10 +170,10 @@ def _sharded(index: Path) -> WeightSet:
     if not isinstance(where, dict) or not where or not all(isinstance(shard, str) for shard in where.values()):
         raise CheckpointError(f"{index} holds no weight_map of tensor names to file names: replace it")
     if len(where) > MAX_TENSORS:
-        raise CheckpointError(f"{index} lists {len(where):,} tensors; at most {MAX_TENSORS:,} are read: replace it")
+        raise CheckpointError(f"{index} lists {len(where):,} tensors; the limit is {MAX_TENSORS:,}: replace it")
     shards = sorted(set(where.values()))
     for shard in shards:
-        # A plain name only: "../x", "/x" or "sub/x" would read outside the folder that was given.
+        # Only a plain name: "../x", "/x" or "sub/x" would read outside the given folder.
         if PurePosixPath(shard).name != shard or "\\" in shard or not shard.endswith((".safetensors", ".bin")):
             raise CheckpointError(
                 f"{index} names the shard {shown(shard)!r}, which is not a file of its folder: refused"
@@ -184,9 +184,12 @@ def _sharded(index: Path) -> WeightSet:
 
 
 def read_tensors(file: Path, name: str | None = None) -> dict[str, Tensor]:
-    """Return every tensor of a file by its stored name, memory-mapped; raises :class:`CheckpointError`.
+    """Return every tensor of a file by its stored name, memory-mapped.
 
-    ``name``: what errors call the file; its path by default.
+    ``name``: name of the file in errors; its path by default.
+
+    Raises:
+        CheckpointError: the file cannot be read, or has a tensor of an unsupported type.
     """
     where = name or str(file)
     tensors: dict[str, Tensor] = {}
@@ -202,34 +205,34 @@ def read_tensors(file: Path, name: str | None = None) -> dict[str, Tensor]:
             stored = str(tensor.dtype).removeprefix("torch.")
             raise CheckpointError(
                 f"{where} stores {shown(key)} as {stored}; only float8, float16, bfloat16, float32 and float64 weights "
-                "are read: give the checkpoint as it was before quantization"
+                "are read: give the checkpoint from before quantization"
             )
         tensors[key] = tensor
     return tensors
 
 
 def is_weight(tensor: Tensor) -> bool:
-    """Whether a tensor is of a type that weights are read in."""
+    """Return whether a tensor has a dtype that is supported for weights."""
     return tensor.dtype in _DTYPES
 
 
 def check_stored(tensor: Tensor, key: str, where: str) -> None:
-    """Raise :class:`CheckpointError` for a tensor that is not all of its values, one after the other, on the CPU."""
+    """Raise :class:`CheckpointError` for a tensor that is sparse, not on the CPU, or larger than its storage."""
     if tensor.layout != torch.strided or tensor.device.type != "cpu":
         raise CheckpointError(f"{where} stores {shown(key)} as {tensor.layout} on {tensor.device}: save it again dense")
-    # A stride of 0 makes 10⁹ elements of four bytes.
+    # With a stride of 0, four bytes of storage could become 10⁹ elements.
     if tensor.untyped_storage().nbytes() < tensor.nbytes:
         raise CheckpointError(
             f"{where} stores {shown(key)}, {list(tensor.shape)}, in {tensor.untyped_storage().nbytes():,} bytes, "
-            "which are too few: save it again with tensor.contiguous()"
+            "too few for this shape: save it again with tensor.contiguous()"
         )
 
 
 def stored_values(file: Path, name: str | None = None) -> Mapping[str, object]:
-    """Return what a file holds by name: tensors, memory-mapped, and what else a file of torch's has beside them.
+    """Return a file's values by name: memory-mapped tensors, and other values in a torch file.
 
     Raises:
-        CheckpointError: it cannot be read, wants to run code, or is no table of names.
+        CheckpointError: the file cannot be read, would run code, or is not a table of names.
     """
     where = name or str(file)
     try:
@@ -254,7 +257,7 @@ def _read_safetensors(file: Path, where: str) -> dict[str, Tensor]:
     with file.open("rb") as content:
         length = int.from_bytes(content.read(8), "little")
     if file.stat().st_size > length > _LARGEST_HEADER:
-        raise CheckpointError(f"{where} has a header of {length:,} bytes, which no such file has: replace it")
+        raise CheckpointError(f"{where} has a header of {length:,} bytes, above the limit for such files: replace it")
     try:
         with safe_open(file, framework="pt", device="cpu") as handle:
             return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a mapping)
@@ -265,7 +268,7 @@ def _read_safetensors(file: Path, where: str) -> dict[str, Tensor]:
 
 
 def _read_torch(file: Path) -> dict[str, object]:
-    # torch maps its zip format only; its format of before 2020 is read into memory.
+    # torch can map only its zip format; files in its format from before 2020 are read into memory.
     try:
         check_pickles(file)
         with torch.serialization.safe_globals([(_Record, name) for name in _RECORDS]):

@@ -145,7 +145,7 @@ def adapt(
     The folder holds the added files and a relative path to CHECKPOINT, whose weights are not copied.
     """
     from md_export.checkpoint import open_checkpoint
-    from md_export.checkpoint.derived import write_adapted, write_steered
+    from md_export.checkpoint.derived import write_adapted, write_with_component
     from md_export.checkpoint.tiny_files import vae_folder
     from md_export.spec.loras import parse_loras
     from md_export.system.files import staging
@@ -159,11 +159,11 @@ def adapt(
         )
     with staging(output) as folder, vae_folder(vaes) as vae:
         if vae is not None:
-            write_steered(folder, checkpoint, vae, "vae")
+            write_with_component(folder, checkpoint, vae, "vae")
         if loras:
             write_adapted(folder, checkpoint, parse_loras(loras))
         for component, source in given.items():
-            write_steered(folder, checkpoint, source, component)
+            write_with_component(folder, checkpoint, source, component)
         made = open_checkpoint(folder)
         made.check()
         added = f"the VAE of {' and '.join(map(str, vaes))}"

@@ -183,7 +183,7 @@ def _per_level(value: Any, levels: int) -> tuple[Any, ...]:
 def _all_of(field: str, values: tuple[str, ...], allowed: tuple[str, ...]) -> None:
     for value in values:
         if value not in allowed:
-            raise ConfigError(f"{field}: {value!r:.80} is not read; use {' or '.join(allowed)}")
+            raise ConfigError(f"{field}: {value!r:.80} is not supported; use {' or '.join(allowed)}")
 
 
 def from_diffusers(module: str, what: str) -> Any:

@@ -53,7 +53,7 @@ class T5Config:
     def __post_init__(self) -> None:
         if self.feed_forward_proj not in _FEED_FORWARDS:
             raise ConfigError(
-                f"feed_forward_proj={self.feed_forward_proj!r} is not read; use {' or '.join(_FEED_FORWARDS)}"
+                f"feed_forward_proj={self.feed_forward_proj!r} is not supported; use {' or '.join(_FEED_FORWARDS)}"
             )
         if not 4 <= self.relative_attention_num_buckets < 4 * self.relative_attention_max_distance:
             raise ConfigError(

@@ -337,8 +337,8 @@ def test_sibling_tensors_must_fit(sibling: Path) -> None:
     [
         ({}, "a path relative to its folder"),
         ({"parent": "/"}, "a path relative to its folder"),
-        ({"parent": "../nowhere"}, "'../nowhere', which is no other folder"),
-        ({"parent": "."}, "which is no other folder"),
+        ({"parent": "../nowhere"}, "'../nowhere', which is not another folder"),
+        ({"parent": "."}, "which is not another folder"),
         ({"parent": "../twin"}, "itself a sibling"),
     ],
 )
@@ -422,7 +422,7 @@ def test_non_finite_values_are_counted(folder: Path) -> None:
 
     edit_tensors(folder / UNET, damage)
     message = refusal(folder, "unet")
-    assert "unet: 2 tensors hold values that are not finite" in message
+    assert "unet: 2 tensors have values that are not finite" in message
     assert "conv_in.weight: 3 NaN and 1 Inf among 1152 values" in message
     assert "conv_out.bias: 0 NaN and 1 Inf among 8 values" in message
     open_checkpoint(folder).module("vae_decoder")
@@ -490,7 +490,7 @@ def test_pickles_that_run_code_are_refused(folder: Path, zipped: bool) -> None:
     else:
         file.write_bytes(pickle.dumps({"conv_in.weight": RunsCode(trap)}, protocol=2))
     message = refusal(folder, "unet")
-    assert "wants to run code when it is loaded" in message
+    assert "would run code when it is loaded" in message
     assert "mkdir" in message
     assert not trap.exists()
     pickle.loads(pickle.dumps(RunsCode(trap)))  # noqa: S301 (the control: the trap does work)
@@ -785,7 +785,7 @@ def test_absurd_sizes_are_refused_before_allocation(
 )
 def test_absurd_counts_are_refused(folder: Path, file: str, field: str, most: int) -> None:
     edit_json(folder / file, **{field: 10**9})
-    assert f"{field}=1000000000 is absurd (at most {most} is read)" in refusal(folder)
+    assert f"{field}=1000000000 is absurd (the limit is {most})" in refusal(folder)
 
 
 def test_tokenizer_of_another_model(folder: Path) -> None:

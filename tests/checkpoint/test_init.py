@@ -127,7 +127,7 @@ def test_full_size_special_tokens_are_clips(tmp_path: Path) -> None:
 
 def test_tokenizer_needs_room_for_all_bytes(tmp_path: Path, other_config: ModelConfig) -> None:
     text = {**other_config.text_encoder, "vocab_size": 100, "bos_token_id": 98, "eos_token_id": 99}
-    with pytest.raises(ConfigError, match="needs two ids for start and end that lie from 512 on"):
+    with pytest.raises(ConfigError, match="needs two ids for start and end, from 512 to"):
         write_checkpoint(tmp_path / "c", replace(other_config, text_encoder=text), 0)
     assert list(tmp_path.iterdir()) == []
 

@@ -295,13 +295,13 @@ WRONG: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
             "unet.down_blocks.2.resnets.0.conv_dw.lora_A.weight": (1, 1, 3, 3),
             "unet.down_blocks.2.resnets.0.conv_dw.lora_B.weight": (80, 1, 1, 1),
         },
-        "convolution in groups",
+        "convolution with groups",
     ),
-    "one half": ({f"unet.{LINEAR}.lora_A.weight": (4, 80)}, "lacks up: its parts belong together"),
-    "alpha alone": ({f"unet.{LINEAR}.alpha": (1,)}, "no other half"),
+    "one half": ({f"unet.{LINEAR}.lora_A.weight": (4, 80)}, "lacks up: the form needs all its parts"),
+    "alpha alone": ({f"unet.{LINEAR}.alpha": (1,)}, "is incomplete"),
     "rank 0": (
         {f"unet.{LINEAR}.lora_A.weight": (0, 80), f"unet.{LINEAR}.lora_B.weight": (80, 0)},
-        "of rank 0, it changes nothing",
+        "with rank 0 it changes nothing",
     ),
     "alpha of two": (
         {
@@ -309,7 +309,7 @@ WRONG: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
             f"unet.{LINEAR}.lora_B.weight": (80, 4),
             f"unet.{LINEAR}.alpha": (2,),
         },
-        "should be one number",
+        "not one number",
     ),
     "both styles": (
         {
@@ -319,7 +319,7 @@ WRONG: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
         },
         "twice, in two styles",
     ),
-    "a checkpoint": ({f"{LINEAR}.weight": (80, 80)}, "is no LoRA: 1 of its 1 tensors"),
+    "a checkpoint": ({f"{LINEAR}.weight": (80, 80)}, "is not a LoRA: 1 of its 1 tensors"),
     "DoRA of one half": (
         {f"{K}{flat(LINEAR)}.dora_scale": (80, 1), f"{K}{flat(LINEAR)}.lora_down.weight": (4, 80)},
         "lacks up",
@@ -328,7 +328,7 @@ WRONG: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
     "a core alone": ({f"{K}{flat(CONV)}.lora_mid.weight": (4, 4, 3, 3)}, "lacks down and up"),
     "peft without alpha": (
         {f"base_model.model.{LINEAR}.lora_A.weight": (4, 80), f"base_model.model.{LINEAR}.lora_B.weight": (80, 4)},
-        "does not say its alpha",
+        "has no alpha",
     ),
 }
 
@@ -388,16 +388,16 @@ def test_nothing_but_our_own_errors(
     [
         ("{", "not valid JSON"),
         ('{"base": "/etc"}', "relative"),
-        ('{"base": "."}', "no other folder"),
-        ('{"base": "nowhere"}', "no other folder"),
+        ('{"base": "."}', "not another folder"),
+        ('{"base": "nowhere"}', "not another folder"),
         ('{"base": "BASE"}', '"loras"'),
         ('{"base": "BASE", "loras": []}', '"loras"'),
         ('{"base": "BASE", "loras": [1]}', "needs"),
         ('{"base": "BASE", "loras": [{"name": "x", "file": "../x.safetensors"}]}', "refused"),
         ('{"base": "BASE", "loras": [{"name": "x", "file": "x.bin"}]}', "refused"),
         ('{"base": "BASE", "loras": [{"name": "x", "file": "x.safetensors"}]}', "is missing"),
-        ('{"base": "BASE", "loras": [{"name": "x", "file": "0.safetensors", "scale": 1e9}]}', "no scale"),
-        ('{"base": "BASE", "loras": [{"name": "x", "file": "0.safetensors", "scale": true}]}', "no scale"),
+        ('{"base": "BASE", "loras": [{"name": "x", "file": "0.safetensors", "scale": 1e9}]}', "not a scale"),
+        ('{"base": "BASE", "loras": [{"name": "x", "file": "0.safetensors", "scale": true}]}', "not a scale"),
     ],
 )
 def test_notes_that_are_wrong(nano: Path, tmp_path: Path, note: str, message: str) -> None:
@@ -420,7 +420,7 @@ def test_one_that_has_loras_takes_no_more(nano: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("nothing.safetensors", "there is no file"), ("FILE:nan", "scale"), ("FILE:1e9", "scale"), ("FILE:x", "no file")],
+    [("nothing.safetensors", "not exist"), ("FILE:nan", "scale"), ("FILE:1e9", "scale"), ("FILE:x", "not exist")],
 )
 def test_what_users_write(tmp_path: Path, text: str, message: str) -> None:
     path = written(tmp_path, {"x": torch.ones(1)})

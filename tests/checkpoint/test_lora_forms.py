@@ -411,10 +411,10 @@ def test_the_config_goes_where_the_file_goes(nano: Path, unet: nn.Module, tmp_pa
     ("config", "said"),
     [
         ({"lora_alpha": 8, "r": 8}, "r is 8 for .*rank 4: the config is of another LoRA"),
-        ({"r": 4}, "does not say its alpha"),
-        ({"peft_type": "OFT"}, "says 'OFT', an adapter that is not read"),
-        ({"lora_alpha": 8, "alpha_pattern": {"(a+)+$": 1}}, "regular expression that is not read"),
-        ({"lora_alpha": 8, "alpha_pattern": {".*.*to_q": 1}}, "regular expression that is not read"),
+        ({"r": 4}, "has no alpha"),
+        ({"peft_type": "OFT"}, "says 'OFT', an adapter that is not supported"),
+        ({"lora_alpha": 8, "alpha_pattern": {"(a+)+$": 1}}, "regular expression that is not supported"),
+        ({"lora_alpha": 8, "alpha_pattern": {".*.*to_q": 1}}, "regular expression that is not supported"),
         ({"lora_alpha": 8, "alpha_pattern": {f".*{n}": 1 for n in range(101)}}, "has 101 entries"),
         ({"lora_alpha": 8, "use_dora": True}, "has no lora_magnitude_vector, and the config says use_dora"),
         ({"lora_alpha": "8"}, "no number"),
@@ -536,7 +536,7 @@ def test_no_temporary_path_in_errors(nano: Path, tmp_path: Path) -> None:
 HOSTILE: dict[str, tuple[dict[str, Tensor], str]] = {
     "no dimensions": (
         {key(LINEAR, "lora_down.weight"): torch.tensor(1.0), key(LINEAR, "lora_up.weight"): torch.ones(80, 4)},
-        "no matrix",
+        "not a matrix",
     ),
     "one dimension": (
         {key(LINEAR, "lora_down.weight"): torch.ones(80), key(LINEAR, "lora_up.weight"): torch.ones(80)},
@@ -596,7 +596,7 @@ HOSTILE: dict[str, tuple[dict[str, Tensor], str]] = {
     ),
     "rank 0": (
         {key(LINEAR, f"hada_w{n}_{h}"): torch.ones((80, 0) if h == "a" else (0, 80)) for n in "12" for h in "ab"},
-        "of rank 0, it changes nothing",
+        "with rank 0 it changes nothing",
     ),
     "DoRA of another width": (
         {
@@ -606,11 +606,11 @@ HOSTILE: dict[str, tuple[dict[str, Tensor], str]] = {
         },
         "does not make",
     ),
-    "DoRA alone": ({key(LINEAR, "dora_scale"): torch.ones(80, 1)}, "no other half"),
+    "DoRA alone": ({key(LINEAR, "dora_scale"): torch.ones(80, 1)}, "is incomplete"),
     "a bias that is not there": ({key(LINEAR, "diff_b"): torch.ones(80)}, "there is no bias in"),
     "a norm as a LoRA": (
         {key(NORM, "lora_down.weight"): torch.ones(1, 48), key(NORM, "lora_up.weight"): torch.ones(48, 1)},
-        "neither a linear layer nor a convolution",
+        "needs a linear layer or a convolution",
     ),
     "another difference": ({key(LINEAR, "diff"): torch.ones(6400)}, "does not make"),
     "many parts": (

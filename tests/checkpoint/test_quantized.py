@@ -66,7 +66,7 @@ def test_gguf(stable_checkpoint: Path, tmp_path: Path) -> None:
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="holds no weights"):
         open_checkpoint(folder)
-    file, said = folder / "unet" / "model-Q4_0.gguf", "Q4_0.gguf is a GGUF file, which is not read: give the .safetens"
+    file, said = folder / "unet" / "model-Q4_0.gguf", "Q4_0.gguf is a GGUF file, which is not supported: give the .saf"
     file.write_bytes(b"GGUF" + bytes(60))
     with pytest.raises(CheckpointError, match=said):
         open_checkpoint(folder)

@@ -40,7 +40,9 @@ def written(folder: Path, files: dict[str, dict[str, object]]) -> Path:
 def test_another_family_is_named(tmp_path: Path, pipeline: str, folder: str, model: str, title: str) -> None:
     config: dict[str, dict[str, object]] = {f"{folder}/config.json": {"_class_name": model}}
     index: dict[str, dict[str, object]] = {"model_index.json": {"_class_name": pipeline}}
-    with pytest.raises(CheckpointError, match=f"is {title} .*{pipeline}.*, which is not read; md-export reads Mobile"):
+    with pytest.raises(
+        CheckpointError, match=f"is {title} .*{pipeline}.*, which is not supported; md-export reads Mobile"
+    ):
         read_config(written(tmp_path, config | index))
     (tmp_path / "model_index.json").unlink()
     if not model.startswith("Moved"):

@@ -154,7 +154,7 @@ def test_configs_of_a_folder(parts: dict[str, Any], tokenizer: Path, tmp_path: P
     file = write(as_one(parts), tmp_path / "model.safetensors")
     unpack(file, tokenizer, tmp_path / "out", SMALL)
     assert open_checkpoint(tmp_path / "out").config == SMALL
-    with pytest.raises(CheckpointError, match="holds Stable Diffusion XL, and --config a model of another family"):
+    with pytest.raises(CheckpointError, match="holds Stable Diffusion XL, and --config another family"):
         unpack(file, tokenizer, tmp_path / "no", STABLE)
     with pytest.raises(CheckpointError, match="the weights do not fit"):
         unpack(file, tokenizer, tmp_path / "no", XL)
@@ -194,8 +194,8 @@ def test_shapes_of_the_published_models(unet: XLUNetConfig) -> None:
 LACKS = {
     CLIP_OF_XL: "holds no text encoder, no name begins with conditioner.embedders.0.transformer.",
     OPEN_CLIP_OF_XL: "holds no second text encoder, no name begins with conditioner.embedders.1.model.",
-    "text_projection": "it lacks text_projection, whose shape says a size",
-    "label_emb.0.0.weight": "it lacks label_emb.0.0.weight, whose shape says a size",
+    "text_projection": "it lacks text_projection, which gives a size",
+    "label_emb.0.0.weight": "it lacks label_emb.0.0.weight, which gives a size",
     "resblocks.2.ln_1.weight": "encoder.layers.2.layer_norm1.weight",
 }
 

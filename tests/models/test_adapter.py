@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from md_export.checkpoint import open_checkpoint
-from md_export.checkpoint.derived import write_steered
+from md_export.checkpoint.derived import write_with_component
 from md_export.cli import cli
 from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
@@ -69,7 +69,7 @@ def moved() -> list[Moved]:
 @pytest.fixture
 def copied(steered: Path, nano: Path, tmp_path: Path) -> Path:
     """A copy of the adapter's folder that a test may damage, made a checkpoint."""
-    write_steered(tmp_path, nano, steered / "t2i_adapter", "t2i_adapter")
+    write_with_component(tmp_path, nano, steered / "t2i_adapter", "t2i_adapter")
     return tmp_path
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from in_process import in_process
 from md_export.checkpoint import open_checkpoint
-from md_export.checkpoint.derived import write_steered
+from md_export.checkpoint.derived import write_with_component
 from md_export.cli import cli
 from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
@@ -86,7 +86,7 @@ def net(tmp_path_factory: pytest.TempPathFactory, other_checkpoint: Path) -> Pat
 def steered(tmp_path_factory: pytest.TempPathFactory, other_checkpoint: Path, net: Path) -> Path:
     """The small checkpoint with it."""
     folder = tmp_path_factory.mktemp("steered")
-    write_steered(folder, other_checkpoint, net, "controlnet")
+    write_with_component(folder, other_checkpoint, net, "controlnet")
     return folder
 
 
@@ -206,7 +206,7 @@ def test_a_checkpoint_has_it(steered: Path, other_checkpoint: Path) -> None:
     ],
 )
 def test_one_for_another_model_is_refused(steered: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    write_steered(tmp_path, other_of(steered), steered / "controlnet", "controlnet")
+    write_with_component(tmp_path, other_of(steered), steered / "controlnet", "controlnet")
     file = tmp_path / "controlnet" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     with pytest.raises(ConfigError, match=message):
@@ -220,7 +220,7 @@ def other_of(steered: Path) -> Path:
 
 
 def test_weights_that_do_not_fit_are_named(steered: Path, tmp_path: Path) -> None:
-    write_steered(tmp_path, other_of(steered), steered / "controlnet", "controlnet")
+    write_with_component(tmp_path, other_of(steered), steered / "controlnet", "controlnet")
     tensors = load_file(tmp_path / "controlnet" / WEIGHTS)
     tensors["controlnet_mid_block.weight"] = tensors["controlnet_mid_block.weight"][:8]
     save_file(tensors, tmp_path / "controlnet" / WEIGHTS)
@@ -229,7 +229,7 @@ def test_weights_that_do_not_fit_are_named(steered: Path, tmp_path: Path) -> Non
 
 
 def test_not_both(steered: Path, nano: Path, tmp_path: Path) -> None:
-    write_steered(tmp_path, other_of(steered), steered / "controlnet", "controlnet")
+    write_with_component(tmp_path, other_of(steered), steered / "controlnet", "controlnet")
     shutil.copytree(nano / "adapters" / "edges" / "t2i_adapter", tmp_path / "t2i_adapter")
     with pytest.raises(ConfigError, match="both there"):
         open_checkpoint(tmp_path)

@@ -15,7 +15,7 @@ import torch
 from in_process import in_process
 from md_export.checkpoint import open_checkpoint
 from md_export.checkpoint.architectures import write_checkpoint
-from md_export.checkpoint.derived import write_steered
+from md_export.checkpoint.derived import write_with_component
 from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.errors import ConfigError
@@ -80,7 +80,7 @@ def folders(stable: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     for kind in KINDS:
         given, made[kind] = tmp_path_factory.mktemp("given"), tmp_path_factory.mktemp(kind)
         theirs(kind, stable).save_pretrained(given)
-        write_steered(made[kind], stable, given, kind)
+        write_with_component(made[kind], stable, given, kind)
     return made
 
 
@@ -158,7 +158,7 @@ def test_rewritten_pairs_compute_the_same(folders: dict[str, Path], kind: str) -
 def test_what_is_for_another_unet_is_refused(
     folders: dict[str, Path], stable: Path, tmp_path: Path, kind: str, changes: dict[str, Any], message: str
 ) -> None:
-    write_steered(tmp_path, stable, folders[kind] / kind, kind)
+    write_with_component(tmp_path, stable, folders[kind] / kind, kind)
     file = tmp_path / kind / "config.json"
     values = json.loads(file.read_text())
     known = {name: value for name, value in changes.items() if name in values or name == "surprise"}
@@ -170,7 +170,7 @@ def test_what_is_for_another_unet_is_refused(
 def test_an_adapter_needs_attention_in_the_outer_levels(folders: dict[str, Path], tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "stable", STABLE, seed=7)
     (tmp_path / "out").mkdir()
-    write_steered(tmp_path / "out", tmp_path / "stable", folders["t2i_adapter"] / "t2i_adapter", "t2i_adapter")
+    write_with_component(tmp_path / "out", tmp_path / "stable", folders["t2i_adapter"] / "t2i_adapter", "t2i_adapter")
     with pytest.raises(ConfigError, match="every level but the last has attention"):
         open_checkpoint(tmp_path / "out")
 

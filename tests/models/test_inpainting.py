@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from in_process import in_process
 from md_export.checkpoint import open_checkpoint
 from md_export.checkpoint.architectures import write_checkpoint
-from md_export.checkpoint.derived import write_steered
+from md_export.checkpoint.derived import write_with_component
 from md_export.cli import cli
 from md_export.engine.dependencies import makers_of_inputs
 from md_export.engine.export import export
@@ -69,7 +69,7 @@ def edged(painter: Path, other_config: ModelConfig, tmp_path_factory: pytest.Tem
     torch.manual_seed(11)
     save_file(T2IAdapter(config).state_dict(), adapter / "diffusion_pytorch_model.safetensors")
     (adapter / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
-    write_steered(folder, painter, adapter, "t2i_adapter")
+    write_with_component(folder, painter, adapter, "t2i_adapter")
     return folder
 
 

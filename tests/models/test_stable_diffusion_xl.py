@@ -194,7 +194,7 @@ def test_a_controlnet_beside_it_is_refused(xl_checkpoint: Path, tmp_path: Path) 
     folder = Path(shutil.copytree(xl_checkpoint, tmp_path / "xl"))
     (folder / "controlnet").mkdir()
     (folder / "controlnet" / "config.json").write_text("{}")
-    with pytest.raises(ConfigError, match="controlnet/ is there, but none is read beside Stable Diffusion XL"):
+    with pytest.raises(ConfigError, match="controlnet/ exists, but Stable Diffusion XL does not support it"):
         read_config(folder)
 
 

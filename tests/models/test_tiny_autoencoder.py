@@ -145,10 +145,10 @@ def test_the_authors_files_take_the_place_of_a_vae(
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"decoder.0.weight": torch.zeros(1)}, "is no layer of a sequence"),
+        ({"decoder.0.weight": torch.zeros(1)}, "is not a layer of a sequence"),
         ({"1.weight": torch.zeros(3)}, "no convolutions between its blocks"),
-        ({"9999999999.weight": torch.zeros(3)}, "is no layer of a sequence"),
-        ({"0" * 5000 + "1.weight": torch.zeros(3)}, "is no layer of a sequence"),
+        ({"9999999999.weight": torch.zeros(3)}, "is not a layer of a sequence"),
+        ({"0" * 5000 + "1.weight": torch.zeros(3)}, "is not a layer of a sequence"),
         ({}, "holds no tensors"),
     ],
 )
