@@ -408,16 +408,16 @@ ATTACKS: Final[Mapping[str, Attack]] = {
     "a manifest that is a device": Attack(link("manifest.json", "/dev/zero"), "holds no manifest", manifest),
     "a deeply nested manifest": Attack(text("manifest.json", DEEP), "recursion limit", manifest),
     "a manifest of a terabyte": Attack(sparse("manifest.json", 1 << 40), "is larger than", manifest),
-    "a journal that is a pipe": Attack(pipe("journal.jsonl"), "no regular file", journal),
-    "a journal that is a device": Attack(link("journal.jsonl", "/dev/zero"), "no regular file", journal),
+    "a journal that is a pipe": Attack(pipe("journal.jsonl"), "not a regular file", journal),
+    "a journal that is a device": Attack(link("journal.jsonl", "/dev/zero"), "not a regular file", journal),
     "a journal of a terabyte": Attack(sparse("journal.jsonl", 1 << 40), "is larger than", journal),
     "a deeply nested journal": Attack(text("journal.jsonl", DEEP + "\n"), "no journal", journal),
     "inputs that unpack to 4 GB": Attack(zeros, "unpacks to more", inputs),
     "an input of 10¹⁸ elements": Attack(huge_array, "not an .npz", inputs),
     # Recipes
-    "a recipe that is a pipe": Attack(pipe("recipe.toml"), "no regular file", recipe),
-    "a recipe that is a device": Attack(link("recipe.toml", "/dev/zero"), "no regular file", recipe),
-    "a recipe of a terabyte": Attack(sparse("recipe.toml", 1 << 40), "no regular file", recipe),
+    "a recipe that is a pipe": Attack(pipe("recipe.toml"), "not a regular file", recipe),
+    "a recipe that is a device": Attack(link("recipe.toml", "/dev/zero"), "not a regular file", recipe),
+    "a recipe of a terabyte": Attack(sparse("recipe.toml", 1 << 40), "not a regular file", recipe),
     "a recipe with a number of 5,000 digits": Attack(
         text("recipe.toml", "a = " + "9" * 5000), "not valid TOML", recipe
     ),

@@ -123,7 +123,7 @@ def recipe_from_toml(content: bytes, path: Path) -> Recipe:
 def recipe_from_dict(values: Mapping[str, object], source: str) -> Recipe:
     """Validate a recipe as :func:`recipe_to_dict` returns it; ``source`` is for error messages."""
     if (found := first_control(values)) is not None:
-        raise RecipeError(f"{source}: {found} has a control character; remove it")
+        raise RecipeError(f"{source}: {found} holds a control character; remove it")
     try:
         # From JSON, pydantic's strict mode accepts arrays for tuples and integers for floats; from Python it does not.
         return _RECIPE.validate_json(json.dumps(values))

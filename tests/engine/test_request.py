@@ -139,5 +139,5 @@ def test_hostile_build_recipes_are_one_clear_error(text: str, said: str, tmp_pat
 
 
 def test_a_device_is_no_build_recipe() -> None:
-    with pytest.raises(RecipeError, match="no regular file"):
+    with pytest.raises(RecipeError, match="not a regular file"):
         load_recipes([Path("/dev/zero")])
