@@ -1,1 +1,1 @@
-"""The model graph and the torch modules of its components."""
+"""Model graph and the torch modules of its components."""

@@ -1,7 +1,7 @@
 """T2I-Adapter's encoder (Mou et al., arXiv 2302.08453): a condition picture → one residual for each level of the UNet.
 
-Same modules as diffusers' ``T2IAdapter`` of the kind ``full_adapter``, so that its files load unchanged. Condition
-pictures can be made from the edges of a picture.
+The modules are those of diffusers' ``T2IAdapter`` of type ``full_adapter``, so its files load unchanged. A condition
+picture can be computed from the edges of a picture.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from md_export.spec.tensors import Array
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """``t2i_adapter/config.json``, diffusers' fields; ``channels`` are the UNet's, outermost level first.
+    """``t2i_adapter/config.json`` with diffusers' fields; ``channels`` are the UNet's, outermost level first.
 
-    ``in_channels``: 1 for edges, depth or a sketch, 3 for a picture in colour.
+    ``in_channels``: 1 for edges, depth or a sketch, 3 for a colour picture.
     """
 
     IGNORED: ClassVar[tuple[str, ...]] = ()
@@ -38,18 +38,18 @@ class AdapterConfig:
         if self.in_channels not in (1, 3):
             raise ConfigError(f"in_channels={self.in_channels}: a condition picture has 1 or 3 channels")
         if self.downscale_factor not in (1, 2, 4, 8, 16):
-            raise ConfigError(f"downscale_factor={self.downscale_factor}: use 1, 2, 4, 8 or 16, as the VAE's")
+            raise ConfigError(f"downscale_factor={self.downscale_factor}: use the VAE's factor: 1, 2, 4, 8 or 16")
 
 
 class Unshuffle(nn.Module):
-    """Each square of ``factor``² pixels → channels of one, in the order of ``nn.PixelUnshuffle``."""
+    """Move each square of ``factor``² pixels into the channels of one pixel, in the order of ``nn.PixelUnshuffle``."""
 
     def __init__(self, factor: int) -> None:
         super().__init__()
         self.factor = factor
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, C, H, W]`` → ``[B, C·f², H/f, W/f]``; one axis after the other, since torch's own has rank 6."""
+        """``[B, C, H, W]`` → ``[B, C·f², H/f, W/f]``; one axis at a time, because ``nn.PixelUnshuffle`` has rank 6."""
         batch, channels, height, width = x.shape
         f = self.factor
         rows = x.reshape(batch * channels, height // f, f, width).permute(0, 2, 1, 3)
@@ -134,15 +134,15 @@ def residual_shapes(config: AdapterConfig, latent: Sequence[int]) -> tuple[tuple
 _Floats = NDArray[np.float64]
 _SMOOTH: Final = (1.0, 2.0, 1.0)
 _DIFFERENCE: Final = (-1.0, 0.0, 1.0)
-# Share of a step from 0 to 1 from which on it is an edge.
+# Threshold of an edge, as a share of a step from 0 to 1.
 _STEEP: Final = 0.22
 
 
 def edges(picture: Array, channels: int = 1) -> Array:
-    """The edges of a ``[H, W, 3]`` picture in [0, 1]: ``[1, channels, H, W]`` float32, 1 on an edge and 0 elsewhere.
+    """Return the edges of a ``[H, W, 3]`` picture in [0, 1]: ``[1, channels, H, W]`` float32, 1 on an edge, else 0.
 
-    Sobel's gradient of the channel in which it is largest, against a threshold. Sums in float64, so that the same
-    picture has the same edges everywhere.
+    A pixel is an edge if Sobel's gradient, in the channel with the largest one, exceeds a threshold. Sums are in
+    float64, so that the result is the same on every machine.
     """
     padded = np.pad(picture.astype(np.float64), ((1, 1), (1, 1), (0, 0)), mode="edge")
     along_x, along_y = _gradient(padded, axis=1), _gradient(padded, axis=0)
@@ -151,7 +151,7 @@ def edges(picture: Array, channels: int = 1) -> Array:
 
 
 def _gradient(padded: _Floats, axis: int) -> _Floats:
-    """Sobel's along one axis: the difference along it, smoothed along the other."""
+    """Return Sobel's gradient along one axis: the difference along it, smoothed along the other."""
     return _three(_three(padded, _DIFFERENCE, axis), _SMOOTH, 1 - axis)
 
 

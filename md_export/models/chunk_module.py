@@ -1,7 +1,7 @@
-"""A chunk as a module: its own parts, and stand-ins for the parts of other chunks.
+"""Module of a chunk: the parts that it computes, and stand-ins for the parts of other chunks.
 
-A chunk runs the ``forward`` of the whole module. Stand-ins return the values of earlier chunks, and zeros in place of
-values that no output of the chunk depends on; converters remove the operations on these zeros.
+A chunk runs the ``forward`` of the whole module. Stand-ins return the values of earlier chunks, or zeros for values
+that no output of the chunk depends on; converters remove the operations on these zeros.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LARGEST: Final = torch.finfo(torch.float32).max
 
 @dataclass
 class BorderValues:
-    """Values that enter and leave a chunk: their names, and the values themselves while it runs."""
+    """Values that enter and leave a chunk: their names, and the tensors while it runs."""
 
     given: tuple[str, ...]
     made: tuple[str, ...]
@@ -40,12 +40,12 @@ class _Leaf:
     dtype: torch.dtype
 
     def value_in(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Return the tensor of this name, or zeros."""
+        """Return the tensor with this name; zeros if ``values`` does not contain it."""
         return values[self.name] if self.name in values else torch.zeros(self.shape, dtype=self.dtype)
 
 
 class _StandIn(nn.Module):
-    """Stand-in for a part of another chunk: the same attributes, and outputs of the same shapes."""
+    """Stand-in for a part of another chunk, with the same attributes and outputs of the same shapes."""
 
     def __init__(self, part: nn.Module, border: BorderValues, path: str, run: Run) -> None:
         super().__init__()
@@ -69,14 +69,14 @@ def _leaf(run: Run, value: Tensor) -> _Leaf:
 
 
 def _count_call(border: BorderValues, path: str) -> int:
-    """Return how often a part was called before, and count the call."""
+    """Return how often a part was called before, and count this call."""
     border.calls[path] = border.calls.get(path, -1) + 1
     return border.calls[path]
 
 
 @dataclass
 class _KeepOutputs:
-    """Forward hook that keeps the outputs which later chunks need; ``names``: names of the outputs of each call."""
+    """Forward hook that keeps the outputs that later chunks need; ``names``: names of the outputs of each call."""
 
     border: BorderValues
     path: str
@@ -91,20 +91,20 @@ class _KeepOutputs:
 
 
 class ChunkModule(nn.Module):
-    """A chunk of a module: its own parts, and stand-ins for the parts of other chunks.
+    """A chunk of a module: the parts that it computes, and stand-ins for the parts of other chunks.
 
-    ``returns_copies``: an operation copies the outputs. LiteRT's GPU engine returns one operand of a sum that
-    is an output and is read again (google-ai-edge/LiteRT#8599), as skip connections are.
+    ``returns_copies``: an operation copies the outputs. Without it, LiteRT's GPU engine returns one operand of a sum
+    that is an output and is read again, as a skip connection is (google-ai-edge/LiteRT#8599).
     """
 
     def __init__(self, run: Run, border: BorderValues, others: Collection[str], reached: Collection[int]) -> None:
-        """``reached``: ids of parameters that the chunk needs; it may hold ids of other values."""
+        """``reached``: ids of parameters that the chunk needs; it may contain ids of other values."""
         super().__init__()
         self.returns_copies = False
         self._border, self._channels = border, run.channels
         self._inputs = tuple(_leaf(run, run.values[spec.name]) for spec in run.inputs)
         whole = _copy_of(run.module, "", run, border, others, reached)
-        # In a tuple, so that it is no submodule: paths of parameters stay those of the whole module.
+        # In a tuple, so that it does not become a submodule: parameters keep their paths in the whole module.
         self._whole = (whole,)
         self._modules, self._parameters, self._buffers = whole._modules, whole._parameters, whole._buffers
         self._non_persistent_buffers_set = whole._non_persistent_buffers_set
@@ -122,7 +122,7 @@ class ChunkModule(nn.Module):
             answer = self._whole[0](*(leaf.value_in(border.values) for leaf in self._inputs))
             left = {name: border.values[name] for name in border.made}
             made = [v.flatten(2).transpose(1, 2) if name in self._channels else v for name, v in left.items()]
-            # No converter removes a minimum with a constant, which float16 arithmetic takes as infinite.
+            # Converters do not remove a minimum with a constant; in float16 the constant is infinite.
             return tuple(value.clamp(max=_LARGEST) if self.returns_copies else value for value in made) or answer
         finally:
             border.values.clear()
@@ -132,14 +132,14 @@ class ChunkModule(nn.Module):
 def _copy_of(
     module: nn.Module, path: str, run: Run, border: BorderValues, others: Collection[str], reached: Collection[int]
 ) -> nn.Module:
-    """Return a copy of a module that shares its tensors, with stand-ins for ``others`` and hooks on its own parts."""
+    """Return a copy of a module that shares its tensors, with stand-ins for ``others`` and hooks on other parts."""
     if path in others:
         return _StandIn(module, border, path, run)
     names = [tuple(run.names.get(id(leaf), "") for leaf in call.leaves) for call in run.calls.get(path, ())]
     if path not in run.open and not any(name in border.made for several in names for name in several):
         return module
     copied: nn.Module = object.__new__(type(module))
-    # Copies of the tables of tensors, modules and hooks; a config object is shared.
+    # Copy the dicts of tensors, modules and hooks; share other objects, such as the config.
     own = {key: value.copy() for key, value in vars(module).items() if type(value) in (dict, OrderedDict)}
     copied.__dict__.update({**vars(module), **own})
     if path not in run.open:
@@ -156,11 +156,11 @@ def _copy_of(
 
 
 def paths_of_other_chunks(module: nn.Module) -> tuple[str, ...]:
-    """Return the paths of the parts that other chunks compute; none for a whole component."""
+    """Return the paths of the parts that other chunks compute; empty for a whole component."""
     return tuple(path for path, layer in module.named_modules() if isinstance(layer, _StandIn))
 
 
 def own_paths(module: nn.Module) -> list[str]:
-    """Return the paths of the modules that a chunk computes: levels of a UNet count where they hold weights."""
+    """Return the paths of the modules that a chunk computes, including levels of a UNet that have weights here."""
     layers = [(path, layer) for path, layer in module.named_modules() if not isinstance(layer, _StandIn)]
     return [path for path, layer in layers if not [*layer.children()] or [*layer.parameters()]]

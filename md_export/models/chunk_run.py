@@ -1,7 +1,6 @@
-"""A run of a module on fake tensors, which records its parts, their outputs, and the inputs of every value.
+"""Run a module on fake tensors and record its parts, their outputs, and the inputs of every value.
 
-A part is a module whose submodules nothing outside of it calls; the levels of a UNet count as the modules that they
-run.
+A part is a module with submodules that only it calls. The levels of a UNet are not parts, but the modules in them are.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from md_export.spec.names import BORDER
 from md_export.spec.tensors import TensorSpec
 
 Shape = tuple[int, ...]
-# Attribute that every level of a UNet has, in diffusers' module and in ours.
+# Attribute of every level of a UNet, in diffusers' module and in ours.
 _OF_LEVELS: Final = "resnets"
 
 
 @dataclass(frozen=True)
 class Call:
-    """Output of one call of a part: leaves, and the tree that they form."""
+    """Output of one call of a part: its tensors, and the tree of containers around them."""
 
     path: str
     leaves: tuple[Any, ...]
@@ -39,18 +38,18 @@ class Run(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """One run of a module on fake tensors.
 
     Attributes:
-        calls: of each part, the parts in the order in which they end.
-        values: the module's inputs by name, then what parts return.
-        makers: the part of each value that one returns.
-        channels: shapes ``[B, C, H, W]`` of values that cross borders as tokens ``[B, H·W, C]``.
+        calls: calls of each part; parts are in the order in which they end.
+        values: the module's inputs by name, then the outputs of parts.
+        makers: name of the part that returns each output.
+        channels: shapes ``[B, C, H, W]`` of values that chunks exchange as tokens ``[B, H·W, C]``.
     """
 
     def __init__(self, module: nn.Module, inputs: Sequence[TensorSpec], plain: Mapping[str, Shape] = {}) -> None:
-        """``plain``: shapes of the values before the module was rewritten."""
+        """``plain``: shapes of the values in the module before rewrites."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.module, self.inputs = module, tuple(inputs)
         self._sources: dict[int, list[Tensor]] = {}
-        self._kept: list[Tensor] = []  # an id is of one tensor only while it lives
+        self._kept: list[Tensor] = []  # keeps tensors alive, because ids are reused
         self._active: list[str] = []
         self.open = {"", *(path for path, layer in module.named_modules() if hasattr(layer, _OF_LEVELS))}
         calls: list[Call] = []
@@ -102,14 +101,14 @@ class Run(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def spec(self, name: str) -> TensorSpec:
-        """Name, shape and dtype of a value as it crosses a border."""
+        """Return name, shape and dtype of a value as chunks exchange it."""
         value, shape = self.values[name], tuple(self.values[name].shape)
         if name in self.channels:
             shape = shape[0], shape[2] * shape[3], shape[1]
         return TensorSpec(name, shape, str(value.dtype).removeprefix("torch."))
 
     def reached(self, targets: Sequence[Tensor], chunk_of: Mapping[str, int], number: int) -> frozenset[int]:
-        """Return ids of the tensors that a chunk computes ``targets`` of, up to inputs and values of earlier chunks."""
+        """Return ids of the tensors that ``targets`` depend on, back to inputs and values of earlier chunks."""
         seen, left = set[int](), [*targets]
         while left:
             value = left.pop()
@@ -119,7 +118,7 @@ class Run(TorchDispatchMode):  # type: ignore[no-untyped-call]
             maker = self.makers.get(self.names.get(id(value), ""))
             if maker is not None and chunk_of[maker] > number:
                 raise UsageError(
-                    f"chunks: {maker} feeds what runs before it, so this model cannot be cut; leave it out"
+                    f"chunks: {maker} feeds a part that runs before it, so this model cannot be cut; leave out chunks"
                 )
             if maker is None or chunk_of[maker] == number:
                 left += self._sources.get(id(value), [])
@@ -127,6 +126,6 @@ class Run(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _above(path: str) -> Iterator[str]:
-    """Paths of the modules that hold a module, without the whole."""
+    """Yield the paths of the modules that contain a module, without the root."""
     names = path.split(".")
     return (".".join(names[:count]) for count in range(1, len(names)))

@@ -1,6 +1,6 @@
-"""Cut a module at the borders of its parts into chunks that run one after the other.
+"""Cut a module between its parts into chunks that run one after the other.
 
-Each part is in one chunk, under its own path; the chunks share the module's tensors.
+Each part is in one chunk, with the same path as before; the chunks share the module's tensors.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FLOAT32_BYTES: Final = 4
 
 @dataclass(frozen=True)
 class Part:
-    """A module that no border cuts: its path, and the bytes of its weights in float32."""
+    """A module that is never cut: its path, and the size of its weights in bytes as float32."""
 
     path: str
     bytes: int
@@ -37,9 +37,9 @@ class Chunk:
     """One of a module's chunks.
 
     Attributes:
-        module: takes ``inputs`` by position; returns a tensor, or a tuple in the order of ``outputs``.
-        inputs: the module's inputs that it needs, then values of earlier chunks.
-        outputs: values that later chunks need; the last chunk's are the module's own.
+        module: gets ``inputs`` by position; returns a tensor, or a tuple in the order of ``outputs``.
+        inputs: inputs of the whole module that it needs, then values of earlier chunks.
+        outputs: values that later chunks need; for the last chunk, the outputs of the whole module.
     """
 
     module: ChunkModule
@@ -48,7 +48,7 @@ class Chunk:
 
 
 def parts_of(build: Callable[[], nn.Module], inputs: Sequence[TensorSpec]) -> tuple[Part, ...]:
-    """Return the parts of the module that ``build`` returns, in the order in which they run; weights get no memory."""
+    """Return the parts of the module that ``build`` returns, in the order in which they run; allocates no weights."""
     with FakeTensorMode():
         module = build().eval()
     return tuple(Part(path, _bytes(module.get_submodule(path))) for path in Run(module, inputs).order)
@@ -61,14 +61,14 @@ def parts_of_denoiser(config: ModelConfig) -> tuple[Part, ...]:
 
 
 def chunk_ends(config: ModelConfig) -> tuple[str, ...]:
-    """Return the last part of each chunk but the last chunk, for as many chunks as the variant asks for."""
+    """Return the last part of each chunk except the last chunk, for the number of chunks in the variant."""
     chunks = config.variant.chunks
     assert isinstance(chunks, int)  # noqa: S101 (the plan has found a number for auto)
     return borders(parts_of_denoiser(config), chunks)
 
 
 def values_of_denoiser(config: ModelConfig) -> dict[str, Shape]:
-    """Return the shapes of what the parts of a checkpoint's UNet or transformer return, as golden cases hold them."""
+    """Return the shapes of the outputs of all parts of a UNet or transformer, as golden cases store them."""
     row = component_of(config, family_of(config).denoised.node)
     with FakeTensorMode():
         module = row.build(config).eval()
@@ -81,17 +81,17 @@ def _bytes(module: nn.Module) -> int:
 
 
 def borders(parts: Sequence[Part], count: int) -> tuple[str, ...]:
-    """Return the last part of each chunk but the last chunk; the largest chunk is as small as it can be.
+    """Return the last part of each chunk except the last chunk, such that the largest chunk is as small as possible.
 
     Raises:
-        UsageError: 1, or more chunks than there are parts with weights.
+        UsageError: ``count`` is 1, or larger than the number of parts with weights.
     """
     heavy = [part for part in parts if part.bytes]
     if not 1 < count <= len(heavy):
         raise UsageError(f"chunks {count}: this model can be cut into 2 to {len(heavy)}; give such a number, or auto")
     ends = range(len(heavy) + 1)
     sums = [sum(part.bytes for part in heavy[:end]) for end in ends]
-    # By number of chunks and parts: bytes of the largest chunk, and where the last chunk begins.
+    # By number of chunks and of parts: bytes of the largest chunk, and the first part of the last chunk.
     best = [{end: (sums[end], 0) for end in ends[1:]}]
     for number in range(1, count):
         tried = {end: range(number, end) for end in ends[number + 1 :]}
@@ -125,18 +125,18 @@ def cut(
     """Return the chunks of a module, which share its weights.
 
     Args:
-        module: takes ``inputs`` by position and gives ``outputs``.
+        module: gets ``inputs`` by position and returns ``outputs``.
         ends: as :func:`borders` returns them.
         plain: as :func:`values_of_denoiser` returns them, for a module that was rewritten.
 
     Raises:
-        UsageError: a rewrite has taken such a part away or changes what crosses a border, or a part needs what a later
-            chunk computes.
+        UsageError: a rewrite has removed a part in ``ends`` or changes a value between chunks, or a part needs a value
+            of a later chunk.
     """
     run = Run(module, inputs, plain)
     if missing := [path for path in ends if path not in run.order]:
         raise UsageError(
-            f"chunks: a rewrite of the recipe replaces {missing[0]}, where a chunk ends; leave out the one or the other"
+            f"chunks: a rewrite of the recipe replaces {missing[0]}, where a chunk ends; leave out one of the two"
         )
     places = [run.order.index(end) for end in ends]
     chunk_of = {path: sum(end < place for end in places) for place, path in enumerate(run.order)}
@@ -162,7 +162,7 @@ def cut(
     crossing = (spec for chunk in chunks for spec in chunk.inputs if spec.name in plain)
     if changed := [spec for spec in crossing if spec.shape[1:] != plain[spec.name][1:]]:
         raise UsageError(
-            f"chunks: a rewrite of the recipe changes {changed[0].name}, which one chunk gives to another; leave out "
-            "the one or the other"
+            f"chunks: a rewrite of the recipe changes {changed[0].name}, which chunks exchange; leave out "
+            "one of the two"
         )
     return tuple(reversed(chunks))

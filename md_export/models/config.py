@@ -1,4 +1,4 @@
-"""The configs of one checkpoint, and what follows from them together."""
+"""Configs of one checkpoint, and shapes and checks that need several of them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ AutoencoderConfig = VAEConfig | TinyConfig
 
 
 class Config(Protocol):
-    """A dataclass of the fields of a ``config.json`` that change what is computed.
+    """A dataclass of the fields of a ``config.json`` that change the computed function.
 
     Attributes:
-        IGNORED: fields that say nothing our modules do not do anyway.
-        REQUIRED: fields with the only value that is read; another would change the function.
+        IGNORED: fields without influence on our modules.
+        REQUIRED: fields with only one supported value; another would change the function.
     """
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
@@ -38,25 +38,25 @@ class Config(Protocol):
 
 
 class DenoiserConfig(Config, Protocol):
-    """The fields that a pipeline reads of the component that each step calls; ``FOLDER`` of a checkpoint holds it."""
+    """Config fields that a pipeline needs of the denoiser, which is in ``FOLDER`` of a checkpoint."""
 
     FOLDER: ClassVar[str]
 
     @property
     def sample_size(self) -> int:
-        """Side of the latent."""
+        """Side of the latent in latent pixels."""
 
     @property
     def in_channels(self) -> int:
-        """Channels of its input."""
+        """Channels of the input."""
 
     @property
     def noise_channels(self) -> int:
-        """Channels of its output."""
+        """Channels of the output."""
 
     @property
     def text_channels(self) -> int:
-        """Width of the text that it attends to; 0 for none."""
+        """Width of the text embeddings for cross-attention; 0 without text."""
 
     @property
     def halvings(self) -> int:
@@ -67,29 +67,29 @@ def _check(folder: str, field: str, has: object, other: str, other_field: str, w
     if has != wanted:
         raise ConfigError(
             f"{folder}/config.json: {field}={has}, but {other}/config.json has {other_field} {wanted}; they must be "
-            f"equal, what is in {folder}/ is for another model"
+            f"equal, so {folder}/ is from another model"
         )
 
 
-# Side of the innermost map: of a single pixel, attention would have one key.
+# Smallest side of the innermost map: with a single pixel, attention would have one key.
 _SMALLEST_MAP: Final = 2
-# transformers' default.
+# transformers' default of num_hidden_layers.
 _CLIP_LAYERS: Final = 12
-# Side of a latent, several times what any known model of this kind uses.
+# Largest side of a latent: several times that of any known model of this kind.
 _LARGEST_LATENT: Final = 256
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The configs of one checkpoint, parsed; ``text_encoder`` keeps transformers' own form.
+    """Parsed configs of one checkpoint; ``text_encoder`` has the fields of transformers' config.
 
-    ``denoiser``: of the UNet, or of the transformer, that each step calls.
-    ``text_encoder``: empty where a family has none. ``text_encoder_2``: of a family with two. ``t5``: of a family whose
-    text encoder is T5's.
-    ``adapter``, ``controlnet``: of a checkpoint whose UNet is steered by a condition picture, the one or the other.
-    ``method``: how its scheduler takes many steps; None: as no sampler here does.
-    ``variant``: what :meth:`at` was asked for.
-    ``zeros_for_empty``: guidance leads away from zeros instead of the empty prompt.
+    ``denoiser``: config of the UNet or transformer that each step calls.
+    ``text_encoder``: empty for families without one. ``text_encoder_2``: for families with two. ``t5``: for families
+    with T5's text encoder.
+    ``adapter``, ``controlnet``: for a UNet with a condition picture; at most one of the two is set.
+    ``method``: sampling method of its scheduler; None if no sampler here has it.
+    ``variant``: variant that :meth:`at` applied.
+    ``zeros_for_empty``: unconditional text embeddings are zeros, not those of the empty prompt.
     """
 
     text_encoder: Mapping[str, Any]
@@ -106,38 +106,38 @@ class ModelConfig:
 
     @property
     def condition_shape(self) -> tuple[int, ...] | None:
-        """``[1, C, H, W]`` of the condition picture; None where nothing takes one."""
+        """Shape ``[1, C, H, W]`` of the condition picture; None without adapter and ControlNet."""
         channels = 0 if self.controlnet is None else self.controlnet.conditioning_channels
         channels = channels if self.adapter is None else self.adapter.in_channels
         return (1, channels, *self.picture_shape) if channels else None
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
-        """``[1, C, h, w]`` of the latent."""
+        """Shape ``[1, C, h, w]`` of the latent."""
         side, downscale = self.denoiser.sample_size, self.vae.downscale
         width, height = (pixels // downscale for pixels in self.variant.sides or (side * downscale, side * downscale))
         return (1, self.vae.latent_channels, height, width)
 
     @property
     def inpaints(self) -> bool:
-        """Whether the UNet takes mask and a picture's latents after the noise: ``2·C + 1`` channels."""
+        """Whether the UNet's input has the noise, a mask and a picture's latents: ``2·C + 1`` channels."""
         return self.denoiser.in_channels == 2 * self.vae.latent_channels + 1
 
     @property
     def edits(self) -> bool:
-        """Whether the UNet takes a picture's latents after the noise: ``2·C`` channels (InstructPix2Pix)."""
+        """Whether the UNet's input has the noise and a picture's latents: ``2·C`` channels (InstructPix2Pix)."""
         return self.denoiser.in_channels == 2 * self.vae.latent_channels
 
     @property
     def embedded_guidance(self) -> float | None:
-        """Scale of guidance that the UNet embeds (LCM), as diffusers' pipelines count it; None: it embeds none."""
+        """Guidance scale that the UNet embeds (LCM), as in diffusers' pipelines; None if it embeds none."""
         if not isinstance(self.denoiser, DiffusersUNetConfig) or self.denoiser.time_cond_proj_dim is None:
             return None
         return EMBEDDED_GUIDANCE if self.variant.guidance is None else max(self.variant.guidance, 1.0)
 
     @property
     def takes_picture(self) -> bool:
-        """Whether the UNet takes a picture's latents, so that no picture is made without the VAE encoder."""
+        """Whether the UNet's input has a picture's latents, so that every picture needs the VAE encoder."""
         return self.inpaints or self.edits
 
     @property
@@ -148,22 +148,22 @@ class ModelConfig:
 
     @property
     def image_size(self) -> Size:
-        """Side of the picture in pixels, or width and height where they differ."""
+        """Side of the picture in pixels, or width and height if they differ."""
         height, width = self.picture_shape
         return width if width == height else (width, height)
 
     def at(self, variant: Variant) -> ModelConfig:
-        """Return the same model as a recipe asks for it; no weight depends on it.
+        """Return the configs with the changes of a variant, which do not affect weights.
 
         Raises:
-            UsageError: the denoiser or the decoder cannot make such pictures, the schedule has no such timestep, or the
-                text encoder has too few layers.
+            UsageError: the denoiser or the decoder does not support the size, the schedule does not have the timestep,
+                or the text encoder has too few layers.
         """
         last = self.schedule.last_timestep
         if variant.timestep is not None and not 0 <= variant.timestep <= last:
-            raise UsageError(f"timestep {variant.timestep!s:.20}: the scheduler's config has those from 0 to {last}")
+            raise UsageError(f"timestep {variant.timestep!s:.20}: the scheduler's config has timesteps 0 to {last}")
         if variant.clip_skip and not self.text_encoder:
-            raise UsageError("clip_skip is for models with a CLIP text encoder, which this one has not: leave it out")
+            raise UsageError("clip_skip is for models with a CLIP text encoder, and this one has none: leave it out")
         layers = int(self.text_encoder.get("num_hidden_layers", _CLIP_LAYERS))
         if not variant.clip_skip < layers:
             raise UsageError(f"clip_skip {variant.clip_skip}: the text encoder has {layers} layers; leave out fewer")
@@ -177,21 +177,21 @@ class ModelConfig:
         return dataclasses.replace(self, text_encoder={**self.text_encoder, **skipped}, variant=variant)
 
     def _check_side(self, side: int) -> None:
-        """Raise UsageError if the denoiser or the decoder cannot make pictures with such a side."""
+        """Raise UsageError if the denoiser or the decoder does not support pictures with this side."""
         halvings = self.denoiser.halvings
         sides = (2**halvings, _SMALLEST_MAP * 2**halvings, _LARGEST_LATENT)
         step, smallest, largest = (cells * self.vae.downscale for cells in sides)
         if side % step or not smallest <= side <= largest:
             near = min(max(round(side / step) * step, smallest), largest)
             raise UsageError(
-                f"size {side}: a side must be a multiple of {step} pixels from {smallest} to {largest}, since the "
-                f"decoder enlarges {self.vae.downscale} times and the {self.denoiser.FOLDER} takes latents in steps of "
-                f"{2**halvings}; the nearest is {near}"
+                f"size {side}: a side must be a multiple of {step} pixels from {smallest} to {largest}, because the "
+                f"decoder enlarges {self.vae.downscale} times and the {self.denoiser.FOLDER} needs latents with a side "
+                f"that is a multiple of {2**halvings}; the nearest is {near}"
             )
 
     @property
     def text_shape(self) -> tuple[int, int, int]:
-        """``[1, L, hidden]`` of the text encoder's output."""
+        """Shape ``[1, L, hidden]`` of the text encoder's output."""
         if self.t5 is not None:
             return (1, self.t5.length, self.t5.d_model)
         length = int(self.text_encoder.get("max_position_embeddings", 77))
@@ -199,7 +199,7 @@ class ModelConfig:
 
     @property
     def text_encoders(self) -> tuple[tuple[str, str, Mapping[str, Any]], ...]:
-        """Folders of each text encoder's tokenizer and of itself, and its config."""
+        """Tokenizer folder, folder and config of each text encoder."""
         both = (
             ("tokenizer", "text_encoder", self.text_encoder),
             ("tokenizer_2", "text_encoder_2", self.text_encoder_2),
@@ -209,13 +209,13 @@ class ModelConfig:
 
     @property
     def text_width(self) -> int:
-        """Width of the text that the denoiser attends to: the text encoders' outputs, joined."""
+        """Width of the text embeddings for the denoiser: the text encoders' outputs, concatenated."""
         if not self.text_encoders:
             return 0
         return self.text_shape[2] + int((self.text_encoder_2 or {}).get("hidden_size", 0))
 
     def check(self) -> None:
-        """Raise :class:`ConfigError` where the components do not fit each other, or two of them steer the UNet."""
+        """Raise :class:`ConfigError` if the configs contradict each other, or both adapter and ControlNet exist."""
         file = f"{self.denoiser.FOLDER}/config.json"
         if self.text_width != self.denoiser.text_channels:
             names = ("cross_attention_dim", "hidden_size") if self.t5 is None else ("caption_channels", "d_model")
@@ -236,9 +236,7 @@ class ModelConfig:
                 f"latent_channels={channels}; they must be equal"
             )
         if self.adapter is not None and self.controlnet is not None:
-            raise ConfigError(
-                "t2i_adapter/ and controlnet/ are both there, and only one can steer a model: remove the other"
-            )
+            raise ConfigError("t2i_adapter/ and controlnet/ both exist, and a model can use only one: remove the other")
         if self.adapter is not None:
             self._check_adapter(self.adapter)
         if self.controlnet is not None:
@@ -246,7 +244,7 @@ class ModelConfig:
 
     def _check_adapter(self, adapter: AdapterConfig) -> None:
         unet, vae = self.denoiser, self.vae
-        # Only families with such a UNet have an adapter.
+        # Only families with one of these UNets have an adapter.
         assert isinstance(unet, MDUNetConfig | DiffusersUNetConfig)  # noqa: S101
         _check("t2i_adapter", "channels", adapter.channels, "unet", "block_out_channels", unet.block_out_channels)
         _check("t2i_adapter", "downscale_factor", adapter.downscale_factor, "vae", "an enlargement of", vae.downscale)
@@ -257,13 +255,11 @@ class ModelConfig:
         widths, downscale = controlnet.conditioning_embedding_out_channels, self.vae.downscale
         if 2 ** (len(widths) - 1) != downscale:
             raise ConfigError(
-                f"controlnet/config.json: conditioning_embedding_out_channels={widths} makes a condition "
+                f"controlnet/config.json: conditioning_embedding_out_channels={widths} makes the condition "
                 f"{2 ** (len(widths) - 1)} times smaller, but the VAE makes pictures {downscale} times smaller; the "
-                "ControlNet is for another model"
+                "ControlNet is from another model"
             )
         if self.denoiser.in_channels != self.vae.latent_channels:
-            raise ConfigError(
-                "controlnet/ beside a UNet that in-paints; ControlNets are read for UNets that take the noise alone"
-            )
+            raise ConfigError("controlnet/ with an in-painting or editing UNet is not supported; remove it")
         for field in controlnet.OF_UNET:
             _check("controlnet", field, getattr(controlnet, field), "unet", field, getattr(self.denoiser, field))

@@ -1,9 +1,8 @@
 """ControlNets (Zhang et al., arXiv 2302.05543): copies of a UNet's down path that also read a condition picture and
 return one residual for each skip connection and one for the innermost map.
 
-For MobileDiffusion's UNet it is a module of ours, with parameters named as in diffusers' ControlNetModel and those of
-the down path named as in the UNet; for Stable Diffusion's it is diffusers' module, built from a config whose fields are
-all known here.
+For MobileDiffusion it is our module, with the parameter names of diffusers' ControlNetModel and, on the down path, of
+the UNet. For Stable Diffusion it is diffusers' module, built from a config in which every field is checked.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ _MOST_HALVINGS: Final = 5
 
 @dataclass(frozen=True)
 class ControlNetConfig:
-    """``controlnet/config.json`` beside MobileDiffusion's UNet, with diffusers' fields; the UNet's config has the rest.
+    """``controlnet/config.json`` for MobileDiffusion, with diffusers' fields; other sizes are in the UNet's config.
 
-    ``conditioning_channels``: 1 for edges, depth or a sketch, 3 for a picture in colour. The condition's encoder halves
-    the picture before each width after the first, until it has the size of a latent.
+    ``conditioning_channels``: 1 for edges, depth or a sketch, 3 for a colour picture. The condition encoder halves the
+    picture before each width except the first, down to the size of the latent.
     """
 
     IGNORED: ClassVar[tuple[str, ...]] = ()
@@ -53,12 +52,12 @@ def check_condition_encoder(channels: int, widths: tuple[int, ...]) -> None:
         raise ConfigError(f"conditioning_channels={channels}: a condition picture has 1 or 3 channels")
     if len(widths) > _MOST_HALVINGS + 1:
         raise ConfigError(
-            f"conditioning_embedding_out_channels has {len(widths)} entries; at most {_MOST_HALVINGS + 1} are read"
+            f"conditioning_embedding_out_channels has {len(widths)} entries; the limit is {_MOST_HALVINGS + 1}"
         )
 
 
 class ConditionEncoder(nn.Module):
-    """3×3 convolutions with swish, every second one with stride 2; the last is initialized to zeros."""
+    """3×3 convolutions with swish; every second one has stride 2, and the last is initialized with zeros."""
 
     def __init__(self, channels: int, widths: tuple[int, ...], c_out: int) -> None:
         super().__init__()
@@ -98,7 +97,7 @@ class MDControlNet(DownPath):
 
         Args:
             sample, timestep, encoder_hidden_states: inputs of the UNet, batch B.
-            condition: ``[1, conditioning_channels, H, W]`` in [0, 1], or B of them.
+            condition: ``[1, conditioning_channels, H, W]`` in [0, 1], or with batch B.
         """
         emb = self.time_embedding(timestep)
         x = self.conv_in(sample) + self.controlnet_cond_embedding(condition)
@@ -108,7 +107,7 @@ class MDControlNet(DownPath):
 
 
 def _zero(conv: nn.Conv2d) -> nn.Conv2d:
-    """Set a convolution to zeros, so that training starts from the unchanged UNet, and return it."""
+    """Set a convolution to zeros, so that training starts with the unchanged UNet, and return it."""
     assert conv.bias is not None  # noqa: S101 (made here)
     nn.init.zeros_(conv.weight)
     nn.init.zeros_(conv.bias)
@@ -123,7 +122,7 @@ def skip_widths(unet: MDUNetConfig) -> tuple[int, ...]:
 
 
 def skip_shapes(unet: MDUNetConfig, latent: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    """Return the residuals' shapes for a latent ``[1, C, h, w]``: each skip connection, then the innermost map."""
+    """Return the residuals' shapes for a latent ``[1, C, h, w]``: for each skip connection, then the innermost map."""
     height, width = latent[2:]
     halvings = (0, 0, 1, 1) if unet.unified_inner else (0, 0, 1, 1, 2, 2, 2)
     pairs = [*zip(skip_widths(unet), halvings, strict=True), (unet.block_out_channels[-1], unet.halvings)]
@@ -141,7 +140,7 @@ PLAIN_CONTROLNET: Final[Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class DiffusersControlNetConfig:
-    """``controlnet/config.json`` of diffusers' ControlNetModel, with the same defaults."""
+    """``controlnet/config.json`` of diffusers' ControlNetModel, with diffusers' defaults."""
 
     IGNORED: ClassVar[tuple[str, ...]] = ("addition_embed_type_num_heads",)
     REQUIRED: ClassVar[Mapping[str, Any]] = PLAIN_CONTROLNET
@@ -171,17 +170,17 @@ class DiffusersControlNetConfig:
 
     def __post_init__(self) -> None:
         check_condition_encoder(self.conditioning_channels, self.conditioning_embedding_out_channels)
-        # Check the shared fields with the UNet's config class: values that it refuses are wrong here too.
+        # The UNet's config class checks the shared fields.
         shared = {field.name for field in dataclasses.fields(DiffusersUNetConfig)} & set(dataclasses.asdict(self))
         up = ("CrossAttnUpBlock2D",) * len(self.down_block_types)
         DiffusersUNetConfig(**{name: getattr(self, name) for name in shared}, up_block_types=up)
 
 
 def build_diffusers_controlnet(config: DiffusersControlNetConfig) -> nn.Module:
-    """Build the ControlNet; its parameters are named as in diffusers.
+    """Return the ControlNet, with diffusers' parameter names.
 
     ``(sample, timestep, encoder_hidden_states, condition [1, C, H, W])`` → one residual for each skip connection of the
-    UNet and, last, one for its middle.
+    UNet and, last, one for its middle block.
 
     Raises:
         MissingExtraError: diffusers is not installed.
@@ -198,10 +197,10 @@ def _residuals(controlnet: nn.Module, args: tuple[Any, ...], out: Any) -> tuple[
 
 
 def controlled_shapes(unet: DiffusersUNetConfig, latent: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    """Return the residuals' shapes for a latent ``[1, C, h, w]``: each skip connection, then the UNet's middle."""
+    """Return the residuals' shapes for a latent ``[1, C, h, w]``: for each skip connection, then the middle block."""
     height, width = latent[2:]
     if not isinstance(unet.layers_per_block, int):
-        raise ConfigError("unet/config.json: layers_per_block differs by level; no ControlNet is made for such a UNet")
+        raise ConfigError("unet/config.json: layers_per_block differs by level; ControlNets do not support such a UNet")
     maps = [(unet.block_out_channels[0], 0)]
     for level, channels in enumerate(unet.block_out_channels):
         maps += [(channels, level)] * unet.layers_per_block

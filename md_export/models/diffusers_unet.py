@@ -1,7 +1,7 @@
-"""Stable Diffusion's UNet: diffusers' own module, built from a config of which every field is known here.
+"""Stable Diffusion's UNet: diffusers' module, built from a config in which every field is checked.
 
-What diffusers' class can do beyond Stable Diffusion 1 and 2 and the models pruned or distilled from them (class labels,
-pooled text as in Stable Diffusion XL, other blocks, norms or kernels) is refused by the field that asks for it.
+Supported are Stable Diffusion 1, 2 and XL and the models pruned or distilled from them. For other features of
+diffusers' class (class labels, other blocks, norms or kernels), the error names the field that requests them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _UP_BLOCKS: Final = ("CrossAttnUpBlock2D", "UpBlock2D")
 _MID_BLOCK: Final = "UNetMidBlock2DCrossAttn"
 _MID_BLOCKS: Final = (_MID_BLOCK, "UNetMidBlock2D", None)
 _RANK_OF_TEXT: Final = 3
-# Of guidance: two sines and two cosines.
+# Smallest width of an embedding of guidance: two sines and two cosines.
 _SMALLEST_EMBEDDING: Final = 4
 _PER_LEVEL: Final = (
     "down_block_types",
@@ -33,7 +33,7 @@ _PER_LEVEL: Final = (
     "transformer_layers_per_block",
     "attention_head_dim",
 )
-# Fields with the only value that is read; another would make another function.
+# Fields with only one supported value; another would change the function.
 PLAIN: Final[Mapping[str, Any]] = {
     **dict.fromkeys(
         (
@@ -68,7 +68,7 @@ PLAIN: Final[Mapping[str, Any]] = {
     "resnet_time_scale_shift": "default",
     "time_embedding_type": "positional",
 }
-# Of UNets that were distilled to embed the factor of guidance (LCM).
+# Field of UNets that were distilled to embed the guidance scale (LCM).
 _OF_LCM: Final = "time_cond_proj_dim"
 _OF_XL: Final = (
     "addition_embed_type",
@@ -80,10 +80,10 @@ _OF_XL: Final = (
 
 @dataclass(frozen=True)
 class DiffusersUNetConfig:
-    """``unet/config.json`` of diffusers' UNet2DConditionModel; defaults are its own.
+    """``unet/config.json`` of diffusers' UNet2DConditionModel, with diffusers' defaults.
 
-    ``attention_head_dim`` is the number of heads, whatever its name says (diffusers' issue 2011). A pruned UNet may
-    have no ``mid_block_type``.
+    ``attention_head_dim`` is the number of heads, despite its name (diffusers' issue 2011). ``mid_block_type`` may be
+    None in a pruned UNet.
     """
 
     IGNORED: ClassVar[tuple[str, ...]] = ("dropout", "addition_embed_type_num_heads")
@@ -136,35 +136,35 @@ class DiffusersUNetConfig:
 
     @property
     def why_no_adapter(self) -> str:
-        """Reason why no adapter is read beside it; empty where one is."""
+        """Reason why this UNet does not support an adapter; empty if it does."""
         if "DownBlock2D" not in self.down_block_types[:-1]:
             return ""
         return (
-            f"down_block_types={self.down_block_types}; adapters are read for UNets of which every level but the last "
-            "has attention, as those of Stable Diffusion have"
+            f"down_block_types={self.down_block_types}; adapters need a UNet with attention in every level except the "
+            "last, as in Stable Diffusion"
         )
 
     @property
     def noise_channels(self) -> int:
-        """Channels of its output."""
+        """Channels of the output."""
         return self.out_channels
 
     @property
     def text_channels(self) -> int:
-        """Width of the text that it attends to."""
+        """Width of the text embeddings for cross-attention."""
         return self.cross_attention_dim
 
     @property
     def halvings(self) -> int:
-        """Number of times that a latent's side is halved on its way down."""
+        """Number of times that the down path halves the side of a latent."""
         return len(self.block_out_channels) - 1
 
 
 @dataclass(frozen=True)
 class XLUNetConfig(DiffusersUNetConfig):
-    """The same of Stable Diffusion XL, which adds the pooled text and the picture's size to the time embedding.
+    """``unet/config.json`` of Stable Diffusion XL, with pooled text and picture size added to the time embedding.
 
-    ``transformer_layers_per_block`` may differ within a level; the way up then has its own.
+    ``transformer_layers_per_block`` may differ within a level; the up blocks then have a separate field.
     """
 
     REQUIRED: ClassVar[Mapping[str, Any]] = {name: PLAIN[name] for name in PLAIN if name not in (*_OF_XL, _OF_LCM)}
@@ -176,7 +176,7 @@ class XLUNetConfig(DiffusersUNetConfig):
 
 
 def _per_level(value: Any, levels: int) -> tuple[Any, ...]:
-    """One value for each level, where a config gives one for all."""
+    """Return one value per level; a single value applies to all levels."""
     return tuple(value) if isinstance(value, (tuple, list)) else (value,) * levels
 
 
@@ -187,7 +187,7 @@ def _all_of(field: str, values: tuple[str, ...], allowed: tuple[str, ...]) -> No
 
 
 def from_diffusers(module: str, what: str) -> Any:
-    """Import a module of diffusers; raises :class:`MissingExtraError`, which tells ``what`` diffusers does."""
+    """Return a module of diffusers; raise :class:`MissingExtraError` if it is missing, with ``what`` needs it."""
     try:
         return import_quietly(module, "diffusers")
     except (ImportError, MissingExtraError) as error:
@@ -197,14 +197,14 @@ def from_diffusers(module: str, what: str) -> Any:
 
 
 def build_diffusers_unet(config: DiffusersUNetConfig, guidance: float | None = None) -> nn.Module:
-    """``(sample [B, C, h, w], timestep [1], encoder_hidden_states [B, L, D])`` → ``[B, C, h, w]``, as our own UNet.
+    """Return the UNet: ``(sample [B, C, h, w], timestep [1], encoder_hidden_states [B, L, D])`` → ``[B, C, h, w]``.
 
-    Stable Diffusion XL's takes ``text_embeds [B, P]`` and ``time_ids [B, 6]`` after these. The other
-    takes residuals: one for each level, of an adapter, or one for each skip connection and the last for
-    the middle, of a ControlNet. Parameters have the names that diffusers gives them.
+    For Stable Diffusion XL, ``text_embeds [B, P]`` and ``time_ids [B, 6]`` follow. For others, residuals may follow:
+    one per level from an adapter, or one per skip connection and then one for the middle block from a ControlNet.
+    Parameters have diffusers' names.
 
-    ``guidance``: that a UNet with ``time_cond_proj_dim`` embeds. It is constant: once weights are loaded, its embedding
-    is in the first bias of the timestep's, and the layer that computed it is removed.
+    ``guidance``: scale that a UNet with ``time_cond_proj_dim`` embeds. It is constant: when weights are loaded, its
+    embedding is added to the first bias of the time embedding, and the layer that computed it is removed.
 
     Raises:
         MissingExtraError: diffusers is not installed.
@@ -218,7 +218,7 @@ def build_diffusers_unet(config: DiffusersUNetConfig, guidance: float | None = N
         unet.register_forward_pre_hook(_residuals_by_name, with_kwargs=True)
     if guidance is not None:
         unet.register_load_state_dict_post_hook(partial(_fold_guidance, guidance))  # type: ignore[no-untyped-call]
-    # Of diffusers' own answer, a dataclass of one tensor.
+    # diffusers returns a dataclass with one tensor.
     unet.register_forward_hook(_only_sample)
     return unet
 
@@ -229,7 +229,7 @@ def _fold_guidance(guidance: float, unet: Any, _keys: object) -> None:
     if embedding.cond_proj is not None:
         added = embedding.cond_proj(embedded_guidance(guidance, embedding.cond_proj.in_features))
         first = embedding.linear_1
-        # A new tensor: the checkpoint's may be mapped from its file.
+        # A new tensor, because the checkpoint's may be mapped read-only from its file.
         first.bias = nn.Parameter(first.bias + first.weight @ added, requires_grad=False)
         embedding.cond_proj = None
 
@@ -245,7 +245,7 @@ def embedded_guidance(guidance: float, width: int) -> Tensor:
 def _residuals_by_name(
     unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    # The text is what they follow, also where a rewrite has folded the timestep away.
+    # Residuals follow the text, which is found by its rank, because a rewrite may have removed the timestep.
     after = next((place + 1 for place, value in enumerate(args) if value.ndim == _RANK_OF_TEXT), len(args))
     given, residuals = args[:after], args[after:]
     if not residuals:
@@ -269,7 +269,7 @@ def _added_by_name(
 
 
 def _as_given(layer: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:  # noqa: ARG001 (the hook's signature)
-    """Sine and cosine are computed in float32; the pooled text that they are joined to may have half of it."""
+    """Convert sine and cosine, computed in float32, to the layer's input dtype, which may be float16."""
     return out.to(args[0].dtype)
 
 

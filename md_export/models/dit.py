@@ -1,6 +1,6 @@
-"""DiT's transformer (arXiv 2212.09748): it computes what diffusers' DiTTransformer2DModel computes.
+"""DiT's transformer (arXiv 2212.09748): the same function as diffusers' DiTTransformer2DModel.
 
-As in diffusers each block holds an embedding of the timestep and of the class.
+As in diffusers, each block has an embedding of the timestep and of the class.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class DiTConfig(PatchConfig):
 
 
 class LabelEmbedding(nn.Module):
-    """A row for each class, and the last for none."""
+    """A table with a row for each class, and a last row for no class."""
 
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class LabelEmbedding(nn.Module):
 
 
 class DiTBlock(PatchBlock):
-    """A block with a conditioning of its own."""
+    """A block with a separate conditioning."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__(config)
@@ -77,7 +77,7 @@ class DiT(PatchTransformer):
         self.proj_out_2 = nn.Linear(config.width, self.outputs)
 
     def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor) -> Tensor:
-        """``[B, C, H, W]``, ``[1]``, ``[B]`` int → noise ``[B, C, H, W]``; the label after the last class is none."""
+        """``[B, C, H, W]``, ``[1]``, ``[B]`` int → noise ``[B, C, H, W]``; the label after the last class: no class."""
         x = self.layout.enter(self.pos_embed(sample))
         for block in self.transformer_blocks:
             x = block(x, timestep, class_labels)

@@ -1,6 +1,6 @@
-"""The model graph: components as rows, and typed references from each input to the value that feeds it.
+"""Model graph: rows of components, with a typed reference from each input to the value that feeds it.
 
-Nothing here loads torch.
+This module does not import torch.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Port:
-    """One input of a component, or one for each of the values of its source.
+    """One input of a component, or several if its source has several values.
 
     Attributes:
-        name: the input's; the beginning of the inputs' where the source has many.
-        source: the value that it takes.
-        kind: of the input, where ``beside`` makes it another than the source's.
-        beside: values that are joined to it along ``axis``, in groups; a group may be left out where its first value is
-            given by a request or the sampler.
-        batched: guidance doubles it, to the empty prompt's and the prompt's.
-        when: the given value without which the port may stay empty.
-        times: a given value with a factor for each row, where there is one.
+        name: name of the input, or prefix of the names of several.
+        source: value that feeds the input.
+        kind: kind of the input, if ``beside`` makes it differ from the source's.
+        beside: groups of values that are concatenated to it along ``axis``; a group is optional if its first value
+            comes from a request or the sampler.
+        batched: with guidance its batch has two samples, for the empty prompt and for the prompt.
+        when: without this value of the request, the input is optional.
+        times: value with a factor for each row, which is optional.
     """
 
     name: str
@@ -47,15 +47,15 @@ class Port:
     times: Value | None = None
 
     def specs(self, config: ModelConfig) -> tuple[TensorSpec, ...]:
-        """Specs of the inputs, for one prompt."""
+        """Return the specs of the inputs for one prompt."""
         return (self.kind or self.source.kind).specs(self.name, config)
 
     def covers(self, name: str) -> bool:
-        """Whether an input of that name is the port's."""
+        """Return whether an input with this name belongs to the port."""
         return name.startswith(self.name) if self.source.kind.many else name == self.name
 
     def read(self, values: Arrays, called: Called, call: int | None) -> dict[str, Array]:
-        """Find the inputs by name; KeyError for one that should be there."""
+        """Return the inputs by name; raise KeyError if a required one is missing."""
         found = self.source.read(values, called, call)
         if not found and (self.when is None or self.when.key in values):
             raise KeyError(self.source.key)
@@ -82,13 +82,13 @@ def _joined(value: Array, more: list[Array], axis: int) -> Array:
 
 
 def _times(value: Array, factors: Array | None) -> Array:
-    """Rows ``[B, …]``, each times its factor ``[B]``."""
+    """Return rows ``[B, …]``, each multiplied by its factor ``[B]``."""
     return value if factors is None else value * factors.reshape(-1, *[1] * (value.ndim - 1)).astype(value.dtype)
 
 
 @dataclass(frozen=True)
 class Output:
-    """One output of a component; where its kind is of many, the beginning of their names."""
+    """One output of a component; for a kind with many values, ``name`` is the prefix of their names."""
 
     name: str
     kind: Kind
@@ -99,12 +99,12 @@ class Component:
     """One exported part of a model.
 
     Attributes:
-        folder: of its config and weights in a checkpoint, which several components may share.
-        build: torch module for a checkpoint's configs.
-        key_prefixes: of the names of its weights in the folder's files.
-        unused: whether a weight in these files, by its name, is one that it does not have.
-        optional: checkpoints may do without it.
-        needed: whether a picture of such a checkpoint needs it.
+        folder: folder of its config and weights in a checkpoint; several components may share it.
+        build: returns its torch module for a checkpoint's configs.
+        key_prefixes: prefixes of its weights' names in the folder's files.
+        unused: whether the weight with this name in these files is not used.
+        optional: a checkpoint may lack it.
+        needed: whether pictures of a checkpoint with these configs need it.
     """
 
     name: str
@@ -119,43 +119,43 @@ class Component:
     needed: Callable[[ModelConfig], bool] = lambda _: True
 
     def __getitem__(self, output: str) -> Value:
-        """Return the reference to an output; KeyError for one that it does not give."""
+        """Return the reference to an output; raise KeyError for an unknown one."""
         kinds = {one.name: one.kind for one in self.outputs}
         return Value(self.name, output, kinds[output], self.called)
 
     @property
     def is_first(self) -> bool:
-        """Whether no other component feeds it."""
+        """Whether none of its inputs comes from another component."""
         return all(port.source.node == "given" for port in self.inputs)
 
     def is_asked(self, values: Arrays) -> bool:
-        """Whether all is given that it takes of a request."""
+        """Return whether ``values`` has all inputs that a request must provide."""
         given = [port.source for port in self.inputs if port.source.node == "given"]
         return all(source.read(values, "once", None) for source in given)
 
     def input_specs(self, config: ModelConfig) -> tuple[TensorSpec, ...]:
-        """Inputs for one prompt, in the order in which the module takes them."""
+        """Return the specs of the inputs for one prompt, in the order of the module's parameters."""
         return tuple(spec for port in self.inputs for spec in port.specs(config))
 
     def output_specs(self, config: ModelConfig) -> tuple[TensorSpec, ...]:
-        """Outputs for one prompt, in the order in which the module gives them."""
+        """Return the specs of the outputs for one prompt, in the order of the module's results."""
         return tuple(spec for output in self.outputs for spec in output.kind.specs(output.name, config))
 
     def may_lack(self, name: str) -> bool:
-        """Whether an input may be left out, which then adds nothing."""
+        """Return whether an input is optional; without it nothing is added."""
         return any(port.when is not None and port.covers(name) for port in self.inputs)
 
     def neutral(self, specs: Sequence[TensorSpec]) -> dict[str, Array]:
-        """Return values for the inputs of an artifact that may be left out, which then add nothing."""
+        """Return values without effect for the optional inputs of an artifact."""
         pairs = [(port, spec) for port in self.inputs if port.when for spec in specs if port.covers(spec.name)]
         return {f"{port.source.key}{spec.name.removeprefix(port.name)}": spec.zeros()[:1] for port, spec in pairs}
 
     def is_shared(self, name: str) -> bool:
-        """Whether guidance leaves an input or output as it is, one for both prompts."""
+        """Return whether an input or output is shared by both prompts of guidance."""
         return any(not port.batched and port.covers(name) for port in self.inputs)
 
     def chunks(self, count: int) -> tuple[Component, ...]:
-        """Return rows of its chunks: each may take all that it takes, and what the chunks before give."""
+        """Return the rows of its chunks; each may have all inputs of the whole, and the outputs of earlier chunks."""
         rows: list[Component] = []
         for name in chunk_names(self.name, count):
             earlier = (Port(BORDER, row[BORDER], batched=False) for row in rows)
@@ -164,7 +164,7 @@ class Component:
         return tuple(rows)
 
     def read(self, values: Arrays, call: int | None = None) -> dict[str, Array]:
-        """Inputs of one call, given the values on the way to a picture; KeyError for one that should be there."""
+        """Return the inputs of one call from a picture's values; raise KeyError if a required one is missing."""
         batch = 2 if self.called == "per step" and is_guided(values) else 1
         found = {}
         for port in self.inputs:
@@ -176,21 +176,21 @@ class Component:
 
 @dataclass(frozen=True)
 class Form:
-    """The files that a family's checkpoints are recognized and written by.
+    """Properties by which a family's checkpoints are recognized and written.
 
     Attributes:
-        name: of the family; also of the architecture that stands for it.
-        title: as people call its models.
-        pipeline: diffusers' class of the whole.
-        classes: library and class of what each folder holds.
-        earlier_class: the denoiser's, as older versions of its library saved it.
-        denoiser: of the fields of its ``config.json``.
-        marks: values of these fields that tell it from another family with the same class.
+        name: name of the family and of its default architecture.
+        title: name for users.
+        pipeline: diffusers' pipeline class.
+        classes: library and class of the model in each folder.
+        earlier_class: class of the denoiser in files of older diffusers versions.
+        denoiser: config class of the denoiser.
+        marks: values of config fields that distinguish it from another family with the same class.
         controlnet: of the fields of ``config.json``; None where ControlNets are not read.
-        libraries: distributions beside torch and transformers that compute it.
-        vae: fields of ``vae/config.json`` that its checkpoints may leave out.
+        libraries: distributions that it needs besides torch and transformers.
+        vae: defaults of ``vae/config.json`` for fields that its checkpoints may leave out.
         one_step: its models are trained to make a picture in one step.
-        zeros_for_empty: guidance leads away from zeros instead of the empty prompt, unless model_index.json denies it.
+        zeros_for_empty: unconditional text embeddings are zeros, unless model_index.json says otherwise.
     """
 
     name: FamilyName
@@ -209,16 +209,16 @@ class Form:
 
 @dataclass(frozen=True)
 class Family:
-    """Models of one wiring: their components in the order in which they run.
+    """Models with the same graph; ``components`` are in the order in which they run.
 
     Attributes:
-        outside: values that requests and the sampler feed into the components.
-        denoised: the output that each step of the sampler takes.
-        encoded: the output that a given picture's latents are.
-        image: the output that is the picture.
-        tokens: token ids of a prompt, by the folder of the tokenizer that makes them.
-        whole: the denoiser, where ``components`` has its chunks.
-        rows: the components by name, and the whole.
+        outside: values from requests and the sampler.
+        denoised: output of the denoiser, which each step of the sampler reads.
+        encoded: output of the VAE encoder: the latents of a given picture.
+        image: output that is the picture.
+        tokens: token ids of a prompt, by folder of the tokenizer.
+        whole: the whole denoiser, if ``components`` has its chunks.
+        rows: components by name, including ``whole``.
     """
 
     form: Form
@@ -232,7 +232,7 @@ class Family:
     rows: dict[str, Component] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Refuse a graph in which an input has no producer. ValueError names both."""
+        """Raise ValueError, which names both, if an input has no producer."""
         known = {value.key for value in self.outside}
         for component in self.components:
             for port in component.inputs:
@@ -252,16 +252,16 @@ class Family:
             for source in value.alternatives():
                 if source.key not in known:
                     raise ValueError(
-                        f"{self.form.name}: {component.name}.{port.name} takes {source.key}, which nothing before it "
-                        f"gives; known are {', '.join(sorted(known))}"
+                        f"{self.form.name}: {component.name}.{port.name} needs {source.key}, which no component before "
+                        f"it returns; known are {', '.join(sorted(known))}"
                     )
 
     def __getitem__(self, name: str) -> Component:
-        """Return a component's row; KeyError for a name that the family does not have."""
+        """Return a component's row; raise KeyError for an unknown name."""
         return self.rows[name]
 
     def cut(self, count: int) -> Family:
-        """Return the same family with its denoiser in so many chunks."""
+        """Return the family with its denoiser cut into ``count`` chunks."""
         whole = self[self.denoised.node]
         chunks = whole.chunks(count)
         components = ((chunks if row is whole else (row,)) for row in self.components)
@@ -275,13 +275,13 @@ class Family:
 
     @property
     def required(self) -> tuple[Component, ...]:
-        """Rows of the components that every checkpoint has."""
+        """Rows of the components that are not optional."""
         return tuple(component for component in self.components if not component.optional)
 
     def of(self, names: Collection[str]) -> tuple[Component, ...]:
-        """Rows of all parts of a checkpoint or export that has the components ``names``, in order.
+        """Return the rows of all parts of a checkpoint or export with the components ``names``, in order.
 
-        A component in the same folder as one of these is there, too.
+        This includes components in the same folder as one of these.
         """
         folders = {self.rows[name].folder for name in names}
         return tuple(component for component in self.components if component.folder in folders)

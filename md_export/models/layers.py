@@ -1,6 +1,6 @@
-"""Building blocks shared by the UNet and the VAE: convolution blocks, attention, gated feed-forward.
+"""Layers shared by the UNet and the VAE: convolution blocks, attention, gated feed-forward.
 
-Module and parameter names are diffusers' names, so that a state dict in that layout loads as it is.
+Module and parameter names are those of diffusers, so that its state dicts load unchanged.
 All feature maps are ``[B, C, H, W]``, all token sequences ``[B, L, C]``.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class Gelu(nn.Module):
-    """Exact (erf) GELU. A module of its own so that a rewrite can find and replace it."""
+    """Exact (erf) GELU; a separate module, so that a rewrite can find and replace it."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.gelu(x)
@@ -53,8 +53,8 @@ class TimestepEmbedding(nn.Module):
     """Sinusoidal embedding followed by a two-layer MLP: ``[B]`` → ``[B, dim]``.
 
     Cosine first and no frequency shift, as in Stable Diffusion. Angle, sine and cosine are computed in
-    float32: at t = 999 half precision is off by up to 0.32. Whoever halves this module must leave
-    ``frequencies`` in float32.
+    float32: at t = 999 half precision has an error of up to 0.32. Code that converts this module to half
+    precision must keep ``frequencies`` in float32.
     """
 
     frequencies: Tensor
@@ -99,8 +99,8 @@ class ResnetBlock(nn.Module):
 class SepConvBlock(nn.Module):
     """Separable convolution (SPConv): depthwise 3×3 → GroupNorm → 1×1 up → swish → 1×1 down.
 
-    ``time`` says where the time embedding enters: ``scale_shift`` on the norm's output
-    (h·(1+s)+b), ``after_dw`` added before the norm, ``hidden`` added on the expanded channels.
+    ``time``: where the time embedding is applied: ``scale_shift`` on the norm's output (h·(1+s)+b),
+    ``after_dw`` added before the norm, ``hidden`` added to the expanded channels.
     """
 
     def __init__(self, c_in: int, c_out: int, hidden: int, groups: int, eps: float, time_dim: int, time: str) -> None:
@@ -132,10 +132,10 @@ class SepConvBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention; self-attention holds one ``to_kv`` that serves as both K and V (section 3.2).
+    """Multi-head attention; self-attention has one projection ``to_kv`` for both K and V (section 3.2).
 
-    ``context_dim=None`` makes it self-attention, else K and V are projected from ``[B, Lk, context_dim]``. ``bias``: of
-    the projections to Q, K and V.
+    ``context_dim``: None for self-attention, else K and V are projected from ``[B, Lk, context_dim]``. ``bias``: the
+    projections to Q, K and V have a bias.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
 
     def keys_values(self, source: Tensor, form: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """K and V of ``source``, each passed through ``form``; one tensor where they share a projection."""
+        """Return K and V of ``source`` after ``form``; the same tensor if they share a projection."""
         if self.shares_kv:
             both = form(self.to_kv(source))
             return both, both
@@ -166,7 +166,7 @@ class Attention(nn.Module):
         return x.reshape(batch, length, self.heads, self.head_dim).transpose(1, 2)
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """``mask`` is added to the scores ``[B, heads, Lq, Lk]``."""
+        """``[B, Lq, C]`` → ``[B, Lq, C]``; ``mask`` is added to the scores ``[B, heads, Lq, Lk]``."""
         q = self._split_heads(self.to_q(x))
         k, v = self.keys_values(x if context is None else context, self._split_heads)
         scores = torch.matmul(q * self.scale, k.transpose(-1, -2))
@@ -192,7 +192,7 @@ class GluProjection(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Gated feed-forward; ``net.1`` is the dropout slot of diffusers and holds nothing."""
+    """Gated feed-forward; ``net.1`` is an empty slot for diffusers' dropout."""
 
     def __init__(self, dim: int, expansion: int, act: str) -> None:
         super().__init__()

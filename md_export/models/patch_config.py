@@ -1,4 +1,4 @@
-"""The fields of ``transformer/config.json`` that DiT and PixArt share."""
+"""Fields of ``transformer/config.json`` that DiT and PixArt share."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any, ClassVar, Final
 
 from md_export.errors import ConfigError
 
-# Of positions; several times what any known model of this kind has.
+# Limit of the table of positions: several times the size in any known model of this kind.
 _LARGEST_TABLE: Final = 1 << 27
-# Fields with the only value that is read; another would make another function.
+# Fields with only one supported value; another would change the function.
 PLAIN: Final[Mapping[str, Any]] = {
     "activation_fn": "gelu-approximate",
     "attention_bias": True,
     "norm_elementwise_affine": False,
-    # Of diffusers' Transformer2DModel, as which the first checkpoints were saved.
+    # Fields of diffusers' Transformer2DModel, the class of the first checkpoints.
     "attention_type": "default",
     "double_self_attention": False,
     "num_vector_embeds": None,
@@ -26,7 +26,7 @@ PLAIN: Final[Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class PatchConfig:
-    """Fields that both configs have; defaults are diffusers' own."""
+    """Fields of both configs, with diffusers' defaults."""
 
     IGNORED: ClassVar[tuple[str, ...]] = ("dropout", "norm_num_groups", "upcast_attention")
     FOLDER: ClassVar[str] = "transformer"
@@ -53,12 +53,12 @@ class PatchConfig:
         if self.width % 4:
             raise ConfigError(
                 f"num_attention_heads={self.num_attention_heads} times attention_head_dim={self.attention_head_dim} "
-                "must be a multiple of 4: a quarter of the channels holds the sines of a row"
+                "must be a multiple of 4: a quarter of the channels has the sines of a row"
             )
         if self.predicted not in (self.in_channels, 2 * self.in_channels):
             raise ConfigError(
                 f"out_channels={self.out_channels} must be in_channels={self.in_channels}, or twice as many for a "
-                "model that predicts a variance beside the noise"
+                "model that also predicts a variance"
             )
 
     @property
@@ -68,25 +68,25 @@ class PatchConfig:
 
     @property
     def predicted(self) -> int:
-        """Channels of the output before the variance is cut."""
+        """Channels of the output, including the variance."""
         return self.out_channels or self.in_channels
 
     @property
     def noise_channels(self) -> int:
-        """Channels of the output once the variance is cut."""
+        """Channels of the output without the variance."""
         return self.in_channels
 
     @property
     def text_channels(self) -> int:
-        """Width of the text that it attends to; 0 for none."""
+        """Width of the text embeddings for cross-attention; 0 without text."""
         return 0
 
     @property
     def halvings(self) -> int:
-        """Number of times that a patch halves the side of a latent."""
+        """Number of times that patches halve the side of a latent."""
         return self.patch_size.bit_length() - 1
 
     @property
     def scale(self) -> float:
-        """Factor by which positions are closer than those of 1, 2, 3, … patches."""
+        """Divisor of the positions 0, 1, 2, … of patches."""
         return 1.0

@@ -1,7 +1,7 @@
-"""Layers that DiT and PixArt share: transformers on patches of a latent, in the files beside this one.
+"""Layers of transformers on patches of a latent, shared by DiT and PixArt.
 
-Module and parameter names are diffusers', so that its state dicts load as they are. The models also predict a variance,
-in the second half of the output channels, which no sampler here reads: it is cut.
+Module and parameter names are those of diffusers, so that its state dicts load unchanged. The models also predict a
+variance in the second half of the output channels; it is removed, because no sampler here uses it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from md_export.models.layers import Attention, Softmax, TimestepEmbedding
 from md_export.models.patch_config import PatchConfig
 
-# Channels of a sine and cosine table; epsilon of the norms that no config sets; a block's shifts, scales and gates.
+# Channels of the sine and cosine table; default epsilon of norms; number of a block's shifts, scales and gates.
 _WAVES: Final = 256
 _EPS: Final = 1e-6
 MODULATIONS: Final = 6
@@ -25,16 +25,16 @@ Cells = tuple[int, int]
 
 
 def embedding_of_time(width: int, shift: int = 0) -> TimestepEmbedding:
-    """Return a time embedding with the frequencies that diffusers computes for its ``downscale_freq_shift``."""
+    """Return a time embedding with diffusers' frequencies for ``downscale_freq_shift=shift``."""
     embedding, half = TimestepEmbedding(_WAVES, width), _WAVES // 2
     embedding.frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32) / (half - shift))
     return embedding
 
 
 def positions(config: PatchConfig, cells: Cells) -> Tensor:
-    """Sines and cosines of each patch's place ``[1, width, h, w]``: of its column in half of the channels, then row.
+    """Return sines and cosines of each patch's position ``[1, width, h, w]``, first for the column, then for the row.
 
-    Other sizes than the trained one have the same span of places, as in diffusers.
+    Latents of other sizes than the trained one have the same range of positions, as in diffusers.
     """
     quarter, trained = config.width // 4, config.sample_size // config.patch_size
     waves = 10000 ** (torch.arange(quarter, dtype=torch.float64)[:, None] / quarter)
@@ -49,7 +49,7 @@ def positions(config: PatchConfig, cells: Cells) -> Tensor:
 
 
 class VectorLinear(nn.Linear):
-    """A linear on vectors ``[B, C]``, which rewrites of tokens leave as it is."""
+    """A linear on vectors ``[B, C]``; rewrites of tokens do not change it."""
 
 
 class GeluProjection(nn.Module):
@@ -64,7 +64,7 @@ class GeluProjection(nn.Module):
 
 
 class PlainFeedForward(nn.Module):
-    """Linear, GELU, linear; ``net.1`` is the dropout slot of diffusers and holds nothing."""
+    """Linear, GELU, linear; ``net.1`` is an empty slot for diffusers' dropout."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -77,11 +77,11 @@ class PlainFeedForward(nn.Module):
 
 
 class Conditioning(nn.Module):
-    """Embedding of the timestep, and of a class or of the picture's size where the model is conditioned on them.
+    """Embedding of the timestep and, in some models, of a class or of the picture's size.
 
     ``classes``: labels ``[B]`` → ``[B, width]``. ``size``: height, width and aspect ratio of the picture. They are
-    constant: once weights are loaded, their embedding is in the last bias of the timestep's, and the layers that
-    computed it are removed.
+    constant: when weights are loaded, their embedding is added to the last bias of the time embedding, and the layers
+    that computed it are removed.
     """
 
     size: Tensor | None
@@ -97,7 +97,7 @@ class Conditioning(nn.Module):
             self.register_load_state_dict_post_hook(_fold_size)  # type: ignore[no-untyped-call]
 
     def of_size(self) -> Tensor | None:
-        """``[1, width]``; None where the size is not embedded, or its embedding is in the bias."""
+        """Return the embedding of the size, ``[1, width]``; None if there is no size, or it is already in the bias."""
         if self.size is None:
             return None
         both = self.resolution_embedder(self.size[:2]), self.aspect_ratio_embedder(self.size[2:])
@@ -116,14 +116,14 @@ class Conditioning(nn.Module):
 def _fold_size(emb: Any, _keys: object) -> None:
     if emb.size is not None:
         last = emb.timestep_embedder.linear_2
-        # A new tensor: the checkpoint's may be mapped from its file.
+        # A new tensor, because the checkpoint's may be mapped read-only from its file.
         last.bias = nn.Parameter(last.bias + emb.of_size()[0], requires_grad=False)
         emb.size = None
         del emb.resolution_embedder, emb.aspect_ratio_embedder
 
 
 class Modulation(nn.Module):
-    """The conditioning, and the linear that makes shifts, scales and gates of it."""
+    """The conditioning, and the linear that computes shifts, scales and gates from it."""
 
     def __init__(self, width: int, emb: Conditioning) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class Modulation(nn.Module):
 
 
 class Tokens:
-    """Layout of tokens with channels last, ``[B, L, C]``. A rewrite may put another layout in its place."""
+    """Layout of tokens with channels last, ``[B, L, C]``. A rewrite may replace it by another layout."""
 
     def enter(self, patches: Tensor) -> Tensor:
         """``[B, C, h, w]`` → tokens."""
@@ -148,11 +148,11 @@ class Tokens:
         return hidden
 
     def mask(self, added: Tensor, heads: int) -> Tensor:  # noqa: ARG002 (a layout with heads in the batch needs it)
-        """``[B, L]`` → what is added to scores."""
+        """Return the mask ``[B, L]`` in the shape that is added to the scores."""
         return added[:, None, None]
 
     def along(self, vector: Tensor) -> Tensor:
-        """``[B, C]`` → the same for all tokens."""
+        """Return a vector ``[B, C]`` in the shape that broadcasts over all tokens."""
         return vector[:, None]
 
     def leave(self, tokens: Tensor, high: int, wide: int) -> Tensor:
@@ -161,7 +161,7 @@ class Tokens:
 
 
 class PatchModule(nn.Module):
-    """A module that computes on tokens in some layout."""
+    """Base of modules that compute on tokens in a layout."""
 
     layout: Tokens
 
@@ -170,12 +170,12 @@ class PatchModule(nn.Module):
         self.layout = Tokens()
 
     def modulated(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        """``x·(1 + scale) + shift`` for tokens; shift and scale are ``[B, C]``."""
+        """Return ``x·(1 + scale) + shift`` for tokens; shift and scale are ``[B, C]``."""
         return x * (1 + self.layout.along(scale)) + self.layout.along(shift)
 
 
 class PatchBlock(PatchModule):
-    """Self-attention and feed-forward, each behind a modulated norm and before a gate."""
+    """Self-attention and feed-forward, each after a modulated norm and before a gate."""
 
     def __init__(self, config: PatchConfig) -> None:
         super().__init__()
@@ -183,19 +183,19 @@ class PatchBlock(PatchModule):
         self.ff = PlainFeedForward(config.width)
 
     def gated(self, x: Tensor, branch: nn.Module, norm: nn.Module, by: tuple[Tensor, ...]) -> Tensor:
-        """Add a branch; ``by``: shift, scale and gate ``[B, C]``."""
+        """Return x plus a gated branch; ``by``: shift, scale and gate ``[B, C]``."""
         shift, scale, gate = by
         out: Tensor = x + self.layout.along(gate) * branch(self.modulated(norm(x), shift, scale))
         return out
 
 
 def plain_norm(width: int, eps: float = _EPS) -> nn.LayerNorm:
-    """Return a norm without a factor and a shift of its own."""
+    """Return a LayerNorm without gamma and beta."""
     return nn.LayerNorm(width, eps, elementwise_affine=False)
 
 
 class PatchEmbedding(nn.Module):
-    """The convolution that makes tokens of patches, and their positions."""
+    """The convolution from patches to tokens, and the table of positions that is added."""
 
     table: Tensor
 
@@ -221,11 +221,11 @@ class PatchTransformer(PatchModule):
         self.norm_out = plain_norm(config.width)
 
     def made(self, patches: Tensor) -> Tensor:
-        """``[B, outputs, …]`` tokens → ``[B, in_channels, H, W]``: each token's patch, without the variance."""
+        """Return ``[B, in_channels, H, W]`` of tokens ``[B, outputs, …]``: each token's patch, without the variance."""
         patch = self.patch
         high, wide = (side // patch for side in self.cells)
         last = self.layout.leave(patches, high, wide)
-        # Channels are (row, column, channel) of a patch: columns by a reshape alone, then rows. Ranks stay at 4.
+        # Channels are (row, column, channel) of a patch. A reshape moves columns out, then rows, with rank 4 at most.
         rows = [row.reshape(len(last), high, wide * patch, -1) for row in last.chunk(patch, dim=3)]
         woven = torch.cat(rows, dim=2).reshape(len(last), high * patch, wide * patch, -1)
         return woven[..., : self.channels].permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""PixArt-α's and -Σ's transformer (arXiv 2310.00426, 2403.04692): it computes what diffusers' module computes."""
+"""PixArt-α's and -Σ's transformer (arXiv 2310.00426, 2403.04692): the same function as diffusers' module."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from md_export.models.patch_transformer import (
 )
 from md_export.models.text_encoder import MASKED
 
-# PixArt-α's size at which it also embeds the picture's size and aspect ratio.
+# Size of the PixArt-α model that also embeds the picture's size and aspect ratio.
 _SIZED: Final = 128
 
 
@@ -58,12 +58,12 @@ class PixArtConfig(PatchConfig):
 
     @property
     def text_channels(self) -> int:
-        """Width of the text encoder's output."""
+        """Width of the text embeddings."""
         return self.caption_channels
 
     @property
     def scale(self) -> float:
-        """As diffusers chooses it from the size where the config does not give it."""
+        """Divisor of the positions; by default computed from the size as in diffusers."""
         return float(self.interpolation_scale or max(self.sample_size // 64, 1))
 
     @property
@@ -87,7 +87,7 @@ class CaptionProjection(nn.Module):
 
 
 class PixArtBlock(PatchBlock):
-    """A block with text, and a table that is added to the one modulation of all blocks."""
+    """A block with cross-attention, and a table that is added to the modulation, which all blocks share."""
 
     def __init__(self, config: PixArtConfig) -> None:
         super().__init__(config)
@@ -97,7 +97,7 @@ class PixArtBlock(PatchBlock):
         self.norm1, self.norm2 = plain_norm(width, config.norm_eps), plain_norm(width, config.norm_eps)
 
     def forward(self, x: Tensor, modulation: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        """Tokens, ``[1, 6, C]``, the text's tokens and what is added to their scores → tokens."""
+        """Tokens, modulation ``[1, 6, C]``, text tokens and a mask that is added to their scores → tokens."""
         by = (self.scale_shift_table[None] + modulation).unbind(1)
         x = self.gated(x, self.attn1, self.norm1, by[:3])
         x = x + self.attn2(x, text, mask)

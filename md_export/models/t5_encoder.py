@@ -1,8 +1,8 @@
-"""T5's encoder, as transformers' T5EncoderModel computes it from its state dict.
+"""T5's encoder: the same function as transformers' T5EncoderModel, with its state dict.
 
-Activations of the residual stream pass float16's range in the large T5 (transformers' issue 9295), which is why
-transformers keeps ``wo`` in float32. Here the stream holds a 64th of each value. The function is the same: the stream
-is read by norms alone, which do not depend on its scale, and 64 is a power of two.
+In the large T5, activations of the residual stream exceed float16's range (transformers' issue 9295), so transformers
+keeps ``wo`` in float32. Here the stream has 1/64 of each value. The function is the same, because only norms read the
+stream, they do not depend on its scale, and 64 is a power of two.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ T5_CLASS: Final = "T5EncoderModel"
 # Token ids of a prompt, by diffusers' class of the pipeline.
 LENGTHS: Final[Mapping[str, int]] = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300}
 _FEED_FORWARDS: Final = ("gated-gelu", "relu")
-# Share of the residual stream that is kept; least divisor of a token's channels in a norm.
+# Scale of the residual stream; smallest divisor of a token's channels in a norm.
 SHARE: Final = 2.0**-6
 _LEAST: Final = 2.0**-12
 
 
 @dataclass(frozen=True)
 class T5Config:
-    """``text_encoder/config.json`` of T5EncoderModel; defaults are transformers' own.
+    """``text_encoder/config.json`` of T5EncoderModel, with transformers' defaults.
 
-    ``length``: number of token ids of a prompt, which the pipeline's class decides.
+    ``length``: number of token ids of a prompt; it depends on the pipeline's class.
     """
 
     IGNORED: ClassVar[tuple[str, ...]] = ()
@@ -63,9 +63,10 @@ class T5Config:
 
 
 def buckets(length: int, count: int, most: int) -> Tensor:
-    """Bucket ``[L, L]`` of each key's distance from each query, in both directions (arXiv 1910.10683, section 2.1).
+    """Return the bucket ``[L, L]`` of each key's distance from each query (arXiv 1910.10683, section 2.1).
 
-    A quarter of the ``count`` buckets are for single distances before, as many after; the others widen up to ``most``.
+    Half of the ``count`` buckets are for keys before the query, half for keys after it. In each half, the first half
+    are for single distances, and the others widen up to ``most``.
     """
     half, exact = count // 2, count // 4
     distance = torch.arange(length)[None] - torch.arange(length)[:, None]
@@ -76,9 +77,9 @@ def buckets(length: int, count: int, most: int) -> Tensor:
 
 
 class T5Norm(nn.Module):
-    """Root mean square norm of a residual stream that holds :data:`SHARE` of each value.
+    """Root mean square norm of a residual stream that is scaled by :data:`SHARE`.
 
-    Channels are divided by the largest of the token first: their squares would pass float16's range.
+    Channels are first divided by the token's largest one, because their squares would exceed float16's range.
     """
 
     AXIS: ClassVar[int] = -1
@@ -89,7 +90,7 @@ class T5Norm(nn.Module):
         self.root = eps**0.5 * SHARE
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same shape, channels along ``AXIS``."""
+        """Return the normalized values, in the same shape; channels are along ``AXIS``."""
         inverse = 1.0 / (x.abs().amax(dim=self.AXIS, keepdim=True) + _LEAST)
         near, root = x * inverse, inverse * self.root
         normed = near * torch.rsqrt((near * near).mean(dim=self.AXIS, keepdim=True) + root * root)
@@ -121,7 +122,7 @@ class T5Attention(nn.Module):
 
 
 class T5FeedForward(nn.Module):
-    """Linear, GELU times linear, linear; or with relu and no gate, as the first T5 has it."""
+    """Linear, GELU times linear, linear; or, as in the first T5, linear, relu, linear."""
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()
@@ -134,7 +135,7 @@ class T5FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens → tokens for the residual stream."""
-        # Before the product with the gate, which may pass float16's range, too.
+        # Scale before the product with the gate, which may also exceed float16's range.
         hidden = (F.gelu(self.wi_0(x), approximate="tanh") if self.gated else F.relu(self.wi(x))) * SHARE
         out: Tensor = self.wo(hidden * self.wi_1(x) if self.gated else hidden)
         return out
@@ -198,10 +199,10 @@ class T5Stack(nn.Module):
 
 
 class T5Encoder(nn.Module):
-    """``text_encoder/`` of a checkpoint whose text encoder is T5.
+    """``text_encoder/`` of a checkpoint with T5.
 
-    The biases of all distances, ``position_bias [1, heads, L, L]``, are a constant once weights are loaded, and the
-    table that they were read from is removed.
+    When weights are loaded, the biases of all distances become a constant, ``position_bias [1, heads, L, L]``, and the
+    table that they come from is removed.
     """
 
     position_bias: Tensor | None
@@ -218,14 +219,14 @@ class T5Encoder(nn.Module):
         self.register_load_state_dict_post_hook(_fold_bias)  # type: ignore[no-untyped-call]
 
     def bias(self) -> Tensor:
-        """Added to all scores, ``[1, heads, L, L]``."""
+        """Return the bias that is added to all scores, ``[1, heads, L, L]``."""
         if self.position_bias is not None:
             return self.position_bias
         rows: Tensor = _first_attention(self).relative_attention_bias(self.buckets)
         return rows.permute(2, 0, 1)[None]
 
     def enter(self, tokens: Tensor) -> Tensor:
-        """``[B, L, C]`` → what the blocks compute on; a rewrite may choose another layout."""
+        """Return tokens ``[B, L, C]`` in the layout of the blocks, which a rewrite may change."""
         return tokens
 
     def leave(self, tokens: Tensor) -> Tensor:
@@ -233,7 +234,7 @@ class T5Encoder(nn.Module):
         return tokens
 
     def added(self, mask: Tensor) -> Tensor:
-        """Return what is added to all scores, ``[B, heads, L, L]``, for a mask ``[B, L]``."""
+        """Return the sum of bias and mask ``[B, L]`` that is added to the scores, ``[B, heads, L, L]``."""
         return self.bias().to(mask.dtype) + ((1 - mask) * MASKED)[:, None, None]
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -251,6 +252,6 @@ def _first_attention(encoder: T5Encoder) -> Any:
 def _fold_bias(encoder: Any, _keys: object) -> None:
     attention = _first_attention(encoder)
     if attention.relative_attention_bias is not None:
-        # Persistent: float16 artifacts store it as they store weights.
+        # Persistent, so that float16 artifacts store it as a weight.
         encoder.register_buffer("position_bias", encoder.bias().contiguous())
         attention.relative_attention_bias = None

@@ -1,4 +1,4 @@
-"""CLIP's text encoders: transformers' own module tree, driven without its mask and pooling helpers."""
+"""CLIP's text encoders: transformers' layers, without its helpers for masks and pooling."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import Tensor, nn
 from md_export.errors import ConfigError
 from md_export.system.vendors import import_quietly
 
-# Finite, so that half precision never sees an infinity; exp(-1e4) is 0 in float32 as in float16.
+# Finite, to avoid infinities in half precision; exp(-1e4) is 0 in float32 and in float16.
 MASKED = -1e4
-# Stable Diffusion reads the last layer's output after the final norm; SDXL reads the output of the layer before it,
-# without a norm, and the second encoder's projected vector at the end of the text, too.
+# Stable Diffusion uses the last layer's output after the final norm. SDXL uses the output of the layer before it,
+# without a norm, and also the second encoder's projected vector at the end of the text.
 Reading = Literal["last", "penultimate", "penultimate_and_pooled"]
-# Configs that were saved before transformers 4.31 have this as eos_token_id; the text then ends with the highest id.
+# eos_token_id in configs from before transformers 4.31; the end token is then the one with the highest id.
 _OLD_END: Final = 2
 
 
 class TextEncoder(nn.Module):
-    """``CLIPTextModel`` or ``CLIPTextModelWithProjection``, causal mask as a constant.
+    """``CLIPTextModel`` or ``CLIPTextModelWithProjection`` with the causal mask as a constant.
 
-    Layers and norms that ``reading`` does not depend on are left out. ``skip``: layers that the hidden states leave out
-    before the last two, where the pooled vector reads all.
+    Layers and norms that ``reading`` does not need are left out. ``skip``: number of layers, before the last two, that
+    the hidden states leave out although the pooled vector needs all.
     """
 
     mask: Tensor
@@ -40,7 +40,7 @@ class TextEncoder(nn.Module):
         try:
             clip_config = clip.CLIPTextConfig(**fields)
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"{folder}/config.json is no CLIPTextConfig: {error}") from error
+            raise ConfigError(f"{folder}/config.json is not a CLIPTextConfig: {error}") from error
         clip_config._attn_implementation = "eager"
         if reading == "penultimate":
             clip_config.num_hidden_layers = layers_of(config, reading)
@@ -62,7 +62,7 @@ class TextEncoder(nn.Module):
             self.register_buffer("places", torch.arange(self.length, 0, -1, dtype=torch.float32), persistent=False)
 
     def forward(self, input_ids: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """``[B, 77]`` token ids (int32 or int64) → ``[B, 77, hidden]``, and perhaps ``[B, projection]``."""
+        """``[B, 77]`` token ids (int32 or int64) → ``[B, 77, hidden]``, for some readings with ``[B, projection]``."""
         length = input_ids.shape[1]
         hidden, mask = self.enter(self.embeddings(input_ids=input_ids)), self.mask[:, :, :length, :length]
         if self.text_projection is not None:
@@ -74,10 +74,11 @@ class TextEncoder(nn.Module):
         return self.leave(hidden if self.final_layer_norm is None else self.final_layer_norm(hidden))
 
     def _pooled(self, input_ids: Tensor, hidden: Tensor) -> Tensor:
-        """``[B, projection]`` of the place where the text ends first; padding may have the same id."""
+        """Return ``[B, projection]`` at the first end token; padding may have the same id."""
         assert self.text_projection is not None  # noqa: S101 (only called with it)
-        assert self.final_layer_norm is not None  # noqa: S101 (has one where a projection is)
-        # The first place has the highest number. Plain arithmetic: GPU engines take no look-up by a computed index.
+        assert self.final_layer_norm is not None  # noqa: S101 (exists with a projection)
+        # The first position has the highest number. Plain arithmetic, because GPU engines do not support a lookup by a
+        # computed index.
         found = (input_ids == self.end).to(self.places.dtype) * self.places[: input_ids.shape[1]]
         chosen = F.relu(1.0 - (found.amax(dim=1, keepdim=True) - found))
         tokens = self.leave(self.final_layer_norm(hidden))
@@ -85,7 +86,7 @@ class TextEncoder(nn.Module):
         return self.leave(self.text_projection(self.enter(last)))[:, 0]
 
     def enter(self, tokens: Tensor) -> Tensor:
-        """``[B, L, C]`` → what the layers take; a rewrite changes it."""
+        """Return tokens ``[B, L, C]`` in the layout of the layers, which a rewrite may change."""
         return tokens
 
     def leave(self, hidden: Tensor) -> Tensor:
@@ -94,20 +95,20 @@ class TextEncoder(nn.Module):
 
 
 def layers_of(config: Mapping[str, Any], reading: Reading) -> int:
-    """Number of layers that are computed; transformers' default is 12."""
+    """Return the number of layers that are computed; transformers' default is 12."""
     layers = int(config.get("num_hidden_layers", 12))
     return layers - 1 if reading == "penultimate" else layers
 
 
 def is_unused(name: str, layers: int, also: tuple[str, ...] = ()) -> bool:
-    """Whether a weight is of a layer after the first ``layers``, begins with one of ``also``, or is no weight."""
+    """Return whether a tensor belongs to a layer after the first ``layers`` or to ``also``, or is not a weight."""
     layer = name.removeprefix("encoder.layers.").partition(".")[0]
     above = name.startswith("encoder.layers.") and layer.isdecimal() and int(layer[:_LONGEST_NUMBER]) >= layers
     return above or name.startswith((*_OTHERS, *also))
 
 
 _LONGEST_NUMBER: Final = 9
-# Also in files that hold all of CLIP.
+# Tensors that are not used; the last three are in files of the whole CLIP model.
 _OTHERS: Final = ("embeddings.position_ids", "logit_scale", "vision_model.", "visual_projection.")
 _NOT_FIELDS = frozenset(
     {"architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "_name_or_path"}

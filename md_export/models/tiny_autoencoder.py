@@ -1,6 +1,6 @@
 """The tiny autoencoder (TAESD, by Ollin Boer Bohan) in the layout of diffusers' AutoencoderTiny.
 
-Its files load as they are. Plain convolutions with ReLU and residuals, a few megabytes in place of the VAE's hundreds.
+Its files load unchanged. It has plain convolutions with ReLU and residuals, and a few megabytes instead of hundreds.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from md_export.errors import ConfigError
 
 TINY_CLASS: Final = "AutoencoderTiny"
-# Channels inside a normalized block, as a multiple of its own, and the groups of its norm.
+# Inner channels of a normalized block, as a multiple of its channels, and groups of its norm.
 _WIDER: Final = 4
 
 
 @dataclass(frozen=True)
 class TinyConfig:
-    """``vae/config.json`` of AutoencoderTiny; defaults are diffusers' own.
+    """``vae/config.json`` of AutoencoderTiny, with diffusers' defaults.
 
-    Widths and block counts are the encoder's from the picture on, and the decoder's from the latent on.
-    ``use_midblock_gn``: blocks of the smallest maps have a part with a GroupNorm, as in the autoencoder for FLUX.2's
-    latents. It is the author's name; diffusers has no such field.
+    Widths and block counts are in the order in which they run: for the encoder starting at the picture, for the decoder
+    starting at the latent. ``use_midblock_gn``: blocks of the smallest maps have a part with a GroupNorm, as in the
+    autoencoder for FLUX.2's latents. The author uses this name; diffusers does not have the field.
     """
 
     IGNORED: ClassVar[tuple[str, ...]] = ("block_out_channels", "force_upcast", "latent_magnitude", "latent_shift")
@@ -60,9 +60,9 @@ class TinyConfig:
 
 
 class TinyBlock(nn.Module):
-    """Three 3×3 convolutions with ReLU between, plus the input, then ReLU.
+    """Three 3×3 convolutions with ReLU between them, plus the input, then ReLU.
 
-    ``normalized``: the input is first added to what a GroupNorm between two 1×1 convolutions makes of it.
+    ``normalized``: a branch of 1×1 convolution, GroupNorm, 1×1 convolution is first added to the input.
     """
 
     def __init__(self, channels: int, normalized: bool = False) -> None:
@@ -80,7 +80,7 @@ class TinyBlock(nn.Module):
 
 
 class DoubleSize(nn.Module):
-    """Each pixel → 2×2 pixels."""
+    """Repeat each pixel as 2×2 pixels."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.interpolate(x, scale_factor=2.0, mode="nearest")

@@ -1,7 +1,7 @@
-"""Token ids of a prompt: by CLIP's or T5's tokenizer, which are transformers' own, or the label of a class.
+"""Compute the token ids of a prompt with transformers' CLIP or T5 tokenizer, or the label of a class.
 
-A folder with ``spiece.model``, or with a ``tokenizer.json`` of a Unigram model, is T5's. One with ``labels.json`` holds
-the names of classes, from which a prompt chooses by name or by number.
+A folder with ``spiece.model``, or with the ``tokenizer.json`` of a Unigram model, is for T5. A folder with
+``labels.json`` has the names of classes; a prompt is then the name or number of a class.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from md_export.errors import CheckpointError, MissingExtraError, UsageError
 from md_export.system.files import read_limited
 from md_export.system.vendors import import_quietly
 
-# What a checkpoint without text has in a tokenizer's place, and the file there.
+# Folder in exports that replaces the tokenizer for a model without text, and its file.
 LABELS_FOLDER: Final = "labels"
 LABELS: Final = "labels.json"
 SENTENCEPIECE: Final = "spiece.model"
@@ -35,16 +35,16 @@ _SHOWN: Final = 60
 
 @dataclass(frozen=True)
 class Labels:
-    """Classes of pictures: their number, and the number of each name."""
+    """Classes of pictures: their count, and the class number of each name."""
 
     count: int
     names: Mapping[str, int]
 
     def label(self, prompt: str) -> int:
-        """Return the class that a prompt names, by number or name; of an empty one that after the last, no class.
+        """Return the class number for a prompt, which is a number or name; ``count``, no class, for an empty one.
 
         Raises:
-            UsageError: there is no such class.
+            UsageError: the class does not exist.
         """
         text = prompt.strip()
         if not text:
@@ -60,29 +60,29 @@ class Labels:
         )
 
     def prompt(self, number: int) -> str:
-        """Return what :meth:`label` reads as a class: one of its names if it has any, else its number."""
+        """Return a prompt for a class: one of its names if it has any, else its number."""
         names = (name for name, one in self.names.items() if one == number and name and not name.isdecimal())
         return next(names, str(number))
 
 
 def write_labels(labels: Labels, folder: Path) -> None:
-    """Write ``labels.json`` into a folder."""
+    """Write ``labels.json`` to a folder."""
     content = {"count": labels.count, "names": dict(labels.names)}
     (folder / LABELS).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _has_labels(folder: Path) -> bool:
-    """Whether a folder is an export's labels, or a checkpoint without a tokenizer."""
+    """Return whether a folder has an export's labels, or is a checkpoint without a tokenizer."""
     return any((folder / name).is_file() for name in (LABELS, _TRANSFORMER))
 
 
 def read_labels(folder: Path) -> Labels:
-    """Read the classes in ``labels.json`` of a folder, or in the files of a checkpoint.
+    """Return the classes in ``labels.json`` of a folder, or in the files of a checkpoint.
 
-    A checkpoint has names in ``id2label`` of ``model_index.json``, several for a class with commas between.
+    A checkpoint has names in ``id2label`` of ``model_index.json``; commas separate several names of a class.
 
     Raises:
-        CheckpointError: they cannot be read.
+        CheckpointError: the files cannot be read.
     """
     path = folder / LABELS
     try:
@@ -101,18 +101,18 @@ def read_labels(folder: Path) -> Labels:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Ids of one prompt, int32 ``[1, length]`` or of a class ``[1]``, and 1 for each that is no padding, float32."""
+    """Token ids of a prompt, int32 ``[1, length]`` (``[1]`` for a class), and a float32 mask: 0 for padding, else 1."""
 
     ids: NDArray[np.int32]
     mask: NDArray[np.float32]
 
 
 def tokens_of(folder: Path, prompt: str, length: int) -> Tokens:
-    """Tokenize a prompt, truncated and padded to ``length`` as the tokenizer does.
+    """Return the token ids of a prompt, truncated and padded to ``length``.
 
     Raises:
-        CheckpointError: the folder holds no tokenizer.
-        UsageError: there is no such class.
+        CheckpointError: the folder has no valid tokenizer.
+        UsageError: the class does not exist.
     """
     if _has_labels(folder):
         return Tokens(np.asarray([read_labels(folder).label(prompt)], dtype=np.int32), np.ones(1, np.float32))
@@ -132,21 +132,21 @@ def tokenize(tokenizer_dir: Path, prompt: str, length: int) -> NDArray[np.int32]
 
 
 def words_cut(tokenizer_dir: Path, prompt: str, length: int) -> str:
-    """Return the end of a prompt that has no place among ``length`` token ids; empty where all of it has.
+    """Return the end of a prompt that does not fit into ``length`` token ids; empty if all of it fits.
 
     Raises:
-        CheckpointError: the folder holds no tokenizer.
+        CheckpointError: the folder has no valid tokenizer.
     """
     if _has_labels(tokenizer_dir):
         return ""
     tokenizer = _tokenizer(tokenizer_dir)
     ids = tokenizer(_cleaned(tokenizer, _kind(tokenizer_dir), prompt))["input_ids"]
-    # The last of them is the end token, which the shortened prompt has, too.
+    # The last id is the end token, which the truncated prompt also has.
     return str(tokenizer.decode(ids[length - 1 : -1])) if len(ids) > length else ""
 
 
 def _cleaned(tokenizer: Any, kind: str, prompt: str) -> str:
-    """Return a prompt as diffusers' pipelines hand it to a tokenizer: in lower case, or with all vectors of its tokens.
+    """Return a prompt as diffusers' pipelines pass it to the tokenizer: in lower case, or with all its vectors.
 
     ``<cat>`` of a textual inversion becomes ``<cat> <cat>_1 <cat>_2``: diffusers adds a token for each vector and
     expands prompts in this way (``TextualInversionLoaderMixin``).
@@ -174,22 +174,21 @@ def _kind(folder: Path) -> str:
 
 
 def _tokenizer(folder: Path) -> Any:
-    """Return the tokenizer of a folder, read again if its files have changed."""
+    """Return the tokenizer of a folder; it is read again if a file has changed."""
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     return _read(folder, tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
 
 
 @cache
 def _read(folder: Path, _files: tuple[tuple[str, int, int], ...]) -> Any:
-    # Build the tokenizer from the folder: from file names, CLIP's class silently has a vocabulary of two tokens.
+    # Pass the folder, not file names: with these, CLIP's class silently builds a vocabulary of two tokens.
     kind = _kind(folder)
     library: Any = import_quietly(f"transformers.models.{kind.lower()}.tokenization_{kind.lower()}", "checkpoints")
     try:
         tokenizer = getattr(library, f"{kind}Tokenizer").from_pretrained(str(folder), local_files_only=True)
     except ImportError as error:
         raise MissingExtraError(
-            f"{folder} has {SENTENCEPIECE} and no tokenizer.json: reading it needs sentencepiece: "
-            "pip install sentencepiece"
+            f"{folder} has {SENTENCEPIECE} but no tokenizer.json, so it needs sentencepiece: pip install sentencepiece"
         ) from error
     except Exception as error:
         files = "vocab.json, merges.txt, tokenizer_config.json" if kind == "CLIP" else "tokenizer.json"

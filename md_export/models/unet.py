@@ -1,8 +1,8 @@
-"""The MobileDiffusion UNet (arXiv 2311.16567, section 3 and table 6), read entirely from its config.
+"""MobileDiffusion's UNet (arXiv 2311.16567, section 3 and table 6), built from its config.
 
 Down-1 FullConv, Down-2 FullConv + cross-attention, Down-3 and Up-3 separable convolutions with
-self- and cross-attention, Up-2 FullConv + cross-attention, Up-1 FullConv. Figure 2 of the paper
-leaves the wiring open; the fields of :class:`MDUNetConfig` span the reconstructions that meet the
+self- and cross-attention, Up-2 FullConv + cross-attention, Up-1 FullConv. Figure 2 of the paper does
+not define all connections; the fields of :class:`MDUNetConfig` allow the reconstructions that have the
 published parameter count.
 """
 
@@ -40,7 +40,7 @@ _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class MDUNetConfig:
-    """``unet/config.json``; every field may be left out there. Channels are counts, sizes are latent pixels."""
+    """``unet/config.json``, in which every field is optional. Channels are counts, sizes are in latent pixels."""
 
     IGNORED: ClassVar[tuple[str, ...]] = ()
     REQUIRED: ClassVar[Mapping[str, Any]] = {}
@@ -87,17 +87,17 @@ class MDUNetConfig:
 
     @property
     def noise_channels(self) -> int:
-        """Channels of its output."""
+        """Channels of the output."""
         return self.out_channels
 
     @property
     def text_channels(self) -> int:
-        """Width of the text that it attends to."""
+        """Width of the text embeddings for cross-attention."""
         return self.cross_attention_dim
 
     @property
     def halvings(self) -> int:
-        """Number of times that a latent's side is halved on its way down."""
+        """Number of times that the down path halves the side of a latent."""
         return 2
 
 
@@ -159,13 +159,13 @@ class UNetBlock(nn.Module):
             setattr(self, f"{kind}samplers", nn.ModuleList([resample]))
 
     def layer(self, index: int, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
-        """Convolution block ``index`` and its transformer stack."""
+        """Return the output of convolution block ``index`` and its transformer stack."""
         x = self.resnets[index](x, emb)
         out: Tensor = self.attentions[index](x, context) if len(self.attentions) else x
         return out
 
     def resample(self, x: Tensor) -> Tensor:
-        """The level's down- or up-sampler; the identity where the level has none."""
+        """Return the output of the level's down- or upsampler; ``x`` if the level has none."""
         if self.resample_name is None:
             return x
         out: Tensor = getattr(self, self.resample_name)[0](x)
@@ -177,7 +177,7 @@ def _levels(blocks: nn.ModuleList) -> list[UNetBlock]:
 
 
 class DownPath(nn.Module):
-    """The half of the UNet that looks at the latent; of the other half, which makes one, what both are built of."""
+    """Down path of the UNet, and the builders of blocks for both paths."""
 
     def __init__(self, config: MDUNetConfig, in_channels: int) -> None:
         super().__init__()
@@ -202,7 +202,7 @@ class DownPath(nn.Module):
         return SepConvBlock(c_in, c_out, hidden, *self._norm_and_time(), self.config.sep_conv_time)
 
     def _norm_and_time(self) -> tuple[int, float, int]:
-        """Groups and epsilon of a block's norms, and the width of the time embedding."""
+        """Return groups and epsilon of a block's norms, and the width of the time embedding."""
         return self.config.norm_num_groups, self.config.norm_eps, self.config.time_embed_dim
 
     def _outer(self, dim: int) -> TransformerStack:
@@ -217,9 +217,9 @@ class DownPath(nn.Module):
     def descend(
         self, x: Tensor, emb: Tensor, context: Tensor, residuals: Sequence[Tensor] = ()
     ) -> tuple[Tensor, list[Tensor]]:
-        """From the first convolution's output ``x`` down: the innermost map, and the skip connections on the way.
+        """Return the innermost map and the skip connections for the first convolution's output ``x``.
 
-        ``residuals``: added to each level's last map, before it is down-sampled; all or none.
+        ``residuals``: added to each level's last map before downsampling; one per level, or empty.
         """
         skips = [x]
         for level, block in enumerate(_levels(self.down_blocks)):
@@ -232,13 +232,13 @@ class DownPath(nn.Module):
                 x = block.resample(x)
                 skips.append(x)
         if self.config.unified_inner:
-            # Down-2's down-sampled output and Down-3's two outputs stay inside the unified 16×16 module.
+            # Down-2's downsampled output and Down-3's two outputs are used only inside the unified 16×16 module.
             del skips[-3:]
         return x, skips
 
 
 class MDUNet(DownPath):
-    """The denoiser: called once for a picture, or once in each of many steps."""
+    """The denoiser, called once per step."""
 
     def __init__(self, config: MDUNetConfig) -> None:
         super().__init__(config, config.in_channels)
@@ -265,14 +265,14 @@ class MDUNet(DownPath):
         self.conv_out = nn.Conv2d(c1, config.out_channels, 3, padding=1)
 
     def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *residuals: Tensor) -> Tensor:
-        """Predict noise, v or x0, as the checkpoint's scheduler says.
+        """Predict noise, v or x0, depending on the checkpoint's scheduler.
 
         Args:
             sample: latent ``[B, in_channels, H, W]``, H and W multiples of 4.
-            timestep: ``[B]`` or ``[1]``, any float dtype (kept out of half precision), 0…999.
+            timestep: ``[B]`` or ``[1]``, 0…999, any float dtype; it is not computed in half precision.
             encoder_hidden_states: text ``[B, L, cross_attention_dim]``.
-            residuals: what an adapter adds to each down level's last map, before it is down-sampled; or what a
-                ControlNet adds to each skip connection and, the last, to the innermost map. All or none.
+            residuals: from an adapter, one for each down level's last map, added before downsampling; or from a
+                ControlNet, one for each skip connection and then one for the innermost map. All or none.
 
         Returns:
             ``[B, out_channels, H, W]`` in the model's dtype.

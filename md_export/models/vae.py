@@ -1,4 +1,4 @@
-"""The VAE: config, the lite decoder of section 3.3 and the encoder, all in AutoencoderKL's layout."""
+"""VAE in AutoencoderKL's layout: config, the lite decoder of section 3.3, and the encoder."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from md_export.models.layers import ResnetBlock, Upsample
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """``vae/config.json``, diffusers' fields; channels outermost level first.
+    """``vae/config.json`` with diffusers' fields; channels are in order from the outermost level.
 
-    MD's decoders differ from its encoder, hence the two ``decoder_*`` fields; left out, they follow
-    AutoencoderKL (same channels, one more ResNet block a level).
+    MD's decoders differ from its encoder, so there are two ``decoder_*`` fields. By default they follow
+    AutoencoderKL: the same channels, and one more ResNet block per level.
     """
 
-    # Fields of diffusers that change nothing here, and those with the only value that is read.
+    # Fields of diffusers without effect here, then those with only one supported value.
     IGNORED: ClassVar[tuple[str, ...]] = ("down_block_types", "up_block_types", "sample_size", "force_upcast")
     REQUIRED: ClassVar[Mapping[str, Any]] = {
         "act_fn": "silu",
@@ -52,12 +52,12 @@ class VAEConfig:
 
     @property
     def decoder_channels(self) -> tuple[int, ...]:
-        """Decoder channels, outermost level first."""
+        """Channels of the decoder's levels, from the outermost."""
         return self.decoder_block_out_channels or self.block_out_channels
 
     @property
     def decoder_layers(self) -> int:
-        """ResNet blocks on each decoder level."""
+        """Number of ResNet blocks in each level of the decoder."""
         return self.decoder_layers_per_block or self.layers_per_block + 1
 
     @property
@@ -66,7 +66,7 @@ class VAEConfig:
         return int(2 ** (len(self.decoder_channels) - 1))
 
     def resnet(self, c_in: int, c_out: int) -> ResnetBlock:
-        """A ResNet block without time embedding."""
+        """Return a ResNet block without time embedding."""
         return ResnetBlock(c_in, c_out, self.norm_num_groups, self.norm_eps, None)
 
 
@@ -122,7 +122,7 @@ class VAEDownsample(nn.Module):
 
 
 class DecoderLevel(nn.Module):
-    """ResNet blocks of one level, then nearest ×2 + 3×3 convolution unless it is the outermost."""
+    """ResNet blocks of one level, then nearest ×2 and a 3×3 convolution unless it is the outermost."""
 
     def __init__(self, config: VAEConfig, c_in: int, c_out: int, upsample: bool) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ class EncoderLevel(nn.Module):
 
 
 class Encoder(nn.Module):
-    """AutoencoderKL's encoder; its output holds mean and log-variance, 2·latent_channels."""
+    """AutoencoderKL's encoder; its output has mean and log-variance, 2·latent_channels."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()

@@ -53,15 +53,15 @@ def judge_on_the_way(
     ``take``: for many steps; None where none are taken, and no pictures made. ``tell``: is told each component's name.
     """
     manifest = export.manifest
-    crew, names = _Judges(export, cases, judge, take, tell), [entry.component for entry in manifest.artifacts]
+    backend, names = _Judges(export, cases, judge, take, tell), [entry.component for entry in manifest.artifacts]
     family = family_named(manifest.family)
     rows = [row for row in family.components if row.name in names]
     whole = {row.name for row in family.required} <= set(names) and (take is not None or manifest.steps is None)
     begun = [_begin(manifest, case) for case in cases] if whole else []
-    walked = walk(family, rows, crew, begun, Sampler(manifest.steps or manifest.one_step))
+    walked = walk(family, rows, backend, begun, Sampler(manifest.steps or manifest.one_step))
     pictures = tuple(np.asarray(values[MADE.key], np.float32) for values in walked if MADE.key in values)
     picture = judge_picture(manifest, cases, pictures) if whole else None
-    return Walked(tuple(crew.verdicts[name] for name in (*names, *crew.wholes)), picture, pictures)
+    return Walked(tuple(backend.verdicts[name] for name in (*names, *backend.wholes)), picture, pictures)
 
 
 def _begin(manifest: Manifest, case: GoldenCase) -> Tensors:
@@ -74,7 +74,7 @@ def _begin(manifest: Manifest, case: GoldenCase) -> Tensors:
 
 @dataclass
 class _Judges(Generic[Engine]):
-    """A crew that judges each component before the component takes part in the walk."""
+    """A backend that judges each component before the component takes part in the walk."""
 
     export: OpenedExport
     cases: Sequence[GoldenCase]

@@ -111,9 +111,9 @@ def test_every_target_cuts(made: Exported, stable_checkpoint: Path, target: str)
 
 
 def test_chunks_of_golden_cases_share_a_module(stable_checkpoint: Path) -> None:
-    crew = golden_source(open_checkpoint(stable_checkpoint).at(Variant(chunks=2))).pipeline.crew
-    assert isinstance(crew, Runners)
-    first, second = (crew.runners[name] for name in ("unet_chunk1", "unet_chunk2"))
+    backend = golden_source(open_checkpoint(stable_checkpoint).at(Variant(chunks=2))).pipeline.backend
+    assert isinstance(backend, Runners)
+    first, second = (backend.runners[name] for name in ("unet_chunk1", "unet_chunk2"))
     assert isinstance(first, TorchRunner)
     assert isinstance(second, TorchRunner)
     assert first.module is second.module

@@ -96,7 +96,7 @@ def test_the_step_at_another_timestep_is_that_of_the_scheduler(other_config: Mod
 
 @pytest.mark.parametrize(
     ("variant", "message"),
-    [(Variant(timestep=1000), "those from 0 to 999"), (Variant(clip_skip=2), "the text encoder has 1 layers")],
+    [(Variant(timestep=1000), "timesteps 0 to 999"), (Variant(clip_skip=2), "the text encoder has 1 layers")],
 )
 def test_variants_that_a_checkpoint_does_not_have(other_config: ModelConfig, variant: Variant, message: str) -> None:
     with pytest.raises(UsageError, match=message):

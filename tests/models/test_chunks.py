@@ -160,5 +160,5 @@ def test_a_part_that_takes_what_comes_later_is_refused() -> None:
     row = family_of(NANO)["unet"]
     spec = row.output_specs(NANO)[0]
     given = type(spec)("x", (1, 2), "float32")
-    with pytest.raises(UsageError, match="feeds what runs before it"):
+    with pytest.raises(UsageError, match="feeds a part that runs before it"):
         cut(Late().eval(), (given,), (type(spec)("y", (1, 2), "float32"),), ("a",))

@@ -231,7 +231,7 @@ def test_weights_that_do_not_fit_are_named(steered: Path, tmp_path: Path) -> Non
 def test_not_both(steered: Path, nano: Path, tmp_path: Path) -> None:
     write_with_component(tmp_path, other_of(steered), steered / "controlnet", "controlnet")
     shutil.copytree(nano / "adapters" / "edges" / "t2i_adapter", tmp_path / "t2i_adapter")
-    with pytest.raises(ConfigError, match="both there"):
+    with pytest.raises(ConfigError, match="both exist"):
         open_checkpoint(tmp_path)
 
 
@@ -288,7 +288,7 @@ def test_whoever_takes_the_steps_asks_it_each_time(steered: Path) -> None:
     def execute(target: str, path: Path, batches: Sequence[Arrays]) -> Execution:
         asked.append(path.name)
         return Execution(
-            [dict(made) for made in pipeline.crew.run(path.name, batches)], Description({}, {}), hazards=(target,)
+            [dict(made) for made in pipeline.backend.run(path.name, batches)], Description({}, {}), hazards=(target,)
         )
 
     assert pipeline.steps is not None

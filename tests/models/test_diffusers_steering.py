@@ -171,7 +171,7 @@ def test_an_adapter_needs_attention_in_the_outer_levels(folders: dict[str, Path]
     write_checkpoint(tmp_path / "stable", STABLE, seed=7)
     (tmp_path / "out").mkdir()
     write_with_component(tmp_path / "out", tmp_path / "stable", folders["t2i_adapter"] / "t2i_adapter", "t2i_adapter")
-    with pytest.raises(ConfigError, match="every level but the last has attention"):
+    with pytest.raises(ConfigError, match="attention in every level except the last"):
         open_checkpoint(tmp_path / "out")
 
 

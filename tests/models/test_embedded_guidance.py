@@ -80,7 +80,7 @@ def test_a_recipe_and_its_constants(lcm: Path) -> None:
     assert made.agrees(recipe.sampler) and not made.agrees(SamplerPlan(3))
     default = steps_of(open_checkpoint(lcm).config, SamplerPlan(3))
     assert default is not None and default.guidance == 8.5 and default.agrees(SamplerPlan(3))
-    with pytest.raises(ConfigError, match="takes no guidance here, which a negative prompt needs"):
+    with pytest.raises(ConfigError, match="a negative prompt needs guidance, and lcm runs without"):
         steps_of(config, SamplerPlan(3, negative="blue"))
 
 

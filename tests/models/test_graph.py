@@ -1,4 +1,4 @@
-"""The model graph: rows that refer to each other, and the walk over any crew."""
+"""The model graph: rows that refer to each other, and the walk over any backend."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def test_an_input_without_a_producer_is_refused() -> None:
     nobody = Port("pooled", Value("text_encoder", "pooled_output", NOISE.kind))
     odd = Component("unet", "unet", unet.build, (*unet.inputs, nobody), unet.outputs, called="per step")
     rows = [odd if row.name == "unet" else row for row in MOBILE_DIFFUSION.components]
-    with pytest.raises(ValueError, match=r"unet\.pooled takes text_encoder\.pooled_output, which nothing before it"):
+    with pytest.raises(ValueError, match=r"unet\.pooled needs text_encoder\.pooled_output, which no component"):
         declared(*rows)
-    with pytest.raises(ValueError, match=r"controlnet\.encoder_hidden_states takes text_encoder\.last_hidden_state"):
+    with pytest.raises(ValueError, match=r"controlnet\.encoder_hidden_states needs text_encoder\.last_hidden_state"):
         declared(*(row for row in MOBILE_DIFFUSION.components if row.name != "text_encoder"))
     with pytest.raises(ValueError, match="in the order text_encoder"):
         declared(*MOBILE_DIFFUSION.components[1:2], *MOBILE_DIFFUSION.components[:1], *MOBILE_DIFFUSION.components[2:])
@@ -63,7 +63,7 @@ def test_layouts_know_inputs_and_outputs_of_the_graph() -> None:
 
 
 class Recorded:
-    """A crew of numbers; ``broken`` computes nothing."""
+    """A backend of numbers; ``broken`` computes nothing."""
 
     def __init__(self, broken: str = "") -> None:
         self.asked: list[tuple[str, int]] = []
@@ -87,9 +87,9 @@ def begun(seed: int) -> Tensors:
 
 
 def test_each_component_is_asked_once_for_all_pictures() -> None:
-    crew = Recorded()
-    made = walk(MOBILE_DIFFUSION, MOBILE_DIFFUSION.required, crew, [begun(0), begun(1)], Sampler(ONE))
-    assert crew.asked == [("text_encoder", 2), ("unet", 2), ("vae_decoder", 2)]
+    backend = Recorded()
+    made = walk(MOBILE_DIFFUSION, MOBILE_DIFFUSION.required, backend, [begun(0), begun(1)], Sampler(ONE))
+    assert backend.asked == [("text_encoder", 2), ("unet", 2), ("vae_decoder", 2)]
     for values, seed in zip(made, (0, 1), strict=True):
         assert np.array_equal(values["sampler.latent"], begun(seed)["given.noise"])
         assert values["made.picture"].shape == (4, 4, 3)
@@ -97,10 +97,10 @@ def test_each_component_is_asked_once_for_all_pictures() -> None:
 
 @pytest.mark.parametrize("broken", ["text_encoder", "unet", "vae_decoder"])
 def test_what_follows_a_component_that_fails_is_visited_without_inputs(broken: str) -> None:
-    crew = Recorded(broken)
-    (values,) = walk(MOBILE_DIFFUSION, MOBILE_DIFFUSION.required, crew, [begun(0)], Sampler(ONE))
-    place = [name for name, _ in crew.asked].index(broken)
-    assert [count for _, count in crew.asked] == [1] * (place + 1) + [0] * (2 - place)
+    backend = Recorded(broken)
+    (values,) = walk(MOBILE_DIFFUSION, MOBILE_DIFFUSION.required, backend, [begun(0)], Sampler(ONE))
+    place = [name for name, _ in backend.asked].index(broken)
+    assert [count for _, count in backend.asked] == [1] * (place + 1) + [0] * (2 - place)
     assert "made.picture" not in values
 
 

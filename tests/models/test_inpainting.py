@@ -348,7 +348,7 @@ def test_another_unet_keeps_latents(other_checkpoint: Path) -> None:
 
 
 def test_many_steps_cannot_keep_latents(other_checkpoint: Path) -> None:
-    with pytest.raises(UsageError, match="only a model that was trained for in-painting"):
+    with pytest.raises(UsageError, match="needs a model that was trained for in-painting"):
         pictures_of_checkpoint(
             other_checkpoint, [PAIR], sampler=SamplerPlan(2, "ddim", 3.0), given=[given(left_half())]
         )

@@ -126,7 +126,7 @@ def test_the_whole_walk_is_that_of_diffusers(schedule: ScheduleConfig) -> None:
 
 
 def test_steps_that_a_schedule_does_not_have() -> None:
-    with pytest.raises(ConfigError, match="begin at 1000"):
+    with pytest.raises(ConfigError, match="start at 1000"):
         ddim(ScheduleConfig(), 1000)
     with pytest.raises(ConfigError, match="20 steps"):
         ddim(ScheduleConfig(num_train_timesteps=10, steps_offset=0), 20)

@@ -87,7 +87,7 @@ def same(schedule: ScheduleConfig, method: Method, steps: int, monkeypatch: pyte
     place, worst = ours.start(noises[0]), 0.0
     for number, (timestep, output) in enumerate(zip(theirs.timesteps, outputs, strict=False)):
         scaled = theirs.scale_model_input(x, timestep) if hasattr(theirs, "scale_model_input") else x
-        worst = max(worst, apart(ours.taken(number, place), scaled))
+        worst = max(worst, apart(ours.unet_input(number, place), scaled))
         x = theirs.step(torch.from_numpy(output), timestep, x).prev_sample
         place = ours.step(number, place, output, fresh)
         worst = max(worst, apart(place.x, x))
@@ -172,10 +172,10 @@ def test_every_step_with_fields_of_solvers(case: str, monkeypatch: pytest.Monkey
 PLAIN = ("prediction_type", "timestep_spacing")
 # The method, a field, its value, and what is said.
 REFUSED: tuple[tuple[Method, str, object, str], ...] = (
-    ("euler", "use_beta_sigmas", True, "use_beta_sigmas=True is not computed for euler; set use_beta_sigmas=False or"),
-    ("euler", "interpolation_type", "log_linear", "interpolation_type='log_linear' is not computed"),
+    ("euler", "use_beta_sigmas", True, "use_beta_sigmas=True is not supported for euler; set use_beta_sigmas=False"),
+    ("euler", "interpolation_type", "log_linear", "interpolation_type='log_linear' is not supported"),
     ("euler", "final_sigmas_type", "none", "final_sigmas_type='none'"),
-    ("dpmpp_2m", "solver_order", 3, "solver_order=3 is not computed for dpmpp_2m; set solver_order=2 or give another"),
+    ("dpmpp_2m", "solver_order", 3, "solver_order=3 is not supported for dpmpp_2m; set solver_order=2, or change"),
     ("dpmpp_2m", "algorithm_type", "dpmsolver", "algorithm_type='dpmsolver'"),
     ("dpmpp_2m", "solver_type", "heun", "solver_type='heun'"),
     ("dpmpp_2m", "lambda_min_clipped", -1.0, "lambda_min_clipped=-1.0 .* set -2.68 or less"),
@@ -202,14 +202,14 @@ def test_a_field_that_is_not_computed_is_refused(method: Method, field: str, val
 def test_levels_must_fall(method: Method) -> None:
     for largest in (9.0, 8.0):
         schedule = replace(KARRAS, algorithm_type="sde-dpmsolver++", sigma_min=9.0, sigma_max=largest)
-        with pytest.raises(ConfigError, match="make noise levels that do not fall from step to step"):
+        with pytest.raises(ConfigError, match="make noise levels that do not decrease at each step"):
             constants(schedule, method, 4)
     assert len(constants(replace(KARRAS, sigma_min=8.0, sigma_max=9.0), method, 4).steps) == 4
 
 
 def test_fields_of_solvers_together() -> None:
     both = ScheduleConfig(use_karras_sigmas=True, use_exponential_sigmas=True)
-    with pytest.raises(ConfigError, match="use_karras_sigmas with use_exponential_sigmas is not computed"):
+    with pytest.raises(ConfigError, match="use_karras_sigmas with use_exponential_sigmas is not supported"):
         constants(both, "euler", 4)
     continuous = ScheduleConfig(timestep_type="continuous")
     assert constants(continuous, "euler", 4) == constants(ScheduleConfig(), "euler", 4)
@@ -326,7 +326,7 @@ def test_without_guidance_each_call_gets_one_prompt(nano: Path, tmp_path: Path, 
         ("dit", ScheduleConfig(), "ddim", SamplerPlan(20), "each of 20 calls of the transformer computes two"),
         ("sd15", ScheduleConfig(), "ddim", SamplerPlan(20, guidance=1.0), None),
         ("sd15", ScheduleConfig(), "lcm", SamplerPlan(4), None),
-        ("sd15", ScheduleConfig(), None, SamplerPlan(20, guidance=1.0), "scheduler; ddim takes its place"),
+        ("sd15", ScheduleConfig(), None, SamplerPlan(20, guidance=1.0), "scheduler is not supported; ddim is used"),
         ("sd15", ScheduleConfig(), None, SamplerPlan(20, "euler", guidance=1.0), None),
     ],
 )

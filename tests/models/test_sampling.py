@@ -83,9 +83,9 @@ def test_generate_wires_the_components() -> None:
     unet, decoder = Fake("out_sample", (1, 8, 2, 2)), Fake("image", (1, 3, 16, 16))
     noise = draw_noise(0, (1, 8, 2, 2))
     step = OneStep(999, 0.0, 1.0, 0.25, "sample")
-    crew = Runners({"text_encoder": text, "unet": unet, "vae_decoder": decoder})
+    backend = Runners({"text_encoder": text, "unet": unet, "vae_decoder": decoder})
     begun = {"given.input_ids": np.zeros((1, 77), np.int32), "given.noise": noise}
-    (values,) = walk(MOBILE_DIFFUSION, MOBILE_DIFFUSION.required, crew, [begun], Sampler(step))
+    (values,) = walk(MOBILE_DIFFUSION, MOBILE_DIFFUSION.required, backend, [begun], Sampler(step))
     assert unet.seen["timestep"].tolist() == [999.0]
     assert np.array_equal(unet.seen["sample"], noise)
     assert unet.seen["encoder_hidden_states"].shape == (1, 77, 4)

@@ -1,4 +1,4 @@
-"""Model families, one file each: what their components are built of and how a checkpoint is recognized."""
+"""Model families, one file each: the modules of their components, and how their checkpoints are recognized."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _BY_NAME: Final[Mapping[str, Family]] = {family.form.name: family for family in 
 
 @cache
 def family_named(name: FamilyName) -> Family:
-    """Return the family that an export, a golden folder or a job names, cut as it says."""
+    """Return the family with this name, cut into the number of chunks in it: ``sd15:2``."""
     whole, _, chunks = name.partition(":")
     return _BY_NAME[whole].cut(int(chunks)) if chunks else _BY_NAME[whole]
 
 
 def component_of(config: ModelConfig, name: str) -> Component:
-    """Return the row of a checkpoint's component, or of the one that a chunk is of.
+    """Return the row of a checkpoint's component; for a chunk, that of its component.
 
     Raises:
-        UsageError: the family has no such component.
+        UsageError: the family does not have this component.
     """
     family, name = family_of(config), whole_of(name)
     if name not in family.rows:
@@ -43,12 +43,12 @@ def component_of(config: ModelConfig, name: str) -> Component:
 
 
 def graph_of(config: ModelConfig) -> Family:
-    """Return the family of a checkpoint, its denoiser in as many chunks as its variant asks for."""
+    """Return the family of a checkpoint, with its denoiser cut into the variant's number of chunks."""
     family, chunks = family_of(config), config.variant.chunks
     return family_named(f"{family.form.name}:{chunks}") if isinstance(chunks, int) else family
 
 
 def family_of(config: ModelConfig) -> Family:
-    """Return the family of a checkpoint, by the config of its denoiser; nothing is cut."""
+    """Return the family of a checkpoint by the config of its denoiser, without chunks."""
     (family,) = (family for family in FAMILIES if type(config.denoiser) is family.form.denoiser)
     return family

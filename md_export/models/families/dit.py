@@ -1,4 +1,4 @@
-"""DiT (arXiv 2212.09748): a transformer on patches that takes a class in place of text, and Stable Diffusion's VAE."""
+"""DiT (arXiv 2212.09748): a transformer on patches, conditioned on a class, with Stable Diffusion's VAE."""
 
 from __future__ import annotations
 

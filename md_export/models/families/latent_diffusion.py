@@ -1,7 +1,7 @@
-"""The wiring of latent diffusion, which all families so far share: prompt → text encoder → UNet → VAE decoder.
+"""Model graph of latent diffusion, shared by all families: prompt → text encoder → UNet → VAE decoder.
 
-A UNet that in-paints takes a picture's latents and a mask after the noise; an adapter or a ControlNet may add residuals
-to its maps. What differs between families is what their UNet and ControlNet are built of.
+An in-painting UNet gets a mask and a picture's latents in addition to the noise; an adapter or a ControlNet may add
+residuals to its maps. Families differ in the modules of their UNet and ControlNet.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ CLASSES: Final[Mapping[str, tuple[str, str]]] = {
     "vae": ("diffusers", "AutoencoderKL"),
     "scheduler": ("diffusers", "DDIMScheduler"),
 }
-# Of a UNet that in-paints, with the mask and the picture's latents, or that edits, with the picture's.
+# Input of the UNet: the noise, with mask and picture latents for in-painting, or picture latents for editing.
 OF_UNET = kind(4, lambda config: (1, config.denoiser.in_channels, *config.latent_shape[2:]))
-# What such UNets take after the noise.
+# Values that are concatenated to the noise, for in-painting and for editing.
 SHOWN_BESIDE: Final = ((values.MASK, values.SHOWN), (values.EDITED,))
 
 
@@ -63,7 +63,7 @@ VAE_DECODER: Final = Component(
 
 
 def transformer(build: Build, *conditions: Port) -> Component:
-    """Declare a denoiser that is a transformer on patches of the latent, with inputs for what it is conditioned on."""
+    """Return the row of a transformer on patches of the latent; ``conditions``: inputs besides sample and timestep."""
     return Component(
         "transformer",
         folder="transformer",
@@ -80,9 +80,9 @@ def latent_diffusion(
     build_controlnet: Build,
     controlled: Callable[[ModelConfig], tuple[Shape, ...]],
 ) -> Family:
-    """Declare a family.
+    """Return a family.
 
-    ``controlled``: shapes of what its ControlNet adds, to each skip connection and, the last, to the innermost map.
+    ``controlled``: shapes of its ControlNet's residuals: for each skip connection, then for the innermost map.
     """
     residuals = Kind(4, lambda config: _residual_shapes(config, controlled), many=True)
     text_encoder = Component(
@@ -143,20 +143,20 @@ def latent_diffusion(
 
 
 def denoiser_of(config: ModelConfig, own: type[DenoiserT]) -> DenoiserT:
-    """Return the config of the denoiser, which is the family's ``own``: the family was chosen by it."""
+    """Return the denoiser's config as type ``own``, which it must have, because the family was chosen by it."""
     assert isinstance(config.denoiser, own)  # noqa: S101
     return config.denoiser
 
 
 def controlnet_of(config: ModelConfig, own: type[ControlT]) -> ControlT:
-    """Return the config of the ControlNet; raises :class:`UsageError` where the checkpoint has none of the family's."""
+    """Return the ControlNet's config; raise :class:`UsageError` if the checkpoint has none of type ``own``."""
     if not isinstance(config.controlnet, own):
         raise UsageError("this checkpoint has no ControlNet: put its config.json and weights into controlnet/")
     return config.controlnet
 
 
 def _residual_shapes(config: ModelConfig, controlled: Callable[[ModelConfig], tuple[Shape, ...]]) -> tuple[Shape, ...]:
-    """Shapes of what an adapter or a ControlNet adds to the UNet's maps; none where the checkpoint has neither."""
+    """Return the shapes of an adapter's or ControlNet's residuals; empty if the checkpoint has neither."""
     if config.adapter is not None:
         return residual_shapes(config.adapter, config.latent_shape)
     return () if config.controlnet is None else controlled(config)

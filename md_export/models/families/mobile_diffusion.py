@@ -1,4 +1,4 @@
-"""MobileDiffusion (arXiv 2311.16567)."""
+"""Family of MobileDiffusion (arXiv 2311.16567)."""
 
 from __future__ import annotations
 

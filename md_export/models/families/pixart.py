@@ -1,6 +1,6 @@
 """PixArt-α and PixArt-Σ (arXiv 2310.00426, 2403.04692): T5's encoder, a transformer on patches, Stable Diffusion's VAE.
 
-Padding of a prompt is masked, in T5 and in the transformer.
+T5 and the transformer mask the padding of a prompt.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1 and 2, as diffusers builds their UNet and ControlNet."""
+"""Stable Diffusion 1 and 2, with diffusers' UNet and ControlNet."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STABLE_DIFFUSION: Final = latent_diffusion(
         denoiser=DiffusersUNetConfig,
         controlnet=DiffusersControlNetConfig,
         libraries=("diffusers",),
-        # As AutoencoderKL takes fields that its config leaves out: those of Stable Diffusion 1 do.
+        # AutoencoderKL's defaults for fields that configs of Stable Diffusion 1 leave out.
         vae={"latent_channels": 4, "scaling_factor": 0.18215},
     ),
     build_unet=lambda config: build_diffusers_unet(denoiser_of(config, DiffusersUNetConfig), config.embedded_guidance),

@@ -1,7 +1,7 @@
 """Stable Diffusion XL (arXiv 2307.01952) and the models distilled from it: Turbo, Lightning, SSD-1B.
 
-Two text encoders: the UNet attends to both, joined along the channels. The second one's pooled vector and six numbers
-on the picture's size are added to its time embedding.
+The outputs of its two text encoders are concatenated along the channels for the UNet. The second one's pooled vector
+and six numbers for the picture's size are added to the time embedding.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _unet(config: ModelConfig) -> nn.Module:
         raise ConfigError(
             f"unet/config.json: projection_class_embeddings_input_dim={unet.projection_class_embeddings_input_dim}, "
             f"but {_BIG_G}/config.json has projection_dim {pooled}, and six numbers of addition_time_embed_dim="
-            f"{unet.addition_time_embed_dim} follow it: {wanted}; what is in {_BIG_G}/ is for another model"
+            f"{unet.addition_time_embed_dim} follow it: {wanted}; {_BIG_G}/ is from another model"
         )
     return build_diffusers_unet(unet, config.embedded_guidance)
 

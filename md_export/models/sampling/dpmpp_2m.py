@@ -1,4 +1,4 @@
-"""DPM-Solver++ of second order, multistep (arXiv 2211.01095, algorithm 2), as an ODE or as an SDE (appendix B)."""
+"""Second-order multistep DPM-Solver++ (arXiv 2211.01095, algorithm 2), as an ODE or as an SDE (appendix B)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from md_export.models.sampling.schedule import ScheduleConfig
 from md_export.models.sampling.trajectory import Trajectory, weighted
 from md_export.spec.sampler import Step
 
-# Below so many steps diffusers lowers the order of the last one, lower_order_final.
+# With fewer steps diffusers lowers the order of the last one (lower_order_final).
 _FEW_STEPS: Final = 15
 
 
@@ -25,7 +25,7 @@ def dpmpp_2m(schedule: ScheduleConfig, count: int) -> Trajectory:
     )
     for number, (timestep, level, after) in enumerate(zip(timesteps, levels, levels[1:], strict=False)):
         signal, signal_after = (level**2 + 1) ** -0.5, (after**2 + 1) ** -0.5
-        # h of the paper: the change of log(signal / noise); without noise in the end it is infinite.
+        # h of the paper: the change of log(signal / noise); infinite if the step ends without noise.
         h = math.log(level / after) if after else math.inf
         of_x0, earlier = -signal_after * math.expm1(-2 * h if fresh else -h), 0.0
         if schedule.solver_order > 1 and number and not (number == count - 1 and last_is_first_order):

@@ -1,6 +1,6 @@
-"""Euler's method in the space of noise levels (arXiv 2206.00364, algorithm 1 without churn), and with added noise.
+"""Euler's method over noise levels (arXiv 2206.00364, algorithm 1 without churn), also with added noise (ancestral).
 
-x is the latent plus noise of the present level; the UNet takes it at unit variance.
+x is the latent plus noise of the current level; the UNet gets it scaled to unit variance.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ def euler(schedule: ScheduleConfig, count: int) -> Trajectory:
 
 
 def euler_ancestral(schedule: ScheduleConfig, count: int) -> Trajectory:
-    """Return the steps of diffusers' EulerAncestralDiscreteScheduler, which adds fresh noise after each."""
+    """Return the steps of diffusers' EulerAncestralDiscreteScheduler, which adds new noise after each step."""
     return _trajectory(schedule, count, ancestral=True)
 
 
 def _trajectory(schedule: ScheduleConfig, count: int, ancestral: bool) -> Trajectory:
     timesteps = schedule.timesteps(count, whole=False)
-    # diffusers' ancestral class reads no field that spaces the levels.
+    # diffusers' ancestral class ignores the fields for the spacing of levels.
     plain = [*schedule.noise_levels(timesteps), 0.0]
     timesteps, levels = (timesteps, plain) if ancestral else schedule.levels(timesteps, whole=False)
     steps = []
@@ -31,7 +31,7 @@ def _trajectory(schedule: ScheduleConfig, count: int, ancestral: bool) -> Trajec
         down = (after**2 - up**2) ** 0.5
         scale = (level**2 + 1) ** -0.5
         of_sample, of_output = schedule.x0_of(scale**2)
-        # x moves towards x0 = of_sample·(scale·x) + of_output·output in proportion to the change of the noise level.
+        # x moves towards x0 = of_sample·(scale·x) + of_output·output, in proportion to the change of the noise level.
         share = (down - level) / level
         steps.append(Step(timestep, 1 + share * (1 - of_sample * scale), -share * of_output, scale, up))
     start = (levels[0] ** 2 + 1) ** 0.5 if schedule.timestep_spacing == "leading" else levels[0]

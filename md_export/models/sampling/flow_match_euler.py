@@ -16,7 +16,7 @@ def flow_match_euler(schedule: ScheduleConfig, count: int) -> Trajectory:
     def shifted(share: float) -> float:
         return shift * share / (1 + (shift - 1) * share)
 
-    # diffusers shifts twice: its limits, and then the shares between them.
+    # diffusers applies the shift twice: to the limits, and then to the values between them.
     shares = [shifted(share) for share in np.linspace(shifted(1.0), shifted(1 / trained), count).tolist()]
     pairs = zip(shares, [*shares[1:], 0.0], strict=True)
     return Trajectory(tuple(Step(share * trained, 1.0, after - share) for share, after in pairs))

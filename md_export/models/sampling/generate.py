@@ -1,4 +1,4 @@
-"""Pictures for prompts: token ids and noise, what else a request gives to the model graph, and torch runners for it."""
+"""Make pictures for requests: token ids, noise and other inputs of the model graph, and torch runners of components."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from md_export.models.values import (
     PROMPTED,
     TIME_IDS,
 )
-from md_export.models.walk import Crew, Tensors, call, walk
+from md_export.models.walk import Backend, Tensors, call, walk
 from md_export.spec.names import chunk_number, whole_of
 from md_export.spec.sampler import ManySteps, OneStep
 from md_export.spec.tensors import Array, Arrays, Float32, TensorSpec
 
 
 def draw_noise(seed: int, shape: tuple[int, ...], count: int = 1) -> NDArray[np.float32]:
-    """Draw noise ~ N(0, I), the same for the same seed and torch version; golden cases store it.
+    """Return noise ~ N(0, I), the same for the same seed and torch version; golden cases store it.
 
-    ``[count, …]`` for ``shape`` ``[1, …]``: x_T, and then what the steps add, as diffusers draws them.
+    The shape is ``[count, …]`` for ``shape`` ``[1, …]``: x_T, then the noise that steps add, in diffusers' order.
     """
     generator = torch.Generator("cpu").manual_seed(seed)
     drawn = [torch.randn(shape, generator=generator, dtype=torch.float32).numpy() for _ in range(count)]
@@ -50,14 +50,14 @@ def draw_noise(seed: int, shape: tuple[int, ...], count: int = 1) -> NDArray[np.
 
 @dataclass(frozen=True)
 class PictureRequest:
-    """One picture that somebody asks for.
+    """Request for one picture.
 
     Attributes:
-        given: a picture of which what is not hidden is kept.
-        condition: ``[1, C, H, W]`` in [0, 1], for an adapter or a ControlNet, which otherwise adds nothing.
-        start: a picture that is under the noise.
-        edited: a picture ``[1, 3, H, W]`` in [-1, 1] that an editing UNet changes; gray by default.
-        negative: the prompt that guidance leads away from; None: that of the recipe, or the empty one.
+        given: picture and mask for in-painting; pixels outside the mask are kept.
+        condition: condition picture ``[1, C, H, W]`` in [0, 1] for an adapter or a ControlNet, which is otherwise off.
+        start: picture and strength for image-to-image.
+        edited: picture ``[1, 3, H, W]`` in [-1, 1] that an editing UNet changes; gray by default.
+        negative: negative prompt for guidance; None for that of the recipe, else the empty prompt.
     """
 
     prompt: str
@@ -71,24 +71,25 @@ class PictureRequest:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Whoever makes pictures: the torch modules of a checkpoint, or the artifacts of an export.
+    """Pipeline that makes pictures, with the torch modules of a checkpoint or the artifacts of an export.
 
     Attributes:
-        components: rows of the family that are there.
-        tokenizers: folder of each of the family's tokenizers, by its name.
-        text_length: token ids of a prompt.
-        latent_shape: ``[1, C, h, w]``.
-        downscale: pixels of a latent cell along a side.
-        inpaints, edits: the UNet takes a picture's latents beside the noise, with a mask or without.
-        steps: constants of many steps; None for the one.
-        zeros_for_empty: guidance leads away from zeros instead of the empty prompt.
-        schedule: the noise of every timestep, where a picture can be started from.
-        recorded: values that need not be computed, the same for all pictures.
+        components: rows of the available components.
+        backend: computes the components.
+        tokenizers: folder of each tokenizer, by its standard name.
+        text_length: number of token ids of a prompt.
+        latent_shape: shape ``[1, C, h, w]`` of a latent.
+        downscale: side of a latent pixel in picture pixels.
+        inpaints, edits: the UNet also gets a picture's latents, with a mask or without.
+        steps: constants of many steps; None for one step.
+        zeros_for_empty: unconditional text embeddings are zeros, not those of the empty prompt.
+        schedule: noise at every timestep; None if image-to-image is not possible.
+        recorded: known values, the same for all pictures, that are not computed again.
     """
 
     family: Family
     components: tuple[Component, ...]
-    crew: Crew
+    backend: Backend
     tokenizers: Mapping[str, Path]
     text_length: int
     latent_shape: tuple[int, ...]
@@ -102,23 +103,23 @@ class Pipeline:
     zeros_for_empty: bool = False
 
     def values(self, requests: Sequence[PictureRequest], kept: Collection[int] = ()) -> list[Tensors]:
-        """All values on the way to each picture; ``kept``: of many steps those whose values are among them.
+        """Return all intermediate values of each picture; ``kept``: numbers of the steps to include.
 
         Raises:
-            UsageError: a UNet for noise alone takes many steps and so cannot keep a part of a picture.
+            UsageError: in-painting in many steps with a UNet that was not trained for it.
         """
         entered, noises = self._entered(requests)
         sampler = Sampler(entered.steps or entered.one_step)
         pictures = [self._given(*both, sampler) for both in zip(requests, noises, strict=True)]
-        return walk(self.family, self.components, self.crew, pictures, sampler, kept)
+        return walk(self.family, self.components, self.backend, pictures, sampler, kept)
 
     def _entered(self, requests: Sequence[PictureRequest]) -> tuple[Pipeline, list[Float32]]:
-        """Return the pipeline with what is left of its steps, and what each picture starts from: noise, or more."""
+        """Return the pipeline with the remaining steps, and each picture's start: noise or a noised picture."""
         noises = [draw_noise(request.seed, self.latent_shape) for request in requests]
         starts = [request.start for request in requests if request.start is not None]
         if not starts or self.schedule is None:
             return self, noises
-        # All requests share their steps.
+        # All requests share their steps, so they have one strength.
         (strength,) = {start.strength for start in starts}
         entry = enter(self.schedule, self.one_step, self.steps, strength)
         encoded = self.encoded([start.image for start in starts])
@@ -152,8 +153,8 @@ class Pipeline:
         if given is not None:
             if self.steps and not self.inpaints:
                 raise UsageError(
-                    "in many steps only a model that was trained for in-painting can keep a part of a picture; use "
-                    "one, or one step (leave out --steps, or export without it)"
+                    "in-painting in many steps needs a model that was trained for in-painting; use such a model, or "
+                    "one step (leave out --steps, or export without it)"
                 )
             found[MASK.key if self.inpaints else BLEND.key] = cells_of(given.mask, self.downscale)
             found[PICTURE.key] = hide(given.image, given.mask) if self.inpaints else given.image
@@ -166,14 +167,14 @@ class Pipeline:
         return height * self.downscale, width * self.downscale
 
     def encoded(self, images: Sequence[Array]) -> list[Array]:
-        """Latent means ``[1, C, h, w]`` of pictures ``[1, 3, H, W]`` in [-1, 1], not yet scaled."""
+        """Return the unscaled latent means ``[1, C, h, w]`` of pictures ``[1, 3, H, W]`` in [-1, 1]."""
         values: list[Tensors] = [{PICTURE.key: image} for image in images]
-        call(self.family[self.family.encoded.node], self.crew.run, values)
+        call(self.family[self.family.encoded.node], self.backend.run, values)
         return [one[self.family.encoded.key] for one in values]
 
 
 class TorchRunner:
-    """Runs a float32 module on the CPU; names and shapes as in its row of the graph."""
+    """Runner of a float32 module on the CPU, with the names and shapes of its row in the graph."""
 
     def __init__(self, component: str, module: nn.Module, config: ModelConfig) -> None:
         self.module = module
@@ -181,13 +182,13 @@ class TorchRunner:
         self.inputs, self.outputs = self._row.input_specs(config), self._row.output_specs(config)
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
-        """Execute once, without gradients; inputs that add something may be left out."""
+        """Execute once without gradients and return the outputs; optional inputs may be missing."""
         names = [spec.name for spec in self.inputs if spec.name in inputs or not self._row.may_lack(spec.name)]
         return run_torch(self.module, [inputs[name] for name in names], self.outputs)
 
 
 class ChunkRunner(TorchRunner):
-    """Runs a chunk of a float32 module on the CPU; it is cut for the shapes of its inputs, which guidance doubles."""
+    """Runner of a chunk of a float32 module on the CPU; it is cut again for other input shapes, as with guidance."""
 
     def __init__(self, name: str, module: nn.Module, config: ModelConfig) -> None:
         super().__init__(whole_of(name), module, config)
@@ -195,7 +196,7 @@ class ChunkRunner(TorchRunner):
         self._cut: tuple[tuple[TensorSpec, ...], Chunk] | None = None
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
-        """Execute once, without gradients, on the inputs that the chunk needs among these."""
+        """Execute once without gradients on those of the inputs that the chunk needs, and return the outputs."""
         found = {spec.name: inputs[spec.name] for spec in self.inputs if spec.name in inputs}
         given = tuple(TensorSpec(name, value.shape, str(value.dtype)) for name, value in found.items())
         if self._cut is None or self._cut[0] != given:
@@ -205,12 +206,12 @@ class ChunkRunner(TorchRunner):
 
 
 def torch_runner(name: str, module: nn.Module, config: ModelConfig) -> TorchRunner:
-    """Return what runs a component's module, or one of its chunks."""
+    """Return the runner of a component's module, or of one of its chunks."""
     return ChunkRunner(name, module, config) if chunk_number(name) else TorchRunner(name, module, config)
 
 
 def run_torch(module: nn.Module, inputs: Sequence[Array], outputs: Sequence[TensorSpec]) -> dict[str, Array]:
-    """Execute a module once, without gradients; ``inputs`` by position, results by the names of ``outputs``."""
+    """Execute a module once without gradients; return its results by the names of ``outputs``."""
     with torch.no_grad():
         made = module(*(torch.from_numpy(np.ascontiguousarray(value)) for value in inputs))
     values = made if isinstance(made, tuple) else (made,)
@@ -218,9 +219,9 @@ def run_torch(module: nn.Module, inputs: Sequence[Array], outputs: Sequence[Tens
 
 
 class OneAtATime(Mapping[str, TorchRunner]):
-    """Runners by component, loaded when they are asked for; the one before is dropped first.
+    """Runners by component, loaded on access after the previous one is dropped.
 
-    Memory is that of the largest, where a picture goes through all of them; each picture loads them again. Those that
+    A picture needs only the memory of the largest component, but each picture loads all of them again. Components that
     every step calls are held together; chunks share the module that they are cut from.
     """
 

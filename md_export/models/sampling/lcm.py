@@ -1,4 +1,4 @@
-"""Sampling of latent consistency models (arXiv 2310.04378): an estimate of x0, and fresh noise to the next timestep."""
+"""Sampling of latent consistency models (arXiv 2310.04378): estimate x0, then add noise for the next timestep."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from md_export.models.sampling.schedule import ScheduleConfig
 from md_export.models.sampling.trajectory import Trajectory, weighted
 from md_export.spec.sampler import Step
 
-# Of the distillation: diffusers' sigma_data.
+# diffusers' sigma_data, a constant of the distillation.
 _SIGMA = 0.5
 
 
@@ -32,16 +32,16 @@ def lcm(schedule: ScheduleConfig, count: int) -> Trajectory:
 
 
 def distilled_timesteps(schedule: ScheduleConfig, count: int) -> list[int]:
-    """Return evenly spread timesteps of those that the teacher took, the largest first.
+    """Return evenly spread timesteps out of the teacher's, the largest first.
 
     Raises:
-        ConfigError: the teacher had fewer.
+        ConfigError: the teacher had fewer timesteps.
     """
     teacher = schedule.original_inference_steps
     if count > teacher:
         raise ConfigError(
             f"scheduler/scheduler_config.json: the model was distilled from {teacher} steps, original_inference_steps; "
-            f"{count} are too many"
+            f"{count} are too many, take fewer"
         )
     all_of_them = (np.arange(1, teacher + 1) * (schedule.num_train_timesteps // teacher) - 1)[::-1]
     chosen = all_of_them[np.floor(np.linspace(0, teacher, count, endpoint=False)).astype(int)]

@@ -1,12 +1,11 @@
-"""Pictures of a request, and the files that pictures are read from, with checks before any computation, or written to.
+"""Input pictures of a request: read and check their files, and prepare them for in-painting and image-to-image.
 
-In-painting: masks are 1 where a picture is painted anew. A UNet that was trained for it takes ``2·C + 1`` channels:
-noise, mask, and the latents of the picture with gray in place of what is hidden, as Stable Diffusion's in-painting
-UNets do. With any other UNet the latents outside of the mask are put back after it.
+In-painting: a mask is 1 where the picture is repainted. A UNet trained for it has ``2·C + 1`` input channels, as Stable
+Diffusion's in-painting UNets: noise, mask, and the latents of the picture with gray pixels under the mask. With any
+other UNet, latents outside the mask are restored after the UNet.
 
-Image-to-image (SDEdit, arXiv 2108.01073): a picture's latents under noise, in place of noise alone. The ``strength``
-says how far back the schedule is entered. With 1 nothing of the picture is left: the start is noise alone, as for a
-picture of nothing but a prompt.
+Image-to-image (SDEdit, arXiv 2108.01073): sampling starts with a picture's latents plus noise. The ``strength`` is the
+share of the schedule that is run. With 1 nothing of the picture is left, and sampling starts with noise only.
 """
 
 from __future__ import annotations
@@ -27,37 +26,37 @@ from md_export.spec.tensors import Array, Float32
 
 @dataclass(frozen=True)
 class Given:
-    """A picture and what of it is painted anew: ``image`` ``[1, 3, H, W]`` in [-1, 1], ``mask`` ``[1, 1, H, W]``."""
+    """A picture and the mask to repaint: ``image`` ``[1, 3, H, W]`` in [-1, 1], ``mask`` ``[1, 1, H, W]``."""
 
     image: Float32
     mask: Float32
 
 
 def nothing(height: int, width: int) -> Given:
-    """A picture of which all is hidden: what an in-painting UNet makes a whole picture of."""
+    """Return a gray picture with a full mask, with which an in-painting UNet makes a whole picture."""
     return Given(np.zeros((1, 3, height, width), np.float32), np.ones((1, 1, height, width), np.float32))
 
 
 def hide(image: Array, mask: Float32) -> Float32:
-    """A picture ``[1, 3, H, W]`` in [-1, 1] with gray, 0, where the mask ``[1, 1, H, W]`` is 1; float32."""
+    """Return a picture ``[1, 3, H, W]`` in [-1, 1], float32, with gray (0) where the mask ``[1, 1, H, W]`` is 1."""
     return np.where(mask > 0, np.float32(0), image.astype(np.float32))
 
 
 def cells_of(mask: Array, downscale: int) -> Float32:
-    """A mask of pixels ``[1, 1, H, W]`` → of latent cells ``[1, 1, h, w]``: those with a hidden pixel."""
+    """Return a mask of latent pixels ``[1, 1, h, w]`` that cover a masked pixel of ``[1, 1, H, W]``."""
     _, _, height, width = mask.shape
     blocks = mask.reshape(1, 1, height // downscale, downscale, width // downscale, downscale)
     return np.ascontiguousarray(blocks.max((3, 5)), dtype=np.float32)
 
 
 def blend(latent: Array, cells: Array, kept: Array) -> Float32:
-    """The decoder's input ``[1, C, h, w]``: as it was made where the mask is 1, and ``kept`` elsewhere."""
+    """Return the decoder's input ``[1, C, h, w]``: ``latent`` where the mask is 1, ``kept`` elsewhere."""
     made = cells.astype(np.float32) * latent.astype(np.float32)
     return made + (np.float32(1) - cells.astype(np.float32)) * kept.astype(np.float32)
 
 
 def middle(height: int, width: int) -> Float32:
-    """The mask of golden cases: the middle half of a picture in both directions, ``[1, 1, H, W]``."""
+    """Return the mask of golden cases, ``[1, 1, H, W]``: the middle half of a picture in both directions."""
     mask = np.zeros((1, 1, height, width), np.float32)
     mask[..., height // 4 : height - height // 4, width // 4 : width - width // 4] = 1
     return mask
@@ -65,13 +64,13 @@ def middle(height: int, width: int) -> Float32:
 
 @dataclass(frozen=True)
 class Start:
-    """A picture ``[1, 3, H, W]`` in [-1, 1] to start from, and the strength in (0, 1]: how much of it may change."""
+    """Start of image-to-image: a picture ``[1, 3, H, W]`` in [-1, 1] and the strength in (0, 1]."""
 
     image: Float32
     strength: float
 
     def __post_init__(self) -> None:
-        """Refuse what is no share. UsageError says what is."""
+        """Raise UsageError for a strength outside (0, 1]."""
         if not 0 < self.strength <= 1:
             raise UsageError(
                 f"--strength {self.strength:g} is not above 0 and at most 1: near 0 keeps the picture, 1 keeps nothing"
@@ -80,11 +79,11 @@ class Start:
 
 @dataclass(frozen=True)
 class Entry:
-    """The place where a schedule is entered.
+    """Start of sampling within a schedule.
 
     Attributes:
         signal, noise: factors of the picture's scaled latents and of the noise in the UNet's first sample.
-        one_step, steps: the constants of what is left.
+        one_step, steps: constants of the remaining steps.
     """
 
     signal: float
@@ -93,7 +92,7 @@ class Entry:
     steps: ManySteps | None
 
     def noised(self, latent_mean: Array, noise: Float32) -> Float32:
-        """The start ``[1, C, h, w]``: of what the VAE encoder gave, not yet scaled, and noise."""
+        """Return the noised start ``[1, C, h, w]`` from the VAE encoder's unscaled output and noise."""
         if not self.signal:
             return noise
         latent = latent_mean.astype(np.float32) * np.float32(self.one_step.scaling_factor)
@@ -101,10 +100,10 @@ class Entry:
 
 
 def enter(schedule: ScheduleConfig, one_step: OneStep, steps: ManySteps | None, strength: float) -> Entry:
-    """Enter the schedule at the share ``strength`` of its timesteps, or of the steps that are taken.
+    """Return the start of sampling for the share ``strength`` of the timesteps, or of the given steps.
 
     Raises:
-        UsageError: no step would be left.
+        UsageError: the strength leaves no step.
     """
     if strength == 1:
         return Entry(0.0, 1.0, one_step, steps)
@@ -118,7 +117,7 @@ def enter(schedule: ScheduleConfig, one_step: OneStep, steps: ManySteps | None, 
             f"--strength {strength:g} leaves none of {len(steps.steps)} steps; give at least {1 / len(steps.steps):g}"
         )
     first, *rest = steps.steps[-left:]
-    # There is no step before the first: its estimate of x0 stands for the one that is not there.
+    # The first step has no previous estimate of x0, so it uses its own.
     a, b = first.a + first.earlier * first.x0_of_x, first.b + first.earlier * first.x0_of_output
     kept = (replace(first, a=a, b=b, earlier=0.0), *rest)
     if steps.method == "flow_match_euler":
@@ -130,7 +129,7 @@ def enter(schedule: ScheduleConfig, one_step: OneStep, steps: ManySteps | None, 
 
 
 def _signal(step: Step, steps: ManySteps) -> float | None:
-    """Return √ᾱ of a step whose noise level need not be that of its timestep; None where the step does not say it."""
+    """Return √ᾱ of a step by its constants, since its noise level may differ from its timestep's; None if unknown."""
     if step.scale != 1:
         return step.scale
     if not step.x0_of_x:
@@ -140,7 +139,7 @@ def _signal(step: Step, steps: ManySteps) -> float | None:
 
 _COLOURS: Final = (("RGB",), "a picture in colour without transparency")
 _FORMATS: Final = ("PNG", "JPEG")
-# Least grey value that counts as white in a mask. Stable Diffusion's pipelines repaint white.
+# Smallest gray value that counts as white in a mask. As in Stable Diffusion's pipelines, white is repainted.
 _WHITE: Final = 128
 
 
@@ -151,10 +150,10 @@ def read_given(picture: Path, mask: Path, shape: tuple[int, ...]) -> Given:
         UsageError: a file cannot be read, has another size or an unsupported colour mode, or the mask has no white.
     """
     image = _image(_read(picture, shape, *_COLOURS))
-    hidden = _read(mask, shape, ("L", "1"), "a mask of black, which stays, and white, which is painted anew")
+    hidden = _read(mask, shape, ("L", "1"), "a mask of black, which stays, and white, which is repainted")
     cover = (hidden >= _WHITE).astype(np.float32)[None, None]
     if not cover.any():
-        raise UsageError(f"{mask} is black everywhere, so nothing would be painted; make white what shall be anew")
+        raise UsageError(f"{mask} is black everywhere, so nothing would be repainted; make the area to repaint white")
     return Given(image, cover)
 
 
@@ -167,9 +166,9 @@ def read_condition(path: Path, shape: tuple[int, ...]) -> Array:
     """Read the condition picture of an adapter, ``shape`` ``[1, C, H, W]``, values in [0, 1].
 
     Raises:
-        UsageError: the file cannot be read, has another size, or has colours although the adapter takes grey values.
+        UsageError: the file cannot be read, has another size, or is in colour although the adapter needs gray.
     """
-    modes, what = (("L", "1"), "picture of grey values") if shape[1] == 1 else (("RGB",), "picture in colour")
+    modes, what = (("L", "1"), "gray picture") if shape[1] == 1 else (("RGB",), "picture in colour")
     pixels = _read(path, shape[2:], modes, what).astype(np.float32) / np.float32(255)
     return np.ascontiguousarray(pixels.reshape(*shape[2:], shape[1]).transpose(2, 0, 1)[None])
 
@@ -183,7 +182,7 @@ def _image(colours: NDArray[np.uint8]) -> Float32:
 def _read(path: Path, shape: tuple[int, ...], modes: tuple[str, ...], what: str) -> NDArray[np.uint8]:
     """Read a file's pixels; size and mode are checked in its header before memory is allocated."""
     if path.exists() and not path.is_file():
-        raise UsageError(f"{path} is a folder, a pipe or a device, no file; name a PNG or JPEG")
+        raise UsageError(f"{path} is a folder, a pipe or a device, not a file; name a PNG or JPEG")
     try:
         with Image.open(path, formats=_FORMATS) as file:
             height, width = shape
@@ -204,10 +203,10 @@ def as_image(picture: Float32) -> Image.Image:
     """Convert a ``[H, W, 3]`` picture in [0, 1] to an RGB image of 8 bits.
 
     Raises:
-        OutputError: the picture holds NaN or Inf, which a black image would hide.
+        OutputError: the picture has NaN or Inf, which would look black.
     """
     if not np.isfinite(picture).all():
-        raise OutputError("the picture holds NaN or Inf and was not written; run md-export verify on the artifacts")
+        raise OutputError("the picture has NaN or Inf and was not written; run md-export verify on the artifacts")
     return Image.fromarray(to_bytes(picture))
 
 
@@ -220,5 +219,5 @@ def write_png(path: Path, picture: Float32) -> None:
 
 
 def to_bytes(picture: Float32) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Convert [0, 1] to 0…255, rounded."""
+    """Return values in [0, 1] as 0…255, rounded."""
     return np.round(picture * 255.0).astype(np.uint8)

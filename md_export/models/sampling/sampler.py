@@ -1,7 +1,7 @@
-"""Samplers, which turn noise and the UNet's outputs into the decoder's input, and their constants for a checkpoint.
+"""Samplers, which compute the decoder's input from noise and the UNet's outputs, and their constants for a checkpoint.
 
-One step: x0 from a single call of the UNet (section 2 of arXiv 2311.16567). Many steps: by one of the methods beside
-this file, with classifier-free guidance (arXiv 2207.12598) or without.
+One step: x0 from a single UNet call (section 2 of arXiv 2311.16567). Many steps: by a method in a file of this folder,
+with or without classifier-free guidance (arXiv 2207.12598).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ TRAJECTORIES: Final[Mapping[Method, Callable[[ScheduleConfig, int], Trajectory]]
     "flow_match_euler": flow_match_euler,
 }
 
-# diffusers' classes of schedulers whose steps these are. Of others many steps are DDIM's.
+# Sampling method of each supported scheduler class of diffusers. Other schedulers use DDIM in many steps.
 SCHEDULERS: Final[Mapping[str, Method]] = {
     "DDIMScheduler": "ddim",
     "EulerDiscreteScheduler": "euler",
@@ -62,10 +62,10 @@ def one_step(config: ModelConfig) -> OneStep:
 
 
 def steps_of(config: ModelConfig, plan: SamplerPlan | None) -> ManySteps | None:
-    """Return the checkpoint's constants for the steps that a recipe asks for; None for one step.
+    """Return the checkpoint's constants for the steps of a recipe; None for one step.
 
     Raises:
-        ConfigError: the checkpoint's schedule has no such steps.
+        ConfigError: the checkpoint's schedule does not support the steps.
     """
     if plan is None:
         return None
@@ -83,13 +83,13 @@ def steps_of(config: ModelConfig, plan: SamplerPlan | None) -> ManySteps | None:
     guidance = plan.guidance_with(method, embedded)
     if plan.negative is not None and (embedded or guidance == 1):
         raise ConfigError(
-            f"[sampler] negative: {method} takes no guidance here, which a negative prompt needs; give one of them"
+            f"[sampler] negative: a negative prompt needs guidance, and {method} runs without; leave out one of the two"
         )
     return ManySteps(method, guidance, made.start, made.steps, scaling_factor, prediction, plan.negative, embedded)
 
 
 @dataclass(frozen=True)
-class Place:
+class SamplerState:
     """State of a sampler: x ``[1, C, h, w]``, and the last step's estimate of x0."""
 
     x: Float32
@@ -101,64 +101,64 @@ class Sampler:
     """A sampling method from noise to x0: the only step, or all of many. Steps are counted from 0.
 
     Attributes:
-        constants: what an app needs to take the same steps.
+        constants: constants that an app needs for the same steps.
     """
 
     constants: Constants
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """Constants of each step, the noisiest first."""
+        """Constants of each step, starting with the noisiest."""
         one = self.constants
         return (Step(float(one.timestep), one.a, one.b),) if isinstance(one, OneStep) else one.steps
 
     @property
     def takes_many(self) -> bool:
-        """Whether values of a step are of one among many."""
+        """Whether it samples in many steps, so that values belong to one of them."""
         return isinstance(self.constants, ManySteps)
 
     @property
     def guidance(self) -> float | None:
-        """Factor of classifier-free guidance; None if each call takes only the prompt."""
+        """Scale of classifier-free guidance; None if each call gets only the prompt."""
         many = self.constants
         return many.guidance if isinstance(many, ManySteps) and many.is_guided else None
 
     @property
     def scaling_factor(self) -> float:
-        """Scaling factor of latents; they are divided by it before decoding."""
+        """Factor that latents are divided by before decoding."""
         return self.constants.scaling_factor
 
     @property
     def fresh_noise(self) -> int:
-        """Number of steps that add fresh noise."""
+        """Number of steps that add new noise."""
         return sum(step.noise > 0 for step in self.steps)
 
-    def start(self, noise: Array) -> Place:
-        """Return the place before the first step: noise of the first level."""
+    def start(self, noise: Array) -> SamplerState:
+        """Return the state before the first step: noise of the first level."""
         start = self.constants.start if isinstance(self.constants, ManySteps) else 1.0
         x = np.float32(start) * noise.astype(np.float32, copy=False)
-        return Place(x, np.zeros_like(x))
+        return SamplerState(x, np.zeros_like(x))
 
-    def taken(self, number: int, place: Place) -> Float32:
-        """Return the UNet's input in a step."""
-        return np.float32(self.steps[number].scale) * place.x
+    def unet_input(self, number: int, state: SamplerState) -> Float32:
+        """Return the UNet's input for a step."""
+        return np.float32(self.steps[number].scale) * state.x
 
-    def step(self, number: int, place: Place, output: Float32, fresh: Array | None = None) -> Place:
-        """Return the place after a step, given the UNet's output.
+    def step(self, number: int, state: SamplerState, output: Float32, fresh: Array | None = None) -> SamplerState:
+        """Return the state after a step, given the UNet's output.
 
-        It is computed in float32: a single step with ``epsilon`` multiplies the output's error by 14.6.
+        The sums are in float32: a single step with ``epsilon`` multiplies the output's error by 14.6.
 
         Args:
-            fresh: noise ``[n, C, h, w]`` for all steps that add some.
+            fresh: noise ``[n, C, h, w]`` for all steps that add noise.
         """
         step = self.steps[number]
-        x = linear(step.a, step.b, place.x, output)
+        x = linear(step.a, step.b, state.x, output)
         if step.earlier:
-            x = x + np.float32(step.earlier) * place.x0
+            x = x + np.float32(step.earlier) * state.x0
         if step.noise and fresh is not None:
             before = sum(other.noise > 0 for other in self.steps[:number])
             x = x + np.float32(step.noise) * fresh[before : before + 1].astype(np.float32)
-        return Place(x, linear(step.x0_of_x, step.x0_of_output, place.x, output))
+        return SamplerState(x, linear(step.x0_of_x, step.x0_of_output, state.x, output))
 
 
 def linear(a: float, b: float, x: Float32, output: Float32) -> Float32:

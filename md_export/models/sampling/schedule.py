@@ -1,4 +1,4 @@
-"""The noise schedule of a checkpoint, and what it says of one step (section 2 of the paper: x0 from one call)."""
+"""Noise schedule of a checkpoint, and its constants for one step (section 2 of the paper: x0 from one call)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from md_export.spec.sampler import NoiseSchedule
 BETA_SCHEDULES: Final = ("linear", "scaled_linear")
 SPACINGS: Final = ("leading", "trailing", "linspace")
 PREDICTION_TYPES: Final = ("epsilon", "v_prediction", "sample")
-# Fields that only diffusers' other samplers read, or that are read only beside a field that is refused.
+# Fields that only unsupported samplers of diffusers read, or that matter only with an unsupported field.
 OTHER_SAMPLERS: Final = (
     "base_image_seq_len",
     "base_shift",
@@ -38,9 +38,9 @@ OTHER_SAMPLERS: Final = (
 
 @dataclass(frozen=True)
 class ScheduleConfig(SolverConfig):
-    """The fields of ``scheduler/scheduler_config.json`` that sampling reads.
+    """Fields of ``scheduler/scheduler_config.json`` that affect sampling.
 
-    Those from ``timestep_spacing`` on are for many steps only; missing ones default to Stable Diffusion's values.
+    Fields from ``timestep_spacing`` on are for many steps only; the defaults are Stable Diffusion's values.
     """
 
     IGNORED: ClassVar[tuple[str, ...]] = OTHER_SAMPLERS
@@ -72,18 +72,18 @@ class ScheduleConfig(SolverConfig):
             )
         if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
             raise ConfigError(
-                "rescale_betas_zero_snr leaves no signal at the last timestep, where epsilon tells nothing of x0; "
-                "such models predict v: set prediction_type to v_prediction"
+                "rescale_betas_zero_snr leaves no signal at the last timestep, where x0 cannot be computed from "
+                "epsilon; such models predict v: set prediction_type to v_prediction"
             )
 
     @property
     def last_timestep(self) -> int:
-        """Timestep at which one-step generation calls the UNet."""
+        """Largest timestep, which sampling in one step uses by default."""
         return self.num_train_timesteps - 1
 
     def alpha_cumprod(self, timestep: int) -> float:
         """Return ᾱ_t, the product of 1-β up to and including ``timestep``."""
-        # The constants of one step are in artifacts, and a product's last digit depends on the order of its factors.
+        # np.prod, not cumprod: artifacts contain these constants, and the last digit depends on the order of factors.
         whole = self.rescale_betas_zero_snr
         return float(self.alphas[timestep] if whole else np.prod(1.0 - self._betas()[: timestep + 1]))
 
@@ -95,7 +95,7 @@ class ScheduleConfig(SolverConfig):
 
     @cached_property
     def alphas(self) -> NDArray[np.float64]:
-        """ᾱ of every timestep; the last is 0 where the checkpoint was trained so (arXiv 2305.08891, algorithm 1)."""
+        """ᾱ of every timestep; the last is 0 with zero terminal SNR (arXiv 2305.08891, algorithm 1)."""
         alphas = np.cumprod(1.0 - self._betas(), dtype=np.float64)
         if not self.rescale_betas_zero_snr:
             return alphas
@@ -116,57 +116,57 @@ class ScheduleConfig(SolverConfig):
         return alpha**0.5, (1 - alpha) ** 0.5
 
     def noise(self) -> NoiseSchedule:
-        """Return the fields that an export stores."""
+        """Return the fields that the manifest stores."""
         return NoiseSchedule(**{field.name: getattr(self, field.name) for field in fields(NoiseSchedule)})
 
     def x0_at(self, timestep: int) -> tuple[float, float]:
         """Return (a, b) with x0 = a·x + b·output at ``timestep``.
 
-        At the last, with ``epsilon`` and Stable Diffusion's schedule, b is -14.6: keep the sum in float32.
+        At the last timestep, with ``epsilon`` and Stable Diffusion's schedule, b is -14.6: keep the sum in float32.
         """
         return self.x0_of(self.alpha_cumprod(timestep))
 
     def of_one_step(self) -> ScheduleConfig:
-        """Return the schedule with defaults in all fields that one step does not depend on."""
+        """Return the schedule with defaults in all fields that do not affect one step."""
         own = (*(field.name for field in fields(NoiseSchedule)), "prediction_type")
         return ScheduleConfig(**{name: getattr(self, name) for name in own})
 
     def timesteps(self, count: int, whole: bool = True, more: int = 0) -> list[float]:
         """Return the timesteps of diffusers' schedulers, the largest first.
 
-        ``whole``: rounded in any spacing. ``more``: so many more are spread, and the last of them left out.
+        ``whole``: round them for any spacing. ``more``: number of timesteps to compute in addition and drop at the end.
 
         Raises:
-            ConfigError: the schedule has no such steps, or clips samples, which only pixel-space models do.
+            ConfigError: the schedule does not support the steps, or clips samples, which is for pixel-space models.
         """
         if self.clip_sample:
             raise ConfigError(
-                "scheduler/scheduler_config.json: clip_sample is for models of pixels; set it to false to take more "
+                "scheduler/scheduler_config.json: clip_sample is for pixel-space models; set it to false to take more "
                 "than one step"
             )
         timesteps = self._spread(count + more, whole)[:count]
         if count > self.num_train_timesteps or not 0 <= timesteps[-1] <= timesteps[0] <= self.last_timestep:
             raise ConfigError(
                 f"scheduler/scheduler_config.json has timesteps 0 to {self.last_timestep}, and {count} steps would "
-                f"begin at {timesteps[0]} and end at {timesteps[-1]}; take fewer steps, or change steps_offset"
+                f"start at {timesteps[0]} and end at {timesteps[-1]}; take fewer steps, or change steps_offset"
             )
         return timesteps
 
     def noise_levels(self, timesteps: Sequence[float]) -> list[float]:
-        """Return the standard deviations of the noise in unscaled latents at timesteps, which may be fractional."""
+        """Return the standard deviation of the noise in unscaled latents at each timestep, which may be fractional."""
         alphas = self.alphas.copy()
-        # Without any signal the level would be infinite; diffusers takes this much.
+        # Without signal the level would be infinite; diffusers uses this value of ᾱ.
         alphas[-1] = max(alphas[-1], 2.0**-24)
         levels: list[float] = np.interp(timesteps, np.arange(len(alphas)), ((1 - alphas) / alphas) ** 0.5).tolist()
         return levels
 
     def levels(self, timesteps: Sequence[float], whole: bool) -> tuple[list[float], list[float]]:
-        """Return timesteps and their noise levels, spaced as the config says, and the level after the last.
+        """Return timesteps and their noise levels, spaced by the config, with a final level after the last step.
 
-        ``whole``: of diffusers' DPMSolverMultistepScheduler, which spreads levels over the whole schedule and rounds.
+        ``whole``: as diffusers' DPMSolverMultistepScheduler, which spreads levels over the whole schedule and rounds.
 
         Raises:
-            ConfigError: the levels do not fall.
+            ConfigError: the levels do not decrease.
         """
         levels, last = self.noise_levels(timesteps), self.noise_levels([0])[0]
         lu = bool(whole and self.use_lu_lambdas and not self.use_karras_sigmas)
@@ -176,14 +176,14 @@ class ScheduleConfig(SolverConfig):
             known = self.noise_levels(range(self.num_train_timesteps))
             timesteps = np.interp(np.log(levels), np.log(known), range(len(known))).tolist()
             if whole:
-                # Truncated where diffusers does not round.
+                # diffusers rounds in these two cases and truncates in others.
                 rounds = lu or self.use_karras_sigmas
                 timesteps = [float(round(t) if rounds else int(t)) for t in timesteps]
         levels.append(0.0 if self.final_sigmas_type == "zero" else last)
         if levels != sorted(levels, reverse=True) or len({*levels[:-1]}) < len(levels) - 1:
             raise ConfigError(
                 f"scheduler/scheduler_config.json: sigma_min={self.sigma_min}, sigma_max={self.sigma_max} and "
-                f"final_sigmas_type={self.final_sigmas_type!r} make noise levels that do not fall from step to step; "
+                f"final_sigmas_type={self.final_sigmas_type!r} make noise levels that do not decrease at each step; "
                 "correct them"
             )
         return list(timesteps), levels

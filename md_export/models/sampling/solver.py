@@ -1,4 +1,4 @@
-"""Fields of a scheduler's config that only some samplers read, and what of them is computed here."""
+"""Fields of a scheduler's config that only some samplers read, and their supported values."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class SolverConfig:
     stochastic_sampling: bool | None = False
 
     def respaced(self, largest: float, smallest: float, count: int, limited: bool) -> list[float]:
-        """Return noise levels as the config spaces them, the largest first.
+        """Return noise levels with the config's spacing, the largest first.
 
-        ``limited``: by ``sigma_min`` and ``sigma_max``, which Lu's spacing does not read.
+        ``limited``: apply ``sigma_min`` and ``sigma_max``, which Lu's spacing does not read.
         """
         largest = self.sigma_max if limited and self.sigma_max is not None else largest
         smallest = self.sigma_min if limited and self.sigma_min is not None else smallest
@@ -56,7 +56,7 @@ class SolverConfig:
         return [float(level) for level in levels]
 
 
-# Fields that diffusers' class of a method reads, and the values that are computed here.
+# Fields that diffusers' class of a method reads, and their supported values.
 _COMPUTED: Final[Mapping[Method, Mapping[str, tuple[Any, ...]]]] = {
     "euler": {
         "use_beta_sigmas": _OFF,
@@ -67,7 +67,7 @@ _COMPUTED: Final[Mapping[Method, Mapping[str, tuple[Any, ...]]]] = {
         "use_beta_sigmas": _OFF,
         "solver_order": (2, 1),
         "algorithm_type": ("dpmsolver++", "sde-dpmsolver++", "deis"),
-        # diffusers takes the last three, which are of other solvers, as the first.
+        # The last three are for other solvers; diffusers' class treats them as the first.
         "solver_type": ("midpoint", "logrho", "bh1", "bh2"),
         "final_sigmas_type": ("zero", "sigma_min"),
     },
@@ -79,7 +79,7 @@ _COMPUTED: Final[Mapping[Method, Mapping[str, tuple[Any, ...]]]] = {
 
 
 def check_solver(config: SolverConfig, method: Method, smallest_lambda: float, predicts_v: bool) -> None:
-    """Raise :class:`ConfigError` for a field that diffusers' class of a method reads with a value not computed here.
+    """Raise :class:`ConfigError` for an unsupported value of a field that diffusers' class of a method reads.
 
     Args:
         smallest_lambda: log(signal / noise) at the last timestep.
@@ -100,5 +100,5 @@ def check_solver(config: SolverConfig, method: Method, smallest_lambda: float, p
 
 def _refused(what: str, method: Method, instead: str) -> ConfigError:
     return ConfigError(
-        f"scheduler/scheduler_config.json: {what} is not computed for {method}; set {instead} or give another --sampler"
+        f"scheduler/scheduler_config.json: {what} is not supported for {method}; set {instead}, or change --sampler"
     )

@@ -10,7 +10,7 @@ from md_export.models.sampling.schedule import ScheduleConfig
 from md_export.models.sampling.trajectory import Trajectory, weighted
 from md_export.spec.sampler import Step
 
-# gamma of the paper, diffusers' default of eta: the share of the way that fresh noise goes back.
+# gamma of the paper, diffusers' default of eta: how far each step goes back by adding noise.
 _ETA: Final = 0.3
 
 

@@ -1,4 +1,4 @@
-"""Steps of a sampling method, whose every step is linear in x, the UNet's output, the step before and fresh noise."""
+"""Steps of a sampling method; each is linear in x, the UNet's output, the previous estimate of x0, and new noise."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Linear = tuple[float, float]
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Constants of all steps, the noisiest first, and the factor of the noise to start from."""
+    """Constants of all steps, starting with the noisiest, and the factor of the initial noise."""
 
     steps: tuple[Step, ...]
     start: float = 1.0

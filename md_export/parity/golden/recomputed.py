@@ -61,10 +61,10 @@ def reference_findings(
 
 def _run_alone(source: GoldenSource, component: str, case: GoldenCase, differences: _Differences) -> None:
     """Compare what torch makes of a component's golden inputs with its golden outputs."""
-    crew = source.pipeline.crew
-    assert isinstance(crew, Runners)  # noqa: S101 (golden_source gives these)
+    backend = source.pipeline.backend
+    assert isinstance(backend, Runners)  # noqa: S101 (golden_source gives these)
     for call in case.calls(component):
-        for name, value in crew.runners[component].run(call.inputs(component)).items():
+        for name, value in backend.runners[component].run(call.inputs(component)).items():
             ending = "" if call.call is None else f".{call.call}"
             differences.add(
                 case, f"{component}.{name}{ending}", _agreement(call.output(component, name), value), _ALONE_DB
