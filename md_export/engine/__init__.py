@@ -1,1 +1,1 @@
-"""Builds of one or more exports of a checkpoint as planned steps, cached by content, each in a separate process."""
+"""Build exports of a checkpoint as planned steps, each cached by content and run in a separate process."""

@@ -1,6 +1,6 @@
-"""An export beside its checkpoint: golden cases, metadata, and every file that an app reads are derived once more.
+"""Compare an export with its checkpoint: golden cases, metadata, and every file that an app reads are derived again.
 
-Nothing in the export's folder is believed: who edits it can make its files agree with each other, not with the weights.
+The export's folder is not trusted: an edited export can be consistent in itself, but not with the checkpoint's weights.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from md_export.targets.execution import execute
 Progress = Callable[[str], None]
 # Artifacts by component.
 Lowered: TypeAlias = Mapping[str, Path]
-# Fields of a manifest that follow from checkpoint and recipe.
+# Fields of a manifest that are derived from checkpoint and recipe.
 _FIELDS: Final = ("one_step", "steps", "schedule", "family", "zeros_for_empty", "checkpoint_files", "loras")
 _AGAIN: Final = "it was edited, export again"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """An export in ``out``, the checkpoint that it was made from, and golden cases other than its own."""
+    """The export in ``out``, the checkpoint that it was made from, and golden cases to use instead of the export's."""
 
     out: Path
     checkpoint: Path
@@ -57,17 +57,17 @@ class Comparison:
 
 
 def verify(out: Path, checkpoint: Path, golden: Path | None = None, progress: Progress = lambda _: None) -> Verdict:
-    """Return the verdict on an export, with a fault for whatever does not follow from the checkpoint.
+    """Return the verdict on an export, with a fault for everything that differs from the checkpoint.
 
     Raises:
-        MdExportError: as :func:`md_export.parity.judge.judge`; the checkpoint cannot be read, or is another one.
+        MdExportError: as :func:`md_export.parity.judge.judge`; the checkpoint cannot be read, or is not the export's.
     """
     findings = _findings(Comparison(out, checkpoint, golden), progress)
     return judge(out, golden, progress).with_findings(findings)
 
 
 def audit(out: Path, checkpoint: Path, progress: Progress = lambda _: None) -> AuditResult:
-    """Return the audit of the stored weights, with a fault for whatever else does not follow from the checkpoint.
+    """Return the audit of the stored weights, with a fault for everything else that differs from the checkpoint.
 
     Raises:
         MdExportError: as :func:`md_export.parity.weights.audit.audit`.
@@ -77,7 +77,7 @@ def audit(out: Path, checkpoint: Path, progress: Progress = lambda _: None) -> A
     found = result.with_findings(_findings(asked, progress))
     with scratch_folder() as folder:
         again = lowered_again(asked, folder, progress)
-        progress("graphs beside those of the checkpoint")
+        progress("compare graphs with the checkpoint's")
         read = isolated(compare_graphs, ArtifactError, f"{out}: reading its graphs")
         return found.with_findings(read(Graphs(out, again)))
 
@@ -97,20 +97,20 @@ def lowered_again(asked: Comparison, folder: Path, progress: Progress) -> Lowere
 
 @dataclass(frozen=True)
 class Graphs:
-    """An export in ``out``, and the artifacts that its checkpoint gives ``again``."""
+    """The export in ``out``, and the artifacts that were lowered ``again`` from its checkpoint."""
 
     out: Path
     again: Lowered
 
 
 def compare_graphs(asked: Graphs) -> tuple[Finding, ...]:
-    """Compare all artifacts in this process, which an untrusted file may crash."""
+    """Compare all artifacts in this process, which an untrusted file could crash."""
     export = open_export(asked.out)
     return tuple(graph_findings(export, asked.again, [entry.component for entry in export.manifest.artifacts]))
 
 
 def graph_findings(export: OpenedExport, again: Lowered, components: Collection[str]) -> Iterator[Finding]:
-    """Yield a finding for each difference from the artifact lowered ``again``; files of equal bytes are not read."""
+    """Yield a finding for each difference from the artifacts lowered ``again``; identical files are not parsed."""
     manifest, libraries = export.manifest, family_named(export.manifest.family).form.libraries
     target, now = TARGETS[manifest.target].open(), tools_of(manifest.target, libraries)
     others = [f"{name} {held}, here {now.get(name)}" for name, held in manifest.tools.items() if now.get(name) != held]
@@ -129,19 +129,19 @@ def graph_findings(export: OpenedExport, again: Lowered, components: Collection[
 def _findings(asked: Comparison, progress: Progress) -> tuple[Finding, ...]:
     export = open_export(asked.out, asked.golden)
     check_checkpoint(export.manifest, open_checkpoint(asked.checkpoint))
-    progress(f"torch on {len(export.golden.cases)} golden cases")
-    return isolated(compare, ArtifactError, f"{asked.out} beside its checkpoint")(asked)
+    progress(f"compute {len(export.golden.cases)} golden cases in torch")
+    return isolated(compare, ArtifactError, f"comparing {asked.out} with its checkpoint")(asked)
 
 
 def compare(asked: Comparison) -> tuple[Finding, ...]:
-    """Compare in this process; torch has one component in memory at a time."""
+    """Return the findings, in this process; torch has one component in memory at a time."""
     export, checkpoint = open_export(asked.out, asked.golden), open_checkpoint(asked.checkpoint)
     pairs = () if asked.golden else asked_cases(export.manifest.recipe, checkpoint.at(export.manifest.recipe.variant))
     return (*derived_findings(export, checkpoint, pairs), *reference_of(export, checkpoint, print))
 
 
 def reference_of(export: OpenedExport, checkpoint: Checkpoint, progress: Progress) -> Iterator[Finding]:
-    """Yield a finding for each golden tensor that torch does not compute of the checkpoint."""
+    """Yield a finding for each golden tensor that differs from torch's result for the checkpoint."""
     recipe = export.manifest.recipe
     yield from reference_findings(checkpoint.at(recipe.variant), export.manifest, export.golden, progress)
 
@@ -149,9 +149,9 @@ def reference_of(export: OpenedExport, checkpoint: Checkpoint, progress: Progres
 def derived_findings(
     export: OpenedExport, checkpoint: Checkpoint, pairs: Sequence[tuple[str, int]], execute: Execute = execute
 ) -> Iterator[Finding]:
-    """Yield a finding for each file, constant and piece of metadata that the checkpoint gives otherwise.
+    """Yield a finding for each file, constant and metadata field that differs from those of the checkpoint.
 
-    ``pairs``: prompt and seed of the cases that were asked for; none where the cases are not the export's own.
+    ``pairs``: prompt and seed of each requested case; empty if the cases are not the export's.
     """
     manifest, checkpoint = export.manifest, checkpoint.at(export.manifest.recipe.variant)
     if pairs:
@@ -170,18 +170,18 @@ def _each(component: str, check: Check, lines: Iterable[str]) -> Iterator[Findin
 
 
 def _file_lines(export: OpenedExport, folder: Path) -> Iterator[str]:
-    """Yield a line for each file beside the artifacts that is not the one derived in ``folder``, or comes besides."""
+    """Yield a line for each file beside the artifacts that differs from the one in ``folder``, or is additional."""
     paths = paths_beside(folder, export.manifest.artifacts)
     derived = {name: path for name, path in paths.items() if not name.startswith(f"{GOLDEN_FOLDER}/")}
     for name, path in derived.items():
         own = export.out / name
         if not own.is_file() or sha256_of(own) != sha256_of(path):
-            yield f"{name} is {'not as the checkpoint gives it' if own.is_file() else 'missing'}; {_AGAIN}"
+            yield f"{name} {'differs from the checkpoint' if own.is_file() else 'is missing'}; {_AGAIN}"
     read = tuple(f"{name}/" for name in family_named(export.manifest.family).tokens)
     held = {name for name in paths_beside(export.out, export.manifest.artifacts) if name.startswith(read)}
     others = (f"{GOLDEN_FOLDER}/", f"{NPU_FOLDER}/")
     for name in sorted((held | {name for name in export.manifest.files if not name.startswith(others)}) - set(derived)):
-        yield f"{name} is nothing that the checkpoint gives; {_AGAIN}"
+        yield f"{name} does not come from the checkpoint; {_AGAIN}"
 
 
 def _constant_lines(manifest: Manifest, derived: Manifest) -> Iterator[str]:
@@ -210,5 +210,5 @@ def _note_findings(export: OpenedExport, checkpoint: Checkpoint, execute: Execut
             yield Finding(entry.component, Check.EXECUTION, str(error))
             continue
         lines = [*differences(f"metadata of {entry.file}", dict(held), wanted)]
-        lines += [f"metadata of {entry.file}: {name} is not ours; {_AGAIN}" for name in sorted(held.keys() - wanted)]
+        lines += [f"metadata of {entry.file}: {name} is unknown; {_AGAIN}" for name in sorted(held.keys() - wanted)]
         yield from _each(entry.component, Check.CHECKPOINT, lines)

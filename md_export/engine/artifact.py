@@ -1,4 +1,4 @@
-"""Build of one artifact in a worker process: checkpoint → module → rewrites → lower → quantize → file."""
+"""Build one artifact in a worker process: checkpoint → module → rewrites → lower → quantize → file."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def build_component(step: BuildStep) -> ArtifactEntry:
     """Build one artifact and return its manifest entry; runs in a worker process.
 
     Raises:
-        ConversionError: the conversion made NaN or Inf of some weights, or a known fault concerns the artifact on a
+        ConversionError: the conversion turned weights into NaN or Inf, or a known fault concerns the artifact on a
             runtime that the recipe names.
     """
     started = time.perf_counter()
@@ -81,13 +81,13 @@ def build_component(step: BuildStep) -> ArtifactEntry:
             npu=bool(recipe.npu),
         )
         lowered = target.lower(job)
-        part.module.to("meta")  # the converter holds the weights; the code below needs only names and classes
+        part.module.to("meta")  # the converter has the weights; the code below needs only names and classes
         lowered.quantize(job).save(path)
         del lowered
     found = target.describe(path)
     if found.not_finite:
         raise ConversionError(
-            f"{recipe.target} {name}: conversion made NaN or Inf of the weights {', '.join(found.not_finite[:5])}"
+            f"{recipe.target} {name}: conversion turned the weights {', '.join(found.not_finite[:5])} into NaN or Inf"
         )
     if recipe.min_litert not in (None, ANY_LITERT) and isinstance(target, Lints):
         refuse_known_faults(f"{recipe.target} {name}", target.lint(path), recipe.min_litert)
@@ -110,7 +110,7 @@ def build_component(step: BuildStep) -> ArtifactEntry:
 
 
 def refuse_known_faults(what: str, report: LintReport, least: str) -> None:
-    """Raise ConversionError if a fault of the runtime's version ``least`` or of a later one concerns an artifact."""
+    """Raise ConversionError if a known fault of the runtime's version ``least`` or later concerns an artifact."""
     if report.known and (found := report.known.blocking(least)):
         raise ConversionError(f"{what}: a known fault concerns LiteRT {least} (min_litert) or a later one: on {found}")
 
@@ -130,4 +130,4 @@ def peak_resident_bytes() -> int:
     if status.is_file():
         fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
         return int(fields["VmHWM"].split()[0]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on a Mac
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS reports bytes

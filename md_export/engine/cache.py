@@ -1,4 +1,4 @@
-"""Cache of step results. The key covers everything that a result depends on.
+"""Cache of step results. A key covers everything that a result depends on.
 
 An entry appears whole or not at all, and is checked when it is read.
 
@@ -90,7 +90,7 @@ def entry_from_json(record: str) -> Entry:
     Raises:
         ValueError, KeyError, TypeError, RecursionError: the record is damaged or is something else.
     """
-    # Not by json, which overflows the stack on deep nesting where a library has raised the recursion limit.
+    # Not the json module: it overflows the stack on deep nesting if a library has raised the recursion limit.
     values = _WRAPPED.validate_json(record)
     if sha256_of_text(values["entry"]) != values["sha256"]:
         raise ValueError("the record was altered")
@@ -110,7 +110,7 @@ def stored(folder: Path) -> dict[str, StoredFile]:
     found = {}
     for name in names:
         if not _is_inside(name):
-            raise OutputError(f"a step wrote a file of the name {name!r:.80}")
+            raise OutputError(f"a step wrote a file with the name {name!r:.80}, which is not allowed")
         path = folder / name
         path.chmod(0o555 if path.stat().st_mode & 0o100 else 0o444)
         to_disk(path)
@@ -157,7 +157,7 @@ class Cache:
         return entry if entry.key == key else None
 
     def require(self, key: str) -> Entry:
-        """Return an entry's record as :meth:`read` does; raises ArtifactError if it is missing or damaged."""
+        """Return an entry's record as :meth:`read` does; raise ArtifactError if it is missing or damaged."""
         entry = self.read(key)
         if entry is None:
             raise ArtifactError(f"the entry {key[:12]} of {self.root} is gone; run the same command again")

@@ -1,4 +1,4 @@
-"""Chunks of a recipe: how many, and the bytes of each."""
+"""Number of chunks of a recipe, and the size of each."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from md_export.models.families import family_of
 from md_export.spec.names import MOST_CHUNKS, chunk_number
 from md_export.spec.recipe import Recipe
 
-# Bytes of one file: phones stall on a graph of 1.8 GB and run those of 0.5 to 1 GB, and coremltools' guide asks for
-# models up to 1 GB on an iPhone.
+# Limit of one file in bytes: phones stall on a graph of 1.8 GB and run graphs of 0.5 to 1 GB, and coremltools' guide
+# recommends models of up to 1 GB on an iPhone.
 LARGEST_FILE: Final = 1_000_000_000
 
 
@@ -21,7 +21,8 @@ def cut_recipe(recipe: Recipe, source: Source) -> Recipe:
     """Return the recipe with schemes and tolerances of its chunks; auto becomes a number.
 
     Raises:
-        UsageError: the denoiser cannot be cut so, or no number of chunks keeps each file small enough for auto.
+        UsageError: the denoiser cannot be cut into this number of chunks, or ``auto`` finds no number for which each
+            file is small enough.
     """
     if recipe.chunks is None:
         return recipe
@@ -41,7 +42,7 @@ def cut_recipe(recipe: Recipe, source: Source) -> Recipe:
 
 
 def bytes_of(recipe: Recipe, source: Source) -> dict[str, int]:
-    """Return bytes in float32 of each of a recipe's artifacts."""
+    """Return the size of each of a recipe's artifacts in bytes of float32 weights."""
     found = {name: source.weights[name] for name in recipe.parts if not chunk_number(name)}
     if isinstance(recipe.chunks, int):
         names = [name for name in recipe.parts if chunk_number(name)]

@@ -1,4 +1,4 @@
-"""Files beside the assets of a Core AI export, in the layout that Apple's Swift package for Core AI reads.
+"""Write the files that Apple's Swift package for Core AI reads beside the assets of an export.
 
     OUT/metadata.json            kind, assets, constants of the model and its schedule
     OUT/tokenizer/               vocab.json and merges.txt, as in every export

@@ -1,7 +1,7 @@
-"""Dask: connection to a cluster, and the code that its workers run for a step.
+"""Connect to a Dask cluster, and carry out steps on its workers.
 
 A worker fetches what the step needs from the store, carries the step out and copies the result to the store. It shares
-only the store with the client's machine; the checkpoint comes from the store, too.
+only the store with the client's machine; the checkpoint also comes from the store.
 """
 
 from __future__ import annotations
@@ -76,18 +76,18 @@ def check_same(found: Mapping[str, Mapping[str, str]], here: Mapping[str, str]) 
     """Check that the versions on all workers are those of this process; both map a name to its version.
 
     Raises:
-        RuntimeFault: a worker has another version of something; the message names the worker.
+        RuntimeFault: a version on a worker differs; the message names the worker.
     """
     for worker, versions in sorted(found.items()):
         if text := difference(versions, here):
-            raise RuntimeFault(f"the Dask worker {worker} {text}; install the same")
+            raise RuntimeFault(f"the Dask worker {worker} {text}; install the same version")
 
 
 def difference(found: Mapping[str, str], here: Mapping[str, str]) -> str:
     """Describe the first difference between the versions in ``found`` and ``here``; empty if there is no difference."""
     for name, wanted in here.items():
         if found.get(name) != wanted:
-            return f"has {name} {found.get(name)}, this is {wanted}"
+            return f"has {name} {found.get(name)}, this machine has {wanted}"
     return ""
 
 
@@ -106,7 +106,7 @@ def explain(error: BaseException, also: str = "") -> str:
     from distributed.scheduler import KilledWorker
 
     if isinstance(error, KilledWorker):
-        return "a Dask worker died again and again, most likely for lack of memory: give each more, then run again"
+        return "a Dask worker died repeatedly, most likely for lack of memory: give each worker more, then run again"
     if isinstance(error, CancelledError):
         return "the Dask scheduler went away: start it again, then run the same command again"
     return (
@@ -194,7 +194,7 @@ def perform_there(remote: RemoteTask, perform: Callable[[Step, Cache, Path, Inpu
     """
     with _ONE_AT_A_TIME:
         if text := difference(versions(remote.targets), remote.versions):
-            raise RuntimeFault(f"the Dask worker on {platform.node()} {text}; install the same")
+            raise RuntimeFault(f"the Dask worker on {platform.node()} {text}; install the same version")
         step, cache = remote.step, BackedCache(default_root(), Store(remote.store))
         needed = [_fetched(cache, key) for key in step.needs]
         made = cache.get(step.key)

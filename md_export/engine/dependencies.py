@@ -45,23 +45,23 @@ def notes_of(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
     ``prediction_type``, ``timestep``, ``a``, ``b``, ``scaling_factor``
         x0 = a·noise + b·output of one UNet call at ``timestep``; the decoder's input is x0 / ``scaling_factor``.
     ``latent_shape``, ``image_size``
-        ``1,C,h,w`` of noise, UNet output and x0; side of the picture in pixels, or ``512x768``,
-        its width and height.
+        ``1,C,h,w`` of noise, UNet output and x0; side of the picture in pixels, or its width and height,
+        ``512x768``.
     ``image_scale``, ``image_offset``
         picture = image · scale + offset, clipped to [0, 1].
     ``condition_shape``
         ``1,C,H,W`` of the picture in [0, 1] for the adapter or the ControlNet; absent without one.
     ``text_length``, ``bos_token_id``, ``eos_token_id``, ``pad_token_id``
-        the token ids are bos, the prompt's tokens (cut to fit), eos, and pad up to ``text_length``. With ``_2`` after
-        the names: those of a second text encoder. Without bos for T5, whose prompts are in lower case and come with a
-        mask of what is no padding.
+        the token ids are bos, the prompt's tokens (cut to fit), eos, and pad up to ``text_length``. Names with the
+        suffix ``_2`` are for a second text encoder. T5 has no bos; its prompts are in lower case, and it also gets a
+        mask: 0 for padding, else 1.
     ``classes``
-        number of classes of a model without text; the label of no class is the same number.
+        number of classes of a model without text; the same number is the label for no class.
     ``zeros_for_empty``
-        guidance leads away from zeros in place of the text encoders' outputs; absent where from the empty prompt's.
+        present if unconditional text embeddings are zeros; absent if they are those of the empty prompt.
 
     Raises:
-        CheckpointError: a file cannot be read, or the tokenizer is not a CLIP tokenizer.
+        CheckpointError: a file cannot be read, or the tokenizer is not supported.
     """
     config, step = checkpoint.config, one_step(checkpoint.config)
     shared = {
@@ -89,7 +89,7 @@ def _notes_of_text(checkpoint: Checkpoint) -> dict[str, str]:
         ending = f"_{place + 1}" if place else ""
         # Read the special tokens from a tokenized empty prompt: the tokenizer's files store them in several formats.
         first, *rest = (int(token) for token in tokenize(folder, "", length)[0])
-        # T5's tokenizer begins with the prompt's own tokens.
+        # T5 has no start token.
         special = {"eos": first} if checkpoint.config.t5 else {"bos": first, "eos": rest[0]}
         found |= {f"{name}_token_id{ending}": token for name, token in {**special, "pad": rest[-1]}.items()}
     return {name: str(number) for name, number in found.items()}
@@ -102,10 +102,10 @@ def steps_notes(checkpoint: Checkpoint, plan: SamplerPlan | None) -> dict[str, s
         one value per step, joined by commas: x becomes a·x + b·output. The decoder's input is the last
         x / ``scaling_factor``.
     ``sampler``, ``guidance``
-        the method; above 1 the output is u + guidance·(c - u), where u and c are the UNet's outputs for the empty or
-        negative prompt and for the prompt.
+        sampling method and guidance scale. If the scale is above 1, the output is u + guidance·(c - u), where u and c
+        are the UNet's outputs for the empty or negative prompt and for the prompt.
     ``start``, ``scale``, ``noise``, ``earlier``, ``x0_of_x``, ``x0_of_output``
-        only where a step needs them, see :class:`md_export.spec.sampler.Step`.
+        only if a step needs them, see :class:`md_export.spec.sampler.Step`.
 
     Raises:
         ConfigError: the checkpoint's schedule does not support these steps.
@@ -127,7 +127,7 @@ class Source:
         given: folder of golden cases that the request names.
         weights: bytes of each component in float32, including components that are not needed to make a picture.
         layers: paths of each component's convolutions and linear layers, in order.
-        denoiser: parts of the denoiser, between which it may be cut; empty where no recipe asks for chunks.
+        denoiser: parts of the denoiser, between which it may be cut; empty if no recipe has chunks.
         loras: LoRAs of the checkpoint, as named in requests.
     """
 
@@ -159,10 +159,10 @@ def area_of(checkpoint: Checkpoint, recipe: Recipe) -> float:
 def source_of(
     checkpoint_dir: Path, golden: Path | None, variants: set[Variant], loras: tuple[LoraInput, ...] = ()
 ) -> Source:
-    """Open the checkpoint and check that it is complete, for the given variants, of which chunks count as one.
+    """Open the checkpoint and check that it is complete, for the given variants without their chunks.
 
     Raises:
-        MdExportError: the checkpoint cannot be read, or has no such variant.
+        MdExportError: the checkpoint cannot be read, or does not support a variant.
     """
     checkpoint = open_checkpoint(checkpoint_dir)
     checkpoint.check()
@@ -186,7 +186,7 @@ def source_of(
 
 
 def whole(variant: Variant) -> Variant:
-    """Return the variant without chunks, since no metadata depends on them."""
+    """Return the variant without chunks, because metadata does not depend on them."""
     return dataclasses.replace(variant, chunks=None)
 
 
@@ -262,7 +262,7 @@ def makers_of_inputs(family: Family, files: Mapping[str, str], name: str, inpain
     Args:
         files: SHA-256 of the checkpoint's files by name.
         name: the component.
-        inpaints: whether the UNet takes a picture's latents.
+        inpaints: whether the UNet's input has a picture's latents.
     """
     rows = family.components
     steering = tuple(f"{row.folder}/" for row in rows if any(port.source == CONDITION for port in row.inputs))

@@ -1,4 +1,4 @@
-"""Executors for the steps of a build: processes on this machine, or the workers of a Dask cluster."""
+"""Executors for the steps of a build: in processes on this machine, or on the workers of a Dask cluster."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Executor:
         cache: cache that holds the results of the steps.
         limits: number of concurrent steps and their memory.
         open: context manager that prepares the given steps and yields the function that starts one of them.
-        news: returns the messages for the user that have accumulated since the last call.
+        news: returns the messages for the user since the last call.
     """
 
     cache: Cache
@@ -81,7 +81,7 @@ def _on_dask(request: BuildRequest, plan: Plan) -> Iterator[Executor]:
     assert request.dask is not None and request.store is not None  # noqa: S101 (see BuildRequest)
     fused = [recipe.name for recipe in request.recipes if recipe.form == "cpu_fused"]
     if fused:
-        raise RecipeError(f"recipe {fused[0]}: form cpu_fused serves the machine that makes it; build without --dask")
+        raise RecipeError(f"recipe {fused[0]}: form cpu_fused is for the machine that makes it; build without --dask")
     targets = tuple(sorted({export.target for export in plan.exports}))
     with dask.connected(request.dask) as client:
         found: dict[str, dask.Worker] = dask.ask_each(client, dask.describe, targets)
@@ -136,7 +136,7 @@ def _brought(
     blind = dask.ask_each(client, dask.lacks, cache.store.url, [one.entry.key for one in inputs.values()])
     for worker in sorted(worker for worker, lacking in blind.items() if lacking):
         raise RuntimeFault(
-            f"the Dask worker {worker} does not find in {cache.store.url} what was just put there: give a --store that "
+            f"the Dask worker {worker} does not find the uploaded files in {cache.store.url}: give a --store that "
             "is the same for all machines, such as s3://bucket/folder or file:// and a folder of a shared disk"
         )
     return {name: (one.entry.key, one.within) for name, one in inputs.items()}
@@ -157,7 +157,7 @@ def _pass_on(answer: Future[Cost], measured: Measured, step: Step, asked: Future
 
 
 class _News:
-    """Reports Dask workers that have disappeared since the last call; looks at most every :data:`_LOOK_S` seconds."""
+    """Report Dask workers that have disappeared since the last call; polls at most every :data:`_LOOK_S` seconds."""
 
     def __init__(self, client: Any, known: set[str]) -> None:
         self._client, self._known, self._next = client, known, 0.0
@@ -171,9 +171,9 @@ class _News:
         except OSError:
             return
         for worker in sorted(self._known - now):
-            yield f"the Dask worker {worker} is gone; what it did is done again"
+            yield f"the Dask worker {worker} is gone; its step will be repeated"
         if self._known and not now:
-            yield f"no Dask worker is left; the build waits for one: dask worker {self._client.scheduler.address}"
+            yield f"no Dask worker is left; start one: dask worker {self._client.scheduler.address}"
         self._known = now
 
 

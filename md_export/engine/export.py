@@ -1,14 +1,14 @@
-"""THE map: from a checkpoint folder to verified exports. Every command that makes artifacts runs a plan in this engine.
+"""Make verified exports from a checkpoint folder. Every command that makes artifacts runs a plan in this engine.
 
-    plan       recipes + checkpoint → steps, each with a cache key over all that its result depends on    planning
-    look up    the steps whose results are not in the cache                                               cache
+    plan       recipes + checkpoint → steps, each with a cache key over everything that it depends on     planning
+    look up    the steps without a result in the cache                                                    cache
     run        golden cases → calibration cases → artifacts → export, verified                            steps
                each step in a separate process, as many at a time as memory allows, here or on Dask       executors
-    place      cache entries → the export's folder, whole or not at all                                   placing
+    place      cache entries → the export's folder, which appears whole or not at all                     placing
 
 ``md-export coreml|tflite|onnx|coreai`` runs a plan with one recipe, ``md-export build`` a plan with many, and
-``md-export search`` one plan per try, with unchanged components from the cache. Nothing here imports torch: a build
-with nothing to do ends at once, and only the workers need memory for models.
+``md-export search`` one plan per try, with unchanged components from the cache. This module does not import torch: a
+build with nothing to do ends at once, and only workers need memory for models.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def cases(
 def pieces(
     request: BuildRequest, folder: Path, kinds: Collection[str], progress: Progress = print
 ) -> tuple[Result, ...]:
-    """Copy what the steps of some kinds make to ``<folder>/<kind>``, and return their results; nothing is verified.
+    """Copy the files of steps of the given kinds to ``<folder>/<kind>``, and return their results, not verified.
 
     Raises:
         MdExportError: as for :func:`export`.

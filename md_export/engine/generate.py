@@ -1,4 +1,4 @@
-"""Pictures from prompts, made by torch or by the artifacts of an opened export, one component after the other."""
+"""Make pictures from prompts with torch or with the artifacts of an export, one component after the other."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Frame:
     Attributes:
         where: folder of the export or the checkpoint.
         shape: height and width of the pictures in pixels.
-        condition: shape ``[1, C, H, W]`` of the condition picture; None if the model takes none.
+        condition: shape ``[1, C, H, W]`` of the condition picture; None if the model has no input for it.
     """
 
     where: Path
@@ -46,11 +46,11 @@ class Frame:
     condition: tuple[int, ...] | None
 
     def require_condition(self) -> tuple[int, ...]:
-        """Return the shape ``[1, C, H, W]`` of the condition picture; raises UsageError if the model takes none."""
+        """Return the shape ``[1, C, H, W]`` of the condition picture; raise UsageError if the model has none."""
         if self.condition is None:
             raise UsageError(
-                f"{self.where}: this model takes no condition picture; give its checkpoint an adapter with md-export "
-                "adapt CHECKPOINT --adapter FOLDER, or --controlnet FOLDER, and use or export that"
+                f"{self.where}: this model has no input for a condition picture; add an adapter to its checkpoint with "
+                "md-export adapt CHECKPOINT --adapter FOLDER, or --controlnet FOLDER, and use or export the result"
             )
         return self.condition
 
@@ -65,27 +65,27 @@ class Export:
 
     @property
     def family(self) -> Family:
-        """The checkpoint's family."""
+        """Family of the checkpoint."""
         return family_named(self.manifest.family)
 
     @property
     def inpaints(self) -> bool:
-        """Whether the UNet takes a mask and a picture's latents in addition to the noise."""
+        """Whether the UNet's input has a mask and a picture's latents in addition to the noise."""
         return self._channels == 2 * self.latent_shape[1] + 1
 
     @property
     def edits(self) -> bool:
-        """Whether the UNet takes a picture's latents in addition to the noise, and no mask."""
+        """Whether the UNet's input has a picture's latents in addition to the noise, without a mask."""
         return self._channels == 2 * self.latent_shape[1]
 
     @property
     def denoiser(self) -> list[ArtifactEntry]:
-        """The denoiser's artifact, or those of its chunks."""
+        """Artifact of the denoiser, or those of its chunks."""
         return [x for x in self.entries.values() if whole_of(x.component) == whole_of(self.family.denoised.node)]
 
     @property
     def _channels(self) -> int:
-        """Channels of what the denoiser takes as its latent; a first chunk may take the timestep alone."""
+        """Channels of the denoiser's latent input; a first chunk may have only the timestep as input."""
         return (shape_of_input(self.denoiser, SAMPLE.name) or (0, 0))[1]
 
     @property
@@ -100,17 +100,17 @@ class Export:
 
     @property
     def downscale(self) -> int:
-        """Side of a latent cell in pixels."""
+        """Side of a latent pixel in picture pixels."""
         return self.picture_shape[-1] // self.latent_shape[-1]
 
     @property
     def condition_shape(self) -> tuple[int, ...] | None:
-        """Shape ``[1, C, H, W]`` of the condition picture; None if the export takes none."""
+        """Shape ``[1, C, H, W]`` of the condition picture; None if the export has no input for it."""
         return shape_of_input(self.entries.values(), CONDITION.name)
 
     @property
     def neutral(self) -> dict[str, Array]:
-        """Neutral values for the inputs that a request without a condition does not provide."""
+        """Values without effect for inputs that a request without a condition does not provide."""
         rows = ((self.family[name], entry) for name, entry in self.entries.items())
         return {key: value for row, entry in rows for key, value in row.neutral(entry.inputs).items()}
 
@@ -120,10 +120,10 @@ class Export:
         return Frame(self.out, self.picture_shape, self.condition_shape)
 
     def entry(self, component: str) -> ArtifactEntry:
-        """Return a component's manifest entry; raises ArtifactError if the export has no such component."""
+        """Return a component's manifest entry; raise ArtifactError if the export does not have the component."""
         if component not in self.entries:
             raise ArtifactError(
-                f"{self.out} has no {component}; export it, too: md-export {self.manifest.target} --encoder"
+                f"{self.out} has no {component}; export it too: md-export {self.manifest.target} --encoder"
             )
         return self.entries[component]
 
@@ -131,7 +131,7 @@ class Export:
         """Run a component and return all outputs for each set of inputs, under md-export's names.
 
         Raises:
-            ArtifactError: the export has no such component.
+            ArtifactError: the export does not have the component.
             RuntimeFault: the artifact does not run.
         """
         if not batches:
@@ -150,7 +150,7 @@ class Export:
 
 
 def open_to_run(out: Path) -> Export:
-    """Open an export to make pictures; raises :class:`ArtifactError` if it lacks a required component."""
+    """Open an export to make pictures; raise :class:`ArtifactError` if it lacks a required component."""
     manifest = read_manifest(out)
     entries = {entry.component: entry for entry in manifest.artifacts}
     needed = [row.name for row in family_named(manifest.family).required]
@@ -160,7 +160,7 @@ def open_to_run(out: Path) -> Export:
 
 
 def frame_of_checkpoint(checkpoint_dir: Path, variant: Variant = TRAINED) -> Frame:
-    """Return the dimensions of a checkpoint's pictures; raises UsageError if it has no such variant."""
+    """Return the dimensions of a checkpoint's pictures; raise UsageError if it does not support the variant."""
     config = open_checkpoint(checkpoint_dir).at(variant).config
     return Frame(checkpoint_dir, config.picture_shape, config.condition_shape)
 
@@ -182,18 +182,18 @@ def pictures_of_artifacts(
     Args:
         out: folder of the export.
         requests: prompts and seeds.
-        given: one picture per request to in-paint; the part that is not hidden is kept.
+        given: one picture and mask per request for in-painting; the area outside the mask is kept.
         conditions: one condition per request for the adapter or the ControlNet; without conditions it has no effect.
         starts: one picture per request to start from instead of pure noise; all with the same strength. An editing
-            UNet takes the picture beside the noise, whatever the strength.
-        negative: prompt that guidance leads away from; None for the empty prompt.
-        tell: is given a line for a prompt that is too long.
+            UNet gets the picture in addition to the noise, with any strength.
+        negative: negative prompt for guidance; None for the empty prompt.
+        tell: called with a message about a prompt that is too long.
 
     Raises:
         ArtifactError: the export lacks a component.
         RuntimeFault: an artifact does not run.
-        UsageError: ``given`` for a UNet that takes many steps and has no inputs for in-painting, ``starts`` for a UNet
-            with one fixed timestep, which can only start from pure noise, or ``negative`` without guidance.
+        UsageError: ``given`` in many steps for a UNet without inputs for in-painting, ``starts`` for a UNet with one
+            fixed timestep, which can only start from pure noise, or ``negative`` without guidance.
     """
     export = open_to_run(out)
     if conditions is not None:
@@ -237,12 +237,12 @@ def _check_start(export: Export, starts: Sequence[Start]) -> None:
     folded = export.denoiser[-1].outputs[0].name == LAST.name or is_fixed
     if folded and export.manifest.steps is None and any(start.strength < 1 for start in starts):
         raise UsageError(
-            f"{export.out}: its denoiser holds the one timestep {export.manifest.one_step.timestep} "
-            "(fold_timestep or fold_x0), and a --strength below 1 starts at another; export without these rewrites"
+            f"{export.out}: its denoiser has the fixed timestep {export.manifest.one_step.timestep} "
+            "(fold_timestep or fold_x0), and a --strength below 1 needs another; export without these rewrites"
         )
     export.entry(export.family.encoded.node)
     if export.manifest.schedule is None:
-        raise ArtifactError(f"{export.out} does not say how much noise a timestep has; export again with --encoder")
+        raise ArtifactError(f"{export.out} has no noise schedule in its manifest; export again with --encoder")
 
 
 def pictures_of_checkpoint(
@@ -259,11 +259,11 @@ def pictures_of_checkpoint(
     """Return one ``[H, W, 3]`` picture in [0, 1] per request, computed by torch in float32.
 
     ``requests``, ``given``, ``conditions``, ``starts``, ``negative``: as for :func:`pictures_of_artifacts`.
-    ``tell``: is given a line for a prompt that is too long, and where the model was not trained for such steps.
+    ``tell``: called with a message about a prompt that is too long, or steps that the model was not trained for.
 
     Raises:
-        UsageError: the checkpoint has no such variant, or ``given`` is used with
-            many steps and the UNet has no inputs for in-painting.
+        UsageError: the checkpoint does not support the variant, or ``given`` is used in many steps for a UNet without
+            inputs for in-painting.
     """
     checkpoint = open_checkpoint(checkpoint_dir).at(variant)
     if conditions is not None:

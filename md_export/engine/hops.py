@@ -1,6 +1,6 @@
-"""Diagnosis of an artifact: find the first stage (rewrite, lowering, quantization, runtime) where accuracy drops.
+"""Find the first stage of an artifact (rewrite, lowering, quantization, runtime) where accuracy drops.
 
-    checkpoint → rewritten torch module → lowered to float32 → stored as the recipe asks → executed by the runtime
+    checkpoint → rewritten torch module → lowered to float32 → quantized by the recipe → executed by the runtime
 
 The output of each stage (hop) is compared with the golden output, which torch computed from the checkpoint.
 """
@@ -82,13 +82,13 @@ def explain(out: Path, result: Verdict, checkpoint_dir: Path, progress: Progress
     lines = []
     for entry in manifest.artifacts:
         if entry.component in short:
-            progress(f"{entry.component} falls short: at which hop?")
+            progress(f"{entry.component} falls short: find the hop")
             lines.append(f"{entry.component}: {verdict(measure(out, manifest, entry, golden.cases, checkpoint_dir))}")
     return lines
 
 
 def verdict(hops: Sequence[Hop]) -> str:
-    """Describe the hops in one sentence: the failing hop first, then the figures of the hops before it."""
+    """Describe the hops in one sentence: the failing hop first, then the metrics of the hops before it."""
     failing = failing_hop(hops)
     if failing is None:
         return f"no hop falls short in SNR ({'; '.join(map(str, hops))})"
@@ -124,7 +124,7 @@ def hops_of(
 
 @dataclass(frozen=True)
 class Part:
-    """One component of the export in ``out``, and the checkpoint that the export was made from."""
+    """A component of the export in ``out``, and the checkpoint that the export was made from."""
 
     out: Path
     component: str
@@ -162,7 +162,7 @@ def opened(part: Part) -> tuple[Manifest, Rewritten, tuple[GoldenCase, ...]]:
 
 @dataclass(frozen=True)
 class _Stages:
-    """The stages of one artifact of the export in ``out``, measured on golden cases."""
+    """Stages of one artifact of the export in ``out``, measured on golden cases."""
 
     out: Path
     manifest: Manifest

@@ -1,4 +1,4 @@
-"""Inputs of a build: the plan derived from them, and checkpoints, golden cases and LoRAs as entries of a store."""
+"""Inputs of a build: plan them, and turn checkpoints, golden cases and LoRAs into entries of a store."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def _input(label: str, root: Path, names: Iterable[str], within: str, hashes: Fi
     files = {}
     for name, digest in hashes.hashes(root, sorted(set(names))).items():
         if digest is None:
-            raise ArtifactError(f"{root / name} went away; run the same command again")
+            raise ArtifactError(f"{root / name} disappeared; run the same command again")
         files[name] = StoredFile((root / name).stat().st_size, digest)
     key = key_of({"input": {name: file.sha256 for name, file in files.items()}})
     return StoredInput(Entry(SCHEMA, key, "input", label, files), root, within)

@@ -1,4 +1,4 @@
-"""Joining of Core ML exports of several sizes into one with a function per size, and splitting it again.
+"""Join Core ML exports of several sizes into one with a function per size, and split it again.
 
     OUT/join.json                  names of the functions, the default one first
     OUT/unet.mlpackage, …          one package per component, with its weights stored once
@@ -48,7 +48,7 @@ class Functions:
 
 @dataclass(frozen=True)
 class Shared:
-    """Size of one component in bytes: ``apart`` of its separate packages together, ``joined`` of the joined package."""
+    """Size of one component in bytes: ``apart`` for the separate packages together, ``joined`` for the joined one."""
 
     component: str
     apart: int
@@ -137,11 +137,11 @@ def read_functions(out: Path) -> tuple[str, ...]:
         content = read_regular(path, _LARGEST_FILE)
         names = _FUNCTIONS.validate_json(content or b"", strict=True).functions
     except OSError as error:
-        raise ArtifactError(f"{out} is no joined export ({error.strerror}); make one with: md-export join") from error
+        raise ArtifactError(f"{out} is not a joined export ({error.strerror}); make one: md-export join") from error
     except (ValidationError, RecursionError) as error:
         raise ArtifactError(f"{path} cannot be read: {first_finding(error)}; join again") from error
     if not names or not all(is_plain_name(name) for name in names):
-        raise ArtifactError(f"{path} names no function, or one that could name no folder; join again")
+        raise ArtifactError(f"{path} lists no function, or one with an invalid name; join again")
     return names
 
 
@@ -153,19 +153,19 @@ def _named(manifests: Mapping[Path, Manifest]) -> dict[str, Path]:
     """
     first, *others = manifests.values()
     if not others or any(manifest.target != "coreml" for manifest in manifests.values()):
-        raise UsageError("join takes two or more Core ML exports; other targets have one file a size (docs/sizes.md)")
+        raise UsageError("join needs two or more Core ML exports; other targets have one file per size (docs/sizes.md)")
     if any(manifest.recipe.layout for manifest in manifests.values()):
-        raise UsageError("Apple's Swift package knows one function a package; join exports without --layout")
+        raise UsageError("Apple's Swift package supports one function per package; join exports without --layout")
     if any(manifest.recipe.chunks for manifest in manifests.values()):
-        raise UsageError("join knows one package a component; join exports without --chunks")
+        raise UsageError("join supports one package per component; join exports without --chunks")
     for other in others:
         if other.checkpoint_sha256 != first.checkpoint_sha256:
-            raise UsageError("the exports are of different checkpoints, so they share no weights; join those of one")
+            raise UsageError("the exports are from different checkpoints, so they share no weights; join those of one")
         if fields := _differences(first.recipe, other.recipe):
             raise UsageError(f"the exports' recipes differ in {', '.join(fields)}; only the size may differ")
     named = {f"size_{_size(path, manifest)}": path for path, manifest in manifests.items()}
     if len(named) < len(manifests):
-        raise UsageError("two of the exports are of one size; name one export for each size")
+        raise UsageError("two of the exports have the same size; name one export for each size")
     return named
 
 
@@ -175,11 +175,11 @@ def _differences(first: Recipe, other: Recipe) -> list[str]:
 
 
 def _size(path: Path, manifest: Manifest) -> str:
-    """Return the size of the export's pictures in words; raises UsageError if the export does not define it."""
+    """Return the size of the export's pictures in words; raise UsageError if the export does not define it."""
     pictures = [entry.outputs[0].shape for entry in manifest.artifacts if entry.component == "vae_decoder"]
     size = manifest.recipe.size or next(((shape[-1], shape[-2]) for shape in pictures), None)
     if size is None:
-        raise UsageError(f"{path} does not say how large its pictures are; export it with --size, or with its decoder")
+        raise UsageError(f"{path} does not define the size of its pictures; export it with --size, or with its decoder")
     return size_in_words(size)
 
 

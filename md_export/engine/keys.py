@@ -1,4 +1,4 @@
-"""Cache keys: SHA-256 over everything that a step's result depends on."""
+"""Compute cache keys: the SHA-256 of everything that a step's result depends on."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def maker() -> dict[str, str]:
 
 @cache
 def code_sha256() -> str:
-    """Return the SHA-256 over the files of this package that affect results."""
+    """Return the SHA-256 of the files of this package that affect results."""
     digest = hashlib.sha256()
     for path in sorted(_PACKAGE.rglob("*")):
         name = path.relative_to(_PACKAGE)

@@ -1,4 +1,4 @@
-"""Copying of cache entries to an export folder, which appears whole or not at all."""
+"""Copy cache entries to an export folder, which appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Outcome:
 
 
 class Placer(Watcher):
-    """Forwards events to the listener, and places each export in its folder as soon as it is verified."""
+    """Watcher that forwards events to the listener, and places each export in its folder when it is verified."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ def expected(entry: Entry) -> dict[str, str]:
 def is_placed(folder: Path, entry: Entry, hashes: FileHashes) -> bool:
     """Return whether ``folder`` holds exactly the files of ``entry``, with the same hashes.
 
-    Files outside the entry's own top-level names are ignored. Unchanged files are not read again.
+    Files outside the entry's top-level names are ignored. Unchanged files are not read again.
     """
     wanted = expected(entry)
     if files_in(folder, {name.split("/", 1)[0] for name in wanted}) != sorted(wanted):
@@ -116,7 +116,7 @@ def is_placed(folder: Path, entry: Entry, hashes: FileHashes) -> bool:
 def check_replaceable(folder: Path) -> None:
     """Raise :class:`OutputError` if ``folder`` exists and is not an export."""
     if folder.is_symlink() or (folder.exists() and not (folder / MANIFEST).is_file()):
-        raise OutputError(f"{folder} exists and is no export of md-export; remove it, or name another folder with -o")
+        raise OutputError(f"{folder} exists and is not an md-export export; remove it, or name another folder with -o")
 
 
 def place(cache: Cache, entries: Iterable[Entry], folder: Path, work: Path, replace: bool) -> None:
@@ -169,4 +169,4 @@ def _copy(source: Path, destination: Path, sha256: str) -> None:
         destination.chmod(0o755)
     to_disk(destination)
     if sha256_of(destination) != sha256:
-        raise ArtifactError(f"{source} of the cache was altered; run the same command again")
+        raise ArtifactError(f"{source} in the cache was altered; run the same command again")

@@ -1,4 +1,4 @@
-"""Plan of a build: all steps for some exports, ordered so that each step comes after the steps that it needs.
+"""Plan of a build: all steps for its exports, ordered so that each step comes after the steps that it needs.
 
 Each kind of step has its request and result class. Both are plain data without paths or host names.
 """
@@ -20,7 +20,7 @@ from md_export.spec.recipe import Recipe
 # Name of a LoRA's file among the inputs, and the suffix after the file in a recipe, such as ``:0.5``.
 LoraInput: TypeAlias = tuple[str, str]
 
-# What every step imports, and what builds a text encoder.
+# Modules that every step imports, and those that build a text encoder.
 MODEL_MODULES: Final = (
     "md_export.engine.steps",
     "transformers.models.clip.tokenization_clip",
@@ -185,7 +185,7 @@ class ExportPlan:
 class Plan:
     """The steps and exports of a build.
 
-    ``advice``: lines for the user, such as that the model was not trained for so few steps.
+    ``advice``: messages for the user, for example that the model was not trained for one step.
     """
 
     steps: tuple[Step, ...]

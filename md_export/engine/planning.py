@@ -1,4 +1,4 @@
-"""Planning: recipes and a checkpoint → a plan.
+"""Make the plan of a build from recipes and a checkpoint.
 
 Runs in a worker process, because it opens the checkpoint and imports the rewrites.
 
@@ -110,10 +110,10 @@ class _Planner:
 
     def export(self, recipe: Recipe, source: dependencies.Source) -> ExportPlan:
         """Add an export and all steps that lead to it."""
-        # All of the checkpoint's components, and no LoRAs, since the checkpoint has them.
+        # With all of the checkpoint's components, and without LoRAs, because they are in the checkpoint.
         recipe = dataclasses.replace(recipe, loras=()).completed(source.checkpoint.components)
         recipe = recipe.eased() if source.checkpoint.is_random else recipe
-        # A recipe may have schemes of another family's components, too.
+        # A recipe may also have schemes for components of other families.
         known = {name: scheme for name, scheme in recipe.schemes.items() if whole_of(name) in source.layers}
         named = {name: scheme.for_layers(source.layers[whole_of(name)]) for name, scheme in known.items()}
         recipe = cut_recipe(dataclasses.replace(recipe, schemes={**recipe.schemes, **named}), source)
@@ -244,7 +244,7 @@ class _Planner:
         return self._add(step)
 
     def _add(self, step: Step) -> str:
-        """Add a step unless there is one with its key, and return the key."""
+        """Add a step unless one with its key exists, and return the key."""
         self.steps.setdefault(step.key, step)
         return step.key
 

@@ -1,4 +1,4 @@
-"""Build requests, and build recipes with their expansion to export recipes."""
+"""Build requests, and build recipes, which are expanded to export recipes."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def load_recipes(files: Iterable[Path]) -> tuple[Recipe, ...]:
         if not is_plain_name(recipe.name) or recipe.name.startswith("."):
             raise RecipeError(f"recipe name {recipe.name!r:.80} cannot name a folder; choose another")
         if found.setdefault(recipe.name, recipe) != recipe:
-            raise RecipeError(f"two different recipes are called {recipe.name}; rename one, its folder bears its name")
+            raise RecipeError(f"two different recipes are named {recipe.name}; rename one, which also names its folder")
     return tuple(found.values())
 
 
@@ -160,11 +160,11 @@ def _recipes_of(file: Path) -> list[Recipe]:
     build = _build_recipe(values, file)
     count = len(build.recipes) + (build.matrix.count if build.matrix else 0)
     if count > _MOST_RECIPES:
-        raise RecipeError(f"{file}: names {count} recipes; {_MOST_RECIPES} are the most that one build takes")
+        raise RecipeError(f"{file}: names {count} recipes; the limit for one build is {_MOST_RECIPES}")
     named = [recipe_file(file.parent / name if (file.parent / name).exists() else Path(name)) for name in build.recipes]
     recipes = [load_recipe(one) for one in named] + (_spread(build.matrix, file) if build.matrix else [])
     if not recipes:
-        raise RecipeError(f"{file}: names no recipe; fill [matrix] targets and precisions, or recipes")
+        raise RecipeError(f"{file}: names no recipe; set [matrix] targets and precisions, or recipes")
     return [recipe.widened(build.components).narrowed(build.components) for recipe in recipes]
 
 

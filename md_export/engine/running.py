@@ -1,7 +1,7 @@
-"""Running of steps: the scheduler, within a number of jobs and a memory limit, and one step in its process.
+"""Run steps: schedule them within a number of jobs and a memory limit, and carry out each in a separate process.
 
-One step is carried out from its request to its cache entry. Arguments and results are plain data, so any executor can
-call it.
+:func:`perform` carries out one step, from its request to its cache entry. Arguments and results are plain data, so any
+executor can call it.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Watcher:
         """Called when a step's result is in the cache; ``cost`` is measured."""
 
     def failed(self, failure: Failure) -> None:
-        """Called when a step has no result; the steps that need it are not started and fail, too."""
+        """Called when a step has no result; the steps that need it are not started and also fail."""
 
     def tick(self) -> None:
         """Called repeatedly during a run, about every :data:`_TICK_S` seconds or more often."""
@@ -120,7 +120,7 @@ class Teller(Listener):
 
 
 def _names(steps: Iterable[Step]) -> str:
-    """Return a comma-separated list of what the steps of one recipe make."""
+    """Return a comma-separated list of the labels of steps, without the recipe's name."""
     return ", ".join(step.label.rpartition(": ")[2] for step in steps) or "nothing"
 
 
@@ -136,7 +136,7 @@ def run_steps(steps: Iterable[Step], begin: Begin, limits: Limits, watcher: Watc
         begin: starts a step with a memory limit and returns its future.
 
     Returns:
-        the steps without a result: failed, too large for ``limits``, or dependent on such a step.
+        The steps without a result: failed, too large for ``limits``, or dependent on such a step.
     """
     return _Run(list(steps), begin, limits, watcher).run()
 
@@ -172,12 +172,12 @@ class _Run:
         """Return the reason why a step can never run, or None if it can."""
         lacking = [self._failures[key].step.label for key in step.needs if key in self._failures]
         if lacking:
-            return Failure(step, f"not started, since it needs {lacking[0]}", follows=True)
+            return Failure(step, f"not started, because it needs {lacking[0]}", follows=True)
         needed = step.cost.peak_bytes
         if needed > self._limits.most_bytes:
             most = self._limits.most_bytes / 1e9
-            text = f"not started: it needs about {needed / 1e9:.1f} GB of memory and may have {most:.1f} GB"
-            return Failure(step, f"{text}; --max-memory {_rounded_up(needed)} would do")
+            text = f"not started: it needs about {needed / 1e9:.1f} GB of memory, and the limit is {most:.1f} GB"
+            return Failure(step, f"{text}; give --max-memory {_rounded_up(needed)}")
         return None
 
     def _may_start(self, step: Step) -> bool:

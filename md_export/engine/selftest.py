@@ -1,4 +1,4 @@
-"""The self-test of the gate as a command: every mutation, with the whole comparison against the checkpoint."""
+"""Self-test of the parity gate: apply every mutation, with the full comparison against the checkpoint."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from md_export.targets import TARGETS
 
 @dataclass(frozen=True)
 class Subject:
-    """An export in ``out``, the checkpoint that it was made from, and the artifacts that this gives again."""
+    """The export in ``out``, the checkpoint that it was made from, and the artifacts lowered ``again`` from it."""
 
     out: Path
     checkpoint: Path
@@ -59,19 +59,19 @@ def self_test(out: Path, checkpoint_dir: Path, progress: Callable[[str], None] =
 
 
 def try_everything(subject: Subject) -> tuple[Row, ...]:
-    """Apply every mutation to copies of an export and record which check notices it, in this process."""
+    """Apply every mutation to copies of an export, in this process, and return the checks that detect it."""
     return tuple(try_all(subject.out, comparer(subject.checkpoint, subject.again)))
 
 
 def comparer(checkpoint_dir: Path, again: Lowered) -> Audit:
-    """Return an audit of one component, and of all that follows from the checkpoint; each reference is built once."""
+    """Return an audit of one component and of everything derived from the checkpoint; references are built once."""
     weights, bench, checkpoint = auditor(checkpoint_dir), Bench(), open_checkpoint(checkpoint_dir)
     references: dict[str, list[Fault]] = {}
     asked: list[tuple[str, int]] = []
 
     def compare(out: Path, component: str) -> Sequence[Fault]:
         export = open_export(out)
-        # The first is the copy that is not damaged, which holds a few of the cases.
+        # The first copy is not damaged and has a few of the cases.
         asked.extend(() if asked else asked_cases(export.manifest.recipe))
         if export.golden.sha256 not in references:
             found = reference_of(export, checkpoint, lambda _: None)

@@ -1,10 +1,10 @@
-"""Store of cache entries for several machines, at any URL that fsspec opens, such as a bucket or a shared disk.
+"""Store of cache entries for several machines, at any URL that fsspec supports, such as a bucket or a shared disk.
 
 <url>/files/<sha256>         file contents, each stored once and never altered
       entries/<key>.json     the record of an entry, written after all of its contents
 
-An entry is therefore present whole or not at all, without a rename, which object stores lack. Every content is checked
-against its hash when it is read. A reader that finds an altered content removes it together with the entry.
+So an entry is present whole or not at all without a rename, which object stores do not have. Every content is compared
+with its hash when it is read; an altered content is removed together with the entry.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Store:
         except ImportError as error:
             raise MissingExtraError(f"the store {url} needs a package that is not installed here: {error}") from error
         except ValueError as error:
-            raise UsageError(f"the store {url} cannot be opened: {error}; name a URL that fsspec knows") from error
+            raise UsageError(f"the store {url} cannot be opened: {error}; name a URL that fsspec supports") from error
         # On a local file system a reader could see a file that is still being written, so files are renamed at the end.
         local: Any = importlib.import_module("fsspec.implementations.local")
         self._renames = isinstance(self._system, local.LocalFileSystem)
@@ -150,8 +150,8 @@ class Store:
             raise
         except Exception as error:
             raise RuntimeFault(
-                f"the store {self.url} failed with {type(error).__name__}: {error}; it must be read and written from "
-                "here and from every worker: look at the URL, the rights, the space and the network"
+                f"the store {self.url} failed with {type(error).__name__}: {error}; this machine and every "
+                "worker must be able to read and write it: check the URL, the permissions, the space and the network"
             ) from error
 
 

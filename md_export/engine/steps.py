@@ -1,4 +1,4 @@
-"""The steps of a plan, inside their worker processes: golden cases, calibration cases, an artifact, an export.
+"""Carry out the steps of a plan in worker processes: golden cases, calibration cases, an artifact, an export.
 
 Each function takes its request, the checkpoint and the :class:`md_export.engine.running.Job`, and returns its result.
 The job contains the folders of the steps that it needs and the folder for its output.
@@ -45,7 +45,7 @@ def carry_out(job: Job) -> plan.Result:
     Raises:
         MdExportError: see the step functions. An export that fails verification is a result, not an error.
     """
-    # Sums over other portions differ in their last bits: golden cases would follow the number of cores.
+    # The number of threads changes the last bits of sums, so golden cases would depend on the number of cores.
     torch.set_num_threads(_THREADS)
     loras = [f"{job.inputs.loras[name]}{tail}" for name, tail in job.request.loras]
     with adapted(job.inputs.checkpoint, loras) as folder:
@@ -62,7 +62,7 @@ def carry_out(job: Job) -> plan.Result:
 
 
 def golden(request: plan.GoldenRequest, checkpoint: Checkpoint, job: Job) -> plan.CasesResult:
-    """Provide golden cases: the given ones, the checkpoint's, or cases computed by torch."""
+    """Provide golden cases: the given cases, the checkpoint's, or cases computed by torch."""
     return plan.CasesResult(
         prepare_golden(request.recipe, checkpoint, job.inputs.golden, job.folder / GOLDEN_FOLDER, print)
     )
@@ -120,7 +120,7 @@ def seal(
 
 
 def write_beside(recipe: Recipe, checkpoint: Checkpoint, folder: Path, entries: tuple[ArtifactEntry, ...]) -> None:
-    """Write what an app reads beside the artifacts; ``folder`` holds the golden cases."""
+    """Write the files that an app reads beside the artifacts; ``folder`` has the golden cases."""
     if recipe.layout == "swift":
         write_bundle(checkpoint, folder, chunked=recipe.chunks is not None)
     if recipe.target == "coreai":
@@ -131,7 +131,7 @@ def write_beside(recipe: Recipe, checkpoint: Checkpoint, folder: Path, entries: 
 def manifest_of(
     recipe: Recipe, checkpoint: Checkpoint, folder: Path, entries: tuple[ArtifactEntry, ...], drift: Drift | None
 ) -> Manifest:
-    """Return the manifest of an export in ``folder``, without the figures of its verification."""
+    """Return the manifest of an export in ``folder``, without the metrics of its verification."""
     family = graph_of(checkpoint.config)
     return Manifest(
         schema=SCHEMA,

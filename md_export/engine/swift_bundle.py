@@ -1,7 +1,7 @@
-"""The files that ``--layout swift`` writes beside the packages, so that a Mac needs nothing else.
+"""Write and check the files of ``--layout swift`` beside the packages, so that a Mac needs nothing else.
 
-``vocab.json`` and ``merges.txt`` are where Apple's Swift package looks for them. ``schedule.json`` holds the constants
-that the package has no field for. ``finish-on-mac.sh`` compiles the packages and gathers all files.
+``vocab.json`` and ``merges.txt`` are where Apple's Swift package expects them. ``schedule.json`` has the constants that
+the package has no field for. ``finish-on-mac.sh`` compiles the packages and collects all files.
 """
 
 from __future__ import annotations
@@ -90,14 +90,14 @@ def write_bundle(checkpoint: Checkpoint, folder: Path, chunked: bool = False) ->
 
 
 def swift_tokenizer(checkpoint: Checkpoint) -> tuple[bytes, bytes]:
-    """Return the vocabulary and merges of a checkpoint whose tokenizer Swift's tokenizer can reproduce.
+    """Return the vocabulary and merges of a checkpoint for Swift's tokenizer.
 
     Raises:
-        CheckpointError: it cannot.
+        CheckpointError: Swift's tokenizer cannot reproduce the checkpoint's tokenizer.
     """
     if [*checkpoint.tokenizers] != ["tokenizer"] or "unet" not in checkpoint.components:
         raise CheckpointError(
-            f"{checkpoint.root}: --layout swift is for one text encoder and a UNet, this checkpoint has "
+            f"{checkpoint.root}: --layout swift is for one text encoder and a UNet, but this checkpoint has "
             f"{', '.join(checkpoint.components)}; leave it out"
         )
     vocabulary, merges = tokenizer_tables(checkpoint.tokenizer_dir)
@@ -117,7 +117,7 @@ def check_bundle(folder: Path, packages: tuple[str, ...]) -> None:
 
 
 def _check_padding(checkpoint: Checkpoint, vocabulary: dict[str, int]) -> None:
-    """Check that the checkpoint pads as Swift's tokenizer does: start token, words, end tokens up to the length.
+    """Check that the checkpoint pads like Swift's tokenizer: start token, words, end tokens up to the length.
 
     Raises:
         CheckpointError: the checkpoint's tokenizer pads differently.
@@ -126,8 +126,8 @@ def _check_padding(checkpoint: Checkpoint, vocabulary: dict[str, int]) -> None:
     start, end = (vocabulary.get(token) for token in ("<|startoftext|>", "<|endoftext|>"))
     if tokenize(checkpoint.tokenizer_dir, "", length)[0].tolist() != [start] + [end] * (length - 1):
         raise CheckpointError(
-            f"{checkpoint.tokenizer_dir} does not tokenize an empty prompt to <|startoftext|> and <|endoftext|> to the "
-            "end, as Swift's tokenizer does: train with that padding, or leave out --layout swift"
+            f"{checkpoint.tokenizer_dir} does not tokenize an empty prompt to <|startoftext|> and then <|endoftext|> "
+            "only, as Swift's tokenizer does: train with that padding, or leave out --layout swift"
         )
 
 
@@ -151,7 +151,8 @@ PACKAGES: Final[Mapping[str, Demand]] = {
     ),
     "VAEDecoder.mlpackage": Demand({"z": LATENT}, {"image": (1, 3, "H", "W")}),
 }
-# In place of the UNet's package. Unet.swift gives the second its own inputs and the first one's outputs, by name.
+# Packages that replace the UNet's. Unet.swift passes the UNet's inputs and the first package's outputs to the second,
+# by name.
 CHUNKS: Final = ("UnetChunk1.mlpackage", "UnetChunk2.mlpackage")
 # Swift's tokenizer uses the end token for padding and for unknown words, regardless of the checkpoint's settings.
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -195,14 +196,14 @@ def _package_faults(path: Path, demand: Demand, sizes: dict[str, int]) -> list[s
 
 
 def _features(path: Path) -> dict[str, tuple[TensorSpec, ...]]:
-    from md_export.targets.coreml.package import feature_specs, read_spec  # other targets do without coremltools
+    from md_export.targets.coreml.package import feature_specs, read_spec  # other targets do not need coremltools
 
     description = read_spec(path).description
     return {"inputs": feature_specs(description.input), "outputs": feature_specs(description.output)}
 
 
 def _chunk_faults(folder: Path, sizes: dict[str, int]) -> list[str]:
-    """Return the faults of the UNet's two packages: the second takes the UNet's inputs and the first one's outputs."""
+    """Return the faults of the UNet's two packages; the second gets the UNet's inputs and the first one's outputs."""
     unet, (first, second) = PACKAGES["Unet.mlpackage"], CHUNKS
     try:
         found = {name: _features(folder / name) for name in CHUNKS}
@@ -218,7 +219,7 @@ def _chunk_faults(folder: Path, sizes: dict[str, int]) -> list[str]:
         lines += [f"{name}: {fault}" for spec in taken for fault in _misfits(spec, known[name][spec.name], sizes)]
     made = found[second]["outputs"]
     if [spec.name for spec in made] != list(unet.outputs):
-        lines.append(f"{second}: outputs are {', '.join(spec.name for spec in made)}; Swift reads the only one")
+        lines.append(f"{second}: outputs are {', '.join(spec.name for spec in made)}; Swift reads a single one")
     return lines
 
 
@@ -245,7 +246,7 @@ def _file_faults(path: Path, check: Callable[[str], list[str]]) -> list[str]:
 def _vocabulary_faults(text: str) -> list[str]:
     vocabulary = _object(text)
     lines = [f"has no {token}, which Swift's tokenizer adds" for token in (START, END) if token not in vocabulary]
-    return lines + ["maps a token to what is no integer"] * any(type(value) is not int for value in vocabulary.values())
+    return lines + ["maps a token to a non-integer"] * any(type(value) is not int for value in vocabulary.values())
 
 
 def _merges_faults(text: str) -> list[str]:
@@ -255,7 +256,7 @@ def _merges_faults(text: str) -> list[str]:
     """
     lines = text.split("\n")
     broken = [line for line in lines if line and not line.startswith("#") and len(line.split(" ")) != 2]
-    faults = [f"a line is no pair of tokens: {broken[0]!r}"] if broken else []
+    faults = [f"a line is not a pair of tokens: {broken[0]!r}"] if broken else []
     faults += ["does not end with a line feed, so its last line is lost"] if lines[-1] else []
     return faults + ["has carriage returns, which become part of tokens"] * ("\r" in text)
 
@@ -273,7 +274,7 @@ def _schedule_faults(text: str) -> list[str]:
 def _object(text: str) -> dict[str, Any]:
     values = from_json(text)
     if not isinstance(values, dict):
-        raise ValueError("it holds no JSON object")
+        raise ValueError("it is not a JSON object")
     return values
 
 

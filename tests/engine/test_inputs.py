@@ -72,5 +72,5 @@ def test_a_folder_of_peft_travels_with_its_config(tmp_path: Path, nano: Path) ->
 def test_what_goes_away_meanwhile_is_named(tmp_path: Path, nano: Path) -> None:
     golden = Path(shutil.copytree(nano / "golden", tmp_path / "given"))
     (golden / "case-000.safetensors").unlink()
-    with pytest.raises(ArtifactError, match=r"case-000\.safetensors went away; run the same command again"):
+    with pytest.raises(ArtifactError, match=r"case-000\.safetensors disappeared; run the same command again"):
         inputs_for_store(request(tmp_path, nano, golden), FileHashes(tmp_path / "seen"))

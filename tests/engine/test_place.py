@@ -88,7 +88,7 @@ def test_what_is_no_export_is_not_touched(tmp_path: Path, kind: str) -> None:
     else:
         place.symlink_to(tmp_path)
     listener = Quiet()
-    with pytest.raises(OutputError, match="export-2 exists and is no export"):
+    with pytest.raises(OutputError, match="export-2 exists and is not an md-export export"):
         toy_build(tmp_path, listener)
     assert listener.ran == []
     assert place.exists()

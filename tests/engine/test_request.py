@@ -114,7 +114,7 @@ def test_a_name_never_leads_elsewhere(tmp_path: Path, name: str) -> None:
 def test_two_recipes_of_one_name(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(builtin_recipe("onnx", "fp32").read_text().replace("snr_db = 90.0", "snr_db = 91.0"))
-    with pytest.raises(RecipeError, match="two different recipes are called onnx-fp32"):
+    with pytest.raises(RecipeError, match="two different recipes are named onnx-fp32"):
         load_recipes([Path("onnx-fp32"), path])
 
 

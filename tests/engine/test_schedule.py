@@ -108,8 +108,8 @@ def test_a_failure_leaves_the_others_alone() -> None:
     assert recorder.order == ["golden", "bad", "good"]
     assert [(one.step.label, one.reason) for one in failures] == [
         ("bad", "bad is broken"),
-        ("after", "not started, since it needs bad"),
-        ("last", "not started, since it needs after"),
+        ("after", "not started, because it needs bad"),
+        ("last", "not started, because it needs after"),
     ]
     assert [one.follows for one in failures] == [False, True, True]
     assert [type(one.error) for one in failures] == [ConversionError, type(None), type(None)]
@@ -121,7 +121,7 @@ def test_what_cannot_fit_is_not_started_and_says_what_would_do() -> None:
     assert recorder.order == ["s1"]
     (failure,) = failures
     assert "needs about 8.4 GB" in failure.reason
-    assert "may have 4.0 GB" in failure.reason
+    assert "the limit is 4.0 GB" in failure.reason
     assert "--max-memory 8.5G would do" in failure.reason
     assert run(chain(8.43), recorder, gigabytes=8.5) == ()
 

@@ -188,7 +188,7 @@ def test_a_service_that_fails_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("a file")
     cache = machine(tmp_path / "a", (tmp_path / "store").as_uri())
     with pytest.raises(
-        RuntimeFault, match=r"the store file://.*/store failed with .*; it must be read and written from"
+        RuntimeFault, match=r"the store file://.*/store failed with .*; this machine and every worker must"
     ):
         filled(cache)
 
@@ -197,7 +197,7 @@ def test_urls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert store_url("s3://bucket/x") == "s3://bucket/x"
     assert store_url("a store") == f"file://{tmp_path}/a store"
-    with pytest.raises(UsageError, match="name a URL that fsspec knows"):
+    with pytest.raises(UsageError, match="name a URL that fsspec supports"):
         Store("nonsense://x")
     known = importlib.import_module("fsspec.registry").known_implementations
     monkeypatch.setitem(known, "other", {"class": "no_such.Thing", "err": "Install it"})

@@ -138,7 +138,7 @@ BREAKS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda out: (out / "merges.txt").write_bytes((out / "merges.txt").read_bytes().replace(b"\n", b"\r\n")),
         "merges.txt: has carriage returns",
     ),
-    "no pair": (lambda out: (out / "merges.txt").write_text("a\n"), "merges.txt: a line is no pair of tokens: 'a'"),
+    "no pair": (lambda out: (out / "merges.txt").write_text("a\n"), "merges.txt: a line is not a pair of tokens: 'a'"),
     "no JSON": (lambda out: (out / "schedule.json").write_text("[]"), "schedule.json: cannot be read"),
     "field of another type": (
         lambda out: edit_json(out / "schedule.json", lambda v: v.update(image_size="64")),

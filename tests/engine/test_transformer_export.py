@@ -138,7 +138,7 @@ def test_the_swift_layout_is_refused_before_any_work(
 ) -> None:
     installed("coreml")
     recipe = dataclasses.replace(load_recipe(builtin_recipe("coreml", "fp16")), layout="swift")
-    said = "^[^\n]*--layout swift is for one text encoder and a UNet, this checkpoint has [^\n]*transformer[^\n]*$"
+    said = "^[^\n]*--layout swift is for one text encoder and a UNet, but this checkpoint has [^\n]*transformer[^\n]*$"
     with pytest.raises(CheckpointError, match=said):
         export(recipe, request.getfixturevalue(f"{family}_checkpoint"), tmp_path / "out")
 

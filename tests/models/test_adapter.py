@@ -259,7 +259,7 @@ def test_a_condition_that_cannot_be_taken(nano: Path, steered: Path, tmp_path: P
         words = ["--checkpoint", str(checkpoint), "--condition", str(tmp_path / "condition.png")]
         return said(["generate", PROMPT, *words, "-o", str(tmp_path / "out.png")])
 
-    assert "takes no condition picture" in run(nano, "L", 64)
+    assert "has no input for a condition picture" in run(nano, "L", 64)
     assert "scale or crop" in run(steered, "L", 32)
     assert "grey" in run(steered, "RGB", 64)
     assert not (tmp_path / "out.png").exists()

@@ -159,7 +159,7 @@ def test_a_folded_timestep_is_the_only_one(encoded: Path, tmp_path: Path) -> Non
         (unet,) = (entry for entry in manifest["artifacts"] if entry["component"] == "unet")
         unet["inputs"] = [spec for spec in unet["inputs"] if spec["name"] != "timestep"]
 
-    with pytest.raises(UsageError, match="holds the one timestep 999"):
+    with pytest.raises(UsageError, match="has the fixed timestep 999"):
         pictures_of_artifacts(edited(encoded, tmp_path, fold), [PAIR], starts=[Start(image(), 0.5)])
 
 

@@ -383,7 +383,7 @@ def test_what_calibrates_a_painter_is_made_by_all(painter: Path, other_checkpoin
 
 def test_an_export_without_encoder_says_what_to_do(exported: Exported) -> None:
     one = Given(np.zeros((1, 3, 64, 64), np.float32), middle(64, 64))
-    with pytest.raises(Exception, match=r"has no vae_encoder; export it, too: md-export onnx --encoder"):
+    with pytest.raises(Exception, match=r"has no vae_encoder; export it too: md-export onnx --encoder"):
         pictures_of_artifacts(exported("onnx", "int8"), [PAIR], [one])
 
 
