@@ -39,7 +39,7 @@ class PeftConfig:
 
     @property
     def knows_alpha(self) -> bool:
-        """Whether it says an alpha for any module."""
+        """Whether the config has an alpha for any module."""
         return any(name.endswith(("alpha", "alpha_pattern")) for name in self.fields)
 
     def decomposes(self, component: str) -> bool:

@@ -61,7 +61,7 @@ def _here(request: BuildRequest) -> Executor:
 
 @contextmanager
 def _processes(request: BuildRequest, cache: Cache) -> Iterator[Begin]:
-    """Yield a start function whose threads wait for worker processes; an exception such as an interrupt kills those."""
+    """Yield a start function that runs steps in worker processes; an exception such as an interrupt kills them."""
     with workspace(cache.work) as work:
         executor = ThreadPoolExecutor(request.jobs)
         try:

@@ -160,7 +160,7 @@ def carry_out(
 def missing(
     plan: Plan, wanted: Iterable[str], cache: Cache, tell: Progress
 ) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
-    """Return the steps for the ``wanted`` keys whose results are not in the cache, and those whose results are.
+    """Return the steps for the ``wanted`` keys without a result in the cache, and those with one.
 
     If a step's result is cached, the steps that it needs are not looked up. Exports are the exception: an export is
     copied with all of its parts, and if a part has to be made again, the export is verified again.

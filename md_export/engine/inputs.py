@@ -162,7 +162,7 @@ class StoredInput:
 def inputs_for_store(request: BuildRequest, hashes: FileHashes) -> dict[str, StoredInput]:
     """Return the inputs of a request by name: ``checkpoint``, ``golden`` if given, and each LoRA.
 
-    Files whose hash is already known are not read again.
+    Files with a known hash are not read again.
 
     Raises:
         ArtifactError: a file has disappeared.

@@ -57,7 +57,7 @@ class Placer(Watcher):
         self.failures: list[Failure] = []
 
     def place_cached(self, steps: tuple[Step, ...]) -> None:
-        """Place the exports whose last step is not among ``steps``, because the cache has its result."""
+        """Place the exports with a cached result: their last step is not among ``steps``."""
         for export in self._due:
             if self._plan.step(export.key) not in steps:
                 self._place(export, "from the cache")

@@ -147,7 +147,7 @@ class Step:
     Attributes:
         key: cache key of the result.
         label: human-readable name of the result.
-        needs: keys of the steps whose results it needs.
+        needs: keys of the steps that it depends on.
         cost_key: key shared by steps with about the same cost.
         cost: predicted cost.
     """

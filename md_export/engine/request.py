@@ -83,7 +83,7 @@ class BuildRequest:
         cache: folder of the cache.
         jobs: number of steps that run at the same time.
         most_bytes: memory in bytes for all running steps together; None: three quarters of the installed memory.
-        dask: address of a scheduler whose workers run the steps: one step per worker, ``most_bytes`` for each.
+        dask: address of a Dask scheduler; its workers run the steps, one step per worker, ``most_bytes`` for each.
         store: required with ``dask``: URL of a folder that this machine and all workers can read and write.
     """
 

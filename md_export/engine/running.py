@@ -90,7 +90,7 @@ class Listener(Watcher):
         """Called with a message for the user."""
 
     def planned(self, steps: tuple[Step, ...], cached: tuple[Step, ...], limits: Limits) -> None:
-        """Called with the steps that will run and the steps whose results are in the cache."""
+        """Called with the steps that will run and the steps with a result in the cache."""
 
     def placed(self, folder: Path) -> None:
         """Called when an export has been placed in its folder."""

@@ -71,7 +71,7 @@ class QuantScheme:
             ``int16_static`` scale them by ranges calibrated on real inputs.
         granularity: elements that share a scale: a ``tensor``, an output ``channel`` or, within a channel, a
             ``block``; or that share a palette's table: a ``tensor`` or a ``group`` of output channels.
-        keep_float: globs on module paths whose weights and activations stay in float.
+        keep_float: globs on paths of modules that keep float weights and activations.
         block_size: number of input channels that share a scale.
         group_size: number of output channels that share a table.
         sparsity: share of each weight's elements, the smallest ones, that become zero and are not stored.
