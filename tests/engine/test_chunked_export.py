@@ -164,7 +164,7 @@ def test_recipes_without_chunks_are_written_as_before() -> None:
     ("changes", "message"),
     [
         ({"chunks": 1}, "chunks: 1 is not a number of chunks; give 2 to 16, auto, or leave it out"),
-        ({"chunks": 17}, "chunks: 17 is no number of chunks"),
+        ({"chunks": 17}, "chunks: 17 is not a number of chunks"),
         ({"chunks": 2, "components": ("vae_decoder",)}, "chunks is for unet or transformer, it has vae_decoder"),
         ({"chunks": 2, "target": "onnx", "npu": ("snapdragon-8-elite",)}, "npu compiles whole components, not chunks"),
         ({"chunks": 3, "target": "coreml", "layout": "swift"}, "reads a UNet in one file or in 2 chunks, not in 3"),

@@ -162,7 +162,7 @@ def test_what_this_machine_has_built_serves_the_workers(cluster: str, folder: Pa
 
 
 def test_a_store_that_workers_do_not_see_is_named(cluster: str, folder: Path) -> None:
-    with pytest.raises(RuntimeFault, match=r"the Dask worker tcp://.* does not find .* in memory://x .* such as s3://"):
+    with pytest.raises(RuntimeFault, match=r"the Dask worker tcp://.* does not find .* in memory://x.* such as s3://"):
         toy_build(folder, Quiet(), dask=cluster, store="memory://x")
     fsspec.filesystem("memory").store.clear()
 

@@ -73,7 +73,7 @@ def test_machines_apart_share_no_memory() -> None:
         limits = Limits(2, 5 * GB, apart=True)
         failures = run_steps(chain(4, 3, 6), lambda *given: executor.submit(recorder, *given), limits, Quiet())
     assert (recorder.most_at_a_time, recorder.most_bytes) == (2, 10 * GB)
-    assert ["--max-memory 6G would do" in one.reason for one in failures] == [True]
+    assert ["give --max-memory 6G" in one.reason for one in failures] == [True]
 
 
 def test_a_small_step_passes_a_large_one_that_must_wait() -> None:
@@ -122,7 +122,7 @@ def test_what_cannot_fit_is_not_started_and_says_what_would_do() -> None:
     (failure,) = failures
     assert "needs about 8.4 GB" in failure.reason
     assert "the limit is 4.0 GB" in failure.reason
-    assert "--max-memory 8.5G would do" in failure.reason
+    assert "give --max-memory 8.5G" in failure.reason
     assert run(chain(8.43), recorder, gigabytes=8.5) == ()
 
 

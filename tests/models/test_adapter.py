@@ -261,7 +261,7 @@ def test_a_condition_that_cannot_be_taken(nano: Path, steered: Path, tmp_path: P
 
     assert "has no input for a condition picture" in run(nano, "L", 64)
     assert "scale or crop" in run(steered, "L", 32)
-    assert "grey" in run(steered, "RGB", 64)
+    assert "a gray picture" in run(steered, "RGB", 64)
     assert not (tmp_path / "out.png").exists()
     assert "64×64" in run(steered, "L", 64)
 

@@ -168,7 +168,7 @@ def read_condition(path: Path, shape: tuple[int, ...]) -> Array:
     Raises:
         UsageError: the file cannot be read, has another size, or is in colour although the adapter needs gray.
     """
-    modes, what = (("L", "1"), "gray picture") if shape[1] == 1 else (("RGB",), "picture in colour")
+    modes, what = (("L", "1"), "a gray picture") if shape[1] == 1 else (("RGB",), "a picture in colour")
     pixels = _read(path, shape[2:], modes, what).astype(np.float32) / np.float32(255)
     return np.ascontiguousarray(pixels.reshape(*shape[2:], shape[1]).transpose(2, 0, 1)[None])
 
