@@ -119,7 +119,7 @@ def _read(path: Path, stream: FileIO, key: Key) -> dict[tuple[str, str], Module]
         OutputError: the head line cannot be written.
     """
     if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-        raise ArtifactError(f"{path} is no regular file; name another place for the journal")
+        raise ArtifactError(f"{path} is not a regular file; name another place for the journal")
     if stream.seek(0, os.SEEK_END) > _LARGEST_FILE:
         raise ArtifactError(f"{path} is larger than {_LARGEST_FILE} bytes; this is no journal of a search")
     stream.seek(0)
