@@ -64,7 +64,7 @@ ROWS = (
         "320, 640, 1024",
         lambda: own("md", "unet"),
         Published(386, 182, 11, (15, 18)),
-        f"{MD}; the layout is a reconstruction, of which the paper gives blocks and widths",
+        f"{MD}; the layout is a reconstruction; the paper gives blocks and widths",
     ),
     Row(
         "MobileDiffusion-Lite",

@@ -24,7 +24,7 @@ def _check_alone(
     here, elsewhere = ([name for name, value in given.items() if value] for given in (own, engines))
     beside = [*(["--golden"] if golden_dir else []), *elsewhere, *(name for name in here if name != "--checkpoint")]
     if self_test and beside:
-        raise UsageError(f"--self-test damages copies of OUT as they are; leave out {', '.join(beside)}")
+        raise UsageError(f"--self-test damages unchanged copies of OUT; leave out {', '.join(beside)}")
     if here and elsewhere:
         raise UsageError(f"{here[0]} goes with the target's own runtime; leave out {', '.join(elsewhere)}")
 
@@ -87,7 +87,7 @@ def _check_runtime(runtime: str | None, gpu: bool, target: str) -> None:
             f"--runtime {runtime} does not run {target}; " + (f"choose {', '.join(known)}" if known else "leave it out")
         )
     if runtime is not None and gpu:
-        raise UsageError("--gpu is a runtime of its own; leave out --runtime")
+        raise UsageError("--gpu is a separate runtime; leave out --runtime")
 
 
 def _verify_in_library(out: Path, golden_dir: Path | None, library: str, json_file: Path | None) -> None:
@@ -111,7 +111,7 @@ def check_npu(npu: bool, own: Mapping[str, object], others: Mapping[str, object]
         raise UsageError(f"{', '.join(given)} goes with --npu; leave it out")
     against = [name for name, value in others.items() if value]
     if npu and against:
-        raise UsageError(f"--npu is a runtime of its own; leave out {', '.join(against)}")
+        raise UsageError(f"--npu is a separate runtime; leave out {', '.join(against)}")
 
 
 def verify_npu(

@@ -64,7 +64,7 @@ def crosscheck(artifacts: tuple[Path, ...], checkpoint: Path | None, ops: bool, 
     from md_export.report.diagnoses import crosscheck_tables, operation_table
 
     if ops and (artifacts or checkpoint):
-        raise UsageError("--ops makes artifacts of its own; leave out yours and --checkpoint")
+        raise UsageError("--ops makes its artifacts itself; leave out yours and --checkpoint")
     if ops:
         from md_export.diagnose.crosscheck.operations import crosscheck_operations
 

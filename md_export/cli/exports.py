@@ -157,7 +157,7 @@ def _command(target: str) -> click.Command:
             drift = manifest.drift
             shared.say(
                 json_file,
-                f"drift against the checkpoint as it is: UNet output {drift.unet_snr_db:.1f} dB SNR, "
+                f"drift against the unchanged checkpoint: UNet output {drift.unet_snr_db:.1f} dB SNR, "
                 f"picture {drift.picture_psnr_db:.1f} dB PSNR",
             )
         shared.say(json_file, f"{output}: verified")

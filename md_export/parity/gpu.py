@@ -115,7 +115,7 @@ class GpuDetails:
     Attributes:
         adapter: device that the engine ran on.
         resident: whether every op runs on the GPU; None if the engine failed.
-        correct: whether the outputs meet the recipe's thresholds, wherever the ops ran; None if there are none.
+        correct: whether the outputs meet the recipe's thresholds, wherever the ops ran; None without outputs.
         ops, on_cpu: number of ops in the graph, and of those that the engine left to the CPU.
         findings: the ops to blame.
         compile_seconds, run_seconds: time of the compilation, and average time of one execution.

@@ -59,7 +59,7 @@ def judge(
 ) -> Verification:
     """Judge the export in ``out`` against ``golden_dir``, by default the golden cases that lie in ``out``.
 
-    ``execute`` runs an artifact, and ``take`` takes many steps with some; by default in a process of its own.
+    ``execute`` runs an artifact, and ``take`` takes many steps with some; by default in a separate process.
 
     Raises:
         ArtifactError: the manifest is unreadable, or an artifact is missing.

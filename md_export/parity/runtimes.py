@@ -1,7 +1,7 @@
 """Every TFLite artifact of an export in all kernels of a library: is it right there, and which op makes the difference?
 
 An app may ship another runtime than LiteRT with XNNPACK. Each artifact is executed on its golden inputs by every set
-of kernels; its outputs are held against the golden outputs and against what LiteRT with XNNPACK makes.
+of kernels; its outputs are compared with the golden outputs and with those of LiteRT with XNNPACK.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def disagreements(path: Path, inputs: Arrays, runtime: str, least_snr_db: float)
         least_snr_db: in dB, of each op's output.
 
     Returns:
-        those ops; where there is none, the one op that differs most.
+        those ops; without any, the one op that differs most.
 
     Raises:
         RuntimeFault: a runtime does not execute an op alone.
@@ -133,7 +133,7 @@ def _judge(
     try:
         own = _run(subject.path, inputs, OWN)
     except RuntimeFault as error:
-        # A file that LiteRT itself does not run has nothing to be held against.
+        # A file that LiteRT itself does not run has nothing to be compared with.
         return [subject.verdict(KernelDetails(runtime.kernels), [str(error)]) for runtime in runtimes]
     verdicts = []
     for runtime in runtimes:

@@ -1,4 +1,4 @@
-"""The export's own tokenizer, held against the token ids of the golden cases.
+"""The export's own tokenizer, compared with the token ids of the golden cases.
 
 An app tokenizes with these files. No artifact depends on them, so a vocabulary with two words exchanged changes no
 figure, and "red" gives a blue picture.

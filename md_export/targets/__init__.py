@@ -38,7 +38,7 @@ def target_named(name: str) -> Target:
     """The target that a manifest names.
 
     Raises:
-        ArtifactError: there is none of that name.
+        ArtifactError: the name is unknown.
     """
     if name not in TARGETS:
         raise ArtifactError(f"the manifest is of an unknown target {name!r:.40}; known: {', '.join(TARGETS)}")

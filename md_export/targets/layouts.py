@@ -140,6 +140,6 @@ def layout_of(recipe: Recipe) -> Layout:
     if folds:
         raise RecipeError(
             f"recipe {recipe.name}: layout {recipe.layout} has an input or output that {' and '.join(folds)} "
-            "takes away; leave out the one or the other"
+            "takes away; leave out one of the two"
         )
     return LAYOUTS[recipe.layout]

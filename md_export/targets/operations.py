@@ -110,7 +110,7 @@ class Op:
 
     @property
     def name(self) -> str:
-        """Name of the first output; the kind where there is none."""
+        """Name of the first output; the kind without outputs."""
         return self.writes[0].name if self.writes else self.kind
 
     @property

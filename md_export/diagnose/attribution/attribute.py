@@ -108,7 +108,7 @@ class Attribution:
 def attribute(
     artifact: Path, checkpoint_dir: Path, progress: Callable[[str], None] = lambda _: None, lower_again: bool = False
 ) -> Attribution:
-    """Follow an artifact of an export module by module, in a process of its own.
+    """Follow an artifact of an export module by module, in a separate process.
 
     Args:
         artifact: inside the export's folder, beside its ``manifest.json`` and ``golden``.

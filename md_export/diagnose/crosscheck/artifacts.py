@@ -89,7 +89,7 @@ class Pair:
 def crosscheck(
     first: Path, second: Path, checkpoint: Path, progress: Callable[[str], None] = lambda _: None
 ) -> Crosscheck:
-    """Hold two artifacts of one component against each other, in a process of their own.
+    """Hold two artifacts of one component against each other, in a separate process.
 
     Args:
         first, second: each inside its export's folder, of any two targets.

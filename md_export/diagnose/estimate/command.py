@@ -89,7 +89,7 @@ def estimate(out: Path, device: str, progress: Callable[[str], None] = lambda _:
     phone, manifest = knowledge().device(device), read_manifest(out)
     if manifest.target not in phone.unit.targets:
         fitting = [name for name, one in knowledge().devices.items() if manifest.target in one.unit.targets]
-        others = f"devices for {manifest.target}: {', '.join(fitting)}" if fitting else "there is none for such exports"
+        others = f"devices for {manifest.target}: {', '.join(fitting)}" if fitting else "no device runs such exports"
         raise UsageError(f"{phone.title} is known as {phone.unit.title}, not for {manifest.target}; {others}")
     fitted = fit_of(phone.unit.title)
     family, components = family_named(manifest.family), []

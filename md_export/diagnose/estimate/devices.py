@@ -123,7 +123,7 @@ class Knowledge:
         """Return the phone of that name.
 
         Raises:
-            UsageError: there is none.
+            UsageError: the device is unknown.
         """
         if name not in self.devices:
             raise UsageError(f"unknown device {name!r:.40}; known: {', '.join(self.devices)}")

@@ -164,7 +164,7 @@ def power(decibel: float) -> float:
 
 
 def in_order(modules: Iterable[Module]) -> tuple[Module, ...]:
-    """Return the modules sorted by key; raises ValueError if there are none, or a module occurs twice."""
+    """Return the modules sorted by key; raises ValueError if the list is empty, or a module occurs twice."""
     ordered = tuple(sorted(modules, key=lambda module: module.key))
     if not ordered or len({module.key for module in ordered}) < len(ordered):
         raise ValueError("a choice needs modules, each once")

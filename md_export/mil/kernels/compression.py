@@ -20,7 +20,7 @@ _INTEGER_RANGE = {"int8": (-128, 127), "uint8": (0, 255)}
 
 
 def _along(param: Tensor, rank: int, axis: int | None) -> Tensor:
-    """A vector laid along ``axis`` of a rank-``rank`` tensor; a scalar broadcasts as it is."""
+    """A vector laid along ``axis`` of a rank-``rank`` tensor; a scalar broadcasts unchanged."""
     if param.dim() == 0 or param.numel() == 1:
         return param.reshape(())
     if axis is None:

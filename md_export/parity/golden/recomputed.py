@@ -107,7 +107,7 @@ class _Differences:
 def case_lines(asked: Iterable[tuple[str, int]], golden: GoldenSet) -> Iterator[str]:
     """Yield a line where cases of those that are ``asked`` are missing, or in another order.
 
-    Cases of other prompts were given at the export, and are not held against the recipe's.
+    Cases of other prompts were given at the export, and are not compared with the recipe's.
     """
     wanted, held = list(asked), [(case.prompt, case.seed) for case in golden.cases]
     if held != wanted and set(held) <= set(wanted):

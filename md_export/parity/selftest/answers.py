@@ -105,7 +105,7 @@ def broadcastable(value: Array) -> Array:
     return np.ascontiguousarray(value[..., :1])
 
 
-# Loaded artifacts: those of an export, of which one is damaged.
+# Loaded artifacts: those of an export, one of them damaged.
 _RUNNERS: Final = 3
 
 
@@ -128,7 +128,7 @@ class Bench:
         return Execution([outputs for outputs, _ in made], self._found[content], tuple(hazards))
 
     def execute_apart(self, target: str, path: Path, batches: Sequence[Arrays]) -> Execution:
-        """As :meth:`execute`, in a process of its own: these bytes may crash a runtime. Failures are kept too."""
+        """As :meth:`execute`, in a separate process: these bytes may crash a runtime. Failures are kept too."""
         key = sha256_of_artifact(path), ",".join(map(_digest, batches))
         if key not in self._apart:
             try:

@@ -170,7 +170,7 @@ def weight_file(artifact: Path) -> Path:
 
 
 def name_another_checkpoint(sandbox: Sandbox) -> None:
-    """The artifact's own notes name another checkpoint; its weights stay as they are."""
+    """The artifact's own notes name another checkpoint; its weights stay the same."""
     artifact = sandbox.artifact()
     folder = family_named(sandbox.manifest.family)[sandbox.component].folder
     mine = hash_of_folder(sandbox.manifest.checkpoint_files, folder).encode()

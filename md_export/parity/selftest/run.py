@@ -87,7 +87,7 @@ class _Trial:
         return Row(CONTROL, "", "", "", "", verdict, _checks(faults), said, not faults)
 
     def row(self, mutation: Mutation, hashes: Hashes) -> Row:
-        """One mutation of a copy of its own."""
+        """One mutation of a separate copy."""
         component = _component_for(mutation, self._manifest)
         expected = mutation.caught[hashes]
         with tempfile.TemporaryDirectory(dir=self._scratch) as folder:

@@ -172,7 +172,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         )
         for name in ("image_scale", "image_offset", "image_size", "latent_shape", "text_length", "eos_token_id")
     ),
-    _with_checkpoint("a file under a name of its own", "artifact", Check.CLAIMS, records.rename_file),
+    _with_checkpoint("a file under another name", "artifact", Check.CLAIMS, records.rename_file),
     _with_checkpoint("another timestep everywhere", "artifact", Check.CHECKPOINT, records.other_timestep),
     _with_checkpoint("two files under each other's name", "artifact", Check.CLAIMS, damage.exchange_names),
     *(_graph(name, edit) for name, edit in _EDITS.items()),

@@ -58,7 +58,7 @@ def converting(component: str, stage: str) -> Iterator[None]:
 
 
 def read_program(path: Path) -> Any:
-    """The program of a saved asset, in a context of its own.
+    """The program of a saved asset, in a separate context.
 
     Raises:
         RuntimeFault: it is no such asset, or was altered: Apple's parser ends the process where bytes are wrong.

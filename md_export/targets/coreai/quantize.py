@@ -215,7 +215,7 @@ def quantize(model: CoreaiModel, job: LoweringJob) -> CoreaiModel:
 
 
 def _stored(op: Any, readers: list[Reader], number: int, job: LoweringJob) -> bool:
-    """Store one weight as the scheme says; false where that is as it is."""
+    """Store one weight as the scheme says; false if it stays unchanged."""
     path = path_of(readers)
     values = to_torch(values_of(op), readers)
     storage = None if job.scheme.keeps_float(path) else storage_of(values.shape, job.scheme.for_module(path))

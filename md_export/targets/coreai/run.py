@@ -23,7 +23,7 @@ OUTPUT: Final = "coreai.output"
 
 
 class CoreAIRunner:
-    """A loaded model with checked inputs. The runtime's functions are coroutines; a loop of its own drives them."""
+    """A loaded model with checked inputs. The runtime's functions are coroutines; a separate loop drives them."""
 
     def __init__(self, path: Path) -> None:
         self._name = path.name

@@ -74,7 +74,7 @@ def decoded(op: Any) -> Float32:
 
 
 def parts_of(op: Any) -> list[Any]:
-    """The constants that a weight consists of, the one of its own shape first."""
+    """The constants that a weight consists of, the one of the weight's shape first."""
     return [op] if is_constant(op) else [operand.owner for operand in op.operands]
 
 

@@ -50,7 +50,7 @@ class Reader(NamedTuple):
 
     @property
     def turned(self) -> bool:
-        """Whether the value is ``[…, in, out]``: what a linear layer takes as it is."""
+        """Whether the value is ``[…, in, out]``: the layout of a linear layer here."""
         return self.place in _MATRICES and not self.transposes
 
 

@@ -31,7 +31,7 @@ class Argument:
 
 
 def plain(name: str, argument: Argument) -> StoredWeight:
-    """A constant that is stored as it is."""
+    """A constant that is stored unchanged."""
     values = argument.values.to(torch.float32).numpy()
     return StoredWeight(name, argument.dtype, {argument.dtype: argument.nbytes}, values, half=argument.half)
 
@@ -68,7 +68,7 @@ class Constants:
         """A constant operand of a ``constexpr_*`` operation.
 
         Raises:
-            KeyError: there is none of that name.
+            KeyError: the name is unknown.
         """
         value = self._proto(op, role)
         found = self._value(value) if not isinstance(value, str) else None

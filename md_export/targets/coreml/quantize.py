@@ -28,7 +28,7 @@ Ranges = dict[str, dict[str, float]]
 _MULTIPLIES: Final = ("conv", "linear")
 # A scale is range / 127 in float16; below the least normal number it would lose its digits.
 _LEAST_RANGE: Final = 127 * float(np.finfo(np.float16).smallest_normal)
-# weight_threshold: coremltools would leave weights of up to 2048 elements as they are.
+# weight_threshold: coremltools would leave weights of up to 2048 elements unchanged.
 _ALL_SIZES: Final[Mapping[str, int]] = {"weight_threshold": 0}
 
 
@@ -102,7 +102,7 @@ def compress(program: Any, stored: Mapping[str, QuantScheme]) -> frozenset[str]:
     once, and where a norm and a linear share a zero bias coremltools sees a conflict.
 
     Where a block or group does not divide a weight's channels, the largest divisor above half of it is taken, and
-    else the whole axis. A weight that a palette would not make smaller stays as it is.
+    else the whole axis. A weight that a palette would not make smaller stays unchanged.
 
     Args:
         program: of coremltools; changed in place.
@@ -144,7 +144,7 @@ def _apply(kind: Callable[[Any], Any], program: Any, configs: Mapping[str, objec
 
 
 def _pruner(op: Any, scheme: QuantScheme) -> Any:
-    """By a threshold of our own: coremltools 9.0 takes the percentile in float16, which is NaN for more than 65504
+    """By a separate threshold: coremltools 9.0 takes the percentile in float16, which is NaN for more than 65504
     elements, and leaves the weight whole."""
     threshold = float(np.percentile(np.abs(op.outputs[0].val.astype(np.float32)), 100 * (scheme.sparsity or 0)))
     return cto.OpThresholdPrunerConfig(threshold=threshold, minimum_sparsity_percentile=0.0, **_ALL_SIZES)
@@ -218,7 +218,7 @@ def quantize(model: CoremlModel, job: LoweringJob) -> CoremlModel:
     """Store every weight of rank ≥ 2 as ``job.scheme`` says of its module: whole, or as one of its rules says.
 
     With int8 activations, whatever multiplies a float weight keeps float activations.
-    Float weights that are not pruned need nothing: where there are no others the model is returned as it is.
+    Float weights that are not pruned need nothing: where there are no others the model is returned unchanged.
 
     Raises:
         ConversionError: a glob of ``keep_float`` or ``rules`` names no module, a weight stayed float unasked, or int8
@@ -266,7 +266,7 @@ def _write(program: Any, package: Path, job: LoweringJob) -> None:
         program,
         convert_to="mlprogram",
         minimum_deployment_target=deployment_target(job),
-        compute_precision=ct.precision.FLOAT32,  # as it is: the program already has its casts
+        compute_precision=ct.precision.FLOAT32,  # unchanged: the program already has its casts
         pass_pipeline=ct.PassPipeline.EMPTY,
         skip_model_load=True,
         package_dir=str(package),

@@ -109,7 +109,7 @@ def join(packages: Mapping[str, Path], path: Path, workdir: Path) -> None:
 
 
 def split(package: Path, function: str, path: Path) -> None:
-    """Write one function as a package of its own. It has the weight file of all of them.
+    """Write one function as a separate package. It has the weight file of all of them.
 
     Raises:
         ArtifactError: there is no such function.

@@ -152,7 +152,7 @@ def _constant(content: bytearray, blobs: BlobFile, name: str, role: str, offset:
 
 
 def store_as_float(path: Path) -> bool:
-    """Store each compressed weight as the float that it stands for, in a constant of its own. False where none is."""
+    """Store each compressed weight as the float that it stands for, in a separate constant. False where none is."""
     spec = read_spec(path)
     compressed = {op.outputs[0].name: op for op in main_operations(spec) if op.type.startswith("constexpr_")}
     inputs = {item.name: item.zeros() for item in feature_specs(spec.description.input)}

@@ -192,7 +192,7 @@ class FaultFile:
     fault: tuple[KnownFault, ...]
 
     def safe_from(self, faults: Sequence[FaultReport]) -> str | None:
-        """Return the least version that no fault but slow ones reaches; None if there are none, or one has no end."""
+        """Return the least version that no fault but slow ones reaches; None without any, or if one has no end."""
         faults = [fault for fault in faults if fault.effect != "slow"]
         if not faults or any(fault.until is None for fault in faults):
             return None

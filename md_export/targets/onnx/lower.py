@@ -31,7 +31,7 @@ def part_weights(model: ir.Model) -> None:
         Conv(x, Gather(stack[4, out, in, k, k], 2)) → Conv(x, part[out, in, k, k])
         Conv(x, Split(whole[out, in, k, k])[0])     → Conv(x, part[out, in/2, k, k])
 
-    The exporter leaves large constants as they are; but only what is a constant can be stored otherwise.
+    The exporter leaves large constants unchanged; but only what is a constant can be stored otherwise.
     """
     fold_constants(model, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE, should_fold=_looks_up)
     for node in list(model.graph):

@@ -41,7 +41,7 @@ def rounded_graph(path: Path) -> onnx.ModelProto | None:
         y = Cast(Cast(MatMul(Cast(a), Cast(b)), float16), float32)        sums in float32, the result rounded
 
     onnxruntime has float16 kernels for few operators on x86. It runs the others in float32, each between two casts
-    of its own, and then drops every pair of casts that meet, optimizations off or not
+    that it adds, and then drops every pair of casts that meet, optimizations off or not
     (``RemoveDuplicateCastTransformer``): what comes out has hardly been rounded, and nothing overflows. Casts that
     the graph itself holds are kept.
 
@@ -130,8 +130,8 @@ def load(path: Path, runtime: str | None = None) -> OnnxRunner:
         path: the file.
         runtime: :data:`UNOPTIMIZED` for onnxruntime without its own changes to the graph.
 
-    A float16 graph is opened as it is, to see that onnxruntime takes it, and then executed with every result rounded to
-    float16, as hardware does that computes in it: see :mod:`md_export.targets.onnx.run`.
+    A float16 graph is opened unchanged, to see that onnxruntime accepts it, and then executed with every result rounded
+    to float16, as hardware does that computes in it: see :mod:`md_export.targets.onnx.run`.
 
     Raises:
         RuntimeFault: onnxruntime refuses the file.

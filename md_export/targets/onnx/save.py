@@ -46,7 +46,7 @@ def write_fused(source: Path, path: Path, form: str, external: bool) -> None:
     """Optimize the graph of ``source`` and write ``path``.
 
     ``ort``: the format of onnxruntime's small mobile builds, which read no ONNX and optimize nothing when they
-    load. Fused with operators of its own, for any processor: what makes a graph fit one kind (``NchwcTransformer``)
+    load. Fused with its operators, for any processor: what makes a graph fit one kind (``NchwcTransformer``)
     is left out, as onnxruntime's own converter leaves it out.
 
     ``cpu_fused``: ONNX with all that onnxruntime does for the processor at hand, done once. Not portable.
@@ -74,7 +74,7 @@ def write_fused(source: Path, path: Path, form: str, external: bool) -> None:
 
 
 def as_onnx(path: Path) -> onnx.ModelProto:
-    """The graph of an ``.ort`` file, weights inside; onnxruntime writes it back as it is.
+    """The graph of an ``.ort`` file, weights inside; onnxruntime writes it back unchanged.
 
     Raises:
         RuntimeFault: onnxruntime refuses the file.

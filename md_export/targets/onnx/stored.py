@@ -120,7 +120,7 @@ class _File:
         )
 
     def _coding(self, name: str) -> _Coding | None:
-        """By DequantizeLinear, after the look-up of its rows, by Cast from float16; None for a float as it is."""
+        """By DequantizeLinear, after the look-up of its rows, by Cast from float16; None for a plain float."""
         dtype = dtype_of(self._tensors[name])
         for node in [reader.node for reader in self._readers[name] if reader.position == 0]:
             if node.op_type == _SCALED:

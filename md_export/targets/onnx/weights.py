@@ -174,7 +174,7 @@ def store_weights(model: ir.Model, storages: Mapping[str, QuantScheme]) -> None:
 
     Args:
         model: lowered.
-        storages: how, by node name; float32 leaves a weight as it is. A weight that several nodes read is stored as
+        storages: how, by node name; float32 leaves a weight unchanged. A weight that several nodes read is stored as
             the first of them wants it.
     """
     if any(map(_is_new, storages.values())):

@@ -37,7 +37,7 @@ def adjust_weights(
 
     Args:
         module: eval mode, float32.
-        storages: how the target will store the weight of each module, by path; others stay as they are.
+        storages: how the target will store the weight of each module, by path; others stay unchanged.
         calibration: positional inputs of the module, one tuple per case.
 
     Returns:

@@ -22,7 +22,7 @@ from md_export.targets.quantization.levels import Levels, fitted, least_squares,
 
 # Positions of a map that count for each input: every so many-th row and column, where it has more.
 _MOST_POSITIONS: Final = 16384
-# What these compute with is not their weight as it is.
+# These layers compute with a changed weight.
 _DERIVED: Final = (FourConv2d, SplitConv2d)
 # Of the mean of the Hessian's diagonal, added to it; the paper's own figure.
 _DAMPING: Final = 0.01
@@ -151,7 +151,7 @@ def rounded(layer: nn.Module, weight: Tensor, storage: WeightStorage, how: Round
         sums: of the layer's inputs; without them all inputs count alike, and no error can be made good.
 
     Returns:
-        Float32 of the weight's shape, of which ``storage`` can hold every value.
+        Float32 of the weight's shape; ``storage`` can represent every value.
     """
     matrices = as_matrices(layer, weight)
     members = as_matrices(layer, memberships(tuple(weight.shape), storage.groups))

@@ -186,7 +186,7 @@ class Decoded:
     Attributes:
         dtype: in which it is stored.
         values: float32 of what is stored in float16, or in integers with a scale; else as stored.
-        steps: scales of integers, laid along their axis; None where there is none.
+        steps: scales of integers, laid along their axis; None without scales.
     """
 
     dtype: str

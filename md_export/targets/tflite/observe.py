@@ -1,6 +1,6 @@
 """The values inside a .tflite file, in any runtime that executes it: files with one output for each computed tensor.
 
-A runtime that keeps its tensors may not be the one that an app gets: with XNNPACK there are none to keep. What
+A runtime that keeps its tensors may not be the one that an app gets: with XNNPACK it has none to keep. What
 a graph returns it must compute, so :func:`write_observed` makes every tensor an output. :func:`write_alone`
 makes each of them an input, too, for the ops that read it: then every op is executed on values that are given,
 and what differs between two runtimes is the op's own doing. :func:`write_prefix`

@@ -21,7 +21,7 @@ _MATMUL: Final = torch.ops.aten.matmul
 
 @contextmanager
 def products_of_rank_4(module: nn.Module) -> Iterator[None]:
-    """Keep products whole where a module has attention of rank 4; other conversions stay as they are."""
+    """Keep products whole where a module has attention of rank 4; other conversions stay unchanged."""
     with whole_products() if count_rank_4_products(module) else nullcontext():
         yield
 

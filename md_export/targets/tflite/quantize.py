@@ -41,7 +41,7 @@ def measure_ranges(source: Path, quantizer: Any, job: LoweringJob) -> Extremes:
     """Range of each tensor that the quantizer's recipe asks for, by its name: arrays ``min`` and ``max``.
 
     ai_edge_quantizer's calibrator measures extremes and shows no values to what it lets others put in its place, so
-    other ranges than the extremes come from a run of our own.
+    other ranges than the extremes come from a separate run.
 
     Raises:
         ConversionError: no calibration inputs.

@@ -92,7 +92,7 @@ def main(provider: str = "", device: str = "") -> None:
         print(part["component"])
         try:
             run_component(part, opener(KIT / "files" / part["file"], provider or backend))
-        except Exception as error:  # noqa: BLE001 (libraries raise classes of their own; the report tells what they say)
+        except Exception as error:  # noqa: BLE001 (libraries raise their classes; the report has the messages)
             print(f"{part['component']} did not run: {error}", file=sys.stderr)
             (RESULTS / part["component"]).mkdir(exist_ok=True)
             (RESULTS / part["component"] / "failed.txt").write_text(f"{error}\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A saved graph as a row of blocks, each a file of its own that takes and gives float32.
+"""A saved graph as a row of blocks, each a separate file with float32 inputs and outputs.
 
     Y → QuantizeLinear → DequantizeLinear → Y'        between two blocks: both have the pair, the first gives Y'
     Y in float16                                      the first gives Cast(Y), the second takes Cast(Y)

@@ -78,7 +78,7 @@ def _times_one(graph: ir.Graph, value: ir.Value, name: str) -> ir.Node:
 
 
 def soften_masks(model: ir.Model, ranges: TensorsData) -> None:
-    """Give each sum of scores and mask a mask of its own, in place, and its range to ``ranges``.
+    """Give each sum of scores and mask a separate mask, in place, and its range to ``ranges``.
 
         Softmax(Add(scores, mask))        mask of 0 and -10000 → 0 and -(range of the scores + 16)
 
@@ -177,7 +177,7 @@ def _divide(model: ir.Model) -> None:
 
 
 def _own_norm_constants(model: ir.Model) -> None:
-    """Each norm has constants of its own.
+    """Give each norm separate constants.
 
     onnxruntime's quantizer copies a bias that several nodes share, with a scale for each, and calls the copies by the
     bias' name and a number: the second copy of ``val_11`` takes the name of the value ``val_116``, whose readers then

@@ -1,7 +1,7 @@
 """Compile a saved .tflite file for the GPU by LiteRT's engine and execute it.
 
 The engine can abort the process it runs in, and tells on standard error alone which ops it leaves to the CPU:
-:func:`md_export.targets.tflite.gpu.engine.execute_on_gpu` keeps it in a process of its own and reads that.
+:func:`md_export.targets.tflite.gpu.engine.execute_on_gpu` keeps it in a separate process and reads that.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def find_driver() -> Driver:
     the engine needs.
 
     Raises:
-        MissingExtraError: there is none; the message says what to install.
+        MissingExtraError: it is not installed; the message says what to install.
     """
     for variable in VARIABLES:
         if os.environ.get(variable):

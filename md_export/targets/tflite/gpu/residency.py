@@ -11,7 +11,7 @@ from md_export.targets.lint.judge import fits
 from md_export.targets.lint.rules import rules_of
 from md_export.targets.operations import Op, Shape
 
-# The list of refused ops follows a line of its own and ends with how the graph was split.
+# The list of refused ops follows a separate line and ends with how the graph was split.
 _HEADING: Final = "Following operations are not supported by GPU delegate:"
 _REFUSAL: Final = re.compile(r"^(?P<operator>[A-Z][A-Z0-9_]+): (?P<reason>.+)$")
 _SPLIT: Final = re.compile(r"^(?P<gpu>\d+|No) operations will run on the GPU, and (?:the remaining|all) (?P<cpu>\d+) ")
