@@ -8,8 +8,10 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Extras that .venv gets.
 EXTRAS ?= all
 PROMPT ?= a large red circle on the left, white background
+# Docstrings, comments, messages and pages.
+PROSE := md_export docs recipes .github Makefile $(wildcard *.md)
 
-.PHONY: demo test tests quick lint coverage dist bench gpu-driver npu-simulator contact-sheet mil-conformance clean
+.PHONY: demo test tests quick lint words coverage dist bench gpu-driver npu-simulator contact-sheet mil-conformance clean
 
 demo: $(READY)
 	rm -rf $(DEMO) && mkdir -p $(DEMO)
@@ -38,6 +40,11 @@ lint: $(READY)
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+	$(MAKE) --silent words
+
+# Misspelled words, and the phrases of .ci/words (phrase->what to write instead) wherever a line has one whole.
+words: $(READY)
+	$(BIN)/codespell --regex "(?i)\b(?:(?:$$(sed 's/->.*//' .ci/words | paste -sd'|' -))(?!\w)|[\w'’-]+)" $(PROSE)
 
 # Lines and branches that the fast tests of some layers reach; below the floor in pyproject.toml it fails.
 coverage: $(READY)

@@ -198,7 +198,7 @@ def test_recipes_name_known_chips_of_portable_graphs() -> None:
     [
         (("--soc", ELITE.name), "--soc goes with --npu"),
         (("--cases", "1"), "--cases goes with --npu"),
-        (("--npu", "--gpu"), "--npu is a runtime of its own; leave out --gpu"),
+        (("--npu", "--gpu"), "--npu is a separate runtime; leave out --gpu"),
         (("--npu", "--self-test"), "leave out --self-test"),
     ],
 )
