@@ -61,7 +61,7 @@ def test_a_clone_and_github_run_the_same_commands() -> None:
         script[-1],
     ]
     assert commands("test") == [*commands("lint"), *commands("tests")]
-    assert len(commands("lint")) == 4 and len(commands("tests")) == 1
+    assert len(commands("lint")) > 3 and len(commands("tests")) == 1
     assert commands("tests", "AREA=models spec") == [f"{commands('tests')[0].rstrip()} tests/models tests/spec"]
 
 
