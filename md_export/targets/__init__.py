@@ -6,6 +6,7 @@ A new target is a folder, one line here and one extra in pyproject.toml.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
@@ -66,7 +67,11 @@ def tools_of(target: str | None = None, also: tuple[str, ...] = ()) -> dict[str,
     """The packages that compute, ``also`` those of a checkpoint, and those that convert for a target, with their
     installed versions."""
     names = (*TORCH, *also, *(TARGETS[target].distributions if target else ()))
-    return {name: version(name) for name in names}
+    return {name: _version(name) for name in names}
+
+
+# Reading it takes milliseconds, and a plan asks for that of each recipe and artifact.
+_version = cache(version)
 
 
 def optional() -> dict[str, str]:
