@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -58,6 +58,7 @@ class Checkpoint:
     base: Path | None = None
     loras: tuple[Lora, ...] = ()
     _hashes: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+    _hash_of: Callable[[Path], str] = field(default=hash_of_file, repr=False, compare=False)
 
     def at(self, variant: Variant) -> Checkpoint:
         """Return the checkpoint with the changes of a variant.
@@ -158,7 +159,7 @@ class Checkpoint:
     def file_hashes(self) -> dict[str, str]:
         """Return the SHA-256 of each config, tokenizer and weight file in use, by its path; computed once."""
         if not self._hashes:
-            self._hashes.update({label: hash_of_file(file) for label, file in sorted(self._files_in_use())})
+            self._hashes.update({label: self._hash_of(file) for label, file in sorted(self._files_in_use())})
             for name, loras in self.loras_by_component().items():
                 self._hashes.update(hashes_of_loras(component_of(self.config, name).folder, loras))
         return dict(self._hashes)
@@ -241,10 +242,11 @@ class Checkpoint:
         return {name: tensor for name, tensor in stored.items() if not component.unused(self.config, name)}
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, hash_of: Callable[[Path], str] = hash_of_file) -> Checkpoint:
     """Open a folder in diffusers' layout, a sibling that stores only differences from its parent, or one with LoRAs.
 
-    Reads configs and the tokenizer's vocabulary; weights are read by :meth:`Checkpoint.module`.
+    Reads configs and the tokenizer's vocabulary; weights are read by :meth:`Checkpoint.module`. ``hash_of`` returns the
+    SHA-256 of a file: a cached function reads the files of checkpoints that share them once.
     Raises :class:`CheckpointError` or :class:`ConfigError`.
     """
     layout = open_layout(path)
@@ -262,6 +264,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         layout.parent,
         base and layout.root,
         loras_of(path),
+        _hash_of=hash_of,
     )
     for component in checkpoint.components:
         checkpoint.weight_files(component)

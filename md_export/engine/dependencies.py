@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from md_export import __version__
 from md_export.checkpoint import Checkpoint, open_checkpoint
-from md_export.checkpoint.files import INHERITED, hash_of_folder
+from md_export.checkpoint.files import INHERITED, hash_of_file, hash_of_folder
 from md_export.checkpoint.modules import build_on_meta, layers_of
 from md_export.engine.keys import maker
 from md_export.engine.plan import LoraInput
@@ -157,14 +157,18 @@ def area_of(checkpoint: Checkpoint, recipe: Recipe) -> float:
 
 
 def source_of(
-    checkpoint_dir: Path, golden: Path | None, variants: set[Variant], loras: tuple[LoraInput, ...] = ()
+    checkpoint_dir: Path,
+    golden: Path | None,
+    variants: set[Variant],
+    loras: tuple[LoraInput, ...] = (),
+    hash_of: Callable[[Path], str] = hash_of_file,
 ) -> Source:
     """Open the checkpoint and check that it is complete, for the given variants without their chunks.
 
     Raises:
         MdExportError: the checkpoint cannot be read, or does not support a variant.
     """
-    checkpoint = open_checkpoint(checkpoint_dir)
+    checkpoint = open_checkpoint(checkpoint_dir, hash_of)
     checkpoint.check()
     rows = family_of(checkpoint.config).of(checkpoint.components)
     modules = {row.name: build_on_meta(row, checkpoint.config) for row in rows}

@@ -12,10 +12,12 @@ import dataclasses
 import platform
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from md_export.checkpoint.derived import adapted
+from md_export.checkpoint.files import hash_of_file
 from md_export.engine import dependencies
 from md_export.engine.chunks import bytes_of, cut_recipe
 from md_export.engine.costs import artifact_cost, cases_cost, export_cost, space_of
@@ -80,12 +82,15 @@ def check_recipe(recipe: Recipe) -> None:
 def _sources(
     recipes: list[Recipe], checkpoint_dir: Path, golden: Path | None, folders: ExitStack
 ) -> dict[tuple[str, ...], dependencies.Source]:
-    """Open the checkpoint once per set of LoRAs in the recipes; the results are valid while ``folders`` is open."""
-    files, found = lora_files(recipes), dict[tuple[str, ...], dependencies.Source]()
+    """Open the checkpoint once per set of LoRAs in the recipes, and read its files once for all of them.
+
+    The results are valid while ``folders`` is open.
+    """
+    files, found, hash_of = lora_files(recipes), dict[tuple[str, ...], dependencies.Source](), cache(hash_of_file)
     for loras in dict.fromkeys(recipe.loras for recipe in recipes):
         folder = folders.enter_context(adapted(checkpoint_dir, loras))
         variants = {recipe.variant for recipe in recipes if recipe.loras == loras}
-        found[loras] = dependencies.source_of(folder, golden, variants, lora_inputs(loras, files))
+        found[loras] = dependencies.source_of(folder, golden, variants, lora_inputs(loras, files), hash_of)
     return found
 
 

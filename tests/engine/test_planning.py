@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 import commands
+from md_export.checkpoint.files import hash_of_file
+from md_export.engine import planning
 from md_export.engine.inputs import READ
 from md_export.engine.plan import PLAN as CODE
 from md_export.engine.plan import ArtifactRequest, ExportPlan, Plan
@@ -174,6 +176,29 @@ def test_a_lora_leaves_what_it_does_not_touch(nano: Path, tmp_path: Path) -> Non
         assert {name for name in one if one[name] != renamed[name]} == {"export"}
         assert [step.request.loras for step in judged[:2]] == [(), (("lora 0", ""),)]
         assert judged[1].request.recipe.loras == ()
+
+
+def test_files_that_loras_share_are_read_once(nano: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+
+    def counted(file: Path) -> str:
+        read.append(file)
+        return hash_of_file(file)
+
+    monkeypatch.setattr(planning, "hash_of_file", counted)
+    recipes = [FLOAT]
+    for number in range(2):
+        file = tmp_path / f"{number}.safetensors"
+        halves = {
+            "unet.conv_in.lora_A.weight": torch.ones(1, 8, 3, 3),
+            "unet.conv_in.lora_B.weight": torch.ones(48, 1, 1, 1),
+        }
+        save_file(halves, file)
+        recipes.append(replace(FLOAT, loras=(str(file),)))
+    found = plan(recipes, nano, None)
+    assert len(read) == len(set(read)) > 5
+    monkeypatch.undo()
+    assert found.exports[2] == plan(recipes[2:], nano, None).exports[0], "the same keys as alone"
 
 
 def test_steps_come_after_what_they_need(nano: Path) -> None:
