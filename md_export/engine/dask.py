@@ -203,7 +203,12 @@ def perform_there(remote: RemoteTask, perform: Callable[[Step, Cache, Path, Inpu
         ):
             cache.share(step.key)
             return Cost(0, 0.0)
-        found = {name: cache.files(_fetched(cache, key).key) / within for name, (key, within) in remote.inputs.items()}
+        wanted = {"checkpoint", "golden", *(name for name, _ in step.request.loras)}
+        found = {
+            name: cache.files(_fetched(cache, key).key) / within
+            for name, (key, within) in remote.inputs.items()
+            if name in wanted
+        }
         inputs = Inputs(found.pop("checkpoint"), found.pop("golden", None), found)
         with workspace(cache.work) as work:
             return perform(step, cache, work, inputs, remote.most_bytes)

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from engine.toy import step_of
 from md_export.checkpoint import open_checkpoint
+from md_export.engine.cache import Cache
+from md_export.engine.dask import RemoteTask, perform_there, versions
 from md_export.engine.inputs import inputs_for_store
 from md_export.engine.keys import FileHashes
+from md_export.engine.plan import Cost, GoldenRequest, Inputs, Step
 from md_export.engine.request import BuildRequest, load_recipes
 from md_export.engine.shared_store import BackedCache, Store
 from md_export.errors import ArtifactError
@@ -74,3 +78,31 @@ def test_what_goes_away_meanwhile_is_named(tmp_path: Path, nano: Path) -> None:
     (golden / "case-000.safetensors").unlink()
     with pytest.raises(ArtifactError, match=r"case-000\.safetensors disappeared; run the same command again"):
         inputs_for_store(request(tmp_path, nano, golden), FileHashes(tmp_path / "seen"))
+
+
+def test_a_worker_fetches_the_loras_of_its_step_alone(
+    tmp_path: Path, nano: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every worker would fetch those of all recipes of the build, and check them before each step."""
+    files = [tmp_path / f"{number}.safetensors" for number in range(3)]
+    for file in files:
+        file.write_bytes(file.name.encode())
+    recipe = load_recipes([Path("onnx-int8")])[0]
+    asked = replace(request(tmp_path, nano), recipes=tuple(replace(recipe, loras=(str(file),)) for file in files))
+    there(tmp_path, asked)
+    inputs = inputs_for_store(asked, FileHashes(tmp_path / "seen"))
+    where = {name: (one.entry.key, one.within) for name, one in inputs.items()}
+    step = replace(step_of("golden", "cases"), request=GoldenRequest(recipe, (("lora 1", ":0.5"),)))
+    monkeypatch.setenv("MD_EXPORT_CACHE", str(tmp_path / "worker"))
+    given: list[Inputs] = []
+
+    def perform(step: Step, cache: Cache, work: Path, inputs: Inputs, most_bytes: int) -> Cost:
+        del cache, work, most_bytes
+        given.append(inputs)
+        return step.cost
+
+    perform_there(RemoteTask(step, f"file://{tmp_path}/store", where, 1, ("onnx",), versions(("onnx",))), perform)
+    assert {name: path.read_text() for name, path in given[0].loras.items()} == {"lora 1": "1.safetensors"}
+    assert (given[0].checkpoint / "unet").is_dir()
+    kept = {path.name for path in (tmp_path / "worker" / "entries").iterdir()}
+    assert kept == {where[name][0] for name in ("checkpoint", "lora 1")}
