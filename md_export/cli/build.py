@@ -16,7 +16,7 @@ from md_export.errors import ConversionError, ParityError, UsageError
 from md_export.spec.names import ORDER
 
 if TYPE_CHECKING:
-    from md_export.engine.running import Failure
+    from md_export.engine.schedule import Failure
 
 
 @click.group()

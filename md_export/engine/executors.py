@@ -18,7 +18,8 @@ from md_export.engine.inputs import inputs_for_store, inputs_of
 from md_export.engine.keys import FileHashes
 from md_export.engine.plan import Cost, Plan, Step
 from md_export.engine.request import BuildRequest
-from md_export.engine.running import Begin, Limits, perform
+from md_export.engine.running import Begin, perform
+from md_export.engine.schedule import Limits
 from md_export.engine.shared_store import BackedCache, Store, store_url
 from md_export.errors import MdExportError, RecipeError, RuntimeFault
 from md_export.system.memory import installed_bytes, kill_children

@@ -24,7 +24,8 @@ from md_export.engine.keys import FileHashes
 from md_export.engine.placing import Built, Outcome, Placer, Status, check_replaceable, is_placed
 from md_export.engine.plan import ExportPlan, ExportResult, Plan, Result, Step
 from md_export.engine.request import BuildRequest, Resources
-from md_export.engine.running import Failure, Listener, Teller, run_steps
+from md_export.engine.running import Listener, Teller, run_steps
+from md_export.engine.schedule import Failure
 from md_export.errors import ConversionError, ParityError
 from md_export.parity.verdict import Verdict
 from md_export.spec.manifest import Manifest, read_manifest
@@ -149,10 +150,11 @@ def carry_out(
         if dry:
             return _outcome(plan, request, {export.name: "planned" for export in due})
         require_space(request.out, sum(export.space for export in due))
-        require_space(request.cache, sum(export.space for export in due if plan.step(export.key) in steps))
+        lacking = {step.key for step in steps}
+        require_space(request.cache, sum(export.space for export in due if export.key in lacking))
         with workspace(request.out) as placing, executor.open(steps) as begin:
             placer = Placer(plan, due, request, executor, placing, listener)
-            placer.place_cached(steps)
+            placer.place_cached(lacking)
             failures = run_steps(steps, begin, executor.limits, placer)
     return _outcome(plan, request, placer.status, (*failures, *placer.failures))
 

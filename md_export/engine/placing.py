@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -13,7 +13,8 @@ from md_export.engine.executors import Executor
 from md_export.engine.keys import FileHashes, files_in
 from md_export.engine.plan import Cost, ExportPlan, ExportResult, Plan, Step
 from md_export.engine.request import BuildRequest
-from md_export.engine.running import Failure, Listener, Watcher
+from md_export.engine.running import Listener, Watcher
+from md_export.engine.schedule import Failure
 from md_export.errors import ArtifactError, MdExportError, OutputError
 from md_export.spec.manifest import MANIFEST
 from md_export.system.files import copy_file, refuse_existing, sha256_of, to_disk
@@ -56,10 +57,10 @@ class Placer(Watcher):
         self.status: dict[str, Status] = {export.name: "failed" for export in due}
         self.failures: list[Failure] = []
 
-    def place_cached(self, steps: tuple[Step, ...]) -> None:
-        """Place the exports with a cached result: their last step is not among ``steps``."""
+    def place_cached(self, lacking: Collection[str]) -> None:
+        """Place the exports with a cached result: the key of their last step is not in ``lacking``."""
         for export in self._due:
-            if self._plan.step(export.key) not in steps:
+            if export.key not in lacking:
                 self._place(export, "from the cache")
 
     def started(self, step: Step) -> None:

@@ -1,4 +1,4 @@
-"""Run steps: schedule them within a number of jobs and a memory limit, and carry out each in a separate process.
+"""Run steps: all steps of a schedule, and one step in a separate process.
 
 :func:`perform` carries out one step, from its request to its cache entry. Arguments and results are plain data, so any
 executor can call it.
@@ -28,43 +28,13 @@ from md_export.engine.plan import (
     Result,
     Step,
 )
+from md_export.engine.schedule import Failure, Limits, Schedule
 from md_export.errors import ConversionError, MdExportError, ParityError
 from md_export.system.isolation import Ended, attempt, result_of
 from md_export.system.isolation import Limits as ProcessLimits
 from md_export.targets import TARGETS
 
 _TICK_S: Final = 0.5
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits on concurrent steps.
-
-    Attributes:
-        jobs: number of steps that run at the same time.
-        most_bytes: memory limit in bytes, for all running steps together, or for each step if ``apart``.
-        apart: whether the steps run on separate workers that do not share the limit.
-    """
-
-    jobs: int
-    most_bytes: int
-    apart: bool = False
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A step without a result.
-
-    Attributes:
-        reason: message for the user.
-        error: exception that the step raised; None if it was not started.
-        follows: whether it was not started because another step failed.
-    """
-
-    step: Step
-    reason: str
-    error: Exception | None = None
-    follows: bool = False
 
 
 class Watcher:
@@ -138,80 +108,25 @@ def run_steps(steps: Iterable[Step], begin: Begin, limits: Limits, watcher: Watc
     Returns:
         The steps without a result: failed, too large for ``limits``, or dependent on such a step.
     """
-    return _Run(list(steps), begin, limits, watcher).run()
-
-
-class _Run:
-    def __init__(self, steps: list[Step], begin: Begin, limits: Limits, watcher: Watcher) -> None:
-        self._waiting, self._begin, self._limits, self._watcher = steps, begin, limits, watcher
-        # Running steps, each with its memory limit in bytes.
-        self._running: dict[Future[Cost], tuple[Step, int]] = {}
-        self._failures: dict[str, Failure] = {}
-
-    def run(self) -> tuple[Failure, ...]:
-        while self._waiting or self._running:
-            self._start_some()
-            done, _ = wait(self._running, timeout=_TICK_S, return_when=FIRST_COMPLETED)
-            for future in done:
-                self._end(future)
-            self._watcher.tick()
-        return tuple(self._failures.values())
-
-    def _start_some(self) -> None:
-        for step in list(self._waiting):
-            if failure := self._obstacle(step):
-                self._waiting.remove(step)
-                self._fail(failure)
-            elif self._may_start(step):
-                self._waiting.remove(step)
-                given = self._share(step)
-                self._watcher.started(step)
-                self._running[self._begin(step, given)] = (step, given)
-
-    def _obstacle(self, step: Step) -> Failure | None:
-        """Return the reason why a step can never run, or None if it can."""
-        lacking = [self._failures[key].step.label for key in step.needs if key in self._failures]
-        if lacking:
-            return Failure(step, f"not started, because it needs {lacking[0]}", follows=True)
-        needed = step.cost.peak_bytes
-        if needed > self._limits.most_bytes:
-            most = self._limits.most_bytes / 1e9
-            text = f"not started: it needs about {needed / 1e9:.1f} GB of memory, and the limit is {most:.1f} GB"
-            return Failure(step, f"{text}; give --max-memory {_rounded_up(needed)}")
-        return None
-
-    def _may_start(self, step: Step) -> bool:
-        others = {one.key for one in self._waiting} | {one.key for one, _ in self._running.values()}
-        ready = others.isdisjoint(step.needs)
-        return ready and len(self._running) < self._limits.jobs and step.cost.peak_bytes <= self._free()
-
-    def _free(self) -> int:
-        held = 0 if self._limits.apart else sum(given for _, given in self._running.values())
-        return self._limits.most_bytes - held
-
-    def _share(self, step: Step) -> int:
-        """Return a step's memory limit: its predicted need, or an equal share of the free memory if that is larger.
-
-        The limits of all running steps together never exceed ``most_bytes``.
-        """
-        places = 1 if self._limits.apart else self._limits.jobs - len(self._running)
-        return max(step.cost.peak_bytes, self._free() // places)
-
-    def _end(self, future: Future[Cost]) -> None:
-        step, _ = self._running.pop(future)
-        try:
-            self._watcher.finished(step, future.result())
-        except (MdExportError, OSError) as error:
-            self._fail(Failure(step, str(error), error))
-
-    def _fail(self, failure: Failure) -> None:
-        self._failures[failure.step.key] = failure
-        self._watcher.failed(failure)
-
-
-def _rounded_up(size: int) -> str:
-    """Format a size in gigabytes, rounded up to tenths: ``8.4G``."""
-    return f"{-(-size // 100_000_000) / 10:g}G"
+    schedule, running, told = Schedule(steps, limits), dict[Future[Cost], Step](), 0
+    while True:
+        for failure in list(schedule.failures.values())[told:]:
+            watcher.failed(failure)
+        told = len(schedule.failures)
+        while (found := schedule.start()) is not None:
+            watcher.started(found[0])
+            running[begin(*found)] = found[0]
+        if not running:
+            return tuple(schedule.failures.values())
+        done, _ = wait(running, timeout=_TICK_S, return_when=FIRST_COMPLETED)
+        for future in done:
+            step = running.pop(future)
+            try:
+                watcher.finished(step, future.result())
+                schedule.end(step)
+            except (MdExportError, OSError) as error:
+                schedule.fail(Failure(step, str(error), error))
+        watcher.tick()
 
 
 @dataclass(frozen=True)

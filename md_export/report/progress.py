@@ -15,7 +15,8 @@ from rich.table import Table
 from md_export.engine.cache import Listed
 from md_export.engine.placing import Outcome
 from md_export.engine.plan import Cost, Step
-from md_export.engine.running import Failure, Limits, Listener
+from md_export.engine.running import Listener
+from md_export.engine.schedule import Failure, Limits
 from md_export.report.tables import console, decibel, drawn
 from md_export.spec.manifest import read_manifest
 from md_export.system.terminal_text import spelled_time, visible

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
 from engine.toy import Quiet, step_of
 from md_export.engine.plan import Cost, Step
-from md_export.engine.running import Failure, Limits, run_steps
+from md_export.engine.running import run_steps
+from md_export.engine.schedule import Failure, Limits
 from md_export.errors import ConversionError
 
 GB = 1_000_000_000
@@ -124,6 +125,26 @@ def test_what_cannot_fit_is_not_started_and_says_what_would_do() -> None:
     assert "the limit is 4.0 GB" in failure.reason
     assert "give --max-memory 8.5G" in failure.reason
     assert run(chain(8.43), recorder, gigabytes=8.5) == ()
+
+
+def test_a_large_plan_is_ordered_in_no_time() -> None:
+    """Each step used to look at all others that wait: minutes for so many."""
+    golden = step_of("golden", "golden")
+    parts = [step_of("artifact", f"part-{number}", (golden.key,)) for number in range(3000)]
+    exports = [step_of("export", f"export-{number}", (golden.key, part.key)) for number, part in enumerate(parts)]
+    order: list[str] = []
+
+    def begin(step: Step, given: int) -> Future[Cost]:
+        assert given == 8 * GB
+        order.append(step.label)
+        future = Future[Cost]()
+        future.set_result(step.cost)
+        return future
+
+    started = time.process_time()
+    assert run_steps([golden, *parts, *exports], begin, Limits(2, 8 * GB, apart=True), Quiet()) == ()
+    assert time.process_time() - started < 10
+    assert order == [step.label for step in (golden, *parts, *exports)]
 
 
 def test_what_nobody_foresaw_is_raised() -> None:

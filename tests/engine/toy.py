@@ -39,7 +39,8 @@ from md_export.engine.plan import (
     Step,
 )
 from md_export.engine.request import BuildRequest
-from md_export.engine.running import Failure, Limits, Listener
+from md_export.engine.running import Listener
+from md_export.engine.schedule import Failure, Limits
 from md_export.parity.verdict import Verdict
 from md_export.spec.artifact import ArtifactEntry, Measured
 from md_export.spec.recipe_file import load_recipe
