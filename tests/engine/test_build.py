@@ -128,7 +128,7 @@ def test_a_process_that_holds_too_much_is_stopped_and_says_so() -> None:
     ended = attempt(sleep, 60.0, Limits(most_bytes=20_000_000))
     assert ended.over_memory
     assert ended.peak_bytes > 20_000_000
-    with pytest.raises(MachineError, match=r"unet: the process was stopped when it held .* more than the 0.02 GB"):
+    with pytest.raises(MachineError, match=r"unet: the process was stopped when it held .* above its limit of 0.02 GB"):
         result_of(ended, ConversionError, "unet")
     assert not attempt(sleep, 0.0, Limits(most_bytes=LARGE)).over_memory
 
