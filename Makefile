@@ -11,7 +11,7 @@ PROMPT ?= a large red circle on the left, white background
 # Docstrings, comments, messages and pages.
 PROSE := md_export docs recipes .github Makefile $(wildcard *.md)
 
-.PHONY: demo test tests quick lint words coverage dist bench gpu-driver npu-simulator contact-sheet mil-conformance clean
+.PHONY: demo test tests quick lint words coverage dist docs bench gpu-driver npu-simulator contact-sheet mil-conformance clean
 
 demo: $(READY)
 	rm -rf $(DEMO) && mkdir -p $(DEMO)
@@ -57,6 +57,11 @@ dist: $(READY)
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/check-wheel-contents dist/*.whl
+
+# The documentation as a site that opens from disk: site/index.html. Every warning is an error.
+docs: $(READY)
+	$(BIN)/pip install --quiet --group docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Slow, and run by hand: full-size conversions, quality of the nano checkpoint, pictures for the docs.
 bench: $(READY)

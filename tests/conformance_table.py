@@ -60,7 +60,9 @@ def page(reports: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _counted(items: Iterable[str]) -> Iterator[str]:
-    return (f"- {count} × {' '.join(text.split())}" for text, count in Counter(items).most_common())
+    """Brackets are escaped: ``[a][b]`` is a link in Markdown."""
+    found = ((" ".join(text.split()).replace("[", r"\["), count) for text, count in Counter(items).most_common())
+    return (f"- {count} × {text}" for text, count in found)
 
 
 def main(files: list[str]) -> None:

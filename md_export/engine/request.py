@@ -35,6 +35,7 @@ class Matrix:
     """Every target in every precision: the built-in recipes ``<target>-<precision>``.
 
     Attributes:
+        targets, precisions: parts of the recipes' names.
         sizes: picture sizes; each recipe is built in every one.
         loras: sets of LoRAs; each recipe is built with every set. Files are relative to the build recipe's file. An
             empty set stands for the checkpoint without LoRAs.
@@ -58,6 +59,8 @@ class BuildRecipe:
     """Content of a build recipe's file.
 
     Attributes:
+        name: name of the build.
+        matrix: every target in every precision.
         recipes: export recipes in addition to the matrix: files relative to this one, or names of built-in recipes.
         components: components to build of each recipe; all if empty.
     """

@@ -62,6 +62,12 @@ class Tolerance:
     ``guidance_snr_db`` is for the difference between the outputs with the prompt and without it, which guidance
     multiplies (arXiv 2207.12598). At 10 dB the error is a third of the difference. It can be far larger than the error
     of each output: a published UNet with 8-bit weights had a difference of 0.009 instead of 0.175.
+
+    Attributes:
+        snr_db, psnr_db: least signal-to-noise ratio and peak signal-to-noise ratio, in dB.
+        cosine: least cosine of the flattened tensors.
+        max_abs: largest absolute error of a value.
+        guidance_snr_db: least SNR in dB of the difference that the prompt makes, where guidance is used.
     """
 
     __pydantic_config__ = _FORBID
@@ -79,7 +85,12 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class GoldenPlan:
-    """Prompts and seeds for golden cases of a checkpoint that has none."""
+    """Prompts and seeds for golden cases of a checkpoint that has none.
+
+    Attributes:
+        prompts: one golden case for each prompt and seed.
+        seeds: of the noise.
+    """
 
     __pydantic_config__ = _FORBID
 
@@ -96,7 +107,11 @@ class Recipe:
     """Configuration of one export.
 
     Attributes:
+        name: written into the manifest; the folder of a build's export.
+        target: ``coreml``, ``tflite``, ``onnx`` or ``coreai``.
+        components: components to export.
         schemes, tolerances: one entry per component.
+        golden: prompts and seeds for golden cases of a checkpoint that has none.
         rewrites: names from REWRITES, applied in this order.
         allow_drift: allow rewrites that change the function and that the checkpoint was not trained with.
         deployment_target: oldest system that must load a Core ML package; None for iOS17.
