@@ -61,7 +61,7 @@ def test_a_runner_gives_what_torch_gives(exported: Exported) -> None:
     made = outputs["out_sample"]
     assert 20 < snr_db(made, wanted["out_sample"]) < 60, "as exact as int8 is"
     other = runner.predict({**given, "sample": np.zeros_like(inputs["sample"])})
-    assert snr_db(other["out_sample"], made) < 10
+    assert snr_db(other["out_sample"], wanted["out_sample"]) < 20
     assert str(runner).split()[:1] == ["unet.onnx"]
     assert "sample" in str(runner) and "1×8×8×8" in str(runner)
 
