@@ -1,4 +1,4 @@
-"""CLIP's text encoders: transformers' layers, without its helpers for masks and pooling."""
+"""CLIP's text encoders: what the families read of CLIP's layers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from md_export.errors import ConfigError
-from md_export.system.vendors import import_quietly
+from md_export.models.clip import ClipConfig, ClipText
 
 # Finite, to avoid infinities in half precision; exp(-1e4) is 0 in float32 and in float16.
 MASKED = -1e4
@@ -35,16 +35,8 @@ class TextEncoder(nn.Module):
         self, config: Mapping[str, Any], reading: Reading = "last", folder: str = "text_encoder", skip: int = 0
     ) -> None:
         super().__init__()
-        clip = import_quietly("transformers.models.clip.modeling_clip", "checkpoints")
-        fields = {k: v for k, v in config.items() if k not in _NOT_FIELDS}
-        try:
-            clip_config = clip.CLIPTextConfig(**fields)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{folder}/config.json is not a CLIPTextConfig: {error}") from error
-        clip_config._attn_implementation = "eager"
-        if reading == "penultimate":
-            clip_config.num_hidden_layers = layers_of(config, reading)
-        model = clip.CLIPTextModel(clip_config)
+        clip_config = ClipConfig.of({**config, "num_hidden_layers": layers_of(config, reading)}, folder)
+        model = ClipText(clip_config)
         self.length = int(clip_config.max_position_embeddings)
         self.skip = skip
         if skip >= clip_config.num_hidden_layers:
@@ -64,14 +56,12 @@ class TextEncoder(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """``[B, 77]`` token ids (int32 or int64) → ``[B, 77, hidden]``, for some readings with ``[B, projection]``."""
         length = input_ids.shape[1]
-        hidden, mask = self.enter(self.embeddings(input_ids=input_ids)), self.mask[:, :, :length, :length]
+        states, mask = [self.enter(self.embeddings(input_ids))], self.mask[:, :, :length, :length]
+        for layer in self.encoder.layers:
+            states.append(layer(states[-1], mask))
         if self.text_projection is not None:
-            states = [hidden]
-            for layer in self.encoder.layers:
-                states.append(layer(states[-1], mask))
             return self.leave(states[-2 - self.skip]), self._pooled(input_ids, states[-1])
-        hidden = self.encoder(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
-        return self.leave(hidden if self.final_layer_norm is None else self.final_layer_norm(hidden))
+        return self.leave(states[-1] if self.final_layer_norm is None else self.final_layer_norm(states[-1]))
 
     def _pooled(self, input_ids: Tensor, hidden: Tensor) -> Tensor:
         """Return ``[B, projection]`` at the first end token; padding may have the same id."""
@@ -110,6 +100,3 @@ def is_unused(name: str, layers: int, also: tuple[str, ...] = ()) -> bool:
 _LONGEST_NUMBER: Final = 9
 # Tensors that are not used; the last three are in files of the whole CLIP model.
 _OTHERS: Final = ("embeddings.position_ids", "logit_scale", "vision_model.", "visual_projection.")
-_NOT_FIELDS = frozenset(
-    {"architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "_name_or_path"}
-)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from md_export.checkpoint.configs import parse_config
 from md_export.errors import ConfigError
+from md_export.models.clip import ClipConfig, ClipText
 from md_export.models.config import ModelConfig
 from md_export.models.families import COMPONENTS
 from md_export.models.families.latent_diffusion import VAE_ENCODER
@@ -328,6 +329,30 @@ def test_text_encoder_is_transformers_clip(activation: str) -> None:
         with torch.no_grad():
             expected, ours = reference(ids).last_hidden_state, encoder(ids.int())
         assert torch.allclose(ours, expected, atol=1e-5)
+
+
+def test_random_weights_of_clip_are_those_of_transformers() -> None:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    fields: dict[str, Any] = {**_TEXT, "num_hidden_layers": 2}
+    drawn = []
+    for build in (lambda: CLIPTextModel(CLIPTextConfig(**fields)), lambda: ClipText(ClipConfig.of(fields, ""))):
+        torch.manual_seed(7)
+        drawn.append(build().state_dict())
+    assert list(drawn[0]) == list(drawn[1])
+    assert all(torch.equal(drawn[0][name], drawn[1][name]) for name in drawn[0])
+    torch.manual_seed(8)
+    name = "encoder.layers.0.mlp.fc1.weight"
+    assert not torch.equal(ClipText(ClipConfig.of(fields, "")).state_dict()[name], drawn[0][name])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"num_attention_heads": 5}, "no multiple of num_attention_heads 5"), ({"hidden_act": "tanh"}, "quick_gelu")],
+)
+def test_a_text_encoder_that_cannot_be_built(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        TextEncoder({**_TEXT, **change})
 
 
 def test_text_encoder_is_causal() -> None:
