@@ -27,6 +27,10 @@ MAX_PARAMETERS: Final = 8_000_000_000
 MAX_TENSORS: Final = 10_000
 
 
+# There is nothing to draw on the meta device; torch would import its compiler for it, which takes seconds.
+_DRAWS: Final = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, Tensor.normal_, Tensor.uniform_)
+
+
 class _ParametersOnMeta(TorchFunctionMode):
     """Redirect ``torch.empty``, which allocates all parameters, to the meta device and count the elements.
 
@@ -47,6 +51,8 @@ class _ParametersOnMeta(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         del types
+        if func in _DRAWS and (drawn := args[0] if args else (kwargs or {})["tensor"]).is_meta:
+            return drawn
         if func is not torch.empty:
             return func(*args, **(kwargs or {}))
         try:
