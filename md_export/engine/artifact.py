@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +48,14 @@ class BuildStep:
 
 
 def build_component(step: BuildStep) -> ArtifactEntry:
+    """As :func:`build_and_tell`, telling nothing."""
+    return build_and_tell(step, lambda _: None)
+
+
+def build_and_tell(step: BuildStep, tell: Callable[[str], None]) -> ArtifactEntry:
     """Build one artifact and return its manifest entry; runs in a worker process.
+
+    ``tell`` is called with what is being done.
 
     Raises:
         ConversionError: the conversion turned weights into NaN or Inf, or a known fault concerns the artifact on a
@@ -57,11 +65,13 @@ def build_component(step: BuildStep) -> ArtifactEntry:
     recipe, name = step.recipe, step.component
     checkpoint = open_checkpoint(step.checkpoint)
     target = TARGETS[recipe.target].open()
+    tell("applying the rewrites")
     part = rewritten(checkpoint, name, recipe)
     index = read_index(step.golden)
     snr_db = part.snr_db(read_case(step.golden, index.cases[0], index.family))
     release_weights(part.module)
     calibration = calibration_inputs(recipe, part, step.golden, step.calibration)
+    tell("choosing the stored values")
     adjust(part, target, calibration)
     inputs, outputs, scheme = part.inputs, part.outputs, part.scheme
     path = step.out / f"{layout_of(recipe).file(name)}{suffix_of(target, recipe.form)}"
@@ -80,10 +90,13 @@ def build_component(step: BuildStep) -> ArtifactEntry:
             RangeRule() if recipe.calibration is None else recipe.calibration.rule,
             npu=bool(recipe.npu),
         )
+        tell("converting")
         lowered = target.lower(job)
         part.module.to("meta")  # the converter has the weights; the code below needs only names and classes
+        tell("quantizing and saving")
         lowered.quantize(job).save(path)
         del lowered
+    tell("reading the file back")
     found = target.describe(path)
     if found.not_finite:
         raise ConversionError(

@@ -9,6 +9,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 from md_export.engine import dask
@@ -18,7 +19,7 @@ from md_export.engine.inputs import inputs_for_store, inputs_of
 from md_export.engine.keys import FileHashes
 from md_export.engine.plan import Cost, Plan, Step
 from md_export.engine.request import BuildRequest
-from md_export.engine.running import Begin, perform
+from md_export.engine.running import Begin, perform, said_in
 from md_export.engine.schedule import Limits
 from md_export.engine.shared_store import BackedCache, Store, store_url
 from md_export.errors import MdExportError, RecipeError, RuntimeFault
@@ -37,12 +38,14 @@ class Executor:
         limits: number of concurrent steps and their memory.
         open: context manager that prepares the given steps and yields the function that starts one of them.
         news: returns the messages for the user since the last call.
+        said: returns what the running step with a given key is doing, in words; empty if unknown.
     """
 
     cache: Cache
     limits: Limits
     open: Callable[[Sequence[Step]], AbstractContextManager[Begin]]
     news: Callable[[], Iterable[str]] = tuple
+    said: Callable[[str], str] = lambda _: ""
 
 
 def executor_of(request: BuildRequest, plan: Plan) -> AbstractContextManager[Executor]:
@@ -57,13 +60,23 @@ def executor_of(request: BuildRequest, plan: Plan) -> AbstractContextManager[Exe
 def _here(request: BuildRequest) -> Executor:
     cache = Cache(request.cache)
     limits = Limits(request.jobs, request.most_bytes or _most(installed_bytes()))
-    return Executor(cache, limits, lambda _: _processes(request, cache))
+    works: list[Path] = []
+    return Executor(
+        cache,
+        limits,
+        lambda _: _processes(request, cache, works),
+        said=lambda key: next((text for work in works if (text := said_in(work / key))), ""),
+    )
 
 
 @contextmanager
-def _processes(request: BuildRequest, cache: Cache) -> Iterator[Begin]:
-    """Yield a start function that runs steps in worker processes; an exception such as an interrupt kills them."""
+def _processes(request: BuildRequest, cache: Cache, works: list[Path]) -> Iterator[Begin]:
+    """Yield a start function that runs steps in worker processes; an exception such as an interrupt kills them.
+
+    The folder of the steps is added to ``works``.
+    """
     with workspace(cache.work) as work:
+        works.append(work)
         executor = ThreadPoolExecutor(request.jobs)
         try:
             yield lambda step, most_bytes: executor.submit(

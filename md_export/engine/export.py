@@ -43,15 +43,15 @@ def export(
     golden_dir: Path | None = None,
     progress: Progress = print,
     resources: Resources | None = None,
-    note: Progress | None = None,
+    listener: Listener | None = None,
 ) -> tuple[Manifest, Verdict]:
     """Export a checkpoint to artifacts, run each in its runtime and verify it against golden outputs.
 
     ``out`` appears whole or not at all; an export that fails parity is kept beside it as ``<out>.rejected``.
 
     Args:
-        progress: called with the label of each step when it begins.
-        note: called with a line that lists what is built and what comes from the cache (default: ``progress``).
+        progress: called with what is built, what comes from the cache, and the label of each step when it begins.
+        listener: called with all events instead.
 
     Raises:
         MdExportError: see :mod:`md_export.errors`; ParityError if an artifact is below a threshold.
@@ -59,7 +59,7 @@ def export(
     refuse_existing(out)
     with (resources or Resources()).request(recipe, checkpoint_dir, out.parent, golden_dir, out.name) as request:
         plan = planned(request)
-        outcome = carry_out(plan, plan.exports, request, Teller(progress, note))
+        outcome = carry_out(plan, plan.exports, request, listener or Teller(progress))
         if outcome.failures:
             raise _error(outcome.failures[0], request)
         result = Cache(request.cache).require(plan.exports[0].key).result

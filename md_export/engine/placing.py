@@ -16,7 +16,7 @@ from md_export.engine.request import BuildRequest
 from md_export.engine.running import Listener, Watcher
 from md_export.engine.schedule import Failure
 from md_export.errors import ArtifactError, MdExportError, OutputError
-from md_export.spec.manifest import MANIFEST
+from md_export.spec.given import MANIFEST
 from md_export.system.files import copy_file, refuse_existing, sha256_of, to_disk
 
 _ATTEMPTS: Final = 5
@@ -56,6 +56,7 @@ class Placer(Watcher):
         self._work, self._listener = work, listener
         self.status: dict[str, Status] = {export.name: "failed" for export in due}
         self.failures: list[Failure] = []
+        self._running: set[str] = set()
 
     def place_cached(self, lacking: Collection[str]) -> None:
         """Place the exports with a cached result: the key of their last step is not in ``lacking``."""
@@ -65,10 +66,12 @@ class Placer(Watcher):
 
     def started(self, step: Step) -> None:
         """Forward the event."""
+        self._running.add(step.key)
         self._listener.started(step)
 
     def finished(self, step: Step, cost: Cost) -> None:
         """Forward the event, and place the exports that the step completes."""
+        self._running.discard(step.key)
         self._listener.finished(step, cost)
         for export in self._due:
             if export.key == step.key:
@@ -76,12 +79,15 @@ class Placer(Watcher):
 
     def failed(self, failure: Failure) -> None:
         """Forward the event."""
+        self._running.discard(failure.step.key)
         self._listener.failed(failure)
 
     def tick(self) -> None:
-        """Forward the executor's news, then the event."""
+        """Forward the executor's news and what the running steps say, then the event."""
         for text in self._executor.news():
             self._listener.line(text)
+        for key in self._running:
+            self._listener.doing(key, self._executor.said(key))
         self._listener.tick()
 
     def _place(self, export: ExportPlan, status: Status) -> None:

@@ -21,12 +21,8 @@ from md_export.spec.recipe import Recipe
 # Name of a LoRA's file among the inputs, and the suffix after the file in a recipe, such as ``:0.5``.
 LoraInput: TypeAlias = tuple[str, str]
 
-# Modules that every step imports, and those that build a text encoder.
-MODEL_MODULES: Final = (
-    "md_export.engine.steps",
-    "transformers.models.clip.tokenization_clip",
-    "transformers.models.clip.modeling_clip",
-)
+# Modules that every step imports, and the one that reads CLIP's tokenizer.
+MODEL_MODULES: Final = ("md_export.engine.steps", "transformers.models.clip.tokenization_clip")
 
 
 @dataclass(frozen=True)

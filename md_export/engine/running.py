@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -21,7 +22,6 @@ from md_export.engine.plan import (
     ArtifactRequest,
     ArtifactResult,
     Cost,
-    ExportRequest,
     ExportResult,
     Inputs,
     Request,
@@ -48,6 +48,9 @@ class Watcher:
 
     def failed(self, failure: Failure) -> None:
         """Called when a step has no result; the steps that need it are not started and also fail."""
+
+    def doing(self, key: str, text: str) -> None:
+        """Called with the key of a running step and what it says that it is doing."""
 
     def tick(self) -> None:
         """Called repeatedly during a run, about every :data:`_TICK_S` seconds or more often."""
@@ -145,6 +148,21 @@ class Job:
     files: dict[str, Path]
     results: dict[str, Result]
 
+    def tell(self, text: str) -> None:
+        """Say what is being done, for :func:`said_in`."""
+        _said(self.folder).write_text(text, encoding="utf-8")
+
+
+def said_in(folder: Path) -> str:
+    """Return what the step that works in ``folder`` said last; empty if nothing."""
+    with suppress(OSError, UnicodeDecodeError):
+        return _said(folder).read_text(encoding="utf-8")
+    return ""
+
+
+def _said(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.said")
+
 
 def perform(
     step: Step, cache: Cache, work: Path, inputs: Inputs, most_bytes: int | None = None, rejected: Path | None = None
@@ -191,8 +209,6 @@ def modules_of(request: Request) -> tuple[str, ...]:
     match request:
         case ArtifactRequest():
             return (*MODEL_MODULES, "torch.export._trace", *TARGETS[request.recipe.target].preload)
-        case ExportRequest():
-            return MODEL_MODULES[:2]
     return MODEL_MODULES
 
 

@@ -7,6 +7,7 @@ The job contains the folders of the steps that it needs and the folder for its o
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +17,7 @@ from md_export import __version__
 from md_export.checkpoint import Checkpoint, open_checkpoint
 from md_export.checkpoint.derived import adapted
 from md_export.engine import plan
-from md_export.engine.artifact import BuildStep, build_component
+from md_export.engine.artifact import BuildStep, build_and_tell
 from md_export.engine.coreai_bundle import write_assets
 from md_export.engine.hops import explain
 from md_export.engine.running import Job
@@ -64,14 +65,14 @@ def carry_out(job: Job) -> plan.Result:
 def golden(request: plan.GoldenRequest, checkpoint: Checkpoint, job: Job) -> plan.CasesResult:
     """Provide golden cases: the given cases, the checkpoint's, or cases computed by torch."""
     return plan.CasesResult(
-        prepare_golden(request.recipe, checkpoint, job.inputs.golden, job.folder / GOLDEN_FOLDER, print)
+        prepare_golden(request.recipe, checkpoint, job.inputs.golden, job.folder / GOLDEN_FOLDER, job.tell)
     )
 
 
 def calibration(request: plan.CalibrationRequest, checkpoint: Checkpoint, job: Job) -> plan.CasesResult:
     """Compute calibration cases in torch."""
     judging = job.files[request.golden] / GOLDEN_FOLDER
-    with calibration_cases(request.recipe, checkpoint, judging, job.folder, print) as made:
+    with calibration_cases(request.recipe, checkpoint, judging, job.folder, job.tell) as made:
         assert made is not None  # noqa: S101 (the plan has such a step for recipes that calibrate only)
         shutil.copytree(made, job.folder / CASES)
     return plan.CasesResult()
@@ -82,7 +83,7 @@ def artifact(request: plan.ArtifactRequest, checkpoint: Checkpoint, job: Job) ->
     judging = job.files[request.golden] / GOLDEN_FOLDER
     cases = None if request.cases is None else job.files[request.cases] / CASES
     step = BuildStep(checkpoint.root, request.component, request.recipe, judging, job.folder, request.notes, cases)
-    return plan.ArtifactResult(build_component(step))
+    return plan.ArtifactResult(build_and_tell(step, job.tell))
 
 
 def export(request: plan.ExportRequest, checkpoint: Checkpoint, job: Job) -> plan.ExportResult:
@@ -97,24 +98,30 @@ def export(request: plan.ExportRequest, checkpoint: Checkpoint, job: Job) -> pla
     made = [job.results[key] for key in request.parts]
     entries = tuple(result.entry for result in made if isinstance(result, plan.ArtifactResult))
     judged = job.results[request.golden]
-    verdict = seal(recipe, checkpoint, folder, entries, judged.drift if isinstance(judged, plan.CasesResult) else None)
+    drift = judged.drift if isinstance(judged, plan.CasesResult) else None
+    verdict = seal(recipe, checkpoint, folder, entries, drift, job.tell)
     if not verdict.passed:
-        return plan.ExportResult(verdict, tuple(explain(folder, verdict, checkpoint.root, print)))
+        return plan.ExportResult(verdict, tuple(explain(folder, verdict, checkpoint.root, job.tell)))
     _remove_parts(folder, [GOLDEN_FOLDER, *(name for one in entries for name in (one.file, one.data) if name)])
     return plan.ExportResult(verdict)
 
 
 def seal(
-    recipe: Recipe, checkpoint: Checkpoint, folder: Path, entries: tuple[ArtifactEntry, ...], drift: Drift | None
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    folder: Path,
+    entries: tuple[ArtifactEntry, ...],
+    drift: Drift | None,
+    tell: Callable[[str], None] = print,
 ) -> Verdict:
     """Turn artifacts and golden cases in ``folder`` into an export: add tokenizer and manifest, and verify it."""
     write_beside(recipe, checkpoint, folder, entries)
     if recipe.layout == "swift":
         check_bundle(folder, tuple(entry.file for entry in entries))
-    entries = TARGETS[recipe.target].compile_contexts(recipe.npu, folder, entries, print)
+    entries = TARGETS[recipe.target].compile_contexts(recipe.npu, folder, entries, tell)
     manifest = manifest_of(recipe, checkpoint, folder, entries, drift)
     write_manifest(manifest, folder)
-    result = verify(folder, progress=print)
+    result = verify(folder, progress=tell)
     write_manifest(with_parity(manifest, result), folder)
     return result
 

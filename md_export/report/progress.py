@@ -15,7 +15,7 @@ from rich.table import Table
 from md_export.engine.cache import Listed
 from md_export.engine.placing import Outcome
 from md_export.engine.plan import Cost, Step
-from md_export.engine.running import Listener
+from md_export.engine.running import Listener, Teller
 from md_export.engine.schedule import Failure, Limits
 from md_export.report.tables import console, decibel, drawn
 from md_export.spec.manifest import read_manifest
@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 
 # Lines of a log that nobody watches: often enough to see that it goes on.
 _LINE_EVERY_S: Final = 20.0
+# Share of a step's predicted seconds, its last ones, that stretches where the prediction was short: the bar moves on.
+_LAST: Final = 0.3
+# Predicted seconds that count as taken before any step has ended, so that the first short one does not set the pace.
+_PRIOR_S: Final = 10.0
+_MOMENT_S: Final = 0.1
 
 
 def _bar() -> Progress:
@@ -79,6 +84,16 @@ def building_to_stderr() -> Iterator[Listener]:
         yield _Teller(bar)
 
 
+@contextmanager
+def exporting_to_stderr() -> Iterator[Listener]:
+    """A listener for one export: a bar on a terminal, elsewhere what is built and the name of each step."""
+    if sys.stderr.isatty():
+        with _bar() as bar:
+            yield _Teller(bar)
+    else:
+        yield Teller(lambda text: print(visible(text), file=sys.stderr, flush=True))
+
+
 class _Teller(Listener):
     """Counts predicted seconds: the bar's length, and the time that is left by the pace so far."""
 
@@ -86,9 +101,13 @@ class _Teller(Listener):
         self._bar = bar
         self._begun: dict[str, float] = {}
         self._open: dict[str, Step] = {}
+        self._said: dict[str, str] = {}
         self._count = self._ended = 0
-        self._predicted = self._taken = 0.0
+        self._predicted = self._taken = self._share = 0.0
+        self._ticked = time.monotonic()
         self._jobs = 1
+        if bar is not None:
+            self._task = bar.add_task("reading recipe and checkpoint", total=None)
 
     def line(self, text: str) -> None:
         text = visible(text)
@@ -99,9 +118,9 @@ class _Teller(Listener):
 
     def planned(self, steps: tuple[Step, ...], cached: tuple[Step, ...], limits: Limits) -> None:
         self._open = {step.key: step for step in steps}
-        self._count, self._jobs = len(steps), limits.jobs
+        self._count, self._jobs, self._ticked = len(steps), limits.jobs, time.monotonic()
         if self._bar is not None:
-            self._task = self._bar.add_task("", total=max(1.0, self._left()))
+            self._bar.update(self._task, total=1.0)
         for text in plan_lines(steps, len(cached), limits):
             self.line(text)
 
@@ -120,13 +139,19 @@ class _Teller(Listener):
     def placed(self, folder: Path) -> None:
         self.line(f"{folder}: verified")
 
+    def doing(self, key: str, text: str) -> None:
+        self._said[key] = text
+
     def tick(self) -> None:
         if self._bar is not None:
-            names = ", ".join(self._open[key].label for key in self._begun if key in self._open)
-            total = self._bar.tasks[self._task].total
-            self._bar.update(
-                self._task, completed=max(0.0, total - self._left()), description=f"{self._eta()}  {names}"
-            )
+            running = [(self._open[key].label, self._said.get(key)) for key in self._begun if key in self._open]
+            names = ", ".join(f"{label} ({said or 'loading libraries'})" for label, said in running)
+            text = f"{self._eta()}, {self._ended} of {self._count} steps  {visible(names)}"
+            now = time.monotonic()
+            # The share that is left shrinks as the time that is left: the bar neither stands still nor goes back.
+            passed, self._ticked = now - self._ticked, now
+            self._share += (1.0 - self._share) * passed / (passed + self._left() + _MOMENT_S)
+            self._bar.update(self._task, completed=self._share, description=escape(text))
 
     def _end(self, step: Step, text: str) -> None:
         self._ended += step.key in self._open
@@ -139,12 +164,19 @@ class _Teller(Listener):
     def _left(self) -> float:
         """Predicted seconds of what has not ended, by the pace of what has, on all jobs together."""
         now = time.monotonic()
-        pace = self._taken / self._predicted if self._predicted else 1.0
+        pace = (self._taken + _PRIOR_S) / (self._predicted + _PRIOR_S)
         rest = [
-            max(0.0, pace * step.cost.seconds - (now - self._begun[key] if key in self._begun else 0.0))
+            left_of(pace * step.cost.seconds, now - self._begun[key] if key in self._begun else 0.0)
             for key, step in self._open.items()
         ]
-        return max([sum(rest) / self._jobs, *rest])
+        return max([sum(rest) / self._jobs, *rest, 0.0])
+
+
+def left_of(predicted: float, elapsed: float) -> float:
+    """Seconds that are left of a step: the prediction's rest, and less and less after most of it, but never none."""
+    last = _LAST * predicted
+    over = elapsed - (predicted - last)
+    return predicted - elapsed if over <= 0 else last * last / (last + over)
 
 
 def plan_lines(steps: tuple[Step, ...], cached: int, limits: Limits) -> list[str]:
