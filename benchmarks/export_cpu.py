@@ -25,7 +25,7 @@ import click
 
 HERE: Final = Path(__file__).resolve().parents[1]
 # linux/prctl.h: processes whose parent ended become children of this one.
-_PR_SET_CHILD_SUBREAPER: Final = 36
+PR_SET_CHILD_SUBREAPER: Final = 36
 PROMPT: Final = "a large red circle on the left, white background"
 MADE: Final = {"coreml": "--fp16", "tflite": "--int8", "onnx": "--int8"}
 COMMANDS: Final = {
@@ -48,12 +48,12 @@ def cpu_seconds(checkout: Path, commands: Sequence[tuple[str, ...]], folder: Pat
         for arguments in commands:
             argv = [sys.executable, "-c", "from md_export.cli import main; main()", *arguments]
             subprocess.run(argv, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
-            _wait_for_orphans()
+            wait_for_orphans()
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def _wait_for_orphans() -> None:
+def wait_for_orphans() -> None:
     """Wait for servers and workers that outlive the command; only then does their time count as a child's."""
     with suppress(ChildProcessError):
         while True:
@@ -72,7 +72,7 @@ def measure(checkout: Path, names: Sequence[str]) -> dict[str, float]:
 @click.option("--only", type=click.Choice(list(COMMANDS)), multiple=True, help="Not all of them.")
 def main(against: Path, rounds: int, only: tuple[str, ...]) -> None:
     """Print CPU seconds of both checkouts and their ratio."""
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     names = only or tuple(COMMANDS)
     runs = [(measure(HERE, names), measure(against.resolve(), names)) for _ in range(rounds)]
     for name in names:
