@@ -27,12 +27,13 @@ from typing import Any, Final
 
 from cluster_simulation import HASHED, Network, Work, longest_chain, simulate
 from md_export.checkpoint.architectures import arch_config, write_checkpoint
+from md_export.engine.build_recipe import load_recipes
 from md_export.engine.dependencies import source_of
 from md_export.engine.export import build
 from md_export.engine.inputs import READ, planned
 from md_export.engine.keys import files_in
 from md_export.engine.plan import ArtifactRequest, Cost, Plan, Step
-from md_export.engine.request import BuildRequest, load_recipes
+from md_export.engine.request import BuildRequest
 from md_export.engine.running import Listener
 from md_export.engine.schedule import Limits, Schedule
 from md_export.engine.shared_store import Store

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -16,6 +17,7 @@ import md_export
 from md_export import api, errors
 from md_export.cli import cli
 from md_export.cli.exports import TARGET_TITLES
+from md_export.cli.paths import PATH
 from md_export.targets import TARGETS
 from md_export.targets.contract import Saved, Target
 from support import installed
@@ -112,8 +114,83 @@ def test_a_worker_that_runs_an_artifact_needs_no_torch(target: str) -> None:
     assert done.stdout == "False\n"
 
 
+WRONG_PATHS = """
+onnx none -o new; tflite none -o new; onnx -o .; onnx --golden none -o new; coreml --lora none.safetensors -o new
+onnx . -o new; join none -o new; split none; build onnx-fp16 --checkpoint none -o new
+search none --target onnx --budget snr=20 -o new; search --target onnx --budget snr=20 -o .
+verify none; audit none; report none -o page.html; report . -o none/page.html; compare none none
+manifest check none; manifest seal none; run none.onnx --inputs none -o y.npz; attribute none.onnx; crosscheck none none
+estimate none --device iphone15pro; lint none; device-test none -o new; device-report none none
+inspect none; inspect none.onnx; init . --arch nano; golden none --prompt x -o new; golden . --prompts none -o new
+adapt none --adapter . -o new; unpack none.safetensors -o new; doctor --checkpoint none onnx-fp16
+generate x --checkpoint none -o x.png; generate x --artifacts none -o x.png; generate x -o none/x.png
+generate x --init-image none -o x.png
+"""
+WRONG_RECIPES = """
+onnx --recipe none -o new; onnx --recipe typo.toml -o new; build none -o new; build typo.toml -o new
+search --target onnx --budget snr=20 --recipe typo.toml -o new; doctor typo.toml
+"""
+ANSWERED = """
+import sys
+import click
+from md_export.cli import cli, paths
+from md_export.errors import MdExportError
+{before}
+for line in {commands!r}.replace(";", "\\n").split("\\n"):
+    if line.strip():
+        try:
+            cli.main(line.split(), standalone_mode=False)
+            print("accepted:", line)
+        except (MdExportError, click.UsageError):
+            for name in {heavy!r}:
+                if name in sys.modules:
+                    print(name, "was imported for:", line)
+"""
+
+
+def answers(folder: Path, commands: str, heavy: tuple[str, ...], before: str = "") -> str:
+    """What is wrong with the answers to wrong commands, one after another in one process."""
+    (folder / "typo.toml").write_text('name = "x"\ntarget = "onnx"\nweight = "int8"\n')
+    code = ANSWERED.format(commands=commands, heavy=heavy, before=before)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=folder)
+    assert {path.name for path in folder.iterdir()} == {"typo.toml"}
+    return done.stdout
+
+
+def test_a_wrong_path_is_answered_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+    assert answers(tmp_path, WRONG_PATHS, HEAVY) == ""
+
+
+def test_a_wrong_recipe_is_answered_before_torch_is_imported(tmp_path: Path) -> None:
+    assert answers(tmp_path, WRONG_RECIPES, tuple(name for name in HEAVY if name != "pydantic")) == ""
+
+
+def test_without_the_check_an_answer_imports_something_heavy(tmp_path: Path) -> None:
+    unchecked = "paths._Checked.convert = click.Path.convert"
+    assert "numpy was imported for: run none.onnx" in answers(
+        tmp_path, "run none.onnx --inputs typo.toml -o y.npz", HEAVY, unchecked
+    )
+
+
+def test_all_paths_on_the_command_line_are_checked() -> None:
+    """But for those that mean something else, too, or need not exist."""
+    found = {
+        f"{command.name} {option.name}"
+        for command in commands_in(cli)
+        for option in command.params
+        if option.type is PATH and option.name not in ("cache", "recipe_file")
+    }
+    assert found == {"build recipes", "build output", "search journal", "doctor recipe", "show name", "new name"}
+
+
+def commands_in(group: click.Group) -> list[click.Command]:
+    commands = list(group.commands.values())
+    return commands + [one for item in commands if isinstance(item, click.Group) for one in commands_in(item)]
+
+
 def test_the_process_of_an_export_needs_no_torch(tmp_path: Path) -> None:
     """Workers do all that does, the planning too."""
+    (tmp_path / "none" / "unet").mkdir(parents=True)
     code = (
         "import sys\nfrom md_export.cli import cli\nfrom md_export.errors import CheckpointError\n"
         f"arguments = ['onnx', {str(tmp_path / 'none')!r}, '--no-cache', '-o', {str(tmp_path / 'out')!r}]\n"
@@ -159,6 +236,7 @@ def test_nothing_but_a_target_needs_its_extra() -> None:
 
 def test_a_page_asks_for_its_libraries_before_any_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    (tmp_path / "manifest.json").touch()
     ended = CliRunner().invoke(cli, ["report", str(tmp_path), "-o", str(tmp_path / "page.html")])
     assert isinstance(ended.exception, errors.MissingExtraError)
     assert str(ended.exception) == "a page needs jinja2, which is not installed: pip install 'md-export[report]'"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -16,9 +15,10 @@ from typing import Final
 
 from pydantic_core import to_json
 
-from md_export.checkpoint.files import Layout, read_json, shown, unreadable
+from md_export.checkpoint.files import Layout, read_json, shown
 from md_export.checkpoint.weights import find_weights, weight_names
 from md_export.errors import CheckpointError, UsageError
+from md_export.spec.given import require_checkpoint
 from md_export.spec.loras import MOST_LORAS, SUFFIX, Lora, is_scale, parse_loras
 from md_export.system.workspace import scratch_folder
 
@@ -38,19 +38,7 @@ def open_layout(path: Path) -> Layout:
     Raises:
         CheckpointError: ``path`` is not a folder, or a file names no valid parent or base.
     """
-    try:
-        is_folder = stat.S_ISDIR(path.stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(f"{path} does not exist: give the folder of a checkpoint") from None
-    except OSError as error:
-        unreadable(path, error)
-    if not is_folder:
-        # The file may contain a whole model, as Stable Diffusion's authors publish it.
-        single = path.suffix in (".safetensors", ".ckpt")
-        also = f", or make one of it with: md-export unpack {path} --tokenizer DIR -o DIR" if single else ""
-        raise CheckpointError(
-            f"{path} is a file: give the checkpoint folder that holds unet/, vae/ and text_encoder/{also}"
-        )
+    require_checkpoint(path)
     path = base_of(path) or path
     chained = "itself a sibling: name that one's parent instead"
     return Layout(path, _folder_named_in(path / SIBLING_NOTE, "parent", "../..", chained), replaced_in(path))

@@ -17,6 +17,7 @@ from pydantic_core import from_json
 
 from md_export.errors import CheckpointError
 from md_export.models.tokenizers import LABELS_FOLDER, SENTENCEPIECE, read_labels, write_labels
+from md_export.spec.given import CHECKPOINT_FOLDERS
 from md_export.spec.loras import PEFT_CONFIG, Lora
 from md_export.system.files import read_limited, sha256_of, sha256_of_text
 
@@ -56,7 +57,7 @@ class Layout:
         if found is None:
             raise CheckpointError(
                 f"{self.root / relative} is missing: give a diffusers-style checkpoint folder that holds "
-                "text_encoder/, tokenizer/, unet/, vae/ and scheduler/"
+                f"{CHECKPOINT_FOLDERS}"
             )
         return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import signal
 import sys
 
@@ -47,6 +48,7 @@ for _commands in (
 def main() -> None:
     """Entry point. The only place where errors become text and exit codes."""
     signal.signal(signal.SIGTERM, _terminated)
+    gc.set_threshold(100_000, 20, 20)  # what libraries make when they are imported is no garbage, as in workers
     try:
         cli.main(prog_name="md-export", standalone_mode=False)
     except click.ClickException as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from md_export.cli import shared
-from md_export.cli.shared import PATH
+from md_export.cli.paths import ARTIFACT, CHECKPOINT, EXISTING, EXPORT_OR_JOINED, FILE
 from md_export.errors import UsageError
 from md_export.spec.names import COMPONENT_NAMES, SOCS
 
@@ -163,9 +163,9 @@ limit_option = click.option(
 
 
 @click.command()
-@click.argument("artifact", type=PATH)
-@click.option("--inputs", type=PATH, required=True, help="Read inputs from an .npz file with one array per input.")
-@click.option("-o", "--output", type=PATH, required=True, help="Write outputs to this .npz file.")
+@click.argument("artifact", type=ARTIFACT)
+@click.option("--inputs", type=EXISTING, required=True, help="Read inputs from an .npz file with one array per input.")
+@click.option("-o", "--output", type=FILE, required=True, help="Write outputs to this .npz file.")
 @click.option(
     "--runtime",
     type=click.Choice([name for names in RUNTIMES.values() for name in names]),
@@ -196,7 +196,7 @@ def run(artifact: Path, inputs: Path, output: Path, runtime: str | None, gpu: bo
 
 
 @click.command()
-@click.argument("out", type=PATH)
+@click.argument("out", type=EXPORT_OR_JOINED)
 @shared.golden_option
 @gpu_option
 @click.option("--npu", is_flag=True, help="For ONNX: on the simulator of Qualcomm's Hexagon NPU.")
@@ -216,7 +216,7 @@ def run(artifact: Path, inputs: Path, output: Path, runtime: str | None, gpu: bo
 @click.option("--self-test", is_flag=True, help="Damage copies of OUT in every known way; each must be noticed.")
 @click.option(
     "--checkpoint",
-    type=PATH,
+    type=CHECKPOINT,
     help="Checkpoint of OUT, to derive golden cases, constants and files from.  [default with --self-test: the nano]",
 )
 @shared.lora_option
@@ -248,7 +248,8 @@ def verify(
 
     --self-test checks the gate itself: each known way to damage an export must be noticed.
     """
-    from md_export.spec.manifest import JOIN, read_manifest
+    from md_export.spec.given import JOIN
+    from md_export.spec.manifest import read_manifest
 
     engines = {"--gpu": gpu, "--runtime": library}
     own = {"--checkpoint": checkpoint, "--pin": pin_file, "--allowed-signers": allowed_signers}

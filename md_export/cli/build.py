@@ -11,7 +11,7 @@ import click
 
 from md_export.cli import shared
 from md_export.cli.exports import TARGET_TITLES
-from md_export.cli.shared import PATH
+from md_export.cli.paths import CHECKPOINT, EXISTING, GOLDEN, PATH
 from md_export.errors import ConversionError, ParityError, UsageError
 from md_export.spec.names import ORDER
 
@@ -57,8 +57,8 @@ def prune(older_than: int | None, keep: int | None, cache: Path | None) -> None:
 
 @click.command()
 @click.argument("recipes", metavar="RECIPE...", type=PATH, nargs=-1, required=True)
-@click.option("--checkpoint", type=PATH, help="The checkpoint's folder.  [default: the nano one]")
-@click.option("--golden", "golden_dir", type=PATH, help="Golden cases to judge by.")
+@click.option("--checkpoint", type=CHECKPOINT, help="The checkpoint's folder.  [default: the nano one]")
+@click.option("--golden", "golden_dir", type=GOLDEN, help="Golden cases to judge by.")
 @shared.jobs_option
 @click.option(
     "--max-memory",
@@ -89,10 +89,6 @@ def build(
     What was built before is not built again. A step that fails does not stop the others. Interrupted or killed, the
     same command goes on where it was.
     """
-    from md_export.engine.export import build as run
-    from md_export.engine.request import BuildRequest, default_jobs, load_recipes
-    from md_export.report.progress import building_to_stderr, outcome_table
-
     if jobs and dask is not None:
         raise UsageError("--jobs is for this machine, --dask for the workers of a cluster; give one of them")
     if (dask is None) != (store is None):
@@ -100,8 +96,16 @@ def build(
             "--dask and --store go together: the steps run on the workers of the one, which find and leave files in "
             "the other, such as s3://bucket/folder or file:// and a folder that all machines share; give both"
         )
+    from md_export.engine.build_recipe import load_recipes
+
+    wanted = load_recipes(recipes)
+
+    from md_export.engine.export import build as run
+    from md_export.engine.request import BuildRequest, default_jobs
+    from md_export.report.progress import building_to_stderr, outcome_table
+
     request = BuildRequest(
-        recipes=load_recipes(recipes),
+        recipes=wanted,
         checkpoint=shared.checkpoint_or_nano(checkpoint),
         out=output,
         cache=shared.cache_root(cache),
@@ -136,7 +140,7 @@ ROUNDINGS = ("nearest", "mse", "gptq")
 
 
 @click.command()
-@click.argument("checkpoint", type=PATH, required=False)
+@click.argument("checkpoint", type=CHECKPOINT, required=False)
 @click.option("--target", type=click.Choice(tuple(TARGET_TITLES)), required=True)
 @click.option(
     "--budget",
@@ -149,8 +153,8 @@ ROUNDINGS = ("nearest", "mse", "gptq")
 @click.option("--rounding", type=click.Choice(ROUNDINGS), help="Instead of the recipe's.")
 @click.option("--recipe", "recipe_file", type=PATH, help="A recipe's file or name to start from.")
 @click.option("--component", "components", type=click.Choice(ORDER), multiple=True, help="Choose for this one only.")
-@click.option("--prompts", type=PATH, help="Text file with one prompt a line, to measure on.")
-@click.option("--golden", "golden_dir", type=PATH, help="Golden cases to measure on and to be judged by.")
+@click.option("--prompts", type=EXISTING, help="Text file with one prompt a line, to measure on.")
+@click.option("--golden", "golden_dir", type=GOLDEN, help="Golden cases to measure on and to be judged by.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes at a time.  [default: one a core]")
 @click.option("--dask", metavar="ADDRESS", help="Measure on the workers of this Dask scheduler.")
 @click.option("--store", metavar="URL", help="With --dask: build there, too; as for build.")
@@ -185,6 +189,11 @@ def search(
     Writes the recipe, the curve of bytes against picture PSNR, and the artifacts, verified. What was measured is kept
     until then: run the same command again to go on where it was stopped.
     """
+    from md_export.spec.recipe_file import load_recipe
+
+    if recipe_file:
+        load_recipe(shared.recipe_named(recipe_file))  # a wrong one is an error before torch is imported
+
     from md_export.engine.request import Resources, default_jobs
     from md_export.engine.search.request import SearchRequest, parse_budget
     from md_export.engine.search.run import search as find

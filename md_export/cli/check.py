@@ -9,14 +9,14 @@ import click
 
 from md_export.cli import shared
 from md_export.cli.artifacts import gpu_limit, gpu_option, limit_option
-from md_export.cli.shared import PATH
+from md_export.cli.paths import CHECKPOINT, EXISTING, EXPORT, FILE
 from md_export.errors import ArtifactError, ParityError, PinError, RegressionError, UsageError
 from md_export.spec.names import COMPONENT_NAMES
 
 
 @click.command()
-@click.argument("out", type=PATH)
-@click.argument("checkpoint", type=PATH, required=False)
+@click.argument("out", type=EXPORT)
+@click.argument("checkpoint", type=CHECKPOINT, required=False)
 @shared.lora_option
 @shared.json_option
 def audit(out: Path, checkpoint: Path | None, loras: tuple[str, ...], json_file: Path | None) -> None:
@@ -42,8 +42,8 @@ def audit(out: Path, checkpoint: Path | None, loras: tuple[str, ...], json_file:
 
 
 @click.command()
-@click.argument("old", type=PATH)
-@click.argument("new", type=PATH)
+@click.argument("old", type=EXPORT)
+@click.argument("new", type=EXPORT)
 @gpu_option
 @limit_option
 @shared.junit_option
@@ -84,12 +84,14 @@ def compare(
 
 
 @click.command()
-@click.argument("outs", metavar="OUT...", type=PATH, nargs=-1, required=True)
-@click.option("-o", "--output", type=PATH, help="Write one .html page that opens without a network.")
+@click.argument("outs", metavar="OUT...", type=EXPORT, nargs=-1, required=True)
+@click.option("-o", "--output", type=FILE, help="Write one .html page that opens without a network.")
 @shared.junit_option
 @shared.markdown_option
 @shared.annotate_option
-@click.option("--checkpoint", type=PATH, help="Checkpoint of OUT; with it, the page explains each module and weight.")
+@click.option(
+    "--checkpoint", type=CHECKPOINT, help="Checkpoint of OUT; with it, the page explains each module and weight."
+)
 @shared.json_option
 def report(
     outs: tuple[Path, ...],
@@ -140,7 +142,7 @@ def manifest() -> None:
 
 
 @manifest.command()
-@click.argument("out", type=PATH)
+@click.argument("out", type=EXISTING)
 @shared.pin_option
 @shared.allowed_signers_option
 @shared.json_option
@@ -150,13 +152,18 @@ def check(out: Path, pin_file: Path | None, allowed_signers: Path | None, json_f
     Needs no runtime and no network. coremltools takes the functions of a joined export out one by one. With --pin, one
     export is compared with the pin too; exit 3 if it differs.
     """
-    from md_export.engine.join import check_functions
-    from md_export.spec.manifest import JOIN, MANIFEST, check_exports
+    from md_export.spec.given import JOIN, MANIFEST
+    from md_export.spec.manifest import check_exports
 
     if pin_file and not (out / MANIFEST).is_file():
         raise UsageError(f"--pin is of one export, and {out} is none; name the export, or leave out --pin")
     pin = shared.pinned(pin_file, allowed_signers)
-    found = check_functions(out) if (out / JOIN).is_file() else check_exports(out)
+    if (out / JOIN).is_file():
+        from md_export.engine.join import check_functions
+
+        found = check_functions(out)
+    else:
+        found = check_exports(out)
     shared.show(json_file, found)
     for one in found:
         shared.say(json_file, f"{one.folder}: {one.files} files checked, {len(one.differences)} differ")
@@ -173,10 +180,10 @@ def check(out: Path, pin_file: Path | None, allowed_signers: Path | None, json_f
 
 
 @manifest.command()
-@click.argument("out", type=PATH)
-@click.option("-o", "--output", type=PATH, help="Write the pin to this file.  [default: print it]")
+@click.argument("out", type=EXPORT)
+@click.option("-o", "--output", type=FILE, help="Write the pin to this file.  [default: print it]")
 @click.option("--promise", is_flag=True, help="Pin recipe, thresholds and golden cases only, which any rebuild keeps.")
-@click.option("--sign", "key", type=PATH, help="Sign the pin with this key of OpenSSH; writes FILE.sig beside it.")
+@click.option("--sign", "key", type=EXISTING, help="Sign the pin with this key of OpenSSH; writes FILE.sig beside it.")
 def seal(out: Path, output: Path | None, promise: bool, key: Path | None) -> None:
     """Pin an export: write what `verify --pin` and `manifest check --pin` must find again.
 

@@ -8,7 +8,7 @@ from typing import Final
 import click
 
 from md_export.cli import shared
-from md_export.cli.shared import PATH
+from md_export.cli.paths import ARTIFACT_OR_CHECKPOINT, CHECKPOINT, EXISTING, NEW
 from md_export.errors import UsageError
 from md_export.spec.names import Method
 from md_export.spec.variant import Chunks, Size, Variant
@@ -18,7 +18,7 @@ ARCHS: Final = ("md", "md-lite", "sd15", "sdxl", "pixart", "dit", "nano")
 
 
 @click.command()
-@click.argument("checkpoint", metavar="[CHECKPOINT|ARTIFACT]", type=PATH, required=False)
+@click.argument("checkpoint", metavar="[CHECKPOINT|ARTIFACT]", type=ARTIFACT_OR_CHECKPOINT, required=False)
 @click.option("--arch", type=click.Choice(ARCHS), help="Inspect a named architecture instead; needs no weights.")
 @shared.json_option
 def inspect(checkpoint: Path | None, arch: str | None, json_file: Path | None) -> None:
@@ -53,7 +53,7 @@ def inspect(checkpoint: Path | None, arch: str | None, json_file: Path | None) -
 
 
 @click.command()
-@click.argument("directory", type=PATH)
+@click.argument("directory", type=NEW)
 @click.option("--arch", type=click.Choice(ARCHS), required=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 def init(directory: Path, arch: str, seed: int) -> None:
@@ -65,9 +65,9 @@ def init(directory: Path, arch: str, seed: int) -> None:
 
 
 @click.command()
-@click.argument("checkpoint", type=PATH)
+@click.argument("checkpoint", type=CHECKPOINT)
 @shared.output_option
-@click.option("--prompts", type=PATH, help="Read prompts from a text file, one a line.")
+@click.option("--prompts", type=EXISTING, help="Read prompts from a text file, one a line.")
 @click.option("--prompt", "single", multiple=True, help="Add a prompt; repeatable.")
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0,), show_default=True)
 @click.option("--encoder", is_flag=True, help="Record the VAE encoder's output for each picture, too.")
@@ -120,14 +120,18 @@ def golden(
 
 
 @click.command()
-@click.argument("checkpoint", type=PATH)
+@click.argument("checkpoint", type=CHECKPOINT)
 @shared.lora_option
-@click.option("--adapter", type=PATH, help="Add the T2I-Adapter in this folder (diffusers' config.json and weights).")
-@click.option("--controlnet", type=PATH, help="Add the ControlNet in this folder (diffusers' config.json and weights).")
+@click.option(
+    "--adapter", type=EXISTING, help="Add the T2I-Adapter in this folder (diffusers' config.json and weights)."
+)
+@click.option(
+    "--controlnet", type=EXISTING, help="Add the ControlNet in this folder (diffusers' config.json and weights)."
+)
 @click.option(
     "--vae",
     "vaes",
-    type=PATH,
+    type=EXISTING,
     multiple=True,
     help="Take the VAE in this folder instead, or a tiny autoencoder in its author's decoder and encoder files.",
 )
@@ -179,9 +183,11 @@ def adapt(
 
 
 @click.command()
-@click.argument("file", type=PATH)
-@click.option("--tokenizer", type=PATH, help="Folder of CLIP's vocab.json and merges.txt.  [default: CONFIG/tokenizer]")
-@click.option("--config", type=PATH, help="Read configs from a checkpoint folder.  [default: from FILE's shapes]")
+@click.argument("file", type=EXISTING)
+@click.option(
+    "--tokenizer", type=EXISTING, help="Folder of CLIP's vocab.json and merges.txt.  [default: CONFIG/tokenizer]"
+)
+@click.option("--config", type=EXISTING, help="Read configs from a checkpoint folder.  [default: from FILE's shapes]")
 @click.option("--prediction", type=click.Choice(PREDICTIONS), help="What the UNet predicts.  [default: as FILE says]")
 @shared.output_option
 def unpack(file: Path, tokenizer: Path | None, config: Path | None, prediction: str | None, output: Path) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 import click
 
 from md_export.cli import shared
-from md_export.cli.shared import PATH
+from md_export.cli.paths import EXISTING, EXPORT
 from md_export.spec.names import COMPONENT_NAMES
 
 
 @click.command("device-test")
-@click.argument("out", type=PATH)
+@click.argument("out", type=EXPORT)
 @shared.output_option
 @click.option("--cases", type=click.IntRange(min=1), help="Write only so many golden cases.  [default: all]")
 def device_test(out: Path, output: Path, cases: int | None) -> None:
@@ -30,8 +30,8 @@ def device_test(out: Path, output: Path, cases: int | None) -> None:
 
 
 @click.command("device-report")
-@click.argument("out", type=PATH)
-@click.argument("results", type=PATH)
+@click.argument("out", type=EXPORT)
+@click.argument("results", type=EXISTING)
 @click.option("--row", is_flag=True, help="Print a row for docs/devices.md instead of the table.")
 @shared.json_option
 def device_report(out: Path, results: Path, row: bool, json_file: Path | None) -> None:

@@ -8,20 +8,20 @@ from pathlib import Path
 import click
 
 from md_export.cli import shared
-from md_export.cli.shared import PATH
+from md_export.cli.paths import ARTIFACT, CHECKPOINT, EXISTING, EXPORT, FILE, PATH
 from md_export.errors import MdExportError, UsageError
 from md_export.spec.names import COMPONENT_NAMES
 
 
 @click.command()
-@click.argument("artifact", type=PATH)
-@click.argument("checkpoint", type=PATH, required=False)
+@click.argument("artifact", type=ARTIFACT)
+@click.argument("checkpoint", type=CHECKPOINT, required=False)
 @click.option("--hops", "lower_again", is_flag=True, help="Convert to float32 again, to check the lowering.")
 @click.option(
     "--model-explorer",
     "node_data",
     metavar="FILE",
-    type=PATH,
+    type=FILE,
     help="Write node data for Google's Model Explorer, one file per figure: FILE is x.json → x-local_snr_db.json, ….",
 )
 @shared.json_option
@@ -51,8 +51,8 @@ def attribute(
 
 
 @click.command()
-@click.argument("artifacts", type=PATH, nargs=-1)
-@click.option("--checkpoint", type=PATH, help="Checkpoint of both artifacts.  [default: the nano one]")
+@click.argument("artifacts", type=ARTIFACT, nargs=-1)
+@click.option("--checkpoint", type=CHECKPOINT, help="Checkpoint of both artifacts.  [default: the nano one]")
 @click.option("--ops", is_flag=True, help="Compare single float16 operations of Core ML and Core AI instead.")
 @shared.json_option
 def crosscheck(artifacts: tuple[Path, ...], checkpoint: Path | None, ops: bool, json_file: Path | None) -> None:
@@ -83,7 +83,7 @@ def crosscheck(artifacts: tuple[Path, ...], checkpoint: Path | None, ops: bool, 
 
 
 @click.command()
-@click.argument("out", type=PATH)
+@click.argument("out", type=EXPORT)
 @click.option("--device", required=True, help="Phone, such as iphone15pro or galaxy-s24; an unknown name lists all.")
 @shared.json_option
 def estimate(out: Path, device: str, json_file: Path | None) -> None:
@@ -102,7 +102,7 @@ def estimate(out: Path, device: str, json_file: Path | None) -> None:
 
 @click.command()
 @click.argument("recipe", type=PATH, required=False)
-@click.option("--checkpoint", type=PATH, help="Checkpoint to export, with RECIPE.  [default: the nano one]")
+@click.option("--checkpoint", type=CHECKPOINT, help="Checkpoint to export, with RECIPE.  [default: the nano one]")
 @click.option("--canary/--no-canary", default=True, help="Convert and run a small module on each target.")
 @shared.json_option
 def doctor(recipe: Path | None, checkpoint: Path | None, canary: bool, json_file: Path | None) -> None:
@@ -111,16 +111,17 @@ def doctor(recipe: Path | None, checkpoint: Path | None, canary: bool, json_file
     Compares library versions with the supported ones, free memory and disk with what RECIPE needs, looks for the GPU
     driver, and converts a small module on each installed target. The text after the table is for bug reports.
     """
-    from md_export.diagnose.doctor.examine import examine
-    from md_export.report.tables import doctor_table, doctor_text
     from md_export.spec.recipe_file import load_recipe
     from md_export.spec.shipped_files import nano_checkpoint
 
     if checkpoint and not recipe:
         raise UsageError("--checkpoint is for the prediction of a RECIPE; name one, coreml-fp16 for instance")
-    source = None if recipe is None else shared.recipe_named(recipe)
+    wanted = None if recipe is None else load_recipe(shared.recipe_named(recipe))
+
+    from md_export.diagnose.doctor.examine import examine
+    from md_export.report.tables import doctor_table, doctor_text
+
     with shared.progress(3) as report:
-        wanted = None if source is None else load_recipe(source)
         found = examine(wanted, checkpoint or nano_checkpoint(), canary, report)
     text = doctor_text(found)
     if sys.stdout.isatty() and str(json_file) != "-":
@@ -135,9 +136,9 @@ def doctor(recipe: Path | None, checkpoint: Path | None, canary: bool, json_file
 
 
 @click.command()
-@click.argument("path", type=PATH, required=False)
+@click.argument("path", type=ARTIFACT, required=False)
 @click.option("--os", "system", help="Core ML rules to apply, such as iOS18.  [default: the oldest system]")
-@click.option("--inputs", type=PATH, help="Inputs (.npz) on which float16 activations of one package are checked.")
+@click.option("--inputs", type=EXISTING, help="Inputs (.npz) on which float16 activations of one package are checked.")
 @click.option("--rules", "show_rules", is_flag=True, help="List the Core ML rules and their sources, and lint nothing.")
 @click.option("--faults", "show_faults", is_flag=True, help="List known faults of runtimes (Markdown), lint nothing.")
 @shared.json_option

@@ -10,7 +10,7 @@ from typing import Any, Final
 import click
 
 from md_export.cli import shared
-from md_export.cli.shared import PATH
+from md_export.cli.paths import CHECKPOINT, EXPORT, GOLDEN, JOINED, NEW, PATH
 from md_export.errors import ParityError, UsageError
 from md_export.spec.names import ORDER, SOCS, Method
 from md_export.spec.variant import Chunks, Size, Variant
@@ -74,14 +74,14 @@ def _command(target: str) -> click.Command:
         name=target, help=f"Export CHECKPOINT to {title}, verified. Without CHECKPOINT the nano one that ships is used."
     )
     @_with(_OWN_OPTIONS.get(target, ()))
-    @click.argument("checkpoint", type=PATH, required=False)
+    @click.argument("checkpoint", type=CHECKPOINT, required=False)
     @_with(precisions)
     @click.option("--recipe", "recipe_file", type=PATH, help="A recipe's file or name instead of a flag.")
     @click.option("--component", "components", type=click.Choice(ORDER), multiple=True, help="Only this one.")
     @click.option("--encoder", is_flag=True, help="The VAE encoder, too: it makes latents of given pictures.")
     @click.option("--rewrite", "rewrites", multiple=True, help="Apply a named rewrite; may be given several times.")
     @click.option("--allow-drift", is_flag=True, help="Apply rewrites that the checkpoint was not trained with.")
-    @click.option("--golden", "golden_dir", type=PATH, help="Golden cases to calibrate on and to be judged by.")
+    @click.option("--golden", "golden_dir", type=GOLDEN, help="Golden cases to calibrate on and to be judged by.")
     @shared.size_option
     @shared.timestep_option
     @shared.clip_skip_option
@@ -122,11 +122,6 @@ def _command(target: str) -> click.Command:
         json_file: Path | None,
         **own: Any,
     ) -> None:
-        from md_export.engine.export import export
-        from md_export.engine.request import Resources, default_jobs
-        from md_export.report.tables import artifact_table
-        from md_export.report.verdicts import parity_table
-
         named = [name for name in PRECISIONS if own.pop(f"is_{name}")]
         if len(named) > 1:
             raise UsageError(f"--{' and --'.join(named)} name a recipe each; give one of them")
@@ -140,18 +135,24 @@ def _command(target: str) -> click.Command:
             .varied(Variant(size, timestep, clip_skip, chunks=chunks))
             .adapted(loras)
         )
+        from md_export.engine.export import export
+        from md_export.engine.request import Resources, default_jobs
+        from md_export.report.progress import exporting_to_stderr
+        from md_export.report.tables import artifact_table
+        from md_export.report.verdicts import parity_table
+
         resources = Resources(shared.cache_root(cache) if keep else None, jobs or default_jobs(), max_memory)
         source = shared.checkpoint_or_nano(checkpoint)
-        with shared.progress(3 + len(recipe.components)) as report:
-            try:
-                manifest, result = export(recipe, source, output, golden_dir, report, resources, note=shared.note)
-            except ParityError as error:
-                from md_export.diagnose.rejection import next_steps
+        try:
+            with exporting_to_stderr() as listener:
+                manifest, result = export(recipe, source, output, golden_dir, resources=resources, listener=listener)
+        except ParityError as error:
+            from md_export.diagnose.rejection import next_steps
 
-                rejected = output.with_name(f"{output.name}.rejected")
-                raise ParityError(
-                    "\n  ".join([str(error), *next_steps(rejected, source, recipe.loras, report)])
-                ) from error
+            rejected = output.with_name(f"{output.name}.rejected")
+            with shared.progress(1) as report:
+                advice = next_steps(rejected, source, recipe.loras, report)
+            raise ParityError("\n  ".join([str(error), *advice])) from error
         shared.show(json_file, manifest, artifact_table(manifest), parity_table(result))
         if manifest.drift:
             drift = manifest.drift
@@ -205,7 +206,7 @@ EXPORTS: Final = tuple(_command(target) for target in TARGET_TITLES)
 
 
 @click.command()
-@click.argument("exports", type=PATH, nargs=-1, required=True)
+@click.argument("exports", type=EXPORT, nargs=-1, required=True)
 @shared.output_option
 @shared.json_option
 def join(exports: tuple[Path, ...], output: Path, json_file: Path | None) -> None:
@@ -225,9 +226,9 @@ def join(exports: tuple[Path, ...], output: Path, json_file: Path | None) -> Non
 
 
 @click.command()
-@click.argument("joined", type=PATH)
+@click.argument("joined", type=JOINED)
 @click.argument("function", required=False)
-@click.option("-o", "--output", type=PATH, help="Folder to write; must not exist.")
+@click.option("-o", "--output", type=NEW, help="Folder to write; must not exist.")
 def split(joined: Path, function: str | None, output: Path | None) -> None:
     """Write one FUNCTION of a JOINED export as a separate export; without FUNCTION, list them."""
     from md_export.engine.join import read_functions

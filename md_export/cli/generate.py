@@ -7,23 +7,23 @@ from pathlib import Path
 import click
 
 from md_export.cli import shared
-from md_export.cli.shared import PATH
+from md_export.cli.paths import CHECKPOINT, EXISTING, EXPORT, FILE
 from md_export.spec.names import DEFAULT_STRENGTH, Method
 from md_export.spec.variant import Size, Variant
 
 
 @click.command()
 @click.argument("prompt")
-@click.option("--artifacts", type=PATH, help="Run the artifacts of this export.")
-@click.option("--checkpoint", type=PATH, help="Run this checkpoint in torch.  [default: the nano one]")
+@click.option("--artifacts", type=EXPORT, help="Run the artifacts of this export.")
+@click.option("--checkpoint", type=CHECKPOINT, help="Run this checkpoint in torch.  [default: the nano one]")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--init-image", type=PATH, help="Start from this picture; with --mask, keep a part of it.")
+@click.option("--init-image", type=EXISTING, help="Start from this picture; with --mask, keep a part of it.")
 @click.option(
     "--strength", type=float, help=f"Share of --init-image to change, in (0, 1].  [default: {DEFAULT_STRENGTH}]"
 )
-@click.option("--mask", type=PATH, help="Paint anew what is white in this picture of the same size.")
+@click.option("--mask", type=EXISTING, help="Paint anew what is white in this picture of the same size.")
 @shared.negative_option
-@click.option("--condition", type=PATH, help="Condition image for the adapter or ControlNet, such as edges.")
+@click.option("--condition", type=EXISTING, help="Condition image for the adapter or ControlNet, such as edges.")
 @shared.size_option
 @shared.timestep_option
 @shared.clip_skip_option
@@ -31,7 +31,7 @@ from md_export.spec.variant import Size, Variant
 @shared.sampler_option
 @shared.guidance_option
 @shared.lora_option
-@click.option("-o", "--output", type=PATH, required=True, help="Write the picture to this .png file.")
+@click.option("-o", "--output", type=FILE, required=True, help="Write the picture to this .png file.")
 def generate(
     prompt: str,
     artifacts: Path | None,

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from md_export.cli import shared
-from md_export.cli.shared import PATH
+from md_export.cli.paths import FILE, PATH
 from md_export.errors import OutputError
 
 
@@ -38,7 +38,7 @@ def show(name: Path) -> None:
 
 @recipe.command()
 @click.argument("name", type=PATH)
-@click.option("-o", "--output", type=PATH, required=True, help="File to write, such as mine.toml; must not exist.")
+@click.option("-o", "--output", type=FILE, required=True, help="File to write, such as mine.toml; must not exist.")
 def new(name: Path, output: Path) -> None:
     """Write a copy of the recipe NAME, to be changed; it is called as the file.
 

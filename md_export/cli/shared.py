@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from md_export.cli.paths import EXISTING, FILE, GOLDEN, NEW, PATH
 from md_export.errors import MissingExtraError, ParityError, UsageError
 from md_export.spec.names import METHODS
 from md_export.spec.variant import Chunks, Size
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from md_export.parity.pin import Pin
-
-PATH = click.Path(path_type=Path)
 
 
 class _SizeType(click.ParamType[Size]):
@@ -85,19 +84,30 @@ negative_option = click.option(
     "negative",
     help="Prompt that guidance leads away from, with --steps.  [default: the empty one]",
 )
+
+
+def _loras(_context: click.Context, _option: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the LoRAs that were named; raises UsageError where a file is missing."""
+    from md_export.spec.loras import parse_loras
+
+    parse_loras(value)
+    return value
+
+
 lora_option = click.option(
     "--lora",
     "loras",
     metavar="FILE[:SCALE]",
     multiple=True,
+    callback=_loras,
     help="Fuse a LoRA (.safetensors, or peft's folder) into the weights; repeatable.",
 )
-json_option = click.option("--json", "json_file", type=PATH, help="Write the result as JSON, too ('-': to stdout).")
-output_option = click.option("-o", "--output", type=PATH, required=True, help="Folder to write; must not exist.")
-golden_option = click.option("--golden", "golden_dir", type=PATH, help="Golden cases.  [default: those in OUT]")
+json_option = click.option("--json", "json_file", type=FILE, help="Write the result as JSON, too ('-': to stdout).")
+output_option = click.option("-o", "--output", type=NEW, required=True, help="Folder to write; must not exist.")
+golden_option = click.option("--golden", "golden_dir", type=GOLDEN, help="Golden cases.  [default: those in OUT]")
 jobs_option = click.option("--jobs", type=click.IntRange(min=1), help="Steps at a time.  [default: one for two cores]")
-junit_option = click.option("--junit", type=PATH, help="Write the verdicts as JUnit XML, for a CI system.")
-markdown_option = click.option("--markdown", type=PATH, help="Write the verdicts as Markdown, for pull requests.")
+junit_option = click.option("--junit", type=FILE, help="Write the verdicts as JUnit XML, for a CI system.")
+markdown_option = click.option("--markdown", type=FILE, help="Write the verdicts as Markdown, for pull requests.")
 cache_option = click.option(
     "--cache", type=PATH, help="Folder of the cache.  [default: $MD_EXPORT_CACHE, else the platform's]"
 )
@@ -109,7 +119,10 @@ annotate_option = click.option(
 )
 
 pin_option = click.option(
-    "--pin", "pin_file", type=PATH, help="Require what this file of manifest seal says; exit 3 names each difference."
+    "--pin",
+    "pin_file",
+    type=EXISTING,
+    help="Require what this file of manifest seal says; exit 3 names each difference.",
 )
 allowed_signers_option = click.option(
     "--allowed-signers",

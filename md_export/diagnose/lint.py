@@ -12,7 +12,8 @@ from md_export.errors import ArtifactError, UsageError
 from md_export.parity.golden.folder import INDEX, read_golden
 from md_export.parity.golden.surface import golden_inputs
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, artifact_path
-from md_export.spec.manifest import MANIFEST, Manifest, read_manifest
+from md_export.spec.given import MANIFEST
+from md_export.spec.manifest import Manifest, read_manifest
 from md_export.spec.tensors import Arrays, read_npz
 from md_export.system.isolation import isolated
 from md_export.targets import TARGETS, target_of

@@ -23,7 +23,8 @@ from md_export.errors import ArtifactError, ConversionError, ParityError, UsageE
 from md_export.parity.judge import verify
 from md_export.parity.verdict import Verdict, with_parity
 from md_export.spec.artifact import ArtifactEntry, artifact_path, bytes_of_artifact, sha256_of_artifact
-from md_export.spec.manifest import JOIN, Checked, Manifest, check_export, first_finding, read_manifest, write_manifest
+from md_export.spec.given import JOIN
+from md_export.spec.manifest import Checked, Manifest, check_export, first_finding, read_manifest, write_manifest
 from md_export.spec.recipe import Recipe
 from md_export.spec.variant import size_in_words
 from md_export.system.files import bytes_of, is_plain_name, read_regular, staging

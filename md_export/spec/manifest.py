@@ -12,15 +12,13 @@ from pydantic_core import from_json
 
 from md_export.errors import ArtifactError
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, data_name, is_unchanged
+from md_export.spec.given import MANIFEST, require_export
 from md_export.spec.names import DEFAULT_FAMILY, FAMILY_PATTERN, FamilyName
 from md_export.spec.recipe import Recipe
 from md_export.spec.sampler import ManySteps, NoiseSchedule, OneStep
 from md_export.system.files import is_plain_name, read_limited, sha256_of
 from md_export.system.terminal_text import first_control
 
-MANIFEST: Final = "manifest.json"
-# Replaces the manifest in a folder that holds the functions of several exports.
-JOIN: Final = "join.json"
 SCHEMA: Final = 2
 _LARGEST_FILE: Final = 16 << 20
 _FORBID = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -118,11 +116,8 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         ArtifactError: missing, unreadable, of another schema, or naming files outside ``folder``.
     """
+    require_export(folder)
     path = folder / MANIFEST
-    if not path.is_file() and (folder / JOIN).is_file():
-        raise ArtifactError(f"{folder} holds functions of several exports; take one out with: md-export split {folder}")
-    if not path.is_file():
-        raise ArtifactError(f"{folder} holds no {MANIFEST}; name a folder that md-export wrote")
     return manifest_from_bytes(read_limited(path, _LARGEST_FILE, ArtifactError, "export again"), path)
 
 

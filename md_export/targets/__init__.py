@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from md_export.errors import ArtifactError
+from md_export.spec.given import require_artifact
 from md_export.system.files import irregular
 from md_export.targets.contract import Target
 from md_export.targets.coreai.target import CoreaiTarget
@@ -52,8 +53,7 @@ def target_of(artifact: Path) -> Target:
     Raises:
         ArtifactError: the path does not exist or has an unknown suffix.
     """
-    if not artifact.exists():
-        raise ArtifactError(f"{artifact} does not exist; name an artifact that md-export wrote")
+    require_artifact(artifact)
     if odd := irregular(artifact):
         raise ArtifactError(f"{odd} is a pipe, a device or a broken link, no file; name an artifact")
     for target in TARGETS.values():

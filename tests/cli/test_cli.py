@@ -57,10 +57,10 @@ def test_usage_errors_exit_2(arguments: list[str]) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_contradicting_flags(tmp_path: Path) -> None:
-    fails(md_export("inspect", tmp_path, "--arch", "md"), 2, "not both")
+def test_contradicting_flags(tmp_path: Path, nano: Path) -> None:
+    fails(md_export("inspect", nano, "--arch", "md"), 2, "not both")
     fails(md_export("onnx", "--int8", "--recipe", tmp_path / "r.toml", "-o", tmp_path / "out"), 2, "give one of them")
-    fails(md_export("golden", tmp_path, "-o", tmp_path / "g"), 2, "--prompt")
+    fails(md_export("golden", nano, "-o", tmp_path / "g"), 2, "--prompt")
 
 
 def test_unknown_recipe_key(tmp_path: Path, nano: Path) -> None:

@@ -99,8 +99,10 @@ def test_the_corpus_is_what_the_components_are_made_of() -> None:
         (["--ops", "one.onnx"], "leave out yours"),
     ],
 )
-def test_usage(arguments: list[str], message: str) -> None:
-    fails(md_export("crosscheck", *arguments), 2, message)
+def test_usage(arguments: list[str], message: str, tmp_path: Path) -> None:
+    for name in ("one.onnx", "two.onnx", "three.onnx"):
+        (tmp_path / name).touch()
+    fails(md_export("crosscheck", *arguments, cwd=tmp_path), 2, message)
 
 
 def test_a_pair_that_is_none(exported: Exported) -> None:

@@ -37,7 +37,7 @@ from md_export.engine.costs import artifact_cost
 from md_export.errors import ConversionError, MdExportError, RuntimeFault
 from md_export.report.tables import doctor_text, without_names
 from md_export.spec.recipe_file import load_recipe
-from md_export.spec.shipped_files import builtin_recipe
+from md_export.spec.shipped_files import builtin_recipe, nano_checkpoint
 from md_export.spec.tensors import Array, Arrays
 from md_export.system.isolation import Ended
 from md_export.targets import TARGETS
@@ -356,7 +356,7 @@ def test_command_on_a_machine_that_is_too_small(monkeypatch: pytest.MonkeyPatch)
     assert "6.0 GB available, 500 MB left in this container; any export takes at least 1.5 GB" in bad.output
 
 
-@pytest.mark.parametrize("arguments", [["--checkpoint", "x"], ["coreml-fp17"]])
+@pytest.mark.parametrize("arguments", [["--checkpoint", str(nano_checkpoint())], ["coreml-fp17"]])
 def test_command_refuses_what_makes_no_sense(arguments: list[str]) -> None:
     result = CliRunner().invoke(cli, ["doctor", *arguments])
     assert getattr(result.exception, "exit_code", None) == 2

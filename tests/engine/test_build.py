@@ -16,9 +16,10 @@ from click.testing import CliRunner, Result
 from engine.toy import Quiet
 from md_export.checkpoint import open_checkpoint
 from md_export.cli import cli
+from md_export.engine.build_recipe import load_recipes
 from md_export.engine.cache import Cache
 from md_export.engine.export import build
-from md_export.engine.request import BuildRequest, load_recipes
+from md_export.engine.request import BuildRequest
 from md_export.errors import ConversionError, MachineError, MdExportError
 from md_export.parity.judge import verify
 from md_export.spec.manifest import check_exports, read_manifest

@@ -23,7 +23,8 @@ from md_export.parity.golden.prepare import golden_source
 from md_export.parity.judge import verify
 from md_export.parity.opened_export import check_belongs, open_export
 from md_export.parity.weights.audit import audit
-from md_export.spec.manifest import MANIFEST, read_manifest
+from md_export.spec.given import MANIFEST
+from md_export.spec.manifest import read_manifest
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import load_recipe, recipe_from_dict, recipe_to_dict
 from md_export.spec.shipped_files import builtin_recipe

@@ -18,10 +18,11 @@ from click.testing import CliRunner, Result
 from engine.toy import Quiet, toy_build, toy_plan
 from md_export.cli import cli
 from md_export.engine import dask, executors
+from md_export.engine.build_recipe import load_recipes
 from md_export.engine.cache import Cache
 from md_export.engine.dask import versions
 from md_export.engine.export import build
-from md_export.engine.request import BuildRequest, load_recipes
+from md_export.engine.request import BuildRequest
 from md_export.engine.shared_store import Store
 from md_export.errors import MdExportError, RuntimeFault, UsageError
 from md_export.spec.manifest import check_export

@@ -10,12 +10,13 @@ import pytest
 
 from engine.toy import step_of
 from md_export.checkpoint import open_checkpoint
+from md_export.engine.build_recipe import load_recipes
 from md_export.engine.cache import Cache
 from md_export.engine.dask import RemoteTask, perform_there, versions
 from md_export.engine.inputs import inputs_for_store
 from md_export.engine.keys import FileHashes
 from md_export.engine.plan import Cost, GoldenRequest, Inputs, Step
-from md_export.engine.request import BuildRequest, load_recipes
+from md_export.engine.request import BuildRequest
 from md_export.engine.shared_store import BackedCache, Store
 from md_export.errors import ArtifactError
 from md_export.spec.loras import parse_lora

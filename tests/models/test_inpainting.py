@@ -440,7 +440,11 @@ def test_files_that_are_no_pictures(content: bytes, tmp_path: Path) -> None:
         (["--strength", "0.5", "--init-image", "a.png", "--mask", "a.png"], "--init-image without --mask"),
     ],
 )
-def test_flags_that_need_each_other(flags: list[str], message: str, tmp_path: Path) -> None:
+def test_flags_that_need_each_other(
+    flags: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.png").touch()
     result = CliRunner().invoke(cli, ["generate", "a cat", *flags, "-o", str(tmp_path / "out.png")])
     assert isinstance(result.exception, UsageError)
     assert message in str(result.exception)

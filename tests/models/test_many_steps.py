@@ -166,6 +166,7 @@ def test_what_a_recipe_may_ask_for(plain: Recipe) -> None:
 
 
 def test_the_command_line_says_what_it_refuses(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").touch()
     for arguments, words in (
         (["onnx", "--fp32", "--guidance", "7.5"], "--steps 50"),
         (["onnx", "--fp32", "--steps", "50", "--rewrite", "fold_timestep"], "fold_timestep: valid for one step"),

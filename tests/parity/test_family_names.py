@@ -11,7 +11,8 @@ import pytest
 
 from md_export.errors import ArtifactError, GoldenError
 from md_export.parity.golden.folder import INDEX, read_golden, read_index, write_index
-from md_export.spec.manifest import MANIFEST, manifest_from_bytes, manifest_to_dict, read_manifest, write_manifest
+from md_export.spec.given import MANIFEST
+from md_export.spec.manifest import manifest_from_bytes, manifest_to_dict, read_manifest, write_manifest
 from support import Exported
 
 

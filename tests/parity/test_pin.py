@@ -250,8 +250,13 @@ def test_what_lacks_for_a_signature_is_said(keys: Path, monkeypatch: pytest.Monk
         (("verify", "OUT", "--pin", "pin.json", "--self-test"), "leave out --pin"),
     ],
 )
-def test_flags_that_contradict_each_other(exported: Exported, arguments: tuple[str, ...], said: str) -> None:
+def test_flags_that_contradict_each_other(
+    exported: Exported, arguments: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = str(exported("onnx", "int8"))
+    monkeypatch.chdir(tmp_path)
+    for name in ("key", "pin.json"):
+        Path(name).touch()
     result = called(*(out if item == "OUT" else item for item in arguments))
     assert isinstance(result.exception, UsageError)
     assert said in str(result.exception)

@@ -171,7 +171,13 @@ def test_a_checkpoint_that_is_not_the_exports(exported: Exported, other_checkpoi
         (["--self-test", "--gpu"], "leave out --gpu|runs TFLite files"),
     ],
 )
-def test_options_that_contradict_each_other(exported: Exported, options: list[str], message: str) -> None:
+def test_options_that_contradict_each_other(
+    exported: Exported, options: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x", "unet").mkdir(parents=True)
+    for name in ("index.json", "adapter_model.safetensors"):
+        Path("x", name).touch()
     result = CliRunner().invoke(cli, ["verify", str(exported("onnx", "int8")), *options])
     assert isinstance(result.exception, UsageError)
     assert re.search(message, str(result.exception))

@@ -94,6 +94,8 @@ def test_what_is_not_known_is_left_out_and_what_is_not_finite_is_the_largest(tmp
 
 
 def test_formats_that_model_explorer_does_not_read(tmp_path: Path) -> None:
-    result = CliRunner().invoke(cli, ["attribute", "x/unet.mlpackage", "--model-explorer", str(tmp_path / "x.json")])
+    package = tmp_path / "unet.mlpackage"
+    package.mkdir()
+    result = CliRunner().invoke(cli, ["attribute", str(package), "--model-explorer", str(tmp_path / "x.json")])
     assert isinstance(result.exception, UsageError)
     assert "shows .tflite and .onnx files, not unet.mlpackage" in str(result.exception)

@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from md_export.errors import OutputError, UsageError
 from md_export.models.sampling.schedule import ScheduleConfig
+from md_export.spec.given import require_folder_of
 from md_export.spec.sampler import ManySteps, OneStep, Step
 from md_export.spec.tensors import Array, Float32
 
@@ -213,8 +214,7 @@ def as_image(picture: Float32) -> Image.Image:
 def write_png(path: Path, picture: Float32) -> None:
     """Write a ``[H, W, 3]`` picture in [0, 1] as PNG; raises OutputError as :func:`as_image`, or without a folder."""
     image = as_image(picture)
-    if not path.parent.is_dir():
-        raise OutputError(f"{path.parent} does not exist; create it first")
+    require_folder_of(path)
     image.save(path, format="PNG")
 
 

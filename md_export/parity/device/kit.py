@@ -25,7 +25,7 @@ from md_export.parity.golden.surface import each_call
 from md_export.parity.opened_export import open_export
 from md_export.parity.subject import Subject
 from md_export.spec.artifact import data_of, is_unchanged
-from md_export.spec.manifest import MANIFEST
+from md_export.spec.given import MANIFEST
 from md_export.spec.tensors import Array, Arrays
 from md_export.system.files import copy_file, require_space, sha256_of, sha256_of_bytes, staging
 

@@ -25,7 +25,8 @@ from md_export.parity.metrics import Check, Fault
 from md_export.parity.opened_export import open_export
 from md_export.parity.subject import Subject
 from md_export.parity.verdict import ComponentVerdict, Verdict
-from md_export.spec.manifest import MANIFEST, first_finding
+from md_export.spec.given import MANIFEST
+from md_export.spec.manifest import first_finding
 from md_export.spec.tensors import Array
 from md_export.system.files import read_limited, sha256_of
 from md_export.system.terminal_text import first_control

@@ -24,6 +24,7 @@ from md_export.models.sampling.pictures import Given, middle
 from md_export.models.values import INPUT_IDS, MADE, PICTURE, SAMPLE, TIMESTEP, calls_in
 from md_export.models.walk import Tensors
 from md_export.parity.golden.case import GoldenCase, check_finite, key_without_call, values_from_bytes
+from md_export.spec.given import GOLDEN_INDEX, require_golden
 from md_export.spec.manifest import first_finding, without_defaults
 from md_export.spec.names import DEFAULT_FAMILY, FAMILY_PATTERN, FamilyName
 from md_export.spec.sampler import ManySteps, OneStep
@@ -31,7 +32,7 @@ from md_export.spec.tensors import save_tensors
 from md_export.system.files import is_plain_name, read_limited, sha256_of, sha256_of_bytes
 from md_export.system.terminal_text import first_control
 
-INDEX: Final = "index.json"
+INDEX: Final = GOLDEN_INDEX
 SCHEMA: Final = 2
 _LARGEST_INDEX: Final = 16 << 20
 # Limit in bytes; the case of a 768² picture has 22 MB. Values between chunks are in it, too: for Stable Diffusion XL at
@@ -128,9 +129,8 @@ def _check_calls(steps: ManySteps | None, case: GoldenCase, path: Path) -> None:
 
 def read_index(folder: Path) -> GoldenIndex:
     """Read the index of a golden folder; raises GoldenError as :func:`read_golden`."""
+    require_golden(folder)
     path = folder / INDEX
-    if not path.is_file():
-        raise GoldenError(f"{folder} holds no {INDEX}; make golden cases with: md-export golden CHECKPOINT -o {folder}")
     return index_from_bytes(read_limited(path, _LARGEST_INDEX, GoldenError, _AGAIN), path)
 
 

@@ -15,7 +15,8 @@ from pydantic_core import from_json
 
 from md_export.parity.golden.folder import INDEX, GoldenSet
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, artifact_path, bytes_of_artifact, sha256_of_artifact
-from md_export.spec.manifest import MANIFEST, Manifest
+from md_export.spec.given import MANIFEST
+from md_export.spec.manifest import Manifest
 from md_export.system.files import sha256_of
 from md_export.targets import TARGETS
 from md_export.targets.contract import Target

@@ -18,7 +18,7 @@ from md_export.parity.selftest.answers import Distortion, each_output, on_output
 from md_export.parity.selftest.graphs import Edit, on_graph
 from md_export.parity.selftest.sandbox import Sandbox, halve
 from md_export.spec.artifact import GOLDEN_FOLDER
-from md_export.spec.manifest import MANIFEST
+from md_export.spec.given import MANIFEST
 
 # Names of a family's components.
 Candidates = Callable[[Family], tuple[str, ...]]

@@ -37,6 +37,10 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[SearchRequest
     module = ModuleType("md_export.engine.search.run")
     vars(module)["search"] = find
     monkeypatch.setitem(sys.modules, "md_export.engine.search.run", module)
+    for folder, name in (("folder", "unet"), ("g", "index.json")):
+        Path(folder).mkdir()
+        Path(folder, name).touch()
+    Path("p.txt").touch()
     return requests
 
 

@@ -203,6 +203,7 @@ def test_recipes_name_known_chips_of_portable_graphs() -> None:
     ],
 )
 def test_flags_that_contradict_each_other(flags: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").touch()
     told = CliRunner().invoke(cli, ["verify", str(tmp_path), *flags])
     assert isinstance(told.exception, UsageError) and words in str(told.exception)
 

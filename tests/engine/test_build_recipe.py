@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from md_export.engine.request import load_recipes
+from md_export.engine.build_recipe import load_recipes
 from md_export.errors import RecipeError
 from md_export.spec.shipped_files import builtin_recipe, builtin_recipes
 
