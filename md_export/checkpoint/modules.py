@@ -86,19 +86,17 @@ def build_on_meta(component: Component, config: ModelConfig) -> nn.Module:
             f"{where} describes more than {MAX_PARAMETERS / 1e9:g} billion parameters or {MAX_TENSORS:,} tensors, "
             "more than any supported device can hold: correct its widths and layer counts"
         ) from None
-    except _build_failures() as error:
+    except _BUILD_FAILURES as error:
         raise ConfigError(f"{where} describes a {component.name} that cannot be built: {_reason(error)}") from error
     return module.eval().requires_grad_(False)
 
 
-def _build_failures() -> tuple[type[Exception], ...]:
-    """Return the classes of errors that layers and transformers' config raise for inconsistent values."""
-    strict: type[Exception] = import_quietly("huggingface_hub.errors", "checkpoints").StrictDataclassError
-    return (KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError, strict)
+# Errors that layers raise for inconsistent values.
+_BUILD_FAILURES: Final = (KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError)
 
 
 def _reason(error: Exception) -> str:
-    """Return the last line of a message, because transformers' first lines name the validator."""
+    """Return the last line of a message."""
     if isinstance(error, KeyError):
         return f"unknown name {error}"
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()

@@ -42,7 +42,9 @@ def require_checkpoint(path: Path) -> None:
             f"{path} is a file: give the checkpoint folder that holds unet/, vae/ and text_encoder/{also}"
         )
     if not is_checkpoint:
-        raise CheckpointError(f"{path} is no checkpoint: give a diffusers-style folder that holds {CHECKPOINT_FOLDERS}")
+        raise CheckpointError(
+            f"{path} is no checkpoint: give a diffusers-style checkpoint folder that holds {CHECKPOINT_FOLDERS}"
+        )
 
 
 def require_export(folder: Path) -> None:

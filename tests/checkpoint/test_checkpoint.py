@@ -742,15 +742,14 @@ def test_any_value_of_any_field_is_read_or_refused(folder: Path, file: str) -> N
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"num_attention_heads": 5}, "The hidden size (32) is not a multiple"),
-        ({"hidden_act": "sharp"}, "unknown name 'sharp'"),
+        ({"num_attention_heads": 5}, "hidden_size 32 is no multiple of num_attention_heads"),
+        ({"hidden_act": "sharp"}, "hidden_act 'sharp' is not supported"),
     ],
 )
 def test_text_encoder_that_cannot_be_built(folder: Path, changes: dict[str, Any], said: str) -> None:
     edit_json(folder / "text_encoder/config.json", **changes)
     message = refusal(folder, "text_encoder", ConfigError)
-    assert said in message
-    assert "text_encoder/config.json describes a text_encoder that cannot be built" in message
+    assert message.startswith(f"text_encoder/config.json: {said}")
     assert "\n" not in message
 
 
