@@ -20,7 +20,6 @@ from md_export.errors import CheckpointError, ConfigError
 from md_export.models.config import ModelConfig
 from md_export.models.graph import Component, Family
 from md_export.system.memory import in_a_file, release_tensors
-from md_export.system.vendors import import_quietly
 
 MAX_PARAMETERS: Final = 8_000_000_000
 # More layers take seconds and gigabytes even if they are narrow; MobileDiffusion's UNet has 700 tensors.

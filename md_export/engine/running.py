@@ -149,7 +149,8 @@ class Job:
     results: dict[str, Result]
 
     def tell(self, text: str) -> None:
-        """Say what is being done, for :func:`said_in`."""
+        """Say what is being done, in the log and for :func:`said_in`."""
+        print(text, flush=True)
         _said(self.folder).write_text(text, encoding="utf-8")
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from md_export.engine.plan import CalibrationRequest, Cost, Step
-from md_export.engine.running import Job, Limits, said_in
+from md_export.engine.running import Job, said_in
+from md_export.engine.schedule import Limits
 from md_export.report.progress import _Teller, left_of
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
