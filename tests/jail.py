@@ -81,7 +81,7 @@ def _limit() -> None:
 def main(module: str, folder: str) -> None:
     """Run ``module``'s ATTACKS, each on a copy of what its ``prepare`` makes in ``folder``."""
     attacks = importlib.import_module(module)
-    importlib.import_module("transformers.models.clip.modeling_clip")  # once, and not in each fork
+    importlib.import_module("transformers.models.clip.tokenization_clip")  # once, and not in each fork
     sound = jailed(lambda: None, lambda: attacks.prepare(Path(folder)))
     assert sound == Outcome("", ""), sound
     for name, attack in attacks.ATTACKS.items():
