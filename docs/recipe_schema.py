@@ -9,7 +9,7 @@ import re
 from types import NoneType, UnionType
 from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
-from md_export.engine.request import BuildRecipe, Matrix
+from md_export.engine.build_recipe import BuildRecipe, Matrix
 from md_export.spec.calibration import CalibrationPlan, RangeRule
 from md_export.spec.names import COMPONENT_NAMES
 from md_export.spec.recipe import GoldenPlan, Recipe, Regression, Tolerance
