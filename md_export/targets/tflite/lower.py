@@ -6,7 +6,7 @@ import gc
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from md_export.system.vendors import replaced
 from md_export.targets.contract import LoweringJob
 from md_export.targets.lowering import check_module_globs, check_surface, example_of, quiet
 from md_export.targets.tflite import flatbuffer
+from md_export.targets.tflite.expansions import doubled_by_joining
 from md_export.targets.tflite.products import products_of_rank_4
 from md_export.targets.tflite.target import TfliteModel
 from md_export.targets.tflite.weights import OPERATIONS
@@ -86,7 +87,10 @@ def _convert(job: LoweringJob, path: Path) -> None:
 
     errors = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ir.MLIRError)
     what, names = f"litert_torch cannot convert {job.component}", flatbuffer.module_paths_as_names(job.component)
-    with raised_as(ConversionError, what, errors), names, _one_trace_less(), products_of_rank_4(job.module):
+    changes = names, _one_trace_less(), doubled_by_joining(), products_of_rank_4(job.module)
+    with raised_as(ConversionError, what, errors), ExitStack() as stack:
+        for change in changes:
+            stack.enter_context(change)
         signature = litert_torch.signature(SIGNATURE, _Named(job).eval(), sample_kwargs=example_of(job))
         # Weights as resources, not as attributes that every pass copies: the same graph, with the full-size UNet in
         # half of the memory and a quarter of the time.
