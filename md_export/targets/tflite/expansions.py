@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -31,7 +31,8 @@ def doubled_by_joining() -> Iterator[None]:
         yield
 
 
-def _joined(x: Tensor, sizes: Sequence[int], *, implicit: bool = False) -> Tensor:  # noqa: ARG001 (torch's signature)
+def _joined(x: Tensor, sizes: Sequence[int], *, implicit: bool = False) -> Any:  # noqa: ARG001 (torch's signature)
+    """Return the copies of ``x`` side by side; NotImplemented, with which torch expands it, for other expansions."""
     shape = [1] * (len(sizes) - x.ndim) + [*x.shape]
     pairs = zip(shape, sizes, strict=True)
     grown = [axis for axis, (before, after) in enumerate(pairs) if after not in (-1, before)]
