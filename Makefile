@@ -11,7 +11,7 @@ PROMPT ?= a large red circle on the left, white background
 # Docstrings, comments, messages and pages.
 PROSE := md_export docs recipes .github Makefile $(wildcard *.md)
 
-.PHONY: demo test tests quick lint words coverage dist docs bench gpu-driver npu-simulator contact-sheet mil-conformance clean
+.PHONY: demo test tests quick lint words coverage dist docs notebook bench gpu-driver npu-simulator contact-sheet mil-conformance clean
 
 demo: $(READY)
 	rm -rf $(DEMO) && mkdir -p $(DEMO)
@@ -63,6 +63,11 @@ docs: $(READY)
 	$(BIN)/pip install --quiet --group docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+# docs/tutorial.ipynb in a kernel of Jupyter.
+notebook: $(READY)
+	$(BIN)/pip install --quiet --group docs
+	$(BIN)/python benchmarks/documented.py docs/tutorial.ipynb
+
 # Slow, and run by hand: full-size conversions, quality of the nano checkpoint, pictures for the docs.
 bench: $(READY)
 	cd golden/nano && $(CURDIR)/$(BIN)/python -m training.evaluate
@@ -74,6 +79,8 @@ bench: $(READY)
 	$(BIN)/python benchmarks/kill.py
 	$(BIN)/python benchmarks/paper.py
 	$(BIN)/python benchmarks/estimate.py
+	$(BIN)/pip install --quiet --group docs
+	$(BIN)/python benchmarks/documented.py
 
 # The op tests that ship inside coremltools, against our runtime of ML programs; hours. Shard with ARGS="--shard 1/16".
 mil-conformance: $(READY)
@@ -91,7 +98,7 @@ contact-sheet: $(READY)
 	$(BIN)/python benchmarks/contact_sheet.py docs/contact-sheet.png
 
 clean:
-	rm -rf .venv out dist build
+	rm -rf .venv out dist build site
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
@@ -12,11 +14,16 @@ import click
 import pytest
 
 from fenced import PAGES, ROOT, blocks, fault, run_page, shell_blocks, simple_commands, usage_fault
+from fine_tunes import write_fine_tune
 from md_export.cli import cli
 
 SHELL = [block for page in PAGES for block in shell_blocks(page)]
 _LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+
+
+# Pages some of whose commands run here; those that export take minutes, and make bench runs them.
+RUN = [page for page in PAGES if any(block.mark == "run" for block in shell_blocks(page))]
 
 
 def name_of(page: Path) -> str:
@@ -143,6 +150,25 @@ def test_every_page_is_in_the_navigation() -> None:
     """The strict build of the site checks the rest."""
     listed = set(re.findall(r"([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE))
     assert {page.name for page in (ROOT / "docs").glob("*.md")} <= listed
+
+
+def call(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-c", "from md_export.cli import main; main()", *words[1:]]
+    return subprocess.run(argv, cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="session")
+def fine_tune(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Stable Diffusion in one file, a tokenizer and a LoRA, under the names that the pages use."""
+    pytest.importorskip("diffusers", reason="needs the extra diffusers")
+    return write_fine_tune(tmp_path_factory.mktemp("fine-tune"))
+
+
+@pytest.mark.parametrize("page", RUN, ids=name_of)
+def test_commands_run(page: Path, tmp_path: Path, fine_tune: Path) -> None:
+    """They end as the page says, and print what it shows but for the numbers."""
+    folder = Path(shutil.copytree(fine_tune, tmp_path / "work"))
+    assert list(run_page(page, folder, call)) == []
 
 
 def test_what_a_page_says_wrongly_is_found(tmp_path: Path) -> None:
