@@ -12,15 +12,16 @@ import shlex
 import subprocess
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Final
+from unittest.mock import patch
 
 import click
 
-from md_export.cli import cli
+from md_export.cli import cli, paths
 
 ROOT: Final = Path(__file__).parents[1]
 PAGES: Final = (
@@ -140,7 +141,7 @@ def usage_fault(arguments: Sequence[str], partial: bool = False) -> str | None:
     context = click.Context(cli, info_name="md-export")
     rest = list(arguments)
     try:
-        with redirect_stdout(StringIO()):
+        with redirect_stdout(StringIO()), _any_path():
             while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
                 _, found, rest = command.resolve_command(context, rest)
                 assert found is not None
@@ -150,14 +151,18 @@ def usage_fault(arguments: Sequence[str], partial: bool = False) -> str | None:
         return None
     except click.ClickException as error:
         lacks = isinstance(error, (click.MissingParameter, click.BadOptionUsage))
-        return None if (partial and lacks) or _is_absent_file(error) else error.format_message()
+        return None if partial and lacks else error.format_message()
     return None
 
 
-def _is_absent_file(error: click.ClickException) -> bool:
-    if isinstance(error, click.MissingParameter) or not isinstance(error, click.BadParameter):
-        return False
-    return error.param is not None and isinstance(error.param.type, click.Path)
+@contextmanager
+def _any_path() -> Iterator[None]:
+    """Paths and LoRAs are taken as they are written: a page's files are not here."""
+    with ExitStack() as patches:
+        for kind in (click.Path, type(paths.CHECKPOINT)):
+            patches.enter_context(patch.object(kind, "convert", lambda _self, value, _param, _ctx: Path(value)))
+        patches.enter_context(patch("md_export.spec.loras.parse_loras"))
+        yield
 
 
 def _missing(arguments: Sequence[str]) -> str | None:
