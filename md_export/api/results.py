@@ -14,6 +14,7 @@ from md_export.spec.artifact import artifact_path
 from md_export.spec.manifest import Manifest
 from md_export.spec.tensors import Array, TensorSpec
 from md_export.spec.tensors import Runner as Opened
+from md_export.system.vendors import stderr_dropped
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -90,7 +91,10 @@ class Export(_Shown):
 
         entry = self.manifest.entry_for(component)
         path, target = artifact_path(self.path, entry), target_named(self.manifest.target)
-        return Runner(path, entry.inputs, entry.outputs, target.open().load(path))
+        # LiteRT announces its delegates there.
+        with stderr_dropped():
+            opened = target.open().load(path)
+        return Runner(path, entry.inputs, entry.outputs, opened)
 
     def _tables(self) -> Iterable[Table]:
         from md_export.report.tables import artifact_table

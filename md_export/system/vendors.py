@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from md_export.errors import MissingExtraError
+
+_STDERR: Final = 2
 
 
 def import_quietly(module: str, extra: str) -> Any:
@@ -29,6 +34,20 @@ def import_quietly(module: str, extra: str) -> Any:
         raise MissingExtraError(f"{package} is not installed: pip install 'md-export[{extra}]'") from error
     finally:
         logging.disable(before)
+
+
+@contextmanager
+def stderr_dropped() -> Iterator[None]:
+    """Drop what this process writes to standard error, C++ libraries included; their errors still raise."""
+    sys.stderr.flush()
+    before = os.dup(_STDERR)
+    try:
+        with Path(os.devnull).open("w") as nothing:
+            os.dup2(nothing.fileno(), _STDERR)
+        yield
+    finally:
+        os.dup2(before, _STDERR)
+        os.close(before)
 
 
 @contextmanager

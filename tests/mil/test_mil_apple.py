@@ -43,7 +43,6 @@ def test_apple_computes_what_our_runtime_computes(exported: Exported, precision:
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="a Mac has it")
-def test_apples_runtime_is_refused_elsewhere(exported: Exported) -> None:
-    package, _ = golden(exported("coreml", "fp16"), "text_encoder")
+def test_apples_runtime_is_refused_elsewhere(conv_package: Path) -> None:
     with pytest.raises(RuntimeFault, match="runs on a Mac only"):
-        TARGETS["coreml"].open().load(package, "coreml")
+        TARGETS["coreml"].open().load(conv_package, "coreml")
