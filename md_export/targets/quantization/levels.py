@@ -190,11 +190,11 @@ def fitted(weight: Tensor, members: Tensor, entries: int, importance: Tensor) ->
         entries: of each table.
         importance: ``[*rows, n]``: what an element's squared error costs.
     """
-    tables = []
-    for group in range(int(members.max()) + 1):
-        inside = members == group
+    tables, rows = [], members[..., 0]
+    for group in range(int(rows.max()) + 1):
+        inside = rows == group
         costs = importance[inside].double()
         costs = costs if bool((costs > 0).any()) else torch.ones_like(costs)
         table, _ = palettize(weight[inside].numpy(), entries, importance=costs.numpy())
         tables.append(torch.from_numpy(table))
-    return Palettes(torch.stack(tables)[members[..., 0]])
+    return Palettes(torch.stack(tables)[rows])
