@@ -67,7 +67,7 @@ def golden(checkpoint: Path, folder: Path, target: str, count: int) -> Taken:
     """Compute the first of the recipe's golden cases in torch."""
     plan = recipe(target, "fp16").golden
     pairs = [(prompt, seed) for prompt in plan.prompts for seed in plan.seeds]
-    clock = _Clock()
+    clock = Clock()
     folder.mkdir()
     write_golden(golden_source(open_checkpoint(checkpoint)), pairs[:count], folder)
     return clock.taken(peak_resident_bytes())
@@ -83,7 +83,7 @@ def recipe(target: str, precision: str) -> Recipe:
 def naive(target: str, subject: Subject, checkpoint: Path, out: Path) -> Taken:
     """Module → file by the converter's own call; libraries and weights are loaded on the clock, as in a worker."""
     torch.set_num_threads(THREADS)
-    clock = _Clock()
+    clock = Clock()
     module = open_checkpoint(checkpoint).module(subject.component)
     with quiet():
         _NAIVE[target](module, subject, out)
@@ -101,7 +101,7 @@ def ours(
 ) -> Exported:
     """The export of some components, verified on golden cases; with ``jobs`` by a build of so many steps at a time."""
     asked = recipe(target, precision).narrowed(components)
-    clock = _Clock()
+    clock = Clock()
     with watching(os.getpid(), _NO_LIMIT) as watch:
         if jobs is None:
             manifest, _ = export(asked, checkpoint, out, golden_cases, lambda _: None, Resources(cache=None))
@@ -123,7 +123,7 @@ def _built(request: BuildRequest) -> Manifest:
     return read_manifest(outcome.exports[0].folder)
 
 
-class _Clock:
+class Clock:
     """Of this process and the children that it has waited for."""
 
     def __init__(self) -> None:

@@ -155,7 +155,8 @@ ROUNDINGS = ("nearest", "mse", "gptq")
 @click.option("--component", "components", type=click.Choice(ORDER), multiple=True, help="Choose for this one only.")
 @click.option("--prompts", type=EXISTING, help="Text file with one prompt a line, to measure on.")
 @click.option("--golden", "golden_dir", type=GOLDEN, help="Golden cases to measure on and to be judged by.")
-@click.option("--jobs", type=click.IntRange(min=1), help="Processes at a time.  [default: one a core]")
+@click.option("--directions", type=click.IntRange(min=1), help="Random directions to estimate from.  [default: 32]")
+@click.option("--jobs", type=click.IntRange(min=1), help="Processes at a time.  [default: one with all cores]")
 @click.option("--dask", metavar="ADDRESS", help="Measure on the workers of this Dask scheduler.")
 @click.option("--store", metavar="URL", help="With --dask: build there, too; as for build.")
 @shared.max_memory_option
@@ -174,6 +175,7 @@ def search(
     components: tuple[str, ...],
     prompts: Path | None,
     golden_dir: Path | None,
+    directions: int | None,
     jobs: int | None,
     dask: str | None,
     store: str | None,
@@ -195,7 +197,7 @@ def search(
         load_recipe(shared.recipe_named(recipe_file))  # a wrong one is an error before torch is imported
 
     from md_export.engine.request import Resources, default_jobs
-    from md_export.engine.search.request import SearchRequest, parse_budget
+    from md_export.engine.search.request import DIRECTIONS, SearchRequest, parse_budget
     from md_export.engine.search.run import search as find
     from md_export.parity.golden.folder import read_prompts
     from md_export.report.plots import curve_plot, trade_off_table
@@ -218,6 +220,7 @@ def search(
         components=components,
         golden=golden_dir,
         prompts=tuple(read_prompts(prompts)) if prompts else (),
+        directions=directions or DIRECTIONS,
         jobs=jobs,
         dask=dask,
         journal=journal,
@@ -230,7 +233,7 @@ def search(
         ),
     )
     try:
-        with counting_to_stderr("modules measured") as count:
+        with counting_to_stderr("measurements") as count:
             found = find(request, count, lambda text: click.echo(text, err=True))
     except KeyboardInterrupt:
         click.echo("interrupted; run the same command again to go on", err=True)

@@ -34,6 +34,11 @@ class Form:
         self.rule(("*",))
 
     @property
+    def is_float(self) -> bool:
+        """Whether the weights are stored as they are computed with."""
+        return self.weights.startswith("float")
+
+    @property
     def label(self) -> str:
         """Short description: ``int8``, ``int4 per block of 32``, ``palette4 per group of 16``."""
         size = self.block_size or self.group_size

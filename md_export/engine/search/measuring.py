@@ -1,7 +1,7 @@
-"""Measurement of modules on the available workers, kept in a journal from which an interrupted search resumes.
+"""Measurements on the available workers, kept in a journal from which an interrupted search resumes.
 
-The journal has one line of JSON per module. Each line is flushed to disk before the next measurement is recorded. An
-incomplete line, which a killed process leaves, is dropped.
+The journal has one line of JSON per measurement: the samples of one direction, or one pass. Each line is flushed to
+disk before the next measurement is recorded. An incomplete line, which a killed process leaves, is dropped.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import math
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
@@ -24,13 +24,13 @@ from typing import Final, Generic, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import to_json
 
-from md_export.engine.search.frontier import Candidate, Module
+from md_export.engine.search.measurements import Pass, Sample
 from md_export.engine.search.spread import Request, Workers, spread
 from md_export.errors import ArtifactError, OutputError, RecipeError, RuntimeFault
 from md_export.system.terminal_text import spelled_time
 
 _FORBID = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-# A full-size checkpoint needs some hundred lines of about a thousand bytes.
+# A full-size checkpoint needs some ten lines of a hundred thousand bytes.
 _LARGEST_FILE: Final = 64 << 20
 
 
@@ -63,29 +63,32 @@ class _Head:
     __pydantic_config__ = _FORBID
 
     journal: Literal["md-export search"]
-    schema: Literal[1]
+    schema: Literal[2]
     key: Key
 
 
 _HEAD: Final = TypeAdapter(_Head)
-_MODULE: Final = TypeAdapter(Module)
+Line = Sample | Pass
+Name = tuple[str, ...]
+_LINES: Final[Mapping[type, TypeAdapter[Line]]] = {Sample: TypeAdapter(Sample), Pass: TypeAdapter(Pass)}
+_LINE: Final[TypeAdapter[Line]] = TypeAdapter(Line)
 
 
 class Journal:
     """An open journal; see :func:`open_journal`."""
 
-    def __init__(self, path: Path, stream: FileIO, found: dict[tuple[str, str], Module]) -> None:
+    def __init__(self, path: Path, stream: FileIO, found: dict[Name, Line]) -> None:
         self.path = path
         self.found = found
         self._stream = stream
 
-    def append(self, measured: Module) -> None:
-        """Write the measurement of one module to disk.
+    def append(self, measured: Line) -> None:
+        """Write one measurement to disk.
 
         Raises:
             OutputError: the journal cannot be written, for example because the disk is full.
         """
-        _write(self.path, self._stream, _MODULE.dump_json(measured))
+        _write(self.path, self._stream, _LINE.dump_json(measured))
         self.found[measured.key] = measured
 
 
@@ -111,7 +114,7 @@ def open_journal(path: Path, key: Key) -> Iterator[Journal]:
         yield Journal(path, stream, _read(path, stream, key))
 
 
-def _read(path: Path, stream: FileIO, key: Key) -> dict[tuple[str, str], Module]:
+def _read(path: Path, stream: FileIO, key: Key) -> dict[Name, Line]:
     """Return the journal's measurements, and truncate it to complete lines; writes the head line if it is missing.
 
     Raises:
@@ -125,13 +128,13 @@ def _read(path: Path, stream: FileIO, key: Key) -> dict[tuple[str, str], Module]
     stream.seek(0)
     content = stream.read()
     whole = content.rfind(b"\n") + 1
-    head = _HEAD.dump_json(_Head("md-export search", 1, key))
+    head = _HEAD.dump_json(_Head("md-export search", 2, key))
     if not whole and not (head + b"\n").startswith(content):
         raise ArtifactError(f"{path} is no journal of a search; remove it, or choose another place")
     lines = content[:whole].splitlines()
     if lines:
         _check_head(path, lines[0], key)
-    found: dict[tuple[str, str], Module] = {}
+    found: dict[Name, Line] = {}
     for number, line in enumerate(lines[1:], start=2):
         one = _measurement(path, number, line)
         if found.setdefault(one.key, one) != one:
@@ -159,9 +162,9 @@ def _check_head(path: Path, line: bytes, key: Key) -> None:
         raise ArtifactError(f"{path} is of another search: {what}. Search with the same, or {_ANEW}")
 
 
-def _measurement(path: Path, number: int, line: bytes) -> Module:
+def _measurement(path: Path, number: int, line: bytes) -> Line:
     try:
-        return _MODULE.validate_json(line)
+        return _LINE.validate_json(line)
     except (ValidationError, RecipeError, RecursionError) as error:
         raise ArtifactError(f"{path}, line {number}: no measurement of a search; {_ANEW}") from error
 
@@ -183,77 +186,80 @@ def _write(path: Path, stream: FileIO, line: bytes) -> None:
         ) from error
 
 
-# Progress callback: number of measured modules, number of all modules, and the remaining time in words.
+# Progress callback: number of measurements that are done, number of all, and the remaining time in words.
 Count = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
 class Job(Generic[Request]):
-    """One module to measure.
+    """One measurement.
 
     Attributes:
-        weights: number of elements.
-        request: argument of the measuring function, which returns the module's candidates.
+        name: key of its line in the journal.
+        kind: jobs of a kind are expected to take the same time.
+        request: argument of the measuring function, which returns the line.
     """
 
-    component: str
-    path: str
-    weights: int
+    name: Name
+    kind: str
     request: Request
 
 
 def measure_all(
     jobs: Sequence[Job[Request]],
-    measure: Callable[[Request], Sequence[Candidate]],
+    measure: Callable[[Request], Line],
     found: Workers,
     journal: Journal,
     count: Count = lambda *_: None,
-) -> tuple[Module, ...]:
-    """Measure the modules that are not in the journal, and return all modules in the order of the jobs.
+) -> tuple[Line, ...]:
+    """Take the measurements that are not in the journal, and return all in the order of the jobs.
 
     Raises:
         RuntimeFault: a worker died or failed, or returned an invalid result; the journal keeps all earlier results.
         MdExportError: the error that ``measure`` raised.
     """
-    missing = [job for job in jobs if (job.component, job.path) not in journal.found]
-    left = TimeLeft((job.component for job in missing), found.count)
+    missing = [job for job in jobs if job.name not in journal.found]
+    left = TimeLeft((job.kind for job in missing), found.count)
     done, total = len(jobs) - len(missing), len(jobs)
     count(done, total, left.text)
     try:
         for answer in spread(measure, [job.request for job in missing], found):
             job = missing[answer.index]
-            journal.append(_module(job, answer.value))
-            left.finish(job.component, answer.seconds)
+            journal.append(_line(job, answer.value))
+            left.finish(job.kind, answer.seconds)
             done += 1
             count(done, total, left.text)
     except RuntimeFault as error:
-        raise RuntimeFault(f"{error} ({done} of {total} modules are measured and kept in {journal.path})") from error
-    return tuple(journal.found[job.component, job.path] for job in jobs)
+        raise RuntimeFault(f"{error} ({done} of {total} measurements are kept in {journal.path})") from error
+    return tuple(journal.found[job.name] for job in jobs)
 
 
-def _module(job: Job[Request], answer: Sequence[Candidate]) -> Module:
-    plain = {"component": job.component, "path": job.path, "weights": job.weights, "candidates": answer}
+def _line(job: Job[Request], answer: Line) -> Line:
+    name = " ".join(job.name)
     try:
         # A worker can be on another machine, so its answer is validated.
-        return _MODULE.validate_json(to_json(plain))
+        line = _LINES[type(answer)].validate_json(to_json(answer))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise RuntimeFault(f"{job.component} {job.path}: no measurement: {where}: {first['msg']}") from error
+        raise RuntimeFault(f"{name}: no measurement: {where}: {first['msg']}") from error
+    if line.key != job.name:
+        raise RuntimeFault(f"{name}: a worker measured {' '.join(line.key)} instead")
+    return line
 
 
 class TimeLeft:
-    """Estimate of the remaining time from the mean time per module of the same component, or else of all components."""
+    """Estimate of the remaining time from the mean time of measurements of the same kind, or else of all kinds."""
 
-    def __init__(self, components: Iterable[str], at_a_time: int) -> None:
-        self._left = Counter(components)
+    def __init__(self, kinds: Iterable[str], at_a_time: int) -> None:
+        self._left = Counter(kinds)
         self._at_a_time = at_a_time
         self._spent: dict[str, list[float]] = {}
 
-    def finish(self, component: str, seconds: float) -> None:
-        """Record the time of one measured module of a component, in seconds."""
-        self._left[component] -= 1
-        self._spent.setdefault(component, []).append(seconds)
+    def finish(self, kind: str, seconds: float) -> None:
+        """Record the time of one measurement of a kind, in seconds."""
+        self._left[kind] -= 1
+        self._spent.setdefault(kind, []).append(seconds)
 
     @property
     def seconds(self) -> float | None:
@@ -261,9 +267,9 @@ class TimeLeft:
         every = [seconds for spent in self._spent.values() for seconds in spent]
         if not every:
             return None
-        means = {component: math.fsum(spent) / len(spent) for component, spent in self._spent.items()}
+        means = {kind: math.fsum(spent) / len(spent) for kind, spent in self._spent.items()}
         overall = math.fsum(every) / len(every)
-        work = math.fsum(count * means.get(component, overall) for component, count in self._left.items())
+        work = math.fsum(count * means.get(kind, overall) for kind, count in self._left.items())
         busy = min(self._at_a_time, max(1, self._left.total()))
         return work / busy
 

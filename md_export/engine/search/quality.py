@@ -15,8 +15,9 @@ from typing import Final
 from md_export.engine.export import export
 from md_export.engine.request import Resources
 from md_export.engine.search.frontier import Point
+from md_export.engine.search.probe import Probe
 from md_export.engine.search.request import Budget
-from md_export.engine.search.sensitivity import Probe, Probing, store
+from md_export.engine.search.sensitivity import Probing, store
 from md_export.errors import RuntimeFault
 from md_export.parity.golden.case import GoldenCase
 from md_export.parity.golden.folder import read_golden

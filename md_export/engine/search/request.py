@@ -114,6 +114,10 @@ _LIMITS: Final = {
 }
 
 
+# Estimates have a relative standard deviation of √(2/32) = 25 %, 1.1 dB.
+DIRECTIONS: Final = 32
+
+
 @dataclass(frozen=True)
 class SearchRequest:
     """Options of a search.
@@ -126,7 +130,9 @@ class SearchRequest:
         components: components to choose forms for, all if empty; the others keep the recipe's schemes.
         golden: folder of golden cases for measurement and verification; None: the checkpoint's.
         prompts: prompts to make golden cases from, instead of ``golden``.
-        jobs: number of concurrent processes on this machine; None: one per core.
+        directions: number of random directions to estimate sensitivities from.
+        jobs: number of processes that estimate at a time on this machine, each with its own copy of the model; None:
+            one that uses all cores.
         dask: address of a scheduler whose workers run the measurements instead.
         out: folder to write; must not exist.
         journal: file of measurements, new or from an earlier search; None: a file beside ``out``.
@@ -143,6 +149,7 @@ class SearchRequest:
     components: tuple[str, ...] = ()
     golden: Path | None = None
     prompts: tuple[str, ...] = ()
+    directions: int = DIRECTIONS
     jobs: int | None = None
     dask: str | None = None
     journal: Path | None = None

@@ -1,4 +1,4 @@
-"""THE map of a search: measure every module, choose, rehearse in torch, build, compare the build with the budget."""
+"""THE map of a search: estimate every module, choose, rehearse in torch, build, compare the build with the budget."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from md_export import __version__
 from md_export.checkpoint import Checkpoint, open_checkpoint
 from md_export.engine.export import cases, export
 from md_export.engine.request import Resources
+from md_export.engine.search.candidates import estimated, refined
 from md_export.engine.search.frontier import Base, Module, Point, curve, point_of, uniform
-from md_export.engine.search.measuring import Count, Job, Key, measure_all, open_journal
+from md_export.engine.search.measuring import Count, Key, open_journal
 from md_export.engine.search.quality import (
     Built,
     Quality,
@@ -30,7 +31,7 @@ from md_export.engine.search.quality import (
 from md_export.engine.search.request import STARTS, Budget, SearchRequest, starting_recipe
 from md_export.engine.search.results import TRADE_OFF, Figures, TradeOff, chosen_recipe, figures_of, recipe_toml
 from md_export.engine.search.selection import choose, first_passing
-from md_export.engine.search.sensitivity import ListRequest, ModuleRequest, Probing, list_modules, measure
+from md_export.engine.search.sensitivity import Probing
 from md_export.engine.search.spread import Workers, spread, workers
 from md_export.errors import ParityError, UsageError
 from md_export.models.families import family_of
@@ -140,18 +141,16 @@ Rehearse = Callable[[Point], Quality]
 
 @contextmanager
 def _measured(ground: _Ground, count: Count) -> Iterator[tuple[tuple[Module, ...], Rehearse]]:
-    """Yield all measured modules and a function that rehearses a choice in torch; the context keeps the workers."""
+    """Yield all modules with their noise, and a function that rehearses a choice in torch, on workers that are kept."""
     request, made = ground.request, ground.cases
     forms = STARTS[request.target].forms
     kept = request.journal or request.out.with_name(f"{request.out.name}.journal")
-    on = Probing(ground.checkpoint.root, ground.recipe, made or ground.golden, 1 if made else 2, ground.golden, forms)
+    cases, step = (made, 1) if made else (ground.golden, 2)
+    on = Probing(ground.checkpoint.root, ground.recipe, ground.components, cases, step, ground.golden, forms)
     with workers(request.jobs, request.dask) as found:
-        (listed,) = [answer.value for answer in spread(list_modules, [ListRequest(on, ground.components)], found)]
-        jobs = [
-            Job(component, path, weights, ModuleRequest(on, component, path)) for component, path, weights in listed
-        ]
         with open_journal(kept, _key(ground)) as journal:
-            modules = measure_all(jobs, measure, found, journal, count)
+            modules = estimated(on, request.directions, found, journal, count)
+            modules = refined(modules, request.budget, on, found, journal, count, ground.progress)
         yield modules, lambda point: _rehearse(found, on, point)
 
 
@@ -179,6 +178,9 @@ def _rehearse(found: Workers, on: Probing, point: Point) -> Quality:
 
 def _rehearsed(budget: Budget, modules: Sequence[Module], rehearse: Rehearse) -> Budget:
     """Return the aim of the smallest choice that meets the budget in torch, or the last aim tried if none does."""
+    # A size is no aim.
+    if budget.picture_db is None and budget.snr_db is None:
+        return budget
     tried = list(tries(budget, budget, _MOST_REHEARSALS, lambda aim: choose(modules, aim), rehearse))
     passed = [one for one in tried if one[2].keeps_to(budget)]
     aim, _, _ = min(passed, key=lambda one: one[1].bytes) if passed else tried[-1]

@@ -1,129 +1,53 @@
 """Sensitivity of the picture to the storage form of one module's weights, with all other weights unchanged.
 
 The stored values are computed in torch as the target would store them, including calibrated rounding, and replace the
-weight. Then the component and all later ones are run again on golden inputs. The effect of the weights is exact. Errors
-of the runtime are not included; the verification of the built artifacts covers them.
+weight. Then the component and all later ones are run again on golden inputs. The effect of the weights is exact, and
+costs one pass for each form; :mod:`md_export.engine.search.hutchinson` estimates it for all modules and forms at once.
+Errors of the runtime are not included; the verification of the built artifacts covers them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import takewhile
 from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from md_export.checkpoint import open_checkpoint
-from md_export.engine.search.frontier import Candidate, Form
-from md_export.models.families import family_of
-from md_export.models.sampling.sampler import Sampler, one_step
-from md_export.models.values import MADE
-from md_export.models.walk import Steps, Tensors, walk
-from md_export.parity.golden.case import GoldenCase
+from md_export.engine.search.frontier import Candidate, Form, Module
+from md_export.engine.search.measurements import Pass
+from md_export.engine.search.probe import Probe
 from md_export.parity.golden.folder import read_golden
-from md_export.parity.golden.surface import packed, unpacked
-from md_export.parity.rewritten_module import Rewritten, rewritten
 from md_export.rewrites.upsample_to_four_convs import FourConv2d
 from md_export.spec.recipe import Recipe
 from md_export.spec.scheme import QuantScheme, WeightStorage
-from md_export.spec.tensors import Array, Arrays, joined
-from md_export.targets import TARGETS
 from md_export.targets.quantization.adjust import stored_values
 from md_export.targets.quantization.gptq import InputSums, is_derived, products, rounded
 
 
-class Probe:
-    """All components as torch modules, with measurements of their outputs on golden cases."""
-
-    def __init__(self, checkpoint_dir: Path, recipe: Recipe, cases: Sequence[GoldenCase]) -> None:
-        checkpoint = open_checkpoint(checkpoint_dir)
-        self.target = TARGETS[recipe.target].open()
-        self.recipe = recipe
-        self.cases = cases
-        self._family = family_of(checkpoint.config)
-        self._rows = self._family.required
-        self._computed = ("sampler.", *(f"{row.name}." for row in self._rows))
-        self.parts: dict[str, Rewritten] = {row.name: rewritten(checkpoint, row.name, recipe) for row in self._rows}
-        self._sampler = Sampler(one_step(checkpoint.config))
-
-    def noises(self, component: str) -> tuple[float, float]:
-        """Return the noise power of the picture and of the component's output, as means over the cases.
-
-        The former is relative to the squared peak of the picture, the latter to the power of the output. The component
-        gets its golden inputs, and later components get its output.
-        """
-        figures = [self._noises(component, case) for case in self.cases]
-        picture, own = (float(np.mean(values)) for values in zip(*figures, strict=True))
-        return picture, own
-
-    def pictures(self) -> Iterator[tuple[Array, Array]]:
-        """Yield for each case the picture that the parts compute from its tokens, and the golden picture."""
-        for case in self.cases:
-            yield self._picture(case, {}), case.picture
-
-    def _noises(self, component: str, case: GoldenCase) -> tuple[float, float]:
-        part = self.parts[component]
-        answers, wanted = part.answers(part.inputs_of(case)), part.output_of(case)
-        before = takewhile(lambda name: name != component, self.parts)
-        recorded = {name: self.parts[name].wanted(case) for name in before}
-        picture = self._picture(case, {**recorded, component: answers})
-        peak = float(np.max(np.abs(case.picture))) ** 2
-        power = float(np.mean(wanted.astype(np.float64) ** 2))
-        return _error(picture, case.picture) / max(peak, _LEAST), _error(joined(answers), wanted) / max(power, _LEAST)
-
-    def _picture(self, case: GoldenCase, recorded: Mapping[str, Arrays]) -> Array:
-        """Return the picture that the parts compute for a case; ``recorded`` outputs are used instead of running."""
-        given = {key: value for key, value in case.values.items() if not key.startswith(self._computed)}
-        (values,) = walk(self._family, self._rows, _Parts(self.parts, recorded), [given], self._sampler)
-        return values[MADE.key]
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """Runs rewritten modules, or returns recorded outputs for some of them."""
-
-    parts: Mapping[str, Rewritten]
-    recorded: Mapping[str, Arrays]
-
-    def run(self, component: str, batches: Sequence[Arrays]) -> Sequence[Arrays]:
-        """Run a module, or return its recorded output."""
-        part, known = self.parts[component], self.recorded.get(component)
-        made = [part.answers(packed(part.recipe, part, batch)) if known is None else known for batch in batches]
-        return [unpacked(part.recipe, part, outputs) for outputs in made]
-
-    def take(self, steps: Steps, pictures: Sequence[Tensors]) -> None:
-        """Run the sampling step for all pictures."""
-        steps.take(self.run, pictures)
-
-
-# Lower limit of a power used as a divisor, so that an all-zero output causes no division by zero.
-_LEAST = 1e-30
-
-
-def _error(made: Array, wanted: Array) -> float:
-    return float(np.mean((made.astype(np.float64) - wanted.astype(np.float64)) ** 2))
-
-
-def store(layer: Any, storage: WeightStorage, scheme: QuantScheme, sums: InputSums | None) -> None:
-    """Replace a layer's weights by the stored values.
+def stored_tensors(
+    layer: Any, storage: WeightStorage, scheme: QuantScheme, sums: InputSums | None
+) -> dict[str, Tensor]:
+    """Return a layer's tensors as they are stored, by name: ``phases``, or ``weight`` and ``bias`` where it has one.
 
     ``sums``: sums over the layer's inputs, for calibrated rounding; None if the rounding does not need them.
     """
     if isinstance(layer, FourConv2d):
-        layer.phases = torch.stack([rounded(layer, part, storage, "nearest", None) for part in layer.phases])
-        return
+        return {"phases": torch.stack([rounded(layer, part, storage, "nearest", None) for part in layer.phases])}
     plain = dataclasses.replace(scheme, rounding="nearest", bias_correction=False)
     values = stored_values(layer, storage, plain if is_derived(layer) else scheme, sums)
-    layer.weight = nn.Parameter(values.weight, requires_grad=False)
-    if values.bias is not None:
-        layer.bias = nn.Parameter(values.bias, requires_grad=False)
+    return {"weight": values.weight} | ({} if values.bias is None else {"bias": values.bias})
+
+
+def store(layer: Any, storage: WeightStorage, scheme: QuantScheme, sums: InputSums | None) -> None:
+    """Replace a layer's tensors by the stored ones, see :func:`stored_tensors`."""
+    for name, value in stored_tensors(layer, storage, scheme, sums).items():
+        setattr(layer, name, value if name == "phases" else nn.Parameter(value, requires_grad=False))
 
 
 @contextmanager
@@ -143,6 +67,7 @@ class Probing:
     """Inputs of a worker's measurements.
 
     Attributes:
+        components: components to choose forms for.
         cases: folder of the cases to measure on.
         step: stride through the cases; 2 for every other one.
         golden: folder of the golden cases.
@@ -151,6 +76,7 @@ class Probing:
 
     checkpoint: Path
     recipe: Recipe
+    components: tuple[str, ...]
     cases: Path
     step: int
     golden: Path
@@ -158,70 +84,70 @@ class Probing:
 
 
 @dataclass(frozen=True)
-class ModuleRequest:
-    """Request to measure one module."""
+class PassRequest:
+    """Request to measure one module in one form."""
 
     on: Probing
     component: str
     path: str
+    form: Form
 
 
-def measure(request: ModuleRequest) -> tuple[Candidate, ...]:
-    """Return one candidate per form that the target supports for the module; runs in any process."""
-    return candidates(_probe(request.on), request.component, request.path, request.on.forms)
+def measure(request: PassRequest) -> Pass:
+    """Measure a module in a form that the target supports for it; runs in any process."""
+    probe = probe_of(request.on)
+    noises = noises_of(probe, request.component, request.path, request.form)
+    picture, own = noises if all(map(isfinite, noises)) else (None, None)
+    return Pass(request.component, request.path, request.form, picture, own)
 
 
-@dataclass(frozen=True)
-class ListRequest:
-    """Request to list all modules of some components."""
+def noises_of(probe: Probe, component: str, path: str, form: Form) -> tuple[float, float]:
+    """Return what :meth:`Probe.noises` measures while a module is stored in a form that is not float."""
+    part, base = probe.parts[component], probe.recipe.schemes[component]
+    layer, storage = part.module.get_submodule(path), storage_in(probe, component, path, form)
+    assert storage is not None, f"{component} {path}: {form.label} is no form of it"  # noqa: S101
+    sums = input_sums(probe, component, [path]).get(path) if base.is_adjusted else None
+    with stored(layer, storage, scheme_of(base, form), sums):
+        return probe.noises(component)
 
-    on: Probing
-    components: tuple[str, ...]
 
-
-def list_modules(request: ListRequest) -> list[tuple[str, str, int]]:
-    """Return component, path and number of stored elements of each module that can be stored in a non-float form."""
-    probe = _probe(request.on)
-    return [
-        (component, path, stored_elements(layer))
-        for component in request.components
+def list_modules(on: Probing) -> tuple[Module, ...]:
+    """Return each module that can be stored in a non-float form, with its forms and their bytes, all without noise."""
+    probe = probe_of(on)
+    return tuple(
+        Module(component, path, stored_elements(layer), found)
+        for component in on.components
         for path, layer in probe.parts[component].module.named_modules()
         if not probe.recipe.schemes[component].keeps_float(path)
-        and any(_storage(probe, component, path, form) for form in request.on.forms)
-    ]
+        and (found := tuple(_candidates(probe, component, path, on.forms)))
+    )
+
+
+def _candidates(probe: Probe, component: str, path: str, forms: Sequence[Form]) -> Iterator[Candidate]:
+    """Yield candidates without noise; none where a module can only be float."""
+    layer = probe.parts[component].module.get_submodule(path)
+    storages = {form: storage_in(probe, component, path, form) for form in forms}
+    for form, storage in storages.items() if any(storages.values()) else ():
+        if storage is not None:
+            yield Candidate(form, stored_bytes(layer, storage), 0.0, 0.0)
+        elif form.is_float:
+            bits = int(form.weights.removeprefix("float"))
+            yield Candidate(form, stored_elements(layer) * bits // 8, 0.0, 0.0)
 
 
 # Cache of the most recent probe; a worker uses only one at a time.
 _PROBES: list[tuple[Probing, Probe]] = []
 
 
-def _probe(on: Probing) -> Probe:
+def probe_of(on: Probing) -> Probe:
+    """Return the probe of the measurements; it is kept until the next one is asked for."""
     if not _PROBES or _PROBES[0][0] != on:
         _PROBES[:] = [(on, Probe(on.checkpoint, on.recipe, read_golden(on.cases).cases[:: on.step]))]
     return _PROBES[0][1]
 
 
-def candidates(probe: Probe, component: str, path: str, forms: Sequence[Form]) -> tuple[Candidate, ...]:
-    """Measure a module in each form that the target supports for it."""
-    part, base = probe.parts[component], probe.recipe.schemes[component]
-    layer = part.module.get_submodule(path)
-    sums = _sums(probe, part, path) if base.is_adjusted else None
-    found = []
-    for form in forms:
-        storage = _storage(probe, component, path, form)
-        if storage is not None:
-            with stored(layer, storage, scheme_of(base, form), sums):
-                picture, own = probe.noises(component)
-            # A form that makes the picture NaN or infinite is not a candidate.
-            if isfinite(picture) and isfinite(own):
-                found.append(Candidate(form, stored_bytes(layer, storage), picture, own))
-        elif form.weights.startswith("float"):
-            bits = int(form.weights.removeprefix("float"))
-            found.append(Candidate(form, stored_elements(layer) * bits // 8, 0.0, 0.0))
-    return tuple(found)
-
-
-def _storage(probe: Probe, component: str, path: str, form: Form) -> WeightStorage | None:
+def storage_in(probe: Probe, component: str, path: str, form: Form) -> WeightStorage | None:
+    """Return how the target stores a module's weight in a form; None if it has no such form, or it is float."""
     layer, base = probe.parts[component].module.get_submodule(path), probe.recipe.schemes[component]
     return probe.target.weight_storage(path, layer, scheme_of(base, form))
 
@@ -246,12 +172,12 @@ def _shapes(layer: nn.Module) -> list[tuple[int, ...]]:
     return [tuple(weight.shape) for weight in weights]
 
 
-def _sums(probe: Probe, part: Rewritten, path: str) -> InputSums | None:
-    layer = dict(products(part.module)).get(path)
-    if layer is None:
-        return None
-    sums = InputSums(layer)
-    for case in probe.cases:
+def input_sums(probe: Probe, component: str, paths: Collection[str]) -> dict[str, InputSums]:
+    """Return sums over the inputs of those modules that are products, from one pass over the probe's cases."""
+    part = probe.parts[component]
+    found = {path: InputSums(layer) for path, layer in products(part.module) if path in paths}
+    for case in probe.cases if found else ():
         part.run(part.inputs_of(case))
-    sums.close()
-    return sums
+    for sums in found.values():
+        sums.close()
+    return found

@@ -57,9 +57,9 @@ class Answer(Generic[Result]):
 def workers(jobs: int | None, dask: str | None) -> AbstractContextManager[Workers]:
     """Return the workers of the Dask scheduler at address ``dask``, or ``jobs`` local processes if it is None.
 
-    The default for ``jobs`` is one process per core.
+    The default for ``jobs`` is one process that uses all cores.
     """
-    return local_workers(jobs or os.cpu_count() or 1) if dask is None else dask_workers(dask)
+    return local_workers(jobs or 1) if dask is None else dask_workers(dask)
 
 
 def spread(

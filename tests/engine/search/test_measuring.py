@@ -21,8 +21,7 @@ import md_export
 from engine.search.toy import KEY, jobs, measure, surroundings
 from md_export.engine import dask as cluster_module
 from md_export.engine.search import spread
-from md_export.engine.search.frontier import Module
-from md_export.engine.search.measuring import TimeLeft, measure_all, open_journal
+from md_export.engine.search.measuring import Line, TimeLeft, measure_all, open_journal
 from md_export.engine.search.spread import Workers, dask_workers, local_workers, workers
 from md_export.errors import CheckpointError, MissingExtraError, RuntimeFault
 from md_export.report import progress
@@ -33,14 +32,14 @@ def inline() -> Workers:
     return Workers(ThreadPoolExecutor(1), 1, lambda _: None)
 
 
-def measured(path: Path, found: Workers, count: int = 30, **how: float | str) -> tuple[Module, ...]:
+def measured(path: Path, found: Workers, count: int = 30, **how: float | str) -> tuple[Line, ...]:
     with open_journal(path, KEY) as journal:
         return measure_all(jobs(count, **how), measure, found, journal)
 
 
 def kept(path: Path) -> list[str]:
     with open_journal(path, KEY) as journal:
-        return sorted(journal.found[key].path for key in journal.found)
+        return sorted(path for _, path, _ in journal.found)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +52,7 @@ def cluster() -> Iterator[str]:
 
 def test_processes_measure_what_one_thread_does(tmp_path: Path) -> None:
     expected = measured(tmp_path / "inline.jsonl", inline())
-    assert [module.path for module in expected] == [f"{number}" for number in range(30)]
+    assert [one.key[1] for one in expected] == [f"{number}" for number in range(30)]
     with workers(2, None) as found:
         assert measured(tmp_path / "local.jsonl", found) == expected
 
@@ -86,7 +85,7 @@ def test_what_is_in_the_journal_is_not_measured_again(tmp_path: Path) -> None:
 
 def test_a_dead_process_is_one_error_and_its_results_stay(tmp_path: Path) -> None:
     path = tmp_path / "search.jsonl"
-    message = r"a worker process died, most likely for lack of memory.* \(7 of 8 modules are measured and kept in "
+    message = r"a worker process died, most likely for lack of memory.* \(7 of 8 measurements are kept in "
     with pytest.raises(RuntimeFault, match=message), local_workers(2) as found:
         measured(path, found, 8, dies=5, patience=30.0, journal=str(path), lines=8)
     assert kept(path) == ["0", "1", "2", "3", "4", "6", "7"]
@@ -96,7 +95,7 @@ def test_a_dead_process_is_one_error_and_its_results_stay(tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_a_dead_dask_worker_is_one_error_and_its_results_stay(tmp_path: Path, cluster: str) -> None:
     path = tmp_path / "search.jsonl"
-    message = r"a Dask worker died repeatedly.* \(\d of 8 modules are measured and kept in "
+    message = r"a Dask worker died repeatedly.* \(\d of 8 measurements are kept in "
     with pytest.raises(RuntimeFault, match=message), dask_workers(cluster) as found:
         measured(path, found, 8, dies=5, journal=str(path), lines=8)
     assert "5" not in kept(path)
@@ -112,10 +111,12 @@ def test_errors_of_a_measurement_keep_their_class(tmp_path: Path, cluster: str) 
 
 def test_what_is_no_measurement_is_not_written_down(tmp_path: Path) -> None:
     with pytest.raises(
-        RuntimeFault, match=r"unet 2: no measurement: candidates\.0\.noise: .* finite number \(2 of 4 modules"
+        RuntimeFault, match=r"unet 2 int8: no measurement: noise: .* finite number \(2 of 4 measurements"
     ):
         measured(tmp_path / "search.jsonl", inline(), 4, nan=2)
     assert kept(tmp_path / "search.jsonl") == ["0", "1"]
+    with pytest.raises(RuntimeFault, match=r"unet 3 int8: a worker measured unet 0 int8 instead"):
+        measured(tmp_path / "search.jsonl", inline(), 4, other=3)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
@@ -229,12 +230,12 @@ def test_durations_are_spelled(seconds: float, text: str) -> None:
 
 
 def test_lines_are_few_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.counting_to_stderr("modules measured") as count:
+    with progress.counting_to_stderr("measurements") as count:
         for done in range(101):
             count(done, 100, "about 5 s left")
     assert capsys.readouterr().err.splitlines() == [
-        "0 of 100 modules measured, about 5 s left",
-        "100 of 100 modules measured, about 5 s left",
+        "0 of 100 measurements, about 5 s left",
+        "100 of 100 measurements, about 5 s left",
     ]
 
 
@@ -243,8 +244,8 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
-    with progress.counting_to_stderr("modules measured") as count:
+    with progress.counting_to_stderr("measurements") as count:
         count(31, 412, "about 5 min left")
     text = capsys.readouterr().err
     assert "31/412" in text
-    assert "modules measured, about 5 min left" in text
+    assert "measurements, about 5 min left" in text

@@ -78,7 +78,7 @@ def test_words_become_a_request(asked: list[SearchRequest], tmp_path: Path) -> N
     ]
     assert TRADE_OFF.validate_json(result.stdout) == FOUND
     assert "<svg" in Path("out", "curve.svg").read_text()
-    assert "1 of 2 modules measured, about 3 s left" in result.stderr
+    assert "1 of 2 measurements, about 3 s left" in result.stderr
 
 
 def test_what_is_not_said(asked: list[SearchRequest]) -> None:

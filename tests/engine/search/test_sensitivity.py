@@ -11,17 +11,18 @@ import pytest
 import torch
 
 from md_export.engine.search.frontier import Candidate, Form, decibels
+from md_export.engine.search.measurements import Pass
+from md_export.engine.search.probe import Probe
 from md_export.engine.search.quality import rehearse
 from md_export.engine.search.request import STARTS
 from md_export.engine.search.results import chosen_recipe
 from md_export.engine.search.sensitivity import (
-    ListRequest,
-    ModuleRequest,
-    Probe,
+    PassRequest,
     Probing,
-    candidates,
     list_modules,
     measure,
+    noises_of,
+    probe_of,
     stored_bytes,
 )
 from md_export.parity.golden.folder import read_golden
@@ -44,8 +45,18 @@ def recipe_of(target: str, rounding: Any = "nearest") -> Recipe:
 
 @cache
 def measured(target: str, rounding: str = "nearest") -> tuple[Candidate, ...]:
-    probe = Probe(nano_checkpoint(), recipe_of(target, rounding), read_golden(GOLDEN).cases[:2])
-    return candidates(probe, "vae_decoder", MODULE, STARTS[target].forms)
+    on = asked(recipe_of(target, rounding), STARTS[target].forms)
+    (module,) = [module for module in list_modules(on) if module.path == MODULE]
+    return tuple(
+        one
+        if one.form.is_float
+        else Candidate(one.form, one.bytes, *noises_of(probe_of(on), "vae_decoder", MODULE, one.form))
+        for one in module.candidates
+    )
+
+
+def asked(recipe: Recipe, forms: tuple[Form, ...] = (Form("int4"),)) -> Probing:
+    return Probing(nano_checkpoint(), recipe, ("vae_decoder",), GOLDEN, 8, GOLDEN, forms)
 
 
 @pytest.mark.parametrize("target", STARTS)
@@ -73,7 +84,7 @@ def test_a_measurement_leaves_the_module_as_it_was() -> None:
     upsampler = "decoder.up_blocks.0.upsamplers.0.conv"
     phases = part.module.get_buffer(f"{upsampler}.phases").clone()
     for path in (MODULE, upsampler):
-        assert len(candidates(probe, "vae_decoder", path, STARTS["tflite"].forms)) == 3
+        assert all(noise > 0 for noise in noises_of(probe, "vae_decoder", path, Form("int4")))
     after = part.module.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert torch.equal(phases, part.module.get_buffer(f"{upsampler}.phases"))
@@ -82,35 +93,35 @@ def test_a_measurement_leaves_the_module_as_it_was() -> None:
 def test_a_rehearsal_of_one_module_is_what_was_measured_of_it() -> None:
     recipe, cases = recipe_of("onnx"), read_golden(GOLDEN).cases[:1]
     probe = Probe(nano_checkpoint(), recipe, cases)
-    (one,) = candidates(probe, "vae_decoder", MODULE, (Form("int4"),))
-    paths = [path for _, path, _ in list_modules(ListRequest(asked(recipe), ("vae_decoder",)))]
-    forms = {path: Form("int4") if path == MODULE else Form("float32") for path in paths}
+    noise, own_noise = noises_of(probe, "vae_decoder", MODULE, Form("int4"))
+    forms = {
+        module.path: Form("int4" if module.path == MODULE else "float32") for module in list_modules(asked(recipe))
+    }
     alone = dataclasses.replace(recipe, components=("vae_decoder",))
     quality = rehearse(nano_checkpoint(), chosen_recipe(alone, {"vae_decoder": forms}, "one"), cases, cases)
-    assert quality.snr_db["vae_decoder"] == pytest.approx(decibels(one.own_noise), abs=0.01)
+    assert quality.snr_db["vae_decoder"] == pytest.approx(decibels(own_noise), abs=0.01)
     # The chain rounds a little otherwise than golden inputs do.
-    assert quality.picture_db == pytest.approx(decibels(one.noise), abs=0.1)
-
-
-def asked(recipe: Recipe) -> Probing:
-    return Probing(nano_checkpoint(), recipe, GOLDEN, 8, GOLDEN, (Form("int4"),))
+    assert quality.picture_db == pytest.approx(decibels(noise), abs=0.1)
 
 
 def test_modules_are_those_that_the_target_stores_small() -> None:
     recipe = recipe_of("onnx")
     kept = dataclasses.replace(recipe.schemes["vae_decoder"], keep_float=("decoder.conv_in",))
     recipe = dataclasses.replace(recipe, schemes={**recipe.schemes, "vae_decoder": kept})
-    found = list_modules(ListRequest(asked(recipe), ("vae_decoder", "text_encoder")))
-    paths = {path for _, path, _ in found}
+    found = list_modules(dataclasses.replace(asked(recipe), components=("vae_decoder", "text_encoder")))
+    assert {module.component for module in found} == {"vae_decoder", "text_encoder"}
+    assert all(one.noise == one.own_noise == 0 < one.bytes for module in found for one in module.candidates)
+    paths = {module.path for module in found}
     assert MODULE in paths
     assert "decoder.conv_in" not in paths
     assert not any("position_embedding" in path or "norm" in path for path in paths)
 
 
 def test_measuring_takes_and_gives_what_travels_between_processes() -> None:
-    request = pickle.loads(pickle.dumps(ModuleRequest(asked(recipe_of("onnx")), "vae_decoder", MODULE)))  # noqa: S301
-    found = pickle.loads(pickle.dumps(measure(request)))  # noqa: S301
-    assert [(one.form.weights, one.noise > 0) for one in found] == [("int4", True)]
+    request = PassRequest(asked(recipe_of("onnx")), "vae_decoder", MODULE, Form("int4"))
+    found = pickle.loads(pickle.dumps(measure(pickle.loads(pickle.dumps(request)))))  # noqa: S301
+    (expected,) = [one for one in measured("onnx") if one.form == Form("int4")]
+    assert found == Pass("vae_decoder", MODULE, Form("int4"), expected.noise, expected.own_noise)
 
 
 def test_stored_bytes_count_scales() -> None:

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from md_export.engine.search.frontier import Form
+from md_export.engine.search.measurements import Pass
 from md_export.engine.search.measuring import Job, Key, measure_all, open_journal
 from md_export.engine.search.spread import local_workers
 from md_export.errors import CheckpointError
@@ -16,7 +18,7 @@ from md_export.errors import CheckpointError
 KEY = Key("a" * 64, "onnx", ("unet",), ("int8",), (), "nearest", "b" * 64, {"md-export": "1"})
 
 
-def measure(request: dict[str, Any]) -> Any:
+def measure(request: dict[str, Any]) -> Pass:
     number = request["number"]
     if number == request.get("dies"):
         # Not before the others had their turn, where their results are to be seen.
@@ -26,10 +28,10 @@ def measure(request: dict[str, Any]) -> Any:
         os.kill(os.getpid(), signal.SIGKILL)
     if number == request.get("raises"):
         raise CheckpointError(f"no weight {number}")
-    if number == request.get("nan"):
-        return [{"form": {"weights": "int8"}, "bytes": 1, "noise": float("nan"), "own_noise": 0.0}]
+    noise = float("nan") if number == request.get("nan") else 1 / (number + 3)
     time.sleep(request.get("seconds", 0.0))
-    return [{"form": {"weights": "int8"}, "bytes": number, "noise": 1 / (number + 3), "own_noise": 0.5}]
+    path = "0" if number == request.get("other") else f"{number}"
+    return Pass("unet", path, Form("int8"), noise, 0.5)
 
 
 def surroundings(_request: dict[str, Any]) -> tuple[bool, str]:
@@ -38,7 +40,8 @@ def surroundings(_request: dict[str, Any]) -> tuple[bool, str]:
 
 
 def jobs(count: int, **how: float | str) -> list[Job[dict[str, Any]]]:
-    return [Job("unet", f"{number}", 100 + number, {"number": number, **how}) for number in range(count)]
+    names = (("unet", f"{number}", "int8") for number in range(count))
+    return [Job(name, "unet", {"number": int(name[1]), **how}) for name in names]
 
 
 def main(journal: Path) -> None:
