@@ -19,7 +19,7 @@ from md_export.system.files import sha256_of, sha256_of_text, write_whole
 
 _PACKAGE: Final = Path(__file__).parent.parent
 # Code that does not affect results. The cache's file layout is versioned by the schema number of its records.
-_APART: Final = ("cli/", "report/", "diagnose/", "engine/search/", "_data/")
+_APART: Final = ("api/", "cli/", "report/", "diagnose/", "engine/search/", "_data/")
 
 
 def key_of(content: Mapping[str, object]) -> str:
