@@ -16,7 +16,7 @@ from click.testing import CliRunner
 import md_export
 from md_export import api, errors
 from md_export.cli import cli
-from md_export.cli.exports import TARGET_TITLES
+from md_export.cli.exports import REWRITE_NAMES, TARGET_TITLES
 from md_export.cli.paths import PATH
 from md_export.targets import TARGETS
 from md_export.targets.contract import Saved, Target
@@ -256,6 +256,12 @@ def test_public_names() -> None:
 
 def test_commands_are_the_targets() -> None:
     assert tuple(TARGET_TITLES) == tuple(TARGETS)
+
+
+def test_names_of_rewrites_on_the_command_line() -> None:
+    from md_export.rewrites import REWRITES
+
+    assert tuple(REWRITES) == REWRITE_NAMES
 
 
 def test_every_error_is_in_the_tree() -> None:

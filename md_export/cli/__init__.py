@@ -1,4 +1,4 @@
-"""The command line: parse → one call → print. Everything heavy is imported inside the bodies."""
+"""The command line: parse → one call → print. Heavy imports are inside the function bodies."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import gc
 import signal
 import sys
+from typing import Final
 
 import click
 
@@ -22,31 +23,46 @@ from md_export.cli.recipes import recipe
 from md_export.errors import MdExportError, one_line
 from md_export.system.terminal_text import visible
 
+SECTIONS: Final = {
+    "Export": (*EXPORTS, join, split, recipe),
+    "Check": (verify, audit, compare, report, manifest, run, generate, device_test, device_report),
+    "Explain": (attribute, crosscheck, estimate, lint, doctor),
+    "Build": (build, search, cache),
+    "Checkpoints": (inspect, init, unpack, adapt, golden),
+}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+
+class _SectionedGroup(click.Group):
+    """Group whose help lists the commands by section."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one definition list per section, with the first sentence of each command's help."""
+        width = max(map(len, self.list_commands(ctx)))
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                rows = [(command.name or "", command.get_short_help_str(formatter.width)) for command in commands]
+                formatter.write_dl([(name.ljust(width), text) for name, text in rows])
+
+
+@click.group(
+    cls=_SectionedGroup,
+    commands=[command for commands in SECTIONS.values() for command in commands],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.version_option(__version__, prog_name="md-export")
 def cli() -> None:
-    """Lower MobileDiffusion checkpoints to Core ML, TFLite and ONNX, and prove every artifact without a phone.
+    """Lower diffusion checkpoints to phone formats, and verify them.
 
-    Shell completion: _MD_EXPORT_COMPLETE=bash_source md-export (or zsh_source, fish_source).
+    Example: md-export coreml path/to/checkpoint --fp16 -o ios
 
-    Exit codes: 0 ok, 1 error, 2 usage, 3 parity failed.
+    Targets are Core ML, TFLite, ONNX and Core AI; no phone and no Mac is needed. Shell completion:
+    _MD_EXPORT_COMPLETE=bash_source md-export (or zsh_source, fish_source). Exit codes: 0 ok, 1 error, 2 usage, 3 parity
+    failed.
     """
 
 
-for _commands in (
-    (inspect, init, unpack, adapt, golden),
-    (*EXPORTS, join, split, build, search, cache, manifest, recipe),
-    (run, verify, audit, report, compare, generate),
-    (device_test, device_report),
-    (attribute, crosscheck, estimate, lint, doctor),
-):
-    for _command in _commands:
-        cli.add_command(_command)
-
-
 def main() -> None:
-    """Entry point. The only place where errors become text and exit codes."""
+    """Run the command line; only this function turns errors into text and exit codes."""
     signal.signal(signal.SIGTERM, _terminated)
     gc.set_threshold(100_000, 20, 20)  # what libraries make when they are imported is no garbage, as in workers
     try:
@@ -64,15 +80,15 @@ def main() -> None:
         click.echo(f"error: {visible(_os_error(error))}", err=True)
         sys.exit(1)
     except ImportError as error:
-        click.echo(f"error: a library does not load: {visible(one_line(error))}; md-export doctor tells more", err=True)
+        click.echo(f"error: a library does not load: {visible(one_line(error))}; run: md-export doctor", err=True)
         sys.exit(1)
     except MemoryError:
-        click.echo("error: not enough memory; nothing was kept. Free some, or take one --component at a time", err=True)
+        click.echo("error: not enough memory; nothing was kept. Free some, or export one --component", err=True)
         sys.exit(1)
 
 
 def _terminated(*_: object) -> None:
-    """End as an interrupt does, with all that it takes back; a second signal ends the process at once."""
+    """Handle SIGTERM like an interrupt, so that partial output is removed; a second signal ends the process at once."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""Commands that run artifacts and verify exports, in every engine: run, verify."""
+"""Commands that run artifacts and verify exports in any runtime: run, verify."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from md_export.cli import shared
+from md_export.cli import options, shared
+from md_export.cli.options import LIMIT_S
 from md_export.cli.paths import ARTIFACT, CHECKPOINT, EXISTING, EXPORT_OR_JOINED, FILE
 from md_export.errors import UsageError
 from md_export.spec.names import COMPONENT_NAMES, SOCS
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
 def _check_alone(
     self_test: bool, golden_dir: Path | None, own: Mapping[str, object], engines: Mapping[str, object]
 ) -> None:
-    """Raise UsageError for options that contradict each other; ``own``: those of the target's own runtime."""
+    """Raise UsageError for options that contradict each other; ``own`` are options of the target's own runtime."""
     here, elsewhere = ([name for name, value in given.items() if value] for given in (own, engines))
     beside = [*(["--golden"] if golden_dir else []), *elsewhere, *(name for name in here if name != "--checkpoint")]
     if self_test and beside:
-        raise UsageError(f"--self-test damages unchanged copies of OUT; leave out {', '.join(beside)}")
+        raise UsageError(f"--self-test verifies damaged copies of OUT in one way only; leave out {', '.join(beside)}")
     if here and elsewhere:
-        raise UsageError(f"{here[0]} goes with the target's own runtime; leave out {', '.join(elsewhere)}")
+        raise UsageError(f"{here[0]} needs the target's own runtime; leave out {', '.join(elsewhere)}")
 
 
 def _verify_here(
@@ -37,7 +38,7 @@ def _verify_here(
     pin: Pin | None,
     json_file: Path | None,
 ) -> None:
-    """Verify in the target's own runtime, and against the checkpoint and the pin if they are named."""
+    """Verify in the target's own runtime, and against the checkpoint and the pin if they are given."""
     from md_export.checkpoint.derived import adapted
     from md_export.engine.against_checkpoint import verify as verify_against
     from md_export.parity.judge import verify as judge
@@ -45,7 +46,7 @@ def _verify_here(
     from md_export.report.verdicts import parity_table
 
     if loras and checkpoint is None:
-        raise UsageError("--lora belongs to the checkpoint; name it with --checkpoint")
+        raise UsageError("--lora needs the checkpoint that it was fused into; name it with --checkpoint")
     with shared.progress(len(COMPONENT_NAMES)) as report:
         if checkpoint is None:
             result = judge(out, golden_dir, report)
@@ -59,7 +60,7 @@ def _verify_here(
 
 
 def _run_self_test(out: Path, checkpoint: Path | None, json_file: Path | None) -> None:
-    """Print the table; raises ParityError where a mutation was not noticed, or by accident."""
+    """Print the self-test's table; raises ParityError if a mutation was not noticed, or only by accident."""
     from md_export.engine.selftest import self_test
     from md_export.report.diagnoses import self_test_table
     from md_export.spec.shipped_files import nano_checkpoint
@@ -71,7 +72,7 @@ def _run_self_test(out: Path, checkpoint: Path | None, json_file: Path | None) -
     )
 
 
-# Spelled out, since the targets' own tables are heavy to import; a test compares the two.
+# Repeated here because the targets' tables are slow to import; a test compares the two.
 LIBRARIES: Final = ("litert", "tensorflow")
 RUNTIMES: Final[Mapping[str, tuple[str, ...]]] = {
     "coreml": ("mil", "coreml"),
@@ -80,14 +81,14 @@ RUNTIMES: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 def _check_runtime(runtime: str | None, gpu: bool, target: str) -> None:
-    """Raise UsageError where the target has no such runtime, or another engine is asked for, too."""
+    """Raise UsageError if the target has no such runtime, or if ``--gpu`` is given, too."""
     known = RUNTIMES.get(target, ())
     if runtime is not None and runtime not in known:
         raise UsageError(
             f"--runtime {runtime} does not run {target}; " + (f"choose {', '.join(known)}" if known else "leave it out")
         )
     if runtime is not None and gpu:
-        raise UsageError("--gpu is a separate runtime; leave out --runtime")
+        raise UsageError("--gpu already chooses a runtime; leave out --runtime")
 
 
 def _verify_in_library(out: Path, golden_dir: Path | None, library: str, json_file: Path | None) -> None:
@@ -108,10 +109,10 @@ def check_npu(npu: bool, own: Mapping[str, object], others: Mapping[str, object]
     """Raise UsageError if flags contradict each other; ``own`` require ``--npu``, ``others`` exclude it."""
     given = [name for name, value in own.items() if value is not None]
     if given and not npu:
-        raise UsageError(f"{', '.join(given)} goes with --npu; leave it out")
+        raise UsageError(f"{', '.join(given)} needs --npu; add it, or leave out {', '.join(given)}")
     against = [name for name, value in others.items() if value]
     if npu and against:
-        raise UsageError(f"--npu is a separate runtime; leave out {', '.join(against)}")
+        raise UsageError(f"--npu already chooses a runtime; leave out {', '.join(against)}")
 
 
 def verify_npu(
@@ -140,12 +141,14 @@ def verify_npu(
 
 
 def verify_joined(out: Path, flags: Mapping[str, object], json_file: Path | None) -> None:
-    """Verify a joined export; ``flags``: options that it does not take, by name."""
+    """Verify a joined export; ``flags`` are the options that joined exports do not support, by name."""
     from md_export.engine.join import verify_functions
     from md_export.report.verdicts import parity_table
 
     if given := [name for name, value in flags.items() if value]:
-        raise UsageError(f"{given[0]} is for one export; take it out first: md-export split {out} FUNCTION -o DIR")
+        raise UsageError(
+            f"{given[0]} does not work on a joined export; take one out first: md-export split {out} FUNCTION -o DIR"
+        )
     with shared.progress(8) as report:
         results = verify_functions(out, report)
     failures = [f"{name}: {fault}" for name, result in results.items() for fault in result.failures]
@@ -153,28 +156,24 @@ def verify_joined(out: Path, flags: Mapping[str, object], json_file: Path | None
     shared.conclude(json_file, results, failures, tables, f"{out}: {', '.join(results)} verified")
 
 
-# Default time limit in seconds: LiteRT's GPU engine in software and the NPU's simulator take minutes for one run of a
-# full-size graph.
-LIMIT_S: Final = 600.0
-gpu_option = click.option("--gpu", is_flag=True, help="Use LiteRT's GPU engine on a software Vulkan driver (TFLite).")
-limit_option = click.option(
-    "--limit", "limit_s", type=float, help=f"Seconds per artifact, with --gpu or --npu.  [default: {LIMIT_S:g}]"
-)
-
-
 @click.command()
 @click.argument("artifact", type=ARTIFACT)
-@click.option("--inputs", type=EXISTING, required=True, help="Read inputs from an .npz file with one array per input.")
+@click.option("--inputs", type=EXISTING, required=True, help="Read inputs from this .npz file, one array per input.")
 @click.option("-o", "--output", type=FILE, required=True, help="Write outputs to this .npz file.")
 @click.option(
     "--runtime",
     type=click.Choice([name for names in RUNTIMES.values() for name in names]),
-    help="Choose the runtime of a Core ML package (ours, or Apple's on a Mac) or a TFLite library and its kernels.",
+    help="Choose mil (ours) or coreml (Apple's, on a Mac) for a Core ML package, or a TFLite library and its kernels.",
 )
-@gpu_option
-@limit_option
+@options.gpu_option
+@options.limit_option
 def run(artifact: Path, inputs: Path, output: Path, runtime: str | None, gpu: bool, limit_s: float | None) -> None:
-    """Execute any artifact in its own runtime; a Core ML package runs on Linux too."""
+    """Run one artifact on inputs from a file.
+
+    Example: md-export run ios/unet.mlpackage --inputs x.npz -o y.npz
+
+    Each kind of artifact runs in its own runtime; a Core ML package runs on Linux, too.
+    """
     from md_export.spec.tensors import read_npz, write_npz
     from md_export.targets import target_of
     from md_export.targets.execution import execute
@@ -197,32 +196,39 @@ def run(artifact: Path, inputs: Path, output: Path, runtime: str | None, gpu: bo
 
 @click.command()
 @click.argument("out", type=EXPORT_OR_JOINED)
-@shared.golden_option
-@gpu_option
-@click.option("--npu", is_flag=True, help="For ONNX: on the simulator of Qualcomm's Hexagon NPU.")
-@click.option("--soc", type=click.Choice(tuple(SOCS)), help="With --npu: this phone.  [default: the recipe's]")
-@click.option("--cases", type=click.IntRange(min=1), help="With --npu: only so many golden cases.")
-@click.option("--blocks", is_flag=True, help="With --npu: block by block even where the whole would do.")
+@options.golden_option
+@options.gpu_option
+@click.option("--npu", is_flag=True, help="Use the simulator of Qualcomm's Hexagon NPU (ONNX).")
 @click.option(
-    "--max-memory", type=shared.size, help="With --npu: of one process: 8G.  [default: 9/10 of the machine's]"
+    "--soc", type=click.Choice(tuple(SOCS)), help="With --npu: simulate this Snapdragon chip.  [default: the recipe's]"
 )
-@limit_option
+@click.option(
+    "--cases", type=click.IntRange(min=1), help="With --npu: run only this many golden cases.  [default: all]"
+)
+@click.option("--blocks", is_flag=True, help="With --npu: run block by block even if the whole graph would run.")
+@click.option(
+    "--max-memory",
+    type=options.size,
+    help="With --npu: limit the memory of each process: 8G, 500M.  [default: 9/10 of the machine's]",
+)
+@options.limit_option
 @click.option(
     "--runtime",
     "library",
     type=click.Choice(LIBRARIES),
     help="Run TFLite files in all kernels of this library and compare with LiteRT and XNNPACK.",
 )
-@click.option("--self-test", is_flag=True, help="Damage copies of OUT in every known way; each must be noticed.")
+@click.option("--self-test", is_flag=True, help="Check that verify notices every known damage, on copies of OUT.")
 @click.option(
     "--checkpoint",
     type=CHECKPOINT,
-    help="Checkpoint of OUT, to derive golden cases, constants and files from.  [default with --self-test: the nano]",
+    help="Derive golden cases, constants and files again from this checkpoint of OUT.  "
+    "[default: not checked; with --self-test, the nano checkpoint]",
 )
-@shared.lora_option
-@shared.pin_option
-@shared.allowed_signers_option
-@shared.json_option
+@options.lora_option
+@options.pin_option
+@options.allowed_signers_option
+@options.json_option
 def verify(
     out: Path,
     golden_dir: Path | None,
@@ -241,12 +247,15 @@ def verify(
     allowed_signers: Path | None,
     json_file: Path | None,
 ) -> None:
-    """Run every artifact of an export on every golden case, and the chain to the picture; exit 3 if one falls short.
+    """Run an export on its golden cases and judge it by its recipe.
 
-    --gpu, --npu and --runtime check that all of a graph runs on LiteRT's GPU engine, on a phone's NPU or in another
-    TensorFlow library, and computes the same there; operations that do not are named with their modules.
+    Example: md-export verify ios --json verdict.json
 
-    --self-test checks the gate itself: each known way to damage an export must be noticed.
+    Every artifact runs on every golden case, then the chain from the prompt to the picture. Exit 3 if a figure misses a
+    threshold of the recipe.
+
+    --gpu, --npu and --runtime check that the whole graph runs on LiteRT's GPU engine, on a phone's NPU or in another
+    TensorFlow library, and computes the same there; operations that do not are printed with their modules.
     """
     from md_export.spec.given import JOIN
     from md_export.spec.manifest import read_manifest
@@ -280,11 +289,11 @@ def verify(
 
 
 def gpu_limit(gpu: bool, limit_s: float | None, target: str) -> float:
-    """Return the seconds for one artifact; raises UsageError where the flags make no sense for the target."""
+    """Return the time limit per artifact in seconds; raises UsageError if the flags do not suit the target."""
     if limit_s is not None and not gpu:
-        raise UsageError("--limit is for --gpu and --npu; leave it out")
+        raise UsageError("--limit needs --gpu or --npu; leave it out")
     if gpu and target != "tflite":
-        raise UsageError(f"--gpu is LiteRT's engine, which runs TFLite files, not {target}; leave it out")
+        raise UsageError(f"--gpu runs TFLite files (in LiteRT's GPU engine), not {target}; leave it out")
     return LIMIT_S if limit_s is None else limit_s
 
 

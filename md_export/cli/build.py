@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from md_export.cli import shared
+from md_export.cli import options, shared
 from md_export.cli.exports import TARGET_TITLES
-from md_export.cli.paths import CHECKPOINT, EXISTING, GOLDEN, PATH
+from md_export.cli.paths import CHECKPOINT, EXISTING, PATH
 from md_export.errors import ConversionError, ParityError, UsageError
 from md_export.spec.names import ORDER
 
@@ -21,14 +21,20 @@ if TYPE_CHECKING:
 
 @click.group()
 def cache() -> None:
-    """Look at what builds keep, and make room."""
+    """List or prune the cache of builds.
+
+    Example: md-export cache list
+    """
 
 
 @cache.command("list")
-@shared.cache_option
-@shared.json_option
+@options.cache_option
+@options.json_option
 def list_entries(cache: Path | None, json_file: Path | None) -> None:
-    """List all entries, the last used first."""
+    """List all cache entries, the last used first.
+
+    Example: md-export cache list
+    """
     from md_export.engine.cache import Cache
     from md_export.report.progress import cache_table
 
@@ -38,17 +44,20 @@ def list_entries(cache: Path | None, json_file: Path | None) -> None:
 
 
 @cache.command()
-@click.option("--older-than", type=shared.age, help="Entries that were not used for so long: 30d, 12h, 2w.")
+@click.option("--older-than", type=options.age, help="Remove entries not used for this long: 30d, 12h, 2w.")
 @click.option(
-    "--keep", type=shared.size, help="Then those not used for longest, until the rest is no larger: 10G, 500M."
+    "--keep", type=options.size, help="Remove the least recently used until the rest fits this size: 10G, 500M."
 )
-@shared.cache_option
+@options.cache_option
 def prune(older_than: int | None, keep: int | None, cache: Path | None) -> None:
-    """Remove entries; what is lost is built again when it is needed."""
+    """Remove old cache entries; they are built again when needed.
+
+    Example: md-export cache prune --older-than 30d --keep 10G
+    """
     from md_export.engine.cache import Cache
 
     if older_than is None and keep is None:
-        raise UsageError("say what to remove: --older-than 30d, --keep 10G, or both")
+        raise UsageError("nothing to remove; give --older-than 30d, --keep 10G, or both")
     root = shared.cache_root(cache)
     removed = Cache(root).prune(None if older_than is None else time.time() - older_than, keep)
     size = sum(one.entry.bytes for one in removed) / 1e6
@@ -57,20 +66,21 @@ def prune(older_than: int | None, keep: int | None, cache: Path | None) -> None:
 
 @click.command()
 @click.argument("recipes", metavar="RECIPE...", type=PATH, nargs=-1, required=True)
-@click.option("--checkpoint", type=CHECKPOINT, help="The checkpoint's folder.  [default: the nano one]")
-@click.option("--golden", "golden_dir", type=GOLDEN, help="Golden cases to judge by.")
-@shared.jobs_option
+@options.checkpoint_option
+@options.calibration_option
+@options.jobs_option
 @click.option(
     "--max-memory",
-    type=shared.size,
-    help="All steps that run at a time together, or each of --dask: 8G, 500M.  [default: 3/4 of the machine's]",
+    type=options.size,
+    help="Limit the memory of all running steps together, or of each step with --dask: 8G, 500M.  "
+    "[default: 3/4 of the machine's]",
 )
-@click.option("--dask", metavar="ADDRESS", help="Run the steps on the workers of this Dask scheduler.")
-@click.option("--store", metavar="URL", help="With --dask: where all machines find and leave files: s3://…, file://…")
-@shared.cache_option
-@click.option("--plan", "dry", is_flag=True, help="Show the plan and do nothing.")
-@click.option("-o", "--output", type=PATH, required=True, help="Folder of exports, one for each recipe by its name.")
-@shared.json_option
+@options.dask_option
+@options.store_option
+@options.cache_option
+@click.option("--plan", "dry", is_flag=True, help="Print the plan and do nothing.")
+@click.option("-o", "--output", type=PATH, required=True, help="Write one export per recipe into this folder.")
+@options.json_option
 def build(
     recipes: tuple[Path, ...],
     checkpoint: Path | None,
@@ -84,21 +94,24 @@ def build(
     output: Path,
     json_file: Path | None,
 ) -> None:
-    """Build every export that RECIPEs ask for, verified: build recipes, export recipes, or names of those that ship.
+    """Build the exports of many RECIPEs of one checkpoint.
 
-    What was built before is not built again. A step that fails does not stop the others. Interrupted or killed, the
-    same command goes on where it was.
+    Example: md-export build coreml-fp16 tflite-int8 -o out
+
+    A RECIPE is a build recipe, an export recipe, or the name of a recipe that ships. Every export is verified. Finished
+    steps are not repeated, and a step that fails does not stop the others. After an interrupt, run the same command
+    again to continue.
     """
     if jobs and dask is not None:
         raise UsageError("--jobs is for this machine, --dask for the workers of a cluster; give one of them")
     if (dask is None) != (store is None):
         raise UsageError(
-            "--dask and --store go together: the steps run on the workers of the one, which find and leave files in "
-            "the other, such as s3://bucket/folder or file:// and a folder that all machines share; give both"
+            "--dask and --store go together: the workers of --dask exchange files through --store, such as "
+            "s3://bucket/folder, or file:// and a folder that all machines share; give both"
         )
     from md_export.engine.build_recipe import load_recipes
 
-    wanted = load_recipes(recipes)
+    wanted = load_recipes(map(shared.recipe_named, recipes))
 
     from md_export.engine.export import build as run
     from md_export.engine.request import BuildRequest, default_jobs
@@ -119,7 +132,7 @@ def build(
         with building_to_stderr() as listener:
             outcome = run(request, listener, dry)
     except KeyboardInterrupt:
-        click.echo("interrupted; what was finished is kept: run the same command again to go on", err=True)
+        click.echo("interrupted; finished steps are kept: run the same command again to continue", err=True)
         sys.exit(130)
     shared.show(json_file, outcome.exports, outcome_table(outcome))
     if outcome.failures:
@@ -129,7 +142,7 @@ def build(
 
 
 def _raise(failures: tuple[Failure, ...]) -> None:
-    """One error that names all that went wrong; a parity failure where it is nothing else."""
+    """Raise one error that names every failed step: ParityError if all failed by parity, else ConversionError."""
     first = [one for one in failures if not one.follows]
     kind = ParityError if all(isinstance(one.error, ParityError) for one in first) else ConversionError
     rest = f"; {len(failures) - len(first)} more steps need these" if len(failures) > len(first) else ""
@@ -141,30 +154,39 @@ ROUNDINGS = ("nearest", "mse", "gptq")
 
 @click.command()
 @click.argument("checkpoint", type=CHECKPOINT, required=False)
-@click.option("--target", type=click.Choice(tuple(TARGET_TITLES)), required=True)
+@click.option("--target", type=click.Choice(tuple(TARGET_TITLES)), required=True, help="Choose the target.")
 @click.option(
     "--budget",
     "budgets",
     multiple=True,
     metavar="NAME=VALUE",
-    help="picture=34 or snr=20 (at least, dB), bytes=2.1MB or bits=4.5 (at most), score=0.98. Several must all hold.",
+    help="Require picture=34 or snr=20 (dB, at least), bytes=2.1MB or bits=4.5 (at most), score=0.98; repeatable, and "
+    "all must hold.",
 )
-@click.option("--judge", metavar="COMMAND", help="Called with an export's folder; prints the score for score=VALUE.")
-@click.option("--rounding", type=click.Choice(ROUNDINGS), help="Instead of the recipe's.")
-@click.option("--recipe", "recipe_file", type=PATH, help="A recipe's file or name to start from.")
-@click.option("--component", "components", type=click.Choice(ORDER), multiple=True, help="Choose for this one only.")
-@click.option("--prompts", type=EXISTING, help="Text file with one prompt a line, to measure on.")
-@click.option("--golden", "golden_dir", type=GOLDEN, help="Golden cases to measure on and to be judged by.")
-@click.option("--directions", type=click.IntRange(min=1), help="Random directions to estimate from.  [default: 32]")
-@click.option("--jobs", type=click.IntRange(min=1), help="Processes at a time.  [default: one with all cores]")
-@click.option("--dask", metavar="ADDRESS", help="Measure on the workers of this Dask scheduler.")
-@click.option("--store", metavar="URL", help="With --dask: build there, too; as for build.")
-@shared.max_memory_option
-@shared.cache_option
-@shared.no_cache_option
-@click.option("--journal", type=PATH, help="File of measurements; serves every budget.  [default: OUT.journal]")
-@shared.output_option
-@shared.json_option
+@click.option("--judge", metavar="COMMAND", help="Run this with an export's folder to print the score for score=VALUE.")
+@click.option("--rounding", type=click.Choice(ROUNDINGS), help="Round weights this way.  [default: the recipe's]")
+@options.recipe_option
+@click.option(
+    "--component",
+    "components",
+    type=click.Choice(ORDER),
+    multiple=True,
+    help="Search only this component; repeatable.  [default: all]",
+)
+@click.option("--prompts", type=EXISTING, help="Measure on the prompts in this text file, one per line.")
+@options.calibration_option
+@click.option(
+    "--directions", type=click.IntRange(min=1), help="Estimate from this many random directions.  [default: 32]"
+)
+@click.option("--jobs", type=click.IntRange(min=1), help="Run this many processes at a time.  [default: one, with all cores]")
+@options.dask_option
+@options.store_option
+@options.max_memory_option
+@options.cache_option
+@options.no_cache_option
+@click.option("--journal", type=PATH, help="Keep measurements in this file, for any budget.  [default: OUT.journal]")
+@options.output_option
+@options.json_option
 def search(
     checkpoint: Path | None,
     target: str,
@@ -186,10 +208,13 @@ def search(
     output: Path,
     json_file: Path | None,
 ) -> None:
-    """Find how to store each module of CHECKPOINT: the fewest bytes at a quality, or the best quality in so many bytes.
+    """Search the cheapest storage of each module within a budget.
 
-    Writes the recipe, the curve of bytes against picture PSNR, and the artifacts, verified. What was measured is kept
-    until then: run the same command again to go on where it was stopped.
+    Example: md-export search --target onnx --budget picture=34 -o small
+
+    Finds the fewest bytes at a quality, or the best quality in so many bytes. Writes the recipe, the curve of bytes
+    against picture PSNR, and the verified artifacts. After an interrupt, run the same command again to continue from
+    the measurements in the journal.
     """
     from md_export.spec.recipe_file import load_recipe
 
@@ -204,11 +229,11 @@ def search(
     from md_export.report.progress import counting_to_stderr
 
     if prompts and golden_dir:
-        raise UsageError("--prompts makes golden cases and --golden brings them; give one of them")
+        raise UsageError("--prompts and --golden both set the golden cases; give one of them")
     if jobs and dask is not None:
         raise UsageError("--jobs is for this machine, --dask for the workers of a cluster; give one of them")
     if store is not None and dask is None:
-        raise UsageError("--store is where the workers of --dask find and leave files; give both")
+        raise UsageError("--store holds the files of --dask's workers; give both")
     request = SearchRequest(
         checkpoint=shared.checkpoint_or_nano(checkpoint),
         target=target,
@@ -236,7 +261,7 @@ def search(
         with counting_to_stderr("measurements") as count:
             found = find(request, count, lambda text: click.echo(text, err=True))
     except KeyboardInterrupt:
-        click.echo("interrupted; run the same command again to go on", err=True)
+        click.echo("interrupted; run the same command again to continue", err=True)
         sys.exit(130)
     (output / "curve.svg").write_text(curve_plot(found), encoding="utf-8")
     shared.show(json_file, found, trade_off_table(found))

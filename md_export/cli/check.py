@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from md_export.cli import shared
-from md_export.cli.artifacts import gpu_limit, gpu_option, limit_option
+from md_export.cli import options, shared
+from md_export.cli.artifacts import gpu_limit
 from md_export.cli.paths import CHECKPOINT, EXISTING, EXPORT, FILE
 from md_export.errors import ArtifactError, ParityError, PinError, RegressionError, UsageError
 from md_export.spec.names import COMPONENT_NAMES
@@ -16,25 +16,27 @@ from md_export.spec.names import COMPONENT_NAMES
 
 @click.command()
 @click.argument("out", type=EXPORT)
-@click.argument("checkpoint", type=CHECKPOINT, required=False)
-@shared.lora_option
-@shared.json_option
+@options.checkpoint_option
+@options.lora_option
+@options.json_option
 def audit(out: Path, checkpoint: Path | None, loras: tuple[str, ...], json_file: Path | None) -> None:
-    """Decode every weight that an export stores and compare it with CHECKPOINT (default: the nano one).
+    """Compare every stored weight of an export with its checkpoint.
+
+    Example: md-export audit ios --checkpoint path/to/checkpoint
 
     Torch computes the golden cases once more; tokenizer, constants and metadata are derived again. Exit 3 if one of
     them differs, or if a weight differs by more than its scheme rounds, is missing, or is stored in another type than
     requested.
     """
     from md_export.checkpoint.derived import adapted
-    from md_export.engine.against_checkpoint import audit as hold
+    from md_export.engine.against_checkpoint import audit as audit_against
     from md_export.report.diagnoses import audit_table, unmatched_table
 
     with (
         adapted(shared.checkpoint_or_nano(checkpoint), loras) as folder,
         shared.progress(len(COMPONENT_NAMES)) as report,
     ):
-        result = hold(out, folder, report)
+        result = audit_against(out, folder, report)
     tables = audit_table(result), unmatched_table(result)
     shared.conclude(
         json_file, result, result.failures, tables, f"{out}: every weight, golden case and file is the checkpoint's"
@@ -44,12 +46,12 @@ def audit(out: Path, checkpoint: Path | None, loras: tuple[str, ...], json_file:
 @click.command()
 @click.argument("old", type=EXPORT)
 @click.argument("new", type=EXPORT)
-@gpu_option
-@limit_option
-@shared.junit_option
-@shared.markdown_option
-@shared.annotate_option
-@shared.json_option
+@options.gpu_option
+@options.limit_option
+@options.junit_option
+@options.markdown_option
+@options.annotate_option
+@options.json_option
 def compare(
     old: Path,
     new: Path,
@@ -60,10 +62,13 @@ def compare(
     annotate: str | None,
     json_file: Path | None,
 ) -> None:
-    """Run two exports of one target and compare parity, bytes, operations, stored types, lint findings and pictures.
+    """Compare two exports of one target, OLD and NEW.
 
-    Exit 3 if NEW is worse by more than the [regression] table of its recipe allows, or falls short by itself. With
-    --gpu, operations that LiteRT's GPU engine leaves to the CPU are compared, too.
+    Example: md-export compare old/ios new/ios --markdown comment.md
+
+    Both run. Parity, bytes, operations, stored types, lint findings and pictures are compared; with --gpu, also the
+    operations that LiteRT's GPU engine leaves to the CPU. Exit 3 if NEW is worse by more than the [regression] table of
+    its recipe allows, or misses a threshold of its recipe.
     """
     from md_export.diagnose.compare import compare_exports
     from md_export.report.ci import comparison_junit, comparison_markdown, comparison_tables
@@ -85,14 +90,14 @@ def compare(
 
 @click.command()
 @click.argument("outs", metavar="OUT...", type=EXPORT, nargs=-1, required=True)
-@click.option("-o", "--output", type=FILE, help="Write one .html page that opens without a network.")
-@shared.junit_option
-@shared.markdown_option
-@shared.annotate_option
+@click.option("-o", "--output", type=FILE, help="Write one .html page to this file; it opens without a network.")
+@options.junit_option
+@options.markdown_option
+@options.annotate_option
 @click.option(
-    "--checkpoint", type=CHECKPOINT, help="Checkpoint of OUT; with it, the page explains each module and weight."
+    "--checkpoint", type=CHECKPOINT, help="Add errors of each module and weight, against this checkpoint of OUT."
 )
-@shared.json_option
+@options.json_option
 def report(
     outs: tuple[Path, ...],
     output: Path | None,
@@ -102,15 +107,20 @@ def report(
     checkpoint: Path | None,
     json_file: Path | None,
 ) -> None:
-    """Verify exports and write the findings as a page, JUnit XML, Markdown or JSON; exit 3 as verify does."""
+    """Verify exports and write an HTML page, JUnit or Markdown.
+
+    Example: md-export report ios android -o report.html
+
+    Exit 3 if an export misses a threshold of its recipe, like verify.
+    """
     from md_export.parity.judge import judge
     from md_export.report.ci import junit_xml, markdown_page
     from md_export.report.verdicts import parity_table
 
     if not (output or junit or markdown or json_file):
-        raise UsageError("say what to write: -o report.html, --junit, --markdown or --json")
+        raise UsageError("nothing to write; name a file with -o, --junit, --markdown or --json")
     if checkpoint and not output:
-        raise UsageError("--checkpoint is for the page; name it with -o, or leave it out")
+        raise UsageError("--checkpoint adds to the HTML page; name the page with -o, or leave out --checkpoint")
     if output:
         shared.require_report()
     with shared.progress(len(COMPONENT_NAMES) * len(outs)) as tell:
@@ -138,25 +148,31 @@ def report(
 
 @click.group()
 def manifest() -> None:
-    """Check the manifests of exports, and pin them."""
+    """Check the files of an export by their hashes, and pin them.
+
+    Example: md-export manifest check ios
+    """
 
 
 @manifest.command()
 @click.argument("out", type=EXISTING)
-@shared.pin_option
-@shared.allowed_signers_option
-@shared.json_option
+@options.pin_option
+@options.allowed_signers_option
+@options.json_option
 def check(out: Path, pin_file: Path | None, allowed_signers: Path | None, json_file: Path | None) -> None:
-    """Compare every file of an export, or of a folder of exports, with the hash in its manifest; exit 1 if one differs.
+    """Compare every file of OUT with the hash in its manifest.
 
-    Needs no runtime and no network. coremltools takes the functions of a joined export out one by one. With --pin, one
-    export is compared with the pin too; exit 3 if it differs.
+    Example: md-export manifest check ios --pin ios.pin.json
+
+    OUT is an export or a folder of exports. Needs no runtime and no network; only a joined export needs coremltools,
+    to take out its functions one by one. Exit 1 if a file differs. With --pin, one export is also compared with the
+    pin; exit 3 if it differs.
     """
     from md_export.spec.given import JOIN, MANIFEST
     from md_export.spec.manifest import check_exports
 
     if pin_file and not (out / MANIFEST).is_file():
-        raise UsageError(f"--pin is of one export, and {out} is none; name the export, or leave out --pin")
+        raise UsageError(f"--pin needs one export, and {out} is not an export; name the export, or leave out --pin")
     pin = shared.pinned(pin_file, allowed_signers)
     if (out / JOIN).is_file():
         from md_export.engine.join import check_functions
@@ -182,20 +198,22 @@ def check(out: Path, pin_file: Path | None, allowed_signers: Path | None, json_f
 @manifest.command()
 @click.argument("out", type=EXPORT)
 @click.option("-o", "--output", type=FILE, help="Write the pin to this file.  [default: print it]")
-@click.option("--promise", is_flag=True, help="Pin recipe, thresholds and golden cases only, which any rebuild keeps.")
-@click.option("--sign", "key", type=EXISTING, help="Sign the pin with this key of OpenSSH; writes FILE.sig beside it.")
+@click.option("--promise", is_flag=True, help="Pin only what every rebuild keeps: recipe, thresholds, golden cases.")
+@click.option("--sign", "key", type=EXISTING, help="Sign the pin with this OpenSSH key; writes FILE.sig beside it.")
 def seal(out: Path, output: Path | None, promise: bool, key: Path | None) -> None:
-    """Pin an export: write what `verify --pin` and `manifest check --pin` must find again.
+    """Pin an export, for --pin of verify and manifest check.
 
-    The pin covers the manifest (recipe with thresholds, figures, hashes of all files) and the golden cases, but no
-    seconds and no memory. With --promise it suits every rebuild; without, this export only.
+    Example: md-export manifest seal ios -o ios.pin.json
+
+    The pin covers the manifest (recipe with thresholds, figures, hashes of all files) and the golden cases, but not
+    measured seconds and memory. A pin with --promise suits every rebuild; without, only this export.
     """
     from md_export.parity.pin import pin_bytes
     from md_export.parity.pin import seal as pin_of
     from md_export.system.signature import sign, signature_path
 
     if key and output is None:
-        raise UsageError("--sign writes a signature beside the pin; name the pin's file with -o")
+        raise UsageError("--sign writes a signature beside the pin's file; name the file with -o")
     pin = pin_of(out, promise)
     content = pin_bytes(pin)
     if output is None:

@@ -7,7 +7,7 @@ from typing import Final
 
 import click
 
-from md_export.cli import shared
+from md_export.cli import options, shared
 from md_export.cli.paths import ARTIFACT_OR_CHECKPOINT, CHECKPOINT, EXISTING, NEW
 from md_export.errors import UsageError
 from md_export.spec.names import Method
@@ -19,19 +19,22 @@ ARCHS: Final = ("md", "md-lite", "sd15", "sdxl", "pixart", "dit", "nano")
 
 @click.command()
 @click.argument("checkpoint", metavar="[CHECKPOINT|ARTIFACT]", type=ARTIFACT_OR_CHECKPOINT, required=False)
-@click.option("--arch", type=click.Choice(ARCHS), help="Inspect a named architecture instead; needs no weights.")
-@shared.json_option
+@click.option("--arch", type=click.Choice(ARCHS), help="Inspect this architecture instead; needs no weights.")
+@options.json_option
 def inspect(checkpoint: Path | None, arch: str | None, json_file: Path | None) -> None:
-    """Count parameters, multiply-adds and blocks of each component, beside the paper's numbers.
+    """Count a checkpoint's parameters, multiply-adds and blocks.
 
-    Of an ARTIFACT, print its metadata, its weights by stored type, and its operations.
+    Example: md-export inspect path/to/checkpoint
+
+    The counts are printed beside the paper's. For an ARTIFACT, print its metadata, its weights by stored type, and its
+    operations. Without an argument, inspect the nano checkpoint that ships.
     """
     from md_export.diagnose.inspect import inspect_config
     from md_export.report.tables import inspection_tables
     from md_export.targets import TARGETS
 
     if checkpoint and arch:
-        raise UsageError("name a CHECKPOINT or an --arch, not both")
+        raise UsageError("CHECKPOINT and --arch exclude each other; give one of them")
     if checkpoint and checkpoint.suffix in {target.suffix for target in TARGETS.values()}:
         from md_export.report.tables import description_tables
         from md_export.targets import target_of
@@ -54,10 +57,15 @@ def inspect(checkpoint: Path | None, arch: str | None, json_file: Path | None) -
 
 @click.command()
 @click.argument("directory", type=NEW)
-@click.option("--arch", type=click.Choice(ARCHS), required=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--arch", type=click.Choice(ARCHS), required=True, help="Choose the architecture.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed the random weights.")
 def init(directory: Path, arch: str, seed: int) -> None:
-    """Write a checkpoint with random weights into DIRECTORY, for work at full scale."""
+    """Write a checkpoint with random weights to DIRECTORY.
+
+    Example: md-export init md --arch md
+
+    Use it to measure conversion, memory and time at full size.
+    """
     from md_export.checkpoint.architectures import init_checkpoint
 
     init_checkpoint(directory, arch, seed)
@@ -66,20 +74,21 @@ def init(directory: Path, arch: str, seed: int) -> None:
 
 @click.command()
 @click.argument("checkpoint", type=CHECKPOINT)
-@shared.output_option
-@click.option("--prompts", type=EXISTING, help="Read prompts from a text file, one a line.")
-@click.option("--prompt", "single", multiple=True, help="Add a prompt; repeatable.")
-@click.option("--seed", "seeds", type=int, multiple=True, default=(0,), show_default=True)
-@click.option("--encoder", is_flag=True, help="Record the VAE encoder's output for each picture, too.")
-@shared.size_option
-@shared.timestep_option
-@shared.clip_skip_option
-@shared.chunks_option
-@shared.steps_option
-@shared.sampler_option
-@shared.guidance_option
-@shared.negative_option
-@shared.lora_option
+@options.output_option
+@click.option("--prompts", type=EXISTING, help="Read prompts from this text file, one per line.")
+@click.option("--prompt", "single", multiple=True, help="Add this prompt; repeatable.")
+@click.option(
+    "--seed",
+    "seeds",
+    type=int,
+    multiple=True,
+    default=(0,),
+    show_default=True,
+    help="Seed the starting noise; repeatable, one case per prompt and seed.",
+)
+@options.encoder_option
+@options.chunks_option
+@options.variant_options
 def golden(
     checkpoint: Path,
     output: Path,
@@ -97,7 +106,12 @@ def golden(
     negative: str | None,
     loras: tuple[str, ...],
 ) -> None:
-    """Write golden cases: every component's inputs and outputs for each prompt and seed, computed by torch."""
+    """Write golden cases: inputs and outputs of every component.
+
+    Example: md-export golden path/to/checkpoint --prompt "a cat" -o golden
+
+    Torch computes them for each prompt and seed. Exports calibrate and verify on them with --golden.
+    """
     from md_export.checkpoint import open_checkpoint
     from md_export.checkpoint.derived import adapted
     from md_export.parity.golden.folder import read_prompts, write_golden
@@ -107,13 +121,15 @@ def golden(
 
     texts = [*single, *(read_prompts(prompts) if prompts else [])]
     if not texts:
-        raise UsageError("give at least one --prompt, or a file of them with --prompts")
+        raise UsageError("no prompts; give at least one --prompt, or a file with --prompts")
     if chunks == "auto":
-        raise UsageError("--chunks auto depends on a recipe's weights; give golden cases a number")
+        raise UsageError("--chunks auto depends on a recipe, which golden cases do not have; give a number")
+    with shared.options_checked():
+        plan = sampler_of(steps, guidance, sampler, negative=negative)
     pairs = [(text, seed) for text in texts for seed in seeds]
     with adapted(checkpoint, loras) as place:
         opened = open_checkpoint(place).at(Variant(size, timestep, clip_skip, guidance, chunks))
-        source = golden_source(opened, sampler=sampler_of(steps, guidance, sampler, negative=negative), encodes=encoder)
+        source = golden_source(opened, sampler=plan, encodes=encoder)
         with staging(output) as folder, shared.progress(len(pairs)) as report:
             write_golden(source, pairs, folder, report)
     click.echo(f"{output}: {len(pairs)} golden cases")
@@ -121,7 +137,7 @@ def golden(
 
 @click.command()
 @click.argument("checkpoint", type=CHECKPOINT)
-@shared.lora_option
+@options.lora_option
 @click.option(
     "--adapter", type=EXISTING, help="Add the T2I-Adapter in this folder (diffusers' config.json and weights)."
 )
@@ -133,9 +149,9 @@ def golden(
     "vaes",
     type=EXISTING,
     multiple=True,
-    help="Take the VAE in this folder instead, or a tiny autoencoder in its author's decoder and encoder files.",
+    help="Use the VAE in this folder, or a tiny autoencoder from its author's decoder and encoder files; repeatable.",
 )
-@shared.output_option
+@options.output_option
 def adapt(
     checkpoint: Path,
     loras: tuple[str, ...],
@@ -144,9 +160,12 @@ def adapt(
     vaes: tuple[Path, ...],
     output: Path,
 ) -> None:
-    """Write a checkpoint folder that adds LoRAs, an adapter, a ControlNet or another VAE to CHECKPOINT.
+    """Add LoRAs, an adapter, a ControlNet or a VAE to CHECKPOINT.
 
-    The folder holds the added files and a relative path to CHECKPOINT, whose weights are not copied.
+    Example: md-export adapt path/to/checkpoint --lora style.safetensors -o mine
+
+    The result is a checkpoint folder for every command. It holds the added files and a relative path to CHECKPOINT;
+    CHECKPOINT's weights are not copied.
     """
     from md_export.checkpoint import open_checkpoint
     from md_export.checkpoint.derived import write_adapted, write_with_component
@@ -158,8 +177,8 @@ def adapt(
     given = {name: source for name, source in folders.items() if source is not None}
     if len(given) + bool(loras) + bool(vaes) != 1:
         raise UsageError(
-            "name LoRAs with --lora FILE or --lora FILE:scale, an --adapter FOLDER, a --controlnet FOLDER or a --vae; "
-            "for LoRAs and one of the others, first the other, then LoRAs on the folder that this writes"
+            "give exactly one of --lora FILE[:SCALE] (repeatable), --adapter FOLDER, --controlnet FOLDER and --vae; "
+            "for LoRAs and one of the others, add the other first, then the LoRAs to the folder that this writes"
         )
     with staging(output) as folder, vae_folder(vaes) as vae:
         if vae is not None:
@@ -185,18 +204,32 @@ def adapt(
 @click.command()
 @click.argument("file", type=EXISTING)
 @click.option(
-    "--tokenizer", type=EXISTING, help="Folder of CLIP's vocab.json and merges.txt.  [default: CONFIG/tokenizer]"
+    "--tokenizer",
+    type=EXISTING,
+    help="Copy CLIP's vocab.json and merges.txt from this folder.  [default: CONFIG/tokenizer]",
 )
-@click.option("--config", type=EXISTING, help="Read configs from a checkpoint folder.  [default: from FILE's shapes]")
-@click.option("--prediction", type=click.Choice(PREDICTIONS), help="What the UNet predicts.  [default: as FILE says]")
-@shared.output_option
+@click.option(
+    "--config", type=EXISTING, help="Read configs from this checkpoint folder.  [default: derived from FILE's shapes]"
+)
+@click.option(
+    "--prediction",
+    type=click.Choice(PREDICTIONS),
+    help="Set what the UNet predicts.  [default: read from FILE]",
+)
+@options.output_option
 def unpack(file: Path, tokenizer: Path | None, config: Path | None, prediction: str | None, output: Path) -> None:
-    """Unpack FILE, a single .safetensors or .ckpt file of Stable Diffusion 1, 2 or XL, into a checkpoint folder."""
+    """Unpack a single Stable Diffusion FILE into a folder.
+
+    Example: md-export unpack model.safetensors --tokenizer clip -o checkpoint
+
+    FILE is a .safetensors or .ckpt file of Stable Diffusion 1, 2 or XL. The result is a checkpoint folder in
+    diffusers' layout.
+    """
     from md_export.checkpoint import read_config
     from md_export.checkpoint.single_file import unpack as write
 
     if config and prediction:
-        raise UsageError("the folder of --config says what the UNet predicts; leave out --prediction")
+        raise UsageError("--config already sets what the UNet predicts; leave out --prediction")
     if config and tokenizer is None and (config / "tokenizer").is_dir():
         tokenizer = config / "tokenizer"
     held = write(file, tokenizer, output, read_config(config) if config else None, prediction)

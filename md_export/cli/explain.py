@@ -7,31 +7,34 @@ from pathlib import Path
 
 import click
 
-from md_export.cli import shared
-from md_export.cli.paths import ARTIFACT, CHECKPOINT, EXISTING, EXPORT, FILE, PATH
+from md_export.cli import options, shared
+from md_export.cli.paths import ARTIFACT, EXISTING, EXPORT, FILE, PATH
 from md_export.errors import MdExportError, UsageError
 from md_export.spec.names import COMPONENT_NAMES
 
 
 @click.command()
 @click.argument("artifact", type=ARTIFACT)
-@click.argument("checkpoint", type=CHECKPOINT, required=False)
-@click.option("--hops", "lower_again", is_flag=True, help="Convert to float32 again, to check the lowering.")
+@options.checkpoint_option
+@click.option("--hops", "lower_again", is_flag=True, help="Also convert to float32, to check the lowering alone.")
 @click.option(
     "--model-explorer",
     "node_data",
     metavar="FILE",
     type=FILE,
-    help="Write node data for Google's Model Explorer, one file per figure: FILE is x.json → x-local_snr_db.json, ….",
+    help="Write node data for Google's Model Explorer, one file per figure: x.json becomes x-local_snr_db.json, ….",
 )
-@shared.json_option
+@options.json_option
 def attribute(
     artifact: Path, checkpoint: Path | None, lower_again: bool, node_data: Path | None, json_file: Path | None
 ) -> None:
-    """Compare ARTIFACT, a file of an export, with torch module by module, on the golden case where it is worst.
+    """Find the module and stage where accuracy drops.
 
-    Names the stage and the first module where accuracy drops, the ten worst modules, and what to change in the recipe.
-    CHECKPOINT is the one that the export was made from (default: the nano one). Advice is no failure: exit 0.
+    Example: md-export attribute ios/unet.mlpackage --checkpoint path/to/it
+
+    Compares ARTIFACT, a file of an export, with torch module by module, on the golden case with the lowest SNR. Prints
+    the stage and the first module where accuracy drops, the ten worst modules, and what to change in the recipe. Advice
+    does not fail: exit 0.
     """
     from md_export.diagnose.attribution.attribute import attribute as follow
     from md_export.report.diagnoses import attribution_tables
@@ -52,19 +55,21 @@ def attribute(
 
 @click.command()
 @click.argument("artifacts", type=ARTIFACT, nargs=-1)
-@click.option("--checkpoint", type=CHECKPOINT, help="Checkpoint of both artifacts.  [default: the nano one]")
+@options.checkpoint_option
 @click.option("--ops", is_flag=True, help="Compare single float16 operations of Core ML and Core AI instead.")
-@shared.json_option
+@options.json_option
 def crosscheck(artifacts: tuple[Path, ...], checkpoint: Path | None, ops: bool, json_file: Path | None) -> None:
-    """Run two ARTIFACTS of one component, each in its own runtime, on the same golden inputs.
+    """Compare two ARTIFACTS of one component in two runtimes.
 
-    Names the modules where one is less accurate than the other by more than rounding explains. Advice is no failure:
-    exit 0.
+    Example: md-export crosscheck ios/unet.mlpackage ios27/unet.aimodel
+
+    Each runs in its own runtime on the same golden inputs. Prints the modules where one is less accurate than the other
+    by more than rounding explains. Advice does not fail: exit 0.
     """
     from md_export.report.diagnoses import crosscheck_tables, operation_table
 
     if ops and (artifacts or checkpoint):
-        raise UsageError("--ops makes its artifacts itself; leave out yours and --checkpoint")
+        raise UsageError("--ops needs no artifacts and no checkpoint; leave out ARTIFACTS and --checkpoint")
     if ops:
         from md_export.diagnose.crosscheck.operations import crosscheck_operations
 
@@ -73,7 +78,7 @@ def crosscheck(artifacts: tuple[Path, ...], checkpoint: Path | None, ops: bool, 
         shared.show(json_file, operations, operation_table(operations))
         return
     if len(artifacts) != len(("A", "B")):
-        raise UsageError("name two artifacts of one component, such as ios/unet.mlpackage ios27/unet.aimodel, or --ops")
+        raise UsageError("give two artifacts of one component, such as ios/unet.mlpackage ios27/unet.aimodel, or --ops")
     from md_export.diagnose.crosscheck.artifacts import crosscheck as compare
 
     first, second = artifacts
@@ -84,13 +89,17 @@ def crosscheck(artifacts: tuple[Path, ...], checkpoint: Path | None, ops: bool, 
 
 @click.command()
 @click.argument("out", type=EXPORT)
-@click.option("--device", required=True, help="Phone, such as iphone15pro or galaxy-s24; an unknown name lists all.")
-@shared.json_option
+@click.option(
+    "--device", required=True, help="Estimate for this phone: iphone15pro, galaxy-s24; an unknown name lists all."
+)
+@options.json_option
 def estimate(out: Path, device: str, json_file: Path | None) -> None:
-    """Estimate how long each artifact of an export takes on a phone, and rank what to change for speed.
+    """Estimate how long each artifact takes on a phone.
 
-    The estimate is a roofline of the lowered graphs, fitted to published latencies; it is printed with the fit's error
-    and the physical lower bound. Nothing is run, and no phone is needed.
+    Example: md-export estimate ios --device iphone15pro
+
+    The estimate is a roofline of the lowered graphs, fitted to published latencies. It is printed with the fit's error
+    and the physical lower bound, and with changes ranked by the time that they save. Nothing runs; no phone is needed.
     """
     from md_export.diagnose.estimate.command import estimate as judge
     from md_export.report.estimate import estimate_tables
@@ -102,20 +111,25 @@ def estimate(out: Path, device: str, json_file: Path | None) -> None:
 
 @click.command()
 @click.argument("recipe", type=PATH, required=False)
-@click.option("--checkpoint", type=CHECKPOINT, help="Checkpoint to export, with RECIPE.  [default: the nano one]")
-@click.option("--canary/--no-canary", default=True, help="Convert and run a small module on each target.")
-@shared.json_option
+@options.checkpoint_option
+@click.option(
+    "--canary/--no-canary", default=True, show_default=True, help="Convert and run a small module on each target."
+)
+@options.json_option
 def doctor(recipe: Path | None, checkpoint: Path | None, canary: bool, json_file: Path | None) -> None:
-    """Check that exports can work on this machine; exit 1 if something is broken.
+    """Check that this machine can export.
 
-    Compares library versions with the supported ones, free memory and disk with what RECIPE needs, looks for the GPU
-    driver, and converts a small module on each installed target. The text after the table is for bug reports.
+    Example: md-export doctor coreml-fp16
+
+    Compares library versions with the supported ones, and free memory and disk with what RECIPE needs for the
+    checkpoint; looks for the GPU driver, and converts a small module on each installed target. The text after the table
+    is for bug reports. Exit 1 if something is broken.
     """
     from md_export.spec.recipe_file import load_recipe
     from md_export.spec.shipped_files import nano_checkpoint
 
     if checkpoint and not recipe:
-        raise UsageError("--checkpoint is for the prediction of a RECIPE; name one, coreml-fp16 for instance")
+        raise UsageError("--checkpoint needs a RECIPE to predict memory and disk for; name one, such as coreml-fp16")
     wanted = None if recipe is None else load_recipe(shared.recipe_named(recipe))
 
     from md_export.diagnose.doctor.examine import examine
@@ -132,16 +146,18 @@ def doctor(recipe: Path | None, checkpoint: Path | None, canary: bool, json_file
     shared.say(json_file, text)
     if found.broken:
         names = ", ".join(item.what for item in found.broken)
-        raise MdExportError(f"broken: {names}; what to do stands behind each of them above")
+        raise MdExportError(f"broken: {names}; the table above says what to do about each")
 
 
 @click.command()
 @click.argument("path", type=ARTIFACT, required=False)
-@click.option("--os", "system", help="Core ML rules to apply, such as iOS18.  [default: the oldest system]")
-@click.option("--inputs", type=EXISTING, help="Inputs (.npz) on which float16 activations of one package are checked.")
-@click.option("--rules", "show_rules", is_flag=True, help="List the Core ML rules and their sources, and lint nothing.")
-@click.option("--faults", "show_faults", is_flag=True, help="List known faults of runtimes (Markdown), lint nothing.")
-@shared.json_option
+@click.option("--os", "system", help="Apply the Core ML rules of this system, such as iOS18.  [default: the oldest]")
+@click.option(
+    "--inputs", type=EXISTING, help="Check float16 activations of one package on the inputs in this .npz file."
+)
+@click.option("--rules", "show_rules", is_flag=True, help="List the Core ML rules and their sources instead.")
+@click.option("--faults", "show_faults", is_flag=True, help="List known faults of runtimes as Markdown instead.")
+@options.json_option
 def lint(
     path: Path | None,
     system: str | None,
@@ -150,16 +166,18 @@ def lint(
     show_faults: bool,
     json_file: Path | None,
 ) -> None:
-    """Advise on a Core ML package, a Core AI asset or a TFLite file, or on every artifact of an export.
+    """List what an accelerator may refuse in an artifact.
 
-    Says on which versions of the runtime a known fault concerns the artifact. Lists what the Neural Engine or LiteRT's
-    GPU engine may refuse, and what float16 may do to values; an export's golden cases are the inputs. Advice is no
-    failure: exit 0.
+    Example: md-export lint ios/unet.mlpackage --os iOS18
+
+    PATH is a Core ML package, a Core AI asset, a TFLite file or an export. Lists operations that the Neural Engine or
+    LiteRT's GPU engine may refuse, values that float16 may overflow or lose (on an export's golden cases), and runtime
+    versions with a known fault that affects the artifact. Advice does not fail: exit 0.
     """
     from md_export.report.lint import fault_page, lint_tables, rule_table, source_lines
 
     if (path is not None) + show_rules + show_faults != 1:
-        raise UsageError("name a package or an export, or ask for --rules or --faults")
+        raise UsageError("give exactly one of PATH (an artifact or an export), --rules and --faults")
     if path is None:
         from md_export.targets.lint.rules import FAULT_TARGETS, faults_of, rules_of
 

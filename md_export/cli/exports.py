@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
-from md_export.cli import shared
-from md_export.cli.paths import CHECKPOINT, EXPORT, GOLDEN, JOINED, NEW, PATH
+from md_export.cli import options, shared
+from md_export.cli.options import with_options
+from md_export.cli.paths import CHECKPOINT, EXPORT, JOINED, NEW
 from md_export.errors import ParityError, UsageError
 from md_export.spec.names import ORDER, SOCS, Method
 from md_export.spec.variant import Chunks, Size, Variant
@@ -24,15 +24,46 @@ def _some(_context: click.Context, _option: click.Parameter, value: tuple[str, .
 PRECISIONS: Final = ("int8", "fp16", "fp32")
 # Each command is a target's name; a test compares this with the TARGETS table.
 TARGET_TITLES: Final = {
-    "coreml": "Core ML packages for the iPhone Neural Engine",
-    "tflite": "TFLite (LiteRT) files for the Android GPU",
-    "onnx": "ONNX files for onnxruntime",
-    "coreai": "Core AI assets for iOS 27 and macOS 27",
+    "coreml": "Core ML for the iPhone Neural Engine",
+    "tflite": "TFLite (LiteRT) for the Android GPU",
+    "onnx": "ONNX for onnxruntime",
+    "coreai": "Core AI for iOS 27 and macOS 27",
+}
+_EXAMPLES: Final = {
+    "coreml": "md-export coreml path/to/checkpoint --fp16 -o ios",
+    "tflite": "md-export tflite path/to/checkpoint --int8 -o android",
+    "onnx": "md-export onnx path/to/checkpoint --int8 -o server",
+    "coreai": "md-export coreai path/to/checkpoint --palette 8 -o ios27",
 }
 DEFAULT_PRECISION: Final = "fp16"
+# Repeated here because the rewrites are slow to import; a test compares the two.
+REWRITE_NAMES: Final = (
+    "gelu_to_swish",
+    "softmax_to_relu",
+    "linear_to_conv2d",
+    "group_norm_to_instance_norm",
+    "fold_attention_scale",
+    "split_attention_heads",
+    "fold_timestep",
+    "tokens_to_maps",
+    "rank_4_attention",
+    "vector_linear_to_conv2d",
+    "staged_group_norm",
+    "fold_norm_affine",
+    "equalize",
+    "split_wide_conv2d",
+    "upsample_to_four_convs",
+    "upsample_by_repeating",
+    "tabulate_timestep",
+    "fold_x0",
+)
 _OWN_OPTIONS: Final = {
     "coreml": (
-        click.option("--layout", type=click.Choice(["swift"]), help="Names and shapes as Apple's Swift package reads."),
+        click.option(
+            "--layout",
+            type=click.Choice(["swift"]),
+            help="Use the names and shapes that Apple's ml-stable-diffusion Swift package reads.",
+        ),
     ),
     "onnx": (
         click.option(
@@ -40,63 +71,79 @@ _OWN_OPTIONS: Final = {
             type=click.Choice(tuple(SOCS)),
             multiple=True,
             callback=_some,
-            help="Also compile for the NPU of these phones; may be given several times.",
+            help="Also compile for the NPU of this Snapdragon chip; repeatable.",
         ),
         click.option(
-            "--ort", "form", flag_value="ort", help="Instead, .ort files for onnxruntime's mobile builds, fused by it."
+            "--ort",
+            "form",
+            flag_value="ort",
+            help="Write .ort files, fused by onnxruntime for its mobile builds, instead of .onnx.",
         ),
         click.option(
             "--cpu-fused",
             "form",
             flag_value="cpu_fused",
-            help="Instead, ONNX as onnxruntime fuses it for this machine's processor. Not portable.",
+            help="Write ONNX that onnxruntime has fused for this machine's processor. Not portable.",
         ),
     ),
     "coreai": (
-        click.option("--palette", type=click.Choice(["8", "6", "4"]), help="The recipe coreai-palette8, 6 or 4."),
+        click.option(
+            "--palette",
+            type=click.Choice(["8", "6", "4"]),
+            help="Store weights as palettes of so many bits (recipe coreai-palette8, 6 or 4).",
+        ),
     ),
 }
-
-
-def _with(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
-    """Return a decorator that adds the options to a command in this order."""
-    return lambda command: functools.reduce(lambda made, option: option(made), reversed(options), command)
 
 
 def _command(target: str) -> click.Command:
     title = TARGET_TITLES[target]
     precisions = [
-        click.option(f"--{name}", f"is_{name}", is_flag=True, help=f"The recipe {target}-{name}.")
+        click.option(
+            f"--{name}",
+            f"is_{name}",
+            is_flag=True,
+            help=f"Use the recipe {target}-{name}{' (default)' if name == DEFAULT_PRECISION else ''}.",
+        )
         for name in PRECISIONS
     ]
 
     @click.command(
-        name=target, help=f"Export CHECKPOINT to {title}, verified. Without CHECKPOINT the nano one that ships is used."
+        name=target,
+        help=f"Export CHECKPOINT to {title}.\n\nExample: {_EXAMPLES[target]}\n\n"
+        "Every artifact is verified before the folder appears. Without CHECKPOINT, the nano checkpoint that ships is "
+        "exported. Exit 3 if an artifact misses a threshold of the recipe.",
     )
-    @_with(_OWN_OPTIONS.get(target, ()))
+    @with_options(*_OWN_OPTIONS.get(target, ()))
     @click.argument("checkpoint", type=CHECKPOINT, required=False)
-    @_with(precisions)
-    @click.option("--recipe", "recipe_file", type=PATH, help="A recipe's file or name instead of a flag.")
-    @click.option("--component", "components", type=click.Choice(ORDER), multiple=True, help="Only this one.")
-    @click.option("--encoder", is_flag=True, help="The VAE encoder, too: it makes latents of given pictures.")
-    @click.option("--rewrite", "rewrites", multiple=True, help="Apply a named rewrite; may be given several times.")
+    @with_options(*precisions)
+    @options.recipe_option
+    @click.option(
+        "--component",
+        "components",
+        type=click.Choice(ORDER),
+        multiple=True,
+        help="Export only this component; repeatable.  [default: all]",
+    )
+    @options.encoder_option
+    @click.option(
+        "--rewrite",
+        "rewrites",
+        type=click.Choice(REWRITE_NAMES),
+        multiple=True,
+        metavar="NAME",
+        help="Apply this rewrite, too; repeatable. See docs/rewrites.md.",
+    )
     @click.option("--allow-drift", is_flag=True, help="Apply rewrites that the checkpoint was not trained with.")
-    @click.option("--golden", "golden_dir", type=GOLDEN, help="Golden cases to calibrate on and to be judged by.")
-    @shared.size_option
-    @shared.timestep_option
-    @shared.clip_skip_option
-    @shared.chunks_option
-    @shared.steps_option
-    @shared.sampler_option
-    @shared.guidance_option
-    @shared.negative_option
-    @shared.lora_option
-    @shared.jobs_option
-    @shared.max_memory_option
-    @shared.cache_option
-    @shared.no_cache_option
-    @shared.output_option
-    @shared.json_option
+    @options.calibration_option
+    @options.chunks_option
+    @options.variant_options
+    @options.jobs_option
+    @options.max_memory_option
+    @options.cache_option
+    @options.no_cache_option
+    @options.output_option
+    @options.json_option
     def command(
         checkpoint: Path | None,
         recipe_file: Path | None,
@@ -124,17 +171,18 @@ def _command(target: str) -> click.Command:
     ) -> None:
         named = [name for name in PRECISIONS if own.pop(f"is_{name}")]
         if len(named) > 1:
-            raise UsageError(f"--{' and --'.join(named)} name a recipe each; give one of them")
+            raise UsageError(f"--{' and --'.join(named)} each name a recipe; give one of them")
         precision = named[0] if named else None
         many = steps is not None
         asked = (*components, "vae_encoder") if encoder and components else components
         recipe = _recipe(target, precision, recipe_file, asked, rewrites, allow_drift, own, many)
         recipe = recipe.widened(("vae_encoder",)) if encoder else recipe
-        recipe = (
-            recipe.sampled(steps, guidance, sampler, negative)
-            .varied(Variant(size, timestep, clip_skip, chunks=chunks))
-            .adapted(loras)
-        )
+        with shared.options_checked():
+            recipe = (
+                recipe.sampled(steps, guidance, sampler, negative)
+                .varied(Variant(size, timestep, clip_skip, chunks=chunks))
+                .adapted(loras)
+            )
         from md_export.engine.export import export
         from md_export.engine.request import Resources, default_jobs
         from md_export.report.progress import exporting_to_stderr
@@ -176,9 +224,11 @@ def _recipe(
     own: Mapping[str, str | tuple[str, ...] | None],
     many_steps: bool,
 ) -> Any:
-    """Build the recipe that the flags describe; ``own`` are recipe fields that only this target has.
+    """Build the recipe that the flags describe.
 
-    ``many_steps``: use the precision's recipe for many steps, if one exists.
+    Args:
+        own: recipe fields that only this target has.
+        many_steps: use the precision's recipe for many steps, if one exists.
     """
     import dataclasses
 
@@ -189,7 +239,7 @@ def _recipe(
     if file and precision:
         raise UsageError(f"--{precision} names a recipe, and --recipe names another; give one of them")
     if palette and (file or precision):
-        raise UsageError("--palette names a recipe, and another is named beside it; give one of them")
+        raise UsageError("--palette names a recipe, and --recipe or a precision names another; give one of them")
     named = f"palette{palette}" if palette else precision or DEFAULT_PRECISION
     if many_steps and f"{target}-{named}-steps" in builtin_recipes():
         named += "-steps"
@@ -197,9 +247,10 @@ def _recipe(
     if recipe.target != target:
         raise UsageError(f"{file} is for {recipe.target}; run: md-export {recipe.target} --recipe {file}")
     fields: dict[str, Any] = {name: value for name, value in own.items() if value is not None and name != "palette"}
-    recipe = dataclasses.replace(recipe, rewrites=(*recipe.rewrites, *rewrites), **fields)
-    recipe = dataclasses.replace(recipe, allow_drift=recipe.allow_drift or allow_drift)
-    return recipe.widened(components).narrowed(components)
+    with shared.options_checked():
+        recipe = dataclasses.replace(recipe, rewrites=(*recipe.rewrites, *rewrites), **fields)
+        recipe = dataclasses.replace(recipe, allow_drift=recipe.allow_drift or allow_drift)
+        return recipe.widened(components).narrowed(components)
 
 
 EXPORTS: Final = tuple(_command(target) for target in TARGET_TITLES)
@@ -207,13 +258,16 @@ EXPORTS: Final = tuple(_command(target) for target in TARGET_TITLES)
 
 @click.command()
 @click.argument("exports", type=EXPORT, nargs=-1, required=True)
-@shared.output_option
-@shared.json_option
+@options.output_option
+@options.json_option
 def join(exports: tuple[Path, ...], output: Path, json_file: Path | None) -> None:
-    """Join Core ML EXPORTS of one checkpoint in several sizes: one package per component, one function per size.
+    """Join Core ML EXPORTS of several picture sizes in one.
 
-    Weights are stored once. The function of the first export is the default. Each function is verified on golden cases
-    of its size. Needs iOS 18.
+    Example: md-export join ios-512 ios-768 -o ios-sizes
+
+    All EXPORTS come from one checkpoint. The result has one package per component with one function per size; weights
+    are stored once. The function of the first export is the default. Each function is verified on golden cases of its
+    size. Needs iOS 18.
     """
     from md_export.engine.join import join as join_exports
     from md_export.report.progress import shared_table
@@ -228,9 +282,14 @@ def join(exports: tuple[Path, ...], output: Path, json_file: Path | None) -> Non
 @click.command()
 @click.argument("joined", type=JOINED)
 @click.argument("function", required=False)
-@click.option("-o", "--output", type=NEW, help="Folder to write; must not exist.")
+@click.option("-o", "--output", type=NEW, help="Write to this folder; must not exist.")
 def split(joined: Path, function: str | None, output: Path | None) -> None:
-    """Write one FUNCTION of a JOINED export as a separate export; without FUNCTION, list them."""
+    """Take one FUNCTION (size) out of a JOINED export.
+
+    Example: md-export split ios-sizes size_768 -o ios-768
+
+    Without FUNCTION, list the functions.
+    """
     from md_export.engine.join import read_functions
     from md_export.engine.join import split as take_out
 
@@ -238,6 +297,6 @@ def split(joined: Path, function: str | None, output: Path | None) -> None:
         click.echo("\n".join(read_functions(joined)))
         return
     if output is None:
-        raise UsageError("name a folder to write with -o")
+        raise UsageError("no output folder; name one with -o")
     manifest = take_out(joined, function, output)
     click.echo(f"{output}: {manifest.recipe.name}")

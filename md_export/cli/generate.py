@@ -1,4 +1,4 @@
-"""The command that makes a picture."""
+"""The command that generates a picture: generate."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from md_export.cli import shared
+from md_export.cli import options, shared
 from md_export.cli.paths import CHECKPOINT, EXISTING, EXPORT, FILE
 from md_export.spec.names import DEFAULT_STRENGTH, Method
 from md_export.spec.variant import Size, Variant
@@ -15,22 +15,23 @@ from md_export.spec.variant import Size, Variant
 @click.command()
 @click.argument("prompt")
 @click.option("--artifacts", type=EXPORT, help="Run the artifacts of this export.")
-@click.option("--checkpoint", type=CHECKPOINT, help="Run this checkpoint in torch.  [default: the nano one]")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--init-image", type=EXISTING, help="Start from this picture; with --mask, keep a part of it.")
 @click.option(
-    "--strength", type=float, help=f"Share of --init-image to change, in (0, 1].  [default: {DEFAULT_STRENGTH}]"
+    "--checkpoint",
+    type=CHECKPOINT,
+    help="Run this checkpoint in torch instead.  [default: the nano checkpoint that ships]",
 )
-@click.option("--mask", type=EXISTING, help="Paint anew what is white in this picture of the same size.")
-@shared.negative_option
-@click.option("--condition", type=EXISTING, help="Condition image for the adapter or ControlNet, such as edges.")
-@shared.size_option
-@shared.timestep_option
-@shared.clip_skip_option
-@shared.steps_option
-@shared.sampler_option
-@shared.guidance_option
-@shared.lora_option
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed the starting noise.")
+@click.option("--init-image", type=EXISTING, help="Start from this picture; with --mask, keep the unmasked part.")
+@click.option(
+    "--strength", type=float, help=f"Change --init-image by this share, in (0, 1].  [default: {DEFAULT_STRENGTH}]"
+)
+@click.option("--mask", type=EXISTING, help="Repaint the white part of this picture; same size as --init-image.")
+@click.option(
+    "--condition",
+    type=EXISTING,
+    help="Condition the adapter or ControlNet on this picture, such as edges; output size.",
+)
+@options.variant_options
 @click.option("-o", "--output", type=FILE, required=True, help="Write the picture to this .png file.")
 def generate(
     prompt: str,
@@ -51,21 +52,26 @@ def generate(
     loras: tuple[str, ...],
     output: Path,
 ) -> None:
-    """Generate a picture from PROMPT in one UNet step, or in --steps, by an export's artifacts or by torch.
+    """Generate a picture from PROMPT, by artifacts or by torch.
 
-    --init-image starts from a picture. With --mask, a part of it is painted anew and the rest is kept, best with a UNet
-    that was trained for it. Both need the VAE encoder.
+    Example: md-export generate "a cat" --artifacts ios -o cat.png
+
+    The default is one UNet step; a checkpoint also samples in many --steps. --init-image starts from a picture; with
+    --mask, only its white part is repainted, best with a UNet that was trained for inpainting. Both need the VAE
+    encoder.
     """
     from md_export.engine.picture import GivenFiles, Source, picture
     from md_export.models.sampling.pictures import write_png
     from md_export.spec.sampler import sampler_of
 
     files = GivenFiles(init_image, strength, mask, condition)
+    with shared.options_checked():
+        plan = sampler_of(steps, guidance, sampler)
     source = Source(
         artifacts,
         checkpoint if artifacts else shared.checkpoint_or_nano(checkpoint),
         Variant(size, timestep, clip_skip, guidance),
-        sampler_of(steps, guidance, sampler),
+        plan,
         loras,
     )
     made = picture(prompt, seed, source, files, negative, shared.note)

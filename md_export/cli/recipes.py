@@ -1,4 +1,4 @@
-"""The commands on the recipes that ship: recipe list, show and new."""
+"""Commands for the recipes that ship: recipe list, show and new."""
 
 from __future__ import annotations
 
@@ -7,20 +7,28 @@ from pathlib import Path
 
 import click
 
-from md_export.cli import shared
+from md_export.cli import options, shared
 from md_export.cli.paths import FILE, PATH
 from md_export.errors import OutputError
 
 
 @click.group()
 def recipe() -> None:
-    """List, print or copy the recipes that ship."""
+    """List, print or copy the recipes that ship.
+
+    Example: md-export recipe list
+    """
 
 
 @recipe.command("list")
-@shared.json_option
+@options.json_option
 def list_recipes(json_file: Path | None) -> None:
-    """List the recipes that ship: target, stored weights, activations and thresholds."""
+    """List the recipes that ship.
+
+    Example: md-export recipe list
+
+    The table shows target, stored weights, activations and thresholds.
+    """
     from md_export.report.tables import recipes_table
     from md_export.spec.recipe_file import load_recipe
     from md_export.spec.shipped_files import builtin_recipes, recipe_file
@@ -32,17 +40,23 @@ def list_recipes(json_file: Path | None) -> None:
 @recipe.command()
 @click.argument("name", type=PATH)
 def show(name: Path) -> None:
-    """Print the recipe NAME as TOML."""
+    """Print the recipe NAME as TOML.
+
+    Example: md-export recipe show coreml-fp16
+    """
     click.echo(shared.recipe_named(name).read_text(encoding="utf-8"), nl=False)
 
 
 @recipe.command()
 @click.argument("name", type=PATH)
-@click.option("-o", "--output", type=FILE, required=True, help="File to write, such as mine.toml; must not exist.")
+@click.option("-o", "--output", type=FILE, required=True, help="Write to this file, such as mine.toml; must not exist.")
 def new(name: Path, output: Path) -> None:
-    """Write a copy of the recipe NAME, to be changed; it is called as the file.
+    """Copy the recipe NAME to a file for editing.
 
-    To change a few fields only, write a file with its own name, extends = "NAME", and these fields.
+    Example: md-export recipe new coreml-fp16 -o mine.toml
+
+    The copy is named after the file. To change only a few fields, write a file with name, extends = "NAME" and these
+    fields instead.
     """
     text = shared.recipe_named(name).read_text(encoding="utf-8")
     if output.exists():

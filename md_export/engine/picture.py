@@ -41,9 +41,9 @@ class GivenFiles:
     def __post_init__(self) -> None:
         """Raise UsageError for files that make no sense together."""
         if self.mask is not None and self.init_image is None:
-            raise UsageError("--mask says what of a picture is painted anew; give the picture with --init-image")
+            raise UsageError("--mask needs the picture to repaint; give it with --init-image")
         if self.strength is not None and (self.init_image is None or self.mask is not None):
-            raise UsageError("--strength is for a picture to start from: --init-image without --mask")
+            raise UsageError("--strength needs --init-image without --mask; leave out --strength or --mask")
 
     @property
     def _strength(self) -> float:
@@ -81,19 +81,19 @@ class Source:
     def __post_init__(self) -> None:
         """Raise UsageError unless exactly one model is named, or for changes of artifacts."""
         if self.artifacts and self.checkpoint:
-            raise UsageError("name --artifacts or --checkpoint, not both")
+            raise UsageError("--artifacts and --checkpoint exclude each other; give one of them")
         if not (self.artifacts or self.checkpoint):
             raise UsageError("name what makes the picture: artifacts or a checkpoint")
         if self.artifacts and self.variant.changes:
             raise UsageError(
-                "artifacts are of one size, timestep and text encoder; leave out --size, --timestep and --clip-skip, "
+                "artifacts have a fixed size, timestep and text encoder; leave out --size, --timestep and --clip-skip, "
                 "or export with them"
             )
         if self.artifacts and self.loras:
-            raise UsageError("artifacts hold the LoRAs that they were exported with; leave out --lora")
+            raise UsageError("artifacts contain the LoRAs that they were exported with; leave out --lora")
         if self.artifacts and self.sampler:
             raise UsageError(
-                "artifacts are for the steps that they were exported for; leave out --steps, --sampler and --guidance"
+                "artifacts run the steps that they were exported with; leave out --steps, --sampler and --guidance"
             )
 
 

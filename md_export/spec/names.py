@@ -31,6 +31,7 @@ COMPONENT_NAMES: Final = tuple(name for name in ORDER if name not in OPTIONAL_NA
 # Components that may be cut into chunks, which are called ``unet_chunk1``, ``unet_chunk2`` and so on.
 CUTTABLE: Final[tuple[ComponentName, ...]] = ("unet", "transformer")
 MOST_CHUNKS: Final = 16
+MOST_STEPS: Final = 1000
 _CHUNK: Final = "_chunk"
 # Prefix of the names of values that a chunk passes to later chunks.
 BORDER: Final = "border_"

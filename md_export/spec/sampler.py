@@ -8,10 +8,9 @@ from typing import Final, Literal
 from pydantic import ConfigDict
 
 from md_export.errors import RecipeError
-from md_export.spec.names import Method
+from md_export.spec.names import MOST_STEPS, Method
 
 _FORBID: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-_MOST_STEPS: Final = 1000
 _MOST_TIMESTEPS: Final = 100_000
 _LARGEST_GUIDANCE: Final = 100.0
 # Default guidance of Stable Diffusion.
@@ -88,9 +87,9 @@ class SamplerPlan:
     negative: str | None = None
 
     def __post_init__(self) -> None:
-        """Raise RecipeError, which names the field, for invalid values."""
-        if not 1 <= self.steps <= _MOST_STEPS:
-            raise RecipeError(f"[sampler] steps: {self.steps!s:.20} is not from 1 to {_MOST_STEPS}")
+        """Raise RecipeError, which names the field, for values that cannot be used for sampling."""
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise RecipeError(f"[sampler] steps: {self.steps!s:.20} is not from 1 to {MOST_STEPS}")
         if self.guidance is not None and self.guidance != 0 and not 1 <= self.guidance <= _LARGEST_GUIDANCE:
             raise RecipeError(
                 f"[sampler] guidance: {self.guidance:g} is neither 0 or 1, which mean no guidance, nor up to "
@@ -191,8 +190,8 @@ class ManySteps:
 
     def __post_init__(self) -> None:
         # Check the ranges, because the values come from an untrusted file.
-        if not 1 <= len(self.steps) <= _MOST_STEPS:
-            raise ValueError(f"{len(self.steps)} steps, not from 1 to {_MOST_STEPS}")
+        if not 1 <= len(self.steps) <= MOST_STEPS:
+            raise ValueError(f"{len(self.steps)} steps, not from 1 to {MOST_STEPS}")
 
     @property
     def is_guided(self) -> bool:

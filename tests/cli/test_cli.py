@@ -58,7 +58,7 @@ def test_usage_errors_exit_2(arguments: list[str]) -> None:
 
 
 def test_contradicting_flags(tmp_path: Path, nano: Path) -> None:
-    fails(md_export("inspect", nano, "--arch", "md"), 2, "not both")
+    fails(md_export("inspect", nano, "--arch", "md"), 2, "exclude each other")
     fails(md_export("onnx", "--int8", "--recipe", tmp_path / "r.toml", "-o", tmp_path / "out"), 2, "give one of them")
     fails(md_export("golden", nano, "-o", tmp_path / "g"), 2, "--prompt")
 

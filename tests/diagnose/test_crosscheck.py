@@ -93,10 +93,10 @@ def test_the_corpus_is_what_the_components_are_made_of() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name two artifacts"),
-        (["one.onnx"], "name two artifacts"),
-        (["one.onnx", "two.onnx", "three.onnx"], "name two artifacts"),
-        (["--ops", "one.onnx"], "leave out yours"),
+        ([], "give two artifacts"),
+        (["one.onnx"], "give two artifacts"),
+        (["one.onnx", "two.onnx", "three.onnx"], "give two artifacts"),
+        (["--ops", "one.onnx"], "leave out ARTIFACTS"),
     ],
 )
 def test_usage(arguments: list[str], message: str, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_sizes_on_the_command_line(other_checkpoint: Path, tmp_path: Path, text:
 @pytest.mark.parametrize("text", ["0", "48x", "x48", "48x48x48", "-48", "4.5", "²", "999999"])
 def test_what_is_no_size(text: str, nano: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["golden", str(nano), "--prompt", "a", "--size", text, "-o", str(tmp_path / "x")])
-    assert (result.exit_code, "is no size" in result.output) == (2, True)
+    assert (result.exit_code, "is not a size" in result.output) == (2, True)
 
 
 @pytest.mark.seen("one-step model that starts before the last timestep", "`--timestep 800`, as Hyper-SD needs")

@@ -240,7 +240,7 @@ def test_adapt_writes_a_checkpoint(other_checkpoint: Path, net: Path, tmp_path: 
     assert "which takes a condition picture in one channel" in said([*words, str(net), "-o", str(tmp_path / "out")])
     assert open_checkpoint(tmp_path / "out").module("controlnet") is not None
     assert "holds no ControlNet" in said([*words, str(other_checkpoint), "-o", str(tmp_path / "none")])
-    assert "a --controlnet" in said([*words, str(net), "--adapter", str(net), "-o", str(tmp_path / "none")])
+    assert "--controlnet FOLDER" in said([*words, str(net), "--adapter", str(net), "-o", str(tmp_path / "none")])
     assert not (tmp_path / "none").exists()
 
 

@@ -435,7 +435,7 @@ def test_files_that_are_no_pictures(content: bytes, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--mask", "a.png"], "give the picture with"),
+        (["--mask", "a.png"], "give it with --init-image"),
         (["--strength", "0.5"], "--init-image without --mask"),
         (["--strength", "0.5", "--init-image", "a.png", "--mask", "a.png"], "--init-image without --mask"),
     ],

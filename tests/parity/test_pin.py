@@ -213,7 +213,7 @@ def test_the_commands_pin_sign_and_check(out: Path, keys: Path) -> None:
     assert failed.exception.exit_code == 3
     assert str(failed.exception).endswith("pin.json says: unet: threshold snr_db is 1.0, the pin says 20.0")
     result = called("verify", out, "--pin", pin)
-    assert "no signature asked" in result.output
+    assert "no signature required" in result.output
     assert "unet: threshold snr_db is 1.0, the pin says 20.0" in str(result.exception)
 
 
@@ -245,7 +245,7 @@ def test_what_lacks_for_a_signature_is_said(keys: Path, monkeypatch: pytest.Monk
     ("arguments", "said"),
     [
         (("manifest", "seal", "OUT", "--sign", "key"), "with -o"),
-        (("manifest", "check", ".", "--pin", "pin.json"), "of one export"),
+        (("manifest", "check", ".", "--pin", "pin.json"), "needs one export"),
         (("verify", "OUT", "--allowed-signers", __file__), "goes with --pin"),
         (("verify", "OUT", "--pin", "pin.json", "--self-test"), "leave out --pin"),
     ],

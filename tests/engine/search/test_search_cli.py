@@ -94,7 +94,7 @@ def test_what_is_not_said(asked: list[SearchRequest]) -> None:
     ("words", "message"),
     [
         ((), "needs a --budget"),
-        (("--budget", "bits=4", "--prompts", "p.txt", "--golden", "g"), "--prompts makes golden cases"),
+        (("--budget", "bits=4", "--prompts", "p.txt", "--golden", "g"), "--prompts and --golden both set"),
         (("--budget", "bits=4", "--jobs", "2", "--dask", "tcp://x:1"), "--jobs is for this machine"),
         (("--budget", "score=1"), "add --judge COMMAND"),
     ],
@@ -113,5 +113,5 @@ def test_an_interrupt_says_how_to_go_on(asked: list[SearchRequest], monkeypatch:
     monkeypatch.setattr(sys.modules["md_export.engine.search.run"], "search", interrupted)
     result = ask("--budget", "bits=4")
     assert result.exit_code == 130
-    assert "interrupted; run the same command again to go on" in result.stderr
+    assert "interrupted; run the same command again to continue" in result.stderr
     assert not asked

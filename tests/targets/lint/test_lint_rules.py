@@ -57,10 +57,10 @@ def test_rules_are_facts_with_an_address(target: str) -> None:
         ("rank_over = 5", "", "rule rank: its condition is empty"),
         ('id = "integers"', 'id = "float32"', "two rules are called float32"),
         ('since = "iOS18"', 'since = "iOS99"', "rule blocks: iOS99 is none of iOS15"),
-        ("weight_bytes_over =", "rank_over = 5\nweight_bytes_over =", "speaks of a package"),
+        ("weight_bytes_over =", "rank_over = 5\nweight_bytes_over =", "is a condition on a package"),
         ("overflows_over = 0", "", "rule overflow: its condition is empty"),
         ("overflows_over = 0", "overflows_over = 0\nlargest = 1.0", "largest"),
-        ('source = "https://standards', 'source = "standards', "rule overflow: source is no https address"),
+        ('source = "https://standards', 'source = "standards', "rule overflow: source is not an https address"),
         ("version = 1", "version 1", "cannot be read"),
     ],
 )

@@ -281,7 +281,7 @@ def test_faults_are_reports_with_an_address_and_rewrites_that_exist(target: str)
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('until = "2.1.5"', 'until = "2.1.99"', "mask-for-all-heads: 2.1.99 is no version or backend"),
+        ('until = "2.1.5"', 'until = "2.1.99"', "mask-for-all-heads: 2.1.99 is not a version or backend"),
         ('backends = ["OpenCL", "older delegate"]', 'backends = ["CUDA"]', "attention-rank-3: CUDA is no version"),
         ('until = "2.1.5"', 'until = "2.1.1"', "mask-for-all-heads: it ends before it begins"),
         ('effect = "wrong"', 'effect = "odd"', "effect"),
@@ -302,5 +302,5 @@ def test_the_manual_has_the_table_that_lint_prints(capsys: pytest.CaptureFixture
     cli.main(["lint", "--faults"], standalone_mode=False)
     assert capsys.readouterr().out.strip() == fault_page(map(faults_of, FAULT_TARGETS))
     assert fault_page([FILE]) in DOCS.read_text(encoding="utf-8")
-    with pytest.raises(UsageError, match="ask for --rules or --faults"):
+    with pytest.raises(UsageError, match="exactly one of PATH"):
         cli.main(["lint", "--faults", "--rules"], standalone_mode=False)

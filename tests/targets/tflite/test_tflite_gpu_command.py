@@ -74,9 +74,9 @@ def test_flags_of_run(tmp_path: Path) -> None:
     for file in (path, other):
         file.write_bytes(b"")
     rest = ("--inputs", tmp_path / "x.npz", "-o", tmp_path / "y.npz")
-    with pytest.raises(UsageError, match="--gpu is LiteRT's engine, which runs TFLite files, not onnx"):
+    with pytest.raises(UsageError, match=r"--gpu runs TFLite files \(in LiteRT's GPU engine\), not onnx"):
         command("run", other, *rest, "--gpu")
-    with pytest.raises(UsageError, match="--limit is for --gpu"):
+    with pytest.raises(UsageError, match="--limit needs --gpu"):
         command("run", path, *rest, "--limit", 5)
 
 
@@ -84,9 +84,9 @@ def test_flags_of_verify(tmp_path: Path, planted: Callable[[str], Path]) -> None
     manifest = read_manifest(planted("resident"))
     recipe = dataclasses.replace(manifest.recipe, target="onnx", min_litert=None)
     write_manifest(dataclasses.replace(manifest, target="onnx", recipe=recipe), tmp_path)
-    with pytest.raises(UsageError, match="--gpu is LiteRT's engine, which runs TFLite files, not onnx"):
+    with pytest.raises(UsageError, match=r"--gpu runs TFLite files \(in LiteRT's GPU engine\), not onnx"):
         command("verify", tmp_path, "--gpu")
-    with pytest.raises(UsageError, match="--limit is for --gpu"):
+    with pytest.raises(UsageError, match="--limit needs --gpu"):
         command("verify", planted("resident"), "--limit", 1)
 
 
