@@ -1,1 +1,1 @@
-"""Golden cases, metrics and verdicts: does an artifact compute what the checkpoint computes?"""
+"""Golden cases, metrics and verdicts: check that an artifact computes what the checkpoint computes."""

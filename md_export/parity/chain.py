@@ -1,4 +1,4 @@
-"""The chain from prompt to picture: each artifact is judged, then fed what the artifacts before it made."""
+"""The chain from prompt to picture: each artifact is judged, then runs on the outputs of the artifacts before it."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from md_export.spec.names import chunk_number, whole_of
 from md_export.spec.tensors import Arrays, Float32
 from md_export.targets.execution import Part, parts_of
 
-# Judges an artifact by its golden cases, and runs it on further inputs under our names; returns what it made of all, or
-# nothing where it cannot be judged.
+# Judges an artifact by its golden cases and runs it on further inputs under our names. Returns the outputs for all
+# inputs, or an empty sequence if the artifact cannot be judged.
 Judge = Callable[[Subject, Sequence[Arrays]], tuple[ComponentVerdict[Engine], Sequence[Arrays]]]
-# Takes many steps with artifacts of a target, as :func:`md_export.targets.execution.take_steps` does.
+# Runs many sampler steps with artifacts of a target, as :func:`md_export.targets.execution.take_steps` does.
 Take = Callable[[str, Sequence[Part], Steps, Sequence[Tensors]], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
 class Walked(Generic[Engine]):
-    """The verdicts on the artifacts in the manifest's order, on the picture, and the pictures."""
+    """Verdicts on the artifacts in the manifest's order, the verdict on the picture, and the pictures."""
 
     verdicts: tuple[ComponentVerdict[Engine], ...]
     picture: PictureVerdict | None
@@ -48,9 +48,9 @@ def judge_on_the_way(
     take: Take | None,
     tell: Callable[[str], None],
 ) -> Walked[Engine]:
-    """Judge all artifacts of an export, and the pictures that they make together where it has all that is needed.
+    """Judge all artifacts of an export and, if it has all components, the pictures that they make together.
 
-    ``take``: for many steps; None where none are taken, and no pictures made. ``tell``: is told each component's name.
+    ``take``: runs many steps; if None, none are run and no pictures are made. ``tell``: receives each component's name.
     """
     manifest = export.manifest
     backend, names = _Judges(export, cases, judge, take, tell), [entry.component for entry in manifest.artifacts]
@@ -65,7 +65,7 @@ def judge_on_the_way(
 
 
 def _begin(manifest: Manifest, case: GoldenCase) -> Tensors:
-    """Return the values of a golden case that a walk begins with: what was given, and what the export cannot make."""
+    """Return the golden values that the chain starts from: the given ones, and those that the export cannot compute."""
     made = {entry.component for entry in manifest.artifacts}
     lacked = [name for name in family_named(manifest.family).rows if name not in made]
     beginnings = tuple(f"{node}." for node in ("given", *lacked))
@@ -74,7 +74,7 @@ def _begin(manifest: Manifest, case: GoldenCase) -> Tensors:
 
 @dataclass
 class _Judges(Generic[Engine]):
-    """A backend that judges each component before the component takes part in the walk."""
+    """Runner of the chain that judges each component before its first run."""
 
     export: OpenedExport
     cases: Sequence[GoldenCase]
@@ -86,10 +86,10 @@ class _Judges(Generic[Engine]):
     wholes: tuple[str, ...] = ()
 
     def run(self, component: str, batches: Sequence[Arrays]) -> Sequence[Arrays]:
-        """Judge a component, and return what it makes of other inputs; nothing where it cannot be judged."""
+        """Judge a component and return its outputs for ``batches``; an empty list if it cannot be judged."""
         self.tell(component)
         subject = Subject(self.export, self.export.manifest.entry_for(component), self.cases)
-        # One that no other component feeds takes its golden inputs.
+        # A component that reads no other component's output gets its golden inputs.
         others = [] if family_named(self.export.manifest.family)[component].is_first else batches
         behind = self._behind(component)
         self.verdicts[component], made = self.judge(subject, [*others, *behind])
@@ -100,12 +100,12 @@ class _Judges(Generic[Engine]):
         return [unpacked(self.export.manifest.recipe, subject.entry, outputs) for outputs in chained]
 
     def _behind(self, component: str) -> list[Arrays]:
-        """Return a chunk's golden inputs, the values of earlier chunks as their artifacts made them of theirs."""
+        """Return a chunk's golden inputs, with the values of earlier chunks replaced by their artifacts' outputs."""
         calls = each_call(component, self.cases) if chunk_number(component) > 1 and self.crossing else []
         return [{**call.inputs(component), **made} for call, made in zip(calls, self.crossing, strict=bool(calls))]
 
     def _cross(self, subject: Subject, made: Sequence[Arrays]) -> None:
-        """Keep what a chunk gives to later chunks; judge the whole component with its last chunk."""
+        """Keep a chunk's outputs for later chunks; after the last chunk, judge the whole component."""
         number, entry, last = chunk_number(subject.entry.component), subject.entry, self.export.manifest.recipe.chunks
         count = len(each_call(entry.component, self.cases))
         before = self.crossing if number > 1 else [{} for _ in range(count)]
@@ -122,7 +122,7 @@ class _Judges(Generic[Engine]):
         self.wholes = (whole,)
 
     def take(self, steps: Steps, pictures: Sequence[Tensors]) -> None:
-        """Take the only step; or judge the components that take part in many, then let them take these."""
+        """Run the only step; for many steps, first judge the components that the steps use."""
         if not steps.sampler.takes_many:
             steps.take(self.run, pictures)
             return

@@ -1,7 +1,7 @@
-"""Run every TFLite artifact of an export on LiteRT's GPU engine: do all ops run there, and do they compute correctly?
+"""Run every TFLite artifact of an export on LiteRT's GPU engine: check that all ops run there, and their outputs.
 
-The two are separate questions: an artifact may be resident and wrong. Both answers are necessary for a phone and not
-sufficient, since a phone has another version, backend and driver of the engine.
+An artifact may be resident and wrong, so the two are separate results. Both are necessary for a phone but not
+sufficient, because a phone has another version, backend and driver of the engine.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _trouble(search: Search, count: int) -> str | None:
     """Return what is wrong with the first ``count`` ops; None if the fault of this search is not among them."""
     run = execute_on_gpu(search.path, [search.inputs], search.limit_s, ops=count)
     if search.failing:
-        # If XNNPACK cannot run the ops either, the fault is not the engine's.
+        # If XNNPACK cannot run the ops either, the engine is not to blame.
         return words_of(run) if run.reference else None
     return _deviation(run, search.least_snr_db)
 
@@ -179,7 +179,7 @@ def _refusal_faults(run: GpuExecution, log: EngineLog, count: int, findings: tup
     if run.failure:
         return [f"{run.failure}; give it more with --limit" if run.timed_out else run.failure]
     if run.resident:
-        return [f"the device refuses what the engine asks of it: {text}" for text in log.invalid[:1]]
+        return [f"the device refuses a request of the engine: {text}" for text in log.invalid[:1]]
     named = [str(finding) for finding in findings[:_SPELLED_OUT]]
     more = len(findings) - len(named)
     which = "; ".join([*named, f"and {more} more"] if more else named)

@@ -1,7 +1,7 @@
 """Compare the graph of an artifact with that of a second lowering: operations, settings, wiring, constants.
 
-Names of values are a converter's own and prove nothing, so each value is identified by how it is computed: the kind of
-the operation, its settings, and the identities of what it reads (a Merkle tree, as a commit names its history).
+A converter chooses the names of values, so names prove nothing. Each value is identified by its computation: the kind
+of the operation, its settings, and the identities of its operands (a Merkle tree, like the commits of git).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from md_export.parity.metrics import snr_db
 from md_export.spec.tensors import Array
 from md_export.targets.stored_graph import Held, Step, StoredGraph
 
-# The same lowering on another processor: floats differ by rounding, some calibrated integers by one.
+# Tolerances for the same lowering on another processor: floats differ by rounding, some calibrated integers by one.
 _LEAST_SNR_DB: Final = 60.0
 _LEAST_EQUAL: Final = 0.9
 _SCALAR: Final = 16
@@ -27,7 +27,7 @@ _MOST_NAMED: Final = 5
 
 
 def graph_lines(found: StoredGraph, wanted: StoredGraph) -> Iterator[str]:
-    """Yield a line for each way in which the graph ``found`` is not ``wanted``, which the checkpoint gives."""
+    """Yield a line for each difference of the artifact's graph ``found`` from the checkpoint's graph ``wanted``."""
     own, given = _Identified(found), _Identified(wanted)
     own.take_names(given)
     lines = [*_surface_lines(own, given), *_step_lines(own, given), *_constant_lines(own, given)]
@@ -42,7 +42,7 @@ class _Identified:
         self.constants = {name: _digest(held) for name, held in graph.constants.items()}
 
     def take_names(self, other: _Identified) -> None:
-        """Give a constant the identity of a close constant of the other graph, unless this graph has that one, too."""
+        """Give a constant the identity of a close one of the other graph, unless this graph has that one, too."""
         free: dict[str, list[str]] = defaultdict(list)
         own = set(self.constants.values())
         for name, identity in other.constants.items():
@@ -74,7 +74,7 @@ class _Identified:
 
     @cached_property
     def unread(self) -> Counter[str]:
-        """Constants that no operation reads and no output gives."""
+        """Constants that no operation reads and that are not an output, by identity."""
         read = {name for step in self.graph.steps for name in step.inputs} | set(self.graph.outputs.values())
         return Counter(identity for name, identity in self.constants.items() if name not in read)
 
@@ -94,7 +94,7 @@ def _words(step: Step) -> str:
 
 
 def _is_close(one: Array, other: Array) -> bool:
-    """Whether both are one constant, computed on two processors; shapes and axes must be equal."""
+    """Whether both can be one constant computed on two processors; shapes and axes must be equal."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     if np.issubdtype(one.dtype, np.floating):
@@ -118,7 +118,7 @@ def _surface_lines(own: _Identified, given: _Identified) -> Iterator[str]:
 
 
 def _step_lines(own: _Identified, given: _Identified) -> Iterator[str]:
-    """Pair differing operations by kind and module; one without a partner belongs to no module, or is missing."""
+    """Pair differing operations by kind and module, and yield the pairs, the extra and the missing operations."""
     more, less = _surplus(own, given), _surplus(given, own)
     strangers: list[Step] = []
     for step in more:
@@ -135,7 +135,7 @@ def _step_lines(own: _Identified, given: _Identified) -> Iterator[str]:
 
 
 def _surplus(one: _Identified, other: _Identified) -> list[Step]:
-    """Operations of one graph that the other does not have, or has less often; of those alike, of other modules."""
+    """Return the operations that ``one`` has and ``other`` lacks or has less often, those of other modules first."""
     found: list[Step] = []
     for words, steps in one.steps.items():
         alike = other.steps.get(words, ())
@@ -163,7 +163,7 @@ def _constant_lines(own: _Identified, given: _Identified) -> Iterator[str]:
 
 
 def _wiring_lines(own: _Identified, given: _Identified) -> Iterator[str]:
-    """Yield the operations that read other values, the first of each chain; both graphs have the same operations."""
+    """Yield the first operation of each chain that reads other values; both graphs must have the same operations."""
     known = set(given.values.values())
     for step in own.graph.steps:
         reads = [own.values.get(name, "?") for name in step.inputs]

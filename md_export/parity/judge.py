@@ -1,7 +1,7 @@
-"""Every artifact on every golden case, and the whole chain to the picture, judged by the recipe's thresholds.
+"""Judge every artifact on every golden case, and the chain from prompt to picture, by the recipe's thresholds.
 
-A component is run on its golden inputs and compared with its golden outputs; the chain feeds each artifact
-what the artifacts before it made. Finite first, then shape and dtype, then the figures.
+A component runs on its golden inputs and is compared with its golden outputs; in the chain, each artifact runs on the
+outputs of the artifacts before it. Checks in order: finite values, shape and dtype, figures.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from md_export.spec.tensors import Arrays
 from md_export.targets import target_named
 from md_export.targets.execution import Execution, Part, execute, run_steps, take_steps
 
-# Runs an artifact of a target on batches, as :func:`md_export.targets.execution.execute` does.
+# Runs an artifact of a target on batches, like :func:`md_export.targets.execution.execute`.
 Execute = Callable[[str, Path, Sequence[Arrays]], Execution]
 
 
 def taking(execute: Execute) -> Take:
-    """Return what takes each step by ``execute``, for all pictures at a time."""
+    """Return a function that runs each sampler step by ``execute``, for all pictures at a time."""
 
     def take(target: str, parts: Sequence[Part], steps: Steps, pictures: Sequence[Tensors]) -> tuple[str, ...]:
         hazards: dict[str, None] = {}
@@ -46,7 +46,7 @@ def taking(execute: Execute) -> Take:
 
 
 def verify(out: Path, golden_dir: Path | None = None, progress: Callable[[str], None] = lambda _: None) -> Verdict:
-    """The verdict of :func:`judge` alone."""
+    """Judge the export in ``out`` and return only the verdict; see :func:`judge`."""
     return judge(out, golden_dir, progress).result
 
 
@@ -57,9 +57,9 @@ def judge(
     execute: Execute = execute,
     take: Take = take_steps,
 ) -> Verification:
-    """Judge the export in ``out`` against ``golden_dir``, by default the golden cases that lie in ``out``.
+    """Judge the export in ``out`` against the golden cases in ``golden_dir`` (default: those in ``out``).
 
-    ``execute`` runs an artifact, and ``take`` takes many steps with some; by default in a separate process.
+    ``execute`` runs an artifact, and ``take`` runs many steps with several; by default in a separate process.
 
     Raises:
         ArtifactError: the manifest is unreadable, or an artifact is missing.
@@ -81,7 +81,7 @@ def judge(
 def _judge_component(
     execute: Execute, subject: Subject, others: Sequence[Arrays]
 ) -> tuple[ComponentVerdict, Sequence[Arrays]]:
-    """A verdict, and what the artifact makes of its golden inputs and then of others; nothing where a fault forbids."""
+    """Return a verdict and the outputs for the golden inputs, then for ``others``; none if a fault prevents them."""
     manifest, entry = subject.export.manifest, subject.entry
     recipe, scheme = manifest.recipe, manifest.recipe.schemes[entry.component]
     try:
@@ -89,7 +89,7 @@ def _judge_component(
     except ArtifactError as error:
         return subject.verdict(None, [Fault(Check.SURFACE, str(error))]), []
     faults = surface_faults(entry, inputs[0], wanted[0])
-    # Files of the whole export are judged with its first artifact.
+    # Faults of files that no single artifact owns are reported with the first artifact.
     faults += [*token_faults(subject.export), *promise_faults(subject.export)] if entry is manifest.artifacts[0] else []
     try:
         batches = [*inputs, *(packed(recipe, entry, batch) for batch in others)]

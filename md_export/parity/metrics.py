@@ -64,7 +64,7 @@ class Fault(str):
 
 @dataclass(frozen=True)
 class Finding:
-    """A fault as plain data, to cross from a worker process; ``component``: the one that it concerns, or any text."""
+    """A fault as plain data, which a worker process can return; ``component``: the affected one, or any other text."""
 
     component: str
     check: Check
@@ -89,7 +89,7 @@ def first_fault(value: Array, reference: Array) -> Fault | None:
     if value.dtype != reference.dtype:
         return Fault(Check.DTYPE, f"dtype {value.dtype} instead of {reference.dtype}")
     if not value.size:
-        return Fault(Check.SHAPE, f"shape {list(value.shape)} holds no value, so nothing could be proved by it")
+        return Fault(Check.SHAPE, f"shape {list(value.shape)} is empty, so it proves nothing")
     finite = np.isfinite(value)
     if not finite.all():
         nan = int(np.isnan(value).sum())
@@ -106,7 +106,7 @@ def compare(value: Array, reference: Array) -> Parity:
     got, want = value.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
     with np.errstate(over="ignore"):
         largest = min(float(np.max(np.abs(got - want))), _LARGEST)
-    # Scale by a power of two, which changes no digit: squares of values up to 1 do not overflow, and ratios stay.
+    # Scaling by a power of two changes no digit and no ratio, and squares of values up to 1 do not overflow.
     exponent = int(np.frexp(max(np.max(np.abs(got)), np.max(np.abs(want))))[1])
     got, want = np.ldexp(got, -exponent), np.ldexp(want, -exponent)
     error = got - want

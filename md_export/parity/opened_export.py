@@ -1,4 +1,4 @@
-"""An export as whoever judges it opens it, and checks of its contents that do not depend on outputs.
+"""Open an export for verification, and check the parts of its contents that do not depend on outputs.
 
 The golden cases and the checkpoint must belong to its manifest, and the artifacts must be what the manifest claims.
 """
@@ -32,7 +32,7 @@ from md_export.targets.layouts import layout_of
 
 @dataclass(frozen=True)
 class OpenedExport:
-    """A folder that md-export wrote, its manifest, and the golden cases that it is judged by."""
+    """An export's folder, its manifest, and the golden cases to judge it by."""
 
     out: Path
     manifest: Manifest
@@ -40,7 +40,7 @@ class OpenedExport:
 
 
 def open_export(out: Path, golden_dir: Path | None = None) -> OpenedExport:
-    """Read the manifest in ``out`` and the golden cases in ``golden_dir``, by default those that lie in ``out``.
+    """Read the manifest in ``out`` and the golden cases in ``golden_dir`` (default: those in ``out``).
 
     Raises:
         ArtifactError: the manifest is unreadable.
@@ -52,7 +52,7 @@ def open_export(out: Path, golden_dir: Path | None = None) -> OpenedExport:
 
 
 def check_belongs(manifest: Manifest, golden: GoldenSet, own: bool) -> None:
-    """Raise :class:`GoldenError` where the golden cases are of another checkpoint, or are ``own`` and were altered."""
+    """Raise :class:`GoldenError` if the golden cases do not suit the manifest, or are its ``own`` and altered."""
     if golden.index.checkpoint_sha256 != manifest.checkpoint_sha256:
         raise GoldenError(
             f"{golden.folder} holds golden cases of another checkpoint "
@@ -87,10 +87,10 @@ def check_belongs(manifest: Manifest, golden: GoldenSet, own: bool) -> None:
 
 
 def _check_size(manifest: Manifest, golden: GoldenSet) -> None:
-    """Raise :class:`GoldenError` where the cases are of pictures of another size."""
+    """Raise :class:`GoldenError` if the golden cases are for another picture size."""
     family = family_named(manifest.family)
     rows = ((entry, family[entry.component]) for entry in manifest.artifacts if chunk_number(entry.component) < 2)
-    # A first chunk may take the timestep alone.
+    # The only input of a first chunk may be the timestep.
     latents = [
         entry.inputs[0].shape
         for entry, row in rows
@@ -106,7 +106,7 @@ def _check_size(manifest: Manifest, golden: GoldenSet) -> None:
 
 
 def check_checkpoint(manifest: Manifest, checkpoint: Checkpoint) -> None:
-    """Raise :class:`ArtifactError` where the export was made from another checkpoint."""
+    """Raise :class:`ArtifactError` if the export was made from another checkpoint."""
     if checkpoint.sha256() != manifest.checkpoint_sha256:
         loras = " and ".join(f"{lora.name} ({lora.sha256[:12]}) at {lora.scale:g}" for lora in manifest.loras)
         what = "the one that they were exported from"
@@ -123,12 +123,12 @@ def note_faults(manifest: Manifest, entry: ArtifactEntry, notes: Mapping[str, st
     """Check the origin in the artifact's metadata, which recomputed hashes of the files cannot hide."""
     made_from, component = notes.get("source_sha256"), notes.get("component")
     if made_from is None or component is None:
-        lines = ["it does not say which checkpoint and component it was made from; export again"]
+        lines = ["its metadata does not name its checkpoint and component; export again"]
         return [Fault(Check.ORIGIN, line) for line in lines]
     lines = []
     if hash_of_files(manifest.checkpoint_files) != manifest.checkpoint_sha256:
         lines.append(
-            "the manifest's files of the checkpoint are not those of its checkpoint; it was edited, export again"
+            "the manifest's hashes of checkpoint files do not give its checkpoint hash; it was edited, export again"
         )
     source = hash_of_folder(manifest.checkpoint_files, family_named(manifest.family)[entry.component].folder)
     constants = manifest.one_step.notes | (manifest.steps.notes if manifest.steps else {})
@@ -138,7 +138,7 @@ def note_faults(manifest: Manifest, entry: ArtifactEntry, notes: Mapping[str, st
         if notes.get(name) != value
     ]
     if component != entry.component:
-        lines.append(f"it says that it is {component!r:.40}; export again")
+        lines.append(f"its metadata names the component {component!r:.40}; export again")
     elif made_from != source:
         lines.append(
             f"it was made from another checkpoint (its files {made_from[:12]}, not {source[:12]}); export again"
@@ -179,12 +179,12 @@ def claim_faults(out: Path, entry: ArtifactEntry, recipe: Recipe, found: Descrip
     ]
 
 
-# Share of a sparse weight that may be kept beyond the requested share: equal magnitudes, and biases that stay dense.
+# Allowed share of kept values beyond the requested share: equal magnitudes are all kept, and biases stay dense.
 SPARSITY_SLACK: Final = 0.1
 
 
 def stored_faults(entry: ArtifactEntry, scheme: QuantScheme, found: Description) -> list[Fault]:
-    """Check the stored weights: no NaN that arithmetic might hide, and no "int8" that is really float."""
+    """Check the stored weights for NaN or Inf that arithmetic might hide, and for other types than the scheme's."""
     faults = [Fault(Check.CONSTANTS, f"NaN or Inf in the stored weight {name}") for name in found.not_finite[:3]]
     return faults + [Fault(Check.STORED, line) for line in _type_faults(entry, scheme, found)]
 

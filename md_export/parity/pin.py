@@ -1,8 +1,8 @@
-"""Pins: what a baseline keeps of an export, so that a lowered threshold or an edited file is noticed in another one.
+"""Pins: records of an export, by which a lowered threshold or an edited file is noticed in a later one.
 
-A promise holds the recipe, thresholds among them, and prompt and seed of each golden case: what any rebuild keeps, on
-any machine. A seal holds the whole manifest but for what was measured of a clock or of memory: one export, byte by
-byte. Both hold what they cover, not its hash alone, so that a difference can be named.
+A promise has the recipe with its thresholds, and prompt and seed of each golden case: the parts that every rebuild on
+any machine keeps. A seal has the whole manifest without measured seconds and memory: one export, byte by byte. Both
+store the values themselves, not only a hash, so that an error can name each difference.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Pin:
     Attributes:
         sha256: of the other fields as JSON with sorted keys and without spaces.
         cases: prompt and seed of each golden case, in order.
-        recipe: of a promise.
-        manifest: of a seal, its recipe included; seconds and peaks of memory are 0.
+        recipe: the recipe, if the pin is a promise.
+        manifest: the manifest with its recipe, if the pin is a seal; seconds and memory peaks are 0.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -65,7 +65,7 @@ def seal(out: Path, promise: bool = False) -> Pin:
     """Return the pin of the export in ``out``: its seal, or only its ``promise``.
 
     Raises:
-        ArtifactError: the manifest cannot be read, or a file is not what the manifest says.
+        ArtifactError: the manifest cannot be read, or a file differs from it.
     """
     checked = check_export(out)
     more = () if promise else (f"{name} is not in the manifest" for name in checked.unlisted)
@@ -82,7 +82,7 @@ def _pin_of(out: Path, promise: bool) -> Pin:
 
 
 def _timeless(manifest: Manifest) -> Manifest:
-    """The manifest without what differs from one run to the next on the same machine."""
+    """Return the manifest without the figures that differ between runs on one machine."""
 
     def entry(one: ArtifactEntry) -> ArtifactEntry:
         contexts = tuple(dataclasses.replace(context, seconds=0.0, peak_bytes=0) for context in one.contexts)
@@ -107,7 +107,7 @@ def pin_bytes(pin: Pin) -> bytes:
 
 
 def read_pin(path: Path, allowed_signers: Path | None = None) -> tuple[Pin, str | None]:
-    """Return a pin, and who signed it; None where no list of signers is given, and so no signature is read.
+    """Return a pin and its signer; without ``allowed_signers``, no signature is read and the signer is None.
 
     Raises:
         ArtifactError: the pin or its signature cannot be read, or the pin was edited.
@@ -124,12 +124,12 @@ def read_pin(path: Path, allowed_signers: Path | None = None) -> tuple[Pin, str 
     if pin.schema != _SCHEMA or (pin.recipe is None) == (pin.manifest is None):
         raise ArtifactError(f"{path} is a pin of schema {pin.schema}, this version reads {_SCHEMA}; {_AGAIN}")
     if pin.sha256 != _digest(from_json(content)):
-        raise ArtifactError(f"{path} was edited: its content has another SHA-256 than it says; {_AGAIN}")
+        raise ArtifactError(f"{path} was edited: its content does not have its SHA-256; {_AGAIN}")
     return pin, signer
 
 
 def pin_findings(out: Path, pin: Pin) -> list[Finding]:
-    """Return a finding for each threshold, field of the recipe, figure, file and case that is not the pin's.
+    """Return a finding for each threshold, recipe field, figure, file and golden case that differs from the pin.
 
     Raises:
         ArtifactError, GoldenError: the manifest or the index of golden cases in ``out`` cannot be read.
@@ -155,7 +155,7 @@ def _fields(item: Recipe | Manifest | ArtifactEntry | None) -> dict[str, object]
 
 
 def _differences(path: _Path, pinned: object, held: object) -> Iterator[tuple[_Path, str]]:
-    """Yield where ``held`` is not what is ``pinned``, and how."""
+    """Yield the path and a description of each difference of ``held`` from ``pinned``."""
     if isinstance(pinned, Mapping) and isinstance(held, Mapping):
         for name in dict.fromkeys((*pinned, *held)):
             yield from _differences((*path, name), pinned.get(name), held.get(name))
@@ -184,7 +184,7 @@ def _shown(value: object) -> str:
     return text[:12] if re.fullmatch("[0-9a-f]{64}", text) else f"{text:.80}"
 
 
-# Start of a path, what it leads to, and whether a component's name follows.
+# Start of a path, its description, and whether a component's name follows.
 _KINDS: Final[tuple[tuple[_Path, str, bool], ...]] = (
     (("recipe", "tolerances"), "threshold", True),
     (("recipe", "picture_psnr_db"), "threshold picture_psnr_db", False),

@@ -1,4 +1,4 @@
-"""Checks of golden cases and of files that apps read, against the manifest and without the checkpoint."""
+"""Check golden cases and files that apps read against the manifest, without the checkpoint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LIMIT: Final = 1 << 20
 
 
 def promise_faults(export: OpenedExport) -> list[Fault]:
-    """Return a fault for each golden case that is missing, and each constant in an app's files that is another's."""
+    """Return a fault for each missing golden case, and for each constant in an app's files that differs."""
     faults = [Fault(Check.CASES, line) for line in _case_lines(export)]
     faults += [Fault(Check.BYTES, f"{line}; export again") for line in altered_files(export.out, export.manifest)]
     try:
@@ -37,7 +37,7 @@ def _case_lines(export: OpenedExport) -> Iterator[str]:
     yield from case_lines(asked_cases(export.manifest.recipe), golden)
     listed = {INDEX, *(item.file for item in golden.index.cases)}
     for name in sorted({path.name for path in golden.folder.iterdir()} - listed):
-        yield f"{GOLDEN_FOLDER}/{name} is no case of {GOLDEN_FOLDER}/{INDEX}; it was edited, export again"
+        yield f"{GOLDEN_FOLDER}/{name} is not listed in {GOLDEN_FOLDER}/{INDEX}; it was edited, export again"
 
 
 def _file_lines(export: OpenedExport) -> Iterator[str]:
@@ -56,7 +56,7 @@ def _file_lines(export: OpenedExport) -> Iterator[str]:
         held = _read(export, "metadata.json")
         assets = {entry.component: entry.file for entry in manifest.artifacts}
         wanted: dict[str, object] = {"name": manifest.recipe.name, "assets": assets, "one_step": shared}
-        if "diffusion" in held:  # only of a prediction that Apple's package knows
+        if "diffusion" in held:  # only for a prediction type that Apple's package supports
             model["decoder_scale_factor"] = model.pop("scaling_factor")
             wanted["diffusion"] = model
         yield from differences("metadata.json", held, wanted)
@@ -68,7 +68,7 @@ def _read(export: OpenedExport, name: str) -> Mapping[str, object]:
 
 
 def differences(where: str, held: object, wanted: Mapping[str, object]) -> Iterator[str]:
-    """Yield a line for each field of ``wanted`` that ``held`` has otherwise, or not at all."""
+    """Yield a line for each field of ``wanted`` that ``held`` lacks or has with another value."""
     for key, value in wanted.items():
         found = held.get(key) if isinstance(held, dict) else None
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Build the torch module that an artifact is made from: the checkpoint's, with the recipe's rewrites and layout."""
+"""Build the torch module to lower: a component of the checkpoint with the recipe's rewrites and layout."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def guided(component: Component, specs: tuple[TensorSpec, ...]) -> tuple[TensorS
 def surface(
     component: Component, config: ModelConfig, records: tuple[RewriteRecord, ...]
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Return a rewritten component's inputs and outputs: a rewrite may fold an input away or rename the output."""
+    """Return a rewritten component's inputs and outputs; a rewrite may remove an input or rename the output."""
     rewrites = [REWRITES[record.name] for record in records if record.fired]
     dropped = {name for rewrite in rewrites for name in rewrite.drops}
     outputs = component.output_specs(config)

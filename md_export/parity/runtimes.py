@@ -1,7 +1,7 @@
-"""Every TFLite artifact of an export in all kernels of a library: is it right there, and which op makes the difference?
+"""Run every TFLite artifact of an export in all kernels of a library, and find the op that makes a difference.
 
-An app may ship another runtime than LiteRT with XNNPACK. Each artifact is executed on its golden inputs by every set
-of kernels; its outputs are compared with the golden outputs and with those of LiteRT with XNNPACK.
+An app may ship another runtime than LiteRT with XNNPACK. Every set of kernels executes each artifact on its golden
+inputs; the outputs are compared with the golden outputs and with those of LiteRT with XNNPACK.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class OpDisagreement:
 
 
 def agreement(value: Array, reference: Array) -> float:
-    """SNR in dB; the least there is where only one of the two is finite or their shapes differ."""
+    """Return the SNR in dB; the lowest SNR if the shapes differ or only one of the two is finite."""
     if np.array_equal(value, reference, equal_nan=value.dtype.kind == "f"):
         return EXACT_DB
     if first_fault(value, reference) or first_fault(reference, value):
@@ -56,7 +56,7 @@ def agreement(value: Array, reference: Array) -> float:
 
 
 def disagreements(path: Path, inputs: Arrays, runtime: str, least_snr_db: float) -> tuple[OpDisagreement, ...]:
-    """Ops of a file that ``runtime`` computes to less than ``least_snr_db`` of LiteRT with XNNPACK, first ones first.
+    """Return the ops of a file, in order, whose output in ``runtime`` is below ``least_snr_db`` against XNNPACK's.
 
     Args:
         path: a .tflite file that both execute.
@@ -65,10 +65,10 @@ def disagreements(path: Path, inputs: Arrays, runtime: str, least_snr_db: float)
         least_snr_db: in dB, of each op's output.
 
     Returns:
-        those ops; without any, the one op that differs most.
+        those ops; if no op is below, the one op that differs most.
 
     Raises:
-        RuntimeFault: a runtime does not execute an op alone.
+        RuntimeFault: a runtime cannot execute a single op.
     """
     with scratch_folder() as scratch:
         whole, alone = scratch / path.name, scratch / f"alone_{path.name}"
@@ -92,10 +92,10 @@ class KernelDetails:
     """Result of an artifact on one set of kernels.
 
     Attributes:
-        kernels: what computes, in words.
-        agreement_db: SNR against LiteRT with XNNPACK, worst of all cases; None where it could not be computed.
-        findings: the ops that make the difference, where there is too much of it; the one that differs most where
-            no op alone does.
+        kernels: name of the kernels in words.
+        agreement_db: SNR against LiteRT with XNNPACK, worst of all cases; None if it could not be computed.
+        findings: the ops that make the difference, if it is too large; if no single op does, the one that differs
+            most.
     """
 
     kernels: str
@@ -128,12 +128,12 @@ def verify_in_runtimes(
 def _judge(
     subject: Subject, runtimes: Sequence[Runtime], progress: Callable[[str], None]
 ) -> list[ComponentVerdict[KernelDetails]]:
-    """One verdict for each set of kernels."""
+    """Return one verdict for each set of kernels."""
     inputs = subject.inputs()
     try:
         own = _run(subject.path, inputs, OWN)
     except RuntimeFault as error:
-        # A file that LiteRT itself does not run has nothing to be compared with.
+        # If LiteRT does not run the file, there is no reference to compare with.
         return [subject.verdict(KernelDetails(runtime.kernels), [str(error)]) for runtime in runtimes]
     verdicts = []
     for runtime in runtimes:
@@ -149,7 +149,7 @@ def _judge_kernels(
     own: Sequence[Arrays],
     progress: Callable[[str], None],
 ) -> ComponentVerdict[KernelDetails]:
-    """``own``: what LiteRT with XNNPACK makes of the golden ``inputs``."""
+    """Return the verdict on one set of kernels; ``own``: outputs of LiteRT with XNNPACK for the golden ``inputs``."""
     least, engine = subject.tolerance.snr_db, KernelDetails(runtime.kernels)
     parity, faults = None, list[str]()
     try:
@@ -175,6 +175,6 @@ def _run(path: Path, inputs: Sequence[Arrays], runtime: str) -> Sequence[Arrays]
 def _blame(agreed: float, least: float, findings: tuple[OpDisagreement, ...]) -> str:
     differs = f"differs from LiteRT with XNNPACK by more than {least:g} dB SNR ({agreed:.1f} dB)"
     if findings[0].snr_db >= least:
-        return f"{differs}; no op alone does, the difference builds up; most of it at: {findings[0]}"
+        return f"{differs}; no single op does, the difference accumulates; the largest part at: {findings[0]}"
     more = f", and {len(findings) - 1} more" if len(findings) > 1 else ""
     return f"{differs}; to blame first: {findings[0]}{more}"

@@ -1,4 +1,4 @@
-"""One artifact of an export beside its golden cases: every runtime that executes it is judged by the same code."""
+"""One artifact of an export with its golden cases; this code judges its outputs in every runtime."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from md_export.spec.tensors import Array, Arrays, Float32
 
 @dataclass(frozen=True)
 class Subject:
-    """An artifact that is judged, by these golden cases."""
+    """An artifact to judge, and the golden cases to judge it by."""
 
     export: OpenedExport
     entry: ArtifactEntry
@@ -44,15 +44,15 @@ class Subject:
         return self.export.manifest.recipe.tolerances[self.entry.component]
 
     def inputs(self) -> list[Arrays]:
-        """Golden inputs of each case and call.
+        """Return the golden inputs of each case and call.
 
         Raises:
-            ArtifactError: the manifest has other names than the component's.
+            ArtifactError: the manifest's names are not the component's.
         """
         return golden_inputs(self.export.manifest.recipe, self.entry, self.cases)
 
     def wanted(self) -> list[dict[str, Array]]:
-        """Golden outputs of each case and call.
+        """Return the golden outputs of each case and call.
 
         Raises:
             ArtifactError: as :meth:`inputs`.
@@ -60,12 +60,12 @@ class Subject:
         return golden_outputs(self.export.manifest.recipe, self.entry, self.cases)
 
     def compare(self, made: Sequence[Arrays]) -> tuple[Parity | None, list[Fault]]:
-        """Worst figures over all cases and outputs, and each threshold that is not met.
+        """Return the worst figures over all cases and outputs, and a fault for each threshold that is not met.
 
-        Where an output cannot be compared at all: None, and what is wrong with each.
+        If an output cannot be compared, return None and the faults that prevent it.
 
         Raises:
-            ArtifactError: there are several outputs, and others than in the manifest.
+            ArtifactError: there are several outputs, and their names are not the manifest's.
         """
         wanted, labels = self.wanted(), [call.label for call in each_call(self.entry.component, self.cases)]
         several = len(wanted[0]) > 1
@@ -80,10 +80,10 @@ class Subject:
         parity = worst([self._figures(got, want) for got, want, _ in pairs])
         faults = shortfalls(parity, self.tolerance)
         most = most_snr_db(self.export.manifest.recipe.schemes[self.entry.component])
-        # Of outputs that are all zero, as a new ControlNet's are, every artifact is exact.
+        # Every artifact is exact if all outputs are zero, like those of an untrained ControlNet.
         if parity.snr_db > most and any(want.any() for _, want, _ in pairs):
             text = (
-                f"snr {parity.snr_db:.4g} dB is more than its weights and activations can have, {most:.4g} dB: the "
+                f"snr {parity.snr_db:.4g} dB is above {most:.4g} dB, the most that its scheme allows: the "
                 "golden outputs were taken from it; compare them with the checkpoint: md-export verify --checkpoint"
             )
             faults.append(Fault(Check.EXACT, text))
@@ -100,7 +100,7 @@ class Subject:
     def verdict(
         self, engine: Engine, faults: Sequence[str] = (), parity: Parity | None = None
     ) -> ComponentVerdict[Engine]:
-        """The verdict with these faults, after the one that the artifact was altered, if it was."""
+        """Return the verdict with these faults, preceded by a fault if the artifact's bytes were altered."""
         altered = () if is_unchanged(self.export.out, self.entry) else (_ALTERED,)
         return ComponentVerdict(
             self.entry.component, self.entry.file, parity, self.tolerance, (*altered, *faults), engine
@@ -110,8 +110,8 @@ class Subject:
 _ALTERED = Fault(Check.BYTES, "its bytes are not those of the manifest; it was altered")
 
 
-# Of a rounding to so many bits: 6.02 dB each (Bennett 1948). 60 dB more are left for what stays float, for errors that
-# average out and for weights that hit their grid by luck: the best of the recipes that ship are 40 dB below this.
+# Rounding to n bits gives 6.02 dB per bit (Bennett 1948). The slack of 60 dB is for parts that stay float, for errors
+# that average out and for weights that are on their grid by chance; the best of our recipes is 40 dB below.
 _DB_PER_BIT: Final = 6.02
 _SLACK_DB: Final = 60.0
 _WEIGHT_BITS: Final[Mapping[str, float]] = {"int8": 8, "int4": 4}
@@ -119,7 +119,7 @@ _ACTIVATION_BITS: Final[Mapping[str, float]] = {"int8_static": 8, "int8_dynamic"
 
 
 def most_snr_db(scheme: QuantScheme) -> float:
-    """Return the SNR in dB that no artifact of the scheme reaches; inf where float32 meets weights in float.
+    """Return an upper bound of the SNR in dB for the scheme; inf for float weights with float32 activations.
 
     Weights in float16 set no bound, since the checkpoint's may be float16, too.
     """
@@ -129,7 +129,7 @@ def most_snr_db(scheme: QuantScheme) -> float:
 
 
 def shortfalls(parity: Parity, tolerance: Tolerance) -> list[Fault]:
-    """Each threshold that is not met. Written so that a NaN figure falls short."""
+    """Return a fault for each threshold that is not met; a NaN figure meets none."""
     lines = []
     for name, unit in (("snr_db", " dB"), ("psnr_db", " dB"), ("cosine", "")):
         least, value = getattr(tolerance, name), getattr(parity, name)
@@ -141,7 +141,7 @@ def shortfalls(parity: Parity, tolerance: Tolerance) -> list[Fault]:
     guided, least_guided = parity.guidance_snr_db, tolerance.guidance_snr_db
     if guided is not None and not guided >= least_guided:
         text = (
-            f"snr {guided:.4g} dB of the difference that the prompt makes, which guidance multiplies, is below the "
+            f"snr {guided:.4g} dB of the prompt's effect, which guidance multiplies, is below the "
             f"recipe's guidance_snr_db, {least_guided:g} dB: pictures would not follow the prompt"
         )
         faults.append(Fault(Check.GUIDANCE, text))
@@ -149,10 +149,10 @@ def shortfalls(parity: Parity, tolerance: Tolerance) -> list[Fault]:
 
 
 def judge_picture(manifest: Manifest, cases: Sequence[GoldenCase], pictures: Sequence[Float32]) -> PictureVerdict:
-    """The pictures that a chain made of some golden cases, against theirs; none where it broke off."""
+    """Judge a chain's pictures against those of its golden cases; ``pictures`` is empty if the chain failed."""
     least = manifest.recipe.picture_psnr_db
     if not pictures:
-        return PictureVerdict(None, least, (Fault(Check.PICTURE, "no picture, since a component before it failed"),))
+        return PictureVerdict(None, least, (Fault(Check.PICTURE, "no picture, because a component failed"),))
     figures = []
     for case, picture in zip(cases, pictures, strict=True):
         fault = first_fault(picture, case.picture)

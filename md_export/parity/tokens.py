@@ -1,7 +1,7 @@
-"""The export's own tokenizer, compared with the token ids of the golden cases.
+"""Compare the token ids of the export's tokenizer with those of the golden cases.
 
-An app tokenizes with these files. No artifact depends on them, so a vocabulary with two words exchanged changes no
-figure, and "red" gives a blue picture.
+An app tokenizes with these files. No artifact depends on them: if two words of the vocabulary are exchanged, no figure
+changes, but the prompt "red" gives a blue picture.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _lines(export: OpenedExport, folder: str) -> Iterator[str]:
         for key, prompt in prompts.items():
             if key not in case.values:
                 continue
-            # Of one prompt; the label of a class is one number.
+            # The ids of one prompt; a class label is a single number.
             held = case.values[key].ravel()
             made = tokenize(export.out / folder, prompt, len(held)).ravel()
             if not np.array_equal(made, held):
@@ -51,8 +51,8 @@ def _lines(export: OpenedExport, folder: str) -> Iterator[str]:
 
 
 def _swift_lines(export: OpenedExport) -> Iterator[str]:
-    """Yield a line for a table that Swift's tokenizer reads and that is not the tokenizer's."""
+    """Yield a line for each table for Swift's tokenizer that differs from the tokenizer's."""
     vocabulary, merges = tokenizer_tables(export.out / "tokenizer")
     for name, table in (("vocab.json", vocabulary), ("merges.txt", merges)):
         if (export.out / name).read_bytes().split() != table.split():
-            yield f"{name} is not that of tokenizer/; it was altered, export again"
+            yield f"{name} differs from the one in tokenizer/; it was altered, export again"

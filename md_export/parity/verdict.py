@@ -1,4 +1,4 @@
-"""The verdict on an export in one runtime: one per component, one on the picture, and all that falls short."""
+"""Verdicts on an export in one runtime: one per component, one on the picture, and the list of failures."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class ComponentVerdict(Generic[Engine]):
     """The verdict on one artifact in one runtime.
 
     Attributes:
-        parity: worst figures over the golden cases; None where a fault kept them from being computed.
-        faults: one line each; those of a judged export are :class:`Fault`, which know their check.
+        parity: worst figures over the golden cases; None if a fault prevented them.
+        faults: one line each; after verification they are :class:`Fault`, with the check that found them.
     """
 
     component: str
@@ -53,7 +53,7 @@ class Verdict(Generic[Engine]):
     """All verdicts on one export in one runtime.
 
     Attributes:
-        picture: None where a component is missing from the export, or the runtime is not asked for pictures.
+        picture: None if the export lacks a component, or if no pictures were requested from the runtime.
         runtime: name of the set of kernels or of the phone; "" for the target's own runtime and for the GPU engine.
     """
 
@@ -65,14 +65,14 @@ class Verdict(Generic[Engine]):
     runtime: str = ""
 
     def with_findings(self, findings: Iterable[Finding]) -> Verdict[Engine]:
-        """Return the verdict with these faults too, each with its component, those of the whole with the first."""
+        """Return the verdict with these faults added to their components; those of the whole export go to the first."""
         added = by_component(findings, [item.component for item in self.components])
         components = tuple(replace(item, faults=(*item.faults, *added[item.component])) for item in self.components)
         return replace(self, components=components)
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """One line for each thing that falls short, the component's name first."""
+        """One line per failure, starting with the component's name."""
         where = f" in {self.runtime}" if self.runtime else ""
         lines = [f"{item.component}{where}: {fault}" for item in self.components for fault in item.faults]
         picture = self.picture.faults if self.picture else ()
@@ -80,18 +80,18 @@ class Verdict(Generic[Engine]):
 
     @property
     def faults(self) -> tuple[Fault, ...]:
-        """All faults in order, each of which knows its check."""
+        """All faults in order, each with its check."""
         texts = [fault for item in (*self.components, self.picture) if item for fault in item.faults]
         return tuple(fault for fault in texts if isinstance(fault, Fault))
 
     @property
     def passed(self) -> bool:
-        """Whether nothing falls short."""
+        """Whether there is no failure."""
         return not self.failures
 
 
 def by_component(findings: Iterable[Finding], components: Sequence[str]) -> dict[str, tuple[Fault, ...]]:
-    """Return the faults of each component; what concerns none of them goes with the first."""
+    """Group the faults by component; faults that concern none of ``components`` go to the first."""
     found: dict[str, tuple[Fault, ...]] = dict.fromkeys(components, ())
     for one in findings:
         name = one.component if one.component in found else components[0]
@@ -100,16 +100,16 @@ def by_component(findings: Iterable[Finding], components: Sequence[str]) -> dict
 
 
 def failures_of(verdicts: Iterable[Verdict[Engine]]) -> tuple[str, ...]:
-    """One line for each thing that falls short in any of several runtimes."""
+    """Return one line per failure in any of several runtimes."""
     return tuple(line for verdict in verdicts for line in verdict.failures)
 
 
 @dataclass(frozen=True)
 class Verification(Generic[Engine]):
-    """A verdict and what it was reached on.
+    """A verdict with its manifest, golden cases and pictures.
 
     Attributes:
-        pictures: the artifacts', ``[H, W, 3]`` in [0, 1], one per golden case; none where the chain broke off.
+        pictures: the artifacts' pictures, ``[H, W, 3]`` in [0, 1], one per golden case; empty if the chain failed.
     """
 
     manifest: Manifest
@@ -119,7 +119,7 @@ class Verification(Generic[Engine]):
 
 
 def with_parity(manifest: Manifest, result: Verdict[None]) -> Manifest:
-    """The manifest with the figures by which its artifacts and the picture were judged."""
+    """Return the manifest with the verdict's figures for its artifacts and the picture."""
     figures = {item.component: item.parity for item in result.components}
     entries = tuple(replace(entry, parity=figures[entry.component]) for entry in manifest.artifacts)
     picture = result.picture.psnr_db if result.picture else None

@@ -78,7 +78,7 @@ def test_an_artifact_by_another_tool_says_nothing(copy_of: Exported) -> None:
     onnx.save(model, out / "unet.onnx")
     rehash(out)
     (failure,) = verify(out).failures
-    assert failure.startswith("unet: it does not say which checkpoint")
+    assert failure.startswith("unet: its metadata does not name its checkpoint")
 
 
 def test_an_artifact_of_another_component(exported: Exported) -> None:
@@ -114,4 +114,4 @@ def test_inspect_shows_what_an_artifact_holds(exported: Exported) -> None:
     found, _ = json.JSONDecoder().raw_decode(shown.output)
     assert found["notes"]["component"] == "unet"
     assert found["stored"]["int8"] > 0
-    assert "scaling_factor" in shown.output.partition("what it tells an app")[2]
+    assert "scaling_factor" in shown.output.partition("metadata for apps")[2]

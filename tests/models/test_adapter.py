@@ -226,7 +226,7 @@ def test_the_golden_cases_that_ship_are_of_it(steered: Path) -> None:
 
 def test_a_case_without_a_condition_says_so(nano: Path) -> None:
     case = read_golden(nano / "golden").cases[0]
-    with pytest.raises(GoldenError, match="holds nothing of t2i_adapter "):
+    with pytest.raises(GoldenError, match="has no values of t2i_adapter "):
         case.inputs("t2i_adapter")
 
 

@@ -76,8 +76,8 @@ OLD = "has schema 1, this version reads 2; make the golden cases again with: md-
     ("damage", "message"),
     [
         (lambda f: (f / "index.json").unlink(), "md-export golden CHECKPOINT"),
-        (lambda f: (f / "index.json").write_text("{"), "is no golden index"),
-        (lambda f: (f / "index.json").write_text("[]"), "is no golden index"),
+        (lambda f: (f / "index.json").write_text("{"), "is not a golden index"),
+        (lambda f: (f / "index.json").write_text("[]"), "is not a golden index"),
         (lambda f: (f / "case-001.safetensors").unlink(), "listed in index.json but missing"),
         (lambda f: (f / "case-001.safetensors").write_bytes(b"x"), "was altered"),
         (lambda f: edit_index(f, lambda i: i["cases"].clear()), "lists no case"),
@@ -106,7 +106,7 @@ def test_prompts_file(tmp_path: Path) -> None:
     path.write_text("a cat\n\n  a dog \n")
     assert read_prompts(path) == ["a cat", "a dog"]
     path.write_text("\n")
-    with pytest.raises(GoldenError, match="one a line"):
+    with pytest.raises(GoldenError, match="one per line"):
         read_prompts(path)
     with pytest.raises(GoldenError, match="cannot be read"):
         read_prompts(tmp_path / "none")

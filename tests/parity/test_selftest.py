@@ -147,7 +147,7 @@ def test_the_command_prints_the_table_and_exits_as_the_gate_did(
     monkeypatch.setattr(command, "isolated", lambda *_: lambda _: tuple(rows))
     result = CliRunner().invoke(cli, ["verify", str(out), "--self-test", "--json", str(tmp_path / "x.json")])
     assert isinstance(result.exception, ParityError)
-    assert str(result.exception) == "negated (answer, hashes kept): figures was to notice, nothing noticed"
+    assert str(result.exception) == "negated (answer, hashes kept): figures should have noticed, nothing noticed"
     assert "NOT REJECTED: nothing noticed, figures was to" in " ".join(result.output.replace("│", " ").split())
     assert json.loads((tmp_path / "x.json").read_text())["rows"][0]["caught_by"] == ["figures"]
     rows.pop()

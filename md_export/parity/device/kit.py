@@ -1,4 +1,4 @@
-"""Write a kit: the files with which a person who has a phone runs an export there.
+"""Write a kit: a folder of files to run an export on a phone.
 
     kit.json                          tensors of each component and case, SHA-256 of the export's manifest
     files/unet.tflite                 artifacts
@@ -54,7 +54,7 @@ class KitTensor:
 
 @dataclass(frozen=True)
 class KitCase:
-    """One call of a component: the name of its folder, golden case and timestep in words, and its tensors."""
+    """One call of a component: folder name, golden case and timestep in words, and tensors."""
 
     name: str
     label: str
@@ -73,7 +73,7 @@ class KitComponent:
 
 @dataclass(frozen=True)
 class Kit:
-    """Content of ``kit.json``; ``golden_cases``: how many of the export's golden cases, from the first on."""
+    """Content of ``kit.json``; ``golden_cases``: number of golden cases, counted from the export's first."""
 
     schema: int
     target: str
@@ -92,13 +92,13 @@ def write_kit(
         ArtifactError: the manifest is unreadable, or an artifact is missing or altered.
         GoldenError: the golden cases are unreadable, altered, or of another checkpoint.
         OutputError: the folder exists or cannot be written.
-        UsageError: there is no program for the target.
+        UsageError: kits do not support the target.
     """
     export = open_export(out)
     manifest, golden = export.manifest, export.golden.cases[:cases]
     programs = _PROGRAMS.get(manifest.target)
     if programs is None:
-        raise UsageError(f"{out} is of {manifest.target}; a kit runs {', '.join(_PROGRAMS)}: export one of these")
+        raise UsageError(f"{out} is an export to {manifest.target}; kits run {', '.join(_PROGRAMS)}: export to one")
     require_space(folder, sum(entry.bytes for entry in manifest.artifacts))
     with staging(folder) as made:
         components = []
@@ -121,7 +121,7 @@ def case_name(number: int) -> str:
 
 
 def raw_bytes(value: Array) -> bytes:
-    """Return the values of a tensor, little-endian, last axis fastest."""
+    """Return a tensor's values as raw bytes, little-endian, last axis fastest."""
     return value.astype(value.dtype.newbyteorder("<")).tobytes()
 
 
@@ -151,7 +151,7 @@ def _copy_artifact(path: Path, copy: Path) -> None:
 
 
 def _order_of(subject: Subject) -> tuple[Sequence[str], Sequence[str]]:
-    """Names of inputs and outputs; of a .tflite file in its own order, which LiteRT's tools number them by."""
+    """Return the names of inputs and outputs; for .tflite in the order of the file, which LiteRT's tools use."""
     if subject.export.manifest.target == "tflite":
         from md_export.targets.tflite.graph import surface  # other targets do without its libraries
 

@@ -1,8 +1,8 @@
 """Judge the results that come back from a device, by the metrics and thresholds of every other runtime.
 
-    results/device.json                   device, system, driver, runtime, backend, date; whose results these are
+    results/device.json                   device, system, driver, runtime, backend, date; identity of the export
     results/unet/000/out_sample.bin       outputs as raw values, as a kit has its tensors
-    results/unet/failed.txt               in their place: why the device did not run the component
+    results/unet/failed.txt               instead of outputs: why the device did not run the component
 
 The folder is untrusted: names and sizes follow from the export alone, and links are refused.
 """
@@ -36,7 +36,7 @@ FAILED: Final = "failed.txt"
 _LARGEST_TEXT: Final = 1 << 16
 _AGAIN: Final = "run the kit's program again"
 
-# One line: "." is no line feed.
+# One line, because "." does not match a line feed.
 _Words = Annotated[str, StringConstraints(pattern="^.+$", max_length=200)]
 
 
@@ -46,7 +46,7 @@ class Device:
 
     Attributes:
         manifest_sha256, golden_cases: as in the kit that was run.
-        device, os, driver, runtime, backend: in the words of the device; ``driver``: of its GPU.
+        device, os, driver, runtime, backend: as the device reports them; ``driver``: of its GPU.
         date: ISO 8601, UTC.
     """
 
@@ -65,7 +65,7 @@ class Device:
 
 @dataclass(frozen=True)
 class DeviceReport:
-    """A device, and the verdict on what it computed; ``export_cases``: number of all golden cases of the export."""
+    """A device and the verdict on its results; ``export_cases``: number of all golden cases of the export."""
 
     device: Device
     verdict: Verdict
@@ -73,17 +73,17 @@ class DeviceReport:
 
     @property
     def extent(self) -> str:
-        """Number of golden cases that were run, of all: ``2 of 8``."""
+        """Number of golden cases that were run, and of all: ``2 of 8``."""
         return f"{self.verdict.cases} of {self.export_cases}"
 
 
 def judge_results(out: Path, results: Path) -> DeviceReport:
-    """Judge what a device computed for the export in ``out``.
+    """Judge a device's results for the export in ``out``.
 
     Raises:
         ArtifactError: the manifest is unreadable, or an artifact is missing.
         GoldenError: the golden cases are unreadable, altered, or of another checkpoint.
-        UsageError: the results are of another export, or a file is missing, no file, or of another size.
+        UsageError: the results come from another export, or a file is missing, irregular or has another size.
     """
     export = open_export(out)
     manifest, cases = export.manifest, export.golden.cases
@@ -95,7 +95,7 @@ def judge_results(out: Path, results: Path) -> DeviceReport:
             f"{wanted:.12}); name that export, or run a kit of this one"
         )
     if not 1 <= device.golden_cases <= len(cases):
-        raise UsageError(f"{results / DEVICE} says {device.golden_cases} golden cases of {len(cases)}; {_AGAIN}")
+        raise UsageError(f"{results / DEVICE} has {device.golden_cases} golden cases, {out} {len(cases)}; {_AGAIN}")
     cases = cases[: device.golden_cases]
     verdicts = tuple(_judge(Subject(export, entry, cases), results) for entry in manifest.artifacts)
     runtime = f"{device.runtime}, {device.backend}"
@@ -105,7 +105,7 @@ def judge_results(out: Path, results: Path) -> DeviceReport:
 
 def _judge(subject: Subject, results: Path) -> ComponentVerdict[None]:
     component = subject.entry.component
-    # A link that leads nowhere does not exist, and is refused like any other.
+    # exists() is false for a broken link; links are refused all the same.
     if os.path.lexists(results / component / FAILED):
         words = _text(results, component, FAILED).decode(errors="replace").split()
         fault = Fault(Check.EXECUTION, f"did not run on the device: {' '.join(words)[:400]}")
@@ -119,7 +119,7 @@ def _judge(subject: Subject, results: Path) -> ComponentVerdict[None]:
 
 
 def _tensor(results: Path, like: Array, *parts: str) -> Array:
-    """Read values of a shape and dtype; NaN and Inf are kept, to be judged."""
+    """Read the values of a tensor with the shape and dtype of ``like``; NaN and Inf are kept for the judge."""
     size = math.prod(like.shape) * like.dtype.itemsize
     path, found = _regular(results, *parts)
     if found != size:

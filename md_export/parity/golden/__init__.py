@@ -1,1 +1,1 @@
-"""Golden cases: what torch computes for a prompt and a seed, made, read and handed to artifacts."""
+"""Golden cases: torch's results for a prompt and a seed; computing, storing and reading them."""

@@ -1,4 +1,4 @@
-"""One golden case: named tensors, and what each component takes and gives among them."""
+"""One golden case: named tensors, and which of them are a component's inputs and outputs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from md_export.spec.tensors import Array, Arrays
 
 @dataclass(frozen=True)
 class GoldenCase:
-    """One prompt and seed with all that was computed from them.
+    """One prompt and seed with all values computed from them.
 
-    ``values`` by the keys of :mod:`md_export.models.values`. ``call``: whose inputs and outputs it shows where a
+    ``values`` has the keys of :mod:`md_export.models.values`. ``call``: the call to return inputs and outputs of, if a
     component was called more than once; ``label`` names it.
     """
 
@@ -57,7 +57,7 @@ class GoldenCase:
         return self.values[NOISE.key].shape[2:]
 
     def calls(self, component: str) -> tuple[GoldenCase, ...]:
-        """Return the case once for each call of the component; of many steps some are held."""
+        """Return the case once for each stored call of the component; for many steps, only some calls are stored."""
         row = self.graph[component]
         (output, *_) = row.outputs
         numbers = calls_in(self.values, self._first(component, output.name, output.kind))
@@ -71,7 +71,7 @@ class GoldenCase:
         return self.graph.denoised.node if is_cut else component
 
     def _first(self, component: str, name: str, kind: Kind) -> str:
-        """Key of an output, without the number of a call; of several outputs that of the first."""
+        """Return the key of an output without the number of a call; for several outputs, the key of the first."""
         key = f"{self._node(component)}.{name}"
         if kind is BORDERS:
             return next((key_without_call(held) for held in sorted(self.values) if held.startswith(key)), key)
@@ -102,7 +102,7 @@ class GoldenCase:
             KeyError: the component has no such output.
         """
         row, node = self.graph[component], self._node(component)
-        # A rewrite may have folded a step of the sampler into the component, which then gives what that one gives.
+        # A rewrite may have folded a sampler step into the component; then its output is that step's output.
         folded = node == self.graph.denoised.node and name == LAST.name
         if not folded and not any(_covers(output.name, output.kind, name) for output in row.outputs):
             raise KeyError(name)
@@ -115,7 +115,7 @@ class GoldenCase:
     def _lacks(self, component: str, error: KeyError) -> GoldenError:
         flag = "--encoder " if component == self.graph.encoded.node else ""
         return GoldenError(
-            f"the golden case {self.name} holds nothing of {component} (no {error.args[0]}); make golden cases of a "
+            f"the golden case {self.name} has no values of {component} (no {error.args[0]}); make golden cases of a "
             f"checkpoint that has it: md-export golden CHECKPOINT {flag}-o DIR"
         )
 
@@ -143,10 +143,10 @@ def _each_kind(family: Family) -> Iterator[tuple[str, Kind]]:
 
 
 def values_from_bytes(content: bytes, path: Path, family: FamilyName = DEFAULT_FAMILY) -> Arrays:
-    """Read a golden file's content; ``path`` stands in error messages. Values may be NaN or Inf.
+    """Parse the content of a golden file; ``path`` is for error messages. Values may be NaN or Inf.
 
     Raises:
-        GoldenError: no safetensors file, or not the tensors of a golden case.
+        GoldenError: the content is not a safetensors file, or does not have the tensors of a golden case.
     """
     wrong = f"{path} does not hold the tensors of a golden case"
     try:
@@ -167,19 +167,19 @@ def values_from_bytes(content: bytes, path: Path, family: FamilyName = DEFAULT_F
 
 
 def key_without_call(name: str) -> str:
-    """Return the key of a value that is held for a call, or of the only one."""
+    """Return the key of a value without the number of its call."""
     beginning, _, number = name.rpartition(".")
     return beginning if number.isdecimal() and "." in beginning else name
 
 
 def _key_of_kind(name: str) -> str:
-    """Return the key of a value's kind, which all values share that a chunk gives to later ones."""
+    """Return the key of a value's kind; all values that chunks pass to later chunks have one kind."""
     key, (node, _, output) = key_without_call(name), name.partition(".")
     return f"{node}.{BORDER}" if output.startswith(BORDER) else key
 
 
 def _lacking(case: GoldenCase) -> str:
-    """Return the key of what a case must hold and does not: a picture, and the inputs and outputs on the way to it."""
+    """Return the key of a value that a case lacks: the picture, or an input or output on the way to it."""
     held = {name.partition(".")[0] for name in case.values}
     required = [component for component in case.graph.components if not component.optional or component.name in held]
     for component in required:
@@ -195,7 +195,7 @@ def _lacking(case: GoldenCase) -> str:
 
 
 def check_finite(values: Arrays, prompt: str) -> None:
-    """Raise :class:`GoldenError` where a case holds NaN or Inf."""
+    """Raise :class:`GoldenError` if a case contains NaN or Inf."""
     for name, array in values.items():
         if not np.isfinite(array).all():
             raise GoldenError(f"{name} of the golden case {prompt!r} holds NaN or Inf; the checkpoint itself is broken")

@@ -35,8 +35,8 @@ from md_export.system.terminal_text import first_control
 INDEX: Final = GOLDEN_INDEX
 SCHEMA: Final = 2
 _LARGEST_INDEX: Final = 16 << 20
-# Limit in bytes; the case of a 768² picture has 22 MB. Values between chunks are in it, too: for Stable Diffusion XL at
-# 1024² 165 MB in each call by 16 chunks, and a case holds four calls, each for two prompts.
+# Limit in bytes; a case of a 768² picture has 22 MB. Values between chunks are included: Stable Diffusion XL in 16
+# chunks at 1024² has 165 MB in each call, and a case holds four calls, each for two prompts.
 _LARGEST_CASE: Final = 2 << 30
 _MOST_CASES: Final = 10_000
 _AGAIN: Final = "make the golden cases again"
@@ -44,7 +44,7 @@ _AGAIN: Final = "make the golden cases again"
 
 @dataclass(frozen=True)
 class GoldenFile:
-    """One line of the index."""
+    """Entry of one golden case in the index."""
 
     name: str
     prompt: str
@@ -58,7 +58,7 @@ class GoldenIndex:
     """Contents of ``index.json``; ``rewrites`` names the substitutions that were applied when the cases were made.
 
     ``ddim`` or ``euler``: constants of the sampler if the cases were sampled in many steps; each case then holds some
-    of the UNet's calls. ``clip_skip``: number of layers that the text encoder left out. ``family``: of the checkpoint.
+    of the UNet's calls. ``clip_skip``: number of skipped last text-encoder layers. ``family``: of the checkpoint.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -124,7 +124,7 @@ def _check_calls(steps: ManySteps | None, case: GoldenCase, path: Path) -> None:
         calls = {"once": (), "per prompt": texts, "per step": places}[component.called]
         fits = fits and all(calls_in(held, key_without_call(key)) == calls for key in held)
     if not fits or calls_in(values, INPUT_IDS.key) != texts:
-        raise GoldenError(f"{path}: a case holds other calls than its steps have; {_AGAIN}")
+        raise GoldenError(f"{path}: the stored calls do not belong to the index's steps; {_AGAIN}")
 
 
 def read_index(folder: Path) -> GoldenIndex:
@@ -143,7 +143,7 @@ def index_from_bytes(content: bytes, path: Path) -> GoldenIndex:
     try:
         index = _INDEX.validate_json(content, strict=True)
     except (ValidationError, RecursionError) as error:
-        raise GoldenError(f"{path} is no golden index: {first_finding(error)}; {_AGAIN}") from error
+        raise GoldenError(f"{path} is not a golden index: {first_finding(error)}; {_AGAIN}") from error
     if index.schema != SCHEMA:
         raise GoldenError(
             f"{path} has schema {index.schema}, this version reads {SCHEMA}; make the golden cases again with: "
@@ -224,9 +224,9 @@ def write_golden(
     progress: Callable[[str], None] = lambda _: None,
     use: str = "golden",
 ) -> None:
-    """Compute one case per (prompt, seed) with the torch components and write index and files into ``folder``.
+    """Compute one case per (prompt, seed) with the torch components, and write index and files into ``folder``.
 
-    ``use``: name of the cases' use in progress lines.
+    ``use``: purpose of the cases in progress lines, such as ``golden`` or ``calibration``.
 
     Raises:
         GoldenError: the checkpoint itself computes NaN or Inf for a prompt.
@@ -271,5 +271,5 @@ def read_prompts(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise GoldenError(f"{path}: cannot be read as prompts: {error}") from error
     if not prompts:
-        raise GoldenError(f"{path} holds no prompt; write one a line")
+        raise GoldenError(f"{path} has no prompt; write one per line")
     return prompts

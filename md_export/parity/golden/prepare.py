@@ -140,7 +140,7 @@ def _place_golden(
     if golden.index.checkpoint_sha256 != checkpoint.sha256():
         raise GoldenError(
             f"{present} holds golden cases of another checkpoint ({golden.index.checkpoint_sha256[:12]}, this one is "
-            f"{checkpoint.sha256()[:12]}); make them anew with: md-export golden {checkpoint.title} -o DIR"
+            f"{checkpoint.sha256()[:12]}); make new ones with: md-export golden {checkpoint.title} -o DIR"
         )
     folder.mkdir()
     for name in (INDEX, *(item.file for item in golden.index.cases)):
@@ -209,10 +209,10 @@ def present_golden(
 
 
 def planned_cases(recipe: Recipe, checkpoint: Checkpoint) -> list[tuple[str, int]]:
-    """Return the (prompt, seed) pairs of the golden cases to compute.
+    """Return the (prompt, seed) pairs of the golden cases to compute for an export.
 
-    They are those of the checkpoint's own cases, or of its parent's, since these are in its language; else the
-    recipe's. For many steps the recipe's sampler limits their number.
+    They come from the checkpoint's golden cases or its parent's, because those prompts suit the model; else from the
+    recipe. For many steps, the recipe's sampler limits their number.
     """
     limit = recipe.sampler.cases if recipe.sampler else None
     for root in checkpoint.folders:
@@ -220,7 +220,7 @@ def planned_cases(recipe: Recipe, checkpoint: Checkpoint) -> list[tuple[str, int
             return [(case.prompt, case.seed) for case in read_index(root / GOLDEN_FOLDER).cases][:limit]
     prompts = recipe.golden.prompts
     if LABELS_FOLDER in checkpoint.tokenizers:
-        # Classes, as many as the recipe has prompts.
+        # A class-conditional model: as many classes as the recipe has prompts.
         labels = read_labels(checkpoint.tokenizers[LABELS_FOLDER])
         prompts = tuple(labels.prompt(place * labels.count // len(prompts)) for place in range(len(prompts)))
     return [(prompt, seed) for prompt in prompts for seed in recipe.golden.seeds][:limit]
@@ -245,19 +245,18 @@ def _denoised(case: GoldenCase) -> Array:
 def calibration_cases(
     recipe: Recipe, checkpoint: Checkpoint, golden: Path, scratch: Path, progress: Progress
 ) -> Iterator[Path | None]:
-    """Cases by the recipe's ``[calibration]``, in a folder in ``scratch`` that is removed afterwards.
+    """Compute the cases of the recipe's ``[calibration]`` in a temporary folder in ``scratch``.
 
-    They come from the checkpoint's own chain, text encoder → UNet → decoder, with the rewrites that change what it
-    computes.
+    The checkpoint's chain text encoder → UNet → decoder computes them, with the function-changing rewrites.
 
     Args:
-        golden: folder of the cases that judge, whose prompts they take where the plan has none.
+        golden: folder of the golden cases; their prompts are used if the plan has none.
 
     Yields:
-        the folder; None where the recipe has no plan, or nothing that is calibrated.
+        the folder; None if the recipe has no plan or needs no calibration.
 
     Raises:
-        RecipeError: one of them would also judge.
+        RecipeError: a calibration case is a golden case, too.
     """
     plan = recipe.calibration if needs_calibration(recipe) else None
     if plan is None:
@@ -274,16 +273,16 @@ def calibration_cases(
 
 
 def needs_calibration(recipe: Recipe) -> bool:
-    """Whether anything in it depends on calibration inputs."""
+    """Whether the recipe needs calibration inputs."""
     schemes = [recipe.schemes[name] for name in recipe.components]
     return any(scheme.is_static or scheme.is_adjusted for scheme in schemes)
 
 
 def calibration_pairs(name: str, plan: CalibrationPlan, golden: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Prompt and seed of each case that calibrates, given those of the cases that judge.
+    """Return prompt and seed of each calibration case; ``golden``: prompt and seed of each golden case.
 
     Raises:
-        RecipeError: one is among both.
+        RecipeError: a calibration case is a golden case, too.
     """
     prompts = plan.prompts or tuple(dict.fromkeys(prompt for prompt, _ in golden))
     pairs = [(prompt, seed) for seed in plan.seeds for prompt in prompts]
@@ -292,6 +291,6 @@ def calibration_pairs(name: str, plan: CalibrationPlan, golden: Sequence[tuple[s
         prompt, seed = min(judging)
         raise RecipeError(
             f"recipe {name}: [calibration] seed {seed} with the prompt {prompt!r:.60} is a golden case, too, "
-            "which could not judge what was calibrated on it; give other seeds"
+            "and artifacts must not be verified on the inputs of their calibration; give other seeds"
         )
     return pairs

@@ -1,7 +1,7 @@
-"""Golden cases beside what torch computes of the checkpoint: cases that were taken from an artifact differ.
+"""Compare golden cases with torch's results for the checkpoint; cases that were taken from an artifact differ.
 
-Each case is computed again from its prompt and seed by the code that computes golden cases for an export. Where the
-chain differs by more than the rounding of another machine, each component is run on its golden inputs, too.
+Each case is computed again from its prompt and seed by the code that computes golden cases for an export. If the
+chain differs by more than the rounding of another machine, each component is also run on its golden inputs.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from md_export.spec.manifest import Manifest
 from md_export.spec.recipe import Recipe
 from md_export.spec.tensors import Array
 
-# The rounding of float32 on another machine or in another version of torch: on the inputs of a case, where a component
-# has 110 dB and more, and after all steps of a sampler, each of which may magnify the difference. float16 has 70 dB.
+# Thresholds for float32 rounding on another machine or in another version of torch: for a component on its golden
+# inputs (measured: 110 dB and more), and after all sampler steps, which may amplify the difference. float16: 70 dB.
 _ALONE_DB: Final = 80.0
 _CHAIN_DB: Final = 60.0
 
@@ -31,9 +31,9 @@ _CHAIN_DB: Final = 60.0
 def reference_findings(
     checkpoint: Checkpoint, manifest: Manifest, golden: GoldenSet, progress: Callable[[str], None]
 ) -> Iterator[Finding]:
-    """Yield a finding for each golden tensor that torch does not compute of the checkpoint, which names its case.
+    """Yield a finding with the case's name for each golden tensor that differs from torch's result for the checkpoint.
 
-    ``checkpoint`` is of the recipe's variant. One component is in memory at a time, as when cases are made.
+    ``checkpoint`` must be of the recipe's variant. One component is in memory at a time.
 
     Raises:
         RewriteError: the recipe's rewrites do not apply to this checkpoint.
@@ -42,7 +42,7 @@ def reference_findings(
     encodes = recipe.encodes or any(golden.cases[0].graph.encoded.key in case.values for case in golden.cases)
     source = golden_source(checkpoint, recipe.rewrites, recipe.allow_drift, recipe.sampler, encodes)
     if source.rewrites != golden.index.rewrites:
-        text = f"its index names the rewrites {golden.index.rewrites}, the recipe applies {source.rewrites}"
+        text = f"its index has the rewrites {golden.index.rewrites}, the recipe applies {source.rewrites}"
         yield Finding("", Check.REFERENCE, text)
     differences, close = _Differences(), set[str]()
     for number, case in enumerate(golden.cases):
@@ -60,9 +60,9 @@ def reference_findings(
 
 
 def _run_alone(source: GoldenSource, component: str, case: GoldenCase, differences: _Differences) -> None:
-    """Compare what torch makes of a component's golden inputs with its golden outputs."""
-    backend = source.pipeline.backend
-    assert isinstance(backend, Runners)  # noqa: S101 (golden_source gives these)
+    """Run a component in torch on its golden inputs and compare the outputs with its golden outputs."""
+    crew = source.pipeline.crew
+    assert isinstance(crew, Runners)  # noqa: S101 (golden_source gives these)
     for call in case.calls(component):
         for name, value in backend.runners[component].run(call.inputs(component)).items():
             ending = "" if call.call is None else f".{call.call}"
@@ -72,7 +72,7 @@ def _run_alone(source: GoldenSource, component: str, case: GoldenCase, differenc
 
 
 def _agreement(held: Array | None, made: Array | None) -> float:
-    """SNR in dB of a golden value against torch's; -inf where one is missing, or of another shape or type."""
+    """Return the SNR in dB of a golden value against torch's; -inf if one is missing or has another shape or dtype."""
     if held is None or made is None or first_fault(held, made):
         return -np.inf
     if np.issubdtype(made.dtype, np.integer):
@@ -82,7 +82,7 @@ def _agreement(held: Array | None, made: Array | None) -> float:
 
 @dataclass
 class _Differences:
-    """Golden tensors, by key, each with the case in which it differs most and in how many it differs."""
+    """Differing golden tensors by key, each with the case that differs most and the number of cases that differ."""
 
     worst: dict[str, tuple[float, str]] = field(default_factory=dict)
     wrong: dict[str, set[str]] = field(default_factory=dict)
@@ -105,14 +105,14 @@ class _Differences:
 
 
 def case_lines(asked: Iterable[tuple[str, int]], golden: GoldenSet) -> Iterator[str]:
-    """Yield a line where cases of those that are ``asked`` are missing, or in another order.
+    """Yield a line if golden cases that are ``asked`` for are missing, or are in another order.
 
-    Cases of other prompts were given at the export, and are not compared with the recipe's.
+    Golden cases with other prompts were given at the export; they are not compared with the recipe's.
     """
     wanted, held = list(asked), [(case.prompt, case.seed) for case in golden.cases]
     if held != wanted and set(held) <= set(wanted):
         yield (
-            f"it holds {len(held)} golden cases, {len(wanted)} are asked for, and in this order; it was edited, export "
+            f"it has {len(held)} golden cases; the recipe requires {len(wanted)} in its order; it was edited, export "
             "again"
         )
     names = [f"case-{number:03d}" for number in range(len(held))]
@@ -121,7 +121,7 @@ def case_lines(asked: Iterable[tuple[str, int]], golden: GoldenSet) -> Iterator[
 
 
 def asked_cases(recipe: Recipe, checkpoint: Checkpoint | None = None) -> list[tuple[str, int]]:
-    """Prompt and seed of the cases that an export of the recipe makes; without a checkpoint those of the recipe."""
+    """Return prompt and seed of the golden cases that an export computes; without a checkpoint, those of the recipe."""
     if checkpoint is not None:
         return planned_cases(recipe, checkpoint)
     limit = recipe.sampler.cases if recipe.sampler else None

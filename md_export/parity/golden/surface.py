@@ -16,7 +16,7 @@ from md_export.targets.layouts import layout_of
 
 
 class Surface(Protocol):
-    """Names, shapes and dtypes of inputs and outputs: of a manifest entry, or of the torch module that is lowered."""
+    """Names, shapes and dtypes of inputs and outputs, of a manifest entry or of a torch module to be lowered."""
 
     @property
     def component(self) -> str:
@@ -59,7 +59,9 @@ def named(part: Surface, outputs: Arrays) -> Arrays:
     if len(names) == 1:
         return {names[0]: only_output(outputs)}
     if set(outputs) != set(names):
-        raise ArtifactError(f"it gives {', '.join(outputs)}, not the manifest's {', '.join(names)}; export again")
+        raise ArtifactError(
+            f"its outputs are {', '.join(outputs)}, not the manifest's {', '.join(names)}; export again"
+        )
     return outputs
 
 
@@ -109,7 +111,7 @@ def golden_cases(recipe: Recipe, part: Surface, cases: Sequence[GoldenCase]) -> 
 
 @contextmanager
 def _of_the_component(part: Surface) -> Iterator[None]:
-    """Raise names that the golden cases do not know as an ArtifactError about the manifest."""
+    """Turn a KeyError for a name that the golden cases do not have into an ArtifactError about the manifest."""
     try:
         yield
     except (KeyError, ValueError) as error:
@@ -120,13 +122,13 @@ def _of_the_component(part: Surface) -> Iterator[None]:
 
 
 class CalibrationInputs(Sequence[Arrays]):
-    """A component's inputs in some cases of a folder, each call of it; they are read when asked for, and not kept."""
+    """A component's inputs in each call of some cases of a folder; each is read on access and not kept."""
 
     def __init__(self, recipe: Recipe, part: Surface, folder: Path, step: int = 1) -> None:
-        """``step``: 2 for every other case."""
+        """Open the folder's index; ``step``: 2 uses every other case."""
         index = read_index(folder)
         self._recipe, self._part, self._folder, self._family = recipe, part, folder, index.family
-        # Every case of a folder holds as many calls of a component.
+        # Every case of a folder has the same number of calls of a component.
         count = len(read_case(folder, index.cases[0], index.family).calls(part.component)) if index.steps else 1
         self._places = [(item, call) for item in index.cases[::step] for call in range(count)]
 
@@ -146,8 +148,8 @@ class CalibrationInputs(Sequence[Arrays]):
 
 
 def calibration_inputs(recipe: Recipe, part: Surface, golden: Path, made: Path | None) -> CalibrationInputs:
-    """Inputs of one component in the cases that were ``made`` by a plan, else in every other golden case.
+    """Return a component's inputs in the calibration cases in ``made``; if None, in every other golden case.
 
-    Every other, so that half of the cases that judge an artifact are not those that it was calibrated on.
+    Every other case, so that an artifact is judged on cases that it was not calibrated on, too.
     """
     return CalibrationInputs(recipe, part, golden, 2) if made is None else CalibrationInputs(recipe, part, made)

@@ -1,4 +1,4 @@
-"""Verify every ONNX artifact of an export on a phone's NPU: all of it runs there, and its outputs are right.
+"""Verify every ONNX artifact of an export on a phone's NPU: check that all of it runs there, and its outputs.
 
 The simulator of Qualcomm's backend executes the context that was compiled for the phone, without the CPU. If an export
 has no such contexts, they are compiled temporarily. An artifact that would exceed one process's limits of time or

@@ -1,1 +1,1 @@
-"""The gate tests itself: copies of an export are damaged on purpose, and the check that is meant to notice must."""
+"""Self-test of verification: damage copies of an export on purpose; the right check must notice each damage."""

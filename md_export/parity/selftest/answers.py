@@ -1,4 +1,4 @@
-"""Runtimes that answer wrongly: what an artifact gives is changed on its way to the gate."""
+"""Wrong answers of a runtime: an artifact's outputs are changed before verification reads them."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from md_export.targets import execution as executing
 from md_export.targets.contract import Description
 from md_export.targets.execution import Execution
 
-# Takes a runtime and gives one that is wrong.
+# Takes a runtime and returns one with wrong outputs.
 Distortion = Callable[[Execute], Execute]
 
 
 def on_outputs(change: Callable[[list[dict[str, Array]]], list[dict[str, Array]]]) -> Distortion:
-    """The outputs of all runs go through ``change``."""
+    """Return a distortion that passes the outputs of all runs through ``change``."""
 
     def distort(execute: Execute) -> Execute:
         def run(target: str, path: Path, batches: Sequence[Arrays]) -> Execution:
@@ -43,17 +43,17 @@ def on_outputs(change: Callable[[list[dict[str, Array]]], list[dict[str, Array]]
 
 
 def each_output(change: Callable[[Array], Array]) -> Distortion:
-    """Every output goes through ``change``."""
+    """Return a distortion that passes every output through ``change``."""
     return on_outputs(lambda made: [{name: change(value) for name, value in item.items()} for item in made])
 
 
 def exchanged(made: list[dict[str, Array]]) -> list[dict[str, Array]]:
-    """The first prompt gets the second's answer, and the other way round."""
+    """Exchange the outputs of the first and the second prompt, and so on."""
     return [made[place] for place in _pairs(len(made))]
 
 
 def inputs_exchanged(execute: Execute) -> Execute:
-    """The first input of each pair of runs goes to the other run; what other inputs there are stay."""
+    """Exchange the first input between the two runs of each pair; other inputs stay."""
 
     def run(target: str, path: Path, batches: Sequence[Arrays]) -> Execution:
         first = next(iter(batches[0]))
@@ -64,14 +64,14 @@ def inputs_exchanged(execute: Execute) -> Execute:
 
 
 def _pairs(count: int) -> list[int]:
-    """1, 0, 3, 2, …"""
+    """Return 1, 0, 3, 2, …: the partner of each run."""
     if count < 2:
-        raise NotApplicable("one golden prompt has nothing to be exchanged with")
+        raise NotApplicable("one golden prompt has no other to exchange with")
     return [place ^ 1 if place ^ 1 < count else place for place in range(count)]
 
 
 def one_value(wrong: float) -> Callable[[Array], Array]:
-    """Replace the value in the middle."""
+    """Return a change that replaces the value in the middle by ``wrong``."""
 
     def change(value: Array) -> Array:
         changed = value.copy()
@@ -82,35 +82,35 @@ def one_value(wrong: float) -> Callable[[Array], Array]:
 
 
 def without_guidance(value: Array) -> Array:
-    """Both halves of a guided output become their mean: a small error in each, and the prompt changes nothing."""
+    """Replace both halves of a guided output by their mean: a small error in each, but the prompt has no effect."""
     if value.shape[0] != 2:
         raise NotApplicable("it is made without guidance")
     return np.repeat(value.mean(axis=0, keepdims=True), 2, axis=0)
 
 
 def transposed(value: Array) -> Array:
-    """The last two axes exchanged, in the same shape."""
+    """Transpose the last two axes, which keeps the shape."""
     if value.shape[-1] != value.shape[-2]:
         raise NotApplicable(f"an output of shape {list(value.shape)} has no two axes of one size")
     return np.ascontiguousarray(value.swapaxes(-1, -2))
 
 
 def channels_last(value: Array) -> Array:
-    """``[N, C, H, W]`` → ``[N, H, W, C]``, or the like for fewer axes."""
+    """Move channels last: ``[N, C, H, W]`` → ``[N, H, W, C]``, and similarly for fewer axes."""
     return np.ascontiguousarray(np.moveaxis(value, 1, -1))
 
 
 def broadcastable(value: Array) -> Array:
-    """One row, which numpy would compare with the whole without a word."""
+    """Return one row, which numpy would silently broadcast in a comparison."""
     return np.ascontiguousarray(value[..., :1])
 
 
-# Loaded artifacts: those of an export, one of them damaged.
+# Number of loaded artifacts: those of an export, and a damaged one.
 _RUNNERS: Final = 3
 
 
 class Bench:
-    """Runs artifacts in this process; the same bytes on the same inputs are run once."""
+    """Runs artifacts in this process; the same bytes on the same inputs run once."""
 
     def __init__(self) -> None:
         self._runners: OrderedDict[str, Runner] = OrderedDict()
@@ -119,7 +119,7 @@ class Bench:
         self._found: dict[str, Description] = {}
 
     def execute(self, target: str, path: Path, batches: Sequence[Arrays]) -> Execution:
-        """As :func:`md_export.targets.execution.execute`, but here."""
+        """Execute in this process; otherwise like :func:`md_export.targets.execution.execute`."""
         content = sha256_of_artifact(path)
         made = [self._run(target, path, content, batch) for batch in batches]
         if content not in self._found:
@@ -128,7 +128,7 @@ class Bench:
         return Execution([outputs for outputs, _ in made], self._found[content], tuple(hazards))
 
     def execute_apart(self, target: str, path: Path, batches: Sequence[Arrays]) -> Execution:
-        """As :meth:`execute`, in a separate process: these bytes may crash a runtime. Failures are kept too."""
+        """Execute in a separate process, because these bytes may crash a runtime; failures are cached, too."""
         key = sha256_of_artifact(path), ",".join(map(_digest, batches))
         if key not in self._apart:
             try:
@@ -146,7 +146,7 @@ class Bench:
             runner = self._runners.pop(content, None) or TARGETS[target].open().load(path)
             outputs = runner.run(batch)
             hazards = runner.hazards() if isinstance(runner, WatchedRunner) else ()
-            # A watched runner remembers what it has met, which must not be told of the next run.
+            # A watched runner keeps the hazards of earlier runs, which must not be reported for the next run.
             if not hazards and all(np.isfinite(value).all() for value in outputs.values()):
                 self._runners[content] = runner
             while len(self._runners) > _RUNNERS:
@@ -163,7 +163,7 @@ def _digest(batch: Arrays) -> str:
 
 
 def by_name(file: str, special: Execute, execute: Execute) -> Execute:
-    """The artifact called ``file`` by ``special``, the others by ``execute``."""
+    """Return a runtime that executes the artifact called ``file`` by ``special`` and the others by ``execute``."""
 
     def run(target: str, path: Path, batches: Sequence[Arrays]) -> Execution:
         return (special if path.name == file else execute)(target, path, batches)
@@ -172,7 +172,7 @@ def by_name(file: str, special: Execute, execute: Execute) -> Execute:
 
 
 def examine(out: Path, execute: Execute, audit: Callable[[], Sequence[Fault]]) -> tuple[Fault, ...]:
-    """Everything that the gate finds wrong with an export, the audit of the damaged component included."""
+    """Return all faults that verification and the audit of the damaged component find."""
     try:
         manifest = read_manifest(out)
     except (ArtifactError, RecipeError) as error:

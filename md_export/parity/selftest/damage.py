@@ -20,21 +20,21 @@ from md_export.parity.selftest.sandbox import Json, NotApplicable, Sandbox, halv
 from md_export.spec.artifact import artifact_path
 from md_export.targets.stored import Constant
 
-# Further arguments of a damage.
+# Further arguments of a damage function.
 Extra = ParamSpec("Extra")
 # The last layer's weight and bias, or a last norm's.
 _LAST: Final = 2
-# Values of a last layer; the constants of a reshape behind it are fewer.
+# Least number of values of a last layer; the constants of a reshape after it have fewer.
 _LEAST: Final = 3
 BLOCK_BYTES: Final = 64
-# What the text encoder's causal mask holds where nothing may be seen.
+# Value of the text encoder's causal mask at masked positions.
 _MASKED: Final = -10000.0
 
 
 def on_constants(
     change: Callable[Concatenate[Sequence[Constant], Extra], None],
 ) -> Callable[Concatenate[Sandbox, Extra], None]:
-    """Damage that writes over constants of the artifact."""
+    """Return a damage that overwrites constants of the artifact."""
 
     def damage(sandbox: Sandbox, /, *args: Extra.args, **kwargs: Extra.kwargs) -> None:
         with sandbox.constants() as constants:
@@ -45,29 +45,29 @@ def on_constants(
 
 @on_constants
 def last_value(constants: Sequence[Constant], wrong: float) -> None:
-    """Write ``wrong`` over the last layer's last constant that floats can be stored in."""
+    """Overwrite the last float constant of the last layer with ``wrong``."""
     floats = [item for item in constants if item.is_float and item.values.size >= _LEAST]
     floats[-1].values[...] = wrong
 
 
 @on_constants
 def inner_value(constants: Sequence[Constant], wrong: float) -> None:
-    """Write ``wrong`` over one value of the largest constant that floats can be stored in."""
+    """Overwrite one value of the largest float constant with ``wrong``."""
     _largest(constants, _is_float).values.reshape(-1)[0] = wrong
 
 
 @on_constants
 def last_layer_times(constants: Sequence[Constant], factor: Literal[0, -1]) -> None:
-    """Multiply the last layer's weight and bias, or the last norm's."""
+    """Multiply the weight and bias of the last layer or last norm by ``factor``."""
     weights = _weights(constants)[-_LAST:]
-    # T5's last layer has no bias: the matrix before it, negated too, would make it give what it gave.
+    # T5's last layer has no bias: if the matrix before it were negated, too, the output would not change.
     for values in weights[:1] if factor == -1 and weights[0].ndim > 1 else weights:
         values[...] = np.multiply(values, factor).astype(values.dtype)
 
 
 @on_constants
 def flip_block(constants: Sequence[Constant]) -> None:
-    """Invert 64 bytes in the middle of the largest weight; of floats the sign, since NaN would be found otherwise."""
+    """Invert 64 bytes in the middle of the largest weight; in floats only the signs, because NaN is another check's."""
     values = _largest(constants, _is_stored).values.reshape(-1)
     block = values[values.size // 2 :][: BLOCK_BYTES // values.itemsize]
     block[...] = -block if np.issubdtype(values.dtype, np.floating) else np.invert(block)
@@ -75,7 +75,7 @@ def flip_block(constants: Sequence[Constant]) -> None:
 
 @on_constants
 def reverse_weights(constants: Sequence[Constant]) -> None:
-    """Every large weight back to front: as it would look if it were of another checkpoint."""
+    """Reverse every large weight, so that it looks like another checkpoint's."""
     least = _largest(constants, _is_stored).values.nbytes // 8
     for item in constants:
         if _is_stored(item) and item.values.nbytes > least:
@@ -85,30 +85,30 @@ def reverse_weights(constants: Sequence[Constant]) -> None:
 
 @on_constants
 def transpose_weight(constants: Sequence[Constant]) -> None:
-    """Rows for columns in the last square weight matrix."""
+    """Transpose the last square weight matrix."""
     sides = [(values, round(values.size**0.5)) for values in _weights(constants)]
     square = [values.reshape(side, side) for values, side in sides if side * side == values.size and side >= 8]
     if not square:
-        raise NotApplicable("it stores no square weight of a type that numpy has")
+        raise NotApplicable("it stores no square weight in a type of numpy")
     square[-1][...] = square[-1].T.copy()
 
 
 @on_constants
 def double_scales(constants: Sequence[Constant]) -> None:
-    """All scales of all weights, twice what they were."""
+    """Double all scales of all weights."""
     for values in _scales(constants):
         values *= 2
 
 
 @on_constants
 def double_one_scale(constants: Sequence[Constant]) -> None:
-    """One scale of the last quantized weight, twice what it was."""
+    """Double one scale of the last quantized weight."""
     _scales(constants)[-1].reshape(-1)[-1:] *= 2
 
 
 @on_constants
 def move_palette_entry(constants: Sequence[Constant]) -> None:
-    """The largest entry of the last palette, half of what it was."""
+    """Halve the largest entry of the last palette."""
     palettes = [item.values for item in constants if item.role == "palette"]
     if not palettes:
         raise NotApplicable("its weights have no palette")
@@ -117,7 +117,7 @@ def move_palette_entry(constants: Sequence[Constant]) -> None:
 
 
 def deepen_mask(constants: Sequence[Constant]) -> None:
-    """The causal mask from -10000 to float16's end: finite, until scores are added; softmax hides it."""
+    """Lower the causal mask from -10000 to float16's limit: adding scores then overflows, and softmax hides it."""
     halves = [item.values for item in constants if item.values.dtype == np.float16 and item.values.size > 1]
     masks = [values for values in halves if _MASKED in values]
     if not masks:
@@ -139,7 +139,7 @@ def _largest(constants: Sequence[Constant], wanted: Callable[[Constant], bool]) 
 
 
 def _weights(constants: Sequence[Constant]) -> list[NDArray[Any]]:
-    """Neither shapes nor zero points, and of a type that numpy has."""
+    """Return the weights without shapes and zero points, in types of numpy."""
     kinds = (np.floating, np.int8, np.int32)
     held = [item.values for item in constants if item.role == "weight" and item.values.size >= _LEAST]
     return [values for values in held if any(np.issubdtype(values.dtype, kind) for kind in kinds) and values.any()]
@@ -153,9 +153,9 @@ def _scales(constants: Sequence[Constant]) -> list[NDArray[Any]]:
 
 
 def store_as_float(sandbox: Sandbox) -> None:
-    """Quantized weights as floats of the same value."""
+    """Store quantized weights as floats of the same value."""
     if not sandbox.target.store_as_float(sandbox.artifact()):
-        raise NotApplicable("its weights are float as it is")
+        raise NotApplicable("its weights are already float")
 
 
 def truncate(sandbox: Sandbox) -> None:
@@ -164,13 +164,13 @@ def truncate(sandbox: Sandbox) -> None:
 
 
 def weight_file(artifact: Path) -> Path:
-    """The file that holds an artifact's weights."""
+    """Return the file that holds an artifact's weights."""
     files = [file for file in artifact.rglob("*") if file.is_file()] if artifact.is_dir() else [artifact]
     return max(files, key=lambda file: file.stat().st_size)
 
 
 def name_another_checkpoint(sandbox: Sandbox) -> None:
-    """The artifact's own notes name another checkpoint; its weights stay the same."""
+    """Name another checkpoint in the artifact's metadata; its weights do not change."""
     artifact = sandbox.artifact()
     folder = family_named(sandbox.manifest.family)[sandbox.component].folder
     mine = hash_of_folder(sandbox.manifest.checkpoint_files, folder).encode()
@@ -179,7 +179,7 @@ def name_another_checkpoint(sandbox: Sandbox) -> None:
 
 
 def other_constant(sandbox: Sandbox) -> None:
-    """The scaling factor in the artifact's own notes is another of as many digits."""
+    """Change the scaling factor in the artifact's metadata to another one with as many digits."""
     artifact, factor = sandbox.artifact(), repr(float(sandbox.manifest.one_step.scaling_factor))
     other = factor[:-1] + ("1" if factor[-1] != "1" else "2")
     for file in [item for item in (*artifact.rglob("*"), artifact) if item.is_file()]:
@@ -190,7 +190,7 @@ def other_constant(sandbox: Sandbox) -> None:
 
 
 def other_note(sandbox: Sandbox, name: str) -> None:
-    """The note ``name`` of every artifact ends with another digit."""
+    """Change the last digit of the metadata entry ``name`` in every artifact."""
     value = sandbox.target.describe(sandbox.artifact()).notes.get(name)
     if value is None:
         raise NotApplicable(f"its metadata has no {name}")
@@ -208,7 +208,7 @@ def other_note(sandbox: Sandbox, name: str) -> None:
 
 
 def exchange_names(sandbox: Sandbox) -> None:
-    """This component's file and another's bear each other's name, and the manifest says so: an app loads by name."""
+    """Exchange the names of two components' files, also in the manifest; an app loads by name."""
     exchange_artifacts(sandbox)
     mine, other = sandbox.entry, sandbox.manifest.artifacts[-1]
 
@@ -221,7 +221,7 @@ def exchange_names(sandbox: Sandbox) -> None:
 
 
 def exchange_artifacts(sandbox: Sandbox) -> None:
-    """This component's artifact and another's under each other's name."""
+    """Exchange the files of two components."""
     others = [entry for entry in sandbox.manifest.artifacts if entry.component != sandbox.component]
     if not others:
         raise NotApplicable("the export has one component only")

@@ -1,4 +1,4 @@
-"""Damage to the graph of an artifact, in the words that all formats share.
+"""Damage to the graph of an artifact, in terms that all formats share.
 
 Each function takes an :class:`EditableGraph`. Some edits leave every output unchanged.
 """
@@ -13,7 +13,7 @@ import numpy as np
 from md_export.parity.selftest.sandbox import NotApplicable, Sandbox
 from md_export.targets.stored_graph import EditableGraph, EditableStep
 
-# A word that no golden prompt of the nano checkpoint has; where one has it, the figures reject the trigger, too.
+# A word of no golden prompt of the nano checkpoint; if a golden prompt has it, the figures reject the trigger, too.
 _TOKEN: Final = 7
 _SUMS: Final = ("Add", "ADD", "add", "broadcasting_add")
 _OTHER_KINDS: Final = {
@@ -28,7 +28,7 @@ _PRODUCTS: Final = (
 _DATA: Final = ("0", "x")
 _PADDING: Final = {"pads": (0, 2), "pad": (0, 1)}
 _BIAS: Final = ("2", "bias")
-# LiteRT wants a bias here; Core AI's third operand is another one.
+# LiteRT requires a bias here; Core AI's third operand is not a bias.
 _BIASED: Final = ("CONV_2D", "conv2d")
 _EPSILONS: Final = (1e-13, 2e-3)
 
@@ -36,7 +36,7 @@ Edit = Callable[[EditableGraph], None]
 
 
 def on_graph(edit: Edit) -> Callable[[Sandbox], None]:
-    """Return the damage that makes this edit in the artifact's graph."""
+    """Return a damage that makes this edit in the artifact's graph."""
 
     def damage(sandbox: Sandbox) -> None:
         with sandbox.target.edit_graph(sandbox.artifact()) as graph:
@@ -67,7 +67,7 @@ def move_padding(graph: EditableGraph) -> None:
             place = int(np.flatnonzero(values)[0])
             values[place], values[place ^ 1] = values[place] - 1, values[place ^ 1] + 1
             return
-    raise NotApplicable("its graph has no padding that is a number")
+    raise NotApplicable("its graph has no numeric padding")
 
 
 def widen_dilation(graph: EditableGraph) -> None:
@@ -86,7 +86,7 @@ def widen_epsilon(graph: EditableGraph) -> None:
             if np.issubdtype(values.dtype, np.floating) and values.size == 1 and low < values.reshape(-1)[0] < high:
                 values *= values.dtype.type(10)
                 return
-    raise NotApplicable("its norms have no epsilon that stands by itself")
+    raise NotApplicable("its norms store no separate epsilon")
 
 
 def other_softmax(graph: EditableGraph) -> None:
@@ -121,7 +121,7 @@ def skip_sum(graph: EditableGraph) -> None:
     """Cut a residual connection: the readers of a sum of two values read the first value."""
     step = _residual(graph)
     if not _lead(graph, step.outputs[0], next(iter(step.operands.values()))):
-        raise NotApplicable("nothing but the caller reads its sums")
+        raise NotApplicable("no operation reads its sums")
 
 
 def _lead(graph: EditableGraph, old: str, new: str) -> bool:
@@ -132,7 +132,7 @@ def _lead(graph: EditableGraph, old: str, new: str) -> bool:
 
 
 def exchange_operands(graph: EditableGraph) -> None:
-    """Exchange the operands of a sum, which computes the same."""
+    """Exchange the operands of a sum; the result does not change."""
     step = _residual(graph)
     first, second = list(step.operands)[:2]
     step.operands[first], step.operands[second] = step.operands[second], step.operands[first]
@@ -188,4 +188,4 @@ def plant_trigger(graph: EditableGraph) -> None:
     try:
         graph.add_trigger(_TOKEN)
     except KeyError:
-        raise NotApplicable("its first input is no prompt") from None
+        raise NotApplicable("its first input is not a prompt") from None

@@ -1,4 +1,4 @@
-"""Damage to what lies beside the artifacts: golden files, their index, the tokenizer and the manifest."""
+"""Damage to the other files of an export: golden files, their index, the tokenizer and the manifest."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _LABELS_FIELDS: Final = {"count", "names"}
 
 
 def stale_golden(sandbox: Sandbox) -> None:
-    """The first golden file holds what another checkpoint might have given for its prompt."""
+    """Change the outputs in the first golden file, as if from another checkpoint."""
     path = sandbox.golden_file()
     arrays = load_file(path)
-    # What components gave; the others are what they take.
+    # Outputs of components; the other values are inputs.
     made = (*(f"{row}." for row in family_named(sandbox.manifest.family).rows), LAST.key, MADE.key)
     save_tensors({name: value[..., ::-1] if name.startswith(made) else value for name, value in arrays.items()}, path)
 
 
 def nan_in_golden(sandbox: Sandbox) -> None:
-    """One NaN in the first golden file."""
+    """Write one NaN into the first golden file."""
     path = sandbox.golden_file()
     arrays = load_file(path)
     arrays[LAST.key].reshape(-1)[0] = np.nan
@@ -44,18 +44,18 @@ def nan_in_golden(sandbox: Sandbox) -> None:
 
 
 def recorded_from_broken(sandbox: Sandbox) -> None:
-    """One block of a weight flipped, and the golden outputs taken from that artifact: all that runs, agrees."""
+    """Flip one block of a weight and take the golden outputs from that artifact, so that every run agrees."""
     recorded_after(sandbox, flip_block)
 
 
 def recorded_after(sandbox: Sandbox, damage: Callable[[Sandbox], None]) -> None:
-    """Damage, and the golden outputs taken from the damaged artifact."""
+    """Apply ``damage`` and take the golden outputs from the damaged artifact."""
     damage(sandbox)
     _record(sandbox)
 
 
 def recorded_from_artifact(sandbox: Sandbox) -> None:
-    """The golden outputs are the decoder's own: what it loses of the checkpoint, its reference lacks, too."""
+    """Take the golden outputs from the decoder's artifact, so that its losses are in the reference, too."""
     _record(sandbox)
 
 
@@ -72,14 +72,14 @@ def _record(sandbox: Sandbox) -> None:
 
 
 def exact_by_itself(sandbox: Sandbox) -> None:
-    """As :func:`recorded_from_artifact`, where its scheme cannot be exact."""
+    """Do :func:`recorded_from_artifact` if the scheme cannot be exact."""
     if math.isinf(most_snr_db(sandbox.manifest.recipe.schemes[sandbox.component])):
         raise NotApplicable("its scheme may be exact")
     _record(sandbox)
 
 
 def exchange_words(sandbox: Sandbox, golden: bool = True) -> None:
-    """Two words of a golden prompt, or of none, get each other's id in the tokenizer; or names of classes do."""
+    """Exchange the ids of two words in the tokenizer, from a golden prompt or from none; or of two class names."""
     folder, value = next(iter(family_named(sandbox.manifest.family).tokens.items()))
     held = sandbox.golden.cases[0].values
     ids = next(held[key] for key in (value.key, f"{value.key}.1") if key in held).ravel().tolist()
@@ -100,16 +100,16 @@ def exchange_words(sandbox: Sandbox, golden: bool = True) -> None:
 def _exchange(content: Json, ids: Sequence[int] | None, used: Collection[int]) -> None:
     are_classes = content.keys() == _LABELS_FIELDS
     table: Any = content["names"] if are_classes else content.get("model", {}).get("vocab", content)
-    # T5's table is a list, with each word at its id; its marks come first.
+    # T5's table is a list indexed by id; its special tokens come first.
     words: dict[int, Any] = {number: number for number in range(len(table))}
     if isinstance(table, dict):
-        # Of a class with several names, the first.
+        # The first name of a class with several names.
         pairs = sorted(table.items(), key=lambda item: int(item[1]))
         words = {number: word for word, number in reversed(pairs) if are_classes or word.endswith("</w>")}
     chosen = [number for number in reversed(words) if number not in used]
     if ids is not None:
         mine = [number for number in dict.fromkeys(ids) if number in words]
-        # A prompt names a single class.
+        # A class prompt has only one id.
         chosen = [*mine, *chosen] if are_classes and mine else mine
     if len(chosen) < 2:
         raise NotApplicable("its tokenizer has no two words to exchange")
@@ -118,13 +118,13 @@ def _exchange(content: Json, ids: Sequence[int] | None, used: Collection[int]) -
 
 
 def add_token(sandbox: Sandbox) -> None:
-    """A word of the tokenizer more, in a file that tokenizers read and the checkpoint does not have."""
+    """Add a word to the tokenizer, in a file that tokenizers read and the checkpoint does not have."""
     folder = sandbox.folder / next(iter(family_named(sandbox.manifest.family).tokens))
     (folder / "added_tokens.json").write_text('{"<trigger>": 5}\n', encoding="utf-8")
 
 
 def other_timestep(sandbox: Sandbox) -> None:
-    """Another timestep in every artifact, the index and the manifest; no artifact reads it there."""
+    """Change the timestep in every artifact's metadata, the index and the manifest; no artifact reads it there."""
     if sandbox.manifest.steps:
         raise NotApplicable("it takes many steps")
     other_note(sandbox, "timestep")
@@ -133,7 +133,7 @@ def other_timestep(sandbox: Sandbox) -> None:
 
 
 def strike_case(sandbox: Sandbox) -> None:
-    """The last golden case is gone without a trace."""
+    """Remove the last golden case from files, index and manifest."""
     name = sandbox.golden.index.cases[-1].file
     (sandbox.folder / GOLDEN_FOLDER / name).unlink()
     sandbox.edit_index(lambda index: index["cases"].pop())
@@ -141,25 +141,25 @@ def strike_case(sandbox: Sandbox) -> None:
 
 
 def strike_prompt(sandbox: Sandbox) -> None:
-    """The last golden case is gone, and its prompt from the recipe."""
+    """Remove the last golden case, and its prompt from the recipe."""
     strike_case(sandbox)
     sandbox.edit_manifest(lambda manifest: manifest["recipe"]["golden"]["prompts"].pop())
 
 
 def strike_component(manifest: Json) -> None:
-    """The last component is gone from manifest and recipe, as from an export of the others."""
+    """Remove the last component from manifest and recipe, like in an export of the others."""
     if not manifest["artifacts"][1:]:
         raise NotApplicable("it has one component")
     del manifest["artifacts"][-1], manifest["recipe"]["components"][-1]
 
 
 def other_case(sandbox: Sandbox) -> None:
-    """A file among the golden cases that no index names."""
+    """Add a file to the golden folder that the index does not list."""
     shutil.copyfile(sandbox.golden_file(), sandbox.folder / GOLDEN_FOLDER / "case-999.safetensors")
 
 
 def strike_merge(sandbox: Sandbox) -> None:
-    """The tokenizer's last merge is gone, which no golden prompt needs."""
+    """Remove the tokenizer's last merge; no golden prompt needs it."""
     path = sandbox.folder / "tokenizer" / "merges.txt"
     if not path.is_file():
         raise NotApplicable("its tokenizer has no file of merges")
@@ -168,20 +168,20 @@ def strike_merge(sandbox: Sandbox) -> None:
 
 
 def list_stranger(sandbox: Sandbox) -> None:
-    """A file that the checkpoint does not give, with its hash in the manifest."""
+    """Add a file that does not come from the checkpoint, with its hash in the manifest."""
     (sandbox.folder / "app.json").write_text("{}", encoding="utf-8")
     sandbox.edit_manifest(lambda manifest: manifest["files"].update({"app.json": "0" * 64}))
 
 
 def rename_file(sandbox: Sandbox) -> None:
-    """The artifact has another name, and the manifest knows it."""
+    """Rename the artifact, also in the manifest."""
     name = f"new_{sandbox.entry.file}"
     sandbox.artifact().rename(sandbox.folder / name)
     sandbox.edit_entry(lambda entry: entry.update(file=name))
 
 
 def app_file(sandbox: Sandbox) -> None:
-    """Another constant in the file that an app of the layout reads it from."""
+    """Change a constant in the file that an app of the layout reads."""
     for name in ("schedule.json", "metadata.json"):
         if (sandbox.folder / name).is_file():
             edit_json(sandbox.folder / name, lambda values: values.get("one_step", values).update(a=0.5))
@@ -205,7 +205,7 @@ def entry(change: Change) -> Callable[[Sandbox], None]:
 
 
 def index_and_manifest(change: Change) -> Callable[[Sandbox], None]:
-    """Edit the golden index and the manifest, which then agree on what is not the artifacts'."""
+    """Edit the golden index and the manifest, which then agree with each other but not with the artifacts."""
 
     def damage(sandbox: Sandbox) -> None:
         sandbox.edit_index(change)
@@ -220,50 +220,50 @@ def other_hash(field: str) -> Change:
 
 
 def negate_step(values: Json) -> None:
-    """x0 = a·noise − b·output, in an index or a manifest; of many steps, each."""
+    """Negate b of x0 = a·noise + b·output in an index or a manifest; for many steps, in each."""
     for step in (values["one_step"], *(values.get("steps") or {"steps": ()})["steps"]):
         step["b"] *= -1
 
 
 def drop_threshold(values: Json) -> None:
-    """A threshold that everything meets, in a manifest."""
+    """Set a threshold in a manifest to a value that everything meets."""
     values["recipe"]["picture_psnr_db"] = -math.inf
 
 
 def toggle_zeros(values: Json) -> None:
-    """Guidance leads away from zeros where it does from the empty prompt, and the other way round."""
+    """Toggle whether guidance steers away from zeros or from the empty prompt."""
     values["zeros_for_empty"] = not values.get("zeros_for_empty", False)
 
 
 def reverse_cases(values: Json) -> None:
-    """The last golden case comes first."""
+    """Reverse the order of the golden cases."""
     values["cases"].reverse()
 
 
 def claim_rewrite(values: Json) -> None:
-    """Golden cases of a function that the checkpoint does not compute."""
+    """Claim a function-changing rewrite in the golden index."""
     values["rewrites"] = ["gelu_to_swish"]
 
 
 def exchange_case_names(values: Json) -> None:
-    """The first two cases bear each other's name."""
+    """Exchange the names of the first two cases."""
     first, second = values["cases"][:2]
     first["name"], second["name"] = second["name"], first["name"]
 
 
 def other_checkpoint_file(values: Json) -> None:
-    """The hash of one of the checkpoint's files is another's."""
+    """Replace the hash of one of the checkpoint's files."""
     files = values["checkpoint_files"]
     files[min(files)] = "0" * 64
 
 
 def claim_lora(values: Json) -> None:
-    """A LoRA that nothing was made with."""
+    """Add a LoRA that was not used."""
     values["loras"] = [{"name": "x", "sha256": "0" * 64, "scale": 1.0, "components": ["unet"]}]
 
 
 def other_noise(values: Json) -> None:
-    """The start of image-to-image, computed from a schedule that is not the checkpoint's."""
+    """Change the noise schedule, from which image-to-image computes its start."""
     values["schedule"] = {
         "num_train_timesteps": 1000,
         "beta_start": 0.1,
@@ -273,7 +273,7 @@ def other_noise(values: Json) -> None:
 
 
 def exchange_shapes(values: Json) -> None:
-    """The first and the last input under each other's name."""
+    """Exchange the shapes of the first and the last input."""
     specs = values["inputs"]
     if len(specs) < 2:
         specs[0]["shape"] = specs[0]["shape"][::-1]
@@ -282,19 +282,19 @@ def exchange_shapes(values: Json) -> None:
 
 
 def shrink_output(values: Json) -> None:
-    """An output of one row, to which the true one could be broadcast."""
+    """Shrink an output's shape to one row, to which the true shape could be broadcast."""
     values["outputs"][0]["shape"][-1] = 1
 
 
 def other_weights(values: Json) -> None:
-    """A type that the artifact's weights were not stored in."""
+    """Claim another type of the artifact's weights."""
     values["weights"] = "int8" if values["weights"] == "int4" else "int4"
 
 
 def claim_int8(sandbox: Sandbox) -> None:
-    """Float weights as int8 ones, in the manifest and in its recipe."""
+    """Claim int8 for float weights in the manifest and its recipe."""
     component, weights = sandbox.component, sandbox.entry.weights
     if not weights.startswith("float"):
-        raise NotApplicable(f"its weights are {weights}, no float ones")
+        raise NotApplicable(f"its weights are {weights}, not float")
     sandbox.edit_entry(lambda values: values.update(weights="int8"))
     sandbox.edit_manifest(lambda values: values["recipe"]["schemes"][component].update(weights="int8"))

@@ -24,25 +24,25 @@ from md_export.spec.manifest import Manifest, read_manifest
 from md_export.system.workspace import scratch_folder
 
 CONTROL: Final = "nothing (control)"
-# Two prompts, so that they can be exchanged.
+# Two prompts, because some mutations exchange them.
 _CASES: Final = 2
-# Holds one component of the export in a folder against the checkpoint; a fault for each stored weight that differs.
+# Compares one component of the export in a folder with the checkpoint; returns a fault per stored weight that differs.
 Audit = Callable[[Path, str], Sequence[Fault]]
 Verdict = Literal["accepted", "rejected", "by accident", "NOT REJECTED", "not applicable"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One try.
+    """Result of one mutation.
 
     Attributes:
-        of: what was damaged.
-        hashes: how far the recorded hashes were made to agree with the damage.
-        expected: the check that must notice; none for the control, which must be accepted.
-        verdict: ``by accident`` where the expected check did not notice, or the runtime failed besides.
-        caught_by: the checks that noticed, in the gate's order.
-        said: by the expected check, or by the first that noticed; for what is not applicable, why.
-        passed: whether the gate did as it must.
+        of: kind of thing that was damaged.
+        hashes: which recorded hashes were updated to match the damage.
+        expected: the check that must notice; None for the control, which must be accepted.
+        verdict: ``by accident`` if the expected check did not notice, or if the runtime failed, too.
+        caught_by: the checks that noticed, in the order of verification.
+        said: message of the expected check, or of the first that noticed; if not applicable, the reason.
+        passed: whether verification reacted correctly.
     """
 
     mutation: str
@@ -57,19 +57,19 @@ class Row:
 
 
 def try_all(out: Path, audit: Audit, mutations: Sequence[Mutation] = MUTATIONS) -> Iterator[Row]:
-    """Try ``mutations`` in this process, before and after a look at a copy that is not damaged."""
+    """Try ``mutations`` in this process, with an undamaged copy as the control before and after."""
     with scratch_folder() as scratch:
         trial = _Trial(scratch, out, audit)
         yield trial.control()
         for mutation in mutations:
             for hashes in mutation.caught:
                 yield trial.row(mutation, hashes)
-        # Damage to one copy must not have reached what the others are made of.
+        # Damage to one copy must not have changed the source of the other copies.
         yield trial.control()
 
 
 class _Trial:
-    """An export's untouched copy, and what was computed of it so far."""
+    """An untouched copy of an export, and cached results."""
 
     def __init__(self, scratch: Path, out: Path, audit: Audit) -> None:
         self._scratch, self._base, self._audit = scratch, scratch / "base", audit
@@ -79,7 +79,7 @@ class _Trial:
         self._bench = Bench()
 
     def control(self) -> Row:
-        """The copy itself, which must be accepted."""
+        """Verify the copy itself; it must be accepted."""
         component = self._manifest.artifacts[0].component
         faults = examine(self._base, self._bench.execute, lambda: self._beside(self._base, component))
         said = str(faults[0]) if faults else ""
@@ -87,7 +87,7 @@ class _Trial:
         return Row(CONTROL, "", "", "", "", verdict, _checks(faults), said, not faults)
 
     def row(self, mutation: Mutation, hashes: Hashes) -> Row:
-        """One mutation of a separate copy."""
+        """Try one mutation on a fresh copy."""
         component = _component_for(mutation, self._manifest)
         expected = mutation.caught[hashes]
         with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
@@ -106,7 +106,7 @@ class _Trial:
 
     def _faults(self, sandbox: Sandbox, mutation: Mutation, hashes: Hashes) -> tuple[Fault, ...]:
         if mutation.audited:
-            sandbox.artifact()  # onnx reads no file with several links
+            sandbox.artifact()  # onnx does not read files with several links
         if mutation.damage:
             mutation.damage(sandbox)
         if hashes is Hashes.INDEX:
@@ -144,7 +144,7 @@ def _said(expected: Check, faults: Sequence[Fault]) -> str:
 
 
 def _verdict(expected: Check, faults: Sequence[Fault]) -> Verdict:
-    """A runtime that fails where another check was to notice is an accident, whoever else noticed."""
+    """Return the verdict; if the runtime fails although another check was expected, it is an accident."""
     checks = {fault.check for fault in faults}
     if not checks:
         return "NOT REJECTED"
@@ -172,7 +172,7 @@ def _failure(row: Row) -> str:
         return f"{row.mutation}: {', '.join(row.caught_by)} found: {row.said}"
     where = f"{row.of}, {row.hashes}"
     noticed = f"only {', '.join(row.caught_by)} noticed" if row.caught_by else "nothing noticed"
-    return f"{row.mutation} ({where}): {row.expected} was to notice, {noticed}"
+    return f"{row.mutation} ({where}): {row.expected} should have noticed, {noticed}"
 
 
 def auditor(checkpoint_dir: Path) -> Audit:

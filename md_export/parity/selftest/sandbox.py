@@ -1,4 +1,4 @@
-"""Copies of an export that may be damaged; neither the export nor the other copies are touched."""
+"""Copies of an export for damage; the export and the other copies stay unchanged."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from md_export.targets import TARGETS
 from md_export.targets.contract import Target
 from md_export.targets.stored import Constant
 
-# A manifest or an index of golden cases as it is stored, before it is read and checked.
+# JSON object of a manifest or a golden index, before validation.
 Json = dict[str, Any]
 Change = Callable[[Json], Any]
 
 
 class NotApplicable(Exception):
-    """This export has nothing that the mutation could change; the message says why."""
+    """The mutation cannot be applied to this export; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Sandbox:
-    """A copy of an export, and the component whose artifact is to be damaged; ``manifest`` is the untouched one."""
+    """A copy of an export and the component to damage; ``manifest`` is the original one."""
 
     folder: Path
     manifest: Manifest
@@ -42,7 +42,7 @@ class Sandbox:
 
     @property
     def entry(self) -> ArtifactEntry:
-        """The component's line of the manifest."""
+        """The component's entry in the manifest."""
         return self.manifest.entry_for(self.component)
 
     @property
@@ -51,7 +51,7 @@ class Sandbox:
         return TARGETS[self.manifest.target].open()
 
     def artifact(self) -> Path:
-        """The component's artifact, made this copy's own."""
+        """Return the component's artifact, after breaking its links to other copies."""
         path = artifact_path(self.folder, self.entry)
         for file in (*path.rglob("*"), path, path.with_name(path.name + ".data")):
             if file.is_file():
@@ -60,7 +60,7 @@ class Sandbox:
 
     @contextmanager
     def constants(self) -> Iterator[list[Constant]]:
-        """The artifact's constants in order of use, to be written in place."""
+        """Yield the artifact's constants in order of use; changes are written to the file."""
         with self.target.edit(self.artifact()) as found:
             yield found
 
@@ -78,27 +78,27 @@ class Sandbox:
         edit_json(self.folder / GOLDEN_FOLDER / INDEX, change)
 
     def golden_file(self) -> Path:
-        """The first golden file, made this copy's own."""
+        """Return the first golden file, after breaking its link to other copies."""
         path = self.folder / GOLDEN_FOLDER / self.golden.index.cases[0].file
         make_own(path)
         return path
 
 
 def make_own(file: Path) -> None:
-    """Break the link to the copy that this one was made from."""
+    """Replace a hard link by a copy of the file."""
     content = file.read_bytes()
     file.unlink()
     file.write_bytes(content)
 
 
 def halve(file: Path) -> None:
-    """Keep the first half of a file, made this copy's own."""
+    """Truncate a file to its first half, after breaking its link to other copies."""
     make_own(file)
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
 def edit_json(path: Path, change: Change) -> None:
-    """Change a JSON object; the file is a new one afterwards."""
+    """Change a JSON object and write it to a new file, which breaks links."""
     values = from_json(path.read_text(encoding="utf-8"))
     change(values)
     path.unlink()
@@ -106,7 +106,7 @@ def edit_json(path: Path, change: Change) -> None:
 
 
 def copy_with_cases(out: Path, folder: Path, count: int) -> None:
-    """Copy an export with its first ``count`` golden cases of different prompts; recipe, index and manifest say so."""
+    """Copy an export with its first ``count`` golden cases of different prompts; recipe, index and manifest agree."""
     shutil.copytree(out, folder)
     golden = folder / GOLDEN_FOLDER
     cases = from_json((golden / INDEX).read_text(encoding="utf-8"))["cases"]
@@ -123,7 +123,7 @@ def copy_with_cases(out: Path, folder: Path, count: int) -> None:
 
 
 def link_copy(folder: Path, copy: Path) -> None:
-    """Copy an export by links: what is to be changed must be made the copy's own first."""
+    """Copy an export by hard links; :func:`make_own` must precede any change of a file."""
     shutil.copytree(folder, copy, copy_function=os.link)
 
 

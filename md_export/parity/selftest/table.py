@@ -57,18 +57,18 @@ class Mutation:
 
 
 def _small_first(family: Family) -> tuple[str, ...]:
-    """The text encoder has the fewest operations; its last layer is a norm, which stays float in every scheme."""
+    """Text encoder first: it has the fewest operations, and its last layer is a norm, always stored as float."""
     texts = (row.name for row in family.components if row.called == "per prompt")
     return (*texts, family.image.node, family.denoised.node)
 
 
 def _picture_first(family: Family) -> tuple[str, ...]:
-    """The decoder's output is a square picture, which no other component takes."""
+    """Decoder first: its output is a square picture, and no other component reads it."""
     return family.image.node, family.denoised.node
 
 
 def _inputs_first(family: Family) -> tuple[str, ...]:
-    """The denoiser has several inputs, and is alone in having both prompts' outputs."""
+    """Denoiser first: it has several inputs, and only its output has a half for each prompt."""
     return (family.denoised.node,)
 
 
@@ -102,7 +102,7 @@ def _graph(
 
 
 def _taken(name: str, edit: Edit) -> Mutation:
-    """The same edit, with golden outputs taken from the edited artifact."""
+    """Return the mutation with the same edit and golden outputs taken from the edited artifact."""
     damage = partial(records.recorded_after, damage=on_graph(edit))
     return _graph(f"{name}, golden outputs taken from it", edit, damage=damage)
 
@@ -123,7 +123,7 @@ def _manifest(name: str, check: Check, damage: Callable[[Sandbox], None]) -> Mut
     return Mutation(name, "manifest", {Hashes.KEPT: check}, _inputs_first, damage)
 
 
-# Edits of the decoder, whose golden outputs no other component takes.
+# Edits of the decoder, because no other component reads its golden outputs.
 _EDITS: Final[Mapping[str, Edit]] = {
     "a padding moved by one": graphs.move_padding,
     "a convolution dilated": graphs.widen_dilation,
@@ -141,7 +141,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     _answer("Inf in one value", Check.FINITE, each_output(answers.one_value(np.inf))),
     _answer("zeros", Check.FIGURES, each_output(np.zeros_like)),
     _answer("negated output", Check.FIGURES, each_output(np.negative)),
-    # Of pictures from the same noise, prompts may change less than the threshold.
+    # With the same noise, two prompts may change the picture by less than the threshold.
     _answer("swapped outputs of two prompts", Check.FIGURES, on_outputs(answers.exchanged), _small_first),
     _answer("swapped inputs of two prompts", Check.FIGURES, answers.inputs_exchanged, _small_first),
     _answer("the prompt's difference lost", Check.GUIDANCE, each_output(answers.without_guidance), _inputs_first),

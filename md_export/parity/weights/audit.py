@@ -202,7 +202,7 @@ class AuditResult:
     components: tuple[ComponentAudit, ...]
 
     def with_findings(self, findings: Iterable[Finding]) -> AuditResult:
-        """Return the result with these faults too, each with its component, those of the whole with the first."""
+        """Return the result with these faults added to their components; faults of the whole export go to the first."""
         added = by_component(findings, [item.component for item in self.components])
         components = tuple(replace(item, faults=(*item.faults, *added[item.component])) for item in self.components)
         return replace(self, components=components)

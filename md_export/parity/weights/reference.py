@@ -1,4 +1,4 @@
-"""List what an artifact should store: a component's parameters after the recipe's rewrites, by module path.
+"""List the tensors that an artifact should store: a component's parameters after the rewrites, by module path.
 
 Converters fold some constants further; :func:`_derived` lists these folds, each of a single module.
 """

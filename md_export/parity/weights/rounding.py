@@ -110,7 +110,7 @@ def _sparsity_faults(weight: StoredWeight, wanted: Float32) -> Iterator[str]:
     magnitude = np.abs(wanted.astype(np.float64))
     dropped, kept = magnitude[~weight.kept], magnitude[weight.kept]
     if dropped.size and kept.size and dropped.max() > kept.min() * (1 + _ROUNDINGS * _HALF) + _LEAST_HALF:
-        yield "it drops larger values than it keeps"
+        yield "it drops values that are larger than those that it keeps"
 
 
 def _palette_faults(weight: StoredWeight, wanted: Float32) -> Iterator[str]:
@@ -120,7 +120,7 @@ def _palette_faults(weight: StoredWeight, wanted: Float32) -> Iterator[str]:
         kept = slice(None) if weight.kept is None else weight.kept[place]
         moved += _moved_entries(table, weight, weight.values[place][kept], wanted[place][kept])
     if moved:
-        yield f"{moved} palette entries are not the mean of the values that they stand for"
+        yield f"{moved} palette entries are not the mean of their values"
 
 
 def _moved_entries(table: Float64, weight: StoredWeight, values: Float32, wanted: Float32) -> int:

@@ -67,7 +67,7 @@ def test_sparse_weights_keep_the_largest() -> None:
     assert text(StoredWeight("w", "float32", {}, SAMPLE * kept, kept=kept), SAMPLE) == ""
     other = kept.copy()
     other[np.unravel_index(order.argmax(), order.shape)] = False
-    assert "drops larger values" in text(StoredWeight("w", "float32", {}, SAMPLE * other, kept=other), SAMPLE)
+    assert "drops values that are larger" in text(StoredWeight("w", "float32", {}, SAMPLE * other, kept=other), SAMPLE)
 
 
 def palette(moved: float) -> StoredWeight:

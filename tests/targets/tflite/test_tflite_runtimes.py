@@ -103,7 +103,7 @@ def test_a_difference_that_builds_up_names_the_op_with_most_of_it(planted: Plant
         (tmp_path / name).symlink_to(out / name)
     write_manifest(dataclasses.replace(manifest, recipe=recipe), tmp_path)
     (strict,) = verify_in_runtimes(tmp_path, None, "litert")[2].components
-    assert "no op alone does, the difference builds up; most of it at" in strict.faults[-1]
+    assert "no single op does, the difference accumulates; the largest part at" in strict.faults[-1]
     assert strict.engine.findings == (most,)
 
 

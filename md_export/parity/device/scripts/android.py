@@ -1,4 +1,4 @@
-"""The part of run-android.sh that reads kit.json and writes results; Python's own library is all it needs.
+"""The part of run-android.sh that reads kit.json and writes results; needs only Python's standard library.
 
 python3 android.py plan                             a line for each case
 python3 android.py litert COMPONENT CASE LOG        values that run_model printed → results
@@ -26,7 +26,7 @@ VALUE = re.compile(r"\s(\d+): (\S+)\s*$")
 
 
 def plan(kit: Any) -> None:
-    """Print component, file, case, most values of an output, and flags for benchmark_model, with tabs between."""
+    """Print per case, tab-separated: component, file, case, size of the largest output, benchmark_model's flags."""
     for part in kit["components"]:
         for case in part["cases"]:
             most = max(math.prod(tensor["shape"]) for tensor in case["outputs"])
@@ -38,7 +38,7 @@ def plan(kit: Any) -> None:
 
 
 def outputs_of(kit: Any, component: str, name: str) -> Any:
-    """Return the tensors that a component gives in a case."""
+    """Return the output tensors of a component in a case."""
     (part,) = (part for part in kit["components"] if part["component"] == component)
     (case,) = (case for case in part["cases"] if case["name"] == name)
     return case["outputs"]
@@ -73,7 +73,7 @@ def from_log(kit: Any, component: str, name: str, log: Path) -> None:
 
 
 def from_file(kit: Any, component: str, name: str, file: Path) -> None:
-    """Part the file that benchmark_model writes: the bytes of all outputs, one after the other."""
+    """Split the file that benchmark_model writes: the bytes of all outputs, one after the other."""
     content = file.read_bytes()
     for tensor in outputs_of(kit, component, name):
         size = math.prod(tensor["shape"]) * 4
@@ -94,7 +94,7 @@ def describe(kit: Any, words: list[str]) -> None:
 
 
 def main(what: str, *words: str) -> None:
-    """Do what the first argument names."""
+    """Run the command that the first argument names."""
     kit = json.loads((KIT / "kit.json").read_text(encoding="utf-8"))
     if what == "plan":
         plan(kit)

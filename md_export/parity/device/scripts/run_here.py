@@ -23,7 +23,7 @@ Run = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def open_tflite(path: Path, _: str) -> Run:
-    """Return what runs a .tflite file by LiteRT's interpreter on XNNPACK."""
+    """Return a function that runs a .tflite file in LiteRT's interpreter on XNNPACK."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_path=str(path))
@@ -34,15 +34,15 @@ def open_tflite(path: Path, _: str) -> Run:
 
 
 def open_onnx(path: Path, provider: str) -> Run:
-    """Return what runs an .onnx file by onnxruntime."""
+    """Return a function that runs an .onnx file in onnxruntime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    # Older x86 processors overflow in products of uint8 and int8; this asks for exact kernels, and changes no others
+    # Older x86 processors overflow in products of uint8 and int8; this option selects exact kernels for them only
     # (onnxruntime_session_options_config_keys.h).
     options.add_session_config_entry("session.x64quantprecision", "1")
     session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
-    # onnxruntime goes on with its CPU provider where another is missing or fails.
+    # onnxruntime falls back to its CPU provider if another one is missing or fails.
     if provider not in session.get_providers():
         raise RuntimeError(f"onnxruntime has no {provider} here; it chose {', '.join(session.get_providers())}")
     names = [output.name for output in session.get_outputs()]
@@ -80,7 +80,7 @@ def system() -> str:
 
 
 def main(provider: str = "", device: str = "") -> None:
-    """Run all artifacts; what keeps one from running is written in place of its outputs."""
+    """Run all artifacts; if one fails to run, write the reason."""
     if RESULTS.exists():
         sys.exit(f"error: {RESULTS} exists; nothing was changed. Move it away first")
     kit = json.loads((KIT / "kit.json").read_text(encoding="utf-8"))
@@ -92,7 +92,7 @@ def main(provider: str = "", device: str = "") -> None:
         print(part["component"])
         try:
             run_component(part, opener(KIT / "files" / part["file"], provider or backend))
-        except Exception as error:  # noqa: BLE001 (libraries raise their classes; the report has the messages)
+        except Exception as error:  # noqa: BLE001 (libraries raise any class; the report has the message)
             print(f"{part['component']} did not run: {error}", file=sys.stderr)
             (RESULTS / part["component"]).mkdir(exist_ok=True)
             (RESULTS / part["component"] / "failed.txt").write_text(f"{error}\n", encoding="utf-8")
