@@ -1,6 +1,6 @@
 """Compare two exports of one target, figure by figure, with the regression budget of the newer recipe.
 
-Both are executed and read again: a manifest alone is no proof, and no manifest contains pictures.
+Both are executed and read again: a manifest alone proves nothing, and manifests contain no pictures.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ class Recount:
 
 @dataclass(frozen=True)
 class ExportComparison:
-    """All that differs between two exports.
+    """Differences between two exports.
 
     Attributes:
         old, new: names of their recipes.
@@ -208,7 +208,7 @@ class ExportComparison:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """One line for each figure that exceeds its budget and each verification failure; the component comes first."""
+        """One line per figure above its budget and per verification failure, starting with the component's name."""
         return (*self.faults, *(f"{item.component}: {item.fault}" for item in self.changes if item.fault))
 
 
@@ -220,7 +220,7 @@ def compare_exports(
     Raises:
         UsageError: the exports differ in target or in components.
         RecipeError: the new export's recipe has no ``[regression]``.
-        ArtifactError: an export cannot be read, or ``old`` does not pass verification itself.
+        ArtifactError: an export cannot be read, or ``old`` does not pass verification.
         GoldenError: the golden cases of an export are unreadable or altered.
     """
     before, after = read_manifest(old), read_manifest(new)
@@ -230,7 +230,7 @@ def compare_exports(
     baseline = judge(old, golden, progress)
     if baseline.result.failures:
         reasons = "; ".join(baseline.result.failures)
-        raise ArtifactError(f"{old} falls short itself and is no baseline: {reasons}; name an export that verifies")
+        raise ArtifactError(f"{old} fails verification, so it is no baseline: {reasons}; name one that passes")
     first = snapshot(old, baseline, gpu_limit_s, progress)
     second = snapshot(new, judge(new, None, progress), gpu_limit_s, progress)
     return compare_snapshots(first, second, budget)
@@ -241,7 +241,7 @@ def _budget(before: Manifest, after: Manifest) -> Regression:
         raise UsageError(f"OLD is for {before.target}, NEW for {after.target}; compare two exports of one target")
     if before.recipe.parts != after.recipe.parts:
         names = (", ".join(recipe.parts) for recipe in (before.recipe, after.recipe))
-        raise UsageError(f"OLD and NEW have other components ({' and '.join(names)}); compare exports of the same ones")
+        raise UsageError(f"OLD and NEW differ in components ({' and '.join(names)}); compare exports of the same ones")
     if after.recipe.regression is None:
         raise RecipeError(
             f"recipe {after.recipe.name} of NEW has no [regression] table to compare by; add one and export again"
@@ -289,6 +289,6 @@ def _picture_against_picture(old: Verification, new: Verification) -> tuple[floa
 
 
 def _pictures(verification: Verification) -> dict[tuple[str, int], Float32]:
-    # strict=False: a verification has no pictures if its chain broke off.
+    # strict=False: a verification has no pictures if its chain failed.
     pairs = zip(verification.golden.cases, verification.pictures, strict=False)
     return {(case.prompt, case.seed): picture for case, picture in pairs}

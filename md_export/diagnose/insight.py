@@ -1,4 +1,4 @@
-"""Collect what explains an export: lint advice and, given its checkpoint, the errors of modules and weights."""
+"""Collect explanations of an export: lint advice and, given its checkpoint, the errors of modules and weights."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ PAPER: Final[Mapping[str, tuple[PaperFigure, ...]]] = {
         PaperFigure("UNet GMAC without padding taps", "unet", "macs_without_padding", 392, 1e9),
     ),
 }
-# Paths in our modules and in diffusers', whose classes differ.
+# Module paths in our classes and in diffusers' classes.
 _CONV_BLOCK: Final = re.compile(r"(^|\.)resnets\.\d+$")
 
 

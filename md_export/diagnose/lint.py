@@ -21,8 +21,7 @@ from md_export.targets.contract import Lints, Target
 from md_export.targets.lint.judge import judged
 from md_export.targets.lint.report import LintReport
 
-# Threshold of the recipes that store weights in float16: the budget of float16 arithmetic where no stricter one can
-# be met.
+# Threshold of the recipes with float16 weights in dB: the largest budget, because float16 cannot meet a stricter one.
 FLOAT16_BUDGET_DB: Final = 55.0
 
 
@@ -56,15 +55,15 @@ def lint(
         progress: called with a line for each package.
 
     Raises:
-        ArtifactError: no readable package or export.
-        UsageError: a target without rules, ``inputs`` for a whole export, or a system that does not fit.
-        RuntimeFault: a package that does not run on the inputs.
+        ArtifactError: the package or export cannot be read.
+        UsageError: the target has no rules, ``inputs`` is given for an export, or the system does not suit the package.
+        RuntimeFault: the package does not run on the inputs.
     """
     if not (path / MANIFEST).is_file():
         report = _lint_one(target_of(path), path, system, [read_npz(inputs)] if inputs else [])
         return (_within(report, FLOAT16_BUDGET_DB),)
     if inputs:
-        raise UsageError(f"{path} is an export and brings its golden cases; --inputs is for one package")
+        raise UsageError(f"{path} is an export, which is checked on its golden cases; --inputs is for one package")
     manifest, reports = read_manifest(path), []
     for entry in manifest.artifacts:
         progress(f"lint {entry.component}")

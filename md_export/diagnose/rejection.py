@@ -20,10 +20,10 @@ _PICTURE: Final = "picture_psnr_db"
 
 
 def next_steps(rejected: Path, checkpoint: Path, loras: tuple[str, ...], tell: Callable[[str], None]) -> list[str]:
-    """Return what to change in the recipe, a line each; ``rejected`` is the folder that the rejected export is kept in.
+    """Return changes to the recipe, one line each; ``rejected``: folder of the rejected export.
 
-    The first component whose figures fall short is compared with torch module by module. Nothing is raised: advice
-    that cannot be given is left out.
+    The first component that misses a threshold is compared with torch module by module. No errors are raised;
+    advice that cannot be computed is left out.
     """
     try:
         return list(_lines(rejected, checkpoint, loras, tell))

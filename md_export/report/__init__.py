@@ -1,1 +1,1 @@
-"""Results in, text out."""
+"""Results as text: terminal tables, HTML, Markdown, JUnit XML."""

@@ -83,7 +83,7 @@ def _text(value: str) -> str:
     return _UNWRITABLE.sub("�", value)
 
 
-# Escapes for characters that end a command or one of its properties; the percent sign comes first, since the other
+# Escapes for characters that end a command or one of its properties; the percent sign comes first, because the other
 # escapes start with it.
 _DATA: Final = (("%", "%25"), ("\r", "%0D"), ("\n", "%0A"))
 _PROPERTY: Final = (*_DATA, (":", "%3A"), (",", "%2C"))
@@ -103,7 +103,7 @@ def _escaped(text: str, table: Iterable[tuple[str, str]]) -> str:
 
 
 def comparison_tables(result: ExportComparison) -> Iterator[Table | str]:
-    """Every figure with its budget; what changed inside; how far the pictures are from each other."""
+    """Yield the figures with their budgets, the changed counts, and remarks on the pictures."""
     yield drawn(_title(result), *change_cells(result))
     if result.recounts:
         yield drawn("what changed inside", *recount_cells(result))
@@ -111,25 +111,25 @@ def comparison_tables(result: ExportComparison) -> Iterator[Table | str]:
 
 
 def comparison_markdown(result: ExportComparison) -> str:
-    """The same for a pull request's comment; what changed inside is folded away."""
+    """Return the comparison as Markdown for a pull request's comment, with the changed counts folded."""
     return "\n".join(_markdown(result))
 
 
 def comparison_junit(result: ExportComparison) -> str:
-    """One case per figure, and one for what verification says of the new export."""
+    """Return JUnit XML with one case per figure, and one for the new export's verification."""
     cases = [(f"{item.component}: {item.figure}", (item.fault,) if item.fault else ()) for item in result.changes]
     return junit_of([Suite("regression", f"compare.{result.new}", (("verification", result.faults), *cases))])
 
 
 def change_cells(result: ExportComparison) -> Cells:
-    """One row per figure."""
+    """Return one row per figure."""
     head = ("component", "figure", "old", "new", "change", "budget", "verdict")
     changed = ((item, "ok" if item.within else "FAIL") for item in result.changes)
     return Cells(head, tuple((item.component, item.figure, *item.spelled, verdict) for item, verdict in changed))
 
 
 def recount_cells(result: ExportComparison) -> Cells:
-    """One row for each stored type, kind of operation or rule whose count changed."""
+    """Return one row for each stored type, kind of operation or rule with a changed count."""
     rows = ((one.component, one.what, one.kind, f"{one.old:,}", f"{one.new:,}") for one in result.recounts)
     return Cells(("component", "what", "kind", "old", "new"), tuple(rows))
 
@@ -146,7 +146,7 @@ def _remarks(result: ExportComparison) -> Iterator[str]:
         yield f"pictures, new against old: {figure} of {result.pictures}"
     if not result.same_checkpoint:
         yield "the checkpoint changed: each export is judged on its own golden cases"
-    yield from (f"NEW falls short by itself: {fault}" for fault in result.faults)
+    yield from (f"NEW does not pass verification: {fault}" for fault in result.faults)
 
 
 def _markdown(result: ExportComparison) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Tables of attribution, weight audit, crosscheck and the self-test of the gate."""
+"""Tables of attribution, weight audit, crosscheck and the self-test of verification."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from md_export.targets import TARGETS
 
 
 def attribution_tables(found: Attribution) -> tuple[Table | str, ...]:
-    """Hops, the module to blame, the worst modules, and what to change."""
+    """Return the hops, the module to blame, the worst modules, and the advice."""
     hops = drawn(f"{found.file}: hop by hop on {found.case}", *hop_cells(found))
     modules = drawn("worst by local error: each module run on the artifact's own input", *module_cells(found))
     return (hops, verdict_line(found), modules, *(f"→ {line}" for line in found.advice))
 
 
 def hop_cells(found: Attribution) -> Cells:
-    """One row per hop from the checkpoint to the runtime."""
+    """Return one row per hop from the checkpoint to the runtime."""
     rows = []
     for hop in found.hops:
         figure, verdict = hop.failure or decibel(hop.snr_db), "ok" if hop.passed else "FAIL"
@@ -35,7 +35,7 @@ def hop_cells(found: Attribution) -> Cells:
 
 
 def module_cells(found: Attribution) -> Cells:
-    """The worst modules by local error."""
+    """Return one row per module, worst local error first."""
     rows = (
         (name_of(item), item.kind, *map(decibel, (item.local_snr_db, item.cumulative_snr_db, item.alone_snr_db)))
         for item in found.worst
@@ -44,7 +44,7 @@ def module_cells(found: Attribution) -> Cells:
 
 
 def verdict_line(found: Attribution) -> str:
-    """Which module, in one sentence."""
+    """Name the module to blame in one sentence."""
     seen = f"{found.matched} of {found.leaves} leaf modules seen inside {found.file}"
     if found.first is None:
         return f"no module stands out; {seen}"
@@ -56,16 +56,16 @@ def verdict_line(found: Attribution) -> str:
 
 
 def name_of(module: ModuleError) -> str:
-    """Its path; words for the component itself."""
+    """Return the module's path, or a text for the component itself."""
     return module.path or "(the component itself)"
 
 
-# Constants that match nothing are mostly sizes, axes and scales of activations; those are summed.
+# Most unmatched constants are sizes, axes and scales of activations; small ones are summed.
 _SHOWN_BYTES: Final = 64
 
 
 def audit_table(result: AuditResult) -> Table:
-    """One row per component: what was requested, what is stored, and how much of it is proven."""
+    """Return one row per component: requested types, stored types, and the proven share."""
     head = ("component", "requested", "stored so", "stored as", "KB", "proven", "folded", "missing", "verdict")
     title = f"{result.recipe}: stored weights against the checkpoint, shares of bytes"
     return drawn(title, head, map(_audited, result.components))
@@ -88,7 +88,7 @@ def _audited(item: ComponentAudit) -> tuple[str, ...]:
 
 
 def unmatched_table(result: AuditResult) -> Table:
-    """Constants that a converter derived, or that are unknown: the large ones by name."""
+    """Return the constants that a converter derived or that are unknown, the large ones by name."""
     head = ("component", "constant", "type", "shape", "bytes")
     rows = [row for item in result.components for row in _unmatched(item)]
     return drawn("constants that match no tensor of the checkpoint", head, rows)
@@ -108,7 +108,7 @@ _WORST = 10
 
 
 def crosscheck_tables(found: Crosscheck) -> tuple[Table | str, ...]:
-    """Cases, the modules on which the two differ, and the verdict."""
+    """Return the cases, the modules on which the two artifacts differ, and the verdict."""
     first, second = found.files
     cases = drawn(
         f"{found.component}: {first} ({found.schemes[0]}) and {second} ({found.schemes[1]})",
@@ -125,7 +125,7 @@ def crosscheck_tables(found: Crosscheck) -> tuple[Table | str, ...]:
 
 
 def verdict(found: Crosscheck) -> str:
-    """Whether they differ by more than rounding, in one sentence."""
+    """State in one sentence whether the two artifacts differ by more than rounding."""
     if not found.disagreements:
         return f"{len(found.modules)} modules in both: none is {APART_DB:g} dB worse in one than in the other"
     named = []
@@ -136,7 +136,7 @@ def verdict(found: Crosscheck) -> str:
 
 
 def operation_table(rows: Sequence[OperationRow]) -> Table:
-    """One row per operation: both runtimes beside float64."""
+    """Return one row per operation: both runtimes against float64."""
     first, second = (TARGETS[name].title.partition(" (")[0] for name in PAIR)
     figures = (f"{first} dB", f"{second} dB", f"{first} steps", f"{second} steps", "equal", "apart")
     title = "single operations in float16, beside float64; steps: distances between float16 neighbours"
@@ -151,7 +151,7 @@ def _operation(row: OperationRow) -> tuple[str, ...]:
 
 
 def self_test_table(result: SelfTest) -> Table:
-    """One row per mutation: for each state of the hashes that was tried, the check that noticed."""
+    """Return one row per mutation with the check that noticed it, for each state of the hashes."""
     rejected, skipped = (sum(row.verdict == name for row in result.rows) for name in ("rejected", "not applicable"))
     title = f"{result.recipe}: {rejected} rejected, {skipped} not applicable, {result.seconds:.0f} s"
     tried = groupby(result.rows, key=lambda row: (row.mutation, row.of))

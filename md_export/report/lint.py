@@ -40,7 +40,7 @@ def bound_tables(report: LintReport) -> Iterator[Table | str]:
 def emulated(found_db: float, budget_db: float | None) -> str:
     """Return a line on the SNR of the whole artifact emulated with float16 values, compared with the budget."""
     if found_db < 0:
-        return "emulated with float16 values and float32 sums: its outputs are not finite, or nothing is left of them"
+        return "emulated with float16 values and float32 sums: its outputs are not finite, or are lost"
     verdict = "" if budget_db is None else f", {'within' if found_db >= budget_db else 'NOT within'} {budget_db:g} dB"
     return f"emulated as a whole, float16 values and float32 sums: {found_db:.1f} dB{verdict}"
 
@@ -82,13 +82,13 @@ def _urgency(bound: Float16Bound, order: Sequence[str]) -> tuple[int, float]:
 
 
 def _triple(bound: Float16Bound | None, choice: _Choice) -> str:
-    """``worst / probable / expected``."""
+    """Format three bounds in dB as ``worst / probable / expected``."""
     figures = choice(bound) if bound else None
     return f"{figures.worst:.0f} / {figures.probable:.0f} / {figures.expected:.0f}" if figures else "-"
 
 
 _WORST: Final = 10
-CAUTION: Final = "Advice from known rules. Where an operation really runs, only a device can tell."
+CAUTION: Final = "Advice from known rules; only a device shows where an operation really runs."
 
 
 def lint_tables(reports: Iterable[LintReport]) -> Iterator[Table | str]:
@@ -177,7 +177,7 @@ def _rules(report: LintReport) -> Table:
         rows.append((rule.id, rule.verdict, *counted, rule.confidence, rule.title, _advice(rule)))
     silent = sum(not op.rules for op in report.ops)
     if silent:
-        rows.append(("-", "unknown", str(silent), "", "", "no rule speaks of these kinds", "-"))
+        rows.append(("-", "unknown", str(silent), "", "", "no rule covers these kinds", "-"))
     head = ("rule", "verdict", "operations", "KB", "confidence", "says", "what to do")
     return drawn(f"{report.file}: rules that fit", head, rows)
 

@@ -1,7 +1,7 @@
-"""Node data for Google's Model Explorer: what attribution found, on the operations of the graph that it draws.
+"""Write node data for Google's Model Explorer: figures of an attribution on the operations of the graph.
 
-A file holds one figure, as ``node_data_builder.py`` of google-ai-edge/model-explorer describes it: by graph, a name,
-the value of each node by its id, and colours up to each threshold.
+A file holds one figure in the format of ``node_data_builder.py`` of google-ai-edge/model-explorer: for each graph a
+name, the value of each node by its id, and a colour up to each threshold.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from md_export.diagnose.attribution.attribute import Attribution, OpError
 from md_export.diagnose.attribution.blame import SOMETHING_ELSE_DB
 from md_export.parity.metrics import EXACT_DB
 
-# JSON has no infinity, and no NaN: a value that is not finite counts as the largest.
+# JSON has neither infinity nor NaN: a value that is not finite is written as the largest.
 _LARGEST: Final = float(np.finfo(np.float32).max)
 _LARGEST_FLOAT16: Final = 65504.0
 _RED, _ORANGE, _YELLOW, _GREEN = "#d6554c", "#e0a33e", "#f3e3a2", "#cfe8d5"

@@ -85,7 +85,7 @@ def _weight_plot(component: str, errors: Sequence[WeightError]) -> str:
 
 
 def lint_cells(reports: Sequence[LintReport]) -> Cells:
-    """Return one row for each rule that advises against operations or remarks on them."""
+    """Return one row for each rule that advises against operations or has a remark on them."""
     rows = tuple(row for report in reports for row in _lint_rows(report))
     return Cells(("artifact", "rule", "verdict", "ops", "says", "what helps"), rows)
 
@@ -180,7 +180,7 @@ def _sentence(results: Sequence[tuple[str, Verdict]]) -> str:
     if short:
         first = next(result.failures[0] for _, result in results if not result.passed)
         many = f"{len(short)} of {len(results)} exports fall short" if results[1:] else f"{short[0]} falls short"
-        return f"{many} of what the recipe demands. The first failure: {first}."
+        return f"{many} of the recipe's thresholds. The first failure: {first}."
     who = f"All {len(results)} exports are" if results[1:] else f"{results[0][0]} is"
     cases = sum(result.cases for _, result in results)
     pictures = [one.picture for _, one in results if one.picture and one.picture.psnr_db is not None]

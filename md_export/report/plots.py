@@ -1,4 +1,4 @@
-"""Plots of a report as inline SVG that takes the page's own text colour, light or dark."""
+"""Plots of a report as inline SVG, drawn in the page's text colour (light or dark)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from md_export.report.tables import decibel, drawn
 # Matplotlib writes plain hex colours; this one is unlikely elsewhere and becomes the page's text colour.
 _INK: Final = "#010203"
 _FILL, _BAD = "#4c8dd6", "#d6554c"
-# Of stacked parts: none is the red that means a failure.
+# Colours of stacked parts, without the red that marks a failure.
 _PARTS: Final = ("#4c8dd6", "#e0a33e", "#58b09c", "#9b7fd1", "#8a8f98", "#c2c94c", "#7fb8e6", "#b98b5e")
 _LARGEST_SHOWN: Final = 140.0
 _LEAST_SHOWN: Final = -20.0
 _MOST_TICKS: Final = 14
 _LINE: Final[Mapping[str, Any]] = {"linewidth": 1.2}
 _DOTS: Final[Mapping[str, Any]] = {"marker": "o", "markersize": 2.5, "linestyle": "none"}
-# Places along an axis, and what begins there.
+# Positions along an axis, and the name of the block that begins there.
 Ticks = Sequence[tuple[int, str]]
 
 
@@ -37,7 +37,7 @@ class Bar:
 
 
 def bars(title: str, unit: str, rows: Sequence[Bar]) -> str:
-    """Horizontal bars, the first on top, thresholds as ticks; what falls short is red.
+    """Draw horizontal bars, the first on top, with thresholds as ticks; a bar below its threshold is red.
 
     Returns:
         An ``<svg>`` element.
@@ -53,7 +53,7 @@ def bars(title: str, unit: str, rows: Sequence[Bar]) -> str:
 
 
 def stacked(title: str, unit: str, rows: Mapping[str, Mapping[str, float]]) -> str:
-    """One bar per key, its parts side by side in one order and colour each."""
+    """Draw one bar per key from its parts; every part has one colour and the same order in all bars."""
     figure, axes = _bars(title, unit, list(rows))
     parts = sorted({part for row in rows.values() for part in row})
     left = [0.0] * len(rows)
@@ -74,7 +74,7 @@ def course(
     log: bool = False,
     dots: Collection[str] = (),
 ) -> str:
-    """Values along a network, one after the other; ``limit`` is a dashed line, series named in ``dots`` are not joined.
+    """Draw values along a network; ``limit`` is a dashed line, and the series named in ``dots`` are not joined.
 
     NaN leaves a gap.
     """
@@ -102,7 +102,7 @@ def frontier(
     named: Mapping[str, tuple[float, float]],
     marked: Mapping[str, tuple[float, float]],
 ) -> str:
-    """The best that can be had as a line; other places with their names beside them; what was taken as large marks."""
+    """Draw the best choices as a line, other places with their names, and the chosen ones as large marks."""
     figure, axes = _figure(title, 12)
     axes.plot(*zip(*line, strict=True), color=_FILL, label="the best choices", **{**_DOTS, **_LINE, "linestyle": "-"})
     note = {"textcoords": "offset points", "xytext": (6, -3), "fontsize": 7, "color": _INK}
@@ -119,14 +119,14 @@ def frontier(
 
 
 def _shown(value: float, unit: str) -> float:
-    """Exact and not finite have no place on an axis of dB; zero and infinity none on one of magnitudes."""
+    """Return a value that the axis can show: dB are finite and below exact, magnitudes are finite and positive."""
     if unit == "dB":
         return min(max(value, _LEAST_SHOWN), _LARGEST_SHOWN)
     return value if 0.0 < value < float("inf") else float("nan")
 
 
 def _spaced(ticks: Ticks, count: int) -> Ticks:
-    """Those that leave room for their names."""
+    """Return the ticks that leave room for their names."""
     kept: list[tuple[int, str]] = []
     for place, name in ticks:
         if not kept or place - kept[-1][0] >= count / _MOST_TICKS:
@@ -175,7 +175,7 @@ _UNITS: Final = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"), (1, "bytes"))
 
 
 def curve_plot(found: TradeOff) -> str:
-    """Bytes against the picture's PSNR: the curve, uniform forms beside it, the choice, and what was built of it.
+    """Draw bytes against the picture's PSNR: the curve, uniform forms, the choice, and the built export.
 
     Returns:
         An ``<svg>`` element, which is a file's content too.
@@ -199,7 +199,7 @@ def curve_plot(found: TradeOff) -> str:
 
 
 def trade_off_table(found: TradeOff) -> Table:
-    """The choice as predicted and as built, and uniform forms beside it as predicted."""
+    """Return the choice as predicted and as built, and the uniform forms as predicted."""
     built = [(f"{label}, built", one) for label, one in found.built.items()]
     uniform = [(f"all {label}, predicted", one) for label, one in found.uniform.items()]
     rows = [

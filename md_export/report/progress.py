@@ -1,4 +1,4 @@
-"""Progress for whoever is watching: a bar with elapsed time on a terminal, plain lines elsewhere."""
+"""Progress on standard error: a bar with elapsed time on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from md_export.engine.join import Shared
 
-# Lines of a log that nobody watches: often enough to see that it goes on.
+# Interval of lines in a log: often enough to see progress.
 _LINE_EVERY_S: Final = 20.0
 # Share of a step's predicted seconds, its last ones, that stretches where the prediction was short: the bar moves on.
 _LAST: Final = 0.3
@@ -36,7 +36,7 @@ _MOMENT_S: Final = 0.1
 
 
 def _bar() -> Progress:
-    """A bar on standard error with a spinner, the elapsed time and what is being done."""
+    """Return a bar on standard error with a spinner, the elapsed time and the current step."""
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), BarColumn(bar_width=24), TimeElapsedColumn(), TextColumn("{task.description}"))
@@ -45,7 +45,7 @@ def _bar() -> Progress:
 
 @contextmanager
 def progress_to_stderr(steps: int) -> Iterator[Callable[[str], None]]:
-    """Yield ``report(text)``; each call begins one of about ``steps`` steps."""
+    """Yield ``report(text)``; each call starts one of about ``steps`` steps."""
     if not sys.stderr.isatty():
         yield lambda text: print(visible(text), file=sys.stderr, flush=True)
         return
@@ -56,12 +56,12 @@ def progress_to_stderr(steps: int) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def counting_to_stderr(what: str) -> Iterator[Callable[[int, int, str], None]]:
-    """Yield ``count(done, total, text)``: a bar on a terminal, elsewhere a line now and then."""
+    """Yield ``count(done, total, text)``, which shows a bar on a terminal and prints occasional lines elsewhere."""
     if not sys.stderr.isatty():
         next_line = 0.0
 
         def count(done: int, total: int, text: str) -> None:
-            """Print the first count, the last, and one at a time between."""
+            """Print the first count, the last count, and one per interval between them."""
             nonlocal next_line
             now = time.monotonic()
             if now >= next_line or done >= total:
@@ -79,7 +79,7 @@ def counting_to_stderr(what: str) -> Iterator[Callable[[int, int, str], None]]:
 
 @contextmanager
 def building_to_stderr() -> Iterator[Listener]:
-    """A listener for one build: a bar on a terminal, plain lines elsewhere."""
+    """Yield a listener for one build, which shows a bar on a terminal and prints plain lines elsewhere."""
     with _bar() if sys.stderr.isatty() else nullcontext() as bar:
         yield _Teller(bar)
 
@@ -95,7 +95,7 @@ def exporting_to_stderr() -> Iterator[Listener]:
 
 
 class _Teller(Listener):
-    """Counts predicted seconds: the bar's length, and the time that is left by the pace so far."""
+    """Listener that counts predicted seconds and estimates the remaining time from the pace so far."""
 
     def __init__(self, bar: Any) -> None:
         self._bar = bar
@@ -162,7 +162,7 @@ class _Teller(Listener):
         return f"about {spelled_time(self._left())} left"
 
     def _left(self) -> float:
-        """Predicted seconds of what has not ended, by the pace of what has, on all jobs together."""
+        """Return the remaining seconds: the predicted ones, scaled by the pace of the finished steps."""
         now = time.monotonic()
         pace = (self._taken + _PRIOR_S) / (self._predicted + _PRIOR_S)
         rest = [
@@ -180,7 +180,7 @@ def left_of(predicted: float, elapsed: float) -> float:
 
 
 def plan_lines(steps: tuple[Step, ...], cached: int, limits: Limits) -> list[str]:
-    """The plan: one line for each step, what it is predicted to hold and to take, and all of them together."""
+    """Return the plan: a line with the totals, and one line per step with its predicted memory and time."""
     width = max((len(step.label) for step in steps), default=0)
     lines = [_plan_line(step, width, limits) for step in steps]
     seconds = sum(step.cost.seconds for step in steps) / limits.jobs
@@ -196,7 +196,7 @@ def _plan_line(step: Step, width: int, limits: Limits) -> str:
 
 
 def outcome_table(outcome: Outcome) -> Table:
-    """One row for each export: where it came from, how large it is, how far it is from the checkpoint."""
+    """Return one row per export: folder, origin, size, and SNR against the checkpoint."""
     rows = [(str(one.folder), one.status, *_figures(one.folder, one.status)) for one in outcome.exports]
     return drawn("exports", ("folder", "verdict", "MB", "worst component dB", "picture dB"), rows)
 
@@ -211,7 +211,7 @@ def _figures(folder: Path, status: str) -> tuple[str, str, str]:
 
 
 def cache_table(listed: Sequence[Listed], root: str) -> Table:
-    """One row for each entry, and their bytes together in the title."""
+    """Return one row per cache entry, with the total bytes in the title."""
     total, rows = sum(one.entry.bytes for one in listed) / 1e6, []
     for one in listed:
         entry, used = one.entry, time.strftime("%Y-%m-%d %H:%M", time.localtime(one.used))
@@ -220,6 +220,6 @@ def cache_table(listed: Sequence[Listed], root: str) -> Table:
 
 
 def shared_table(shared: Iterable[Shared]) -> Table:
-    """One row per component: its packages together, and the one that they became."""
+    """Return one row per component: the bytes of its separate packages, and of the joined one."""
     rows = ((one.component, f"{one.apart / 1000:,.0f}", f"{one.joined / 1000:,.0f}") for one in shared)
     return drawn("weights stored once", ("component", "apart KB", "joined KB"), rows)

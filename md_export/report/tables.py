@@ -1,4 +1,4 @@
-"""Convert results to tables: as cells of plain text, and drawn for a terminal."""
+"""Convert results to tables: cells of plain text, and terminal tables."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def markdown_row(cells: Iterable[str]) -> str:
 
 
 def safe(text: str) -> str:
-    """Escape text so that it ends no table cell, starts no HTML element and stays on one line."""
+    """Escape text for a table cell: it cannot end the cell or start an HTML element, and stays on one line."""
     return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
@@ -146,7 +146,7 @@ def artifact_cells(manifest: Manifest) -> Cells:
 
 
 def recipes_table(recipes: Sequence[Recipe]) -> Table:
-    """One row per recipe: what it stores and computes, its rewrites, and what it demands of component and picture."""
+    """Return one row per recipe: weights, activations, rewrites, and thresholds of components and picture."""
     head = ("recipe", "weights", "activations", "rewrites", "SNR dB", "picture PSNR dB")
     rows = []
     for recipe in recipes:
@@ -175,7 +175,7 @@ def _artifact_row(entry: ArtifactEntry) -> tuple[str, ...]:
 
 
 def console(stderr: bool = False) -> Console:
-    """Return a console on standard output or error; if it is no terminal, wide enough for tables."""
+    """Return a console on standard output or error; without a terminal, it is wide enough for tables."""
     stream = sys.stderr if stderr else sys.stdout
     return Console(stderr=stderr) if stream.isatty() else Console(width=_WIDTH, stderr=stderr)
 
@@ -188,8 +188,8 @@ def description_tables(found: Description, title: str) -> tuple[Table, ...]:
         for kind, count in sorted(counts.items(), key=lambda item: -item[1])
     ]
     return (
-        drawn(f"{title}: what it tells an app", ("note", "value"), found.notes.items()),
-        drawn("what it holds", ("", "kind", "bytes or number"), inside),
+        drawn(f"{title}: metadata for apps", ("note", "value"), found.notes.items()),
+        drawn("contents", ("", "kind", "bytes or number"), inside),
     )
 
 
@@ -217,20 +217,20 @@ def _figures(inspection: Inspection) -> Iterator[tuple[str, ...]]:
 
 
 def doctor_table(diagnosis: Diagnosis) -> Table:
-    """One row for each finding."""
+    """Return one row per finding."""
     rows = ((item.area, item.what, item.verdict, item.found, item.advice) for item in diagnosis.findings)
     title = f"md-export {diagnosis.md_export} on {diagnosis.system}"
     return drawn(title, ("area", "what", "verdict", "found", "what to do"), rows)
 
 
 def doctor_text(diagnosis: Diagnosis, home: Path | None = None, user: str | None = None) -> str:
-    """Without names of users or their folders: ``home``, this user's by default, becomes ``~``."""
+    """Return the findings as text without user names: ``home`` (default: this user's) becomes ``~``."""
     lines = [f"md-export {diagnosis.md_export}", diagnosis.system, *map(_line, diagnosis.findings)]
     return without_names("\n".join(lines), home or Path.home(), user or _user())
 
 
 def without_names(text: str, home: Path, user: str) -> str:
-    """Home folders → ``~``; the user's name as part of any other path → ``USER``."""
+    """Replace home folders by ``~``, and the user's name in other paths by ``USER``."""
     for folder in {str(home), str(home.resolve())} - {"/", ""}:
         text = re.sub(rf"{re.escape(folder)}(?![\w.-])", "~", text)
     return re.sub(rf"(?<=[/\\]){re.escape(user)}(?![\w.-])", "USER", text) if user else text

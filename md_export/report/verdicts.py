@@ -1,4 +1,4 @@
-"""Verdicts of every runtime as tables: figures beside the recipe's thresholds, and details of the engine."""
+"""Tables of verdicts for every runtime: figures with the recipe's thresholds, and details of the engine."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _NPU: Final[tuple[Column[NpuDetails], ...]] = (
     ("run", lambda item: item.engine.extent),
     ("run s", lambda item: f"{item.engine.run_seconds:.2f}"),
 )
-# SNR of the difference that the prompt makes, and the recipe's threshold.
+# SNR of the prompt's effect, and the recipe's threshold.
 _GUIDANCE: Final = "guidance dB"
 _DEVICE: Final[tuple[Column[None], ...]] = (
     ("cosine", lambda item: f"{item.parity.cosine:.6f}" if item.parity else "-"),
@@ -52,37 +52,37 @@ DEVICE_HEAD: Final = (*_DEVICE_WORDS, "recipe", "cases", "SNR dB", "verdict", "d
 
 
 def parity_table(verdict: Verdict) -> Table:
-    """One row per component and one for the picture, each figure beside the recipe's threshold."""
+    """Return one row per component and one for the picture, with each figure and its threshold."""
     title = f"{verdict.recipe}: parity on {verdict.cases} golden cases (worst case of each figure)"
     return drawn(title, *parity_cells(verdict))
 
 
 def parity_cells(verdict: Verdict) -> Cells:
-    """The parity table as plain text."""
+    """Return the parity table as plain text."""
     return verdict_cells([verdict], ())
 
 
 def gpu_tables(verdict: Verdict[GpuDetails]) -> Iterator[Table]:
-    """Residency and figures of each component; then every op to blame, if there is one."""
+    """Yield residency and figures of each component; then the ops to blame, if there are any."""
     adapters = ", ".join(sorted({item.engine.adapter for item in verdict.components}))
     yield drawn(
         f"{verdict.recipe}: LiteRT's GPU engine on {adapters}, {verdict.cases} golden cases",
         *verdict_cells([verdict], _GPU),
-        caption="values and residency are separate questions; good answers are necessary, not sufficient: this is one "
-        "version and one backend of the engine, in float32. `md-export lint` names known faults of others and bounds "
-        "what float16 arithmetic on a phone may lose or overflow",
+        caption="values and residency are separate results; passing is necessary, not sufficient: this is one "
+        "version and one backend of the engine, in float32. `md-export lint` lists known faults of others and bounds "
+        "errors and overflows of float16 arithmetic on a phone",
     )
-    head = ("component", "op", "module and tensor", "shape", "the engine says", "what helps")
+    head = ("component", "op", "module and tensor", "shape", "engine message", "what to do")
     rows = []
     for item in verdict.components:
         for one in item.engine.findings:
             kind = one.operator + ("" if one.certain else "?")
             rows.append((item.component, kind, _where(one), spelled_shape(one.shape), one.reason, one.advice))
-    yield from _if_any("what keeps it from the GPU", head, rows)
+    yield from _if_any("ops that keep it from the GPU", head, rows)
 
 
 def device_table(report: DeviceReport) -> Table:
-    """Figures of each component on a real device."""
+    """Return the figures of each component on a real device."""
     device, verdict = report.device, report.verdict
     return drawn(
         f"{verdict.recipe}: {device.device}, {report.extent} golden cases (worst case of each figure)",
@@ -103,12 +103,11 @@ def device_row(report: DeviceReport) -> str:
 
 
 def npu_tables(verdicts: Sequence[Verdict[NpuDetails]]) -> Iterator[Table]:
-    """Placement and figures of each component and phone; then the blocks of each that was executed so, and every
-    operation that is left to the CPU, if there are any."""
+    """Yield placement and figures of each component and phone; then its blocks and the operations left to the CPU."""
     yield drawn(
         f"{verdicts[0].recipe}: Qualcomm's simulator of the Hexagon NPU, {verdicts[0].cases} golden cases",
         *verdict_cells(verdicts, _NPU),
-        caption="seconds and memory are the compiler's and the simulator's; they say nothing about a phone",
+        caption="seconds and memory are those of the compiler and the simulator, not of a phone",
     )
     found = [(verdict.runtime, item) for verdict in verdicts for item in verdict.components]
     yield from (_blocks(phone, item) for phone, item in found if item.engine.blocks)
@@ -117,11 +116,11 @@ def npu_tables(verdicts: Sequence[Verdict[NpuDetails]]) -> Iterator[Table]:
         for op in item.engine.refused:
             modules = "\n".join(name or "the component itself" for name in op.modules) or "?"
             rows.append((item.component, phone, op.operator, modules, op.node))
-    yield from _if_any("what the NPU leaves to the CPU", ("component", "runtime", "operation", "module", "node"), rows)
+    yield from _if_any("operations left to the CPU", ("component", "runtime", "operation", "module", "node"), rows)
 
 
 def runtimes_tables(verdicts: Sequence[Verdict[KernelDetails]]) -> Iterator[Table]:
-    """Figures of each component in each set of kernels; then the ops to blame, if there are any."""
+    """Yield the figures of each component in each set of kernels; then the ops to blame, if there are any."""
     title = f"{verdicts[0].recipe}: other runtimes on {verdicts[0].cases} golden cases (worst case)"
     yield drawn(title, *verdict_cells(verdicts, _KERNELS))
     rows = [
@@ -131,7 +130,7 @@ def runtimes_tables(verdicts: Sequence[Verdict[KernelDetails]]) -> Iterator[Tabl
         for one in item.engine.findings
     ]
     head = ("component", "runtime", "op", "module and tensor", "shape", "SNR dB")
-    yield from _if_any("the same inputs, other results than LiteRT with XNNPACK", head, rows)
+    yield from _if_any("ops that differ from LiteRT with XNNPACK on the same inputs", head, rows)
 
 
 def _answer(found: bool | None, yes: str, no: str) -> str:
@@ -140,11 +139,11 @@ def _answer(found: bool | None, yes: str, no: str) -> str:
 
 
 def verdict_cells(verdicts: Sequence[Verdict[Engine]], columns: Sequence[Column[Engine]]) -> Cells:
-    """One row per component and one for the picture of each verdict.
+    """Return one row per component and one for the picture, for each verdict.
 
     Args:
-        columns: details of the engine. Without any, each row has all figures and all faults; the picture has a row
-            even where it was not judged.
+        columns: details of the engine. Without columns, each row has all figures and all faults, and the picture has a
+            row even if it was not judged.
     """
     named = any(verdict.runtime for verdict in verdicts)
     figures = ("SNR dB", "at least", "PSNR dB", "cosine", "max error")[: 3 if columns else 5]
@@ -197,8 +196,8 @@ def _blocks(phone: str, item: ComponentVerdict[NpuDetails]) -> Table:
         f"{item.component} on {phone}, block by block ({item.engine.why})",
         ("modules", "on the NPU", "compile s", "GB", "run s", "SNR dB", "verdict"),
         rows,
-        caption="SNR of each block alone, against float32 on the same inputs; each takes what those before it made.\n"
-        "The component's figure has the errors of all. What the compiler does across the cuts is not seen.",
+        caption="SNR of each block alone, against float32 on the same inputs; inputs come from earlier blocks.\n"
+        "The component's figure has the errors of all blocks. Optimizations across the cuts are not covered.",
     )
 
 
@@ -211,6 +210,6 @@ def _all(nodes: int) -> str:
 
 
 def _if_any(title: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[Table]:
-    """A table of ops to blame, each apart from the next."""
+    """Yield a table of ops with lines between the rows, if there are any."""
     if rows:
         yield drawn(title, head, rows, lines=True)

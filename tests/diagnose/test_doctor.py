@@ -262,8 +262,8 @@ class Wrong:
     ("change", "said"),
     [
         (lambda made: made, None),
-        (lambda made: made * np.float32(1.001), "it computes otherwise"),
-        (lambda made: made[:, ::-1], "it computes otherwise"),
+        (lambda made: made * np.float32(1.001), "its results are wrong"),
+        (lambda made: made[:, ::-1], "its results are wrong"),
         (lambda made: made + np.float32("nan"), "NaN"),
         (lambda made: made[:, :1], "shape"),
     ],

@@ -42,7 +42,7 @@ def test_it_says_what_falls_short(page: str) -> None:
 
 def test_it_opens_with_the_verdict_and_names_checkpoint_date_and_recipe(page: str, judged: Judged) -> None:
     head = page[page.index("<h1>") : page.index("<h2")]
-    sentence = "my-export falls short of what the recipe demands. The first failure: unet: snr 12.5 dB is below the"
+    sentence = "my-export falls short of the recipe's thresholds. The first failure: unet: snr 12.5 dB is below the"
     assert head.startswith(f'<h1>md-export report</h1>\n<p class="bad">{sentence}')
     assert "Verified on 2026-11-30 by md-export" in head
     assert "<td>onnx-int8</td>" in plain(head)

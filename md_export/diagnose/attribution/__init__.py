@@ -1,1 +1,1 @@
-"""Attribution: which torch module does an artifact compute wrongly?"""
+"""Attribution: find the torch module that an artifact computes wrongly."""

@@ -1,4 +1,4 @@
-"""Which torch module does an artifact compute wrongly? Module by module along one component."""
+"""Compare an artifact with torch module by module, and find the module that it computes wrongly."""
 
 from __future__ import annotations
 
@@ -34,13 +34,12 @@ class ModuleError:
     """Error of one torch module's output inside an artifact.
 
     Attributes:
-        path: of the module in the rewritten component; empty for the component itself.
-        kind: its class.
-        cumulative_snr_db: the artifact's value against torch's own.
-        local_snr_db: the artifact's value against what the module makes of the artifact's own input.
+        path: path of the module in the rewritten component; empty for the component itself.
+        kind: class of the module.
+        cumulative_snr_db: SNR of the artifact's value against torch's value.
+        local_snr_db: SNR of the artifact's value against the torch module's output for the artifact's input.
         peak: largest magnitude of the artifact's value.
-        alone_snr_db: of the component's output in torch if nothing but this module's local error were wrong; None
-            where that was not tried.
+        alone_snr_db: SNR of the component's output in torch with only this module's local error; None if not computed.
     """
 
     path: str
@@ -53,14 +52,14 @@ class ModuleError:
 
 @dataclass(frozen=True)
 class OpError:
-    """One operation of an artifact, as Model Explorer shows it.
+    """One operation of an artifact in Model Explorer.
 
     Attributes:
-        node: its id there.
-        kind, module: the format's name for it, and path of the torch module that it computes.
-        bytes: of the constants that it reads, as they are stored.
-        cumulative_snr_db, local_snr_db: see :class:`ModuleError`; None where its value is no module's output.
-        peak: largest magnitude of its value; None where the value is no float, or never leaves a module.
+        node: id of its node.
+        kind, module: the format's name of the operation, and path of the torch module that it computes.
+        bytes: stored bytes of the constants that it reads.
+        cumulative_snr_db, local_snr_db: see :class:`ModuleError`; None if its value is not a module's output.
+        peak: largest magnitude of its value; None if the value is not float, or is not a module's output.
     """
 
     node: str
@@ -77,15 +76,15 @@ class Attribution:
     """Errors of one artifact by torch module.
 
     Attributes:
-        case: the golden case that was followed, the artifact's worst.
-        snr_db, least_snr_db: of the artifact's output in that case against the golden one, and what the recipe asks.
+        case: the golden case that was compared, the artifact's worst.
+        snr_db, least_snr_db: SNR of the artifact's output in that case against the golden one, and the threshold.
         hops: the stages from checkpoint to runtime on that case.
-        leaves, matched: leaf modules that torch called, and those of them whose value was found in the artifact.
-        modules: every module whose value was found, in the order in which torch computes them.
-        first: the module to blame, the first of them if there are several; None where none stands out.
-        worst: up to ten by local error, worst first.
-        advice: what to change in the recipe, a line each.
-        graph, ops: of a ``.tflite`` or ``.onnx`` file, id of its graph in Model Explorer, and all operations.
+        leaves, matched: number of leaf modules that torch called, and of those found in the artifact.
+        modules: every module that was found, in the order in which torch computes them.
+        first: the module to blame, the first if there are several; None if no module stands out.
+        worst: up to ten modules by local error, worst first.
+        advice: changes to the recipe, one line each.
+        graph, ops: for a ``.tflite`` or ``.onnx`` file, id of its graph in Model Explorer, and all operations.
     """
 
     component: str
@@ -108,16 +107,16 @@ class Attribution:
 def attribute(
     artifact: Path, checkpoint_dir: Path, progress: Callable[[str], None] = lambda _: None, lower_again: bool = False
 ) -> Attribution:
-    """Follow an artifact of an export module by module, in a separate process.
+    """Compare an artifact of an export with torch module by module, in a separate process.
 
     Args:
         artifact: inside the export's folder, beside its ``manifest.json`` and ``golden``.
         checkpoint_dir: the checkpoint that the export was made from.
-        progress: called with what is done.
-        lower_again: also convert the component to float32 once more, to tell lowering from quantization.
+        progress: called with a line for each step.
+        lower_again: also convert the component to float32, to separate errors of lowering from those of quantization.
 
     Raises:
-        ArtifactError: no artifact of an export, or one of another checkpoint.
+        ArtifactError: the artifact is not part of an export, or was made from another checkpoint.
         GoldenError: the golden cases are unreadable or altered.
         RuntimeFault: the artifact does not run.
     """
@@ -134,7 +133,7 @@ def attribute(
 
 
 def entry_of(manifest: Manifest, artifact: Path) -> ArtifactEntry:
-    """The manifest's line on an artifact; ArtifactError where it has none."""
+    """Return the manifest's entry for an artifact; raises ArtifactError if it has none."""
     for entry in manifest.artifacts:
         if entry.file == artifact.name:
             return entry
@@ -143,11 +142,11 @@ def entry_of(manifest: Manifest, artifact: Path) -> ArtifactEntry:
 
 
 def blame_part(part: Part) -> Attribution:
-    """Attribute one component's errors in this process; the hops are left to the caller.
+    """Attribute one component's errors in this process, without the hops.
 
     Raises:
-        ArtifactError: the artifact tells nothing of torch modules, or was made from another checkpoint.
-        RuntimeFault: it does not run.
+        ArtifactError: the artifact does not record torch modules, or was made from another checkpoint.
+        RuntimeFault: the artifact does not run.
     """
     manifest, module, cases = opened(part)
     entry = manifest.entry_for(part.component)
@@ -166,8 +165,8 @@ def blame(
     """Attribute the errors of the artifact at ``path`` in its worst golden case.
 
     Raises:
-        ArtifactError: the artifact tells nothing of torch modules.
-        RuntimeFault: it does not run.
+        ArtifactError: the artifact does not record torch modules.
+        RuntimeFault: the artifact does not run.
     """
     target = TARGETS[manifest.target].open()
     case, snr = _worst_case(target, path, part, cases)
@@ -178,7 +177,7 @@ def blame(
     values = target.values(path, inputs, names)
     found = Search(walker, steps, values, least).locate()
     if not found.seen.keys() & walker.leaves:
-        raise ArtifactError(f"{path.name} tells nothing of the torch modules it was made from; export it again")
+        raise ArtifactError(f"{path.name} does not record its torch modules; export it again")
     errors = {name: _error(name, found, walker) for name in found.seen}
     attributed = Attribution(
         component=entry.component,
@@ -212,12 +211,12 @@ def _worst_case(target: Target, path: Path, part: Rewritten, cases: Sequence[Gol
 
 def _figure(value: Any, wanted: Any, path: Path) -> float:
     if value.shape != wanted.shape:
-        raise RuntimeFault(f"{path.name} gives {list(value.shape)} where {list(wanted.shape)} is wanted; export again")
+        raise RuntimeFault(f"{path.name} gives {list(value.shape)}, not {list(wanted.shape)}; export again")
     return snr_db(value, wanted)
 
 
 def _ops(graph: ExplorerGraph, steps: Sequence[Step], values: Arrays, found: Located) -> tuple[OpError, ...]:
-    """One per operation; of several modules that give one value, the innermost, which is done first."""
+    """Return one entry per operation; if several modules have the same output, use the innermost."""
     seen = {one.value: one for one in reversed(found.seen.values())}
     return tuple(_op(graph, node, step, values, seen) for node, step in zip(graph.nodes, steps, strict=True))
 

@@ -1,9 +1,9 @@
-"""Find the module to blame, and suggest recipe changes for it.
+"""Find the module to blame for an artifact's error, and suggest recipe changes for it.
 
-It is the first module whose error no precision explains, or whose error alone fails the component. A module that costs
-much locally may cost the component nothing: softmax over large scores in float16 has 15 dB in the nano UNet's last
-attention, and the output keeps 90 dB. Hence each module's error is carried to the output before the module is blamed,
-unless it owns parameters and computes something else altogether.
+It is the first module with an error that no precision explains, or with an error that alone fails the component. A
+module with a large local error may not affect the component: softmax over large scores in float16 has 15 dB in the nano
+UNet's last attention, and the output keeps 90 dB. Hence each module's error is propagated to the output before the
+module is blamed, unless it owns parameters and computes another function.
 """
 
 from __future__ import annotations
@@ -148,11 +148,11 @@ def remedies(
         owners: paths of the modules that own parameters.
         altered: whether the artifact's bytes differ from those in the manifest.
     """
-    lines = ["its bytes are not those of the manifest: it was altered, export again"] if altered else []
+    lines = ["its bytes do not match the manifest: it was altered, export again"] if altered else []
     scheme, first = manifest.recipe.schemes[entry.component], found.first
     if first is not None and first.path in owners and not first.local_snr_db >= SOMETHING_ELSE_DB:
         lines.append(
-            f"{_named(first)} computes something else altogether, which no precision explains: compare the stored "
+            f"{_named(first)} computes another function, an error that no precision explains: compare the stored "
             f"weights with md-export audit, and export again"
         )
         return tuple(lines)
@@ -162,7 +162,7 @@ def remedies(
     output = next((item for item in found.modules if not item.path), None)
     if output is not None and not output.cumulative_snr_db >= manifest.recipe.tolerances[entry.component].snr_db:
         lines.append(
-            f"no single module is to blame: the errors add up. {_heaviest(entry, scheme, found.worst, owners)}"
+            f"no single module is to blame: the errors accumulate. {_heaviest(entry, scheme, found.worst, owners)}"
         )
         lines += _finer(entry, scheme)
     return tuple(lines)
@@ -178,10 +178,10 @@ def _of_precision(
     if scheme == QuantScheme("float32", "float32"):
         fired = [record.name for record in entry.rewrites if record.fired]
         without = f"leave out its rewrites one at a time ({', '.join(fired)}), or " if fired else ""
-        yield f"{_named(first)} is in float32, so it is the form: {without}report the converter"
+        yield f"{_named(first)} is in float32, so precision is not the cause: {without}report the converter"
         return
     if scheme.weights == "float16":
-        yield f'{_named(first)} does not stand float16: weights = "float32" and activations = "float32" under ' + (
+        yield f'{_named(first)} needs more than float16: weights = "float32" and activations = "float32" under ' + (
             f"[scheme.{entry.component}]; md-export lint tells which of its values float16 cannot hold"
         )
         return
@@ -206,7 +206,7 @@ def _finer(entry: ArtifactEntry, scheme: QuantScheme) -> Iterator[str]:
         yield f'more bits: weights = "{_MORE_BITS[scheme.weights]}" under {table}'
     if scheme.is_static:
         floats = "activations in float16 or float32"
-        yield f"{floats} instead of {scheme.activations} under {table}, where the target has that"
+        yield f"{floats} instead of {scheme.activations} under {table}, if the target supports that"
 
 
 def _heaviest(
@@ -217,7 +217,7 @@ def _heaviest(
         return "Use a wider type"
     tried = [item for item in worst if item.path in owners and item.alone_snr_db is not None]
     heavy = [item.path for item in sorted(tried, key=lambda item: item.alone_snr_db or 0.0)[:3]]
-    return f"Those that cost most: {_keep(entry, scheme, heavy)}" if heavy else "Use a wider type"
+    return f"Modules with the largest cost: {_keep(entry, scheme, heavy)}" if heavy else "Use a wider type"
 
 
 def _keep(entry: ArtifactEntry, scheme: QuantScheme, paths: list[str]) -> str:

@@ -1,8 +1,8 @@
-"""Walk through a torch module on an artifact's own values: every module is given what the artifact gave it.
+"""Run a torch module on an artifact's values: each inner module gets the artifact's value as its input.
 
-Each module's output is compared with the artifact's and then replaced by it. So what is compared is the module's
-own arithmetic (that of its parts where they are not seen), and no map of inputs is needed. The values that can be a
-module's output follow from the artifact's operations; the layout of each is found by its shape.
+Each module's output is compared with the artifact's value and then replaced by it. The comparison therefore covers only
+the module's own arithmetic (with its parts, if they were not found), and no map of inputs is needed. The candidates
+for a module's output follow from the artifact's operations; the layout of each is found by its shape.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def outputs_of(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Mapping[s
     return {path: value for path, value in found.items() if calls[path] == 1}, output
 
 
-# What regroups axes is believed to be a module's output only where it agrees so far; a right one has far more.
+# A value with regrouped axes is accepted as a module's output only from this SNR in dB; a right one has far more.
 _LEAST_AGREEMENT_DB = 6.0
 
 
@@ -129,7 +129,7 @@ class Seen:
     Attributes:
         cumulative_snr_db, local_snr_db: see :class:`.attribute.ModuleError`.
         value: name of the artifact's value.
-        error: the artifact's value less what the module makes of the artifact's input; torch's shape.
+        error: the artifact's value minus the module's output for the artifact's input, in torch's shape.
         peak: see :class:`.attribute.ModuleError`.
     """
 
@@ -142,10 +142,10 @@ class Seen:
 
 
 class Walker:
-    """One torch module and inputs, and all that is needed to hold artifacts made of it against it.
+    """A torch module with its inputs and outputs, to compare artifacts with.
 
     Attributes:
-        outputs: torch's own, by path, in order of completion.
+        outputs: torch's outputs by path, in order of completion.
         kinds: class of each module, by path.
         leaves: modules without parts.
         owners: modules that own parameters themselves.
@@ -161,13 +161,13 @@ class Walker:
         self.owners = frozenset(path for path, child in called if any(True for _ in child.parameters(recurse=False)))
 
     def candidates(self, steps: tuple[Step, ...]) -> Mapping[str, tuple[str, ...]]:
-        """Names of the artifact's values that may be a module's output, by path."""
+        """Return the names of the artifact's values that may be a module's output, by path."""
         return outputs_by_module(steps, self.outputs)
 
     def walk(
         self, values: Arrays, candidates: Mapping[str, tuple[str, ...]], hidden: Collection[str] = ()
     ) -> dict[str, Seen]:
-        """Every module that is seen, in order of completion; one in ``hidden`` keeps torch's own output."""
+        """Return every module that was found, in order of completion; modules in ``hidden`` keep torch's output."""
         tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in values.items()}
         found: dict[str, Seen] = {}
 
@@ -180,14 +180,14 @@ class Walker:
             name, value = best
             cumulative, peak = _snr(value, self.outputs[path]), float(value.abs().max())
             found[path] = Seen(path, cumulative, _snr(value, output), value - output, peak, name)
-            # Past a NaN nothing could be compared any more.
+            # After a NaN, no later module could be compared.
             return value if bool(value.isfinite().all()) else None
 
         follow(self._module, self._inputs, visit)
         return found
 
     def alone(self, seen: Seen) -> float:
-        """SNR of the component's output if nothing but this module's error were wrong."""
+        """Return the SNR of the component's output with only this module's error."""
         if not bool(seen.error.isfinite().all()):
             return -EXACT_DB
         output = follow(
@@ -197,7 +197,7 @@ class Walker:
 
 
 def _best(values: Mapping[str, Tensor], output: Tensor) -> tuple[str, Tensor] | None:
-    """The value, by name, and arrangement that agree best with the module's output; None where none can be it."""
+    """Return the name and arrangement of the value closest to the module's output; None if no value is possible."""
     ways = [(name, way) for name, value in values.items() for way in arrangements(value, output.shape)]
     if len(ways) == 1 and ways[0][1].exact:
         return ways[0][0], ways[0][1].value

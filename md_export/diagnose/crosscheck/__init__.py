@@ -1,1 +1,1 @@
-"""Two runtimes beside each other: the same component as two artifacts, and single operations in float16."""
+"""Compare two runtimes: on one component as two artifacts, and on single operations in float16."""

@@ -1,4 +1,4 @@
-"""One component as two artifacts, each in its own runtime, on the same golden inputs."""
+"""Compare two artifacts of one component, each in its own runtime, on the same golden inputs."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from md_export.spec.tensors import Array, joined
 from md_export.system.isolation import isolated
 from md_export.targets import TARGETS, target_of
 
-# Two right float16 runtimes round in another order: by so much one may be worse on a module than the other.
+# Two correct float16 runtimes round in different orders, so one may be worse on a module by this many dB.
 APART_DB: Final = 10.0
-# From here on both are right in any float32.
+# At this SNR in dB, a value is correct within float32 rounding.
 _RIGHT_DB: Final = 100.0
 
 
 @dataclass(frozen=True)
 class CaseRow:
-    """One golden case: each artifact's output against the golden one, and against each other."""
+    """SNR in one golden case: of each artifact's output against the golden one, and of one output against the other."""
 
     case: str
     first_db: float
@@ -37,7 +37,7 @@ class CaseRow:
 
 @dataclass(frozen=True)
 class ModuleRow:
-    """One torch module's own error in each artifact, on that artifact's own input to it."""
+    """Local error of one torch module in each artifact, on that artifact's input of the module."""
 
     path: str
     kind: str
@@ -46,21 +46,21 @@ class ModuleRow:
 
     @property
     def apart_db(self) -> float:
-        """By how much the first is better; negative where it is worse."""
+        """Difference of the SNRs in dB; positive if the first is better."""
         return min(self.first_db, _RIGHT_DB) - min(self.second_db, _RIGHT_DB)
 
 
 @dataclass(frozen=True)
 class Crosscheck:
-    """Two artifacts beside each other.
+    """Comparison of two artifacts.
 
     Attributes:
-        component: of both.
-        files: their names.
+        component: component of both.
+        files: names of the artifacts.
         schemes: weights and activations of each.
-        cases: all golden ones.
-        followed: the case in which the two are furthest apart; ``modules`` are of it.
-        modules: those found in both, in order of computation.
+        cases: all golden cases.
+        followed: the case in which the two differ most, which ``modules`` are compared in.
+        modules: modules found in both, in order of computation.
     """
 
     component: str
@@ -72,7 +72,7 @@ class Crosscheck:
 
     @property
     def disagreements(self) -> tuple[ModuleRow, ...]:
-        """Modules that one artifact computes worse than the other by more than the order of rounding explains."""
+        """Modules where one artifact is worse than the other by more than the order of rounding explains."""
         found = [row for row in self.modules if abs(row.apart_db) > APART_DB]
         return tuple(sorted(found, key=lambda row: -abs(row.apart_db)))
 
@@ -89,17 +89,17 @@ class Pair:
 def crosscheck(
     first: Path, second: Path, checkpoint: Path, progress: Callable[[str], None] = lambda _: None
 ) -> Crosscheck:
-    """Hold two artifacts of one component against each other, in a separate process.
+    """Compare two artifacts of one component, in a separate process.
 
     Args:
-        first, second: each inside its export's folder, of any two targets.
-        checkpoint: that both exports were made from.
-        progress: called with what is done.
+        first, second: paths of the artifacts in their exports' folders, of any two targets.
+        checkpoint: the checkpoint that both exports were made from.
+        progress: called with a line for each step.
 
     Raises:
-        UsageError: they are of two components, or one and the same.
-        ArtifactError: no artifact of an export, or of another checkpoint, or judged by other golden cases.
-        RuntimeFault: one does not run.
+        UsageError: the components differ, or both paths are the same.
+        ArtifactError: one is not part of an export, or the exports differ in checkpoint or golden cases.
+        RuntimeFault: one of them does not run.
     """
     for path in (first, second):
         target_of(path).require()
@@ -112,12 +112,14 @@ def _check_pair(first: Path, second: Path) -> None:
     manifests = [read_manifest(path.parent) for path in (first, second)]
     one, other = (entry_of(manifest, path) for manifest, path in zip(manifests, (first, second), strict=True))
     if first.resolve() == second.resolve():
-        raise UsageError(f"{first} twice; name two artifacts of one component")
+        raise UsageError(f"{first} was given twice; give two artifacts of one component")
     if one.component != other.component:
-        raise UsageError(f"{first.name} is the {one.component}, {second.name} the {other.component}; name one of each")
+        raise UsageError(
+            f"{first.name} is the {one.component}, {second.name} the {other.component}; give two of one component"
+        )
     if manifests[0].golden_sha256 != manifests[1].golden_sha256:
         raise ArtifactError(
-            f"{first.parent} and {second.parent} have other golden cases; export both with the same --golden folder"
+            f"{first.parent} and {second.parent} have different golden cases; export both with the same --golden folder"
         )
 
 
@@ -140,7 +142,7 @@ def crosscheck_pair(pair: Pair) -> Crosscheck:
 
 
 class _Side:
-    """One of the artifacts, opened."""
+    """One opened artifact of the two."""
 
     def __init__(self, path: Path, checkpoint: Path) -> None:
         manifest = read_manifest(path.parent)
@@ -151,11 +153,11 @@ class _Side:
         self.scheme = f"{self.entry.weights} weights, {self.entry.activations} activations"
 
     def output(self, case: GoldenCase) -> tuple[Array, Array]:
-        """The artifact's, and the golden one, in its layout."""
+        """Return the artifact's output and the golden output in the artifact's layout."""
         return joined(self.runner.run(self.part.inputs_of(case))), self.part.output_of(case)
 
     def modules(self, case: str) -> Mapping[str, tuple[str, float]]:
-        """Class and local SNR of each module that was found, by its path."""
+        """Return class and local SNR of each module that was found, by path."""
         cases = [item for item in each_call(self.entry.component, self.cases) if item.name == case]
         found = blame(self.manifest, self.entry, self.path, self.part, cases)
         return {item.path: (item.kind, item.local_snr_db) for item in found.modules if item.path}
@@ -165,6 +167,6 @@ def _case_row(case: GoldenCase, first: _Side, second: _Side) -> CaseRow:
     (one, golden), (other, same) = first.output(case), second.output(case)
     if one.shape != other.shape:
         raise ArtifactError(
-            f"{first.path.name} and {second.path.name} have other layouts; export both without --layout"
+            f"{first.path.name} and {second.path.name} have different layouts; export both without --layout"
         )
     return CaseRow(case.name, snr_db(one, golden), snr_db(other, same), snr_db(other, one))

@@ -36,7 +36,7 @@ class _Apply(nn.Module):
 
 @dataclass(frozen=True)
 class Operation:
-    """One line of the table.
+    """One operation of the corpus.
 
     Attributes:
         name: title in the table.

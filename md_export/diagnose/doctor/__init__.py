@@ -1,1 +1,1 @@
-"""Check that everything an export needs is here, and that each target works: :func:`~.examine.examine`."""
+"""Check the requirements of an export on this machine, and that each target works: :func:`~.examine.examine`."""

@@ -1,4 +1,4 @@
-"""Check everything that an export depends on: versions, memory, disk, GPU driver, and each target on a small module."""
+"""Check the requirements of an export: versions, memory, disk, GPU driver, and each target on a small module."""
 
 from __future__ import annotations
 
@@ -96,11 +96,10 @@ Progress = Callable[[str], None]
 def examine(
     recipe: Recipe | None, checkpoint: Path, canaries: bool = True, progress: Progress = lambda _: None
 ) -> Diagnosis:
-    """Check everything that an export depends on.
+    """Check the requirements of an export.
 
     Args:
-        recipe: recipe whose memory and disk needs are predicted for ``checkpoint``; None for the least that any export
-            needs.
+        recipe: predict memory and disk for this recipe and ``checkpoint``; None: use the least that any export needs.
         canaries: convert and run a small module on each target.
         progress: called with a line for each canary.
 
@@ -151,8 +150,8 @@ def canary_judged(name: str, ended: Ended[Flight], seconds: float) -> Finding:
         return Finding("canary", name, "broken", f"{ended.death}: {last:.200}", again)
     snr_db = ended.result.snr_db
     if snr_db is None:
-        return Finding("canary", name, "broken", f"its runtime answers {ended.result.fault}", again)
+        return Finding("canary", name, "broken", f"its runtime's output has {ended.result.fault}", again)
     found = f"{min(snr_db, 999):.0f} dB SNR against torch in {seconds:.1f} s"
     if not snr_db >= LEAST_SNR_DB:
-        return Finding("canary", name, "broken", f"{found}; {LEAST_SNR_DB:g} dB expected: it computes otherwise", again)
+        return Finding("canary", name, "broken", f"{found}; {LEAST_SNR_DB:g} dB expected: its results are wrong", again)
     return Finding("canary", name, "ok", found)

@@ -38,7 +38,7 @@ class Finding:
         what: the library, folder or target that was checked.
         verdict: ``broken`` must be fixed; a ``note`` works, but differs from the tested setup.
         found: the figure, in words.
-        advice: what to do; empty where nothing is wrong.
+        advice: what to do; empty if nothing is wrong.
     """
 
     area: str
@@ -64,7 +64,7 @@ class Diagnosis:
 
 _AREA: Final = "versions"
 _PACKAGE: Final = "md-export"
-# An extra that only joins others.
+# An extra that only combines other extras.
 _JOINED: Final = "all"
 
 
@@ -132,7 +132,7 @@ def _judged(row: Supported, found: str | None) -> Finding:
 
 
 def _names(found: str) -> tuple[str, ...]:
-    """Return a version without its build (``2.13.0+cpu``), and without being a pre-release; none for what is none."""
+    """Return a version without its build (``+cpu``), and without its pre-release mark; empty if it cannot be parsed."""
     try:
         return Version(found).public, Version(found).base_version
     except InvalidVersion:
@@ -147,8 +147,8 @@ class Need:
     """Memory and disk that one export needs.
 
     Attributes:
-        memory: most bytes resident at once.
-        step: the step that takes them.
+        memory: peak of resident bytes.
+        step: the step with this peak.
         out, temp, cache: bytes on the disks of OUT, of temporary files, and of the cache that builds use.
     """
 
@@ -180,7 +180,7 @@ def need_of(recipe: Recipe, checkpoint_dir: Path) -> Need:
     peaks["verifying"] = export_cost(recipe.target, sum(weights.values()), cases, area).peak_bytes
     step = max(peaks, key=lambda name: peaks[name])
     stored = sum(checkpoint.component_bytes(name) for name in recipe.components)
-    # OUT: what an export asks for before it starts. Temporary: a converter's float file and its quantized successor.
+    # OUT: the free space that an export requires first. Temporary: a converter's float file and the quantized one.
     return Need(peaks[step], step, 3 * stored, 2 * max(weights.values()), stored)
 
 
@@ -201,7 +201,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Memory:
-    """``available``: bytes without swapping; ``group``: bytes left in the container, None where it has no limit."""
+    """Free memory: ``available`` bytes without swapping; ``group``: bytes left in the container, or None."""
 
     available: int
     group: int | None
@@ -256,9 +256,9 @@ def _room(folder: Path) -> int | None:
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
         with suppress(OSError, ValueError, KeyError):
-            most = int((folder / limit).read_text())  # "max" is no number: no limit
+            most = int((folder / limit).read_text())  # "max" is not a number: no limit
             stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            if most < 1 << 60:  # version 1 spells "no limit" so
+            if most < 1 << 60:  # version 1 writes a larger number for no limit
                 return max(0, most - int((folder / used).read_text()) + int(stat[dropped]))
     return None
 

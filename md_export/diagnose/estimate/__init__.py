@@ -1,5 +1,5 @@
-"""How long an export might take on a phone: a roofline of each operation, fitted to latencies that others published.
+"""Estimate an export's latency on a phone: a roofline of each operation, fitted to published latencies.
 
-``devices.toml`` holds what is known of phones, ``peers.json`` what the models with published latencies compute.
-Nothing here was measured on a phone by us; see docs/estimate.md.
+``devices.toml`` has the data of phones, ``peers.json`` the operations of the models with published latencies.
+We measured nothing on a phone; see docs/estimate.md.
 """

@@ -1,4 +1,4 @@
-"""The estimate of a whole export: each artifact is read in a worker, nothing is run."""
+"""Estimate the latency of a whole export; a worker reads each artifact, and nothing runs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from md_export.targets.operations import OpCost
 
 @dataclass(frozen=True)
 class ComponentEstimate:
-    """One artifact, called once.
+    """Estimate of one call of an artifact.
 
     Attributes:
-        ms: estimate; ``floor`` is what no implementation can beat.
-        calls: how often it is called for a picture.
-        ops: that are executed, views not counted.
-        by_work, by_kind, by_pattern, by_module: where the time goes, most first; patterns are of modules' paths.
-        changes: what to change, most first.
+        ms: estimate in milliseconds; ``floor`` is the lower bound for any implementation.
+        calls: number of calls for one picture.
+        ops: number of executed operations without views.
+        by_work, by_kind, by_pattern, by_module: time by group, largest first; patterns are of module paths.
+        changes: possible changes, largest saving first.
     """
 
     component: str
@@ -48,8 +48,8 @@ class Estimate:
     """The estimated latency of an export on a phone; nothing was measured on one.
 
     Attributes:
-        likely_factor: within it, up or down, lie four of five published latencies that the fit had not seen; of half of
-            them the estimate is off by less than ``typical_factor``, of all by no more than ``worst_factor``.
+        likely_factor: the estimates of four of five published latencies that were left out of the fit are within this
+            factor, up or down; half are within ``typical_factor``, and all within ``worst_factor``.
     """
 
     recipe: str
@@ -65,12 +65,12 @@ class Estimate:
 
     @property
     def ms(self) -> float:
-        """Milliseconds for a picture."""
+        """Estimated milliseconds for one picture."""
         return sum(item.calls * item.ms for item in self.components)
 
     @property
     def floor_ms(self) -> float:
-        """Least milliseconds for a picture."""
+        """Lower bound in milliseconds for one picture."""
         return sum(item.calls * item.floor.ms for item in self.components)
 
 
@@ -83,14 +83,14 @@ def estimate(out: Path, device: str, progress: Callable[[str], None] = lambda _:
         progress: called with a line for each artifact.
 
     Raises:
-        UsageError: an unknown device, one that does not execute the target's artifacts or their arithmetic.
-        ArtifactError, RuntimeFault: no readable export.
+        UsageError: the device is unknown, or does not execute the target's artifacts or their arithmetic.
+        ArtifactError, RuntimeFault: the export cannot be read.
     """
     phone, manifest = knowledge().device(device), read_manifest(out)
     if manifest.target not in phone.unit.targets:
         fitting = [name for name, one in knowledge().devices.items() if manifest.target in one.unit.targets]
-        others = f"devices for {manifest.target}: {', '.join(fitting)}" if fitting else "no device runs such exports"
-        raise UsageError(f"{phone.title} is known as {phone.unit.title}, not for {manifest.target}; {others}")
+        others = f"devices for {manifest.target}: {', '.join(fitting)}" if fitting else "no known device does"
+        raise UsageError(f"{phone.title} has data for {phone.unit.title}, not for {manifest.target}; {others}")
     fitted = fit_of(phone.unit.title)
     family, components = family_named(manifest.family), []
     for entry in manifest.artifacts:
@@ -113,7 +113,7 @@ def estimate(out: Path, device: str, progress: Callable[[str], None] = lambda _:
 
 
 def costs_of(out: Path, manifest: Manifest, entry: ArtifactEntry) -> tuple[OpCost, ...]:
-    """Return what the operations of one artifact compute and move; raises as :func:`estimate`."""
+    """Return arithmetic and memory traffic of the operations of one artifact; raises like :func:`estimate`."""
     return costs(manifest.target, artifact_path(out, entry), ArtifactError)
 
 

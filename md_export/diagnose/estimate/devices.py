@@ -1,8 +1,7 @@
-"""Phones, what others measured on them, and the few constants of a class of units that are fitted to that.
+"""Phones, published latencies on them, and the constants of a processor class that are fitted to the latencies.
 
-All combinations of a grid are tried; the best has the least sum of absolute logarithms of estimate over latency, so
-that twice too long and half as long weigh alike and one odd row does not bend the rest. Each row is also predicted
-without itself.
+The fit tries all combinations of a grid and minimizes the sum of |log(estimate / latency)|: twice too long and half as
+long weigh the same, and one outlier does not bend the rest. Each row is also predicted from a fit without it.
 """
 
 from __future__ import annotations
@@ -50,12 +49,12 @@ class Constants:
 
 @dataclass(frozen=True)
 class UnitClass:
-    """A class of phone processors that compute alike.
+    """A class of similar phone processors.
 
     Attributes:
-        targets: names of the targets whose artifacts they execute.
+        targets: names of the targets that they execute.
         fit: constants fitted to published latencies; see :class:`Constants`.
-        spill: share of activations that goes through memory, where it is not fitted.
+        spill: share of activations that goes through memory, if it is not fitted.
         float32: whether float32 values become ``float16`` or leave the processor.
     """
 
@@ -123,7 +122,7 @@ class Knowledge:
         """Return the phone of that name.
 
         Raises:
-            UsageError: the device is unknown.
+            UsageError: there is no phone of that name.
         """
         if name not in self.devices:
             raise UsageError(f"unknown device {name!r:.40}; known: {', '.join(self.devices)}")
@@ -132,7 +131,7 @@ class Knowledge:
 
 @dataclass(frozen=True)
 class PeerOps:
-    """Equal operations of a peer; weights and activations in elements."""
+    """A group of equal operations of a peer; weights and activations in elements."""
 
     work: Work
     macs: int
@@ -173,9 +172,9 @@ def _read(kind: type[Any], values: Mapping[str, Any]) -> Any:
     return TypeAdapter(kind).validate_json(json.dumps(values))
 
 
-# Share of the rows inside the range that is printed with an estimate.
+# Share of the rows that the printed range of an estimate covers.
 LIKELY: Final = 0.8
-# Shares: 8 % from one to the next. Launches: nothing, and from a quarter of a microsecond on the double each.
+# Grid of shares: steps of 8 %. Grid of launches: zero, then doubling from a quarter of a microsecond.
 _SHARES: Final = tuple(float(share) for share in np.geomspace(0.05, 1.0, 41))
 _LAUNCHES: Final = (0.0, *(0.25e-6 * 2**power for power in range(7)))
 _STEPS: Final[Mapping[Parameter, tuple[float, ...]]] = {
@@ -192,9 +191,9 @@ class RowError:
     """A published latency and the fit's estimates of it, in milliseconds.
 
     Attributes:
-        fitted: by the constants fitted to all rows.
-        without_row: by those fitted to all other rows.
-        without_device: by those fitted to the rows of other devices; None where there is no other.
+        fitted: estimate with constants fitted to all rows.
+        without_row: estimate with constants fitted to all other rows.
+        without_device: estimate with constants fitted to rows of other devices; None without other devices.
     """
 
     latency: Latency
@@ -210,13 +209,13 @@ class RowError:
 
 @dataclass(frozen=True)
 class Fit:
-    """``rows`` in the order of the data file, those that were only compared with included."""
+    """Result of a fit; ``rows`` in the order of the data file, including rows that were not fitted."""
 
     constants: Constants
     rows: tuple[RowError, ...]
 
     def factor(self, share: float) -> float:
-        """Return the factor, up or down, within which that share of the rows lies, each predicted without itself."""
+        """Return the factor, up or down, that covers a share of the rows, each predicted by a fit without it."""
         apart = np.array([abs(math.log(row.factor)) for row in self.rows])
         return math.exp(float(np.quantile(apart, share, method="higher")))
 
@@ -270,7 +269,7 @@ def _constants(unit: UnitClass, fitted: Mapping[Parameter, float]) -> Constants:
 
 
 def _times(known: Knowledge, device: Device, row: Latency, grid: Sequence[Constants]) -> Array:
-    """Milliseconds of a row for each combination: :func:`seconds_of` of its operations, for all of them at once."""
+    """Return a row's milliseconds for each combination of the grid: :func:`seconds_of`, vectorized."""
     found = np.zeros(len(grid))
     shares = {work: np.array([constants.share_of(work) for constants in grid]) for work in MULTIPLYING}
     spill, launch = (np.array([getattr(constants, name) for constants in grid]) for name in ("spill", "launch_s"))

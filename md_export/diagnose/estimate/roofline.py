@@ -68,14 +68,14 @@ def _peak(arithmetic: str, device: Device) -> float:
     if arithmetic not in device.peak:
         known = ", ".join(device.peak)
         raise UsageError(
-            f"the artifact multiplies {arithmetic or 'values of a type that is not told'}, and of {device.title} only "
+            f"the artifact multiplies {arithmetic or 'values of an unknown type'}, but for {device.title} only "
             f"the rate for {known} is known; export it in float16 or int8, or name another device"
         )
     return device.peak[arithmetic]
 
 
 _BITS_OF_BYTE: Final = 8
-# Changes that would save less are not worth a line.
+# Changes that would save a smaller share are not listed.
 _LEAST_SHARE: Final = 0.005
 
 
