@@ -1,4 +1,4 @@
-"""The TARGETS table, and the versions of the packages behind it.
+"""The TARGETS table, and the versions of the packages that targets use.
 
 A new target is a folder, one line here and one extra in pyproject.toml.
 """
@@ -26,46 +26,46 @@ TARGETS: Final[Mapping[str, Target]] = {
     "onnx": OnnxTarget(),
     "coreai": CoreaiTarget(),
 }
-# What computes golden cases and everything up to lowering.
+# Packages that compute golden cases and all stages before lowering.
 TORCH: Final = ("torch", "transformers", "numpy")
 DIFFUSERS: Final = "diffusers"
 
 
 def suffix_of(target: Target, form: str | None) -> str:
-    """Ending of an artifact in that form; None for the usual one."""
+    """Return the suffix of an artifact in a form; ``form`` None: the target's default form."""
     return target.forms.get(form or "", target.suffix)
 
 
 def target_named(name: str) -> Target:
-    """The target that a manifest names.
+    """Return the target with the name that a manifest has.
 
     Raises:
-        ArtifactError: the name is unknown.
+        ArtifactError: there is no such target.
     """
     if name not in TARGETS:
-        raise ArtifactError(f"the manifest is of an unknown target {name!r:.40}; known: {', '.join(TARGETS)}")
+        raise ArtifactError(f"the manifest has an unknown target {name!r:.40}; known: {', '.join(TARGETS)}")
     return TARGETS[name]
 
 
 def target_of(artifact: Path) -> Target:
-    """The target that an artifact's name belongs to.
+    """Return the target of an artifact, by its suffix.
 
     Raises:
         ArtifactError: the path does not exist or has an unknown suffix.
     """
     require_artifact(artifact)
     if odd := irregular(artifact):
-        raise ArtifactError(f"{odd} is a pipe, a device or a broken link, no file; name an artifact")
+        raise ArtifactError(f"{odd} is a pipe, a device or a broken link, not a file; name an artifact")
     for target in TARGETS.values():
         if artifact.suffix in (target.suffix, *target.forms.values()):
             return target
     suffixes = ", ".join(target.suffix for target in TARGETS.values())
-    raise ArtifactError(f"{artifact.name} is no artifact of a known target; known endings: {suffixes}")
+    raise ArtifactError(f"{artifact.name} is not an artifact of a known target; known suffixes: {suffixes}")
 
 
 def tools_of(target: str | None = None, also: tuple[str, ...] = ()) -> dict[str, str]:
-    """The packages that compute, ``also`` those of a checkpoint, and those that convert for a target, with their
-    installed versions."""
+    """Return the installed versions of the packages that compute, that a target converts with, and that a checkpoint
+    needs (``also``)."""
     names = (*TORCH, *also, *(TARGETS[target].distributions if target else ()))
     return {name: _version(name) for name in names}
 
@@ -75,7 +75,7 @@ _version = cache(version)
 
 
 def optional() -> dict[str, str]:
-    """Return the versions of packages that some checkpoints need, where they are installed."""
+    """Return the versions of packages that only some checkpoints need, if they are installed."""
     try:
         return {DIFFUSERS: version(DIFFUSERS)}
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""The contract of targets: a job comes in, a saved artifact goes out, a runner executes it."""
+"""Protocols of targets: lower a job, quantize and save it as an artifact, and run, read and edit the artifact."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from md_export.targets.stored_graph import EditableGraph, StoredGraph
 if TYPE_CHECKING:
     from torch import nn
 
-# Name of the entry that holds all notes as JSON, where a format has named blobs; prefix of each where it has pairs.
+# Name of the blob with all metadata as JSON, in formats with blobs; prefix of each key, in formats with pairs.
 METADATA: Final = "md_export"
 _PREFIX: Final = f"{METADATA}."
 
@@ -36,16 +36,16 @@ class LoweringJob:
         component: name in COMPONENTS.
         module: rewritten torch module in eval mode, float32; positional inputs in the order of ``inputs``,
             a single tensor out, or a tuple in the order of ``outputs``.
-        inputs: named inputs of the artifact, float32 or int32 at its surface whatever the scheme.
-        outputs: named outputs of the artifact, float32 at its surface.
+        inputs: named inputs of the artifact, float32 or int32 for any scheme.
+        outputs: named outputs of the artifact, float32.
         example: one golden input per name, for tracing.
         scheme: requested storage and arithmetic.
-        calibration: inputs of this component as the runner will get them, each read when it is asked for.
-        ranges: how ranges of activations follow from what calibration shows.
-        npu: the artifact is for phones' NPUs: static ranges are for every operation, as those compute.
+        calibration: inputs of this component under the artifact's names, each read on access.
+        ranges: rule that derives ranges of activations from the calibration.
+        npu: the artifact is for phones' NPUs, which need static ranges for every operation.
         workdir: scratch folder, removed afterwards.
-        deployment_target: oldest system that must load a Core ML package; None for the target's own choice.
-        notes: what an app must know; :func:`describe` reads it back from the artifact's own metadata.
+        deployment_target: oldest system that must load a Core ML package; None for the target's default.
+        notes: metadata for apps; :func:`describe` reads it back from the artifact.
     """
 
     component: str
@@ -64,17 +64,16 @@ class LoweringJob:
 
 @dataclass(frozen=True)
 class Description:
-    """Contents of a saved artifact, read from its own bytes.
+    """Contents of a saved artifact, read from its bytes.
 
     Attributes:
         stored: bytes of stored weights by dtype (``float32``, ``float16``, ``int8``, …).
         ops: number of ops by kind.
         float_weights: weights of convolutions, linears and embeddings that are stored in float, by module path.
-        int8_weights: how many of those are stored in int8.
-        not_finite: stored weights that hold NaN or Inf, which integer arithmetic may hide from every output.
-        int8_inputs: share of the convolutions and linears that take int8 activations; None where the target does not
-            tell.
-        notes: the job's, as they are written in the artifact; empty where it has none.
+        int8_weights: number of those weights that are stored in int8.
+        not_finite: stored weights with NaN or Inf, which integer arithmetic may hide in every output.
+        int8_inputs: share of the convolutions and linears with int8 activations; None if the target cannot tell.
+            notes: the job's metadata as stored in the artifact; empty without metadata.
     """
 
     stored: dict[str, int]
@@ -87,19 +86,19 @@ class Description:
 
 
 class Lowered(Protocol):
-    """A component as the vendor's own model, between :meth:`Target.lower` and the saved artifact."""
+    """A component as the vendor's model in memory or on disk, between :meth:`Target.lower` and the saved artifact."""
 
     def quantize(self, job: LoweringJob) -> Lowered:
-        """Apply ``job.scheme``; returns the model itself where the scheme needs nothing more."""
+        """Apply ``job.scheme``; return this model if the scheme needs no change."""
         ...
 
     def save(self, path: Path) -> None:
-        """Write the artifact at ``path`` (which does not exist), the same bytes for the same inputs."""
+        """Write the artifact to ``path``, which must not exist; the same inputs give the same bytes."""
         ...
 
 
 class Saved(Protocol):
-    """A target's module of what can be done with a saved artifact; :class:`Target` describes each function."""
+    """A target's module of functions on saved artifacts; :class:`Target` documents each function."""
 
     def describe(self, path: Path) -> Description:
         """See :meth:`Target.describe`."""
@@ -127,19 +126,19 @@ class Saved(Protocol):
 
 
 class Target(Protocol):
-    """One artifact format. Each method imports its module, and the vendor's libraries with it, when it is called.
+    """One artifact format. Each method imports its module and the vendor's libraries only when it is called.
 
     Attributes:
         name: command, folder and extra.
-        suffix: ending of an artifact's name.
+        suffix: suffix of an artifact's name.
         requires: importable modules of the vendor.
-        preload: modules that every lowering imports, for its worker to find them imported.
+        preload: modules that every lowering imports; workers start with them already imported.
         distributions: packages whose versions the manifest records.
         title: format and runtime in words.
-        system: machine that the vendor's libraries need; empty where they run on any.
-        as_written: name of a second runtime, for :meth:`load`, that executes a graph as it is written, where the usual
-            one optimizes it first; None where the usual one executes it so.
-        forms: endings of artifacts of another form than the usual one, by the name that recipes give to the form.
+        system: machine that the vendor's libraries need; empty if they run on any.
+        as_written: name of a runtime, for :meth:`load`, that executes the graph without optimizing it first; None if
+            the default runtime does not optimize.
+        forms: suffixes of artifacts in another form than the default, by the form's name in recipes.
     """
 
     name: ClassVar[str]
@@ -153,7 +152,7 @@ class Target(Protocol):
     forms: ClassVar[Mapping[str, str]] = {}
 
     def require(self) -> None:
-        """Raise :class:`MissingExtraError` where a library of the vendor is not installed. Imports nothing."""
+        """Raise :class:`MissingExtraError` if a library of the vendor is not installed; imports nothing."""
         for module in self.requires:
             if importlib.util.find_spec(module) is None:
                 system = f" (on {self.system})" if self.system else ""
@@ -163,7 +162,7 @@ class Target(Protocol):
                 )
 
     def open(self) -> Self:
-        """This target, its vendor's libraries being installed.
+        """Return this target after checking that its vendor's libraries are installed.
 
         Raises:
             MissingExtraError: a library of the vendor is not installed.
@@ -172,15 +171,15 @@ class Target(Protocol):
         return self
 
     def saved(self) -> Saved:
-        """The target's functions of saved artifacts, imported with the vendor's runtime and without its converter."""
+        """Import the target's functions on saved artifacts, with the vendor's runtime but without its converter."""
         ...
 
     def lower(self, job: LoweringJob) -> Lowered:
-        """Torch module → the vendor's float model. ConversionError where the converter fails."""
+        """Lower a torch module to the vendor's float model; raises ConversionError if the converter fails."""
         ...
 
     def weight_storage(self, path: str, layer: nn.Module, scheme: QuantScheme) -> WeightStorage | None:
-        """How :meth:`Lowered.quantize` stores the weight of a torch module by the module's own scheme; None: float."""
+        """Return how :meth:`Lowered.quantize` stores a layer's weight under the layer's scheme; None: in float."""
         ...
 
     def describe(self, path: Path) -> Description:
@@ -188,91 +187,91 @@ class Target(Protocol):
         return self.saved().describe(path)
 
     def load(self, path: Path, runtime: str | None = None) -> Runner:
-        """Open a saved artifact, ``runtime`` naming another than the target's own.
+        """Open a saved artifact in the target's default runtime, or in ``runtime``.
 
-        RuntimeFault where the file is no such artifact.
+        Raises RuntimeFault if the file is not such an artifact.
         """
         return self.saved().load(path, runtime)
 
     def edit(self, path: Path) -> AbstractContextManager[list[Constant]]:
-        """Open the constants of a saved artifact for change, in order of use; saved at the end. For the self-test."""
+        """Open a saved artifact's constants in order of use, for the self-test; changes are saved at the end."""
         return self.saved().edit(path)
 
     def store_as_float(self, path: Path) -> bool:
-        """Rewrite compressed weights of a saved artifact as float ones; False where none is. For the self-test."""
+        """Store a saved artifact's compressed weights as floats, for the self-test; return False if it has none."""
         return self.saved().store_as_float(path)
 
     def edit_graph(self, path: Path) -> AbstractContextManager[EditableGraph]:
-        """Open the operations of a saved artifact for change; saved at the end. For the self-test."""
+        """Open a saved artifact's operations for the self-test to change; changes are saved at the end."""
         return self.saved().edit_graph(path)
 
     def graph(self, path: Path) -> StoredGraph:
-        """The operations and constants of a saved artifact, nothing left out. RuntimeFault where it cannot be read."""
+        """Read all operations and constants of a saved artifact; raises RuntimeFault if it cannot be read."""
         return self.saved().graph(path)
 
     def values(self, path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Array]:
-        """Execute a saved artifact once and keep the named values, in float32 and in the artifact's own layout.
+        """Execute a saved artifact once and return the named values, in float32 and in the artifact's layout.
 
-        RuntimeFault where the runtime refuses the artifact or its inputs.
+        Raises RuntimeFault if the runtime refuses the artifact or its inputs.
         """
         return self.saved().values(path, inputs, names)
 
     def stored_weights(self, path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:
-        """Every constant of a saved artifact, decoded, one at a time; ``scheme`` says which were promised to be small.
+        """Yield every constant of a saved artifact, decoded; ``scheme`` determines which had to be compressed.
 
-        RuntimeFault or ArtifactError where it cannot be read.
+        Raises RuntimeFault or ArtifactError if it cannot be read.
         """
         return self.saved().stored_weights(path, scheme)
 
     def compile_contexts(
         self, names: Sequence[str], folder: Path, entries: tuple[ArtifactEntry, ...], progress: Callable[[str], None]
     ) -> tuple[ArtifactEntry, ...]:
-        """Compile each artifact of an export in ``folder`` for each chip, by its name; the contexts lie beside them.
+        """Compile each artifact of an export in ``folder`` for each named chip, and write the contexts beside them.
 
-        ConversionError where a chip's compiler refuses an operation; MissingExtraError where no compiler is installed.
+        Raises ConversionError if a compiler refuses an operation, MissingExtraError if no compiler is installed.
         """
-        del names, folder, progress  # no NPU's compiler takes the artifacts of most targets
+        del names, folder, progress  # most targets have no compiler for NPUs
         return entries
 
 
 @runtime_checkable
 class Lints(Protocol):
-    """A target that can advise on a saved artifact."""
+    """A target with lint rules for a saved artifact."""
 
     def lint(self, path: Path, system: str | None = None, batches: Sequence[Arrays] = ()) -> LintReport:
-        """Advice on a saved artifact for a system, with float16 hazards where inputs are given.
+        """Return advice on a saved artifact for a system, with float16 hazards if inputs are given.
 
-        ArtifactError where the file is no such artifact.
+        Raises ArtifactError if the file is not such an artifact.
         """
         ...
 
 
 @runtime_checkable
 class CountsCosts(Protocol):
-    """A target whose artifacts an estimate can read."""
+    """A target that can list the costs of a saved artifact's operations."""
 
     def costs(self, path: Path) -> tuple[OpCost, ...]:
-        """Arithmetic and traffic of each operation of a saved artifact, in order of execution; nothing is run.
+        """Return arithmetic and memory traffic of each operation, in order of execution, without running the artifact.
 
-        RuntimeFault or ArtifactError where it cannot be read.
+        Raises RuntimeFault or ArtifactError if it cannot be read.
         """
         ...
 
 
 @runtime_checkable
 class ShownByExplorer(Protocol):
-    """A target whose artifacts Model Explorer reads."""
+    """A target with artifacts that Model Explorer reads."""
 
     def explorer_graph(self, path: Path) -> ExplorerGraph:
-        """The main graph of a saved artifact; RuntimeFault where it cannot be read."""
+        """Return the main graph of a saved artifact; raises RuntimeFault if it cannot be read."""
         ...
 
 
 def labelled(notes: Mapping[str, str]) -> dict[str, str]:
-    """Notes as pairs among those of others, in alphabetical order."""
+    """Return our metadata with prefixed keys, for formats that mix it with other pairs, in alphabetical order."""
     return {_PREFIX + name: notes[name] for name in sorted(notes)}
 
 
 def notes_among(pairs: Mapping[str, str]) -> dict[str, str]:
-    """Return the notes that :func:`labelled` put there; empty for an artifact by another tool."""
+    """Return the metadata that :func:`labelled` wrote; empty for an artifact of another tool."""
     return {name.removeprefix(_PREFIX): value for name, value in sorted(pairs.items()) if name.startswith(_PREFIX)}

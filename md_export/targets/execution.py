@@ -179,14 +179,14 @@ def count_costs(job: Job) -> tuple[OpCost, ...]:
     """Return arithmetic and memory traffic of each operation of an artifact, read in this process."""
     target = TARGETS[job.target].open()
     if not isinstance(target, CountsCosts):
-        raise UsageError(f"an estimate reads no {target.suffix} file")
+        raise UsageError(f"estimates do not support {target.suffix} files")
     return target.costs(job.path)
 
 
 def answer_of(
     target: Target, suffix: str, module: nn.Module, given: Arrays, output: TensorSpec, scheme: QuantScheme
 ) -> Array:
-    """Lower, quantize, save, load, run: what the target's runtime makes of ``given``.
+    """Lower, quantize, save and load a module, and return the runtime's outputs for ``given``.
 
     ``given`` is float32, in the order of the module's inputs.
 

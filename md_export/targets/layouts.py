@@ -1,7 +1,7 @@
-"""Names and shapes at an artifact's surface: our own, or those that Apple's Swift package reads.
+"""Layouts: names and shapes of an artifact's inputs and outputs, ours or those of Apple's Swift package.
 
-Golden cases, the chain and the samplers speak our names. :meth:`Layout.pack` translates what they give for an
-artifact of that layout, and :func:`adapt` puts the way back into the graph, so that the artifact computes the same.
+Golden cases, the chain and the samplers use our names. :meth:`Layout.pack` converts inputs for an artifact of a layout,
+and :meth:`Layout.adapt` adds the inverse conversion to the graph, so that the artifact computes the same.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def _same(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Form:
-    """One input as an artifact takes it.
+    """Form of one input in an artifact.
 
     Attributes:
-        name: its name there.
-        pack: array of ours → the artifact's.
-        unpack: the artifact's tensor → ours, inside the graph.
+        name: name in the artifact.
+        pack: converts our array to the artifact's.
+        unpack: converts the artifact's tensor to ours, inside the graph.
     """
 
     name: str
@@ -41,14 +41,14 @@ class Form:
     unpack: Callable[[Tensor], Tensor] = _same
 
     def spec(self, ours: TensorSpec) -> TensorSpec:
-        """Name, shape and dtype in the artifact."""
+        """Return name, shape and dtype in the artifact."""
         packed = self.pack(ours.zeros())
         return TensorSpec(self.name, packed.shape, str(packed.dtype))
 
 
 @dataclass(frozen=True)
 class Surface:
-    """One component's file name without suffix, and its inputs and outputs that differ, by our names."""
+    """A component's file name without suffix, and its inputs and outputs that differ from ours, by our names."""
 
     file: str
     inputs: Mapping[str, Form] = field(default_factory=dict)
@@ -57,35 +57,35 @@ class Surface:
 
 @dataclass(frozen=True)
 class Layout:
-    """Surfaces by component; one that has none keeps our own names and shapes."""
+    """Surfaces by component; components without a surface keep our names and shapes."""
 
     surfaces: Mapping[str, Surface]
 
     def file(self, component: str) -> str:
-        """Name of the artifact, without suffix."""
+        """Return the name of the artifact, without suffix."""
         return self._surface(component).file
 
     def inputs(self, component: str, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-        """Our inputs → the artifact's, in the same order."""
+        """Return the artifact's inputs for our inputs, in the same order."""
         return tuple(self._form(component, spec.name).spec(spec) for spec in specs)
 
     def outputs(self, component: str, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-        """Our outputs → the artifact's."""
+        """Return the artifact's outputs for our outputs."""
         names = self._surface(component).outputs
         return tuple(dataclasses.replace(spec, name=names.get(spec.name, spec.name)) for spec in specs)
 
     def pack(self, component: str, arrays: Arrays) -> dict[str, Array]:
-        """Our arrays → what the artifact takes."""
+        """Convert our arrays to the artifact's inputs."""
         forms = {name: self._form(component, name) for name in arrays}
         return {form.name: form.pack(arrays[name]) for name, form in forms.items()}
 
     def output_of(self, component: str, name: str) -> str:
-        """Our name of the artifact's output ``name``; KeyError where the layout calls it otherwise."""
+        """Return our name of the artifact's output ``name``; raises KeyError if the layout has no such output."""
         outputs = {} if name.startswith(BORDER) else self._surface(component).outputs
         return {given: ours for ours, given in outputs.items()}[name] if outputs else name
 
     def adapt(self, component: str, module: nn.Module, specs: tuple[TensorSpec, ...]) -> None:
-        """Make ``module`` take the artifact's inputs for ours, ``specs``, in place; module paths stay what they are."""
+        """Make ``module`` read the artifact's inputs instead of ours (``specs``), in place; module paths stay."""
         unpacks = [self._form(component, spec.name).unpack for spec in specs]
         if all(unpack is _same for unpack in unpacks):
             return
@@ -106,10 +106,10 @@ class Layout:
         return self._surface(component).inputs.get(name) or Form(name)
 
 
-# Apple's ml-stable-diffusion, swift/StableDiffusion/pipeline: TextEncoder.swift fills one Float32 array with the ids,
-# StableDiffusionPipeline.swift brings the text into [B, C, 1, L], Decoder.swift divides by the scaling factor before.
-# StableDiffusionPipeline+Resources.swift looks for UnetChunk1 and UnetChunk2 before Unet; Unet.swift gives the second
-# the first one's outputs by their names, and the inputs of both.
+# Apple's ml-stable-diffusion, swift/StableDiffusion/pipeline: TextEncoder.swift writes the ids to one Float32 array,
+# StableDiffusionPipeline.swift converts the text to [B, C, 1, L], Decoder.swift divides by the scaling factor before.
+# StableDiffusionPipeline+Resources.swift looks for UnetChunk1 and UnetChunk2 before Unet; Unet.swift passes the first
+# one's outputs by name to the second, and all inputs to both.
 _IDS: Final = Form("input_ids", lambda ids: ids.astype(np.float32), lambda ids: ids.to(torch.int32))
 _TEXT: Final = Form(
     "encoder_hidden_states",
@@ -129,17 +129,17 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
 
 
 def layout_of(recipe: Recipe) -> Layout:
-    """The recipe's layout; our own where it names none.
+    """Return the recipe's layout; ours if it names none.
 
     Raises:
-        RecipeError: a rewrite of the recipe takes away an input or an output that the layout has.
+        RecipeError: a rewrite of the recipe removes an input or an output that the layout has.
     """
     if recipe.layout is None:
         return OWN
     folds = [name for name in recipe.rewrites if find_rewrite(name).drops or find_rewrite(name).output]
     if folds:
         raise RecipeError(
-            f"recipe {recipe.name}: layout {recipe.layout} has an input or output that {' and '.join(folds)} "
-            "takes away; leave out one of the two"
+            f"recipe {recipe.name}: layout {recipe.layout} needs an input or output that {' and '.join(folds)} "
+            "removes; leave out the layout or the rewrite"
         )
     return LAYOUTS[recipe.layout]

@@ -23,13 +23,13 @@ from md_export.targets.contract import LoweringJob
 
 
 def half_copy(module: nn.Module) -> nn.Module:
-    """Copy ``module`` with float16 parameters; its inputs and outputs stay as they were.
+    """Copy ``module`` with float16 parameters; its inputs and outputs do not change.
 
-    The copy costs half of the module's memory, never a full one: parameters are handed to ``deepcopy``
-    already converted. Casts sit in hooks, not in a wrapper module, so that module paths stay the
-    checkpoint's. Non-persistent buffers are tables that the modules compute (frequencies of the time
-    embedding, causal mask); they stay float32 because at t = 999 a float16 frequency table turns the
-    angle by up to 0.24 rad.
+    The copy needs half of the module's memory, because parameters are converted before ``deepcopy``.
+    Casts are in hooks, not in a wrapper module, so that module paths stay the checkpoint's.
+    Non-persistent buffers are tables that the modules compute (frequencies of the time embedding, causal
+    mask); they stay float32, because at t = 999 a float16 frequency table changes the angle by up to
+    0.24 rad.
 
     Raises:
         ConversionError: a parameter exceeds float16's range.
@@ -37,7 +37,7 @@ def half_copy(module: nn.Module) -> nn.Module:
     halves: dict[int, Any] = {id(p): _half(name, p) for name, p in module.named_parameters()}
     halves |= {id(b): _half(name, b) for name, b in _persistent_buffers(module)}
     copied = copy.deepcopy(module, halves)
-    # First: a module's own hooks may hand inputs on by name, where the casts would not find them.
+    # Run first: a module's other hooks may pass inputs by name, where the casts would not find them.
     copied.register_forward_pre_hook(_to_half, prepend=True)
     copied.register_forward_hook(_to_float)
     return copied
@@ -54,7 +54,7 @@ def _half(name: str, value: Tensor) -> Tensor:
     half = value.detach().half()
     if not torch.isfinite(half).all():
         raise ConversionError(
-            f"{name} holds values that float16 cannot (largest magnitude {value.abs().max().item():.4g}, "
+            f"{name} has values beyond float16's range (largest magnitude {value.abs().max().item():.4g}, "
             "limit 65504, or not finite): export this component as float32"
         )
     release_tensors([value])
@@ -62,7 +62,7 @@ def _half(name: str, value: Tensor) -> Tensor:
 
 
 def _to_half(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    # Rank-1 inputs are times, which float16 would round; the time embedding computes in float32.
+    # Rank-1 inputs are timesteps, which float16 would round; the time embedding computes in float32.
     return tuple(x.half() if x.dtype == torch.float32 and x.ndim > 1 else x for x in inputs)
 
 
@@ -71,7 +71,7 @@ def _to_float(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor | 
 
 
 def example_of(job: LoweringJob) -> dict[str, Tensor]:
-    """One golden input per name, in the order of the module's inputs, for tracing."""
+    """Return one golden input per name for tracing, in the order of the module's inputs."""
     return {spec.name: torch.from_numpy(np.array(job.example[spec.name])) for spec in job.inputs}
 
 
@@ -105,7 +105,7 @@ def check_weight_globs(job: LoweringJob, paths: Collection[str]) -> None:
 
 
 def _strays(scheme: QuantScheme, paths: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Each glob that matches nothing, with its field."""
+    """Yield each glob that matches nothing, with its field."""
     ruled = [glob for rule in scheme.rules for glob in rule.modules]
     for field, globs in (("keep_float", scheme.keep_float), ("rules", ruled)):
         for glob in globs:
@@ -115,9 +115,9 @@ def _strays(scheme: QuantScheme, paths: Collection[str]) -> Iterator[tuple[str, 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Drop Python warnings and log records below ERROR for the duration.
+    """Drop Python warnings and log records below ERROR within the block.
 
-    Standard error itself stays: a message that C++ writes there before it aborts is the only trace of a crash.
+    Standard error stays open: a message that C++ writes there before it aborts is the only trace of a crash.
     """
     before = logging.root.manager.disable
     logging.disable(max(before, logging.WARNING))

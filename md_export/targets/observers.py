@@ -1,7 +1,7 @@
-"""How a range of int8 follows from the values that calibration inputs gave, seen a tensor at a time.
+"""Observers: derive int8 ranges from the activations on calibration inputs, one tensor at a time.
 
-No observer keeps values: a few numbers, or a histogram of one size. The same values in other portions and another order
-give the same range, to the bit.
+Observers keep no values, only a few numbers or a histogram of fixed size. The same values in other portions or another
+order give the same range, bit for bit.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from md_export.spec.tensors import Array
 _Floats = NDArray[np.float64]
 _Item = TypeVar("_Item")
 
-# Bins on each side of zero. Half of them at least are in use, so that a bin is no wider than a step of int8 even where
-# the range is 32 times smaller than the largest value. 128 KiB for each value of a graph.
+# Bins on each side of zero. At least half of them are in use, so a bin is not wider than a step of int8 even if the
+# range is 32 times smaller than the largest value. 128 KiB for each value of a graph.
 _BINS: Final = 8192
-# Values at a time: what is made of them fits a processor's cache.
+# Number of values per block, so that temporary arrays fit into a processor's cache.
 _BLOCK: Final = 1 << 16
-# What float32 divides by without underflow.
+# Smallest divisor in float32 without underflow.
 _LEAST_WIDTH: Final = 2.0**-120
-# Ranges that are tried for the least error: 16 an octave, down to a 32nd of the largest value. Near its least the error
-# changes by less than a hundredth from one to the next.
+# Ranges to try for the least error: 16 per octave, down to a 32nd of the largest value. Near the minimum, the error
+# changes by less than 1 % between neighbours.
 _SHARES: Final[_Floats] = 2.0 ** (-np.arange(5 * 16 + 1) / 16)
 _ROUNDS: Final = 3
 
 
 def observer(rule: RangeRule, symmetric: bool) -> Extremes:
-    """An observer by the rule; ``symmetric``: the target's int8 reaches as far below zero as above."""
+    """Return an observer for a rule; ``symmetric``: the target's int8 ranges are symmetric around zero."""
     if rule.observer == "percentile":
         return Percentile((rule.percentile or 100) / 100, symmetric)
     return LeastError(symmetric) if rule.observer == "mse" else Extremes()
@@ -48,7 +48,7 @@ class ObserverTable:
         self._observers: dict[str, Extremes] = {}
 
     def add(self, name: str, values: Array) -> None:
-        """Take note of one tensor of floats. ValueError, with the name, where it holds NaN or Inf."""
+        """Observe one tensor of floats; raises ValueError with the name if it contains NaN or Inf."""
         seen = self._observers.get(name) or observer(self._rule, self._symmetric)
         try:
             seen.add(values)
@@ -57,14 +57,14 @@ class ObserverTable:
         self._observers[name] = seen
 
     def ranges(self) -> dict[str, tuple[float, float]]:
-        """Least and greatest value that int8 should represent, by name."""
+        """Return the least and the greatest value that int8 should represent, by name."""
         return {name: seen.bounds() for name, seen in self._observers.items()}
 
 
 def portions(
     sizes: Iterable[tuple[_Item, int]], most_bytes: int, most_items: int | None = None
 ) -> Iterator[list[_Item]]:
-    """Items, each given with its bytes, whose bytes together are no more than so many, or a single one with more."""
+    """Group items with given bytes so that each group is within the limit, or is a single larger item."""
     portion: list[_Item] = []
     left = most_bytes
     for item, size in sizes:
@@ -78,32 +78,32 @@ def portions(
 
 
 class Extremes:
-    """Observer of one value of a graph: the least and the greatest."""
+    """Observer of the least and the greatest value."""
 
     def __init__(self) -> None:
         self.low, self.high = np.inf, -np.inf
 
     def add(self, values: Array) -> None:
-        """Take note of one tensor of floats. ValueError where it holds NaN or Inf."""
+        """Observe one tensor of floats; raises ValueError if it contains NaN or Inf."""
         low, high = float(np.min(values)), float(np.max(values))
         if not np.isfinite([low, high]).all():
             raise ValueError(f"reaches {low:g} to {high:g}, which has no int8 scale")
         self.low, self.high = min(self.low, low), max(self.high, high)
 
     def bounds(self) -> tuple[float, float]:
-        """Least and greatest value that int8 should represent; ValueError where nothing was seen."""
+        """Return the least and the greatest value that int8 should represent; ValueError without any."""
         if self.low > self.high:
             raise ValueError("was never computed")
         return self.low, self.high
 
 
 class Histogram(Extremes):
-    """How often values were seen in bins of one width, a power of two that doubles when a larger value comes.
+    """Observer that counts values in bins of equal width, a power of two that doubles when a larger value occurs.
 
-    Then two bins become one, so nothing is ever divided among bins.
+    Then two bins are merged into one, so no count is ever divided among bins.
 
     Attributes:
-        zeros: values that are zero, which every range represents; they are in no bin.
+        zeros: number of zeros; every range represents them exactly, so they are in no bin.
         counts: ``[2 * _BINS]``; bin i holds values from ``(i - _BINS) * width`` to the next.
     """
 
@@ -114,13 +114,13 @@ class Histogram(Extremes):
         self.counts = np.zeros(2 * _BINS, np.int64)
 
     def add(self, values: Array) -> None:
-        """Take note of one tensor."""
+        """Observe one tensor."""
         super().add(values)
         self._widen(max(abs(self.low), abs(self.high)))
         flat = np.asarray(values, np.float32).reshape(-1)
         for first in range(0, len(flat), _BLOCK):
             block = flat[first : first + _BLOCK]
-            # Exact, since the width is a power of two: a value lies in the same bin in whatever portion it comes.
+            # The width is a power of two, so the division is exact: a value's bin does not depend on its portion.
             places = np.floor(block / np.float32(self.width)).astype(np.int32)
             places += _BINS
             self.counts += np.bincount(places, minlength=2 * _BINS)
@@ -129,7 +129,7 @@ class Histogram(Extremes):
         self.zeros += zeros
 
     def _widen(self, largest: float) -> None:
-        """Until the largest value lies inside."""
+        """Double the width until the largest value is inside."""
         wanted = max(_LEAST_WIDTH, 2.0 ** frexp(largest / _BINS)[1])
         self.width = self.width or wanted
         while self.width < wanted:
@@ -144,14 +144,14 @@ class Histogram(Extremes):
 
 
 class Percentile(Histogram):
-    """The range that holds a share of the values, to the width of a bin."""
+    """Observer of the range that contains a share of the values, to the width of a bin."""
 
     def __init__(self, share: float, symmetric: bool) -> None:
         super().__init__()
         self._share, self._symmetric = share, symmetric
 
     def bounds(self) -> tuple[float, float]:
-        """From edge to edge of a bin; never beyond the values that were seen."""
+        """Return a range between edges of bins, within the observed values."""
         low, high = super().bounds()
         below, above = self.counts[:_BINS][::-1], self.counts[_BINS:]
         total = self.zeros + int(self.counts.sum())
@@ -162,20 +162,20 @@ class Percentile(Histogram):
         return max(low, -self._reach(below, cut)), min(high, self._reach(above, cut))
 
     def _reach(self, outward: NDArray[np.int64], cut: float) -> float:
-        """How far from zero all but ``cut`` values lie; ``outward``: counts of bins, the nearest to zero first."""
+        """Return the distance from zero that contains all but ``cut`` values; ``outward``: counts of bins from zero."""
         beyond = np.cumsum(outward[::-1])[::-1]
         return float(np.count_nonzero(beyond > cut) * self.width)
 
 
 class LeastError(Histogram):
-    """The range with the least sum of squared errors of clipping and rounding."""
+    """Observer of the range with the least sum of squared errors of clipping and rounding."""
 
     def __init__(self, symmetric: bool) -> None:
         super().__init__()
         self._symmetric = symmetric
 
     def bounds(self) -> tuple[float, float]:
-        """Return the range that was seen, or less of it below zero, above zero or on both sides."""
+        """Return the observed range, reduced below zero, above zero or on both sides."""
         low, high = super().bounds()
         kept = self.counts > 0
         values, counts = self.centres[kept], self.counts[kept].astype(np.float64)
@@ -193,12 +193,12 @@ class LeastError(Histogram):
 
 
 def _best(errors: list[float]) -> float:
-    """The share with the least error; the largest of several."""
+    """Return the share with the least error; of equal ones the largest."""
     return float(_SHARES[np.argmin(errors)])
 
 
 def _error(values: _Floats, counts: _Floats, low: float, high: float, steps: int) -> float:
-    """Return the squared error of so many equal steps, one of which begins at zero, summed over values and counts."""
+    """Return the squared error of ``steps`` equal steps, one starting at zero, summed over values and counts."""
     step = (high - low) / steps or 1.0
     represented = np.rint(np.clip(values, low, high) / step) * step
     return float(((represented - values) ** 2) @ counts)

@@ -1,8 +1,8 @@
-"""The operations of a saved artifact in words that all formats share, with the arithmetic and traffic of each.
+"""Operations of a saved artifact in terms that all formats share, with the arithmetic and memory traffic of each.
 
-Each target reads its own format into :class:`Op` for rules, and into :class:`Node` for costs. :func:`costs_of` sees
-weights through what only decodes them, and int8 values through the pairs that only mark them, and gives one
-:class:`OpCost` for each operation that is left.
+Each target converts its format to :class:`Op` for rules, and to :class:`Node` for costs. :func:`costs_of` skips
+operations that only decode weights and pairs that only mark int8 values, and returns one :class:`OpCost` for each
+remaining operation.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any, Final, Literal
 
 from md_export.spec.tensors import Array
 
-# None for a size that is known at run time only.
+# None for a size that is known only at run time.
 Shape = tuple[int | None, ...]
 # Bytes to which the Neural Engine pads the last axis (docs/lint.md, rule last-axis-32).
 _ALIGNMENT: Final = 64
-# "view": gives its input another shape, nothing is moved. "layout move": transposes, whatever it is called.
+# "view": only changes the shape, moves nothing. "layout move": any kind of transposition.
 Work = Literal["convolution", "matrix product", "layout move", "view", "other"]
-# Constants of these types say how an operation works: shapes, axes, switches.
+# Constants of these types are settings of an operation: shapes, axes, flags.
 _SETTINGS: Final = ("int32", "int64", "bool", "string")
 MULTIPLYING: Final[tuple[Work, ...]] = ("convolution", "matrix product")
 
@@ -37,11 +37,11 @@ class Value:
     """A value that an operation reads or writes.
 
     Attributes:
-        name: in the artifact; "" where the format has none.
-        shape: sizes; ``()`` for what has no shape.
-        dtype: numpy's name of the type, or one like it (``uint4``); the format's own word for other types, "" for what
-            is no tensor.
-        stored: bytes of a constant in the file; None of what is computed.
+        name: name in the artifact; "" if the format has none.
+        shape: sizes; ``()`` without a shape.
+        dtype: numpy's name of the type, or a similar one (``uint4``); the format's name for other types, "" for a value
+            that is not a tensor.
+        stored: bytes of a constant in the file; None for a computed value.
     """
 
     name: str
@@ -51,12 +51,12 @@ class Value:
 
     @property
     def bits(self) -> int:
-        """Bits of an element."""
+        """Number of bits of an element."""
         return bits_of(self.dtype)
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The shape, where an unknown size counts as 1."""
+        """The shape, with 1 for unknown sizes."""
         return tuple(1 if size is None else size for size in self.shape)
 
     @property
@@ -66,12 +66,12 @@ class Value:
 
     @property
     def bytes(self) -> int:
-        """In the file, or in memory."""
+        """Number of bytes in the file, or in memory for a computed value."""
         return -(-self.elements * self.bits // 8) if self.stored is None else self.stored
 
     @property
     def padded_bytes(self) -> int:
-        """Bytes with the last axis padded as the Neural Engine does; unknown sizes count as 1, what is no tensor 0."""
+        """Bytes with the last axis padded like on the Neural Engine; unknown sizes count as 1; 0 if not a tensor."""
         *outer, last = (size or 1 for size in self.shape or (1,))
         bits = self.bits if self.dtype else 0
         return math.prod(outer) * math.ceil(last * bits / 8 / _ALIGNMENT) * _ALIGNMENT
@@ -82,18 +82,18 @@ class Op:
     """One operation.
 
     Attributes:
-        kind: the format's name for it.
-        module: path of the torch module that it computes; "" where the artifact does not tell.
-        reads: values that exist while the program runs; for a format that stores constants as values, those too.
-        writes: its outputs.
-        stored: how its weight is stored, which is known before it runs: a dtype, or the kind of operation that decodes
-            it; "" where it has none.
-        decodes: it makes floats of a stored weight, which moves nothing while the program runs.
-        bytes: it reads and writes.
-        constants: what decodes each constant argument, by MIL's name for it where a rule asks for it (``strides``).
-        after: kinds of operations whose results it reads, through any operations but products; where the target tells.
-        read_by: kinds of operations that read its outputs; where the target tells.
-        returned: whether it computes an output of the artifact; where the target tells.
+        kind: the format's name of the operation.
+        module: path of the torch module that it computes; "" if not recorded.
+        reads: values that exist while the program runs, and constants if the format stores them as values.
+        writes: outputs.
+        stored: storage of its weight: a dtype, or the kind of operation that decodes it; "" without a weight.
+            decodes: whether it decodes a stored weight to floats, which moves nothing while the program runs.
+        bytes: bytes that it reads and writes.
+        constants: functions that decode each constant argument, by MIL's name of the argument (``strides``).
+        after: kinds of operations with results that it reads, through any operations but products; if the target
+            provides them.
+        read_by: kinds of operations that read its outputs, if the target provides them.
+        returned: whether it computes an output of the artifact, if the target provides it.
     """
 
     kind: str
@@ -120,17 +120,17 @@ class Op:
 
     @property
     def values(self) -> tuple[Value, ...]:
-        """All that it reads and writes."""
+        """All values that it reads and writes."""
         return (*self.reads, *self.writes)
 
     @property
     def computed(self) -> tuple[Value, ...]:
-        """All that it reads but constants."""
+        """All values that it reads, without constants."""
         return tuple(value for value in self.reads if value.stored is None)
 
     @property
     def rank(self) -> int:
-        """The largest rank among them."""
+        """The largest rank of its values."""
         return max((len(value.shape) for value in self.values), default=0)
 
     @property
@@ -141,13 +141,13 @@ class Op:
 
 @dataclass(frozen=True)
 class Facts:
-    """A saved artifact.
+    """Facts about a saved artifact, for rules.
 
     Attributes:
-        ops: in order of execution, without those that only hold a constant.
-        weight_bytes: of its stored weights.
-        version: of its format.
-        opened: the vendor's object that ``ops`` read constants from; it must live as long as they do.
+        ops: operations in order of execution, without those that only hold a constant.
+        weight_bytes: bytes of the stored weights.
+        version: version of the format.
+        opened: the vendor's object that ``ops`` read constants from; it must stay alive as long as they do.
     """
 
     ops: tuple[Op, ...]
@@ -161,14 +161,14 @@ class OpCost:
     """One operation.
 
     Attributes:
-        kind: the format's name for it.
-        module: path of the torch module that it computes; "" where the artifact does not tell.
-        work: what sort of work it is.
+        kind: the format's name of the operation.
+        module: path of the torch module that it computes; "" if not recorded.
+        work: sort of work.
         macs: multiply-adds of one call.
-        arithmetic: type of the values it takes: ``float16``, ``int8``, ….
-        weights: number of its constants' elements; of a table, of the rows that are read.
-        weight_bytes: of those, as they are stored.
-        read_bytes, written_bytes: of values that are computed.
+        arithmetic: type of its input values: ``float16``, ``int8``, ….
+        weights: number of elements of its constants; for a table, of the rows that are read.
+        weight_bytes: stored bytes of these elements.
+        read_bytes, written_bytes: bytes of computed values.
     """
 
     kind: str
@@ -183,22 +183,22 @@ class OpCost:
 
     @property
     def is_layout_move(self) -> bool:
-        """Whether it only gives values another order in memory."""
+        """Whether it only changes the order of values in memory."""
         return self.work == "layout move"
 
     @property
     def activation_bytes(self) -> int:
-        """Read and written."""
+        """Bytes of computed values that it reads and writes."""
         return self.read_bytes + self.written_bytes
 
 
 @dataclass(frozen=True)
 class Node:
-    """An operation as a graph has it.
+    """An operation of a graph, for costs.
 
     Attributes:
-        passing: it decodes a constant, or marks where values become integers: nothing that a phone does by itself.
-        looks_up: reads rows of the constant that it is given.
+        passing: whether it only decodes a constant or marks where values become integers; a phone does not execute it.
+        looks_up: whether it reads rows of a constant.
         inputs, outputs: names of values.
     """
 
@@ -214,12 +214,12 @@ class Node:
 
 @dataclass(frozen=True)
 class ExplorerGraph:
-    """A saved artifact's main graph as Google's Model Explorer names it.
+    """The main graph of a saved artifact, with the ids of Google's Model Explorer.
 
     Attributes:
         name: id of the graph.
-        nodes: id of the node of each operation, in the order of :meth:`.contract.Target.steps`.
-        values: what is known of each value of the steps, by name.
+        nodes: id of the node of each operation, in the order of the steps of :meth:`.contract.Target.graph`.
+        values: name, shape and dtype of each value of the steps, by name.
     """
 
     name: str
@@ -228,25 +228,25 @@ class ExplorerGraph:
 
 
 def costs_of(nodes: Sequence[Node], values: Mapping[str, Value]) -> tuple[OpCost, ...]:
-    """One for each node that a phone executes, in the order of the nodes, which is that of execution."""
+    """Return the cost of each node that a phone executes, in order of execution."""
     seen = _as_executed(nodes, values)
     return tuple(_cost(node, seen) for node in nodes if not node.passing and not _is_constant(node, seen))
 
 
 def multiplying(taps: int) -> Work:
-    """Return the work of a convolution with so many taps in space: with one, it multiplies matrices."""
+    """Return the work of a convolution with this many spatial taps; with one, it is a matrix product."""
     return "convolution" if taps > 1 else "matrix product"
 
 
 def product_macs(left: Sequence[int], out: Sequence[int]) -> int:
-    """Multiply-adds of a matrix product ``out [..., m, n] = left [..., m, k] · right``, ``left`` transposed or not."""
+    """Return the multiply-adds of ``out [..., m, n] = left [..., m, k] · right``, with ``left`` transposed or not."""
     if len(left) < len("mk") or len(out) < len("mn"):
         return math.prod(out) * (left[-1] if left else 1)
     return math.prod(out) * (left[-1] * left[-2] // max(out[-2], 1))
 
 
 def einsum_macs(equation: str, shapes: Iterable[Sequence[int]]) -> int:
-    """Multiply-adds of an einsum: the product of the sizes of all its letters."""
+    """Return the multiply-adds of an einsum: the product of the sizes of all its letters."""
     sizes: dict[str, int] = {}
     for letters, shape in zip(equation.replace(" ", "").split("->")[0].split(","), shapes, strict=False):
         sizes |= dict(zip(letters, shape, strict=False))
@@ -254,12 +254,12 @@ def einsum_macs(equation: str, shapes: Iterable[Sequence[int]]) -> int:
 
 
 def _is_constant(node: Node, values: Mapping[str, Value]) -> bool:
-    """Whether it can be computed once, when the artifact is loaded."""
+    """Whether a node can be computed once, when the artifact is loaded."""
     return all(values[name].stored is not None for name in node.outputs if name in values)
 
 
 def _as_executed(nodes: Sequence[Node], values: Mapping[str, Value]) -> dict[str, Value]:
-    """Values with constants decoded to nothing but their stored bytes, and integers as integers on both sides."""
+    """Return the values as executed: decoded constants with their stored bytes, quantized values as integers."""
     seen = dict(values)
     passing = [node for node in nodes if node.passing and node.inputs and node.inputs[0] in seen]
     for node in passing:

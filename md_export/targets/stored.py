@@ -1,7 +1,6 @@
-"""A weight as a saved artifact holds it: decoded, with what its compression says of its rounding.
+"""A weight of a saved artifact: decoded values, and the parameters of its compression.
 
-Values are in torch's own layout (``[out, in, kernel…]``), whatever the format's, so that a transposed weight is a wrong
-one.
+Values are in torch's layout (``[out, in, kernel…]``) for every format, so that a transposed weight is a wrong one.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ class Use:
     """One place that reads a stored weight.
 
     Attributes:
-        modules: paths of the torch modules that the operation computes, several where the converter fused them; none
-            where the artifact does not tell.
-        role: what the operation does with it; empty where both may be.
+        modules: paths of the torch modules that the operation computes, several if the converter fused them; empty
+            if not recorded.
+        role: role of the weight in the operation; empty if unknown.
     """
 
     modules: tuple[str, ...]
@@ -38,10 +37,10 @@ class Use:
 
 @dataclass(frozen=True)
 class Grid:
-    """Integers times a step.
+    """Integers times a scale.
 
     Attributes:
-        steps: as many axes as the weight, each of 1 or of a divisor of the weight's.
+        steps: scales, with as many axes as the weight, each of length 1 or a divisor of the weight's.
         levels: largest magnitude of an integer; 127 for int8, 7 for int4.
     """
 
@@ -54,8 +53,8 @@ class Palette:
     """Indices into tables.
 
     Attributes:
-        tables: ``[*groups, entries]``; as many group axes as the weight has, each 1 or a divisor of the weight's.
-        step: of the entries, where they are integers themselves; else 0.
+        tables: ``[*groups, entries]``; as many group axes as the weight, each of length 1 or a divisor of the weight's.
+        step: scale of the entries if they are integers, else 0.
     """
 
     tables: Float32
@@ -67,15 +66,15 @@ class StoredWeight:
     """One constant of an artifact.
 
     Attributes:
-        name: in the file.
+        name: name in the file.
         dtype: type of its values in the file: ``float16``, ``int8``, ``uint4`` for a palette of 16 entries, ….
-        parts: bytes by type, with the scales, tables and masks that belong to it.
-        values: decoded.
+        parts: bytes by type, including its scales, tables and masks.
+        values: decoded values.
         uses: places that read it.
-        half: its values or scales went through float16.
-        promised: the target stores weights of such uses as the scheme says, unless ``keep_float`` names the module.
-        grid, palette: of integers, of indices.
-        kept: which elements a sparse weight stores; the others are zero.
+        half: whether its values or scales were rounded to float16.
+        promised: whether the target must store it in the scheme, unless ``keep_float`` matches the module.
+        grid, palette: parameters of stored integers, or of stored indices.
+        kept: mask of the elements that a sparse weight stores; the others are zero.
     """
 
     name: str
@@ -91,30 +90,30 @@ class StoredWeight:
 
     @property
     def nbytes(self) -> int:
-        """All of its parts."""
+        """Bytes of all its parts."""
         return sum(self.parts.values())
 
 
 def squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape without axes of length 1: what ``[out, in]`` and ``[out, in, 1, 1]`` have in common."""
+    """Return a shape without axes of length 1, which is equal for ``[out, in]`` and ``[out, in, 1, 1]``."""
     return tuple(size for size in shape if size != 1)
 
 
 def along(vector: Any, rank: int, axis: int) -> Float32:
-    """A scalar or vector laid along ``axis`` of ``rank`` axes."""
+    """Reshape a scalar or vector to ``rank`` axes, with its values along ``axis``."""
     flat = np.asarray(vector, np.float32).reshape(-1)
     return flat.reshape([-1 if position == axis % max(rank, 1) else 1 for position in range(rank)])
 
 
 @dataclass(frozen=True)
 class Constant:
-    """One stored array of an artifact that is open for change.
+    """One stored array of an artifact that is open for editing.
 
     Attributes:
-        name: unique in the artifact.
-        role: ``packed`` for several values to a byte, ``scale`` of quantized weights, ``palette`` for the table that
-            indices point into, ``weight`` for everything else: what is stored in a type that numpy has.
-        values: as stored; written in place, of the stored shape or flat. Packed values are bytes.
+        name: unique name in the artifact.
+        role: ``packed`` for several values per byte, ``scale`` of quantized weights, ``palette`` for the table of
+            indices, ``weight`` for all other values, which have a type of numpy.
+        values: stored values, to be changed in place, in the stored shape or flat. Packed values are bytes.
     """
 
     name: str
@@ -123,5 +122,5 @@ class Constant:
 
     @property
     def is_float(self) -> bool:
-        """Whether NaN and Inf can be stored in it."""
+        """Whether it can store NaN and Inf."""
         return bool(np.issubdtype(self.values.dtype, np.floating))

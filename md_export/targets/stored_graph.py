@@ -1,4 +1,4 @@
-"""The graph of a saved artifact in words that all formats share: compared, attributed, edited by the self-test."""
+"""The graph of a saved artifact in terms that all formats share, for comparison, attribution and the self-test."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Step:
     """One operation of a saved artifact.
 
     Attributes:
-        kind: the format's name for it.
-        modules: paths of the torch modules that it computes, the one whose value it gives first; several where
-            the converter made one operation of many, none where the artifact does not tell.
+        kind: the format's name of the operation.
+        modules: paths of the torch modules that it computes, first the module with this output; several if the
+            converter fused operations, none if not recorded.
         inputs, outputs: names of values; constants among the inputs.
         settings: all other fields of the operation as text: attributes, and the types of its results.
     """
@@ -32,14 +32,14 @@ class Step:
 
 @dataclass
 class EditableStep:
-    """One operation of an artifact that is open for change, for the self-test; fields are written in place.
+    """One operation of an artifact that the self-test edits; its fields are changed in place.
 
     Attributes:
         kind: as in :class:`Step`.
-        operands: name of each value that it takes, by its role: position or name; what is struck is left out.
+        operands: name of each value that it reads, by role (position or name); removed operands are absent.
         outputs: names of values.
-        label: what tells the operation's torch module in this format; of a step made by fusing, the whole.
-        numbers: attributes and small constants of one reader, by name or role; elements may be written.
+        label: text that records the operation's torch module in this format; for a fused operation, the whole text.
+        numbers: attributes, and small constants with one reader, by name or role; elements may be changed.
     """
 
     kind: str
@@ -50,7 +50,7 @@ class EditableStep:
 
 
 class EditableGraph(Protocol):
-    """An artifact's graph, open for change."""
+    """An artifact's graph, open for editing."""
 
     steps: list[EditableStep]
 
@@ -63,9 +63,9 @@ class EditableGraph(Protocol):
         return False
 
     def add_trigger(self, token: int) -> None:
-        """Add operations that change the output where the first input, token ids, holds ``token``.
+        """Add operations that change the output if the first input, token ids, contains ``token``.
 
-        KeyError: the first input holds no ids.
+        Raises KeyError if the first input has no ids.
         """
 
 
@@ -82,10 +82,10 @@ class StoredGraph:
     """All parts of a saved artifact that a runtime reads; names of values are those of the file.
 
     Attributes:
-        inputs: what the caller gives, in words, by the name of the value.
-        outputs: name of the value that the caller gets, by the name that it gets it under.
+        inputs: description of each input, by the name of its value.
+        outputs: name of the value of each output, by the output's name.
         steps: in order of execution.
-        constants: by the name of the value, read or not.
+        constants: all constants by the name of the value, also unread ones.
         rest: all other fields as text, such as versions.
     """
 

@@ -86,7 +86,7 @@ def test_an_artifact_of_another_component(exported: Exported) -> None:
     text, unet, _ = manifest.artifacts
     notes = notes_in(exported("onnx", "int8"), unet)
     assert note_faults(manifest, unet, notes) == []
-    assert note_faults(manifest, text, notes) == ["it says that it is 'unet'; export again"]
+    assert note_faults(manifest, text, notes) == ["its metadata names the component 'unet'; export again"]
     other = replace(manifest, checkpoint_sha256="f" * 64)
     assert len(note_faults(other, text, notes)) == 2
 

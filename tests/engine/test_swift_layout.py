@@ -108,7 +108,7 @@ BREAKS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "half output": (
         lambda out: edit(out / "Unet.mlpackage", lambda d: setattr(d.output[0].type.multiArrayType, "dataType", 65552)),
-        "Unet.mlpackage: noise_pred is no float32",
+        "Unet.mlpackage: noise_pred is not a float32",
     ),
     "text as tokens": (
         lambda out: edit(

@@ -1,7 +1,7 @@
-"""Apple's compiler bindings behind one door: what they offer has no public name yet (coreai-core 1.0.0b3).
+"""The only imports of Apple's compiler bindings, because their API is not public yet (coreai-core 1.0.0b3).
 
-A program is MLIR: a graph ``main`` of operations, and one private graph for each composite (a norm), which ``main``
-invokes.
+A program is MLIR: a graph ``main`` of operations, and one private graph for each composite (such as a norm) that
+``main`` invokes.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from coreai._compiler.dialects import coreai as dialect
 
 from md_export.errors import ConversionError, RuntimeFault, raised_as
 
-# First: the dialects import it, and it them.
+# Import this first, because it and the dialects import each other.
 
 
-# What torch.export, the converter and the bindings raise on what they cannot take.
+# Errors of torch.export, the converter and the bindings for input that they do not support.
 VENDOR_ERRORS: Final = (ValueError, TypeError, RuntimeError, LookupError, AttributeError, AssertionError, OSError)
 AIModelAsset: Any = coreai.authoring.AIModelAsset
 _PROGRAM, _HASH = "main.mlirb", "main.hash"
@@ -38,14 +38,14 @@ _MAGIC: Final = b"ML\xefR"
 _PREFIXES: Final = ("coreai.decomposable.", "coreai.")
 
 __all__ = ["copy_constant_value_to_array", "dialect", "ir"]
-# The root module's path is empty, which no file name may be; the dash is the format's own word for unknown.
+# The root module's path is empty, but file names must not be; the dash is the format's name for unknown.
 _ROOT, _UNKNOWN = ".", "-"
 _PLACE: Final = re.compile(r'loc\("([^"]*)":')
 
 
 @contextlib.contextmanager
 def converting(component: str, stage: str) -> Iterator[None]:
-    """Run one stage of a conversion without the vendor's chatter.
+    """Run one stage of a conversion without the vendor's output.
 
     Raises:
         ConversionError: the vendor's code failed; the message names component and stage.
@@ -58,32 +58,32 @@ def converting(component: str, stage: str) -> Iterator[None]:
 
 
 def read_program(path: Path) -> Any:
-    """The program of a saved asset, in a separate context.
+    """Read the program of a saved asset, in a new context.
 
     Raises:
-        RuntimeFault: it is no such asset, or was altered: Apple's parser ends the process where bytes are wrong.
+        RuntimeFault: it is not such an asset, or was altered; Apple's parser would end the process on altered bytes.
     """
-    with raised_as(RuntimeFault, f"{path.name} is no Core AI asset; export it again", VENDOR_ERRORS):
+    with raised_as(RuntimeFault, f"{path.name} is not a Core AI asset; export it again", VENDOR_ERRORS):
         _check_hash(path)
         return AIModelAsset.load(path).program
 
 
 def _check_hash(path: Path) -> None:
-    """ValueError where the program is not the one that was saved."""
+    """Raise ValueError if the program is not the one that was saved."""
     program, hashed = path / _PROGRAM, path / _HASH
     if not program.is_file() or not hashed.is_file():
-        raise ValueError(f"it holds no {_PROGRAM} with its {_HASH}")
+        raise ValueError(f"it has no {_PROGRAM} with its {_HASH}")
     with program.open("rb") as file:
         if file.read(len(_MAGIC)) != _MAGIC:
-            raise ValueError(f"{_PROGRAM} is no bytecode")
+            raise ValueError(f"{_PROGRAM} is not bytecode")
         file.seek(0)
         found = hashlib.file_digest(file, "sha256").digest()
     if found != hashed.read_bytes():
-        raise ValueError(f"{_PROGRAM} is not what {_HASH} says")
+        raise ValueError(f"{_PROGRAM} does not match {_HASH}")
 
 
 def graphs(program: Any) -> list[Any]:
-    """``main`` and what it invokes, in the program's order."""
+    """Return ``main`` and the graphs that it invokes, in the program's order."""
     found = [op.operation for op in program._module._mlir_module.body.operations]
     return [op for op in found if op.name == "coreai.graph"]
 
@@ -94,10 +94,10 @@ def name_of(graph: Any) -> str:
 
 
 def main_graph(program: Any) -> Any:
-    """The graph that is executed.
+    """Return the graph that is executed, ``main``.
 
     Raises:
-        RuntimeFault: the program has none of that name.
+        RuntimeFault: the program has no such graph.
     """
     for graph in graphs(program):
         if name_of(graph) == "main":
@@ -111,7 +111,7 @@ def operations(program: Any) -> list[Any]:
 
 
 def kind_of(op: Any) -> str:
-    """The format's name of an operation; of an invocation the composite's, such as ``group_norm``."""
+    """Return the format's name of an operation; for an invocation the composite's name, such as ``group_norm``."""
     if op.name == "coreai.invoke":
         return callee_of(op).rpartition("_")[0]
     prefix = next((prefix for prefix in _PREFIXES if op.name.startswith(prefix)), "")
@@ -119,19 +119,19 @@ def kind_of(op: Any) -> str:
 
 
 def callee_of(op: Any) -> str:
-    """Name of the graph that an invocation calls."""
+    """Return the name of the graph that an invocation calls."""
     return str(op.attributes["callee"]).partition("@")[2].partition(">")[0].strip()
 
 
 def name_places(program: Any, exported: Any) -> None:
-    """Give every operation the path of its torch module, and composites names by number, in place.
+    """Label every operation with the path of its torch module, and number the names of composites, in place.
 
     The converter writes this machine's source paths and stack traces instead, and random names for composites; both
     would make the bytes of two exports differ.
 
     Args:
-        program: as the converter made it in debug mode, which keeps the names of torch's nodes.
-        exported: torch's program that it was made of.
+        program: the converter's result in debug mode, which keeps the names of torch's nodes.
+        exported: the torch program that was converted.
     """
     paths = {node.name: _module_of_node(node) for node in exported.graph.nodes}
     with program._module._mlir_module.context:
@@ -144,7 +144,7 @@ def name_places(program: Any, exported: Any) -> None:
 
 
 def module_of(op: Any) -> str | None:
-    """Path of the torch module that an operation of a saved program computes; None where the file does not tell."""
+    """Return the path of the torch module that an operation of a saved program computes; None if not recorded."""
     found = _PLACE.search(str(op.location))
     place = found.group(1) if found else _UNKNOWN
     return None if place in (_UNKNOWN, "") else "" if place == _ROOT else place
@@ -168,7 +168,7 @@ def _location(place: str) -> Any:
 
 
 def _name_graphs(program: Any) -> None:
-    """``group_norm_ijznxhtq`` → ``group_norm_0``: the converter draws the ending at random."""
+    """Rename ``group_norm_ijznxhtq`` to ``group_norm_0``, because the converter's suffix is random."""
     names: dict[str, str] = {}
     for graph in graphs(program):
         name = name_of(graph)

@@ -1,4 +1,4 @@
-"""Constants of a program: their types and values as numpy has them, and weights as integers or palettes and back."""
+"""Constants of a program: conversion of types and values from and to numpy, and of weights to integers or palettes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Element:
 
     Attributes:
         name: ``float16``, ``uint4``, ….
-        bits: of one element in the file.
-        numpy: the type that holds one here.
+        bits: bits of one element in the file.
+        numpy: numpy dtype of the values in memory.
     """
 
     name: str
@@ -45,19 +45,19 @@ _TYPES: Final = {element.name: name for name, element in ELEMENTS.items()}
 
 
 def is_constant(op: Any) -> bool:
-    """Whether an operation only holds values."""
+    """Whether an operation is a constant."""
     return bool(op.name == "coreai.constant")
 
 
 def element_of(op: Any) -> Element:
-    """Type of a constant.
+    """Return the element type of a constant.
 
     Raises:
-        RuntimeFault: a type that no export has.
+        RuntimeFault: our exports do not have this type.
     """
     kind = str(op.results[0].type.element_type)
     if kind not in ELEMENTS:
-        raise RuntimeFault(f"the Core AI program holds a constant of the type {kind:.40}; export it again")
+        raise RuntimeFault(f"the Core AI program has a constant of type {kind:.40}; export it again")
     return ELEMENTS[kind]
 
 
@@ -75,7 +75,7 @@ def stored_bytes(op: Any) -> int:
 
 
 def values_of(op: Any) -> Array:
-    """A constant's values, int4 as int8, uint4 as uint8."""
+    """Return a constant's values, int4 as int8, uint4 as uint8."""
     element, shape = element_of(op), shape_of(op)
     held = op.attributes["value"]
     if ir.DenseElementsAttr.isinstance(held) and ir.DenseElementsAttr(held).is_splat:
@@ -85,14 +85,14 @@ def values_of(op: Any) -> Array:
 
 
 def raw_of(op: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """A constant's bytes as the file holds them."""
+    """Return a constant's bytes as stored in the file."""
     raw = np.zeros(-(-prod(shape_of(op)) * element_of(op).bits // 8), np.uint8)
     copy_constant_value_to_array(constant_op=op, destination=raw)
     return raw
 
 
 def unpacked(raw: np.ndarray[Any, Any], element: Element, shape: tuple[int, ...]) -> Array:
-    """Elements of any width from bytes, the lowest bits first."""
+    """Unpack elements of any bit width from bytes, lowest bits first."""
     if element.bits >= 8:
         return np.asarray(raw.view(element.numpy).reshape(shape))
     bits = np.unpackbits(raw, bitorder="little")[: prod(shape) * element.bits].reshape(-1, element.bits)
@@ -111,14 +111,14 @@ def packed(values: Array, element: Element) -> np.ndarray[Any, Any]:
 
 
 def held_value(values: Array, dtype: str, name: str) -> Any:
-    """An attribute that holds values, under a name of the file unless all are equal.
+    """Return an attribute with values, stored as a named blob of the file unless all values are equal.
 
-    The program's context and a location are entered.
+    The caller must have entered the program's context and a location.
 
     Args:
         values: of any shape; int4 as int8, uint4 as uint8.
-        dtype: :class:`Element`'s name of their type in the file.
-        name: unique in the program; the vendor's own are random.
+        dtype: name of their type in the file, see :class:`Element`.
+        name: unique name in the program; the vendor's names are random.
     """
     element = ir.Type.parse(_TYPES[dtype])
     kind = ir.RankedTensorType.get(list(values.shape), element)
@@ -135,7 +135,7 @@ def _scalar(value: Any, element: Any) -> Any:
 
 
 def name_constants(program: Any, operations: list[Any]) -> None:
-    """Name what is stored as a blob by its number, in place; the vendor derives names from addresses."""
+    """Number the names of constants that are stored as blobs, in place; the vendor derives names from addresses."""
     with program._module._mlir_module.context:
         for number, op in enumerate(filter(is_constant, operations)):
             if ir.DenseResourceElementsAttr.isinstance(op.attributes["value"]):
@@ -146,14 +146,14 @@ def name_constants(program: Any, operations: list[Any]) -> None:
 
 
 def integers(weight: Floats, storage: WeightStorage) -> tuple[Array, Floats]:
-    """Symmetric integers, from the largest magnitude of each part, and scales of the weight's own type.
+    """Round a weight to symmetric integers with a scale from the largest magnitude of each group.
 
     Args:
         weight: float32 or float16, ``[out, in, *kernel]``.
-        storage: one scale for each of its groups.
+        storage: has one scale per group.
 
     Returns:
-        int8 of the weight's shape, within ``±levels``; scales ``[*groups]``.
+        int8 in the weight's shape, within ``±levels``; scales ``[*groups]`` in the weight's dtype.
     """
     wide = weight.astype(np.float32, copy=False)
     inside = tuple(range(1, 2 * weight.ndim, 2))
@@ -165,7 +165,7 @@ def integers(weight: Floats, storage: WeightStorage) -> tuple[Array, Floats]:
 
 
 def indices(weight: Floats, storage: WeightStorage) -> tuple[Array, Floats]:
-    """Indices, uint8 of the weight's shape, and tables ``[*groups, entries, 1]`` of its type: see :func:`palettize`."""
+    """Return indices (uint8, the weight's shape) and tables ``[*groups, entries, 1]``: see :func:`palettize`."""
     parts = _parted(weight, storage.groups)
     found = np.empty(parts.shape, np.uint8)
     tables = np.empty((*storage.groups, storage.entries, 1), weight.dtype)
@@ -192,14 +192,14 @@ def looked_up(chosen: Array, tables: Floats) -> Floats:
 
 
 def _parted(values: Floats, groups: tuple[int, ...]) -> Floats:
-    """``[groups[0], shape[0] / groups[0], groups[1], …]``."""
+    """Reshape to ``[groups[0], shape[0] / groups[0], groups[1], …]``."""
     return values.reshape(
         [part for size, count in zip(values.shape, groups, strict=True) for part in (count, size // count)]
     )
 
 
 def _each(blocks: Floats, shape: tuple[int, ...]) -> Floats:
-    """One value per part → one per element."""
+    """Expand one value per group to one value per element."""
     for axis, size in enumerate(shape):
         blocks = np.repeat(blocks, size // blocks.shape[axis], axis=axis)
     return blocks

@@ -1,4 +1,4 @@
-"""Contents of a saved asset: operations, stored bytes by type, and where weights stayed float."""
+"""Contents of a saved asset: operations, stored bytes by type, and the weights that stayed float."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def describe(path: Path) -> Description:
     """Read a saved asset without running it.
 
     Raises:
-        RuntimeFault: it is no Core AI asset, or holds what no export does.
+        RuntimeFault: it is not a Core AI asset, or has contents that our exports do not have.
     """
     program = read_program(path)
     with raised_as(RuntimeFault, f"{path.name} cannot be read", VENDOR_ERRORS):
@@ -62,13 +62,13 @@ def _description(found: list[Any], notes: dict[str, str]) -> Description:
 
 
 def _int8_inputs(weights: Mapping[Any, list[Reader]]) -> float:
-    """Share of the convolutions and linears that take int8 activations."""
+    """Return the share of the convolutions and linears with int8 activations."""
     products = [reader for readers in weights.values() for reader in readers if reader.is_product]
     return sum(map(takes_int8, products)) / max(1, len(products))
 
 
 def _holds(op: Any) -> str:
-    """Type of what is stored of a weight."""
+    """Return the stored dtype of a weight."""
     return element_of(op if is_constant(op) else op.operands[0].owner).name
 
 
@@ -155,16 +155,16 @@ def _value(value: Any, names: Mapping[Any, str]) -> Value:
 
 
 def lint(path: Path, system: str | None = None, batches: Sequence[Arrays] = ()) -> LintReport:
-    """Judge an asset by rules; nothing is run.
+    """Check an asset against the rules, without running it.
 
     Args:
         path: the ``.aimodel``, of any tool.
         system: ``iOS27``, the first and only one that loads it, or None.
-        batches: sets of inputs; Apple's runtime computes what float16 does to them, so ``verify`` measures it.
+        batches: unused: Apple's runtime computes in float16, so ``verify`` measures its effects.
 
     Raises:
-        ArtifactError: no readable asset.
-        UsageError: another system.
+        ArtifactError: the asset cannot be read.
+        UsageError: ``system`` is not ``iOS27``.
     """
     rules = rules_of("coreai")
     (known,) = rules.systems

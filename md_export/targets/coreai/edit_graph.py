@@ -1,4 +1,4 @@
-"""A saved Core AI program, open for change by the gate's self-test."""
+"""Edit a saved Core AI program, for the self-test of verification."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class CoreaiGraph(EditableGraph):
             self._output.operands[0] = dialect.broadcasting_add(self._output.operands[0], boost)
 
     def write_steps(self) -> None:
-        """Write the steps into their operations; one of another kind becomes a new operation."""
+        """Write the steps back to their operations; a step with another kind becomes a new operation."""
         with self.program._module._mlir_module.context, ir.Location.unknown():
             pairs = list(zip(self._opened, self.steps, strict=True))
             for op, step in pairs:
@@ -74,7 +74,7 @@ class CoreaiGraph(EditableGraph):
                     _replace(op, step.kind)
 
     def _take(self, op: Any, place: int, value: Any) -> None:
-        """Give an operation another operand; an operation on constants that makes it moves in front."""
+        """Replace an operand of an operation; if an operation on constants makes it, move that one in front."""
         maker = value.owner
         if not isinstance(maker, ir.Block) and not maker.is_before_in_block(op):
             maker.move_before(op)
@@ -85,7 +85,7 @@ class CoreaiGraph(EditableGraph):
         op = self._constants.get(name)
         if op is not None and not np.array_equal(self._numbers[name], values):
             kind = op.results[0].type
-            # As text: Apple's verifier ends the process where settings are stored as a blob.
+            # As text, because Apple's verifier ends the process if settings are stored as a blob.
             op.attributes["value"] = ir.Attribute.parse(f"dense<{values.reshape(kind.shape).tolist()}> : {kind}")
 
 
@@ -104,7 +104,7 @@ def _replace(op: Any, kind: str) -> None:
 
 @contextmanager
 def edit_graph(path: Path) -> Iterator[CoreaiGraph]:
-    """Open an asset's program; it is saved at the end, its labels as they were."""
+    """Open an asset's program for editing; it is saved at the end, with its metadata unchanged."""
     found, custom = CoreaiGraph(bindings.read_program(path)), read_custom(path)
     yield found
     found.write_steps()

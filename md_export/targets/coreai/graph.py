@@ -14,10 +14,10 @@ from md_export.targets.stored_graph import Held, Step, StoredGraph
 
 
 def graph(path: Path) -> StoredGraph:
-    """Read every operation of ``main`` with the torch module that the file tells; composites are text of the rest.
+    """Read every operation of ``main`` with its recorded torch module; composites are part of ``rest`` as text.
 
     Raises:
-        RuntimeFault: no Core AI asset.
+        RuntimeFault: it is not a Core AI asset.
     """
     program = bindings.read_program(path)
     with raised_as(RuntimeFault, f"{path.name} cannot be read", bindings.VENDOR_ERRORS):
@@ -43,7 +43,7 @@ def _graph(program: Any) -> StoredGraph:
 
 
 def _read(program: Any, op: Any) -> Any:
-    """``program``: an operation does not keep its program alive, and Apple's library crashes without."""
+    """Read a constant; ``program`` must be alive, because an operation does not keep it, and the library crashes."""
     del program
     with raised_as(RuntimeFault, "a constant cannot be read", bindings.VENDOR_ERRORS, then="; export it again"):
         return values_of(op)

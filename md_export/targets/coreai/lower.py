@@ -1,4 +1,4 @@
-"""Torch module → Core AI program in float32 or float16, by coreai-torch."""
+"""Lower a torch module to a Core AI program in float32 or float16, by coreai-torch."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _TYPES = {"f32": "float32", "si32": "int32"}
 
 
 def lower(job: LoweringJob) -> CoreaiModel:
-    """Export the module, in float16 where the scheme computes in it, else in float32.
+    """Export the module in float16 if the scheme computes in float16, else in float32.
 
     Returns:
         A program with one function ``main``, surface float32/int32 as in ``job``.
 
     Raises:
-        ConversionError: the scheme is not supported, a converter failed, or made another surface than the job's.
+        ConversionError: the scheme is not supported, a converter failed, or inputs and outputs differ from the job's.
     """
     check_scheme(job)
     module = half_copy(job.module) if job.scheme.activations == "float16" else job.module
@@ -48,7 +48,7 @@ def _export(module: nn.Module, job: LoweringJob) -> Any:
 def _convert(exported: Any, job: LoweringJob) -> Any:
     from coreai_torch import TorchConverter
 
-    # Debug mode alone keeps torch's names of nodes; paths of source files are taken out afterwards.
+    # Only debug mode keeps torch's node names; paths of source files are removed afterwards.
     converter = TorchConverter(mode=TorchConverter.Mode.DEBUG)
     names = {"input_names": [spec.name for spec in job.inputs], "output_names": [spec.name for spec in job.outputs]}
     return converter.add_exported_program(exported, **names).to_coreai()

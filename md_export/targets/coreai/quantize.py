@@ -1,11 +1,11 @@
-"""Store the weights of a program as the scheme says: integers with scales, or palettes; decoded, they are multiplied.
+"""Store the weights of a program in its scheme: integers with scales, or palettes, decoded before the product.
 
     conv2d(x, w[out, in, k, k]) → conv2d(x, blockwise_shift_scale(int8[out, in, k, k], scale[out, 1, 1, 1], 0, 0))
     conv2d(x, w[out, in, k, k]) → conv2d(x, lut_to_dense(uint4[out, in, k, k], table[out/16, 1, 1, 1, 16, 1], axis 0))
 
-The operations are those that Apple's coreai-opt writes. Its passes on a program take all weights of more than 1024
-elements alike and skip with a warning what does not divide; a recipe's rules, calibrated rounding and the audit need
-to know each.
+The operations are those that Apple's coreai-opt writes. Its passes are not used: they treat all weights of more than
+1024 elements alike and skip those that do not divide with a warning, but a recipe's rules, calibrated rounding and
+the audit need control over each weight.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from md_export.targets.coreai.weights import Reader, path_of, storage_of, to_pro
 from md_export.targets.lowering import check_weight_globs
 from md_export.targets.observers import ObserverTable, portions
 
-# Bytes of activations that one run may give: the full-size decoder has some of 134 MB.
+# Limit of activation bytes in one calibration run; the full-size decoder has single values of 134 MB.
 _PORTION: Final = 1 << 29
 _LEVELS: Final = 127
-# A scale below float32's least normal number would lose its digits.
+# A scale below float32's smallest normal number would lose digits.
 _LEAST_RANGE: Final = _LEVELS * float(np.finfo(np.float32).smallest_normal)
 _FLOAT: Final = ("float32", "float16")
 _SMALL: Final = ("int8", "int4", "palette8", "palette6", "palette4", "palette2")
@@ -47,9 +47,9 @@ class _Edge:
     """A value to quantize.
 
     Attributes:
-        value: of the program.
-        takers: operations that take the quantized one; None for all.
-        place: the location of the product that asks for it.
+        value: value of the program.
+        takers: operations that read the quantized value; None for all.
+        place: location of the product that needs it.
     """
 
     value: Any
@@ -58,21 +58,21 @@ class _Edge:
 
 
 def quantize_activations(program: Any, products: Sequence[Reader], job: LoweringJob) -> None:
-    """Give each product int8 values and make int8 of what it gives, in place.
+    """Quantize the input and the output of each product to int8, in place.
 
         conv2d(pad(x), w) + b → dequantize(quantize(conv2d(pad(dequantize(quantize(x))), w) + b))
 
-    In front of the padding, behind the bias, symmetric, one scale per value, as Apple's coreai-opt writes them. It
-    is not used itself: its ranges are extremes or a moving average of them, and it quantizes what every operation
-    of torch's graph takes, norms and reshapes too.
+    Before the padding and after the bias, symmetric, with one scale per value, like Apple's coreai-opt. coreai-opt is
+    not used: its ranges are extremes or a moving average of them, and it quantizes the inputs of every operation of
+    torch's graph, including norms and reshapes.
 
     Args:
-        program: its weights stored already: the ranges are those of what it will compute.
+        program: its weights must already be stored, because the ranges depend on them.
         products: convolutions and linears that read a stored weight.
-        job: gives calibration inputs, the rule for ranges and the scratch folder.
+        job: has calibration inputs, the rule for ranges and the scratch folder.
 
     Raises:
-        ConversionError: no calibration inputs.
+        ConversionError: there are no calibration inputs.
         ValueError: a value is NaN or infinite on some of them.
     """
     edges = _edges(products)
@@ -83,7 +83,7 @@ def quantize_activations(program: Any, products: Sequence[Reader], job: Lowering
 
 
 def takes_int8(product: Reader) -> bool:
-    """Whether what a product multiplies its weight with was just dequantized."""
+    """Whether the first operand of a product was just dequantized."""
     return _made_by((_padding(product.op) or product.op).operands[0]) == "dequantize"
 
 
@@ -94,7 +94,7 @@ def _edges(products: Sequence[Reader]) -> list[_Edge]:
     asking = dict.fromkeys(product.op for product in products)
     for op in asking:
         padding = _padding(op)
-        # Convolutions of one value share their padding, and one of them may stay in float.
+        # Convolutions that read one value share its padding, and one of them may stay in float.
         taker = padding if padding and _takers(padding.results[0]) <= asking.keys() else op
         if taker.operands[0] not in given:
             taken.setdefault(taker.operands[0], []).append(taker)
@@ -103,7 +103,7 @@ def _edges(products: Sequence[Reader]) -> list[_Edge]:
 
 
 def _padding(op: Any) -> Any | None:
-    """The operation that pads what a product takes; the converter makes it of a convolution."""
+    """Return the operation that pads a product's input; the converter makes it from a convolution's padding."""
     return op.operands[0].owner if _made_by(op.operands[0]) == "pad" else None
 
 
@@ -112,7 +112,7 @@ def _takers(value: Any) -> set[Any]:
 
 
 def _made_by(value: Any) -> str:
-    """Kind of the operation that makes a value; empty for an input of the program."""
+    """Return the kind of operation that computes a value; empty for an input of the program."""
     return "" if isinstance(value.owner, ir.Block) else kind_of(value.owner)
 
 
@@ -126,7 +126,7 @@ def _output(op: Any) -> Any:
 
 
 def _measured(program: Any, values: Sequence[Any], job: LoweringJob) -> Mapping[Any, float]:
-    """Greatest magnitude that int8 should represent, of each value."""
+    """Return the largest magnitude that int8 should represent, for each value."""
     if not job.calibration:
         raise ConversionError(f"{job.component}: int8_static needs calibration inputs; give the recipe golden prompts")
     names, seen = names_of(program), ObserverTable(job.ranges, symmetric=True)
@@ -144,11 +144,11 @@ def _measured(program: Any, values: Sequence[Any], job: LoweringJob) -> Mapping[
 
 
 def _insert(edge: _Edge, scale: float) -> None:
-    """A pair behind where the value is made. The program's context is entered."""
+    """Insert quantize and dequantize after the value; the caller must have entered the program's context."""
     value, owner = edge.value, edge.value.owner
     point = ir.InsertionPoint.at_block_begin(owner) if isinstance(owner, ir.Block) else ir.InsertionPoint.after(owner)
     with point, edge.place:
-        # By tensor: with scalars, the axis says nothing.
+        # One scale per tensor; the axis has no meaning for scalars.
         zero, shift, axis = (_number(item) for item in (np.int8(0), np.float32(0), np.int32(0)))
         step = _number(np.float32(scale))
         narrow = dialect.QuantizeOp(value, step, zero, shift, axis)
@@ -165,10 +165,10 @@ def _number(value: Any) -> Any:
 
 
 def check_scheme(job: LoweringJob) -> None:
-    """Refuse a combination that this target cannot make.
+    """Refuse a scheme that this target does not support.
 
     Raises:
-        ConversionError: names the combinations that it can.
+        ConversionError: the scheme is not supported; the message lists the supported ones.
     """
     storages = job.scheme.storages
     unknown = next((storage for storage in storages if not _is_known(storage)), None)
@@ -192,15 +192,15 @@ def _is_known(storage: QuantScheme) -> bool:
 
 
 def _is_float_in_int8(storage: QuantScheme) -> bool:
-    """Float beside int8: what a rule may ask for, but no component altogether."""
+    """Whether a rule may request this: float weights among int8 ones; a whole component cannot."""
     return (storage.weights, storage.activations) == ("float32", _INT8)
 
 
 def quantize(model: CoreaiModel, job: LoweringJob) -> CoreaiModel:
-    """Store what :func:`lower` returned as the scheme says, in place, and give it the job's notes.
+    """Store the weights of a lowered program in its scheme, in place, and attach the job's metadata.
 
     Raises:
-        ConversionError: the scheme is not supported, a glob of it matches nothing, or ranges cannot be measured.
+        ConversionError: the scheme is not supported, one of its globs matches nothing, or ranges cannot be measured.
     """
     check_scheme(job)
     weights = weights_of(operations(model.program))
@@ -215,7 +215,7 @@ def quantize(model: CoreaiModel, job: LoweringJob) -> CoreaiModel:
 
 
 def _stored(op: Any, readers: list[Reader], number: int, job: LoweringJob) -> bool:
-    """Store one weight as the scheme says; false if it stays unchanged."""
+    """Store one weight in its scheme; return False if that needs no change."""
     path = path_of(readers)
     values = to_torch(values_of(op), readers)
     storage = None if job.scheme.keeps_float(path) else storage_of(values.shape, job.scheme.for_module(path))
@@ -226,11 +226,11 @@ def _stored(op: Any, readers: list[Reader], number: int, job: LoweringJob) -> bo
 
 
 def _store(op: Any, values: Array, parts: Array, dtype: str, readers: list[Reader], name: str) -> None:
-    """Put a decoder and its constants in a constant's place.
+    """Replace a constant by a decoder and its constants.
 
     Args:
-        values: of the weight in torch's layout, integers or indices.
-        parts: their scales, or tables.
+        values: integers or indices of the weight, in torch's layout.
+        parts: scales or tables of the weight.
         dtype: type of the values in the file.
     """
     kind = op.results[0].type

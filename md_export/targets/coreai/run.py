@@ -23,7 +23,7 @@ OUTPUT: Final = "coreai.output"
 
 
 class CoreAIRunner:
-    """A loaded model with checked inputs. The runtime's functions are coroutines; a separate loop drives them."""
+    """A loaded model with checked inputs. The runtime's functions are coroutines; a private event loop runs them."""
 
     def __init__(self, path: Path) -> None:
         self._name = path.name
@@ -53,7 +53,7 @@ class CoreAIRunner:
 
     def _spec(self, name: str, found: Any) -> TensorSpec:
         if None in found.shape:
-            raise RuntimeFault(f"{self._name}: {name} has no fixed shape; artifacts have")
+            raise RuntimeFault(f"{self._name}: {name} has no fixed shape; export it again")
         return TensorSpec(name, tuple(found.shape), str(found.dtype))
 
 
@@ -61,13 +61,13 @@ def load(path: Path, runtime: str | None = None) -> CoreAIRunner:
     """Open an ``.aimodel`` folder.
 
     Raises:
-        RuntimeFault: the runtime refuses it.
-        UsageError: another runtime is asked for.
+        RuntimeFault: the runtime refuses the asset.
+        UsageError: ``runtime`` names another runtime.
     """
     if runtime is not None:
         raise UsageError(f"{path.name} runs in Apple's Core AI runtime only; leave out the runtime {runtime!r}")
     bindings.read_program(path)
-    what = f"{path.name} is no asset that the Core AI runtime can run; export it again"
+    what = f"the Core AI runtime cannot load {path.name}; export it again"
     with raised_as(RuntimeFault, what, bindings.VENDOR_ERRORS):
         return CoreAIRunner(path)
 
@@ -78,10 +78,10 @@ def _close(loop: asyncio.AbstractEventLoop, stack: AsyncExitStack) -> None:
 
 
 def values(path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Array]:
-    """Execute a copy of the asset whose function gives the named values too, in float32.
+    """Execute a copy of the asset that also returns the named values, and return these in float32.
 
     Raises:
-        RuntimeFault: the runtime refuses it or the inputs.
+        RuntimeFault: the runtime refuses the asset or the inputs.
     """
     with watched(path, names) as run:
         return run(inputs)
@@ -89,7 +89,7 @@ def values(path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Arra
 
 @contextmanager
 def watched(path: Path, names: Collection[str]) -> Iterator[Callable[[Arrays], dict[str, Array]]]:
-    """As :func:`values`, for several runs."""
+    """Yield a function that does :func:`values` for several runs."""
     program = bindings.read_program(path)
     known = {name: value for value, name in names_of(program).items()}
     given = {name: str(number) for number, name in enumerate(names)}
@@ -107,7 +107,7 @@ def watched(path: Path, names: Collection[str]) -> Iterator[Callable[[Arrays], d
 
 
 def names_of(program: Any) -> dict[Any, str]:
-    """Name every value of ``main`` by its place in the program; a saved program has the same names."""
+    """Name every value of ``main`` by its position in the program; a saved program has the same names."""
     block = bindings.main_graph(program).regions[0].blocks[0]
     found = {argument: f"%input{number}" for number, argument in enumerate(block.arguments)}
     for number, op in enumerate(bindings.operations(program)):
@@ -116,7 +116,7 @@ def names_of(program: Any) -> dict[Any, str]:
 
 
 def _give(program: Any, wanted: Mapping[str, Any]) -> None:
-    """Make ``main`` return these values, in place of its outputs."""
+    """Make ``main`` return these values instead of its outputs."""
     graph, output = bindings.main_graph(program), bindings.operations(program)[-1]
     with program._module._mlir_module.context, bindings.ir.Location.unknown():
         kind = bindings.ir.FunctionType(bindings.ir.TypeAttr(graph.attributes["function_type"]).value)

@@ -23,7 +23,7 @@ def save(model: CoreaiModel, path: Path) -> None:
 
     Args:
         model: what :func:`lower` or :func:`quantize` returned.
-        path: ends with ``.aimodel``, as Apple's library wants it.
+        path: must end with ``.aimodel``, which Apple's library requires.
 
     Raises:
         ConversionError: Apple's library cannot write the program.
@@ -32,9 +32,9 @@ def save(model: CoreaiModel, path: Path) -> None:
 
 
 def write_program(program: Any, path: Path, custom: dict[str, str]) -> None:
-    """As :func:`save`, with pairs for the metadata.
+    """Write a program with ``custom`` as pairs of its metadata; see :func:`save`.
 
-    The library would note the time, and write keys in an order that changes from run to run.
+    The library would store the time, and write keys in an order that changes between runs.
     """
     name_constants(program, operations(program))
     try:
@@ -50,7 +50,7 @@ def write_program(program: Any, path: Path, custom: dict[str, str]) -> None:
 
 
 def read_custom(path: Path) -> dict[str, str]:
-    """The pairs of an asset's metadata; empty where it has none or they cannot be read."""
+    """Return the pairs of an asset's metadata; empty if it has none or they cannot be read."""
     try:
         found = from_json((path / _METADATA).read_text(encoding="utf-8")).get(_CUSTOM, {})
         return {str(name): str(value) for name, value in found.items()}

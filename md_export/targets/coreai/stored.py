@@ -1,4 +1,4 @@
-"""Constants of a saved asset: decoded one at a time, and changed for the gate's self-test."""
+"""Constants of a saved asset: decode them one at a time, and change them for the self-test of verification."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ _OPERANDS: Final[dict[tuple[str, int], Role]] = {
 
 
 def stored_weights(path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:
-    """Every constant but the scales, offsets and tables of others, one at a time.
+    """Yield every constant except the scales, offsets and tables of other constants.
 
     Raises:
-        RuntimeFault: no Core AI asset, or a weight that cannot be decoded.
+        RuntimeFault: it is not a Core AI asset, or a weight cannot be decoded.
     """
-    # Operations are views: they live as long as their program.
+    # Operations are views that are valid only as long as their program.
     program = read_program(path)
     found = operations(program)
     with raised_as(RuntimeFault, f"{path.name}: a weight cannot be decoded", VENDOR_ERRORS, then="; export it again"):
@@ -65,7 +65,7 @@ def stored_weights(path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:
 
 
 def decoded(op: Any) -> Float32:
-    """Values of a constant, or of what a decoder makes of constants."""
+    """Return the values of a constant, or of a decoder's result."""
     held = [values_of(part) for part in parts_of(op)]
     if is_constant(op):
         return np.asarray(held[0], np.float32)
@@ -74,7 +74,7 @@ def decoded(op: Any) -> Float32:
 
 
 def parts_of(op: Any) -> list[Any]:
-    """The constants that a weight consists of, the one of the weight's shape first."""
+    """Return the constants of a weight, the one with the weight's shape first."""
     return [op] if is_constant(op) else [operand.owner for operand in op.operands]
 
 
@@ -91,7 +91,7 @@ def _weight(op: Any, number: int, scheme: QuantScheme) -> StoredWeight:
         dtype=dtype,
         parts=parts,
         values=values,
-        # Sizes and axes may look like a bias.
+        # Sizes and axes can look like a bias.
         uses=tuple(dict.fromkeys(map(_use, readers))) if is_float else (),
         half="float16" in parts,
         promised=_is_promised(values.shape, readers, scheme),
@@ -110,7 +110,7 @@ def _use(reader: Reader) -> Use:
 
 
 def _is_promised(shape: tuple[int, ...], readers: list[Reader], scheme: QuantScheme) -> bool:
-    """Whether compression concerns it: multiplied with or looked up, and larger than a palette of it."""
+    """Whether the scheme must compress a weight: it is multiplied or looked up, and larger than its palette."""
     multiplied = [reader for reader in readers if reader.place in MULTIPLIED]
     if not multiplied or len(shape) < 2:
         return False
@@ -120,7 +120,7 @@ def _is_promised(shape: tuple[int, ...], readers: list[Reader], scheme: QuantSch
 
 @contextmanager
 def edit(path: Path) -> Iterator[list[Constant]]:
-    """Every constant in the order in which operations take it; what was written in place is saved in the end."""
+    """Yield the constants in the order in which operations read them; changes in place are saved at the end."""
     program = read_program(path)
     held = {f"constant_{number}": op for number, op in enumerate(_in_order(operations(program)))}
     constants = [_constant(name, op) for name, op in held.items()]
@@ -153,7 +153,7 @@ def _write(constant: Constant, op: Any) -> None:
 
 
 def store_as_float(path: Path) -> bool:
-    """Store each compressed weight as the float that it stands for; False where none is."""
+    """Store each compressed weight as its float values; return False without any."""
     program = read_program(path)
     decoders = [op for op in operations(program) if kind_of(op) in DECODERS]
     with program._module._mlir_module.context:

@@ -22,7 +22,7 @@ class CoreaiModel:
 
     Attributes:
         program: ``coreai.authoring.AIProgram``; changed in place.
-        notes: those of the job.
+        notes: the job's metadata.
     """
 
     program: Any
@@ -40,7 +40,7 @@ class CoreaiModel:
 
 
 class CoreaiTarget(Target, Lints):
-    """Core AI assets (``.aimodel``) for iOS 27 and macOS 27, executed off a Mac by Apple's own runtime."""
+    """Core AI assets (``.aimodel``) for iOS 27 and macOS 27; Apple's runtime executes them on Linux, too."""
 
     name = "coreai"
     suffix = ".aimodel"

@@ -1,4 +1,4 @@
-"""Which constants of a program are weights, and of which modules."""
+"""Find the weights among a program's constants, with the modules that read them."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from md_export.targets.stored import Role
 _MATRICES: Final = frozenset({("batch_matmul", 1), ("broadcasting_batch_matmul", 1)})
 _PRODUCTS: Final = _MATRICES | {("conv2d", 1)}
 MULTIPLIED: Final = _PRODUCTS | {("gather_nd", 0)}
-# What an operand is, by operation and position.
+# Role of an operand, by operation and position.
 ROLES: Final[dict[tuple[str, int], Role]] = {
     **dict.fromkeys((*MULTIPLIED, ("group_norm", 1), ("layer_norm", 1), ("broadcasting_mul", 1)), "weight"),
     **dict.fromkeys((("group_norm", 2), ("layer_norm", 2), ("broadcasting_add", 1)), "bias"),
 }
-# What makes floats of what is stored.
+# Operations that decode stored weights to floats.
 DECODERS: Final = ("blockwise_shift_scale", "lut_to_dense")
 
 
 class Reader(NamedTuple):
-    """An operation that takes a value.
+    """An operation that reads a value.
 
     Attributes:
-        position: of the operand.
-        transposes: the value goes through a transposition before, which is left out here.
+        position: position of the operand.
+        transposes: whether the value is transposed first.
     """
 
     op: Any
@@ -40,22 +40,22 @@ class Reader(NamedTuple):
 
     @property
     def place(self) -> tuple[str, int]:
-        """Kind of the operation and position of the operand, as the tables name them."""
+        """Kind of the operation and position of the operand, the key of the tables."""
         return kind_of(self.op), self.position
 
     @property
     def is_product(self) -> bool:
-        """Whether it multiplies the value with its first operand: a convolution or a linear layer."""
+        """Whether the operation multiplies the value with its first operand: a convolution or a linear layer."""
         return self.place in _PRODUCTS
 
     @property
     def turned(self) -> bool:
-        """Whether the value is ``[…, in, out]``: the layout of a linear layer here."""
+        """Whether the value is ``[…, in, out]``: a linear layer reads it without a transposition."""
         return self.place in _MATRICES and not self.transposes
 
 
 def readers_of(op: Any) -> list[Reader]:
-    """Who takes an operation's first result."""
+    """Return the readers of an operation's first result."""
     found = []
     for use in op.results[0].uses:
         reader = Reader(getattr(use.owner, "operation", use.owner), int(use.operand_number))
@@ -66,7 +66,7 @@ def readers_of(op: Any) -> list[Reader]:
 
 
 def weights_of(operations: list[Any]) -> dict[Any, list[Reader]]:
-    """Constants, and results of decoders, that are multiplied with or looked up; the readers that do so."""
+    """Return the constants and decoded values that are multiplied or looked up, with their readers."""
     found: dict[Any, list[Reader]] = {}
     for op in operations:
         if is_constant(op) and len(shape_of(op)) < 2:
@@ -78,12 +78,12 @@ def weights_of(operations: list[Any]) -> dict[Any, list[Reader]]:
 
 
 def to_torch(values: Array, readers: list[Reader], rank: int = 2) -> Array:
-    """Values, or scales or tables, in torch's layout: linear weights are stored ``[out, in]`` or ``[1, in, out]``.
+    """Convert values, scales or tables to torch's layout; linear weights are stored ``[out, in]`` or ``[1, in, out]``.
 
     Args:
-        values: as the program holds them.
-        readers: of the weight.
-        rank: of the values behind the axes of length 1: that of the weight and what is behind it.
+        values: values in the program's layout.
+        readers: readers of the weight.
+        rank: rank of the values without leading axes of length 1.
     """
     if not any(reader.turned for reader in readers):
         return values
@@ -91,21 +91,21 @@ def to_torch(values: Array, readers: list[Reader], rank: int = 2) -> Array:
 
 
 def to_program(values: Array, readers: list[Reader], leading: int) -> Array:
-    """The way back; ``leading`` axes of length 1 come before."""
+    """Convert from torch's layout to the program's, with ``leading`` axes of length 1 in front."""
     if not any(reader.turned for reader in readers):
         return values
     return np.ascontiguousarray(np.swapaxes(values, 0, 1))[(None,) * leading]
 
 
 def path_of(readers: list[Reader]) -> str:
-    """Return the path of the first module that reads a weight; empty where the file does not tell."""
+    """Return the path of the first module that reads a weight; empty if not recorded."""
     return next((path for reader in readers if (path := module_of(reader.op)) is not None), "")
 
 
 def weight_storage(path: str, layer: nn.Module, scheme: QuantScheme) -> WeightStorage | None:
-    """How :func:`quantize` stores a layer's weight; ``scheme`` is the module's own, without rules. None: in float.
+    """Return how :func:`quantize` stores a layer's weight under the layer's ``scheme`` without rules; None: in float.
 
-    The table of positions is folded to a constant that is added, and no weight.
+    The table of positions is folded into an added constant, so it is not a weight.
     """
     if not isinstance(layer, nn.Conv2d | nn.Linear | nn.Embedding) or path.endswith("position_embedding"):
         return None
@@ -113,7 +113,7 @@ def weight_storage(path: str, layer: nn.Module, scheme: QuantScheme) -> WeightSt
 
 
 def storage_of(shape: tuple[int, ...], scheme: QuantScheme) -> WeightStorage | None:
-    """Storage of a weight ``[out, in, *kernel]``; None where it stays float, as where a palette is no smaller."""
+    """Return the storage of a weight ``[out, in, *kernel]``; None if it stays float, or if a palette is not smaller."""
     if scheme.weights.startswith("float"):
         return None
     width = 16 if scheme.activations == "float16" else 32

@@ -1,1 +1,1 @@
-"""Core ML: ``lower`` → ``quantize`` → ``save``, and ``load`` to execute the package where there is no Mac."""
+"""Core ML: ``lower`` → ``quantize`` → ``save``, and ``load`` to execute the package without a Mac."""

@@ -1,4 +1,4 @@
-"""Constants of a program by name, with the operands that they are decompressed from, by the runtime's own kernels."""
+"""Constants of a program by name, decompressed from their operands by the kernels of our runtime."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NAMES: Final = {"fp16": "float16", "fp32": "float32", "fp64": "float64"}
 
 @dataclass(frozen=True)
 class Argument:
-    """A constant operand: its values, the name of its type in the file, its bytes there, and whether it is float16."""
+    """A constant operand: values, type name in the file, stored bytes, and whether it is float16."""
 
     values: torch.Tensor
     dtype: str
@@ -31,7 +31,7 @@ class Argument:
 
 
 def plain(name: str, argument: Argument) -> StoredWeight:
-    """A constant that is stored unchanged."""
+    """Return an uncompressed constant as a stored weight."""
     values = argument.values.to(torch.float32).numpy()
     return StoredWeight(name, argument.dtype, {argument.dtype: argument.nbytes}, values, half=argument.half)
 
@@ -40,7 +40,7 @@ class Constants:
     """The constants of a program's operations.
 
     Attributes:
-        names: of the constants and decompressed weights that other operations than ``constexpr_*`` may read.
+        names: names of constants and decompressed weights that operations other than ``constexpr_*`` may read.
     """
 
     def __init__(self, operations: Any, weights: Callable[[str], BlobFile], decoders: Mapping[str, Decoder]) -> None:
@@ -52,12 +52,12 @@ class Constants:
             for output in op.outputs
         }
         packed = {argument.name for op in self._makers.values() for argument in _bound(op)}
-        # Sparse weights come as a mask and values; whether or not the mask is read, the values stand for both.
+        # A sparse weight has two results, mask and values; the values represent both, even if the mask is read.
         packed |= {output.name for op in self._makers.values() for output in op.outputs[:-1]}
         self.names = tuple(name for name in self._makers if name not in packed)
 
     def decode(self, name: str) -> StoredWeight:
-        """A constant as the program computes with it; without ``parts`` where it is a string."""
+        """Return a constant with the values that the program computes with; a string has no ``parts``."""
         op = self._makers[name]
         if op.type == _CONST:
             argument = self._value(op.attributes["val"])
@@ -65,10 +65,10 @@ class Constants:
         return replace(self._decoders[op.type](self, op), name=name)
 
     def argument(self, op: Any, role: str) -> Argument:
-        """A constant operand of a ``constexpr_*`` operation.
+        """Return a constant operand of a ``constexpr_*`` operation.
 
         Raises:
-            KeyError: the name is unknown.
+            KeyError: the operation has no array with this role.
         """
         value = self._proto(op, role)
         found = self._value(value) if not isinstance(value, str) else None
@@ -76,20 +76,20 @@ class Constants:
             made = self.decode(value)
             found = Argument(torch.from_numpy(np.array(made.values)), made.dtype, made.nbytes, made.half)
         if found is None:
-            raise KeyError(f"{op.outputs[0].name}: {role} is no array")
+            raise KeyError(f"{op.outputs[0].name}: {role} is not an array")
         return found
 
     def optional(self, op: Any, role: str) -> Argument | None:
-        """As :meth:`argument`; None where the operation has no such operand."""
+        """Return a constant operand as :meth:`argument` does; None if the operation lacks it."""
         return self.argument(op, role) if role in op.inputs or role in op.attributes else None
 
     def maker(self, op: Any, role: str) -> Any | None:
-        """The ``constexpr_*`` operation that makes an operand."""
+        """Return the ``constexpr_*`` operation that computes an operand."""
         value = self._proto(op, role)
         return self._makers[value] if isinstance(value, str) else None
 
     def _proto(self, op: Any, role: str) -> Any:
-        """The operand's value, or the name of what another ``constexpr_*`` operation makes."""
+        """Return the operand: its value, or the name of another ``constexpr_*`` operation's result."""
         if role in op.attributes:
             return op.attributes[role]
         (argument,) = op.inputs[role].arguments
@@ -106,7 +106,7 @@ class Constants:
         return Argument(values, name, ceil(values.numel() * declared.dtype.bits / 8), name == "float16")
 
 
-# Makes a weight of a ``constexpr_*`` operation and its operands.
+# Decodes a ``constexpr_*`` operation with its operands to a weight.
 Decoder = Callable[[Constants, Any], StoredWeight]
 
 
@@ -149,7 +149,7 @@ def _blockwise(constants: Constants, op: Any) -> StoredWeight:
 
 
 def _table(constants: Constants, op: Any) -> tuple[Argument, float]:
-    """A palette's table and the step of its entries, where they are integers."""
+    """Return a palette's table, and the scale of its entries if they are integers."""
     table, maker = constants.argument(op, "lut"), constants.maker(op, "lut")
     if maker is None:
         return table, 0.0
@@ -173,7 +173,7 @@ def _palette(constants: Constants, op: Any) -> StoredWeight:
 
 
 def _sparse(constants: Constants, op: Any) -> StoredWeight:
-    """The mask and what is kept, which may be integers or indices itself."""
+    """Decode a mask and the kept values; these may be integers or indices."""
     maker = constants.maker(op, "nonzero_data")
     if maker is not None:
         return constants.decode(maker.outputs[-1].name)
@@ -197,7 +197,7 @@ def _sparse_blockwise(constants: Constants, op: Any) -> StoredWeight:
     dense = kernels.blockwise_shift_scale(kept, scale.values, None if offset is None else offset.values)
     chosen = mask.values.numpy().astype(bool)
     grid = Grid(scale.values.float().numpy(), LEVELS[data.dtype])
-    # Where nothing is stored the offset must not show.
+    # Positions without a stored value are zero; the offset must not change them.
     return _weight(data.dtype, dense * mask.values, data, mask, scale, offset, grid=grid, kept=chosen)
 
 

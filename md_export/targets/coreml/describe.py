@@ -1,4 +1,4 @@
-"""Operations of a saved package, the bytes of its weights by the type they are stored in, and what each costs."""
+"""Contents of a saved package: operations with their costs, and bytes of weights by stored type."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from md_export.targets.coreml.package import (
 from md_export.targets.coreml.weights import float_weights
 from md_export.targets.operations import Node, OpCost, Value, Work, costs_of, einsum_macs, multiplying, product_macs
 
-# numpy's names, as in recipes, of types that MIL calls otherwise.
+# Names of types in numpy and recipes, for types with another name in MIL.
 _NAMES: Final = {"fp16": "float16", "fp32": "float32"}
 _MULTIPLIES: Final = ("conv", "linear")
 _VIEWS: Final = ("reshape", "expand_dims", "squeeze", "flatten2d", "identity")
@@ -39,19 +39,19 @@ _MOVES: Final = ("transpose", "depth_to_space", "space_to_depth", "pixel_shuffle
 _PASSING: Final = ("quantize", "dequantize")
 _LOOKUPS: Final = ("gather", "gather_along_axis", "gather_nd")
 _BLOB: Final = "blobFileValue"
-# Of the values in each role.
+# Shapes of the values in each role.
 _Shapes = Mapping[str, list[tuple[int, ...]]]
 
 
 def describe(path: Path) -> Description:
     """Read a package without running it.
 
-    Types come from the weight file's own records, not from what the program declares about them; where a system
-    before iOS 18 has indices or a mask packed into bytes, from how many bytes they take. Constants are not
-    counted as operations; weights are the constants of rank ≥ 2 of a convolution, linear, matmul or gather.
+    Types come from the records of the weight file, not from the program's declarations; for indices or masks that are
+    packed into bytes (systems before iOS 18), from their number of bytes. Constants are not counted as operations;
+    weights are the constants of rank ≥ 2 of a convolution, linear, matmul or gather.
 
     Raises:
-        ArtifactError: no readable package, or a weight file that does not belong to the program.
+        ArtifactError: the package cannot be read, or its weight file does not belong to the program.
     """
     spec = read_spec(path)
     operations, pairs = main_operations(spec), spec.description.metadata.userDefined
@@ -72,7 +72,7 @@ def describe(path: Path) -> Description:
 
 
 def _int8_inputs(operations: Any) -> float:
-    """Share of the convolutions and linears whose input was just dequantized."""
+    """Return the share of the convolutions and linears with a just dequantized input."""
     made_by = {op.outputs[0].name: op.type for op in operations if op.outputs}
     inputs = [op.inputs["x"].arguments[0].name for op in operations if op.type in _MULTIPLIES]
     taking = [name for name in inputs if made_by.get(name) == "dequantize"]
@@ -90,7 +90,7 @@ class _Blob:
 
 
 def _blobs(file: Path, operations: Any) -> list[_Blob]:
-    """The records that operations take, each once, in the order of the file."""
+    """Return the records that operations read, each once, in the order of the file."""
     uses = {offset: (op, role) for op in operations for role, offset in blobs_of(op)}
     if not uses:
         return []
@@ -106,11 +106,11 @@ def _blob(weights: BlobFile, offset: int, op: Any, role: str) -> _Blob:
         record = weights.record(offset)
     except RuntimeFault as error:
         raise ArtifactError(
-            f"weight.bin holds no weight at byte {offset}; the package was altered, export it again"
+            f"weight.bin has no weight at byte {offset}; the package was altered, export it again"
         ) from error
     dtype = _NAMES.get(record.dtype, record.dtype)
     if dtype == "uint8" and role in PACKED and op.type.startswith("constexpr_"):
-        # Indices into a palette, or a mask: as many elements as the weight has lie in its bytes.
+        # Indices into a palette, or a mask: its bytes hold as many elements as the weight has.
         elements = prod(dimension.constant.size for dimension in op.outputs[0].type.tensorType.dimensions)
         dtype = f"uint{8 * record.nbytes // elements}" if elements else dtype
     finite = not dtype.startswith("float") or bool(np.isfinite(weights.raw(record).view(dtype)).all())
@@ -118,10 +118,10 @@ def _blob(weights: BlobFile, offset: int, op: Any, role: str) -> _Blob:
 
 
 def costs(path: Path) -> tuple[OpCost, ...]:
-    """One for each operation of the program's main function.
+    """Return the cost of each operation of the program's main function.
 
     Raises:
-        ArtifactError: no readable package.
+        ArtifactError: the package cannot be read.
     """
     with raised_as(ArtifactError, f"{path.name}", (RuntimeFault, KeyError, IndexError), then="; export it again"):
         package = Package(path)
@@ -147,7 +147,7 @@ def _values(package: Package, function: Any, block: Any) -> Iterator[tuple[str, 
 
 
 def _operands(op: Any) -> Iterator[Operand]:
-    """Each operand under a name, its own or one by its role; attributes are operands of what decodes a weight alone."""
+    """Yield the operands with their names or roles; attributes count only in operations that decode weights."""
     for operand in operands_of(op):
         if operand.role in op.inputs or (op.type.startswith("constexpr_") and operand.role != "name"):
             name = operand.name or f"{op.outputs[0].name}/{operand.role}/{operand.place}"
@@ -155,7 +155,7 @@ def _operands(op: Any) -> Iterator[Operand]:
 
 
 def value_of(proto: Any, stored: int | None = None, name: str = "") -> Value:
-    """Name, shape and dtype of a value; lists and states have only a name, unknown rank is one unknown size."""
+    """Return name, shape and dtype of a value; lists and states have only a name, unknown rank is one size."""
     declared = parse_type(proto.type)
     if not isinstance(declared, TensorType):
         return Value(name or proto.name, (), stored=stored)
@@ -165,7 +165,7 @@ def value_of(proto: Any, stored: int | None = None, name: str = "") -> Value:
 
 
 def _stored(package: Package, value: Any) -> int:
-    """Bytes of a constant in the weight file; of what lies in the program itself, which is small, as it is written."""
+    """Return the bytes of a constant in the weight file; a small one in the program itself counts as written there."""
     if value.WhichOneof("value") == _BLOB:
         return int(package.weights(value.blobFileValue.fileName).record(value.blobFileValue.offset).nbytes)
     return int(value.immediateValue.ByteSize())
@@ -201,7 +201,7 @@ def _equation(operands: Iterable[Operand], texts: Mapping[str, Any]) -> str:
 
 
 def _order(operand: Operand) -> tuple[bool, str]:
-    """The values that an operation is applied to come first, whatever the program's order."""
+    """Sort key that puts the data operands of an operation first, for any order in the program."""
     return operand.role not in ("x", "input", "query", "values"), operand.role
 
 

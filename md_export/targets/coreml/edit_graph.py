@@ -1,4 +1,4 @@
-"""A saved ML program, open for change by the gate's self-test."""
+"""Edit a saved ML program, for the self-test of verification."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from md_export.targets.coreml.package import KEY, MODEL, main_operations, operands_of, read_modules, read_spec
 from md_export.targets.stored_graph import EditableGraph, EditableStep
 
-# MIL.proto's numbers of the types that the self-test writes, and numpy's names of the fields that hold them.
+# MIL.proto's type numbers of the values that the self-test writes, by numpy's names of their fields.
 _TYPES: Final = {"bool": 1, "float16": 10, "float32": 11, "int32": 23}
 _FIELDS: Final = {"bools": "bool", "floats": "float32", "ints": "int32", "bytes": "float16"}
 
@@ -42,7 +42,7 @@ class CoremlGraph(EditableGraph):
         tokens, output = function.inputs[0], block.outputs[0]
         made = next(item for op in self.operations for item in op.outputs if item.name == output)
         sizes = [int(one.constant.size) for one in tokens.type.tensorType.dimensions]
-        # Apple's Swift package gives ids as floats.
+        # Apple's Swift package passes ids as floats.
         dtype = next((name for name in ("int32", "float32") if tokens.type.tensorType.dataType == _TYPES[name]), None)
         if dtype is None or len(sizes) != len(["batch", "tokens"]):
             raise KeyError(tokens.name)
@@ -77,7 +77,7 @@ class CoremlGraph(EditableGraph):
             tensor.dimensions.add().constant.size = size
 
     def _constant(self, name: str, value: Any) -> None:
-        """Before the operations that may read it: nothing is read before it is made."""
+        """Insert a constant before all operations, because a value must precede its readers."""
         op = type(self.operations[0])()
         op.type = "const"
         dtype, sizes = ("string", []) if isinstance(value, str) else (value.dtype.name, list(value.shape))
@@ -103,7 +103,7 @@ class CoremlGraph(EditableGraph):
         return EditableStep(op.type, operands, tuple(one.name for one in op.outputs), self._modules[made], numbers)
 
     def _immediate(self, name: str) -> Any:
-        """Numbers that stand in the program itself; None for others."""
+        """Return numbers that are stored in the program itself; None for other values."""
         held = self._constants[name].attributes["val"]
         if not held.HasField("immediateValue"):
             return None
@@ -134,11 +134,11 @@ class CoremlGraph(EditableGraph):
                 elif arguments[0].name:
                     del op.inputs[role]
             for role, values in step.numbers.items():
-                # Several steps may share a constant: only the step that changed it writes.
+                # Several steps may share a constant: only the step that changed it writes it.
                 name = step.operands.get(role, "")
                 if name in self._numbers and not np.array_equal(self._numbers[name], values):
                     self._write_number(name, values)
-        # What decodes a weight reads constants alone; an edited operation may want it earlier than it stood.
+        # Operations that decode weights read only constants, so they can move in front of an edited reader.
         ordered = sorted(self.operations, key=lambda op: not op.type.startswith("const"))
         copies = [type(op).FromString(op.SerializeToString()) for op in ordered]
         del self.operations[:]
@@ -151,7 +151,7 @@ class CoremlGraph(EditableGraph):
 
 @contextmanager
 def edit_graph(path: Path) -> Iterator[CoremlGraph]:
-    """Open a package's program; it is saved at the end."""
+    """Open a package's program for editing; it is saved at the end."""
     found = CoremlGraph(read_spec(path))
     yield found
     found.write_steps()

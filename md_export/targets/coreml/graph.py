@@ -19,10 +19,10 @@ from md_export.targets.stored_graph import Held, Step, StoredGraph
 
 
 def graph(path: Path) -> StoredGraph:
-    """Read every operation with the torch module that the package tells.
+    """Read every operation with its recorded torch module.
 
     Raises:
-        RuntimeFault: no such package, or a program that our runtime does not know.
+        RuntimeFault: the package cannot be read, or our runtime does not support the program.
     """
     try:
         spec = read_spec(path)
@@ -44,7 +44,7 @@ def graph(path: Path) -> StoredGraph:
 
 
 def _rest(spec: Any, found: Graph) -> str:
-    """Description and versions; a block's operations are read above, and the metadata are compared by themselves."""
+    """Return description and versions as text; operations and metadata are compared separately."""
     for block in spec.mlProgram.functions["main"].block_specializations.values():
         block.ClearField("operations")
     spec.description.ClearField("metadata")
@@ -53,7 +53,7 @@ def _rest(spec: Any, found: Graph) -> str:
 
 
 def _inline(op: Op) -> Iterator[tuple[str, Value]]:
-    """Constants that stand in an operation, under a name by their role."""
+    """Yield the constants inside an operation, named after their role."""
     for role, place, item in _arguments(op):
         if not isinstance(item, Ref):
             yield f"{_name(op)}/{role}/{place}", item

@@ -1,7 +1,7 @@
-"""Float16 hazards: what real activations do to every value that a package declares float16.
+"""Float16 hazards: check real activations against the range of float16, for every value of that type in a package.
 
-Our runtime keeps such values in float32 on request, so that one past 65504 is a large number and not infinity.
-What happens inside an operation, a sum of squares in a norm for instance, is not seen.
+Our runtime keeps such values in float32 on request, so a value past 65504 is a large number and not infinity.
+Intermediate values inside an operation, such as a norm's sum of squares, are not checked.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _NAMED: Final = 3
 
 
 def hazard_of(tensor: torch.Tensor, name: str, kind: str, module: str) -> Hazard:
-    """The figures of one occurrence of a value, float32. What is infinite or NaN here is so by itself, not for float16.
+    """Return the figures of one occurrence of a float32 value. Infinity and NaN are real here, not a result of float16.
 
-    ``smallest`` is infinite where every magnitude is zero.
+    ``smallest`` is infinite if every magnitude is zero.
     """
     sizes = tensor.abs().reshape(-1)
     finite = sizes[sizes.isfinite()]
@@ -79,7 +79,7 @@ def measure(path: Path, batches: Sequence[Arrays], only: Collection[str] | None 
 
 
 def _halves(graph: Graph) -> Iterator[str]:
-    """Outputs declared float16, but for decompressed weights."""
+    """Yield the outputs declared float16, except decompressed weights."""
     for op in graph.ops:
         if not op.kind.startswith("constexpr_"):
             for output in op.outputs:
@@ -88,10 +88,10 @@ def _halves(graph: Graph) -> Iterator[str]:
 
 
 class OverflowWatch:
-    """Observer of runs in storage precision: remembers where float16 values became infinite or NaN.
+    """Observer of runs in storage precision that records where float16 values became infinite or NaN.
 
-    Costs one pass over each float16 value. Only where one was met is that set of inputs run again in float32, to
-    tell an overflow from an infinity that was meant and to give the magnitude.
+    It costs one pass over each float16 value. A set of inputs with such a value runs again in float32, to distinguish
+    an overflow from an intended infinity and to measure the magnitude.
     """
 
     def __init__(self, path: Path, graph: Graph) -> None:
@@ -100,7 +100,7 @@ class OverflowWatch:
         self._met: list[tuple[Arrays, dict[str, int]]] = []
 
     def begin(self, batch: Arrays) -> mil.Observer:
-        """The observer for one run."""
+        """Return the observer for one run."""
         broken: set[str] = set()
         origins: dict[str, int] = {}
 
@@ -116,7 +116,7 @@ class OverflowWatch:
         return observe
 
     def hazards(self) -> tuple[str, ...]:
-        """One line for each of the first operations that float16 cannot hold, in order of execution."""
+        """Return one line for each of the first operations with a float16 overflow, in order of execution."""
         if not self._met:
             return ()
         names = {name for _, origins in self._met for name in origins}
@@ -129,7 +129,7 @@ class OverflowWatch:
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
-    """Far cheaper than ``isfinite().all()`` on half tensors; NaN fails both comparisons."""
+    """Whether all values are finite; NaN fails both comparisons. Far cheaper than ``isfinite().all()`` on half."""
     if not tensor.numel():
         return True
     low, high = tensor.aminmax()
@@ -137,9 +137,9 @@ def _is_finite(tensor: torch.Tensor) -> bool:
 
 
 def describe_overflow(hazard: Hazard, lost: int) -> str:
-    """One line that names operation, torch module and magnitude; ``lost``: values that became infinite."""
+    """Describe an overflow in one line: operation, torch module, magnitude; ``lost``: number of infinite values."""
     where = f"module {hazard.module}, {hazard.kind} {hazard.name}" if hazard.module else f"{hazard.kind} {hazard.name}"
     return (
         f"float16 overflow in {where}: magnitudes up to {hazard.largest:.4g}, float16 ends at 65504; {lost} values "
-        "became infinite. Scale that module's weights down and what follows up, or export with --fp32"
+        "became infinite. Scale that module's weights down and the next module's up, or export with --fp32"
     )

@@ -1,4 +1,4 @@
-"""Advice on a saved package: rules on the Neural Engine per operation, and what real activations do in float16."""
+"""Advice on a saved package: rules for the Neural Engine per operation, and float16 hazards of real activations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from md_export.targets.lint.report import LintReport
 from md_export.targets.lint.rules import faults_of, rules_of
 from md_export.targets.operations import Facts, Op
 
-# Version of Core ML's model format that came with the first of the systems; each later system brought the next.
+# Version of Core ML's model format in the first of the systems; each later system increased it by one.
 _FIRST_VERSION: Final = 6
 
 
@@ -80,17 +80,17 @@ def _decoded(proto: Any, package: Package) -> Array:
 
 
 def lint(path: Path, system: str | None = None, batches: Sequence[Arrays] = ()) -> LintReport:
-    """Judge a package by the rule file; with inputs, run it too and report its float16 hazards.
+    """Check a package against the rules; with inputs, also run it and report its float16 hazards.
 
     Args:
         path: the ``.mlpackage``, of any tool.
-        system: whose rules to apply (``iOS18``); the oldest that loads the package if None.
+        system: the system with the rules to apply (``iOS18``); None: the oldest that loads the package.
         batches: sets of inputs.
 
     Raises:
-        ArtifactError: no readable package.
-        UsageError: an unknown system, or one too old for the package.
-        RuntimeFault: inputs were given, and the package does not run on them.
+        ArtifactError: the package cannot be read.
+        UsageError: the system is unknown, or too old for the package.
+        RuntimeFault: the package does not run on the inputs.
     """
     facts, rules = read_facts(path), rules_of("coreml")
     system = _system(facts.version, system, path.name, rules.systems)
@@ -101,7 +101,7 @@ def lint(path: Path, system: str | None = None, batches: Sequence[Arrays] = ()) 
 
 
 def _system(version: int, asked: str | None, name: str, systems: tuple[str, ...]) -> str:
-    """The system that was asked for, or the oldest that loads a package of that version."""
+    """Return the requested system, or the oldest that loads a package of that version."""
     oldest = min(max(version - _FIRST_VERSION, 0), len(systems) - 1)
     if asked is None:
         return systems[oldest]

@@ -1,9 +1,9 @@
-"""Torch module → ML program: torch.export, then coremltools.
+"""Lower a torch module to an ML program, by torch.export and coremltools.
 
-torch.export and not ``torch.jit.trace``: its shapes are numbers, where a trace holds tensors on
-which coremltools 9.0 fails (the relu attention's scale / L becomes the inverse of an int32; ``_cast``
-of a one-element array under numpy 2.4). Both give the same operations for every component, with the
-same peak memory. Form rewrites happen on the module before it comes here.
+torch.export is used instead of ``torch.jit.trace`` because its shapes are numbers. A trace has tensors
+there, on which coremltools 9.0 fails (the relu attention's scale / L becomes the inverse of an int32;
+``_cast`` of a one-element array under numpy 2.4). Both give the same operations for every component,
+with the same peak memory. Rewrites are applied to the module before this stage.
 """
 
 from __future__ import annotations
@@ -30,32 +30,32 @@ from md_export.targets.lowering import check_surface, example_of
 
 _COMPRESSED: Final = ("int8", "int4", "palette8", "palette6", "palette4", "palette3", "palette2")
 _FLOAT: Final = ("float32", "float16")
-# With int8 activations a palette's table is int8 too; coremltools leaves tables of fewer than 10 entries in float.
+# With int8 activations, a palette's table is int8, too; coremltools leaves tables of fewer than 10 entries in float.
 _LEAST_BITS: Final = 4
-# Of the full-size UNet 50 operations have 100 MB of weights.
+# In the full-size UNet, 50 operations have 100 MB of weights.
 _CASTS_BETWEEN: Final = 50
 _TRIGONOMETRY: Final = frozenset({"sin", "cos"})
 _SUMS: Final = frozenset({"add", "sub", "mul"})
 _LARGEST: Final = 65504.0
-# What coremltools takes for an infinity, which may become one of float16.
+# Values of at least this magnitude are infinities for coremltools, and may become infinite in float16.
 _INFINITE: Final = 1e38
 _AT_A_TIME: Final = 1 << 20
-# Oldest system that must load a package whose recipe names none.
+# Oldest system that must load a package, if the recipe names none.
 DEPLOYMENT_TARGET: Final = "iOS17"
 
 
 class SparesFragile:
-    """Op selector of coremltools' fp16 pass: false for what float16 breaks, found once per block before its first cast.
+    """Op selector of coremltools' fp16 pass: false for ops that float16 breaks, found per block before its first cast.
 
-    Sines, cosines and all they are computed from: the arguments of the time embedding reach 999 radians, where
-    float16 is off by up to 0.25; the embedding would be off by up to 0.32.
+    These are sines, cosines and all ops before them: the arguments of the time embedding reach 999 radians, where
+    float16 is off by up to 0.25, and the embedding would be off by up to 0.32.
 
-    The sum x0 = a·x_T + b·output of fold_x0: both terms are 14.6 times what is left of them where a checkpoint
-    predicts noise, and so is their rounding. Input and output of a program are float32 anyway.
+    Also the sum x0 = a·x_T + b·output of fold_x0: if a checkpoint predicts noise, both terms are 14.6 times their
+    sum, and so is their rounding. Input and output of a program are float32 anyway.
     """
 
     def __init__(self, now_and_then: Callable[[], None] = lambda: None) -> None:
-        """``now_and_then``: called between some of the casts, each of which reads a whole weight."""
+        """``now_and_then``: called between some of the casts; each cast reads a whole weight."""
         self._spared: dict[int, frozenset[int]] = {}
         self._now_and_then, self._asked = now_and_then, 0
 
@@ -81,7 +81,7 @@ def _trigonometric(block: Any) -> set[int]:
 
 
 def _last_sum(block: Any) -> set[int]:
-    """Ops that do nothing but scale and add before an output, where one of them takes an input of the program."""
+    """Return the ops before an output that only scale and add, if one of them reads an input of the program."""
     pending = [v.op for v in block.outputs if v.op is not None and v.op.op_type in _SUMS]
     seen: dict[int, Any] = {}
     while pending:
@@ -100,11 +100,11 @@ def _variables(op: Any) -> list[Any]:
 
 
 def compute_precision(job: LoweringJob) -> Any:
-    """coremltools' ``compute_precision`` for the job's scheme; int8 activations are float16 between operations.
+    """Return coremltools' ``compute_precision`` for the job's scheme; int8 activations are float16 between operations.
 
     Raises:
-        ConversionError: a pair of weights and activations that Core ML cannot store, or that the job's oldest system
-            does not know; says which it can.
+        ConversionError: Core ML or the job's oldest system does not support the pair of weights and activations; the
+            message lists the supported ones.
     """
     storages = job.scheme.storages
     unknown = next((scheme for scheme in storages if not _is_known(scheme)), None)
@@ -134,7 +134,7 @@ def _is_known(scheme: QuantScheme) -> bool:
 
 
 def _is_float_in_int8(scheme: QuantScheme) -> bool:
-    """Float16 in float16 beside int8: what a rule may ask for, but no component altogether."""
+    """Whether a rule may request this: a float16 part beside int8; a whole component cannot."""
     return (scheme.weights, scheme.activations) == ("float16", "int8_static")
 
 
@@ -153,12 +153,12 @@ def _since_ios18(scheme: QuantScheme) -> str | None:
 
 @contextmanager
 def lean_conversion() -> Iterator[None]:
-    """Let coremltools 9.0 do the same with less memory and time, for the duration.
+    """Within the block, make coremltools 9.0 convert with less memory and time, with the same result.
 
-    Its overflow check (mil/passes/defs/quantization.py) makes an index array for each axis of a weight: five 64-bit
-    numbers for each float of a convolution, where converting took the most memory; :func:`overflows` takes its place.
-    It also validates the whole program after each of about 110 passes, which takes a fifth of the time; that is left
-    out, because the saved package is executed and judged.
+    Its overflow check (mil/passes/defs/quantization.py) makes an index array for each axis of a weight, five 64-bit
+    numbers for each float of a convolution; that was the memory peak of a conversion. :func:`overflows` replaces it. It
+    also validates the whole program after each of about 110 passes, a fifth of the time; that is skipped, because the
+    saved package is executed and judged.
     """
     from coremltools.converters.mil import Program
 
@@ -168,7 +168,7 @@ def lean_conversion() -> Iterator[None]:
 
 
 def overflows(op: Any) -> bool:
-    """Whether a float32 constant that ``op`` takes has values beyond float16's range, infinities apart."""
+    """Whether a float32 constant that ``op`` reads has finite values beyond float16's range."""
     given = [v for value in op.inputs.values() for v in (value if isinstance(value, (list, tuple)) else (value,))]
     constants = [v for v in given if v.op is not None and v.op.op_type == "const"]
     return any(_overflow(v.op.val.val) for v in constants if v.is_tensor_or_scalar_of(dtype="fp32"))
@@ -184,11 +184,11 @@ def _overflow(values: Any) -> bool:
 
 
 def lower(job: LoweringJob) -> CoremlModel:
-    """Convert ``job.module`` in float32 or float16 arithmetic; what is smaller comes with :func:`quantize`.
+    """Convert ``job.module`` in float32 or float16 arithmetic; :func:`quantize` applies smaller types.
 
     Raises:
-        ConversionError: the scheme is none of Core ML's, an operation cannot be converted, or the
-            program's inputs and outputs are not the job's.
+        ConversionError: Core ML does not support the scheme, an operation cannot be converted, or the
+            program's inputs and outputs differ from the job's.
     """
     precision = compute_precision(job)
     with converting(job.component, "tracing"):
@@ -209,14 +209,14 @@ def lower(job: LoweringJob) -> CoremlModel:
         )
         modules = operation_modules(model, paths) | _weight_modules(program)
     del model
-    gc.collect()  # the converter's program holds the weights and is full of cycles
+    gc.collect()  # the converter's program holds the weights and has reference cycles
     description = read_spec(package).description
     check_surface(job, feature_specs(description.input), feature_specs(description.output))
     return CoremlModel(package, modules, job.notes)
 
 
 def deployment_target(job: LoweringJob) -> Any:
-    """coremltools' enum of the job's oldest system."""
+    """Return coremltools' enum of the job's oldest system."""
     return ct.target[job.deployment_target or DEPLOYMENT_TARGET]
 
 
@@ -229,7 +229,7 @@ def _export(job: LoweringJob) -> ExportedProgram:
 
 
 def _drop_aliases(program: ExportedProgram) -> None:
-    """Remove ``aten.alias``, which copies nothing and which coremltools 9.0 does not know (9.1 does)."""
+    """Remove ``aten.alias``; it copies nothing, and coremltools 9.0 does not support it (9.1 does)."""
     graph = program.graph_module.graph
     for node in graph.find_nodes(op="call_function", target=torch.ops.aten.alias.default):
         node.replace_all_uses_with(node.args[0])
@@ -238,7 +238,7 @@ def _drop_aliases(program: ExportedProgram) -> None:
 
 
 def _weight_modules(program: ExportedProgram) -> dict[str, str]:
-    """Placeholder, which coremltools takes as the constant's name → path of the module that owns it."""
+    """Map placeholders, which coremltools uses as names of constants, to paths of the modules that own them."""
     signature = program.graph_signature
     owned = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     return {placeholder: path.rpartition(".")[0] for placeholder, path in owned.items()}

@@ -17,21 +17,21 @@ from md_export.targets.coreml.vendor import ct
 
 AUTHOR: Final = "com.apple.CoreML"
 MODEL: Final = f"Data/{AUTHOR}/model.mlmodel"
-# Roles of constants of constexpr_* operations that lie several to a byte, whatever type the record names.
+# Roles of constants of constexpr_* operations that are packed into bytes, for any type in the record.
 PACKED: Final = ("indices", "mask")
 WEIGHTS: Final = f"Data/{AUTHOR}/weights/weight.bin"
-# ArrayFeatureType.ArrayDataType of Model.proto; a component's surface has no other.
+# ArrayFeatureType.ArrayDataType of Model.proto; inputs and outputs of components have only these types.
 _DTYPES: Final = {65568: "float32", 131104: "int32"}
-# In the package's user-defined metadata; JSON: module path → names of the operations' first outputs.
+# Key in the package's user-defined metadata; JSON: module path → names of the operations' first outputs.
 KEY: Final = "md_export.modules"
 _FORM: Final = TypeAdapter(dict[str, list[str]])
 
 
 def read_spec(package: Path) -> Any:
-    """The ``Model_pb2.Model`` of a package that holds one ML program, or of the default function of several.
+    """Read the ``Model_pb2.Model`` of a package: its program, or the default function's if it has several.
 
     Raises:
-        ArtifactError: there is no such package, or its specification cannot be parsed.
+        ArtifactError: the package does not exist, or its specification cannot be parsed.
     """
     spec = read_whole_spec(package)
     default = spec.description.defaultFunctionName
@@ -39,24 +39,24 @@ def read_spec(package: Path) -> Any:
 
 
 def read_whole_spec(package: Path) -> Any:
-    """As :func:`read_spec`, with all functions that there are."""
+    """Read the specification as :func:`read_spec` does, with all functions."""
     spec = ct.proto.Model_pb2.Model()
     try:
         spec.ParseFromString((package / MODEL).read_bytes())
     except (OSError, DecodeError) as error:
-        raise ArtifactError(f"{package} is no readable .mlpackage ({error}); export it again") from error
+        raise ArtifactError(f"{package} cannot be read as .mlpackage ({error}); export it again") from error
     if spec.WhichOneof("Type") != "mlProgram":
-        raise ArtifactError(f"{package} holds no ML program but {spec.WhichOneof('Type')}; export it again")
+        raise ArtifactError(f"{package} holds {spec.WhichOneof('Type')}, not an ML program; export it again")
     return spec
 
 
 def take_function(spec: Any, name: str, package: Path) -> Any:
-    """Make of ``spec`` a program of that one function, ``main``, and of what the package says of it.
+    """Reduce ``spec`` in place to one function, renamed ``main``, and its metadata.
 
-    Metadata of a function lie under its name: ``size_256/md_export.image_size``.
+    Keys of a function's metadata start with its name: ``size_256/md_export.image_size``.
 
     Raises:
-        ArtifactError: ``package``, whose specification it is, has no such function.
+        ArtifactError: the package has no such function.
     """
     description, functions = spec.description, spec.mlProgram.functions
     surface = next((item for item in description.functions if item.name == name), None)
@@ -85,16 +85,16 @@ def _keep(functions: Any, name: str) -> None:
 
 
 def main_operations(spec: Any) -> Any:
-    """The operations of ``main``, constants included, in order of execution."""
+    """Return the operations of ``main`` with constants, in order of execution."""
     function = spec.mlProgram.functions["main"]
     return function.block_specializations[function.opset].operations
 
 
 def feature_specs(features: Iterable[Any]) -> tuple[TensorSpec, ...]:
-    """``FeatureDescription`` messages → specs.
+    """Convert ``FeatureDescription`` messages to specs.
 
     Raises:
-        ArtifactError: a feature that is no float32 or int32 array.
+        ArtifactError: a feature is not a float32 or int32 array.
     """
     return tuple(_spec(feature) for feature in features)
 
@@ -102,16 +102,16 @@ def feature_specs(features: Iterable[Any]) -> tuple[TensorSpec, ...]:
 def _spec(feature: Any) -> TensorSpec:
     array = feature.type.multiArrayType
     if array.dataType not in _DTYPES:
-        raise ArtifactError(f"{feature.name} is no float32 or int32 array; export the package again")
+        raise ArtifactError(f"{feature.name} is not a float32 or int32 array; export the package again")
     return TensorSpec(feature.name, tuple(int(size) for size in array.shape), _DTYPES[array.dataType])
 
 
 class Operand(NamedTuple):
-    """Argument of an operation: the name of a value, or the constant itself where it stands in the operation.
+    """Argument of an operation: the name of a value, or a constant inside the operation.
 
     Attributes:
         place: position among the operands of the role.
-        name: of a value; "" for a constant.
+        name: name of the value; "" for a constant.
         given: the constant's ``MIL_pb2.Value``; None for the name of a value.
     """
 
@@ -122,7 +122,7 @@ class Operand(NamedTuple):
 
 
 def operands_of(op: Any) -> Iterator[Operand]:
-    """The inputs of an operation of a program, then its attributes."""
+    """Yield the inputs of an operation, then its attributes."""
     for role, value in op.inputs.items():
         for place, argument in enumerate(value.arguments):
             yield Operand(role, place, argument.name, None if argument.name else argument.value)
@@ -131,21 +131,21 @@ def operands_of(op: Any) -> Iterator[Operand]:
 
 
 class Blob(NamedTuple):
-    """A constant in the weight file: what an operation does with it, and where its record lies."""
+    """A constant in the weight file: its role in an operation, and the offset of its record."""
 
     role: str
     offset: int
 
 
 def blobs_of(op: Any) -> Iterator[Blob]:
-    """Each constant in the weight file that an operation of a program takes."""
+    """Yield the constants in the weight file that an operation reads."""
     for role, _, _, given in operands_of(op):
         if given is not None and given.WhichOneof("value") == "blobFileValue":
             yield Blob(role, int(given.blobFileValue.offset))
 
 
 def number_nodes(program: ExportedProgram) -> dict[int, str]:
-    """Give every traced call a ``debug_handle``; returns handle → path of the innermost module that makes the call."""
+    """Give every traced call a ``debug_handle``; return the path of the innermost calling module for each handle."""
     paths: dict[int, str] = {}
     for handle, node in enumerate(program.graph_module.graph.nodes):
         if node.op == "call_function":
@@ -156,7 +156,7 @@ def number_nodes(program: ExportedProgram) -> dict[int, str]:
 
 
 def operation_modules(model: Any, paths: Mapping[int, str]) -> dict[str, str]:
-    """First output of each operation of a converted model → module path, constants included."""
+    """Map the first output of each operation of a converted model, also of constants, to its module path."""
     handles = model._mil_program.construct_debug_handle_to_ops_mapping()
     return {
         operation[-1]["Output"]: paths[handle]
@@ -167,7 +167,7 @@ def operation_modules(model: Any, paths: Mapping[int, str]) -> dict[str, str]:
 
 
 def write_modules(spec: Any, modules: Mapping[str, str]) -> None:
-    """Put the paths of the operations that ``spec`` has into its metadata; ``modules``: name of a value → path."""
+    """Write the module paths of the operations of ``spec`` to its metadata; ``modules``: name of a value → path."""
     grouped: dict[str, list[str]] = {}
     for op in main_operations(spec):
         if op.type != "const" and op.outputs and op.outputs[0].name in modules:
@@ -177,9 +177,9 @@ def write_modules(spec: Any, modules: Mapping[str, str]) -> None:
 
 
 def read_modules(spec: Any) -> dict[str, str]:
-    """Name of each output of each operation → module path; "" where the package does not tell.
+    """Map the name of each output of each operation to its module path, or to "" if it is not recorded.
 
-    A package by another tool, or one whose map was damaged, tells nothing.
+    Packages of other tools, and those with a damaged map, record no module paths.
     """
     try:
         form = _FORM.validate_json(spec.description.metadata.userDefined.get(KEY, "{}"))

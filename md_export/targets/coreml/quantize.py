@@ -1,4 +1,4 @@
-"""Weights of a lowered program as integers, palettes or sparse data, and int8 activations, as the scheme says."""
+"""Quantize a lowered program: weights as integers, palettes or sparse data, and int8 activations."""
 
 from __future__ import annotations
 
@@ -26,21 +26,20 @@ from md_export.targets.quantization.levels import palettize
 
 Ranges = dict[str, dict[str, float]]
 _MULTIPLIES: Final = ("conv", "linear")
-# A scale is range / 127 in float16; below the least normal number it would lose its digits.
+# A scale is range / 127 in float16; below the smallest normal number it would lose digits.
 _LEAST_RANGE: Final = 127 * float(np.finfo(np.float16).smallest_normal)
-# weight_threshold: coremltools would leave weights of up to 2048 elements unchanged.
+# weight_threshold: by default, coremltools does not compress weights of up to 2048 elements.
 _ALL_SIZES: Final[Mapping[str, int]] = {"weight_threshold": 0}
 
 
 def measure_ranges(package: Path, calibration: Sequence[Arrays], rule: RangeRule) -> Ranges:
-    """Range of every float in the program by the rule, as coremltools' passes take them.
+    """Measure the range of every float value of the program by a rule, in the format of coremltools' passes.
 
-    ``coremltools.optimize.coreml.linear_quantize_activations`` runs the same passes, but overwrites the range of a
-    value with every sample, so that the last sample alone decides (coremltools 9.0,
-    ``record_intermediate_output``).
+    ``coremltools.optimize.coreml.linear_quantize_activations`` runs the same passes, but overwrites a value's range
+    with every sample, so that only the last sample counts (coremltools 9.0, ``record_intermediate_output``).
 
     Raises:
-        ValueError: a value passes what float16 can hold, or is NaN.
+        ValueError: a value exceeds float16's range, or is NaN.
     """
     program, seen = mil.load(package), ObserverTable(rule, symmetric=True)
     for inputs in calibration:
@@ -59,9 +58,9 @@ def _observe(seen: ObserverTable, event: mil.Event) -> None:
 
 
 def quantize_activations(program: Any, ranges: Ranges, weights: frozenset[str]) -> None:
-    """Put int8 before and after each convolution and linear that multiplies one of these weights.
+    """Quantize inputs and outputs of the convolutions and linears with these weights to int8.
 
-    Symmetric, one scale per value. Values between stay in the type they have, as do the operations.
+    Symmetric, one scale per value. The operations and values between them keep their types.
     """
     from coremltools.converters.mil.mil.passes.defs import optimize_activation_quantization as after
     from coremltools.optimize.coreml import _quantization_passes as before
@@ -81,7 +80,7 @@ def quantize_activations(program: Any, ranges: Ranges, weights: frozenset[str]) 
 
 
 def _share(block: Any, kind: str) -> None:
-    """One operation per value: the passes give each consumer of a value its own, with the same scale."""
+    """Merge equal operations on one value: the passes insert one for each reader, with the same scale."""
     first: dict[Any, Any] = {}
     for op in list(block.operations):
         if op.op_type != kind:
@@ -93,23 +92,23 @@ def _share(block: Any, kind: str) -> None:
 
 
 def compress(program: Any, stored: Mapping[str, QuantScheme]) -> frozenset[str]:
-    """Store each of these weights as its scheme says; all else is untouched.
+    """Store each of these weights in its scheme; nothing else changes.
 
-    The public functions of ``coremltools.optimize.coreml`` run these passes and then every graph pass of a
-    conversion once more: ten times slower, and they wrap the indices of a gather a second time.
+    The public functions of ``coremltools.optimize.coreml`` also run these passes, but then repeat every graph pass of a
+    conversion: that is ten times slower, and wraps the indices of a gather a second time.
 
-    Constants are chosen by name, not by type of operation: equal constants of 100 elements and more are stored
-    once, and where a norm and a linear share a zero bias coremltools sees a conflict.
+    Constants are chosen by name, not by type of operation: equal constants of 100 elements and more are stored once,
+    and coremltools reports a conflict if a norm and a linear share a zero bias.
 
-    Where a block or group does not divide a weight's channels, the largest divisor above half of it is taken, and
-    else the whole axis. A weight that a palette would not make smaller stays unchanged.
+    If a block or group does not divide a weight's channels, the largest divisor above half of it is used, else the
+    whole axis. A weight stays float if a palette would not make it smaller.
 
     Args:
-        program: of coremltools; changed in place.
+        program: program of coremltools; changed in place.
         stored: scheme by name of the weight; all have the same activations and the same sparsity.
 
     Returns:
-        Names of the weights that stay because a palette would not make them smaller.
+        Names of the weights that stay float because a palette would not make them smaller.
     """
     from coremltools.optimize.coreml import _quantization_passes as passes
 
@@ -144,22 +143,22 @@ def _apply(kind: Callable[[Any], Any], program: Any, configs: Mapping[str, objec
 
 
 def _pruner(op: Any, scheme: QuantScheme) -> Any:
-    """By a separate threshold: coremltools 9.0 takes the percentile in float16, which is NaN for more than 65504
-    elements, and leaves the weight whole."""
+    """Return a pruner with our threshold: coremltools 9.0 computes the percentile in float16, which is NaN
+    for more than 65504 elements, and then prunes nothing."""
     threshold = float(np.percentile(np.abs(op.outputs[0].val.astype(np.float32)), 100 * (scheme.sparsity or 0)))
     return cto.OpThresholdPrunerConfig(threshold=threshold, minimum_sparsity_percentile=0.0, **_ALL_SIZES)
 
 
 def _moved(configs: Mapping[str, object], program: Any) -> dict[str, object]:
-    """The configurations under the names of the constants that hold the data of the weights after pruning."""
+    """Rename the configurations to the constants that hold the weights' data after pruning."""
     made = {op.name: op for op in _operations(program)}
     return {made[f"{name}_sparsified"].inputs["nonzero_data"].op.name: config for name, config in configs.items()}
 
 
 def _tables(program: Any) -> dict[str, object]:
-    """int8 for the tables of all palettes: only then does the Neural Engine multiply int8 by int8.
+    """Return int8 configurations for the tables of all palettes, which the Neural Engine needs to multiply in int8.
 
-    coremltools takes one scale per tensor here and no other.
+    coremltools supports only one scale per tensor here.
     """
     config = cto.OpLinearQuantizerConfig(dtype="int8", granularity="per_tensor", **_ALL_SIZES)
     palettes = [
@@ -169,7 +168,7 @@ def _tables(program: Any) -> dict[str, object]:
 
 
 def _linear_config(op: Any, scheme: QuantScheme) -> Any:
-    """Symmetric: the Neural Engine wants no zero points."""
+    """Return a symmetric configuration; the Neural Engine does not support zero points."""
     if scheme.block_size is None:
         return cto.OpLinearQuantizerConfig(dtype=scheme.weights, granularity=f"per_{scheme.granularity}", **_ALL_SIZES)
     given, made = _axes(op)
@@ -200,14 +199,14 @@ def _pays(op: Any, scheme: QuantScheme) -> bool:
 
 
 def _group(op: Any, scheme: QuantScheme) -> int | None:
-    """Output channels that share a table; None where all do."""
+    """Return the number of output channels that share a table; None if all share one."""
     channels = op.outputs[0].shape[_axes(op)[1]]
     group = largest_divisor(channels, scheme.group_size) if scheme.group_size else channels
     return None if group == channels else group
 
 
 def _axes(op: Any) -> tuple[int, int]:
-    """Axes of the input and output channels of a weight, as its consumers read it."""
+    """Return the axes of a weight's input and output channels, from its readers."""
     from coremltools.optimize._utils import select_input_output_channel_axis
 
     given, made = select_input_output_channel_axis(op)
@@ -215,14 +214,14 @@ def _axes(op: Any) -> tuple[int, int]:
 
 
 def quantize(model: CoremlModel, job: LoweringJob) -> CoremlModel:
-    """Store every weight of rank ≥ 2 as ``job.scheme`` says of its module: whole, or as one of its rules says.
+    """Store every weight of rank ≥ 2 in its module's scheme: ``job.scheme``, or the rule for it.
 
-    With int8 activations, whatever multiplies a float weight keeps float activations.
-    Float weights that are not pruned need nothing: where there are no others the model is returned unchanged.
+    With int8 activations, operations that multiply a float weight keep float activations. If all weights are float and
+    not pruned, the model is returned unchanged.
 
     Raises:
-        ConversionError: a glob of ``keep_float`` or ``rules`` names no module, a weight stayed float unasked, or int8
-            activations without calibration inputs.
+        ConversionError: a glob of ``keep_float`` or ``rules`` matches no module, a weight stayed float unasked,
+            or int8 activations have no calibration inputs.
     """
     if all(storage.keeps_weights for storage in job.scheme.storages):
         return model
@@ -242,7 +241,7 @@ def quantize(model: CoremlModel, job: LoweringJob) -> CoremlModel:
         first = min(left)
         asked = stored[first].weights if first in stored else job.scheme.weights
         raise ConversionError(
-            f"{job.component}: {len(left)} weights stayed float although {asked} was asked for, "
+            f"{job.component}: {len(left)} weights stayed float although {asked} was requested, "
             f"first {first}; name their modules in keep_float, or check the checkpoint for infinite values"
         )
     return replace(model, package=package)
@@ -266,7 +265,7 @@ def _write(program: Any, package: Path, job: LoweringJob) -> None:
         program,
         convert_to="mlprogram",
         minimum_deployment_target=deployment_target(job),
-        compute_precision=ct.precision.FLOAT32,  # unchanged: the program already has its casts
+        compute_precision=ct.precision.FLOAT32,  # no new casts: the program already has its casts
         pass_pipeline=ct.PassPipeline.EMPTY,
         skip_model_load=True,
         package_dir=str(package),

@@ -1,4 +1,4 @@
-"""Execute a saved package: with our own runtime anywhere, with Core ML itself on a Mac."""
+"""Execute a saved package: with our runtime on any machine, with Core ML on a Mac."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Predict = Callable[[dict[str, Array]], Any]
 
 
 class PackageRunner:
-    """A package behind the contract's Runner: names, shapes and dtypes are checked both ways."""
+    """Runner of a package that checks names, shapes and dtypes of inputs and outputs."""
 
     def __init__(
         self,
@@ -38,10 +38,10 @@ class PackageRunner:
         self._watch = watch
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
-        """Execute once; NCHW, float32 and int32 at the surface in every precision.
+        """Execute once; inputs and outputs are NCHW, float32 and int32 in every precision.
 
         Raises:
-            RuntimeFault: inputs that are not the model's, or a runtime that fails or answers otherwise.
+            RuntimeFault: the inputs are not the model's, the runtime fails, or its outputs are not the model's.
         """
         check_arrays(self._name, self.inputs, inputs)
         outputs = {name: np.asarray(array) for name, array in self._predict(dict(inputs)).items()}
@@ -49,10 +49,10 @@ class PackageRunner:
         return outputs
 
     def hazards(self) -> tuple[str, ...]:
-        """Operations whose values float16 could not hold in the runs so far; Core ML itself does not tell.
+        """Return the operations with float16 overflows in the runs so far; empty for Core ML.
 
         Raises:
-            RuntimeFault: our runtime fails when it repeats such a run in float32.
+            RuntimeFault: our runtime failed when it repeated such a run in float32.
         """
         return self._watch.hazards() if self._watch else ()
 
@@ -62,12 +62,12 @@ def load(path: Path, runtime: str | None = None) -> PackageRunner:
 
     Args:
         path: the ``.mlpackage`` folder.
-        runtime: ``mil`` or None, our own executor, which stores each value in the type that the program declares;
-            ``coreml``, Apple's, on a Mac.
+        runtime: ``mil`` or None: our runtime, which stores each value in the type that the program declares;
+            ``coreml``: Apple's, on a Mac.
 
     Raises:
-        RuntimeFault: no such package, or ``coreml`` anywhere but on a Mac.
-        UsageError: an unknown runtime.
+        RuntimeFault: the package cannot be read, or ``coreml`` was requested without a Mac.
+        UsageError: the runtime is unknown.
     """
     try:
         description = read_spec(path).description
@@ -93,7 +93,7 @@ def _open_mil(path: Path) -> tuple[Predict, OverflowWatch]:
 
 def _open_coreml(path: Path) -> tuple[Predict, None]:
     if sys.platform != "darwin":
-        raise RuntimeFault("Core ML itself runs on a Mac only; use --runtime mil here")
+        raise RuntimeFault("Core ML runs only on a Mac; use --runtime mil here")
     with raised_as(RuntimeFault, f"{path}: Core ML refuses the package", VENDOR_ERRORS), quiet():
         model = ct.models.MLModel(str(path))
     return lambda inputs: _predict_coreml(model, inputs), None
@@ -105,7 +105,7 @@ def _predict_coreml(model: Any, inputs: dict[str, Array]) -> Any:
 
 
 def values(path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Array]:
-    """Execute with our own runtime, each value stored in the type that the program declares; float32 copies.
+    """Execute with our runtime, each value stored in the type that the program declares; return float32 copies.
 
     Raises:
         RuntimeFault: the program does not run on these inputs.

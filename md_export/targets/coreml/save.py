@@ -1,4 +1,4 @@
-"""Write a ``.mlpackage`` with the same bytes for the same model; join several into one, and take one out again."""
+"""Write an ``.mlpackage`` with the same bytes for the same model; join several into one, and split them again."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _DATE: Final = "com.github.apple.coremltools.conversion_date"
 def save(model: CoremlModel, path: Path) -> None:
     """Write the package at ``path``, the same bytes in every process.
 
-    coremltools stamps the day, draws random identifiers and leaves map entries in hash order: the
-    day is removed, identifiers are made from the content, maps are sorted. The metadata say which torch
-    module each operation came from, and the job's notes.
+    coremltools writes the date, random identifiers, and map entries in hash order: the date is removed, identifiers
+    are derived from the content, and maps are sorted. The metadata has the torch module of each operation, and the
+    job's metadata.
 
     Raises:
         OutputError: the disk is full or the folder cannot be written.
@@ -48,7 +48,7 @@ def write_package(spec: Any, weights: Path, path: Path) -> None:
     """Write a specification and a copy of its weight file, if there is one, as the package ``path``.
 
     Raises:
-        OutputError: as :func:`save`.
+        OutputError: see :func:`save`.
     """
     spec.description.metadata.userDefined.pop(_DATE, None)
     try:
@@ -75,19 +75,19 @@ def _manifest(path: Path) -> dict[str, object]:
 
 
 def _sha256_or_none(file: Path) -> str:
-    """A program without weights has no weight file."""
+    """Return the hash of a weight file; a program without weights has none."""
     return sha256_of(file) if file.exists() else "none"
 
 
 def join(packages: Mapping[str, Path], path: Path, workdir: Path) -> None:
-    """Write a package whose functions are the programs of ``packages``, by their names there; the first is the default.
+    """Write a package with the programs of ``packages`` as functions, by their names; the first is the default.
 
-    Core ML loads such packages from iOS 18 on; an app names the function in ``MLModelConfiguration.functionName``.
+    Core ML loads such packages since iOS 18; an app names the function in ``MLModelConfiguration.functionName``.
 
-    Equal weights are stored once. What a package says of itself stays with its function.
+    Equal weights are stored once. The metadata of a package stays with its function.
 
     Args:
-        workdir: an empty folder on a disk that has room for the result.
+        workdir: an empty folder on a disk with room for the result.
 
     Raises:
         ConversionError: coremltools cannot join them.
@@ -109,10 +109,10 @@ def join(packages: Mapping[str, Path], path: Path, workdir: Path) -> None:
 
 
 def split(package: Path, function: str, path: Path) -> None:
-    """Write one function as a separate package. It has the weight file of all of them.
+    """Write one function as a separate package, with the weight file of all functions.
 
     Raises:
-        ArtifactError: there is no such function.
+        ArtifactError: the package has no such function.
         OutputError: ``path`` cannot be written.
     """
     write_package(take_function(read_whole_spec(package), function, package), package / WEIGHTS, path)

@@ -1,4 +1,4 @@
-"""Constants of a saved package: decompressed one at a time, and changed for the gate's self-test."""
+"""Constants of a saved package: decompress them one at a time, and change them for the self-test of verification."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _ROLES: Final[dict[tuple[str, str], Role]] = {
     **{(kind, "bias"): "bias" for kind in ("conv", "conv_transpose", "linear")},
     **{(kind, "gamma"): "weight" for kind in ("layer_norm", "batch_norm", "instance_norm")},
     **{(kind, "beta"): "bias" for kind in ("layer_norm", "batch_norm", "instance_norm")},
-    # Of a multiplication and addition that became a batch norm: zeros and ones.
+    # Statistics of a batch norm that replaces a multiplication and addition: zeros and ones.
     ("batch_norm", "mean"): "bias",
     ("batch_norm", "variance"): "weight",
     ("gather", "x"): "weight",
@@ -46,30 +46,30 @@ _ROLES: Final[dict[tuple[str, str], Role]] = {
     ("mul", "y"): "weight",
     ("add", "y"): "bias",
 }
-# Axis of a weight's output channels; the first but for a transposed convolution.
+# Axis of a weight's output channels; the first, except for a transposed convolution.
 _MADE: Final = {"conv_transpose": 1}
 _EDITED_ROLES: Final = {"scale": "scale", "lut": "palette"}
-# numpy's names of the types that it has.
+# numpy's names of types.
 _NUMPY: Final = {"fp16": "float16", "fp32": "float32"} | {
     name: name for name in ("int8", "uint8", "int16", "uint16", "int32", "uint32")
 }
-# MILBlob's codes of the two float types.
+# MILBlob's codes of the float types.
 _CODES: Final = {"float16": 1, "float32": 2}
 _ALIGNED: Final = 64
 
 
 class _Reader(NamedTuple):
-    """An operation and the input through which it takes a value."""
+    """An operation and the input that reads a value."""
 
     op: Any
     role: str
 
 
 def stored_weights(path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:
-    """Every constant array and every decompressed weight, one at a time.
+    """Yield every constant array and every decompressed weight.
 
     Raises:
-        ArtifactError, RuntimeFault: no readable package, or a weight that cannot be decompressed.
+        ArtifactError, RuntimeFault: the package cannot be read, or a weight cannot be decompressed.
     """
     spec, package = read_spec(path), Package(path)
     modules, constants = read_modules(spec), Constants(main_operations(spec), package.weights, DECODERS)
@@ -106,9 +106,9 @@ def _use(reader: _Reader, modules: dict[str, str]) -> Use:
 
 
 def _is_promised(weight: StoredWeight, reader: _Reader, scheme: QuantScheme) -> bool:
-    """Whether compression concerns it: multiplied with or looked up, and larger than a palette of it.
+    """Whether the scheme must compress a weight: it is multiplied or looked up, and larger than its palette.
 
-    ``scheme``: of the module that reads it.
+    ``scheme``: scheme of the module that reads it.
     """
     shape = weight.values.shape
     if reader.role not in WEIGHT_INPUTS.get(reader.op.type, ()) or len(shape) < 2 or prod(shape) < LEAST_ELEMENTS:
@@ -131,7 +131,7 @@ def _transposed(weight: StoredWeight) -> StoredWeight:
 
 @contextmanager
 def edit(path: Path) -> Iterator[list[Constant]]:
-    """Every constant of the weight file in the order of the program; what was written in place is saved."""
+    """Yield the constants of the weight file in the order of the program; changes in place are saved at the end."""
     file = path / WEIGHTS
     content, blobs = bytearray(file.read_bytes()), BlobFile(file)
     yield [
@@ -152,7 +152,7 @@ def _constant(content: bytearray, blobs: BlobFile, name: str, role: str, offset:
 
 
 def store_as_float(path: Path) -> bool:
-    """Store each compressed weight as the float that it stands for, in a separate constant. False where none is."""
+    """Store each compressed weight as a new constant with its float values; return False without any."""
     spec = read_spec(path)
     compressed = {op.outputs[0].name: op for op in main_operations(spec) if op.type.startswith("constexpr_")}
     inputs = {item.name: item.zeros() for item in feature_specs(spec.description.input)}
@@ -173,7 +173,7 @@ def store_as_float(path: Path) -> bool:
 
 
 def _append(content: bytearray, values: np.ndarray[Any, Any]) -> int:
-    """Add a blob to a weight file; returns the offset of its record."""
+    """Append a blob to a weight file and return the offset of its record."""
     content.extend(bytes(-len(content) % _ALIGNED))
     offset = len(content)
     record = struct.pack("<IIQQQ", SENTINEL, _CODES[values.dtype.name], values.nbytes, offset + _ALIGNED, 0)

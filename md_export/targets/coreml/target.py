@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CoremlModel:
-    """A model between two stages: on disk, so that no stage holds another's copy of the weights.
+    """A model between two stages, on disk so that each stage has only one copy of the weights in memory.
 
     Attributes:
-        package: coremltools' own ``.mlpackage`` in the job's workdir.
-        modules: name of a value in the program → path of the torch module that it came from: the owner of a
-            weight, the caller of an operation.
-        notes: the job's, for the saved package.
+        package: ``.mlpackage`` of coremltools in the job's workdir.
+        modules: name of a value in the program → path of its torch module: the owner of a weight, the caller of an
+            operation.
+        notes: the job's metadata, for the saved package.
     """
 
     package: Path
@@ -44,7 +44,7 @@ class CoremlModel:
 
 
 class CoremlTarget(Target, Lints, CountsCosts):
-    """Core ML packages, executed off a Mac by our own runtime."""
+    """Core ML packages; our runtime executes them without a Mac."""
 
     name = "coreml"
     suffix = ".mlpackage"

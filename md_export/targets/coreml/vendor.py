@@ -1,8 +1,8 @@
-"""coremltools behind one door: its noise kept off the terminal, its failures given a component's name.
+"""Silence coremltools, and add the component's name to its errors.
 
 coremltools draws a progress bar per stage on stderr and logs a line per runtime library that exists
-on a Mac only. What it logs as an error is kept: it names the operation that failed, which the
-exception itself often does not.
+only on a Mac. Its logged errors are kept, because they name the failed operation; the exception often
+does not.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from md_export.errors import ConversionError, one_line
 
-# What torch.export and coremltools raise on a graph they cannot take; anything else is a bug of ours.
+# Errors of torch.export and coremltools for an unsupported graph; any other error is a bug of md-export.
 VENDOR_ERRORS = (ValueError, TypeError, RuntimeError, LookupError, AttributeError, AssertionError, ArithmeticError)
 _LOGGERS = ("coremltools", "torch")
 
@@ -33,7 +33,7 @@ class _Errors(logging.Handler):
 
 @contextlib.contextmanager
 def quiet() -> Iterator[list[str]]:
-    """Silence bars, warnings and log lines of coremltools and torch; yields the errors logged meanwhile."""
+    """Silence bars, warnings and log lines of coremltools and torch; yield the errors logged within the block."""
     handler = _Errors()
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     before = [(logger.level, logger.propagate) for logger in loggers]

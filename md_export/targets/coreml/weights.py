@@ -1,4 +1,4 @@
-"""Which constants of a program are weights, which torch module owns each, and how each is stored."""
+"""Find the weights among a program's constants, the torch module of each, and how each is stored."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from md_export.targets.coreml.target import CoremlModel
 from md_export.targets.coreml.vendor import ct
 from md_export.targets.lowering import check_module_globs
 
-# Only what these operations multiply with or look up is a weight. Other constants of rank 2 and more
-# stay float: the frequencies of the time embedding, the causal mask, the position embedding (folded
-# to one added constant).
+# Only constants that these operations multiply or look up are weights. Other constants of rank 2 and
+# more stay float: the frequencies of the time embedding, the causal mask, the position embedding
+# (folded into one added constant).
 WEIGHT_INPUTS: Final[Mapping[str, tuple[str, ...]]] = {
     "conv": ("weight",),
     "conv_transpose": ("weight",),
@@ -25,16 +25,16 @@ WEIGHT_INPUTS: Final[Mapping[str, tuple[str, ...]]] = {
     "matmul": ("x", "y"),
     "gather": ("x",),
 }
-# Constants of fewer elements are stored in the program and not in the weight file, and coremltools
-# leaves them as they are (should_use_weight_file).
+# Constants with fewer elements are stored in the program and not in the weight file, and coremltools
+# does not compress them (should_use_weight_file).
 LEAST_ELEMENTS: Final = 10
 _FLOATS: Final = ("FLOAT32", "FLOAT16")
-# Scales and tables are float16, as the weights that they stand for.
+# Scales and tables are float16, like the weights that they represent.
 _BITS: Final = 16
 
 
 def float_weights(spec: Any) -> frozenset[str]:
-    """Names of the float constants of rank ≥ 2 that a convolution, linear, matmul or gather uses as weight."""
+    """Return the names of the float constants of rank ≥ 2 that a convolution, linear, matmul or gather reads."""
     operations = main_operations(spec)
     used = {
         argument.name
@@ -54,10 +54,10 @@ def _is_float(value: Any, used: set[str]) -> bool:
 
 
 def storage_of(weights: frozenset[str], model: CoremlModel, job: LoweringJob) -> dict[str, QuantScheme]:
-    """How each weight is stored, by name: those left out stay float, by ``keep_float`` or by a rule.
+    """Return the scheme of each weight by name; weights that stay float by ``keep_float`` or a rule are left out.
 
     Raises:
-        ConversionError: a glob of ``keep_float`` or of a rule that matches no module.
+        ConversionError: a glob of ``keep_float`` or of a rule matches no module.
     """
     check_module_globs(job)
     scheme, owners = job.scheme, {name: _module(name, model.modules) for name in weights}
@@ -70,9 +70,9 @@ def _module(constant: str, modules: Mapping[str, str]) -> str:
 
 
 def weight_storage(path: str, layer: nn.Module, scheme: QuantScheme) -> WeightStorage | None:
-    """Return how ``compress`` stores a weight; ``scheme`` is the module's own, without rules. None: it stays float.
+    """Return how ``compress`` stores a weight under the module's ``scheme`` without rules; None: in float.
 
-    The table of positions is folded to a constant that is added, and no weight.
+    The table of positions is folded into an added constant, so it is not a weight.
     """
     if not isinstance(layer, nn.Conv2d | nn.Linear | nn.Embedding) or path.endswith("position_embedding"):
         return None
@@ -84,13 +84,13 @@ def weight_storage(path: str, layer: nn.Module, scheme: QuantScheme) -> WeightSt
 
 
 def pays(shape: tuple[int, ...], made: int, itemsize: int, scheme: QuantScheme) -> bool:
-    """Whether indices and tables together are smaller than the values, both in bits.
+    """Whether indices and tables together have fewer bits than the values; true for anything but a palette.
 
     Args:
-        shape: of the weight.
-        made: axis of its output channels.
+        shape: shape of the weight.
+        made: axis of the output channels.
         itemsize: bytes of a value.
-        scheme: everything but a palette pays.
+        scheme: scheme of the weight.
     """
     if not scheme.palette_bits:
         return True

@@ -1,4 +1,4 @@
-"""Known faults: what public reports, or tests of ours, found wrong with a runtime, and where a graph has that form."""
+"""Known faults of runtimes, from public reports or our tests, and the operations of a graph that they affect."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class FaultReport:
 
     @property
     def span(self) -> str:
-        """The versions in words."""
+        """The affected versions in words."""
         if self.since and self.until:
             return self.since if self.since == self.until else f"{self.since}–{self.until}"
         return f"{self.since} and later" if self.since else f"{self.until} and earlier" if self.until else "any version"

@@ -31,7 +31,7 @@ from md_export.targets.operations import Facts, Op
 
 _SCALES: Final = ("scale_factor_height", "scale_factor_width")
 _ATTENTION: Final = "scaled_dot_product_attention"
-# The first that a rule gives is the operation's verdict.
+# Precedence of verdicts: the first of these that an applicable rule gives is the operation's verdict.
 _ORDER: Final[tuple[Verdict, ...]] = ("unlikely", "unknown", "likely")
 _Measured = TypeVar("_Measured", Hazard, Float16Bound)
 
@@ -194,7 +194,7 @@ LIMITS: Final[Mapping[str, Callable[[Any, Any, float], bool]]] = {
     "overflows_over": lambda value, limit, _: value.overflows > limit,
     "largest_from": lambda value, limit, _: value.largest >= limit,
     "largest_over": lambda value, limit, _: value.largest > limit,
-    # A value that is all zeros loses nothing.
+    # A value of zeros has no error.
     "largest_below": lambda value, limit, _: 0 < value.largest < limit,
     "partial_sum_over": lambda value, limit, _: value.partial_sum > limit,
     "sums_in_float32": lambda value, expected, _: value.sums_in_float32 == expected,

@@ -1,6 +1,6 @@
-"""Rule files, ``<target>/engine_rules.toml``: what an engine is known to compute and to refuse, and its costs.
+"""Rule files, ``<target>/engine_rules.toml``: operations that an engine supports or refuses, and their costs.
 
-``<target>/known_faults.toml`` beside it: faults of the runtime's published versions, with conditions in the same words.
+``<target>/known_faults.toml``: faults of the runtime's published versions, with the same conditions.
 """
 
 from __future__ import annotations
@@ -253,11 +253,11 @@ def load_faults(path: Path) -> FaultFile:
         unknown = [version for version in (fault.since, fault.until) if version not in (None, *file.versions)]
         unknown += [backend for backend in fault.backends if backend not in file.backends]
         if unknown:
-            raise ArtifactError(f"{path}: fault {fault.id}: {unknown[0]} is no version or backend of the file")
+            raise ArtifactError(f"{path}: fault {fault.id}: {unknown[0]} is not a version or backend of the file")
         if fault.since and fault.until and numbers(fault.since) > numbers(fault.until):
             raise ArtifactError(f"{path}: fault {fault.id}: it ends before it begins")
         if not _has_source(fault):
-            raise ArtifactError(f"{path}: fault {fault.id}: source is no https address; a fault needs one")
+            raise ArtifactError(f"{path}: fault {fault.id}: source is not an https address; a fault needs one")
     return file
 
 
@@ -285,12 +285,12 @@ def _has_source(rule: EngineRule | HazardRule | FaultReport) -> bool:
 
 def _fault(rule: EngineRule | HazardRule, systems: tuple[str, ...]) -> str | None:
     if not _has_source(rule):
-        return "source is no https address; a rule needs one"
+        return "source is not an https address; a rule needs one"
     if not rule.when.given():
-        return "its condition is empty; it would fit everything"
+        return "its condition is empty, so it would apply to everything"
     if isinstance(rule, HazardRule):
         return None
     if rule.when.weight_bytes_over is not None and len(rule.when.given()) > 1:
-        return "weight_bytes_over speaks of a package, not of an operation"
+        return "weight_bytes_over is a condition on a package, not on an operation"
     unknown = [system for system in (rule.since, rule.until) if system not in (None, *systems)]
-    return f"{unknown[0]} is none of {', '.join(systems)}" if unknown else None
+    return f"{unknown[0]} is not one of {', '.join(systems)}" if unknown else None

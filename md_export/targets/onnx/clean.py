@@ -1,4 +1,4 @@
-"""Make an exported graph a function of the model alone: no source paths, no traces, names from module paths."""
+"""Clean an exported graph so that it depends only on the model: no source paths or traces, names from module paths."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _REGION: Final = 1
 
 
 def qualified(domain: str, kind: str) -> str:
-    """An operator's name; ``com.microsoft::FusedConv`` where it is none of the standard's."""
+    """Return an operator's name, with its domain if it is not in the standard: ``com.microsoft::FusedConv``."""
     return kind if domain in _STANDARD else f"{domain}::{kind}"
 
 
 def foreign_operators(model: ir.Model) -> list[str]:
-    """Operators outside the standard, and functions, which an exporter may leave in a file; in alphabetical order."""
+    """Return the operators outside the standard and the functions of a file, in alphabetical order."""
     nodes = sorted({qualified(node.domain, node.op_type) for node in model.graph if node.domain not in _STANDARD})
     return nodes + sorted(f"function {function.name}" for function in model.functions.values())
 
 
 def check_portable(model: ir.Model, maker: str) -> None:
-    """Refuse what only some runtimes execute; ``maker`` is who made the graph.
+    """Refuse operators that only some runtimes support; ``maker``: the tool that made the graph.
 
     Raises:
-        ConversionError: names the operators.
+        ConversionError: the graph has such operators; the message lists them.
     """
     foreign = foreign_operators(model)
     if foreign:
@@ -39,10 +39,10 @@ def check_portable(model: ir.Model, maker: str) -> None:
 
 
 def clean(model: ir.Model) -> None:
-    """Name nodes by module path, name folded weights, drop all metadata and documentation, in place.
+    """Name nodes by module path, name folded weights, remove all metadata and documentation, in place.
 
     A node becomes ``<module path>/<operator>[.n]``, for instance ``up_blocks.0.resnets.1.conv_dw/Conv``;
-    :func:`module_path` takes it apart again. A weight that the exporter transposed takes the name
+    :func:`module_path` parses the name. A weight that the exporter transposed becomes
     ``<module path>.weight_transposed``.
 
     Raises:
@@ -55,13 +55,13 @@ def clean(model: ir.Model) -> None:
 
 
 def module_path(node_name: str) -> str:
-    """The torch module a node came from; empty where it belongs to the root."""
+    """Return the path of the torch module of a node; empty for the root."""
     return node_name.rpartition("/")[0]
 
 
 def _scope(node: ir.Node) -> str:
     # The exporter stores repr() of [root, …, module path, name of the traced operation];
-    # nodes made by its optimizer (split, fused constants) carry none.
+    # nodes made by its optimizer (split, fused constants) have none.
     scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
     return str(scopes[-2]) if len(scopes) > 1 else ""
 
@@ -86,7 +86,7 @@ def _name_folded_weights(graph: ir.Graph) -> None:
 
 
 def strip(model: ir.Model) -> None:
-    """Drop all metadata and documentation strings: they hold source paths and tool notes."""
+    """Remove all metadata and documentation strings, because they contain source paths and tool notes."""
     graph = model.graph
     values = [*graph.inputs, *graph.initializers.values(), *(out for node in graph for out in node.outputs)]
     for item in (model, graph, *graph, *values):
@@ -95,12 +95,12 @@ def strip(model: ir.Model) -> None:
 
 
 def name_regions(graph: ir.Graph) -> None:
-    """Give each Resize of a 4-D value its region, one constant for all, in place.
+    """Set the region input of each Resize of a 4-D value, one constant for all, in place.
 
         Resize(x, —, scales) → Resize(x, region, scales)        region = [0, 0, 0, 0, 1, 1, 1, 1]
 
-    The standard makes the region optional and ignores it in all modes but one. onnxruntime's check of mobile
-    usability takes a missing input for one of unknown shape, and tells people to keep such a graph off Core ML.
+    In the standard, the region is optional and ignored in all modes but one. onnxruntime's check of mobile usability
+    treats a missing input as one of unknown shape, and then advises against Core ML.
     """
     nameless = [node for node in graph if node.op_type == "Resize" and node.inputs[_REGION] is None]
     if not nameless:

@@ -1,4 +1,4 @@
-"""Operators of a saved ONNX file, stored bytes by type, weights that stayed float, and what each node costs."""
+"""Contents of a saved ONNX file: operators with their costs, stored bytes by type, weights that stayed float."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ from md_export.targets.operations import (
     product_macs,
 )
 
-# Which input of an operator is its weight.
+# Position of the weight among an operator's inputs.
 WEIGHT_INPUT: Final = {"Conv": 1, "Gemm": 1, "MatMul": 1, "Gather": 0}
-# What onnx says of constants that make no sense.
+# Errors of onnx for malformed constants.
 MALFORMED: Final = (onnx.checker.ValidationError, OSError, ValueError, KeyError, IndexError, TypeError)
 UNSHAPED: Final = (*MALFORMED, onnx.shape_inference.InferenceError)
-# What stands between a stored weight and the operator that takes it.
+# Operators between a stored weight and its reader.
 _DECODING: Final = ("DequantizeLinear", "Cast", "Reshape")
 _VIEWS: Final = ("Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Shape", "Constant")
 _MOVES: Final = ("Transpose", "DepthToSpace", "SpaceToDepth")
 _PASSING: Final = ("QuantizeLinear", "DequantizeLinear")
 _CONVOLUTIONS: Final = ("Conv", "ConvTranspose")
-# What only gives a constant another form where it is given one.
+# Operators that only change the form of a constant input.
 _FORMS: Final = ("Cast", "Reshape", "Transpose", "Unsqueeze", "Identity")
-# Of a node's inputs.
+# Shapes of a node's inputs.
 _Shapes = Sequence[tuple[int, ...]]
 _MACS: Final[Mapping[str, Callable[[_Shapes, tuple[int, ...]], int]]] = {
-    # Weights [out, in of a group, …], and [in, out of a group, …].
+    # Weights are [out, in of a group, …], and [in, out of a group, …] for a transposed convolution.
     "Conv": lambda shapes, out: math.prod(out) * math.prod(shapes[1][1:]),
     "ConvTranspose": lambda shapes, _: math.prod(shapes[0]) * math.prod(shapes[1][1:]),
     "Gemm": lambda shapes, out: product_macs(shapes[0], out),
@@ -59,11 +59,11 @@ _MACS: Final[Mapping[str, Callable[[_Shapes, tuple[int, ...]], int]]] = {
 def describe(path: Path) -> Description:
     """Read a saved graph without running it.
 
-    Weights are the constants of Conv, Gemm, MatMul and Gather, each under its node's name. QuantizeLinear
-    would turn a constant NaN into numbers, hence the look at the constants themselves.
+    Weights are the constants of Conv, Gemm, MatMul and Gather, each under its node's name. QuantizeLinear would
+    convert a constant NaN to a number, so the constants themselves are checked for NaN.
 
     Raises:
-        RuntimeFault: the file is no ONNX model, or its weights are not beside it.
+        RuntimeFault: the file is not an ONNX model, or its weights are not beside it.
     """
     model = read_graph(path)
     with raised_as(RuntimeFault, f"{path.name}: its weights cannot be read", MALFORMED):
@@ -84,7 +84,7 @@ def _description(model: onnx.ModelProto, folder: Path) -> Description:
 
 
 def _weight_dtypes(graph: onnx.GraphProto) -> dict[str, str]:
-    # One column is the row scales of an int8 embedding table.
+    # A single column holds the row scales of an int8 embedding table.
     dtypes = {tensor.name: dtype_of(tensor) for tensor in graph.initializer if list(tensor.dims[1:]) != [1]}
     for node in graph.node:
         if node.op_type in _DECODING and node.input[0] in dtypes:
@@ -94,31 +94,31 @@ def _weight_dtypes(graph: onnx.GraphProto) -> dict[str, str]:
 
 
 def read_graph(path: Path) -> onnx.ModelProto:
-    """Parse a file; its weights stay in it, or beside it. Those of an ``.ort`` file are read.
+    """Parse a file without reading its weights; the weights of an ``.ort`` file are read.
 
     Raises:
-        RuntimeFault: the file is no ONNX model.
+        RuntimeFault: the file is not an ONNX model.
     """
     if path.suffix == ORT_SUFFIX:
         return as_onnx(path)
-    with raised_as(RuntimeFault, f"{path.name} is no ONNX model", (DecodeError, MalformedFileError, OSError)):
+    with raised_as(RuntimeFault, f"{path.name} is not an ONNX model", (DecodeError, MalformedFileError, OSError)):
         model = read_without_weights(path)
     if not any(item.version for item in model.opset_import if not item.domain):
-        raise RuntimeFault(f"{path.name} is no ONNX model: it names no opset")
+        raise RuntimeFault(f"{path.name} is not an ONNX model: it has no opset")
     return model
 
 
 def read_unfused(path: Path) -> onnx.ModelProto:
-    """As :func:`read_graph`, for those who look for the checkpoint's modules and tensors inside.
+    """Parse a file as :func:`read_graph` does, and refuse one without the checkpoint's modules and tensors.
 
     Raises:
-        RuntimeFault: onnxruntime has fused it, too.
+        RuntimeFault: see :func:`read_graph`; also if onnxruntime has fused the graph.
     """
     model = read_graph(path)
     if "form" in notes_among({pair.key: pair.value for pair in model.metadata_props}):
         raise RuntimeFault(
             f"{path.name} was fused by onnxruntime: its operators and constants are no longer the checkpoint's modules "
-            "and tensors. Export the same recipe without --ort or --cpu-fused and look into that; verify judges both"
+            "and tensors. Export the same recipe without --ort or --cpu-fused and inspect that one; verify judges both"
         )
     return model
 
@@ -130,7 +130,7 @@ def _finite(tensor: onnx.TensorProto, folder: Path) -> bool:
 
 
 def dtype_of(tensor: onnx.TensorProto) -> str:
-    """numpy's name of a constant's type, or that of ml_dtypes."""
+    """Return the name of a constant's type in numpy or ml_dtypes."""
     return str(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).name)
 
 
@@ -147,24 +147,24 @@ def stored_bytes(tensor: onnx.TensorProto) -> int:
 
 
 def costs(path: Path) -> tuple[OpCost, ...]:
-    """One for each node.
+    """Return the cost of each node.
 
     Raises:
-        RuntimeFault: the file is no ONNX model, was fused by onnxruntime, or its shapes cannot be told.
+        RuntimeFault: the file is not an ONNX model, was fused by onnxruntime, or its shapes cannot be told.
     """
     model = read_unfused(path)
     values = _values(model, path.name)
-    with raised_as(RuntimeFault, f"{path.name}: its shapes cannot be told", UNSHAPED, then="; export it again"):
+    with raised_as(RuntimeFault, f"{path.name}: its shapes cannot be inferred", UNSHAPED, then="; export it again"):
         return costs_of([_node(node, values) for node in model.graph.node], values)
 
 
 def explorer_graph(path: Path) -> ExplorerGraph:
-    """The graph as the adapter of .onnx files for Model Explorer names it: operations by the names of their nodes.
+    """Return the graph with the ids of Model Explorer's adapter for .onnx files: the names of the nodes.
 
     Source: ``main.py`` of justinchuby/model-explorer-onnx (``create_node``, ``create_graph``).
 
     Raises:
-        RuntimeFault: the file is no ONNX model, was fused by onnxruntime, or its shapes cannot be told.
+        RuntimeFault: the file is not an ONNX model, was fused by onnxruntime, or its shapes cannot be told.
     """
     model = read_unfused(path)
     names = tuple(node.name for node in model.graph.node)
@@ -172,8 +172,8 @@ def explorer_graph(path: Path) -> ExplorerGraph:
 
 
 def _values(model: onnx.ModelProto, file: str) -> dict[str, Value]:
-    """Every value whose shape the graph declares, or that follows from it."""
-    with raised_as(RuntimeFault, f"{file}: its shapes cannot be told", UNSHAPED, then="; export it again"):
+    """Return every value with a declared or inferred shape."""
+    with raised_as(RuntimeFault, f"{file}: its shapes cannot be inferred", UNSHAPED, then="; export it again"):
         values = _known(model.graph)
         if all(node.output[0] in values for node in model.graph.node):
             return values
@@ -181,11 +181,11 @@ def _values(model: onnx.ModelProto, file: str) -> dict[str, Value]:
 
 
 def _known(graph: onnx.GraphProto) -> dict[str, Value]:
-    """Values whose shape is known: declared, or that of what quantizers, which declare nothing, were given."""
+    """Return the values with a declared shape, and outputs of quantizers with the shape of their inputs."""
     values = dict(_declared(graph))
     for node in graph.node:
         if node.op_type in _PASSING and node.output[0] not in values and node.input[0] in values:
-            # The zero point has the integer's type, the scale the real one's.
+            # The zero point has the integers' type, the scale the floats' type.
             to_integers = node.op_type == "QuantizeLinear" and len(node.input) > len("xs")
             typed = values[node.input[2 if to_integers else 1]] if len(node.input) > 1 else values[node.input[0]]
             values[node.output[0]] = Value(node.output[0], values[node.input[0]].shape, typed.dtype)
@@ -203,7 +203,7 @@ def _declared(graph: onnx.GraphProto) -> Iterator[tuple[str, Value]]:
 
 
 def _dtype(number: int) -> str:
-    """numpy's name; ONNX calls float32 plainly float."""
+    """Return numpy's name of a type; ONNX calls float32 float."""
     name = str(onnx.TensorProto.DataType.Name(number)).lower()
     return "float32" if name == "float" else name
 

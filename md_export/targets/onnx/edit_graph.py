@@ -1,4 +1,4 @@
-"""A saved ONNX graph, open for change by the gate's self-test."""
+"""Edit a saved ONNX graph, for the self-test of verification."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _step(node: Any) -> EditableStep:
 
 @contextmanager
 def edit_graph(path: Path) -> Iterator[OnnxGraph]:
-    """Open a graph; it is saved at the end."""
+    """Open a graph for editing; it is saved at the end."""
     read_unfused(path)
     found = OnnxGraph(onnx.load(path))
     yield found

@@ -19,10 +19,10 @@ _INSERTED: Final = ("QuantizeLinear", "DequantizeLinear")
 
 
 def graph(path: Path) -> StoredGraph:
-    """Read every node with the torch module that its name tells; an inserted one has that of the node it reads.
+    """Read every node with the torch module in its name; an inserted node has the module of the node that it reads.
 
     Raises:
-        RuntimeFault: the file is no ONNX model, or onnxruntime has fused it.
+        RuntimeFault: the file is not an ONNX model, or onnxruntime has fused it.
     """
     model = read_unfused(path)
     found = StoredGraph(
@@ -36,7 +36,7 @@ def graph(path: Path) -> StoredGraph:
     )
     for name in ("node", "initializer", "value_info", "input", "output"):
         model.graph.ClearField(name)
-    # Notes are compared by themselves; producers, names and comments change nothing.
+    # Metadata is compared separately; producers, names and comments have no effect.
     for name in ("metadata_props", "producer_version"):
         model.ClearField(name)
     return StoredGraph(found.inputs, found.outputs, found.steps, found.constants, str(model))
@@ -55,7 +55,7 @@ def _steps(found: Any) -> Iterator[Step]:
         modules = made.get(node.input[0], ()) if kind in _INSERTED else (module_path(node.name),)
         made |= dict.fromkeys(node.output, modules)
         settings = {item.name: _words(item) for item in node.attribute}
-        # An operand that is left out has no name.
+        # An omitted operand has no name.
         operands = "".join("." if name else "-" for name in node.input)
         yield Step(
             kind,

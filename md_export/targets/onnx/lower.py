@@ -1,4 +1,4 @@
-"""Torch module → ONNX graph in float32 or float16, static shapes, opset 18."""
+"""Lower a torch module to an ONNX graph in float32 or float16, with static shapes and opset 18."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from md_export.targets.onnx.target import OnnxModel
 from md_export.targets.onnx.weights import initializer
 
 _ANY_SIZE: Final = 1 << 40
-# From 21 on the exporter emits GroupNormalization, which onnxruntime's CPU provider expands into more
-# and slower nodes and which mobile providers do not take.
+# Since opset 21, the exporter emits GroupNormalization; onnxruntime's CPU provider expands it into more
+# and slower nodes, and mobile providers do not support it.
 OPSET: Final = 18
 
 
 def part_weights(model: ir.Model) -> None:
-    """Take parts of constants out of them, in place; all parts being used, the bytes stay as many.
+    """Replace look-ups in constants and splits of constants by separate constants, in place; the bytes do not grow.
 
         Conv(x, Gather(stack[4, out, in, k, k], 2)) → Conv(x, part[out, in, k, k])
         Conv(x, Split(whole[out, in, k, k])[0])     → Conv(x, part[out, in/2, k, k])
 
-    The exporter leaves large constants unchanged; but only what is a constant can be stored otherwise.
+    The exporter does not fold large constants, but only a constant can be quantized.
     """
     fold_constants(model, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE, should_fold=_looks_up)
     for node in list(model.graph):
@@ -41,13 +41,13 @@ def part_weights(model: ir.Model) -> None:
 
 
 def _looks_up(node: ir.Node) -> bool:
-    """Whether a node looks up parts of a constant; rows by token, which are no constants, are not folded."""
+    """Whether a node looks up a fixed part of a constant; a look-up by token ids is not folded."""
     whole = node.inputs[0] if node.op_type == "Gather" else None
     return whole is not None and whole.is_initializer()
 
 
 def _cut(graph: ir.Graph, node: ir.Node, whole: ir.Value, values: np.ndarray) -> None:
-    """onnxscript folds no operator of several results."""
+    """Replace a Split of a constant by its parts; onnxscript does not fold operators with several results."""
     axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
     first = 0
     for number, part in enumerate(node.outputs):
@@ -63,13 +63,13 @@ def _cut(graph: ir.Graph, node: ir.Node, whole: ir.Value, values: np.ndarray) ->
 
 
 def lower(job: LoweringJob) -> OnnxModel:
-    """Export the module, in float16 where the scheme computes in it, else in float32.
+    """Export the module in float16 if the scheme computes in float16, else in float32.
 
     Returns:
-        A graph in memory that shares storage with the module, surface float32/int32 as in ``job``.
+        A graph in memory that shares storage with the module; inputs and outputs float32/int32 as in ``job``.
 
     Raises:
-        ConversionError: the scheme is not supported, the exporter failed, or produced another surface than the job's.
+        ConversionError: the scheme is not supported, the exporter failed, or inputs and outputs differ from the job's.
     """
     check_scheme(job)
     module = half_copy(job.module) if job.scheme.activations == "float16" else job.module
@@ -102,13 +102,13 @@ def _export(module: nn.Module, job: LoweringJob) -> ir.Model:
 
 
 def _first_line(error: BaseException) -> str:
-    # The exporter wraps the cause in pages of advice; the innermost exception says what happened.
+    # The exporter wraps the cause in pages of advice; the innermost exception has the cause.
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error).strip().partition("\n")[0]
 
 
 def _spec(value: ir.Value) -> TensorSpec:
-    """A size that is not fixed counts as 0, and so does a rank."""
+    """Return the spec of a value; an unknown size counts as 0, an unknown rank as no axes."""
     shape = value.shape.numpy() if value.shape is not None and value.shape.is_static() else (0,)
     return TensorSpec(value.name or "", tuple(map(int, shape)), "" if value.dtype is None else value.dtype.numpy().name)

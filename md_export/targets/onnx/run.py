@@ -19,37 +19,37 @@ from md_export.targets.onnx.save import ORT_ERRORS, ORT_SUFFIX, WEIGHTS_FOLDER, 
 
 _HALF: Final = ir.DataType.FLOAT16
 _FLOAT: Final = ir.DataType.FLOAT
-# They give values that they were given, which are rounded already.
+# Operators that only pass values on, which are already rounded.
 _MOVING: Final = frozenset(
     ("Concat", "Gather", "Identity", "Reshape", "Resize", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
 )
 UNOPTIMIZED: Final = "unoptimized"
 _DTYPES: Final = {"tensor(float)": "float32", "tensor(int32)": "int32"}
-# What onnxruntime's quantizer inserts; it names these nodes after tensors.
+# Operators that onnxruntime's quantizer inserts; it names these nodes after tensors.
 _INSERTED: Final = ("QuantizeLinear", "DequantizeLinear")
 _SPINNING: Final = "session.intra_op.allow_spinning"
 # On x86 without VNNI, onnxruntime's products of uint8 and int8 overflow 16 bits; phones and newer processors have no
-# such overflow. This asks for its exact kernels there, and changes nothing elsewhere
+# such overflow. This option selects its exact kernels there, and changes nothing elsewhere
 # (onnxruntime_session_options_config_keys.h).
 _EXACT_INT8: Final = "session.x64quantprecision"
 
 
 def rounded_graph(path: Path) -> onnx.ModelProto | None:
-    """The saved graph in float32 with every result that it has in float16 rounded to float16; None where it has none.
+    """Return the saved graph in float32 with every float16 result rounded to float16; None if it has no float16.
 
         y = MatMul(a, b)        in float16
         y = Cast(Cast(MatMul(Cast(a), Cast(b)), float16), float32)        sums in float32, the result rounded
 
-    onnxruntime has float16 kernels for few operators on x86. It runs the others in float32, each between two casts
-    that it adds, and then drops every pair of casts that meet, optimizations off or not
-    (``RemoveDuplicateCastTransformer``): what comes out has hardly been rounded, and nothing overflows. Casts that
-    the graph itself holds are kept.
+    onnxruntime has float16 kernels for few operators on x86. It runs the others in float32, each between two casts that
+    it inserts, and then drops every pair of adjacent casts, even with optimizations off
+    (``RemoveDuplicateCastTransformer``): the results are hardly rounded, and nothing overflows. Casts that are in the
+    graph are kept.
 
-    Values keep their names. Weights that lie beside the file stay there: open the session with
+    Values keep their names. Weights beside the file stay there: open the session with
     :data:`md_export.targets.onnx.save.WEIGHTS_FOLDER`.
 
     Raises:
-        RuntimeFault: the file is no ONNX model.
+        RuntimeFault: the file is not an ONNX model.
     """
     model = ir.from_proto(read_graph(path))
     ir.external_data.set_base_dir(model.graph, path.parent)
@@ -128,14 +128,14 @@ def load(path: Path, runtime: str | None = None) -> OnnxRunner:
 
     Args:
         path: the file.
-        runtime: :data:`UNOPTIMIZED` for onnxruntime without its own changes to the graph.
+        runtime: :data:`UNOPTIMIZED` for onnxruntime without graph optimizations.
 
-    A float16 graph is opened unchanged, to see that onnxruntime accepts it, and then executed with every result rounded
-    to float16, as hardware does that computes in it: see :mod:`md_export.targets.onnx.run`.
+    A float16 graph is first opened unchanged, to check that onnxruntime accepts it, and then executed with every result
+    rounded to float16, like on hardware that computes in float16: see :func:`rounded_graph`.
 
     Raises:
         RuntimeFault: onnxruntime refuses the file.
-        UsageError: another runtime is asked for.
+        UsageError: ``runtime`` names another runtime.
     """
     if runtime not in (None, UNOPTIMIZED):
         raise UsageError(f"{path.name} runs in onnxruntime only; leave out the runtime {runtime!r}")
@@ -146,32 +146,32 @@ def load(path: Path, runtime: str | None = None) -> OnnxRunner:
     rounded = None if path.suffix == ORT_SUFFIX else rounded_graph(path)
     if rounded is None:
         return runner
-    del runner  # its copy of the weights
+    del runner  # frees its copy of the weights
     return OnnxRunner(_session(path, rounded.SerializeToString(), options), path.name)
 
 
 def _has_int8_activations(path: Path) -> bool:
-    """Whether products take integers on both sides; onnxruntime's exact kernels refuse integer weights alone."""
+    """Whether products read integers on both sides; onnxruntime's exact kernels refuse integer weights with floats."""
     return path.is_file() and any(node.op_type == "QuantizeLinear" for node in read_graph(path).graph.node)
 
 
 def _session(path: Path, content: str | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
     if isinstance(content, bytes):
         options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
-    with raised_as(RuntimeFault, f"{path.name} is no model that onnxruntime can run; export it again", ORT_ERRORS):
+    with raised_as(RuntimeFault, f"onnxruntime cannot run {path.name}; export it again", ORT_ERRORS):
         return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def _spec(node: ort.NodeArg, name: str) -> TensorSpec:
     if node.type not in _DTYPES or not all(isinstance(size, int) for size in node.shape):
-        raise RuntimeFault(f"{name}: {node.name} is {node.type}{node.shape}; artifacts hold static float32 or int32")
+        raise RuntimeFault(f"{name}: {node.name} is {node.type}{node.shape}; artifacts have static float32 or int32")
     return TensorSpec(node.name, tuple(node.shape), _DTYPES[node.type])
 
 
 def values(path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Array]:
-    """Execute the graph as it is written, without onnxruntime's optimizations, and keep the named values as float32.
+    """Execute the graph without onnxruntime's optimizations, and return the named values as float32.
 
-    What a float16 graph has in float16 is rounded to it: see :mod:`md_export.targets.onnx.run`.
+    Float16 values of the graph are rounded to float16: see :func:`rounded_graph`.
 
     Raises:
         RuntimeFault: onnxruntime refuses the graph or the inputs.

@@ -1,4 +1,4 @@
-"""Write an ONNX model, weights inside the file as long as the format can hold them; options of onnxruntime."""
+"""Write an ONNX model, with its weights inside the file up to the format's limit; options of onnxruntime."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from md_export.targets.onnx.wire import data_name, write_inline
 ORT_ERRORS: Final[tuple[type[Exception], ...]] = tuple(
     kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)
 )
-# For graphs that come as bytes.
+# Session option: folder of external weights, for graphs that are loaded from bytes.
 WEIGHTS_FOLDER: Final = "session.model_external_initializers_file_folder_path"
 _ERRORS_ONLY: Final = 3
 ORT_SUFFIX: Final = ".ort"
 _LEFT_OUT: Final[Mapping[str, tuple[str, ...]]] = {"ort": ("NchwcTransformer",), "cpu_fused": ()}
 _SAVE_AS: Final = "session.save_model_format"
 _DATA_NAME: Final = "session.optimized_model_external_initializers_file_name"
-# protobuf refuses messages of 2 GiB; the rest is left for the graph itself.
+# protobuf refuses messages of 2 GiB; the difference is for the graph itself.
 INLINE_BYTES: Final = 1_900_000_000
 
 
 def session_options(optimized: bool) -> ort.SessionOptions:
-    """Errors only; without ``optimized`` the graph is executed node by node as it is written."""
+    """Return session options that log only errors; without ``optimized``, the graph runs node by node as stored."""
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     if not optimized:
@@ -45,20 +45,20 @@ def session_options(optimized: bool) -> ort.SessionOptions:
 def write_fused(source: Path, path: Path, form: str, external: bool) -> None:
     """Optimize the graph of ``source`` and write ``path``.
 
-    ``ort``: the format of onnxruntime's small mobile builds, which read no ONNX and optimize nothing when they
-    load. Fused with its operators, for any processor: what makes a graph fit one kind (``NchwcTransformer``)
-    is left out, as onnxruntime's own converter leaves it out.
+    ``ort``: the format of onnxruntime's small mobile builds, which neither read ONNX nor optimize a graph. It is fused
+    with onnxruntime's operators for any processor; the optimizer for one kind of processor (``NchwcTransformer``) is
+    disabled, as in onnxruntime's converter.
 
-    ``cpu_fused``: ONNX with all that onnxruntime does for the processor at hand, done once. Not portable.
+    ``cpu_fused``: ONNX with all optimizations of onnxruntime for this processor. Not portable.
 
     Args:
         source: a saved graph of standard operators.
         path: file to create.
         form: ``ort`` or ``cpu_fused``.
-        external: the weights are too large to lie inside.
+        external: the weights are too large to be inside the file.
 
     Raises:
-        ConversionError: onnxruntime failed, or the format cannot hold so much.
+        ConversionError: onnxruntime failed, or the graph is too large for the format.
     """
     options = session_options(optimized=True)
     options.optimized_model_filepath = str(path)
@@ -74,7 +74,7 @@ def write_fused(source: Path, path: Path, form: str, external: bool) -> None:
 
 
 def as_onnx(path: Path) -> onnx.ModelProto:
-    """The graph of an ``.ort`` file, weights inside; onnxruntime writes it back unchanged.
+    """Return the graph of an ``.ort`` file with its weights; onnxruntime converts it without a change.
 
     Raises:
         RuntimeFault: onnxruntime refuses the file.
@@ -84,7 +84,7 @@ def as_onnx(path: Path) -> onnx.ModelProto:
     with scratch_folder() as scratch:
         back = scratch / "back.onnx"
         options.optimized_model_filepath = str(back)
-        with raised_as(RuntimeFault, f"{path.name} is no .ort file of this onnxruntime", (*ORT_ERRORS, OSError)):
+        with raised_as(RuntimeFault, f"{path.name} is not an .ort file of this onnxruntime", (*ORT_ERRORS, OSError)):
             ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             return onnx.load(back)
 
@@ -92,14 +92,14 @@ def as_onnx(path: Path) -> onnx.ModelProto:
 def save(model: OnnxModel, path: Path) -> None:
     """Write ``path``; above 1.9 GB the weights go to ``<name>.data`` beside it.
 
-    A model whose notes name a form of :mod:`md_export.targets.onnx.save` is written in that form.
+    A model with a form in its metadata is written in that form, see :func:`write_fused`.
 
     Args:
         model: what :func:`lower` or :func:`quantize` returned.
-        path: file to create; its folder exists.
+        path: file to create; its folder must exist.
 
     Raises:
-        ConversionError: the graph has operators outside the ONNX standard, or cannot have the form.
+        ConversionError: the graph has operators outside the ONNX standard, or cannot be written in the form.
     """
     graph = model.model
     check_portable(graph, "quantization")

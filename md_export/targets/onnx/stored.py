@@ -1,4 +1,4 @@
-"""Constants of a saved ONNX file: decoded one at a time, and changed for the gate's self-test."""
+"""Constants of a saved ONNX file: decode them one at a time, and change them for the self-test of verification."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from md_export.targets.stored import LEVELS, Constant, Float32, Grid, Role, Stor
 
 _MULTIPLIED: Final[tuple[tuple[str, int], ...]] = (("Conv", 1), ("Gemm", 1), ("MatMul", 1), ("Gather", 0))
 _NORMS: Final = ("LayerNormalization", "InstanceNormalization")
-# What an operand is, by operator and position. A product of the norm's value and its gamma stands second.
+# Role of an operand, by operator and position. A norm's gamma is the second operand of the product.
 _ROLES: Final[dict[tuple[str, int], Role]] = {
     **dict.fromkeys((*_MULTIPLIED, ("Mul", 1), *((kind, 1) for kind in _NORMS)), "weight"),
     **dict.fromkeys((("Conv", 2), ("Gemm", 2), ("Add", 1), *((kind, 2) for kind in _NORMS)), "bias"),
@@ -30,11 +30,11 @@ _NARROW: Final = (onnx.TensorProto.INT8, onnx.TensorProto.INT4)
 
 
 def dequantized(node: Any, read: Callable[[str], Any]) -> tuple[Float32, Float32]:
-    """The product of a DequantizeLinear of constants, and its steps: as many axes, each of 1 or of the blocks on it.
+    """Compute a DequantizeLinear of constants; return its values and its scales, with as many axes.
 
     Args:
-        node: has the names of integers, scale and, where it has one, zero point.
-        read: a constant by name.
+        node: has the names of integers, scale and optionally zero point.
+        read: returns a constant by name.
     """
     integers, scale, zero = (_read(node, position, read) for position in range(3))
     axis, block = attribute(node, "axis", 1), attribute(node, "block_size", 0)
@@ -52,19 +52,19 @@ def _read(node: Any, position: int, read: Callable[[str], Any]) -> Float32:
 
 
 def attribute(node: Any, name: str, default: int) -> int:
-    """An integer attribute of a node."""
+    """Return an integer attribute of a node."""
     return next((int(item.i) for item in node.attribute if item.name == name), default)
 
 
 class _Reader(NamedTuple):
-    """A node and the position at which it takes a value."""
+    """A node and the position of the input that reads a value."""
 
     node: Any
     position: int
 
 
 class _Coding(NamedTuple):
-    """How a constant becomes a float: the node that does it, the constants beside it, and who reads the float."""
+    """Decoding of a constant to float: the node, its other constants, and the readers of the float."""
 
     node: Any
     parts: tuple[str, ...]
@@ -72,10 +72,10 @@ class _Coding(NamedTuple):
 
 
 def stored_weights(path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:  # noqa: ARG001 (the contract's)
-    """Every initializer but the scales and zero points of others, one at a time.
+    """Yield every initializer except the scales and zero points of other initializers.
 
     Raises:
-        RuntimeFault: the file is no ONNX model, or its weights cannot be read.
+        RuntimeFault: the file is not an ONNX model, or its weights cannot be read.
     """
     graph = read_unfused(path).graph
     with raised_as(RuntimeFault, f"{path.name}: its weights cannot be read", MALFORMED, then="; export it again"):
@@ -83,7 +83,7 @@ def stored_weights(path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:  
 
 
 class _File:
-    """A graph and how to read its constants."""
+    """A graph with access to its constants."""
 
     def __init__(self, graph: Any, folder: Path) -> None:
         self._folder = str(folder)
@@ -120,7 +120,7 @@ class _File:
         )
 
     def _coding(self, name: str) -> _Coding | None:
-        """By DequantizeLinear, after the look-up of its rows, by Cast from float16; None for a plain float."""
+        """Return the decoding: DequantizeLinear, also after a row look-up, or Cast from float16; None for floats."""
         dtype = dtype_of(self._tensors[name])
         for node in [reader.node for reader in self._readers[name] if reader.position == 0]:
             if node.op_type == _SCALED:
@@ -139,7 +139,7 @@ class _File:
         return _Coding(node, tuple(parts), tuple(readers))
 
     def _decoded(self, name: str, coding: _Coding | None) -> tuple[Float32, Float32 | None]:
-        """Values, and the steps of what is stored as integers."""
+        """Return the values, and the scales of a weight that is stored as integers."""
         if coding is None or not coding.parts:
             return self._read(name).astype(np.float32, copy=False), None
         if coding.node.op_type != _SCALED:
@@ -151,7 +151,7 @@ class _File:
         return values, steps.reshape((*steps.shape, *[1] * (values.ndim - steps.ndim)))
 
     def _row_scales(self, gather: Any) -> str:
-        """The constant whose rows the looked-up integers are multiplied with."""
+        """Return the name of the constant with the row scales of looked-up integers."""
         (cast,) = self._readers[gather.output[0]]
         (product,) = self._readers[cast.node.output[0]]
         other = next(name for name in product.node.input if name != cast.node.output[0])
@@ -177,14 +177,14 @@ def _as_torch(values: Float32, turned: bool) -> Float32:
 
 
 def _is_promised(readers: tuple[_Reader, ...], shape: tuple[int, ...], dtype: str) -> bool:
-    """Every operand of a product or a look-up is stored as the scheme says; an NPU's tables are as activations are."""
+    """Whether the scheme must compress a weight: an operand of a product or look-up; NPU tables follow activations."""
     promised = [kind for kind in _MULTIPLIED if kind[0] != "Gather" or not dtype.startswith("uint")]
     return len(shape) >= 2 and any((reader.node.op_type, reader.position) in promised for reader in readers)
 
 
 @contextmanager
 def edit(path: Path) -> Iterator[list[Constant]]:
-    """Every constant in the order in which nodes take it; what was written in place is saved in the end."""
+    """Yield the constants in the order in which nodes read them; changes in place are saved at the end."""
     read_unfused(path)
     model = onnx.load(path)
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -211,7 +211,7 @@ def _write(constant: Constant, tensor: onnx.TensorProto) -> None:
 
 
 def store_as_float(path: Path) -> bool:
-    """Store each integer weight as the float that it stands for; the graph computes the same. False where none is."""
+    """Store each integer weight as its float values, which changes no output; return False without any."""
     read_unfused(path)
     model = onnx.load(path)
     graph, tensors = model.graph, {tensor.name: tensor for tensor in model.graph.initializer}
@@ -228,7 +228,7 @@ def store_as_float(path: Path) -> bool:
 
 
 def _dequantizes(node: onnx.NodeProto, tensors: dict[str, onnx.TensorProto]) -> bool:
-    """Whether it turns a stored weight into float; biases are int32."""
+    """Whether a node decodes a stored weight to float; biases are int32."""
     return (
         node.op_type == "DequantizeLinear" and node.input[0] in tensors and tensors[node.input[0]].data_type in _NARROW
     )

@@ -22,7 +22,7 @@ class OnnxModel:
     """A graph in memory.
 
     Attributes:
-        model: shares storage with the torch module that it was exported from; changed in place.
+        model: onnx_ir model that shares storage with the exported torch module; changed in place.
     """
 
     model: ir.Model

@@ -1,8 +1,8 @@
-"""ONNX files as bytes, one weight in memory at a time.
+"""Read and write ONNX files as bytes, with one weight in memory at a time.
 
-protobuf's own functions hold a model two or three times over: as objects, as one string, as the file's content. Here a
-weight is written straight from where it lies, and on reading stays in the file: the parsed model names the file itself
-as the place of its external data, which :mod:`onnx` and onnxruntime follow like any other.
+protobuf's functions hold a model two or three times: as objects, as one string, as the file's content. Here a weight is
+written directly from its storage, and on reading it stays in the file: the parsed model names the file itself as the
+location of external data, which :mod:`onnx` and onnxruntime support.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ _LONGEST_VARINT: Final = 10
 
 
 class MalformedFileError(ValueError):
-    """The bytes are no protobuf message."""
+    """The bytes are not a protobuf message."""
 
 
 @runtime_checkable
 class _WritesItself(Protocol):
-    """A tensor that needs no copy to be written; torch's and onnx_ir's own are, the protocol does not ask it."""
+    """A tensor that can be written without a copy; torch's and onnx_ir's tensors can, onnx_ir's protocol lacks it."""
 
     def tofile(self, file: IO[bytes]) -> None: ...
 
 
 class _Field(NamedTuple):
-    """Place of a field in the file: it begins with its tag, and its content at ``content``."""
+    """Position of a field in the file: ``start`` of its tag, and ``content``, the start of its content."""
 
     number: int
     wire: int
@@ -50,12 +50,12 @@ class _Field(NamedTuple):
     end: int
 
     def holds(self, number: int) -> bool:
-        """Whether it is that message, or those bytes."""
+        """Whether the field has this number and contains a message or bytes."""
         return self.number == number and self.wire == _BYTES
 
 
 def data_name(name: str) -> str:
-    """The file beside a model that holds its weights where they are too large for it."""
+    """Return the name of the file beside a model with the weights that are too large for it."""
     return f"{name}.data"
 
 
@@ -82,7 +82,7 @@ def write_inline(model: ir.Model, file: IO[bytes]) -> None:
 
 def release(tensor: ir.TensorProtocol) -> None:
     """Release the pages of a weight that lies in a checkpoint's mapped file."""
-    # torch, which reading a graph does not need, is imported where one of its tensors is.
+    # Import torch only if a tensor is torch's, because reading a graph does not need it.
     if (torch := sys.modules.get("torch")) is not None and isinstance(tensor.raw, torch.Tensor):
         release_tensors([tensor.raw])
 
@@ -90,7 +90,7 @@ def release(tensor: ir.TensorProtocol) -> None:
 def with_shapes(model: ir.Model) -> onnx.ModelProto:
     """Return the model as protobuf objects, with the shapes of all values.
 
-    Weights of a kilobyte and more are placeholders: external data that lies in no file.
+    Weights of a kilobyte and more are placeholders: external data without a file.
     """
     return onnx.shape_inference.infer_shapes(_skeleton(model, _weights(model, _SMALL)))
 
@@ -102,7 +102,7 @@ def _weights(model: ir.Model, least: int) -> dict[str, ir.TensorProtocol]:
 
 
 def _skeleton(model: ir.Model, weights: Mapping[str, ir.TensorProtocol]) -> onnx.ModelProto:
-    """The model as protobuf objects, with placeholders for weights; its own are put back in the end."""
+    """Return the model as protobuf objects, with placeholders for weights; the model's weights are restored."""
     initializers = model.graph.initializers
     try:
         for name, tensor in weights.items():
@@ -117,7 +117,7 @@ def _skeleton(model: ir.Model, weights: Mapping[str, ir.TensorProtocol]) -> onnx
 
 
 def _head(name: str, tensor: ir.TensorProtocol) -> bytes:
-    """A TensorProto up to its values."""
+    """Return the bytes of a TensorProto before its values."""
     dims = [int(size) for size in tensor.shape.numpy()]
     proto = onnx.TensorProto(name=name, dims=dims, data_type=tensor.dtype.value)
     head: bytes = proto.SerializeToString(deterministic=True)
@@ -141,7 +141,7 @@ def read_without_weights(path: Path) -> onnx.ModelProto:
     """Parse a model; weights of more than a kilobyte stay in the file.
 
     Raises:
-        MalformedFileError: no protobuf message; so does protobuf's DecodeError say.
+        MalformedFileError, DecodeError: the file is not a protobuf message.
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:
@@ -154,14 +154,14 @@ def read_without_weights(path: Path) -> onnx.ModelProto:
 
 
 def _check_text(model: onnx.ModelProto) -> None:
-    """protobuf gives text that is not UTF-8 as bytes, which nobody expects."""
+    """Refuse text that is not UTF-8, because protobuf returns it as bytes."""
     graph = model.graph
     names = [item.name for part in (graph.initializer, graph.input, graph.output, graph.value_info) for item in part]
     names += [name for node in graph.node for name in (node.name, node.op_type, node.domain, *node.input, *node.output)]
     names += [text for item in model.metadata_props for text in (item.key, item.value)]
     broken = next((name for name in names if not isinstance(name, str)), None)
     if broken is not None:
-        raise MalformedFileError(f"{broken!r:.40} is no text")
+        raise MalformedFileError(f"{broken!r:.40} is not text")
 
 
 def _model(content: mmap.mmap, name: str) -> onnx.ModelProto:
@@ -187,10 +187,10 @@ def _weight(content: mmap.mmap, field: _Field, name: str) -> onnx.TensorProto:
 
 
 def _check_place(tensor: onnx.TensorProto, name: str) -> None:
-    """The one place that the manifest's hash covers."""
+    """Refuse external data outside the file that the manifest's hash covers."""
     places = [item.value for item in tensor.external_data if item.key == "location"]
     if tensor.data_location == onnx.TensorProto.EXTERNAL and places != [data_name(name)]:
-        raise MalformedFileError(f"its weights lie in {', '.join(places)!r:.80}, not in {data_name(name)!r}")
+        raise MalformedFileError(f"its weights are in {', '.join(places)!r:.80}, not in {data_name(name)!r}")
 
 
 def _place(tensor: onnx.TensorProto, place: Mapping[str, str | int]) -> None:
@@ -204,7 +204,7 @@ def _joined(content: mmap.mmap, fields: list[_Field]) -> bytes:
 
 
 def _fields(content: mmap.mmap, start: int, end: int) -> Iterator[_Field]:
-    """The fields of the message that lies there."""
+    """Yield the fields of the message between ``start`` and ``end``."""
     while start < end:
         tag, at = _read_varint(content, start, end)
         number, wire = tag >> 3, tag & 7

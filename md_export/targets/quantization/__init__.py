@@ -1,5 +1,5 @@
-"""Weights chosen for what they do: values that a target's round-to-nearest stores with less error at the outputs.
+"""Calibrated rounding: choose weights that a target's round-to-nearest stores with less error at the outputs.
 
-All of it happens in torch before lowering, so every target profits and none needs to know: a weight that comes out of
-here lies on the very grid, or holds the very palette, that the target will find again.
+It is done in torch before lowering, so it works for every target: an adjusted weight is exactly on the grid, or has
+exactly the palette, that the target will find again.
 """

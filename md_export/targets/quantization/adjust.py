@@ -1,4 +1,4 @@
-"""The weights of a component, each rounded as the scheme asks, in the order in which they are used."""
+"""Round the weights of a component by its scheme, in the order in which they are used."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from md_export.spec.scheme import QuantScheme, WeightStorage
 from md_export.targets.observers import portions
 from md_export.targets.quantization.gptq import InputSums, as_matrices, products, rounded
 
-# Of sums of inputs that are held at once; layers beyond wait for the next pass over the calibration inputs.
+# Limit of bytes for sums of inputs; further layers wait for the next pass over the calibration inputs.
 _MOST_BYTES: Final = 2 << 30
-# Fewer layers see more truly what the rounded ones before them make, and cost more passes.
+# With fewer layers per pass, inputs are closer to those of the rounded model, at the cost of more passes.
 _MOST_LAYERS: Final = 16
 
 Inputs = tuple[Tensor, ...]
@@ -30,14 +30,14 @@ def adjust_weights(
     storages: Mapping[str, WeightStorage],
     calibration: Sequence[Inputs],
 ) -> tuple[str, ...]:
-    """Change weights and biases in place as ``scheme.rounding`` and ``scheme.bias_correction`` ask.
+    """Change weights and biases in place by ``scheme.rounding`` and ``scheme.bias_correction``.
 
-    Layers are taken in order of use and in batches whose sums of inputs fit into memory; each batch sees its inputs as
-    the rounded layers before it make them. Embeddings are rounded for the least squared error of their rows.
+    Layers are processed in order of use, in batches with sums of inputs that fit into memory; a batch's inputs come
+    from the rounded layers before it. Embeddings are rounded for the least squared error of their rows.
 
     Args:
         module: eval mode, float32.
-        storages: how the target will store the weight of each module, by path; others stay unchanged.
+        storages: how the target will store the weight of each module, by path; other weights do not change.
         calibration: positional inputs of the module, one tuple per case.
 
     Returns:
@@ -57,16 +57,16 @@ def adjust_weights(
 
 @dataclass(frozen=True)
 class Stored:
-    """Weight and bias of a layer once it is stored; ``bias`` unchanged or corrected, None where the layer has none."""
+    """Weight and bias of a layer as stored; ``bias`` is unchanged or corrected, None if the layer has none."""
 
     weight: Tensor
     bias: Tensor | None
 
 
 def stored_values(layer: Layer, storage: WeightStorage, scheme: QuantScheme, sums: InputSums | None) -> Stored:
-    """A layer's weight rounded, and its bias corrected where the scheme asks; the layer is not changed.
+    """Return a layer's rounded weight, and its bias, corrected if the scheme requests it; the layer does not change.
 
-    Without ``sums`` of its inputs no error can be made good and no bias corrected.
+    Without ``sums`` of its inputs, errors are not compensated and the bias is not corrected.
     """
     weight = rounded(layer, layer.weight, storage, scheme.rounding, sums)
     bias = None if isinstance(layer, nn.Embedding) else layer.bias
@@ -114,7 +114,7 @@ def _noting(order: dict[str, Product], path: str, layer: Product) -> Callable[[n
 
 
 def batches(layers: list[tuple[str, Product]]) -> Iterator[list[tuple[str, Product]]]:
-    """Neighbours whose sums of inputs fit into memory together."""
+    """Group consecutive layers with sums of inputs that fit into memory together."""
     shapes = [as_matrices(layer, layer.weight).shape for _, layer in layers]
     sizes = [groups * size * size * 8 for groups, _, size in shapes]
     return portions(zip(layers, sizes, strict=True), _MOST_BYTES, _MOST_LAYERS)

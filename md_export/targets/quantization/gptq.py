@@ -1,8 +1,8 @@
-"""Rounding column by column, each column's error made good by the columns that are not rounded yet.
+"""Round a weight column by column, compensating each column's error in the columns that are not rounded yet.
 
 Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers" (2210.17323), after
-Hassibi and Stork's Optimal Brain Surgeon. coremltools has it for layers that follow one another in a list, torchao for
-linears alone; here it takes convolutions, grouped ones too, and palettes, and a grid's anchors stay where they are.
+Hassibi and Stork's Optimal Brain Surgeon. coremltools supports it for sequential layers, torchao only for linears; this
+version supports convolutions, also grouped ones, and palettes, and does not move a grid's anchors.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ from md_export.rewrites.upsample_to_four_convs import FourConv2d
 from md_export.spec.scheme import Rounding, WeightStorage
 from md_export.targets.quantization.levels import Levels, fitted, least_squares, memberships, widest
 
-# Positions of a map that count for each input: every so many-th row and column, where it has more.
+# Largest number of positions of a map that are used per input; a larger map is sampled by rows and columns.
 _MOST_POSITIONS: Final = 16384
-# These layers compute with a changed weight.
+# Modules that do not compute with their weight directly.
 _DERIVED: Final = (FourConv2d, SplitConv2d)
-# Of the mean of the Hessian's diagonal, added to it; the paper's own figure.
+# Damping, as a share of the mean of the Hessian's diagonal; the paper's figure.
 _DAMPING: Final = 0.01
-# Columns between two updates of all columns to come; the paper's own figure.
+# Columns between two updates of all later columns; the paper's figure.
 _COLUMNS: Final = 128
 
 
 def products(module: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:
-    """Layers that multiply their input with a weight, by module path."""
+    """Yield the layers that multiply their input with a weight, by module path."""
     for path, layer in module.named_modules():
         if isinstance(layer, nn.Conv2d | nn.Linear) and not is_derived(layer):
             yield path, layer
 
 
 def is_derived(layer: nn.Module) -> bool:
-    """Whether what a layer computes with, and a target stores, is made of its weight; rounded to nearest then."""
+    """Whether a layer computes with a value derived from its weight, which the target stores rounded to nearest."""
     return isinstance(layer, _DERIVED)
 
 
 def as_matrices(layer: nn.Module, values: Tensor) -> Tensor:
-    """Something of the weight's shape, ``[out, in, *kernel]`` → ``[groups, out / groups, n]``."""
+    """Reshape values of the weight's shape, ``[out, in, *kernel]`` → ``[groups, out / groups, n]``."""
     groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
     return values.reshape(groups, values.shape[0] // groups, -1)
 
 
 def columns(layer: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
-    """A layer's input → ``[groups, n, positions]``, what each group's matrix multiplies."""
+    """Reshape a layer's input to ``[groups, n, positions]``, the right operand of each group's matrix."""
     if isinstance(layer, nn.Linear):
         return x.reshape(1, -1, layer.in_features).transpose(1, 2)
-    # A layer for a vector may take [B, C].
+    # A layer for vectors may get [B, C].
     maps = x if x.ndim == 4 else x[..., None, None]
     padding: Any = layer.padding
     step = max(1, math.ceil(math.sqrt(maps.shape[2] * maps.shape[3] / _MOST_POSITIONS)))
@@ -64,7 +64,7 @@ def columns(layer: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
 
 
 class InputSums:
-    """Sums over all inputs of one layer, taken while the hook is in place.
+    """Sums over all inputs of one layer, collected by a hook until :meth:`close`.
 
     Attributes:
         hessian: ``[groups, n, n]``, float64: sum of x·xᵀ.
@@ -87,21 +87,21 @@ class InputSums:
 
     @property
     def mean(self) -> Tensor:
-        """``[groups, n]``, float64."""
+        """Return the mean input, ``[groups, n]``, float64."""
         return self.total / max(1, self.count)
 
     def close(self) -> None:
-        """Take the hook away."""
+        """Remove the hook."""
         self._handle.remove()
 
 
 def compensated(weight: Tensor, hessian: Tensor, levels: Levels) -> Tensor:
-    """Round a weight so that the layer's outputs change least, columns of the largest inputs first.
+    """Round a weight so that the layer's outputs change least, starting with the columns of the largest inputs.
 
     Args:
         weight: ``[B, R, n]``: B independent products of R outputs and n inputs.
         hessian: ``[B, n, n]``, sum of x·xᵀ over inputs x of the product.
-        levels: of a weight of this shape.
+        levels: levels for a weight of this shape.
 
     Returns:
         The rounded weight, ``[B, R, n]`` in the weight's dtype.
@@ -116,7 +116,7 @@ def compensated(weight: Tensor, hessian: Tensor, levels: Levels) -> Tensor:
 
 
 def _factor(hessian: Tensor) -> Tensor:
-    """The upper Cholesky factor of the inverse, damped; inputs that are always zero count as independent."""
+    """Return the upper Cholesky factor of the damped inverse; inputs that are always zero count as independent."""
     diagonal = torch.diagonal(hessian, dim1=-2, dim2=-1)
     mean = diagonal.mean(dim=-1, keepdim=True)
     diagonal += _DAMPING * torch.where(mean > 0, mean, 1.0)
@@ -144,14 +144,14 @@ def rounded(layer: nn.Module, weight: Tensor, storage: WeightStorage, how: Round
     """Return the weight that a layer computes with once ``weight`` is stored.
 
     Args:
-        layer: whose weight it is; it is not changed.
+        layer: owner of the weight; it does not change.
         weight: float32, ``[out, in, *kernel]``.
-        storage: of the weight.
+        storage: storage of the weight.
         how: ``nearest`` needs no sums.
-        sums: of the layer's inputs; without them all inputs count alike, and no error can be made good.
+        sums: sums of the layer's inputs; without them, all inputs count equally and errors are not compensated.
 
     Returns:
-        Float32 of the weight's shape; ``storage`` can represent every value.
+        Float32 in the weight's shape; ``storage`` can represent every value.
     """
     matrices = as_matrices(layer, weight)
     members = as_matrices(layer, memberships(tuple(weight.shape), storage.groups))
@@ -163,7 +163,7 @@ def rounded(layer: nn.Module, weight: Tensor, storage: WeightStorage, how: Round
 
 
 def _importance(matrices: Tensor, sums: InputSums) -> Tensor:
-    """The mean square of the input that each element multiplies."""
+    """Return the mean square of the input that each element multiplies."""
     diagonal = torch.diagonal(sums.hessian, dim1=-2, dim2=-1) / max(1, sums.count)
     return diagonal[:, None].expand(matrices.shape).to(matrices.dtype)
 

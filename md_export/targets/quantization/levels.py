@@ -1,4 +1,4 @@
-"""The values that the elements of a weight may take: integers times scales, or entries of tables."""
+"""Levels: the values that the elements of a weight may have, integers times scales or entries of tables."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor
 
 from md_export.spec.tensors import Array
 
-# Below half of the largest value a finer grid clips too much: no weight of the nano checkpoint chose less.
+# Below half of the largest value, a finer grid clips too much: no weight of the nano checkpoint chose less.
 _SHRINKS: Final = torch.linspace(1.0, 0.5, 26)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The levels that each element of a weight may take.
+    """Integer levels of each element of a weight.
 
     Attributes:
         scales: ``[G]``, positive.
         members: ``[*weight]``, int64: the group of each element.
-        anchors: ``[*weight]``, bool: one element of each group, the largest. It stays at the largest level whatever
-            happens, so that the target's own rounding finds the same scale.
+        anchors: ``[*weight]``, bool: the largest element of each group. It always stays at the largest level, so that
+            the target's rounding finds the same scale.
         levels: the largest integer.
     """
 
@@ -34,23 +34,23 @@ class Grid:
     levels: int
 
     def nearest(self, values: Tensor, part: slice = slice(None)) -> Tensor:
-        """``values`` on the grid; ``part`` of the last axis is what they are."""
+        """Round ``values`` to the grid; they are the ``part`` of the last axis."""
         scales, anchors = self.scales[self.members[..., part]], self.anchors[..., part]
         integers = (values / scales).round().clamp(-self.levels, self.levels)
         return torch.where(anchors, torch.where(values < 0, -self.levels, self.levels), integers) * scales
 
     def reordered(self, order: Tensor) -> Grid:
-        """For a weight whose last axis is in another order, ``[..., n]`` of indices."""
+        """Return the grid for a weight with a reordered last axis; ``order``: ``[..., n]`` of indices."""
         members, anchors = torch.gather(self.members, -1, order), torch.gather(self.anchors, -1, order)
         return Grid(self.scales, members, anchors, self.levels)
 
 
 def widest(weight: Tensor, members: Tensor, levels: int) -> Grid:
-    """The grid that a target takes: the largest magnitude of each group is the largest level.
+    """Return the grid of a target's rounding: the largest magnitude of each group is the largest level.
 
     Args:
         weight: finite, any shape.
-        members: of the same shape, int64 from 0 on without gaps.
+        members: the group of each element, int64 from 0 without gaps.
         levels: 127 for int8, 7 for int4.
     """
     groups = int(members.max()) + 1
@@ -62,17 +62,17 @@ def widest(weight: Tensor, members: Tensor, levels: int) -> Grid:
     )
     anchors = torch.zeros(flat.numel(), dtype=torch.bool)
     anchors[first[peaks > 0]] = True
-    # Any scale serves a group of zeros.
+    # A group of zeros can have any scale.
     scales = torch.where(peaks > 0, peaks / levels, 1.0)
     return Grid(scales, members, anchors.reshape(members.shape), levels)
 
 
 def least_squares(weight: Tensor, members: Tensor, levels: int, importance: Tensor) -> Grid:
-    """The grid, of the widest and finer ones that clip, whose rounding has the least weighted squared error.
+    """Return the grid with the least weighted squared error, of the widest one and finer ones that clip.
 
     Args:
-        weight, members, levels: as :func:`widest` takes them.
-        importance: ``[*weight]``: what an element's squared error costs.
+        weight, members, levels: see :func:`widest`.
+        importance: ``[*weight]``: weight of an element's squared error.
     """
     grid = widest(weight, members, levels)
     best = torch.full_like(grid.scales, torch.inf)
@@ -87,7 +87,7 @@ def least_squares(weight: Tensor, members: Tensor, levels: int, importance: Tens
 
 
 def memberships(shape: tuple[int, ...], groups: tuple[int, ...]) -> Tensor:
-    """The group of each element, ``[*shape]``, int64; ``groups`` as in ``WeightStorage``."""
+    """Return the group of each element, ``[*shape]``, int64; ``groups`` as in ``WeightStorage``."""
     members = torch.arange(torch.Size(groups).numel()).reshape(groups)
     for axis, (size, count) in enumerate(zip(shape, groups, strict=True)):
         members = members.repeat_interleave(size // count, axis)
@@ -102,20 +102,20 @@ _MOST_ROUNDS: Final = 200
 def palettize(
     weight: Array, entries: int, skip_zeros: bool = False, importance: Array | None = None
 ) -> tuple[Array, Array]:
-    """Lloyd's algorithm (1982) from quantiles of the density's cube root, the optimum for many entries.
+    """Fit a palette by Lloyd's algorithm (1982), starting from quantiles of the density's cube root.
 
     Args:
         weight: float16 or float32, any shape, finite.
         entries: values in the table.
-        skip_zeros: leave zeros out of account; their indices mean nothing then.
-        importance: what each element's squared error costs, not negative and not all zero; 1 where not given.
+        skip_zeros: ignore zeros; their indices then have no meaning.
+        importance: weight of each element's squared error, not negative and not all zero; default 1.
 
     Returns:
-        The table ``[entries]`` in the weight's dtype, ascending, and indices ``[weight.size]``, uint8. A weight of
-        fewer distinct values than entries is represented exactly, the rest of the table repeating the last value.
+        The table ``[entries]`` in the weight's dtype, ascending, and indices ``[weight.size]``, uint8. A weight with
+        fewer distinct values than entries is represented exactly, and the rest of the table repeats the last value.
 
     Raises:
-        ValueError: the weight holds NaN or Inf, or only zeros to be skipped.
+        ValueError: the weight has NaN or Inf, or only zeros to skip.
     """
     flat: Any = weight.reshape(-1)
     used = flat != 0 if skip_zeros else np.ones(flat.shape, bool)
@@ -147,7 +147,7 @@ def _table(values: _Floats, counts: NDArray[Any], entries: int) -> _Floats:
 
 
 def _start(values: _Floats, counts: NDArray[Any], entries: int) -> _Floats:
-    """Quantiles of density^(1/3), after Panter and Dite (1951); smoothed over some values each, as data are lumpy."""
+    """Return quantiles of density^(1/3), the optimum for many entries (Panter and Dite 1951), slightly smoothed."""
     edges = np.unique(np.linspace(0, len(values), min(len(values), 16 * entries) + 1).astype(np.int64))
     total = np.concatenate([[0], np.cumsum(counts)])
     bounds = np.append(values, values[-1] + (values[-1] - values[0]) / len(values))[edges]
@@ -159,36 +159,36 @@ def _start(values: _Floats, counts: NDArray[Any], entries: int) -> _Floats:
 
 @dataclass(frozen=True)
 class Palettes:
-    """The values that each element of a weight may take.
+    """Palette entries of each row of a weight.
 
     Attributes:
-        tables: ``[*rows, entries]``, ascending: that of each row of the weight.
+        tables: ``[*rows, entries]``, ascending: the table of each row of the weight.
     """
 
     tables: Tensor
 
     def nearest(self, values: Tensor, part: slice = slice(None)) -> Tensor:  # noqa: ARG002 (as a grid is called)
-        """``values``, any part of the rows, from the tables."""
+        """Round ``values``, any part of the rows, to entries of the tables."""
         edges = ((self.tables[..., 1:] + self.tables[..., :-1]) / 2).contiguous()
         return torch.gather(self.tables, -1, torch.searchsorted(edges, values.contiguous()))
 
     def reordered(self, order: Tensor) -> Palettes:  # noqa: ARG002 (as a grid is called)
-        """For a weight whose last axis is in another order: a table serves whole rows."""
+        """Return the palettes for a weight with a reordered last axis: unchanged, because a table is for whole rows."""
         return self
 
 
-# The values that elements of a weight may take.
+# The values that elements of a weight may have.
 Levels = Grid | Palettes
 
 
 def fitted(weight: Tensor, members: Tensor, entries: int, importance: Tensor) -> Palettes:
-    """Tables with the least weighted squared error.
+    """Return the tables with the least weighted squared error.
 
     Args:
         weight: ``[*rows, n]``, finite.
-        members: of the same shape, int64 from 0 on without gaps; all elements of a row are of one group.
-        entries: of each table.
-        importance: ``[*rows, n]``: what an element's squared error costs.
+        members: the group of each element, int64 from 0 without gaps; all elements of a row are in one group.
+        entries: number of entries of each table.
+        importance: ``[*rows, n]``: weight of an element's squared error.
     """
     tables, rows = [], members[..., 0]
     for group in range(int(rows.max()) + 1):

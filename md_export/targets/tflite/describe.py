@@ -1,4 +1,4 @@
-"""Operators of a saved .tflite file, stored bytes by type, weights that stayed float, and what each op costs."""
+"""Contents of a saved .tflite file: ops with their costs, stored bytes by type, weights that stayed float."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ _MOVES: Final = ("TRANSPOSE", "SPACE_TO_DEPTH", "DEPTH_TO_SPACE", "SPACE_TO_BATC
 _PASSING: Final = ("QUANTIZE", "DEQUANTIZE")
 _LOOKUPS: Final = ("EMBEDDING_LOOKUP", "GATHER")
 _PRODUCTS: Final = ("FULLY_CONNECTED", "BATCH_MATMUL")
-# Of an op's operands.
+# Shapes of an op's operands.
 _Shapes = Sequence[tuple[int, ...]]
 
 
 def describe(path: Path) -> Description:
     """Read a saved file without running it.
 
-    Weights are those of fully connected layers, convolutions and embeddings, by module path; each buffer is
-    counted once. NaN and Inf must be looked for here: arithmetic with dynamic int8 ranges turns a NaN into
-    finite values that may pass for a small error.
+    Weights are those of fully connected layers, convolutions and embeddings, by module path; each buffer is counted
+    once. The constants are checked for NaN and Inf, because arithmetic with dynamic int8 ranges turns a NaN into finite
+    values that may look like a small error.
 
     Raises:
-        RuntimeFault: the file is no .tflite file.
+        RuntimeFault: the file is not a .tflite file.
     """
     model = flatbuffer.read_model(path)
     with raised_as(RuntimeFault, f"{path.name}: corrupted", flatbuffer.MALFORMED, then="; export it again"):
@@ -71,13 +71,13 @@ def _describe(model: Any) -> Description:
 
 
 def _int8_inputs(weights: Sequence[flatbuffer.WeightedOp]) -> float:
-    """Share of the convolutions and linears with integer weights that take int8 values: norms are float ones."""
+    """Return the share of convolutions and linears with integer weights and int8 inputs; norms do not count."""
     taking = [op.takes for op in weights if op.dtype in ("int8", "int4") and op.operator != "EMBEDDING_LOOKUP"]
     return taking.count("int8") / max(1, len(taking))
 
 
 def _constants(model: Any) -> dict[int, Any]:
-    """One tensor per buffer that holds anything."""
+    """Return one tensor for each buffer that is not empty."""
     tensors = (tensor for graph in model.subgraphs for tensor in graph.tensors)
     return {tensor.buffer: tensor for tensor in tensors if flatbuffer.data_of(model, tensor).size}
 
@@ -95,10 +95,10 @@ def _finite(model: Any, tensor: Any) -> bool:
 
 
 def costs(path: Path) -> tuple[OpCost, ...]:
-    """One for each op of the main graph.
+    """Return the cost of each op of the main graph.
 
     Raises:
-        RuntimeFault: the file is no .tflite file.
+        RuntimeFault: the file is not a .tflite file.
     """
     model = flatbuffer.read_model(path)
     with raised_as(RuntimeFault, f"{path.name}: corrupted", flatbuffer.MALFORMED, then="; export it again"):
@@ -109,13 +109,13 @@ def costs(path: Path) -> tuple[OpCost, ...]:
 
 
 def explorer_graph(path: Path) -> ExplorerGraph:
-    """The main graph as Model Explorer's adapter of .tflite files names it: operations by their numbers.
+    """Return the main graph with the ids of Model Explorer's adapter for .tflite files: the numbers of the ops.
 
     Source: ``direct_flatbuffer_to_json_graph_convert.cc`` of google-ai-edge/model-explorer (``node_ids``,
     ``GetSubgraphName``).
 
     Raises:
-        RuntimeFault: the file is no .tflite file.
+        RuntimeFault: the file is not a .tflite file.
     """
     model = flatbuffer.read_model(path)
     with raised_as(RuntimeFault, f"{path.name}: corrupted", flatbuffer.MALFORMED, then="; export it again"):
@@ -126,7 +126,7 @@ def explorer_graph(path: Path) -> ExplorerGraph:
 
 
 def _values(model: Any, graph: Any) -> dict[str, Value]:
-    """Every tensor of a graph, by its number."""
+    """Return every tensor of a graph by its number."""
     sizes = [int(flatbuffer.data_of(model, tensor).size) for tensor in graph.tensors]
     return {str(number): _value(graph.tensors[number], size) for number, size in enumerate(sizes)}
 
@@ -149,7 +149,7 @@ def _node(model: Any, graph: Any, operator: Any, values: Mapping[str, Value], mo
     return Node(
         kind,
         _work(kind, shapes),
-        # The values that it is applied to are last; see _MACS.
+        # The data operand is last; see _MACS.
         inputs[::-1] if kind == "TRANSPOSE_CONV" else inputs,
         outputs,
         macs,
@@ -168,7 +168,7 @@ def _work(kind: str, shapes: _Shapes) -> Work:
 
 
 _MACS: Final[Mapping[str, Callable[[_Shapes, tuple[int, ...]], int]]] = {
-    # Weights [out, height, width, in], and [1, height, width, channels].
+    # Weights are [out, height, width, in], and [1, height, width, channels] for a depthwise convolution.
     "CONV_2D": lambda shapes, out: math.prod(out) * math.prod(shapes[1][1:]),
     "DEPTHWISE_CONV_2D": lambda shapes, out: math.prod(out) * math.prod(shapes[1][1:3]),
     # Operands: the shape of the output, weights [out, height, width, in], values.
@@ -182,13 +182,13 @@ def graph_ops(path: Path) -> list[Op]:
     """Read the first graph of a file.
 
     Raises:
-        RuntimeFault: the file is no .tflite file.
+        RuntimeFault: the file is not a .tflite file.
     """
     return ops_of(flatbuffer.read_model(path))
 
 
 def ops_of(model: Any) -> list[Op]:
-    """The operations of the first graph of the ``ModelT`` that ``read_model`` gives; they read constants as values."""
+    """Return the operations of the first graph of ``read_model``'s ``ModelT``, with constants among the values read."""
     graph = model.subgraphs[0]
     kinds = [flatbuffer.kind_of(model, operator) for operator in graph.operators]
     context = _Context(
@@ -204,13 +204,13 @@ def ops_of(model: Any) -> list[Op]:
 
 @dataclass(frozen=True)
 class _Context:
-    """Facts about the graph that an operation itself does not hold; tensors go by their numbers.
+    """Facts about a graph that an operation does not store, by tensor number.
 
     Attributes:
         weighted: operations with a stored weight, by the name of their output.
-        held: the stored tensor of each one that is known before the graph runs.
-        sources, readers: kinds of operations before and behind each tensor; see ``after``, ``read_by`` of :class:`Op`.
-        outputs: those that the graph returns.
+        held: the stored tensor of each tensor that is constant.
+        sources, readers: kinds of operations before and after each tensor; see ``after``, ``read_by`` of :class:`Op`.
+        outputs: outputs of the graph.
     """
 
     model: Any
@@ -222,7 +222,7 @@ class _Context:
 
 
 def _held(model: Any, graph: Any, kinds: Sequence[str]) -> dict[int, Any]:
-    """Constants, also those that an operation makes floats of: runtimes do that once."""
+    """Return the constants, also after an operation that decodes them to floats, which runtimes execute once."""
     held = {number: tensor for number, tensor in enumerate(graph.tensors) if flatbuffer.data_of(model, tensor).size}
     for kind, operator in zip(kinds, graph.operators, strict=True):
         if kind == "DEQUANTIZE" and operator.inputs[0] in held:
@@ -271,7 +271,7 @@ def _op(kind: str, tensors: Any, operator: Any, context: _Context) -> Op:
 
 
 def _constants_of(kind: str, operator: Any, context: _Context) -> dict[str, Callable[[], Array]]:
-    """Floats that are constant, by their places among the operands, and a product's flags by MIL's names."""
+    """Return the constant floats by operand position, and a product's flags by MIL's names."""
     floats: dict[str, Callable[[], Array]] = {
         str(place): partial(_decoded, context.model, context.held[number])
         for place, number in enumerate(operator.inputs)
@@ -288,12 +288,12 @@ def _decoded(model: Any, tensor: Any) -> Array:
 
 
 def _bytes(value: Value) -> int:
-    """In float16, channels by fours as the GPU engine stores them."""
+    """Return the bytes of a value in float16, with channels padded to a multiple of four, like in the GPU engine."""
     *outer, channels = (size or 0 for size in value.shape or (0,))
     return 2 * prod(outer) * -(-channels // 4) * 4
 
 
 def _module(output: str, *inputs: str) -> str:
-    """From the output's name, else from an input's: what a graph returns is named after the artifact's output."""
+    """Return the module in the output's name, else in an input's, because a graph's outputs have other names."""
     named = [name for name in (output, *inputs) if flatbuffer.END in name]
     return flatbuffer.modules_in(named[0])[0] if named else ""

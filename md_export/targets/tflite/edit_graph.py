@@ -1,4 +1,4 @@
-"""A saved .tflite graph, open for change by the gate's self-test."""
+"""Edit a saved .tflite graph, for the self-test of verification."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class TfliteGraph(EditableGraph):
             tensor = self.graph.tensors[int(index)]
             data = flatbuffer.data_of(self.model, tensor)
             if data.size and flatbuffer.DTYPES.get(tensor.type) in ("int32", "float32") and data.size <= 4 * _SMALL:
-                # Views of the buffer: what is written here is saved.
+                # Views of the buffer, so that changes are saved.
                 numbers[role] = data.view(flatbuffer.DTYPES[tensor.type])
         name = self.graph.tensors[operator.outputs[0]].name
         outputs = tuple(str(index) for index in operator.outputs)
@@ -108,7 +108,7 @@ class TfliteGraph(EditableGraph):
 
 @contextmanager
 def edit_graph(path: Path) -> Iterator[TfliteGraph]:
-    """Open a graph; it is saved at the end."""
+    """Open a graph for editing; it is saved at the end."""
     found = TfliteGraph(flatbuffer.read_model(path))
     yield found
     found.write_steps()

@@ -1,4 +1,4 @@
-"""The tables of a .tflite file: read without running it, constants decoded, metadata, and a changed graph written."""
+"""Tables of a .tflite file: read them, decode constants, read and write metadata, and write a changed graph."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from md_export.targets.stored import Float32, along
 
 # Attribute under which the lowered wrapper holds the component.
 COMPONENT: Final = "component"
-# The exporter appends a counter to names that repeat and joins the names of fused ops; both after this.
+# Separator after a name: the exporter appends a counter to repeated names and joins the names of fused ops after it.
 END: Final = ";"
 _ANONYMOUS: Final = "arith."
 IDENTIFIER: Final = b"TFL3"
-# What flatbuffers' Python reader raises on offsets and lengths that lead out of the file.
+# Errors of flatbuffers' Python reader for offsets and lengths outside the file.
 MALFORMED: Final = (struct.error, ValueError, IndexError, KeyError, TypeError, AttributeError)
-# Names of numpy's types, and ``int4``, two to a byte, which numpy has not.
+# Names of numpy's types, and ``int4``, two values per byte, which numpy lacks.
 DTYPES: Final = {
     getattr(schema.TensorType, name.upper()): name
     for name in ("float32", "float16", "int32", "int64", "int8", "int4", "uint8", "int16", "bool")
@@ -41,7 +41,7 @@ DTYPES: Final = {
 _OPERATORS: Final[dict[int, str]] = {
     value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)
 }
-# Ops with a weight, and the operand that holds it.
+# Ops with a weight, and the position of the weight operand.
 WEIGHTED: Final = {
     "FULLY_CONNECTED": 1,
     "CONV_2D": 1,
@@ -49,14 +49,14 @@ WEIGHTED: Final = {
     "TRANSPOSE_CONV": 1,
     "EMBEDDING_LOOKUP": 1,
 }
-# The operand that holds the values, where it is not the first.
+# Position of the data operand, if it is not the first.
 _VALUES: Final = {"TRANSPOSE_CONV": 2}
 _FORM: Final = TypeAdapter(dict[str, str])
 
 
 @contextmanager
 def module_paths_as_names(root: str) -> Iterator[None]:
-    """Make litert_torch name tensors ``<module path>;``, and ``root;`` where the path is empty."""
+    """Within the block, make litert_torch name tensors ``<module path>;``, and ``root;`` for an empty path."""
     from litert_torch.backend import debuginfo
 
     def path_of(node: Any) -> str | None:
@@ -71,10 +71,10 @@ def module_paths_as_names(root: str) -> Iterator[None]:
 
 
 def module_of(weight: str, output: str) -> str:
-    """The torch module to which a weighted op belongs, from its weight's and its output's tensor names.
+    """Return the torch module of a weighted op, from the tensor names of its weight and its output.
 
-    An op that was fused with its neighbours, or a constant that was shared, has the names of all of
-    them: the weight's own module comes last. The exporter renames an embedding table.
+    A fused op or a shared constant has the names of all its modules: the owner of the weight is the last.
+    The exporter renames an embedding table.
     """
     paths = modules_in(output if weight.startswith(_ANONYMOUS) else weight)
     return paths[-1] if paths else output
@@ -86,7 +86,7 @@ def modules_in(tensor: str) -> list[str]:
 
 
 def exactly(outputs: Iterable[str]) -> str:
-    """A regular expression for ai_edge_quantizer's op scopes that finds these ops, one at least.
+    """Return a regular expression for ai_edge_quantizer's op scopes that matches exactly these ops, at least one.
 
     A scope is the op's output tensor name followed by a semicolon.
     """
@@ -101,8 +101,8 @@ class WeightedOp:
         operator: ``CONV_2D``, ….
         module: path of the torch module that it computes.
         output: name of its output tensor.
-        dtype: in which the weight is stored, a name of :data:`DTYPES`.
-        takes: that of the values which it is applied to.
+        dtype: stored dtype of the weight, a name of :data:`DTYPES`.
+        takes: dtype of the data operand.
     """
 
     operator: str
@@ -113,20 +113,20 @@ class WeightedOp:
 
 
 def read_model(path: Path) -> Any:
-    """Parse ``path``; weights stay in the file (memory-mapped), whatever their size.
+    """Parse ``path``; weights of any size stay in the file (memory-mapped).
 
     Returns:
-        the schema's ``ModelT``, every constant's bytes in its buffer's ``data``, also those that the
-        quantizer keeps behind the tables.
+        The schema's ``ModelT``, with every constant's bytes in its buffer's ``data``, also those that the
+        quantizer stores behind the tables.
 
     Raises:
-        RuntimeFault: the file is missing, no .tflite file, truncated or corrupted.
+        RuntimeFault: the file is missing, is not a .tflite file, or is truncated or corrupted.
     """
     what = f"{path.name}: cannot be read as a .tflite file"
     with raised_as(RuntimeFault, what, (OSError, ValueError)), path.open("rb") as file:
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if content[4:8] != IDENTIFIER:
-        raise RuntimeFault(f"{path.name}: no .tflite file (its identifier is not {IDENTIFIER.decode()})")
+        raise RuntimeFault(f"{path.name}: not a .tflite file (its identifier is not {IDENTIFIER.decode()})")
     with raised_as(RuntimeFault, f"{path.name}: truncated or corrupted", MALFORMED, then="; export it again"):
         model = schema.ModelT.InitFromPackedBuf(content, 0)
         for buffer in model.buffers:
@@ -136,31 +136,31 @@ def read_model(path: Path) -> Any:
 
 
 def operator_name(model: Any, operator: Any) -> str:
-    """``CONV_2D``, …; ops above 127 are kept in the newer of the two code fields."""
+    """Return an op's name, such as ``CONV_2D``; ops above 127 are stored in the newer of the two code fields."""
     code = model.operatorCodes[operator.opcodeIndex]
     return _OPERATORS[max(code.builtinCode, code.deprecatedBuiltinCode)]
 
 
 def kind_of(model: Any, operator: Any) -> str:
-    """Return an operation's name; a composite's with what it computes: ``STABLEHLO_COMPOSITE odml.rms_norm``."""
+    """Return an operation's name; for a composite with its function: ``STABLEHLO_COMPOSITE odml.rms_norm``."""
     name = operator_name(model, operator)
     function = getattr(operator.builtinOptions2, "name", None) if name == "STABLEHLO_COMPOSITE" else None
     return f"{name} {function.decode(errors='replace')}" if function else name
 
 
 def shape_of(tensor: Any) -> tuple[int, ...]:
-    """Static shape; ``()`` for a scalar, which the schema stores as nothing."""
+    """Return the static shape; ``()`` for a scalar, which has no shape in the schema."""
     return () if tensor.shape is None else tuple(int(size) for size in tensor.shape)
 
 
 def data_of(model: Any, tensor: Any) -> NDArray[np.uint8]:
-    """Raw bytes of a constant; empty for a tensor that is computed."""
+    """Return the raw bytes of a constant; empty for a computed tensor."""
     data = model.buffers[tensor.buffer].data
     return np.empty(0, np.uint8) if data is None else np.asarray(data, np.uint8)
 
 
 def weighted_ops(model: Any) -> list[WeightedOp]:
-    """Ops whose weight is a constant, seen through the DEQUANTIZE of a float16 or weight-only integer one."""
+    """Return the ops with a constant weight, also after the DEQUANTIZE of a float16 or weight-only integer weight."""
     return [op for graph in model.subgraphs for op in _weighted(model, graph)]
 
 
@@ -181,12 +181,12 @@ def _weighted(model: Any, graph: Any) -> Iterator[WeightedOp]:
 
 @dataclass(frozen=True)
 class Decoded:
-    """One constant.
+    """One decoded constant.
 
     Attributes:
-        dtype: in which it is stored.
-        values: float32 of what is stored in float16, or in integers with a scale; else as stored.
-        steps: scales of integers, laid along their axis; None without scales.
+        dtype: stored dtype.
+        values: float32 if stored in float16 or in integers with a scale; else as stored.
+        steps: scales of integers along their axis; None without scales.
     """
 
     dtype: str
@@ -195,15 +195,15 @@ class Decoded:
 
 
 def decode(model: Any, tensor: Any) -> Decoded:
-    """A constant of the ``ModelT`` that ``read_model`` gives.
+    """Decode a constant of ``read_model``'s ``ModelT``.
 
     Raises:
-        RuntimeFault: it is stored in a way that is not read here.
-        ValueError: it has fewer bytes than its shape says.
+        RuntimeFault: its stored type is not supported.
+        ValueError: it has fewer bytes than its shape needs.
     """
     dtype, scheme, shape = DTYPES.get(tensor.type), tensor.quantization, shape_of(tensor)
     if dtype is None or (scheme is not None and scheme.details is not None):
-        raise RuntimeFault(f"{tensor.name.decode()}: stored in a type that is not read here; export it in another one")
+        raise RuntimeFault(f"{tensor.name.decode()}: its stored type is not supported; export it in another one")
     raw = data_of(model, tensor)
     plain: Array = (_nibbles(raw)[: prod(shape)] if dtype == "int4" else raw.view(dtype)).reshape(shape)
     if scheme is None or scheme.scale is None or not len(scheme.scale):
@@ -214,20 +214,20 @@ def decode(model: Any, tensor: Any) -> Decoded:
 
 
 def _nibbles(raw: NDArray[np.uint8]) -> NDArray[np.int8]:
-    """Two's complement of 4 bits, the lower half of each byte first."""
+    """Unpack 4-bit integers in two's complement, the lower half of each byte first."""
     halves = np.stack([raw << 4, raw], axis=-1).view(np.int8).reshape(-1)
     return halves >> 4
 
 
 def signature_entry(name: str, tensor: int) -> Any:
-    """A tensor of the first graph as an input or output of the signature."""
+    """Return the signature's entry for a tensor of the first graph, as an input or output."""
     entry = schema.TensorMapT()
     entry.name, entry.tensorIndex = name, tensor
     return entry
 
 
 def write_rewired(model: Any, path: Path) -> None:
-    """Write a model that ``read_model`` gave; constants that no op of its first graph reads are left out."""
+    """Write a model of ``read_model``, without constants that no op of its first graph reads."""
     _keep_constants(model, model.subgraphs[0])
     builder = flatbuffers.Builder()
     builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
@@ -235,7 +235,7 @@ def write_rewired(model: Any, path: Path) -> None:
 
 
 def _keep_constants(model: Any, graph: Any) -> None:
-    """Drop the bytes of constants that no op is left to read; write the others inside the tables."""
+    """Drop the bytes of constants that no op reads any more; keep the others inside the tables."""
     read = {index for operator in graph.operators for index in operator.inputs if index >= 0}
     kept = {graph.tensors[index].buffer: data_of(model, graph.tensors[index]) for index in read}
     for number, buffer in enumerate(model.buffers):
@@ -245,11 +245,11 @@ def _keep_constants(model: Any, graph: Any) -> None:
 
 
 def attach_notes(converted: Any, notes: Mapping[str, str]) -> None:
-    """Have a converted model's exporter write the notes; its weights are not touched.
+    """Make a converted model's exporter write the metadata, without copying its weights.
 
     The exporter writes each string of the module's ``tfl.metadata`` as an entry (flatbuffer_export.cc,
-    ``CreateMetadataVector``), and the quantizer keeps entries. litert_torch has no argument for it, hence the
-    reach for its exporter's module. Editing the file instead would hold all of it in memory.
+    ``CreateMetadataVector``), and the quantizer keeps entries. litert_torch has no argument for it, so its
+    exporter's module is changed. Editing the file instead would load all of it into memory.
     """
     from litert_converter.mlir import ir
 
@@ -262,10 +262,10 @@ def attach_notes(converted: Any, notes: Mapping[str, str]) -> None:
 
 
 def read_notes(model: Any) -> dict[str, str]:
-    """Return the notes that :func:`attach_notes` wrote, from the ``ModelT`` of ``read_model``; empty if it has none.
+    """Return the metadata that :func:`attach_notes` wrote, from ``read_model``'s ``ModelT``; empty if it has none.
 
     Raises:
-        ValueError: the entry is no JSON object of strings.
+        ValueError: the entry is not a JSON object of strings.
     """
     for entry in model.metadata or ():
         if entry.name == METADATA.encode():

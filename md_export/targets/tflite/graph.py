@@ -15,12 +15,12 @@ from md_export.targets.tflite import flatbuffer
 
 
 def graph(path: Path) -> StoredGraph:
-    """Read every op with the torch modules that its output's name joins; values go by the numbers of their tensors.
+    """Read every op with the torch modules in its output's name; values are named by the numbers of their tensors.
 
-    Scales and zero points of a tensor are constants that the ops which read or write it take besides.
+    Scales and zero points of a tensor are additional constant inputs of the ops that read or write the tensor.
 
     Raises:
-        RuntimeFault: the file is no .tflite file, or has several graphs.
+        RuntimeFault: the file is not a .tflite file, or has several graphs.
     """
     model = flatbuffer.read_model(path)
     with raised_as(RuntimeFault, f"{path.name}: corrupted", flatbuffer.MALFORMED, then="; export it again"):
@@ -37,7 +37,7 @@ def surface(path: Path) -> tuple[list[str], list[str]]:
     """Return the names of a file's inputs and of its outputs, in the order of its graph.
 
     Raises:
-        RuntimeFault: as :func:`graph`.
+        RuntimeFault: see :func:`graph`.
     """
     model = flatbuffer.read_model(path)
     with raised_as(RuntimeFault, f"{path.name}: corrupted", flatbuffer.MALFORMED, then="; export it again"):
@@ -48,12 +48,12 @@ def surface(path: Path) -> tuple[list[str], list[str]]:
 def _only(path: Path, model: Any) -> tuple[Any, Any]:
     """Return the only graph of a model and its only signature."""
     if len(model.subgraphs) != 1 or len(model.signatureDefs or ()) != 1:
-        raise RuntimeFault(f"{path.name} has not one graph with one signature; export it again")
+        raise RuntimeFault(f"{path.name} must have one graph with one signature; export it again")
     return model.subgraphs[0], model.signatureDefs[0]
 
 
 def _order(indices: Any, named: Any) -> list[str]:
-    """Names of the graph's own inputs or outputs, in its order."""
+    """Return the names of the graph's inputs or outputs, in the graph's order."""
     names = {item.tensorIndex: item.name.decode() for item in named}
     return [names.get(int(index), "?") for index in indices]
 
@@ -63,7 +63,7 @@ def _type(found: Any, item: Any) -> str:
 
 
 def _words(tensor: Any) -> str:
-    """Type, shape, and what else stands in a tensor's table."""
+    """Describe a tensor: type, shape, and the other fields of its table."""
     dtype = flatbuffer.DTYPES.get(tensor.type, f"type {tensor.type}")
     signature = "" if tensor.shapeSignature is None else f" {_listed(tensor.shapeSignature)}"
     held = tensor.quantization

@@ -1,4 +1,4 @@
-"""Advice on a .tflite file: what the GPU engine is known to refuse, and what float16 may do to real activations."""
+"""Advice on a .tflite file: operations that the GPU engine refuses, and float16 bounds for real activations."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from md_export.targets.tflite.half.bounds import emulated_db, measure
 
 
 def lint(path: Path, system: str | None = None, batches: Sequence[Arrays] = ()) -> LintReport:
-    """Judge a file by what the GPU engine is known to do; with inputs, bound float16 arithmetic too.
+    """Check a file against the rules for the GPU engine; with inputs, also bound the errors of float16 arithmetic.
 
     Args:
         path: the ``.tflite`` file, of any tool.
-        system: for Core ML packages only.
-        batches: sets of inputs, on which the file is executed in float32.
+        system: must be None; only Core ML packages have systems.
+        batches: sets of inputs to execute the file on, in float32.
 
     Raises:
-        ArtifactError: no readable file.
-        UsageError: a system is given.
-        RuntimeFault: inputs were given, and the file does not run on them.
+        ArtifactError: the file cannot be read.
+        UsageError: a system was given.
+        RuntimeFault: the file does not run on the inputs.
     """
     if system is not None:
         raise UsageError(f"--os chooses rules for Core ML packages; leave it out for {path.name}")

@@ -1,4 +1,4 @@
-"""Torch module → float .tflite file by litert_torch, with the artifact's own input and output names."""
+"""Lower a torch module to a float .tflite file by litert_torch, with the artifact's input and output names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SIGNATURE: Final = "main"
 _FLOAT: Final = "float32"
 # Functions of litert_torch's layout pass: a convolution and transpositions.
 _HIDE_NOTHING: Final = frozenset({"conv_nhwc", "tensor_to_nhwc", "tensor_to_nchw", "getitem"})
-# XNNPACK has no convolution with float values and weights of 4 bits, and LiteRT's own reads past a map that is no
+# XNNPACK has no convolution with float values and 4-bit weights, and LiteRT's kernel reads past a map that is not
 # larger than the filter (ai-edge-litert 2.3.0).
 _WRONG: Final[Mapping[tuple[str, str], str]] = {
     ("int4", "float32"): ", which LiteRT computes wrongly on small maps on a CPU; with int8_dynamic a GPU computes in "
@@ -40,7 +40,7 @@ _WRONG: Final[Mapping[tuple[str, str], str]] = {
 
 
 class _Named(nn.Module):
-    """The component with keyword inputs and a dict output, from which litert_torch takes the names."""
+    """The component with keyword inputs and a dict output, because litert_torch derives the names from them."""
 
     def __init__(self, job: LoweringJob) -> None:
         super().__init__()
@@ -59,23 +59,23 @@ def lower(job: LoweringJob) -> TfliteModel:
     Tensors are named after the torch modules that compute them (see :func:`~.flatbuffer.module_paths_as_names`).
 
     Raises:
-        ConversionError: the scheme asks for what this target cannot make, litert_torch failed, or its file has other
-            inputs or outputs than the job.
+        ConversionError: this target does not support the scheme, litert_torch failed, or inputs and outputs of its file
+            differ from the job's.
     """
-    # Before the minutes that a conversion takes.
+    # Check before the conversion, which takes minutes.
     check_scheme(job)
     path = scratch_file(job.workdir)
-    # Read at every stage by litert_torch, which else prints to standard output.
+    # litert_torch reads this at every stage, and otherwise prints to standard output.
     os.environ.setdefault("LITERT_TORCH_SHOW_PROGRESS", "n")
     with quiet():
         _convert(job, path)
-    gc.collect()  # the converter's program holds the weights and is full of cycles
+    gc.collect()  # the converter's program holds the weights and has reference cycles
     _check_surface(job, path)
     return TfliteModel(path)
 
 
 def scratch_file(folder: Path) -> Path:
-    """A new empty file in ``folder``."""
+    """Create a new empty file in ``folder`` and return its path."""
     handle, name = tempfile.mkstemp(suffix=".tflite", dir=folder)
     os.close(handle)
     return Path(name)
@@ -92,10 +92,10 @@ def _convert(job: LoweringJob, path: Path) -> None:
         for change in changes:
             stack.enter_context(change)
         signature = litert_torch.signature(SIGNATURE, _Named(job).eval(), sample_kwargs=example_of(job))
-        # Weights as resources, not as attributes that every pass copies: the same graph, with the full-size UNet in
+        # Weights as resources, not as attributes that every pass copies: the same graph, and the full-size UNet needs
         # half of the memory and a quarter of the time.
         converted = signature.convert(lightweight_conversion=True)
-        # It has its own copies, and writing makes further ones.
+        # The converted model has copies of the weights, and writing makes further ones.
         release_weights(job.module)
         flatbuffer.attach_notes(converted, job.notes)
         converted.export(str(path))
@@ -105,8 +105,8 @@ def _convert(job: LoweringJob, path: Path) -> None:
 def _one_trace_less() -> Iterator[None]:
     """Skip litert_torch's trace between its layout pass and its lowering, which traces the graph itself.
 
-    The trace takes a third of a conversion's time (litert_torch 0.10). Later passes look for operations by name, so it
-    is skipped only if the functions that the layout pass inserts hide no such operation; its upsampling does.
+    The trace takes a third of a conversion's time (litert_torch 0.10). Later passes search operations by name, so it is
+    skipped only if the functions that the layout pass inserts hide no such operation; its upsampling hides one.
     """
     from litert_torch.fx_infra import CanonicalizePass, ExportedProgramPassResult
 
@@ -136,10 +136,11 @@ def _check_surface(job: LoweringJob, path: Path) -> None:
 
 
 def check_scheme(job: LoweringJob) -> None:
-    """Refuse what this target cannot make, saying what it can.
+    """Refuse a scheme that this target does not support.
 
     Raises:
-        ConversionError: a type, granularity or sparsity that it has not, or a glob that matches no module.
+        ConversionError: a type, granularity or sparsity is not supported (the message lists the supported ones), or a
+            glob matches no module.
     """
     storages = job.scheme.storages
     for own in storages:

@@ -1,10 +1,10 @@
-"""The values inside a .tflite file, in any runtime that executes it: files with one output for each computed tensor.
+"""Observe the values inside a .tflite file in any runtime, by files with an output for each computed tensor.
 
-A runtime that keeps its tensors may not be the one that an app gets: with XNNPACK it has none to keep. What
-a graph returns it must compute, so :func:`write_observed` makes every tensor an output. :func:`write_alone`
-makes each of them an input, too, for the ops that read it: then every op is executed on values that are given,
-and what differs between two runtimes is the op's own doing. :func:`write_prefix`
-keeps the first ops, to find the one at which an engine goes wrong.
+Not every runtime can keep its inner tensors: XNNPACK cannot. A runtime must compute the outputs of a graph, so
+:func:`write_observed` makes every tensor an output. :func:`write_alone` also makes each tensor an input of the ops
+that read it: then every op runs on given values, and a difference between two runtimes comes from that op alone.
+:func:`write_prefix` keeps the first ops, to find the op
+that an engine computes wrongly.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Observed:
     """A tensor that a graph computes from its inputs.
 
     Attributes:
-        key: its name among the outputs of both files, and among the inputs of the second.
-        op: what computes it.
-        zero_point: what an int8 tensor stores for 0; 0 for a float tensor.
+        key: name of the output in both files, and of the input in the second.
+        op: the op that computes it.
+        zero_point: the int8 value of 0; 0 for a float tensor.
     """
 
     key: str
@@ -37,15 +37,15 @@ class Observed:
     zero_point: int
 
     def centred(self, value: Array) -> Array:
-        """Its value without the offset, in float64 where there is one; steps of one instead of its scale."""
+        """Return a value without its zero point, in float64 if it has one, in steps of one instead of its scale."""
         return value.astype(np.float64) - self.zero_point if self.zero_point else value
 
 
 def observed(source: Path) -> tuple[Observed, ...]:
-    """Every tensor that the two files give, in the order of execution.
+    """Return the tensors that both files output, in order of execution.
 
     Raises:
-        RuntimeFault: ``source`` is no .tflite file.
+        RuntimeFault: ``source`` is not a .tflite file.
     """
     model = read_model(source)
     graph = model.subgraphs[0]
@@ -60,17 +60,17 @@ def observed(source: Path) -> tuple[Observed, ...]:
 
 
 def write_observed(source: Path, path: Path) -> None:
-    """Write ``path``: ``source`` with every tensor that it computes as an output."""
+    """Write ``path``: ``source`` with every computed tensor as an output."""
     model = read_model(source)
     _give_all(model)
     write_rewired(model, path)
 
 
 def write_alone(source: Path, path: Path) -> tuple[str, ...]:
-    """Write ``path``: every op of ``source``, each reading given values in place of computed ones.
+    """Write ``path``: every op of ``source``, each reading given values instead of computed ones.
 
     Returns:
-        the names of the inputs that it takes besides those of ``source``: outputs of :func:`write_observed`.
+        The names of its inputs in addition to those of ``source``: outputs of :func:`write_observed`.
     """
     model = read_model(source)
     graph, signature = model.subgraphs[0], model.signatureDefs[0]
@@ -95,7 +95,7 @@ def _give_all(model: Any) -> list[int]:
 
 
 def _computed(graph: Any) -> set[int]:
-    """Tensors that depend on the graph's inputs: a weight that is dequantized at every call does not."""
+    """Return the tensors that depend on the graph's inputs, so without weights that are dequantized at every call."""
     found = {int(index) for index in graph.inputs}
     inputs = set(found)
     for operator in graph.operators:
@@ -115,16 +115,16 @@ def _zero_point(tensor: Any) -> int:
 
 
 def write_prefix(source: Path, count: int, path: Path) -> bool:
-    """Write ``path``: the first ``count`` ops of ``source``, same inputs.
+    """Write ``path``: the first ``count`` ops of ``source``, with the same inputs.
 
-    Its outputs are the float32 tensors that those ops compute for the ops after them, all of them, so that
-    no op before the cut is without use and what goes wrong before it shows.
+    Its outputs are all float32 tensors that those ops compute for later ops, so that every op before the cut is used
+    and its errors are visible.
 
     Returns:
-        whether anything float32 crosses the cut; else no file is written.
+        Whether a float32 tensor crosses the cut; if not, no file is written.
 
     Raises:
-        RuntimeFault: ``source`` is no .tflite file.
+        RuntimeFault: ``source`` is not a .tflite file.
     """
     model = read_model(source)
     graph = model.subgraphs[0]

@@ -1,7 +1,7 @@
-"""Batched products of rank 4 as one BATCH_MATMUL of rank 4, in litert_torch's conversion.
+"""Convert batched products of rank 4 to one BATCH_MATMUL of rank 4 in litert_torch.
 
-torch makes each product of more than three axes one of three, between reshapes; the converter then drops some of the
-reshapes, and what reads the product mixes ranks (LiteRT#8975: wrong on GPUs).
+torch decomposes a product of more than three axes to one of three axes between reshapes; the converter then drops some
+of the reshapes, and readers of the product mix ranks (LiteRT#8975: wrong on GPUs).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _MATMUL: Final = torch.ops.aten.matmul
 
 @contextmanager
 def products_of_rank_4(module: nn.Module) -> Iterator[None]:
-    """Keep products whole where a module has attention of rank 4; other conversions stay unchanged."""
+    """Within the block, keep products whole if the module has attention of rank 4; otherwise change nothing."""
     with whole_products() if count_rank_4_products(module) else nullcontext():
         yield
 
 
 @contextmanager
 def whole_products() -> Iterator[None]:
-    """Keep all products whole."""
+    """Within the block, keep all products whole."""
     from litert_torch.backend.lowerings import registry
     from litert_torch.fx_infra import decomp
 
@@ -42,7 +42,7 @@ def whole_products() -> Iterator[None]:
 
 
 def _lower_product(context: Any, left: Any, right: Any) -> Any:  # noqa: ARG001 (litert_torch's signature)
-    """``[..., m, k] · [..., k, n]`` with equal leading axes, as stablehlo's dot_general."""
+    """Lower ``[..., m, k] · [..., k, n]`` with equal leading axes to stablehlo's dot_general."""
     from litert_converter.mlir import ir
     from litert_converter.mlir.dialects import stablehlo
 

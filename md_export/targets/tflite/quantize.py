@@ -27,25 +27,25 @@ from md_export.targets.tflite.target import TfliteModel
 from md_export.targets.tflite.weights import EMBEDDING, is_per_channel, stored_as
 
 _THREADS = 2
-# Where uniform_quantize starts to cut a tensor into chunks.
-# Arrays ``min`` and ``max`` of each tensor, by its name, as the calibrator gives them.
+# Size from which uniform_quantize splits a tensor into chunks.
+# Arrays ``min`` and ``max`` of each tensor by name, in the calibrator's format.
 Extremes = dict[str, dict[str, Array]]
 _CHUNK_BYTES: Final = 32 * 1024 * 1024
 _NORMS: Final = (nn.GroupNorm, nn.LayerNorm)
 _STATIC: Final = "int8_static"
-# ai_edge_quantizer's name for an operation where it is not the file's.
+# ai_edge_quantizer's names of operations, if they differ from the file's.
 _QUANTIZER_NAMES: Final = {"TRANSPOSE_CONV": "CONV_2D_TRANSPOSE"}
 
 
 def measure_ranges(source: Path, quantizer: Any, job: LoweringJob) -> Extremes:
-    """Range of each tensor that the quantizer's recipe asks for, by its name: arrays ``min`` and ``max``.
+    """Measure the range of each tensor that the quantizer's recipe requires, by name: arrays ``min`` and ``max``.
 
-    ai_edge_quantizer's calibrator measures extremes and shows no values to what it lets others put in its place, so
-    other ranges than the extremes come from a separate run.
+    ai_edge_quantizer's calibrator measures extremes, and its extension points do not receive values, so other ranges
+    than the extremes need a separate run.
 
     Raises:
-        ConversionError: no calibration inputs.
-        ValueError: a tensor holds NaN or Inf.
+        ConversionError: there are no calibration inputs.
+        ValueError: a tensor has NaN or Inf.
     """
     if not job.calibration:
         raise ConversionError(f"int8_static needs calibration inputs, but {job.component} has none")
@@ -60,9 +60,9 @@ def _extremes(source: Path, quantizer: Any, job: LoweringJob) -> Extremes:
 
     rules = RecipeManager()
     rules.load_quantization_recipe(quantizer.get_quantization_recipe())
-    # The default, a moving average, would forget all but the last few inputs.
+    # The default is a moving average, which depends only on the last few inputs.
     calibrator = Calibrator(str(source), num_threads=_THREADS, qsv_update_func=min_max_update)
-    # One call for each: it makes a list of what it is given, only to count it.
+    # One call per input, because the calibrator copies all given inputs to a list to count them.
     for inputs in job.calibration if job.ranges.observer == "min_max" else job.calibration[:1]:
         calibrator.calibrate({SIGNATURE: [dict(inputs)]}, rules)
     found: Extremes = calibrator.get_model_qsvs()
@@ -83,17 +83,17 @@ def _observed(source: Path, extremes: Extremes, job: LoweringJob) -> Extremes:
 
 
 def _as_extremes(known: dict[str, Array], low: float, high: float) -> dict[str, Array]:
-    """In the shape and type that the calibrator gives."""
+    """Return a range in the shape and dtype of the calibrator's."""
     return {**known, "min": np.full_like(known["min"], low), "max": np.full_like(known["max"], high)}
 
 
 @contextmanager
 def chunked_by_channel() -> Iterator[None]:
-    """Hand large weights of rank over 2 to ``uniform_quantize`` as matrices.
+    """Within the block, pass large weights of rank above 2 to ``uniform_quantize`` as matrices.
 
-    ``uniform_quantize`` quantizes such a tensor in chunks and flattens it to rows of its last axis, but not the
-    scales, which keep the tensor's rank: "input operand has more dimensions than allowed by the axis remapping". A
-    weight given as a matrix whose one axis is the quantized one goes through.
+    ``uniform_quantize`` quantizes such a tensor in chunks and flattens it to rows of its last axis, but does not
+    flatten the scales: "input operand has more dimensions than allowed by the axis remapping". It accepts a matrix
+    with the quantized axis as one of its two axes.
     """
     from ai_edge_quantizer.algorithms.uniform_quantize import uniform_quantize_tensor
 
@@ -110,7 +110,7 @@ def chunked_by_channel() -> Iterator[None]:
 
 
 def as_matrix(tensor: Any, params: Any) -> tuple[Any, Any]:
-    """Views of a weight and its parameters of rank 2, quantized along axis 0 or 1 (or as a whole)."""
+    """Return rank-2 views of a weight and its parameters, quantized along axis 0 or 1 (or as a whole)."""
     axis = params.quantized_dimension
     last = axis == tensor.ndim - 1
     matrix = tensor.reshape(-1, tensor.shape[-1]) if last else tensor.reshape(tensor.shape[0], -1)
@@ -125,7 +125,7 @@ def as_matrix(tensor: Any, params: Any) -> tuple[Any, Any]:
 
 @dataclass(frozen=True)
 class _Kind:
-    """Operations that are stored alike."""
+    """Key of operations that are stored in the same way."""
 
     operation: str
     weights: str
@@ -133,13 +133,13 @@ class _Kind:
 
 
 def quantize(model: TfliteModel, job: LoweringJob) -> TfliteModel:
-    """Store and compute the component as ``job.scheme`` says; float32 at inputs and outputs.
+    """Apply ``job.scheme`` to the component; inputs and outputs stay float32.
 
-    Each weight is stored as the scheme says of its module, where :data:`~.weights.OPERATIONS` has it. Norms and the
-    modules that ``job.scheme.keep_float`` matches stay float32, with their activations.
+    Each weight is stored in its module's scheme if :data:`~.weights.OPERATIONS` supports that. Norms and the modules
+    that ``job.scheme.keep_float`` matches stay float32, with their activations.
 
     Raises:
-        ConversionError: the scheme asks for what this target cannot make, or the quantizer failed.
+        ConversionError: this target does not support the scheme, or the quantizer failed.
     """
     check_scheme(job)
     kinds = _kinds(model.path, job.module, job.scheme)
@@ -153,7 +153,7 @@ def quantize(model: TfliteModel, job: LoweringJob) -> TfliteModel:
 
 
 def _kinds(source: Path, module: nn.Module, scheme: QuantScheme) -> dict[_Kind, list[str]]:
-    """Output names of the operations whose weight does not stay float32, by how they are stored."""
+    """Return the output names of the operations with a weight that does not stay float32, by storage."""
     norms = {path for path, child in module.named_modules() if isinstance(child, _NORMS)}
     found: dict[_Kind, list[str]] = defaultdict(list)
     for op in weighted_ops(read_model(source)):
@@ -170,7 +170,7 @@ def _quantize(source: Path, target: Path, kinds: dict[_Kind, list[str]], job: Lo
     quantizer = Quantizer(str(source))
     for kind, outputs in kinds.items():
         _add(quantizer, kind, exactly(outputs), job.scheme.activations)
-    # tqdm bars, which no argument turns off.
+    # tqdm bars have no argument to disable them.
     with redirect_stderr(io.StringIO()), chunked_by_channel():
         ranges = measure_ranges(source, quantizer, job) if job.scheme.activations == _STATIC else None
         quantizer.quantize(
@@ -190,8 +190,8 @@ def _add(quantizer: Any, kind: _Kind, regex: str, activations: str) -> None:
         )
         return
     bits = int(kind.weights.removeprefix("int"))
-    # Weights alone would put a DEQUANTIZE of the whole table into every call, with which LiteRT's GPU engine aborts;
-    # with static ranges the table's output would be int8, too.
+    # Weight-only storage would dequantize the whole table in every call, and LiteRT's GPU engine aborts on that;
+    # with static ranges, the table's output would be int8, too.
     if activations == "int8_dynamic" or kind.operation == EMBEDDING:
         quantizer.add_dynamic_config(regex, operation, num_bits=bits, granularity=granularity)
     elif activations == _STATIC:

@@ -1,4 +1,4 @@
-"""Execute a saved .tflite file: by LiteRT's interpreter with XNNPACK, or by another runtime of the same format."""
+"""Execute a saved .tflite file in LiteRT's interpreter with XNNPACK, or in another runtime of the format."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from md_export.system.workspace import scratch_folder
 
 THREADS: Final = 2
 OWN: Final = "litert"
-# AUTO applies XNNPACK, as both libraries do where an app asks for nothing.
+# AUTO applies XNNPACK, the default of both libraries.
 _KERNELS: Final = (
     ("", "AUTO", "XNNPACK"),
     ("-builtin", "BUILTIN_WITHOUT_DEFAULT_DELEGATES", "optimized, without XNNPACK"),
     ("-reference", "BUILTIN_REF", "reference"),
 )
 LIBRARIES: Final = (OWN, "tensorflow")
-# Place of the field in the table SubGraph of LiteRT's schema, in its vtable.
+# Vtable offset of the field in the table SubGraph of LiteRT's schema.
 _OUTPUTS: Final = 8
 
 
@@ -36,10 +36,10 @@ class Runtime:
     """One library with one set of kernels.
 
     Attributes:
-        name: as ``--runtime`` takes it.
+        name: value of ``--runtime``.
         library: ``litert`` or ``tensorflow``.
         resolver: member of the library's ``OpResolverType``.
-        kernels: what computes, in words.
+        kernels: name of the kernels in words.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Runtime:
     kernels: str
 
     def require(self) -> None:
-        """Raise :class:`MissingExtraError` where the library is not installed. Imports nothing."""
+        """Raise :class:`MissingExtraError` if the library is not installed; imports nothing."""
         if self.library != OWN and importlib.util.find_spec(self.library) is None:
             raise MissingExtraError(
                 f"the runtime {self.name} needs {self.library}, which is not installed: "
@@ -56,16 +56,16 @@ class Runtime:
             )
 
     def interpreter(self, path: Path) -> Any:
-        """The library's interpreter of a file, tensors not yet allocated.
+        """Return the library's interpreter of a file, before its tensors are allocated.
 
         Raises:
             MissingExtraError: the library is not installed.
-            RuntimeError, ValueError: the library's own, on a file that it cannot read.
+            RuntimeError, ValueError: the library's errors for a file that it cannot read.
         """
         self.require()
         interpreter, resolvers = _tensorflow() if self.library == "tensorflow" else _litert()
         with warnings.catch_warnings():
-            # TensorFlow announces that its interpreter will go; that apps ship it is why it is asked.
+            # TensorFlow warns that its interpreter is deprecated, but apps still ship it.
             warnings.simplefilter("ignore")
             return interpreter(
                 model_path=str(path), num_threads=THREADS, experimental_op_resolver_type=resolvers[self.resolver]
@@ -92,7 +92,7 @@ RUNTIMES: Final[Mapping[str, Runtime]] = {
 
 
 def runtimes_of(library: str) -> tuple[Runtime, ...]:
-    """All sets of kernels of one library, the one that apps get by default first."""
+    """Return all sets of kernels of a library, the default one first."""
     return tuple(runtime for runtime in RUNTIMES.values() if runtime.library == library)
 
 
@@ -114,10 +114,10 @@ class TfliteRunner:
             inputs: every input of :attr:`inputs` by name, in its shape and dtype.
 
         Returns:
-            new arrays, one per name of :attr:`outputs`.
+            New arrays, one per name of :attr:`outputs`.
 
         Raises:
-            RuntimeFault: a name, shape or dtype is not the file's, or an op failed.
+            RuntimeFault: a name, shape or dtype differs from the file's, or an op failed.
         """
         check_arrays(self._path.name, self.inputs, inputs)
         with raised_as(RuntimeFault, f"{self._path.name}: an op failed", (RuntimeError, ValueError)):
@@ -135,7 +135,7 @@ def load(path: Path, runtime: str | None = None) -> TfliteRunner:
     Raises:
         RuntimeFault: the file is missing or damaged, has no single signature, or an op is unknown.
         MissingExtraError: the runtime is not installed.
-        UsageError: there is no such runtime.
+        UsageError: the runtime is unknown.
     """
     chosen = RUNTIMES.get(runtime or OWN)
     if chosen is None:
@@ -159,10 +159,10 @@ def _specs(details: Mapping[str, Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
 
 
 def values(path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Array]:
-    """Execute by LiteRT with XNNPACK, the named values being outputs, too; float32 of what is int8.
+    """Execute in LiteRT with XNNPACK, and return the named values; int8 values are decoded to float32.
 
-    LiteRT can keep every value without XNNPACK, but its own CONV_2D (ai-edge-litert 2.3.0) ignores the padding where
-    the filter is as large as the map.
+    LiteRT can keep every value without XNNPACK, but then its CONV_2D (ai-edge-litert 2.3.0) ignores the padding if the
+    filter is as large as the map.
 
     Raises:
         RuntimeFault: LiteRT refuses the file or the inputs.
@@ -185,7 +185,7 @@ def values(path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Arra
 
 
 def _give(path: Path, tensors: list[int]) -> None:
-    """Make tensors outputs, in place: a new list at the end of the file, to which the graph's table is led."""
+    """Make tensors outputs, in place: append a new list to the file, and point the graph's table to it."""
     with path.open("r+b") as file:
         content = file.read()
         graph = schema.Model.GetRootAs(content).Subgraphs(0)

@@ -1,4 +1,4 @@
-"""Constants of a saved .tflite file: decoded one at a time, and changed for the gate's self-test."""
+"""Constants of a saved .tflite file: decode them one at a time, and change them for the self-test of verification."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from md_export.targets.stored import LEVELS, Constant, Float32, Grid, Role, Stor
 from md_export.targets.tflite import flatbuffer
 from md_export.targets.tflite.weights import is_promised
 
-# Axes of a weight in the file → torch's [out, in, height, width]; of a transposed convolution [in, out, …].
+# Axes of a weight in the file → torch's [out, in, height, width]; [in, out, …] for a transposed convolution.
 _LAYOUTS: Final = {
     "CONV_2D": (0, 3, 1, 2),
     "DEPTHWISE_CONV_2D": (3, 0, 1, 2),
@@ -31,13 +31,13 @@ _ROLES: Final[dict[tuple[str, int], Role]] = {
     ("MUL", 1): "weight",
     ("ADD", 1): "bias",
 }
-# A flatbuffer is written from its end; the builder grows by doubling.
+# Initial size: a flatbuffer is written from its end, and the builder grows by doubling.
 _FIRST_BYTES: Final = 1 << 20
 _NARROW: Final = (schema.TensorType.INT8, schema.TensorType.INT4)
 
 
 class _Reader(NamedTuple):
-    """An operator, the position at which it takes a tensor, and the name of its output."""
+    """An operator, the position of the input that reads a tensor, and the name of its output."""
 
     kind: str
     position: int
@@ -45,10 +45,10 @@ class _Reader(NamedTuple):
 
 
 def stored_weights(path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:
-    """Every constant, one at a time.
+    """Yield every constant, decoded.
 
     Raises:
-        RuntimeFault: the file is no .tflite file.
+        RuntimeFault: the file is not a .tflite file.
     """
     model = flatbuffer.read_model(path)
     seen: set[int] = set()
@@ -62,7 +62,7 @@ def stored_weights(path: Path, scheme: QuantScheme) -> Iterator[StoredWeight]:
 
 
 def _readers(model: Any, graph: Any) -> dict[int, list[_Reader]]:
-    """Who reads each tensor, seen through the DEQUANTIZE of a float16 or weight-only integer one."""
+    """Return the readers of each tensor, also after the DEQUANTIZE of a float16 or weight-only integer tensor."""
     readers: dict[int, list[_Reader]] = defaultdict(list)
     named = [(flatbuffer.operator_name(model, operator), operator) for operator in graph.operators]
     source = {operator.outputs[0]: operator.inputs[0] for name, operator in named if name == "DEQUANTIZE"}
@@ -86,7 +86,7 @@ def _weight(model: Any, tensor: Any, readers: list[_Reader], scheme: QuantScheme
     return StoredWeight(
         name=name,
         dtype=dtype,
-        # The quantizer lets equal constants share a buffer.
+        # In the quantizer's files, equal constants share a buffer.
         parts={dtype: raw.nbytes, **scales} if is_first else scales,
         values=_as_torch(found.values.astype(np.float32, copy=False), layout),
         uses=tuple(dict.fromkeys(_use(name, reader) for reader in readers)),
@@ -112,7 +112,7 @@ def _as_torch(values: Float32, layout: tuple[int, ...] | None) -> Float32:
 
 @contextmanager
 def edit(path: Path) -> Iterator[list[Constant]]:
-    """Every constant in the order in which ops take it; what was written in place is saved in the end."""
+    """Yield the constants in the order in which ops read them; changes in place are saved at the end."""
     content = bytearray(path.read_bytes())
     model = schema.Model.GetRootAs(content, 0)
     yield [constant for index in range(model.SubgraphsLength()) for constant in _constants(model, content, index)]
@@ -137,14 +137,14 @@ def _constants(model: Any, content: bytearray, subgraph: int) -> Iterator[Consta
 
 
 def _bytes_of(buffer: Any, content: bytearray) -> NDArray[np.uint8]:
-    """A view; the quantizer keeps large constants behind the tables."""
+    """Return a view of a buffer's bytes; the quantizer stores large constants behind the tables."""
     if buffer.Offset():
         return np.frombuffer(content, np.uint8, buffer.Size(), buffer.Offset())
     return buffer.DataAsNumpy() if buffer.DataLength() else np.empty(0, np.uint8)
 
 
 def store_as_float(path: Path) -> bool:
-    """Store each int8 or int4 weight as the float32 that it stands for, as a float file has it. False where none is."""
+    """Store each int8 or int4 weight as its float32 values, like in a float file; return False without any."""
     model = flatbuffer.read_model(path)
     tensors = [tensor for graph in model.subgraphs for tensor in graph.tensors]
     weights = [tensor for tensor in tensors if tensor.type in _NARROW and flatbuffer.data_of(model, tensor).size]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TfliteModel:
-    """A .tflite file in the job's scratch folder: full-size weights need not be held in memory twice."""
+    """A .tflite file in the job's scratch folder, so that full-size weights are not in memory twice."""
 
     path: Path
 

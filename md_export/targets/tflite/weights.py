@@ -1,4 +1,4 @@
-"""Which operations a .tflite file stores in which type, as the quantizer makes them and the runtimes compute them."""
+"""Storage types of the operations of a .tflite file that both the quantizer and the runtimes support."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ DEPTHWISE: Final = "DEPTHWISE_CONV_2D"
 _FLOAT: Final = "float32"
 _DENSE: Final = ("FULLY_CONNECTED", "CONV_2D", "TRANSPOSE_CONV")
 _MATRICES: Final = (*_DENSE, DEPTHWISE)
-# ai_edge_quantizer has no 4 bits for the others.
+# ai_edge_quantizer does not support 4 bits in other operations.
 _NARROW: Final = ("FULLY_CONNECTED", "CONV_2D", EMBEDDING)
 
-# Operations whose weight is changed for (weights, activations); all others stay float32. The Android GPU runs no
-# float16 embedding table, so float16 leaves it in float32. XNNPACK has no depthwise convolution with dynamic ranges,
-# and the kernel that stands in is several times slower than float and wrong with one scale per tensor.
+# Operations with a converted weight, by (weights, activations); all others stay float32. The Android GPU does not
+# support float16 embedding tables, so they stay float32. XNNPACK has no depthwise convolution with dynamic ranges, and
+# the fallback kernel is several times slower than float, and wrong with one scale per tensor.
 OPERATIONS: Final[Mapping[tuple[str, str], tuple[str, ...]]] = {
     ("float16", "float32"): _MATRICES,
     ("int8", "float32"): (*_MATRICES, EMBEDDING),
@@ -32,29 +32,29 @@ OPERATIONS: Final[Mapping[tuple[str, str], tuple[str, ...]]] = {
 
 
 def stored_as(operation: str, own: QuantScheme) -> str:
-    """Type in which the weight of an operation is stored, ``own`` being its module's scheme.
+    """Return the stored dtype of an operation's weight; ``own``: its module's scheme.
 
-    What has no 4 bits is stored in 8; what has no 8 stays float32.
+    An operation that does not support 4 bits is stored in 8 bits; one that does not support 8 bits stays float32.
     """
     tried = (own.weights, "int8") if own.weights == "int4" else (own.weights,)
     return next((one for one in tried if operation in (_operations(one, own.activations) or ())), _FLOAT)
 
 
 def is_promised(operation: str, own: QuantScheme) -> bool:
-    """Whether the weight of such an operation must have the type that its module's scheme names."""
+    """Whether the weight of such an operation must have the dtype of its module's scheme."""
     found = _operations(own.weights, own.activations)
     return found is None or operation in found
 
 
 def _operations(weights: str, activations: str) -> tuple[str, ...] | None:
-    """Weights in float16 are float32 before they are used, whatever the others do."""
+    """Return the operations with a converted weight; float16 weights are decoded before use, for any activations."""
     return OPERATIONS.get((weights, _FLOAT if weights == "float16" else activations))
 
 
 def weight_storage(path: str, layer: nn.Module, scheme: QuantScheme) -> WeightStorage | None:
-    """How the quantizer stores a layer's weight; ``scheme`` is the module's own, without rules. None: in float.
+    """Return how the quantizer stores a layer's weight under the layer's ``scheme`` without rules; None: in float.
 
-    The table of positions is folded to a constant that is added, and no weight.
+    The table of positions is folded into an added constant, so it is not a weight.
     """
     operation = _operation(layer)
     if operation is None or path.endswith("position_embedding"):
@@ -68,12 +68,12 @@ def weight_storage(path: str, layer: nn.Module, scheme: QuantScheme) -> WeightSt
 
 
 def is_per_channel(operation: str, own: QuantScheme) -> bool:
-    """Whether it has a scale per output channel. A row of a table always has: of one for all, the GPU reads zeros."""
+    """Whether a weight has a scale per output channel. Embedding tables always do: with one, the GPU reads zeros."""
     return own.granularity == "channel" or operation == EMBEDDING
 
 
 def _operation(layer: nn.Module) -> str | None:
-    from torch import nn  # here, since whoever reads a saved file needs no torch
+    from torch import nn  # imported late, because reading a saved file does not need torch
 
     if isinstance(layer, nn.Embedding):
         return EMBEDDING

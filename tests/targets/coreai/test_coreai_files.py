@@ -94,7 +94,7 @@ def test_a_damaged_asset_is_refused(
 ) -> None:
     copy = Path(shutil.copytree(asset("small", SCHEME), tmp_path / "x.aimodel"))
     damage(copy)
-    with pytest.raises(RuntimeFault, match=r"x\.aimodel is no Core AI asset; export it again"):
+    with pytest.raises(RuntimeFault, match=r"x\.aimodel is not a Core AI asset; export it again"):
         getattr(coreai, function)(copy)
 
 

@@ -242,5 +242,5 @@ def test_systems_and_what_is_no_asset(asset: Callable[..., Path], coreai: Any, t
     with pytest.raises(UsageError, match="loaded by iOS27 and later"):
         found(coreai, asset("small", FLOAT), "iOS26")
     (tmp_path / "y.aimodel").mkdir()
-    with pytest.raises(ArtifactError, match=r"y\.aimodel is no Core AI asset"):
+    with pytest.raises(ArtifactError, match=r"y\.aimodel is not a Core AI asset"):
         found(coreai, tmp_path / "y.aimodel")

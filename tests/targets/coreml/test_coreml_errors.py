@@ -70,7 +70,7 @@ def test_infinite_weights_are_not_passed_off_as_int8(small_job: Callable[..., Lo
     linear = nn.Linear(4, 4)
     nn.init.constant_(linear.weight, torch.inf)
     job = small_job(linear, QuantScheme("int8", "float32"))
-    with pytest.raises(ConversionError, match="1 weights stayed float although int8 was asked for"):
+    with pytest.raises(ConversionError, match="1 weights stayed float although int8 was requested"):
         coreml.lower(job).quantize(job)
 
 
@@ -102,7 +102,7 @@ def test_inputs_that_are_not_the_models_are_refused(
 
 
 def test_what_is_no_package_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeFault, match=r"is no readable \.mlpackage"):
+    with pytest.raises(RuntimeFault, match=r"cannot be read as \.mlpackage"):
         coreml.load(tmp_path)
 
 

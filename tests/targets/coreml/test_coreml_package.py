@@ -136,5 +136,5 @@ def test_describe_refuses_a_weight_file_of_another_package(package: Callable[...
     for file, data in contents(package("vae_decoder", "fp16")).items():
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_bytes(data[: len(data) // 2] if file.endswith("weight.bin") else data)
-    with pytest.raises(ArtifactError, match=r"weight\.bin holds no weight at byte"):
+    with pytest.raises(ArtifactError, match=r"weight\.bin has no weight at byte"):
         coreml.describe(tmp_path)

@@ -56,7 +56,7 @@ def test_rules_are_facts_with_an_address(target: str) -> None:
         ('verdict = "likely"', 'verdict = "runs on ANE"', "verdict"),
         ("rank_over = 5", "", "rule rank: its condition is empty"),
         ('id = "integers"', 'id = "float32"', "two rules are called float32"),
-        ('since = "iOS18"', 'since = "iOS99"', "rule blocks: iOS99 is none of iOS15"),
+        ('since = "iOS18"', 'since = "iOS99"', "rule blocks: iOS99 is not one of iOS15"),
         ("weight_bytes_over =", "rank_over = 5\nweight_bytes_over =", "is a condition on a package"),
         ("overflows_over = 0", "", "rule overflow: its condition is empty"),
         ("overflows_over = 0", "overflows_over = 0\nlargest = 1.0", "largest"),

@@ -53,7 +53,7 @@ def test_weights_in_another_file_are_refused(artifact: Callable[..., Path], tmp_
     onnx.save(model, tmp_path / "x.onnx", save_as_external_data=True, location="x.onnx.data", size_threshold=0)
     assert target.describe(tmp_path / "x.onnx") == target.describe(artifact("vae_decoder", "fp32"))
     (tmp_path / "x.onnx").rename(tmp_path / "y.onnx")
-    with pytest.raises(RuntimeFault, match=r"y\.onnx is no ONNX model: its weights lie in 'x\.onnx\.data', not in"):
+    with pytest.raises(RuntimeFault, match=r"y\.onnx is not an ONNX model: its weights are in 'x\.onnx\.data', not in"):
         target.describe(tmp_path / "y.onnx")
 
 

@@ -287,7 +287,7 @@ def test_faults_are_reports_with_an_address_and_rewrites_that_exist(target: str)
         ('effect = "wrong"', 'effect = "odd"', "effect"),
         ("output_rank = 3", "rank = 3", "rank"),
         ('id = "mixed-ranks"', 'id = "float16-sum"', "two rules are called float16-sum"),
-        ("https://github.com/google-ai-edge/LiteRT/issues/8619", "8619", "attention-rank-3: source is no https"),
+        ("https://github.com/google-ai-edge/LiteRT/issues/8619", "8619", "attention-rank-3: source is not an https"),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path: Path, old: str, new: str, message: str) -> None:

@@ -175,7 +175,7 @@ def test_what_cannot_be_linted(exported: Exported, tmp_path: Path) -> None:
     path = exported("tflite", "int8") / f"{DECODER}.tflite"
     fails(md_export("lint", path, "--os", "iOS18"), 2, "--os chooses rules for Core ML packages; leave it out")
     (tmp_path / "x.tflite").write_bytes(b"no file at all, but long enough")
-    with pytest.raises(ArtifactError, match=r"no \.tflite file"):
+    with pytest.raises(ArtifactError, match=r"not a \.tflite file"):
         lint(tmp_path / "x.tflite")
     noise = np.random.default_rng(0)
     content = bytearray(path.read_bytes())

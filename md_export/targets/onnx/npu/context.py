@@ -1,6 +1,6 @@
-"""A graph compiled ahead of time: a small ONNX file with one EPContext node, and the NPU's binary beside it.
+"""Compile a graph ahead of time: to a small ONNX file with one EPContext node, and the NPU's binary beside it.
 
-The phone loads both without compiling. Inputs, outputs and notes are those of the graph that it was compiled from.
+The phone loads both without compiling. Inputs, outputs and metadata are those of the compiled graph.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from md_export.targets.onnx.run import OnnxRunner
 from md_export.targets.onnx.save import ORT_ERRORS, session_options
 
 _PROVIDER: Final = "QNN"
-# Own messages of the provider are told by exceptions and placements.
+# Log only fatal errors; exceptions and placements contain the provider's other messages.
 _FATAL_ONLY: Final = 4
 _NODE: Final = "EPContext"
 _COMPILED_FROM: Final = "compiled_from"
 _SOC: Final = "soc"
-# What onnxruntime appends where it moves transposes through a graph.
+# Suffix that onnxruntime adds to names when it moves transposes through a graph.
 _MOVED: Final = re.compile(r"_token_\d+$")
 _LARGEST: Final = 1 << 20
 
@@ -44,7 +44,7 @@ def npu_session(path: Path, soc: Soc, fallback: bool, context: Path | None = Non
     Args:
         path: a graph, or one with a compiled context in it.
         soc: the chip.
-        fallback: let the CPU have what the NPU does not take; else such a graph is refused.
+        fallback: run nodes that the NPU refuses on the CPU; otherwise, such a graph is refused.
         context: where to write the compiled graph; its binary goes beside it.
 
     Raises:
@@ -71,7 +71,7 @@ def npu_session(path: Path, soc: Soc, fallback: bool, context: Path | None = Non
         "soc_model": str(soc.model),
         "htp_arch": str(soc.htp),
         "enable_htp_fp16_precision": "1",
-        # Else the CPU would turn an app's floats into integers and back.
+        # Otherwise, the CPU would convert an app's floats to integers and back.
         "offload_graph_io_quantization": "0",
     }
     options.add_provider_for_devices([_device()], own)
@@ -80,7 +80,7 @@ def npu_session(path: Path, soc: Soc, fallback: bool, context: Path | None = Non
 
 @cache
 def _device() -> Any:
-    """The provider's device; a library is registered once in a process."""
+    """Return the provider's device; its library is registered once per process."""
     import onnxruntime_qnn
 
     ort.register_execution_provider_library(_PROVIDER, onnxruntime_qnn.get_library_path())
@@ -88,7 +88,7 @@ def _device() -> Any:
 
 
 def placement(session: ort.InferenceSession) -> dict[str, list[tuple[str, str]]]:
-    """Names and kinds of the nodes that each provider has: ``QNN`` the NPU's, all others the CPU's."""
+    """Return names and kinds of the nodes by provider: ``QNN`` is the NPU, all others are the CPU."""
     found: dict[str, list[tuple[str, str]]] = {}
     for part in session.get_provider_graph_assignment_info():
         found.setdefault(part.ep_name, []).extend((node.name, node.op_type) for node in part.get_nodes())
@@ -96,12 +96,12 @@ def placement(session: ort.InferenceSession) -> dict[str, list[tuple[str, str]]]
 
 
 def on_cpu(session: ort.InferenceSession) -> list[tuple[str, str]]:
-    """Names and kinds of the nodes that the NPU did not take."""
+    """Return names and kinds of the nodes on the CPU."""
     return [node for name, nodes in placement(session).items() if name != _PROVIDER for node in nodes]
 
 
 def on_npu(session: ort.InferenceSession) -> int:
-    """Number of nodes that the NPU took."""
+    """Return the number of nodes on the NPU."""
     return len(placement(session).get(_PROVIDER, []))
 
 
@@ -126,7 +126,7 @@ def compile_context(graph: Path, soc: Soc, context: Path) -> NpuRun:
 
 
 def refused_ops(graph: Path, soc: Soc) -> tuple[RefusedOp, ...]:
-    """The nodes that the NPU leaves to the CPU, each with the torch module that the graph names."""
+    """Return the nodes that the NPU leaves to the CPU, with their torch modules if recorded."""
     try:
         left = on_cpu(npu_session(graph, soc, fallback=True))
     except ORT_ERRORS:
@@ -147,10 +147,10 @@ def _label(context: Path, notes: dict[str, str]) -> None:
 
 
 def check_context(context: Path, graph: Path, soc: Soc) -> None:
-    """Whether a context file is one compiled graph, of this graph and for this chip.
+    """Check that a context file contains only this graph, compiled for this chip.
 
     Raises:
-        RuntimeFault: it is not, or it names another binary than the one beside it.
+        RuntimeFault: it does not, or it names another binary than the one beside it.
     """
     what = f"{context.name}: cannot be read"
     with raised_as(RuntimeFault, what, (OSError, DecodeError), then="; export again"), context.open("rb") as file:
@@ -165,18 +165,16 @@ def check_context(context: Path, graph: Path, soc: Soc) -> None:
     if notes.get(_SOC) != soc.name:
         raise RuntimeFault(f"{context.name} was compiled for {notes.get(_SOC)!r:.40}, not {soc.name}; export again")
     if notes.get(_COMPILED_FROM) != sha256_of_artifact(graph):
-        raise RuntimeFault(
-            f"{context.name} was compiled from another {graph.name} than the one that lies here; export again"
-        )
+        raise RuntimeFault(f"{context.name} was compiled from another {graph.name} than this export's; export again")
 
 
 def run_on_npu(context: Path, soc: Soc, batches: Sequence[Arrays]) -> NpuRun:
-    """Run what :func:`md_export.targets.onnx.npu.context.compile_context` wrote, without any help of the CPU.
+    """Run a context of :func:`md_export.targets.onnx.npu.context.compile_context`, without the CPU provider.
 
     Raises:
         RuntimeFault: the backend refuses the context or the inputs.
     """
-    with raised_as(RuntimeFault, f"{context.name}: the NPU's backend does not load it", ORT_ERRORS):
+    with raised_as(RuntimeFault, f"{context.name}: the NPU's backend cannot load it", ORT_ERRORS):
         runner = OnnxRunner(npu_session(context, soc, fallback=False), context.name)
     started = time.perf_counter()
     outputs = [runner.run(batch) for batch in batches]

@@ -1,9 +1,9 @@
-"""A saved graph as a row of blocks, each a separate file with float32 inputs and outputs.
+"""Cut a saved graph into a sequence of blocks, each a separate file with float32 inputs and outputs.
 
-    Y → QuantizeLinear → DequantizeLinear → Y'        between two blocks: both have the pair, the first gives Y'
-    Y in float16                                      the first gives Cast(Y), the second takes Cast(Y)
+    Y → QuantizeLinear → DequantizeLinear → Y'        between two blocks: both have the pair, the first returns Y'
+    Y in float16                                      the first returns Cast(Y), the second reads Cast(Y)
 
-so that what one block gives is what the next takes, and each computes what the whole graph computes there.
+so that each block's output is the next block's input, and each block computes the same as the whole graph there.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from md_export.targets.onnx.npu.process import CutBlock
 _HALF: Final = onnx.TensorProto.FLOAT16
 _FLOAT: Final = onnx.TensorProto.FLOAT
 _MARKING: Final = ("QuantizeLinear", "DequantizeLinear")
-# Names that no exporter gives.
+# Prefix of names that exporters do not use.
 _INSIDE: Final = "md_export.inside/"
 
 
 @dataclass(frozen=True)
 class Whole:
-    """A graph with the shapes of its values; weights lie in files of ``folder``.
+    """A graph with the shapes of its values; weights are in files of ``folder``.
 
     Attributes:
         made_by: number of the node that computes a value.
-        shapes, types: of values, as ONNX numbers types.
+        shapes, types: shapes and ONNX type numbers of values.
     """
 
     model: onnx.ModelProto
@@ -47,7 +47,7 @@ class Whole:
 
     @classmethod
     def of(cls, model: onnx.ModelProto, folder: Path) -> Whole:
-        """A parsed model whose shapes were inferred."""
+        """Create it from a parsed model with inferred shapes."""
         graph = model.graph
         known = [(info.name, info.type.tensor_type) for info in (*graph.input, *graph.value_info, *graph.output)]
         return cls(
@@ -61,11 +61,11 @@ class Whole:
 
     @property
     def graph(self) -> onnx.GraphProto:
-        """Its nodes and constants."""
+        """Nodes and constants."""
         return self.model.graph
 
     def marked(self, name: str) -> str:
-        """Return the value that readers take: the end of its pair of QuantizeLinear and DequantizeLinear, if any."""
+        """Return the value that readers use: the result of its pair of QuantizeLinear and DequantizeLinear, if any."""
         end = name
         for kind in _MARKING:
             after = [node.output[0] for node in self.graph.node if node.op_type == kind and node.input[0] == end]
@@ -75,7 +75,7 @@ class Whole:
         return end
 
     def unmarked(self, name: str) -> str:
-        """The value before such a pair, of what is read after it."""
+        """Return the value before such a pair, given the value after it."""
         while name in self.made_by and self.graph.node[self.made_by[name]].op_type in _MARKING:
             name = self.graph.node[self.made_by[name]].input[0]
         return name
@@ -84,12 +84,12 @@ class Whole:
 def write_piece(
     whole: Whole, nodes: Sequence[int], inputs: Sequence[str], outputs: Mapping[str, str], path: Path
 ) -> None:
-    """Write some nodes as a model that takes and gives float32, or what else is no float16.
+    """Write some nodes as a model; its inputs and outputs are float32 where the graph has float16.
 
     Args:
-        nodes: in an order in which they can be executed.
-        inputs: values that come from outside.
-        outputs: name that a value leaves under → its name in the graph.
+        nodes: nodes in an order of execution.
+        inputs: values that are computed outside.
+        outputs: name of an output → name of the value in the graph.
     """
     halves = [name for name in (*inputs, *outputs.values()) if whole.types[name] == _HALF]
     names = {name: f"{_INSIDE}{name}" for name in (*outputs, *halves) if name not in outputs.values() or name in halves}
@@ -133,7 +133,7 @@ def _loaded(tensor: onnx.TensorProto, folder: Path) -> onnx.TensorProto:
 
 
 def write_exact(path: Path, exact: Path) -> Path:
-    """The same model in float32 where it has float16; ``path`` itself where it has none."""
+    """Write a copy of a model with float32 instead of float16 and return its path; ``path`` if it has no float16."""
     model = onnx.load(path)
     casts = [node for node in model.graph.node if node.op_type == "Cast"]
     targets = [item for node in casts for item in node.attribute if item.name == "to" and item.i == _HALF]
@@ -151,14 +151,14 @@ def write_exact(path: Path, exact: Path) -> Path:
 
 
 def cut(path: Path, blocks: int, folder: Path) -> tuple[CutBlock, ...]:
-    """Cut a graph where torch modules meet and write the pieces.
+    """Cut a graph between torch modules and write the pieces.
 
     Args:
-        blocks: each has so small a share of the multiply-adds at most, where no single module has more.
-        folder: where the files go.
+        blocks: each block has at most 1/blocks of the multiply-adds, unless a single module has more.
+        folder: folder for the files.
 
     Raises:
-        RuntimeFault: the file is no ONNX model, or the shapes between its nodes cannot be told.
+        RuntimeFault: the file is not an ONNX model, or the shapes between its nodes cannot be inferred.
     """
     work: dict[str, int] = {}
     for op in costs(path):
@@ -171,7 +171,7 @@ def cut(path: Path, blocks: int, folder: Path) -> tuple[CutBlock, ...]:
 
 
 def _in_order(path: Path) -> onnx.ModelProto:
-    """The graph with each node after those that it reads; onnxruntime's quantizer puts its own at the end."""
+    """Read a graph and sort its nodes topologically; onnxruntime's quantizer appends its nodes at the end."""
     model = ir.from_proto(read_unfused(path))
     model.graph.sort()
     proto: onnx.ModelProto = ir.to_proto(model)
@@ -180,12 +180,12 @@ def _in_order(path: Path) -> onnx.ModelProto:
 
 @dataclass
 class _Piece:
-    """A block as it is gathered; dicts as sets that keep an order.
+    """A block under construction; dicts are used as ordered sets.
 
     Attributes:
         others: nodes that belong to other blocks.
-        nodes: its own, after all that they read and that no other block has.
-        inputs: values that come from outside.
+        nodes: nodes of this block, each after the nodes that it reads.
+        inputs: values that are computed outside.
     """
 
     whole: Whole
@@ -208,7 +208,7 @@ class _Piece:
 
     @property
     def made(self) -> set[str]:
-        """Values that no other block computes."""
+        """Return the values that only this block computes."""
         return {name for node in self.part.nodes for name in self.whole.graph.node[node].output}
 
 
@@ -222,12 +222,12 @@ def _gathered(whole: Whole, parts: Sequence[Part]) -> list[_Piece]:
 
 
 def _written(whole: Whole, pieces: Sequence[_Piece], number: int, title: str, folder: Path) -> CutBlock:
-    """Write one, with all that later ones or the graph's user read of it."""
+    """Write one block; its outputs are the values that later blocks or the graph's outputs need."""
     piece = pieces[number]
     read = [name for later in pieces[number + 1 :] for name in later.inputs]
     wanted = [name for name in dict.fromkeys(read) if name in piece.made]
     last = [info.name for info in whole.graph.output if whole.unmarked(info.name) in piece.made]
-    # A value that is marked leaves as its readers get it: through the pair.
+    # A quantized value is output after its pair, as its readers use it.
     leaving = {name: whole.marked(name) for name in wanted} | {name: name for name in last}
     for name in leaving.values():
         piece.take(whole.made_by[name])

@@ -1,8 +1,8 @@
-"""Where a graph is cut into blocks: between torch modules, so that each block has a share of the work at most.
+"""Plan the cuts of a graph into blocks: between torch modules, so that each block has at most a share of the work.
 
     down_blocks.0.resnets.0, down_blocks.0.downsamplers.0, down_blocks.1.attentions.0, …
 
-A container of modules that is small enough is one block; a larger one is cut where its parts meet, and so are those.
+A container of modules that is small enough is one block; a larger one is cut between its parts, recursively.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _FLOATS: Final = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
 
 @dataclass(frozen=True)
 class Part:
-    """Neighbours in the order of execution.
+    """Consecutive nodes in the order of execution.
 
     Attributes:
-        nodes: their numbers in the graph; without those that every reader takes along, see :func:`own_nodes`.
+        nodes: numbers of the nodes in the graph, without those that are copied to each reader: see :func:`own_nodes`.
         modules: paths of the torch modules that they compute, in order.
-        work: multiply-adds.
+        work: number of multiply-adds.
     """
 
     nodes: tuple[int, ...]
@@ -38,12 +38,12 @@ class Part:
     work: int
 
     def __add__(self, other: Part) -> Part:
-        """Both, where ``other`` follows."""
+        """Join with ``other``, which must follow."""
         return Part(self.nodes + other.nodes, self.modules + other.modules, self.work + other.work)
 
 
 def titles(parts: Sequence[Part]) -> list[str]:
-    """Return the title of each part: the module that it is all of, or the first and the last of its modules."""
+    """Return the title of each part: its module if it is complete, else the first and the last of its modules."""
     sizes = Counter(name for part in parts for path in part.modules for name in _above(path))
     return [_title(part, sizes) for part in parts]
 
@@ -55,28 +55,28 @@ def _title(part: Part, sizes: Mapping[str, int]) -> str:
     shared = _shared([path.split(".") for path in paths])
     if shared and (len(set(paths)) == 1 or sizes[".".join(shared)] == len(paths)):
         return ".".join(shared)
-    # Two levels: one is the number of a module in a list.
+    # Two levels, because one may be only the number of a module in a list.
     ends = [".".join(path.split(".")[: len(shared) + 2]) for path in (paths[0], paths[-1])]
     return f"{ends[0]} to {ends[1]}" if ends[0] != ends[1] else f"part of {ends[0]}"
 
 
 def _shared(paths: Sequence[list[str]]) -> list[str]:
-    """Names that all begin with: the first and the last in order tell."""
+    """Return the common prefix of all paths; it is that of the first and the last in sorted order."""
     least, most = min(paths), max(paths)
     return least[: next((depth for depth, name in enumerate(least) if most[depth : depth + 1] != [name]), len(least))]
 
 
 def _above(path: str) -> list[str]:
-    """A path and all that it lies in."""
+    """Return a path and the paths of all containing modules."""
     names = path.split(".")
     return [".".join(names[:depth]) for depth in range(1, len(names) + 1)]
 
 
 def own_nodes(graph: onnx.GraphProto, types: Mapping[str, int]) -> list[int]:
-    """Numbers of the nodes that belong to one block.
+    """Return the numbers of the nodes that belong to exactly one block.
 
-    Others go with each block that reads them: what turns floats into integers and back, what is computed from
-    constants, and what is not a float, which no block takes or gives.
+    Other nodes are copied to each block that reads them: quantizers and dequantizers, computations on constants, and
+    values that are not float, because blocks exchange only floats.
     """
     constants = {tensor.name for tensor in graph.initializer}
     own = []
@@ -93,7 +93,7 @@ def plan(graph: onnx.GraphProto, own: Sequence[int], work: Mapping[str, int], mo
 
     Args:
         work: multiply-adds of each module.
-        most: of a part; more only where one module has more.
+        most: limit for a part, unless a single module has more.
     """
     charged: set[str] = set()
     parts = []
@@ -112,7 +112,7 @@ def _divided(parts: Sequence[Part], depth: int, most: int) -> list[Part]:
 
 
 def _runs(parts: Sequence[Part], depth: int) -> list[list[Part]]:
-    """Neighbours of the same path down to ``depth``; what lies above it goes with what is before it."""
+    """Group neighbours with the same path down to ``depth``; nodes above that depth join the group before them."""
     keys: list[tuple[str, ...]] = []
     for part in parts:
         names = _names(part)
@@ -121,7 +121,7 @@ def _runs(parts: Sequence[Part], depth: int) -> list[list[Part]]:
 
 
 def _packed(parts: Iterator[Part], most: int) -> Iterator[Part]:
-    """Neighbours joined while they are small enough; what multiplies nothing goes with a neighbour."""
+    """Join neighbours while they are small enough; parts without multiply-adds join a neighbour."""
     held: Part | None = None
     for part in parts:
         if held is not None and held.work and part.work and held.work + part.work > most:

@@ -24,12 +24,12 @@ _WANTED: Final = "wanted.safetensors"
 
 @dataclass(frozen=True)
 class RefusedOp:
-    """One node of a graph that the NPU does not take.
+    """One node of a graph that the NPU refuses.
 
     Attributes:
-        operator: its kind.
-        node: its name in the graph.
-        modules: paths of the torch modules that it computes; none where the graph does not tell.
+        operator: kind of the node.
+        node: name of the node in the graph.
+        modules: paths of the torch modules that it computes; empty if not recorded.
     """
 
     operator: str
@@ -51,10 +51,10 @@ class NpuRun:
         failure: other reason for a missing context or missing outputs: the compiler's error, a crash, a limit.
         nodes: number of nodes on the NPU, if it computes all of them.
         context_bytes: size of the compiled context.
-        compile_seconds, run_seconds: time of the compilation, and of all executions together, by the simulator and not
-            by a phone.
+        compile_seconds, run_seconds: time of the compilation, and of all executions together, on the simulator and not
+            on a phone.
         peak_bytes: peak memory of the whole process.
-        wanted: outputs of the CPU, where the graph was tried on both.
+        wanted: outputs of the CPU, if the graph ran on both.
     """
 
     outputs: list[dict[str, Array]] = field(default_factory=list)
@@ -70,13 +70,13 @@ class NpuRun:
 
 @dataclass(frozen=True)
 class CutBlock:
-    """One block.
+    """One block of a cut graph.
 
     Attributes:
-        file: its graph.
-        exact: the same in float32, for the CPU; may be the same file.
+        file: graph of the block.
+        exact: the same graph in float32, for the CPU; may be the same file.
         title: the torch modules that it computes.
-        inputs, outputs: values of the whole graph, by their names there.
+        inputs, outputs: names of values in the whole graph.
     """
 
     file: str

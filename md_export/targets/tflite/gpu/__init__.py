@@ -1,1 +1,1 @@
-"""LiteRT's GPU engine, the one that runs on phones, executed here on a Vulkan driver in software."""
+"""LiteRT's GPU engine for phones, executed here on a software Vulkan driver."""

@@ -1,7 +1,7 @@
-"""Compile a saved .tflite file for the GPU by LiteRT's engine and execute it.
+"""Compile a saved .tflite file for the GPU in LiteRT's engine, and execute it.
 
-The engine can abort the process it runs in, and tells on standard error alone which ops it leaves to the CPU:
-:func:`md_export.targets.tflite.gpu.engine.execute_on_gpu` keeps it in a separate process and reads that.
+The engine can abort its process, and reports only on standard error which ops it leaves to the CPU; so
+:func:`md_export.targets.tflite.gpu.engine.execute_on_gpu` runs it in a separate process and reads that.
 """
 
 from __future__ import annotations
@@ -22,41 +22,41 @@ from md_export.spec.tensors import Array, Arrays, TensorSpec, check_arrays, load
 from md_export.system.isolation import Limits, attempt
 from md_export.system.workspace import scratch_folder
 
-# The Vulkan loader's own variables, the newer one first; each may list several files.
+# Environment variables of the Vulkan loader, the newer one first; each may list several files.
 VARIABLES: Final = ("VK_DRIVER_FILES", "VK_ICD_FILENAMES")
 MANIFEST: Final = "vk_swiftshader_icd.json"
 DEBIAN: Final = Path("/usr/lib/chromium")
 LOADER: Final = "libvulkan.so.1"
 _TASKS: Final = Path("/proc/self/task")
 _PERIOD_S: Final = 0.02
-# One look may fall between two pieces of work.
+# Several checks, because a single one may fall between two pieces of work.
 _LOOKS: Final = 5
-# From the message with which a compilation for the GPU alone refuses a graph that it could take in part.
+# Part of the message of a GPU-only compilation that refuses a graph which the GPU supports in part.
 _PARTLY: Final = "Some ops are not accelerated"
 _REFERENCE: Final = "reference.safetensors"
 
 
 @dataclass(frozen=True)
 class Driver:
-    """A driver's JSON manifest, and the variable that names it already, if one does."""
+    """A driver's JSON manifest, and the environment variable that already names it, if any."""
 
     manifest: Path
     variable: str | None
 
 
 def cache_folder() -> Path:
-    """Where ``make gpu-driver`` puts the driver."""
+    """Return the folder of the driver that ``make gpu-driver`` installs."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "md-export" / "gpu-driver"
 
 
 def find_driver() -> Driver:
-    """The driver that the environment names, else the one of ``make gpu-driver``, else Chromium's of Debian.
+    """Return the driver that the environment names, else that of ``make gpu-driver``, else that of Debian's Chromium.
 
-    SwiftShader, a Vulkan driver in software, comes with Chromium. Mesa's llvmpipe of Debian 12 lacks a feature that
-    the engine needs.
+    Chromium includes SwiftShader, a software Vulkan driver. Mesa's llvmpipe of Debian 12 lacks a feature that the
+    engine needs.
 
     Raises:
-        MissingExtraError: it is not installed; the message says what to install.
+        MissingExtraError: no driver was found; the message says what to install.
     """
     for variable in VARIABLES:
         if os.environ.get(variable):
@@ -74,27 +74,27 @@ def find_driver() -> Driver:
 
 
 def load_driver(driver: Driver) -> None:
-    """Make this process use ``driver``; to be called before the engine is created.
+    """Make this process use ``driver``; call it before the engine is created.
 
     Raises:
-        MissingExtraError: no Vulkan loader lies beside the driver or in the system.
+        MissingExtraError: there is no Vulkan loader beside the driver or in the system.
     """
     beside = driver.manifest.with_name(LOADER)
     try:
-        # The engine opens the loader by name, and gets the one that is open already.
+        # The engine opens the loader by name, and gets the one that is already open.
         ctypes.CDLL(str(beside) if beside.is_file() else LOADER)
     except OSError as error:
         raise MissingExtraError(f"the Vulkan loader cannot be loaded ({error}); install libvulkan1") from error
     if driver.variable is None:
-        # The older of the two, which every loader knows; the loader reads it when the engine starts.
+        # The older variable, which every loader supports; the loader reads it when the engine starts.
         os.environ[VARIABLES[1]] = str(driver.manifest)
 
 
 def wait_for_threads() -> None:
-    """Return when no other thread of this process has run at several looks; at once on a system without ``/proc``.
+    """Wait until no other thread of this process runs in several checks; return at once on a system without ``/proc``.
 
-    Reading an output waits for the engine, but for 120 seconds at most; then it fails and leaves the buffer locked
-    for good. A full-size decoder takes longer in software. The driver's threads are busy until all is computed.
+    Reading an output waits for the engine, but at most 120 seconds; then it fails and leaves the buffer locked
+    permanently. A full-size decoder takes longer in software. The driver's threads are busy until it has finished.
     """
     quiet = 0
     while _TASKS.is_dir() and quiet < _LOOKS:
@@ -110,7 +110,7 @@ def others_run() -> bool:
 
 def _state(task: Path) -> str:
     try:
-        # After the name, which stands in parentheses and may hold some itself.
+        # After the name, which is in parentheses and may contain parentheses.
         return (task / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
     except (OSError, IndexError):  # the thread ended meanwhile
         return ""
@@ -122,7 +122,7 @@ class GpuExecution:
 
     Attributes:
         outputs: one dict for each set of inputs; empty if the engine failed.
-        resident: whether every op ran on the GPU; else the engine's CPU took part in ``outputs``.
+        resident: whether every op ran on the GPU; otherwise, ``outputs`` are partly computed by the engine's CPU.
         compile_seconds, run_seconds: time of the compilation that was executed, and of all executions together.
         reference: outputs of XNNPACK, if only the first ops were run.
         failure: reason for missing outputs: the engine's error, a crash, or the time limit.
@@ -159,10 +159,10 @@ def run_on_gpu(path: Path, batches: Sequence[Arrays]) -> GpuExecution:
 
 
 def _compile(path: Path) -> tuple[Any, bool]:
-    """The compiled file and whether all of it is on the GPU.
+    """Return the compiled file, and whether all of it is on the GPU.
 
-    Asked for GPU and CPU together, ``is_fully_accelerated`` counts XNNPACK as an accelerator and is always
-    true; so the GPU is asked alone first.
+    For GPU and CPU together, ``is_fully_accelerated`` counts XNNPACK as an accelerator and is always true, so the
+    first attempt is for the GPU alone.
     """
     from ai_edge_litert.compiled_model import CompiledModel
     from ai_edge_litert.hardware_accelerator import HardwareAccelerator

@@ -1,4 +1,4 @@
-"""Messages that LiteRT's GPU engine writes while it compiles a graph, and the ops that they are about, with advice."""
+"""Parse the messages of LiteRT's GPU engine while it compiles a graph, and find the affected ops, with advice."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from md_export.targets.lint.judge import fits
 from md_export.targets.lint.rules import rules_of
 from md_export.targets.operations import Op, Shape
 
-# The list of refused ops follows a separate line and ends with how the graph was split.
+# The list of refused ops follows this heading and ends with a line about the split of the graph.
 _HEADING: Final = "Following operations are not supported by GPU delegate:"
 _REFUSAL: Final = re.compile(r"^(?P<operator>[A-Z][A-Z0-9_]+): (?P<reason>.+)$")
 _SPLIT: Final = re.compile(r"^(?P<gpu>\d+|No) operations will run on the GPU, and (?:the remaining|all) (?P<cpu>\d+) ")
 _ADAPTER: Final = re.compile(r"Selected adapter: ([^,]+)")
-# absl's fatal and error lines, and TensorFlow Lite's own.
+# Fatal and error lines of absl, and error lines of TensorFlow Lite.
 _TROUBLE: Final = re.compile(r"^(?:[EF]\d{4} \S+\s+\d+ \S+\] |ERROR: )(?P<text>.+)$")
 _PREAMBLE: Final = re.compile(r"^Failed to create \S+: ")
 _INVALID: Final = "Validation error: "
-# Of one message; some list all arguments of a kernel.
+# Longest message; some list all arguments of a kernel.
 _LONGEST: Final = 120
-# Said after a failure whatever its cause.
+# Messages after any failure, independent of its cause.
 _EMPTY: Final = ("Restored original execution plan", "Failed to initialize kernel", "[")
 # Largest rank of a tensor that the GPU engine supports.
 LARGEST_RANK: Final = 4
@@ -37,7 +37,7 @@ _ABOUT: Final[tuple[tuple[str, Callable[[Op], bool]], ...]] = (
 
 @dataclass(frozen=True)
 class Refusal:
-    """A kind of op that the engine left to the CPU, and why, in its words."""
+    """A kind of op that the engine left to the CPU, and the engine's reason."""
 
     operator: str
     reason: str
@@ -45,13 +45,13 @@ class Refusal:
 
 @dataclass(frozen=True)
 class EngineLog:
-    """The engine's account.
+    """The parsed log of the engine.
 
     Attributes:
-        adapter: device on which it ran.
-        refusals: each kind of op and reason once.
-        on_cpu: ops left to the CPU, with those that are supported but lie outside the largest part.
-        trouble: what it reported where it failed.
+        adapter: device that it ran on.
+        refusals: each kind of op and reason, once.
+        on_cpu: number of ops left to the CPU, including supported ops outside the largest part.
+        trouble: error messages of a failure.
     """
 
     adapter: str
@@ -61,14 +61,14 @@ class EngineLog:
 
     @property
     def invalid(self) -> tuple[str, ...]:
-        """Operations that the device refused, although the engine may report success and answer with zeros then."""
+        """Return operations that the device refused; the engine may then report success and return zeros."""
         first = (line.removeprefix(_INVALID) for line in self.trouble if line.startswith(_INVALID))
-        # What follows from an earlier refusal begins with a bracket.
+        # Consequences of an earlier refusal begin with a bracket.
         return tuple(line for line in first if not line.startswith("["))
 
 
 def read_log(text: str) -> EngineLog:
-    """Read a worker's log; a graph that is compiled twice tells everything twice."""
+    """Parse a worker's log; a graph that is compiled twice has every message twice."""
     lines = [line.strip() for line in text.splitlines()]
     splits = [match for line in lines if (match := _SPLIT.match(line))]
     adapter = _ADAPTER.search(text)

@@ -1,4 +1,4 @@
-"""Inputs and outputs of every op of a .tflite graph on real inputs, as XNNPACK computes it in float32."""
+"""Inputs and outputs of every op of a .tflite graph on real inputs, computed by XNNPACK in float32."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from md_export.targets.tflite import flatbuffer
 from md_export.targets.tflite.describe import ops_of
 from md_export.targets.tflite.run import values
 
-# Values kept at once, in bytes; a graph with more is executed several times.
+# Limit of recorded bytes per execution; a graph with more values is executed several times.
 _KEPT: Final = 2 * 2**30
 NARROW: Final = frozenset({schema.TensorType.INT8, schema.TensorType.INT4})
 
 
 @dataclass(frozen=True)
 class OpValues:
-    """One op of one run.
+    """Values of one op in one run.
 
     Attributes:
-        op: its names, shapes and torch module.
-        options: the format's own parameters of that kind of op: stride, padding, ….
-        inputs: what it reads, constants included; None where an optional input is absent.
-        output: what its first output holds. What is stored in integers with a scale is given as the numbers meant.
+        op: names, shapes and torch module of the op.
+        options: the format's parameters for that kind of op: stride, padding, ….
+        inputs: input values including constants; None for an absent optional input.
+        output: values of its first output. Integers with a scale are decoded to floats.
     """
 
     op: Op
@@ -41,10 +41,10 @@ class OpValues:
     output: Array
 
     def read(self, place: int) -> Array:
-        """An input that the file must have.
+        """Return an input that must exist.
 
         Raises:
-            RuntimeFault: it has not.
+            RuntimeFault: the op lacks the input.
         """
         found = self.inputs[place] if place < len(self.inputs) else None
         if found is None:
@@ -53,28 +53,28 @@ class OpValues:
 
 
 class Recorder:
-    """A file whose ops can be watched."""
+    """A file with ops that can be recorded."""
 
     def __init__(self, path: Path) -> None:
-        """Raises RuntimeFault: no .tflite file."""
+        """Open the file; raises RuntimeFault if it is not a .tflite file."""
         self._path, self._model = path, flatbuffer.read_model(path)
         self._graph = self._model.subgraphs[0]
         self._ops = ops_of(self._model)
         self._constants = {index: tensor for index, tensor in enumerate(self._graph.tensors) if self._stored(tensor)}
         for operator in self._graph.operators:
-            # A weight in float16 or integers that is made float32 before it is used.
+            # A weight in float16 or integers that is decoded to float32 before its use.
             source = int(operator.inputs[0])
             if flatbuffer.operator_name(self._model, operator) == "DEQUANTIZE" and source in self._constants:
                 self._constants[int(operator.outputs[0])] = self._constants[source]
 
     def run(self, inputs: Arrays) -> Iterator[OpValues]:
-        """Execute, and give each op with what it read and wrote, in order.
+        """Execute once, and yield each op with its inputs and outputs, in order.
 
         Raises:
-            RuntimeFault: the inputs are not the file's, or an op failed.
+            RuntimeFault: the inputs do not suit the file, or an op failed.
         """
         pairs = zip(self._ops, self._graph.operators, strict=True)
-        # Runs of ops whose values fit the memory.
+        # Sequences of ops with values that fit into the limit.
         for part in portions(((pair, self._bytes(pair[1])) for pair in pairs), _KEPT):
             wanted = sorted({index for _, operator in part for index in self._computed(operator)})
             found = values(self._path, inputs, [str(index) for index in wanted])
@@ -105,21 +105,21 @@ class Recorder:
 
 
 def write_float_weights(source: Path, path: Path) -> bool:
-    """Write ``path``: ``source`` with float32 weights where float values meet integer ones.
+    """Write ``path``: ``source`` with float32 weights in ops with float data and integer weights.
 
-    On the CPU such an op quantizes its values too; the GPU engine does not.
+    On the CPU, such an op also quantizes its data; the GPU engine does not.
 
     Returns:
-        whether there is such an op; else no file is written.
+        Whether there is such an op; if not, no file is written.
 
     Raises:
-        RuntimeFault: ``source`` is no .tflite file.
+        RuntimeFault: ``source`` is not a .tflite file.
     """
     model = flatbuffer.read_model(source)
     weights = {int(index): model.subgraphs[0].tensors[index] for index in _mixed(model)}
     for tensor in weights.values():
         values = np.ascontiguousarray(flatbuffer.decode(model, tensor).values, np.float32)
-        # A buffer that two tensors share has one type in all of them.
+        # Tensors that share a buffer have one type.
         model.buffers.append(schema.BufferT())
         model.buffers[-1].data = values.view(np.uint8).reshape(-1)
         tensor.buffer, tensor.type, tensor.quantization = len(model.buffers) - 1, schema.TensorType.FLOAT32, None

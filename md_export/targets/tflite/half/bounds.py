@@ -1,4 +1,4 @@
-"""From the terms of a sum to the error that float16 makes in it: bounded, and expected.
+"""Bounds and expected values of float16's error in a sum, from the terms of the sum.
 
 Notation: u = 2^-11, the relative error of one rounding to float16; n terms t_i with sum y; A = sum |t_i|, Q = sum t_i².
 
@@ -12,7 +12,7 @@ Notation: u = 2^-11, the relative error of one rounding to float16; n terms t_i 
         j(n-j)/(n(n-1))·Q + j(j-1)/(n(n-1))·y² for the partial sum s_j of j terms
     the sum stored:                                        u·|y| at most           u²/3·y² in the mean square
 
-A number below 2^-14 is rounded by up to 2^-25 whatever its size; the bounds have that error for every term too.
+A number below 2^-14 is rounded by up to 2^-25, independent of its size; the bounds include that error for every term.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from md_export.targets.tflite.half.activations import OpValues, Recorder
 from md_export.targets.tflite.half.terms import TINY, UNIT, Terms, terms_of
 from md_export.targets.tflite.run import load
 
-# ML Drift adds so many products in float16 before it goes on in float32.
+# Number of products that ML Drift adds in float16 before it continues in float32.
 BLOCK: Final = 4
 NO_ERROR_DB: Final = 999.0
 
 Precision = Literal["float16_sums", "float32_sums"]
-# Sums that an older engine or another maker's may form in float16; the default precision is ML Drift's F16.
+# Precisions: older engines or those of other vendors may form all sums in float16; the default is ML Drift's F16.
 _PRECISIONS: Final[tuple[Precision, Precision]] = ("float16_sums", "float32_sums")
 _FLOAT32: Final = schema.TensorType.FLOAT32
 _FLOAT16: Final = schema.TensorType.FLOAT16
-# What these give is rounded already: they only move values, or read a stored weight.
+# Ops with already rounded outputs: they only move values, or read a stored weight.
 _EXACT: Final = frozenset({"RESHAPE", "TRANSPOSE", "SLICE", "PAD", "CONCATENATION", "DEQUANTIZE"})
-# Of outputs that are not finite.
+# Figure for outputs that are not finite.
 LOST_DB: Final = -999.0
 
 
@@ -58,8 +58,8 @@ class Errors:
     """Errors of each output of one op, float64.
 
     Attributes:
-        worst: no order of the terms and no luck with the roundings gives more.
-        probable: what the probabilistic bound scales with.
+        worst: bound for any order of the terms and any roundings.
+        probable: size of the probabilistic bound.
         square: expected square of the error.
     """
 
@@ -69,7 +69,7 @@ class Errors:
 
 
 def errors_of(terms: Terms, precision: Precision) -> Errors:
-    """Error in float16 of the sums of one op.
+    """Return the float16 errors of one op's sums.
 
     Args:
         precision: ``float16_sums``: every product and partial sum is a float16 number. ``float32_sums``: products are
@@ -77,7 +77,7 @@ def errors_of(terms: Terms, precision: Precision) -> Errors:
             and results are float16 numbers in both.
     """
     inside = terms.count if precision == "float16_sums" else _inside(terms)
-    # A product is rounded as well as added; the last sum is the result where all of it is float16.
+    # Each product has a rounding and an addition; in pure float16, the last sum is the result.
     steps = (inside if terms.operands == 2 else inside - 1) + (terms.extra if inside > 1 else 0)
     stored = inside < terms.count or terms.divided > 1 or steps == 0
     values = terms.values.double().abs()
@@ -93,12 +93,12 @@ def errors_of(terms: Terms, precision: Precision) -> Errors:
 
 
 def _inside(terms: Terms) -> int:
-    """Terms that meet in float16 before float32 takes over; 1 for none."""
+    """Return the number of terms that are added in float16 before float32; 1 for none."""
     return 1 if terms.in_float32 or terms.operands == 1 else min(BLOCK, terms.count)
 
 
 def _in_steps(terms: Terms, inside: int) -> Tensor:
-    """Mean square, over u²/3, of what products and additions in float16 lose, by blocks of ``inside`` terms."""
+    """Return the mean square error, over u²/3, of products and additions in float16, in blocks of ``inside`` terms."""
     squares, values = terms.squares.double(), terms.values.double()
     product = squares if terms.operands == 2 else torch.zeros_like(squares)
     if inside == 1:
@@ -109,7 +109,7 @@ def _in_steps(terms: Terms, inside: int) -> Tensor:
 
 
 def decibels(values: Tensor, error_square: Tensor) -> float:
-    """Power of ``values`` over that of the error; of zeros, which have none, 999."""
+    """Return the power of ``values`` over that of the error in dB; 999 for zeros without an error."""
     signal, noise = float(values.double().square().sum()), float(error_square.sum())
     if signal == 0:
         return NO_ERROR_DB
@@ -117,7 +117,7 @@ def decibels(values: Tensor, error_square: Tensor) -> float:
 
 
 def measure(path: Path, batches: Sequence[Arrays]) -> tuple[Float16Bound, ...]:
-    """One entry per op that gives floating-point values, in order of execution; the least favourable case of each.
+    """Return one entry per op with a floating-point output, in order of execution, with the least favourable case.
 
     Raises:
         RuntimeFault: the file does not run on these inputs.
@@ -173,7 +173,7 @@ def _least(one: Float16Bound, other: Float16Bound) -> Float16Bound:
 
 
 def emulated_db(path: Path, batches: Sequence[Arrays]) -> float:
-    """End to end: outputs in float32 over what float16 values with float32 sums make of them, in dB, the worst case.
+    """Return the worst SNR in dB of the outputs with float16 values and float32 sums, against float32 outputs.
 
     Raises:
         RuntimeFault: the file does not run on these inputs.
@@ -199,7 +199,7 @@ def write_rounded(source: Path, path: Path) -> None:
     """Write ``path``: ``source`` with every float32 value and constant rounded to float16, inputs and outputs included.
 
     Raises:
-        RuntimeFault: ``source`` is no .tflite file.
+        RuntimeFault: ``source`` is not a .tflite file.
     """
     model = read_model(source)
     _round_constants(model)
@@ -227,7 +227,7 @@ def _round_constants(model: Any) -> None:
 
 
 class _Casts:
-    """Pairs of CASTs; ``rounded`` leads from a tensor to what the second one gives."""
+    """Pairs of CASTs; ``rounded`` maps a tensor to the output of its second CAST."""
 
     def __init__(self, model: Any) -> None:
         code = schema.OperatorCodeT()
@@ -239,7 +239,7 @@ class _Casts:
         self.rounded: dict[int, int] = {}
 
     def of(self, index: int) -> list[Any]:
-        """The two ops that round a tensor; none for integers."""
+        """Return the two ops that round a tensor; none for integers."""
         if self._tensors[index].type != _FLOAT32:
             return []
         half, back = self._like(index, _FLOAT16), self._like(index, _FLOAT32)

@@ -1,4 +1,4 @@
-"""The terms that an op adds up for each of its outputs: how many, the sum of their magnitudes, and of their squares."""
+"""Terms of the sum for each output of an op: their number, and the sums of their magnitudes and squares."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from md_export.spec.tensors import Array
 from md_export.targets.tflite.half.activations import OpValues
 
-# Relative error of one rounding to float16, and error of a number too small for that.
+# Relative error of one rounding to float16, and absolute error of a subnormal number.
 UNIT: Final = 2.0**-11
 TINY: Final = 2.0**-25
 _Sum = Callable[[Tensor, Tensor], Tensor]
@@ -23,20 +23,20 @@ _Sum = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Terms:
-    """The sums that an op forms, all shaped like its output; a mean's terms are its inputs over their number.
+    """Sums of an op, shaped like its output; a mean's terms are its inputs divided by their number.
 
     Attributes:
-        count: terms of one output, those that meet padding included.
-        operands: float16 numbers that are multiplied into one term, each rounded once: two of a product.
+        count: number of terms of one output, including those on padding.
+        operands: number of float16 factors of one term, each rounded once: two for a product.
         sizes: sum of the magnitudes of the terms, float32; no partial sum in any order is larger.
         squares: sum of their squares, float32.
-        values: what the op gives, float32.
-        scale: largest operand; what the underflow of its partner in a product is multiplied with.
-        divided: by so much after the sum is complete: the length of a mean.
-        extra: roundings of a term besides those of its product and its additions.
-        in_float32: ML Drift adds these up in float32 whatever the precision.
-        reads: where rounded operands move the output otherwise than through the terms: the largest error from that,
-            and its mean square over u²/3, float64.
+        values: output of the op, float32.
+        scale: largest operand; the underflow of the other factor of a product is multiplied with it.
+        divided: divisor after the sum is complete: the length of a mean.
+        extra: number of roundings of a term besides those of its product and its additions.
+        in_float32: whether ML Drift adds these terms in float32 in any precision.
+        reads: for ops where rounded operands change the output in another way than through the terms: the largest
+            such error, and its mean square over u²/3, float64.
     """
 
     count: int
@@ -52,12 +52,12 @@ class Terms:
 
     @property
     def rounded(self) -> Tensor:
-        """Largest error from rounded operands, float64."""
+        """Return the largest error from rounded operands, float64."""
         return self.reads[0] if self.reads else self.sizes.double() * ((1 + UNIT) ** self.operands - 1)
 
     @property
     def rounded_squares(self) -> Tensor:
-        """Its mean square, over u²/3, float64."""
+        """Return the mean square of the error from rounded operands, over u²/3, float64."""
         return self.reads[1] if self.reads else self.operands * self.squares.double()
 
 
@@ -81,7 +81,7 @@ def _product(values: OpValues, count: int, left: Tensor, right: Tensor, add: _Su
 
 
 def _most(weight: Tensor) -> int:
-    """Terms of the output that has most; to add the product with a weight of 0 costs nothing."""
+    """Return the largest number of terms of an output, without products with a weight of 0, which have no error."""
     return max(int((weight != 0).flatten(1).sum(1).max()), 1)
 
 
@@ -91,7 +91,7 @@ def _bias(values: OpValues, place: int) -> Tensor | None:
 
 
 def fully_connected(values: OpValues) -> Terms:
-    """Weight [out, in]."""
+    """Return the terms of a product with a weight [out, in]."""
     x, weight = tensor(values.read(0)), tensor(values.read(1))
     rows = x.reshape(-1, weight.shape[1])
     shape = values.output.shape
@@ -111,20 +111,20 @@ def batch_matmul(values: OpValues) -> Terms:
 
 
 def _padding(size: int, kernel: int, stride: int, dilation: int, out: int) -> tuple[int, int]:
-    """Zeros before and after, as TensorFlow's SAME puts them: the odd one after."""
+    """Return the padding before and after for TensorFlow's SAME: an odd zero is after."""
     total = max((out - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
     return total // 2, total - total // 2
 
 
 def convolution(values: OpValues) -> Terms:
-    """Weight [out, kh, kw, in / groups]."""
+    """Return the terms of a convolution with a weight [out, kh, kw, in / groups]."""
     weight = tensor(values.read(1)).permute(0, 3, 1, 2)
     x = tensor(values.read(0)).permute(0, 3, 1, 2)
     return _conv(values, x, weight, groups=x.shape[1] // weight.shape[1])
 
 
 def depthwise(values: OpValues) -> Terms:
-    """Weight [1, kh, kw, out]."""
+    """Return the terms of a depthwise convolution with a weight [1, kh, kw, out]."""
     weight = tensor(values.read(1)).permute(3, 0, 1, 2)
     x = tensor(values.read(0)).permute(0, 3, 1, 2)
     return _conv(values, x, weight, groups=x.shape[1])
@@ -145,7 +145,7 @@ def _conv(values: OpValues, x: Tensor, weight: Tensor, groups: int) -> Terms:
 
 
 def transposed(values: OpValues) -> Terms:
-    """Weight [out, kh, kw, in]; reads its output's shape, the weight, the maps."""
+    """Return the terms of a transposed convolution: output shape, weight [out, kh, kw, in], maps."""
     weight, x = tensor(values.read(1)).permute(3, 0, 1, 2), tensor(values.read(2)).permute(0, 3, 1, 2)
     options, (_, height, width, _) = values.options, values.output.shape
     stride, kernel = (options.strideH, options.strideW), weight.shape[2:]
@@ -163,7 +163,7 @@ def transposed(values: OpValues) -> Terms:
 
 
 def reduction(values: OpValues) -> Terms:
-    """A mean's terms are its inputs over their number."""
+    """Return the terms of a sum or a mean; a mean's terms are its inputs divided by their number."""
     x, axes = tensor(values.read(0)), values.read(1)
     dims = [int(axis) % x.ndim for axis in np.atleast_1d(axes)]
     count = int(np.prod([x.shape[dim] for dim in dims]))
@@ -180,23 +180,23 @@ def reduction(values: OpValues) -> Terms:
 
 
 def sum_of_two(values: OpValues) -> Terms:
-    """Exact but for operands and result, whose digits count where the two nearly cancel."""
+    """Return the terms of an addition: only operands and result are rounded, which matters if the two nearly cancel."""
     left, right = tensor(values.read(0)), tensor(values.read(1))
     squares = left.square() + right.square()
     return Terms(2, 1, left.abs() + right.abs(), squares, tensor(values.output))
 
 
 def product_of_two(values: OpValues) -> Terms:
-    """A square, too."""
+    """Return the terms of an elementwise product or square."""
     out, left, right = tensor(values.output), tensor(values.read(0)), tensor(values.read(1))
     return Terms(1, 2, out.abs(), out.square(), out, scale=float(max(left.abs().max(), right.abs().max())))
 
 
 def softmax(values: OpValues) -> Terms:
-    """Terms are the exponentials over their sum; rounded logits move every output of their row."""
+    """Return the terms of a softmax: exponentials divided by their sum; rounded logits change all outputs of a row."""
     out, logits = tensor(values.output).double(), tensor(values.read(0)).double() * float(values.options.beta)
     off, power = _off(logits), out.square() * logits.square()
-    # To first order, output i moves by y_i·(d_i - Σ y_j·d_j).
+    # To first order, output i changes by y_i·(d_i - Σ y_j·d_j).
     moved = logits.square() * (1 - 2 * out) + power.sum(-1, keepdim=True)
     return Terms(
         count=out.shape[-1],
@@ -211,19 +211,19 @@ def softmax(values: OpValues) -> Terms:
 
 
 def _off(values: Tensor) -> Tensor:
-    """Largest error of one rounding."""
+    """Return the largest error of one rounding."""
     return UNIT * values.abs() + TINY
 
 
 def _shift(out: Tensor, off: Tensor) -> Tensor:
-    """How far a softmax moves where its own logit moves by ``off`` and all others of the row by ``-off``."""
+    """Return a softmax output's change if its logit changes by ``off`` and all others of the row by ``-off``."""
     up, down = out * off.exp(), out * (-off).exp()
     others = (down.sum(-1, keepdim=True) - down).clamp(min=0)
     return (up / (up + others).clamp(min=torch.finfo(torch.float64).tiny) - out).abs()
 
 
 def rsqrt(values: OpValues) -> Terms:
-    """Rises without end towards 0, so that an operand too small for float16's digits counts."""
+    """Return the terms of rsqrt; its slope is unbounded towards 0, so subnormal operands matter."""
     x, out = tensor(values.read(0)).double(), tensor(values.output).double()
     off = _off(x)
     low = torch.where(x > off, (x - off).clamp(min=TINY).rsqrt() - out, out)
@@ -231,31 +231,31 @@ def rsqrt(values: OpValues) -> Terms:
 
 
 def exp(values: OpValues) -> Terms:
-    """The error of its operand times the output."""
+    """Return the terms of exp: its error is the operand's error times the output."""
     x, out = tensor(values.read(0)).double(), tensor(values.output).double()
     return _function(values, out * _off(x).expm1(), out * x)
 
 
 def logistic(values: OpValues) -> Terms:
-    """Nowhere steeper than 1/4."""
+    """Return the terms of a logistic function; its slope is at most 1/4."""
     x, out = tensor(values.read(0)).double(), tensor(values.output).double()
     return _function(values, _off(x) / 4, x * out * (1 - out))
 
 
 def wave(values: OpValues) -> Terms:
-    """Sine and cosine of a large angle: the error of the angle."""
+    """Return the terms of sine and cosine: for large angles, the error of the angle."""
     x, out = tensor(values.read(0)).double(), tensor(values.output).double()
     return _function(values, _off(x).clamp(max=2), x * (1 - out.square()).clamp(min=0).sqrt())
 
 
 def _function(values: OpValues, largest: Tensor, expected: Tensor) -> Terms:
-    """One term, whose operand was rounded: largest error from that, and expected size over u/√3."""
+    """Return one term with a rounded operand: largest error from the rounding, and expected size over u/√3."""
     out = tensor(values.output)
     return Terms(1, 1, out.abs(), out.square(), out, reads=(largest, expected.square()))
 
 
 def terms_of(values: OpValues) -> Terms | None:
-    """The sums of one op; None for a kind that only moves data or is not known here."""
+    """Return the terms of one op; None for a kind that only moves data or is unknown."""
     rule = _KINDS.get(values.op.kind)
     return rule(values) if rule else None
 

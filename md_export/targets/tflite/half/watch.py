@@ -1,6 +1,7 @@
-"""A file with float16 weights on the CPU, and whether float16 arithmetic, a GPU's, could hold its values.
+"""Run a file with float16 weights on the CPU, and check that its values are within the range of a GPU's float16.
 
-The CPU computes in float32, where a value past 65504 is a large number; on a GPU it is infinite, and the picture black.
+The CPU computes in float32, where a value past 65504 is a large number; on a GPU it is infinite and the picture is
+black.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from md_export.targets.tflite.half.activations import NARROW, Recorder
 from md_export.targets.tflite.run import TfliteRunner
 from md_export.targets.tflite.run import load as load_plain
 
-# Half a step above float16's largest number.
+# Half a step above float16's largest number: from here on, rounding gives infinity.
 _OVERFLOWS_AT: Final = 65520.0
-# Runs between two looks that are repeated; of many steps the first and largest values come with the noise.
+# Number of recorded runs between two checks; in a sampler, the largest values are in the first steps, with the noise.
 _MOST: Final = 16
 
 
 class HalfWatch:
-    """A :class:`WatchedRunner <md_export.spec.tensors.WatchedRunner>` of a file whose weights are float16."""
+    """A :class:`WatchedRunner <md_export.spec.tensors.WatchedRunner>` of a file with float16 weights."""
 
     def __init__(self, path: Path, runner: TfliteRunner) -> None:
         self._path = path
@@ -43,12 +44,12 @@ class HalfWatch:
         return outputs
 
     def hazards(self) -> tuple[str, ...]:
-        """Repeat the runs so far with every value rounded to float16; a line for each operation it cannot hold.
+        """Repeat the recorded runs with values rounded to float16; return a line for each operation that overflows.
 
         Raises:
             RuntimeFault: the file does not run on the inputs.
         """
-        from md_export.targets.tflite.half.bounds import write_rounded  # torch, which a runtime does without
+        from md_export.targets.tflite.half.bounds import write_rounded  # imports torch, which a runtime does not need
 
         pending, self._pending = self._pending, []
         if pending:
@@ -63,7 +64,7 @@ class HalfWatch:
 
 
 def load(path: Path, runtime: str | None = None) -> TfliteRunner | HalfWatch:
-    """As :func:`md_export.targets.tflite.run.load`; watched in the usual runtime if all weights are float16."""
+    """Open a file like :func:`md_export.targets.tflite.run.load`; watched if all weights are float16, by default."""
     runner = load_plain(path, runtime)
     return HalfWatch(path, runner) if runtime is None and _stores_halves(path) else runner
 
@@ -79,8 +80,8 @@ def _is_finite(outputs: Arrays) -> bool:
 
 
 def _origin(path: Path, batch: Arrays) -> str:
-    """Describe the first operation whose values, in float32, are past float16's end."""
-    end = "Scale that module's weights down and what follows up, or export with --fp32"
+    """Describe the first operation with values, in float32, beyond float16's range."""
+    end = "Scale that module's weights down and the next module's up, or export with --fp32"
     for values in Recorder(path).run(batch):
         largest = float(np.abs(values.output).max()) if values.output.dtype.kind == "f" and values.output.size else 0.0
         if not largest < _OVERFLOWS_AT:
