@@ -19,7 +19,9 @@ from md_export import __version__
 from md_export.diagnose.attribution.attribute import ModuleError
 from md_export.diagnose.insight import Insight
 from md_export.models.sampling.pictures import to_bytes
+from md_export.parity.device.kit import PROGRAMS
 from md_export.parity.metrics import compare
+from md_export.parity.subject import shortfalls
 from md_export.parity.verdict import Verdict, Verification
 from md_export.parity.weights.audit import ComponentAudit, WeightError
 from md_export.report.diagnoses import hop_cells, module_cells, verdict_line
@@ -170,7 +172,8 @@ def html_page(exports: Sequence[tuple[str, Verification, Insight]], today: date)
     }
     template = environment.get_template("report.html.jinja")
     results = [(name, verification.result) for name, verification, _ in exports]
-    made = {"sentence": _sentence(results), "today": today.isoformat(), "version": __version__}
+    steps = [line for export in exports for line in _next_steps(*export)]
+    made = {"sentence": _sentence(results), "next_steps": steps, "today": today.isoformat(), "version": __version__}
     return template.render(title="md-export report", exports=exports, **made)
 
 
@@ -187,6 +190,25 @@ def _sentence(results: Sequence[tuple[str, Verdict]]) -> str:
     worst = min(pictures, key=lambda one: one.psnr_db or 0.0, default=None)
     least = f"; the worst picture has {decibel(worst.psnr_db)} dB (at least {worst.least_psnr_db:g})" if worst else ""
     return f"{who} verified: each artifact computes what the checkpoint computes, on {cases} golden cases{least}."
+
+
+def _next_steps(name: str, verification: Verification, found: Insight) -> Iterator[str]:
+    """Yield what to do with an export: ship it, or find and correct the cause of its failures."""
+    manifest, result = verification.manifest, verification.result
+    if result.passed:
+        yield f"{name}: pin it, so that CI notices changes: md-export manifest seal {name} -o {name}.pin.json"
+        if manifest.target in PROGRAMS:
+            yield f"{name}: test it on a phone: md-export device-test {name} -o kit"
+        return
+    short = [item for item in result.components if item.parity and shortfalls(item.parity, item.tolerance)]
+    for item in short:
+        advice = [line for one in found.modules if one.component == item.component for line in one.advice]
+        yield from (f"{name}, {item.component}: {line}" for line in advice)
+        if not advice:
+            command = f"md-export attribute {name}/{item.file} --checkpoint DIR"
+            yield f"{name}, {item.component}: find the module where accuracy drops: {command}"
+    if any(item.faults and item not in short for item in result.components):
+        yield f"{name}: each failure below ends with what to do about it"
 
 
 def _plots(manifest: Manifest, result: Verdict) -> Iterable[str]:

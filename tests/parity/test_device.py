@@ -377,7 +377,7 @@ def test_the_shell_script_is_clean(tmp_path: Path) -> None:
 
 
 def test_each_program_is_in_the_readme_of_its_kit() -> None:
-    for target, programs in kit_module._PROGRAMS.items():
+    for target, programs in kit_module.PROGRAMS.items():
         text = (SCRIPTS / f"README-{target}.md").read_text()
         assert all(name in text for name in programs if name != "android.py")
         assert "md-export device-report OUT" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import re
 import shutil
@@ -42,7 +43,7 @@ def test_it_says_what_falls_short(page: str) -> None:
 
 def test_it_opens_with_the_verdict_and_names_checkpoint_date_and_recipe(page: str, judged: Judged) -> None:
     head = page[page.index("<h1>") : page.index("<h2")]
-    sentence = "my-export falls short of the recipe's thresholds. The first failure: unet: snr 12.5 dB is below the"
+    sentence = "my-export falls short of the recipe&#39;s thresholds. The first failure: unet: snr 12.5 dB is below the"
     assert head.startswith(f'<h1>md-export report</h1>\n<p class="bad">{sentence}')
     assert "Verified on 2026-11-30 by md-export" in head
     assert "<td>onnx-int8</td>" in plain(head)
@@ -53,6 +54,22 @@ def test_it_opens_with_the_verdict_and_names_checkpoint_date_and_recipe(page: st
         in passed
     )
     assert "; the worst picture has 36.1 dB (at least 30)." in passed
+
+
+def next_box(page: str) -> str:
+    """The box's text, unescaped."""
+    return html.unescape(page[page.index('<div class="next">') : page.index("</div>")])
+
+
+def test_the_box_says_what_to_do_next(page: str, judged: Judged) -> None:
+    advice = next(line for one in insight().modules for line in one.advice)
+    assert f"my-export, unet: {advice}" in next_box(page)
+    alone = next_box(html_page([(*judged, Insight())], TODAY))
+    assert "my-export, unet: find the module where accuracy drops: md-export attribute my-export/unet.onnx" in alone
+    assert "device-test" not in alone and "seal" not in alone
+    passed = next_box(html_page([("a", good(judged[1]), Insight())], TODAY))
+    assert "md-export manifest seal a -o a.pin.json" in passed and "md-export device-test a -o kit" in passed
+    assert "attribute" not in passed
 
 
 def good(verification: Verification) -> Verification:
@@ -112,7 +129,7 @@ def test_modules_weights_and_lint_are_explained(page: str) -> None:
     assert "conv_out.bias is nowhere in the artifact" in page
     assert "<td>rank-5</td><td>unlikely</td><td>1</td><td>tensors of &lt;five&gt; axes</td>" in page
     assert "<td>conv</td>" not in page, "a rule that speaks for an operation is no finding"
-    assert "could not be looked into: vae_decoder: it does &lt;not&gt; run" in page
+    assert "not examined: vae_decoder: it does &lt;not&gt; run" in page
     assert "--checkpoint" not in page
 
 

@@ -32,7 +32,7 @@ from md_export.system.files import copy_file, require_space, sha256_of, sha256_o
 KIT: Final = "kit.json"
 _SCRIPTS: Final = Path(__file__).with_name("scripts")
 # Programs of each target; README-<target>.md becomes README.md.
-_PROGRAMS: Final[Mapping[str, tuple[str, ...]]] = {
+PROGRAMS: Final[Mapping[str, tuple[str, ...]]] = {
     "tflite": ("run-android.sh", "android.py", "run_here.py"),
     "onnx": ("run_here.py",),
     "coreml": ("main.swift",),
@@ -96,9 +96,9 @@ def write_kit(
     """
     export = open_export(out)
     manifest, golden = export.manifest, export.golden.cases[:cases]
-    programs = _PROGRAMS.get(manifest.target)
+    programs = PROGRAMS.get(manifest.target)
     if programs is None:
-        raise UsageError(f"{out} is an export to {manifest.target}; kits run {', '.join(_PROGRAMS)}: export to one")
+        raise UsageError(f"{out} is an export to {manifest.target}; kits run {', '.join(PROGRAMS)}: export to one")
     require_space(folder, sum(entry.bytes for entry in manifest.artifacts))
     with staging(folder) as made:
         components = []
