@@ -20,7 +20,7 @@ from md_export.engine.request import Resources
 from md_export.engine.steps import manifest_of, write_beside
 from md_export.errors import ArtifactError, MachineError, MdExportError, RuntimeFault
 from md_export.models.families import family_named
-from md_export.parity.golden.recomputed import asked_cases, case_lines, reference_findings
+from md_export.parity.golden.recomputed import case_lines, expected_cases, reference_findings
 from md_export.parity.graphs import graph_lines
 from md_export.parity.judge import Execute
 from md_export.parity.judge import verify as judge
@@ -136,7 +136,9 @@ def _findings(asked: Comparison, progress: Progress) -> tuple[Finding, ...]:
 def compare(asked: Comparison) -> tuple[Finding, ...]:
     """Return the findings, in this process; torch has one component in memory at a time."""
     export, checkpoint = open_export(asked.out, asked.golden), open_checkpoint(asked.checkpoint)
-    pairs = () if asked.golden else asked_cases(export.manifest.recipe, checkpoint.at(export.manifest.recipe.variant))
+    pairs = (
+        () if asked.golden else expected_cases(export.manifest.recipe, checkpoint.at(export.manifest.recipe.variant))
+    )
     return (*derived_findings(export, checkpoint, pairs), *reference_of(export, checkpoint, print))
 
 

@@ -17,7 +17,7 @@ from md_export.engine.against_checkpoint import (
     reference_of,
 )
 from md_export.errors import RuntimeFault
-from md_export.parity.golden.recomputed import asked_cases
+from md_export.parity.golden.recomputed import expected_cases
 from md_export.parity.metrics import Fault
 from md_export.parity.opened_export import check_checkpoint, open_export
 from md_export.parity.selftest.answers import Bench
@@ -72,7 +72,7 @@ def comparer(checkpoint_dir: Path, again: Lowered) -> Audit:
     def compare(out: Path, component: str) -> Sequence[Fault]:
         export = open_export(out)
         # The first copy is not damaged and has a few of the cases.
-        asked.extend(() if asked else asked_cases(export.manifest.recipe))
+        asked.extend(() if asked else expected_cases(export.manifest.recipe))
         if export.golden.sha256 not in references:
             found = reference_of(export, checkpoint, lambda _: None)
             references[export.golden.sha256] = [one.fault for one in found]

@@ -33,7 +33,7 @@ Take = Callable[[str, Sequence[Part], Steps, Sequence[Tensors]], tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Walked(Generic[Engine]):
+class ChainVerdicts(Generic[Engine]):
     """Verdicts on the artifacts in the manifest's order, the verdict on the picture, and the pictures."""
 
     verdicts: tuple[ComponentVerdict[Engine], ...]
@@ -41,27 +41,27 @@ class Walked(Generic[Engine]):
     pictures: tuple[Float32, ...]
 
 
-def judge_on_the_way(
+def judge_chain(
     export: OpenedExport,
     cases: Sequence[GoldenCase],
     judge: Judge[Engine],
     take: Take | None,
     tell: Callable[[str], None],
-) -> Walked[Engine]:
+) -> ChainVerdicts[Engine]:
     """Judge all artifacts of an export and, if it has all components, the pictures that they make together.
 
     ``take``: runs many steps; if None, none are run and no pictures are made. ``tell``: receives each component's name.
     """
     manifest = export.manifest
-    backend, names = _Judges(export, cases, judge, take, tell), [entry.component for entry in manifest.artifacts]
+    runner, names = _JudgingRunner(export, cases, judge, take, tell), [entry.component for entry in manifest.artifacts]
     family = family_named(manifest.family)
     rows = [row for row in family.components if row.name in names]
     whole = {row.name for row in family.required} <= set(names) and (take is not None or manifest.steps is None)
     begun = [_begin(manifest, case) for case in cases] if whole else []
-    walked = walk(family, rows, backend, begun, Sampler(manifest.steps or manifest.one_step))
+    walked = walk(family, rows, runner, begun, Sampler(manifest.steps or manifest.one_step))
     pictures = tuple(np.asarray(values[MADE.key], np.float32) for values in walked if MADE.key in values)
     picture = judge_picture(manifest, cases, pictures) if whole else None
-    return Walked(tuple(backend.verdicts[name] for name in (*names, *backend.wholes)), picture, pictures)
+    return ChainVerdicts(tuple(runner.verdicts[name] for name in (*names, *runner.wholes)), picture, pictures)
 
 
 def _begin(manifest: Manifest, case: GoldenCase) -> Tensors:
@@ -73,7 +73,7 @@ def _begin(manifest: Manifest, case: GoldenCase) -> Tensors:
 
 
 @dataclass
-class _Judges(Generic[Engine]):
+class _JudgingRunner(Generic[Engine]):
     """Runner of the chain that judges each component before its first run."""
 
     export: OpenedExport
@@ -82,7 +82,7 @@ class _Judges(Generic[Engine]):
     take_many: Take | None
     tell: Callable[[str], None]
     verdicts: dict[str, ComponentVerdict[Engine]] = field(default_factory=dict)
-    crossing: list[Arrays] = field(default_factory=list)
+    chunk_values: list[Arrays] = field(default_factory=list)
     wholes: tuple[str, ...] = ()
 
     def run(self, component: str, batches: Sequence[Arrays]) -> Sequence[Arrays]:
@@ -91,33 +91,33 @@ class _Judges(Generic[Engine]):
         subject = Subject(self.export, self.export.manifest.entry_for(component), self.cases)
         # A component that reads no other component's output gets its golden inputs.
         others = [] if family_named(self.export.manifest.family)[component].is_first else batches
-        behind = self._behind(component)
+        behind = self._chunk_inputs(component)
         self.verdicts[component], made = self.judge(subject, [*others, *behind])
         if chunk_number(component):
-            self._cross(subject, made[-len(behind) :] if behind else made)
+            self._keep_for_chunks(subject, made[-len(behind) :] if behind else made)
         made = made[: len(made) - len(behind)]
         chained = made[-len(batches) :] if batches else []
         return [unpacked(self.export.manifest.recipe, subject.entry, outputs) for outputs in chained]
 
-    def _behind(self, component: str) -> list[Arrays]:
+    def _chunk_inputs(self, component: str) -> list[Arrays]:
         """Return a chunk's golden inputs, with the values of earlier chunks replaced by their artifacts' outputs."""
-        calls = each_call(component, self.cases) if chunk_number(component) > 1 and self.crossing else []
-        return [{**call.inputs(component), **made} for call, made in zip(calls, self.crossing, strict=bool(calls))]
+        calls = each_call(component, self.cases) if chunk_number(component) > 1 and self.chunk_values else []
+        return [{**call.inputs(component), **made} for call, made in zip(calls, self.chunk_values, strict=bool(calls))]
 
-    def _cross(self, subject: Subject, made: Sequence[Arrays]) -> None:
+    def _keep_for_chunks(self, subject: Subject, made: Sequence[Arrays]) -> None:
         """Keep a chunk's outputs for later chunks; after the last chunk, judge the whole component."""
         number, entry, last = chunk_number(subject.entry.component), subject.entry, self.export.manifest.recipe.chunks
         count = len(each_call(entry.component, self.cases))
-        before = self.crossing if number > 1 else [{} for _ in range(count)]
+        before = self.chunk_values if number > 1 else [{} for _ in range(count)]
         named = [unpacked(self.export.manifest.recipe, entry, outputs) for outputs in made[:count]]
-        self.crossing = [{**old, **new} for old, new in zip(before, named, strict=False)]
-        if number != last or not self.crossing:
+        self.chunk_values = [{**old, **new} for old, new in zip(before, named, strict=False)]
+        if number != last or not self.chunk_values:
             return
         whole = whole_of(entry.component)
         parity, faults = dataclasses.replace(subject, entry=dataclasses.replace(entry, component=whole)).compare(made)
-        of_last = self.verdicts[entry.component]
+        of_last_chunk = self.verdicts[entry.component]
         self.verdicts[whole] = dataclasses.replace(
-            of_last, component=whole, file="all chunks", parity=parity, faults=tuple(faults)
+            of_last_chunk, component=whole, file="all chunks", parity=parity, faults=tuple(faults)
         )
         self.wholes = (whole,)
 

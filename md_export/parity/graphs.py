@@ -16,7 +16,7 @@ import numpy as np
 
 from md_export.parity.metrics import snr_db
 from md_export.spec.tensors import Array
-from md_export.targets.stored_graph import Held, Step, StoredGraph
+from md_export.targets.stored_graph import Step, StoredConstant, StoredGraph
 
 # Tolerances for the same lowering on another processor: floats differ by rounding, some calibrated integers by one.
 _LEAST_SNR_DB: Final = 60.0
@@ -79,7 +79,7 @@ class _Identified:
         return Counter(identity for name, identity in self.constants.items() if name not in read)
 
 
-def _digest(held: Held) -> str:
+def _digest(held: StoredConstant) -> str:
     values = held.read()
     content = hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
     return f"{held.dtype} {content}"

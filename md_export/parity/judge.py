@@ -12,7 +12,7 @@ from pathlib import Path
 
 from md_export.errors import ArtifactError, MachineError, MdExportError
 from md_export.models.walk import Steps, Tensors
-from md_export.parity.chain import Take, judge_on_the_way
+from md_export.parity.chain import Take, judge_chain
 from md_export.parity.golden.surface import packed
 from md_export.parity.metrics import Check, Fault
 from md_export.parity.opened_export import claim_faults, note_faults, open_export, stored_faults, surface_faults
@@ -73,7 +73,7 @@ def judge(
     def tell(component: str) -> None:
         progress(f"verify {manifest.target} {component} on {len(golden.cases)} golden cases")
 
-    walked = judge_on_the_way(export, golden.cases, partial(_judge_component, execute), take, tell)
+    walked = judge_chain(export, golden.cases, partial(_judge_component, execute), take, tell)
     result = Verdict(manifest.target, manifest.recipe.name, len(golden.cases), walked.verdicts, walked.picture)
     return Verification(manifest, result, golden, walked.pictures)
 

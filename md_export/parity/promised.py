@@ -10,7 +10,7 @@ from pydantic_core import from_json
 from md_export.errors import ArtifactError
 from md_export.models.values import NOISE
 from md_export.parity.golden.folder import INDEX
-from md_export.parity.golden.recomputed import asked_cases, case_lines
+from md_export.parity.golden.recomputed import case_lines, expected_cases
 from md_export.parity.metrics import Check, Fault
 from md_export.parity.opened_export import OpenedExport
 from md_export.spec.artifact import GOLDEN_FOLDER
@@ -34,7 +34,7 @@ def _case_lines(export: OpenedExport) -> Iterator[str]:
     golden = export.golden
     if golden.folder != export.out / GOLDEN_FOLDER:
         return
-    yield from case_lines(asked_cases(export.manifest.recipe), golden)
+    yield from case_lines(expected_cases(export.manifest.recipe), golden)
     listed = {INDEX, *(item.file for item in golden.index.cases)}
     for name in sorted({path.name for path in golden.folder.iterdir()} - listed):
         yield f"{GOLDEN_FOLDER}/{name} is not listed in {GOLDEN_FOLDER}/{INDEX}; it was edited, export again"

@@ -70,7 +70,7 @@ class EditableGraph(Protocol):
 
 
 @dataclass(frozen=True)
-class Held:
+class StoredConstant:
     """A constant of a saved artifact: its type with its other fields as text, and its stored values."""
 
     dtype: str
@@ -92,5 +92,5 @@ class StoredGraph:
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
     steps: tuple[Step, ...]
-    constants: Mapping[str, Held]
+    constants: Mapping[str, StoredConstant]
     rest: str = ""

@@ -17,7 +17,14 @@ from packaging.requirements import Requirement
 from md_export.cli import cli
 from md_export.diagnose.doctor import examine
 from md_export.diagnose.doctor import findings as machine
-from md_export.diagnose.doctor.examine import LEAST_SNR_DB, Flight, canary_finding, canary_judged, fly, gpu_finding
+from md_export.diagnose.doctor.examine import (
+    LEAST_SNR_DB,
+    CanaryResult,
+    canary_finding,
+    canary_judged,
+    gpu_finding,
+    run_canary,
+)
 from md_export.diagnose.doctor.findings import (
     Diagnosis,
     Finding,
@@ -271,7 +278,7 @@ class Wrong:
 )
 def test_a_runtime_with_wrong_numbers_is_broken(change: Callable[[Array], Array], said: str | None) -> None:
     target: Any = Wrong(change)
-    flight = fly(target, ".onnx")
+    flight = run_canary(target, ".onnx")
     finding = canary_judged("onnx", Ended(flight, None, "", False, ""), 1.0)
     assert finding.verdict == ("ok" if said is None else "broken")
     assert said is None or said in finding.found
@@ -283,11 +290,11 @@ def test_a_runtime_with_wrong_numbers_is_broken(change: Callable[[Array], Array]
         (Ended(None, None, "the process crashed (SIGSEGV)", False, "first\nlast words\n"), "(SIGSEGV): last words"),
         (Ended(None, None, "the process was stopped at the time limit of 120 s", True, ""), "time limit"),
         (Ended(None, ConversionError("no such op"), "", False, ""), "no such op"),
-        (Ended(Flight(LEAST_SNR_DB - 1), None, "", False, ""), "89 dB"),
-        (Ended(Flight(float("nan")), None, "", False, ""), "otherwise"),
+        (Ended(CanaryResult(LEAST_SNR_DB - 1), None, "", False, ""), "89 dB"),
+        (Ended(CanaryResult(float("nan")), None, "", False, ""), "are wrong"),
     ],
 )
-def test_a_canary_that_dies_is_broken(ended: Ended[Flight], said: str) -> None:
+def test_a_canary_that_dies_is_broken(ended: Ended[CanaryResult], said: str) -> None:
     finding = canary_judged("onnx", ended, 1.0)
     assert finding.verdict == "broken"
     assert said in finding.found
@@ -369,4 +376,4 @@ def test_a_fault_inside_a_target_is_its_own_error() -> None:
 
     target: Any = Refuses(lambda made: made)
     with pytest.raises(RuntimeFault):
-        fly(target, ".onnx")
+        run_canary(target, ".onnx")

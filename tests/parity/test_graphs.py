@@ -15,7 +15,7 @@ from md_export.parity.selftest import graphs
 from md_export.parity.selftest.graphs import Edit
 from md_export.parity.selftest.sandbox import NotApplicable
 from md_export.targets import TARGETS
-from md_export.targets.stored_graph import EditableGraph, Held, Step, StoredGraph
+from md_export.targets.stored_graph import EditableGraph, Step, StoredConstant, StoredGraph
 from support import Exported
 
 EDITS: tuple[Edit, ...] = (
@@ -103,7 +103,7 @@ def graph_of(scale: float = 1.0, kind: str = "Conv", axis: str = "1", reads: str
             Step(kind, ("conv",), ("x", f"{mark}w"), (f"{mark}c",), {"axis": axis}),
             Step("Add", ("",), (f"{mark}c", "x" if reads == "x" else f"{mark}c"), (f"{mark}y",)),
         ),
-        constants={f"{mark}w": Held("float32[64]", lambda: weight)},
+        constants={f"{mark}w": StoredConstant("float32[64]", lambda: weight)},
     )
 
 
@@ -149,7 +149,7 @@ def test_calibrated_integers_may_differ_by_one_and_shapes_may_not(
     """A zero point that another processor rounds the other way is no edit; a shape or an axis is exact."""
 
     def holding(held: np.ndarray) -> StoredGraph:
-        return StoredGraph({}, {"y": "y"}, (Step("Use", (), ("c",), ("y",)),), {"c": Held("c", lambda: held)})
+        return StoredGraph({}, {"y": "y"}, (Step("Use", (), ("c",), ("y",)),), {"c": StoredConstant("c", lambda: held)})
 
     found = list(graph_lines(holding(change(values).astype(values.dtype)), holding(values)))
     assert (not found) == same

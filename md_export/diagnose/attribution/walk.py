@@ -50,14 +50,14 @@ def _leaving(steps: Sequence[Step], own: set[int], readers: Mapping[str, set[int
                 yield name
 
 
-class Way(NamedTuple):
+class Arrangement(NamedTuple):
     """A value in a torch shape; ``exact`` if no axes were regrouped."""
 
     value: Tensor
     exact: bool
 
 
-def arrangements(value: Tensor, shape: Sequence[int]) -> list[Way]:
+def arrangements(value: Tensor, shape: Sequence[int]) -> list[Arrangement]:
     """List the ways to give ``value`` a shape: channels in place, moved from last to second, or from second to last.
 
     If some ways only add or drop axes of length 1, only these are returned.
@@ -68,7 +68,7 @@ def arrangements(value: Tensor, shape: Sequence[int]) -> list[Way]:
     if value.ndim > 2:
         views += [value.movedim(-1, 1), value.movedim(1, -1)]
     exact = [view for view in views if _squeezed(view.shape) == _squeezed(shape)]
-    return [Way(view.reshape(tuple(shape)), bool(exact)) for view in exact or views]
+    return [Arrangement(view.reshape(tuple(shape)), bool(exact)) for view in exact or views]
 
 
 def _squeezed(shape: Sequence[int]) -> tuple[int, ...]:

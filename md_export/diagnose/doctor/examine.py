@@ -61,14 +61,14 @@ class Canary(nn.Module):
 
 
 @dataclass(frozen=True)
-class Flight:
+class CanaryResult:
     """Result of a canary: ``snr_db`` against torch; ``fault``: why there is no SNR."""
 
     snr_db: float | None
     fault: str = ""
 
 
-def fly(target: Target, suffix: str) -> Flight:
+def run_canary(target: Target, suffix: str) -> CanaryResult:
     """Convert and run the canary.
 
     Raises:
@@ -81,12 +81,12 @@ def fly(target: Target, suffix: str) -> Flight:
     wanted, given = module(sample).numpy(), {_INPUT.name: sample.numpy()}
     made = answer_of(target, suffix, module, given, _OUTPUT, QuantScheme("float32", "float32"))
     fault = first_fault(np.asarray(made), wanted)
-    return Flight(None, str(fault)) if fault else Flight(compare(made, wanted).snr_db)
+    return CanaryResult(None, str(fault)) if fault else CanaryResult(compare(made, wanted).snr_db)
 
 
-def fly_named(name: str) -> Flight:
+def run_canary_of(name: str) -> CanaryResult:
     """Convert and run the canary of the named target."""
-    return fly(TARGETS[name].open(), TARGETS[name].suffix)
+    return run_canary(TARGETS[name].open(), TARGETS[name].suffix)
 
 
 CANARY_LIMIT_S: Final = 120.0
@@ -136,11 +136,11 @@ def canary_finding(target: Target) -> Finding:
     except MissingExtraError as error:
         return Finding("canary", target.name, "not installed", "-", str(error))
     started = time.perf_counter()
-    ended = attempt(fly_named, target.name, Limits(seconds=CANARY_LIMIT_S))
+    ended = attempt(run_canary_of, target.name, Limits(seconds=CANARY_LIMIT_S))
     return canary_judged(target.name, ended, time.perf_counter() - started)
 
 
-def canary_judged(name: str, ended: Ended[Flight], seconds: float) -> Finding:
+def canary_judged(name: str, ended: Ended[CanaryResult], seconds: float) -> Finding:
     """Return the finding for a canary's worker, from its result or its death; ``seconds``: wall time of the process."""
     again = f"pip install --force-reinstall 'md-export[{name}]'; if that does not help, report this"
     if ended.error is not None:

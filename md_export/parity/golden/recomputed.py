@@ -61,8 +61,8 @@ def reference_findings(
 
 def _run_alone(source: GoldenSource, component: str, case: GoldenCase, differences: _Differences) -> None:
     """Run a component in torch on its golden inputs and compare the outputs with its golden outputs."""
-    crew = source.pipeline.crew
-    assert isinstance(crew, Runners)  # noqa: S101 (golden_source gives these)
+    backend = source.pipeline.backend
+    assert isinstance(backend, Runners)  # noqa: S101 (golden_source gives these)
     for call in case.calls(component):
         for name, value in backend.runners[component].run(call.inputs(component)).items():
             ending = "" if call.call is None else f".{call.call}"
@@ -104,12 +104,12 @@ class _Differences:
             yield Finding(key.partition(".")[0], Check.REFERENCE, text)
 
 
-def case_lines(asked: Iterable[tuple[str, int]], golden: GoldenSet) -> Iterator[str]:
-    """Yield a line if golden cases that are ``asked`` for are missing, or are in another order.
+def case_lines(expected: Iterable[tuple[str, int]], golden: GoldenSet) -> Iterator[str]:
+    """Yield a line if ``expected`` golden cases are missing, or are in another order.
 
     Golden cases with other prompts were given at the export; they are not compared with the recipe's.
     """
-    wanted, held = list(asked), [(case.prompt, case.seed) for case in golden.cases]
+    wanted, held = list(expected), [(case.prompt, case.seed) for case in golden.cases]
     if held != wanted and set(held) <= set(wanted):
         yield (
             f"it has {len(held)} golden cases; the recipe requires {len(wanted)} in its order; it was edited, export "
@@ -120,7 +120,7 @@ def case_lines(asked: Iterable[tuple[str, int]], golden: GoldenSet) -> Iterator[
         yield "its golden cases are not numbered from case-000 on; it was edited, export again"
 
 
-def asked_cases(recipe: Recipe, checkpoint: Checkpoint | None = None) -> list[tuple[str, int]]:
+def expected_cases(recipe: Recipe, checkpoint: Checkpoint | None = None) -> list[tuple[str, int]]:
     """Return prompt and seed of the golden cases that an export computes; without a checkpoint, those of the recipe."""
     if checkpoint is not None:
         return planned_cases(recipe, checkpoint)

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from md_export.errors import RuntimeFault, UsageError
-from md_export.parity.chain import judge_on_the_way
+from md_export.parity.chain import judge_chain
 from md_export.parity.golden.case import GoldenCase
 from md_export.parity.golden.surface import packed
 from md_export.parity.metrics import Check, Fault
@@ -136,7 +136,7 @@ def _judge_phone(phone: _Phone) -> Verification[NpuDetails]:
     def tell(component: str) -> None:
         phone.progress(f"verify {component} on the NPU of {phone.soc.title} with {len(phone.cases)} golden cases")
 
-    walked = judge_on_the_way(phone.export, phone.cases, partial(_judge, phone), None, tell)
+    walked = judge_chain(phone.export, phone.cases, partial(_judge, phone), None, tell)
     name, count = manifest.recipe.name, len(phone.cases)
     result = Verdict(manifest.target, name, count, walked.verdicts, walked.picture, phone.soc.name)
     return Verification(manifest, result, golden, walked.pictures)

@@ -132,7 +132,7 @@ def other_timestep(sandbox: Sandbox) -> None:
     index_and_manifest(lambda values: values["one_step"].update(timestep=step))(sandbox)
 
 
-def strike_case(sandbox: Sandbox) -> None:
+def remove_case(sandbox: Sandbox) -> None:
     """Remove the last golden case from files, index and manifest."""
     name = sandbox.golden.index.cases[-1].file
     (sandbox.folder / GOLDEN_FOLDER / name).unlink()
@@ -140,13 +140,13 @@ def strike_case(sandbox: Sandbox) -> None:
     sandbox.edit_manifest(lambda manifest: manifest["files"].pop(f"{GOLDEN_FOLDER}/{name}", None))
 
 
-def strike_prompt(sandbox: Sandbox) -> None:
+def remove_prompt(sandbox: Sandbox) -> None:
     """Remove the last golden case, and its prompt from the recipe."""
-    strike_case(sandbox)
+    remove_case(sandbox)
     sandbox.edit_manifest(lambda manifest: manifest["recipe"]["golden"]["prompts"].pop())
 
 
-def strike_component(manifest: Json) -> None:
+def remove_component(manifest: Json) -> None:
     """Remove the last component from manifest and recipe, like in an export of the others."""
     if not manifest["artifacts"][1:]:
         raise NotApplicable("it has one component")
@@ -158,7 +158,7 @@ def other_case(sandbox: Sandbox) -> None:
     shutil.copyfile(sandbox.golden_file(), sandbox.folder / GOLDEN_FOLDER / "case-999.safetensors")
 
 
-def strike_merge(sandbox: Sandbox) -> None:
+def remove_merge(sandbox: Sandbox) -> None:
     """Remove the tokenizer's last merge; no golden prompt needs it."""
     path = sandbox.folder / "tokenizer" / "merges.txt"
     if not path.is_file():

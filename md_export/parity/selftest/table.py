@@ -200,12 +200,12 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         audited=True,
     ),
     _golden("golden outputs taken from an inexact artifact", Check.BELONGING, Check.EXACT, records.exact_by_itself),
-    _with_checkpoint("a golden case struck without a trace", "golden", Check.CASES, records.strike_case),
+    _with_checkpoint("a golden case struck without a trace", "golden", Check.CASES, records.remove_case),
     _beside("two words of the tokenizer exchanged", Check.TOKENIZER, records.exchange_words),
     _beside("two words exchanged that no prompt has", Check.CHECKPOINT, partial(records.exchange_words, golden=False)),
     _beside("another constant in a layout's file", Check.APP_FILES, records.app_file),
     _with_checkpoint("a token added to the tokenizer", "tokenizer", Check.CHECKPOINT, records.add_token),
-    _with_checkpoint("a merge of the tokenizer struck", "tokenizer", Check.CHECKPOINT, records.strike_merge),
+    _with_checkpoint("a merge of the tokenizer struck", "tokenizer", Check.CHECKPOINT, records.remove_merge),
     _with_checkpoint("a file that the checkpoint does not give", "file", Check.CHECKPOINT, records.list_stranger),
     _with_checkpoint("golden cases in another order", "index", Check.CASES, records.index(records.reverse_cases)),
     _with_checkpoint(
@@ -261,6 +261,6 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     _manifest("other precision", Check.CLAIMS, records.entry(records.other_weights)),
     _manifest('"int8" that is float inside', Check.STORED, records.claim_int8),
     _manifest("a lowered threshold", Check.PIN, records.manifest(lambda x: x["recipe"].update(picture_psnr_db=1.0))),
-    _manifest("a component struck everywhere", Check.PIN, records.manifest(records.strike_component)),
-    _with_checkpoint("a golden case struck everywhere", "golden", Check.PIN, records.strike_prompt),
+    _manifest("a component struck everywhere", Check.PIN, records.manifest(records.remove_component)),
+    _with_checkpoint("a golden case struck everywhere", "golden", Check.PIN, records.remove_prompt),
 )

@@ -10,7 +10,7 @@ from md_export.errors import RuntimeFault, raised_as
 from md_export.targets.coreai import bindings
 from md_export.targets.coreai.constants import is_constant, values_of
 from md_export.targets.coreai.run import OUTPUT, names_of
-from md_export.targets.stored_graph import Held, Step, StoredGraph
+from md_export.targets.stored_graph import Step, StoredConstant, StoredGraph
 
 
 def graph(path: Path) -> StoredGraph:
@@ -35,7 +35,7 @@ def _graph(program: Any) -> StoredGraph:
         {f"output {number}": names[value] for number, value in enumerate(returned)},
         tuple(_step(op, names) for op in operations if not is_constant(op) and op.name != OUTPUT),
         {
-            names[op.results[0]]: Held(str(op.results[0].type), partial(_read, program, op))
+            names[op.results[0]]: StoredConstant(str(op.results[0].type), partial(_read, program, op))
             for op in filter(is_constant, operations)
         },
         "\n".join((str(_attributes(main)), *others)),

@@ -15,7 +15,7 @@ from md_export.errors import ArtifactError, RuntimeFault
 from md_export.mil.graph import Graph, Op, Ref
 from md_export.mil.values import Value
 from md_export.targets.coreml.package import read_modules, read_spec
-from md_export.targets.stored_graph import Held, Step, StoredGraph
+from md_export.targets.stored_graph import Step, StoredConstant, StoredGraph
 
 
 def graph(path: Path) -> StoredGraph:
@@ -33,7 +33,9 @@ def graph(path: Path) -> StoredGraph:
     steps = tuple(_step(op, modules) for op in found.ops if op.outputs)
     named = {name: (str(found.types[name]), value) for name, value in found.constants.items()}
     inline = {name: (_type(value), value) for op in found.ops for name, value in _inline(op)}
-    constants = {name: Held(words, partial(_numpy, value)) for name, (words, value) in (named | inline).items()}
+    constants = {
+        name: StoredConstant(words, partial(_numpy, value)) for name, (words, value) in (named | inline).items()
+    }
     return StoredGraph(
         {item.name: f"{item.name} {item.type}" for item in found.inputs},
         {f"{name} {found.types[name]}": name for name in found.outputs},

@@ -13,7 +13,7 @@ from md_export.errors import RuntimeFault, raised_as
 from md_export.spec.tensors import Array
 from md_export.targets.onnx.clean import module_path, qualified
 from md_export.targets.onnx.describe import MALFORMED, dtype_of, read_unfused
-from md_export.targets.stored_graph import Held, Step, StoredGraph
+from md_export.targets.stored_graph import Step, StoredConstant, StoredGraph
 
 _INSERTED: Final = ("QuantizeLinear", "DequantizeLinear")
 
@@ -30,7 +30,7 @@ def graph(path: Path) -> StoredGraph:
         outputs={f"{item.name} {item.type}": item.name for item in model.graph.output},
         steps=tuple(_steps(model.graph)),
         constants={
-            tensor.name: Held(f"{dtype_of(tensor)}{list(tensor.dims)}", partial(_read, tensor, path.parent))
+            tensor.name: StoredConstant(f"{dtype_of(tensor)}{list(tensor.dims)}", partial(_read, tensor, path.parent))
             for tensor in model.graph.initializer
         },
     )

@@ -26,7 +26,7 @@ ORT_ERRORS: Final[tuple[type[Exception], ...]] = tuple(
 WEIGHTS_FOLDER: Final = "session.model_external_initializers_file_folder_path"
 _ERRORS_ONLY: Final = 3
 ORT_SUFFIX: Final = ".ort"
-_LEFT_OUT: Final[Mapping[str, tuple[str, ...]]] = {"ort": ("NchwcTransformer",), "cpu_fused": ()}
+_DISABLED: Final[Mapping[str, tuple[str, ...]]] = {"ort": ("NchwcTransformer",), "cpu_fused": ()}
 _SAVE_AS: Final = "session.save_model_format"
 _DATA_NAME: Final = "session.optimized_model_external_initializers_file_name"
 # protobuf refuses messages of 2 GiB; the difference is for the graph itself.
@@ -68,9 +68,9 @@ def write_fused(source: Path, path: Path, form: str, external: bool) -> None:
         options.add_session_config_entry(_SAVE_AS, "ORT")
     elif external:
         options.add_session_config_entry(_DATA_NAME, data_name(path.name))
-    left_out = list(_LEFT_OUT[form])
+    disabled = list(_DISABLED[form])
     with raised_as(ConversionError, f"{path.name}: onnxruntime could not fuse it", ORT_ERRORS):
-        ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"], disabled_optimizers=left_out)
+        ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled)
 
 
 def as_onnx(path: Path) -> onnx.ModelProto:

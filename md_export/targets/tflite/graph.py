@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from md_export.errors import RuntimeFault, raised_as
-from md_export.targets.stored_graph import Held, Step, StoredGraph
+from md_export.targets.stored_graph import Step, StoredConstant, StoredGraph
 from md_export.targets.tflite import flatbuffer
 
 
@@ -76,12 +76,15 @@ def _listed(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 
-def _constants(model: Any, found: Any) -> Iterator[tuple[str, Held]]:
+def _constants(model: Any, found: Any) -> Iterator[tuple[str, StoredConstant]]:
     for number, tensor in enumerate(found.tensors):
         if flatbuffer.data_of(model, tensor).size:
-            yield str(number), Held(_words(tensor), partial(_stored, model, tensor))
+            yield str(number), StoredConstant(_words(tensor), partial(_stored, model, tensor))
         for name, values in _grid(tensor).items():
-            yield f"{number}.{name}", Held(f"{name} {values.dtype}{list(values.shape)}", partial(np.asarray, values))
+            yield (
+                f"{number}.{name}",
+                StoredConstant(f"{name} {values.dtype}{list(values.shape)}", partial(np.asarray, values)),
+            )
 
 
 def _grid(tensor: Any) -> dict[str, np.ndarray[Any, Any]]:
