@@ -162,7 +162,7 @@ def test_recipes_by_name_and_by_path(tmp_path: Path) -> None:
         (lambda: md_export.export("onnx-fp16", "nowhere", "out"), errors.CheckpointError, "nowhere does not exist"),
         (lambda: md_export.export("onnx-fp17", "x", "out"), errors.RecipeError, "onnx-fp17"),
         (lambda: md_export.generate("a cat"), errors.UsageError, "name what makes the picture"),
-        (lambda: md_export.generate("a cat", artifacts="x", checkpoint="x"), errors.UsageError, "not both"),
+        (lambda: md_export.generate("a cat", artifacts="x", checkpoint="x"), errors.UsageError, "exclude each other"),
         (lambda: md_export.generate("a cat", artifacts="x", mask="m.png"), errors.UsageError, "--init-image"),
     ],
 )

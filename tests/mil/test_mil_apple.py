@@ -28,7 +28,7 @@ def golden(out: Path, component: str) -> tuple[Path, Arrays]:
     return subject.path, subject.inputs()[0]
 
 
-@pytest.mark.skipif(sys.platform != "darwin", reason="MLModel.predict runs on a Mac only")
+@pytest.mark.skipif(sys.platform != "darwin", reason="MLModel.predict runs only on a Mac")
 @pytest.mark.parametrize("component", COMPONENTS)
 @pytest.mark.parametrize("precision", LEAST_DB)
 def test_apple_computes_what_our_runtime_computes(exported: Exported, precision: str, component: str) -> None:
@@ -44,5 +44,5 @@ def test_apple_computes_what_our_runtime_computes(exported: Exported, precision:
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="a Mac has it")
 def test_apples_runtime_is_refused_elsewhere(conv_package: Path) -> None:
-    with pytest.raises(RuntimeFault, match="runs on a Mac only"):
+    with pytest.raises(RuntimeFault, match="runs only on a Mac"):
         TARGETS["coreml"].open().load(conv_package, "coreml")
