@@ -178,7 +178,7 @@ ROUNDINGS = ("nearest", "mse", "gptq")
 @click.option(
     "--directions", type=click.IntRange(min=1), help="Estimate from this many random directions.  [default: 32]"
 )
-@click.option("--jobs", type=click.IntRange(min=1), help="Run this many processes at a time.  [default: one, with all cores]")
+@click.option("--jobs", type=click.IntRange(min=1), help="Run this many processes at a time.  [default: 1]")
 @options.dask_option
 @options.store_option
 @options.max_memory_option
