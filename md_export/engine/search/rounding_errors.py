@@ -40,7 +40,7 @@ class Errors:
 
 
 def errors_of(probe: Probe, modules: Sequence[Module]) -> Errors:
-    """Round each module in each of its forms that are not float; the probe's modules stay as they are."""
+    """Round each module in each of its forms that are not float; the probe's modules do not change."""
     found: dict[str, tuple[Error, ...]] = {}
     start, starts = 0, {}
     for module in modules:
