@@ -43,7 +43,7 @@ def test_fewer_cases_than_the_checkpoint_has_are_a_fault_of_the_audit(
     copy_with_cases(exported("onnx", "int8"), tmp_path / "out", 2)
     assert judge(tmp_path / "out").failures == ()
     (line,) = audit(tmp_path / "out", nano).failures
-    assert line.startswith("text_encoder: it holds 2 golden cases, 16 are asked for")
+    assert line.startswith("text_encoder: it has 2 golden cases; the recipe requires 16 in its order")
 
 
 @pytest.mark.parametrize("target", ["onnx", "swift"])

@@ -333,7 +333,7 @@ def test_the_case_is_judged_output_by_output(cases: Path) -> None:
     case = read_golden(cases).cases[0]
     residuals = {f"residual_{level}": case.output("t2i_adapter", f"residual_{level}") for level in range(3)}
     assert joined(residuals).shape == (sum(value.size for value in residuals.values()),)
-    with pytest.raises(GoldenError, match=r"nothing of t2i_adapter \(no t2i_adapter\.residual_3\)"):
+    with pytest.raises(GoldenError, match=r"no values of t2i_adapter \(no t2i_adapter\.residual_3\)"):
         case.output("t2i_adapter", "residual_3")
     with pytest.raises(KeyError):
         case.output("t2i_adapter", "residual_x")

@@ -201,7 +201,7 @@ def test_cases_without_the_encoder_open_and_say_what_they_lack(other_checkpoint:
     case = only_case(read_golden(folder))
     assert not {"given.image", "vae_encoder.latent_mean", "given.mask", "sampler.shown"} & set(case.values)
     for ask in (lambda: case.inputs("vae_encoder"), lambda: case.output("vae_encoder", "latent_mean")):
-        with pytest.raises(GoldenError, match=r"nothing of vae_encoder .*; .* md-export golden CHECKPOINT --encoder"):
+        with pytest.raises(GoldenError, match=r"no values of vae_encoder .*; .* md-export golden CHECKPOINT --encoder"):
             ask()
     checkpoint = open_checkpoint(other_checkpoint)
     assert present_golden(checkpoint, folder) == folder
