@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from md_export.engine.plan import Step
@@ -44,10 +44,22 @@ class Failure:
     follows: bool = False
 
 
-class Schedule:
-    """The waiting steps, in plan order, and the running steps.
+def longest_chains(steps: Sequence[Step]) -> dict[str, float]:
+    """Return the predicted seconds of the longest chain of steps that begins with each step, by key."""
+    after, found = dict[str, float](), dict[str, float]()
+    for step in reversed(steps):
+        found[step.key] = step.cost.seconds + after.get(step.key, 0.0)
+        for need in step.needs:
+            after[need] = max(after.get(need, 0.0), found[step.key])
+    return found
 
-    A call does not take longer if more steps wait for others: a plan may have ten thousand steps.
+
+class Schedule:
+    """The waiting and the running steps of a build.
+
+    On one machine, steps start in the order of the plan, so that exports are finished one after another. On separate
+    workers, the step before the longest chain starts first, so that no worker is left alone with a long chain in the
+    end. A call does not take longer if more steps wait for others: a plan may have ten thousand steps.
 
     Attributes:
         failures: by key, the steps without a result so far: failed, too large for ``limits``, or dependent on one.
@@ -56,6 +68,10 @@ class Schedule:
     def __init__(self, steps: Iterable[Step], limits: Limits) -> None:
         """Take steps whose needs are earlier in ``steps``; needs outside ``steps`` count as met."""
         self._steps, self._limits = list(steps), limits
+        if limits.apart:
+            chains = longest_chains(self._steps)
+            # A step stays behind its needs: their chains are longer or, without predicted times, as long.
+            self._steps.sort(key=lambda step: chains[step.key], reverse=True)
         self._places = {step.key: place for place, step in enumerate(self._steps)}
         self._lacking = [{need for need in step.needs if need in self._places} for step in self._steps]
         self._users = defaultdict[str, list[int]](list)
@@ -66,7 +82,7 @@ class Schedule:
         self._given: dict[str, int] = {}
         self.failures: dict[str, Failure] = {}
         self._fail_after(0)
-        # Positions in the plan of the steps that may start as soon as there is room, in ascending order.
+        # Positions of the steps that may start as soon as there is room, in ascending order.
         self._ready = [
             place
             for place, step in enumerate(self._steps)
@@ -74,7 +90,7 @@ class Schedule:
         ]
 
     def start(self) -> tuple[Step, int] | None:
-        """Start the first step of the plan that may start now; return it and its memory limit in bytes."""
+        """Start the first step that may start now; return it and its memory limit in bytes."""
         if len(self._given) >= self._limits.jobs:
             return None
         for index, place in enumerate(self._ready):

@@ -12,7 +12,7 @@ import pytest
 from engine.toy import Quiet, step_of
 from md_export.engine.plan import Cost, Step
 from md_export.engine.running import run_steps
-from md_export.engine.schedule import Failure, Limits
+from md_export.engine.schedule import Failure, Limits, longest_chains
 from md_export.errors import ConversionError
 
 GB = 1_000_000_000
@@ -75,6 +75,29 @@ def test_machines_apart_share_no_memory() -> None:
         failures = run_steps(chain(4, 3, 6), lambda *given: executor.submit(recorder, *given), limits, Quiet())
     assert (recorder.most_at_a_time, recorder.most_bytes) == (2, 10 * GB)
     assert ["give --max-memory 6G" in one.reason for one in failures] == [True]
+
+
+@pytest.mark.parametrize(
+    ("apart", "order"),
+    [
+        (True, ["golden", "long", "late", "last", "short", "first"]),
+        (False, ["golden", "short", "first", "long", "late", "last"]),
+    ],
+)
+def test_the_longest_chain_starts_first_on_workers(apart: bool, order: list[str]) -> None:
+    """``short`` and its export take 2 s, ``long`` and its followers 7 s. One machine keeps the order of the plan."""
+    golden = step_of("golden", "golden", (), Cost(GB, 1))
+    short, long = (
+        step_of("artifact", name, (golden.key,), Cost(GB, time)) for name, time in (("short", 1), ("long", 1))
+    )
+    first = step_of("export", "first", (short.key,), Cost(GB, 1))
+    late = step_of("artifact", "late", (long.key,), Cost(GB, 3))
+    last = step_of("export", "last", (late.key,), Cost(GB, 3))
+    steps, recorder = [golden, short, first, long, late, last], Recorder()
+    with ThreadPoolExecutor(1) as executor:
+        run_steps(steps, lambda *given: executor.submit(recorder, *given), Limits(1, 8 * GB, apart), Quiet())
+    assert recorder.order == order
+    assert longest_chains(steps) == {golden.key: 8, short.key: 2, first.key: 1, long.key: 7, late.key: 6, last.key: 3}
 
 
 def test_a_small_step_passes_a_large_one_that_must_wait() -> None:
