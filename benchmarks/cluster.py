@@ -22,10 +22,11 @@ import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from cluster_simulation import HASHED, Network, Work, longest_chain, simulate
+from cluster_simulation import HASHED, Network, Work, simulate
 from md_export.checkpoint.architectures import arch_config, write_checkpoint
 from md_export.engine.build_recipe import load_recipes
 from md_export.engine.dependencies import source_of
@@ -35,7 +36,7 @@ from md_export.engine.keys import files_in
 from md_export.engine.plan import ArtifactRequest, Cost, Plan, Step
 from md_export.engine.request import BuildRequest
 from md_export.engine.running import Listener
-from md_export.engine.schedule import Limits, Schedule
+from md_export.engine.schedule import Limits, Schedule, longest_chains
 from md_export.engine.shared_store import Store
 from md_export.spec.names import whole_of
 from md_export.spec.shipped_files import nano_checkpoint
@@ -82,13 +83,14 @@ class Estimate:
 
     Attributes:
         seconds: of all steps so far, by where they come from.
+        predicted: what the cost model predicts for those that are measured.
     """
 
     def __init__(self, checkpoint: Path, loras: Sequence[Path], full_size: bool) -> None:
         self._source, self._full_size = source_of(checkpoint, None, set()), full_size
         self._inputs = {"checkpoint": _size_of_checkpoint(checkpoint)}
         self._inputs |= {f"lora {number}": file.stat().st_size for number, file in enumerate(loras)}
-        self.seconds = defaultdict[str, float](float)
+        self.seconds, self.predicted = defaultdict[str, float](float), 0.0
 
     def __call__(self, step: Step) -> Work:
         recipe, kind, made = step.request.recipe, step.kind, _BESIDE
@@ -112,6 +114,7 @@ class Estimate:
         else:
             origin, seconds = "measured at full size", measured
         self.seconds[origin] += seconds
+        self.predicted += step.cost.seconds if measured and self._full_size else 0.0
         names = ("checkpoint", *(name for name, _ in step.request.loras))
         return Work(seconds, made, {name: self._inputs[name] for name in names})
 
@@ -165,8 +168,8 @@ def make_plan(folder: Path, checkpoint: Path, loras: Sequence[Path], sizes: Sequ
 
 def report(plan: Plan, works: Mapping[str, Work], memory: int, network: Network) -> None:
     """Print which steps are shared, what they cost, and how each number of workers does."""
-    alone = Counter(step.kind for export in plan.exports for step in _needed(plan, export.key))
     kinds = Counter(step.kind for step in plan.steps)
+    alone = Counter(kind for export in plan.exports for kind in _kinds(plan, export.key))
     pairs = [(kind, alone[kind], count) for kind, count in kinds.items()] + [("all", alone.total(), kinds.total())]
     rows = [f"{kind} | {before:,} | {count:,} | {1 - count / before:.0%}" for kind, before, count in pairs]
     print_table("Steps", "kind | each export by itself | in the plan | shared", rows)
@@ -186,30 +189,49 @@ def report(plan: Plan, works: Mapping[str, Work], memory: int, network: Network)
         rows.append(f"{gigabytes} | {large:,} | {sum(export.key in failures for export in plan.exports):,}")
     print_table("Memory of each worker", "GB | steps that do not fit | exports that are not built", rows)
 
+    timed = [replace(step, cost=replace(step.cost, seconds=works[step.key].seconds)) for step in plan.steps]
+    longest = max(longest_chains(timed).values())
+    # Without predicted times, the schedule keeps the order of the plan.
+    in_order = [replace(step, cost=replace(step.cost, seconds=0.0)) for step in plan.steps]
     rows, first = [], 0.0
     for count in WORKERS:
-        found = simulate(plan.steps, works, Limits(count, memory, apart=True), network)
+        limits = Limits(count, memory, apart=True)
+        found = simulate(plan.steps, works, limits, network)
+        other = simulate(in_order, works, limits, network)
         first = first or found.makespan
         # Lower bounds of the makespan: the largest says what limits it.
         bounds = {
             "work": found.worked / count,
-            "longest chain": longest_chain(plan.steps, works),
-            "store's network": found.moved / network.store,
+            "longest chain": longest,
+            "store": found.moved / network.store,
             "client": found.placing,
         }
-        limit, most = max(bounds.items(), key=lambda pair: pair[1])
-        cells = f"{count} | {found.makespan / 3600:.2f} | {first / found.makespan:.1f}"
-        cells += f" | {bounds['work'] / found.makespan:.0%} | {found.moved / 1e12:.2f}"
-        rows.append(f"{cells} | {limit}, {most / found.makespan:.0%}")
-    print_table("Workers", "workers | hours | speed-up | utilisation | TB moved | largest bound, of the time", rows)
+        cells = [f"{found.makespan / 3600:.2f}", f"{first / found.makespan:.1f}"]
+        cells += [
+            f"{bounds['work'] / found.makespan:.0%}",
+            f"{found.moved / 1e12:.2f}",
+            max(bounds, key=bounds.__getitem__),
+        ]
+        rows.append(
+            " | ".join(
+                (
+                    str(count),
+                    *cells,
+                    *(f"{hours / 3600:.2f}" for hours in bounds.values()),
+                    f"{other.makespan / 3600:.2f}",
+                )
+            )
+        )
+    head = "workers | hours | speed-up | utilisation | TB moved | largest bound | work | longest chain | store | client"
+    print_table("Workers", f"{head} | in the order of the plan, hours", rows)
 
 
-def _needed(plan: Plan, key: str) -> list[Step]:
-    """All steps that an export needs, itself included."""
-    found = {key: plan.step(key)}
-    for _ in range(3):
-        found |= {need: plan.step(need) for step in found.values() for need in step.needs}
-    return list(found.values())
+def _kinds(plan: Plan, key: str) -> list[str]:
+    """Kinds of the steps that an export would have alone; a shared artifact has the cases of another one."""
+    last = plan.step(key)
+    needs = [plan.step(need) for need in last.needs]
+    cases = {plan.step(need).kind for step in needs for need in step.needs}
+    return [last.kind, *(step.kind for step in needs if step.kind not in CASES), *cases]
 
 
 def _cost(name: str, steps: Sequence[Step], works: Mapping[str, Work]) -> str:
@@ -298,9 +320,9 @@ def main() -> None:
     plan = make_plan(folder, checkpoint, loras, SIZES[asked.small][: asked.sizes])
     estimate = Estimate(checkpoint, loras, not asked.small)
     works = {step.key: estimate(step) for step in plan.steps}
-    total = sum(estimate.seconds.values())
     for origin, seconds in estimate.seconds.items():
-        print(f"{seconds / total:.0%} of the seconds: {origin}")
+        print(f"{seconds / 3600:.1f} worker hours {origin}")
+    print(f"of those measured, the cost model predicts {estimate.predicted / 3600:.1f} worker hours\n")
     report(plan, works, round(asked.memory * 1e9), Network(asked.gbit * 1e9 / 8, asked.store_gbit * 1e9 / 8))
 
 

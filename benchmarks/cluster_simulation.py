@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -104,12 +104,3 @@ def simulate(steps: Sequence[Step], works: Mapping[str, Work], limits: Limits, n
                 if machine != client:
                     idle.append(machine)
                     done.append(step)
-
-
-def longest_chain(steps: Iterable[Step], works: Mapping[str, Work]) -> float:
-    """Return the seconds of the longest chain of steps that need each other, in plan order."""
-    found: dict[str, float] = {}
-    for step in steps:
-        before = max((found[need] for need in step.needs if need in found), default=0.0)
-        found[step.key] = works[step.key].seconds + before
-    return max(found.values(), default=0.0)
