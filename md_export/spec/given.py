@@ -19,6 +19,7 @@ GOLDEN_INDEX: Final = "index.json"
 _OF_CHECKPOINTS: Final = (
     *("model_index.json", "sibling.json", "loras.json"),
     *("text_encoder", "text_encoder_2", "tokenizer", "unet", "transformer", "vae", "scheduler"),
+    *("decoder", "prior"),  # other families have these; checkpoint/recognize.py names the family
 )
 CHECKPOINT_FOLDERS: Final = "text_encoder/, tokenizer/, unet/, vae/ and scheduler/"
 
