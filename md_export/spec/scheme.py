@@ -31,6 +31,7 @@ class WeightRule:
     Attributes:
         modules: globs on module paths.
         weights, granularity, block_size, group_size: as in :class:`QuantScheme`; none is inherited from the component.
+        optional: globs may match nothing, in a recipe for models of several depths; otherwise that is an error.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
@@ -40,6 +41,7 @@ class WeightRule:
     granularity: Granularity = "channel"
     block_size: int | None = None
     group_size: int | None = None
+    optional: bool = False
 
     def __post_init__(self) -> None:
         """Raise RecipeError, which names the field, for values that contradict each other."""

@@ -105,8 +105,8 @@ def check_weight_globs(job: LoweringJob, paths: Collection[str]) -> None:
 
 
 def _strays(scheme: QuantScheme, paths: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Yield each glob that matches nothing, with its field."""
-    ruled = [glob for rule in scheme.rules for glob in rule.modules]
+    """Yield each glob that matches nothing and must match, with its field."""
+    ruled = [glob for rule in scheme.rules if not rule.optional for glob in rule.modules]
     for field, globs in (("keep_float", scheme.keep_float), ("rules", ruled)):
         for glob in globs:
             if not any(fnmatchcase(path, glob) for path in paths):

@@ -98,6 +98,9 @@ def test_a_rule_that_matches_nothing_is_refused(small_job: Job, tmp_path: Path) 
     scheme = QuantScheme("int8", "float16", rules=(WeightRule(("other", "nothing.*"), "int4"),))
     with pytest.raises(ConversionError, match=r"part: rules glob 'nothing\.\*' matches no module; correct the recipe"):
         export(small_job, Layers("other"), scheme, tmp_path / "x.mlpackage")
+    optional = replace(scheme, rules=tuple(replace(rule, optional=True) for rule in scheme.rules))
+    found = weights(export(small_job, Layers("other"), optional, tmp_path / "y.mlpackage"), optional)
+    assert {name: item.dtype for name, item in found.items()} == {"other": "int4"}
 
 
 @pytest.mark.parametrize(
