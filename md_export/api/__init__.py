@@ -15,16 +15,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from md_export.api.results import CheckResult, Export, Runner
+from md_export.api.arguments import Options, path_of
+from md_export.api.results import CheckResult, Export, Runner, audit_tables, verdict_tables
+from md_export.errors import UsageError
 from md_export.spec.manifest import read_manifest
 from md_export.spec.names import Method
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import load_recipe as load_recipe_file
 from md_export.spec.shipped_files import recipe_file
-from md_export.spec.variant import Chunks, Size, Variant
+from md_export.spec.variant import Chunks, Size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -58,7 +61,7 @@ def load_recipe(recipe: StrPath) -> Recipe:
     Raises:
         RecipeError: no such recipe (the message lists those that ship), or an unknown, missing or wrong field.
     """
-    return load_recipe_file(recipe_file(Path(recipe)))
+    return load_recipe_file(recipe_file(path_of(recipe)))
 
 
 def nano_checkpoint() -> Path:
@@ -76,7 +79,7 @@ def open_checkpoint(checkpoint: StrPath) -> Checkpoint:
     """
     from md_export.checkpoint import open_checkpoint as open_folder
 
-    return open_folder(Path(checkpoint))
+    return open_folder(path_of(checkpoint))
 
 
 def export(
@@ -125,16 +128,29 @@ def export(
     """
     from md_export.engine.export import export as run
 
+    given = Options.of(
+        loras=loras,
+        components=components,
+        size=size,
+        timestep=timestep,
+        clip_skip=clip_skip,
+        chunks=chunks,
+        steps=steps,
+        sampler=sampler,
+        guidance=guidance,
+        negative=negative,
+    )
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     asked = (
-        loaded.widened(tuple(components))
-        .narrowed(tuple(components))
-        .sampled(steps, guidance, sampler, negative)
-        .varied(Variant(size, timestep, clip_skip, chunks=chunks))
-        .adapted(tuple(loras))
+        loaded.widened(given.components)
+        .narrowed(given.components)
+        .sampled(given.steps, given.guidance, given.sampler, given.negative)
+        .varied(given.variant)
+        .adapted(given.loras)
     )
-    manifest, _ = run(asked, Path(checkpoint), Path(out), _optional(golden), progress or _silent)
-    return Export(Path(out), manifest)
+    folder = path_of(out)
+    manifest, _ = run(asked, path_of(checkpoint), folder, _optional(golden), progress or _silent)
+    return Export(folder, manifest)
 
 
 def open_export(out: StrPath) -> Export:
@@ -143,7 +159,8 @@ def open_export(out: StrPath) -> Export:
     Raises:
         ArtifactError: it holds no manifest, or one that cannot be read.
     """
-    return Export(Path(out), read_manifest(Path(out)))
+    folder = path_of(out)
+    return Export(folder, read_manifest(folder))
 
 
 def verify(
@@ -170,19 +187,21 @@ def verify(
         ArtifactError: the manifest cannot be read, an artifact is missing, or the checkpoint is another one.
         GoldenError: the golden cases cannot be read, were altered, or are of another checkpoint.
         MissingExtraError: the target's runtime is not installed.
+        UsageError: LoRAs without ``checkpoint``.
     """
     from md_export.checkpoint.derived import adapted
     from md_export.engine.against_checkpoint import verify as verify_against
     from md_export.parity.judge import verify as judge
-    from md_export.report.verdicts import parity_table
 
-    tell = progress or _silent
+    tell, given = progress or _silent, Options.of(loras=loras)
+    if checkpoint is None and given.loras:
+        raise UsageError("loras are added to the checkpoint, which is not given; add checkpoint=")
     if checkpoint is None:
-        found = judge(Path(out), _optional(golden), tell)
+        found = judge(path_of(out), _optional(golden), tell)
     else:
-        with adapted(Path(checkpoint), loras) as folder:
-            found = verify_against(Path(out), folder, _optional(golden), tell)
-    return CheckResult(found.passed, found.failures, found, lambda verdict: [parity_table(verdict)])
+        with adapted(path_of(checkpoint), given.loras) as folder:
+            found = verify_against(path_of(out), folder, _optional(golden), tell)
+    return CheckResult(found.passed, found.failures, found, verdict_tables)
 
 
 def audit(
@@ -208,11 +227,10 @@ def audit(
     """
     from md_export.checkpoint.derived import adapted
     from md_export.engine.against_checkpoint import audit as audit_against
-    from md_export.report.diagnoses import audit_table, unmatched_table
 
-    with adapted(Path(checkpoint), loras) as folder:
-        found = audit_against(Path(out), folder, progress or _silent)
-    return CheckResult(found.passed, found.failures, found, lambda one: [audit_table(one), unmatched_table(one)])
+    with adapted(path_of(checkpoint), Options.of(loras=loras).loras) as folder:
+        found = audit_against(path_of(out), folder, progress or _silent)
+    return CheckResult(found.passed, found.failures, found, audit_tables)
 
 
 def generate(
@@ -262,19 +280,29 @@ def generate(
     from md_export.models.sampling.pictures import as_image
     from md_export.spec.sampler import sampler_of
 
+    given = Options.of(
+        loras=loras,
+        size=size,
+        timestep=timestep,
+        clip_skip=clip_skip,
+        steps=steps,
+        sampler=sampler,
+        guidance=guidance,
+        negative=negative,
+    )
     source = Source(
         _optional(artifacts),
         _optional(checkpoint),
-        Variant(size, timestep, clip_skip, guidance),
-        sampler_of(steps, guidance, sampler),
-        tuple(loras),
+        replace(given.variant, guidance=given.guidance),
+        sampler_of(given.steps, given.guidance, given.sampler),
+        given.loras,
     )
     files = GivenFiles(_optional(init_image), strength, _optional(mask), _optional(condition))
     return as_image(picture(prompt, seed, source, files, negative, progress or _silent))
 
 
 def _optional(path: StrPath | None) -> Path | None:
-    return None if path is None else Path(path)
+    return None if path is None else path_of(path)
 
 
 def _silent(_: str) -> None:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from rich.table import Table
 
+    from md_export.parity.verdict import Verdict
+    from md_export.parity.weights.audit import AuditResult
+
 Details = TypeVar("Details")
 
 
@@ -137,11 +140,31 @@ class Runner(_Shown):
         return [drawn(self.path.name, ("", "name", "shape", "dtype"), rows)]
 
 
+def verdict_tables(verdict: Verdict) -> list[Table]:
+    """Return the table of a verdict."""
+    from md_export.report.verdicts import parity_table
+
+    return [parity_table(verdict)]
+
+
+def audit_tables(result: AuditResult) -> list[Table]:
+    """Return the tables of an audit: components, and constants without a tensor of the checkpoint."""
+    from md_export.report.diagnoses import audit_table, unmatched_table
+
+    return [audit_table(result), unmatched_table(result)]
+
+
 def _numbers(name: str, value: ArrayLike, dtype: str | None) -> np.ndarray[Any, Any]:
+    """Return an input in its dtype; raises RuntimeFault for values that are no numbers, or that the cast changes."""
     try:
         array = np.asarray(value)
     except ValueError as error:
         raise RuntimeFault(f"input {name}: not an array of numbers: {error}") from error
     if array.dtype.kind not in "fiub":
         raise RuntimeFault(f"input {name}: an array of dtype {array.dtype}; give numbers")
-    return array.astype(dtype or array.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = array.astype(dtype or array.dtype)
+        lost = np.isfinite(array) & ~np.isfinite(cast) if cast.dtype.kind == "f" else cast != array
+    if lost.any():
+        raise RuntimeFault(f"input {name}: {array[lost].flat[0]} is not a value of {cast.dtype}")
+    return cast

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, assert_type
+from typing import TYPE_CHECKING, Any, assert_type
 
 import numpy as np
 import pytest
 
 import md_export
+from artifact_edits import change, one_value
 from md_export import errors
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
 from md_export.models.sampling.pictures import to_bytes
@@ -69,7 +72,7 @@ def test_a_runner_gives_what_torch_gives(exported: Exported) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "complaint"),
+    ("changes", "complaint"),
     [
         ({"sample": "a cat"}, "input sample: an array of dtype <U5; give numbers"),
         ({"sample": [[1.0], [1.0, 2.0]]}, "input sample: not an array of numbers"),
@@ -78,13 +81,14 @@ def test_a_runner_gives_what_torch_gives(exported: Exported) -> None:
             "unet.onnx: input sample must be float32[1, 8, 8, 8], not float32[1, 4, 2, 2]",
         ),
         ({"other": 1.0}, "unet.onnx has the inputs "),
+        ({"sample": np.full((1, 8, 8, 8), 1e300)}, "input sample: 1e+300 is not a value of float32"),
     ],
 )
-def test_inputs_that_do_not_fit_are_refused(exported: Exported, change: dict[str, object], complaint: str) -> None:
+def test_inputs_that_do_not_fit_are_refused(exported: Exported, changes: dict[str, object], complaint: str) -> None:
     out = exported("onnx", "int8")
     inputs, _ = golden_case(out)
     with pytest.raises(errors.RuntimeFault) as caught:
-        md_export.open_export(out).runner("unet").predict({**inputs, **change})  # type: ignore[dict-item]
+        md_export.open_export(out).runner("unet").predict({**inputs, **changes})  # type: ignore[dict-item]
     assert str(caught.value).startswith(complaint)
 
 
@@ -120,13 +124,43 @@ def test_html_shows_markup_as_text() -> None:
     assert '<td style="text-align:right">1<br>2</td>' in page
 
 
-def test_audit_names_the_weight(exported: Exported, other_checkpoint: Path) -> None:
+def test_audit_names_the_weight(exported: Exported, other_checkpoint: Path, tmp_path: Path) -> None:
     result = md_export.audit(str(exported("onnx", "int8")), str(md_export.nano_checkpoint()))
     assert result.passed
     assert result.details.components[1].proven_share > 0.9
     assert "stored weights against the checkpoint" in str(result)
     with pytest.raises(errors.ArtifactError, match="made from the checkpoint"):
         md_export.audit(exported("onnx", "int8"), other_checkpoint)
+    shutil.copytree(exported("onnx", "int8"), tmp_path / "out")
+    change(tmp_path / "out", "unet", one_value)
+    damaged = md_export.audit(tmp_path / "out", md_export.nano_checkpoint())
+    assert not damaged.passed
+    assert any(line.startswith("unet: ") and "weight" in line for line in damaged.failures), damaged.failures
+    assert pickle.loads(pickle.dumps(damaged)) == damaged  # noqa: S301 (made here)
+
+
+@pytest.mark.parametrize(
+    ("option", "complaint"),
+    [
+        ({"size": "large"}, "size"),
+        ({"size": (64, 64, 64)}, "size"),
+        ({"timestep": 1.5}, "timestep: Input should be a valid integer"),
+        ({"sampler": "foo", "steps": 2}, "sampler: Input should be 'ddim'"),
+        ({"chunks": "many"}, "chunks"),
+        ({"loras": "crayon.safetensors"}, "loras: Input should be a valid tuple"),
+        ({"golden": "a\0b"}, "is not a path: it contains a null character"),
+    ],
+)
+def test_a_wrong_option_is_named_in_a_line(tmp_path: Path, option: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(errors.UsageError) as caught:
+        md_export.export("onnx-fp16", md_export.nano_checkpoint(), tmp_path / "out", **option)
+    assert complaint in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_loras_of_no_checkpoint_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(errors.UsageError, match="add checkpoint="):
+        md_export.verify(tmp_path, loras=["crayon.safetensors"])
 
 
 def test_generate_gives_the_picture_of_the_command(exported: Exported, nano: Path) -> None:
