@@ -133,7 +133,7 @@ def test_a_stopped_search_goes_on_where_it_was(tmp_path: Path, number: signal.Si
         os.killpg(process.pid, number)
     else:
         process.kill()
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=90)
     assert said.count(b"KeyboardInterrupt") == (number == signal.SIGINT), said.decode()
     wait_for(lambda: not members(process.pid))
     before = kept(path)
@@ -158,7 +158,7 @@ def members(group: int) -> list[int]:
     return found
 
 
-def wait_for(done: object, seconds: float = 20.0) -> None:
+def wait_for(done: object, seconds: float = 90.0) -> None:
     assert callable(done)
     end = time.monotonic() + seconds
     while not done():
