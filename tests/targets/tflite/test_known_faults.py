@@ -282,7 +282,7 @@ def test_faults_are_reports_with_an_address_and_rewrites_that_exist(target: str)
     ("old", "new", "message"),
     [
         ('until = "2.1.5"', 'until = "2.1.99"', "mask-for-all-heads: 2.1.99 is not a version or backend"),
-        ('backends = ["OpenCL", "older delegate"]', 'backends = ["CUDA"]', "attention-rank-3: CUDA is no version"),
+        ('backends = ["OpenCL", "older delegate"]', 'backends = ["CUDA"]', "attention-rank-3: CUDA is not a version"),
         ('until = "2.1.5"', 'until = "2.1.1"', "mask-for-all-heads: it ends before it begins"),
         ('effect = "wrong"', 'effect = "odd"', "effect"),
         ("output_rank = 3", "rank = 3", "rank"),
