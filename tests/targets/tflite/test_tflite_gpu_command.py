@@ -71,7 +71,7 @@ def command(*arguments: object) -> None:
 
 def test_flags_of_run(tmp_path: Path) -> None:
     path, other = tmp_path / ARTIFACT, tmp_path / "x.onnx"
-    for file in (path, other):
+    for file in (path, other, tmp_path / "x.npz"):
         file.write_bytes(b"")
     rest = ("--inputs", tmp_path / "x.npz", "-o", tmp_path / "y.npz")
     with pytest.raises(UsageError, match=r"--gpu runs TFLite files \(in LiteRT's GPU engine\), not onnx"):

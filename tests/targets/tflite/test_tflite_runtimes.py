@@ -165,6 +165,7 @@ def test_flags_that_contradict_each_other(planted: Planted, tmp_path: Path) -> N
     with pytest.raises(UsageError, match="--runtime tensorflow does not run onnx; leave it out"):
         command("verify", tmp_path, "--runtime", "tensorflow")
     path = planted("resident") / ARTIFACT
+    (tmp_path / "x.npz").touch()
     with pytest.raises(UsageError, match="--runtime mil does not run tflite; choose litert, litert-builtin"):
         command("run", path, "--inputs", tmp_path / "x.npz", "-o", tmp_path / "y.npz", "--runtime", "mil")
 
