@@ -243,7 +243,7 @@ def test_the_process_that_a_process_asked_for_ends_with_it(tmp_path: Path) -> No
 
 
 def test_memory_of_the_process_that_a_process_asked_for_counts(tmp_path: Path) -> None:
-    ended = attempt(nest, Nest(tmp_path, held=700_000_000), Limits(most_bytes=600_000_000))
+    ended = attempt(nest, Nest(tmp_path, held=1_700_000_000), Limits(most_bytes=1_500_000_000))
     assert ended.over_memory
     assert gone(inner_pid(tmp_path))
 
