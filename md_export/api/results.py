@@ -1,4 +1,4 @@
-"""What the functions of :mod:`md_export.api` return: each prints as tables and is shown as HTML in a notebook."""
+"""Results of the functions of :mod:`md_export.api`: each prints as tables and is shown as HTML in a notebook."""
 
 from __future__ import annotations
 
