@@ -167,7 +167,7 @@ def test_another_context_is_refused(copy: Path, notes: dict[str, str] | None, wo
 
 @pytest.mark.parametrize(
     ("limits", "words"),
-    [(NpuLimits(0.05), "the time limit of 0.05 s"), (NpuLimits(300.0, 10_000_000), "more than the 0.01 GB")],
+    [(NpuLimits(0.05), "the time limit of 0.05 s"), (NpuLimits(300.0, 10_000_000), "above its limit of 0.01 GB")],
 )
 def test_limits_end_it(compiled: Path, limits: NpuLimits, words: str) -> None:
     failures = _verify(compiled, limits=limits).failures  # of each block, where the whole was foretold not to fit
