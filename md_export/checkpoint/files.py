@@ -163,6 +163,11 @@ def hashes_of_loras(folder: str, loras: Sequence[Lora]) -> dict[str, str]:
     return found
 
 
+def without_loras(hashes: Mapping[str, str]) -> dict[str, str]:
+    """Return the hashes of a checkpoint's files without those of :func:`hashes_of_loras`."""
+    return {name: digest for name, digest in hashes.items() if not name.rpartition("/")[2].startswith("lora ")}
+
+
 # Sizes of CLIP's files: 0.9 MB, 0.5 MB, 2.2 MB, below 1 KB each.
 _LIMITS: Final[Mapping[str, int]] = {
     "vocab.json": TABLE_LIMIT,

@@ -138,6 +138,9 @@ def _command(target: str) -> click.Command:
     @options.calibration_option
     @options.chunks_option
     @options.variant_options
+    @options.unfused_option
+    @options.style_option
+    @options.style_rank_option
     @options.jobs_option
     @options.max_memory_option
     @options.cache_option
@@ -161,6 +164,9 @@ def _command(target: str) -> click.Command:
         guidance: float | None,
         negative: str | None,
         loras: tuple[str, ...],
+        unfused: bool,
+        styles: tuple[str, ...],
+        style_rank: int | None,
         jobs: int | None,
         max_memory: int | None,
         cache: Path | None,
@@ -181,7 +187,8 @@ def _command(target: str) -> click.Command:
             recipe = (
                 recipe.sampled(steps, guidance, sampler, negative)
                 .varied(Variant(size, timestep, clip_skip, chunks=chunks))
-                .adapted(loras)
+                .adapted(loras, unfused)
+                .styled(styles, style_rank)
             )
         from md_export.engine.export import export
         from md_export.engine.request import Resources, default_jobs

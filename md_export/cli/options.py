@@ -11,6 +11,7 @@ from typing import Any, Final
 import click
 
 from md_export.cli.paths import CHECKPOINT, EXISTING, FILE, GOLDEN, NEW, PATH
+from md_export.spec.loras import LARGEST_RANK
 from md_export.spec.names import METHODS, MOST_CHUNKS, MOST_STEPS
 from md_export.spec.variant import Chunks, Size
 
@@ -124,6 +125,25 @@ lora_option = click.option(
     multiple=True,
     callback=_loras,
     help="Fuse a LoRA (.safetensors file or peft folder) into the weights, by SCALE (default 1); repeatable.",
+)
+unfused_option = click.option(
+    "--unfused",
+    is_flag=True,
+    help="Compute LoRAs beside the weights, which stay as they are. Core ML exports made so can be joined, with one "
+    "function for each style.",
+)
+style_option = click.option(
+    "--style",
+    "styles",
+    metavar="FILE[:SCALE]",
+    multiple=True,
+    callback=_loras,
+    help="Give the artifacts inputs for styles, and prove this LoRA as one of them; repeatable.",
+)
+style_rank_option = click.option(
+    "--style-rank",
+    type=click.IntRange(1, LARGEST_RANK),
+    help="Set the rank of the inputs for styles, so that later styles may have it.  [default: that of the styles]",
 )
 encoder_option = click.option(
     "--encoder", is_flag=True, help="Add the VAE encoder, which turns given pictures into latents."

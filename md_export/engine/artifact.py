@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from md_export.checkpoint import open_checkpoint
 from md_export.errors import ConversionError
 from md_export.parity.golden.folder import read_case, read_index
 from md_export.parity.golden.surface import calibration_inputs
-from md_export.parity.rewritten_module import adjust, rewritten
+from md_export.parity.rewritten_module import adjust
+from md_export.parity.styled_module import WithStyles, styled
 from md_export.spec.artifact import ArtifactEntry, Measured, bytes_of_artifact, data_of, sha256_of_artifact
 from md_export.spec.calibration import RangeRule
 from md_export.spec.recipe import Recipe
@@ -36,6 +37,7 @@ class BuildStep:
         out: folder for the artifact.
         notes: metadata to store in the artifact, in addition to :func:`own_notes`.
         calibration: folder of calibration cases; None: the golden cases are used.
+        styles: LoRA file of each style that changes the component, ``FILE`` or ``FILE:scale``, by the style's name.
     """
 
     checkpoint: Path
@@ -45,6 +47,7 @@ class BuildStep:
     out: Path
     notes: dict[str, str]
     calibration: Path | None = None
+    styles: Mapping[str, str] = field(default_factory=dict)
 
 
 def build_component(step: BuildStep) -> ArtifactEntry:
@@ -66,11 +69,13 @@ def build_and_tell(step: BuildStep, tell: Callable[[str], None]) -> ArtifactEntr
     checkpoint = open_checkpoint(step.checkpoint)
     target = TARGETS[recipe.target].open()
     tell("applying the rewrites")
-    part = rewritten(checkpoint, name, recipe)
+    made = styled(checkpoint, name, recipe, step.styles)
+    part = made.part
+    made.save(step.out)
     index = read_index(step.golden)
     snr_db = part.snr_db(read_case(step.golden, index.cases[0], index.family))
     release_weights(part.module)
-    calibration = calibration_inputs(recipe, part, step.golden, step.calibration)
+    calibration = WithStyles(calibration_inputs(recipe, part, step.golden, step.calibration), made.values)
     tell("choosing the stored values")
     adjust(part, target, calibration)
     inputs, outputs, scheme = part.inputs, part.outputs, part.scheme

@@ -212,6 +212,8 @@ OF_AN_ARTIFACT: Final = (
     "clip_skip",
     "sampler",
     "chunks",
+    "unfused",
+    "style_rank",
 )
 
 

@@ -1,8 +1,9 @@
-"""Join Core ML exports of several sizes into one with a function per size, and split it again.
+"""Join Core ML exports of several sizes or styles into one with a function for each, and split it again.
 
     OUT/join.json                  names of the functions, the default one first
     OUT/unet.mlpackage, …          one package per component, with its weights stored once
     OUT/size_256/                  all other files of the export of that size: manifest, golden cases, …
+    OUT/crayon/                    the same for the export with the LoRA crayon.safetensors, computed beside the weights
 
 A function that is split off is an ordinary export and is verified like one.
 """
@@ -10,6 +11,7 @@ A function that is split off is an ordinary export and is verified like one.
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -19,11 +21,13 @@ from typing import Final, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from md_export.checkpoint.files import without_loras
 from md_export.errors import ArtifactError, ConversionError, ParityError, UsageError
 from md_export.parity.judge import verify
 from md_export.parity.verdict import Verdict, with_parity
 from md_export.spec.artifact import ArtifactEntry, artifact_path, bytes_of_artifact, sha256_of_artifact
 from md_export.spec.given import JOIN
+from md_export.spec.loras import label
 from md_export.spec.manifest import Checked, Manifest, check_export, first_finding, read_manifest, write_manifest
 from md_export.spec.recipe import Recipe
 from md_export.spec.variant import size_in_words
@@ -60,10 +64,10 @@ _FUNCTIONS: Final = TypeAdapter(Functions)
 
 
 def join(exports: Sequence[Path], out: Path, progress: Progress = print) -> tuple[tuple[Shared, ...], list[Verdict]]:
-    """Join verified exports that differ only in picture size; ``out`` appears after every function is verified.
+    """Join verified exports that differ in picture size or LoRAs; ``out`` appears after every function is verified.
 
     Raises:
-        UsageError: the exports are not Core ML exports of one checkpoint and recipe in several sizes.
+        UsageError: the exports are not Core ML exports of one checkpoint and recipe in several sizes or styles.
         ParityError: a function does not compute what its export computed.
     """
     manifests = {path: read_manifest(path) for path in exports}
@@ -159,20 +163,33 @@ def _named(manifests: Mapping[Path, Manifest]) -> dict[str, Path]:
         raise UsageError("Apple's Swift package supports one function per package; join exports without --layout")
     if any(manifest.recipe.chunks for manifest in manifests.values()):
         raise UsageError("join supports one package per component; join exports without --chunks")
+    styled = any(manifest.checkpoint_sha256 != first.checkpoint_sha256 for manifest in others)
     for other in others:
-        if other.checkpoint_sha256 != first.checkpoint_sha256:
+        if without_loras(other.checkpoint_files) != without_loras(first.checkpoint_files):
             raise UsageError("the exports are from different checkpoints, so they share no weights; join those of one")
         if fields := _differences(first.recipe, other.recipe):
-            raise UsageError(f"the exports' recipes differ in {', '.join(fields)}; only the size may differ")
-    named = {f"size_{_size(path, manifest)}": path for path, manifest in manifests.items()}
+            raise UsageError(f"the exports' recipes differ in {', '.join(fields)}; only size and LoRAs may differ")
+    if styled and any(manifest.loras and not manifest.recipe.unfused for manifest in manifests.values()):
+        raise UsageError("a LoRA is fused into the weights, so they cannot be shared; export it with --unfused")
+    sized = not styled or len({manifest.recipe.size for manifest in manifests.values()}) > 1
+    named = {
+        "_".join([f"size_{_size(path, manifest)}" for _ in range(sized)] + [_style(manifest)] * styled): path
+        for path, manifest in manifests.items()
+    }
     if len(named) < len(manifests):
-        raise UsageError("two of the exports have the same size; name one export for each size")
+        raise UsageError("two of the exports have the same size and LoRAs; name one export for each")
     return named
 
 
+def _style(manifest: Manifest) -> str:
+    """Return the name of the LoRAs of an export: ``crayon``, or ``crayon_0_5`` at the scale 0.5."""
+    texts = [lora.name if lora.scale == 1 else f"{lora.name}:{lora.scale:g}" for lora in manifest.loras]
+    return re.sub(r"[^A-Za-z0-9]+", "_", label(texts)).strip("_") or "base"
+
+
 def _differences(first: Recipe, other: Recipe) -> list[str]:
-    names = [field.name for field in dataclasses.fields(Recipe) if field.name not in ("name", "size")]
-    return [name for name in names if getattr(first, name) != getattr(other, name)]
+    names = [field.name for field in dataclasses.fields(Recipe) if field.name not in ("name", "size", "unfused")]
+    return [name for name in names if getattr(first.fused, name) != getattr(other.fused, name)]
 
 
 def _size(path: Path, manifest: Manifest) -> str:

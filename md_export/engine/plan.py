@@ -17,6 +17,7 @@ from md_export.parity.verdict import Verdict
 from md_export.spec.artifact import ArtifactEntry
 from md_export.spec.manifest import Drift
 from md_export.spec.recipe import Recipe
+from md_export.spec.style import StyleInput
 
 # Name of a LoRA's file among the inputs, and the suffix after the file in a recipe, such as ``:0.5``.
 LoraInput: TypeAlias = tuple[str, str]
@@ -29,6 +30,7 @@ MODEL_MODULES: Final = ("md_export.engine.steps", "transformers.models.clip.toke
 class _Request:
     recipe: Recipe
     loras: tuple[LoraInput, ...]
+    styles: tuple[StyleInput, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -37,11 +37,21 @@ from md_export.models.families import family_of, graph_of
 from md_export.models.sampling.advice import advice_on_steps
 from md_export.models.sampling.sampler import steps_of
 from md_export.parity.golden.folder import INDEX, read_index
-from md_export.parity.golden.prepare import calibration_pairs, needs_calibration, planned_cases, present_golden
+from md_export.parity.golden.prepare import (
+    STYLE_CASES,
+    calibration_pairs,
+    needs_calibration,
+    planned_cases,
+    present_golden,
+)
+from md_export.parity.lora_fusing import added_loras
+from md_export.parity.styled_module import concerned, style_checkpoint
 from md_export.rewrites import find_rewrite
+from md_export.spec.loras import style_name
 from md_export.spec.names import whole_of
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import recipe_to_dict
+from md_export.spec.style import StyleInput
 from md_export.system.files import sha256_of
 from md_export.targets import TARGETS, tools_of
 from md_export.targets.layouts import layout_of
@@ -61,7 +71,8 @@ def plan(recipes: list[Recipe], checkpoint_dir: Path, golden: Path | None) -> Pl
     with ExitStack() as folders:
         sources = _sources(recipes, checkpoint_dir, golden, folders)
         made = _Planner()
-        exports = tuple(made.export(one, sources[one.loras]) for one in recipes)
+        styles = {one.styles: _styles(one, checkpoint_dir, recipes) for one in recipes}
+        exports = tuple(made.export(one, sources[one.loras], styles[one.styles]) for one in recipes)
         advice = [advice_on_steps(sources[one.loras].checkpoint.at(one.variant).config, one.sampler) for one in recipes]
         advice += [line for source in sources.values() for line in source.checkpoint.notes]
     return Plan(tuple(made.steps.values()), exports, tuple(dict.fromkeys(line for line in advice if line)))
@@ -94,6 +105,21 @@ def _sources(
     return found
 
 
+def _styles(recipe: Recipe, checkpoint_dir: Path, recipes: list[Recipe]) -> tuple[StyleInput, ...]:
+    """Open the checkpoint with each style of a recipe, and return the styles.
+
+    Raises:
+        CheckpointError: a style does not fit the checkpoint.
+    """
+    found, inputs = [], lora_inputs(recipe.styles, lora_files(recipes))
+    for text, (file, tail) in zip(recipe.styles, inputs, strict=True):
+        with style_checkpoint(checkpoint_dir, text) as checkpoint:
+            checkpoint.check()
+            (lora,) = added_loras(checkpoint)
+        found.append(StyleInput(style_name(text), file, tail, lora.sha256, lora.scale, lora.components))
+    return tuple(found)
+
+
 @dataclass(frozen=True)
 class _Calibrated:
     """The step that makes calibration cases.
@@ -113,21 +139,26 @@ class _Planner:
 
     steps: dict[str, Step] = field(default_factory=dict)
 
-    def export(self, recipe: Recipe, source: dependencies.Source) -> ExportPlan:
+    def export(self, recipe: Recipe, source: dependencies.Source, styles: tuple[StyleInput, ...]) -> ExportPlan:
         """Add an export and all steps that lead to it."""
-        # With all of the checkpoint's components, and without LoRAs, because they are in the checkpoint.
-        recipe = dataclasses.replace(recipe, loras=()).completed(source.checkpoint.components)
+        # With all of the checkpoint's components, and without LoRAs: they are in the checkpoint or in ``styles``.
+        recipe = dataclasses.replace(recipe, loras=(), styles=()).completed(source.checkpoint.components)
         recipe = recipe.eased() if source.checkpoint.is_random else recipe
         # A recipe may also have schemes for components of other families.
         known = {name: scheme for name, scheme in recipe.schemes.items() if whole_of(name) in source.layers}
         named = {name: scheme.for_layers(source.layers[whole_of(name)]) for name, scheme in known.items()}
-        recipe = cut_recipe(dataclasses.replace(recipe, schemes={**recipe.schemes, **named}), source)
+        recipe = dataclasses.replace(recipe, schemes={**recipe.schemes, **named})
+        beside = [*source.checkpoint.loras_by_component()] if recipe.unfused else []
+        beside += [name for style in styles for name in style.components]
+        recipe = cut_recipe(recipe.with_branches(dict.fromkeys(beside)), source)
         weights = bytes_of(recipe, source)
         if recipe.layout == "swift":
             swift_tokenizer(source.checkpoint)
-        golden, judging = self._golden(recipe, source)
+        golden, judging = self._golden(recipe, source, styles)
         calibrated = self._calibration(recipe, source, golden, judging)
-        parts = tuple(self._artifact(recipe, name, source, golden, calibrated) for name in recipe.parts)
+        parts = tuple(
+            self._artifact(recipe, name, source, golden, calibrated, concerned(styles, name)) for name in recipe.parts
+        )
         content = {
             "step": "export",
             **source.common,
@@ -136,6 +167,7 @@ class _Planner:
             "parts": parts,
             "loras": [str(lora) for lora in source.checkpoint.loras],
             "golden": golden,
+            **_alike(styles),
         }
         whole, calls = sum(weights.values()), dependencies.calls_of(recipe)
         schemes = [recipe.schemes[name] for name in recipe.parts]
@@ -143,14 +175,16 @@ class _Planner:
             key_of(content),
             f"{recipe.name}: verify",
             (golden, *parts),
-            ExportRequest(recipe, source.loras, golden, parts),
+            ExportRequest(recipe, source.loras, golden, parts, styles=styles),
             _cost_key("export", whole, len(judging), calls, recipe.target, recipe.size, *schemes),
             export_cost(recipe.target, whole, len(judging) * calls, source.area(recipe)),
         )
         space = sum(space_of(recipe.schemes[name], size) for name, size in weights.items())
         return ExportPlan(recipe.name, recipe.target, self._add(step), space)
 
-    def _golden(self, recipe: Recipe, source: dependencies.Source) -> tuple[str, _Pairs]:
+    def _golden(
+        self, recipe: Recipe, source: dependencies.Source, styles: tuple[StyleInput, ...]
+    ) -> tuple[str, _Pairs]:
         """Add the step for the golden cases; return its key, and the prompt and seed of each case."""
         checkpoint = source.checkpoint.at(recipe.variant)
         given = present_golden(checkpoint, source.given, recipe.sampler, recipe.encodes)
@@ -161,14 +195,21 @@ class _Planner:
             pairs = planned_cases(recipe, checkpoint)
             origin = {"pairs": pairs, "variant": dataclasses.asdict(recipe.variant)}
         changes = dependencies.changes_of(recipe)
-        computed = len(pairs) if given is None or changes.rewrites else 0
+        computed = (len(pairs) if given is None or changes.rewrites else 0) + STYLE_CASES * len(styles)
         step = Step(
             key_of(
-                {"step": "golden", **source.common, **dataclasses.asdict(changes), **origin, "encodes": recipe.encodes}
+                {
+                    "step": "golden",
+                    **source.common,
+                    **dataclasses.asdict(changes),
+                    **origin,
+                    "encodes": recipe.encodes,
+                    **_alike(styles),
+                }
             ),
             "golden cases" if computed == 0 else f"{computed} golden cases by torch",
             (),
-            GoldenRequest(dataclasses.replace(recipe, rewrites=changes.rewrites), source.loras),
+            GoldenRequest(dataclasses.replace(recipe, rewrites=changes.rewrites), source.loras, styles=styles),
             _cost_key("golden", source.all_weights, computed, recipe.size, dependencies.calls_of(recipe)),
             cases_cost(source.all_weights, computed * dependencies.calls_of(recipe), source.area(recipe)),
         )
@@ -199,7 +240,13 @@ class _Planner:
         return _Calibrated(self._add(step), asked)
 
     def _artifact(
-        self, recipe: Recipe, name: str, source: dependencies.Source, golden: str, calibrated: _Calibrated | None
+        self,
+        recipe: Recipe,
+        name: str,
+        source: dependencies.Source,
+        golden: str,
+        calibrated: _Calibrated | None,
+        styles: tuple[StyleInput, ...],
     ) -> str:
         """Add the step for one artifact and return its key.
 
@@ -214,7 +261,7 @@ class _Planner:
         notes = source.notes[dependencies.whole(recipe.variant)][whole_of(name)] | dependencies.steps_notes(
             checkpoint, recipe.sampler
         )
-        part = dependencies.alone(recipe, name)
+        part = dependencies.alone(recipe if styles else dataclasses.replace(recipe, style_rank=None), name)
         plain = recipe_to_dict(part)
         content = {
             "step": "artifact",
@@ -224,6 +271,7 @@ class _Planner:
             **{field: plain.get(field) for field in dependencies.OF_AN_ARTIFACT},
             # A graph that onnxruntime fused for a processor is valid only on the machine where it was fused.
             "host": platform.node() if recipe.form else None,
+            **_alike(styles),
         }
         cases = calibrated.key if calibrated and dependencies.is_calibrated(scheme) else None
         if calibrated and cases:
@@ -242,7 +290,7 @@ class _Planner:
             key_of(content),
             f"{recipe.name}: {name}",
             (golden,) if cases is None else (golden, cases),
-            ArtifactRequest(part, source.loras, name, notes, golden, cases),
+            ArtifactRequest(part, source.loras, name, notes, golden, cases, styles=styles),
             _cost_key("artifact", recipe.target, name, size, scheme, recipe.size),
             artifact_cost(recipe.target, name, scheme, size, source.area(recipe)),
         )
@@ -252,6 +300,12 @@ class _Planner:
         """Add a step unless one with its key exists, and return the key."""
         self.steps.setdefault(step.key, step)
         return step.key
+
+
+def _alike(styles: tuple[StyleInput, ...]) -> dict[str, object]:
+    """Return the part of a cache key for styles; empty without any. The names of the steps' inputs are left out."""
+    fields = [(style.name, style.sha256, style.scale, style.components) for style in styles]
+    return {"styles": fields} if styles else {}
 
 
 def _cost_key(*what: Any) -> str:

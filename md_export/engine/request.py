@@ -80,7 +80,7 @@ class Resources:
 
 def lora_files(recipes: Iterable[Recipe]) -> dict[str, Path]:
     """Return the LoRA files of the recipes, by the names that steps use for them."""
-    files = dict.fromkeys(Path(split_lora(text)[0]) for recipe in recipes for text in recipe.loras)
+    files = dict.fromkeys(Path(split_lora(text)[0]) for recipe in recipes for text in (*recipe.loras, *recipe.styles))
     return {f"lora {index}": file for index, file in enumerate(files)}
 
 

@@ -6,6 +6,7 @@ The job contains the folders of the steps that it needs and the folder for its o
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -25,13 +26,16 @@ from md_export.engine.swift_bundle import check_bundle, write_bundle
 from md_export.models.families import graph_of
 from md_export.models.sampling.sampler import one_step, steps_of
 from md_export.parity.golden.folder import read_golden
-from md_export.parity.golden.prepare import calibration_cases, prepare_golden
+from md_export.parity.golden.prepare import add_style, calibration_cases, prepare_golden
 from md_export.parity.judge import verify
 from md_export.parity.lora_fusing import added_loras
+from md_export.parity.styled_module import style_checkpoint
 from md_export.parity.verdict import Verdict, with_parity
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry
-from md_export.spec.manifest import SCHEMA, Drift, Manifest, files_beside, write_manifest
+from md_export.spec.loras import STYLE_FOLDER
+from md_export.spec.manifest import SCHEMA, AddedLora, Drift, Manifest, files_beside, write_manifest
 from md_export.spec.recipe import Recipe
+from md_export.spec.style import StyleInput
 from md_export.system.files import copy_file
 from md_export.targets import TARGETS, tools_of
 
@@ -64,9 +68,17 @@ def carry_out(job: Job) -> plan.Result:
 
 def golden(request: plan.GoldenRequest, checkpoint: Checkpoint, job: Job) -> plan.CasesResult:
     """Provide golden cases: the given cases, the checkpoint's, or cases computed by torch."""
-    return plan.CasesResult(
-        prepare_golden(request.recipe, checkpoint, job.inputs.golden, job.folder / GOLDEN_FOLDER, job.tell)
-    )
+    folder = job.folder / GOLDEN_FOLDER
+    drift = prepare_golden(request.recipe, checkpoint, job.inputs.golden, folder, job.tell)
+    for style, file in _style_files(request.styles, job).items():
+        with style_checkpoint(job.inputs.checkpoint, file) as changed:
+            add_style(request.recipe, changed, style, folder, job.tell)
+    return plan.CasesResult(drift)
+
+
+def _style_files(styles: tuple[StyleInput, ...], job: Job) -> dict[str, str]:
+    """Return the LoRA of each style, ``FILE`` or ``FILE:scale``, by the style's name."""
+    return {style.name: f"{job.inputs.loras[style.file]}{style.tail}" for style in styles}
 
 
 def calibration(request: plan.CalibrationRequest, checkpoint: Checkpoint, job: Job) -> plan.CasesResult:
@@ -82,7 +94,10 @@ def artifact(request: plan.ArtifactRequest, checkpoint: Checkpoint, job: Job) ->
     """Make one artifact: checkpoint → module → rewrites → lower → quantize → file."""
     judging = job.files[request.golden] / GOLDEN_FOLDER
     cases = None if request.cases is None else job.files[request.cases] / CASES
-    step = BuildStep(checkpoint.root, request.component, request.recipe, judging, job.folder, request.notes, cases)
+    styles = _style_files(request.styles, job)
+    step = BuildStep(
+        checkpoint.root, request.component, request.recipe, judging, job.folder, request.notes, cases, styles
+    )
     return plan.ArtifactResult(build_and_tell(step, job.tell))
 
 
@@ -99,10 +114,12 @@ def export(request: plan.ExportRequest, checkpoint: Checkpoint, job: Job) -> pla
     entries = tuple(result.entry for result in made if isinstance(result, plan.ArtifactResult))
     judged = job.results[request.golden]
     drift = judged.drift if isinstance(judged, plan.CasesResult) else None
-    verdict = seal(recipe, checkpoint, folder, entries, drift, job.tell)
+    styles = tuple(AddedLora(one.name, one.sha256, one.scale, one.components) for one in request.styles)
+    verdict = seal(recipe, checkpoint, folder, entries, drift, job.tell, styles)
     if not verdict.passed:
         return plan.ExportResult(verdict, tuple(explain(folder, verdict, checkpoint.root, job.tell)))
-    _remove_parts(folder, [GOLDEN_FOLDER, *(name for one in entries for name in (one.file, one.data) if name)])
+    parts = [GOLDEN_FOLDER, *([STYLE_FOLDER] if request.styles else [])]
+    _remove_parts(folder, [*parts, *(name for one in entries for name in (one.file, one.data) if name)])
     return plan.ExportResult(verdict)
 
 
@@ -113,13 +130,14 @@ def seal(
     entries: tuple[ArtifactEntry, ...],
     drift: Drift | None,
     tell: Callable[[str], None] = print,
+    styles: tuple[AddedLora, ...] = (),
 ) -> Verdict:
     """Turn artifacts and golden cases in ``folder`` into an export: add tokenizer and manifest, and verify it."""
     write_beside(recipe, checkpoint, folder, entries)
     if recipe.layout == "swift":
         check_bundle(folder, tuple(entry.file for entry in entries))
     entries = TARGETS[recipe.target].compile_contexts(recipe.npu, folder, entries, tell)
-    manifest = manifest_of(recipe, checkpoint, folder, entries, drift)
+    manifest = dataclasses.replace(manifest_of(recipe, checkpoint, folder, entries, drift), styles=styles)
     write_manifest(manifest, folder)
     result = verify(folder, progress=tell)
     write_manifest(with_parity(manifest, result), folder)

@@ -14,6 +14,7 @@ import numpy as np
 
 from md_export.models.values import BORDERS, Called, Kind, Value, is_guided
 from md_export.spec.names import BORDER, ORDER, FamilyName, chunk_names, whole_of
+from md_export.spec.style import value_key
 from md_export.spec.tensors import Array, Arrays, TensorSpec
 
 if TYPE_CHECKING:
@@ -171,7 +172,8 @@ class Component:
             for name, value in port.read(values, self.called, call).items():
                 short = port.batched and len(value) < batch
                 found[name] = np.repeat(value, batch, axis=0) if short else value
-        return found
+        style = value_key(self.name, "")
+        return found | {key.removeprefix(style): value for key, value in values.items() if key.startswith(style)}
 
 
 @dataclass(frozen=True)

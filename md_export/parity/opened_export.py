@@ -6,7 +6,7 @@ The golden cases and the checkpoint must belong to its manifest, and the artifac
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import ascii_letters
 from typing import Final
@@ -19,12 +19,13 @@ from md_export.models.values import LATENT
 from md_export.parity.golden.folder import INDEX, GoldenSet, read_golden
 from md_export.parity.metrics import Check, Fault
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry, artifact_path, bytes_of_artifact
-from md_export.spec.manifest import Manifest, read_manifest
+from md_export.spec.manifest import AddedLora, Manifest, read_manifest
 from md_export.spec.names import chunk_number
 from md_export.spec.recipe import Recipe
 from md_export.spec.sampler import steps_in_words
 from md_export.spec.scheme import QuantScheme, stored_type
-from md_export.spec.tensors import Arrays
+from md_export.spec.style import keyed, style_values
+from md_export.spec.tensors import Array, Arrays
 from md_export.targets import TARGETS, suffix_of
 from md_export.targets.contract import Description
 from md_export.targets.layouts import layout_of
@@ -48,7 +49,36 @@ def open_export(out: Path, golden_dir: Path | None = None) -> OpenedExport:
     """
     manifest, golden = read_manifest(out), read_golden(golden_dir or out / GOLDEN_FOLDER)
     check_belongs(manifest, golden, own=golden_dir is None)
-    return OpenedExport(out, manifest, golden)
+    return OpenedExport(out, manifest, with_styles(out, manifest, golden))
+
+
+def with_styles(out: Path, manifest: Manifest, golden: GoldenSet) -> GoldenSet:
+    """Return golden cases with the values of their styles, as the export has them, for the artifacts' inputs.
+
+    Raises:
+        ArtifactError: a file of a style is missing, or is not for these artifacts.
+        GoldenError: a case names a style that the export does not have.
+    """
+    known = {style.name: style for style in manifest.styles}
+    if strangers := [case for case in golden.cases if case.style is not None and case.style not in known]:
+        raise GoldenError(
+            f"{golden.folder}: {strangers[0].name} is of the style {strangers[0].style!r:.80}, which the export does "
+            f"not have; it has {', '.join(known) or 'none'}"
+        )
+    values = {name: values_of_style(out, manifest, style) for name, style in known.items()}
+    cases = (replace(case, values={**case.values, **values.get(case.style or "", {})}) for case in golden.cases)
+    return replace(golden, cases=tuple(cases)) if known else golden
+
+
+def values_of_style(out: Path, manifest: Manifest, style: AddedLora) -> dict[str, Array]:
+    """Return a style's values for the inputs of all artifacts, under their keys among the values of a picture.
+
+    Raises:
+        ArtifactError: a file is missing, or is not for these artifacts.
+    """
+    entries = [entry for entry in manifest.artifacts if entry.component in style.components]
+    found = {entry.component: style_values(out, style.name, entry.component, entry.inputs) for entry in entries}
+    return {key: value for component, values in found.items() for key, value in keyed(component, values).items()}
 
 
 def check_belongs(manifest: Manifest, golden: GoldenSet, own: bool) -> None:

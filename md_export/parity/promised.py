@@ -35,6 +35,10 @@ def _case_lines(export: OpenedExport) -> Iterator[str]:
     if golden.folder != export.out / GOLDEN_FOLDER:
         return
     yield from case_lines(expected_cases(export.manifest.recipe), golden)
+    styles = dict.fromkeys(case.style for case in golden.cases if case.style)
+    for style in export.manifest.styles:
+        if style.name not in styles:
+            yield f"no golden case is of the style {style.name!r:.80}; it was edited, export again"
     listed = {INDEX, *(item.file for item in golden.index.cases)}
     for name in sorted({path.name for path in golden.folder.iterdir()} - listed):
         yield f"{GOLDEN_FOLDER}/{name} is not listed in {GOLDEN_FOLDER}/{INDEX}; it was edited, export again"

@@ -23,6 +23,7 @@ from md_export.parity.golden.prepare import calibration_cases
 from md_export.parity.golden.surface import calibration_inputs, inputs_of, outputs_of
 from md_export.parity.metrics import compare
 from md_export.rewrites import REWRITES, Consent, apply_rewrites
+from md_export.rewrites.lora_branches import Factors, factors_of, put_beside
 from md_export.spec.artifact import RewriteRecord
 from md_export.spec.names import chunk_number, whole_of
 from md_export.spec.recipe import Recipe
@@ -92,10 +93,14 @@ def rewritten(checkpoint: Checkpoint, name: str, recipe: Recipe) -> Rewritten:
         RewriteError: a rewrite is refused, or fires nowhere.
         UsageError: the component cannot be cut into the recipe's chunks.
     """
-    checkpoint = checkpoint.at(recipe.variant)
-    module, whole = checkpoint.module(name), whole_of(name)
-    consent = Consent(checkpoint.trained_substitutions, recipe.allow_drift)
-    records = apply_rewrites(recipe.rewrites, whole, module, one_step(checkpoint.config), consent)
+    checkpoint, whole = checkpoint.at(recipe.variant), whole_of(name)
+    if recipe.unfused and whole in checkpoint.loras_by_component():
+        module, changed, records = _both(checkpoint, whole, recipe)
+        put_beside(module, changed)
+        del changed
+    else:
+        module = checkpoint.module(name)
+        records = _apply(checkpoint, whole, recipe, module)
     row = family_of(checkpoint.config)[whole]
     given, made = surface(row, checkpoint.config, records)
     steps = steps_of(checkpoint.config, recipe.sampler)
@@ -111,6 +116,31 @@ def rewritten(checkpoint: Checkpoint, name: str, recipe: Recipe) -> Rewritten:
         module, inputs, outputs = chunk.module, chunk.inputs, chunk.outputs
         chunk.module.returns_copies = recipe.target == "tflite"
     return Rewritten(name, recipe, module, inputs, outputs, records)
+
+
+def _apply(
+    checkpoint: Checkpoint, component: str, recipe: Recipe, module: nn.Module, other: nn.Module | None = None
+) -> tuple[RewriteRecord, ...]:
+    consent = Consent(checkpoint.trained_substitutions, recipe.allow_drift)
+    return apply_rewrites(recipe.rewrites, component, module, one_step(checkpoint.config), consent, other)
+
+
+def _both(
+    checkpoint: Checkpoint, component: str, recipe: Recipe
+) -> tuple[nn.Module, nn.Module, tuple[RewriteRecord, ...]]:
+    """Return the rewritten component without and with the checkpoint's LoRAs, rewritten in the same way."""
+    module, changed = checkpoint.without_loras(component)[0], checkpoint.module(component)
+    return module, changed, _apply(checkpoint, component, recipe, module, changed)
+
+
+def lora_factors(checkpoint: Checkpoint, component: str, recipe: Recipe) -> dict[str, Factors]:
+    """Return what the checkpoint's LoRAs add to each rewritten layer of a component, by path.
+
+    Raises:
+        RewriteError: something that they change cannot be computed beside the weights.
+    """
+    module, changed, _ = _both(checkpoint.at(recipe.variant), component, recipe)
+    return factors_of(module, changed)
 
 
 def guided(component: Component, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:

@@ -17,7 +17,7 @@ from torch import nn
 from md_export.errors import RewriteError
 from md_export.models.tiny_autoencoder import TinyDecoder, TinyEncoder
 from md_export.rewrites.adopt import CONTROLNET_MODEL, UNET, adopt, type_name
-from md_export.rewrites.equalize import count_links, equalize
+from md_export.rewrites.equalize import count_links, equalize, equalize_both
 from md_export.rewrites.fold_attention_scale import count_unscaled, fold_attention_scale
 from md_export.rewrites.fold_norm_affine import count_plain_norms, fold_norm_affine
 from md_export.rewrites.fold_timestep import count_one_step, fold_timestep
@@ -50,6 +50,8 @@ class Rewrite:
         present: counts the places that already have the new form.
         drops: inputs that the rewritten module no longer has.
         output: new name of the module's output, if it changes.
+        apply_both: as ``apply``, and rewrites a second module with the values chosen for the first; None if it chooses
+            none.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Rewrite:
     present: Callable[[nn.Module], int]
     drops: tuple[str, ...] = ()
     output: str | None = None
+    apply_both: Callable[[nn.Module, nn.Module], int] | None = None
 
 
 def having(form: type[nn.Module]) -> Callable[[nn.Module], int]:
@@ -86,7 +89,7 @@ REWRITES: Mapping[str, Rewrite] = {
         Rewrite("vector_linear_to_conv2d", True, _DENOISERS, vector_linear_to_conv2d, count_vector_conv2d),
         Rewrite("staged_group_norm", True, _MAPS, staged_group_norm, having(StagedGroupNorm)),
         Rewrite("fold_norm_affine", True, _ALL, fold_norm_affine, count_plain_norms),
-        Rewrite("equalize", True, _ALL, equalize, count_links),
+        Rewrite("equalize", True, _ALL, equalize, count_links, apply_both=equalize_both),
         Rewrite("split_wide_conv2d", True, _MAPS, split_wide_conv2d, count_narrow),
         Rewrite("upsample_to_four_convs", True, _UPSAMPLING, upsample_to_four_convs, having(FourConvUpsample)),
         Rewrite("upsample_by_repeating", True, _UPSAMPLING, upsample_by_repeating, count_repeating),
@@ -118,9 +121,16 @@ class Consent:
 
 
 def apply_rewrites(
-    names: tuple[str, ...], component: str, module: nn.Module, one_step: OneStep, consent: Consent
+    names: tuple[str, ...],
+    component: str,
+    module: nn.Module,
+    one_step: OneStep,
+    consent: Consent,
+    other: nn.Module | None = None,
 ) -> tuple[RewriteRecord, ...]:
     """Apply the recipe's rewrites to one component, in place and in order.
+
+    ``other``: the same component with other weights, to rewrite in the same way.
 
     Layers of diffusers and transformers are first replaced by ours (see :mod:`.adopt`).
 
@@ -132,12 +142,21 @@ def apply_rewrites(
     concerned = [rewrite for rewrite in rewrites if component in rewrite.components]
     # Without rewrites too: the later stages support one form of Stable Diffusion's attention.
     if concerned or type_name(module) in (UNET, CONTROLNET_MODEL):
-        adopt(module)
-    return tuple(_apply(rewrite, component, module, one_step, consent) for rewrite in concerned)
+        for one in (module, other) if other is not None else (module,):
+            adopt(one)
+    return tuple(_apply(rewrite, component, module, one_step, consent, other) for rewrite in concerned)
 
 
-def _apply(rewrite: Rewrite, component: str, module: nn.Module, one_step: OneStep, consent: Consent) -> RewriteRecord:
-    present, fired = rewrite.present(module), rewrite.apply(module, one_step)
+def _apply(
+    rewrite: Rewrite, component: str, module: nn.Module, one_step: OneStep, consent: Consent, other: nn.Module | None
+) -> RewriteRecord:
+    present = rewrite.present(module)
+    if other is not None and rewrite.apply_both is not None:
+        fired = rewrite.apply_both(module, other)
+    else:
+        fired = rewrite.apply(module, one_step)
+        if other is not None:
+            rewrite.apply(other, one_step)
     if fired == 0 and present:
         note = "nothing left to change" if rewrite.exact else "the checkpoint was trained so: already in place"
         return RewriteRecord(rewrite.name, 0, rewrite.exact, note)

@@ -126,20 +126,26 @@ def _between(writer: Any, reader: Any, partners: tuple[Any, ...] = (), first: bo
     return Link(reader.weight.shape[1], (writer,), (reader,), partners, first=first)
 
 
-@torch.no_grad()
 def equalize(module: nn.Module, one_step: OneStep) -> int:  # noqa: ARG001 (the table's signature)
     """Rewrite in place; return the number of links with a scale other than 1.
 
     Raises:
         RewriteError: an earlier rewrite moved a norm's gamma and beta elsewhere.
     """
+    return equalize_both(module)
+
+
+@torch.no_grad()
+def equalize_both(module: nn.Module, *others: nn.Module) -> int:
+    """As :func:`equalize`; ``others`` of the same structure get the scales of ``module``."""
     if any(isinstance(layer, ChannelLayerNorm) for layer in module.modules()):
         raise RewriteError("equalize must come before linear_to_conv2d; exchange them in the recipe")
     fired = 0
-    for link in links(module):
+    for link, *same in zip(links(module), *map(links, others), strict=True):
         scale = _scale(link)
         if bool((scale != 1).any()):
-            link.divide(scale)
+            for one in (link, *same):
+                one.divide(scale)
             fired += 1
     return fired
 

@@ -16,6 +16,15 @@ PEFT_CONFIG: Final = "adapter_config.json"
 # Names that peft and diffusers give the file when they save a folder.
 _IN_FOLDER: Final = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 MOST_LORAS: Final = 16
+# Ranks of published LoRAs end at 256, several together may have more.
+LARGEST_RANK: Final = 512
+# Name of a LoRA that is computed beside a layer among the layer's modules, and glob on the paths of all of them.
+BRANCH: Final = "lora"
+BRANCHES: Final = f"*.{BRANCH}*"
+# Inputs of an artifact for a style begin so; the one for its scale.
+INPUT_PREFIX: Final = "lora_"
+SCALE_INPUT: Final = f"{INPUT_PREFIX}scale"
+STYLE_FOLDER: Final = "styles"
 LARGEST_SCALE: Final = 100.0
 
 
@@ -101,6 +110,16 @@ def label(texts: Sequence[str]) -> str:
         stem = re.sub(r"[^A-Za-z0-9._]+", "-", Path(file).stem).strip("-") or "lora"
         parts.append(f"-{stem[:40]}" + ("" if scale is None else f"-{scale:g}"))
     return "".join(parts)
+
+
+def lora_input(path: str, part: str) -> str:
+    """Return the name of an artifact's input for a part (``down``, ``up`` or ``shift``) of a layer's LoRA."""
+    return f"{INPUT_PREFIX}{path.replace('.', '_')}_{part}"
+
+
+def style_name(text: str) -> str:
+    """Return the name of a style: that of its LoRA's file without suffix, as in names of recipes."""
+    return label([split_lora(text)[0]]).removeprefix("-")
 
 
 def split_lora(text: str) -> tuple[str, float | None]:

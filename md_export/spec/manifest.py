@@ -52,6 +52,7 @@ class Manifest:
     ``schedule``: noise schedule for image-to-image, if the export has the VAE encoder.
     ``family``: model family of the checkpoint. ``zeros_for_empty``: unconditional text embeddings are zeros, not those
     of the empty prompt. ``loras``: LoRAs fused into the checkpoint; ``recipe`` does not name them.
+    ``styles``: LoRAs that the app chooses by inputs, by their names among the files in ``styles/``.
     """
 
     __pydantic_config__ = _FORBID
@@ -74,6 +75,7 @@ class Manifest:
     schedule: NoiseSchedule | None = None
     family: Annotated[FamilyName, Field(pattern=FAMILY_PATTERN)] = DEFAULT_FAMILY
     zeros_for_empty: bool = False
+    styles: tuple[AddedLora, ...] = ()
 
     def entry_for(self, component: str) -> ArtifactEntry:
         """Return the component's artifact; raise ArtifactError if the export has none."""
@@ -100,8 +102,8 @@ def without_defaults(family: FamilyName, steps: ManySteps | None) -> dict[str, b
 
 
 def _left_out(manifest: Manifest) -> dict[str, bool | set[str]]:
-    zeros = {} if manifest.zeros_for_empty else {"zeros_for_empty": True}
-    return {**without_defaults(manifest.family, manifest.steps), **zeros}
+    later = {name: True for name in ("zeros_for_empty", "styles") if not getattr(manifest, name)}
+    return {**without_defaults(manifest.family, manifest.steps), **later}
 
 
 def manifest_to_dict(manifest: Manifest) -> dict[str, object]:

@@ -7,6 +7,7 @@ one is refused.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
@@ -14,7 +15,7 @@ from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_ser
 
 from md_export.errors import RecipeError
 from md_export.spec.calibration import CalibrationPlan, check_cases
-from md_export.spec.loras import label
+from md_export.spec.loras import BRANCHES, label
 from md_export.spec.names import COMPONENT_NAMES, OPTIONAL_NAMES, ORDER, ComponentName, Method, part_names, whole_of
 from md_export.spec.recipe_checks import CHECKS
 from md_export.spec.sampler import SamplerPlan, sampler_of
@@ -52,6 +53,7 @@ _EASED_DB: Final = 4.0
 # Core AI's runtime computes nano's first chunk in float16 with 48.8 dB; the recipe's threshold for the UNet is 55 dB.
 _INNER_DB: Final = 10.0
 # A threshold of NaN or -Infinity would never fail.
+_LATER: Final = ("chunks", "unfused", "styles", "style_rank")
 _FORBID = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -127,6 +129,9 @@ class Recipe:
             has an entry in ``schemes`` and ``tolerances``.
         sampler: many steps; None for one step.
         loras: LoRAs to add to the checkpoint, each ``FILE`` or ``FILE:scale``; paths in a file are relative to it.
+        unfused: LoRAs are computed beside the weights, which stay those of the checkpoint without them.
+        styles: LoRAs that the app chooses by inputs of the artifacts, each ``FILE`` or ``FILE:scale``, as ``loras``.
+        style_rank: rank of these inputs; None for that of the styles.
         optional_schemes, optional_tolerances: entries of a file for components that it does not list, for
             :meth:`widened`; not serialized.
     """
@@ -155,6 +160,9 @@ class Recipe:
     sampler: SamplerPlan | None = None
     loras: tuple[str, ...] = ()
     chunks: Chunks | None = None
+    unfused: bool = False
+    styles: tuple[str, ...] = ()
+    style_rank: int | None = None
     optional_schemes: Annotated[dict[str, QuantScheme], Field(exclude=True)] = dataclasses.field(default_factory=dict)
     optional_tolerances: Annotated[dict[str, Tolerance], Field(exclude=True)] = dataclasses.field(default_factory=dict)
 
@@ -170,9 +178,9 @@ class Recipe:
 
     @model_serializer(mode="wrap")
     def _serialized(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out ``chunks`` if it is None, so that recipes from before it existed serialize unchanged."""
+        """Leave out later fields with their defaults, so that recipes from before they existed serialize unchanged."""
         plain: dict[str, Any] = handler(self)
-        return plain if self.chunks else {name: value for name, value in plain.items() if name != "chunks"}
+        return {name: value for name, value in plain.items() if value or name not in _LATER}
 
     @property
     def variant(self) -> Variant:
@@ -211,11 +219,28 @@ class Recipe:
             chunks=variant.chunks or self.chunks,
         )
 
-    def adapted(self, loras: tuple[str, ...]) -> Recipe:
+    def styled(self, styles: tuple[str, ...], rank: int | None = None) -> Recipe:
+        """Return the recipe with additional styles; unchanged without any."""
+        return dataclasses.replace(self, styles=(*self.styles, *styles), style_rank=rank or self.style_rank)
+
+    def adapted(self, loras: tuple[str, ...], unfused: bool = False) -> Recipe:
         """Return the recipe with additional LoRAs, and with a suffix for them in its name; unchanged without any."""
+        recipe = dataclasses.replace(self, unfused=unfused) if unfused else self
         if not loras:
-            return self
-        return dataclasses.replace(self, name=f"{self.name}{label(loras)}"[:_LONGEST_NAME], loras=(*self.loras, *loras))
+            return recipe
+        name = f"{self.name}{label(loras)}"[:_LONGEST_NAME]
+        return dataclasses.replace(recipe, name=name, loras=(*self.loras, *loras))
+
+    @property
+    def fused(self) -> Recipe:
+        """The recipe with LoRAs fused into the weights, as it was before :meth:`with_branches`."""
+        schemes = {name: scheme.without(BRANCHES) for name, scheme in self.schemes.items()}
+        return dataclasses.replace(self, unfused=False, schemes=schemes)
+
+    def with_branches(self, components: Iterable[str]) -> Recipe:
+        """Return the recipe for LoRAs beside the weights of ``components``: these LoRAs keep float."""
+        schemes = {name: self.schemes[name].with_float(BRANCHES) for name in components if name in self.schemes}
+        return dataclasses.replace(self, schemes={**self.schemes, **schemes})
 
     def sampled(
         self,

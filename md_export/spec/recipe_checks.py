@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from md_export.errors import RecipeError
+from md_export.spec.loras import LARGEST_RANK, style_name
 from md_export.spec.names import CUTTABLE, SOCS
 
 if TYPE_CHECKING:
@@ -78,6 +79,17 @@ def _check_chunks(recipe: Recipe) -> None:
         raise RecipeError(f"recipe {recipe.name}: npu compiles whole components, not chunks; leave out one of the two")
 
 
+def _check_styles(recipe: Recipe) -> None:
+    names = [style_name(text) for text in recipe.styles]
+    if len(set(names)) < len(names):
+        raise RecipeError(f"styles: two have the name {max(names, key=names.count)!r:.80}; rename one of the files")
+    for field in ("loras", "chunks", "layout", "form"):
+        if names and getattr(recipe, field):
+            raise RecipeError(f"recipe {recipe.name}: styles cannot be combined with {field}; leave out one of the two")
+    if recipe.style_rank is not None and not 1 <= recipe.style_rank <= LARGEST_RANK:
+        raise RecipeError(f"style_rank: {recipe.style_rank} is not a rank; give 1 to {LARGEST_RANK}")
+
+
 def _check_npu(recipe: Recipe) -> None:
     for soc in recipe.npu:
         if soc not in SOCS:
@@ -113,6 +125,7 @@ CHECKS: Final = (
     _check_target,
     _check_min_litert,
     _check_chunks,
+    _check_styles,
     _check_npu,
     _check_form,
     _check_components,

@@ -95,10 +95,12 @@ def _extended(values: dict[str, object], path: Path, depth: int = 0) -> dict[str
 
 def _anchored(values: Mapping[str, object], path: Path) -> dict[str, object]:
     """Return the LoRAs of a file with paths resolved against it; validation refuses anything but a list of names."""
-    loras = values.get("loras")
-    if not isinstance(loras, list) or not all(isinstance(lora, str) for lora in loras):
-        return {}
-    return {"loras": [anchored(lora, path.parent) for lora in loras]}
+    named = {field: values.get(field) for field in ("loras", "styles")}
+    return {
+        field: [anchored(lora, path.parent) for lora in loras]
+        for field, loras in named.items()
+        if isinstance(loras, list) and all(isinstance(lora, str) for lora in loras)
+    }
 
 
 def _merged(base: Mapping[str, object], own: Mapping[str, object]) -> dict[str, object]:

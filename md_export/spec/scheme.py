@@ -138,6 +138,16 @@ class QuantScheme:
         """Return whether a glob of ``keep_float`` matches the module path (``up_blocks.0.resnets.1.conv_dw``)."""
         return any(fnmatchcase(module_path, pattern) for pattern in self.keep_float)
 
+    def with_float(self, glob: str) -> QuantScheme:
+        """Return the scheme with a glob on modules that keep float; unchanged if all weights are floats."""
+        if self.keeps_weights and self.activations.startswith("float"):
+            return self
+        return dataclasses.replace(self, keep_float=(*self.keep_float, glob))
+
+    def without(self, glob: str) -> QuantScheme:
+        """Return the scheme without this glob on modules that keep float."""
+        return dataclasses.replace(self, keep_float=tuple(one for one in self.keep_float if one != glob))
+
     def for_layers(self, paths: Sequence[str]) -> QuantScheme:
         """Return the scheme with ``conv_in`` and ``conv_out`` in globs replaced by the paths of first and last layer.
 

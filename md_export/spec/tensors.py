@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from md_export.errors import OutputError, RuntimeFault, UsageError
+from md_export.spec.loras import INPUT_PREFIX
 from md_export.system.files import write_whole
 from md_export.system.wire import InArrayFile
 
@@ -80,8 +81,14 @@ def only_output(outputs: Arrays) -> Array:
 
 
 def select(arrays: Arrays, specs: tuple[TensorSpec, ...]) -> dict[str, Array]:
-    """Return the arrays that ``specs`` name, in their order."""
-    return {spec.name: arrays[spec.name] for spec in specs}
+    """Return the arrays that ``specs`` name, in their order; inputs for a style are zeros if there is none."""
+    lacking = {spec.name: spec.zeros() for spec in specs if is_style_input(spec.name) and spec.name not in arrays}
+    return {spec.name: arrays[spec.name] if spec.name in arrays else lacking[spec.name] for spec in specs}
+
+
+def is_style_input(name: str) -> bool:
+    """Whether an artifact's input is for a style that the app chooses."""
+    return name.startswith(INPUT_PREFIX)
 
 
 # The largest input of any artifact, a 768² picture, has 7 MB.

@@ -24,7 +24,8 @@ from md_export.spec.tensors import Array, Arrays
 class GoldenCase:
     """One prompt and seed with all values computed from them.
 
-    ``values`` has the keys of :mod:`md_export.models.values`. ``call``: the call to return inputs and outputs of, if a
+    ``values`` has the keys of :mod:`md_export.models.values`.
+    ``style``: name of the style that it was computed with. ``call``: the call to return inputs and outputs of, if a
     component was called more than once; ``label`` names it.
     """
 
@@ -35,6 +36,7 @@ class GoldenCase:
     call: int | None = None
     title: str = ""
     family: FamilyName = DEFAULT_FAMILY
+    style: str | None = None
 
     @property
     def graph(self) -> Family:
@@ -44,7 +46,7 @@ class GoldenCase:
     @property
     def label(self) -> str:
         """The case and the call in words."""
-        return self.title or self.name
+        return self.title or (f"{self.name} in the style {self.style}" if self.style else self.name)
 
     @property
     def picture(self) -> Array:

@@ -7,7 +7,7 @@ checkpoint's, and the versions that made them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Final
@@ -44,13 +44,14 @@ _AGAIN: Final = "make the golden cases again"
 
 @dataclass(frozen=True)
 class GoldenFile:
-    """Entry of one golden case in the index."""
+    """Entry of one golden case in the index; ``style``: name of the style that it was computed with, if any."""
 
     name: str
     prompt: str
     seed: int
     file: str
     sha256: str
+    style: str | None = None
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ def read_case(folder: Path, item: GoldenFile, family: FamilyName) -> GoldenCase:
         raise GoldenError(f"{path} was altered: its SHA-256 is not the one in {INDEX}; {_AGAIN}")
     values = values_from_bytes(content, path, family)
     check_finite(values, item.prompt)
-    return GoldenCase(item.name, item.prompt, item.seed, values, family=family)
+    return GoldenCase(item.name, item.prompt, item.seed, values, family=family, style=item.style)
 
 
 @dataclass(frozen=True)
@@ -231,16 +232,10 @@ def write_golden(
     Raises:
         GoldenError: the checkpoint itself computes NaN or Inf for a prompt.
     """
-    files = []
-    for number, (prompt, seed) in enumerate(pairs):
-        progress(f"{use} case {number + 1} of {len(pairs)}: {prompt!r}, seed {seed}")
-        values = source.generate(prompt, seed)
-        check_finite(values, prompt)
-        name = f"case-{number:03d}"
-        path = folder / f"{name}.safetensors"
-        save_tensors(values, path)
-        path.chmod(0o644)  # safetensors creates files that only their owner can read
-        files.append(GoldenFile(name, prompt, seed, path.name, sha256_of(path)))
+    files = [
+        _write_case(source, pair, folder, number, f"{use} case {number + 1} of {len(pairs)}", progress)
+        for number, pair in enumerate(pairs)
+    ]
     one_step, steps, family = source.pipeline.one_step, source.pipeline.steps, source.pipeline.family.form.name
     made = (
         source.checkpoint_sha256,
@@ -253,6 +248,40 @@ def write_golden(
         family,
     )
     write_index(GoldenIndex(SCHEMA, *made), folder)
+
+
+def _write_case(
+    source: GoldenSource,
+    pair: tuple[str, int],
+    folder: Path,
+    number: int,
+    what: str,
+    progress: Callable[[str], None],
+    style: str | None = None,
+) -> GoldenFile:
+    prompt, seed = pair
+    progress(f"{what}: {prompt!r}, seed {seed}")
+    values = source.generate(prompt, seed)
+    check_finite(values, prompt)
+    name = f"case-{number:03d}"
+    path = folder / f"{name}.safetensors"
+    save_tensors(values, path)
+    path.chmod(0o644)  # safetensors creates files that only their owner can read
+    return GoldenFile(name, prompt, seed, path.name, sha256_of(path), style)
+
+
+def add_cases(
+    source: GoldenSource, pairs: list[tuple[str, int]], folder: Path, style: str, progress: Callable[[str], None]
+) -> None:
+    """Add cases of a style to a golden folder; ``source`` computes them with the style fused into the weights.
+
+    Raises:
+        GoldenError: as :func:`write_golden`.
+    """
+    index = read_index(folder)
+    first, what = len(index.cases), f"golden case of the style {style}"
+    made = [_write_case(source, pair, folder, first + place, what, progress, style) for place, pair in enumerate(pairs)]
+    write_index(replace(index, cases=(*index.cases, *made)), folder)
 
 
 def _versions() -> dict[str, str]:

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from torch import nn
@@ -23,6 +24,7 @@ from md_export.parity.golden.folder import (
     INDEX,
     GoldenSet,
     GoldenSource,
+    add_cases,
     read_case,
     read_golden,
     read_index,
@@ -42,6 +44,8 @@ from md_export.spec.variant import size_in_words
 from md_export.system.workspace import scratch_folder
 
 Progress = Callable[[str], None]
+# Golden cases of each style.
+STYLE_CASES: Final = 2
 
 
 def golden_source(
@@ -124,6 +128,18 @@ def prepare_golden(
         folder.mkdir()
         write_golden(changed, [(case.prompt, case.seed) for case in before.cases], folder, progress)
         return measure_drift(before, read_golden(folder))
+
+
+def add_style(recipe: Recipe, checkpoint: Checkpoint, style: str, folder: Path, progress: Progress) -> None:
+    """Add golden cases of ``checkpoint``, which has a style fused in, with the first prompts of those in ``folder``.
+
+    Raises:
+        GoldenError: the checkpoint computes NaN or Inf with the style.
+    """
+    pairs = [(case.prompt, case.seed) for case in read_index(folder).cases if case.style is None][:STYLE_CASES]
+    checkpoint = checkpoint.at(recipe.variant)
+    source = golden_source(checkpoint, recipe.rewrites, recipe.allow_drift, recipe.sampler, recipe.encodes)
+    add_cases(source, pairs, folder, style, progress)
 
 
 def _place_golden(

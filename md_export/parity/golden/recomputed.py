@@ -20,6 +20,7 @@ from md_export.parity.golden.prepare import golden_source, planned_cases
 from md_export.parity.metrics import Check, Finding, first_fault, snr_db
 from md_export.spec.manifest import Manifest
 from md_export.spec.recipe import Recipe
+from md_export.spec.style import is_style_key
 from md_export.spec.tensors import Array
 
 # Thresholds for float32 rounding on another machine or in another version of torch: for a component on its golden
@@ -29,11 +30,17 @@ _CHAIN_DB: Final = 60.0
 
 
 def reference_findings(
-    checkpoint: Checkpoint, manifest: Manifest, golden: GoldenSet, progress: Callable[[str], None]
+    checkpoint: Checkpoint,
+    manifest: Manifest,
+    golden: GoldenSet,
+    progress: Callable[[str], None],
+    style: str | None = None,
 ) -> Iterator[Finding]:
     """Yield a finding with the case's name for each golden tensor that differs from torch's result for the checkpoint.
 
-    ``checkpoint`` must be of the recipe's variant. One component is in memory at a time.
+    ``checkpoint`` must be of the recipe's variant. ``style``: the cases of
+    this style, which the checkpoint has fused in; None: those without a style.
+    One component is in memory at a time.
 
     Raises:
         RewriteError: the recipe's rewrites do not apply to this checkpoint.
@@ -45,16 +52,18 @@ def reference_findings(
         text = f"its index has the rewrites {golden.index.rewrites}, the recipe applies {source.rewrites}"
         yield Finding("", Check.REFERENCE, text)
     differences, close = _Differences(), set[str]()
-    for number, case in enumerate(golden.cases):
-        progress(f"torch on golden case {number + 1} of {len(golden.cases)}")
+    cases = [case for case in golden.cases if case.style == style]
+    for number, case in enumerate(cases):
+        progress(f"torch on golden case {number + 1} of {len(cases)}")
         made = source.generate(case.prompt, case.seed)
-        for key in sorted(made.keys() | case.values.keys()):
+        held = {key for key in case.values if not is_style_key(key)}
+        for key in sorted(made.keys() | held):
             db = _agreement(case.values.get(key), made.get(key))
             differences.add(case, key, db, _CHAIN_DB)
             close |= {key.partition(".")[0]} if _CHAIN_DB <= db < _ALONE_DB else set()
     for component in sorted(close & golden.cases[0].graph.rows.keys()):
         progress(f"torch on the golden inputs of {component}")
-        for case in golden.cases:
+        for case in cases:
             _run_alone(source, component, case, differences)
     yield from differences.findings()
 
@@ -109,13 +118,13 @@ def case_lines(expected: Iterable[tuple[str, int]], golden: GoldenSet) -> Iterat
 
     Golden cases with other prompts were given at the export; they are not compared with the recipe's.
     """
-    wanted, held = list(expected), [(case.prompt, case.seed) for case in golden.cases]
+    wanted, held = list(expected), [(case.prompt, case.seed) for case in golden.cases if case.style is None]
     if held != wanted and set(held) <= set(wanted):
         yield (
             f"it has {len(held)} golden cases; the recipe requires {len(wanted)} in its order; it was edited, export "
             "again"
         )
-    names = [f"case-{number:03d}" for number in range(len(held))]
+    names = [f"case-{number:03d}" for number in range(len(golden.cases))]
     if [case.name for case in golden.cases] != names:
         yield "its golden cases are not numbered from case-000 on; it was edited, export again"
 

@@ -130,7 +130,8 @@ class CalibrationInputs(Sequence[Arrays]):
         self._recipe, self._part, self._folder, self._family = recipe, part, folder, index.family
         # Every case of a folder has the same number of calls of a component.
         count = len(read_case(folder, index.cases[0], index.family).calls(part.component)) if index.steps else 1
-        self._places = [(item, call) for item in index.cases[::step] for call in range(count)]
+        base = [item for item in index.cases if item.style is None]
+        self._places = [(item, call) for item in base[::step] for call in range(count)]
 
     def __len__(self) -> int:
         return len(self._places)
