@@ -15,14 +15,12 @@ from md_export.spec.tensors import TensorSpec
 from md_export.targets.contract import LoweringJob
 from md_export.targets.lowering import check_surface, example_of, half_copy, quiet
 from md_export.targets.onnx.clean import clean, name_regions
+from md_export.targets.onnx.exporter import OPSET, shortcuts
 from md_export.targets.onnx.quantize import check_scheme
 from md_export.targets.onnx.target import OnnxModel
 from md_export.targets.onnx.weights import initializer
 
 _ANY_SIZE: Final = 1 << 40
-# Since opset 21, the exporter emits GroupNormalization; onnxruntime's CPU provider expands it into more
-# and slower nodes, and mobile providers do not support it.
-OPSET: Final = 18
 
 
 def part_weights(model: ir.Model) -> None:
@@ -84,7 +82,7 @@ def lower(job: LoweringJob) -> OnnxModel:
 def _export(module: nn.Module, job: LoweringJob) -> ir.Model:
     args = tuple(example_of(job).values())
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), shortcuts(), torch.no_grad():
             program = torch.onnx.export(
                 module,
                 args,
