@@ -27,7 +27,6 @@ UNOPTIMIZED: Final = "unoptimized"
 _DTYPES: Final = {"tensor(float)": "float32", "tensor(int32)": "int32"}
 # Operators that onnxruntime's quantizer inserts; it names these nodes after tensors.
 _INSERTED: Final = ("QuantizeLinear", "DequantizeLinear")
-_SPINNING: Final = "session.intra_op.allow_spinning"
 # On x86 without VNNI, onnxruntime's products of uint8 and int8 overflow 16 bits; phones and newer processors have no
 # such overflow. This option selects its exact kernels there, and changes nothing elsewhere
 # (onnxruntime_session_options_config_keys.h).
@@ -181,7 +180,6 @@ def values(path: Path, inputs: Arrays, names: Collection[str]) -> dict[str, Arra
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
     options = session_options(optimized=False)
     options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
-    options.add_session_config_entry(_SPINNING, "0")
     with raised_as(RuntimeFault, f"{path.name}: onnxruntime failed", (*ORT_ERRORS, ValueError)):
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         found = session.run(list(names), {name: np.ascontiguousarray(value) for name, value in inputs.items()})

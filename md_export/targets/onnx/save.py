@@ -34,9 +34,13 @@ INLINE_BYTES: Final = 1_900_000_000
 
 
 def session_options(optimized: bool) -> ort.SessionOptions:
-    """Return session options that log only errors; without ``optimized``, the graph runs node by node as stored."""
+    """Return session options that log only errors; without ``optimized``, the graph runs node by node as stored.
+
+    A thread without work sleeps: spinning takes a processor from the other processes of an export.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not optimized:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return options
