@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Annotated, Final, Literal
 from pydantic import ConfigDict, Field, TypeAdapter
 
 from md_export.engine.keys import files_in
-from md_export.engine.plan import Result
+from md_export.engine.plan import ArtifactResult, Result
 from md_export.errors import ArtifactError, OutputError
 from md_export.system.files import is_plain_name, sha256_of, sha256_of_text, to_disk
 from md_export.system.workspace import is_in_use
@@ -100,8 +100,10 @@ def entry_from_json(record: str) -> Entry:
     return entry
 
 
-def stored(folder: Path) -> dict[str, StoredFile]:
+def stored(folder: Path, known: Mapping[str, str]) -> dict[str, StoredFile]:
     """Make all files in ``folder`` read-only, flush them to disk and return their sizes and hashes.
+
+    ``known``: SHA-256 of files that need not be read again, by path in the folder.
 
     Raises:
         OutputError: a file name is not allowed.
@@ -114,12 +116,19 @@ def stored(folder: Path) -> dict[str, StoredFile]:
         path = folder / name
         path.chmod(0o555 if path.stat().st_mode & 0o100 else 0o444)
         to_disk(path)
-        found[name] = StoredFile(path.stat().st_size, sha256_of(path))
+        found[name] = StoredFile(path.stat().st_size, known.get(name) or sha256_of(path))
     return found
 
 
 def _is_inside(name: str) -> bool:
     return all(is_plain_name(part) for part in name.split("/"))
+
+
+def _hashed(result: Result | None) -> dict[str, str]:
+    """Return the hash of an artifact that is a single file, which its worker has just computed."""
+    if not isinstance(result, ArtifactResult) or result.entry.data:
+        return {}
+    return {result.entry.file: result.entry.sha256}
 
 
 _RECORD: Final = "entry.json"
@@ -193,7 +202,7 @@ class Cache:
         try:
             made.mkdir()
             folder.rename(made / _FILES)
-            entry = Entry(SCHEMA, key, kind, label, stored(made / _FILES), result)
+            entry = Entry(SCHEMA, key, kind, label, stored(made / _FILES, _hashed(result)), result)
             (made / _RECORD).write_text(entry_to_json(entry), encoding="utf-8")
             to_disk(made / _RECORD)
             self._publish(made, key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 
 from md_export.engine.cache import Cache, default_root
 from md_export.engine.keys import key_of
-from md_export.engine.plan import CasesResult
+from md_export.engine.plan import ArtifactResult, CasesResult
 from md_export.errors import ArtifactError, OutputError
+from md_export.spec.artifact import ArtifactEntry, Measured
 from md_export.spec.manifest import Drift
 from md_export.system.workspace import workspace
 
@@ -39,6 +41,23 @@ def test_what_was_put_is_found(cache: Cache) -> None:
     assert (entry.label, entry.bytes, list(entry.files)) == ("one", 10, ["sub/a.bin"])
     assert (cache.files(key) / "sub" / "a.bin").read_bytes() == b"x" * 10
     assert cache.get(key_of({"name": "two"})) is None
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_the_hash_of_an_artifact_is_the_one_that_its_worker_computed(cache: Cache, right: bool) -> None:
+    key, content = key_of({"name": "unet"}), b"x" * 10
+    digest = hashlib.sha256(content if right else b"other").hexdigest()
+    entry = ArtifactEntry("unet", "unet.onnx", digest, 10, "", "", {}, {}, (), (), (), Measured(0.0, 0))
+    with workspace(cache.work) as work:
+        (work / key).mkdir()
+        for name in ("unet.onnx", "beside.bin"):
+            (work / key / name).write_bytes(content)
+        put = cache.put(key, "artifact", "unet", work / key, ArtifactResult(entry))
+    assert put.files["unet.onnx"].sha256 == digest
+    assert put.files["beside.bin"].sha256 == hashlib.sha256(content).hexdigest()
+    said: list[str] = []
+    assert (cache.get(key, said.append) is not None) == right
+    assert [("damaged (unet.onnx)" in line) for line in said] == [True] * (not right)
 
 
 def test_the_second_of_one_key_is_dropped(cache: Cache) -> None:
