@@ -1,4 +1,4 @@
-// A stand-in for Android's class, with the one method that docs/android/Generate.kt calls.
+// A stand-in for Android's class, with the one method that examples/android calls.
 package android.graphics
 
 class Bitmap private constructor(val pixels: IntArray, val width: Int, val height: Int) {

@@ -1,4 +1,4 @@
-// Stand-ins for what docs/android/Generate.kt uses of LiteRT, with the signatures of LiteRT 2's sources
+// Stand-ins for what examples/android uses of LiteRT, with the signatures of LiteRT 2's sources
 // (github.com/google-ai-edge/LiteRT, litert/kotlin/src/main/kotlin/com/google/ai/edge/litert: Model.kt, TensorBuffer.kt,
 // Common.kt). A model is executed by LiteRT's interpreter on this machine: ./execute.py, started for each run.
 package com.google.ai.edge.litert
@@ -42,15 +42,15 @@ class CompiledModel private constructor(private val file: String) : AutoCloseabl
         enum class Precision { DEFAULT, FP16, FP32, FP16_WITH_FP32_ACCUM }
     }
 
-    fun createInputBuffer(inputName: String, signature: String? = null): TensorBuffer = TensorBuffer()
+    fun createInputBuffer(inputName: String, signature: String = ""): TensorBuffer = TensorBuffer()
 
-    fun createOutputBuffer(outputName: String, signature: String? = null): TensorBuffer = TensorBuffer()
+    fun createOutputBuffer(outputName: String, signature: String = ""): TensorBuffer = TensorBuffer()
 
-    fun run(inputs: Map<String, TensorBuffer>, outputs: Map<String, TensorBuffer>, signature: String? = null) {
+    fun run(inputs: Map<String, TensorBuffer>, outputs: Map<String, TensorBuffer>, signature: String = "") {
         val folder = Files.createTempDirectory("litert").toFile()
         for ((name, buffer) in inputs) write(File(folder, "$name.in"), buffer.bits)
         val names = outputs.keys.toTypedArray()
-        val command = arrayOf(System.getProperty("python"), System.getProperty("execute"), file, signature!!, folder.path)
+        val command = arrayOf(System.getProperty("python"), System.getProperty("execute"), file, signature, folder.path)
         val process = ProcessBuilder(*command, *names).redirectErrorStream(true).start()
         val log = process.inputStream.bufferedReader().readText()
         check(process.waitFor() == 0) { log }
