@@ -9,9 +9,9 @@ export OMP_WAIT_POLICY ?= PASSIVE
 EXTRAS ?= all
 PROMPT ?= a large red circle on the left, white background
 # Docstrings, comments, messages and pages.
-PROSE := md_export docs recipes .github Makefile $(wildcard *.md)
+PROSE := md_export docs examples recipes .github Makefile $(wildcard *.md)
 
-.PHONY: demo test tests quick lint words coverage dist docs notebook bench gpu-driver npu-simulator contact-sheet mil-conformance clean
+.PHONY: demo test tests quick lint words coverage dist docs notebook bench gpu-driver kotlin-compiler npu-simulator contact-sheet mil-conformance clean
 
 demo: $(READY)
 	rm -rf $(DEMO) && mkdir -p $(DEMO)
@@ -89,6 +89,10 @@ mil-conformance: $(READY)
 # A Vulkan driver in software for `md-export verify --gpu`, out of Debian's Chromium; root where apt's lists are stale.
 gpu-driver:
 	.ci/gpu-driver
+
+# Kotlin's compiler, for the tests of examples/android; needs npm and Java.
+kotlin-compiler:
+	.ci/kotlin-compiler
 
 # Qualcomm's compiler for Snapdragon NPUs and its simulator, for `md-export verify --npu`; under its own licence.
 npu-simulator: $(READY)
