@@ -23,6 +23,8 @@ PAGES: Final = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "golden/nano/training/README.md": "nano.md",
+    "examples/ios/README.md": "sample-ios.md",
+    "examples/android/README.md": "sample-android.md",
 }
 _FENCE: Final = re.compile(r"^\s*(```|~~~)")
 _LINK: Final = re.compile(r"(?P<image>!?)\[(?P<text>(?:[^\[\]]|\[[^\]]*\])*)\]\((?P<target>[^)\s]+)\)")

@@ -28,6 +28,7 @@ PAGES: Final = (
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     *(ROOT / name for name in ("recipes/README.md", "golden/nano/training/README.md", "tests/README.md")),
+    *(ROOT / "examples" / name / "README.md" for name in ("ios", "android")),
     *sorted((ROOT / "docs").glob("*.md")),
 )
 _SHELL: Final = ("sh", "bash", "shell", "console")
@@ -40,7 +41,24 @@ _ASSIGNMENT: Final = re.compile(r"[A-Z_]+=")
 _BETWEEN: Final = frozenset({"&&", "||", ";", "&", "|"})
 # Programs of others, which a reader has, or which the page says how to get.
 _OTHERS: Final = frozenset(
-    {".", "cd", "cp", "curl", "dask", "gh", "git", "grep", "ls", "mkdir", "model-explorer", "pipx", "uv"}
+    {
+        ".",
+        "adb",
+        "cd",
+        "cp",
+        "curl",
+        "dask",
+        "gh",
+        "git",
+        "gradle",
+        "grep",
+        "ls",
+        "mkdir",
+        "model-explorer",
+        "pipx",
+        "swift",
+        "uv",
+    }
 )
 # What a page prints in place of lines that it leaves out.
 _LEFT_OUT: Final = "…"
