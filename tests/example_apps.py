@@ -58,6 +58,11 @@ def wanted(folder: Path, negative: str) -> Wanted:
     return Wanted(draws, to_bytes(picture).astype(np.int64))
 
 
+def apart(made: NDArray[np.int64], ours: Wanted) -> int:
+    """Return the largest difference of two pictures in levels of 255."""
+    return int(np.abs(made - ours.pixels).max())
+
+
 def program(variable: str, name: str, kept: Path | None = None, required: bool = False) -> str:
     """Return the path of a compiler: ``variable``, the PATH, or ``kept``. Skip the test without one, or fail it."""
     found = os.environ.get(variable) or shutil.which(name)

@@ -35,4 +35,10 @@ def predict(package: str, function: str, folder: str) -> dict[str, dict[str, obj
 
 
 if __name__ == "__main__":
-    print(json.dumps({"describe": describe, "predict": predict}[sys.argv[1]](*sys.argv[2:])))
+    match sys.argv[1:]:
+        case ["describe", package]:
+            print(json.dumps(describe(package)))
+        case ["predict", package, function, folder]:
+            print(json.dumps(predict(package, function, folder)))
+        case other:
+            raise SystemExit(f"{other}: give describe PACKAGE, or predict PACKAGE FUNCTION FOLDER")
