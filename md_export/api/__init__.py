@@ -177,7 +177,8 @@ def verify(
         out: the export, or its folder.
         golden: folder of golden cases (default: those in the export).
         checkpoint: checkpoint of the export; golden cases, constants and files are then derived from it once more.
-        loras: LoRAs that it was exported with, with ``checkpoint``; each ``FILE`` or ``FILE:scale``.
+        loras: LoRAs that it was exported with, fused or as styles, with ``checkpoint``; each ``FILE`` or
+            ``FILE:scale``.
         progress: called with a line when a component begins.
 
     Returns:
@@ -189,7 +190,6 @@ def verify(
         MissingExtraError: the target's runtime is not installed.
         UsageError: LoRAs without ``checkpoint``.
     """
-    from md_export.checkpoint.derived import adapted
     from md_export.engine.against_checkpoint import verify as verify_against
     from md_export.parity.judge import verify as judge
 
@@ -199,8 +199,7 @@ def verify(
     if checkpoint is None:
         found = judge(path_of(out), _optional(golden), tell)
     else:
-        with adapted(path_of(checkpoint), given.loras) as folder:
-            found = verify_against(path_of(out), folder, _optional(golden), tell)
+        found = verify_against(path_of(out), path_of(checkpoint), _optional(golden), tell, given.loras)
     return CheckResult(found.passed, found.failures, found, verdict_tables)
 
 
@@ -214,7 +213,7 @@ def audit(
     Args:
         out: the export, or its folder.
         checkpoint: folder of the checkpoint that it was made from.
-        loras: LoRAs that it was exported with, each ``FILE`` or ``FILE:scale``.
+        loras: LoRAs that it was exported with, fused or as styles, each ``FILE`` or ``FILE:scale``.
         progress: called with a line when a component begins.
 
     Returns:
@@ -225,11 +224,10 @@ def audit(
         CheckpointError: the checkpoint cannot be read.
         MissingExtraError: the target's libraries are not installed.
     """
-    from md_export.checkpoint.derived import adapted
     from md_export.engine.against_checkpoint import audit as audit_against
 
-    with adapted(path_of(checkpoint), Options.of(loras=loras).loras) as folder:
-        found = audit_against(path_of(out), folder, progress or _silent)
+    given = Options.of(loras=loras).loras
+    found = audit_against(path_of(out), path_of(checkpoint), progress or _silent, given)
     return CheckResult(found.passed, found.failures, found, audit_tables)
 
 

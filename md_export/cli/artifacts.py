@@ -39,20 +39,18 @@ def _verify_here(
     json_file: Path | None,
 ) -> None:
     """Verify in the target's own runtime, and against the checkpoint and the pin if they are given."""
-    from md_export.checkpoint.derived import adapted
     from md_export.engine.against_checkpoint import verify as verify_against
     from md_export.parity.judge import verify as judge
     from md_export.parity.pin import pin_findings
     from md_export.report.verdicts import parity_table
 
     if loras and checkpoint is None:
-        raise UsageError("--lora needs the checkpoint that it was fused into; name it with --checkpoint")
+        raise UsageError("--lora needs the checkpoint that it was added to; name it with --checkpoint")
     with shared.progress(len(COMPONENT_NAMES)) as report:
         if checkpoint is None:
             result = judge(out, golden_dir, report)
         else:
-            with adapted(checkpoint, loras) as folder:
-                result = verify_against(out, folder, golden_dir, report)
+            result = verify_against(out, checkpoint, golden_dir, report, loras)
     result = result.with_findings(pin_findings(out, pin)) if pin else result
     known = f"derived again from {checkpoint}" if checkpoint else "not checked against a checkpoint (--checkpoint)"
     shared.note(f"golden cases, metadata and files: {known}")
@@ -225,7 +223,7 @@ def run(artifact: Path, inputs: Path, output: Path, runtime: str | None, gpu: bo
     help="Derive golden cases, constants and files again from this checkpoint of OUT.  "
     "[default: not checked; with --self-test, the nano checkpoint]",
 )
-@options.lora_option
+@options.used_lora_option
 @options.pin_option
 @options.allowed_signers_option
 @options.json_option

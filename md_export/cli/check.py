@@ -17,7 +17,7 @@ from md_export.spec.names import COMPONENT_NAMES
 @click.command()
 @click.argument("out", type=EXPORT)
 @options.checkpoint_option
-@options.lora_option
+@options.used_lora_option
 @options.json_option
 def audit(out: Path, checkpoint: Path | None, loras: tuple[str, ...], json_file: Path | None) -> None:
     """Compare every stored weight of an export with its checkpoint.
@@ -28,15 +28,11 @@ def audit(out: Path, checkpoint: Path | None, loras: tuple[str, ...], json_file:
     them differs, or if a weight differs by more than its scheme rounds, is missing, or is stored in another type than
     requested.
     """
-    from md_export.checkpoint.derived import adapted
     from md_export.engine.against_checkpoint import audit as audit_against
     from md_export.report.diagnoses import audit_table, unmatched_table
 
-    with (
-        adapted(shared.checkpoint_or_nano(checkpoint), loras) as folder,
-        shared.progress(len(COMPONENT_NAMES)) as report,
-    ):
-        result = audit_against(out, folder, report)
+    with shared.progress(len(COMPONENT_NAMES)) as report:
+        result = audit_against(out, shared.checkpoint_or_nano(checkpoint), report, loras)
     tables = audit_table(result), unmatched_table(result)
     shared.conclude(
         json_file, result, result.failures, tables, f"{out}: every weight, golden case and file is the checkpoint's"

@@ -287,6 +287,27 @@ def join(exports: tuple[Path, ...], output: Path, json_file: Path | None) -> Non
 
 
 @click.command()
+@click.argument("loras", metavar="FILE[:SCALE]...", nargs=-1, required=True)
+@click.option("--for", "out", type=EXPORT, required=True, help="Make it for this export, which has inputs for styles.")
+@options.checkpoint_option
+@options.output_option
+def style(loras: tuple[str, ...], out: Path, checkpoint: Path | None, output: Path) -> None:
+    """Make a style from a LoRA for an export, without exporting again.
+
+    Example: md-export style crayon.safetensors --for android -o crayon
+
+    The export was made with --style. The folder has a .safetensors file with the values of the inputs lora_… for each
+    component, and for ONNX an .onnx_adapter file. Several LoRAs become one style.
+    """
+    from md_export.engine.style import make_style
+
+    with shared.progress(1) as report:
+        files = make_style(out, shared.checkpoint_or_nano(checkpoint), loras, output, report)
+    for file in files:
+        click.echo(f"{file}: {file.stat().st_size:,} bytes")
+
+
+@click.command()
 @click.argument("joined", type=JOINED)
 @click.argument("function", required=False)
 @click.option("-o", "--output", type=NEW, help="Write to this folder; must not exist.")

@@ -32,6 +32,11 @@ from md_export.spec.variant import Size, Variant
     help="Condition the adapter or ControlNet on this picture, such as edges; output size.",
 )
 @options.variant_options
+@click.option(
+    "--style",
+    metavar="NAME[:SCALE]",
+    help="Use this style of --artifacts, or the one in a folder that md-export style wrote.",
+)
 @click.option("-o", "--output", type=FILE, required=True, help="Write the picture to this .png file.")
 def generate(
     prompt: str,
@@ -50,6 +55,7 @@ def generate(
     sampler: Method | None,
     guidance: float | None,
     loras: tuple[str, ...],
+    style: str | None,
     output: Path,
 ) -> None:
     """Generate a picture from PROMPT, by artifacts or by torch.
@@ -73,6 +79,7 @@ def generate(
         Variant(size, timestep, clip_skip, guidance),
         plan,
         loras,
+        style,
     )
     made = picture(prompt, seed, source, files, negative, shared.note)
     write_png(output, made)

@@ -118,6 +118,14 @@ def _loras(_context: click.Context, _option: click.Parameter, value: tuple[str, 
     return value
 
 
+used_lora_option = click.option(
+    "--lora",
+    "loras",
+    metavar="FILE[:SCALE]",
+    multiple=True,
+    callback=_loras,
+    help="Name a LoRA that was fused into the weights, or that is a style of the export; repeatable.",
+)
 lora_option = click.option(
     "--lora",
     "loras",

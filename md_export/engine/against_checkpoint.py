@@ -7,32 +7,38 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
 from md_export.checkpoint import Checkpoint, open_checkpoint
+from md_export.checkpoint.derived import adapted
 from md_export.engine.artifact import own_notes
 from md_export.engine.dependencies import notes_of, steps_notes
 from md_export.engine.export import pieces
 from md_export.engine.plan import ArtifactResult
 from md_export.engine.request import Resources
 from md_export.engine.steps import manifest_of, write_beside
-from md_export.errors import ArtifactError, MachineError, MdExportError, RuntimeFault
+from md_export.errors import ArtifactError, MachineError, MdExportError, RuntimeFault, UsageError
 from md_export.models.families import family_named
 from md_export.parity.golden.recomputed import case_lines, expected_cases, reference_findings
 from md_export.parity.graphs import graph_lines
 from md_export.parity.judge import Execute
 from md_export.parity.judge import verify as judge
+from md_export.parity.lora_fusing import added_loras
 from md_export.parity.metrics import Check, Finding
 from md_export.parity.opened_export import OpenedExport, check_checkpoint, open_export
 from md_export.parity.promised import differences
+from md_export.parity.styled_module import style_checkpoint
 from md_export.parity.verdict import Verdict
 from md_export.parity.weights.audit import AuditResult
 from md_export.parity.weights.audit import audit as audit_weights
 from md_export.spec.artifact import GOLDEN_FOLDER, NPU_FOLDER, artifact_path, sha256_of_artifact
+from md_export.spec.loras import STYLE_FOLDER, style_name
 from md_export.spec.manifest import Manifest, paths_beside, read_manifest
 from md_export.spec.names import whole_of
+from md_export.spec.style import style_file
 from md_export.system.files import sha256_of
 from md_export.system.isolation import isolated
 from md_export.system.workspace import scratch_folder
@@ -49,37 +55,81 @@ _AGAIN: Final = "it was edited, export again"
 
 @dataclass(frozen=True)
 class Comparison:
-    """The export in ``out``, the checkpoint that it was made from, and golden cases to use instead of the export's."""
+    """The export in ``out``, the checkpoint that it was made from, and golden cases to use instead of the export's.
+
+    ``styles``: LoRA of each of its styles, ``FILE`` or ``FILE:scale``.
+    """
 
     out: Path
     checkpoint: Path
     golden: Path | None = None
+    styles: tuple[str, ...] = ()
 
 
-def verify(out: Path, checkpoint: Path, golden: Path | None = None, progress: Progress = lambda _: None) -> Verdict:
+@contextmanager
+def _comparison(out: Path, checkpoint: Path, loras: Sequence[str], golden: Path | None = None) -> Iterator[Comparison]:
+    """Yield a comparison; ``loras`` were fused into the weights, or are the export's styles if it has any.
+
+    Raises:
+        UsageError: a style's LoRA is not given.
+    """
+    styles = read_manifest(out).styles
+    lacking = [style.name for style in styles if style.name not in map(style_name, loras)]
+    if lacking:
+        raise UsageError(
+            f"{out} has the style{'s' * (len(styles) > 1)} {', '.join(style.name for style in styles)}; name the file of "
+            f"{lacking[0]} with --lora"
+        )
+    with adapted(checkpoint, () if styles else loras) as folder:
+        yield Comparison(out, folder, golden, tuple(loras) if styles else ())
+
+
+def verify(
+    out: Path,
+    checkpoint: Path,
+    golden: Path | None = None,
+    progress: Progress = lambda _: None,
+    loras: Sequence[str] = (),
+) -> Verdict:
     """Return the verdict on an export, with a fault for everything that differs from the checkpoint.
+
+    ``loras``: those that it was exported with, fused or as styles; each ``FILE`` or ``FILE:scale``.
 
     Raises:
         MdExportError: as :func:`md_export.parity.judge.judge`; the checkpoint cannot be read, or is not the export's.
+        UsageError: a style's LoRA is not given.
     """
-    findings = _findings(Comparison(out, checkpoint, golden), progress)
-    return judge(out, golden, progress).with_findings(findings)
+    with _comparison(out, checkpoint, loras, golden) as asked:
+        return judge(out, golden, progress).with_findings(_findings(asked, progress))
 
 
-def audit(out: Path, checkpoint: Path, progress: Progress = lambda _: None) -> AuditResult:
+def audit(out: Path, checkpoint: Path, progress: Progress = lambda _: None, loras: Sequence[str] = ()) -> AuditResult:
     """Return the audit of the stored weights, with a fault for everything else that differs from the checkpoint.
+
+    ``loras``: as for :func:`verify`.
 
     Raises:
         MdExportError: as :func:`md_export.parity.weights.audit.audit`.
+        UsageError: a style's LoRA is not given.
     """
-    result = audit_weights(out, checkpoint, progress)
-    asked = Comparison(out, checkpoint)
-    found = result.with_findings(_findings(asked, progress))
-    with scratch_folder() as folder:
+    with _comparison(out, checkpoint, loras) as asked, scratch_folder() as folder:
+        result = audit_weights(out, asked.checkpoint, progress)
+        found = result.with_findings(_findings(asked, progress))
         again = lowered_again(asked, folder, progress)
+        found = found.with_findings(_style_findings(asked, folder / "artifact"))
         progress("compare graphs with the checkpoint's")
         read = isolated(compare_graphs, ArtifactError, f"{out}: reading its graphs")
         return found.with_findings(read(Graphs(out, again)))
+
+
+def _style_findings(asked: Comparison, made: Path) -> Iterator[Finding]:
+    """Yield a finding for each file of a style that differs from the one that was ``made`` again."""
+    for style in read_manifest(asked.out).styles:
+        for component in style.components:
+            name = style_file(style.name, component)
+            own = asked.out / name
+            if (made / name).is_file() and (not own.is_file() or sha256_of(own) != sha256_of(made / name)):
+                yield Finding(component, Check.CHECKPOINT, f"{name} is not what its LoRA gives; {_AGAIN}")
 
 
 def lowered_again(asked: Comparison, folder: Path, progress: Progress) -> Lowered:
@@ -88,7 +138,7 @@ def lowered_again(asked: Comparison, folder: Path, progress: Progress) -> Lowere
     Raises:
         MdExportError: as :func:`md_export.engine.export.export`.
     """
-    recipe = read_manifest(asked.out).recipe
+    recipe = dataclasses.replace(read_manifest(asked.out).recipe, styles=asked.styles)
     with Resources().request(recipe, asked.checkpoint, folder, None) as request:
         made = pieces(request, folder, ("artifact",), progress)
     entries = [result.entry for result in made if isinstance(result, ArtifactResult)]
@@ -139,7 +189,21 @@ def compare(asked: Comparison) -> tuple[Finding, ...]:
     pairs = (
         () if asked.golden else expected_cases(export.manifest.recipe, checkpoint.at(export.manifest.recipe.variant))
     )
-    return (*derived_findings(export, checkpoint, pairs), *reference_of(export, checkpoint, print))
+    styles = (line for file in asked.styles for line in _reference_of_style(export, asked, file))
+    return (*derived_findings(export, checkpoint, pairs), *reference_of(export, checkpoint, print), *styles)
+
+
+def _reference_of_style(export: OpenedExport, asked: Comparison, file: str) -> Iterator[Finding]:
+    """Yield a finding if a style's LoRA is another one, and for each tensor of its golden cases that differs."""
+    manifest, name = export.manifest, style_name(file)
+    with style_checkpoint(asked.checkpoint, file) as checkpoint:
+        (lora,) = added_loras(checkpoint)
+        if dataclasses.replace(lora, name=name) not in manifest.styles:
+            text = f"the style {name} was not made from {lora.name} at the scale {lora.scale:g}; name its own file"
+            yield Finding("", Check.REFERENCE, text)
+            return
+        changed = checkpoint.at(manifest.recipe.variant)
+        yield from reference_findings(changed, manifest, export.golden, print, name)
 
 
 def reference_of(export: OpenedExport, checkpoint: Checkpoint, progress: Progress) -> Iterator[Finding]:
@@ -181,7 +245,7 @@ def _file_lines(export: OpenedExport, folder: Path) -> Iterator[str]:
             yield f"{name} {'differs from the checkpoint' if own.is_file() else 'is missing'}; {_AGAIN}"
     read = tuple(f"{name}/" for name in family_named(export.manifest.family).tokens)
     held = {name for name in paths_beside(export.out, export.manifest.artifacts) if name.startswith(read)}
-    others = (f"{GOLDEN_FOLDER}/", f"{NPU_FOLDER}/")
+    others = (f"{GOLDEN_FOLDER}/", f"{NPU_FOLDER}/", f"{STYLE_FOLDER}/")
     for name in sorted((held | {name for name in export.manifest.files if not name.startswith(others)}) - set(derived)):
         yield f"{name} does not come from the checkpoint; {_AGAIN}"
 

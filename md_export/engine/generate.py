@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from md_export.checkpoint import open_checkpoint
+from md_export.engine.style import chosen_style
 from md_export.errors import ArtifactError, UsageError
 from md_export.models.families import family_named
 from md_export.models.graph import Family
@@ -176,6 +177,7 @@ def pictures_of_artifacts(
     starts: Sequence[Start] | None = None,
     negative: str | None = None,
     tell: Callable[[str], None] = lambda _: None,
+    style: str | None = None,
 ) -> list[Float32]:
     """Return one ``[H, W, 3]`` picture in [0, 1] per request; the target's runtime runs every component.
 
@@ -188,6 +190,7 @@ def pictures_of_artifacts(
             UNet gets the picture in addition to the noise, with any strength.
         negative: negative prompt for guidance; None for the empty prompt.
         tell: called with a message about a prompt that is too long.
+        style: style of the export, as for :func:`md_export.engine.style.chosen_style`.
 
     Raises:
         ArtifactError: the export lacks a component.
@@ -200,7 +203,10 @@ def pictures_of_artifacts(
         export.frame.require_condition()
     if starts is not None and not export.edits:
         _check_start(export, starts)
-    pipeline = dataclasses.replace(_pipeline(export), recorded=export.neutral if conditions is None else {})
+    known = {} if style is None else chosen_style(out, export.manifest, style)
+    pipeline = dataclasses.replace(
+        _pipeline(export), recorded={**known, **(export.neutral if conditions is None else {})}
+    )
     return _pictures(pipeline, requests, given, conditions, starts, negative, tell)
 
 

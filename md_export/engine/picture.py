@@ -70,6 +70,7 @@ class Source:
     Attributes:
         artifacts: folder of the export; None: torch runs the checkpoint.
         variant, sampler, loras: changes of the checkpoint; artifacts have them built in.
+        style: style of the artifacts, as for :func:`md_export.engine.style.chosen_style`.
     """
 
     artifacts: Path | None = None
@@ -77,6 +78,7 @@ class Source:
     variant: Variant = TRAINED
     sampler: SamplerPlan | None = None
     loras: tuple[str, ...] = ()
+    style: str | None = None
 
     def __post_init__(self) -> None:
         """Raise UsageError unless exactly one model is named, or for changes of artifacts."""
@@ -91,6 +93,8 @@ class Source:
             )
         if self.artifacts and self.loras:
             raise UsageError("artifacts contain the LoRAs that they were exported with; leave out --lora")
+        if self.style and not self.artifacts:
+            raise UsageError("--style chooses a style of --artifacts; for a checkpoint, give the LoRA with --lora")
         if self.artifacts and self.sampler:
             raise UsageError(
                 "artifacts run the steps that they were exported with; leave out --steps, --sampler and --guidance"
@@ -119,7 +123,7 @@ def picture(
     if source.artifacts is not None:
         export = source.artifacts
         given = files.read(lambda: open_to_run(export).frame)
-        return pictures_of_artifacts(export, asked, *given, negative, tell)[0]
+        return pictures_of_artifacts(export, asked, *given, negative, tell, source.style)[0]
     assert source.checkpoint is not None  # noqa: S101 (a source names one of the two)
     with adapted(source.checkpoint, source.loras) as folder:
         given = files.read(lambda: frame_of_checkpoint(folder, source.variant))

@@ -133,14 +133,14 @@ def _both(
     return module, changed, _apply(checkpoint, component, recipe, module, changed)
 
 
-def lora_factors(checkpoint: Checkpoint, component: str, recipe: Recipe) -> dict[str, Factors]:
-    """Return what the checkpoint's LoRAs add to each rewritten layer of a component, by path.
+def lora_factors(checkpoint: Checkpoint, component: str, recipe: Recipe) -> tuple[nn.Module, dict[str, Factors]]:
+    """Return the rewritten component without the checkpoint's LoRAs, and what these add to each layer, by path.
 
     Raises:
         RewriteError: something that they change cannot be computed beside the weights.
     """
     module, changed, _ = _both(checkpoint.at(recipe.variant), component, recipe)
-    return factors_of(module, changed)
+    return module, factors_of(module, changed)
 
 
 def guided(component: Component, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:

@@ -14,15 +14,15 @@ import torch
 
 from md_export.checkpoint import Checkpoint, open_checkpoint
 from md_export.checkpoint.derived import adapted
-from md_export.errors import RewriteError
+from md_export.errors import RewriteError, UsageError
 from md_export.parity.rewritten_module import Rewritten, lora_factors, rewritten
 from md_export.rewrites.lora_branches import Factors
-from md_export.rewrites.lora_inputs import give_inputs, slots_of, values_of
+from md_export.rewrites.lora_inputs import give_inputs, slot_among, slots_of, values_of
 from md_export.spec.loras import SCALE_INPUT
 from md_export.spec.recipe import Recipe
 from md_export.spec.scheme import QuantScheme
 from md_export.spec.style import StyleInput, style_file
-from md_export.spec.tensors import Array, Arrays, save_tensors
+from md_export.spec.tensors import Array, Arrays, TensorSpec, is_style_input, save_tensors
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def styled(checkpoint: Checkpoint, name: str, recipe: Recipe, styles: Mapping[st
 
 def _factors(checkpoint: Checkpoint, name: str, recipe: Recipe, style: str, file: str) -> dict[str, Factors]:
     with style_checkpoint(checkpoint.root, file) as changed:
-        found = lora_factors(changed, name, recipe)
+        _, found = lora_factors(changed, name, recipe)
     ranks = {path: layer.rank for path, layer in found.items()}
     most = max(ranks, key=lambda path: ranks[path])
     if recipe.style_rank is not None and ranks[most] > recipe.style_rank:
@@ -81,6 +81,37 @@ def _factors(checkpoint: Checkpoint, name: str, recipe: Recipe, style: str, file
             f"give --style-rank {ranks[most]} or more"
         )
     return found
+
+
+def values_for(
+    checkpoint: Checkpoint, component: str, recipe: Recipe, inputs: Sequence[TensorSpec]
+) -> dict[str, Array]:
+    """Return the values of a style, the LoRAs of ``checkpoint``, for the inputs of an artifact.
+
+    Raises:
+        UsageError: the LoRAs change a layer that has no inputs, or have a higher rank than these.
+        RewriteError: the LoRAs change something that inputs cannot change.
+    """
+    module, factors = lora_factors(checkpoint, component, recipe)
+    values = {spec.name: torch.zeros(spec.shape) for spec in inputs if is_style_input(spec.name)}
+    values[SCALE_INPUT] += 1.0
+    named = " and ".join(lora.name for lora in checkpoint.loras)
+    for path, own in factors.items():
+        slot = slot_among(module.get_submodule(path), path, inputs, recipe.target == "tflite")
+        if slot is None or (own.shift is not None and not slot.has_shift):
+            what = path if slot is None else f"the bias of {path}"
+            raise UsageError(
+                f"{named} changes {what} of {component}, for which the export has no inputs; export again with it as a "
+                "--style"
+            )
+        if own.rank > slot.rank:
+            raise UsageError(
+                f"{named} has rank {own.rank} in {component} {path}, the export's inputs have {slot.rank}; export "
+                f"again with --style-rank {own.rank}"
+            )
+        values |= slot.packed(own)
+    dtype = _dtype(recipe.schemes[component])
+    return {name: value.numpy().astype(dtype) for name, value in values.items()}
 
 
 def _dtype(scheme: QuantScheme) -> type[np.floating]:
@@ -116,8 +147,3 @@ class WithStyles(Sequence[Arrays]):
 def concerned(styles: Sequence[StyleInput], component: str) -> tuple[StyleInput, ...]:
     """Return the styles that change a component."""
     return tuple(style for style in styles if component in style.components)
-
-
-def scaled(values: Mapping[str, Array], scale: float) -> dict[str, Array]:
-    """Return a style's values with another scale."""
-    return {**values, SCALE_INPUT: values[SCALE_INPUT].astype(np.float32) * scale}

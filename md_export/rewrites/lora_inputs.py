@@ -104,7 +104,9 @@ class InputBranch(nn.Module):
             made = _plus(up @ (down @ columns.flatten(2)[:, None]), shift)
             return made.reshape(x.shape[0], slot.outputs, *columns.shape[2:])
         columns = _columns(x.permute(0, 2, 3, 1), 3, *self._kernel) if self._kernel else x
-        return _plus(columns @ down @ up, shift).permute(0, 3, 1, 2)
+        # All pixels of all pictures as rows: products of operands with the same first axes.
+        rows = columns.reshape(1, 1, -1, columns.shape[-1])
+        return _plus(rows @ down @ up, shift).reshape(*columns.shape[:3], slot.outputs).permute(0, 3, 1, 2)
 
 
 def _plus(value: Tensor, shift: Sequence[Tensor]) -> Tensor:
@@ -159,9 +161,28 @@ def _slot(
     layer: Any, path: str, ndim: int, styles: Sequence[Mapping[str, Factors]], rank: int, channels_last: bool
 ) -> Slot:
     has_shift = any(path in style and style[path].shift is not None for style in styles)
-    taps = 1 if isinstance(layer, nn.Linear) else layer.weight[0, 0].numel()
-    kind: Kind = "vectors" if is_vector(layer) else "maps, last" if channels_last else "maps"
-    return Slot(path, kind, ndim, layer.weight.shape[1], layer.weight.shape[0], taps, rank, has_shift)
+    kind, (outputs, inputs) = _kind_of(layer, channels_last), layer.weight.shape[:2]
+    return Slot(path, kind, ndim, inputs, outputs, _taps_of(layer), rank, has_shift)
+
+
+def slot_among(layer: Any, path: str, inputs: Sequence[TensorSpec], channels_last: bool) -> Slot | None:
+    """Return the slot of a layer whose inputs are among those of an artifact; None if it has none."""
+    shapes = {spec.name: spec.shape for spec in inputs}
+    down = shapes.get(lora_input(path, "down"))
+    if down is None:
+        return None
+    kind, taps = _kind_of(layer, channels_last), _taps_of(layer)
+    rank = down[-2] if kind == "maps" else down[-1]
+    has_shift = lora_input(path, "shift") in shapes
+    return Slot(path, kind, len(down), layer.weight.shape[1], layer.weight.shape[0], taps, rank, has_shift)
+
+
+def _kind_of(layer: nn.Module, channels_last: bool) -> Kind:
+    return "vectors" if is_vector(layer) else "maps, last" if channels_last else "maps"
+
+
+def _taps_of(layer: Any) -> int:
+    return 1 if isinstance(layer, nn.Linear) else int(layer.weight[0, 0].numel())
 
 
 def give_inputs(module: nn.Module, slots: Sequence[Slot]) -> tuple[TensorSpec, ...]:

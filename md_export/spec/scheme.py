@@ -140,7 +140,7 @@ class QuantScheme:
 
     def with_float(self, glob: str) -> QuantScheme:
         """Return the scheme with a glob on modules that keep float; unchanged if all weights are floats."""
-        if self.keeps_weights and self.activations.startswith("float"):
+        if glob in self.keep_float or (self.keeps_weights and self.activations.startswith("float")):
             return self
         return dataclasses.replace(self, keep_float=(*self.keep_float, glob))
 

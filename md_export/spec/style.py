@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from md_export.errors import ArtifactError
-from md_export.spec.loras import STYLE_FOLDER
+from md_export.spec.loras import SCALE_INPUT, STYLE_FOLDER
 from md_export.spec.tensors import Array, Arrays, TensorSpec, is_style_input
 from md_export.system.files import is_plain_name, read_limited
 
@@ -45,32 +45,34 @@ def style_file(name: str, component: str) -> str:
 
 
 def style_values(out: Path, name: str, component: str, inputs: tuple[TensorSpec, ...]) -> dict[str, Array]:
+    """Read a style of an export as :func:`read_style`; raises ArtifactError also for an invalid name."""
+    if not is_plain_name(name):
+        raise ArtifactError(f"{out}: {name!r:.80} is not the name of a style; it was edited, export again")
+    return read_style(out / style_file(name, component), inputs)
+
+
+def read_style(path: Path, inputs: tuple[TensorSpec, ...]) -> dict[str, Array]:
     """Read a style's values for the inputs of a component's artifact, as float32.
 
     Raises:
-        ArtifactError: the file is missing, or its tensors are not the artifact's inputs for a style.
+        ArtifactError: the file is missing, or its tensors are not the artifact's inputs for a style, and finite.
     """
-    path = out / style_file(name, component)
-    if not is_plain_name(name) or not path.is_file():
-        raise ArtifactError(f"{path} is missing, the values of the style {name!r:.80}; export again")
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing, a style's values for an artifact; make it again")
     try:
-        found = load(read_limited(path, _LARGEST, ArtifactError, "export again"))
+        values = load(read_limited(path, _LARGEST, ArtifactError, "make it again"))
     except (SafetensorError, TypeError, KeyError, ValueError) as error:
         raise ArtifactError(f"{path} is not a file of a style: {error}; make it again") from error
-    return checked(found, inputs, str(path))
-
-
-def checked(values: Arrays, inputs: tuple[TensorSpec, ...], where: str) -> dict[str, Array]:
-    """Return the values as float32; raise ArtifactError unless they are those of ``inputs``, and finite."""
-    wanted = {spec.name: spec for spec in inputs if is_style_input(spec.name)}
-    if wanted.keys() != values.keys():
-        differing = sorted(wanted.keys() ^ values.keys())
-        raise ArtifactError(f"{where} has not the artifact's inputs for a style ({differing[0]}); make it again")
+    wanted, where = {spec.name: spec for spec in inputs if is_style_input(spec.name)}, str(path)
+    if differing := sorted(wanted.keys() ^ values.keys()):
+        raise ArtifactError(
+            f"{where} is a style of another model or export: {differing[0]} is only in one of the two; make it again"
+        )
     for name, value in values.items():
         if value.shape != wanted[name].shape or value.dtype not in (np.float16, np.float32):
             raise ArtifactError(
                 f"{where}: {name} is {value.dtype}{list(value.shape)}, the artifact takes float32"
-                f"{list(wanted[name].shape)}: it is a style of another model or export; make it again"
+                f"{list(wanted[name].shape)}: a style of another model or export; make it again"
             )
         if not np.isfinite(value).all():
             raise ArtifactError(f"{where}: {name} has NaN or Inf; make it again")
@@ -85,6 +87,11 @@ def value_key(component: str, name: str) -> str:
 def is_style_key(key: str) -> bool:
     """Whether the key of a value is that of an input for a style."""
     return key.startswith("given.") and "/" in key
+
+
+def scaled(values: Arrays, scale: float) -> dict[str, Array]:
+    """Return a style's values with another scale."""
+    return {**values, SCALE_INPUT: values[SCALE_INPUT].astype(np.float32) * np.float32(scale)}
 
 
 def keyed(component: str, values: Mapping[str, Array]) -> dict[str, Array]:

@@ -259,6 +259,17 @@ class CountsCosts(Protocol):
 
 
 @runtime_checkable
+class WritesAdapters(Protocol):
+    """A target whose runtime reads the values of some inputs from a file of its own."""
+
+    adapter_suffix: ClassVar[str]
+
+    def write_adapter(self, values: Arrays, path: Path) -> None:
+        """Write values of an artifact's inputs, float16 or float32, to a file that the runtime reads."""
+        ...
+
+
+@runtime_checkable
 class ShownByExplorer(Protocol):
     """A target with artifacts that Model Explorer reads."""
 

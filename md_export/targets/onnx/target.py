@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from md_export.spec.artifact import ArtifactEntry
 from md_export.spec.scheme import QuantScheme, WeightStorage
-from md_export.targets.contract import CountsCosts, LoweringJob, Saved, ShownByExplorer, Target
+from md_export.spec.tensors import Arrays
+from md_export.targets.contract import CountsCosts, LoweringJob, Saved, ShownByExplorer, Target, WritesAdapters
 from md_export.targets.operations import ExplorerGraph, OpCost
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class OnnxModel:
         save(self, path)
 
 
-class OnnxTarget(Target, CountsCosts, ShownByExplorer):
+class OnnxTarget(Target, CountsCosts, ShownByExplorer, WritesAdapters):
     """ONNX: standard opset-18 graphs for onnxruntime, float32, float16 or int8 QDQ."""
 
     name = "onnx"
@@ -52,6 +53,7 @@ class OnnxTarget(Target, CountsCosts, ShownByExplorer):
     distributions = ("onnx", "onnxscript", "onnxruntime")
     title = "ONNX (onnxruntime)"
     as_written = "unoptimized"
+    adapter_suffix = ".onnx_adapter"
     forms: ClassVar = {"ort": ".ort", "cpu_fused": ".onnx"}
 
     def lower(self, job: LoweringJob) -> OnnxModel:
@@ -78,6 +80,11 @@ class OnnxTarget(Target, CountsCosts, ShownByExplorer):
         from md_export.targets.onnx.describe import explorer_graph
 
         return explorer_graph(path)
+
+    def write_adapter(self, values: Arrays, path: Path) -> None:
+        from md_export.targets.onnx.adapter import write_adapter
+
+        write_adapter(values, path)
 
     def compile_contexts(
         self, names: Sequence[str], folder: Path, entries: tuple[ArtifactEntry, ...], progress: Callable[[str], None]
