@@ -17,7 +17,8 @@ from md_export.cli.check import audit, compare, manifest, report
 from md_export.cli.checkpoints import adapt, golden, init, inspect, unpack
 from md_export.cli.devices import device_report, device_test
 from md_export.cli.explain import attribute, crosscheck, doctor, estimate, lint
-from md_export.cli.exports import EXPORTS, join, split, style
+from md_export.cli.exports import EXPORTS
+from md_export.cli.functions import join, split, style
 from md_export.cli.generate import generate
 from md_export.cli.recipes import recipe
 from md_export.errors import MdExportError, one_line

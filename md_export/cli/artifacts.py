@@ -57,14 +57,14 @@ def _verify_here(
     shared.conclude(json_file, result, result.failures, [parity_table(result)], f"{out}: verified")
 
 
-def _run_self_test(out: Path, checkpoint: Path | None, json_file: Path | None) -> None:
+def _run_self_test(out: Path, checkpoint: Path | None, loras: tuple[str, ...], json_file: Path | None) -> None:
     """Print the self-test's table; raises ParityError if a mutation was not noticed, or only by accident."""
     from md_export.engine.selftest import self_test
     from md_export.report.diagnoses import self_test_table
     from md_export.spec.shipped_files import nano_checkpoint
 
     with shared.progress(1) as tell:
-        result = self_test(out, checkpoint or nano_checkpoint(), tell)
+        result = self_test(out, checkpoint or nano_checkpoint(), tell, loras)
     shared.conclude(
         json_file, result, result.failures, [self_test_table(result)], f"{out}: the gate noticed everything"
     )
@@ -277,7 +277,7 @@ def verify(
     _check_runtime(library, gpu, target)
     _check_alone(self_test, golden_dir, own, engines)
     if self_test:
-        _run_self_test(out, checkpoint, json_file)
+        _run_self_test(out, checkpoint, loras, json_file)
     elif gpu:
         _verify_on_gpu(out, golden_dir, limit_s, json_file)
     elif library:

@@ -67,7 +67,7 @@ class Comparison:
 
 
 @contextmanager
-def _comparison(out: Path, checkpoint: Path, loras: Sequence[str], golden: Path | None = None) -> Iterator[Comparison]:
+def comparison(out: Path, checkpoint: Path, loras: Sequence[str], golden: Path | None = None) -> Iterator[Comparison]:
     """Yield a comparison; ``loras`` were fused into the weights, or are the export's styles if it has any.
 
     Raises:
@@ -77,8 +77,7 @@ def _comparison(out: Path, checkpoint: Path, loras: Sequence[str], golden: Path 
     lacking = [style.name for style in styles if style.name not in map(style_name, loras)]
     if lacking:
         raise UsageError(
-            f"{out} has the style{'s' * (len(styles) > 1)} {', '.join(style.name for style in styles)}; name the file of "
-            f"{lacking[0]} with --lora"
+            f"{out} has styles ({', '.join(style.name for style in styles)}); name the file of {lacking[0]} with --lora"
         )
     with adapted(checkpoint, () if styles else loras) as folder:
         yield Comparison(out, folder, golden, tuple(loras) if styles else ())
@@ -99,7 +98,7 @@ def verify(
         MdExportError: as :func:`md_export.parity.judge.judge`; the checkpoint cannot be read, or is not the export's.
         UsageError: a style's LoRA is not given.
     """
-    with _comparison(out, checkpoint, loras, golden) as asked:
+    with comparison(out, checkpoint, loras, golden) as asked:
         return judge(out, golden, progress).with_findings(_findings(asked, progress))
 
 
@@ -112,7 +111,7 @@ def audit(out: Path, checkpoint: Path, progress: Progress = lambda _: None, lora
         MdExportError: as :func:`md_export.parity.weights.audit.audit`.
         UsageError: a style's LoRA is not given.
     """
-    with _comparison(out, checkpoint, loras) as asked, scratch_folder() as folder:
+    with comparison(out, checkpoint, loras) as asked, scratch_folder() as folder:
         result = audit_weights(out, asked.checkpoint, progress)
         found = result.with_findings(_findings(asked, progress))
         again = lowered_again(asked, folder, progress)

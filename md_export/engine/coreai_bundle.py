@@ -23,6 +23,7 @@ from md_export.parity.golden.case import GoldenCase
 from md_export.parity.golden.folder import read_case, read_index
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry
 from md_export.spec.recipe import Recipe
+from md_export.spec.tensors import select
 
 METADATA: Final = "metadata.json"
 PARITY: Final = "parity"
@@ -86,8 +87,7 @@ def _arrays(case: GoldenCase, entry: ArtifactEntry) -> Iterable[tuple[str, Any]]
     """Yield the names and values of an asset's inputs and outputs; token ids as int64, as in the package's tests."""
     given, made = _STEM.get(entry.component, (None, f"{entry.component}_output"))
     inputs = case.inputs(entry.component)
-    for spec in entry.inputs:
-        array = inputs[spec.name]
+    for spec, array in zip(entry.inputs, select(inputs, entry.inputs).values(), strict=True):
         yield given or f"{entry.component}_{spec.name}", array.astype(np.int64) if array.dtype == np.int32 else array
     for spec in entry.outputs:
         alone = len(entry.outputs) == 1

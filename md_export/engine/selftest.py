@@ -9,8 +9,8 @@ from pathlib import Path
 
 from md_export.checkpoint import open_checkpoint
 from md_export.engine.against_checkpoint import (
-    Comparison,
     Lowered,
+    comparison,
     derived_findings,
     graph_findings,
     lowered_again,
@@ -37,8 +37,15 @@ class Subject:
     again: Lowered
 
 
-def self_test(out: Path, checkpoint_dir: Path, progress: Callable[[str], None] = lambda _: None) -> SelfTest:
+def self_test(
+    out: Path,
+    checkpoint_dir: Path,
+    progress: Callable[[str], None] = lambda _: None,
+    loras: Sequence[str] = (),
+) -> SelfTest:
     """Apply every mutation of the table to copies of the export in ``out``; ``out`` itself is only read.
+
+    ``loras``: those that it was exported with, as for :func:`md_export.engine.against_checkpoint.verify`.
 
     Raises:
         ArtifactError: the manifest is unreadable, or the export was made from another checkpoint.
@@ -49,11 +56,11 @@ def self_test(out: Path, checkpoint_dir: Path, progress: Callable[[str], None] =
     started = time.perf_counter()
     manifest = read_manifest(out)
     TARGETS[manifest.target].require()
-    check_checkpoint(manifest, open_checkpoint(checkpoint_dir))
-    with scratch_folder() as folder:
-        again = lowered_again(Comparison(out, checkpoint_dir), folder, progress)
+    with comparison(out, checkpoint_dir, loras) as asked, scratch_folder() as folder:
+        check_checkpoint(manifest, open_checkpoint(asked.checkpoint))
+        again = lowered_again(asked, folder, progress)
         progress(f"self-test of the gate on copies of {out}")
-        subject = Subject(out, checkpoint_dir, again)
+        subject = Subject(out, asked.checkpoint, again)
         rows = isolated(try_everything, RuntimeFault, f"self-test on {out}")(subject)
     return SelfTest(manifest.target, manifest.recipe.name, round(time.perf_counter() - started, 1), rows)
 

@@ -106,18 +106,24 @@ def edit_json(path: Path, change: Change) -> None:
 
 
 def copy_with_cases(out: Path, folder: Path, count: int) -> None:
-    """Copy an export with its first ``count`` golden cases of different prompts; recipe, index and manifest agree."""
+    """Copy an export with its first ``count`` golden cases of different prompts, and one of each style.
+
+    Recipe, index and manifest agree.
+    """
     shutil.copytree(out, folder)
     golden = folder / GOLDEN_FOLDER
     cases = from_json((golden / INDEX).read_text(encoding="utf-8"))["cases"]
     seed = cases[0]["seed"]
-    kept = list({case["prompt"]: case for case in reversed(cases) if case["seed"] == seed}.values())[::-1][:count]
+    base = [case for case in cases if "style" not in case and case["seed"] == seed]
+    kept = list({case["prompt"]: case for case in reversed(base)}.values())[::-1][:count]
+    prompts = [case["prompt"] for case in kept]
+    kept += {case["style"]: case for case in reversed(cases) if "style" in case}.values()
     for path in golden.iterdir():
         if path.name not in {INDEX, *(case["file"] for case in kept)}:
             path.unlink()
     named = [case | {"name": f"case-{number:03d}"} for number, case in enumerate(kept)]
     edit_json(golden / INDEX, lambda index: index.update(cases=named))
-    plan = {"prompts": [case["prompt"] for case in kept], "seeds": [seed]}
+    plan = {"prompts": prompts, "seeds": [seed]}
     edit_json(folder / MANIFEST, lambda manifest: manifest["recipe"].update(golden=plan))
     agree(folder)
 
