@@ -40,11 +40,11 @@ def join(exports: tuple[Path, ...], output: Path, json_file: Path | None) -> Non
 @options.checkpoint_option
 @options.output_option
 def style(loras: tuple[str, ...], out: Path, checkpoint: Path | None, output: Path) -> None:
-    """Make a style from a LoRA for an export, without exporting again.
+    """Make a style from a LoRA, without exporting again.
 
     Example: md-export style crayon.safetensors --for android -o crayon
 
-    The export was made with --style. The folder has a .safetensors file with the values of the inputs lora_… for each
+    The export has inputs for styles (--style). The folder has a .safetensors file with the values of the inputs lora_… for each
     component, and for ONNX an .onnx_adapter file. Several LoRAs become one style.
     """
     from md_export.engine.style import make_style

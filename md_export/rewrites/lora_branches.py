@@ -25,7 +25,7 @@ from md_export.rewrites.vector_linear_to_conv2d import VectorConv2d
 from md_export.spec.loras import BRANCH, LARGEST_RANK
 
 _FIRST_GUESS: Final = 16
-# Rounding of the two weights to float32, and of their rewrites, leaves less than this share of the weight's norm.
+# Rounding of the two weights to float32, and of their rewrites, leaves less than this share of the larger norm.
 _ROUNDING: Final = 2.0**-21
 _SHOWN: Final = 3
 
@@ -44,6 +44,7 @@ class Factors:
         return self.down.shape[0]
 
 
+@torch.no_grad()
 def factors_of(base: nn.Module, changed: nn.Module) -> dict[str, Factors]:
     """Return the factors of each layer that differs between two modules of the same structure, by path.
 
@@ -85,7 +86,7 @@ def _differing(layer: nn.Module, other: nn.Module) -> list[str]:
 def _factors(layer: Any, other: Any, names: list[str]) -> Factors | None:
     weight, new = layer.weight.flatten(1), other.weight.flatten(1)
     shift = other.bias - layer.bias if "bias" in names else None
-    split = _low_rank(new.double() - weight.double(), _ROUNDING * float(weight.norm()))
+    split = _low_rank(new.double() - weight.double(), _ROUNDING * float(max(weight.norm(), new.norm())))
     return None if split is None else Factors(split[0].float(), split[1].float(), shift)
 
 
