@@ -44,8 +44,8 @@ def style(loras: tuple[str, ...], out: Path, checkpoint: Path | None, output: Pa
 
     Example: md-export style crayon.safetensors --for android -o crayon
 
-    The export has inputs for styles (--style). The folder has a .safetensors file with the values of the inputs lora_… for each
-    component, and for ONNX an .onnx_adapter file. Several LoRAs become one style.
+    The export has inputs for styles (--style). The folder has a .safetensors file for each component, with the values
+    of the inputs lora_…, and for ONNX an .onnx_adapter file. Several LoRAs become one style.
     """
     from md_export.engine.style import make_style
 
