@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hi
 from md_export.engine.build_recipe import BuildRecipe, Matrix
 from md_export.spec.calibration import CalibrationPlan, RangeRule
 from md_export.spec.names import COMPONENT_NAMES
+from md_export.spec.prompts import PromptPlan
 from md_export.spec.recipe import GoldenPlan, Recipe, Regression, Tolerance
 from md_export.spec.recipe_checks import TABLES
 from md_export.spec.sampler import SamplerPlan
@@ -33,6 +34,7 @@ SECTIONS: Final[tuple[tuple[str, type, tuple[Row, ...]], ...]] = (
     ("`[golden]`", GoldenPlan, ()),
     ("`[calibration]`", CalibrationPlan, ()),
     ("`[sampler]`", SamplerPlan, ()),
+    ("`[prompts]`", PromptPlan, ()),
     ("`[regression]`", Regression, ()),
     ("Build recipes", BuildRecipe, ()),
     ("`[matrix]` of a build recipe", Matrix, ()),

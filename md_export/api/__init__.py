@@ -93,6 +93,8 @@ def export(
     timestep: int | None = None,
     clip_skip: int = 0,
     chunks: Chunks | None = None,
+    prompts: Sequence[str] = (),
+    text_encoder: bool = True,
     steps: int | None = None,
     sampler: Method | None = None,
     guidance: float | None = None,
@@ -113,6 +115,8 @@ def export(
         timestep: timestep of the one step (default: the checkpoint's last).
         clip_skip: number of the text encoder's last layers to leave out, as diffusers' ``clip_skip``.
         chunks: number of files to cut the denoiser into, or ``"auto"``: as many as keep each below 1 GB.
+        prompts: prompts whose text embeddings the export stores, in ``prompts.safetensors``.
+        text_encoder: export the text encoders, too; without them only the stored prompts make pictures.
         steps: number of sampling steps (default: the recipe's, or one).
         sampler: sampling method, with ``steps`` (default: that of the recipe or of the checkpoint's scheduler).
         guidance: scale of classifier-free guidance, with ``steps``; 1: none (default: the recipe's, or 7.5).
@@ -130,6 +134,7 @@ def export(
 
     given = Options.of(
         loras=loras,
+        prompts=prompts,
         components=components,
         size=size,
         timestep=timestep,
@@ -147,6 +152,7 @@ def export(
         .sampled(given.steps, given.guidance, given.sampler, given.negative)
         .varied(given.variant)
         .adapted(given.loras)
+        .prompted(given.prompts, text_encoder)
     )
     folder = path_of(out)
     manifest, _ = run(asked, path_of(checkpoint), folder, _optional(golden), progress or _silent)

@@ -20,6 +20,7 @@ class Options:
     """The options that several functions share, checked; their meaning is that of :func:`md_export.export`."""
 
     loras: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
     components: tuple[str, ...] = ()
     size: Size | None = None
     timestep: int | None = None

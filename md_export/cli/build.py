@@ -224,9 +224,9 @@ def search(
     from md_export.engine.request import Resources, default_jobs
     from md_export.engine.search.request import DIRECTIONS, SearchRequest, parse_budget
     from md_export.engine.search.run import search as find
-    from md_export.parity.golden.folder import read_prompts
     from md_export.report.plots import curve_plot, trade_off_table
     from md_export.report.progress import counting_to_stderr
+    from md_export.spec.prompts import prompts_in
 
     if prompts and golden_dir:
         raise UsageError("--prompts and --golden both set the golden cases; give one of them")
@@ -244,7 +244,7 @@ def search(
         rounding=rounding,
         components=components,
         golden=golden_dir,
-        prompts=tuple(read_prompts(prompts)) if prompts else (),
+        prompts=tuple(prompts_in(prompts)) if prompts else (),
         directions=directions or DIRECTIONS,
         jobs=jobs,
         dask=dask,

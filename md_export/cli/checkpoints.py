@@ -114,12 +114,13 @@ def golden(
     """
     from md_export.checkpoint import open_checkpoint
     from md_export.checkpoint.derived import adapted
-    from md_export.parity.golden.folder import read_prompts, write_golden
+    from md_export.parity.golden.folder import write_golden
     from md_export.parity.golden.prepare import golden_source
+    from md_export.spec.prompts import prompts_in
     from md_export.spec.sampler import sampler_of
     from md_export.system.files import staging
 
-    texts = [*single, *(read_prompts(prompts) if prompts else [])]
+    texts = [*single, *(prompts_in(prompts) if prompts else [])]
     if not texts:
         raise UsageError("no prompts; give at least one --prompt, or a file with --prompts")
     if chunks == "auto":

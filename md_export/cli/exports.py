@@ -141,6 +141,7 @@ def _command(target: str) -> click.Command:
     @options.unfused_option
     @options.style_option
     @options.style_rank_option
+    @options.prompts_option
     @options.jobs_option
     @options.max_memory_option
     @options.cache_option
@@ -167,6 +168,8 @@ def _command(target: str) -> click.Command:
         unfused: bool,
         styles: tuple[str, ...],
         style_rank: int | None,
+        prompts_file: Path | None,
+        text_encoder: bool,
         jobs: int | None,
         max_memory: int | None,
         cache: Path | None,
@@ -183,12 +186,15 @@ def _command(target: str) -> click.Command:
         asked = (*components, "vae_encoder") if encoder and components else components
         recipe = _recipe(target, precision, recipe_file, asked, rewrites, allow_drift, own, many)
         recipe = recipe.widened(("vae_encoder",)) if encoder else recipe
+        from md_export.spec.prompts import prompts_in
+
         with shared.options_checked():
             recipe = (
                 recipe.sampled(steps, guidance, sampler, negative)
                 .varied(Variant(size, timestep, clip_skip, chunks=chunks))
                 .adapted(loras, unfused)
                 .styled(styles, style_rank)
+                .prompted(tuple(dict.fromkeys(prompts_in(prompts_file))) if prompts_file else (), text_encoder)
             )
         from md_export.engine.export import export
         from md_export.engine.request import Resources, default_jobs

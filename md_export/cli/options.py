@@ -226,6 +226,22 @@ def with_options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda command: functools.reduce(lambda made, option: option(made), reversed(options), command)
 
 
+prompts_option = with_options(
+    click.option(
+        "--prompts",
+        "prompts_file",
+        type=EXISTING,
+        help="Also store the text embeddings of the prompts in this text file, one per line.",
+    ),
+    click.option(
+        "--no-text-encoder",
+        "text_encoder",
+        flag_value=False,
+        default=True,
+        help="Leave out the text encoder; pictures are then possible of the stored prompts only. Needs --prompts.",
+    ),
+)
+
 # Which picture is computed, by which sampler: of golden, generate and the exports.
 variant_options = with_options(
     size_option,

@@ -30,6 +30,7 @@ from md_export.parity.lora_fusing import added_loras
 from md_export.parity.metrics import Check, Finding
 from md_export.parity.opened_export import OpenedExport, check_checkpoint, open_export
 from md_export.parity.promised import differences
+from md_export.parity.prompts import embeddings, torch_findings
 from md_export.parity.styled_module import style_checkpoint
 from md_export.parity.verdict import Verdict
 from md_export.parity.weights.audit import AuditResult
@@ -38,7 +39,9 @@ from md_export.spec.artifact import GOLDEN_FOLDER, NPU_FOLDER, artifact_path, sh
 from md_export.spec.loras import STYLE_FOLDER, style_name
 from md_export.spec.manifest import Manifest, paths_beside, read_manifest
 from md_export.spec.names import whole_of
+from md_export.spec.prompts import PROMPTS_FILE
 from md_export.spec.style import style_file
+from md_export.spec.tensors import Array
 from md_export.system.files import sha256_of
 from md_export.system.isolation import isolated
 from md_export.system.workspace import scratch_folder
@@ -189,7 +192,9 @@ def compare(asked: Comparison) -> tuple[Finding, ...]:
         () if asked.golden else expected_cases(export.manifest.recipe, checkpoint.at(export.manifest.recipe.variant))
     )
     styles = (line for file in asked.styles for line in _reference_of_style(export, asked, file))
-    return (*derived_findings(export, checkpoint, pairs), *reference_of(export, checkpoint, print), *styles)
+    made = embeddings_of(export.manifest, checkpoint)
+    stored = torch_findings(export.out, export.manifest, made) if made else ()
+    return (*derived_findings(export, checkpoint, pairs), *reference_of(export, checkpoint, print), *styles, *stored)
 
 
 def _reference_of_style(export: OpenedExport, asked: Comparison, file: str) -> Iterator[Finding]:
@@ -203,6 +208,12 @@ def _reference_of_style(export: OpenedExport, asked: Comparison, file: str) -> I
             return
         changed = checkpoint.at(manifest.recipe.variant)
         yield from reference_findings(changed, manifest, export.golden, print, name)
+
+
+def embeddings_of(manifest: Manifest, checkpoint: Checkpoint) -> dict[str, Array]:
+    """Return torch's embeddings of the stored prompts of an export; empty if it stores none."""
+    prompts, recipe = manifest.stored_prompts, manifest.recipe
+    return embeddings(checkpoint.at(recipe.variant), recipe, prompts) if prompts else {}
 
 
 def reference_of(export: OpenedExport, checkpoint: Checkpoint, progress: Progress) -> Iterator[Finding]:
@@ -244,7 +255,9 @@ def _file_lines(export: OpenedExport, folder: Path) -> Iterator[str]:
             yield f"{name} {'differs from the checkpoint' if own.is_file() else 'is missing'}; {_AGAIN}"
     read = tuple(f"{name}/" for name in family_named(export.manifest.family).tokens)
     held = {name for name in paths_beside(export.out, export.manifest.artifacts) if name.startswith(read)}
-    others = (f"{GOLDEN_FOLDER}/", f"{NPU_FOLDER}/", f"{STYLE_FOLDER}/")
+    # The embeddings are compared as numbers, since another machine rounds them differently.
+    stored = [PROMPTS_FILE] if export.manifest.stored_prompts else []
+    others = (f"{GOLDEN_FOLDER}/", f"{NPU_FOLDER}/", f"{STYLE_FOLDER}/", *stored)
     for name in sorted((held | {name for name in export.manifest.files if not name.startswith(others)}) - set(derived)):
         yield f"{name} does not come from the checkpoint; {_AGAIN}"
 

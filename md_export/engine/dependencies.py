@@ -229,6 +229,7 @@ def alone(recipe: Recipe, name: str) -> Recipe:
         rewrites=rewrites,
         allow_drift=recipe.allow_drift and changing,
         calibration=recipe.calibration if is_calibrated(recipe.schemes[name]) else None,
+        prompts=None,
         npu=recipe.npu if recipe.schemes[name].is_static else (),
     )
 

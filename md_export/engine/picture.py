@@ -7,13 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from md_export.checkpoint.derived import adapted
-from md_export.engine.generate import (
-    Frame,
-    frame_of_checkpoint,
-    open_to_run,
-    pictures_of_artifacts,
-    pictures_of_checkpoint,
-)
+from md_export.engine.generate import frame_of_checkpoint, pictures_of_artifacts, pictures_of_checkpoint
+from md_export.engine.runnable_export import Frame, open_to_run
 from md_export.errors import UsageError
 from md_export.models.sampling.pictures import Given, Start, read_condition, read_given, read_start
 from md_export.spec.names import DEFAULT_STRENGTH

@@ -66,8 +66,18 @@ class ArtifactRequest(_Request):
 
 
 @dataclass(frozen=True)
+class PromptsRequest(_Request):
+    """Request for the text embeddings of the recipe's stored prompts, computed by torch."""
+
+    kind: Literal["prompts"] = "prompts"
+
+
+@dataclass(frozen=True)
 class ExportRequest(_Request):
-    """Request for a verified export with its manifest, from artifacts and golden cases given by key."""
+    """Request for a verified export with its manifest, from golden cases and parts given by key.
+
+    ``parts``: artifacts, and the text embeddings if it stores some.
+    """
 
     golden: str
     parts: tuple[str, ...]
@@ -75,13 +85,13 @@ class ExportRequest(_Request):
 
 
 Request: TypeAlias = Annotated[
-    GoldenRequest | CalibrationRequest | ArtifactRequest | ExportRequest, Field(discriminator="kind")
+    GoldenRequest | CalibrationRequest | ArtifactRequest | PromptsRequest | ExportRequest, Field(discriminator="kind")
 ]
 
 
 @dataclass(frozen=True)
 class CasesResult:
-    """Result of making golden or calibration cases.
+    """Result of making golden or calibration cases, or text embeddings.
 
     Attributes:
         drift: measured drift of the rewrites that change the function; None without such rewrites.
@@ -160,7 +170,7 @@ class Step:
 
     @property
     def kind(self) -> str:
-        """Kind of the step: ``golden``, ``calibration``, ``artifact`` or ``export``."""
+        """Kind of the step: ``golden``, ``calibration``, ``artifact``, ``prompts`` or ``export``."""
         return self.request.kind
 
 

@@ -29,11 +29,14 @@ from md_export.engine.plan import (
     ExportRequest,
     GoldenRequest,
     Plan,
+    PromptsRequest,
     Step,
 )
 from md_export.engine.request import lora_files, lora_inputs
 from md_export.engine.swift_bundle import swift_tokenizer
+from md_export.errors import RecipeError
 from md_export.models.families import family_of, graph_of
+from md_export.models.prompts import text_encoders
 from md_export.models.sampling.advice import advice_on_steps
 from md_export.models.sampling.sampler import steps_of
 from md_export.parity.golden.folder import INDEX, read_index
@@ -159,6 +162,7 @@ class _Planner:
         parts = tuple(
             self._artifact(recipe, name, source, golden, calibrated, concerned(styles, name)) for name in recipe.parts
         )
+        parts += self._prompts(recipe, source)
         content = {
             "step": "export",
             **source.common,
@@ -295,6 +299,31 @@ class _Planner:
             artifact_cost(recipe.target, name, scheme, size, source.area(recipe)),
         )
         return self._add(step)
+
+    def _prompts(self, recipe: Recipe, source: dependencies.Source) -> tuple[str, ...]:
+        """Add the step for the stored text embeddings and return its key; nothing if the recipe stores none.
+
+        Raises:
+            RecipeError: the checkpoint has no text encoder.
+        """
+        if recipe.prompts is None:
+            return ()
+        config = source.checkpoint.at(recipe.variant).config
+        weights = [source.weights[row.name] for row in text_encoders(family_of(config))]
+        if not weights:
+            raise RecipeError(f"recipe {recipe.name}: the checkpoint has no text encoder; leave out [prompts]")
+        texts = recipe.prompts.texts(steps_of(config, recipe.sampler))
+        changes = dependencies.changes_of(recipe)
+        asked = {**dataclasses.asdict(changes), "variant": dataclasses.asdict(recipe.variant), "texts": texts}
+        step = Step(
+            key_of({"step": "prompts", **source.common, **asked}),
+            f"embeddings of {len(texts)} prompts by torch",
+            (),
+            PromptsRequest(recipe, source.loras),
+            _cost_key("prompts", weights, len(texts)),
+            cases_cost(sum(weights), len(texts)),
+        )
+        return (self._add(step),)
 
     def _add(self, step: Step) -> str:
         """Add a step unless one with its key exists, and return the key."""

@@ -12,6 +12,7 @@ from md_export.engine.against_checkpoint import (
     Lowered,
     comparison,
     derived_findings,
+    embeddings_of,
     graph_findings,
     lowered_again,
     reference_of,
@@ -20,9 +21,11 @@ from md_export.errors import RuntimeFault
 from md_export.parity.golden.recomputed import expected_cases
 from md_export.parity.metrics import Fault
 from md_export.parity.opened_export import check_checkpoint, open_export
+from md_export.parity.prompts import torch_findings
 from md_export.parity.selftest.answers import Bench
 from md_export.parity.selftest.run import Audit, Row, SelfTest, auditor, try_all
 from md_export.spec.manifest import read_manifest
+from md_export.spec.tensors import Array
 from md_export.system.isolation import isolated
 from md_export.system.workspace import scratch_folder
 from md_export.targets import TARGETS
@@ -75,6 +78,7 @@ def comparer(checkpoint_dir: Path, again: Lowered) -> Audit:
     weights, bench, checkpoint = auditor(checkpoint_dir), Bench(), open_checkpoint(checkpoint_dir)
     references: dict[str, list[Fault]] = {}
     asked: list[tuple[str, int]] = []
+    embedded: dict[tuple[str, ...], dict[str, Array]] = {}
 
     def compare(out: Path, component: str) -> Sequence[Fault]:
         export = open_export(out)
@@ -83,7 +87,11 @@ def comparer(checkpoint_dir: Path, again: Lowered) -> Audit:
         if export.golden.sha256 not in references:
             found = reference_of(export, checkpoint, lambda _: None)
             references[export.golden.sha256] = [one.fault for one in found]
-        derived = derived_findings(export, checkpoint, asked, bench.execute)
+        derived = [*derived_findings(export, checkpoint, asked, bench.execute)]
+        if prompts := export.manifest.stored_prompts:
+            if prompts not in embedded:
+                embedded[prompts] = embeddings_of(export.manifest, checkpoint)
+            derived += torch_findings(out, export.manifest, embedded[prompts])
         others = (*derived, *graph_findings(export, again, (component,)))
         return [*weights(out, component), *references[export.golden.sha256], *(one.fault for one in others)]
 

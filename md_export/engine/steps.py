@@ -1,4 +1,4 @@
-"""Carry out the steps of a plan in worker processes: golden cases, calibration cases, an artifact, an export.
+"""Carry out the steps of a plan in worker processes: cases, an artifact, text embeddings, an export.
 
 Each function takes its request, the checkpoint and the :class:`md_export.engine.running.Job`, and returns its result.
 The job contains the folders of the steps that it needs and the folder for its output.
@@ -29,11 +29,13 @@ from md_export.parity.golden.folder import read_golden
 from md_export.parity.golden.prepare import add_style, calibration_cases, prepare_golden
 from md_export.parity.judge import verify
 from md_export.parity.lora_fusing import added_loras
+from md_export.parity.prompts import store_prompts
 from md_export.parity.styled_module import style_checkpoint
 from md_export.parity.verdict import Verdict, with_parity
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry
 from md_export.spec.loras import STYLE_FOLDER
 from md_export.spec.manifest import SCHEMA, AddedLora, Drift, Manifest, files_beside, write_manifest
+from md_export.spec.prompts import PROMPTS_FILE
 from md_export.spec.recipe import Recipe
 from md_export.spec.style import StyleInput
 from md_export.system.files import copy_file
@@ -62,6 +64,8 @@ def carry_out(job: Job) -> plan.Result:
                 return calibration(job.request, checkpoint, job)
             case plan.ArtifactRequest():
                 return artifact(job.request, checkpoint, job)
+            case plan.PromptsRequest():
+                return prompts(job.request, checkpoint, job)
             case plan.ExportRequest():
                 return export(job.request, checkpoint, job)
 
@@ -101,6 +105,15 @@ def artifact(request: plan.ArtifactRequest, checkpoint: Checkpoint, job: Job) ->
     return plan.ArtifactResult(build_and_tell(step, job.tell))
 
 
+def prompts(request: plan.PromptsRequest, checkpoint: Checkpoint, job: Job) -> plan.CasesResult:
+    """Compute the text embeddings that an export stores, in torch."""
+    recipe, checkpoint = request.recipe, checkpoint.at(request.recipe.variant)
+    if recipe.prompts is not None:
+        texts = recipe.prompts.texts(steps_of(checkpoint.config, recipe.sampler))
+        store_prompts(checkpoint, recipe, texts, job.folder)
+    return plan.CasesResult()
+
+
 def export(request: plan.ExportRequest, checkpoint: Checkpoint, job: Job) -> plan.ExportResult:
     """Assemble artifacts and golden cases into an export and verify it.
 
@@ -118,7 +131,7 @@ def export(request: plan.ExportRequest, checkpoint: Checkpoint, job: Job) -> pla
     verdict = seal(recipe, checkpoint, folder, entries, drift, job.tell, styles)
     if not verdict.passed:
         return plan.ExportResult(verdict, tuple(explain(folder, verdict, checkpoint.root, job.tell)))
-    parts = [GOLDEN_FOLDER, *([STYLE_FOLDER] if request.styles else [])]
+    parts = [GOLDEN_FOLDER, *([STYLE_FOLDER] if request.styles else []), *([PROMPTS_FILE] if recipe.prompts else [])]
     _remove_parts(folder, [*parts, *(name for one in entries for name in (one.file, one.data) if name)])
     return plan.ExportResult(verdict)
 
@@ -147,7 +160,7 @@ def seal(
 def write_beside(recipe: Recipe, checkpoint: Checkpoint, folder: Path, entries: tuple[ArtifactEntry, ...]) -> None:
     """Write the files that an app reads beside the artifacts; ``folder`` has the golden cases."""
     if recipe.layout == "swift":
-        write_bundle(checkpoint, folder, chunked=recipe.chunks is not None)
+        write_bundle(checkpoint, folder, recipe.chunks is not None, recipe.prompts)
     if recipe.target == "coreai":
         write_assets(recipe, checkpoint, folder, entries)
     checkpoint.copy_tokenizers(folder)

@@ -23,6 +23,7 @@ from md_export.models.config import ModelConfig
 from md_export.models.sampling.sampler import one_step
 from md_export.models.sampling.schedule import ScheduleConfig
 from md_export.models.tokenizers import tokenize
+from md_export.spec.prompts import PROMPTS_FILE, PromptPlan
 from md_export.spec.tensors import TensorSpec
 from md_export.system.isolation import isolated
 
@@ -71,8 +72,12 @@ def schedule_of(config: ModelConfig) -> Schedule:
     )
 
 
-def write_bundle(checkpoint: Checkpoint, folder: Path, chunked: bool = False) -> None:
-    """Write all files except the packages to ``folder``; ``chunked``: the UNet is in two packages.
+def write_bundle(
+    checkpoint: Checkpoint, folder: Path, chunked: bool = False, prompts: PromptPlan | None = None
+) -> None:
+    """Write all files except the packages and the embeddings of ``prompts`` to ``folder``.
+
+    ``chunked``: the UNet is in two packages.
 
     Raises:
         CheckpointError: Swift's tokenizer cannot reproduce the checkpoint's tokenizer.
@@ -85,7 +90,11 @@ def write_bundle(checkpoint: Checkpoint, folder: Path, chunked: bool = False) ->
     (folder / "schedule.json").write_text(text + "\n", encoding="utf-8")
     script = folder / SCRIPT
     text = Path(__file__).with_name(SCRIPT).read_text(encoding="utf-8")
-    script.write_text(text.replace(" Unet ", " UnetChunk1 UnetChunk2 ") if chunked else text, encoding="utf-8")
+    text = text.replace(" Unet ", " UnetChunk1 UnetChunk2 ") if chunked else text
+    if prompts is not None:
+        text = text.replace("schedule.json", f"schedule.json {PROMPTS_FILE}")
+        text = text if prompts.text_encoder else text.replace("TextEncoder ", "")
+    script.write_text(text, encoding="utf-8")
     script.chmod(0o755)
 
 

@@ -275,6 +275,10 @@ class Family:
             whole=whole,
         )
 
+    def needed(self, stored: bool) -> tuple[Component, ...]:
+        """Rows of the components that a picture needs; with ``stored`` text embeddings, without the text encoders."""
+        return tuple(row for row in self.required if not stored or row.called != "per prompt")
+
     @property
     def required(self) -> tuple[Component, ...]:
         """Rows of the components that are not optional."""

@@ -56,7 +56,9 @@ def judge_chain(
     runner, names = _JudgingRunner(export, cases, judge, take, tell), [entry.component for entry in manifest.artifacts]
     family = family_named(manifest.family)
     rows = [row for row in family.components if row.name in names]
-    whole = {row.name for row in family.required} <= set(names) and (take is not None or manifest.steps is None)
+    # Without text encoders, the chain starts from golden embeddings, which those that are stored must equal.
+    needed = {row.name for row in family.needed(bool(manifest.stored_prompts))}
+    whole = needed <= set(names) and (take is not None or manifest.steps is None)
     begun = [_begin(manifest, case) for case in cases] if whole else []
     walked = walk(family, rows, runner, begun, Sampler(manifest.steps or manifest.one_step))
     pictures = tuple(np.asarray(values[MADE.key], np.float32) for values in walked if MADE.key in values)

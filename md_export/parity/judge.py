@@ -15,8 +15,16 @@ from md_export.models.walk import Steps, Tensors
 from md_export.parity.chain import Take, judge_chain
 from md_export.parity.golden.surface import packed
 from md_export.parity.metrics import Check, Fault
-from md_export.parity.opened_export import claim_faults, note_faults, open_export, stored_faults, surface_faults
+from md_export.parity.opened_export import (
+    OpenedExport,
+    claim_faults,
+    note_faults,
+    open_export,
+    stored_faults,
+    surface_faults,
+)
 from md_export.parity.promised import promise_faults
+from md_export.parity.prompts import artifact_faults, prompt_faults, stored_batches
 from md_export.parity.subject import Subject
 from md_export.parity.tokens import token_faults
 from md_export.parity.verdict import ComponentVerdict, Verdict, Verification
@@ -90,10 +98,12 @@ def _judge_component(
         return subject.verdict(None, [Fault(Check.SURFACE, str(error))]), []
     faults = surface_faults(entry, inputs[0], wanted[0])
     # Faults of files that no single artifact owns are reported with the first artifact.
-    faults += [*token_faults(subject.export), *promise_faults(subject.export)] if entry is manifest.artifacts[0] else []
+    faults += _faults_of_files(subject.export) if entry is manifest.artifacts[0] else []
     try:
         batches = [*inputs, *(packed(recipe, entry, batch) for batch in others)]
-        run = execute(manifest.target, subject.path, batches)
+        stored = stored_batches(subject)
+        run = execute(manifest.target, subject.path, [*batches, *stored.values()])
+        faults += artifact_faults(subject, stored, run.outputs[len(batches) :])
         parity, short = subject.compare(run.outputs[: len(inputs)])
         faults += [Fault(Check.OVERFLOW, line) for line in dict.fromkeys(run.hazards)]
         faults += note_faults(manifest, entry, run.found.notes)
@@ -103,4 +113,8 @@ def _judge_component(
     except MdExportError as error:
         return subject.verdict(None, [*faults, Fault(Check.EXECUTION, str(error))]), []
     faults += short + stored_faults(entry, scheme, run.found)
-    return subject.verdict(None, faults, parity), run.outputs if parity else []
+    return subject.verdict(None, faults, parity), run.outputs[: len(batches)] if parity else []
+
+
+def _faults_of_files(export: OpenedExport) -> list[Fault]:
+    return [*token_faults(export), *promise_faults(export), *prompt_faults(export)]

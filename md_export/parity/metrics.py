@@ -38,6 +38,7 @@ class Check(StrEnum):
     TOKENIZER = "tokenizer"
     CASES = "cases"
     APP_FILES = "files of the app"
+    PROMPTS = "stored prompts"
     REFERENCE = "reference"
     CHECKPOINT = "checkpoint"
     EXACT = "too exact"

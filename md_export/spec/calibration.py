@@ -68,12 +68,15 @@ class CalibrationPlan:
         return RangeRule(self.observer, self.percentile)
 
 
-def check_cases(table: str, prompts: tuple[str, ...], seeds: tuple[int, ...]) -> None:
-    """Raise :class:`RecipeError` for too many cases or for seeds outside 64 bits, which torch refuses."""
+def check_cases(table: str, prompts: tuple[str, ...], seeds: tuple[int, ...], field: str = "prompts") -> None:
+    """Raise :class:`RecipeError` for too many cases or for seeds outside 64 bits, which torch refuses.
+
+    ``field``: the field of the table that has the prompts.
+    """
     if max(len(prompts), 1) * len(seeds) > MOST_CASES or len(prompts) > MOST_CASES:
-        raise RecipeError(f"[{table}] prompts times seeds are more than {MOST_CASES:,} cases; name fewer")
+        raise RecipeError(f"[{table}] {field} times seeds are more than {MOST_CASES:,} cases; name fewer")
     if any(len(prompt) > _LONGEST_PROMPT for prompt in prompts):
-        raise RecipeError(f"[{table}] prompts: one has more than {_LONGEST_PROMPT:,} characters; CLIP reads 77 tokens")
+        raise RecipeError(f"[{table}] {field}: one has more than {_LONGEST_PROMPT:,} characters; CLIP reads 77 tokens")
     for seed in seeds:
         if not _LEAST_SEED <= seed < _SEEDS_END:
             raise RecipeError(f"[{table}] seeds: {seed!s:.30} does not fit into 64 bits")

@@ -77,6 +77,11 @@ class Manifest:
     zeros_for_empty: bool = False
     styles: tuple[AddedLora, ...] = ()
 
+    @property
+    def stored_prompts(self) -> tuple[str, ...]:
+        """Prompts whose text embeddings the export stores, in order; empty if it stores none."""
+        return self.recipe.prompts.texts(self.steps) if self.recipe.prompts else ()
+
     def entry_for(self, component: str) -> ArtifactEntry:
         """Return the component's artifact; raise ArtifactError if the export has none."""
         for entry in self.artifacts:

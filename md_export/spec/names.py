@@ -28,6 +28,8 @@ OPTIONAL_NAMES: Final[Mapping[str, str]] = {
 }
 # A recipe with all of these exports the whole model.
 COMPONENT_NAMES: Final = tuple(name for name in ORDER if name not in OPTIONAL_NAMES)
+# Components that compute the embeddings of a prompt.
+TEXT_ENCODERS: Final[tuple[ComponentName, ...]] = ("text_encoder", "text_encoder_2")
 # Components that may be cut into chunks, which are called ``unet_chunk1``, ``unet_chunk2`` and so on.
 CUTTABLE: Final[tuple[ComponentName, ...]] = ("unet", "transformer")
 MOST_CHUNKS: Final = 16

@@ -16,73 +16,32 @@ from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_ser
 from md_export.errors import RecipeError
 from md_export.spec.calibration import CalibrationPlan, check_cases
 from md_export.spec.loras import BRANCHES, label
-from md_export.spec.names import COMPONENT_NAMES, OPTIONAL_NAMES, ORDER, ComponentName, Method, part_names, whole_of
+from md_export.spec.names import (
+    COMPONENT_NAMES,
+    OPTIONAL_NAMES,
+    ORDER,
+    TEXT_ENCODERS,
+    ComponentName,
+    Method,
+    part_names,
+    whole_of,
+)
+from md_export.spec.prompts import PromptPlan
 from md_export.spec.recipe_checks import CHECKS
 from md_export.spec.sampler import SamplerPlan, sampler_of
 from md_export.spec.scheme import QuantScheme as QuantScheme
+from md_export.spec.tolerance import Regression as Regression
+from md_export.spec.tolerance import Tolerance as Tolerance
 from md_export.spec.variant import Chunks, Size, Variant
 from md_export.system.files import is_plain_name
 
-
-@dataclass(frozen=True)
-class Regression:
-    """Limits on how much worse than an older export a component or the picture may be; improvements never fail.
-
-    Attributes:
-        snr_db_loss: loss of a component's SNR, in dB.
-        picture_psnr_db_loss: loss of the picture's PSNR, in dB.
-        bytes_growth, ops_growth: growth of an artifact's size and number of operations, as a share of the older one's.
-        new_lint_findings: number of operations with a lint finding that the older artifact does not have.
-        new_cpu_ops: number of operations that the GPU engine newly leaves to the CPU; checked with ``--gpu``.
-    """
-
-    __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    snr_db_loss: float
-    picture_psnr_db_loss: float
-    bytes_growth: float
-    ops_growth: float
-    new_lint_findings: int
-    new_cpu_ops: int
-
-
 # Modules with the same name in the VAE encoder and decoder.
 _OF_BOTH: Final = ("conv_in", "conv_out", "mid_block")
+# Fields that recipes of older manifests do not have.
+_LATER: Final = ("chunks", "unfused", "styles", "style_rank", "prompts")
 _LONGEST_NAME: Final = 200
 _EASED_DB: Final = 4.0
-# Core AI's runtime computes nano's first chunk in float16 with 48.8 dB; the recipe's threshold for the UNet is 55 dB.
-_INNER_DB: Final = 10.0
-# A threshold of NaN or -Infinity would never fail.
-_LATER: Final = ("chunks", "unfused", "styles", "style_rank")
-_FORBID = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """Thresholds for one component's outputs, compared with the golden outputs in float64.
-
-    ``guidance_snr_db`` is for the difference between the outputs with the prompt and without it, which guidance
-    multiplies (arXiv 2207.12598). At 10 dB the error is a third of the difference. It can be far larger than the error
-    of each output: a published UNet with 8-bit weights had a difference of 0.009 instead of 0.175.
-
-    Attributes:
-        snr_db, psnr_db: least signal-to-noise ratio and peak signal-to-noise ratio, in dB.
-        cosine: least cosine of the flattened tensors.
-        max_abs: largest absolute error of a value.
-        guidance_snr_db: least SNR in dB of the difference that the prompt makes, where guidance is used.
-    """
-
-    __pydantic_config__ = _FORBID
-
-    snr_db: float
-    psnr_db: float | None = None
-    cosine: float | None = None
-    max_abs: float | None = None
-    guidance_snr_db: float = 10.0
-
-    def of_inner_values(self) -> Tolerance:
-        """Return the tolerance for values that a chunk passes to later chunks, which may have any scale and shape."""
-        return Tolerance(self.snr_db - _INNER_DB, guidance_snr_db=self.guidance_snr_db)
+_FORBID: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -128,6 +87,7 @@ class Recipe:
         size, timestep, clip_skip, chunks: as in :class:`md_export.spec.variant.Variant`; after :meth:`cut`, each chunk
             has an entry in ``schemes`` and ``tolerances``.
         sampler: many steps; None for one step.
+        prompts: prompts whose text embeddings the export stores; None for none.
         loras: LoRAs to add to the checkpoint, each ``FILE`` or ``FILE:scale``; paths in a file are relative to it.
         unfused: LoRAs are computed beside the weights, which stay those of the checkpoint without them.
         styles: LoRAs that the app chooses by inputs of the artifacts, each ``FILE`` or ``FILE:scale``, as ``loras``.
@@ -163,6 +123,7 @@ class Recipe:
     unfused: bool = False
     styles: tuple[str, ...] = ()
     style_rank: int | None = None
+    prompts: PromptPlan | None = None
     optional_schemes: Annotated[dict[str, QuantScheme], Field(exclude=True)] = dataclasses.field(default_factory=dict)
     optional_tolerances: Annotated[dict[str, Tolerance], Field(exclude=True)] = dataclasses.field(default_factory=dict)
 
@@ -302,15 +263,32 @@ class Recipe:
         )
 
     def completed(self, components: tuple[str, ...]) -> Recipe:
-        """Return the recipe with all components of a checkpoint, if it exports a whole model; else unchanged.
+        """Return the recipe with all components of a checkpoint, if it exports a whole model; else with its own.
 
         ``components``: those of the checkpoint. Components of other families, such as the UNet for a checkpoint with a
-        transformer, are removed.
+        transformer, are removed, and text encoders that stored prompts replace.
         """
-        if not set(COMPONENT_NAMES) <= set(self.components):
-            return self
-        widened = self.widened(components)
-        return widened.narrowed(tuple(name for name in widened.components if name in {*components, *OPTIONAL_NAMES}))
+        recipe = self
+        if set(COMPONENT_NAMES) <= set(self.components):
+            recipe = self.widened(components)
+            recipe = recipe.narrowed(tuple(x for x in recipe.components if x in {*components, *OPTIONAL_NAMES}))
+        if self.prompts is None or self.prompts.text_encoder:
+            return recipe
+        return recipe.narrowed(tuple(name for name in recipe.components if name not in TEXT_ENCODERS))
+
+    def prompted(self, stored: tuple[str, ...], text_encoder: bool = True) -> Recipe:
+        """Return the recipe with these prompts stored; without any, only ``text_encoder`` changes.
+
+        Raises:
+            RecipeError: no text encoder, and no prompts to replace it.
+        """
+        before = self.prompts
+        if not stored and before is None:
+            if text_encoder:
+                return self
+            raise RecipeError("--no-text-encoder needs stored prompts in its place; name them with --prompts FILE")
+        kept = text_encoder and (before is None or before.text_encoder)
+        return dataclasses.replace(self, prompts=PromptPlan(stored or (before.stored if before else ()), kept))
 
     def narrowed(self, components: tuple[str, ...]) -> Recipe:
         """Return the recipe with only the given components; unchanged if none are given.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from md_export.errors import RecipeError
 from md_export.spec.loras import LARGEST_RANK, style_name
-from md_export.spec.names import CUTTABLE, SOCS
+from md_export.spec.names import CUTTABLE, SOCS, TEXT_ENCODERS
 
 if TYPE_CHECKING:
     from md_export.spec.recipe import Recipe
@@ -109,6 +109,14 @@ def _check_form(recipe: Recipe) -> None:
         )
 
 
+def _check_prompts(recipe: Recipe) -> None:
+    if recipe.prompts and not recipe.prompts.text_encoder and set(recipe.components) <= set(TEXT_ENCODERS):
+        raise RecipeError(
+            f"recipe {recipe.name}: without text encoders nothing is left of {', '.join(recipe.components)}; leave out "
+            "--no-text-encoder, or export more components"
+        )
+
+
 def _check_components(recipe: Recipe) -> None:
     if len(set(recipe.components)) < len(recipe.components):
         raise RecipeError(f"recipe {recipe.name}: components names one twice: {', '.join(recipe.components)}")
@@ -128,5 +136,6 @@ CHECKS: Final = (
     _check_styles,
     _check_npu,
     _check_form,
+    _check_prompts,
     _check_components,
 )

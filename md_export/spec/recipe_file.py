@@ -21,6 +21,7 @@ from md_export.errors import RecipeError
 from md_export.spec.calibration import CalibrationPlan
 from md_export.spec.loras import anchored
 from md_export.spec.names import COMPONENT_NAMES, OPTIONAL_NAMES, ORDER
+from md_export.spec.prompts import PromptPlan
 from md_export.spec.recipe import GoldenPlan, Recipe, Regression, Tolerance
 from md_export.spec.recipe_checks import TABLES
 from md_export.spec.sampler import SamplerPlan
@@ -204,6 +205,7 @@ def _known_fields(table: str) -> list[str]:
         "calibration": CalibrationPlan,
         "regression": Regression,
         "sampler": SamplerPlan,
+        "prompts": PromptPlan,
     }
     if table in kinds:
         return [field.name for field in dataclasses.fields(kinds[table])]

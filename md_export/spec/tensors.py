@@ -38,14 +38,14 @@ class TensorSpec:
         return np.zeros(self.shape, dtype=self.dtype)
 
 
-def save_tensors(arrays: Arrays, path: Path) -> None:
-    """Write named arrays as safetensors.
+def save_tensors(arrays: Arrays, path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write named arrays as safetensors. The order of several entries of ``metadata`` differs between runs.
 
     Raises:
         OutputError: the file could not be written completely.
     """
     try:
-        save_file({name: np.asarray(value, order="C") for name, value in arrays.items()}, path)
+        save_file({name: np.asarray(value, order="C") for name, value in arrays.items()}, path, metadata)
     except (SafetensorError, OSError) as error:
         raise OutputError(f"{path.name} could not be written: {error}; nothing was kept. Is the disk full?") from error
 

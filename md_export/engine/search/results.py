@@ -145,7 +145,7 @@ def recipe_toml(recipe: Recipe, notes: Sequence[str] = ()) -> str:
     tolerances = _of(recipe, recipe.tolerances) | recipe.optional_tolerances
     least = {component: _given(tolerance) for component, tolerance in tolerances.items()}
     document.add("tolerance", _value({"picture_psnr_db": recipe.picture_psnr_db, **least}))
-    for key in ("sampler", "calibration", "regression", "golden"):
+    for key in ("sampler", "prompts", "calibration", "regression", "golden"):
         if key in plain:
             document.add(key, _value(plain[key]))
     return tomlkit.dumps(document)

@@ -16,12 +16,11 @@ from md_export.models.chunks import Chunk, chunk_ends, cut
 from md_export.models.config import ModelConfig
 from md_export.models.families import family_of
 from md_export.models.graph import Component, Family
+from md_export.models.prompts import StoredPrompts, text_encoders, tokenized, values_of_prompt
 from md_export.models.sampling.pictures import Given, Start, cells_of, enter, hide, nothing
 from md_export.models.sampling.sampler import Sampler
 from md_export.models.sampling.schedule import ScheduleConfig
-from md_export.models.tokenizers import tokens_of
 from md_export.models.values import (
-    ATTENTION_MASK,
     BLEND,
     CONDITION,
     EDITED,
@@ -82,6 +81,7 @@ class Pipeline:
         downscale: side of a latent pixel in picture pixels.
         inpaints, edits: the UNet also gets a picture's latents, with a mask or without.
         steps: constants of many steps; None for one step.
+        stored: text embeddings of prompts, which replace the text encoders; None if these are run.
         zeros_for_empty: unconditional text embeddings are zeros, not those of the empty prompt.
         schedule: noise at every timestep; None if image-to-image is not possible.
         recorded: known values, the same for all pictures, that are not computed again.
@@ -101,12 +101,14 @@ class Pipeline:
     schedule: ScheduleConfig | None = None
     recorded: Mapping[str, Array] = field(default_factory=dict)
     zeros_for_empty: bool = False
+    stored: StoredPrompts | None = None
 
     def values(self, requests: Sequence[PictureRequest], kept: Collection[int] = ()) -> list[Tensors]:
         """Return all intermediate values of each picture; ``kept``: numbers of the steps to include.
 
         Raises:
-            UsageError: in-painting in many steps with a UNet that was not trained for it.
+            UsageError: in-painting in many steps with a UNet that was not trained for it, or a prompt that is not
+                stored.
         """
         entered, noises = self._entered(requests)
         sampler = Sampler(entered.steps or entered.one_step)
@@ -131,14 +133,11 @@ class Pipeline:
         if sampler.guidance is not None:
             negative = self.steps.negative if self.steps and request.negative is None else request.negative
             texts = {".0": negative or "", ".1": request.prompt}
-        ids: Tensors = {}
-        for folder, value in self.family.tokens.items():
-            for ending, text in texts.items():
-                tokens = tokens_of(self.tokenizers[folder], text, self.text_length)
-                ids[f"{value.key}{ending}"] = tokens.ids
-                if ATTENTION_MASK in self.family.outside:
-                    ids[f"{ATTENTION_MASK.key}{ending}"] = tokens.mask
-        found: Tensors = {**self.recorded, NOISE.key: noise, **ids}
+        found: Tensors = {**self.recorded, NOISE.key: noise}
+        for ending, text in texts.items():
+            stored = self.stored.of(text) if self.stored else {}
+            ids = tokenized(self.family, self.tokenizers, text, self.text_length)
+            found |= {f"{key}{ending}": value for key, value in (ids | stored).items()}
         if TIME_IDS in self.family.outside:
             found[TIME_IDS.key] = np.asarray([[*self.sides, 0, 0, *self.sides]], np.float32)
         if self.zeros_for_empty and texts.get(".0") == "":
@@ -159,6 +158,13 @@ class Pipeline:
             found[MASK.key if self.inpaints else BLEND.key] = cells_of(given.mask, self.downscale)
             found[PICTURE.key] = hide(given.image, given.mask) if self.inpaints else given.image
         return found
+
+    def embedded(self, prompts: Sequence[str]) -> dict[str, Array]:
+        """Return what the text encoders compute of each prompt, ``[N, …]`` by key; each encoder is loaded once."""
+        pictures: list[Tensors] = [tokenized(self.family, self.tokenizers, one, self.text_length) for one in prompts]
+        for row in text_encoders(self.family):
+            call(row, self.backend.run, pictures)
+        return {key: np.concatenate([values[key] for values in pictures]) for key in values_of_prompt(self.family)}
 
     @property
     def sides(self) -> tuple[int, int]:

@@ -287,18 +287,3 @@ def add_cases(
 def _versions() -> dict[str, str]:
     names = ("torch", "transformers", "numpy")
     return {"md-export": __version__, **{name: version(name) for name in names}}
-
-
-def read_prompts(path: Path) -> list[str]:
-    """Read prompts from a text file, one per line, without blank lines.
-
-    Raises:
-        GoldenError: the file is unreadable or empty.
-    """
-    try:
-        prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise GoldenError(f"{path}: cannot be read as prompts: {error}") from error
-    if not prompts:
-        raise GoldenError(f"{path} has no prompt; write one per line")
-    return prompts

@@ -25,7 +25,7 @@ from md_export.spec.tensors import Array
 
 # Thresholds for float32 rounding on another machine or in another version of torch: for a component on its golden
 # inputs (measured: 110 dB and more), and after all sampler steps, which may amplify the difference. float16: 70 dB.
-_ALONE_DB: Final = 80.0
+ALONE_DB: Final = 80.0
 _CHAIN_DB: Final = 60.0
 
 
@@ -60,7 +60,7 @@ def reference_findings(
         for key in sorted(made.keys() | held):
             db = _agreement(case.values.get(key), made.get(key))
             differences.add(case, key, db, _CHAIN_DB)
-            close |= {key.partition(".")[0]} if _CHAIN_DB <= db < _ALONE_DB else set()
+            close |= {key.partition(".")[0]} if _CHAIN_DB <= db < ALONE_DB else set()
     for component in sorted(close & golden.cases[0].graph.rows.keys()):
         progress(f"torch on the golden inputs of {component}")
         for case in cases:
@@ -76,7 +76,7 @@ def _run_alone(source: GoldenSource, component: str, case: GoldenCase, differenc
         for name, value in backend.runners[component].run(call.inputs(component)).items():
             ending = "" if call.call is None else f".{call.call}"
             differences.add(
-                case, f"{component}.{name}{ending}", _agreement(call.output(component, name), value), _ALONE_DB
+                case, f"{component}.{name}{ending}", _agreement(call.output(component, name), value), ALONE_DB
             )
 
 
