@@ -12,7 +12,18 @@ from md_export.parity.selftest.sandbox import edit_json as edit_json
 from md_export.spec.manifest import read_manifest
 from md_export.targets import TARGETS
 
-__all__ = ["deepen_mask", "edit_json", "edits", "flip_block", "rehash", "weight_file"]
+__all__ = ["PROMPTS", "deepen_mask", "edit_json", "edits", "flip_block", "rehash", "weight_file"]
+
+
+# Mutations of the stored text embeddings, which most exports do not have.
+PROMPTS = {
+    "embeddings of two prompts exchanged",
+    "a value of an embedding changed",
+    "embeddings taken from the artifact",
+    "a stored prompt struck",
+    "a prompt stored that was not asked for",
+    "a stored prompt struck everywhere",
+}
 
 
 def weight_file(out: Path, component: str) -> Path:

@@ -11,8 +11,9 @@ from safetensors.numpy import load_file, save_file
 
 from md_export.checkpoint import open_checkpoint
 from md_export.errors import GoldenError
-from md_export.parity.golden.folder import read_golden, read_prompts, write_golden
+from md_export.parity.golden.folder import read_golden, write_golden
 from md_export.parity.golden.prepare import golden_source
+from md_export.spec.prompts import prompts_in
 from md_export.system.files import sha256_of
 
 
@@ -104,9 +105,9 @@ def test_damage_is_named(copied: Path, damage: Any, message: str) -> None:
 def test_prompts_file(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("a cat\n\n  a dog \n")
-    assert read_prompts(path) == ["a cat", "a dog"]
+    assert prompts_in(path) == ["a cat", "a dog"]
     path.write_text("\n")
     with pytest.raises(GoldenError, match="one per line"):
-        read_prompts(path)
+        prompts_in(path)
     with pytest.raises(GoldenError, match="cannot be read"):
-        read_prompts(tmp_path / "none")
+        prompts_in(tmp_path / "none")

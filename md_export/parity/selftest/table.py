@@ -13,7 +13,7 @@ import numpy as np
 from md_export.models.graph import Family
 from md_export.parity.golden.folder import INDEX
 from md_export.parity.metrics import Check
-from md_export.parity.selftest import answers, damage, graphs, records, styles
+from md_export.parity.selftest import answers, damage, embeddings, graphs, records, styles
 from md_export.parity.selftest.answers import Distortion, each_output, on_outputs
 from md_export.parity.selftest.graphs import Edit, on_graph
 from md_export.parity.selftest.sandbox import Sandbox, halve
@@ -206,6 +206,12 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     _beside("another constant in a layout's file", Check.APP_FILES, records.app_file),
     _beside("factors of two layers exchanged in a style", Check.FIGURES, styles.exchange_factors),
     _beside("a stale style", Check.FIGURES, styles.stale_style),
+    _beside("embeddings of two prompts exchanged", Check.PROMPTS, embeddings.exchange_rows),
+    _beside("a value of an embedding changed", Check.PROMPTS, embeddings.change_value),
+    _with_checkpoint("embeddings taken from the artifact", "file", Check.PROMPTS, embeddings.taken_from_artifact),
+    _with_checkpoint("a stored prompt struck", "file", Check.PROMPTS, embeddings.remove_prompt),
+    _with_checkpoint("a prompt stored that was not asked for", "file", Check.PROMPTS, embeddings.add_prompt),
+    _with_checkpoint("a stored prompt struck everywhere", "file", Check.PIN, embeddings.remove_everywhere),
     _with_checkpoint("a token added to the tokenizer", "tokenizer", Check.CHECKPOINT, records.add_token),
     _with_checkpoint("a merge of the tokenizer struck", "tokenizer", Check.CHECKPOINT, records.remove_merge),
     _with_checkpoint("a file that the checkpoint does not give", "file", Check.CHECKPOINT, records.list_stranger),
