@@ -14,7 +14,8 @@ import pytest
 from md_export.checkpoint import open_checkpoint
 from md_export.engine import chunks, dependencies
 from md_export.engine.export import export
-from md_export.engine.generate import open_to_run, pictures_of_artifacts, pictures_of_checkpoint
+from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
+from md_export.engine.runnable_export import open_to_run
 from md_export.errors import ArtifactError, GoldenError, RecipeError, UsageError
 from md_export.models.sampling.generate import TorchRunner
 from md_export.models.walk import Runners

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from md_export.checkpoint.architectures import write_checkpoint
 from md_export.engine.against_checkpoint import Comparison, compare
 from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
@@ -29,10 +30,11 @@ from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import load_recipe
 from md_export.spec.shipped_files import builtin_recipe
 from mutations import PROMPTS, rehash
+from small_models import XL_SHORT
 from support import Exported, installed, made_once
 
 pytestmark = pytest.mark.slow
-GOLDEN = "a large red circle on the left, white background"
+GOLDEN = "a small blue square in the center, white background"  # the first of nano's golden cases
 STORED = (GOLDEN, "a blue square in a corner", "ein grüner Stern")
 TEXT = "text_encoder.last_hidden_state"
 
@@ -59,7 +61,7 @@ def test_the_file_holds_what_torch_computes(made: Exported, nano: Path, kind: st
     assert (stored.prompts, manifest.stored_prompts) == (STORED, STORED)
     (case,) = (case for case in read_golden(out / "golden").cases if case.prompt == GOLDEN and case.seed == 0)
     assert figures(stored.of(GOLDEN)[TEXT], case.values[TEXT]).snr_db > 100
-    assert figures(stored.of(STORED[1])[TEXT], case.values[TEXT]).snr_db < 10
+    assert figures(stored.of(STORED[1])[TEXT], case.values[TEXT]).snr_db < 20
     result = verify(out)
     assert result.failures == ()
     assert result.picture is not None, "judged without a text encoder, too"
@@ -171,16 +173,15 @@ def test_the_mask_of_t5_is_stored(pixart_checkpoint: Path, tmp_path: Path) -> No
     assert any("the mask of the prompt 'a red cat'" in line for line in verify(other).failures)
 
 
-def test_two_text_encoders(xl_checkpoint: Path, tmp_path: Path) -> None:
+def test_two_text_encoders(tmp_path: Path) -> None:
+    xl_checkpoint = tmp_path / "xl"
+    write_checkpoint(xl_checkpoint, XL_SHORT, seed=7)
     recipe = load_recipe(builtin_recipe("onnx", "fp32")).sampled(2, 5.0).prompted(("a red apple",), text_encoder=False)
     recipe = dataclasses.replace(recipe, golden=dataclasses.replace(recipe.golden, prompts=recipe.golden.prompts[:1]))
     manifest, _ = export(recipe, xl_checkpoint, tmp_path / "out")
     assert manifest.recipe.components == ("unet", "vae_decoder")
-    assert {*read_prompts(tmp_path / "out").values} == {
-        TEXT,
-        "text_encoder_2.last_hidden_state",
-        "text_encoder_2.text_embeds",
-    }
+    names = {"text_encoder.hidden_states", "text_encoder_2.hidden_states", "text_encoder_2.text_embeds"}
+    assert {*read_prompts(tmp_path / "out").values} == names
     pair = ("a red apple", 1)
     (made,) = pictures_of_artifacts(tmp_path / "out", [pair])
     (wanted,) = pictures_of_checkpoint(xl_checkpoint, [pair], sampler=recipe.sampler)
