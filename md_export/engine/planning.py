@@ -51,7 +51,7 @@ from md_export.parity.lora_fusing import added_loras
 from md_export.parity.styled_module import concerned, style_checkpoint
 from md_export.rewrites import find_rewrite
 from md_export.spec.loras import style_name
-from md_export.spec.names import whole_of
+from md_export.spec.names import TEXT_ENCODERS, whole_of
 from md_export.spec.recipe import Recipe
 from md_export.spec.recipe_file import recipe_to_dict
 from md_export.spec.style import StyleInput
@@ -162,7 +162,7 @@ class _Planner:
         parts = tuple(
             self._artifact(recipe, name, source, golden, calibrated, concerned(styles, name)) for name in recipe.parts
         )
-        parts += self._prompts(recipe, source)
+        parts += self._prompts(recipe, source, styles)
         content = {
             "step": "export",
             **source.common,
@@ -300,14 +300,20 @@ class _Planner:
         )
         return self._add(step)
 
-    def _prompts(self, recipe: Recipe, source: dependencies.Source) -> tuple[str, ...]:
+    def _prompts(self, recipe: Recipe, source: dependencies.Source, styles: tuple[StyleInput, ...]) -> tuple[str, ...]:
         """Add the step for the stored text embeddings and return its key; nothing if the recipe stores none.
 
         Raises:
-            RecipeError: the checkpoint has no text encoder.
+            RecipeError: the checkpoint has no text encoder, or a style changes one that the export leaves out.
         """
         if recipe.prompts is None:
             return ()
+        changing = [style.name for style in styles if {*style.components} & {*TEXT_ENCODERS}]
+        if changing and not recipe.prompts.text_encoder:
+            raise RecipeError(
+                f"recipe {recipe.name}: the style {changing[0]} changes the text encoder, which --no-text-encoder "
+                "leaves out; leave out one of the two"
+            )
         config = source.checkpoint.at(recipe.variant).config
         weights = [source.weights[row.name] for row in text_encoders(family_of(config))]
         if not weights:

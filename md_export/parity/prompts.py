@@ -100,7 +100,8 @@ def _value_lines(export: OpenedExport, stored: StoredPrompts) -> Iterator[str]:
             return
     if ATTENTION_MASK.key in wanted:
         yield from _mask_lines(export, family, stored)
-    for case in export.golden.cases:
+    # A style may change the text encoder; the embeddings are those without a style.
+    for case in (one for one in export.golden.cases if one.style is None):
         yield from _golden_lines(export.manifest, case, stored)
 
 

@@ -14,7 +14,16 @@ from recipe_schema import PLACE, SECTIONS, rows, schema
 from site_hooks import PAGES, relinked
 
 FIELDS = {title: {name for name, *_ in (*more, *rows(kind))} for title, kind, more in SECTIONS}
-TABLES = {"scheme": 1, "tolerance": 3, "golden": 4, "calibration": 5, "sampler": 6, "regression": 7, "matrix": 9}
+TABLES = {
+    "scheme": 1,
+    "tolerance": 3,
+    "golden": 4,
+    "calibration": 5,
+    "sampler": 6,
+    "prompts": 7,
+    "regression": 8,
+    "matrix": 10,
+}
 SHIPPED = sorted((ROOT / "recipes").glob("*.toml"))
 
 
@@ -48,7 +57,7 @@ def test_pages_from_other_folders_are_there() -> None:
 def test_every_field_of_a_recipe_is_told(file: Path) -> None:
     titles = list(FIELDS)
     recipe = tomllib.loads(file.read_text(encoding="utf-8"))
-    top = FIELDS[titles[8 if "matrix" in recipe else 0]]
+    top = FIELDS[titles[9 if "matrix" in recipe else 0]]
     for name, value in recipe.items():
         assert name in top or name in TABLES
         for key, inner in value.items() if isinstance(value, dict) else ():
