@@ -74,7 +74,7 @@ def library_of(compiler: Path, name: str) -> Path:
 
 @pytest.mark.slow
 def test_the_tests_of_the_app(command: list[str]) -> None:
-    assert "4 passed" in run(command, EXAMPLES)
+    assert "6 passed" in run(command, EXAMPLES)
 
 
 def picture_of_the_app(command: list[str], export: Path, negative: str, ours: Wanted) -> NDArray[np.int64]:

@@ -29,7 +29,7 @@ def test_the_tests_of_the_package(exported: Exported, tmp_path: Path) -> None:
     command: list[str | Path] = [swift, "test", "--package-path", IOS, "--scratch-path", tmp_path / "build"]
     kept = shutil.copytree(exported("coreml", "fp16"), tmp_path / "export")
     told = run(command, IOS, {"EXPORT": str(kept)})
-    assert "Executed 8 tests, with 0 failures" in told
+    assert "Executed 9 tests, with 0 failures" in told
 
 
 @pytest.mark.slow

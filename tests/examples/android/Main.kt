@@ -5,6 +5,7 @@ import java.io.File
 import java.nio.ByteBuffer
 import kotlin.test.Test
 import mdexport.Export
+import mdexport.ExportTest
 import mdexport.Generator
 import mdexport.VectorTest
 
@@ -24,7 +25,8 @@ fun main(arguments: Array<String>) {
 }
 
 private fun runTests() {
-    val tests = VectorTest::class.java.methods.filter { it.isAnnotationPresent(Test::class.java) }
-    tests.forEach { it.invoke(VectorTest()) }
+    val methods = listOf(VectorTest::class.java, ExportTest::class.java).flatMap { it.methods.toList() }
+    val tests = methods.filter { it.isAnnotationPresent(Test::class.java) }
+    tests.forEach { it.invoke(it.declaringClass.getConstructor().newInstance()) }
     println("${tests.size} passed")
 }

@@ -12,7 +12,7 @@ public struct Manifest: Decodable, Sendable {
         public let sha256: String
     }
 
-    public struct Lora: Decodable, Sendable {
+    public struct Lora: Decodable, Equatable, Sendable {
         public let name: String
         public let scale: Float
     }
@@ -27,6 +27,8 @@ public struct Manifest: Decodable, Sendable {
     public let loras: [Lora]
     /// Nil for one step.
     public let steps: Steps?
+    /// LoRAs that an app chooses by inputs of the artifacts; nil if these have none.
+    public let styles: [Lora]?
 }
 
 /// One model that the app can run: a folder that md-export wrote, or one function of a joined folder.
@@ -41,11 +43,10 @@ public struct Export: Identifiable, Sendable {
 
     public var id: String { folder.path + "/" + (function ?? "") }
 
-    /// The style: the export's LoRAs, or that it has none.
+    /// The style: the function, else the LoRAs, else the recipe.
     public var name: String {
         let loras = manifest.loras.map { $0.scale == 1 ? $0.name : "\($0.name) × \($0.scale)" }
-        let style = loras.isEmpty ? manifest.recipe.name : loras.joined(separator: " + ")
-        return function.map { "\(style), \($0)" } ?? style
+        return function ?? (loras.isEmpty ? manifest.recipe.name : loras.joined(separator: " + "))
     }
 
     public func artifact(_ component: String) throws -> Manifest.Artifact {
@@ -83,6 +84,11 @@ public struct Export: Identifiable, Sendable {
         self.folder = folder
         self.function = function
         tokenizer = beside.appendingPathComponent("tokenizer")
+        guard manifest.styles ?? [] == [] else {
+            throw ExportError(
+                "\(beside.path) was exported with --style, and this sample sets no inputs for styles. Export each style "
+                    + "with --lora --unfused, and join them with md-export join.")
+        }
         let components = manifest.artifacts.map(\.component)
         guard Set(components) == ["text_encoder", "unet", "vae_decoder"] else {
             throw ExportError(

@@ -38,8 +38,21 @@ final class ExportTests: XCTestCase {
         try joined.write(to: root.appendingPathComponent("joined/join.json"), atomically: true, encoding: .utf8)
         let found = try Export.all(in: root)
         XCTAssertEqual(found.map(\.function), ["size_64", "size_32", nil])
+        XCTAssertEqual(found[0].name, "size_64")
         XCTAssertEqual(found[1].folder.lastPathComponent, "joined")
         XCTAssertEqual(found[1].tokenizer.pathComponents.suffix(2), ["size_32", "tokenizer"])
+    }
+
+    func testInputsForStylesAreAnError() throws {
+        let root = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
+        defer { try? FileManager.default.removeItem(at: root) }
+        try FileManager.default.createDirectory(at: root, withIntermediateDirectories: true)
+        let manifest = try String(contentsOf: folder().appendingPathComponent("manifest.json"), encoding: .utf8)
+        let styled = manifest.replacingOccurrences(
+            of: #""loras": []"#, with: #""loras": [], "styles": [{"name": "crayon", "scale": 1}]"#)
+        XCTAssertNotEqual(styled, manifest)
+        try styled.write(to: root.appendingPathComponent("manifest.json"), atomically: true, encoding: .utf8)
+        XCTAssertThrowsError(try Export.all(in: root)) { XCTAssertTrue("\($0)".contains("--style")) }
     }
 
     func testAFolderWithoutExportsIsAnError() {

@@ -25,6 +25,9 @@ class Export(val folder: File) {
         manifest.optJSONObject("steps")?.let { if (it.isNull("negative")) "" else it.getString("negative") }.orEmpty()
 
     init {
+        require(manifest.isNull("styles")) {
+            "$folder was exported with --style, and this sample sets no inputs for styles; export each style with --lora"
+        }
         require(artifacts.keys == setOf("text_encoder", "unet", "vae_decoder")) {
             "$folder has ${artifacts.keys.joinToString()}; this sample runs text_encoder, unet and vae_decoder: export a " +
                 "model of the family of MobileDiffusion or Stable Diffusion, without --chunks"
