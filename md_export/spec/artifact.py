@@ -71,9 +71,9 @@ class ArtifactEntry:
 
     ``stored`` maps dtype names to bytes of weights, as counted in the file. ``rewritten_snr_db`` compares the rewritten
     torch module, before lowering, with one golden case: the first one available when the artifact was made, possibly
-    of another checkpoint with the same component. ``data`` is a file beside the artifact with its weights, if they are
-    too large for the artifact's file; ``sha256`` and ``bytes`` then cover both files. ``contexts``: compiled forms for
-    NPUs.
+    of another checkpoint with the same component; None if the module is the checkpoint's own. ``data`` is a file beside
+    the artifact with its weights, if they are too large for the artifact's file; ``sha256`` and ``bytes`` then cover
+    both files. ``contexts``: compiled forms for NPUs.
     """
 
     component: str

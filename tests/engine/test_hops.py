@@ -140,6 +140,12 @@ def test_a_rejected_export_names_the_hop_first(
     assert (entry.rewritten_snr_db < 20) == (hop == "rewritten")
 
 
+def test_a_module_that_nothing_rewrites_is_not_compared_with_itself(tmp_path: Path, nano: Path) -> None:
+    recipe = load_recipe(builtin_recipe("onnx", "fp16")).narrowed(("text_encoder",))
+    manifest, _ = export(recipe, nano, tmp_path / "out", progress=lambda _: None)
+    assert [entry.rewritten_snr_db for entry in manifest.artifacts] == [None]
+
+
 def test_a_right_export_has_no_failing_hop(exported: Exported, nano: Path) -> None:
     out = exported("onnx", "int8")
     manifest, cases = read_manifest(out), read_golden(out / "golden").cases[:2]
