@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +17,7 @@ from md_export.system.workspace import scratch_folder
 from md_export.targets.contract import notes_among
 from md_export.targets.onnx.clean import check_portable
 from md_export.targets.onnx.target import OnnxModel
-from md_export.targets.onnx.wire import data_name, write_inline
+from md_export.targets.onnx.wire import data_name, in_order, write_inline
 
 # onnxruntime's exceptions share no base class but Exception.
 ORT_ERRORS: Final[tuple[type[Exception], ...]] = tuple(
@@ -119,6 +120,11 @@ def save(model: OnnxModel, path: Path) -> None:
 
 def _write(model: ir.Model, path: Path) -> None:
     if weights_are_external(model):
+        for value in model.graph.initializers.values():
+            if (tensor := value.const_value) is not None:
+                # Lazy, so that one copy of a view is in memory at a time.
+                ordered, shape = partial(in_order, tensor), ir.Shape(tensor.shape.numpy())
+                value.const_value = ir.LazyTensor(ordered, tensor.dtype, shape=shape, name=tensor.name)
         ir.save(model, path, external_data=data_name(path.name))
         return
     with path.open("wb") as file:

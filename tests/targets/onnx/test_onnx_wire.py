@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from md_export.errors import RuntimeFault
 from md_export.targets import TARGETS
-from md_export.targets.onnx.wire import MalformedFileError, read_without_weights, write_inline
+from md_export.targets.onnx import save
+from md_export.targets.onnx.target import OnnxModel
+from md_export.targets.onnx.wire import MalformedFileError, in_order, read_without_weights, write_inline
 
 target = TARGETS["onnx"].open()
 
@@ -34,6 +36,27 @@ def test_writing_leaves_the_model_as_it_was(artifact: Callable[..., Path]) -> No
     write_inline(model, first)
     write_inline(model, second)
     assert first.getvalue() == second.getvalue()
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_a_view_is_written_as_its_copy(
+    external: bool, artifact: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a weight that the exporter transposed."""
+    monkeypatch.setattr(save, "INLINE_BYTES", 0 if external else save.INLINE_BYTES)
+    written = []
+    for name, order in (("copy", "C"), ("view", "F")):
+        model = ir.from_proto(onnx.load(artifact("text_encoder", "fp32")))
+        for value in model.graph.initializers.values():
+            assert value.const_value is not None
+            values = np.array(value.const_value.numpy(), order="C" if order == "C" else "F")
+            value.const_value = ir.tensor(values, name=value.name)
+            assert order == "C" or values.ndim < 2 or in_order(value.const_value).numpy().flags.c_contiguous
+        (tmp_path / name).mkdir()
+        save.save(OnnxModel(model), tmp_path / name / "x.onnx")
+        written.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
+    assert written[0] == written[1]
+    assert len(written[0]) == 1 + external
 
 
 @pytest.mark.parametrize("scheme", ["fp32", "fp16", "int8"])
