@@ -19,7 +19,7 @@ from md_export import __version__
 from md_export.checkpoint import Checkpoint, open_checkpoint
 from md_export.checkpoint.files import INHERITED, hash_of_file, hash_of_folder
 from md_export.checkpoint.modules import build_on_meta, layers_of
-from md_export.engine.keys import maker
+from md_export.engine.keys import FileHashes, maker
 from md_export.engine.plan import LoraInput
 from md_export.models.chunks import Part, parts_of_denoiser
 from md_export.models.families import family_of
@@ -154,6 +154,14 @@ def area_of(checkpoint: Checkpoint, recipe: Recipe) -> float:
     """Return the area of the recipe's pictures relative to the size that the checkpoint was trained for."""
     areas = [math.prod(one.config.picture_shape) for one in (checkpoint.at(recipe.variant), checkpoint)]
     return areas[0] / areas[1]
+
+
+def hashing(seen: Path | None) -> Callable[[Path], str]:
+    """Return :func:`hash_of_file`, which does not read an unchanged file whose hash is in the folder ``seen`` again."""
+    if seen is None:
+        return hash_of_file
+    hashes = FileHashes(seen)
+    return lambda file: hashes.known(file) or hash_of_file(file)
 
 
 def source_of(

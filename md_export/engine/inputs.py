@@ -42,18 +42,24 @@ READ: Final = (
 )
 
 
+# Folder of a cache with the hashes of files that were read.
+_SEEN: Final = "seen"
+
+
 @dataclass(frozen=True)
 class PlanRequest:
     """Input of :func:`make_plan`, for a worker process.
 
     Attributes:
         optional: each recipe's ``optional_schemes`` and ``optional_tolerances``, which its serialized form omits.
+        seen: as in :class:`md_export.engine.plan.Inputs`.
     """
 
     recipes: tuple[Recipe, ...]
     optional: tuple[tuple[dict[str, QuantScheme], dict[str, Tolerance]], ...]
     checkpoint: Path
     golden: Path | None
+    seen: Path
 
 
 _REQUEST: Final = TypeAdapter(PlanRequest)
@@ -72,13 +78,14 @@ def planned(request: BuildRequest) -> Plan:
         tuple((recipe.optional_schemes, recipe.optional_tolerances) for recipe in request.recipes),
         request.checkpoint.resolve(),
         request.golden and request.golden.resolve(),
+        (request.cache / _SEEN).absolute(),
     )
     content = {
-        "request": _REQUEST.dump_json(asked).decode(),
+        "request": _REQUEST.dump_json(asked, exclude={"seen"}).decode(),
         "loras": [str(file.resolve()) for file in lora_files(request.recipes).values()],
         "maker": maker(),
         "tools": [tools_of(recipe.target) for recipe in request.recipes] + [optional()],
-        "files": _read_by(request, FileHashes(request.cache / "seen")),
+        "files": _read_by(request, FileHashes(request.cache / _SEEN)),
     }
     memory = request.cache / "plans" / f"{key_of(content)}.json"
     try:
@@ -104,13 +111,14 @@ def make_plan(request: PlanRequest) -> Plan:
         replace(recipe, optional_schemes=schemes, optional_tolerances=tolerances)
         for recipe, (schemes, tolerances) in pairs
     ]
-    return plan(recipes, request.checkpoint, request.golden)
+    return plan(recipes, request.checkpoint, request.golden, request.seen)
 
 
 def inputs_of(request: BuildRequest) -> Inputs:
     """Return the paths of the steps' inputs on this machine."""
     loras = {name: file.resolve() for name, file in lora_files(request.recipes).items()}
-    return Inputs(request.checkpoint.resolve(), request.golden and request.golden.resolve(), loras)
+    golden = request.golden and request.golden.resolve()
+    return Inputs(request.checkpoint.resolve(), golden, loras, (request.cache / _SEEN).absolute())
 
 
 def _read_by(request: BuildRequest, hashes: FileHashes) -> list[dict[str, str | None]]:

@@ -65,7 +65,7 @@ class FileHashes:
 
     def hashes(self, root: Path, names: Iterable[str]) -> dict[str, str | None]:
         """Return the SHA-256 of each named file, by path relative to ``root``; None for a file that does not exist."""
-        memory = self._folder / f"{sha256_of_text(str(root.absolute()))[:32]}.json"
+        memory = self._memory(root)
         known, kept, found = _read(memory), dict[str, tuple[Stamp, str]](), dict[str, str | None]()
         for name in names:
             path, now = root / name, time.time_ns()
@@ -81,6 +81,18 @@ class FileHashes:
         if kept != known:
             write_whole(memory, json.dumps(kept), keep_going=True)
         return found
+
+    def known(self, path: Path) -> str | None:
+        """Return the stored SHA-256 of a file that has not changed since; None if there is none."""
+        stamp = _stamp(path)
+        for root in path.parents:
+            known = _read(self._memory(root)).get(path.relative_to(root).as_posix())
+            if known and known[0] == stamp:
+                return known[1]
+        return None
+
+    def _memory(self, root: Path) -> Path:
+        return self._folder / f"{sha256_of_text(str(root.absolute()))[:32]}.json"
 
 
 def files_in(root: Path, within: Iterable[str]) -> list[str]:

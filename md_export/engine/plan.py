@@ -134,11 +134,13 @@ class Inputs:
     Attributes:
         golden: folder of the given golden cases; None if none were given.
         loras: LoRA files, by their names in requests.
+        seen: folder of the hashes of files that were read; None if there are none.
     """
 
     checkpoint: Path
     golden: Path | None = None
     loras: Mapping[str, Path] = field(default_factory=dict)
+    seen: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from md_export.checkpoint.derived import adapted
-from md_export.checkpoint.files import hash_of_file
 from md_export.engine import dependencies
 from md_export.engine.chunks import bytes_of, cut_recipe
 from md_export.engine.costs import artifact_cost, cases_cost, export_cost, space_of
@@ -63,8 +62,10 @@ from md_export.targets.layouts import layout_of
 _Pairs = list[tuple[str, int]]
 
 
-def plan(recipes: list[Recipe], checkpoint_dir: Path, golden: Path | None) -> Plan:
+def plan(recipes: list[Recipe], checkpoint_dir: Path, golden: Path | None, seen: Path | None = None) -> Plan:
     """Return the plan for the recipes; identical steps of different recipes are shared.
+
+    ``seen``: as in :class:`md_export.engine.plan.Inputs`.
 
     Raises:
         MdExportError: a recipe cannot be carried out here, or the checkpoint or the golden cases cannot be read.
@@ -72,7 +73,7 @@ def plan(recipes: list[Recipe], checkpoint_dir: Path, golden: Path | None) -> Pl
     for recipe in recipes:
         check_recipe(recipe)
     with ExitStack() as folders:
-        sources = _sources(recipes, checkpoint_dir, golden, folders)
+        sources = _sources(recipes, checkpoint_dir, golden, seen, folders)
         made = _Planner()
         styles = {one.styles: _styles(one, checkpoint_dir, recipes) for one in recipes}
         exports = tuple(made.export(one, sources[one.loras], styles[one.styles]) for one in recipes)
@@ -94,13 +95,14 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def _sources(
-    recipes: list[Recipe], checkpoint_dir: Path, golden: Path | None, folders: ExitStack
+    recipes: list[Recipe], checkpoint_dir: Path, golden: Path | None, seen: Path | None, folders: ExitStack
 ) -> dict[tuple[str, ...], dependencies.Source]:
     """Open the checkpoint once per set of LoRAs in the recipes, and read its files once for all of them.
 
     The results are valid while ``folders`` is open.
     """
-    files, found, hash_of = lora_files(recipes), dict[tuple[str, ...], dependencies.Source](), cache(hash_of_file)
+    files, found = lora_files(recipes), dict[tuple[str, ...], dependencies.Source]()
+    hash_of = cache(dependencies.hashing(seen))
     for loras in dict.fromkeys(recipe.loras for recipe in recipes):
         folder = folders.enter_context(adapted(checkpoint_dir, loras))
         variants = {recipe.variant for recipe in recipes if recipe.loras == loras}

@@ -20,6 +20,7 @@ from md_export.checkpoint.derived import adapted
 from md_export.engine import plan
 from md_export.engine.artifact import BuildStep, build_and_tell
 from md_export.engine.coreai_bundle import write_assets
+from md_export.engine.dependencies import hashing
 from md_export.engine.hops import explain
 from md_export.engine.running import Job
 from md_export.engine.swift_bundle import check_bundle, write_bundle
@@ -56,7 +57,7 @@ def carry_out(job: Job) -> plan.Result:
     torch.set_num_threads(_THREADS)
     loras = [f"{job.inputs.loras[name]}{tail}" for name, tail in job.request.loras]
     with adapted(job.inputs.checkpoint, loras) as folder:
-        checkpoint = open_checkpoint(folder)
+        checkpoint = open_checkpoint(folder, hashing(job.inputs.seen))
         match job.request:
             case plan.GoldenRequest():
                 return golden(job.request, checkpoint, job)

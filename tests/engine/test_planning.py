@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 import commands
 from md_export.checkpoint.files import hash_of_file
-from md_export.engine import planning
+from md_export.engine import dependencies
 from md_export.engine.inputs import READ
 from md_export.engine.plan import PLAN as CODE
 from md_export.engine.plan import ArtifactRequest, ExportPlan, Plan
@@ -185,7 +185,7 @@ def test_files_that_loras_share_are_read_once(nano: Path, tmp_path: Path, monkey
         read.append(file)
         return hash_of_file(file)
 
-    monkeypatch.setattr(planning, "hash_of_file", counted)
+    monkeypatch.setattr(dependencies, "hash_of_file", counted)
     recipes = [FLOAT]
     for number in range(2):
         file = tmp_path / f"{number}.safetensors"

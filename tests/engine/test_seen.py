@@ -41,6 +41,17 @@ def test_an_unchanged_file_is_read_once(tmp_path: Path, read: list[str]) -> None
     assert read == ["a"]
 
 
+def test_a_known_hash_is_found_by_the_file(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    path, seen = settled(tmp_path / "sub" / "a"), FileHashes(tmp_path / "memory")
+    assert seen.known(path) is None
+    seen.hashes(tmp_path, ["sub/a"])
+    assert seen.known(path) == sha256_of(path)
+    path.write_bytes(b"b")
+    assert seen.known(path) is None
+    assert seen.known(tmp_path / "missing") is None
+
+
 @pytest.mark.parametrize("keep_time", [False, True])
 def test_a_change_is_seen_even_where_size_and_time_are_kept(tmp_path: Path, read: list[str], keep_time: bool) -> None:
     path, seen = settled(tmp_path / "a"), FileHashes(tmp_path / "memory")
