@@ -52,7 +52,7 @@ def write_loras(checkpoint: Path, folder: Path, count: int, rank: int) -> list[P
     }
     generator, found = torch.Generator().manual_seed(0), []
     for number in range(count):
-        tensors = {}
+        tensors: dict[str, torch.Tensor] = {}
         for path, (rows, columns) in layers.items():
             name = f"lora_unet_{path.replace('.', '_')}"
             down = torch.randn(rank, columns, generator=generator) / columns**0.5

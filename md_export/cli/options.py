@@ -137,7 +137,7 @@ lora_option = click.option(
 unfused_option = click.option(
     "--unfused",
     is_flag=True,
-    help="Compute LoRAs beside the weights, which stay as they are. Core ML exports made so can be joined, with one "
+    help="Compute LoRAs beside the weights, which do not change. Core ML exports made so can be joined, with one "
     "function for each style.",
 )
 style_option = click.option(

@@ -118,7 +118,7 @@ def _low_rank(difference: Tensor, rounding: float) -> tuple[Tensor, Tensor] | No
 
 
 class LoraBranch(nn.Module):
-    """up(down(x)) with stored factors, beside a layer whose ``weight`` stays as it is."""
+    """up(down(x)) with stored factors, beside a layer with an unchanged ``weight``."""
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, factors: Factors) -> None:
         super().__init__()

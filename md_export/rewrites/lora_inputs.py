@@ -188,7 +188,7 @@ def _taps_of(layer: Any) -> int:
 def give_inputs(module: nn.Module, slots: Sequence[Slot]) -> tuple[TensorSpec, ...]:
     """Add inputs for all slots, and one for the scale, to the module's positional inputs, in place; return their specs.
 
-    Paths, weights and classes of the layers stay as they are.
+    Paths and weights of the layers do not change.
     """
     given, ours = Given(), type(module)
     layers: dict[str, Any] = {slot.path: module.get_submodule(slot.path) for slot in slots}

@@ -81,7 +81,7 @@ def only_output(outputs: Arrays) -> Array:
 
 
 def select(arrays: Arrays, specs: tuple[TensorSpec, ...]) -> dict[str, Array]:
-    """Return the arrays that ``specs`` name, in their order; inputs for a style are zeros if there is none."""
+    """Return the arrays that ``specs`` name, in their order; inputs for a style are zeros without a style."""
     lacking = {spec.name: spec.zeros() for spec in specs if is_style_input(spec.name) and spec.name not in arrays}
     return {spec.name: arrays[spec.name] if spec.name in arrays else lacking[spec.name] for spec in specs}
 

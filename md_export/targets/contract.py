@@ -260,7 +260,7 @@ class CountsCosts(Protocol):
 
 @runtime_checkable
 class WritesAdapters(Protocol):
-    """A target whose runtime reads the values of some inputs from a file of its own."""
+    """A target whose runtime has a file format for the values of some inputs."""
 
     adapter_suffix: ClassVar[str]
 

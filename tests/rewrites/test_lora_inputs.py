@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 
 import pytest
@@ -34,7 +35,7 @@ def four() -> FourConv2d:
 
 
 MAP = (1, 6, 8, 10)
-LAYERS = {
+LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "tokens": (lambda: nn.Linear(6, 4), (1, 5, 6)),
     "vectors": (lambda: nn.Linear(6, 4), (1, 6)),
     "vectors by a convolution": (lambda: VectorConv2d(6, 4, 1), (1, 6)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 from safetensors.numpy import load_file
 
 from md_export.parity.selftest.sandbox import NotApplicable, Sandbox, make_own
@@ -27,7 +28,9 @@ def exchange_factors(sandbox: Sandbox) -> None:
 def stale_style(sandbox: Sandbox) -> None:
     """Put the style of an earlier training in the file of a style: half as strong."""
     path, values = _style(sandbox)
-    save_tensors({name: value / 2 if name.endswith("_up") else value for name, value in values.items()}, path)
+    for name in (name for name in values if name.endswith("_up")):
+        values[name] = (values[name].astype(np.float32) / 2).astype(values[name].dtype)
+    save_tensors(values, path)
 
 
 def _style(sandbox: Sandbox) -> tuple[Path, dict[str, Array]]:
