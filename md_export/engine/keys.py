@@ -83,7 +83,7 @@ class FileHashes:
         return found
 
     def known(self, path: Path) -> str | None:
-        """Return the stored SHA-256 of a file that has not changed since; None if there is none."""
+        """Return the stored SHA-256 of a file that has not changed since, or None."""
         stamp = _stamp(path)
         for root in path.parents:
             known = _read(self._memory(root)).get(path.relative_to(root).as_posix())

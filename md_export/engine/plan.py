@@ -134,7 +134,7 @@ class Inputs:
     Attributes:
         golden: folder of the given golden cases; None if none were given.
         loras: LoRA files, by their names in requests.
-        seen: folder of the hashes of files that were read; None if there are none.
+        seen: folder of the hashes of files that were read; None: every file is read.
     """
 
     checkpoint: Path
