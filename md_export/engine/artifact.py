@@ -78,9 +78,10 @@ def build_and_tell(step: BuildStep, tell: Callable[[str], None]) -> ArtifactEntr
         index = read_index(step.golden)
         snr_db = part.snr_db(read_case(step.golden, index.cases[0], index.family))
     release_weights(part.module)
-    calibration = WithStyles(calibration_inputs(recipe, part, step.golden, step.calibration), made.values)
+    base = calibration_inputs(recipe, part, step.golden, step.calibration)
+    calibration = WithStyles(base, made.values)
     tell("choosing the stored values")
-    adjust(part, target, calibration)
+    adjust(part, target, base)  # as an audit does, which has no styles
     inputs, outputs, scheme = part.inputs, part.outputs, part.scheme
     path = step.out / f"{layout_of(recipe).file(name)}{suffix_of(target, recipe.form)}"
     with scratch_folder() as scratch:

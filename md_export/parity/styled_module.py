@@ -58,7 +58,7 @@ def styled(checkpoint: Checkpoint, name: str, recipe: Recipe, styles: Mapping[st
     if not styles:
         return Styled(part)
     factors = {style: _factors(checkpoint, name, recipe, style, file) for style, file in styles.items()}
-    rank = recipe.style_rank or max(layer.rank for one in factors.values() for layer in one.values())
+    rank = recipe.style_rank or max((layer.rank for one in factors.values() for layer in one.values()), default=1)
     example = [torch.from_numpy(spec.zeros()) for spec in part.inputs]
     slots = slots_of(part.module, example, [*factors.values()], rank, recipe.target == "tflite")
     specs = give_inputs(part.module, slots)
@@ -73,13 +73,12 @@ def styled(checkpoint: Checkpoint, name: str, recipe: Recipe, styles: Mapping[st
 def _factors(checkpoint: Checkpoint, name: str, recipe: Recipe, style: str, file: str) -> dict[str, Factors]:
     with style_checkpoint(checkpoint.root, file) as changed:
         _, found = lora_factors(changed, name, recipe)
-    ranks = {path: layer.rank for path, layer in found.items()}
-    most = max(ranks, key=lambda path: ranks[path])
-    if recipe.style_rank is not None and ranks[most] > recipe.style_rank:
-        raise RewriteError(
-            f"the style {style} has rank {ranks[most]} in {name} {most}, above the style rank {recipe.style_rank}; "
-            f"give --style-rank {ranks[most]} or more"
-        )
+    for path, layer in found.items():
+        if recipe.style_rank is not None and layer.rank > recipe.style_rank:
+            raise RewriteError(
+                f"the style {style} has rank {layer.rank} in {name} {path}, above the style rank {recipe.style_rank}; "
+                "give a higher --style-rank"
+            )
     return found
 
 
