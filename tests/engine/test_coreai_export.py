@@ -21,7 +21,7 @@ from md_export.parity.weights.audit import AuditJob, audit_part
 from md_export.spec.manifest import read_manifest
 from md_export.targets import TARGETS
 from md_export.targets.contract import Lints
-from mutations import PROMPTS, edits, rehash
+from mutations import RARE, edits, rehash
 from support import Exported
 
 COMPONENTS = ("text_encoder", "unet", "vae_decoder")
@@ -33,7 +33,7 @@ NOT_APPLICABLE = {
     "the prompt's difference lost",
     "a weight moved into a Constant node",
     *edits("a convolution dilated", "the epsilon of a norm", "a constant that nothing reads"),
-    *PROMPTS,
+    *RARE,
 }
 
 

@@ -21,7 +21,7 @@ from md_export.parity.selftest.run import Row, SelfTest, _verdict, auditor, try_
 from md_export.parity.selftest.table import MUTATIONS, Hashes
 from md_export.spec.manifest import read_manifest
 from md_export.system.files import sha256_of
-from mutations import PROMPTS, edits
+from mutations import RARE, edits
 from support import ONE_EACH, Exported
 
 GUIDANCE = "the prompt's difference lost"
@@ -33,12 +33,12 @@ INLINE = "a weight moved into a Constant node"
 DILATED = edits("a convolution dilated")
 # What the export of each target has nothing for.
 NOT_APPLICABLE = {
-    "coreml": {GUIDANCE, LAYOUT, PALETTE, UNQUANTIZED, *SCALES, INLINE, *DILATED, *PROMPTS},
+    "coreml": {GUIDANCE, LAYOUT, PALETTE, UNQUANTIZED, *SCALES, INLINE, *DILATED, *RARE},
     "tflite": {
-        *(GUIDANCE, LAYOUT, PALETTE, OVERFLOW, RELABELLED, INLINE, *PROMPTS),
+        *(GUIDANCE, LAYOUT, PALETTE, OVERFLOW, RELABELLED, INLINE, *RARE),
         *edits("a padding moved by one", "the epsilon of a norm"),
     },
-    "onnx": {GUIDANCE, LAYOUT, PALETTE, OVERFLOW, RELABELLED, *DILATED, *PROMPTS},
+    "onnx": {GUIDANCE, LAYOUT, PALETTE, OVERFLOW, RELABELLED, *DILATED, *RARE},
 }
 
 
