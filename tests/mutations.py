@@ -12,20 +12,20 @@ from md_export.parity.selftest.sandbox import edit_json as edit_json
 from md_export.spec.manifest import read_manifest
 from md_export.targets import TARGETS
 
-__all__ = ["RARE", "deepen_mask", "edit_json", "edits", "flip_block", "rehash", "weight_file"]
+__all__ = ["PROMPTS", "RARE", "deepen_mask", "edit_json", "edits", "flip_block", "rehash", "weight_file"]
 
 
-# Mutations of stored text embeddings and of styles, which most exports do not have.
-RARE = {
+# Mutations of the stored text embeddings.
+PROMPTS = {
     "embeddings of two prompts exchanged",
     "a value of an embedding changed",
     "embeddings taken from the artifact",
     "a stored prompt struck",
     "a prompt stored that was not asked for",
     "a stored prompt struck everywhere",
-    "factors of two layers exchanged in a style",
-    "a stale style",
 }
+# Mutations of what most exports do not have.
+RARE = {*PROMPTS, "factors of two layers exchanged in a style", "a stale style"}
 
 
 def weight_file(out: Path, component: str) -> Path:
