@@ -126,7 +126,7 @@ def test_two_styles_at_once(out: Path, nano: Path, tmp_path: Path) -> None:
     )
     # The same LoRA twice: 1.25 times its difference of each weight.
     for down in (name for name in own if name.endswith("_down")):
-        up = down.replace("_down", "_up")
+        up = f"{down.removesuffix('_down')}_up"
         once, twice = (product_of(one[down], one[up]) for one in (own, both))
         assert compare(twice, 1.25 * once).snr_db > 50
         assert compare(twice, once).snr_db < 20
