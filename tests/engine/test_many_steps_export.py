@@ -107,7 +107,7 @@ def test_a_negative_prompt_is_in_the_golden_cases(nano: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("guidance", [1.0, None])
 def test_a_negative_prompt_needs_guidance(nano: Path, guidance: float | None) -> None:
-    with pytest.raises((RecipeError, ConfigError), match=r"negative has no effect without guidance"):
+    with pytest.raises((RecipeError, ConfigError), match=r"negative.*guidance"):
         steps_of(open_checkpoint(nano).config, SamplerPlan(2, "lcm", guidance, negative="a red square"))
 
 
