@@ -165,7 +165,8 @@ def _named(manifests: Mapping[Path, Manifest]) -> dict[str, Path]:
         raise UsageError("join supports one package per component; join exports without --chunks")
     styled = any(manifest.checkpoint_sha256 != first.checkpoint_sha256 for manifest in others)
     for other in others:
-        if without_loras(other.checkpoint_files) != without_loras(first.checkpoint_files):
+        based = without_loras(other.checkpoint_files) == without_loras(first.checkpoint_files)
+        if other.checkpoint_sha256 != first.checkpoint_sha256 and (other.loras == first.loras or not based):
             raise UsageError("the exports are from different checkpoints, so they share no weights; join those of one")
         if fields := _differences(first.recipe, other.recipe):
             raise UsageError(f"the exports' recipes differ in {', '.join(fields)}; only size and LoRAs may differ")
