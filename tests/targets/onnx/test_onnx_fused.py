@@ -107,6 +107,7 @@ def test_a_damaged_ort_file_is_refused(size: int, fuse: Fuse) -> None:
 def test_weights_beside_it(
     fuse: Fuse, subject: Callable[..., Any], artifact: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    __import__("md_export.targets.onnx.save")
     monkeypatch.setattr(sys.modules["md_export.targets.onnx.save"], "INLINE_BYTES", 100_000)
     with pytest.raises(ConversionError, match="hold 2 GB at most"):
         fuse("fp32", "ort")
