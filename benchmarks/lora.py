@@ -1,57 +1,96 @@
-"""The LoRA that ships with the nano checkpoint, on all targets: do held-out captions come out as outlines?
+"""The LoRAs that ship with the nano checkpoint, by torch and by exports: do held-out captions come out in their styles?
 
-python benchmarks/lora.py docs/lora.png
+md-export build benchmarks/styles.toml -o out
+python benchmarks/lora.py docs/lora.png out/*
 
-Prints, for torch and each target, with the LoRA and without, the share of objects that are drawn as outlines, and of
-those with the right shape and colour; writes a contact sheet.
+Prints, for each style and runtime, the share of objects (of pictures, where a style changes the whole picture) that are
+in the style, and of those with the right shape and colour; then how much of each style is found in the pictures of the
+others. Writes a contact sheet: captions and styles × runtimes.
 """
 
 from __future__ import annotations
 
 import sys
-import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from contact_sheet import COLUMNS, sheet
+from contact_sheet import sheet
 from md_export.checkpoint.derived import adapted
-from md_export.engine.export import export
-from md_export.engine.generate import pictures_of_artifacts, pictures_of_checkpoint
-from md_export.spec.recipe_file import load_recipe
-from md_export.spec.shipped_files import builtin_recipe, nano_checkpoint
+from md_export.engine.generate import Request, pictures_of_artifacts, pictures_of_checkpoint
+from md_export.spec.manifest import read_manifest
+from md_export.spec.shipped_files import nano_checkpoint
 
-LORA = nano_checkpoint() / "loras" / "outline.safetensors"
-SHOWN = (0, 5, 11, 17, 23, 29, 35, -1, -5, -9)
-Pictures = list[NDArray[np.float32]]
+sys.path.insert(0, str(nano_checkpoint()))
+from training.evaluate import held_out_scenes
+from training.scenes import Scene, caption
+from training.styles import STYLES
+
+LORAS = nano_checkpoint() / "loras"
+#: The style of the checkpoint without a LoRA.
+BASE = "no LoRA"
+TORCH = "torch"
+SHOWN = (5, 23, -1, -9)
+Pictures = NDArray[np.float32]
 
 
-def main(path: Path) -> None:
-    """Export, generate, count, paste."""
-    sys.path.insert(0, str(nano_checkpoint()))
-    from training.evaluate import held_out_scenes
-    from training.outline import shares
-    from training.scenes import caption
+@dataclass(frozen=True)
+class Source:
+    """What draws in a style: the export in a folder, or torch where there is none."""
 
+    export: Path | None
+    style: str
+
+    @property
+    def runtime(self) -> str:
+        """The target and precision of the export, or torch."""
+        return TORCH if self.export is None else read_manifest(self.export).recipe.name.removesuffix(f"-{self.style}")
+
+    def draw(self, requests: Sequence[Request]) -> Pictures:
+        """Pictures [N, 64, 64, 3] in [0, 1]."""
+        if self.export is not None:
+            return np.stack(pictures_of_artifacts(self.export, requests))
+        loras = () if self.style == BASE else (str(LORAS / f"{self.style}.safetensors"),)
+        with adapted(nano_checkpoint(), loras) as folder:
+            return np.stack(pictures_of_checkpoint(folder, requests))
+
+
+def exported(out: Path) -> Source:
+    """An export with the style whose LoRA was fused into its weights."""
+    names = [Path(lora.name).stem for lora in read_manifest(out).loras]
+    return Source(out, *(names or [BASE]))
+
+
+def main(path: Path, exports: Sequence[Path]) -> None:
+    """Draw, count, paste."""
     alone, pairs = held_out_scenes(16)
     scenes = [*alone[::4], *pairs]
     requests = [(caption(scene), seed) for seed, scene in enumerate(scenes)]
-    columns: dict[str, Pictures] = {"torch, no LoRA": pictures_of_checkpoint(nano_checkpoint(), requests)}
-    with adapted(nano_checkpoint(), (str(LORA),)) as folder:
-        columns["torch"] = pictures_of_checkpoint(folder, requests)
-    with tempfile.TemporaryDirectory() as scratch:
-        for title, target, precision in COLUMNS:
-            recipe = load_recipe(builtin_recipe(target, precision)).adapted((str(LORA),))
-            out = Path(scratch) / target
-            export(recipe, nano_checkpoint(), out)
-            columns[title] = pictures_of_artifacts(out, requests)
-    for title, pictures in columns.items():
-        found = shares(np.stack(pictures), scenes)
-        print(f"{title:16}" + "  ".join(f"{name} {share:6.1%}" for name, share in found.items()), flush=True)
-    chosen = {title: [pictures[index] for index in SHOWN] for title, pictures in columns.items()}
-    sheet([requests[index][0] for index in SHOWN], chosen).save(path)
+    sources = [Source(None, style) for style in (BASE, *STYLES)] + [exported(out) for out in exports]
+    made = {(source.style, source.runtime): source.draw(requests) for source in sources}
+    for name, style in STYLES.items():
+        for (drawn, runtime), pictures in made.items():
+            if drawn in (name, BASE):
+                found = style.shares(pictures, scenes)
+                shares = "  ".join(f"{key} {value:6.1%}" for key, value in found.items())
+                print(f"{name:9} {drawn:9} {runtime:12} {shares}", flush=True)
+    print_others(made, scenes)
+    styles, runtimes = (list(dict.fromkeys(key)) for key in zip(*made, strict=True))
+    rows = [(style, index) for index in SHOWN for style in styles]
+    columns = {runtime: [made[style, runtime][index] for style, index in rows] for runtime in runtimes}
+    sheet([f"{style}\n{requests[index][0]}" for style, index in rows], columns).save(path)
+
+
+def print_others(made: dict[tuple[str, str], Pictures], scenes: Sequence[Scene]) -> None:
+    """How much of each style is found in what torch draws in each: the diagonal is large, all else is small."""
+    print("torch    ", *(f"{name:>9}" for name in STYLES))
+    for drawn in (BASE, *STYLES):
+        found = [next(iter(style.shares(made[drawn, TORCH], scenes).values())) for style in STYLES.values()]
+        print(f"{drawn:9}", *(f"{share:9.1%}" for share in found))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), [Path(name) for name in sys.argv[2:]])

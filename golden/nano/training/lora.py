@@ -1,8 +1,8 @@
-"""Trains the LoRA that ships beside the nano checkpoint: outlined drawings.
+"""Trains a LoRA of the nano checkpoint that draws in one of the styles of ``styles.py``.
 
-Run from golden/nano: ``python -m training.lora``. Text encoder, UNet and decoder stay as they are stored; only the
-low-rank changes of the UNet's weights are trained, first on latents, then on what the decoder makes of them, since
-the PCA of filled drawings has no room for outlines and the decoder's other inputs do.
+Run from golden/nano: ``python -m training.lora STYLE``. Text encoder, UNet and decoder stay as they are stored; only
+the low-rank changes of the UNet's weights are trained, first on latents, then on what the decoder makes of them, since
+the PCA of plain drawings has no room for outlines or stripes and the decoder's other inputs do.
 """
 
 from __future__ import annotations
@@ -17,17 +17,21 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from md_export.checkpoint.lora import changes_of, open_lora
+from md_export.checkpoint.lora_names import Part
 from md_export.checkpoint.weight_change import LOW_RANK, WeightChange
 from md_export.models.vae import VAEDecoder
 from md_export.parity.lora_fusing import beside
+from md_export.spec.loras import parse_lora
 from training.checkpoint import NANO, load_nano
 from training.drawing import draw
 from training.evaluate import held_out_scenes, load_stored_decoder, make
 from training.fitting import fit, flags, started
 from training.latents import SCALING_FACTOR, Encoder, fit_encoder, to_signed
 from training.model import LAST_STEP, Nano
-from training.outline import draw_outlines, shares
+from training.reading import Draw
 from training.scenes import Scene, all_pairs, all_singles, caption_variants, is_held_out
+from training.styles import STYLES, Style
 from training.text import CaptionEncoder
 from training.train import FULL, SHORT, SINGLE_SHARE, denoising_loss
 
@@ -38,10 +42,10 @@ LATENTS_UNTIL = 0.15
 FULL_FROM, FULL_EVERY = 0.85, 8
 
 
-class Outlines:
+class Batches:
     """Random training batches: ids [B, L], pictures [B, 3, 64, 64] in [-1, 1], nothing held out."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, draw_styled: Draw, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
         singles = [scene for scene in all_singles() if not is_held_out(scene)]
         pairs = [scene for scene in all_pairs() if not is_held_out(scene)]
@@ -49,7 +53,7 @@ class Outlines:
         scenes = [*singles, *(pairs[i] for i in self.rng.choice(len(pairs), PAIRS, replace=False))]
         encode = CaptionEncoder()
         self.ids = [encode(list(caption_variants(scene)), FULL) for scene in scenes]
-        self.pictures = torch.from_numpy((draw_outlines(scenes) * 255 + 0.5).astype(np.uint8))
+        self.pictures = torch.from_numpy((draw_styled(scenes) * 255 + 0.5).astype(np.uint8))
 
     def draw(self, size: int, length: int) -> tuple[Tensor, Tensor]:
         """`size` captions of `length` tokens with their pictures."""
@@ -67,30 +71,35 @@ def stored_encoder() -> Encoder:
     return fit_encoder(to_signed((draw([scenes[i] for i in sample]) * 255 + 0.5).astype(np.uint8)))
 
 
-def changes_of(unet: nn.Module, rank: int) -> list[WeightChange]:
-    """A change of nothing for every linear layer and ungrouped convolution but those of the time."""
+def no_changes(unet: nn.Module, style: Style) -> list[WeightChange]:
+    """A change of nothing for the style's linear layers and ungrouped convolutions, except those of the time."""
     return [
-        _change(path, tuple(layer.weight.shape), *_halves(layer.weight, rank))
+        WeightChange(
+            path,
+            "weight",
+            LOW_RANK,
+            tuple(layer.weight.shape),
+            _halves(layer.weight, style.rank),
+            scale=style.alpha / style.rank,
+            factor=1.0,
+        )
         for path, layer in unet.named_modules()
         if isinstance(layer, (nn.Linear, nn.Conv2d))
-        if "time_emb" not in path and getattr(layer, "groups", 1) == 1
+        if path.startswith(style.layers) and "time_emb" not in path and getattr(layer, "groups", 1) == 1
     ]
 
 
-def _change(path: str, shape: tuple[int, ...], down: Tensor, up: Tensor) -> WeightChange:
-    return WeightChange(path, "weight", LOW_RANK, shape, {"down": down, "up": up}, 1.0, 1.0)
-
-
-def _halves(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def _halves(weight: Tensor, rank: int) -> dict[Part, Tensor]:
     down = torch.randn(rank, *weight.shape[1:]) / math.sqrt(weight[0].numel())
     up = torch.zeros(weight.shape[0], rank, *(1 for _ in weight.shape[2:]))
-    return nn.Parameter(down), nn.Parameter(up)
+    return {"down": nn.Parameter(down), "up": nn.Parameter(up)}
 
 
-def train(model: Nano, decoder: VAEDecoder, changes: list[WeightChange], arguments: argparse.Namespace) -> list[Tensor]:
-    """The downs and ups, in turn: the averages of :func:`training.fitting.fit`."""
-    data, encoder = Outlines(arguments.seed), stored_encoder()
-    halves = [half for change in changes for half in change.parts.values()]
+def train(
+    model: Nano, decoder: VAEDecoder, changes: list[WeightChange], draw_styled: Draw, arguments: argparse.Namespace
+) -> None:
+    """Leave the averages of :func:`training.fitting.fit` in the changes."""
+    data, encoder = Batches(draw_styled, arguments.seed), stored_encoder()
 
     def loss_of(step: int, part: float) -> Tensor:
         ids, pictures = data.draw(arguments.batch, FULL if part > FULL_FROM or step % FULL_EVERY == 0 else SHORT)
@@ -99,8 +108,7 @@ def train(model: Nano, decoder: VAEDecoder, changes: list[WeightChange], argumen
             return denoising_loss(x0, encoder(pictures))
         return denoising_loss(decoder(x0 / SCALING_FACTOR), pictures)
 
-    fit(halves, loss_of, arguments)
-    return [half.detach() for half in halves]
+    fit([half for change in changes for half in change.parts.values()], loss_of, arguments)
 
 
 def _x0(model: Nano, changes: list[WeightChange], ids: Tensor) -> Tensor:
@@ -113,35 +121,44 @@ def _x0(model: Nano, changes: list[WeightChange], ids: Tensor) -> Tensor:
     return x0
 
 
-def save(changes: list[WeightChange], halves: list[Tensor], path: Path) -> None:
-    """A file in the form of diffusers and peft, float16; alpha is the rank."""
-    tensors = {}
-    for change, down, up in zip(changes, halves[::2], halves[1::2], strict=True):
-        tensors[f"unet.{change.module}.lora_A.weight"] = down.half().contiguous()
-        tensors[f"unet.{change.module}.lora_B.weight"] = up.half().contiguous()
+def tensors_of(change: WeightChange, style: Style) -> dict[str, Tensor]:
+    """The tensors of a change in a file, float16, under the names that the style's tool gives them."""
+    down, up = (change.parts[part].detach().half().contiguous() for part in ("down", "up"))
+    if style.names == "peft":
+        return {f"unet.{change.module}.lora_A.weight": down, f"unet.{change.module}.lora_B.weight": up}
+    name = "lora_unet_" + change.module.replace(".", "_")
+    alpha = torch.tensor(style.alpha).half()
+    return {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": alpha}
+
+
+def save(changes: list[WeightChange], style: Style, path: Path) -> None:
+    """Write the file of a LoRA."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value for change in changes for name, value in tensors_of(change, style).items()}
     save_file(tensors, path, {"format": "pt"})
     path.chmod(0o644)
 
 
-def main() -> None:
-    """Trains, writes the file, and prints what held-out captions look like with it and without."""
-    parser = flags(__doc__, NANO / "loras" / "outline.safetensors", minutes=4.5, batch=32, rate=4e-3)
-    parser.add_argument("--rank", type=int, default=3)
-    arguments = started(parser)
-    model, decoder = load_nano(NANO).requires_grad_(False), load_stored_decoder(NANO).requires_grad_(False)
-    changes = changes_of(model.unet, arguments.rank)
-    halves = train(model, decoder, changes, arguments)
-    save(changes, halves, arguments.out)
-    stored = [
-        _change(change.module, change.shape, down.half(), up.half())
-        for change, down, up in zip(changes, halves[::2], halves[1::2], strict=True)
-    ]
+def scores(model: Nano, decoder: VAEDecoder, style: Style, path: Path) -> dict[str, dict[str, float]]:
+    """The shares of the style in what held-out captions look like with a stored LoRA and without."""
     scenes = [scene for part in held_out_scenes(120) for scene in part]
-    plain = shares(make(model, decoder, scenes).pictures, scenes)
-    with beside(model.unet, stored):
-        styled = shares(make(model, decoder, scenes).pictures, scenes)
-    print(json.dumps({"with": styled, "without": plain}, indent=1))
+    plain = make(model, decoder, scenes).pictures
+    with beside(model.unet, changes_of(open_lora(parse_lora(str(path))), "unet", model.unet)):
+        styled = make(model, decoder, scenes).pictures
+    return {"with": style.shares(styled, scenes), "without": style.shares(plain, scenes)}
+
+
+def main() -> None:
+    """Trains, writes the file, and prints its scores."""
+    parser = flags(__doc__, NANO / "loras", minutes=4.5, batch=32, rate=4e-3)
+    parser.add_argument("style", choices=STYLES)
+    arguments = started(parser)
+    style, path = STYLES[arguments.style], arguments.out / f"{arguments.style}.safetensors"
+    model, decoder = load_nano(NANO).requires_grad_(False), load_stored_decoder(NANO).requires_grad_(False)
+    changes = no_changes(model.unet, style)
+    train(model, decoder, changes, style.draw, arguments)
+    save(changes, style, path)
+    print(json.dumps(scores(model, decoder, style, path), indent=1))
 
 
 if __name__ == "__main__":

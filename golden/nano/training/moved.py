@@ -14,7 +14,7 @@ from md_export.models.adapter import edges
 from training.detector import find_background, object_mask
 from training.drawing import CENTRES, SIDE, background_picture, layers_at, painted
 from training.masks import components
-from training.outline import Seen
+from training.reading import FILLED, Seen
 from training.scenes import COLOURS, SHAPES, Scene
 
 Array = NDArray[np.float32]
@@ -83,7 +83,7 @@ def overlap(picture: Array, moved: Moved) -> float:
 
 def read(picture: Array, moved: Moved) -> Seen:
     """What the object is: the nearest drawing of all shapes and colours, where the edges say that it stands."""
-    forms = [Seen("filled", shape, colour) for shape in SHAPES for colour in COLOURS]
+    forms = [Seen(FILLED, shape, colour) for shape in SHAPES for colour in COLOURS]
     drawn = [_drawn(one.shape, one.colour, moved.scene.background, moved.centre, moved.radius) for one in forms]
     errors = np.abs(np.stack(drawn) - picture).mean((1, 2, 3))
     return forms[int(errors.argmin())]
