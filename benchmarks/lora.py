@@ -1,11 +1,13 @@
 """The LoRAs that ship with the nano checkpoint, by torch and by exports: do held-out captions come out in their styles?
 
-md-export build benchmarks/styles.toml -o out
+md-export tflite --int8 --style golden/nano/loras/outline.safetensors --style … -o out/tflite-int8
+md-export onnx --int8 --lora golden/nano/loras/hues.safetensors -o out/onnx-int8-fused-hues
 python benchmarks/lora.py docs/lora.png out/*
 
+An export draws in the styles that it has inputs for and without them, or in the one that is fused into its weights.
 Prints, for each style and runtime, the share of objects (of pictures, where a style changes the whole picture) that are
 in the style, and of those with the right shape and colour; then how much of each style is found in the pictures of the
-others. Writes a contact sheet: captions and styles × runtimes.
+others. Writes a contact sheet: captions and styles × runtimes that have all.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ LORAS = nano_checkpoint() / "loras"
 #: The style of the checkpoint without a LoRA.
 BASE = "no LoRA"
 TORCH = "torch"
-SHOWN = (5, 23, -1, -9)
+SHOWN = (0, 22, 35, -5)
 Pictures = NDArray[np.float32]
 
 
@@ -46,41 +48,49 @@ class Source:
 
     @property
     def runtime(self) -> str:
-        """The target and precision of the export, or torch."""
-        return TORCH if self.export is None else read_manifest(self.export).recipe.name.removesuffix(f"-{self.style}")
+        """The name of the export without its style, or torch."""
+        return TORCH if self.export is None else self.export.name.removesuffix(f"-{self.style}")
 
     def draw(self, requests: Sequence[Request]) -> Pictures:
         """Pictures [N, 64, 64, 3] in [0, 1]."""
         if self.export is not None:
-            return np.stack(pictures_of_artifacts(self.export, requests))
+            chosen = self.style if self.style in chosen_by_input(self.export) else None
+            return np.stack(pictures_of_artifacts(self.export, requests, style=chosen))
         loras = () if self.style == BASE else (str(LORAS / f"{self.style}.safetensors"),)
         with adapted(nano_checkpoint(), loras) as folder:
             return np.stack(pictures_of_checkpoint(folder, requests))
 
 
-def exported(out: Path) -> Source:
-    """An export with the style whose LoRA was fused into its weights."""
-    names = [Path(lora.name).stem for lora in read_manifest(out).loras]
-    return Source(out, *(names or [BASE]))
+def chosen_by_input(out: Path) -> list[str]:
+    """The styles that an export has inputs for."""
+    return [style.name for style in read_manifest(out).styles]
+
+
+def sources_of(out: Path) -> list[Source]:
+    """An export in each of its styles."""
+    fused = [Path(lora.name).stem for lora in read_manifest(out).loras]
+    return [Source(out, style) for style in (fused or [BASE, *chosen_by_input(out)])]
 
 
 def main(path: Path, exports: Sequence[Path]) -> None:
     """Draw, count, paste."""
-    alone, pairs = held_out_scenes(16)
-    scenes = [*alone[::4], *pairs]
+    alone, pairs = held_out_scenes(21)
+    scenes = [*alone[::3], *pairs]  # backgrounds come in turn, four of them
     requests = [(caption(scene), seed) for seed, scene in enumerate(scenes)]
-    sources = [Source(None, style) for style in (BASE, *STYLES)] + [exported(out) for out in exports]
+    sources = [Source(None, style) for style in (BASE, *STYLES)]
+    sources += [source for out in exports for source in sources_of(out)]
     made = {(source.style, source.runtime): source.draw(requests) for source in sources}
     for name, style in STYLES.items():
         for (drawn, runtime), pictures in made.items():
             if drawn in (name, BASE):
                 found = style.shares(pictures, scenes)
                 shares = "  ".join(f"{key} {value:6.1%}" for key, value in found.items())
-                print(f"{name:9} {drawn:9} {runtime:12} {shares}", flush=True)
+                print(f"{name:9} {drawn:9} {runtime:16} {shares}", flush=True)
     print_others(made, scenes)
-    styles, runtimes = (list(dict.fromkeys(key)) for key in zip(*made, strict=True))
-    rows = [(style, index) for index in SHOWN for style in styles]
-    columns = {runtime: [made[style, runtime][index] for style, index in rows] for runtime in runtimes}
+    every = (BASE, *STYLES)
+    whole = [runtime for style, runtime in made if style == BASE and all((other, runtime) in made for other in every)]
+    rows = [(style, index) for index in SHOWN for style in every]
+    columns = {runtime: [made[style, runtime][index] for style, index in rows] for runtime in whole}
     sheet([f"{style}\n{requests[index][0]}" for style, index in rows], columns).save(path)
 
 

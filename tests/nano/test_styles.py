@@ -28,6 +28,8 @@ from training.styles import STYLES, Style
 SCENES = [*all_singles()][::61] + [*all_pairs()][::1400]
 HELD_OUT = [scene for scene in all_singles() if is_held_out(scene)][::15]
 HELD_OUT += [scene for scene in all_pairs() if is_held_out(scene)][::700]
+#: Least share of HELD_OUT in each style by its LoRA, and least share whose shape or colour is right.
+LEAST = {"outline": (0.75, 0.9), "hues": (0.7, 0.7), "stripes": (0.95, 0.95)}
 
 
 def file_of(name: str) -> Path:
@@ -78,9 +80,9 @@ def test_a_lora_draws_its_own_style(name: str) -> None:
     with adapted(nano_checkpoint(), (str(file_of(name)),) if name else ()) as folder:
         pictures = np.stack(pictures_of_checkpoint(folder, [(caption(scene), 7) for scene in HELD_OUT]))
     for other, style in STYLES.items():
-        share, shape, colour = style.shares(pictures, HELD_OUT).values()
+        share, *right = style.shares(pictures, HELD_OUT).values()
         if other == name:
-            assert share >= 0.75 and min(shape, colour) >= 0.9
+            assert share >= LEAST[name][0] and min(right) >= LEAST[name][1]
         else:
             assert share <= (0.25 if name else 0.0), other
 
