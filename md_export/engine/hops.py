@@ -76,14 +76,16 @@ def explain(out: Path, result: Verdict, checkpoint_dir: Path, progress: Progress
 
     Each such component costs one conversion to float32, unless its rewritten module already fails.
     """
-    manifest, golden = read_manifest(out), read_golden(out / GOLDEN_FOLDER)
+    manifest = read_manifest(out)
+    # The checkpoint has no styles.
+    cases = [case for case in read_golden(out / GOLDEN_FOLDER).cases if case.style is None]
     faults = [(item.component, fault) for item in result.components for fault in item.faults]
     short = {component for component, fault in faults if isinstance(fault, Fault) and fault.check in _NUMBERS}
     lines = []
     for entry in manifest.artifacts:
         if entry.component in short:
             progress(f"{entry.component} falls short: find the hop")
-            lines.append(f"{entry.component}: {verdict(measure(out, manifest, entry, golden.cases, checkpoint_dir))}")
+            lines.append(f"{entry.component}: {verdict(measure(out, manifest, entry, cases, checkpoint_dir))}")
     return lines
 
 
