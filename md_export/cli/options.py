@@ -118,35 +118,25 @@ def _loras(_context: click.Context, _option: click.Parameter, value: tuple[str, 
     return value
 
 
-used_lora_option = click.option(
-    "--lora",
-    "loras",
-    metavar="FILE[:SCALE]",
-    multiple=True,
-    callback=_loras,
-    help="Name a LoRA that was fused into the weights, or that is a style of the export; repeatable.",
+def _lora_files(flag: str, name: str, text: str) -> Callable[..., Any]:
+    """Return an option for LoRAs, each ``FILE`` or ``FILE:scale``."""
+    return click.option(flag, name, metavar="FILE[:SCALE]", multiple=True, callback=_loras, help=f"{text}; repeatable.")
+
+
+used_lora_option = _lora_files(
+    "--lora", "loras", "Name a LoRA that was fused into the weights, or that is a style of the export"
 )
-lora_option = click.option(
-    "--lora",
-    "loras",
-    metavar="FILE[:SCALE]",
-    multiple=True,
-    callback=_loras,
-    help="Fuse a LoRA (.safetensors file or peft folder) into the weights, by SCALE (default 1); repeatable.",
+lora_option = _lora_files(
+    "--lora", "loras", "Fuse a LoRA (.safetensors file or peft folder) into the weights, by SCALE (default 1)"
+)
+style_option = _lora_files(
+    "--style", "styles", "Give the artifacts inputs for styles, and prove this LoRA as one of them"
 )
 unfused_option = click.option(
     "--unfused",
     is_flag=True,
     help="Compute LoRAs beside the weights, which do not change. Core ML exports made so can be joined, with one "
     "function for each style.",
-)
-style_option = click.option(
-    "--style",
-    "styles",
-    metavar="FILE[:SCALE]",
-    multiple=True,
-    callback=_loras,
-    help="Give the artifacts inputs for styles, and prove this LoRA as one of them; repeatable.",
 )
 style_rank_option = click.option(
     "--style-rank",

@@ -173,10 +173,10 @@ def _named(manifests: Mapping[Path, Manifest]) -> dict[str, Path]:
     if styled and any(manifest.loras and not manifest.recipe.unfused for manifest in manifests.values()):
         raise UsageError("a LoRA is fused into the weights, so they cannot be shared; export it with --unfused")
     sized = not styled or len({manifest.recipe.size for manifest in manifests.values()}) > 1
-    named = {
-        "_".join([f"size_{_size(path, manifest)}" for _ in range(sized)] + [_style(manifest)] * styled): path
-        for path, manifest in manifests.items()
-    }
+    named = {}
+    for path, manifest in manifests.items():
+        parts = [f"size_{_size(path, manifest)}"] if sized else []
+        named["_".join([*parts, _style(manifest)] if styled else parts)] = path
     if len(named) < len(manifests):
         raise UsageError("two of the exports have the same size and LoRAs; name one export for each")
     return named

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ import torch
 from md_export.checkpoint import Checkpoint, open_checkpoint
 from md_export.checkpoint.derived import adapted
 from md_export.errors import RewriteError, UsageError
+from md_export.parity.golden.surface import ReadInputs
 from md_export.parity.rewritten_module import Rewritten, lora_factors, rewritten
 from md_export.rewrites.lora_branches import Factors
 from md_export.rewrites.lora_inputs import give_inputs, slot_among, slots_of, values_of
@@ -119,7 +119,7 @@ def _dtype(scheme: QuantScheme) -> type[np.floating]:
     return np.float32 if exact else np.float16
 
 
-class WithStyles(Sequence[Arrays]):
+class WithStyles(ReadInputs):
     """Calibration inputs, then the first ones again in each style, so that ranges cover the styles."""
 
     def __init__(self, inputs: Sequence[Arrays], values: Mapping[str, Mapping[str, Array]]) -> None:
@@ -129,13 +129,8 @@ class WithStyles(Sequence[Arrays]):
     def __len__(self) -> int:
         return len(self._inputs) + len(self._values)
 
-    @overload
-    def __getitem__(self, index: int) -> Arrays: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Arrays]: ...
-    def __getitem__(self, index: int | slice) -> Arrays | Sequence[Arrays]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
+    def read(self, index: int) -> Arrays:
+        """Read inputs without a style, then with one."""
         if index < len(self._inputs):
             return self._inputs[index]
         style = index - len(self._inputs)

@@ -121,8 +121,25 @@ def _of_the_component(part: Surface) -> Iterator[None]:
         ) from error
 
 
-class CalibrationInputs(Sequence[Arrays]):
-    """A component's inputs in each call of some cases of a folder; each is read on access and not kept."""
+class ReadInputs(Sequence[Arrays]):
+    """Inputs of a component that are read on access and not kept; :meth:`read` and ``len`` are to be defined."""
+
+    def read(self, index: int) -> Arrays:
+        """Read the inputs at a place."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> Arrays: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Arrays]: ...
+    def __getitem__(self, index: int | slice) -> Arrays | Sequence[Arrays]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        return self.read(index)
+
+
+class CalibrationInputs(ReadInputs):
+    """A component's inputs in each call of some cases of a folder."""
 
     def __init__(self, recipe: Recipe, part: Surface, folder: Path, step: int = 1) -> None:
         """Open the folder's index; ``step``: 2 uses every other case."""
@@ -136,13 +153,8 @@ class CalibrationInputs(Sequence[Arrays]):
     def __len__(self) -> int:
         return len(self._places)
 
-    @overload
-    def __getitem__(self, index: int) -> Arrays: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Arrays]: ...
-    def __getitem__(self, index: int | slice) -> Arrays | Sequence[Arrays]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
+    def read(self, index: int) -> Arrays:
+        """Read the inputs of one call."""
         item, call = self._places[index]
         case = read_case(self._folder, item, self._family).calls(self._part.component)[call]
         return inputs_of(self._recipe, self._part, case)
