@@ -14,7 +14,10 @@ from md_export.parity.golden.recomputed import case_lines, expected_cases
 from md_export.parity.metrics import Check, Fault
 from md_export.parity.opened_export import OpenedExport
 from md_export.spec.artifact import GOLDEN_FOLDER
-from md_export.spec.manifest import altered_files
+from md_export.spec.loras import STYLE_FOLDER
+from md_export.spec.manifest import Manifest, altered_files
+from md_export.spec.style import style_file
+from md_export.spec.tensors import is_style_input
 from md_export.system.files import read_limited
 
 _LIMIT: Final = 1 << 20
@@ -22,7 +25,8 @@ _LIMIT: Final = 1 << 20
 
 def promise_faults(export: OpenedExport) -> list[Fault]:
     """Return a fault for each missing golden case, and for each constant in an app's files that differs."""
-    faults = [Fault(Check.CASES, line) for line in _case_lines(export)]
+    lines = (*_case_lines(export), *_style_lines(export.manifest))
+    faults = [Fault(Check.CASES, line) for line in lines]
     faults += [Fault(Check.BYTES, f"{line}; export again") for line in altered_files(export.out, export.manifest)]
     try:
         return faults + [Fault(Check.APP_FILES, line) for line in _file_lines(export)]
@@ -42,6 +46,18 @@ def _case_lines(export: OpenedExport) -> Iterator[str]:
     listed = {INDEX, *(item.file for item in golden.index.cases)}
     for name in sorted({path.name for path in golden.folder.iterdir()} - listed):
         yield f"{GOLDEN_FOLDER}/{name} is not listed in {GOLDEN_FOLDER}/{INDEX}; it was edited, export again"
+
+
+def _style_lines(manifest: Manifest) -> Iterator[str]:
+    """Yield a line for each component that lacks its styles, and for each file of a style that the manifest lacks."""
+    for entry in manifest.artifacts:
+        takes = any(is_style_input(spec.name) for spec in entry.inputs)
+        if takes and not any(entry.component in style.components for style in manifest.styles):
+            yield f"{entry.component} has inputs for styles, and no style changes it; it was edited, export again"
+    known = {style_file(style.name, name) for style in manifest.styles for name in style.components}
+    for name in manifest.files:
+        if name.startswith(f"{STYLE_FOLDER}/") and name not in known:
+            yield f"{name} is of no style of the export; it was edited, export again"
 
 
 def _file_lines(export: OpenedExport) -> Iterator[str]:
