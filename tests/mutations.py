@@ -12,7 +12,7 @@ from md_export.parity.selftest.sandbox import edit_json as edit_json
 from md_export.spec.manifest import read_manifest
 from md_export.targets import TARGETS
 
-__all__ = ["PROMPTS", "RARE", "deepen_mask", "edit_json", "edits", "flip_block", "rehash", "weight_file"]
+__all__ = ["PROMPTS", "RARE", "STYLES", "deepen_mask", "edit_json", "edits", "flip_block", "rehash", "weight_file"]
 
 
 # Mutations of the stored text embeddings.
@@ -24,8 +24,9 @@ PROMPTS = {
     "a prompt stored that was not asked for",
     "a stored prompt struck everywhere",
 }
+STYLES = {"factors of two layers exchanged in a style", "a stale style"}
 # Mutations of what most exports do not have.
-RARE = {*PROMPTS, "factors of two layers exchanged in a style", "a stale style"}
+RARE = {*PROMPTS, *STYLES}
 
 
 def weight_file(out: Path, component: str) -> Path:

@@ -26,7 +26,7 @@ from md_export.parity.verdict import Verdict
 from md_export.spec.artifact import GOLDEN_FOLDER, ArtifactEntry
 from md_export.spec.manifest import Manifest, read_manifest
 from md_export.spec.recipe import QuantScheme
-from md_export.spec.tensors import joined
+from md_export.spec.tensors import is_style_input, joined
 from md_export.system.isolation import isolated
 from md_export.system.workspace import scratch_folder
 from md_export.targets import TARGETS
@@ -76,9 +76,7 @@ def explain(out: Path, result: Verdict, checkpoint_dir: Path, progress: Progress
 
     Each such component costs one conversion to float32, unless its rewritten module already fails.
     """
-    manifest = read_manifest(out)
-    # The checkpoint has no styles.
-    cases = [case for case in read_golden(out / GOLDEN_FOLDER).cases if case.style is None]
+    manifest, cases = read_manifest(out), read_golden(out / GOLDEN_FOLDER).base
     faults = [(item.component, fault) for item in result.components for fault in item.faults]
     short = {component for component, fault in faults if isinstance(fault, Fault) and fault.check in _NUMBERS}
     lines = []
@@ -151,7 +149,7 @@ def rewritten_snr_db(job: TorchJob) -> float:
 
 
 def opened(part: Part) -> tuple[Manifest, Rewritten, tuple[GoldenCase, ...]]:
-    """Return an export's manifest, the torch module that was lowered for one component, and the golden cases.
+    """Return an export's manifest, the torch module that was lowered for one component, and the base's golden cases.
 
     Raises:
         ArtifactError: the export was made from another checkpoint.
@@ -159,7 +157,10 @@ def opened(part: Part) -> tuple[Manifest, Rewritten, tuple[GoldenCase, ...]]:
     """
     export, checkpoint = open_export(part.out), open_checkpoint(part.checkpoint)
     check_checkpoint(export.manifest, checkpoint)
-    return export.manifest, rewritten(checkpoint, part.component, export.manifest.recipe), export.golden.cases
+    module = rewritten(checkpoint, part.component, export.manifest.recipe)
+    inputs = export.manifest.entry_for(part.component).inputs
+    module = dataclasses.replace(module, style_inputs=tuple(spec for spec in inputs if is_style_input(spec.name)))
+    return export.manifest, module, export.golden.base
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ class _Stages:
             with scratch_folder() as scratch:
                 step = BuildStep(self.checkpoint, name, plain, self.out / GOLDEN_FOLDER, scratch, {})
                 isolated(build_component, ConversionError, f"{self.manifest.target} {name}")(step)
-                return self._executed(scratch, self._as_written)
+                return self._executed(scratch, self._as_written, styled=False)
 
         return self._hop("lowered", f"converted to {self.manifest.target} in float32", run)
 
@@ -227,7 +228,9 @@ class _Stages:
         except MdExportError as error:
             return Hop(name, what, -EXACT_DB, least, str(error))
 
-    def _executed(self, folder: Path, runtime: str | None = None) -> float:
-        batches, wanted = golden_cases(self.manifest.recipe, self.entry, self.cases)
+    def _executed(self, folder: Path, runtime: str | None = None, styled: bool = True) -> float:
+        inputs = tuple(spec for spec in self.entry.inputs if styled or not is_style_input(spec.name))
+        entry = dataclasses.replace(self.entry, inputs=inputs)
+        batches, wanted = golden_cases(self.manifest.recipe, entry, self.cases)
         outputs = execute(self.manifest.target, folder / self.entry.file, batches, runtime).outputs
         return min(snr_db(joined(made), want) for made, want in zip(outputs, wanted, strict=True))

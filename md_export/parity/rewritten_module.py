@@ -45,6 +45,7 @@ class Rewritten:
         module: in eval mode and float32; positional inputs in the order of ``inputs``, output a tensor or a tuple.
         inputs, outputs: specifications of an artifact made from it.
         records: rewrites that were applied.
+        style_inputs: further inputs of an artifact of it, for styles; the module has none of them.
     """
 
     component: str
@@ -53,6 +54,7 @@ class Rewritten:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     records: tuple[RewriteRecord, ...]
+    style_inputs: tuple[TensorSpec, ...] = ()
 
     @property
     def scheme(self) -> QuantScheme:
@@ -61,8 +63,8 @@ class Rewritten:
         return scheme.within(own_paths(self.module)) if chunk_number(self.component) else scheme
 
     def inputs_of(self, case: GoldenCase) -> Arrays:
-        """Return a golden case's inputs under the artifact's names and in its layout."""
-        return inputs_of(self.recipe, self, case)
+        """Return a golden case's inputs under the artifact's names and in its layout, without a style."""
+        return inputs_of(self.recipe, self, case) | {spec.name: spec.zeros() for spec in self.style_inputs}
 
     def output_of(self, case: GoldenCase) -> Array:
         """Return a golden case's expected output; several outputs become one array, see :func:`joined`."""

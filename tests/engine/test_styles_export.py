@@ -14,15 +14,20 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from md_export.cli import cli
+from md_export.diagnose.attribution.attribute import blame_part
 from md_export.engine.against_checkpoint import audit, verify
 from md_export.engine.export import export
 from md_export.engine.generate import pictures_of_artifacts
+from md_export.engine.hops import Part, explain
+from md_export.engine.selftest import comparer
 from md_export.engine.style import make_style
 from md_export.errors import ArtifactError, CheckpointError, RecipeError, UsageError
 from md_export.parity.golden.folder import read_golden
 from md_export.parity.judge import verify as judge
 from md_export.parity.metrics import Check, compare
-from md_export.parity.selftest.sandbox import agree
+from md_export.parity.selftest.run import try_all
+from md_export.parity.selftest.sandbox import agree, edit_json
+from md_export.parity.selftest.table import MUTATIONS
 from md_export.spec.artifact import GOLDEN_FOLDER
 from md_export.spec.manifest import read_manifest
 from md_export.spec.recipe_file import load_recipe
@@ -30,6 +35,7 @@ from md_export.spec.shipped_files import builtin_recipe
 from md_export.spec.style import read_style, scaled
 from md_export.spec.tensors import Array, Arrays, is_style_input
 from md_export.targets import TARGETS
+from mutations import STYLES
 
 OUTLINE = Path(__file__).parents[2] / "golden" / "nano" / "loras" / "outline.safetensors"
 RANK = 4
@@ -164,6 +170,43 @@ def test_against_the_checkpoint(out: Path, nano: Path) -> None:
     found = verify(out, nano, loras=[f"{OUTLINE}:0.5"]).failures
     assert any("the style outline was not made from" in line for line in found)
     assert audit(out, nano, loras=[str(OUTLINE)]).failures == ()
+
+
+@slow
+def test_the_self_test_damages_styles(out: Path, nano: Path) -> None:
+    again = {entry.component: out / entry.file for entry in read_manifest(out).artifacts}
+    tried = [one for one in MUTATIONS if one.name in STYLES]
+    rows = list(try_all(out, comparer(nano, again), tried))
+    assert {row.mutation for row in rows} >= STYLES
+    assert [row for row in rows if not row.passed or row.verdict == "not applicable"] == []
+
+
+@slow
+def test_modules_of_the_base_are_attributed(out: Path, nano: Path) -> None:
+    found = blame_part(Part(out, "unet", nano))
+    assert found.snr_db > 20
+    assert found.matched > found.leaves / 2
+
+
+@slow
+def test_a_rejected_export_with_styles_names_the_hop(copy: Path, nano: Path) -> None:
+    edit_json(copy / "manifest.json", lambda values: values["recipe"]["tolerances"]["unet"].update(snr_db=100.0))
+    (line,) = explain(copy, judge(copy), nano, print)
+    assert line.startswith("unet: quantized falls short first")
+
+
+@slow
+def test_styles_struck_or_planted_are_noticed(copy: Path) -> None:
+    folder = copy / "styles"
+    shutil.copytree(folder / "outline", folder / "planted")
+    edit_json(copy / "manifest.json", lambda values: values["files"].update({"styles/planted/unet.safetensors": ""}))
+    agree(copy)
+    assert any("styles/planted/unet.safetensors is of no style" in line for line in judge(copy).failures)
+    shutil.rmtree(folder)
+    edit_json(copy / "manifest.json", lambda values: values.pop("styles"))
+    edit_json(copy / GOLDEN_FOLDER / "index.json", lambda index: [index["cases"].pop() for _ in range(2)])
+    agree(copy)
+    assert any("unet has inputs for styles, and no style changes it" in line for line in judge(copy).failures)
 
 
 @slow

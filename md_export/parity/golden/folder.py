@@ -84,6 +84,11 @@ class GoldenSet:
     cases: tuple[GoldenCase, ...]
 
     @property
+    def base(self) -> tuple[GoldenCase, ...]:
+        """The cases without a style."""
+        return tuple(case for case in self.cases if case.style is None)
+
+    @property
     def sha256(self) -> str:
         """Return the SHA-256 of the index; the index holds the hash of every case."""
         return sha256_of(self.folder / INDEX)
